@@ -1,0 +1,105 @@
+"""Every error a user can meet, and the exit code each one ends the program with. Standard library only.
+
+    SpecgenError                  1   base of the tree; an error without a class of its own
+    ├── SettingsError             2   an option or a combination of options makes no sense
+    │   └── PromptError           2   the prompt is missing, unreadable or too long
+    ├── LoadError                 3   a model can't be loaded
+    │   ├── ModelNotFoundError    3   no such model, gated, or not in the cache while offline
+    │   └── ModelFileError        3   a file is corrupt, incomplete or in an unsafe format
+    ├── PairError                 4   draft and target don't fit together
+    ├── DeviceError               5   the device or a library for it is missing
+    │   └── MemoryShortageError   5   not enough memory
+    ├── OutputError               7   the answer can't be written
+    └── NumericalError            8   the target produced NaN or infinity
+
+`DraftError` is no end: the drafter failed, and the answer goes on without it.
+"""
+
+from __future__ import annotations
+
+
+class SpecgenError(Exception):
+    """An error told to the user as `error: message` and, if there is one, `hint: hint`.
+
+    Args:
+        message: What is wrong, with the value that is wrong.
+        hint: What to do about it, in one line.
+    """
+
+    exit_code = 1
+    code = "error"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class SettingsError(SpecgenError):
+    """An option, or a combination of options, that makes no sense."""
+
+    exit_code = 2
+    code = "settings"
+
+
+class PromptError(SettingsError):
+    """The prompt is missing, unreadable or longer than the model's window."""
+
+    code = "prompt"
+
+
+class LoadError(SpecgenError):
+    """A model can't be loaded."""
+
+    exit_code = 3
+    code = "load"
+
+
+class ModelNotFoundError(LoadError):
+    """No such model, no access to it, or not in the cache while offline."""
+
+    code = "model_not_found"
+
+
+class ModelFileError(LoadError):
+    """A model file is corrupt, incomplete, or in a format that can carry code."""
+
+    code = "model_file"
+
+
+class PairError(SpecgenError):
+    """Draft and target don't share a vocabulary."""
+
+    exit_code = 4
+    code = "draft_incompatible"
+
+
+class DeviceError(SpecgenError):
+    """The device, or the library that drives it, is missing or unusable."""
+
+    exit_code = 5
+    code = "device"
+
+
+class MemoryShortageError(DeviceError):
+    """The device has too little free memory."""
+
+    code = "memory"
+
+
+class OutputError(SpecgenError):
+    """The answer can't be written to where it was asked for."""
+
+    exit_code = 7
+    code = "output"
+
+
+class NumericalError(SpecgenError):
+    """The target model's logits hold NaN or infinity."""
+
+    exit_code = 8
+    code = "numerical"
+
+
+class DraftError(Exception):
+    """The drafter can't propose. Raised by drafters, met inside the decoding loop; never reaches the user as an exit."""
