@@ -102,4 +102,4 @@ class NumericalError(SpecgenError):
 
 
 class DraftError(Exception):
-    """The drafter can't propose. Raised by drafters, met inside the decoding loop; never reaches the user as an exit."""
+    """The drafter can't propose. Met inside the decoding loop: the answer goes on without the draft."""

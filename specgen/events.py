@@ -1,4 +1,4 @@
-"""What happens during a generation, told as frozen values: ids and seconds, and the same for people. Standard library only."""
+"""What happens during a generation, as frozen values: ids and seconds, and the same for people. No imports of ours."""
 
 from __future__ import annotations
 

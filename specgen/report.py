@@ -1,4 +1,4 @@
-"""What is told about a run when it ends: frozen values that renderers turn into a summary or JSON. Standard library only."""
+"""What is told about a run when it ends: frozen values that renderers turn into a summary or JSON."""
 
 from __future__ import annotations
 
