@@ -1,0 +1,171 @@
+"""The loop: prompt ids in, one event per round out. Knows nothing of text or terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Protocol
+
+import torch
+
+from specgen.engine.drafters import Drafter, NoDrafter, empty_draft
+from specgen.engine.model import TargetModel
+from specgen.engine.randomness import Randomness
+from specgen.engine.sampling import laws, seen_rows
+from specgen.engine.verification import Draft, verify
+from specgen.errors import DraftError, NumericalError, PairError
+from specgen.events import Event, Finish, FinishReason, Notice, Prefill, Round
+from specgen.settings import DecodeSettings, SamplingSettings
+
+Clock = Callable[[], float]
+
+
+class StopCheck(Protocol):
+    """Ends the text at something that is no single token: a stop string."""
+
+    def cut(self, ids: Sequence[int]) -> int | None:
+        """How many of these next tokens to keep; None for all of them. Called once per round, in order."""
+
+
+def device_clock(*devices: torch.device) -> Clock:
+    """A clock that waits for the devices first: CUDA kernels run after the call that launched them returned."""
+    cuda = [device for device in dict.fromkeys(devices) if device.type == "cuda"]
+    if not cuda:
+        return perf_counter
+
+    def read() -> float:
+        for device in cuda:
+            torch.cuda.synchronize(device)
+        return perf_counter()
+
+    return read
+
+
+def decode(
+    target: TargetModel,
+    drafter: Drafter,
+    prompt_ids: Sequence[int],
+    settings: DecodeSettings,
+    sampling: SamplingSettings,
+    randomness: Randomness,
+    *,
+    stop: StopCheck | None = None,
+    clock: Clock = perf_counter,
+) -> Iterator[Event]:
+    """Generate, a round at a time.
+
+    Time is summed around the work, never across a `yield`: a slow reader does not change a figure. Whoever stops
+    reading early closes the generator; the caches then hold a prefix of the text that was yielded.
+
+    Args:
+        target: Its cache must hold a prefix of `prompt_ids[:-1]`.
+        drafter: Likewise. `NoDrafter` gives plain decoding.
+        prompt_ids: At least one token.
+        stop: Further end condition, asked once per round.
+        clock: Seconds; see `device_clock`.
+
+    Yields:
+        One `Prefill`, `Round`s, `Notice`s, and a `Finish`.
+
+    Raises:
+        NumericalError: The target's logits hold NaN or infinity; the rounds before stand.
+        MemoryShortageError: Memory ran out in the target.
+        PairError: The drafter failed and `settings.strict` is set.
+    """
+    ids = list(prompt_ids)
+    prefill, failure = _prefill(target, drafter, ids, clock)
+    yield prefill
+    num_left = settings.max_new_tokens
+    index = 0
+    reason: FinishReason | None = None
+    while reason is None:
+        if failure is not None:
+            if settings.strict:
+                raise PairError(f"the drafter failed: {failure}", "leave out --strict to go on without it")
+            notice = Notice("draft_dropped", f"the drafter failed and was dropped; the text is not affected: {failure}")
+            drafter, failure = NoDrafter(), None
+            yield notice
+        started = clock()
+        draft, failure = _propose(drafter, ids, min(settings.num_draft_tokens, num_left - 1))
+        if failure is not None:
+            continue
+        drafted_at = clock()
+        logits = target.logits(ids, draft.ids.shape[0] + 1, tail=draft.ids)
+        verified_at = clock()
+        draft_ids, num_accepted, target_id = _judge(logits, ids, draft, sampling, randomness)
+        tokens = [*draft_ids[:num_accepted], target_id]
+        num_kept, ends = _cut(tokens, settings.end_ids, stop)
+        is_cut = num_kept < len(tokens)
+        ids += tokens[:num_kept]
+        num_left -= num_kept
+        _rewind(target, drafter, len(ids) - 1)
+        if ends or num_left == 0:
+            reason = "stop" if ends else "length"
+        yield Round(
+            index=index,
+            draft_ids=tuple(draft_ids[:num_kept] if is_cut else draft_ids),
+            num_accepted=min(num_accepted, num_kept),
+            target_id=None if is_cut else target_id,
+            num_cut=len(draft_ids) - num_kept if is_cut else 0,
+            draft_seconds=drafted_at - started,
+            verify_seconds=verified_at - drafted_at,
+            other_seconds=clock() - verified_at,
+        )
+        index += 1
+    yield Finish(reason)
+
+
+def _prefill(target: TargetModel, drafter: Drafter, ids: list[int], clock: Clock) -> tuple[Prefill, DraftError | None]:
+    """Feed all of the prompt but its last token, which the first round feeds."""
+    num_reused = target.length
+    started = clock()
+    target.feed(ids[:-1])
+    target_at = clock()
+    failure = None
+    try:
+        drafter.feed(ids[:-1])
+    except DraftError as error:
+        failure = error
+    return Prefill(len(ids), num_reused, target_at - started, clock() - target_at), failure
+
+
+def _propose(drafter: Drafter, ids: list[int], limit: int) -> tuple[Draft, DraftError | None]:
+    if limit < 1:
+        return empty_draft(), None
+    try:
+        return drafter.propose(ids, limit), None
+    except DraftError as error:
+        return empty_draft(), error
+
+
+@torch.inference_mode()
+def _judge(
+    logits: torch.Tensor, ids: list[int], draft: Draft, sampling: SamplingSettings, randomness: Randomness
+) -> tuple[list[int], int, int]:
+    """Apply the accept rule; all it decides comes to the host in one read."""
+    draft = Draft(draft.ids.to(logits.device), None if draft.probs is None else draft.probs.to(logits.device))
+    seen = seen_rows(ids, draft.ids, logits.shape[-1], sampling, logits.device)
+    target_laws = laws(logits, sampling, seen)
+    verdict = verify(target_laws, draft, randomness)
+    decided = torch.stack([verdict.num_accepted, verdict.target_id, target_laws.is_finite.long()])
+    num_accepted, target_id, is_finite, *draft_ids = torch.cat([decided, draft.ids]).tolist()
+    if not is_finite:
+        raise NumericalError(
+            "the target's logits hold NaN or infinity",
+            "try --dtype float32 or another --quant; the file may be damaged",
+        )
+    return draft_ids, num_accepted, target_id
+
+
+def _cut(tokens: Sequence[int], end_ids: frozenset[int], stop: StopCheck | None) -> tuple[int, bool]:
+    """Where the text ends among a round's new tokens: how many to keep, and whether it ends there."""
+    num_kept = next((i + 1 for i, token in enumerate(tokens) if token in end_ids), None)
+    num_stopped = None if stop is None else stop.cut(tokens[:num_kept])
+    found = num_kept if num_stopped is None else num_stopped
+    return (len(tokens), False) if found is None else (found, True)
+
+
+def _rewind(target: TargetModel, drafter: Drafter, length: int) -> None:
+    """Keep the rule: between rounds each cache holds a prefix of `ids[:-1]`."""
+    target.rewind(min(length, target.length))
+    drafter.rewind(length)

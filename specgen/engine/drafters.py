@@ -1,0 +1,135 @@
+"""Things that propose: text so far in, a draft out. Know ids and laws; nothing of text or verification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specgen.engine.model import CachedModel
+from specgen.engine.randomness import Randomness
+from specgen.engine.sampling import laws, seen_rows
+from specgen.engine.verification import Draft
+from specgen.errors import DraftError, MemoryShortageError
+from specgen.settings import SamplingSettings
+
+
+class Drafter(Protocol):
+    """Proposes tokens for the target to check."""
+
+    def feed(self, ids: Sequence[int]) -> None:
+        """See the prompt, ahead of the first round; `ids` is a prefix of what `propose` will get.
+
+        Raises:
+            DraftError: As in `propose`.
+        """
+
+    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+        """Guess what follows `ids`.
+
+        Args:
+            ids: The text so far, never empty.
+            limit: Longest draft wanted, at least 1. A shorter or empty one is fine.
+
+        Raises:
+            DraftError: The drafter is broken; the caller goes on without it.
+        """
+
+    def rewind(self, length: int) -> None:
+        """Forget what was learned of the text behind its first `length` tokens."""
+
+
+class NoDrafter:
+    """Proposes nothing: the same loop is then plain decoding, the baseline of every comparison."""
+
+    def feed(self, ids: Sequence[int]) -> None:
+        """Nothing to see."""
+
+    def propose(self, ids: Sequence[int], limit: int) -> Draft:  # noqa: ARG002
+        return empty_draft()
+
+    def rewind(self, length: int) -> None:
+        """Nothing to forget."""
+
+
+class ModelDrafter:
+    """Proposes what a smaller model would write, by the same sampling rule as the target's.
+
+    Args:
+        model: The draft model, its logits no wider than the target's.
+        vocab_size: Width of the target's laws; the draft gives ids from its own width on probability zero.
+        sampling: Processors, applied to the draft as to the target. Greedy drafts are point masses.
+        randomness: The run's one source of chance.
+        max_positions: Window of the draft model; past it nothing is proposed. None: unknown.
+    """
+
+    def __init__(
+        self,
+        model: CachedModel,
+        vocab_size: int,
+        sampling: SamplingSettings,
+        randomness: Randomness,
+        max_positions: int | None = None,
+    ) -> None:
+        self.model = model
+        self._num_padding = vocab_size - model.vocab_size
+        self._sampling = sampling
+        self._randomness = randomness
+        self._max_positions = max_positions
+
+    def feed(self, ids: Sequence[int]) -> None:
+        if self._can_read(ids):
+            with _draft_errors():
+                self.model.feed(ids)
+
+    @torch.inference_mode()
+    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+        if self._max_positions is not None:
+            limit = min(limit, self._max_positions - len(ids))
+        if limit < 1 or not self._can_read(ids):
+            return empty_draft()
+        with _draft_errors():
+            return self._propose(ids, limit)
+
+    def _propose(self, ids: Sequence[int], limit: int) -> Draft:
+        drafted = torch.empty(0, dtype=torch.int64, device=self.model.device)
+        rows: list[Tensor] = []
+        for _ in range(limit):
+            logits = self.model.logits(ids, 1, tail=drafted)
+            seen = seen_rows(ids, drafted, self.model.vocab_size, self._sampling, self.model.device)
+            law = laws(logits, self._sampling, None if seen is None else seen[-1:])
+            if law.probs is None:
+                token = law.ids
+            else:
+                if not bool(law.is_finite):
+                    raise DraftError("the draft model's logits hold NaN or infinity")
+                token = self._randomness.draw(law.probs[0]).view(1).to(self.model.device)
+                rows.append(torch.nn.functional.pad(law.probs, (0, self._num_padding)))
+            drafted = torch.cat([drafted, token])
+        return Draft(drafted, torch.cat(rows) if rows else None)
+
+    def rewind(self, length: int) -> None:
+        self.model.rewind(min(length, self.model.length))
+
+    def _can_read(self, ids: Sequence[int]) -> bool:
+        """Whether the draft has room for the text and an embedding for each of its new tokens."""
+        if self._max_positions is not None and len(ids) > self._max_positions:
+            return False
+        return max(ids[self.model.length :], default=0) < self.model.num_embeddings
+
+
+@contextmanager
+def _draft_errors() -> Iterator[None]:
+    """Whatever breaks inside the draft model is a broken draft, not a broken answer."""
+    try:
+        yield
+    except (MemoryShortageError, RuntimeError, IndexError) as error:
+        raise DraftError(str(error).splitlines()[0]) from error
+
+
+def empty_draft() -> Draft:
+    """A draft of no tokens."""
+    return Draft(torch.empty(0, dtype=torch.int64))

@@ -1,0 +1,103 @@
+"""Logits in, laws of the next token out. The same function serves target and draft, so both see the same processors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specgen.settings import SamplingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Laws:
+    """Laws of the next token, a row per position, after all processors.
+
+    Args:
+        ids: `[rows]`, the likeliest token of each row.
+        probs: `[rows, vocab]`; None where each row is a point mass at `ids` (greedy).
+        is_finite: `[]` bool, False if a row of logits had NaN, +inf or nothing but -inf. A tensor, so that
+            looking at it can wait for the round's one host read.
+    """
+
+    ids: Tensor
+    probs: Tensor | None
+    is_finite: Tensor
+
+
+def laws(logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None) -> Laws:
+    """Turn logits into laws.
+
+    Args:
+        logits: `[rows, vocab]`, float.
+        settings: Processors, in transformers' order: penalty, temperature, top-k, top-p, min-p.
+        seen: `[rows, vocab]` bool, tokens already in the text of each row; needed for the repetition penalty.
+    """
+    logits = penalize(logits, settings.repetition_penalty, seen)
+    top = logits.max(dim=-1)
+    is_finite = top.values.isfinite().all()
+    if settings.is_greedy:
+        return Laws(top.indices, None, is_finite)
+    # Subtracting the maximum first keeps tiny temperatures from overflowing: 0 stays 0, the rest goes to -inf.
+    scores = (logits - top.values.unsqueeze(-1)) / settings.temperature
+    scores = _keep_top_k(scores, settings.top_k)
+    scores = _keep_top_p(scores, settings.top_p)
+    scores = _keep_min_p(scores, settings.min_p)
+    return Laws(top.indices, scores.softmax(dim=-1), is_finite)
+
+
+def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:
+    """Make tokens already in the text less likely.
+
+    Source: Keskar et al. 2019 (arXiv:1909.05858), with the sign rule all libraries use.
+    """
+    if penalty == 1.0 or seen is None:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def _keep_top_k(scores: Tensor, top_k: int) -> Tensor:
+    if top_k <= 0 or top_k >= scores.shape[-1]:
+        return scores
+    threshold = scores.topk(top_k, dim=-1).values[..., -1:]
+    return scores.masked_fill(scores < threshold, -torch.inf)
+
+
+def _keep_top_p(scores: Tensor, top_p: float) -> Tensor:
+    if top_p >= 1.0:
+        return scores
+    ascending, order = scores.sort(dim=-1)
+    removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1.0 - top_p
+    removed[..., -1] = False
+    return scores.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+
+
+def _keep_min_p(scores: Tensor, min_p: float) -> Tensor:
+    if min_p <= 0.0:
+        return scores
+    probs = scores.softmax(dim=-1)
+    return scores.masked_fill(probs < min_p * probs.amax(dim=-1, keepdim=True), -torch.inf)
+
+
+def seen_rows(
+    ids: Sequence[int], draft_ids: Tensor, vocab_size: int, settings: SamplingSettings, device: torch.device
+) -> Tensor | None:
+    """Which tokens are in the text at each position of a draft.
+
+    Args:
+        ids: Text so far.
+        draft_ids: `[drafted]`; row i also counts the first i of them.
+
+    Returns:
+        `[drafted + 1, vocab_size]` bool, or None where no processor asks for it.
+    """
+    if settings.repetition_penalty == 1.0:
+        return None
+    row = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    row[torch.tensor(ids, device=device)] = True
+    rows = row.repeat(draft_ids.shape[0] + 1, 1)
+    for position in range(draft_ids.shape[0]):
+        rows[position + 1 :].index_fill_(1, draft_ids[position : position + 1], True)
+    return rows

@@ -1,0 +1,138 @@
+"""The law of whole generations, by walking every outcome of every choice: no sampling noise, so no tolerance to hide in."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
+from specgen.engine.randomness import Randomness
+from specgen.engine.sampling import laws
+from specgen.settings import SamplingSettings
+from tests.fakes import ScriptedDrafter, TableModel, WalkedChance, every_path, ids_of, run_events
+
+NUM_TOKENS = 3
+PROMPT = [0, 1]
+PROCESSORS = {
+    "plain": SamplingSettings(temperature=1.0),
+    "temperature": SamplingSettings(temperature=0.6),
+    "top-k": SamplingSettings(temperature=1.0, top_k=2),
+    "top-p": SamplingSettings(temperature=1.3, top_p=0.75),
+    "min-p": SamplingSettings(temperature=0.9, min_p=0.3),
+    "penalty": SamplingSettings(temperature=1.0, repetition_penalty=1.7),
+    "all": SamplingSettings(temperature=0.8, top_k=3, top_p=0.95, min_p=0.05, repetition_penalty=1.3),
+    "greedy": SamplingSettings(temperature=0.0, repetition_penalty=1.3),
+}
+
+
+def table(vocab_size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64) * 1.5
+
+
+def target_law(logits: Tensor, sampling: SamplingSettings, ends: frozenset[int]) -> dict[tuple[int, ...], float]:
+    """The plain law of the next tokens, written down without any speculation."""
+    law: dict[tuple[int, ...], float] = {}
+
+    def grow(text: tuple[int, ...], weight: float) -> None:
+        new = text[len(PROMPT) :]
+        if len(new) == NUM_TOKENS or (new and new[-1] in ends):
+            law[new] = law.get(new, 0.0) + weight
+            return
+        seen = torch.zeros(1, logits.shape[1], dtype=torch.bool)
+        seen[0, list(text)] = True
+        row = laws(logits[text[-1]].unsqueeze(0), sampling, seen)
+        probs = torch.nn.functional.one_hot(row.ids, logits.shape[1]).double() if row.probs is None else row.probs
+        for token, probability in enumerate(probs[0].tolist()):
+            if probability > 0:
+                grow((*text, token), weight * probability)
+
+    grow(tuple(PROMPT), 1.0)
+    return law
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way of drafting; `make` builds it around the given chance."""
+
+    name: str
+
+    def make(self, vocab_size: int, sampling: SamplingSettings, chance: Randomness) -> Drafter:
+        if self.name == "none":
+            return NoDrafter()
+        if self.name == "fixed":
+            return ScriptedDrafter(lambda ids, limit: [(ids[-1] + step) % vocab_size for step in range(1, limit + 1)])
+        narrow = vocab_size - 1 if self.name == "narrower vocabulary" else vocab_size
+        seed = 1 if self.name == "same law" else 2
+        model = TableModel(table(vocab_size, seed)[:, :narrow])
+        if self.name == "greedy draft":
+            sampling = SamplingSettings(repetition_penalty=sampling.repetition_penalty)
+        return ModelDrafter(model, vocab_size, sampling, chance)
+
+
+CASES = [Case(n) for n in ("none", "fixed", "same law", "other law", "greedy draft", "narrower vocabulary")]
+
+
+def speculative_law(
+    case: Case, vocab_size: int, num_draft_tokens: int, sampling: SamplingSettings, ends: Sequence[int]
+) -> dict[tuple[int, ...], float]:
+    logits = table(vocab_size, 1)
+
+    def run(chance: WalkedChance) -> tuple[int, ...]:
+        events = run_events(
+            TableModel(logits),
+            case.make(vocab_size, sampling, chance),
+            PROMPT,
+            max_new_tokens=NUM_TOKENS,
+            num_draft_tokens=num_draft_tokens,
+            sampling=sampling,
+            randomness=chance,
+            end_ids=ends,
+        )
+        return tuple(ids_of(events))
+
+    law: dict[tuple[int, ...], float] = defaultdict(float)
+    for probability, text in every_path(run):
+        law[text] += probability
+    return law
+
+
+def assert_same_law(found: dict[tuple[int, ...], float], wanted: dict[tuple[int, ...], float]) -> None:
+    assert abs(sum(found.values()) - 1) < 1e-12
+    for text in {*found, *wanted}:
+        assert abs(found.get(text, 0.0) - wanted.get(text, 0.0)) < 1e-12, text
+
+
+@pytest.mark.parametrize("processors", PROCESSORS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_processor_keeps_the_law_of_three_tokens(case: Case, processors: str) -> None:
+    sampling = PROCESSORS[processors]
+
+    found = speculative_law(case, 3, 2, sampling, ends=())
+
+    assert_same_law(found, target_law(table(3, 1), sampling, frozenset()))
+
+
+@pytest.mark.parametrize(("vocab_size", "num_draft_tokens"), [*itertools.product((3, 4), (1, 2)), (3, 3), (5, 1)])
+@pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
+def test_every_draft_length_and_vocabulary_keeps_the_law(case: Case, vocab_size: int, num_draft_tokens: int) -> None:
+    sampling = PROCESSORS["plain"]
+
+    found = speculative_law(case, vocab_size, num_draft_tokens, sampling, ends=())
+
+    assert_same_law(found, target_law(table(vocab_size, 1), sampling, frozenset()))
+
+
+@pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
+def test_an_end_token_inside_a_draft_keeps_the_law(case: Case) -> None:
+    sampling = PROCESSORS["plain"]
+
+    found = speculative_law(case, 3, 2, sampling, ends=[2])
+
+    assert_same_law(found, target_law(table(3, 1), sampling, frozenset([2])))

@@ -1,0 +1,58 @@
+"""Greedy text is transformers' own, whatever drafts: the promise of class E on real architectures."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
+from specgen.engine.lookup import LookupDrafter
+from specgen.engine.randomness import TorchRandomness
+from tests.fakes import CPU, GREEDY, always_wrong, cached, ids_of, oracle, random_tokens, run_events, tiny_model
+
+KINDS = ["llama", "qwen2", "mistral"]
+DRAFTERS = ["none", "self", "other", "lookup", "random", "always-wrong", "oracle"]
+PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
+NUM_TOKENS = 48  # three windows of the sliding-window model
+
+
+@cache
+def reference(kind: str) -> tuple[int, ...]:
+    """transformers' own greedy generate, no cache tricks of ours."""
+    model = tiny_model(kind)
+    output = model.generate(
+        torch.tensor([PROMPT]), do_sample=False, max_new_tokens=NUM_TOKENS, eos_token_id=None, pad_token_id=0
+    )
+    return tuple(output[0, len(PROMPT) :].tolist())
+
+
+def make_drafter(name: str, kind: str) -> Drafter:
+    if name == "none":
+        return NoDrafter()
+    if name == "lookup":
+        return LookupDrafter()
+    if name in ("self", "other"):
+        model = tiny_model(kind, seed=0 if name == "self" else 1)
+        return ModelDrafter(cached(model), 96, GREEDY, TorchRandomness(0, CPU))
+    if name == "random":
+        return random_tokens(3, 96)
+    make = {"oracle": lambda: oracle(reference(kind), len(PROMPT))}
+    make["always-wrong"] = lambda: always_wrong(reference(kind), len(PROMPT), 96)
+    return make[name]()
+
+
+@pytest.mark.parametrize("num_draft_tokens", range(1, 9))
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_text_equals_transformers_generate(kind: str, name: str, num_draft_tokens: int) -> None:
+    events = run_events(
+        cached(tiny_model(kind)),
+        make_drafter(name, kind),
+        PROMPT,
+        max_new_tokens=NUM_TOKENS,
+        num_draft_tokens=num_draft_tokens,
+    )
+
+    assert tuple(ids_of(events)) == reference(kind)

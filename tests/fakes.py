@@ -1,0 +1,215 @@
+"""Stand-ins with known answers: table models, scripted drafters, tiny random transformers models, walkable chance."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from specgen.engine.decoding import decode
+from specgen.engine.drafters import empty_draft
+from specgen.engine.model import CachedModel
+from specgen.engine.randomness import TorchRandomness
+from specgen.engine.verification import Draft
+from specgen.errors import DraftError
+from specgen.events import Event, Round
+from specgen.settings import DecodeSettings, SamplingSettings
+
+CPU = torch.device("cpu")
+GREEDY = SamplingSettings()
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    # transformers' default of 0.02 makes the top two logits nearly equal.
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def tiny_model(kind: str = "llama", seed: int = 0, **changes: int) -> torch.nn.Module:
+    """A random model of a real architecture, fp32, a millisecond a forward."""
+    torch.manual_seed(seed)
+    settings = {**TINY, **changes}
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    if kind == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**settings)).eval()
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**settings, sliding_window=16)).eval()
+    raise ValueError(kind)
+
+
+class TableModel:
+    """A target whose next-token logits are a fixed row per last token. Checks the cache rule on every call."""
+
+    def __init__(self, logits_by_last_id: Tensor) -> None:
+        self.table = logits_by_last_id
+        self.vocab_size = logits_by_last_id.shape[1]
+        self.num_embeddings = logits_by_last_id.shape[0]
+        self.device = CPU
+        self.length = 0
+        self.held: list[int] = []
+        self.num_forwards = 0
+
+    def feed(self, ids: Sequence[int]) -> None:
+        assert list(ids[: self.length]) == self.held, "the cache holds no prefix of the text"
+        self.held = list(ids)
+        self.length = len(self.held)
+
+    def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
+        whole = [*ids, *([] if tail is None else tail.tolist())]
+        assert 1 <= num_last <= len(whole) - self.length
+        self.feed(whole)
+        self.num_forwards += 1
+        return self.table[torch.tensor(whole[-num_last:])].clone()
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        self.length = length
+        self.held = self.held[:length]
+
+
+@dataclass
+class ScriptedDrafter:
+    """Proposes what `script(ids, limit)` says, as point masses; remembers what it was told."""
+
+    script: Callable[[list[int], int], list[int]]
+    rewinds: list[int] = field(default_factory=list)
+
+    def feed(self, ids: Sequence[int]) -> None:
+        pass
+
+    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+        return Draft(torch.tensor(self.script(list(ids), limit)[:limit], dtype=torch.int64))
+
+    def rewind(self, length: int) -> None:
+        self.rewinds.append(length)
+
+
+class FailingDrafter(ScriptedDrafter):
+    """Works for `num_good` proposals, then raises."""
+
+    def __init__(self, num_good: int) -> None:
+        super().__init__(lambda ids, limit: [5])
+        self.num_left = num_good
+
+    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+        if self.num_left == 0:
+            raise DraftError("planted")
+        self.num_left -= 1
+        return super().propose(ids, limit)
+
+
+def oracle(answer: Sequence[int], num_prompt: int) -> ScriptedDrafter:
+    """Always proposes what the target will say."""
+    return ScriptedDrafter(lambda ids, limit: list(answer[len(ids) - num_prompt :]))
+
+
+def always_wrong(answer: Sequence[int], num_prompt: int, vocab_size: int) -> ScriptedDrafter:
+    """Never proposes what the target will say."""
+    return ScriptedDrafter(lambda ids, limit: [(i + 1) % vocab_size for i in answer[len(ids) - num_prompt :]])
+
+
+def random_tokens(seed: int, vocab_size: int) -> ScriptedDrafter:
+    """Proposes anything, any number of tokens, sometimes none."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def script(ids: list[int], limit: int) -> list[int]:
+        count = int(torch.randint(0, limit + 1, (1,), generator=generator))
+        return torch.randint(0, vocab_size, (count,), generator=generator).tolist()
+
+    return ScriptedDrafter(script)
+
+
+class EmptyDrafter(ScriptedDrafter):
+    def __init__(self) -> None:
+        super().__init__(lambda ids, limit: [])
+
+    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+        return empty_draft()
+
+
+@dataclass
+class Path:
+    """One outcome of a random run and its probability."""
+
+    choices: list[int] = field(default_factory=list)
+    num_used: int = 0
+    num_options: list[int] = field(default_factory=list)
+    probability: float = 1.0
+
+
+class WalkedChance:
+    """Chance replaced by a script of choices, so that every outcome can be walked and weighed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _choose(self, probabilities: Sequence[float]) -> int:
+        """The scripted one of the options that can happen."""
+        path = self.path
+        possible = [option for option, probability in enumerate(probabilities) if probability > 0]
+        if path.num_used == len(path.choices):
+            path.choices.append(0)
+        choice = possible[path.choices[path.num_used]]
+        path.num_options.append(len(possible))
+        path.num_used += 1
+        path.probability *= probabilities[choice]
+        return choice
+
+    def accept(self, probabilities: Tensor) -> Tensor:
+        return torch.tensor([bool(self._choose([p, 1 - p]) == 0) for p in probabilities.tolist()], dtype=torch.bool)
+
+    def draw(self, probs: Tensor) -> Tensor:
+        return torch.tensor(self._choose(probs.tolist()))
+
+
+def every_path(run: Callable[[WalkedChance], object]) -> Iterator[tuple[float, object]]:
+    """Run `run` once per outcome of its choices; yields the outcome's probability and result."""
+    choices: list[int] = []
+    while True:
+        path = Path(choices=choices)
+        result = run(WalkedChance(path))
+        yield path.probability, result
+        while path.choices and path.choices[-1] + 1 == path.num_options[len(path.choices) - 1]:
+            path.choices.pop()
+        if not path.choices:
+            return
+        choices = [*path.choices[:-1], path.choices[-1] + 1]
+
+
+def run_events(target: object, drafter: object, prompt: Sequence[int], **options: object) -> list[Event]:
+    """All events of a generation; options override greedy, 20 tokens, draft length 4."""
+    settings = DecodeSettings(
+        max_new_tokens=options.pop("max_new_tokens", 20),
+        num_draft_tokens=options.pop("num_draft_tokens", 4),
+        end_ids=frozenset(options.pop("end_ids", ())),
+        strict=options.pop("strict", False),
+    )
+    sampling = options.pop("sampling", GREEDY)
+    randomness = options.pop("randomness", None) or TorchRandomness(sampling.seed, CPU)
+    return list(decode(target, drafter, prompt, settings, sampling, randomness, **options))
+
+
+def ids_of(events: Sequence[Event]) -> list[int]:
+    """The tokens a generation added to its prompt."""
+    return list(itertools.chain.from_iterable(e.token_ids for e in events if isinstance(e, Round)))
+
+
+def rounds_of(events: Sequence[Event]) -> list[Round]:
+    return [event for event in events if isinstance(event, Round)]
+
+
+def cached(model: torch.nn.Module, vocab_size: int = 96) -> CachedModel:
+    return CachedModel(model, vocab_size)
