@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ TINY = {
 }
 
 
+@cache
 def tiny_model(kind: str = "llama", seed: int = 0, **changes: int) -> torch.nn.Module:
     """A random model of a real architecture, fp32, a millisecond a forward."""
     torch.manual_seed(seed)

@@ -1,0 +1,297 @@
+"""The loop's promises on models with known answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specgen.engine.decoding import decode
+from specgen.engine.drafters import ModelDrafter, NoDrafter
+from specgen.engine.lookup import LookupDrafter
+from specgen.engine.randomness import TorchRandomness
+from specgen.errors import NumericalError, PairError
+from specgen.events import Event, Finish, Notice, Prefill
+from specgen.metrics import Counts
+from specgen.settings import DecodeSettings, SamplingSettings
+from tests.fakes import (
+    CPU,
+    GREEDY,
+    EmptyDrafter,
+    FailingDrafter,
+    ScriptedDrafter,
+    TableModel,
+    cached,
+    ids_of,
+    oracle,
+    random_tokens,
+    rounds_of,
+    run_events,
+    tiny_model,
+)
+
+VOCAB = 32
+
+
+def counting() -> TableModel:
+    """Next token = last token + 1."""
+    return TableModel(torch.eye(VOCAB).roll(1, dims=1) * 9.0)
+
+
+def successor(ids: list[int], limit: int) -> list[int]:
+    return [(ids[-1] + step) % VOCAB for step in range(1, limit + 1)]
+
+
+def test_a_perfect_draft_of_four_gives_five_tokens_a_round() -> None:
+    events = run_events(counting(), ScriptedDrafter(successor), [3], max_new_tokens=10)
+
+    assert ids_of(events) == list(range(4, 14))
+    assert [r.num_accepted for r in rounds_of(events)] == [4, 4]
+    assert [r.target_id for r in rounds_of(events)] == [8, 13]
+
+
+def test_the_last_round_drafts_no_more_than_the_budget_allows() -> None:
+    events = run_events(counting(), ScriptedDrafter(successor), [3], max_new_tokens=7)
+
+    assert [len(r.draft_ids) for r in rounds_of(events)] == [4, 1]
+    assert events[-1] == Finish("length")
+
+
+@pytest.mark.parametrize("budget", range(1, 8))
+def test_the_budget_is_kept_exactly(budget: int) -> None:
+    events = run_events(counting(), ScriptedDrafter(successor), [3], max_new_tokens=budget)
+
+    assert len(ids_of(events)) == budget
+
+
+def test_a_round_is_cut_at_the_first_end_token() -> None:
+    events = run_events(counting(), ScriptedDrafter(successor), [3], end_ids=[6, 7])
+    (only,) = rounds_of(events)
+
+    assert ids_of(events) == [4, 5, 6]
+    assert only.draft_ids == (4, 5, 6)
+    assert (only.num_accepted, only.target_id, only.num_cut) == (3, None, 1)
+    assert events[-1] == Finish("stop")
+
+
+def test_an_end_token_as_the_correction_ends_the_text() -> None:
+    events = run_events(counting(), ScriptedDrafter(lambda ids, limit: [4, 9]), [3], end_ids=[5])
+    (only,) = rounds_of(events)
+
+    assert ids_of(events) == [4, 5]
+    assert (only.draft_ids, only.num_accepted, only.target_id) == ((4, 9), 1, 5)
+
+
+def test_a_refused_end_token_ends_nothing() -> None:
+    events = run_events(counting(), ScriptedDrafter(lambda ids, limit: [0]), [3], end_ids=[0], max_new_tokens=5)
+
+    assert ids_of(events) == [4, 5, 6, 7, 8]
+
+
+class StopAfter:
+    def __init__(self, token: int) -> None:
+        self.token = token
+        self.seen: list[int] = []
+
+    def cut(self, ids: list[int]) -> int | None:
+        self.seen += ids
+        return ids.index(self.token) + 1 if self.token in ids else None
+
+
+def test_a_stop_check_cuts_inside_an_accepted_run() -> None:
+    stop = StopAfter(5)
+
+    events = run_events(counting(), ScriptedDrafter(successor), [3], stop=stop)
+
+    assert ids_of(events) == [4, 5]
+    assert rounds_of(events)[0].draft_ids == (4, 5)
+    assert events[-1] == Finish("stop")
+
+
+def test_the_earlier_of_end_token_and_stop_check_wins() -> None:
+    stop = StopAfter(6)
+
+    events = run_events(counting(), ScriptedDrafter(successor), [3], stop=stop, end_ids=[5])
+
+    assert ids_of(events) == [4, 5]
+    assert stop.seen == [4, 5]
+
+
+def test_the_caches_hold_the_text_but_its_last_token_after_every_round() -> None:
+    target, draft = cached(tiny_model()), cached(tiny_model(seed=1))
+    drafter = ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU))
+    length = 3
+
+    for event in decode(target, drafter, [1, 2, 3], DecodeSettings(20, 4), GREEDY, TorchRandomness(0, CPU)):
+        if not isinstance(event, Prefill | Finish):
+            length += len(event.token_ids)
+            assert target.length == length - 1
+            assert draft.length <= length - 1
+
+
+def test_a_reader_that_leaves_early_leaves_the_caches_usable() -> None:
+    target = cached(tiny_model())
+    prompt = [1, 2, 3]
+    run = decode(target, random_tokens(1, 96), prompt, DecodeSettings(20, 4), GREEDY, TorchRandomness(0, CPU))
+    text = list(prompt)
+    for event in run:
+        text += ids_of([event])
+        if len(text) > 8:
+            break
+    run.close()
+
+    rest = ids_of(run_events(target, NoDrafter(), text, max_new_tokens=5))
+
+    assert rest == ids_of(run_events(cached(tiny_model()), NoDrafter(), text, max_new_tokens=5))
+
+
+def test_a_failing_drafter_is_dropped_with_one_notice_and_the_text_goes_on() -> None:
+    events = run_events(counting(), FailingDrafter(2), [3], max_new_tokens=8)
+
+    assert ids_of(events) == list(range(4, 12))
+    assert [e.code for e in events if isinstance(e, Notice)] == ["draft_dropped"]
+
+
+def test_strict_makes_a_failing_drafter_an_error() -> None:
+    with pytest.raises(PairError, match="planted"):
+        run_events(counting(), FailingDrafter(0), [3], strict=True)
+
+
+def _collect(run: Iterator[Event], into: list[Event]) -> None:
+    for event in run:
+        into.append(event)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingSettings(temperature=1.0)])
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_broken_target_logits_stop_the_run_and_keep_what_was_yielded(row: int, sampling: SamplingSettings) -> None:
+    target = counting()
+    target.table[7 + row, 0] = float("nan")
+    run = decode(target, ScriptedDrafter(successor), [3], DecodeSettings(20, 3), sampling, TorchRandomness(0, CPU))
+    seen: list[Event] = []
+
+    with pytest.raises(NumericalError):
+        _collect(run, seen)
+
+    assert len(ids_of(seen)) >= 1
+
+
+def test_a_nan_in_the_drafts_law_drops_the_draft_and_keeps_the_text() -> None:
+    broken = TableModel(torch.full((VOCAB, VOCAB), float("nan")))
+    sampling = SamplingSettings(temperature=1e-6)
+    drafter = ModelDrafter(broken, VOCAB, sampling, TorchRandomness(0, CPU))
+
+    events = run_events(counting(), drafter, [3], sampling=sampling, max_new_tokens=5)
+
+    assert ids_of(events) == [4, 5, 6, 7, 8]
+    assert any(isinstance(event, Notice) for event in events)
+
+
+def test_the_draft_stops_at_its_own_window() -> None:
+    draft = cached(tiny_model(seed=0))
+    drafter = ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU), max_positions=10)
+
+    events = run_events(cached(tiny_model()), drafter, [1, 2, 3], max_new_tokens=20)
+
+    assert ids_of(events) == ids_of(run_events(cached(tiny_model()), NoDrafter(), [1, 2, 3], max_new_tokens=20))
+    assert draft.length <= 10
+    assert rounds_of(events)[0].draft_ids
+    assert not rounds_of(events)[-1].draft_ids
+
+
+def test_a_token_the_draft_has_no_embedding_for_ends_drafting_not_the_run() -> None:
+    small = TableModel(torch.eye(8).roll(1, dims=1))
+    drafter = ModelDrafter(small, VOCAB, GREEDY, TorchRandomness(0, CPU))
+
+    events = run_events(counting(), drafter, [3], max_new_tokens=12)
+
+    assert ids_of(events) == list(range(4, 16))
+
+
+def test_time_spent_by_the_reader_is_in_no_figure() -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    counts = Counts()
+    run = decode(counting(), EmptyDrafter(), [3], DecodeSettings(4, 2), GREEDY, TorchRandomness(0, CPU), clock=clock)
+    for event in run:
+        now[0] += 1000.0
+        if isinstance(event, Prefill):
+            counts.observe_prefill(event)
+        elif not isinstance(event, Finish):
+            counts.observe(event)
+
+    assert counts.decode_seconds == 4 * 3
+    assert counts.prefill_seconds == 2
+
+
+def test_lookup_repeats_what_followed_the_same_tokens_before() -> None:
+    drafter = LookupDrafter()
+
+    draft = drafter.propose([1, 2, 3, 4, 5, 6, 9, 1, 2, 3], 3)
+
+    assert draft.ids.tolist() == [4, 5, 6]
+    assert draft.probs is None
+
+
+def test_lookup_never_matches_the_end_with_itself() -> None:
+    assert LookupDrafter().propose([1, 2, 3], 4).ids.tolist() == []
+
+
+def test_lookup_prefers_the_longer_then_the_more_recent_match() -> None:
+    drafter = LookupDrafter()
+
+    assert drafter.propose([5, 1, 2, 70, 8, 1, 2, 71, 5, 1, 2], 1).ids.tolist() == [70]
+    assert LookupDrafter().propose([1, 2, 70, 1, 2, 71, 9, 1, 2], 1).ids.tolist() == [71]
+
+
+def test_lookup_forgets_text_that_was_taken_back() -> None:
+    drafter = LookupDrafter()
+    drafter.feed([1, 2, 3, 4, 5])
+
+    drafter.rewind(2)
+
+    assert drafter.propose([1, 2, 9, 9, 1, 2], 1).ids.tolist() == [9]
+
+
+drafts = st.lists(st.lists(st.integers(0, 95), max_size=8), min_size=1, max_size=12)
+
+
+@given(
+    prompt=st.lists(st.integers(0, 95), min_size=1, max_size=6),
+    proposals=drafts,
+    budget=st.integers(1, 16),
+    ends=st.sets(st.integers(0, 95), max_size=8),
+    good=st.booleans(),
+)
+def test_any_drafts_keep_the_text_and_the_counts_add_up(
+    prompt: list[int], proposals: list[list[int]], budget: int, ends: set[int], good: bool
+) -> None:
+    plain = ids_of(run_events(cached(tiny_model()), NoDrafter(), prompt, max_new_tokens=budget, end_ids=ends))
+    calls = iter(range(10**6))
+    guess = oracle(plain, len(prompt))
+
+    def script(ids: list[int], limit: int) -> list[int]:
+        number = next(calls)
+        known = guess.script(ids, limit)[: number % 4] if good else []
+        return [*known, *proposals[number % len(proposals)]]
+
+    drafter = ScriptedDrafter(script)
+
+    events = run_events(cached(tiny_model()), drafter, prompt, max_new_tokens=budget, end_ids=ends, num_draft_tokens=8)
+    rounds = rounds_of(events)
+    counts = Counts()
+    for each in rounds:
+        counts.observe(each)
+
+    assert ids_of(events) == plain
+    assert all(1 <= len(r.token_ids) <= 9 for r in rounds)
+    assert counts.num_emitted == counts.num_accepted + sum(r.target_id is not None for r in rounds) == len(plain)
+    assert 0 <= counts.num_accepted <= counts.num_tested <= counts.num_drafted
+    assert sum(counts.accepted_histogram) == counts.num_rounds

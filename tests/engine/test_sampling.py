@@ -1,0 +1,84 @@
+"""Processors equal transformers' own, row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from specgen.engine.sampling import laws, seen_rows
+from specgen.settings import SamplingSettings
+from tests.fakes import CPU
+
+
+def transformers_law(logits: torch.Tensor, ids: list[int], settings: SamplingSettings) -> torch.Tensor:
+    processors = LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    processors.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        processors.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        processors.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p:
+        processors.append(MinPLogitsWarper(settings.min_p))
+    return processors(torch.tensor([ids]), logits.unsqueeze(0).clone()).softmax(-1)[0]
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.8]),
+    top_k=st.sampled_from([0, 1, 3, 50]),
+    top_p=st.sampled_from([0.1, 0.5, 0.95, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.6]),
+    penalty=st.sampled_from([1.0, 0.8, 1.3]),
+)
+def test_each_row_of_a_draft_has_transformers_law(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
+) -> None:
+    settings = SamplingSettings(temperature, top_k, top_p, min_p, penalty)
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 12, generator=generator, dtype=torch.float64) * 3
+    text, draft = [1, 4, 4], torch.tensor([7, 2])
+
+    rows = laws(logits, settings, seen_rows(text, draft, 12, settings, CPU))
+
+    for row in range(3):
+        wanted = transformers_law(logits[row], [*text, *draft[:row].tolist()], settings)
+        assert torch.allclose(rows.probs[row], wanted, atol=1e-12, rtol=0)
+
+
+def test_temperature_zero_is_a_point_mass() -> None:
+    rows = laws(torch.tensor([[1.0, 3.0, 2.0]]), SamplingSettings(temperature=0))
+
+    assert rows.probs is None
+    assert rows.ids.tolist() == [1]
+
+
+def test_a_tiny_temperature_equals_greedy() -> None:
+    rows = laws(torch.tensor([[1.0, 3.0, 2.999]]), SamplingSettings(temperature=1e-30))
+
+    assert rows.probs is not None
+    assert rows.probs.tolist() == [[0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_broken_logits_are_noticed(bad: float, temperature: float) -> None:
+    logits = torch.zeros(3, 5)
+    logits[1, 2] = bad
+
+    assert not bool(laws(logits, SamplingSettings(temperature)).is_finite)
+
+
+def test_a_row_of_nothing_but_minus_infinity_is_broken() -> None:
+    assert not bool(laws(torch.full((1, 4), -torch.inf), SamplingSettings(1.0)).is_finite)
