@@ -1,0 +1,66 @@
+"""A run that speculation slowed down in; why, as far as its own figures tell, and one thing to try, out. Pure."""
+
+from __future__ import annotations
+
+from specgen.report import RunReport
+
+LARGE_DRAFT_SHARE = 0.4
+"""From here on the drafter takes about as long as what it should save."""
+LOW_ALPHA = 0.5
+"""Below this, two drafted tokens in a row are kept less often than one time in four."""
+
+
+def why_slower(report: RunReport) -> str:
+    """One or two sentences for a run with a speedup below 1; empty for any other.
+
+    A round pays if it costs fewer steps of the target alone than it yields tokens; that is said first, then which
+    part of the cost or yield is to blame.
+    """
+    speedup, baseline, counts = report.speedup, report.baseline, report.counts
+    if not speedup or speedup >= 1 or baseline is None or report.info.drafter == "none":
+        return ""
+    num_steps = counts.decode_seconds / counts.num_rounds / baseline.tpot_seconds
+    num_tokens = counts.num_emitted / counts.num_rounds
+    sums = f"a round takes as long as {num_steps:.1f} steps of the target alone and yields {num_tokens:.1f} tokens"
+    return f"{sums}: {_cause(report)}"
+
+
+def what_to_try(report: RunReport) -> str:
+    """One concrete thing to try after `why_slower`."""
+    num_draft_tokens = report.info.num_draft_tokens
+    choices = [f"-k {num_draft_tokens // 2}"] if num_draft_tokens > 1 else []
+    if _is_draft_expensive(report) and report.info.drafter == "model":
+        choices.append("a smaller or quantized draft model")
+    elif _is_alpha_low(report) and report.info.drafter == "model":
+        choices.append("a draft model of the target's own family")
+    choices.append("--draft none")
+    return " or ".join(choices) if len(choices) < 3 else f"{choices[0]}, {choices[1]}, or {choices[2]}"
+
+
+def _cause(report: RunReport) -> str:
+    counts = report.counts
+    causes: list[str] = []
+    if _is_draft_expensive(report):
+        causes.append(f"drafting takes {100 * (counts.draft_share or 0):.0f} % of the time")
+    if _is_alpha_low(report):
+        causes.append(f"only {100 * (counts.alpha or 0):.0f} % of the tested draft tokens were right")
+    return " and ".join(causes) or _verification_cost(report)
+
+
+def _is_draft_expensive(report: RunReport) -> bool:
+    share = report.counts.draft_share
+    return share is not None and share >= LARGE_DRAFT_SHARE
+
+
+def _is_alpha_low(report: RunReport) -> bool:
+    alpha = report.counts.alpha
+    return alpha is not None and alpha < LOW_ALPHA
+
+
+def _verification_cost(report: RunReport) -> str:
+    counts, baseline = report.counts, report.baseline
+    if baseline is None:
+        return ""
+    ratio = counts.verify_seconds / counts.num_rounds / baseline.tpot_seconds
+    num_positions = counts.num_drafted / counts.num_rounds + 1
+    return f"checking {round(num_positions, 1):g} tokens at once costs this target {ratio:.1f}x a single token"

@@ -1,0 +1,54 @@
+"""Text events in; the answer with each refused draft token struck out where it was, append-only, out."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from specgen.events import FinalText, RoundText, TextEvent, TokenState
+from specgen.render.pen import Part, Pen
+from specgen.render.theme import PLAIN, mark_rejected
+from specgen.render.view import Sanitizer, flat, parts_of
+
+
+class InlineView:
+    """Accepted tokens, the one rejected token struck out, `⋯n` for n discarded, then the target's own token.
+
+    Args:
+        console: From `make_console`. Without styles the states are told by wdiff marks.
+        sanitizer: Applied to all model text.
+    """
+
+    def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
+        self._pen = Pen(console)
+        self._sanitizer = sanitizer
+
+    def show(self, event: TextEvent) -> None:
+        if isinstance(event, RoundText):
+            self._pen.write(self._parts(event))
+        elif isinstance(event, FinalText):
+            self._pen.write([(PLAIN, self._sanitizer(event.text))])
+
+    def close(self) -> None:
+        self._pen.finish()
+
+    def _parts(self, round_text: RoundText) -> list[Part]:
+        marks = not self._pen.has_styles
+        accepted = [piece for piece in round_text.pieces if piece.state is TokenState.ACCEPTED]
+        own = [piece for piece in round_text.pieces if piece.state.is_kept and piece.state is not TokenState.ACCEPTED]
+        return [
+            *parts_of(accepted, self._sanitizer, marks=marks),
+            *self._refused_parts(round_text, marks=marks),
+            *parts_of(own, self._sanitizer, marks=marks),
+        ]
+
+    def _refused_parts(self, round_text: RoundText, *, marks: bool) -> list[Part]:
+        rejected = [piece for piece in round_text.pieces if piece.state is TokenState.REJECTED]
+        if not rejected:
+            return []
+        glyphs = self._pen.glyphs
+        num_discarded = sum(piece.state is TokenState.DISCARDED for piece in round_text.pieces)
+        text = "".join(flat(self._sanitizer(piece.text), glyphs) for piece in rejected)
+        if marks:
+            return [(PLAIN, mark_rejected(text, num_discarded))]
+        count = f"{glyphs.discarded}{num_discarded}" if num_discarded else ""
+        return [("rejected", text), ("discarded", count)]

@@ -1,0 +1,248 @@
+"""Events and reports in, JSON documents out: one per line (ndjson), or the one `result` document (json).
+
+Field names follow vLLM's per-request figures, so that scripts written for those read these. Within a schema version
+fields are only added. Seconds end in `_s` or `seconds`, sizes in `_bytes`; rates are fractions; null is "no figure".
+
+    start → prefill → step* → text? → result        warning, error anywhere
+
+The texts of the kept tokens of all steps, then of `text`, are the text of `result`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+from specgen import __version__
+from specgen.errors import SpecgenError
+from specgen.events import FinalText, Notice, Prefill, RoundText, TextEvent
+from specgen.metrics import Baseline, Counts
+from specgen.render.plain import ByteSink
+from specgen.render.sanitize import UNSAFE
+from specgen.report import ModelInfo, RunInfo, RunReport
+
+SCHEMA_VERSION = 1
+
+Document = dict[str, Any]
+
+_METHODS = {"model": "draft_model", "lookup": "prompt_lookup", "none": "none"}
+
+
+def _json_escape(code: int) -> str:
+    units = chr(code).encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+# JSON escapes C0 itself; the rest would reach a terminal as it is. Behind `json.dumps` these occur in strings only.
+_ESCAPES = {code: _json_escape(code) for code in UNSAFE if code >= 0x20}
+
+
+def dumps(document: Document) -> str:
+    """One line of strict JSON that is inert on a terminal: no control or bidi character, no NaN, no infinity."""
+    text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_ESCAPES)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def start_document(info: RunInfo, time: datetime) -> Document:
+    """The first event. `time` is the moment of the start, with a time zone."""
+    return {
+        "type": "start",
+        **_header(info),
+        "time": time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+
+
+def event_document(event: TextEvent) -> Document | None:
+    """An event of the generation; None for a final text that is empty."""
+    match event:
+        case Prefill():
+            return {
+                "type": "prefill",
+                "prompt_tokens": event.num_prompt_tokens,
+                "reused_tokens": event.num_reused_tokens,
+                "seconds": _seconds(event.seconds),
+            }
+        case RoundText():
+            return _step_document(event)
+        case Notice():
+            return {"type": "warning", "code": event.code, "message": event.message}
+        case FinalText():
+            return {"type": "text", "text": event.text} if event.text else None
+
+
+def result_document(report: RunReport) -> Document:
+    """The last event of a run that was not stopped by an error, and the one document of `--json`."""
+    counts = report.counts
+    return {
+        "type": "result",
+        **_header(report.info),
+        "text": report.text,
+        "finish_reason": report.finish_reason,
+        "stop_text": report.stop_text,
+        "usage": {
+            "prompt_tokens": counts.num_prompt_tokens,
+            "completion_tokens": counts.num_emitted,
+            "total_tokens": counts.num_prompt_tokens + counts.num_emitted,
+            "cached_tokens": counts.num_reused_tokens,
+        },
+        "timings": _timings(report),
+        "stats": _stats(counts),
+        "baseline": _baseline(report.baseline),
+        "speedup": report.speedup,
+        "notices": list(report.notices),
+    }
+
+
+def error_document(error: SpecgenError) -> Document:
+    """The last event of a run that an error stopped; `exit_code` is the process's."""
+    return {
+        "type": "error",
+        "schema_version": SCHEMA_VERSION,
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+
+
+class NdjsonView:
+    """A `View` that writes one document per line, each flushed.
+
+    Args:
+        stream: A binary stream.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._sink = ByteSink(stream)
+
+    def show(self, event: TextEvent) -> None:
+        document = event_document(event)
+        if document is not None:
+            self.write(document)
+
+    def write(self, document: Document) -> None:
+        """Write a document that is no event: the start, the result, an error."""
+        self._sink.write((dumps(document) + "\n").encode())
+
+    def close(self) -> None:
+        """Nothing to end: every line is whole."""
+
+
+def _header(info: RunInfo) -> Document:
+    sampling = info.sampling
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "specgen_version": __version__,
+        "target": _model(info.target),
+        "draft": _model(info.draft) if info.draft is not None else None,
+        "speculative": {
+            "method": _METHODS.get(info.drafter, info.drafter),
+            "num_spec_tokens": info.num_draft_tokens,
+            "schedule": "constant",
+            "verification": info.verification,
+        },
+        "sampling": {
+            "do_sample": not sampling.is_greedy,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "seed": sampling.seed,
+            "source": info.sampling_source,
+        },
+        "max_new_tokens": info.max_new_tokens,
+    }
+
+
+def _model(model: ModelInfo) -> Document:
+    return {
+        "id": model.name,
+        "revision": model.revision,
+        "quant": model.quant,
+        "dtype": model.dtype,
+        "device": model.device,
+        "num_parameters": model.num_parameters,
+        "weights_bytes": model.num_bytes,
+        "remark": model.remark,
+    }
+
+
+def _step_document(round_text: RoundText) -> Document:
+    round_ = round_text.round
+    return {
+        "type": "step",
+        "index": round_.index,
+        "drafted": len(round_.draft_ids),
+        "accepted": round_.num_accepted,
+        "seconds": _seconds(round_.seconds),
+        "draft_seconds": _seconds(round_.draft_seconds),
+        "verify_seconds": _seconds(round_.verify_seconds),
+        "tokens": [{"id": piece.id, "text": piece.text, "state": piece.state.value} for piece in round_text.pieces],
+    }
+
+
+def _timings(report: RunReport) -> Document:
+    counts = report.counts
+    return {
+        "load_s": _seconds(report.info.load_seconds),
+        "prefill_s": _seconds(counts.prefill_seconds),
+        "decode_s": _seconds(counts.decode_seconds),
+        "draft_s": _seconds(counts.draft_seconds),
+        "verify_s": _seconds(counts.verify_seconds),
+        "ttft_s": None if counts.ttft_seconds is None else _seconds(counts.ttft_seconds),
+        "total_s": _seconds(report.total_seconds),
+        "tokens_per_s": counts.tokens_per_second,
+        "peak_memory_bytes": report.peak_memory_bytes,
+    }
+
+
+def _stats(counts: Counts) -> Document:
+    accepted_length = counts.mean_accepted_length if counts.num_drafted else None
+    return {
+        "num_spec_steps": counts.num_rounds,
+        "num_draft_tokens": counts.num_drafted,
+        "num_accepted_draft_tokens": counts.num_accepted,
+        "num_rejected_draft_tokens": counts.num_rejected,
+        "num_discarded_draft_tokens": counts.num_discarded,
+        "draft_acceptance_rate": counts.acceptance_rate,
+        "conditional_acceptance_rate": counts.alpha,
+        "mean_acceptance_length": None if accepted_length is None else 1 + accepted_length,
+        "block_efficiency": counts.block_efficiency,
+        "draft_share": counts.draft_share,
+        "acceptance_histogram": list(counts.accepted_histogram),
+        "per_position_acceptance_rate": [
+            accepted / drafted
+            for accepted, drafted in zip(counts.accepted_by_position, counts.drafted_by_position, strict=True)
+        ],
+        "conditional_per_position_acceptance_rate": counts.acceptance_by_position,
+    }
+
+
+def _baseline(baseline: Baseline | None) -> Document | None:
+    if baseline is None:
+        return None
+    return {
+        "method": baseline.method,
+        "tokens": baseline.num_tokens,
+        "seconds_per_token": baseline.tpot_seconds,
+        "compared": baseline.compared,
+        "first_difference": baseline.first_difference,
+    }
+
+
+def _seconds(seconds: float) -> float:
+    # A sum of floats has digits no clock measured; nanoseconds are all there is.
+    return round(seconds, 9)

@@ -1,0 +1,60 @@
+"""Errors, notices and the banner in, lines for stderr out, as rich `Text`; nothing is printed here.
+
+Names and messages that came from outside are made safe and kept on one line.
+"""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from specgen.errors import SpecgenError
+from specgen.events import Notice
+from specgen.render.sanitize import one_line
+from specgen.render.theme import mark_rejected, mark_target
+from specgen.render.wording import format_draft, format_model, format_settings
+from specgen.report import RunInfo
+
+LABEL_CELLS = 9
+
+
+def format_banner(info: RunInfo, *, marks: bool = False, ascii_only: bool = False) -> Text:
+    """At most four lines before the answer: target, draft, settings, and what the styles mean.
+
+    Args:
+        info: The run.
+        marks: The stream has no styles; explain the marks instead.
+        ascii_only: The terminal shows ASCII only.
+    """
+    lines = [
+        labelled("target", format_model(info.target, ascii_only=ascii_only)),
+        labelled("draft", format_draft(info, ascii_only=ascii_only)),
+        labelled("settings", format_settings(info)),
+    ]
+    if info.drafter != "none":
+        lines.append(_legend(marks=marks))
+    return Text("\n").join(lines)
+
+
+def format_error(error: SpecgenError, *, ascii_only: bool = False) -> Text:
+    """`error: …` and, if there is one, `hint: …`: one line each and no box, so that they can be grepped."""
+    text = Text().append("error: ", "error").append(one_line(error.message, ascii_only=ascii_only))
+    if error.hint:
+        text.append("\n").append("hint: ", "muted").append(one_line(error.hint, ascii_only=ascii_only))
+    return text
+
+
+def format_notice(notice: Notice, *, ascii_only: bool = False) -> Text:
+    """`warning: …` on one line."""
+    return Text().append("warning: ", "warning").append(one_line(notice.message, ascii_only=ascii_only))
+
+
+def labelled(label: str, value: str) -> Text:
+    """A line of a block: the label in its column, then the value."""
+    return Text().append(f"{label:<{LABEL_CELLS}}", "label").append(value)
+
+
+def _legend(*, marks: bool) -> Text:
+    if marks:
+        return labelled("legend", f"accepted {mark_rejected('rejected', 0)} {mark_target('target')}")
+    text = labelled("legend", "").append("accepted", "accepted").append("  ")
+    return text.append("rejected", "rejected").append("  ").append("target", "target")

@@ -1,0 +1,68 @@
+"""Text events in; exactly the answer's bytes out, for pipes and files. No style, no view, no figures."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from specgen.events import FinalText, RoundText, TextEvent
+from specgen.render.pen import output_error
+from specgen.render.view import Sanitizer, unchanged
+
+
+class ByteSink:
+    """Writes bytes whole and flushes; after a failure it writes nothing more."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._failed = False
+
+    def write(self, data: bytes) -> None:
+        """Write and flush.
+
+        Raises:
+            BrokenPipeError: The reader is gone.
+            OutputError: Any other failure.
+        """
+        if self._failed or not data:
+            return
+        rest = memoryview(data)
+        try:
+            # Under `python -u` stdout's bytes go to a raw file, which may take only some of them.
+            while rest:
+                rest = rest[self._stream.write(rest) or 0 :]
+            self._stream.flush()
+        except BrokenPipeError:
+            self._failed = True
+            raise
+        except OSError as error:
+            self._failed = True
+            raise output_error(error) from error
+
+
+class PlainView:
+    """The answer as UTF-8, flushed once per round, with a final newline if it has none. No answer, no bytes.
+
+    Args:
+        stream: A binary stream: text streams may have another encoding, or translate newlines.
+        sanitizer: `unchanged` for the exact bytes.
+    """
+
+    def __init__(self, stream: BinaryIO, sanitizer: Sanitizer = unchanged) -> None:
+        self._sink = ByteSink(stream)
+        self._sanitizer = sanitizer
+        self._at_line_start = True
+
+    def show(self, event: TextEvent) -> None:
+        if isinstance(event, RoundText):
+            self._write(self._sanitizer(event.kept))
+        elif isinstance(event, FinalText):
+            self._write(self._sanitizer(event.text))
+
+    def close(self) -> None:
+        if not self._at_line_start:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._at_line_start = text.endswith("\n")
+            self._sink.write(text.encode("utf-8", "replace"))

@@ -1,0 +1,203 @@
+"""A finished run in, its figures for people out, as rich `Text` for stderr; nothing is printed here."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from specgen.metrics import Baseline
+from specgen.render.diagnosis import what_to_try, why_slower
+from specgen.render.messages import LABEL_CELLS, labelled
+from specgen.render.sanitize import one_line
+from specgen.render.theme import glyphs
+from specgen.render.wording import format_draft, format_duration, format_model, format_rate, format_size
+from specgen.report import RunReport
+
+NARROW = 60
+"""Below this many columns, one figure per line."""
+
+_GLUE = "\u00a0"
+"""Stands for a space that no line may break at."""
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|[GM]iB|m?s\b)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A figure with the key it has on a line of its own, and its wording among others if that differs."""
+
+    key: str
+    value: str
+    among_others: str = ""
+
+    @property
+    def phrase(self) -> str:
+        return (self.among_others or self.value).replace(" ", _GLUE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of the block: figures, then words that may break over lines."""
+
+    label: str
+    figures: tuple[_Figure, ...] = ()
+    words: str = ""
+
+
+def format_summary(report: RunReport, width: int, *, ascii_only: bool = False) -> Text:
+    """The figures of a run: a block, or `key value` lines below 60 columns. Names longer than a line are not cut.
+
+    Args:
+        report: The run.
+        width: Columns of the terminal.
+        ascii_only: The terminal shows ASCII only.
+    """
+    rows = _rows(report, ascii_only)
+    if width < NARROW:
+        return Text("\n").join(line for row in rows for line in _narrow_lines(row, width))
+    return Text("\n").join(_wide_line(row, width) for row in rows)
+
+
+def format_turn(report: RunReport, *, ascii_only: bool = False) -> Text:
+    """One dim line after a reply in a chat: `71 % of 225 accepted · 1.62x · 62.2 tok/s · 212 tok`."""
+    counts = report.counts
+    rate = counts.acceptance_rate
+    figures = [
+        "nothing drafted" if rate is None else f"{100 * rate:.0f} % of {counts.num_drafted} accepted",
+        "" if report.speedup is None else f"{report.speedup:.2f}x",
+        "" if counts.tokens_per_second is None else f"{counts.tokens_per_second:.1f} tok/s",
+        f"{counts.num_emitted} tok",
+        "" if report.finish_reason == "stop" else _ending(report),
+    ]
+    separator = f" {glyphs(ascii_only=ascii_only).separator} "
+    return Text().append(separator.join(filter(None, figures)), "muted")
+
+
+def _rows(report: RunReport, ascii_only: bool) -> list[_Row]:
+    rows = [
+        _Row("target", words=format_model(report.info.target, ascii_only=ascii_only)),
+        _Row("draft", words=format_draft(report.info, ascii_only=ascii_only)),
+        _Row("tokens", _token_figures(report)),
+    ]
+    if report.finish_reason != "stop" or report.stop_text:
+        rows.append(_Row("ended", words=_ending(report, ascii_only=ascii_only)))
+    rows.append(_acceptance_row(report))
+    if report.counts.num_drafted:
+        rows.append(_Row("rounds", _round_figures(report, ascii_only)))
+    rows.append(_Row("speedup", words=_speedup(report)))
+    return rows
+
+
+def _token_figures(report: RunReport) -> tuple[_Figure, ...]:
+    counts = report.counts
+    figures = [_Figure("tokens", f"{counts.num_emitted} in {format_duration(counts.decode_seconds)}")]
+    if counts.tokens_per_second is not None:
+        figures.append(_Figure("tok/s", f"{counts.tokens_per_second:.1f}", f"{counts.tokens_per_second:.1f} tok/s"))
+    if counts.ttft_seconds is not None:
+        first = format_duration(counts.ttft_seconds)
+        figures.append(_Figure("first token", first, f"first token {first}"))
+    if report.peak_memory_bytes > 0:
+        peak = format_size(report.peak_memory_bytes)
+        figures.append(_Figure("peak memory", peak, f"peak memory {peak}"))
+    return tuple(figures)
+
+
+def _acceptance_row(report: RunReport) -> _Row:
+    counts = report.counts
+    if not counts.num_drafted:
+        return _Row("TAR", words="n/a, nothing was drafted")
+    accepted = f"{counts.num_accepted} of {counts.num_drafted} drafted"
+    figures = (
+        _Figure("TAR", format_rate(counts.acceptance_rate)),
+        _Figure("accepted", accepted, f"accepted {accepted}"),
+        _Figure("rejected", str(counts.num_rejected), f"rejected {counts.num_rejected}"),
+        _Figure("discarded", str(counts.num_discarded), f"discarded {counts.num_discarded}"),
+    )
+    return _Row("TAR", figures)
+
+
+def _round_figures(report: RunReport, ascii_only: bool) -> tuple[_Figure, ...]:
+    counts = report.counts
+    alpha, rate = glyphs(ascii_only=ascii_only).alpha, format_rate(counts.alpha)
+    figures = [_Figure(alpha, rate, f"{alpha} {rate}")]
+    if counts.block_efficiency is not None:
+        tokens = f"{counts.block_efficiency:.2f}"
+        figures.append(_Figure("tokens per round", tokens, f"{tokens} tokens per round"))
+    if counts.draft_share is not None:
+        share = format_rate(counts.draft_share)
+        figures.append(_Figure("draft share", f"{share} of the time", f"drafting {share} of the time"))
+    return tuple(figures)
+
+
+def _speedup(report: RunReport) -> str:
+    speedup, baseline = report.speedup, report.baseline
+    if not speedup or baseline is None:
+        return f"not measured: {_why_not_measured(report)}"
+    method = _method(baseline)
+    if speedup >= 1:
+        return f"{speedup:.2f}x over the target alone ({method})"
+    slower = f"{speedup:.2f}x, slower than the target alone ({method})"
+    why = why_slower(report)
+    return f"{slower}. Why: {why}. Try {what_to_try(report)}." if why else slower
+
+
+def _why_not_measured(report: RunReport) -> str:
+    if not report.counts.num_emitted:
+        return "no token was generated"
+    if report.info.drafter == "none":
+        return "this is the target alone"
+    if report.finish_reason not in ("stop", "length"):
+        return f"the run ended early ({_ending(report)})"
+    return "the target alone was not timed; --baseline calibrate or full does it"
+
+
+def _method(baseline: Baseline) -> str:
+    if baseline.method == "calibrate":
+        return f"calibrated on {baseline.num_tokens} tokens"
+    text = f"timed on a whole answer of {baseline.num_tokens} tokens"
+    if not baseline.compared:
+        return text
+    if baseline.first_difference is None:
+        return f"{text}, the same ones"
+    return f"{text}, which differs from token {baseline.first_difference} on"
+
+
+def _ending(report: RunReport, *, ascii_only: bool = False) -> str:
+    match report.finish_reason:
+        case "stop":
+            text = one_line(repr(report.stop_text), ascii_only=ascii_only)
+            return f"at stop text {text}" if report.stop_text else "by itself"
+        case "length":
+            return f"at the limit of {report.info.max_new_tokens} new tokens"
+        case "interrupted":
+            return "interrupted"
+        case "numerical":
+            return "the target's logits became NaN or infinite"
+        case "memory":
+            return "out of memory"
+        case "error":
+            return "by an error"
+
+
+def _wide_line(row: _Row, width: int) -> Text:
+    phrases = "   ".join(figure.phrase for figure in row.figures)
+    lines = _wrap(phrases or row.words, width - LABEL_CELLS)
+    return labelled(row.label, f"\n{'':{LABEL_CELLS}}".join(lines))
+
+
+def _narrow_lines(row: _Row, width: int) -> list[Text]:
+    figures = row.figures or (_Figure(row.label, row.words),)
+    lines = []
+    for figure in figures:
+        first, *rest = _wrap(f"{figure.key.replace(' ', _GLUE)} {figure.value}", width)
+        text = Text().append(first[: len(figure.key)], "label").append(first[len(figure.key) :])
+        lines.append(text.append("".join(f"\n{line}" for line in rest)))
+    return lines
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    text = _BEFORE_UNIT.sub(_GLUE, text)
+    lines = textwrap.wrap(text, max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_GLUE, " ") for line in lines]

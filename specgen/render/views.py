@@ -1,0 +1,60 @@
+"""The wishes --view, --color and --sanitize, and what stdout is, in; the view out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import BinaryIO, Literal
+
+from rich.console import Console
+
+from specgen.render.inline import InlineView
+from specgen.render.live import LiveView
+from specgen.render.plain import PlainView
+from specgen.render.sanitize import sanitize
+from specgen.render.steps import StepsView
+from specgen.render.terminal import ColorMode, is_ascii_only
+from specgen.render.text import TextView
+from specgen.render.view import Sanitizer, View, unchanged
+
+ViewName = Literal["auto", "inline", "live", "text", "steps", "off"]
+SanitizeMode = Literal["auto", "always", "never"]
+
+
+def choose_view(
+    name: ViewName,
+    *,
+    console: Console,
+    binary: BinaryIO,
+    is_terminal: bool,
+    color: ColorMode = "auto",
+    sanitize_mode: SanitizeMode = "auto",
+    default: ViewName = "inline",
+) -> View:
+    """The view for an answer on stdout.
+
+    `auto` is `default` on a terminal, and the exact bytes in a pipe unless `--color always` asks for styles there;
+    FORCE_COLOR alone does not, since build servers set it for everybody.
+
+    Args:
+        name: What was asked for.
+        console: Console of stdout, from `make_console`.
+        binary: The bytes of stdout.
+        is_terminal: Whether stdout is a terminal.
+        color: What `--color` said.
+        sanitize_mode: `auto` leaves only the bytes of `off` in a pipe as they are: other views end before eyes.
+        default: What `auto` means on a terminal: `inline` for generate, `live` for chat.
+    """
+    if name == "auto":
+        name = default if is_terminal or color == "always" else "off"
+    sanitizer: Sanitizer = partial(sanitize, ascii_only=is_ascii_only(console))
+    if sanitize_mode == "never" or (sanitize_mode == "auto" and name == "off" and not is_terminal):
+        sanitizer = unchanged
+    if name == "off":
+        return PlainView(binary, sanitizer)
+    if name == "live":
+        return LiveView(console, sanitizer)
+    if name == "text":
+        return TextView(console, sanitizer)
+    if name == "steps":
+        return StepsView(console, sanitizer)
+    return InlineView(console, sanitizer)

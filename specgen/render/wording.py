@@ -1,0 +1,51 @@
+"""Numbers and models in, the words for them out: one spelling of each for banner, summary and tables."""
+
+from __future__ import annotations
+
+from specgen.render.sanitize import one_line
+from specgen.report import ModelInfo, RunInfo
+
+
+def format_rate(rate: float | None) -> str:
+    """A fraction as percent; `n/a` if there is none, never 0 %."""
+    return "n/a" if rate is None else f"{100 * rate:.1f} %"
+
+
+def format_duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+
+
+def format_size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def format_model(model: ModelInfo, *, ascii_only: bool = False) -> str:
+    """Name, format, device and size of a model on one safe line."""
+    size = f" {format_size(model.num_bytes)}" if model.num_bytes > 0 else ""
+    remark = f" ({model.remark})" if model.remark else ""
+    return one_line(f"{model.name} {model.quant} {model.dtype} {model.device}{size}{remark}", ascii_only=ascii_only)
+
+
+def format_draft(info: RunInfo, *, ascii_only: bool = False) -> str:
+    """What proposes the drafts."""
+    if info.draft is not None:
+        return format_model(info.draft, ascii_only=ascii_only)
+    return "none, plain decoding" if info.drafter == "none" else f"prompt {info.drafter}, no model"
+
+
+def format_settings(info: RunInfo) -> str:
+    """Draft length, budget and sampling; only what is switched on."""
+    sampling = info.sampling
+    words = [f"drafts of up to {info.num_draft_tokens} tokens"] if info.drafter != "none" else []
+    words.append(f"up to {info.max_new_tokens} new tokens")
+    if sampling.is_greedy:
+        words.append("greedy")
+    else:
+        words.append(f"temperature {sampling.temperature:g}")
+        words += [f"top-k {sampling.top_k}"] if sampling.top_k else []
+        words += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+        words += [f"min-p {sampling.min_p:g}"] if sampling.min_p else []
+        words.append(f"seed {sampling.seed}")
+    if sampling.repetition_penalty != 1:
+        words.append(f"repetition penalty {sampling.repetition_penalty:g}")
+    return ", ".join(words) + (" (sampling from the model's own settings)" if info.sampling_source == "model" else "")

@@ -1,0 +1,169 @@
+"""What render tests share: rounds to show, a console on a string, and a terminal (pyte) that tells what it was sent."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyte
+from hypothesis import strategies as st
+from rich.console import Console
+
+from specgen.events import FinalText, Finish, Piece, Round, RoundText, TextEvent, TokenState
+from specgen.render.terminal import ColorMode, make_console
+from specgen.render.view import View
+
+ACCEPTED, REJECTED, DISCARDED = TokenState.ACCEPTED, TokenState.REJECTED, TokenState.DISCARDED
+CORRECTION, BONUS, TARGET = TokenState.CORRECTION, TokenState.BONUS, TokenState.TARGET
+
+
+class Terminal(io.StringIO):
+    """A text stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+class CountingStream(io.StringIO):
+    """A text stream that counts writes and flushes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_writes = 0
+        self.num_flushes = 0
+
+    def write(self, text: str, /) -> int:
+        self.num_writes += 1
+        return super().write(text)
+
+    def flush(self) -> None:
+        self.num_flushes += 1
+        super().flush()
+
+
+class Screen(pyte.HistoryScreen):
+    """A terminal that remembers which controls it was sent."""
+
+    def __init__(self, columns: int, lines: int = 8) -> None:
+        super().__init__(columns, lines, history=100_000, ratio=1.0)
+        self.controls: set[str] = set()
+
+
+class _Recorder:
+    """Stands before a screen and writes down every control but drawing."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def __getattr__(self, name: str) -> Any:
+        if name in pyte.Stream.events and name != "draw":
+            self._screen.controls.add(name)
+        return getattr(self._screen, name)
+
+
+def render_screen(output: str, columns: int, lines: int = 8) -> Screen:
+    """Feed output to a fresh terminal as a tty line discipline would (newline becomes CR LF)."""
+    screen = Screen(columns, lines)
+    stream = pyte.Stream()
+    # Attaching looks at every control once; they count only from here on.
+    stream.attach(_Recorder(screen))
+    screen.controls.clear()
+    # One by one: after a character of no width, pyte forgets the rest of what it was fed at once.
+    for character in output.replace("\n", "\r\n"):
+        stream.feed(character)
+    return screen
+
+
+def scrollback(screen: Screen) -> list[str]:
+    """All rows a reader can scroll through, without trailing blanks."""
+    history = ["".join(row[x].data for x in range(screen.columns)) for row in screen.history.top]
+    rows = [row.rstrip() for row in (*history, *screen.display)]
+    while rows and not rows[-1]:
+        rows.pop()
+    return rows
+
+
+def terminal_console(mode: ColorMode = "auto", columns: int = 80, **environ: str) -> Console:
+    return make_console(Terminal(), mode, {"COLUMNS": str(columns), "LINES": "8", "TERM": "xterm", **environ})
+
+
+def pipe_console(mode: ColorMode = "auto", **environ: str) -> Console:
+    return make_console(CountingStream(), mode, environ)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def pieces(*texts_and_states: tuple[str, TokenState]) -> tuple[Piece, ...]:
+    return tuple(Piece(id_, text, state) for id_, (text, state) in enumerate(texts_and_states))
+
+
+def round_text(*texts_and_states: tuple[str, TokenState], index: int = 0, seconds: float = 0.031) -> RoundText:
+    """A round whose counts agree with its pieces."""
+    made = pieces(*texts_and_states)
+    draft = [piece for piece in made if piece.state in (ACCEPTED, REJECTED, DISCARDED)]
+    own = [piece for piece in made if piece not in draft]
+    num_accepted = sum(piece.state is ACCEPTED for piece in draft)
+    ids = tuple(piece.id for piece in draft)
+    return RoundText(Round(index, ids, num_accepted, own[0].id if own else None, 0, 0.01, seconds - 0.01, 0.0), made)
+
+
+EXAMPLE = round_text(
+    (" The", ACCEPTED),
+    (" quick", ACCEPTED),
+    (" dog", REJECTED),
+    (" and", DISCARDED),
+    (" cat", DISCARDED),
+    (" fox", CORRECTION),
+)
+
+
+def final(text: str = "") -> FinalText:
+    return FinalText(text, Finish("stop"))
+
+
+def show_all(view: View, events: Iterable[TextEvent]) -> None:
+    for event in events:
+        view.show(event)
+    view.close()
+
+
+def answer(events: Iterable[TextEvent]) -> str:
+    """The answer by its definition: kept text of all rounds, then what was held back."""
+    return "".join(
+        event.kept if isinstance(event, RoundText) else event.text
+        for event in events
+        if isinstance(event, (RoundText, FinalText))
+    )
+
+
+def rounds(texts: st.SearchStrategy[str]) -> st.SearchStrategy[RoundText]:
+    """Rounds of every shape: no draft, all accepted, cut after any token, ended by the draft."""
+
+    def build(accepted: Sequence[str], refused: Sequence[str], own: str | None) -> RoundText:
+        states = [(text, ACCEPTED) for text in accepted]
+        states += [(text, DISCARDED if index else REJECTED) for index, text in enumerate(refused)]
+        if own is None and not refused and accepted:
+            return round_text(*states)
+        state = CORRECTION if refused else BONUS if accepted else TARGET
+        return round_text(*states, (own or "", state))
+
+    return st.builds(
+        build,
+        st.lists(texts, max_size=4),
+        st.lists(texts, max_size=4),
+        st.one_of(st.none(), texts),
+    )
+
+
+def generations(texts: st.SearchStrategy[str], max_rounds: int = 12) -> st.SearchStrategy[list[TextEvent]]:
+    return st.builds(
+        lambda shown, held: [*shown, final(held)],
+        st.lists(rounds(texts), max_size=max_rounds),
+        st.one_of(st.just(""), texts),
+    )

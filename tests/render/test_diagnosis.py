@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from specgen.render.diagnosis import what_to_try, why_slower
+from tests.render.runs import counts, info, report
+
+
+def test_an_expensive_draft_is_named_with_its_share() -> None:
+    run = report(counts((5, 5), draft_seconds=0.06, verify_seconds=0.02), 0.01)
+
+    assert why_slower(run) == (
+        "a round takes as long as 8.0 steps of the target alone and yields 6.0 tokens: drafting takes 75 % of the time"
+    )
+    assert what_to_try(run) == "-k 2, a smaller or quantized draft model, or --draft none"
+
+
+def test_a_draft_that_is_mostly_wrong_is_named_with_its_rate() -> None:
+    run = report(counts((5, 0), (5, 0), (5, 1)), 0.02)
+
+    assert "only 25 % of the tested draft tokens were right" in why_slower(run)
+    assert what_to_try(run) == "-k 2, a draft model of the target's own family, or --draft none"
+
+
+def test_both_causes_are_named() -> None:
+    run = report(counts((5, 0), draft_seconds=0.06), 0.02)
+
+    assert "drafting takes 75 % of the time and only 0 % of the tested draft tokens were right" in why_slower(run)
+
+
+def test_otherwise_verification_is_what_costs() -> None:
+    run = report(counts((5, 4), draft_seconds=0.01, verify_seconds=0.09), 0.015)
+
+    assert why_slower(run).endswith("checking 6 tokens at once costs this target 6.0x a single token")
+
+
+def test_the_shortest_draft_can_only_be_left_out() -> None:
+    run = report(counts((1, 1), verify_seconds=0.09), 0.01, info=info("lookup", 1))
+
+    assert what_to_try(run) == "--draft none"
+
+
+def test_a_run_that_gained_or_was_not_measured_needs_no_reason() -> None:
+    assert why_slower(report(counts((5, 5)), 0.02)) == ""
+    assert why_slower(report(counts((5, 5)), None)) == ""
+    assert why_slower(report(counts((5, 5)), 0.0)) == ""
+    assert why_slower(report(counts(), 0.02)) == ""
+    assert why_slower(report(counts((0, 0)), 0.02, info=info("none", 0))) == ""

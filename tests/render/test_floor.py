@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import specgen.render
+
+FOLDER = Path(specgen.render.__path__[0])
+MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+ALLOWED = (
+    "specgen.errors",
+    "specgen.settings",
+    "specgen.events",
+    "specgen.metrics",
+    "specgen.report",
+    "specgen.render",
+)
+
+
+def test_importing_every_module_loads_no_model_library() -> None:
+    imports = "".join(f"import specgen.render.{module}\n" for module in MODULES)
+    heavy = "{'torch', 'transformers', 'tokenizers', 'numpy', 'specgen.engine', 'specgen.loading', 'specgen.cli'}"
+    script = f"import sys\n{imports}assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
+
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_render_knows_rich_and_the_words_of_the_house_only(module: str) -> None:
+    tree = ast.parse((FOLDER / f"{module}.py").read_text())
+
+    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+
+    for name in names:
+        top = name.partition(".")[0]
+        assert top == "rich" or top in sys.stdlib_module_names or name.startswith(ALLOWED) or name == "specgen"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_stay_small_and_say_their_boundary(module: str) -> None:
+    source = (FOLDER / f"{module}.py").read_text()
+
+    assert len(source.splitlines()) <= 250
+    assert ast.get_docstring(ast.parse(source))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from specgen.render.inline import InlineView
+from specgen.render.live import LiveView
+from specgen.render.plain import PlainView
+from specgen.render.steps import StepsView
+from specgen.render.terminal import ColorMode
+from specgen.render.text import TextView
+from specgen.render.views import SanitizeMode, ViewName, choose_view
+from tests.render.screens import EXAMPLE, TARGET, pipe_console, round_text, show_all, terminal_console, written
+
+
+@pytest.mark.parametrize(
+    ("name", "is_terminal", "color", "expected"),
+    [
+        ("auto", True, "auto", InlineView),
+        ("auto", True, "never", InlineView),
+        ("auto", False, "auto", PlainView),
+        ("auto", False, "never", PlainView),
+        ("auto", False, "always", InlineView),
+        ("off", True, "auto", PlainView),
+        ("inline", False, "auto", InlineView),
+        ("live", True, "auto", LiveView),
+        ("text", False, "auto", TextView),
+        ("steps", True, "auto", StepsView),
+    ],
+)
+def test_the_view_follows_the_wish_and_the_stream(
+    name: ViewName, is_terminal: bool, color: ColorMode, expected: type
+) -> None:
+    console = terminal_console(color) if is_terminal else pipe_console(color)
+
+    view = choose_view(name, console=console, binary=io.BytesIO(), is_terminal=is_terminal, color=color)
+
+    assert type(view) is expected
+
+
+def test_a_command_has_its_own_default_on_a_terminal() -> None:
+    view = choose_view("auto", console=terminal_console(), binary=io.BytesIO(), is_terminal=True, default="live")
+
+    assert type(view) is LiveView
+
+
+def test_force_color_does_not_put_a_view_into_a_pipe() -> None:
+    console = pipe_console(FORCE_COLOR="1")
+
+    assert type(choose_view("auto", console=console, binary=io.BytesIO(), is_terminal=False)) is PlainView
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_terminal", "expected"),
+    [
+        ("auto", False, b"\x1bc\n"),
+        ("auto", True, "␛c\n".encode()),
+        ("always", False, "␛c\n".encode()),
+        ("never", True, b"\x1bc\n"),
+    ],
+)
+def test_plain_text_is_sanitized_where_eyes_are_or_on_demand(
+    mode: SanitizeMode, is_terminal: bool, expected: bytes
+) -> None:
+    binary = io.BytesIO()
+    console = terminal_console() if is_terminal else pipe_console()
+
+    view = choose_view("off", console=console, binary=binary, is_terminal=is_terminal, sanitize_mode=mode)
+    show_all(view, [round_text(("\x1bc", TARGET))])
+
+    assert binary.getvalue() == expected
+
+
+def test_an_explicit_view_in_a_pipe_is_marked_or_coloured_as_colour_says() -> None:
+    marked, coloured = pipe_console(), pipe_console("always")
+
+    for console in (marked, coloured):
+        show_all(choose_view("inline", console=console, binary=io.BytesIO(), is_terminal=False), [EXAMPLE])
+
+    assert written(marked) == " The quick[- dog +2-]{+ fox+}\n"
+    assert "\x1b[1;36m" in written(coloured)
+    assert "[-" not in written(coloured)
+
+
+def test_an_explicit_view_in_a_pipe_is_sanitized_unless_forbidden() -> None:
+    safe, raw = pipe_console(), pipe_console()
+
+    for console, mode in ((safe, "auto"), (raw, "never")):
+        view = choose_view("text", console=console, binary=io.BytesIO(), is_terminal=False, sanitize_mode=mode)
+        show_all(view, [round_text(("\x1bc", TARGET))])
+
+    assert "\x1b" not in written(safe)
+    assert "\x1b" in written(raw)
