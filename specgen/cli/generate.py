@@ -1,0 +1,230 @@
+"""`specgen generate`: options in, one answer out. Everything heavy is imported inside, once the input is known good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specgen.cli import options as o
+from specgen.cli.output import Answer, Format, Messages, silence_stdout
+from specgen.cli.prompt_input import read_prompt
+from specgen.cli.request import (
+    PromptOptions,
+    SamplingOptions,
+    build_request,
+    check_stops,
+    session_settings,
+    system_message,
+    template_options_from,
+)
+from specgen.cli.signals import Stopped, StopSignals
+from specgen.errors import SettingsError, SpecgenError
+from specgen.render.progress import LoadProgress
+
+if TYPE_CHECKING:
+    from specgen.generation import Generation, Request
+    from specgen.plan import Plan, SessionSettings
+    from specgen.session import Session
+
+EPILOG = """Examples:
+
+specgen generate "Why is the sky blue?"
+
+specgen generate -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct -k 4 "Write a haiku."
+
+git diff | specgen generate "Write a commit message for this change." > message.txt
+
+specgen generate --json "List three colours." | jq -r .text"""
+
+
+def generate(
+    prompt_argument: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]", help="The prompt. - reads stdin; piped text goes before the prompt.", show_default=False
+        ),
+    ] = None,
+    prompt_option: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.", rich_help_panel=o.INPUT)
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file",
+            "-f",
+            help="Text that goes before the prompt; - is stdin. Can be repeated.",
+            rich_help_panel=o.INPUT,
+            show_default=False,
+        ),
+    ] = None,
+    use_stdin: Annotated[
+        bool | None,
+        typer.Option(
+            "--stdin/--no-stdin",
+            help="Read stdin or not. Default: if it is a pipe or a file.",
+            rich_help_panel=o.INPUT,
+            show_default=False,
+        ),
+    ] = None,
+    system: o.System = None,
+    system_file: o.SystemFile = None,
+    chat_template: o.ChatTemplate = "auto",
+    chat_template_kwargs: o.ChatTemplateKwargs = None,
+    target: o.Target = "",
+    draft: o.DraftName = o.DEFAULT_DRAFT,
+    quant: o.Quant = "auto",
+    draft_quant: o.DraftQuant = "auto",
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    draft_device: o.DraftDevice = None,
+    revision: o.Revision = None,
+    draft_revision: o.DraftRevision = None,
+    offline: o.Offline = False,
+    num_draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
+    baseline: o.Baseline = "calibrate",
+    strict: o.Strict = False,
+    max_new_tokens: o.MaxNewTokens = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    ignore_eos: o.IgnoreEos = False,
+    view: o.View = "auto",
+    color: o.Color = "auto",
+    sanitize: o.Sanitize = "auto",
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format", help="text, json (one document) or ndjson (an event per line).", rich_help_panel=o.OUTPUT
+        ),
+    ] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The same as --format json.", rich_help_panel=o.OUTPUT)
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the plain answer to this file as well.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    stats: o.Stats = True,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+) -> None:
+    """Answer one prompt: the draft guesses, the target checks, and you see which guesses it kept."""
+    if as_json and form not in ("auto", "json"):
+        raise SettingsError(f"--json and --format {form} exclude each other", "give one of them")
+    form = "json" if as_json else form
+    messages = Messages(color, quiet)
+    answer = Answer(form, view, color, sanitize, output)
+    generation: Generation | None = None
+    with StopSignals() as signals:
+        try:
+            sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+            # Range errors are told before anything is read or loaded.
+            sampling.resolve(None)
+            prompt = PromptOptions(
+                read_prompt(prompt_argument, prompt_option, files or [], use_stdin, is_chat=chat_template != "none"),
+                system_message(system, system_file),
+                chat_template,
+                template_options_from(chat_template_kwargs),
+            )
+            check_stops(stop or [])
+            with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
+                progress.stage("starting")
+                _prepare(verbose > 1)
+                plan = _plan(
+                    session_settings(
+                        o.model_settings(target, quant, dtype, device, revision, offline),
+                        o.model_settings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline),
+                    ),
+                    progress,
+                )
+                request = build_request(
+                    plan, prompt, sampling, max_new_tokens, num_draft_tokens, tuple(stop or ()), ignore_eos, strict
+                )
+                session = _open(plan, progress)
+            generation = _new_generation(session, request)
+            _run(generation, answer, messages, signals, banner=view != "off" and answer.view is not None)
+            wants_figures = (stats and not quiet) or form in ("json", "ndjson")
+            if wants_figures and not signals.exit_code:
+                signals.listener = generation.interrupt
+                generation.measure_baseline(baseline)
+            report = generation.report()
+            answer.finish(report)
+            if stats:
+                messages.summary(report)
+            answer.save()
+        except BrokenPipeError:
+            silence_stdout()
+            return
+        except Stopped as stopped:
+            answer.close()
+            if generation is not None:
+                answer.finish(generation.report())
+                answer.save()
+            raise typer.Exit(stopped.exit_code) from None
+        except SpecgenError as error:
+            _fail(error, answer, messages, generation, stats)
+        if signals.exit_code:
+            raise typer.Exit(signals.exit_code)
+
+
+def _run(generation: Generation, answer: Answer, messages: Messages, signals: StopSignals, *, banner: bool) -> None:
+    if banner:
+        messages.banner(generation.info)
+    for notice in generation.session.notices:
+        messages.warning(notice)
+    answer.start(generation.info)
+    signals.listener = generation.interrupt
+    try:
+        for event in generation:
+            answer.show(event)
+    finally:
+        signals.listener = None
+        answer.close()
+    for notice in generation.notices:
+        messages.warning(notice)
+
+
+def _fail(error: SpecgenError, answer: Answer, messages: Messages, generation: Generation | None, stats: bool) -> None:
+    """Tell an error; what was produced before it stands."""
+    report = None if generation is None or not generation.counts.num_rounds else generation.report()
+    try:
+        answer.close()
+        answer.fail(error, report)
+        if report is not None:
+            answer.save()
+    except (BrokenPipeError, SpecgenError):
+        silence_stdout()
+    if report is not None and stats:
+        messages.summary(report)
+    messages.error(error)
+    raise typer.Exit(error.exit_code) from error
+
+
+def _prepare(verbose: bool) -> None:
+    from specgen.loading.libraries import prepare_libraries
+
+    prepare_libraries(verbose)
+
+
+def _plan(settings: SessionSettings, progress: LoadProgress) -> Plan:
+    from specgen.plan import Plan
+
+    return Plan(settings, progress)
+
+
+def _open(plan: Plan, progress: LoadProgress) -> Session:
+    from specgen.session import open_session
+
+    return open_session(plan, progress)
+
+
+def _new_generation(session: Session, request: Request) -> Generation:
+    from specgen.generation import Generation
+
+    return Generation(session, request)

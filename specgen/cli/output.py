@@ -1,0 +1,199 @@
+"""Where the answer goes: a view, JSON, a file; and what the person at the terminal is told beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, BinaryIO, Literal
+
+from rich.console import Console
+
+from specgen.errors import OutputError, SpecgenError
+from specgen.events import FinalText, Notice, RoundText, TextEvent
+from specgen.render.jsonl import NdjsonView, dumps, error_document, result_document, start_document
+from specgen.render.messages import format_banner, format_error, format_notice
+from specgen.render.plain import ByteSink
+from specgen.render.summary import format_summary
+from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_ascii_only, is_terminal, make_console
+from specgen.render.view import View
+from specgen.render.views import SanitizeMode, ViewName, choose_view
+from specgen.report import RunInfo, RunReport
+
+Format = Literal["auto", "text", "json", "ndjson"]
+
+
+class Messages:
+    """What is said on stderr. A stderr that is closed or full changes nothing about the answer.
+
+    Args:
+        color: What `--color` said.
+        quiet: Only errors.
+        environ: The environment.
+    """
+
+    def __init__(self, color: ColorMode, quiet: bool, environ: Mapping[str, str] | None = None) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._color = color
+        self.quiet = quiet
+        # A closed stderr is None in Python; the null device takes everything.
+        stream: IO[str] = sys.stderr if sys.stderr is not None else open(os.devnull, "w")  # noqa: SIM115
+        self.stream = stream
+        self.console = make_console(stream, color, self._environ)
+
+    @property
+    def is_terminal(self) -> bool:
+        return is_terminal(self.stream)
+
+    def banner(self, info: RunInfo) -> None:
+        """What runs, before the first token; for people at a terminal only."""
+        if not self.quiet and self.is_terminal:
+            self._print(format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console)))
+
+    def summary(self, report: RunReport) -> None:
+        if not self.quiet:
+            width = self.console.width if self.is_terminal else 100
+            self._print(format_summary(report, width, ascii_only=is_ascii_only(self.console)))
+
+    def warning(self, message: str) -> None:
+        if not self.quiet:
+            self._print(format_notice(Notice("notice", message), ascii_only=is_ascii_only(self.console)))
+
+    def error(self, error: SpecgenError) -> None:
+        self._print(format_error(error, ascii_only=is_ascii_only(self.console)))
+
+    def _has_marks(self) -> bool:
+        return decide_color(self._color, self.stream, self._environ).level is ColorLevel.MARKS
+
+    def _print(self, text: object) -> None:
+        try:
+            self.console.print(text, soft_wrap=True)
+        except (OSError, ValueError):
+            return
+
+
+class Answer:
+    """The answer's way out: stdout in the wanted form, and a file if one was named.
+
+    Args:
+        form: `auto` and `text` write the answer, `json` one document, `ndjson` an event per line.
+        view: What `--view` said.
+        color: What `--color` said.
+        sanitize_mode: What `--sanitize` said.
+        path: A file that gets the plain answer as well.
+
+    Raises:
+        OutputError: stdout is closed, or the file's folder does not exist.
+    """
+
+    def __init__(
+        self, form: Format, view: ViewName, color: ColorMode, sanitize_mode: SanitizeMode, path: Path | None
+    ) -> None:
+        if sys.stdout is None:
+            raise OutputError("cannot write the answer: stdout is closed", "leave stdout open, or send it to a file")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise OutputError(f"cannot write the answer: no folder {path.absolute().parent}", "make it first")
+        self.form = form
+        self._path = path
+        self._text: list[str] = []
+        binary: BinaryIO = sys.stdout.buffer
+        self._json = NdjsonView(binary) if form == "ndjson" else None
+        self._document_sink = ByteSink(binary) if form == "json" else None
+        self.view: View | None = None
+        if form in ("auto", "text"):
+            # The console writes text; an ASCII locale must not turn the answer into an exception.
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+            console: Console = make_console(sys.stdout, color, os.environ)
+            self.view = choose_view(
+                view,
+                console=console,
+                binary=binary,
+                is_terminal=is_terminal(sys.stdout),
+                color=color,
+                sanitize_mode=sanitize_mode,
+            )
+
+    def start(self, info: RunInfo) -> None:
+        if self._json is not None:
+            self._json.write(start_document(info, datetime.now(UTC)))
+
+    def show(self, event: TextEvent) -> None:
+        """Show an event.
+
+        Raises:
+            BrokenPipeError: The reader of stdout is gone.
+            OutputError: stdout takes nothing more.
+        """
+        if isinstance(event, RoundText):
+            self._text.append(event.kept)
+        elif isinstance(event, FinalText):
+            self._text.append(event.text)
+        target = self.view if self.view is not None else self._json
+        if target is not None:
+            target.show(event)
+
+    def close(self) -> None:
+        """End the last line and put the terminal back; can be called again."""
+        if self.view is not None:
+            self.view.close()
+
+    def finish(self, report: RunReport) -> None:
+        """Write what comes after the text: the document, the file."""
+        if self._json is not None:
+            self._json.write(result_document(report))
+        if self._document_sink is not None:
+            self._document_sink.write((dumps(result_document(report)) + "\n").encode())
+
+    def fail(self, error: SpecgenError, report: RunReport | None) -> None:
+        """Say in JSON that a run failed. `--json` stays one document: the result so far, with the error in it."""
+        document = error_document(error)
+        if self._json is not None:
+            if report is not None:
+                self._json.write(result_document(report))
+            self._json.write(document)
+        if self._document_sink is not None:
+            whole = document if report is None else {**result_document(report), "error": document}
+            self._document_sink.write((dumps(whole) + "\n").encode())
+
+    def save(self) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            OutputError: The file can't be written; the answer is on stdout.
+        """
+        if self._path is None:
+            return
+        text = "".join(self._text)
+        text = text if text.endswith("\n") or not text else text + "\n"
+        folder = self._path.absolute().parent
+        temporary: str | None = None
+        try:
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{self._path.name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode("utf-8", "replace"))
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, self._path)
+        except OSError as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+
+def silence_stdout() -> None:
+    """Point stdout at the null device: the interpreter flushes it once more on its way out."""
+    if sys.stdout is not None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

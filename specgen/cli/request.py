@@ -1,0 +1,144 @@
+"""Options as given in, checked settings and prompt ids out. Heavy modules are imported inside."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specgen.cli.prompt_input import decode, read_capped
+from specgen.errors import PromptError, SettingsError
+from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
+
+if TYPE_CHECKING:
+    from specgen.generation import Request
+    from specgen.plan import Plan, SessionSettings
+
+DEFAULT_MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """How the prompt is made into ids.
+
+    Args:
+        text: The prompt.
+        system: System message, if any.
+        template: `auto`, `none` or a file name.
+        template_options: Variables for the template.
+    """
+
+    text: str
+    system: str | None
+    template: str
+    template_options: dict[str, Any]
+
+    @property
+    def is_raw(self) -> bool:
+        return self.template == "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """Sampling options as given; None means the model's own."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+
+    def resolve(self, defaults: SamplingSettings | None) -> tuple[SamplingSettings, str]:
+        """Effective settings, and where they come from: `options`, `model` or `default`."""
+        base = defaults or SamplingSettings()
+        given = {
+            name: value
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            if (value := getattr(self, name)) is not None
+        }
+        # A drawn seed is shown at the end, so that any run can be repeated.
+        seed = self.seed if self.seed is not None else random.SystemRandom().randrange(2**31)
+        values = {
+            name: given.get(name, getattr(base, name))
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        }
+        source = "options" if given else "model" if defaults is not None else "default"
+        return SamplingSettings(**values, seed=seed), source
+
+
+def session_settings(target: ModelSettings, draft: ModelSettings) -> SessionSettings:
+    from specgen.plan import SessionSettings
+
+    if draft.name in ("lookup", "none"):
+        return SessionSettings(target, drafter="lookup" if draft.name == "lookup" else "none")
+    return SessionSettings(target, drafter="model", draft=draft)
+
+
+def build_request(
+    plan: Plan,
+    prompt: PromptOptions,
+    sampling_options: SamplingOptions,
+    max_new_tokens: int | None,
+    num_draft_tokens: int,
+    stops: tuple[str, ...],
+    ignore_eos: bool,
+    strict: bool,
+) -> Request:
+    from specgen.generation import Request
+
+    ids = _prompt_ids(plan, prompt)
+    sampling, source = sampling_options.resolve(plan.sampling_defaults)
+    budget = plan.budget(len(ids), max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
+    limits = DecodeSettings(budget, num_draft_tokens, frozenset() if ignore_eos else plan.end_ids, strict)
+    return Request(ids, limits, sampling, source, stops, prompt.is_raw)
+
+
+def _prompt_ids(plan: Plan, prompt: PromptOptions) -> list[int]:
+    from specgen.prompting import Message, encode_messages, encode_text
+
+    if prompt.is_raw:
+        if prompt.system is not None:
+            raise SettingsError("--system needs a chat template", "leave out --chat-template none")
+        return encode_text(plan.tokenizer, prompt.text)
+    template = None if prompt.template == "auto" else _read_text(Path(prompt.template), "template")
+    messages = [] if prompt.system is None else [Message("system", prompt.system)]
+    return encode_messages(
+        plan.tokenizer,
+        [*messages, Message("user", prompt.text)],
+        template=template,
+        template_options=prompt.template_options,
+    )
+
+
+def system_message(text: str | None, path: Path | None) -> str | None:
+    if text is not None and path is not None:
+        raise SettingsError("the system message is given twice, with --system and --system-file", "give one of them")
+    return text if path is None else _read_text(path, "system")
+
+
+def _read_text(path: Path, what: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return decode(read_capped(file, str(path)), str(path))
+    except OSError as error:
+        raise PromptError(f"can't read the {what} file {path}: {error.strerror or error}") from error
+
+
+def template_options_from(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--chat-template-kwargs is not JSON: {error}", """quote it: '{"key": true}'""") from error
+    if not isinstance(options, dict):
+        raise SettingsError("--chat-template-kwargs is no JSON object", """give one: '{"key": true}'""")
+    return options
+
+
+def check_stops(stops: list[str]) -> None:
+    if "" in stops:
+        raise SettingsError("--stop is empty", "give the text that ends the answer")

@@ -1,0 +1,208 @@
+"""A session and a request in, events with text and a report out: one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from specgen.engine.decoding import decode, device_clock
+from specgen.engine.drafters import NoDrafter
+from specgen.engine.randomness import TorchRandomness
+from specgen.errors import MemoryShortageError, NumericalError, SpecgenError
+from specgen.events import Event, FinalText, Finish, FinishReason, Notice, Prefill, Round, RoundText, TextEvent
+from specgen.metrics import Baseline, Counts
+from specgen.report import RunInfo, RunReport
+from specgen.session import Session, peak_memory_bytes
+from specgen.settings import BaselineMethod, DecodeSettings, SamplingSettings
+from specgen.text import Detokenizer, StopStrings, with_text
+
+NUM_CALIBRATION_TOKENS = 8
+"""Target-only steps timed for the quick baseline, after one that is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer wanted.
+
+    Args:
+        prompt_ids: At least one token.
+        decode: Limits.
+        sampling: How tokens are chosen.
+        sampling_source: Where that came from, for the report.
+        stops: Stop strings.
+        is_raw: The prompt is no chat: the answer continues its last word.
+    """
+
+    prompt_ids: Sequence[int]
+    decode: DecodeSettings
+    sampling: SamplingSettings
+    sampling_source: str = "default"
+    stops: tuple[str, ...] = ()
+    is_raw: bool = False
+
+
+class Generation:
+    """One answer: iterate for its events, then ask for its report.
+
+    After `interrupt()` the iteration ends behind the round in progress. If the target breaks, the iteration yields the
+    final text first and then raises, so nothing already produced is lost.
+    """
+
+    def __init__(self, session: Session, request: Request) -> None:
+        self.session = session
+        self.request = request
+        self.info = _run_info(session, request)
+        self.counts = Counts()
+        self.baseline: Baseline | None = None
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason = "interrupted"
+        self.stop_text: str | None = None
+        self._notices = list(session.notices)
+        self._is_interrupted = False
+        self._error: SpecgenError | None = None
+        self._started = perf_counter()
+        self._ended = self._started
+
+    def interrupt(self) -> None:
+        """End the answer after the round in progress. Safe to call from a signal handler."""
+        self._is_interrupted = True
+
+    def __iter__(self) -> Iterator[TextEvent]:
+        request, session = self.request, self.session
+        self._started = perf_counter()
+        session.roll_back_to(request.prompt_ids)
+        randomness = TorchRandomness(request.sampling.seed, session.target.device)
+        detokenizer = self._detokenizer()
+        stop = StopStrings(detokenizer.fork(), request.stops) if request.stops else None
+        events = decode(
+            session.target,
+            session.drafter(request.sampling, randomness),
+            request.prompt_ids,
+            request.decode,
+            request.sampling,
+            randomness,
+            stop=stop,
+            clock=device_clock(*session.devices),
+        )
+        for event in with_text(self._until_ended(events), detokenizer, request.stops):
+            self._observe(event)
+            yield event
+        self.stop_text = None if stop is None else stop.matched
+        self._ended = perf_counter()
+        if self._error is not None:
+            raise self._error
+
+    def measure_baseline(self, method: BaselineMethod) -> Baseline | None:
+        """Time the target alone on the same prompt, through the same loop; the caches are rolled back for it.
+
+        Returns:
+            None if there is nothing to compare with (no drafter, no answer) or `method` is `off`.
+        """
+        if method == "off" or self.info.drafter == "none" or not self.counts.num_rounds or self._wants_end():
+            return None
+        num_tokens = len(self.token_ids) if method == "full" else min(NUM_CALIBRATION_TOKENS, len(self.token_ids))
+        num_uncounted = 0 if method == "full" else 1
+        request, session = self.request, self.session
+        session.roll_back_to(request.prompt_ids)
+        events = decode(
+            session.target,
+            NoDrafter(),
+            request.prompt_ids,
+            DecodeSettings(num_tokens + num_uncounted, num_draft_tokens=0),
+            request.sampling,
+            TorchRandomness(request.sampling.seed, session.target.device),
+            clock=device_clock(*session.devices),
+        )
+        counts = Counts()
+        ids: list[int] = []
+        for event in events:
+            if isinstance(event, Round):
+                ids += event.token_ids
+                if event.index >= num_uncounted:
+                    counts.observe(event)
+            if self._wants_end():
+                return None
+        compared = method == "full" and request.sampling.is_greedy
+        difference = _first_difference(ids, self.token_ids) if compared else None
+        assert counts.tpot_seconds is not None
+        self.baseline = Baseline(method, counts.num_emitted, counts.tpot_seconds, difference, compared)
+        return self.baseline
+
+    def report(self) -> RunReport:
+        return RunReport(
+            info=self.info,
+            counts=self.counts,
+            text=self.text,
+            finish_reason=self.finish_reason,
+            total_seconds=self._ended - self._started,
+            peak_memory_bytes=peak_memory_bytes(self.session.devices),
+            baseline=self.baseline,
+            stop_text=self.stop_text,
+            notices=tuple(self._notices),
+        )
+
+    @property
+    def notices(self) -> list[str]:
+        """What came up during the answer, loading's own notices left out."""
+        return self._notices[len(self.session.notices) :]
+
+    def _detokenizer(self) -> Detokenizer:
+        # Only a raw prompt is continued in the middle of a line, where its last tokens decide about spaces.
+        context = self.request.prompt_ids[-4:] if self.request.is_raw else ()
+        return Detokenizer(self.session.plan.tokenizer.backend_tokenizer, context)
+
+    def _until_ended(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Events up to an interrupt or an error; both become a `Finish`."""
+        try:
+            for event in events:
+                if isinstance(event, Round):
+                    self.session.text_ids += event.token_ids
+                yield event
+                if self._wants_end() and not isinstance(event, Finish):
+                    yield Finish("interrupted")
+                    return
+        except SpecgenError as error:
+            self._error = error
+            yield Finish(_reason(error))
+
+    def _wants_end(self) -> bool:
+        return self._is_interrupted
+
+    def _observe(self, event: TextEvent) -> None:
+        if isinstance(event, Prefill):
+            self.counts.observe_prefill(event)
+        elif isinstance(event, RoundText):
+            self.counts.observe(event.round)
+            self.token_ids += event.round.token_ids
+            self.text += event.kept
+        elif isinstance(event, Notice):
+            self._notices.append(event.message)
+        elif isinstance(event, FinalText):
+            self.text += event.text
+            self.finish_reason = event.finish.reason
+
+
+def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+
+
+def _reason(error: SpecgenError) -> FinishReason:
+    if isinstance(error, NumericalError):
+        return "numerical"
+    return "memory" if isinstance(error, MemoryShortageError) else "error"
+
+
+def _run_info(session: Session, request: Request) -> RunInfo:
+    kind = session.plan.settings.drafter
+    return RunInfo(
+        target=session.target_info,
+        draft=session.draft_info,
+        drafter=kind,
+        num_draft_tokens=0 if kind == "none" else request.decode.num_draft_tokens,
+        sampling=request.sampling,
+        sampling_source=request.sampling_source,
+        max_new_tokens=request.decode.max_new_tokens,
+        load_seconds=session.load_seconds,
+    )

@@ -1,0 +1,90 @@
+"""Model settings in, all that is known without weights out: folders, tokenizers, windows, whether the pair fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+from specgen.errors import PromptError
+from specgen.loading.config_check import ConfigFacts, check_folder
+from specgen.loading.pairs import Pairing, compare_tokenizers
+from specgen.loading.progress import SILENT, LoadReport
+from specgen.loading.sources import ModelFolder, prepare_folder
+from specgen.loading.tokenizer import check_rows, end_ids, generation_defaults, load_tokenizer
+from specgen.settings import ModelSettings
+
+DrafterKind = Literal["model", "lookup", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """Which models work together.
+
+    Args:
+        target: The model whose text is wanted.
+        drafter: What drafts.
+        draft: The draft model, for `drafter="model"`.
+    """
+
+    target: ModelSettings
+    drafter: DrafterKind = "lookup"
+    draft: ModelSettings | None = None
+
+
+class Plan:
+    """A session before its weights are read.
+
+    Args:
+        settings: The models.
+        report: Told about downloads and conversions.
+
+    Raises:
+        LoadError: A model is missing or damaged.
+        PairError: Draft and target don't share a vocabulary.
+    """
+
+    def __init__(self, settings: SessionSettings, report: LoadReport = SILENT) -> None:
+        self.settings = settings
+        self.started = perf_counter()
+        self.target: ModelFolder = prepare_folder(settings.target, report)
+        self.draft: ModelFolder | None = None
+        report.stage("checking files and tokenizers")
+        self.facts: ConfigFacts = check_folder(self.target.path)
+        self.draft_facts: ConfigFacts | None = None
+        self.tokenizer: Any = load_tokenizer(self.target.path)
+        check_rows(self.tokenizer, self.facts, self.target.path)
+        self.pairing: Pairing | None = None
+        self.end_ids = end_ids(self.tokenizer, self.target.path)
+        self.sampling_defaults = generation_defaults(self.target.path)
+        if settings.draft is not None:
+            self._plan_draft(settings.draft, report)
+
+    def _plan_draft(self, settings: ModelSettings, report: LoadReport) -> None:
+        self.draft = prepare_folder(settings, report)
+        self.draft_facts = check_folder(self.draft.path)
+        tokenizer = load_tokenizer(self.draft.path)
+        check_rows(tokenizer, self.draft_facts, self.draft.path)
+        self.pairing = compare_tokenizers(self.tokenizer, tokenizer)
+
+    def budget(self, num_prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:
+        """New tokens that fit behind the prompt.
+
+        Args:
+            num_prompt_tokens: Length of the prompt.
+            max_new_tokens: What was asked for; None: `default`, or less if the window ends before.
+            default: Budget where nothing was asked for.
+
+        Raises:
+            PromptError: Prompt and budget don't fit into the target's window.
+        """
+        window = self.facts.max_positions
+        if window is None:
+            return max_new_tokens or default
+        wanted = 1 if max_new_tokens is None else max_new_tokens
+        if num_prompt_tokens + wanted > window:
+            raise PromptError(
+                f"prompt {num_prompt_tokens} + {wanted} new tokens > {window} positions of {self.target.name}",
+                "shorten the prompt or lower --max-new-tokens",
+            )
+        return max_new_tokens or min(default, window - num_prompt_tokens)

@@ -1,0 +1,126 @@
+"""The floors: who may import whom, lazy imports counted; no circles; and what a cheap import may not pull in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "specgen"
+
+# Floor of each part, and what of the heavy libraries it may import. Imports point to the same floor or a lower one.
+FLOORS = {
+    "specgen": 0,
+    "specgen.errors": 0,
+    "specgen.settings": 0,
+    "specgen.events": 0,
+    "specgen.metrics": 1,
+    "specgen.report": 1,
+    "specgen.engine": 2,
+    "specgen.text": 3,
+    "specgen.prompting": 3,
+    "specgen.loading": 3,
+    "specgen.plan": 4,
+    "specgen.session": 4,
+    "specgen.generation": 4,
+    "specgen.render": 4,
+    "specgen.cli": 5,
+    "specgen.__main__": 6,
+}
+FORBIDDEN = {
+    "specgen.engine": {"rich", "typer", "tokenizers", "specgen.text", "specgen.loading"},
+    "specgen.loading": {"rich", "typer", "specgen.engine", "specgen.text"},
+    "specgen.text": {"rich", "typer", "torch", "transformers", "specgen.engine"},
+    "specgen.render": {
+        *{"typer", "torch", "transformers", "tokenizers", "specgen.engine", "specgen.text", "specgen.loading"},
+        *{"specgen.plan", "specgen.session", "specgen.generation", "specgen.prompting"},
+    },
+    "specgen.cli": {"torch", "transformers", "tokenizers", "specgen.engine"},
+}
+WORDS_MAY_IMPORT = {"specgen.errors", "specgen.events", "specgen.metrics", "specgen.settings"}
+
+
+def module_name(path: Path) -> str:
+    parts = ["specgen", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in ROOT.rglob("*.py")}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules a file imports, at its top or inside functions; imports for type checkers only left out."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {
+                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names
+            }
+    return found
+
+
+def part_of(module: str) -> str:
+    return max((part for part in FLOORS if module == part or module.startswith(part + ".")), key=len)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_downwards(module: str) -> None:
+    part = part_of(module)
+    for imported in imports_of(MODULES[module]):
+        if imported.split(".")[0] == "specgen":
+            assert FLOORS[part_of(imported)] <= FLOORS[part], f"{module} reaches up to {imported}"
+        for forbidden in FORBIDDEN.get(part, ()):
+            assert not f"{imported}.".startswith(f"{forbidden}."), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", [name for name in sorted(MODULES) if FLOORS[part_of(name)] <= 1])
+def test_the_words_of_the_house_import_nothing_heavy(module: str) -> None:
+    for imported in imports_of(MODULES[module]):
+        assert imported in WORDS_MAY_IMPORT or imported.split(".")[0] in sys.stdlib_module_names
+
+
+def test_there_is_no_import_circle_even_a_lazy_one() -> None:
+    graph = {module: {name for name in imports_of(path) if name in MODULES} for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for imported in graph[module] - {module}:
+                visit(imported, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("specgen", ["rich", "typer", "torch"]),
+        ("specgen.cli.app", ["torch", "transformers", "tokenizers", "numpy", "huggingface_hub"]),
+        ("specgen.render.views", ["torch", "transformers", "typer"]),
+        ("specgen.engine.decoding", ["rich.console", "typer", "specgen.text"]),
+    ],
+)
+def test_a_cheap_import_stays_cheap(module: str, absent: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert output.strip() == "[]"
+
+
+def test_modules_stay_readable() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+
+    assert {name: length for name, length in lengths.items() if length > 280} == {}
