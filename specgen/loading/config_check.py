@@ -1,0 +1,219 @@
+"""A model folder in, facts out, or an error: before transformers sees it. Reads JSON and file headers, no weights.
+
+What a folder can do to us, it does through its config: name foreign code, name files elsewhere, or claim a model
+the weights are not. So the config is read as plain JSON here first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specgen.errors import ModelFileError
+from specgen.loading.files import read_json
+from specgen.loading.safetensors_check import check_safetensors, is_plain_name, shard_names
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+_MAX_SIZE = 2**24
+"""No model has so many rows, layers or channels; the largest vocabulary is 262,400."""
+_WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFacts:
+    """What is known of a model before its weights are read.
+
+    Args:
+        model_type: transformers' name of the architecture, `llama`.
+        vocab_rows: Rows of the logits; may exceed the tokenizer's table. None if the config leaves it to its class.
+        max_positions: The text window in tokens; None if the config names none.
+        quant_method: How the checkpoint is quantized already (`gptq`, `bitsandbytes`); None if it is not.
+        dtype: Type most weights are stored in, `bfloat16`.
+        num_parameters: Values in the weight files, tied ones once.
+        num_weight_bytes: Bytes of the weight files.
+    """
+
+    model_type: str
+    vocab_rows: int | None
+    max_positions: int | None
+    quant_method: str | None
+    dtype: str
+    num_parameters: int
+    num_weight_bytes: int
+
+
+def check_folder(folder: Path) -> ConfigFacts:
+    """Check a model folder and say what is in it.
+
+    Raises:
+        ModelFileError: A file is missing, damaged or unsafe, or the model is none that can be run here.
+    """
+    config = _config(folder)
+    _refuse_kernels(config, folder)
+    model_type = _model_type(config, folder)
+    for sizes in (config, _text_config(config)):
+        for key in _SIZE_KEYS:
+            value = sizes.get(key)
+            if value is not None and not (type(value) is int and 1 <= value <= _MAX_SIZE):
+                raise ModelFileError(f"{folder / 'config.json'}: {key} is {value!r}, which no model has")
+    files = [check_safetensors(folder / name) for name in _weight_files(folder, config)]
+    dtypes: dict[str, int] = {}
+    for file in files:
+        for dtype, num_values in file.dtypes.items():
+            dtypes[dtype] = dtypes.get(dtype, 0) + num_values
+    stored = max(dtypes, key=lambda dtype: dtypes[dtype], default="F32")
+    return ConfigFacts(
+        model_type=model_type,
+        vocab_rows=_number(config, ("vocab_size",)),
+        max_positions=_number(config, _WINDOW_KEYS),
+        quant_method=_quant_method(config),
+        dtype=_TORCH_NAMES.get(stored, stored.lower()),
+        num_parameters=sum(dtypes.values()),
+        num_weight_bytes=sum(file.num_bytes for file in files),
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a config and every weight file it needs are there; nothing is opened but the index."""
+    try:
+        names = _weight_files(folder, _config(folder))
+    except ModelFileError:
+        return False
+    return all((folder / name).is_file() for name in names)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise ModelFileError(f"{folder} holds no config.json, so it is no model folder", _what_else(folder))
+    return read_json(path)
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language part of a config that has several (vision and text), else the config."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def _number(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
+    for source in (_text_config(config), config):
+        for key in keys:
+            if type(value := source.get(key)) is int and value > 0:
+                return int(value)
+    return None
+
+
+def _quant_method(config: dict[str, Any]) -> str | None:
+    for source in (config, _text_config(config)):
+        found = source.get("quantization_config")
+        if isinstance(found, dict):
+            return str(found.get("quant_method") or "unknown")
+    return None
+
+
+def _refuse_kernels(config: dict[str, Any], folder: Path) -> None:
+    """Refuse a config that names an attention or expert kernel on the hub: native code of a stranger (F23)."""
+    for key, value in _walk(config):
+        if "attn_implementation" in key or "experts_implementation" in key:
+            for text in _texts(value):
+                if any(char in text for char in "/@|:"):
+                    raise ModelFileError(
+                        f"{folder / 'config.json'} asks for foreign code: {key} is {text!r}",
+                        "remove that line from config.json if you trust the rest of the model",
+                    )
+
+
+def _walk(value: object) -> Iterator[tuple[str, object]]:
+    """Every key of a JSON value, however deep. The depth is bounded: json.loads refused more than about 1000."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            yield from item.items()
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (key, *_texts(inner))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _model_type(config: dict[str, Any], folder: Path) -> str:
+    causal: Any = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    known: Any = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ModelFileError(f"{folder / 'config.json'} names no model_type", "is it the config of a language model?")
+    if model_type in causal:
+        return model_type
+    if model_type in known:
+        raise ModelFileError(f"{folder} is a {model_type} model, which does not write text token by token")
+    if "auto_map" in config:
+        raise ModelFileError(
+            f"{folder} brings its own code for {model_type!r}, and code from a model is never run",
+            "choose a model that transformers knows itself",
+        )
+    raise ModelFileError(
+        f"{folder}: this transformers does not know the model type {model_type!r}",
+        "upgrade transformers, or choose another model",
+    )
+
+
+def _weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
+    chosen = config.get("transformers_weights")
+    if chosen is not None:  # transformers reads this file instead of model.safetensors
+        if not is_plain_name(chosen) or not chosen.endswith((".safetensors", ".safetensors.index.json")):
+            raise ModelFileError(f"{folder / 'config.json'} names {chosen!r} as weights, no safetensors file here")
+        return _shards(folder, chosen) if chosen.endswith(".index.json") else [chosen]
+    if (folder / SINGLE_FILE).exists():
+        return [SINGLE_FILE]
+    if (folder / INDEX_FILE).exists():
+        return _shards(folder, INDEX_FILE)
+    pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+    if pickles:
+        raise ModelFileError(
+            f"{folder} holds its weights as {pickles[0]}, which can run code: only safetensors and GGUF are read",
+            "look for a safetensors version of the model",
+        )
+    raise ModelFileError(f"{folder} holds no {SINGLE_FILE}", _what_else(folder))
+
+
+def _shards(folder: Path, index: str) -> list[str]:
+    path = folder / index
+    names = shard_names(read_json(path), path)
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise ModelFileError(
+            f"incomplete: {len(missing)} of the {len(names)} weight files {index} names are missing, "
+            f"the first is {missing[0]}",
+            "download the model again",
+        )
+    return names
+
+
+def _what_else(folder: Path) -> str:
+    """A hint from what a folder does hold."""
+    if (folder / "adapter_config.json").exists():
+        return "this is an adapter (LoRA): merge it into its base model first"
+    if found := sorted(folder.glob("*.gguf")):
+        return f"it holds a GGUF: give {found[0]}"
+    if found := sorted(folder.glob("*/config.json")):
+        return f"did you mean {found[0].parent}?"
+    return "give a folder with config.json, tokenizer.json and safetensors"

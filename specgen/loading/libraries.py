@@ -1,0 +1,63 @@
+"""Prepares the model libraries before their first import: silent, and without foreign code.
+
+Call `prepare_libraries` once, before anything imports transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import warnings
+from typing import Any, cast
+
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_VERBOSITY": "critical",
+    "TOKENIZERS_PARALLELISM": "true",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+_TALKATIVE = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate", "torch", "filelock", "httpx")
+
+
+def prepare_libraries(verbose: bool) -> None:
+    """Set what the libraries read at import.
+
+    Args:
+        verbose: Leave their logs and warnings on (`-vv`). Without it, a load writes nothing to stdout or stderr.
+    """
+    _forbid_foreign_code()
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if not verbose:
+        _silence()
+
+
+def _forbid_foreign_code() -> None:
+    # A config.json can name an attention kernel on the hub, which is native code (CVE-2026-4372). None in
+    # sys.modules makes `import kernels` fail, also the one bitsandbytes tries on CPU.
+    os.environ["USE_HUB_KERNELS"] = "0"
+    cast("dict[str, object]", sys.modules).setdefault("kernels", None)
+
+
+def _silence() -> None:
+    os.environ.update(_QUIET)
+    for name in _TALKATIVE:
+        # bitsandbytes logs "Failed to load CPU gemm_4bit_forward..." as it is imported.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=rf"{name}\b")
+    # Imported before us, the environment comes too late for them.
+    if (transformers_logging := _imported("transformers.utils.logging")) is not None:
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+    if (hub_bars := _imported("huggingface_hub.utils.tqdm")) is not None:
+        hub_bars.disable_progress_bars()
+    if (tqdm := _imported("tqdm.std")) is not None:  # torch imports it; it reads TQDM_DISABLE as it is imported
+        tqdm.tqdm.__init__ = functools.partialmethod(tqdm.tqdm.__init__, disable=True)
+
+
+def _imported(name: str) -> Any:
+    return sys.modules.get(name)

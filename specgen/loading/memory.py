@@ -1,0 +1,70 @@
+"""How much memory a model needs and a device has, in bytes. Estimates, for decisions and messages."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from specgen.errors import MemoryShortageError
+from specgen.loading.cache import gigabytes
+from specgen.loading.config_check import ConfigFacts
+
+_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
+_QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
+"""Per parameter, with the scales and the embeddings, which stay in the compute type."""
+
+
+def needed_bytes(facts: ConfigFacts, dtype: str, quant: str) -> int:
+    """Memory the weights will take; without the cache and the activations."""
+    if facts.quant_method is not None:
+        return facts.num_weight_bytes
+    per_parameter = _QUANT_BYTES.get(quant) or _BYTES.get(dtype, 4.0)
+    return int(facts.num_parameters * per_parameter)
+
+
+def free_bytes(device: str) -> int | None:
+    """Free memory of a device; None where the system does not tell."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        return int(free)
+    if device != "cpu":
+        return None
+    known = [number for number in (_meminfo("MemAvailable"), _cgroup_left()) if number is not None]
+    return min(known) if known else None
+
+
+def shortage(what: str, device: str, needed: int, quant: str) -> MemoryShortageError:
+    """The error for a model that does not fit, with the fix that frees most first."""
+    free = free_bytes(device)
+    have = "" if free is None else f", {gigabytes(free)} free"
+    fixes = [] if quant != "none" else ["--quant nf4"]
+    fixes += ["a smaller model", "no draft (--draft none)", "a shorter context"]
+    return MemoryShortageError(
+        f"not enough memory on {device} for {what}: about {gigabytes(needed)} needed{have}", f"try {', '.join(fixes)}"
+    )
+
+
+def _meminfo(key: str) -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    if key == "MemAvailable" and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _cgroup_left() -> int | None:
+    """What a container may still take; page cache counts as used there, so it is added back."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())  # ValueError for "max", no limit
+        used = int((folder / "memory.current").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,114 @@
+"""What the user calls a model in, the place where it lies out. Touches nothing but file names; no torch.
+
+Order: the built-in model, then whatever exists on this machine or looks like a path, then the hub.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from specgen.errors import ModelFileError, ModelNotFoundError, SettingsError
+from specgen.loading.files import reason
+from specgen.settings import ModelSettings
+
+BUILT_IN_NAME = "smollm2-135m-instruct"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlace:
+    """Where a model lies.
+
+    Args:
+        kind: `built-in`, `gguf` (a file), `folder`, or `hub`.
+        name: What to call it in messages.
+        path: The file or folder; None for the built-in model and the hub.
+    """
+
+    kind: Literal["built-in", "gguf", "folder", "hub"]
+    name: str
+    path: Path | None = None
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether its weights come from a GGUF, which is already quantized."""
+        return self.kind in ("built-in", "gguf")
+
+
+def find_place(settings: ModelSettings) -> ModelPlace:
+    """Find where a model lies. Never blocks, and never asks the network.
+
+    Raises:
+        ModelNotFoundError: It looks like a path and nothing is there.
+        ModelFileError: Something is there that can't be a model.
+        SettingsError: A GGUF, which is already quantized, with a weight format asked for.
+    """
+    place = _place(settings.name)
+    if place.is_gguf and settings.quant not in ("auto", "none"):
+        raise SettingsError(
+            f"--quant {settings.quant} can't be applied to {place.name}: a GGUF is already quantized",
+            "leave --quant out, or give a safetensors model",
+        )
+    return place
+
+
+def _place(name: str) -> ModelPlace:
+    if name.strip() == "" or name.lower() == BUILT_IN_NAME:
+        return ModelPlace("built-in", BUILT_IN_NAME)
+    if "\0" in name:
+        raise SettingsError("a model name can't hold a NUL character")
+    path = Path(os.path.expanduser(name))  # Path.expanduser() raises for the home of nobody
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if os.path.islink(path):  # Path.is_symlink() raises for a name that is too long
+            raise ModelFileError(
+                f"{name} is a link to {os.readlink(path)}, which can't be followed: {reason(error)}"
+            ) from error
+        # `models/llama` has the form of a hub id; the hub's answer then carries the near names here.
+        if name.lower().endswith(".gguf") or not _HUB_ID.fullmatch(name):
+            raise _not_there(name, path, error) from error
+        return ModelPlace("hub", name)
+    if stat.S_ISDIR(mode):
+        return ModelPlace("folder", path.resolve().name or name, path)
+    if not stat.S_ISREG(mode):
+        raise ModelFileError(
+            f"{name} is neither a file nor a folder", "give a .gguf file or a folder with config.json and safetensors"
+        )
+    return _file(name, path)
+
+
+def _file(name: str, path: Path) -> ModelPlace:
+    if path.suffix.lower() == ".gguf":
+        return ModelPlace("gguf", path.stem, path)
+    if path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"):
+        raise ModelFileError(f"{name} is a pickle, which can run code: only safetensors and GGUF are read")
+    if path.suffix.lower() == ".safetensors" or path.name == "config.json":
+        raise ModelFileError(f"{name} is one file of a model", f"give its folder: {path.parent}")
+    raise ModelFileError(f"{name} is a file, and no .gguf", "give a .gguf file or a folder with safetensors")
+
+
+def near_names(path: Path) -> list[str]:
+    """Files and folders beside `path` whose names are close to its own, for a hint."""
+    try:
+        with os.scandir(path.parent) as entries:
+            # A folder may hold millions of files; the first thousand are enough for a hint.
+            names = [entry.name for _, entry in zip(range(1000), entries, strict=False)]
+    except OSError:
+        return []
+    lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(path.name.lower(), lower, n=2, cutoff=0.6)
+    return [str(path.with_name(lower[match])) for match in found]
+
+
+def _not_there(name: str, path: Path, error: OSError) -> ModelNotFoundError:
+    near = near_names(path)
+    hint = f"did you mean {' or '.join(near)}?" if near else "give a hub id, a .gguf file or a folder with safetensors"
+    return ModelNotFoundError(f"no model at {name}: {reason(error)}", hint)

@@ -1,0 +1,185 @@
+"""Decides where a model runs, in which compute type and weight format, and says why. Loads nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specgen.errors import DeviceError, SettingsError
+from specgen.loading.config_check import ConfigFacts
+from specgen.loading.failures import first_line
+from specgen.loading.memory import free_bytes, needed_bytes, shortage
+from specgen.settings import ModelSettings
+
+if TYPE_CHECKING:
+    import torch
+
+INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.49', or use --quant none"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a model is loaded.
+
+    Args:
+        device: `cpu`, `mps`, `cuda:0`.
+        spread: Layers go over all CUDA devices; `device` is the first of them.
+        dtype: Compute type, `bfloat16`.
+        quant: `none`, `int8`, `nf4` or `fp4`: what is done to the weights at load.
+        remarks: Why an `auto` was decided so.
+    """
+
+    device: str
+    spread: bool
+    dtype: str
+    quant: str
+    remarks: tuple[str, ...]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+def choose_placement(settings: ModelSettings, facts: ConfigFacts, *, from_gguf: bool) -> Placement:
+    """Decide device, compute type and weight format of a model.
+
+    Raises:
+        DeviceError: The device asked for, or bitsandbytes, is missing or unusable.
+        SettingsError: A weight format is asked for that the checkpoint rules out.
+    """
+    device, remarks = _device(settings.device)
+    dtype, why = _dtype(settings, device)
+    remarks += why
+    quant, why = _quant(settings, facts, device, from_gguf)
+    if quant != "none":
+        try:
+            check_bitsandbytes(quant, device)
+        except DeviceError as error:
+            if settings.quant != "auto":
+                raise
+            quant, why = "none", (f"not quantized: {error.message}",)
+    remarks += why
+    return Placement(device, _is_spread(settings, facts, device, dtype, quant), dtype, quant, remarks)
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in the kernel's names; empty where there is no /proc."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def has_fast_bf16_cpu() -> bool:
+    """Whether the processor multiplies bfloat16 itself. Without it, bfloat16 is slower than float32."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def check_bitsandbytes(quant: str, device: str) -> None:
+    """Quantize one tiny tensor, so that an unusable library is told before gigabytes are read (F36, F37).
+
+    Raises:
+        DeviceError: bitsandbytes is missing, or has no code for this device.
+    """
+    import torch
+
+    try:
+        from bitsandbytes import functional
+    except ImportError as error:
+        raise DeviceError("bitsandbytes is not installed", INSTALL_BITSANDBYTES) from error
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise DeviceError(f"bitsandbytes is unusable: {first_line(error)}", INSTALL_BITSANDBYTES) from error
+    try:
+        sample = torch.ones(64, 64, dtype=torch.float16, device=device)
+        if quant == "int8":
+            functional.int8_vectorwise_quant(sample)
+        else:
+            functional.quantize_4bit(sample, quant_type=quant)
+    except (RuntimeError, NotImplementedError, ValueError, AttributeError, OSError) as error:
+        raise DeviceError(
+            f"bitsandbytes is unusable on {device}: {first_line(error)}", "use --quant none, or another --device"
+        ) from error
+
+
+def _device(wanted: str) -> tuple[str, tuple[str, ...]]:
+    import torch
+
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", wanted):
+        raise SettingsError(f"--device {wanted} is no device", "give auto, cpu, cuda, cuda:1 or mps")
+    num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        if num_cuda:
+            return "cuda:0", ()
+        if torch.backends.mps.is_available():
+            return "mps", ()
+        # A CUDA build that finds no device is worth a word: often the driver is too old.
+        return "cpu", (("no usable CUDA device",) if torch.version.cuda else ())
+    if wanted.startswith("cuda"):
+        index = int(wanted.partition(":")[2] or 0)
+        if num_cuda == 0:
+            built = "check the driver with nvidia-smi" if torch.version.cuda else "this torch is built without CUDA"
+            raise DeviceError(f"--device {wanted}: no CUDA device here", f"{built}; or use --device cpu")
+        if index >= num_cuda:
+            raise DeviceError(f"--device {wanted}: only {num_cuda} CUDA devices here", "they are counted from 0")
+        return f"cuda:{index}", ()
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("--device mps: no Apple GPU here", "use --device cpu")
+    return wanted, ()
+
+
+def _dtype(settings: ModelSettings, device: str) -> tuple[str, tuple[str, ...]]:
+    if settings.dtype != "auto":
+        return settings.dtype, ()
+    if device == "cpu":
+        if has_fast_bf16_cpu():
+            return "bfloat16", ()
+        return "float32", ("float32: this CPU has no AVX512-BF16",)
+    if device == "mps":
+        return "float16", ()
+    import torch
+
+    # Asked per device: the first one may be newer than this one.
+    if torch.cuda.get_device_capability(torch.device(device)) >= (8, 0) or torch.version.hip:
+        return "bfloat16", ()
+    return "float16", ("float16: this GPU has no bfloat16",)
+
+
+def _quant(settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: bool) -> tuple[str, tuple[str, ...]]:
+    ready = "a GGUF" if from_gguf else f"a {facts.quant_method} checkpoint" if facts.quant_method else None
+    if settings.quant not in ("auto", "none"):
+        if ready:
+            raise SettingsError(
+                f"--quant {settings.quant} can't be applied: {ready} is already quantized", "leave --quant out"
+            )
+        return settings.quant, ()
+    if settings.quant == "none" or ready:
+        return "none", ()
+    # On a CPU without AVX512-BF16, nf4 is unpacked before each product: smaller, but slower than float32.
+    if device.startswith("cuda") or (device == "cpu" and "avx512_bf16" in cpu_flags()):
+        return "nf4", ()
+    return "none", ()
+
+
+def _is_spread(settings: ModelSettings, facts: ConfigFacts, device: str, dtype: str, quant: str) -> bool:
+    """Whether `auto` must take several GPUs. What does not fit them all is refused, never put on the CPU in silence."""
+    import torch
+
+    if settings.device != "auto" or not device.startswith("cuda") or torch.cuda.device_count() < 2:
+        return False
+    needed = needed_bytes(facts, dtype, quant)
+    free = [free_bytes(f"cuda:{index}") or 0 for index in range(torch.cuda.device_count())]
+    # A tenth for the cache, the activations and the allocator.
+    if needed <= free[0] * 0.9:
+        return False
+    if needed > sum(free) * 0.9:
+        raise shortage(settings.name, "all CUDA devices", needed, quant)
+    return True

@@ -1,0 +1,118 @@
+"""Checks the header of a safetensors file against the file's size; the weights are not read. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from specgen.errors import ModelFileError
+from specgen.loading.files import corrupt, open_regular
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+_BITS = {
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I16": 16,
+    "U16": 16,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "C64": 64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A safetensors file in numbers; `dtypes` holds the values stored in each type."""
+
+    num_bytes: int
+    dtypes: dict[str, int]
+
+
+def check_safetensors(path: Path) -> WeightFile:
+    """Check that the header and the file fit together (F16).
+
+    Raises:
+        ModelFileError: Empty, cut off, longer than the header says, or with a header that is no valid one.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < 8:
+            raise corrupt(path, "empty" if size == 0 else f"cut off after {size} bytes")
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise corrupt(path, f"its header claims {length} bytes, {size - 8} are there")
+        if length > MAX_HEADER_BYTES:
+            raise corrupt(path, f"its header claims {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+        header = file.read(length)
+    try:
+        return _check_header(path, json.loads(header), size - 8 - length)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise corrupt(path, "its header is no safetensors header") from error
+
+
+def _check_header(path: Path, header: dict[str, dict[str, object]], data_bytes: int) -> WeightFile:
+    dtypes: dict[str, int] = {}
+    spans: list[tuple[int, int]] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not (isinstance(dtype, str) and _is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
+            raise TypeError(name)
+        num_values = math.prod(shape)
+        bits = _BITS.get(dtype)  # an unknown, newer type is left to the library
+        if bits is not None and num_values * bits != (offsets[1] - offsets[0]) * 8:
+            raise corrupt(path, f"tensor {name!r} of type {dtype} and shape {shape} takes {offsets} bytes")
+        dtypes[dtype] = dtypes.get(dtype, 0) + num_values
+        spans.append((offsets[0], offsets[1]))
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position or end < begin:
+            raise corrupt(path, f"a hole or an overlap at byte {position} of its data")
+        position = end
+    if position > data_bytes:
+        raise corrupt(path, f"cut off: {position - data_bytes} bytes are missing")
+    if position < data_bytes:
+        raise corrupt(path, f"{data_bytes - position} bytes too many at its end")
+    return WeightFile(position, dtypes)
+
+
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def shard_names(index: dict[str, object], path: Path) -> list[str]:
+    """Names of the files an index names: plain names of safetensors files, nothing that leaves the folder.
+
+    Raises:
+        ModelFileError: No weight map, or a name that is not plain.
+    """
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise corrupt(path, "no weight_map")
+    names = dict.fromkeys(weight_map.values())
+    for name in names:
+        if not is_plain_name(name) or not name.endswith(".safetensors"):
+            raise ModelFileError(f"{path} names the file {name!r}, which is no safetensors file in its folder")
+    return list(names)
+
+
+def is_plain_name(name: object) -> TypeGuard[str]:
+    """Whether a name from a file can be opened in its folder without leading anywhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not any(char in name for char in "/\\:\0")

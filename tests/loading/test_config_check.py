@@ -1,0 +1,256 @@
+"""Model folders before transformers sees them: facts, or an error that names the file."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specgen.errors import ModelFileError
+from specgen.loading.config_check import ConfigFacts, check_folder, has_weights
+from tests.loading.builders import edit_json, fails, make_model
+
+
+def test_a_whole_folder_gives_its_facts(folder: Path) -> None:
+    facts = check_folder(folder)
+
+    assert facts == ConfigFacts(
+        model_type="llama",
+        vocab_rows=64,
+        max_positions=128,
+        quant_method=None,
+        dtype="float32",
+        num_parameters=22_688,
+        num_weight_bytes=90_752,
+    )
+
+
+def test_facts_of_a_text_config_count(folder: Path) -> None:
+    edit_json(
+        folder / "config.json",
+        max_position_embeddings=None,
+        text_config={"max_position_embeddings": 4096, "vocab_size": 70},
+    )
+
+    facts = check_folder(folder)
+
+    assert (facts.max_positions, facts.vocab_rows) == (4096, 70)
+
+
+def test_an_earlier_quantization_is_told(folder: Path) -> None:
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+
+    assert check_folder(folder).quant_method == "gptq"
+
+
+def test_weights_in_several_files_are_added_up(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path, max_shard_size="30KB")
+
+    facts = check_folder(tmp_path)
+
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert (facts.num_parameters, facts.num_weight_bytes) == (22_688, 90_752)
+
+
+# F16
+
+MUTATIONS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "shorter than a length": lambda data: data[:5],
+    "cut by one byte": lambda data: data[:-1],
+    "cut in the header": lambda data: data[:60],
+    "header of 2^62": lambda data: struct.pack("<Q", 2**62) + data[8:],
+    "header of half a gigabyte": lambda data: struct.pack("<Q", 2**29) + data[8:],
+    "garbage in the header": lambda data: data[:8] + b"\xff" * 40 + data[48:],
+    "header that is a list": lambda data: struct.pack("<Q", 2) + b"[]",
+    "trailing bytes": lambda data: data + b"\0",
+    "hole": lambda data: data.replace(b'"data_offsets":[0,', b'"data_offsets":[4,'),
+    "negative offset": lambda data: data.replace(b'"data_offsets":[0,', b'"data_offsets":[-1,').replace(
+        b":[-1,", b":[-,"
+    ),
+    "shape that does not fit": lambda data: data.replace(b'"shape":[64,32]', b'"shape":[64,33]'),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_damaged_weight_file_is_named(folder: Path, name: str) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(MUTATIONS[name](data))
+    assert path.read_bytes() != data
+
+    error = fails(ModelFileError, lambda: check_folder(folder), f"corrupt: {path}", "delete it and download again")
+
+    assert error.exit_code == 3
+
+
+# F20
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "nonsense", "[" * 100_000, '"text"'])
+def test_a_config_that_is_no_json_object_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+
+    fails(ModelFileError, lambda: check_folder(folder), "corrupt", "config.json")
+
+
+def test_a_config_that_is_no_text_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"\xff\xfe\0\0")
+
+    fails(ModelFileError, lambda: check_folder(folder), "corrupt", "config.json")
+
+
+def test_a_missing_config_is_told(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+    fails(ModelFileError, lambda: check_folder(folder), "holds no config.json")
+
+
+def test_a_config_of_a_gigabyte_is_not_read(folder: Path) -> None:
+    with (folder / "config.json").open("wb") as file:
+        file.truncate(2**30)
+
+    fails(ModelFileError, lambda: check_folder(folder), "larger than 64 MiB")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 0},
+        {"hidden_size": "32"},
+        {"num_hidden_layers": -1},
+        {"vocab_size": 10**9},
+        {"num_attention_heads": 0},
+        {"vocab_size": True},
+    ],
+)
+def test_sizes_no_model_has_are_refused(folder: Path, change: dict[str, object]) -> None:
+    edit_json(folder / "config.json", **change)
+
+    fails(ModelFileError, lambda: check_folder(folder), next(iter(change)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("no-such-type", "does not know the model type 'no-such-type'"),
+        ("t5", "does not write text"),
+        (None, "names no model_type"),
+        (7, "names no model_type"),
+    ],
+)
+def test_a_model_type_that_can_not_run_is_refused(folder: Path, model_type: object, reason: str) -> None:
+    edit_json(folder / "config.json", model_type=model_type)
+
+    fails(ModelFileError, lambda: check_folder(folder), reason)
+
+
+# F21
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.ckpt"])
+def test_a_folder_of_pickles_is_refused(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+
+    fails(ModelFileError, lambda: check_folder(folder), name, "only safetensors and GGUF are read")
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+    fails(ModelFileError, lambda: check_folder(folder), "holds no model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("model.gguf", "model.gguf"), ("adapter_config.json", "LoRA"), ("inner/config.json", "did you mean")],
+)
+def test_the_hint_names_what_is_there_instead(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+
+    fails(ModelFileError, lambda: check_folder(tmp_path), "no config.json", hint)
+
+
+# F22, F23
+
+
+def test_code_of_a_model_is_never_run(folder: Path) -> None:
+    edit_json(folder / "config.json", model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"})
+
+    fails(ModelFileError, lambda: check_folder(folder), "brings its own code", "never run")
+
+
+def test_code_beside_a_known_model_is_ignored(folder: Path) -> None:
+    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Evil"})
+
+    assert check_folder(folder).model_type == "llama"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "evil/kernel@main"},
+        {"_attn_implementation_internal": "paged|evil"},
+        {"experts_implementation": "a:b"},
+        {"attn_implementation": {"text_config": "evil/kernel"}},
+        {"text_config": {"attn_implementation": "evil/kernel"}},
+        {"layers": [{"deep": [{"attn_implementation": ["sdpa", "evil/kernel"]}]}]},
+    ],
+)
+def test_a_kernel_on_the_hub_is_refused(folder: Path, change: dict[str, object]) -> None:
+    edit_json(folder / "config.json", **change)
+
+    fails(ModelFileError, lambda: check_folder(folder), "asks for foreign code")
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa", "flash_attention_2"])
+def test_an_attention_of_the_library_is_accepted(folder: Path, kind: str) -> None:
+    edit_json(folder / "config.json", _attn_implementation=kind)
+
+    check_folder(folder)
+
+
+# index files
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x.bin", "c:x", 7])
+def test_a_shard_outside_the_folder_is_refused(folder: Path, name: object) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+    edit_json(folder / "model.safetensors.index.json", weight_map={"a": name})
+
+    fails(ModelFileError, lambda: check_folder(folder), "model.safetensors.index.json", repr(name))
+
+
+def test_a_weight_file_outside_the_folder_is_refused(folder: Path) -> None:
+    edit_json(folder / "config.json", transformers_weights="../model.safetensors")
+
+    fails(ModelFileError, lambda: check_folder(folder), "'../model.safetensors'")
+
+
+def test_a_missing_shard_is_told(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path, max_shard_size="30KB")
+    last = max(tmp_path.glob("*.safetensors"))
+    last.unlink()
+
+    fails(ModelFileError, lambda: check_folder(tmp_path), "incomplete: 1 of", last.name)
+    assert not has_weights(tmp_path)
+
+
+def test_a_fifo_among_the_files_does_not_block(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+    fails(ModelFileError, lambda: check_folder(folder), "no regular file")
+
+
+def test_a_dangling_weight_file_is_told(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("nowhere")
+
+    fails(ModelFileError, lambda: check_folder(folder), "holds no model.safetensors")

@@ -1,0 +1,290 @@
+"""Hub models: from the cache at once, from the hub once, and each refusal with its own cure."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specgen.errors import LoadError, ModelFileError, ModelNotFoundError
+from specgen.loading import hub
+from specgen.loading.config_check import check_folder
+from specgen.loading.hub import fetch_snapshot
+from specgen.loading.sources import prepare_folder
+from specgen.settings import ModelSettings
+from tests.loading.builders import RecordedReport, fails, make_folder
+from tests.loading.hub_server import COMMIT, LoopHub
+
+CANARY = "hf_canaryCANARYcanaryCANARYcanaryCA"
+SETTINGS = ModelSettings("owner/tiny")
+
+
+@pytest.fixture
+def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Points the client to an address, with an empty cache and a token that must never be seen."""
+    from huggingface_hub import constants
+
+    def point(url: str) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setenv("HF_TOKEN", CANARY)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    return point
+
+
+@pytest.fixture
+def server(tmp_path: Path, connect: Callable[[str], None]) -> Iterator[Callable[..., LoopHub]]:
+    """Starts a hub with a tiny model; its options are the failures."""
+    running: list[LoopHub] = []
+
+    def start(**options: Any) -> LoopHub:
+        model = tmp_path / "model"
+        if not model.exists():
+            make_folder(model)
+            (model / "pytorch_model.bin").write_bytes(b"pickle")
+            (model / "evil.py").write_text("raise SystemExit")
+        served = LoopHub(model, **options)
+        served.__enter__()
+        running.append(served)
+        connect(served.url)
+        return served
+
+    yield start
+    for served in running:
+        served.__exit__()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between the client's own attempts."""
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+
+
+# downloads
+
+
+def test_a_model_is_downloaded_without_its_code_and_pickles(server: Callable[..., LoopHub]) -> None:
+    server()
+
+    snapshot = fetch_snapshot(SETTINGS)
+
+    names = {path.name for path in snapshot.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
+    assert not {"pytorch_model.bin", "evil.py"} & names
+    assert check_folder(snapshot).model_type == "llama"
+
+
+def test_the_commit_is_told(server: Callable[..., LoopHub]) -> None:
+    server()
+
+    prepared = prepare_folder(SETTINGS)
+
+    assert (prepared.name, prepared.revision, prepared.from_gguf) == ("owner/tiny", COMMIT, False)
+
+
+def test_the_bytes_are_reported(server: Callable[..., LoopHub]) -> None:
+    server()
+    report = RecordedReport()
+
+    snapshot = fetch_snapshot(SETTINGS, report)
+
+    total = sum(path.stat().st_size for path in snapshot.iterdir())
+    assert report.stages == ["downloading owner/tiny"]
+    assert report.sizes[-1] == (total, total)
+
+
+def test_a_cached_model_asks_nobody(server: Callable[..., LoopHub]) -> None:
+    served = server()
+    first = fetch_snapshot(SETTINGS)
+    served.requests.clear()
+
+    assert fetch_snapshot(SETTINGS) == first
+    assert fetch_snapshot(ModelSettings("owner/tiny", offline=True)) == first
+    assert served.requests == []
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_snapshot_without_weights_is_completed(server: Callable[..., LoopHub], listed: bool) -> None:
+    server()
+    snapshot = fetch_snapshot(SETTINGS)
+    if not listed:  # an older client keeps no list of the files that belong to a snapshot
+        shutil.rmtree(snapshot.parents[1] / "trees")
+    (snapshot / "model.safetensors").unlink()
+
+    assert (fetch_snapshot(SETTINGS) / "model.safetensors").exists()
+
+
+def test_a_download_that_breaks_off_is_told(
+    server: Callable[..., LoopHub], connect: Callable[[str], None], quick: None
+) -> None:
+    served = server(cut=5000)
+
+    error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "owner/tiny", "run again")
+    assert error.exit_code == 3
+
+    served.cut = None
+    assert check_folder(fetch_snapshot(SETTINGS)).num_parameters == 22_688
+
+
+# F70
+
+
+def test_an_unreachable_hub_is_told_within_two_seconds(connect: Callable[[str], None]) -> None:
+    connect("http://127.0.0.1:9")
+    begin = time.monotonic()
+
+    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "not on this machine, and 127.0.0.1 can't be reached")
+    assert time.monotonic() - begin < 2
+
+
+def test_a_name_server_that_never_answers_is_not_waited_for(
+    connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, answered = threading.Event(), threading.Event()
+
+    def silent(*args: object, **options: object) -> None:
+        answer.wait()
+        answered.set()
+        raise OSError
+
+    connect("https://hub.example")
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(socket, "create_connection", silent)
+
+    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "hub.example can't be reached")
+    answer.set()
+    answered.wait()
+
+
+def test_a_proxy_is_asked_in_the_place_of_the_hub(
+    server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = server()
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setenv("https_proxy", served.url)
+
+    assert hub._is_reachable()
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
+def test_the_offline_switch_of_the_client_counts(
+    connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    connect("http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+
+    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "switched off (offline)")
+
+
+def test_offline_never_opens_a_connection(connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    connect("http://127.0.0.1:9")
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **options: pytest.fail("connected"))
+
+    fails(
+        ModelNotFoundError,
+        lambda: fetch_snapshot(ModelSettings("owner/tiny", offline=True)),
+        "not on this machine",
+        "--offline",
+    )
+
+
+# F71
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "parts"),
+    [
+        (403, "GatedRepo", ModelNotFoundError, ("is gated", "accept them at", "hf auth login")),
+        (401, "GatedRepo", ModelNotFoundError, ("is gated", "accept them at", "hf auth login")),
+        (404, "RepoNotFound", ModelNotFoundError, ("no model owner/tiny", "or it is private")),
+        (401, "RepoNotFound", ModelNotFoundError, ("no model owner/tiny", "or it is private")),
+        (404, "RevisionNotFound", ModelNotFoundError, ("has no revision 'v9'", "--revision")),
+        (403, None, LoadError, ("HTTP 403", "gives no access")),
+        (429, None, LoadError, ("HTTP 429", "too many requests")),
+        (500, None, LoadError, ("HTTP 500", "the hub has trouble")),
+        (503, None, LoadError, ("HTTP 503", "the hub has trouble")),
+    ],
+)
+def test_each_refusal_has_its_own_cure(
+    server: Callable[..., LoopHub],
+    quick: None,
+    capfd: pytest.CaptureFixture[str],
+    status: int,
+    code: str | None,
+    kind: type[LoadError],
+    parts: tuple[str, ...],
+) -> None:
+    served = server(status=status, code=code)
+
+    error = fails(kind, lambda: fetch_snapshot(ModelSettings("owner/tiny", revision="v9")), *parts)
+
+    assert error.exit_code == 3
+    assert f"Bearer {CANARY}" in served.tokens  # the client does send it, to the hub only
+    assert CANARY not in f"{error.message}{error.hint}"
+    assert CANARY not in "".join(capfd.readouterr())
+
+
+def test_a_name_that_is_no_hub_id_is_told(connect: Callable[[str], None]) -> None:
+    connect("http://127.0.0.1:9")
+
+    fails(ModelNotFoundError, lambda: fetch_snapshot(ModelSettings("a--b/c..d")), "is no hub id")
+
+
+def test_a_name_near_a_folder_here_is_suggested(
+    connect: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect("http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "smollm2").mkdir(parents=True)
+
+    fails(ModelNotFoundError, lambda: prepare_folder(ModelSettings("models/smolm2")), "did you mean models/smollm2?")
+
+
+# F72
+
+
+def test_a_full_disk_is_told(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    server()
+    real = huggingface_hub.snapshot_download
+
+    def full(*args: Any, **options: Any) -> str:
+        if options.get("local_files_only"):
+            return real(*args, **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+
+    fails(LoadError, lambda: fetch_snapshot(SETTINGS), "disk", "HF_HOME")
+
+
+def test_a_damaged_download_is_told(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    server()
+    real = huggingface_hub.snapshot_download
+
+    def damaged(*args: Any, **options: Any) -> str:
+        if options.get("local_files_only"):
+            return real(*args, **options)
+        raise OSError("Consistency check failed: file should be of size 5 but has size 4")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", damaged)
+
+    fails(ModelFileError, lambda: fetch_snapshot(SETTINGS), "arrived damaged")

