@@ -83,6 +83,7 @@ class Generation:
             request.decode,
             request.sampling,
             randomness,
+            lengths=session.lengths if request.decode.schedule == "auto" else None,
             stop=stop,
             clock=device_clock(*session.devices),
         )
@@ -205,4 +206,5 @@ def _run_info(session: Session, request: Request) -> RunInfo:
         sampling_source=request.sampling_source,
         max_new_tokens=request.decode.max_new_tokens,
         load_seconds=session.load_seconds,
+        schedule=request.decode.schedule,
     )

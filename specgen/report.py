@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from specgen.events import FinishReason
 from specgen.metrics import Baseline, Counts, speedup
-from specgen.settings import SamplingSettings
+from specgen.settings import DraftSchedule, SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class RunInfo:
         draft: The draft model; None for lookup or none.
         drafter: `model`, `lookup` or `none`.
         num_draft_tokens: Longest draft of a round; 0 without a drafter.
+        schedule: `constant`, or `auto`: lengths chosen by measured cost.
         sampling: Effective sampling settings.
         sampling_source: Where they come from: `options`, `model` (its generation_config), `default`.
         max_new_tokens: Budget.
@@ -57,6 +58,7 @@ class RunInfo:
     sampling_source: str
     max_new_tokens: int
     load_seconds: float
+    schedule: DraftSchedule = "constant"
 
     @property
     def verification(self) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
+from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.model import CachedModel
 from specgen.engine.randomness import Randomness
@@ -88,6 +90,8 @@ class Session:
         self.notices = notices
         self.load_seconds = perf_counter() - plan.started
         self.lookup = LookupDrafter()
+        self.lengths = CostAwareLength(CostTable(), DraftCost())
+        """Decides draft lengths by cost; what it learns serves the next answer, too."""
         self.text_ids: list[int] = []
         """The text whose prefixes the caches hold."""
 

@@ -10,10 +10,15 @@ from specgen.errors import SettingsError
 
 Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+DraftSchedule = Literal["auto", "constant"]
 BaselineMethod = Literal["calibrate", "full", "off"]
 
 MAX_DRAFT_TOKENS = 64
 """Longest draft that can be asked for; beyond it no measured pair gains anything."""
+
+
+LONGEST_AUTO_DRAFT = 16
+"""Longest draft `auto` makes: at the best acceptance measured, a longer one gains under 2 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +71,14 @@ class DecodeSettings:
     Args:
         max_new_tokens: Stop after this many new tokens.
         num_draft_tokens: Draft at most this many tokens a round; 0 is plain decoding.
+        schedule: `constant` drafts that many; `auto` up to that many, as long as a further one is worth its cost.
         end_ids: Token ids that end the text. Empty: only the budget ends it.
         strict: A failing drafter is an error instead of a notice.
     """
 
     max_new_tokens: int
     num_draft_tokens: int = 5
+    schedule: DraftSchedule = "constant"
     end_ids: frozenset[int] = frozenset()
     strict: bool = False
 

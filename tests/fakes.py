@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from specgen.engine.decoding import decode
 from specgen.engine.drafters import empty_draft
+from specgen.engine.lengths import LengthPolicy
 from specgen.engine.model import CachedModel
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.verification import Draft
@@ -92,7 +93,7 @@ class ScriptedDrafter:
     def feed(self, ids: Sequence[int]) -> None:
         pass
 
-    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         return Draft(torch.tensor(self.script(list(ids), limit)[:limit], dtype=torch.int64))
 
     def rewind(self, length: int) -> None:
@@ -106,11 +107,11 @@ class FailingDrafter(ScriptedDrafter):
         super().__init__(lambda ids, limit: [5])
         self.num_left = num_good
 
-    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         if self.num_left == 0:
             raise DraftError("planted")
         self.num_left -= 1
-        return super().propose(ids, limit)
+        return super().propose(ids, limit, lengths)
 
 
 def oracle(answer: Sequence[int], num_prompt: int) -> ScriptedDrafter:
@@ -138,7 +139,7 @@ class EmptyDrafter(ScriptedDrafter):
     def __init__(self) -> None:
         super().__init__(lambda ids, limit: [])
 
-    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         return empty_draft()
 
 

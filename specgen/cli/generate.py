@@ -15,6 +15,7 @@ from specgen.cli.request import (
     SamplingOptions,
     build_request,
     check_stops,
+    draft_length_from,
     session_settings,
     system_message,
     template_options_from,
@@ -82,7 +83,7 @@ def generate(
     revision: o.Revision = None,
     draft_revision: o.DraftRevision = None,
     offline: o.Offline = False,
-    num_draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
+    draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
     baseline: o.Baseline = "calibrate",
     strict: o.Strict = False,
     max_new_tokens: o.MaxNewTokens = None,
@@ -126,6 +127,7 @@ def generate(
             sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
             # Range errors are told before anything is read or loaded.
             sampling.resolve(None)
+            draft_length = draft_length_from(draft_tokens)
             prompt = PromptOptions(
                 read_prompt(prompt_argument, prompt_option, files or [], use_stdin, is_chat=chat_template != "none"),
                 system_message(system, system_file),
@@ -144,7 +146,7 @@ def generate(
                     progress,
                 )
                 request = build_request(
-                    plan, prompt, sampling, max_new_tokens, num_draft_tokens, tuple(stop or ()), ignore_eos, strict
+                    plan, prompt, sampling, max_new_tokens, draft_length, tuple(stop or ()), ignore_eos, strict
                 )
                 session = _open(plan, progress)
             generation = _new_generation(session, request)

@@ -16,7 +16,7 @@ INPUT = "Input"
 OUTPUT = "Output"
 
 DEFAULT_DRAFT = "lookup"
-DEFAULT_DRAFT_TOKENS = 5
+DEFAULT_DRAFT_TOKENS = "auto"
 
 Target = Annotated[
     str,
@@ -82,15 +82,14 @@ Offline = Annotated[
     typer.Option("--offline", envvar="HF_HUB_OFFLINE", help="Use only files on this machine.", rich_help_panel=MODELS),
 ]
 DraftTokens = Annotated[
-    int,
+    str,
     typer.Option(
         "--draft-tokens",
         "--num-draft-tokens",
         "-k",
-        min=0,
-        max=64,
+        metavar="N|auto",
         envvar="SPECGEN_DRAFT_TOKENS",
-        help="Longest draft of a round, in tokens. 0: plain decoding.",
+        help="Length of a draft, in tokens, 0 to 64; auto: as long as a further token is worth its measured cost.",
         rich_help_panel=SPECULATION,
     ),
 ]

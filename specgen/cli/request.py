@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specgen.cli.prompt_input import decode, read_capped
+from specgen.cli.prompt_input import as_utf8, decode, read_capped
 from specgen.errors import PromptError, SettingsError
-from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.settings import (
+    LONGEST_AUTO_DRAFT,
+    MAX_DRAFT_TOKENS,
+    DecodeSettings,
+    DraftSchedule,
+    ModelSettings,
+    SamplingSettings,
+)
 
 if TYPE_CHECKING:
     from specgen.generation import Request
@@ -77,12 +84,32 @@ def session_settings(target: ModelSettings, draft: ModelSettings) -> SessionSett
     return SessionSettings(target, drafter="model", draft=draft)
 
 
+def draft_length_from(text: str) -> tuple[int, DraftSchedule]:
+    """Longest draft and schedule from `-k`.
+
+    Raises:
+        SettingsError: It is neither `auto` nor an integer in range.
+    """
+    if text == "auto":
+        return LONGEST_AUTO_DRAFT, "auto"
+    wanted = SettingsError(
+        f"--draft-tokens {text} is out of range", f"give auto or an integer from 0 to {MAX_DRAFT_TOKENS}"
+    )
+    try:
+        length = int(text)
+    except ValueError:
+        raise wanted from None
+    if not 0 <= length <= MAX_DRAFT_TOKENS:
+        raise wanted
+    return length, "constant"
+
+
 def build_request(
     plan: Plan,
     prompt: PromptOptions,
     sampling_options: SamplingOptions,
     max_new_tokens: int | None,
-    num_draft_tokens: int,
+    draft_length: tuple[int, DraftSchedule],
     stops: tuple[str, ...],
     ignore_eos: bool,
     strict: bool,
@@ -92,7 +119,9 @@ def build_request(
     ids = _prompt_ids(plan, prompt)
     sampling, source = sampling_options.resolve(plan.sampling_defaults)
     budget = plan.budget(len(ids), max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
-    limits = DecodeSettings(budget, num_draft_tokens, frozenset() if ignore_eos else plan.end_ids, strict)
+    num_draft_tokens, schedule = draft_length
+    end_ids = frozenset[int]() if ignore_eos else plan.end_ids
+    limits = DecodeSettings(budget, num_draft_tokens, schedule, end_ids, strict)
     return Request(ids, limits, sampling, source, stops, prompt.is_raw)
 
 
@@ -116,7 +145,9 @@ def _prompt_ids(plan: Plan, prompt: PromptOptions) -> list[int]:
 def system_message(text: str | None, path: Path | None) -> str | None:
     if text is not None and path is not None:
         raise SettingsError("the system message is given twice, with --system and --system-file", "give one of them")
-    return text if path is None else _read_text(path, "system")
+    if path is not None:
+        return _read_text(path, "system")
+    return None if text is None else as_utf8(text, "the system message")
 
 
 def _read_text(path: Path, what: str) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from specgen.engine.drafters import Drafter, NoDrafter, empty_draft
+from specgen.engine.lengths import FixedLength, LengthPolicy
 from specgen.engine.model import TargetModel
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import laws, seen_rows
@@ -49,6 +50,7 @@ def decode(
     sampling: SamplingSettings,
     randomness: Randomness,
     *,
+    lengths: LengthPolicy | None = None,
     stop: StopCheck | None = None,
     clock: Clock = perf_counter,
 ) -> Iterator[Event]:
@@ -61,6 +63,7 @@ def decode(
         target: Its cache must hold a prefix of `prompt_ids[:-1]`.
         drafter: Likewise. `NoDrafter` gives plain decoding.
         prompt_ids: At least one token.
+        lengths: Decides each draft's length, up to the settings' limit; default: always the limit.
         stop: Further end condition, asked once per round.
         clock: Seconds; see `device_clock`.
 
@@ -73,6 +76,7 @@ def decode(
         PairError: The drafter failed and `settings.strict` is set.
     """
     ids = list(prompt_ids)
+    lengths = lengths or FixedLength()
     prefill, failure = _prefill(target, drafter, ids, clock)
     yield prefill
     num_left = settings.max_new_tokens
@@ -80,13 +84,16 @@ def decode(
     reason: FinishReason | None = None
     while reason is None:
         if failure is not None:
+            # It may have fed tokens of a draft that came to nothing.
+            drafter.rewind(len(ids) - 1)
             if settings.strict:
                 raise PairError(f"the drafter failed: {failure}", "leave out --strict to go on without it")
             notice = Notice("draft_dropped", f"the drafter failed and was dropped; the text is not affected: {failure}")
             drafter, failure = NoDrafter(), None
             yield notice
         started = clock()
-        draft, failure = _propose(drafter, ids, min(settings.num_draft_tokens, num_left - 1))
+        lengths.begin()
+        draft, failure = _propose(drafter, ids, min(settings.num_draft_tokens, num_left - 1), lengths)
         if failure is not None:
             continue
         drafted_at = clock()
@@ -101,7 +108,7 @@ def decode(
         _rewind(target, drafter, len(ids) - 1)
         if ends or num_left == 0:
             reason = "stop" if ends else "length"
-        yield Round(
+        round_ = Round(
             index=index,
             draft_ids=tuple(draft_ids[:num_kept] if is_cut else draft_ids),
             num_accepted=min(num_accepted, num_kept),
@@ -111,6 +118,8 @@ def decode(
             verify_seconds=verified_at - drafted_at,
             other_seconds=clock() - verified_at,
         )
+        lengths.observe(round_)
+        yield round_
         index += 1
     yield Finish(reason)
 
@@ -129,11 +138,11 @@ def _prefill(target: TargetModel, drafter: Drafter, ids: list[int], clock: Clock
     return Prefill(len(ids), num_reused, target_at - started, clock() - target_at), failure
 
 
-def _propose(drafter: Drafter, ids: list[int], limit: int) -> tuple[Draft, DraftError | None]:
+def _propose(drafter: Drafter, ids: list[int], limit: int, lengths: LengthPolicy) -> tuple[Draft, DraftError | None]:
     if limit < 1:
         return empty_draft(), None
     try:
-        return drafter.propose(ids, limit), None
+        return drafter.propose(ids, limit, lengths), None
     except DraftError as error:
         return empty_draft(), error
 

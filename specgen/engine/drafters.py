@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specgen.engine.lengths import LengthPolicy
 from specgen.engine.model import CachedModel
 from specgen.engine.randomness import Randomness
-from specgen.engine.sampling import laws, seen_rows
+from specgen.engine.sampling import Laws, laws, seen_rows
 from specgen.engine.verification import Draft
 from specgen.errors import DraftError, MemoryShortageError
 from specgen.settings import SamplingSettings
@@ -27,12 +28,13 @@ class Drafter(Protocol):
             DraftError: As in `propose`.
         """
 
-    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         """Guess what follows `ids`.
 
         Args:
             ids: The text so far, never empty.
             limit: Longest draft wanted, at least 1. A shorter or empty one is fine.
+            lengths: Asked before each token whether it is wanted.
 
         Raises:
             DraftError: The drafter is broken; the caller goes on without it.
@@ -48,7 +50,7 @@ class NoDrafter:
     def feed(self, ids: Sequence[int]) -> None:
         """Nothing to see."""
 
-    def propose(self, ids: Sequence[int], limit: int) -> Draft:  # noqa: ARG002
+    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:  # noqa: ARG002
         return empty_draft()
 
     def rewind(self, length: int) -> None:
@@ -86,18 +88,18 @@ class ModelDrafter:
                 self.model.feed(ids)
 
     @torch.inference_mode()
-    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         if self._max_positions is not None:
             limit = min(limit, self._max_positions - len(ids))
         if limit < 1 or not self._can_read(ids):
             return empty_draft()
         with _draft_errors():
-            return self._propose(ids, limit)
+            return self._propose(ids, limit, lengths)
 
-    def _propose(self, ids: Sequence[int], limit: int) -> Draft:
+    def _propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         drafted = torch.empty(0, dtype=torch.int64, device=self.model.device)
         rows: list[Tensor] = []
-        for _ in range(limit):
+        while drafted.shape[0] < limit and lengths.wants_more():
             logits = self.model.logits(ids, 1, tail=drafted)
             seen = seen_rows(ids, drafted, self.model.vocab_size, self._sampling, self.model.device)
             law = laws(logits, self._sampling, None if seen is None else seen[-1:])
@@ -109,6 +111,8 @@ class ModelDrafter:
                 token = self._randomness.draw(law.probs[0]).view(1).to(self.model.device)
                 rows.append(torch.nn.functional.pad(law.probs, (0, self._num_padding)))
             drafted = torch.cat([drafted, token])
+            if lengths.uses_confidence:
+                lengths.drew(_confidence(logits, law))
         return Draft(drafted, torch.cat(rows) if rows else None)
 
     def rewind(self, length: int) -> None:
@@ -119,6 +123,13 @@ class ModelDrafter:
         if self._max_positions is not None and len(ids) > self._max_positions:
             return False
         return max(ids[self.model.length :], default=0) < self.model.num_embeddings
+
+
+def _confidence(logits: Tensor, law: Laws) -> float:
+    """Probability of the likeliest token. A host read, which on CUDA waits for the draft's step."""
+    if law.probs is not None:
+        return float(law.probs.max())
+    return float((logits.max() - logits.logsumexp(dim=-1)).exp())
 
 
 @contextmanager

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from specgen.engine.drafters import empty_draft
+from specgen.engine.lengths import LengthPolicy
 from specgen.engine.verification import Draft
 
 LONGEST_KEY = 4
 SHORTEST_KEY = 2
 """A single repeated token says too little: drafts from it are mostly refused, and checking them is not free."""
+
+DOUBT = 2.0
+"""First guess of how far a match of m tokens can be trusted: m / (m + doubt). Corrected by what is accepted."""
 
 
 class LookupDrafter:
@@ -33,14 +37,15 @@ class LookupDrafter:
             for length in range(SHORTEST_KEY, min(LONGEST_KEY, end) + 1):
                 self._ends[tuple(self._indexed[end - length :])] = end
 
-    def propose(self, ids: Sequence[int], limit: int) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         self.feed(ids)
         for length in range(min(LONGEST_KEY, len(ids) - 1), SHORTEST_KEY - 1, -1):
             end = self._ends.get(tuple(ids[-length:]))
             if end is not None:
+                matched = _match_length(ids, end)
                 # The longer the match, the further it is trusted.
-                trusted = 2 * _match_length(ids, end)
-                return Draft(torch.tensor(ids[end : end + min(limit, trusted)], dtype=torch.int64))
+                longest = min(limit, 2 * matched, len(ids) - end)
+                return Draft(torch.tensor(ids[end : end + _wanted(longest, matched, lengths)], dtype=torch.int64))
         return empty_draft()
 
     def rewind(self, length: int) -> None:
@@ -48,6 +53,15 @@ class LookupDrafter:
         if length < len(self._indexed):
             self._indexed.clear()
             self._ends.clear()
+
+
+def _wanted(longest: int, matched: int, lengths: LengthPolicy) -> int:
+    """How many of the tokens at hand the policy wants. Each was right as often as a match of its length suggests."""
+    num_wanted = 0
+    while num_wanted < longest and lengths.wants_more():
+        lengths.drew(matched / (matched + DOUBT))
+        num_wanted += 1
+    return num_wanted
 
 
 def _match_length(ids: Sequence[int], end: int, longest: int = 32) -> int:

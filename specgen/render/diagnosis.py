@@ -19,6 +19,8 @@ def why_slower(report: RunReport) -> str:
     speedup, baseline, counts = report.speedup, report.baseline, report.counts
     if not speedup or speedup >= 1 or baseline is None or report.info.drafter == "none":
         return ""
+    if report.info.schedule == "auto" and counts.num_rounds > 4 * counts.num_rejected + 4 * counts.num_accepted:
+        return "drafting did not pay here and was left off most of the time; what it cost is the tries"
     num_steps = counts.decode_seconds / counts.num_rounds / baseline.tpot_seconds
     num_tokens = counts.num_emitted / counts.num_rounds
     sums = f"a round takes as long as {num_steps:.1f} steps of the target alone and yields {num_tokens:.1f} tokens"
@@ -28,7 +30,8 @@ def why_slower(report: RunReport) -> str:
 def what_to_try(report: RunReport) -> str:
     """One concrete thing to try after `why_slower`."""
     num_draft_tokens = report.info.num_draft_tokens
-    choices = [f"-k {num_draft_tokens // 2}"] if num_draft_tokens > 1 else []
+    # auto has looked for the best length already.
+    choices = [f"-k {num_draft_tokens // 2}"] if num_draft_tokens > 1 and report.info.schedule == "constant" else []
     if _is_draft_expensive(report) and report.info.drafter == "model":
         choices.append("a smaller or quantized draft model")
     elif _is_alpha_low(report) and report.info.drafter == "model":

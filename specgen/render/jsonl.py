@@ -150,7 +150,7 @@ def _header(info: RunInfo) -> Document:
         "speculative": {
             "method": _METHODS.get(info.drafter, info.drafter),
             "num_spec_tokens": info.num_draft_tokens,
-            "schedule": "constant",
+            "schedule": info.schedule,
             "verification": info.verification,
         },
         "sampling": {

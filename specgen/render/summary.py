@@ -24,6 +24,10 @@ _GLUE = "\u00a0"
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|[GM]iB|m?s\b)")
 
 
+ABOUT_ONE = 0.97
+"""From here to 1 the timing of a few tokens can't tell the two apart: no claim, and no advice, rests on it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Figure:
     """A figure with the key it has on a line of its own, and its wording among others if that differs."""
@@ -138,6 +142,8 @@ def _speedup(report: RunReport) -> str:
     method = _method(baseline)
     if speedup >= 1:
         return f"{speedup:.2f}x over the target alone ({method})"
+    if speedup >= ABOUT_ONE:
+        return f"{speedup:.2f}x, about as fast as the target alone ({method})"
     slower = f"{speedup:.2f}x, slower than the target alone ({method})"
     why = why_slower(report)
     return f"{slower}. Why: {why}. Try {what_to_try(report)}." if why else slower

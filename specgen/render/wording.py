@@ -36,7 +36,10 @@ def format_draft(info: RunInfo, *, ascii_only: bool = False) -> str:
 def format_settings(info: RunInfo) -> str:
     """Draft length, budget and sampling; only what is switched on."""
     sampling = info.sampling
-    words = [f"drafts of up to {info.num_draft_tokens} tokens"] if info.drafter != "none" else []
+    length = (
+        "draft length chosen by cost" if info.schedule == "auto" else f"drafts of up to {info.num_draft_tokens} tokens"
+    )
+    words = [length] if info.drafter != "none" else []
     words.append(f"up to {info.max_new_tokens} new tokens")
     if sampling.is_greedy:
         words.append("greedy")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from specgen.engine.decoding import decode
 from specgen.engine.drafters import ModelDrafter, NoDrafter
+from specgen.engine.lengths import FixedLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.errors import NumericalError, PairError
@@ -234,21 +235,21 @@ def test_time_spent_by_the_reader_is_in_no_figure() -> None:
 def test_lookup_repeats_what_followed_the_same_tokens_before() -> None:
     drafter = LookupDrafter()
 
-    draft = drafter.propose([1, 2, 3, 4, 5, 6, 9, 1, 2, 3], 3)
+    draft = drafter.propose([1, 2, 3, 4, 5, 6, 9, 1, 2, 3], 3, FixedLength())
 
     assert draft.ids.tolist() == [4, 5, 6]
     assert draft.probs is None
 
 
 def test_lookup_never_matches_the_end_with_itself() -> None:
-    assert LookupDrafter().propose([1, 2, 3], 4).ids.tolist() == []
+    assert LookupDrafter().propose([1, 2, 3], 4, FixedLength()).ids.tolist() == []
 
 
 def test_lookup_prefers_the_longer_then_the_more_recent_match() -> None:
     drafter = LookupDrafter()
 
-    assert drafter.propose([5, 1, 2, 70, 8, 1, 2, 71, 5, 1, 2], 1).ids.tolist() == [70]
-    assert LookupDrafter().propose([1, 2, 70, 1, 2, 71, 9, 1, 2], 1).ids.tolist() == [71]
+    assert drafter.propose([5, 1, 2, 70, 8, 1, 2, 71, 5, 1, 2], 1, FixedLength()).ids.tolist() == [70]
+    assert LookupDrafter().propose([1, 2, 70, 1, 2, 71, 9, 1, 2], 1, FixedLength()).ids.tolist() == [71]
 
 
 def test_lookup_forgets_text_that_was_taken_back() -> None:
@@ -257,7 +258,7 @@ def test_lookup_forgets_text_that_was_taken_back() -> None:
 
     drafter.rewind(2)
 
-    assert drafter.propose([1, 2, 9, 9, 1, 2], 1).ids.tolist() == [9]
+    assert drafter.propose([1, 2, 9, 9, 1, 2], 1, FixedLength()).ids.tolist() == [9]
 
 
 drafts = st.lists(st.lists(st.integers(0, 95), max_size=8), min_size=1, max_size=12)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from specgen.engine import decoding, drafters, randomness, verification
+from specgen.engine.lengths import LengthPolicy
 from specgen.engine.model import CachedModel
 from specgen.engine.sampling import Laws
 from specgen.engine.verification import Draft, Verdict
@@ -68,8 +69,8 @@ def at_most_instead_of_below(plant: Plant) -> None:
 def dropped_sampled_token(plant: Plant) -> None:
     original = drafters.ModelDrafter._propose
 
-    def unsure(self: drafters.ModelDrafter, ids: Sequence[int], limit: int) -> Draft:
-        draft = original(self, ids, limit)
+    def unsure(self: drafters.ModelDrafter, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+        draft = original(self, ids, limit, lengths)
         assert draft.probs is not None
         keep = draft.probs.gather(-1, draft.ids.unsqueeze(-1)).squeeze(-1) > 0.4
         length = int(keep.long().cumprod(0).sum())
@@ -140,10 +141,10 @@ def temperature_on_the_target_only(plant: Plant) -> None:
 
 
 def _with_draw(propose: Callable[..., Draft], plant: Plant, inside: object, outside: object) -> Callable[..., Draft]:
-    def wrapped(self: drafters.ModelDrafter, ids: Sequence[int], limit: int) -> Draft:
+    def wrapped(self: drafters.ModelDrafter, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         plant.setattr(test_enumeration.WalkedChance, "draw", inside)
         try:
-            return propose(self, ids, limit)
+            return propose(self, ids, limit, lengths)
         finally:
             plant.setattr(test_enumeration.WalkedChance, "draw", outside)
 
