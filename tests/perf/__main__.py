@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from scipy import stats
 
+from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import decode
 from specgen.engine.drafters import ModelDrafter, NoDrafter
+from specgen.engine.lengths import CostAwareLength, FixedLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.model import CachedModel
 from specgen.engine.randomness import TorchRandomness
@@ -35,7 +37,7 @@ from specgen.loading.tokenizer import load_tokenizer
 from specgen.loading.weights import load_model
 from specgen.metrics import Counts
 from specgen.prompting import Message, encode_messages
-from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.settings import LONGEST_AUTO_DRAFT, DecodeSettings, ModelSettings, SamplingSettings
 
 BUNDLED = [
     {"id": "code", "prompt": "Write a Python function that checks whether a string is a palindrome."},
@@ -66,9 +68,11 @@ class Mode:
     runs: list[Run] = field(default_factory=list)
 
 
-def ours(name: str, target: CachedModel, draft: CachedModel | str | None, k: int, num_tokens: int) -> Mode:
-    """Our loop; `draft` is a model, "lookup" or None."""
+def ours(name: str, target: CachedModel, draft: CachedModel | str | None, k: str, num_tokens: int) -> Mode:
+    """Our loop; `draft` is a model, "lookup" or None. With k "auto" what is learned is kept, as in a session."""
     randomness = TorchRandomness(0, target.device)
+    lengths = CostAwareLength(CostTable(), DraftCost()) if k == "auto" else FixedLength()
+    settings = DecodeSettings(num_tokens, LONGEST_AUTO_DRAFT if k == "auto" else int(k))
 
     def run(prompt: list[int]) -> Run:
         drafter: Any = NoDrafter() if draft is None else LookupDrafter()
@@ -79,7 +83,7 @@ def ours(name: str, target: CachedModel, draft: CachedModel | str | None, k: int
         for model in models:
             model.reset()
         counts, ids, forwards = Counts(), [], 0.0
-        for event in decode(target, drafter, prompt, DecodeSettings(num_tokens, k), GREEDY, randomness):
+        for event in decode(target, drafter, prompt, settings, GREEDY, randomness, lengths=lengths):
             if isinstance(event, Prefill):
                 counts.observe_prefill(event)
                 forwards = sum(model.forward_seconds for model in models)
@@ -159,8 +163,8 @@ def prompts_from(path: str | None) -> list[dict[str, str]]:
 
 
 def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel) -> list[Mode]:
-    n, lengths = arguments.n, [int(k) for k in arguments.k.split(",")]
-    modes = [ours("plain", target, None, 0, n)]
+    n, lengths = arguments.n, arguments.k.split(",")
+    modes = [ours("plain", target, None, "0", n)]
     drafts = {name: load(name, arguments.dtype, "draft") for name in arguments.draft}
     shared = {}
     for name, draft in drafts.items():
@@ -177,7 +181,7 @@ def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel)
             for label, draft in shared.items()
         ]
         if arguments.lookup:
-            modes.append(theirs("transformers lookup", loaded.model, n, prompt_lookup_num_tokens=max(lengths)))
+            modes.append(theirs("transformers lookup", loaded.model, n, prompt_lookup_num_tokens=10))
     return modes
 
 
@@ -206,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-t", "--target", required=True)
     parser.add_argument("-d", "--draft", action="append", default=[], help="folder, or folder:nf4")
-    parser.add_argument("-k", default="4", help="draft lengths, as in 2,4")
+    parser.add_argument("-k", default="4", help="draft lengths, as in 2,4,auto")
     parser.add_argument("-n", type=int, default=64, help="new tokens")
     parser.add_argument("-r", type=int, default=1, help="repeats")
     parser.add_argument("--dtype", default="auto")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from specgen.render.diagnosis import what_to_try, why_slower
+from specgen.render.summary import format_summary
 from tests.render.runs import counts, info, report
 
 
@@ -44,3 +47,20 @@ def test_a_run_that_gained_or_was_not_measured_needs_no_reason() -> None:
     assert why_slower(report(counts((5, 5)), 0.0)) == ""
     assert why_slower(report(counts(), 0.02)) == ""
     assert why_slower(report(counts((0, 0)), 0.02, info=info("none", 0))) == ""
+
+
+def test_auto_that_left_drafting_off_says_so_and_offers_no_length() -> None:
+    plain = [(0, 0)] * 40
+    run = report(counts((4, 0), *plain), 0.019, info=replace(info(), schedule="auto"))
+
+    assert "left off" in why_slower(run)
+    assert "-k" not in what_to_try(run)
+
+
+def test_a_ratio_within_the_noise_is_no_verdict() -> None:
+    run = report(counts((0, 0), (0, 0), draft_seconds=0.0), 0.0196, info=replace(info(), schedule="auto"))
+
+    text = str(format_summary(run, 100))
+
+    assert "about as fast as the target alone" in text
+    assert "Why" not in text
