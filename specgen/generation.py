@@ -9,7 +9,7 @@ from time import perf_counter
 from specgen.engine.decoding import decode, device_clock
 from specgen.engine.drafters import NoDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.errors import MemoryShortageError, NumericalError, SpecgenError
+from specgen.errors import MemoryShortageError, NumericalError
 from specgen.events import Event, FinalText, Finish, FinishReason, Notice, Prefill, Round, RoundText, TextEvent
 from specgen.metrics import Baseline, Counts
 from specgen.report import RunInfo, RunReport
@@ -52,16 +52,18 @@ class Generation:
     def __init__(self, session: Session, request: Request) -> None:
         self.session = session
         self.request = request
-        self.info = _run_info(session, request)
+        self.info = run_info(session, request)
         self.counts = Counts()
         self.baseline: Baseline | None = None
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason = "interrupted"
         self.stop_text: str | None = None
+        self.clock = device_clock(*session.devices)
+        """What the rounds are timed with; may be replaced before the iteration."""
         self._notices = list(session.notices)
         self._is_interrupted = False
-        self._error: SpecgenError | None = None
+        self._error: Exception | None = None
         self._started = perf_counter()
         self._ended = self._started
 
@@ -85,7 +87,7 @@ class Generation:
             randomness,
             lengths=session.lengths if request.decode.schedule == "auto" else None,
             stop=stop,
-            clock=device_clock(*session.devices),
+            clock=self.clock,
         )
         for event in with_text(self._until_ended(events), detokenizer, request.stops):
             self._observe(event)
@@ -164,7 +166,7 @@ class Generation:
                 if self._wants_end() and not isinstance(event, Finish):
                     yield Finish("interrupted")
                     return
-        except SpecgenError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, `__iter__` raises it behind the final text
             self._error = error
             yield Finish(_reason(error))
 
@@ -189,13 +191,14 @@ def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None
     return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
 
 
-def _reason(error: SpecgenError) -> FinishReason:
+def _reason(error: Exception) -> FinishReason:
     if isinstance(error, NumericalError):
         return "numerical"
     return "memory" if isinstance(error, MemoryShortageError) else "error"
 
 
-def _run_info(session: Session, request: Request) -> RunInfo:
+def run_info(session: Session, request: Request) -> RunInfo:
+    """What is known of an answer before its first token."""
     kind = session.plan.settings.drafter
     return RunInfo(
         target=session.target_info,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -66,6 +67,20 @@ class Plan:
         tokenizer = load_tokenizer(self.draft.path)
         check_rows(tokenizer, self.draft_facts, self.draft.path)
         self.pairing = compare_tokenizers(self.tokenizer, tokenizer)
+
+    def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, report: LoadReport = SILENT) -> Plan:
+        """The same target with another drafter; this plan stays as it is.
+
+        Raises:
+            LoadError: The draft is missing or damaged.
+            PairError: It doesn't share the target's vocabulary.
+        """
+        other = copy.copy(self)
+        other.settings = replace(self.settings, drafter=kind, draft=draft)
+        other.draft = other.draft_facts = other.pairing = None
+        if draft is not None:
+            other._plan_draft(draft, report)
+        return other
 
     def budget(self, num_prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:
         """New tokens that fit behind the prompt.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from specgen.errors import LoadError, PromptError, SettingsError
+from specgen.template_limits import max_rendered_chars, template_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +54,48 @@ def encode_messages(
 
     Raises:
         SettingsError: The tokenizer has no chat template and none was given.
-        PromptError: The template alters contents that hold control tokens, so they can't be told apart.
+        PromptError: The template renders to nothing; or contents hold control tokens, and the template or the
+            tokenizer alters them, so that they can't be told apart.
         LoadError: The template is broken or refuses the conversation.
     """
     if template is None and not tokenizer.chat_template:
         raise SettingsError("the model has no chat template", "use --chat-template none, or --chat-template FILE")
     options = {**(template_options or {}), "chat_template": template}
     # Single characters can't be broken up and carry no control meaning in any known template.
-    control = [token.content for token in tokenizer.added_tokens_decoder.values() if len(token.content) > 1]
-    if not any(string in message.content for message in messages for string in control):
-        return _plain_ids(tokenizer, _render(tokenizer, messages, options))
-    return _guarded_ids(tokenizer, messages, options, control)
+    added = tokenizer.added_tokens_decoder.items()
+    control = {token.content: token_id for token_id, token in added if len(token.content) > 1}
+    if any(_holds_control(tokenizer, message.content, control) for message in messages):
+        ids = _guarded_ids(tokenizer, messages, options, control)
+    else:
+        ids = _plain_ids(tokenizer, _render(tokenizer, messages, options))
+    if not ids:
+        raise PromptError("the chat template renders to nothing: nothing to generate from", "use another template")
+    return ids
+
+
+def _holds_control(tokenizer: Any, text: str, control: Mapping[str, int]) -> bool:
+    """Whether a control token is in the text, or would be found there once the tokenizer has normalized it."""
+    return any(string in text for string in control) or _becomes_control(
+        tokenizer, _plain_ids(tokenizer, text), control
+    )
+
+
+def _becomes_control(tokenizer: Any, ids: Sequence[int], control: Mapping[str, int]) -> bool:
+    # The token for unknown text is an added one in some tokenizers, and any text may hold it.
+    return not (set(control.values()) - {tokenizer.unk_token_id}).isdisjoint(ids)
 
 
 def _guarded_ids(
-    tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any], control: Sequence[str]
+    tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any], control: Mapping[str, int]
 ) -> list[int]:
-    stand_ins = [secrets.token_hex(16) for _ in messages]
-    masked = [Message(message.role, stand_in) for message, stand_in in zip(messages, stand_ins, strict=True)]
+    # Only these get a stand-in: templates may well alter the others, as they do with earlier replies.
+    holding = [index for index, m in enumerate(messages) if _holds_control(tokenizer, m.content, control)]
+    stand_ins = {index: secrets.token_hex(16) for index in holding}
+    masked = [Message(m.role, stand_ins.get(index, m.content)) for index, m in enumerate(messages)]
     rest = _render(tokenizer, masked, options)
     ids: list[int] = []
-    for message, stand_in in zip(messages, stand_ins, strict=True):
+    for index, stand_in in stand_ins.items():
+        message = messages[index]
         if rest.count(stand_in) != 1:
             raise PromptError(
                 f"the chat template repeats or drops a {message.role} message that contains control tokens",
@@ -82,11 +104,17 @@ def _guarded_ids(
         before, rest = rest.split(stand_in)
         ids += _plain_ids(tokenizer, before)
         for piece in _broken_up(message.content, control):
-            ids += _plain_ids(tokenizer, piece)
+            new = _plain_ids(tokenizer, piece)
+            if _becomes_control(tokenizer, new, control):
+                raise PromptError(
+                    f"the tokenizer normalizes text of a {message.role} message to control tokens",
+                    "change the text, or use --chat-template none",
+                )
+            ids += new
     return ids + _plain_ids(tokenizer, rest)
 
 
-def _broken_up(text: str, control: Sequence[str]) -> list[str]:
+def _broken_up(text: str, control: Iterable[str]) -> list[str]:
     """Split `text` so that no piece contains a control string: behind the first character of each occurrence.
 
     `split_special_tokens=True` is not enough: it leaves added tokens that aren't special (`<tool_call>`) whole.
@@ -107,10 +135,14 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 def _render(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
     turns = [{"role": message.role, "content": message.content} for message in messages]
+    hint = "use --chat-template none, or give another with --chat-template FILE"
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+        with template_limits():
+            text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
+    except MemoryError as error:
+        raise LoadError("the chat template failed: it took too much memory", hint) from error
     except Exception as error:  # Jinja, and the template itself, can raise anything
-        raise LoadError(
-            f"the chat template failed: {error}", "use --chat-template none, or give another with --chat-template FILE"
-        ) from error
+        raise LoadError(f"the chat template failed: {error}", hint) from error
+    if len(text) > max_rendered_chars(sum(len(message.content) for message in messages)):
+        raise LoadError(f"the chat template failed: it made {len(text)} characters", hint)
     return text

@@ -42,23 +42,29 @@ def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
         revision=plan.target.revision,
     )
     notices = list(loaded.notices)
-    draft: CachedModel | None = None
-    draft_info: ModelInfo | None = None
-    if plan.draft is not None and settings.draft is not None and plan.pairing is not None:
-        draft_loaded = load_model(
-            plan.draft.path,
-            settings.draft,
-            role="draft",
-            from_gguf=plan.draft.from_gguf,
-            report_stage=report.stage,
-            name=plan.draft.name,
-            revision=plan.draft.revision,
-        )
-        draft, draft_info = CachedModel(draft_loaded.model, plan.pairing.num_shared), draft_loaded.info
-        notices += [*draft_loaded.notices, *([plan.pairing.notice] if plan.pairing.notice else [])]
+    draft, draft_info, draft_notices = _load_draft(plan, report)
+    notices += draft_notices
     return Session(
         plan, CachedModel(loaded.model, table_size(plan.tokenizer)), loaded.info, draft, draft_info, tuple(notices)
     )
+
+
+def _load_draft(plan: Plan, report: LoadReport) -> tuple[CachedModel | None, ModelInfo | None, list[str]]:
+    """The draft model of a plan, if it has one, and what loading it has to tell."""
+    settings = plan.settings.draft
+    if plan.draft is None or settings is None or plan.pairing is None:
+        return None, None, []
+    loaded = load_model(
+        plan.draft.path,
+        settings,
+        role="draft",
+        from_gguf=plan.draft.from_gguf,
+        report_stage=report.stage,
+        name=plan.draft.name,
+        revision=plan.draft.revision,
+    )
+    notices = [*loaded.notices, *([plan.pairing.notice] if plan.pairing.notice else [])]
+    return CachedModel(loaded.model, plan.pairing.num_shared), loaded.info, notices
 
 
 class Session:
@@ -114,6 +120,22 @@ class Session:
             self.draft.rewind(min(shared, self.draft.length))
         self.lookup.rewind(shared)
         self.text_ids = list(prompt_ids)
+
+    def use_drafter(self, plan: Plan, report: LoadReport = SILENT) -> list[str]:
+        """Go on with the drafter of another plan of the same target; an error leaves the old one in place.
+
+        Returns:
+            What loading has to tell.
+
+        Raises:
+            LoadError: A file is damaged.
+            DeviceError: Too little memory beside the old draft.
+        """
+        draft, draft_info, notices = _load_draft(plan, report)
+        self.plan, self.draft, self.draft_info = plan, draft, draft_info
+        # What a target pass costs stays true; what a draft token costs, and how often it is right, does not.
+        self.lengths = CostAwareLength(self.lengths.costs, DraftCost())
+        return notices
 
     @property
     def devices(self) -> list[torch.device]:

@@ -28,7 +28,8 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._skips_special = skip_special_tokens
-        self._context = list(context_ids)
+        # The stream holds back text that ends in U+FFFD: given such a context, it would repeat it in the answer.
+        self._context = [] if self._decode(context_ids).endswith("\ufffd") else list(context_ids)
         self._pending: list[int] = []
         self._stream = self._new_stream(self._context)
 
@@ -65,10 +66,13 @@ class Detokenizer:
         return other
 
     def _restart(self) -> str:
-        """Go on after bytes that can't become a character: give out what they decode to, with a fresh stream."""
-        text = self.flush()
-        self._stream = self._new_stream(self._context)
-        return text
+        """Go on with a fresh stream where the next bytes would change text already given out.
+
+        It ends: the old stream had given out text, so fewer tokens are left than it was fed.
+        """
+        pending, self._context, self._pending = self._pending, [], []
+        self._stream = self._new_stream([])
+        return "".join(self.commit(token_id) for token_id in pending)
 
     def _new_stream(self, ids: Sequence[int]) -> DecodeStream:
         return DecodeStream(ids=list(ids) or None, skip_special_tokens=self._skips_special)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from specgen.errors import ModelNotFoundError
+from specgen.loading.builtin import fetch_builtin
+from specgen.loading.tokenizer import load_tokenizer
 
 torch.set_num_threads(1)
 
@@ -14,3 +20,12 @@ settings.register_profile(
     "nightly", deadline=None, max_examples=5000, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("SPECGEN_HYPOTHESIS", "ci"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer() -> Any:
+    """The tokenizer of the built-in target, if it is on this machine already."""
+    try:
+        return load_tokenizer(fetch_builtin(offline=True))
+    except ModelNotFoundError as error:
+        pytest.skip(str(error))

@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 from specgen import __version__
+from specgen.cli.chat import EPILOG as CHAT_EPILOG
+from specgen.cli.chat import chat
 from specgen.cli.generate import EPILOG, generate
-from specgen.cli.output import Messages, silence_stdout
+from specgen.cli.output import Messages, silence_stdout, unforeseen
 from specgen.cli.signals import Stopped
 from specgen.errors import SettingsError, SpecgenError
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate", epilog=EPILOG)(generate)
+app.command("chat", epilog=CHAT_EPILOG)(chat)
 
 
 def _show_version(wanted: bool) -> None:
@@ -73,13 +76,13 @@ def _unforeseen(error: Exception) -> int:
     # Typer's usage errors have no public base class; these two attributes are what they are printed from.
     describe, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if callable(describe) and isinstance(exit_code, int):
-        messages.error(SettingsError(str(describe()), f"see {_help_command(error)}"))
+        # Without any word at all there is none about it: the help is shown instead.
+        if text := str(describe()):
+            messages.error(SettingsError(text, f"see {_help_command(error)}"))
         return exit_code
     if "-vv" in sys.argv or os.environ.get("SPECGEN_DEBUG") == "1":
         traceback.print_exc()
-    messages.error(
-        SpecgenError(f"unexpected {type(error).__name__}: {error}", "this is a bug; run again with -vv for details")
-    )
+    messages.error(unforeseen(error))
     return SpecgenError.exit_code
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specgen.cli import options as o
-from specgen.cli.output import Answer, Format, Messages, silence_stdout
+from specgen.cli.output import Answer, Format, Messages, silence_stdout, unforeseen
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import (
     PromptOptions,
@@ -156,10 +156,11 @@ def generate(
                 signals.listener = generation.interrupt
                 generation.measure_baseline(baseline)
             report = generation.report()
+            # The file first: the document still can say that it failed.
+            answer.save()
             answer.finish(report)
             if stats:
                 messages.summary(report)
-            answer.save()
         except BrokenPipeError:
             silence_stdout()
             return
@@ -170,7 +171,12 @@ def generate(
                 answer.save()
             raise typer.Exit(stopped.exit_code) from None
         except SpecgenError as error:
-            _fail(error, answer, messages, generation, stats)
+            _end(error, answer, messages, generation, stats)
+            messages.error(error)
+            raise typer.Exit(error.exit_code) from error
+        except Exception as error:
+            _end(unforeseen(error), answer, messages, generation, stats)
+            raise
         if signals.exit_code:
             raise typer.Exit(signals.exit_code)
 
@@ -192,8 +198,8 @@ def _run(generation: Generation, answer: Answer, messages: Messages, signals: St
         messages.warning(notice)
 
 
-def _fail(error: SpecgenError, answer: Answer, messages: Messages, generation: Generation | None, stats: bool) -> None:
-    """Tell an error; what was produced before it stands."""
+def _end(error: SpecgenError, answer: Answer, messages: Messages, generation: Generation | None, stats: bool) -> None:
+    """Bring an answer to its end that an error stopped; what was produced before stands."""
     report = None if generation is None or not generation.counts.num_rounds else generation.report()
     try:
         answer.close()
@@ -204,8 +210,6 @@ def _fail(error: SpecgenError, answer: Answer, messages: Messages, generation: G
         silence_stdout()
     if report is not None and stats:
         messages.summary(report)
-    messages.error(error)
-    raise typer.Exit(error.exit_code) from error
 
 
 def _prepare(verbose: bool) -> None:

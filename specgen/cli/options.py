@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -265,3 +265,8 @@ def model_settings(
 ) -> ModelSettings:
     """Settings of one model from its options."""
     return ModelSettings(target, quant, dtype, device, revision, offline)
+
+
+def quantization(name: str) -> Quantization:
+    """A weight format by its name; `auto` for one that is unknown."""
+    return next((known for known in get_args(Quantization) if known == name), "auto")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from specgen.errors import OutputError, SpecgenError
 from specgen.events import FinalText, Notice, RoundText, TextEvent
@@ -53,6 +54,13 @@ class Messages:
         if not self.quiet and self.is_terminal:
             self._print(format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console)))
 
+    def chat_banner(self, info: RunInfo, *, has_legend: bool) -> None:
+        """What runs, and where to find help; at most five lines."""
+        whole = format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console))
+        lines = [line for line in whole.split("\n") if has_legend or not line.plain.startswith("legend")]
+        hint = Text("/help lists commands, Ctrl-C stops a reply, Ctrl-D leaves", style="muted")
+        self.note(Text("\n").join([*lines, hint]))
+
     def summary(self, report: RunReport) -> None:
         if not self.quiet:
             width = self.console.width if self.is_terminal else 100
@@ -62,15 +70,24 @@ class Messages:
         if not self.quiet:
             self._print(format_notice(Notice("notice", message), ascii_only=is_ascii_only(self.console)))
 
+    def note(self, text: Text) -> None:
+        """Something nobody asked for, wrapped at words."""
+        if not self.quiet:
+            self.tell(text)
+
+    def tell(self, text: Text) -> None:
+        """What somebody did ask for, said under `--quiet` as well."""
+        self._print(text, wraps=self.is_terminal)
+
     def error(self, error: SpecgenError) -> None:
         self._print(format_error(error, ascii_only=is_ascii_only(self.console)))
 
     def _has_marks(self) -> bool:
         return decide_color(self._color, self.stream, self._environ).level is ColorLevel.MARKS
 
-    def _print(self, text: object) -> None:
+    def _print(self, text: object, *, wraps: bool = False) -> None:
         try:
-            self.console.print(text, soft_wrap=True)
+            self.console.print(text, soft_wrap=not wraps)
         except (OSError, ValueError):
             return
 
@@ -98,6 +115,7 @@ class Answer:
             raise OutputError(f"cannot write the answer: no folder {path.absolute().parent}", "make it first")
         self.form = form
         self._path = path
+        self._is_finished = False
         self._text: list[str] = []
         binary: BinaryIO = sys.stdout.buffer
         self._json = NdjsonView(binary) if form == "ndjson" else None
@@ -142,7 +160,10 @@ class Answer:
             self.view.close()
 
     def finish(self, report: RunReport) -> None:
-        """Write what comes after the text: the document, the file."""
+        """Write the document that comes after the text, once."""
+        if self._is_finished:
+            return
+        self._is_finished = True
         if self._json is not None:
             self._json.write(result_document(report))
         if self._document_sink is not None:
@@ -150,6 +171,9 @@ class Answer:
 
     def fail(self, error: SpecgenError, report: RunReport | None) -> None:
         """Say in JSON that a run failed. `--json` stays one document: the result so far, with the error in it."""
+        if self._is_finished:
+            return
+        self._is_finished = True
         document = error_document(error)
         if self._json is not None:
             if report is not None:
@@ -160,29 +184,35 @@ class Answer:
             self._document_sink.write((dumps(whole) + "\n").encode())
 
     def save(self) -> None:
-        """Write the file, whole or not at all.
+        """Write the file, whole or not at all. Tried once.
 
         Raises:
             OutputError: The file can't be written; the answer is on stdout.
         """
-        if self._path is None:
+        path, self._path = self._path, None
+        if path is None:
             return
         text = "".join(self._text)
         text = text if text.endswith("\n") or not text else text + "\n"
-        folder = self._path.absolute().parent
+        folder = path.absolute().parent
         temporary: str | None = None
         try:
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{self._path.name}.")
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
             with os.fdopen(handle, "wb") as file:
                 file.write(text.encode("utf-8", "replace"))
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, self._path)
+            os.replace(temporary, path)
         except OSError as error:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
-            raise OutputError(f"cannot write {self._path}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def unforeseen(error: Exception) -> SpecgenError:
+    """How a bug of ours is told."""
+    return SpecgenError(f"unexpected {type(error).__name__}: {error}", "this is a bug; run again with -vv for details")
 
 
 def silence_stdout() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -39,7 +40,7 @@ def read_prompt(
     """
     if argument is not None and option is not None and "-" not in (argument, option):
         raise SettingsError("the prompt is given twice, as an argument and with --prompt", "give one of them")
-    words = [text for text in (argument, option) if text not in (None, "-")]
+    words = [as_utf8(text, "the prompt") for text in (argument, option) if text is not None and text != "-"]
     names_stdin = "-" in (argument, option) or Path("-") in files
     wants_stdin = names_stdin or use_stdin or (use_stdin is None and stdin_has_data())
     parts = [_read_file(path) for path in files if path != Path("-")]
@@ -47,7 +48,7 @@ def read_prompt(
         parts.append(read_stdin())
     if is_chat:
         parts = [part.strip("\r\n") for part in parts]
-    parts = [part for part in [*parts, *[word for word in words if word is not None]] if part]
+    parts = [part for part in [*parts, *words] if part]
     if not parts:
         raise PromptError("there is no prompt", 'give one: specgen generate "Why is the sky blue?"')
     return "\n\n".join(parts)
@@ -68,9 +69,7 @@ def read_stdin() -> str:
     """Read stdin to its end as UTF-8; says so on stderr if nothing came for a second."""
     if sys.stdin is None:
         raise PromptError("stdin is closed, so no prompt can be read from it")
-    notice = threading.Timer(
-        1.0, lambda: print("reading the prompt from stdin (--no-stdin ignores it)...", file=sys.stderr, flush=True)
-    )
+    notice = threading.Timer(1.0, _say_waiting)
     notice.daemon = True
     notice.start()
     try:
@@ -78,6 +77,12 @@ def read_stdin() -> str:
     finally:
         notice.cancel()
     return decode(data, "stdin")
+
+
+def _say_waiting() -> None:
+    if sys.stderr is not None:  # print() would take a closed stderr for stdout
+        with contextlib.suppress(OSError, ValueError):
+            print("reading the prompt from stdin (--no-stdin ignores it)...", file=sys.stderr, flush=True)
 
 
 def _read_file(path: Path) -> str:
@@ -103,6 +108,19 @@ def read_capped(stream: BinaryIO, name: str) -> bytes:
             raise PromptError(f"{name} holds more than {MAX_PROMPT_BYTES >> 20} MiB", "give a shorter prompt")
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def as_utf8(text: str, name: str) -> str:
+    """A word of the command line; Python hides bytes in it that are no text as lone surrogates.
+
+    Raises:
+        PromptError: There are some.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return decode(os.fsencode(text), name)
+    return text
 
 
 def decode(data: bytes, name: str) -> str:

@@ -132,14 +132,18 @@ def _prompt_ids(plan: Plan, prompt: PromptOptions) -> list[int]:
         if prompt.system is not None:
             raise SettingsError("--system needs a chat template", "leave out --chat-template none")
         return encode_text(plan.tokenizer, prompt.text)
-    template = None if prompt.template == "auto" else _read_text(Path(prompt.template), "template")
     messages = [] if prompt.system is None else [Message("system", prompt.system)]
     return encode_messages(
         plan.tokenizer,
         [*messages, Message("user", prompt.text)],
-        template=template,
+        template=template_source(prompt.template),
         template_options=prompt.template_options,
     )
+
+
+def template_source(choice: str) -> str | None:
+    """Jinja source of `--chat-template FILE`; None for the model's own."""
+    return None if choice == "auto" else _read_text(Path(choice), "template")
 
 
 def system_message(text: str | None, path: Path | None) -> str | None:

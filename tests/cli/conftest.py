@@ -1,0 +1,58 @@
+"""Fixtures of the command line's tests: toys, and the command line called inside the test's process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specgen.cli.app import run
+from specgen.loading.libraries import prepare_libraries
+from tests.cli.children import Ended
+from tests.toys import save_toy
+
+Cli = Callable[..., Ended]
+EXACT = ["--quant", "none", "--draft-quant", "none", "--dtype", "float32", "--device", "cpu"]
+
+prepare_libraries(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`target`, a `wrong` draft that errs behind one word, and a target with a window of `64`."""
+    root = tmp_path_factory.mktemp("toys")
+    return {
+        "target": save_toy(root / "target"),
+        "wrong": save_toy(root / "wrong", fox=" quick"),
+        "64": save_toy(root / "64", num_positions=64),
+    }
+
+
+@pytest.fixture(scope="session")
+def toy_arguments(toys: dict[str, Path]) -> list[str]:
+    """Options that run the toy exactly: float32, on the CPU, whatever this machine could do."""
+    return ["--target", str(toys["target"]), *EXACT]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No option from the environment, and a cache of its own."""
+    for name in list(os.environ):
+        if name.startswith(("SPECGEN_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "HF_HUB_OFFLINE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SPECGEN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def cli(capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
+    """Calls the command line in this process."""
+
+    def call(*arguments: object) -> Ended:
+        capfdbinary.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capfdbinary.readouterr()
+        return Ended(code, out, err.decode())
+
+    return call

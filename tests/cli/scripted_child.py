@@ -1,0 +1,89 @@
+"""The real command line with a scripted answer instead of a model: starts in a third of a second, imports no torch.
+
+    python -m tests.cli.scripted_child generate "..."
+
+Places of the barrier: `open`, `round N`, `baseline`. SPECGEN_TEST_ROUNDS: rounds of the answer, default 3.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from specgen.cli import app, generate
+from specgen.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
+from specgen.metrics import Counts
+from specgen.report import RunReport
+from tests.cli.barrier import announce_signals, reach
+from tests.render import runs
+
+
+def answer(num_rounds: int) -> str:
+    return "".join(f" word{index} 日\n" for index in range(num_rounds))
+
+
+class ScriptedGeneration:
+    """What the command line needs of a `Generation`. Each round is a word, a rejected token and a character."""
+
+    def __init__(self, num_rounds: int) -> None:
+        self.info = runs.info()
+        self.session = SimpleNamespace(notices=())
+        self.counts = Counts()
+        self.notices: list[str] = []
+        self._num_rounds = num_rounds
+        self._text = ""
+        self._reason: FinishReason = "interrupted"
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        self._is_interrupted = True
+
+    def __iter__(self) -> Iterator[TextEvent]:
+        yield Prefill(9, 0, 0.01, 0.01)
+        for index in range(self._num_rounds):
+            reach(f"round {index}")
+            round_ = Round(index, (1, 2), 1, 3, 0, 0.01, 0.02, 0.0)
+            self.counts.observe(round_)
+            pieces = (
+                Piece(1, f" word{index}", TokenState.ACCEPTED),
+                Piece(2, " wrong", TokenState.REJECTED),
+                Piece(3, " 日\n", TokenState.CORRECTION),
+            )
+            event = RoundText(round_, pieces)
+            self._text += event.kept
+            yield event
+            if self._is_interrupted:
+                yield FinalText("", Finish("interrupted"))
+                return
+        self._reason = "stop"
+        yield FinalText("", Finish("stop"))
+
+    def measure_baseline(self, method: str) -> None:
+        reach("baseline")
+
+    def report(self) -> RunReport:
+        return runs.report(self.counts, text=self._text, finish_reason=self._reason)
+
+
+def main() -> None:
+    num_rounds = int(os.environ.get("SPECGEN_TEST_ROUNDS", "3"))
+
+    def nothing(*_: Any) -> Any:
+        return None
+
+    def open_session(*_: Any) -> Any:
+        reach("open")
+
+    module: Any = generate
+    for name in ("_prepare", "_plan", "session_settings", "build_request"):
+        setattr(module, name, nothing)
+    module._open = open_session
+    module._new_generation = lambda *_: ScriptedGeneration(num_rounds)
+    announce_signals()
+    app.main()
+
+
+if __name__ == "__main__":
+    main()

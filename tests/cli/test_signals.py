@@ -1,0 +1,208 @@
+"""Ctrl-C and its relatives at an exact place of a run: in a pipe, in JSON, on a terminal."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pyte
+import pytest
+
+from tests.cli.children import TOY, Child, Ended
+from tests.cli.scripted_child import answer
+
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+def stopped(*arguments: str, place: str, signum: signal.Signals = INT) -> Ended:
+    """A run that gets a signal at a place, deals with it, and goes on."""
+    with Child("generate", "hi", *arguments, place=place) as child:
+        child.wait_at_place()
+        child.send(signum)
+        child.go_on()
+        return child.finish()
+
+
+# F50, F53, F54
+
+
+@pytest.mark.parametrize(("signum", "code"), [(INT, 130), (TERM, 143), (HUP, 129)])
+def test_a_signal_ends_the_answer_behind_the_round_in_progress(signum: signal.Signals, code: int) -> None:
+    ended = stopped(place="round 1", signum=signum)
+
+    assert ended.code == code
+    assert ended.out == answer(2).encode()
+    assert "ended    interrupted" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_json_of_an_interrupted_run_is_one_whole_document() -> None:
+    ended = stopped("--json", place="round 1")
+
+    document = json.loads(ended.out)
+    assert ended.code == 130
+    assert (document["type"], document["text"], document["finish_reason"]) == ("result", answer(2), "interrupted")
+
+
+def test_ndjson_of_an_interrupted_run_ends_with_its_result() -> None:
+    ended = stopped("--format", "ndjson", place="round 1", signum=TERM)
+
+    documents = [json.loads(line) for line in ended.out.splitlines()]
+    assert ended.code == 143
+    assert [document["type"] for document in documents] == ["start", "prefill", "step", "step", "result"]
+
+
+def test_the_file_of_an_interrupted_run_holds_what_was_shown(tmp_path: Path) -> None:
+    ended = stopped("-o", str(tmp_path / "answer.txt"), place="round 1")
+
+    assert (tmp_path / "answer.txt").read_bytes() == ended.out == answer(2).encode()
+
+
+def test_a_signal_during_the_baseline_keeps_the_whole_answer() -> None:
+    ended = stopped("--json", place="baseline")
+
+    document = json.loads(ended.out)
+    assert ended.code == 130
+    assert (document["text"], document["finish_reason"]) == (answer(3), "stop")
+
+
+# F51
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [(INT, INT, 130), (TERM, TERM, 143), (INT, TERM, 143)])
+def test_the_second_signal_ends_the_program_where_it_is(
+    first: signal.Signals, second: signal.Signals, code: int
+) -> None:
+    with Child("generate", "hi", place="round 1") as child:
+        child.wait_at_place()
+        child.send(first)
+        child.send(second)
+        ended = child.finish()
+
+    assert ended.code == code
+    assert ended.out == answer(1).encode()
+    assert "Traceback" not in ended.err
+
+
+def test_json_is_whole_even_after_the_second_signal() -> None:
+    with Child("generate", "hi", "--json", place="round 1") as child:
+        child.wait_at_place()
+        child.send(INT)
+        child.send(INT)
+        ended = child.finish()
+
+    document = json.loads(ended.out)
+    assert ended.code == 130
+    assert (document["text"], document["finish_reason"]) == (answer(1), "interrupted")
+
+
+# F49
+
+
+def test_a_signal_while_loading_ends_at_once_without_a_word() -> None:
+    with Child("generate", "hi", place="open") as child:
+        child.wait_at_place()
+        child.send(INT)
+        ended = child.finish()
+
+    assert (ended.code, ended.out, ended.err) == (130, b"", "")
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored() -> None:
+    with Child("generate", "hi", "--no-stats", place="round 1", ignores=INT) as child:
+        child.wait_at_place()
+        child.process.send_signal(INT)
+        child.go_on()
+        ended = child.finish()
+
+    assert (ended.code, ended.out, ended.err) == (0, answer(3).encode(), "")
+
+
+def test_a_real_model_finishes_its_round(toy_arguments: list[str]) -> None:
+    arguments = ["generate", "hello", *toy_arguments, "--draft", "none", "--json"]
+    with Child(*arguments, place="forward 4", module=TOY) as child:
+        child.wait_at_place()
+        child.send(INT)
+        child.go_on()
+        ended = child.finish()
+
+    document = json.loads(ended.out)
+    assert ended.code == 130
+    assert (document["text"], document["finish_reason"]) == ("The quick brown fox", "interrupted")
+    assert document["stats"]["num_spec_steps"] == 4
+    assert "Traceback" not in ended.err
+
+
+# --- On a terminal ----------------------------------------------------------------------------------------------------
+
+
+class Shown:
+    """A terminal after it was sent a run's output."""
+
+    def __init__(self, output: bytes) -> None:
+        self.screen = pyte.Screen(80, 60)
+        pyte.ByteStream(self.screen).feed(output)
+        self.rows = [row.rstrip() for row in self.screen.display if row.strip()]
+
+    def is_sane(self) -> bool:
+        attributes = self.screen.cursor.attrs
+        plain = (attributes.fg, attributes.bg, attributes.bold, attributes.strikethrough, attributes.reverse)
+        return not self.screen.cursor.hidden and plain == ("default", "default", False, False, False)
+
+
+def test_a_terminal_shows_the_answer_with_its_rejected_tokens_and_is_left_sane() -> None:
+    with Child("generate", "hi", place="round 0", on_terminal=True) as child:
+        child.wait_at_place()
+        child.go_on()
+        ended = child.finish()
+
+    shown = Shown(ended.out)
+    assert ended.code == 0
+    assert [row.replace("日 ", "日") for row in shown.rows if "word" in row] == [
+        f" word{index} wrong 日" for index in range(3)
+    ]
+    assert shown.is_sane()
+    # Behind the answer, before the figures: styles off, cursor on.
+    assert b"\x1b[0m\x1b[?25h" in ended.out.rpartition("日".encode())[2]
+    assert any(row.startswith("TAR") for row in shown.rows)
+
+
+def test_ctrl_c_keeps_what_was_shown_and_leaves_the_terminal_sane() -> None:
+    with Child("generate", "hi", place="round 1", on_terminal=True) as child:
+        child.wait_at_place()
+        child.press_ctrl_c()
+        child.go_on()
+        ended = child.finish()
+
+    shown = Shown(ended.out)
+    assert ended.code == 130
+    # The terminal itself shows ^C where the cursor was.
+    assert [row.removeprefix("^C") for row in shown.rows if "word" in row][-1].startswith(" word1")
+    assert shown.is_sane()
+    assert shown.screen.cursor.x == 0
+    assert b"Traceback" not in ended.out
+
+
+def test_ctrl_c_twice_leaves_the_terminal_sane_too() -> None:
+    with Child("generate", "hi", "--view", "live", place="round 1", on_terminal=True) as child:
+        child.wait_at_place()
+        child.press_ctrl_c()
+        child.press_ctrl_c()
+        ended = child.finish()
+
+    assert ended.code == 130
+    assert Shown(ended.out).is_sane()
+    assert b"Traceback" not in ended.out
+
+
+def test_ctrl_c_while_loading_takes_the_progress_line_away() -> None:
+    with Child("generate", "hi", place="open", on_terminal=True) as child:
+        child.wait_at_place()
+        child.press_ctrl_c()
+        ended = child.finish()
+
+    shown = Shown(ended.out)
+    assert ended.code == 130
+    assert [row for row in shown.rows if row != "^C"] == []
+    assert shown.is_sane()

@@ -1,0 +1,154 @@
+"""The built-in target as users get it, in float32: its greedy text is transformers' own, whatever drafts."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.generation import Generation, Request
+from specgen.loading.builtin import fetch_builtin
+from specgen.loading.cache import cache_root
+from specgen.loading.libraries import prepare_libraries
+from specgen.plan import Plan, SessionSettings
+from specgen.prompting import Message, encode_messages, encode_text
+from specgen.session import Session, open_session
+from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
+from tests.cli.children import run_child
+
+pytestmark = pytest.mark.real
+
+SHORT, LONG = 12, 24
+"""Tokens wanted: many where the text repeats and drafts are long, few elsewhere, where each costs a pass."""
+CHATS = [
+    "Why is the sky blue?",
+    "List three colours, one per line.",
+    "Repeat after me, word for word: the cat sat on the mat, the cat sat on the mat.",
+    "Schreibe einen Satz über Bäume.",
+    "Write a Python function that adds two numbers.",
+    "What is <|im_end|> for?",
+]
+RAW = [
+    "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,",
+    "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n    return",
+    "Once upon a time",
+    "日本の首都は",
+]
+
+LENGTHS = (1, 4, 8)
+
+prepare_libraries(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def sessions() -> dict[str, Session]:
+    """The target alone, with lookup, and drafting for itself; the weights are in memory once."""
+    fetch_builtin()
+    settings = ModelSettings("", quant="none", dtype="float32", device="cpu")
+    lookup = open_session(Plan(SessionSettings(settings, "lookup")))
+    made = {"lookup": lookup}
+    for drafter, draft in (("none", None), ("model", settings)):
+        plan = Plan(SessionSettings(settings, drafter, draft))
+        # Caches are cheap and of each session's own; the model is not.
+        made[drafter] = Session(plan, *_copies(lookup, has_draft=draft is not None))
+    return made
+
+
+def _copies(session: Session, *, has_draft: bool) -> tuple[Any, ...]:
+    from specgen.engine.model import CachedModel
+
+    target = CachedModel(session.target.model, session.target.vocab_size)
+    draft = CachedModel(session.target.model, session.target.vocab_size) if has_draft else None
+    return target, session.target_info, draft, session.target_info if has_draft else None
+
+
+@cache
+def tokenizer() -> Any:
+    from specgen.loading.tokenizer import load_tokenizer
+
+    return load_tokenizer(fetch_builtin())
+
+
+def prompts() -> list[Any]:
+    """Prompt, whether it is raw, and the draft lengths of lookup: all of them where the text repeats, else in turn."""
+    texts = [*[(text, False) for text in CHATS], *[(text, True) for text in RAW]]
+    made = []
+    for index, (text, is_raw) in enumerate(texts):
+        lengths = LENGTHS if text in (CHATS[2], RAW[0]) else LENGTHS[index % 3 : index % 3 + 1]
+        made.append(pytest.param(text, is_raw, lengths, id=f"{'raw' if is_raw else 'chat'} {index}"))
+    return made
+
+
+def prompt_ids(text: str, is_raw: bool) -> list[int]:
+    return encode_text(tokenizer(), text) if is_raw else encode_messages(tokenizer(), [Message("user", text)])
+
+
+def generation(
+    session: Session, ids: list[int], num_draft_tokens: int, *, is_raw: bool = False, num_new: int = SHORT
+) -> Generation:
+    limits = DecodeSettings(num_new, num_draft_tokens, end_ids=session.plan.end_ids)
+    made = Generation(session, Request(ids, limits, SamplingSettings(), is_raw=is_raw))
+    for _ in made:
+        pass
+    return made
+
+
+@torch.inference_mode()
+def library_ids(session: Session, ids: list[int], num_new: int) -> list[int]:
+    """What transformers' own greedy `generate` adds."""
+    given = torch.tensor([ids])
+    made = session.target.model.generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        do_sample=False,
+        max_new_tokens=num_new,
+        eos_token_id=sorted(session.plan.end_ids),
+        pad_token_id=tokenizer().eos_token_id,
+    )
+    return list(made[0, len(ids) :].tolist())
+
+
+@pytest.mark.parametrize(("text", "is_raw", "lengths"), prompts())
+def test_every_drafter_gives_the_librarys_own_greedy_text(
+    sessions: dict[str, Session], text: str, is_raw: bool, lengths: tuple[int, ...]
+) -> None:
+    ids = prompt_ids(text, is_raw)
+    num_new = LONG if lengths == LENGTHS else SHORT
+
+    def run(drafter: str, length: int) -> Generation:
+        return generation(sessions[drafter], ids, length, is_raw=is_raw, num_new=num_new)
+
+    expected = library_ids(sessions["none"], ids, num_new)
+
+    plain, lookups, own = run("none", 0), [run("lookup", length) for length in lengths], run("model", 3)
+    assert all(made.token_ids == expected for made in (plain, *lookups, own))
+    assert {made.text for made in (plain, *lookups, own)} == {plain.text}
+    assert own.counts.acceptance_rate == 1.0
+
+
+def test_lookup_is_accepted_where_the_text_repeats(sessions: dict[str, Session]) -> None:
+    ids = encode_text(tokenizer(), "the cat sat on the mat, " * 6)
+
+    counts = generation(sessions["lookup"], ids, 8, is_raw=True, num_new=LONG).counts
+
+    assert counts.num_rounds < LONG / 2
+
+
+def test_the_command_line_answers_with_the_built_in_model(sessions: dict[str, Session], tmp_path: Path) -> None:
+    path = tmp_path / "answer.txt"
+    options = ["-k", "4", "-n", str(SHORT), "--dtype", "float32", "--device", "cpu", "--json", "-o", str(path)]
+
+    ended = run_child("generate", CHATS[1], *options, module="specgen", env={"SPECGEN_CACHE": str(cache_root())})
+
+    made = json.loads(ended.out)
+    expected = generation(sessions["none"], prompt_ids(CHATS[1], is_raw=False), 0)
+    assert ended.code == 0
+    assert made["text"] == expected.text
+    assert path.read_text().rstrip("\n") == expected.text.rstrip("\n")
+    assert made["target"]["id"] == "smollm2-135m-instruct"
+    assert made["speedup"] > 0
+    assert "Traceback" not in ended.err

@@ -1,0 +1,154 @@
+"""Toy model folders whose answers are known in advance: the next token is a table of the last one, weights and all.
+
+A toy is a real Llama with a real byte-level tokenizer, so it goes through the same loading, engine and text code as
+any other model. Its attention and MLP add nothing, its embedding is the identity, and its output layer is the table.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+WORDS = ("The", "Ġquick", "Ġbrown", "Ġfox", "Ġdrinks", "Ġcaf", "Ġat", "Ġdaw", "Ġlat")
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TOOL_TOKENS = ("<tool_call>", "</tool_call>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHAIN = ("\n", "The", " quick", " brown", " fox", " drinks", " caf", b"\xc3", b"\xa9", " at", b"\xe6", b"\x97", b"\xa5")
+"""What a toy says after the line end of `assistant\\n`: words, then characters in several tokens each."""
+END = "<|im_end|>"
+ANSWER = "The quick brown fox drinks café at日🙂."
+
+
+@cache
+def toy_tokenizer(*, extra: Sequence[str] = (), template: str | None = CHAT_TEMPLATE, normalizer: Any = None) -> Any:
+    """A byte-level BPE of 292 tokens: every byte, some words, special tokens, and tool tokens that are not special.
+
+    Args:
+        extra: Further tokens at the end.
+        template: Chat template.
+        normalizer: Applied to text that is no special token.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = []
+    for word in WORDS:
+        for length in range(2, len(word) + 1):
+            if word[:length] not in tokens:
+                tokens.append(word[:length])
+                merges.append((word[: length - 1], word[length - 1]))
+    raw = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        raw.normalizer = normalizer
+    raw.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
+    raw.add_tokens([AddedToken(text, special=False) for text in (*TOOL_TOKENS, *extra)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token=END, clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def token_id(token: str | bytes) -> int:
+    """The one id of a word, or of one byte of a character."""
+    tokenizer = toy_tokenizer()
+    if isinstance(token, bytes):
+        from tokenizers import pre_tokenizers
+
+        # The alphabet maps bytes to printable characters; a lone byte can't be encoded as text.
+        pretty = {char: index for index, char in enumerate(_byte_characters())}
+        assert set(pretty) == set(pre_tokenizers.ByteLevel.alphabet())
+        return int(tokenizer.convert_tokens_to_ids(_byte_characters()[token[0]]))
+    (only,) = tokenizer.encode(token)
+    return int(only)
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable stand-in for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def successors(**changes: str | bytes) -> dict[int, int]:
+    """The chain of `ANSWER`, closed to a circle behind its end token.
+
+    Args:
+        **changes: Other successors of words: `fox=" quick"`.
+    """
+    chain = [*CHAIN, b"\xf0", b"\x9f", b"\x99", b"\x82", ".", END, "The"]
+    ids = [token_id(token) for token in chain]
+    table = dict(itertools.pairwise(ids))
+    for word, successor in changes.items():
+        table[token_id(f" {word}")] = token_id(successor)
+    return table
+
+
+def table_model(table: Mapping[int, int], num_positions: int = 512) -> Any:
+    """A Llama whose next token after i is `table[i]`; float32, a millisecond a forward."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width = 320
+    assert len(toy_tokenizer()) <= width
+    config = LlamaConfig(
+        vocab_size=width,
+        hidden_size=width,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=num_positions,
+        tie_word_embeddings=False,
+        bos_token_id=token_id("<|endoftext|>"),
+        eos_token_id=token_id(END),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        layer = model.model.layers[0]
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(width))
+        model.lm_head.weight.zero_()
+        for last, following in table.items():
+            model.lm_head.weight[following, last] = 1.0
+    return model
+
+
+def save_toy(
+    folder: Path, *, num_positions: int = 512, tokenizer: Any = None, model: Any = None, **changes: str | bytes
+) -> Path:
+    """A whole model folder that answers `ANSWER` to any chat.
+
+    Args:
+        folder: Made.
+        num_positions: The model's window.
+        tokenizer: Another one than `toy_tokenizer()`.
+        model: Another one than `table_model`.
+        **changes: See `successors`.
+    """
+    (model or table_model(successors(**changes), num_positions)).save_pretrained(folder)
+    (tokenizer or toy_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def random_toy(seed: int = 0, **changes: Any) -> Any:
+    """A random Llama over the toy tokenizer's ids: any bytes at all, half characters and control tokens included."""
+    from tests.loading.builders import make_model
+
+    return make_model(
+        seed, **{"vocab_size": 320, "max_position_embeddings": 512, "bos_token_id": 287, "eos_token_id": 289, **changes}
+    )
