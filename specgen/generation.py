@@ -76,16 +76,18 @@ class Generation:
         self._started = perf_counter()
         session.roll_back_to(request.prompt_ids)
         randomness = TorchRandomness(request.sampling.seed, session.target.device)
+        noise = session.noise(request.sampling)
         detokenizer = self._detokenizer()
         stop = StopStrings(detokenizer.fork(), request.stops) if request.stops else None
         events = decode(
             session.target,
-            session.drafter(request.sampling, randomness),
+            session.drafter(request.sampling, randomness, noise),
             request.prompt_ids,
             request.decode,
             request.sampling,
             randomness,
             lengths=session.lengths if request.decode.schedule == "auto" else None,
+            noise=noise,
             stop=stop,
             clock=self.clock,
         )
@@ -116,6 +118,7 @@ class Generation:
             DecodeSettings(num_tokens + num_uncounted, num_draft_tokens=0),
             request.sampling,
             TorchRandomness(request.sampling.seed, session.target.device),
+            noise=session.noise(request.sampling),
             clock=device_clock(*session.devices),
         )
         counts = Counts()
@@ -127,7 +130,7 @@ class Generation:
                     counts.observe(event)
             if self._wants_end():
                 return None
-        compared = method == "full" and request.sampling.is_greedy
+        compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
         difference = _first_difference(ids, self.token_ids) if compared else None
         assert counts.tpot_seconds is not None
         self.baseline = Baseline(method, counts.num_emitted, counts.tpot_seconds, difference, compared)

@@ -62,8 +62,10 @@ class RunInfo:
 
     @property
     def verification(self) -> str:
-        """Name of the accept rule: `exact_match` (greedy) or `rejection_sampling`."""
-        return "exact_match" if self.sampling.is_greedy else "rejection_sampling"
+        """Name of the accept rule: `exact_match` (greedy), `coupled_noise` (same text) or `rejection_sampling`."""
+        if self.sampling.is_greedy:
+            return "exact_match"
+        return "coupled_noise" if self.sampling.same_text else "rejection_sampling"
 
 
 @dataclass(frozen=True, slots=True)

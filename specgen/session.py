@@ -12,7 +12,7 @@ from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.model import CachedModel
-from specgen.engine.randomness import Randomness
+from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.loading.weights import load_model
@@ -101,11 +101,19 @@ class Session:
         self.text_ids: list[int] = []
         """The text whose prefixes the caches hold."""
 
-    def drafter(self, sampling: SamplingSettings, randomness: Randomness) -> Drafter:
+    def noise(self, sampling: SamplingSettings) -> PositionNoise | None:
+        """Chance tied to positions, if the settings want it."""
+        if sampling.is_greedy or not sampling.same_text:
+            return None
+        return PositionNoise(sampling.seed, self.target.vocab_size)
+
+    def drafter(
+        self, sampling: SamplingSettings, randomness: Randomness, noise: PositionNoise | None = None
+    ) -> Drafter:
         """The drafter of the next answer."""
         if self.draft is not None:
             window = None if self.plan.draft_facts is None else self.plan.draft_facts.max_positions
-            return ModelDrafter(self.draft, self.target.vocab_size, sampling, randomness, window)
+            return ModelDrafter(self.draft, self.target.vocab_size, sampling, randomness, window, noise)
         return self.lookup if self.plan.settings.drafter == "lookup" else NoDrafter()
 
     def roll_back_to(self, prompt_ids: Sequence[int]) -> None:

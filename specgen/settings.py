@@ -31,7 +31,9 @@ class SamplingSettings:
         top_p: Keep the smallest set of tokens whose probabilities sum to at least this; 1 keeps all.
         min_p: Keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
         repetition_penalty: Divide positive and multiply negative logits of tokens already in the text; 1 is off.
-        seed: Seed of the one random generator of the run.
+        seed: Seed of the run's chance.
+        same_text: Tie chance to the position in the text instead of to the order of events: one seed then gives the
+            same text with any draft and any draft length, at the price of some acceptance.
     """
 
     temperature: float = 0.0
@@ -40,6 +42,7 @@ class SamplingSettings:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    same_text: bool = False
 
     def __post_init__(self) -> None:
         _check(

@@ -93,6 +93,7 @@ def generate(
     min_p: o.MinP = None,
     repetition_penalty: o.RepetitionPenalty = None,
     seed: o.Seed = None,
+    same_text: o.SameText = None,
     stop: o.Stop = None,
     ignore_eos: o.IgnoreEos = False,
     view: o.View = "auto",
@@ -124,7 +125,7 @@ def generate(
     generation: Generation | None = None
     with StopSignals() as signals:
         try:
-            sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+            sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed, same_text)
             # Range errors are told before anything is read or loaded.
             sampling.resolve(None)
             draft_length = draft_length_from(draft_tokens)

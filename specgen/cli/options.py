@@ -174,7 +174,16 @@ Seed = Annotated[
     typer.Option(
         "--seed",
         envvar="SPECGEN_SEED",
-        help="Seed for sampling; without it one is drawn and shown.",
+        help="Repeat a sampled text: the same seed gives the same text.",
+        rich_help_panel=SAMPLING,
+        show_default=False,
+    ),
+]
+SameText = Annotated[
+    bool | None,
+    typer.Option(
+        "--same-text/--no-same-text",
+        help="One seed, one text, with any draft or none; accepts a little less. Default: if a seed is given.",
         rich_help_panel=SAMPLING,
         show_default=False,
     ),

@@ -57,6 +57,7 @@ class SamplingOptions:
     min_p: float | None
     repetition_penalty: float | None
     seed: int | None
+    same_text: bool | None = None
 
     def resolve(self, defaults: SamplingSettings | None) -> tuple[SamplingSettings, str]:
         """Effective settings, and where they come from: `options`, `model` or `default`."""
@@ -66,14 +67,14 @@ class SamplingOptions:
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
             if (value := getattr(self, name)) is not None
         }
-        # A drawn seed is shown at the end, so that any run can be repeated.
         seed = self.seed if self.seed is not None else random.SystemRandom().randrange(2**31)
         values = {
             name: given.get(name, getattr(base, name))
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         }
         source = "options" if given else "model" if defaults is not None else "default"
-        return SamplingSettings(**values, seed=seed), source
+        same_text = self.seed is not None if self.same_text is None else self.same_text
+        return SamplingSettings(**values, seed=seed, same_text=same_text), source
 
 
 def session_settings(target: ModelSettings, draft: ModelSettings) -> SessionSettings:

@@ -11,7 +11,7 @@ import torch
 from specgen.engine.drafters import Drafter, NoDrafter, empty_draft
 from specgen.engine.lengths import FixedLength, LengthPolicy
 from specgen.engine.model import TargetModel
-from specgen.engine.randomness import Randomness
+from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import laws, seen_rows
 from specgen.engine.verification import Draft, verify
 from specgen.errors import DraftError, NumericalError, PairError
@@ -51,6 +51,7 @@ def decode(
     randomness: Randomness,
     *,
     lengths: LengthPolicy | None = None,
+    noise: PositionNoise | None = None,
     stop: StopCheck | None = None,
     clock: Clock = perf_counter,
 ) -> Iterator[Event]:
@@ -64,6 +65,7 @@ def decode(
         drafter: Likewise. `NoDrafter` gives plain decoding.
         prompt_ids: At least one token.
         lengths: Decides each draft's length, up to the settings' limit; default: always the limit.
+        noise: Ties chance to positions; then `randomness` is not used. The drafter must have the same.
         stop: Further end condition, asked once per round.
         clock: Seconds; see `device_clock`.
 
@@ -99,7 +101,7 @@ def decode(
         drafted_at = clock()
         logits = target.logits(ids, draft.ids.shape[0] + 1, tail=draft.ids)
         verified_at = clock()
-        draft_ids, num_accepted, target_id = _judge(logits, ids, draft, sampling, randomness)
+        draft_ids, num_accepted, target_id = _judge(logits, ids, draft, sampling, randomness, noise)
         tokens = [*draft_ids[:num_accepted], target_id]
         num_kept, ends = _cut(tokens, settings.end_ids, stop)
         is_cut = num_kept < len(tokens)
@@ -149,12 +151,18 @@ def _propose(drafter: Drafter, ids: list[int], limit: int, lengths: LengthPolicy
 
 @torch.inference_mode()
 def _judge(
-    logits: torch.Tensor, ids: list[int], draft: Draft, sampling: SamplingSettings, randomness: Randomness
+    logits: torch.Tensor,
+    ids: list[int],
+    draft: Draft,
+    sampling: SamplingSettings,
+    randomness: Randomness,
+    noise: PositionNoise | None,
 ) -> tuple[list[int], int, int]:
     """Apply the accept rule; all it decides comes to the host in one read."""
     draft = Draft(draft.ids.to(logits.device), None if draft.probs is None else draft.probs.to(logits.device))
     seen = seen_rows(ids, draft.ids, logits.shape[-1], sampling, logits.device)
-    target_laws = laws(logits, sampling, seen)
+    rows = None if noise is None else noise.rows(len(ids), logits.shape[0])
+    target_laws = laws(logits, sampling, seen, rows)
     verdict = verify(target_laws, draft, randomness)
     decided = torch.stack([verdict.num_accepted, verdict.target_id, target_laws.is_finite.long()])
     num_accepted, target_id, is_finite, *draft_ids = torch.cat([decided, draft.ids]).tolist()

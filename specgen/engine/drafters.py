@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specgen.engine.lengths import LengthPolicy
 from specgen.engine.model import CachedModel
-from specgen.engine.randomness import Randomness
+from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import Laws, laws, seen_rows
 from specgen.engine.verification import Draft
 from specgen.errors import DraftError, MemoryShortageError
@@ -66,6 +66,7 @@ class ModelDrafter:
         sampling: Processors, applied to the draft as to the target. Greedy drafts are point masses.
         randomness: The run's one source of chance.
         max_positions: Window of the draft model; past it nothing is proposed. None: unknown.
+        noise: The run's position noise, if chance is tied to positions.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class ModelDrafter:
         sampling: SamplingSettings,
         randomness: Randomness,
         max_positions: int | None = None,
+        noise: PositionNoise | None = None,
     ) -> None:
         self.model = model
+        self._noise = noise
         self._num_padding = vocab_size - model.vocab_size
         self._sampling = sampling
         self._randomness = randomness
@@ -102,7 +105,9 @@ class ModelDrafter:
         while drafted.shape[0] < limit and lengths.wants_more():
             logits = self.model.logits(ids, 1, tail=drafted)
             seen = seen_rows(ids, drafted, self.model.vocab_size, self._sampling, self.model.device)
-            law = laws(logits, self._sampling, None if seen is None else seen[-1:])
+            position = len(ids) + drafted.shape[0]
+            noise = None if self._noise is None else self._noise.rows(position, 1)
+            law = laws(logits, self._sampling, None if seen is None else seen[-1:], noise)
             if law.probs is None:
                 token = law.ids
             else:

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specgen.settings import MAX_DRAFT_TOKENS
+
 
 class Randomness(Protocol):
     """Where chance comes from."""
@@ -40,6 +42,43 @@ class TorchRandomness:
     def _uniforms(self, count: int) -> Tensor:
         device = self._generator.device
         return torch.rand(count, generator=self._generator, dtype=self._dtype, device=device)
+
+
+class PositionNoise:
+    """Chance tied to positions: a row of exponential noise per position of the text, the same for target and draft.
+
+    Both take the token with the largest probability / noise, which is an exact draw from the law (the Gumbel-max
+    trick). The target's choice then depends on seed, text and position only, and a draft is right as often as its
+    law, met with the same noise, picks the same token. So draws become point masses, accepted when equal.
+    Source: Maddison et al. 2014 (arXiv:1411.0030) for the trick; Daliri et al. 2024 (arXiv:2408.07978) for its use
+    here.
+
+    Args:
+        seed: Seed.
+        vocab_size: Width of the target's laws.
+    """
+
+    def __init__(self, seed: int, vocab_size: int) -> None:
+        self._seed = seed
+        self._vocab_size = vocab_size
+        self._rows: dict[int, Tensor] = {}
+
+    def rows(self, first: int, count: int) -> Tensor:
+        """Noise at positions `first` to `first + count - 1`: float64 `[count, vocab_size]`, on the CPU, above 0."""
+        # The draft asks for the rows of a round one by one before the target asks for all of them.
+        self._rows = {at: row for at, row in self._rows.items() if at >= first - MAX_DRAFT_TOKENS}
+        return torch.stack([self._row(position) for position in range(first, first + count)])
+
+    def _row(self, position: int) -> Tensor:
+        row = self._rows.get(position)
+        if row is None:
+            mixed = (self._seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9) % 2**63
+            generator = torch.Generator().manual_seed(mixed)
+            # In float32 one value in 2^24 is 0 and would win against everything: over 150,000 tokens that is one
+            # position in a hundred with a token out of nowhere.
+            row = torch.empty(self._vocab_size, dtype=torch.float64).exponential_(generator=generator)
+            row = self._rows[position] = row.clamp_(min=torch.finfo(torch.float64).tiny)
+        return row
 
 
 def accepted(uniforms: Tensor, probabilities: Tensor) -> Tensor:

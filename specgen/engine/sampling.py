@@ -16,8 +16,8 @@ class Laws:
     """Laws of the next token, a row per position, after all processors.
 
     Args:
-        ids: `[rows]`, the likeliest token of each row.
-        probs: `[rows, vocab]`; None where each row is a point mass at `ids` (greedy).
+        ids: `[rows]`, the likeliest token of each row, or the one that was drawn from it.
+        probs: `[rows, vocab]`; None where each row is a point mass at `ids` (greedy, or drawn already).
         is_finite: `[]` bool, False if a row of logits had NaN, +inf or nothing but -inf. A tensor, so that
             looking at it can wait for the round's one host read.
     """
@@ -27,13 +27,14 @@ class Laws:
     is_finite: Tensor
 
 
-def laws(logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None) -> Laws:
+def laws(logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None, noise: Tensor | None = None) -> Laws:
     """Turn logits into laws.
 
     Args:
         logits: `[rows, vocab]`, float.
         settings: Processors, in transformers' order: penalty, temperature, top-k, top-p, min-p.
         seen: `[rows, vocab]` bool, tokens already in the text of each row; needed for the repetition penalty.
+        noise: `[rows, vocab or more]`, see `PositionNoise`: draw from each law with it, and return the draws.
     """
     logits = penalize(logits, settings.repetition_penalty, seen)
     top = logits.max(dim=-1)
@@ -45,7 +46,11 @@ def laws(logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None)
     scores = _keep_top_k(scores, settings.top_k)
     scores = _keep_top_p(scores, settings.top_p)
     scores = _keep_min_p(scores, settings.min_p)
-    return Laws(top.indices, scores.softmax(dim=-1), is_finite)
+    probs = scores.softmax(dim=-1)
+    if noise is not None:
+        drawn = (probs / noise[:, : probs.shape[-1]].to(probs.device)).argmax(dim=-1)
+        return Laws(drawn, None, is_finite)
+    return Laws(top.indices, probs, is_finite)
 
 
 def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:

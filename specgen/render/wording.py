@@ -48,7 +48,8 @@ def format_settings(info: RunInfo) -> str:
         words += [f"top-k {sampling.top_k}"] if sampling.top_k else []
         words += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
         words += [f"min-p {sampling.min_p:g}"] if sampling.min_p else []
-        words.append(f"seed {sampling.seed}")
+        # Without it the order of events decides, which the clock may change: the seed alone repeats nothing.
+        words += [f"seed {sampling.seed}"] if sampling.same_text else []
     if sampling.repetition_penalty != 1:
         words.append(f"repetition penalty {sampling.repetition_penalty:g}")
     return ", ".join(words) + (" (sampling from the model's own settings)" if info.sampling_source == "model" else "")

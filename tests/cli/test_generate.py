@@ -190,14 +190,15 @@ def test_a_piped_text_is_part_of_the_prompt(
     assert piped["usage"] == whole["usage"]
 
 
-def test_the_same_seed_repeats_a_sampled_answer(generate: Cli) -> None:
-    first = document(generate("--temperature", 30, "-k", 4, "-n", 20, "--json"))
-    seed = first["sampling"]["seed"]
+def test_the_same_seed_repeats_a_sampled_answer_whatever_drafts(generate: Cli) -> None:
+    options = ("--temperature", 30, "-n", 20, "--json", "--seed", 7)
 
-    again = document(generate("--temperature", 30, "-k", 4, "-n", 20, "--json", "--seed", seed))
+    first = document(generate(*options))
+    again = document(generate(*options, "-d", "none"))
 
-    assert again["text"] == first["text"]
-    assert (again["sampling"]["seed"], again["sampling"]["source"]) == (seed, "options")
+    assert first["text"] == again["text"]
+    assert first["speculative"]["verification"] == "coupled_noise"
+    assert (again["sampling"]["seed"], again["sampling"]["source"]) == (7, "options")
 
 
 # F10

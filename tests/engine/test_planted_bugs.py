@@ -33,8 +33,8 @@ def check_greedy(kind: str = "llama", name: str = "oracle") -> None:
 def soft_law_for_a_greedy_draft(plant: Plant) -> None:
     original = drafters.laws
 
-    def soft(logits: torch.Tensor, settings: SamplingSettings, seen: torch.Tensor | None = None) -> Laws:
-        law = original(logits, settings, seen)
+    def soft(logits: torch.Tensor, settings: SamplingSettings, *rest: torch.Tensor | None) -> Laws:
+        law = original(logits, settings, *rest)
         return Laws(law.ids, logits.softmax(-1), law.is_finite)
 
     plant.setattr(drafters, "laws", soft)
@@ -123,8 +123,8 @@ def no_cut_at_the_end_token(plant: Plant) -> None:
 def temperature_on_the_target_only(plant: Plant) -> None:
     original = drafters.laws
 
-    def half(logits: torch.Tensor, settings: SamplingSettings, seen: torch.Tensor | None = None) -> Laws:
-        law = original(logits, settings, seen)
+    def half(logits: torch.Tensor, settings: SamplingSettings, *rest: torch.Tensor | None) -> Laws:
+        law = original(logits, settings, *rest)
         return Laws(law.ids, logits.softmax(-1), law.is_finite)
 
     def draw_from_the_true_law(self: object, probs: torch.Tensor) -> torch.Tensor:

@@ -37,11 +37,17 @@ def test_the_banner_has_at_most_four_lines(drafter: str) -> None:
 
 
 def test_sampling_is_told_with_the_seed_that_repeats_it() -> None:
-    sampling = SamplingSettings(0.7, 40, 0.9, 0.05, 1.1, 1234)
+    sampling = SamplingSettings(0.7, 40, 0.9, 0.05, 1.1, 1234, same_text=True)
 
     (line,) = [line for line in format_banner(info(sampling=sampling)).plain.splitlines() if "settings" in line]
 
     assert "temperature 0.7, top-k 40, top-p 0.9, min-p 0.05, seed 1234, repetition penalty 1.1" in line
+
+
+def test_a_seed_that_repeats_nothing_is_not_told() -> None:
+    sampling = SamplingSettings(0.7, seed=1234)
+
+    assert "1234" not in format_banner(info(sampling=sampling)).plain
 
 
 def test_an_error_is_two_lines_that_can_be_grepped() -> None:

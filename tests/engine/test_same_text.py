@@ -1,0 +1,100 @@
+"""Chance tied to positions: one seed, one text, whatever drafts; and still the target's law."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from scipy import stats
+
+from specgen.engine.costs import CostTable, DraftCost
+from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
+from specgen.engine.lengths import CostAwareLength
+from specgen.engine.lookup import LookupDrafter
+from specgen.engine.randomness import PositionNoise, TorchRandomness
+from specgen.engine.sampling import laws
+from specgen.settings import SamplingSettings
+from tests.engine.test_enumeration import table, target_law
+from tests.fakes import CPU, TableModel, cached, ids_of, random_tokens, rounds_of, run_events, tiny_model
+
+SAMPLING = SamplingSettings(temperature=1.0, top_k=40, repetition_penalty=1.1, seed=11, same_text=True)
+PROMPT = [1, 17, 40, 17, 40, 9]
+
+
+def noise(seed: int = SAMPLING.seed) -> PositionNoise:
+    return PositionNoise(seed, 96)
+
+
+def sampled(drafter: Drafter, **options: object) -> list[int]:
+    settings = {"sampling": SAMPLING, "noise": noise(), "max_new_tokens": 30, **options}
+    return ids_of(run_events(cached(tiny_model()), drafter, PROMPT, **settings))
+
+
+def drafter(name: str) -> Drafter:
+    if name == "lookup":
+        return LookupDrafter()
+    if name == "random":
+        return random_tokens(5, 96)
+    model = cached(tiny_model(seed=0 if name == "self" else 1))
+    return ModelDrafter(model, 96, SAMPLING, TorchRandomness(0, CPU), noise=noise())
+
+
+@pytest.mark.parametrize("num_draft_tokens", [1, 3, 8])
+@pytest.mark.parametrize("name", ["self", "other", "lookup", "random"])
+def test_one_seed_gives_one_text_with_any_draft(name: str, num_draft_tokens: int) -> None:
+    assert sampled(drafter(name), num_draft_tokens=num_draft_tokens) == sampled(NoDrafter())
+
+
+def test_one_seed_gives_one_text_with_lengths_that_depend_on_the_clock() -> None:
+    text = sampled(drafter("other"), lengths=CostAwareLength(CostTable(), DraftCost()), num_draft_tokens=8)
+
+    assert text == sampled(NoDrafter())
+
+
+def test_another_seed_gives_another_text() -> None:
+    assert sampled(NoDrafter()) != sampled(NoDrafter(), noise=noise(12))
+
+
+def test_the_target_as_its_own_draft_is_always_accepted() -> None:
+    events = run_events(cached(tiny_model()), drafter("self"), PROMPT, sampling=SAMPLING, noise=noise())
+
+    assert all(r.num_accepted == len(r.draft_ids) for r in rounds_of(events))
+
+
+def test_draws_tied_to_positions_have_the_targets_law() -> None:
+    logits, sampling = table(3, 1), SamplingSettings(temperature=0.8, same_text=True)
+    wanted = target_law(logits, sampling, num_tokens=2)
+    found: Counter[tuple[int, ...]] = Counter()
+    for seed in range(6000):
+        tied = PositionNoise(seed, 3)
+        draft = ModelDrafter(TableModel(table(3, 2)), 3, sampling, TorchRandomness(0, CPU), noise=tied)
+        events = run_events(
+            TableModel(logits), draft, [0, 1], sampling=sampling, noise=tied, max_new_tokens=2, num_draft_tokens=1
+        )
+        found[tuple(ids_of(events))] += 1
+
+    observed = [found[text] for text in wanted]
+    expected = [6000 * probability for probability in wanted.values()]
+
+    assert sum(observed) == 6000
+    assert stats.chisquare(observed, expected).pvalue > 1e-6
+
+
+def test_a_law_of_many_tokens_is_drawn_without_a_tail_out_of_nowhere() -> None:
+    """150,000 tokens that share one in a million of the mass: in float32 noise they would win one time in a hundred."""
+    logits = torch.full((1, 150_000), -26.0)
+    logits[0, 7] = 0.0
+    sampling = SamplingSettings(temperature=1.0, same_text=True)
+
+    drawn = [int(laws(logits, sampling, None, PositionNoise(seed, 150_000).rows(5, 1)).ids) for seed in range(400)]
+
+    assert set(drawn) == {7}
+
+
+def test_noise_depends_on_seed_and_position_only() -> None:
+    first = PositionNoise(3, 10)
+    first.rows(0, 4)
+
+    assert torch.equal(first.rows(2, 1), PositionNoise(3, 10).rows(2, 1))
+    assert not torch.equal(first.rows(2, 1), first.rows(3, 1))
