@@ -13,7 +13,6 @@ from specgen import __version__
 from specgen.cli.chat import EPILOG as CHAT_EPILOG
 from specgen.cli.chat import chat
 from specgen.cli.generate import EPILOG, generate
-from specgen.cli.output import Messages, silence_stdout, unforeseen
 from specgen.cli.signals import Stopped
 from specgen.errors import SettingsError, SpecgenError
 
@@ -61,9 +60,13 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        from specgen.cli.output import silence_stdout
+
         silence_stdout()
         return 0
     except SpecgenError as error:
+        from specgen.cli.output import Messages
+
         Messages("auto", quiet=False).error(error)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where anything at all is met
@@ -72,6 +75,8 @@ def run(arguments: list[str]) -> int:
 
 def _unforeseen(error: Exception) -> int:
     """A wrong use of the command line, or a bug of ours."""
+    from specgen.cli.output import Messages, unforeseen
+
     messages = Messages("auto", quiet=False)
     # Typer's usage errors have no public base class; these two attributes are what they are printed from.
     describe, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)

@@ -1,0 +1,120 @@
+"""Keeps a chat's session on disk: transcripts in, a file after every turn out. A chat goes on where saving fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from specgen.errors import OutputError, SettingsError
+from specgen.render.wording import format_model
+from specgen.report import ModelInfo
+from specgen.saved_sessions import SessionFile, SessionFolder
+from specgen.settings import ModelSettings
+from specgen.transcript import SavedModel, Transcript
+
+if TYPE_CHECKING:
+    from specgen.cli.chat_settings import ChatSettings
+    from specgen.conversation import Conversation
+
+
+class Saving:
+    """The session file of a running chat.
+
+    Args:
+        folder: Where sessions live.
+        file: The session that is continued; None: a new one, made at the first turn.
+        is_on: Save after every turn.
+        warn: Told about what can't be saved.
+    """
+
+    def __init__(
+        self, folder: SessionFolder, file: SessionFile | None, *, is_on: bool, warn: Callable[[str], None]
+    ) -> None:
+        self.folder = folder
+        self.file = file
+        self.is_on = is_on
+        self.failure: OutputError | None = None
+        """Why the session on disk is not the one in memory."""
+        self._warn = warn
+
+    def save(self, transcript: Transcript) -> None:
+        """Save if there is something to save. Says once why it can't."""
+        if not self.is_on or not (transcript.messages or self.file):
+            return
+        if self.file is None:
+            try:
+                self.file = self.folder.fresh(datetime.now())
+            except OutputError as error:
+                self.is_on = False
+                self._warn(f"this session is not saved: {error.message}")
+                return
+        try:
+            self.file.save(transcript)
+            self.failure = None
+        except OutputError as error:
+            if self.failure is None:
+                self._warn(f"{error.message}; the next turn tries again")
+            self.failure = error
+
+    def save_as(self, name: str, transcript: Transcript) -> SessionFile:
+        """Save under a name, and from now on there.
+
+        Raises:
+            SettingsError: No such name can be, another session has it, or another chat writes it.
+            OutputError: It can't be written.
+        """
+        path = self.folder.path_of(name)
+        if self.file is None or path != self.file.path:
+            if path.exists():
+                raise SettingsError(f"there is a session {name} already", "choose another name, or /load it")
+            if path.parent == self.folder.path:
+                self.folder.make()
+            new = SessionFile(path)
+            try:
+                new.save(transcript)
+            except OutputError:
+                new.close()
+                raise
+            self.switch_to(new)
+        elif self.file is not None:
+            self.file.save(transcript)
+        assert self.file is not None
+        self.failure = None
+        return self.file
+
+    def switch_to(self, file: SessionFile | None) -> None:
+        """Go on in another session; None: a new one at the next turn."""
+        self.close()
+        self.file = file
+        self.is_on = self.is_on or file is not None
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def transcript_of(conversation: Conversation, settings: ChatSettings, created: str) -> Transcript:
+    """A conversation as it is saved."""
+    session = conversation.session
+    asked = session.plan.settings
+    return Transcript(
+        messages=conversation.messages,
+        system=conversation.system,
+        target=_saved_model(asked.target, session.target_info),
+        drafter=asked.drafter,
+        draft=_saved_model(asked.draft, session.draft_info) if asked.draft and session.draft_info else None,
+        settings=settings.to_figures(),
+        created=created,
+    )
+
+
+def _saved_model(asked: ModelSettings, info: ModelInfo) -> SavedModel:
+    return SavedModel(whole_name(asked.name), asked.quant, info.revision, format_model(info))
+
+
+def whole_name(name: str) -> str:
+    """A model's name, a path made absolute: a session may be resumed from another folder."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if name and os.path.exists(path) else name

@@ -1,0 +1,236 @@
+"""Session files: a name in, a transcript out, and back. Owns the folder, its locks and the way a file is replaced.
+
+A file is only ever replaced whole: after a crash at any point the old or the new session is there. One that can't be
+read is set aside under another name, and nothing ever overwrites it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import secrets
+import stat
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from specgen import __version__
+from specgen.errors import OutputError, SettingsError
+from specgen.session_lock import locked
+from specgen.transcript import Transcript, TranscriptError, from_json, to_json
+
+STATE_VARIABLE = "SPECGEN_STATE"
+"""Moves the state folder: history and sessions."""
+SUFFIX = ".json"
+MAX_SESSION_BYTES = 64 * 1024 * 1024
+LAST = "last"
+
+_NAME = re.compile(r"[\w][\w .+@-]{0,99}")
+
+
+class SessionSetAside(Exception):
+    """A file could not be read as a session and was renamed. Its text is the message for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEntry:
+    """A session in the folder: its name and when it was saved last, in seconds since 1970."""
+
+    name: str
+    saved: float
+
+
+def state_folder() -> Path:
+    """Where history and sessions live; may not exist yet."""
+    import platformdirs
+
+    chosen = os.environ.get(STATE_VARIABLE)
+    return Path(chosen) if chosen else platformdirs.user_state_path("specgen")
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder only its owner can look into, and its parents where they are missing.
+
+    Raises:
+        OutputError: It can't be made.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path}: {error.strerror or error}") from error
+    return path
+
+
+class SessionFolder:
+    """The saved sessions of a user.
+
+    Args:
+        path: Made when the first session is saved.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = state_folder() / "sessions" if path is None else path
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            OutputError: It can't be made.
+        """
+        private_folder(self.path)
+
+    def entries(self) -> list[SessionEntry]:
+        """All sessions, the one saved last first. An unreadable folder has none."""
+        found = []
+        try:
+            with os.scandir(self.path) as items:
+                for item in items:
+                    if item.name.endswith(SUFFIX) and not item.name.startswith(".") and item.is_file():
+                        found.append(SessionEntry(item.name.removesuffix(SUFFIX), item.stat().st_mtime))
+        except OSError:
+            return []
+        return sorted(found, key=lambda entry: (-entry.saved, entry.name))
+
+    def path_of(self, name: str) -> Path:
+        """The file a name stands for: a session of the folder, or any file if the name has a `/` or ends in .json.
+
+        Raises:
+            SettingsError: It is no name for a file.
+        """
+        if "/" in name or name.endswith(SUFFIX):
+            return Path(os.path.expanduser(name))
+        if not _NAME.fullmatch(name) or name == LAST:
+            raise SettingsError(f"{name!r} is no session name", "use letters, digits and -, or a path with a /")
+        return self.path / f"{name}{SUFFIX}"
+
+    def existing(self, name: str) -> Path:
+        """The file of a session that is there; `last` is the one saved last.
+
+        Raises:
+            SettingsError: There is none.
+        """
+        entries = self.entries()
+        if name == LAST:
+            if not entries:
+                raise SettingsError("there is no saved session to resume", "start one: specgen chat")
+            return self.path / f"{entries[0].name}{SUFFIX}"
+        path = self.path_of(name)
+        if not path.is_file():
+            near = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
+            hint = f"did you mean {near[0]}?" if near else "/sessions in a chat lists them"
+            raise SettingsError(f"there is no saved session {name}", hint)
+        return path
+
+    def fresh(self, now: datetime) -> SessionFile:
+        """A new session under a name nobody uses.
+
+        Raises:
+            OutputError: The folder can't be made or written to.
+        """
+        self.make()
+        return SessionFile(self.path / f"{now:%Y-%m-%d}-{secrets.token_hex(3)}{SUFFIX}")
+
+
+class SessionFile:
+    """One session that this process alone writes, until it is closed.
+
+    Args:
+        path: The file; need not exist.
+
+    Raises:
+        SessionInUse: Another process has it open.
+        OutputError: Its folder can't be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_path = path.with_name(f".{path.name}.lock")
+        self._lock: int | None = locked(self._lock_path, path)
+        for left_over in path.parent.glob(f".{path.name}.*.tmp"):
+            left_over.unlink(missing_ok=True)
+
+    @property
+    def name(self) -> str:
+        return self.path.name.removesuffix(SUFFIX)
+
+    def load(self) -> Transcript:
+        """Read the session.
+
+        Raises:
+            SessionSetAside: It is damaged or too new, and now lies under another name.
+            OutputError: It can't be read or set aside.
+        """
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(MAX_SESSION_BYTES + 1)
+            if len(data) > MAX_SESSION_BYTES:
+                raise TranscriptError(f"it is larger than {MAX_SESSION_BYTES >> 20} MiB")
+            return from_json(data)
+        except TranscriptError as error:
+            raise SessionSetAside(f"{self.path} can't be read: {error}; it is kept as {self._set_aside()}") from error
+        except OSError as error:
+            raise OutputError(f"cannot read {self.path}: {error.strerror or error}") from error
+
+    def save(self, transcript: Transcript) -> None:
+        """Replace the session, whole or not at all.
+
+        Raises:
+            OutputError: It can't be written; the old one is untouched.
+        """
+        replace_file(self.path, to_json(transcript, __version__))
+
+    def close(self) -> None:
+        """Let others write it. Can be called again."""
+        if self._lock is not None:
+            # Unlinked while locked: whoever waits for this lock finds another file under its name and takes that.
+            self._lock_path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def _set_aside(self) -> str:
+        base = f"{self.path.name}.corrupt-{datetime.now():%Y-%m-%d}"
+        names = (base if index == 0 else f"{base}-{index}" for index in range(1000))
+        target = next(path for path in map(self.path.with_name, names) if not path.exists())
+        try:
+            os.rename(self.path, target)
+        except OSError as error:
+            message = f"{self.path} is damaged, and can't be renamed: {error.strerror or error}"
+            raise OutputError(message, "move it away, or start without --resume") from error
+        return target.name
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a private file: into a new one beside it, then over it.
+
+    Raises:
+        OutputError: Any step failed; the old file is untouched and nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OutputError(f"cannot save {path}: {error.strerror or error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

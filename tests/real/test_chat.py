@@ -1,0 +1,83 @@
+"""A whole session on the built-in model, on a real terminal: what a person types, and what is on disk afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from specgen.errors import ModelNotFoundError
+from specgen.loading.builtin import fetch_builtin
+from specgen.plan import Plan, SessionSettings
+from specgen.saved_sessions import STATE_VARIABLE
+from specgen.session import open_session
+from specgen.settings import ModelSettings
+from specgen.transcript import from_json
+from tests.chat.terminals import Terminal, logged
+
+pytestmark = pytest.mark.real
+EXACT = ("-n", "16", "--temperature", "0", "--dtype", "float32", "--device", "cpu", "--quant", "none")
+
+
+def test_five_turns_undone_retried_saved_and_resumed_are_each_a_fresh_prefill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        fetch_builtin(offline=True)
+    except ModelNotFoundError as error:
+        pytest.skip(str(error))
+    state, log = tmp_path / "state", tmp_path / "log"
+    monkeypatch.setenv(STATE_VARIABLE, str(state))
+    environment = {"SPECGEN_CACHE": os.environ.get("SPECGEN_CACHE", "")}
+    chat = Terminal(*EXACT, state=state, log=log, env=environment)
+    chat.screen.timeout = 200
+    try:
+        chat.prompt()
+        chat.say("What is the capital of France?")
+        chat.say("What is the capital of Peru?")
+        chat.say("/undo")
+        chat.say("And of Italy?")
+        chat.say("/retry max-new-tokens=8")
+        chat.say("/system Answer in one word.")
+        chat.say("Name a colour.")
+        chat.say("Another one?")
+        chat.say("/save trip")
+        chat.type("/exit\r")
+        assert chat.ended() == 0
+    finally:
+        chat.close()
+    again = Terminal("--resume", "last", *EXACT, state=state, log=log, env=environment)
+    again.screen.timeout = 200
+    try:
+        resumed = again.prompt()
+        again.say("Thank you.")
+        again.type("\x04")
+        assert again.ended() == 0
+    finally:
+        again.close()
+
+    transcript = from_json((state / "sessions" / "trip.json").read_bytes())
+    assert "8 messages are back" in resumed
+    assert [m.content for m in transcript.messages if m.role == "user"] == [
+        "What is the capital of France?",
+        "And of Italy?",
+        "Name a colour.",
+        "Another one?",
+        "Thank you.",
+    ]
+    replies = logged(log)
+    assert len(replies) == 7
+    target = open_session(
+        Plan(SessionSettings(ModelSettings("", "none", "float32", "cpu", offline=True), drafter="none"))
+    )
+    for prompt, reply in replies:
+        whole = target.target.model.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=len(reply),
+            eos_token_id=list(target.plan.end_ids),
+            pad_token_id=0,
+        )
+        assert reply == whole[0, len(prompt) :].tolist()
