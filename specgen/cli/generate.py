@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specgen.cli import options as o
-from specgen.cli.output import Answer, Format, Messages, silence_stdout, unforeseen
-from specgen.cli.prompt_input import read_prompt
-from specgen.cli.request import (
-    PromptOptions,
-    SamplingOptions,
-    build_request,
-    check_stops,
-    draft_length_from,
-    session_settings,
-    system_message,
-    template_options_from,
-)
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import SettingsError, SpecgenError
-from specgen.render.progress import LoadProgress
+from specgen.settings import ModelSettings
 
 if TYPE_CHECKING:
+    from specgen.cli.output import Answer, Messages
     from specgen.generation import Generation, Request
     from specgen.plan import Plan, SessionSettings
+    from specgen.render.progress import LoadProgress
     from specgen.session import Session
+    from specgen.settings import BaselineMethod
 
 EPILOG = """Examples:
 
@@ -100,7 +92,7 @@ def generate(
     color: o.Color = "auto",
     sanitize: o.Sanitize = "auto",
     form: Annotated[
-        Format,
+        o.Format,
         typer.Option(
             "--format", help="text, json (one document) or ndjson (an event per line).", rich_help_panel=o.OUTPUT
         ),
@@ -117,6 +109,21 @@ def generate(
     verbose: o.Verbose = 0,
 ) -> None:
     """Answer one prompt: the draft guesses, the target checks, and you see which guesses it kept."""
+    # Rich and the renderers take 0.1 s to import, and help and completion need none of them.
+    from specgen.cli.output import Answer, Messages, silence_stdout, unforeseen
+    from specgen.cli.prompt_input import read_prompt
+    from specgen.cli.request import (
+        PromptOptions,
+        SamplingOptions,
+        build_request,
+        check_stops,
+        draft_length_from,
+        session_settings,
+        system_message,
+        template_options_from,
+    )
+    from specgen.render.progress import LoadProgress
+
     if as_json and form not in ("auto", "json"):
         raise SettingsError(f"--json and --format {form} exclude each other", "give one of them")
     form = "json" if as_json else form
@@ -136,13 +143,15 @@ def generate(
                 template_options_from(chat_template_kwargs),
             )
             check_stops(stop or [])
+            if seed is not None and same_text is False and draft_length[1] == "auto":
+                messages.warning("with --no-same-text and -k auto a seed repeats nothing: add -k N")
             with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
                 progress.stage("starting")
                 _prepare(verbose > 1)
                 plan = _plan(
                     session_settings(
-                        o.model_settings(target, quant, dtype, device, revision, offline),
-                        o.model_settings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline),
+                        ModelSettings(target, quant, dtype, device, revision, offline),
+                        ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline),
                     ),
                     progress,
                 )
@@ -152,24 +161,24 @@ def generate(
                 session = _open(plan, progress)
             generation = _new_generation(session, request)
             _run(generation, answer, messages, signals, banner=view != "off" and answer.view is not None)
-            wants_figures = (stats and not quiet) or form in ("json", "ndjson")
-            if wants_figures and not signals.exit_code:
-                signals.listener = generation.interrupt
-                generation.measure_baseline(baseline)
-            report = generation.report()
             # The file first: the document still can say that it failed.
             answer.save()
+            wants_figures = (stats and not quiet) or form in ("json", "ndjson")
+            if wants_figures and not signals.exit_code:
+                _measure_baseline(generation, baseline, messages, signals)
+            report = generation.report()
             answer.finish(report)
             if stats:
                 messages.summary(report)
         except BrokenPipeError:
             silence_stdout()
-            return
+            _save(answer, messages)
         except Stopped as stopped:
-            answer.close()
-            if generation is not None:
-                answer.finish(generation.report())
-                answer.save()
+            _save(answer, messages)
+            with suppress(BrokenPipeError, SpecgenError):
+                answer.close()
+                if generation is not None:
+                    answer.finish(generation.report())
             raise typer.Exit(stopped.exit_code) from None
         except SpecgenError as error:
             _end(error, answer, messages, generation, stats)
@@ -188,10 +197,11 @@ def _run(generation: Generation, answer: Answer, messages: Messages, signals: St
     for notice in generation.session.notices:
         messages.warning(notice)
     answer.start(generation.info)
-    signals.listener = generation.interrupt
     try:
         for event in generation:
             answer.show(event)
+            # From here on there is a next round to stop behind. A long prompt is stopped where it is.
+            signals.listener = generation.interrupt
     finally:
         signals.listener = None
         answer.close()
@@ -199,8 +209,30 @@ def _run(generation: Generation, answer: Answer, messages: Messages, signals: St
         messages.warning(notice)
 
 
+def _measure_baseline(generation: Generation, method: BaselineMethod, messages: Messages, signals: StopSignals) -> None:
+    """Time the target alone. The answer is finished: what goes wrong here costs the comparison, nothing else."""
+    signals.listener = generation.interrupt
+    try:
+        generation.measure_baseline(method)
+    except SpecgenError as error:
+        messages.warning(f"the target alone was not timed: {error.message}")
+    finally:
+        signals.listener = None
+
+
+def _save(answer: Answer, messages: Messages) -> None:
+    """Write the file of an answer that ended early, if there is anything to write."""
+    try:
+        if answer.has_text:
+            answer.save()
+    except SpecgenError as error:
+        messages.error(error)
+
+
 def _end(error: SpecgenError, answer: Answer, messages: Messages, generation: Generation | None, stats: bool) -> None:
     """Bring an answer to its end that an error stopped; what was produced before stands."""
+    from specgen.cli.output import silence_stdout
+
     report = None if generation is None or not generation.counts.num_rounds else generation.report()
     try:
         answer.close()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 
-from specgen.settings import BaselineMethod, DtypeName, ModelSettings, Quantization
+from specgen.settings import BaselineMethod, DtypeName, Quantization
 
 MODELS = "Models"
 SPECULATION = "Speculation"
 SAMPLING = "Sampling"
 INPUT = "Input"
 OUTPUT = "Output"
+
+Format = Literal["auto", "text", "json", "ndjson"]
 
 DEFAULT_DRAFT = "lookup"
 DEFAULT_DRAFT_TOKENS = "auto"
@@ -267,15 +269,3 @@ Verbose = Annotated[
         show_default=False,
     ),
 ]
-
-
-def model_settings(
-    target: str, quant: Quantization, dtype: DtypeName, device: str, revision: str | None, offline: bool
-) -> ModelSettings:
-    """Settings of one model from its options."""
-    return ModelSettings(target, quant, dtype, device, revision, offline)
-
-
-def quantization(name: str) -> Quantization:
-    """A weight format by its name; `auto` for one that is unknown."""
-    return next((known for known in get_args(Quantization) if known == name), "auto")

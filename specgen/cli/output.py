@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, BinaryIO, Literal
+from typing import IO, BinaryIO
 
 from rich.console import Console
 from rich.text import Text
 
+from specgen.cli.options import Format
 from specgen.errors import OutputError, SpecgenError
 from specgen.events import FinalText, Notice, RoundText, TextEvent
 from specgen.render.jsonl import NdjsonView, dumps, error_document, result_document, start_document
@@ -23,8 +24,6 @@ from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_asci
 from specgen.render.view import View
 from specgen.render.views import SanitizeMode, ViewName, choose_view
 from specgen.report import RunInfo, RunReport
-
-Format = Literal["auto", "text", "json", "ndjson"]
 
 
 class Messages:
@@ -182,6 +181,10 @@ class Answer:
         if self._document_sink is not None:
             whole = document if report is None else {**result_document(report), "error": document}
             self._document_sink.write((dumps(whole) + "\n").encode())
+
+    @property
+    def has_text(self) -> bool:
+        return any(self._text)
 
     def save(self) -> None:
         """Write the file, whole or not at all. Tried once.

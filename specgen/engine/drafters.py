@@ -108,11 +108,12 @@ class ModelDrafter:
             position = len(ids) + drafted.shape[0]
             noise = None if self._noise is None else self._noise.rows(position, 1)
             law = laws(logits, self._sampling, None if seen is None else seen[-1:], noise)
+            # A greedy draft on CUDA is spared the host read: whatever comes of NaN there, the target checks it.
+            if (law.probs is not None or lengths.uses_confidence or not logits.is_cuda) and not bool(law.is_finite):
+                raise DraftError("the draft model's logits hold NaN or infinity")
             if law.probs is None:
                 token = law.ids
             else:
-                if not bool(law.is_finite):
-                    raise DraftError("the draft model's logits hold NaN or infinity")
                 token = self._randomness.draw(law.probs[0]).view(1).to(self.model.device)
                 rows.append(torch.nn.functional.pad(law.probs, (0, self._num_padding)))
             drafted = torch.cat([drafted, token])
@@ -142,8 +143,8 @@ def _draft_errors() -> Iterator[None]:
     """Whatever breaks inside the draft model is a broken draft, not a broken answer."""
     try:
         yield
-    except (MemoryShortageError, RuntimeError, IndexError) as error:
-        raise DraftError(str(error).splitlines()[0]) from error
+    except (MemoryShortageError, RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
+        raise DraftError((str(error) or type(error).__name__).splitlines()[0]) from error
 
 
 def empty_draft() -> Draft:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from specgen.errors import MemoryShortageError
+from specgen.errors import LoadError, MemoryShortageError
 
 PREFILL_CHUNK = 512
 """Tokens of one prefill pass: bounds the memory for attention and the wait after Ctrl-C."""
@@ -42,9 +43,13 @@ class CachedModel:
     Args:
         model: A transformers causal language model in eval mode.
         vocab_size: Logits are cut to this width: ids from here on are padding rows or unknown to the other model.
+
+    Raises:
+        LoadError: The model keeps a running state, which can't be taken back.
     """
 
     def __init__(self, model: Any, vocab_size: int) -> None:
+        _refuse_running_state(model)
         self.model = model
         self.vocab_size = vocab_size
         self.device: torch.device = model.get_input_embeddings().weight.device
@@ -139,6 +144,19 @@ class CachedModel:
         self._num_recorded += new.shape[0]
         logits: Tensor = output.logits[0, -num_last:]
         return logits
+
+
+def _refuse_running_state(model: Any) -> None:
+    """Refuse Mamba-like and hybrid models: a rewound cache keeps rejected tokens in its state, without a word."""
+    is_stateful = getattr(model, "_is_stateful", False)
+    if not is_stateful:
+        layers = DynamicCache(config=model.config).layers
+        is_stateful = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+    if is_stateful:
+        raise LoadError(
+            f"{type(model).__name__} keeps a running state, and rejected draft tokens can't be taken back from it",
+            "choose a model with attention in all layers",
+        )
 
 
 @contextmanager

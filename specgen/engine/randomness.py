@@ -83,6 +83,8 @@ class PositionNoise:
 
 def accepted(uniforms: Tensor, probabilities: Tensor) -> Tensor:
     """Decide with uniforms from [0, 1). The strict `<` makes probability 0 impossible and probability 1 certain."""
+    if probabilities.device.type == "mps":
+        return uniforms.to(torch.float32).to(probabilities.device) < probabilities
     return uniforms.to(probabilities.device) < probabilities
 
 
@@ -92,7 +94,8 @@ def drawn(uniform: Tensor, probs: Tensor) -> Tensor:
     The first id whose cumulative probability exceeds the uniform's share has a probability above zero by
     construction; the minimum with the last possible id guards the rounding of the product at the upper end.
     """
-    cumulative = probs.cumsum(dim=0, dtype=uniform.dtype)
-    share = uniform.to(probs.device) * cumulative[-1]
+    dtype = torch.float32 if probs.device.type == "mps" else uniform.dtype
+    cumulative = probs.cumsum(dim=0, dtype=dtype)
+    share = uniform.to(dtype).to(probs.device) * cumulative[-1]
     last_possible = torch.searchsorted(cumulative, cumulative[-1:], right=False)
     return torch.minimum(torch.searchsorted(cumulative, share, right=True), last_possible).squeeze(0)

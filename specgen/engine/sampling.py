@@ -48,8 +48,10 @@ def laws(logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None,
     scores = _keep_min_p(scores, settings.min_p)
     probs = scores.softmax(dim=-1)
     if noise is not None:
-        drawn = (probs / noise[:, : probs.shape[-1]].to(probs.device)).argmax(dim=-1)
-        return Laws(drawn, None, is_finite)
+        noise = noise[:, : probs.shape[-1]]
+        # MPS has no float64, so the division is done where the noise is.
+        ratios = probs.cpu() / noise if probs.device.type == "mps" else probs / noise.to(probs.device)
+        return Laws(ratios.argmax(dim=-1).to(probs.device), None, is_finite)
     return Laws(top.indices, probs, is_finite)
 
 
@@ -101,7 +103,9 @@ def seen_rows(
     if settings.repetition_penalty == 1.0:
         return None
     row = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-    row[torch.tensor(ids, device=device)] = True
+    # A draft may know fewer ids than the target's text holds; on CUDA an index past the end ruins the process.
+    known = [token for token in ids if token < vocab_size]
+    row[torch.tensor(known, dtype=torch.int64, device=device)] = True
     rows = row.repeat(draft_ids.shape[0] + 1, 1)
     for position in range(draft_ids.shape[0]):
         rows[position + 1 :].index_fill_(1, draft_ids[position : position + 1], True)

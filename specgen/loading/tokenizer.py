@@ -10,6 +10,7 @@ from specgen.errors import ModelFileError, PairError, SettingsError
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.failures import first_line, library_failures
 from specgen.loading.files import MAX_JSON_BYTES, read_json
+from specgen.loading.pairs import table_size
 from specgen.settings import SamplingSettings
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -46,9 +47,11 @@ def check_rows(tokenizer: Any, facts: ConfigFacts, folder: Path) -> None:
         PairError: The tokenizer belongs to another model.
     """
     rows = facts.vocab_rows
-    if rows is not None and len(tokenizer) > rows:
+    # The highest id counts, not the number of tokens: tables have gaps.
+    size = table_size(tokenizer)
+    if rows is not None and size > rows:
         raise PairError(
-            f"the tokenizer of {folder} has {len(tokenizer)} tokens, its model only {rows} rows",
+            f"the tokenizer of {folder} has ids up to {size - 1}, its model only {rows} rows",
             "the tokenizer belongs to another model: download the folder again",
         )
 

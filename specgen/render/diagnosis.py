@@ -19,6 +19,8 @@ def why_slower(report: RunReport) -> str:
     speedup, baseline, counts = report.speedup, report.baseline, report.counts
     if not speedup or speedup >= 1 or baseline is None or report.info.drafter == "none":
         return ""
+    if not counts.num_drafted:
+        return "nothing was drafted, so the two differ by the noise of timing only"
     if report.info.schedule == "auto" and counts.num_rounds > 4 * counts.num_rejected + 4 * counts.num_accepted:
         return "drafting did not pay here and was left off most of the time; what it cost is the tries"
     num_steps = counts.decode_seconds / counts.num_rounds / baseline.tpot_seconds

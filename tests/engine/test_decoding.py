@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import decode
 from specgen.engine.drafters import ModelDrafter, NoDrafter
-from specgen.engine.lengths import FixedLength
+from specgen.engine.lengths import CostAwareLength, FixedLength, LengthPolicy
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.errors import NumericalError, PairError
@@ -189,6 +190,26 @@ def test_a_nan_in_the_drafts_law_drops_the_draft_and_keeps_the_text() -> None:
 
     assert ids_of(events) == [4, 5, 6, 7, 8]
     assert any(isinstance(event, Notice) for event in events)
+
+
+@pytest.mark.parametrize("lengths", [FixedLength(), CostAwareLength(CostTable({1: 1.0}), DraftCost())])
+def test_a_nan_in_a_greedy_draft_drops_the_draft_and_keeps_the_text(lengths: LengthPolicy) -> None:
+    drafter = ModelDrafter(TableModel(torch.full((VOCAB, VOCAB), float("nan"))), VOCAB, GREEDY, TorchRandomness(0, CPU))
+
+    events = run_events(counting(), drafter, [3], lengths=lengths, max_new_tokens=5)
+
+    assert ids_of(events) == [4, 5, 6, 7, 8]
+    assert [e.code for e in events if isinstance(e, Notice)] == ["draft_dropped"]
+
+
+def test_a_token_the_draft_does_not_know_does_not_break_its_repetition_penalty() -> None:
+    known = TableModel(torch.eye(VOCAB).roll(1, dims=1)[:, :10])
+    sampling = SamplingSettings(repetition_penalty=1.1)
+    drafter = ModelDrafter(known, VOCAB, sampling, TorchRandomness(0, CPU))
+
+    events = run_events(counting(), drafter, [20], sampling=sampling, max_new_tokens=5)
+
+    assert not any(isinstance(event, Notice) for event in events)
 
 
 def test_the_draft_stops_at_its_own_window() -> None:

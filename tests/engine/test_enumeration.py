@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
+from specgen.engine.lengths import FixedLength, LengthPolicy
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import laws
+from specgen.engine.verification import Draft
 from specgen.settings import SamplingSettings
 from tests.fakes import ScriptedDrafter, TableModel, WalkedChance, every_path, ids_of, run_events
 
@@ -71,12 +73,37 @@ class Case:
         narrow = vocab_size - 1 if self.name == "narrower vocabulary" else vocab_size
         seed = 1 if self.name == "same law" else 2
         model = TableModel(table(vocab_size, seed)[:, :narrow])
+        if self.name == "stops when unsure":
+            return StopsWhenUnsure(model, vocab_size, sampling, chance)
         if self.name == "greedy draft":
             sampling = SamplingSettings(repetition_penalty=sampling.repetition_penalty)
         return ModelDrafter(model, vocab_size, sampling, chance)
 
 
-CASES = [Case(n) for n in ("none", "fixed", "same law", "other law", "greedy draft", "narrower vocabulary")]
+class StopsWhenUnsure(ModelDrafter):
+    """A model draft under a policy that looks at confidences, as `auto` does: what was drawn is kept."""
+
+    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+        return super().propose(ids, limit, _UntilUnsure())
+
+
+class _UntilUnsure(FixedLength):
+    uses_confidence = True
+
+    def __init__(self) -> None:
+        self._confidences: list[float] = []
+
+    def drew(self, confidence: float) -> None:
+        self._confidences.append(confidence)
+
+    def wants_more(self) -> bool:
+        return all(confidence > 0.55 for confidence in self._confidences)
+
+
+CASES = [
+    Case(n)
+    for n in ("none", "fixed", "same law", "other law", "greedy draft", "narrower vocabulary", "stops when unsure")
+]
 
 
 def speculative_law(

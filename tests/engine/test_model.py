@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import MambaConfig, MambaForCausalLM
 
 from specgen.engine.model import CachedModel, memory_errors
-from specgen.errors import MemoryShortageError
+from specgen.errors import LoadError, MemoryShortageError
 from tests.fakes import cached, tiny_model
 
 KINDS = ["llama", "qwen2", "mistral"]
@@ -101,6 +102,13 @@ def test_a_failing_forward_empties_the_cache() -> None:
 def test_running_out_of_memory_is_recognized(error: Exception) -> None:
     with pytest.raises(MemoryShortageError), memory_errors():
         raise error
+
+
+def test_a_model_with_a_running_state_is_refused() -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1))
+
+    with pytest.raises(LoadError, match="running state"):
+        CachedModel(model, 32)
 
 
 def test_other_runtime_errors_pass_through() -> None:

@@ -188,6 +188,9 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
 ]
 
 
+CRASHING = (window_rewound_too_deep, stale_cache_after_rewind)
+
+
 @pytest.mark.parametrize(("bug", "oracle"), BUGS, ids=[bug.__name__ for bug, _ in BUGS])
 def test_a_planted_bug_is_caught(
     bug: Callable[[Plant], None], oracle: Callable[[], None], monkeypatch: pytest.MonkeyPatch
@@ -195,5 +198,6 @@ def test_a_planted_bug_is_caught(
     oracle()
     bug(monkeypatch)
 
-    with pytest.raises((AssertionError, RuntimeError, IndexError, ValueError)):
+    # A cache that is out of step shows as a shape that doesn't fit; every other bug must fail an assertion.
+    with pytest.raises((AssertionError, RuntimeError) if bug in CRASHING else AssertionError):
         oracle()

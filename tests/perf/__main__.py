@@ -24,7 +24,7 @@ import torch
 from scipy import stats
 
 from specgen.engine.costs import CostTable, DraftCost
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import decode, device_clock
 from specgen.engine.drafters import ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength, FixedLength
 from specgen.engine.lookup import LookupDrafter
@@ -81,9 +81,10 @@ def ours(name: str, target: CachedModel, draft: CachedModel | str | None, k: str
             drafter = ModelDrafter(draft, target.vocab_size, GREEDY, randomness)
             models.append(draft)
         for model in models:
-            model.reset()
+            _keep_prompt(model, prompt)
         counts, ids, forwards = Counts(), [], 0.0
-        for event in decode(target, drafter, prompt, settings, GREEDY, randomness, lengths=lengths):
+        clock = device_clock(*(model.device for model in models))
+        for event in decode(target, drafter, prompt, settings, GREEDY, randomness, lengths=lengths, clock=clock):
             if isinstance(event, Prefill):
                 counts.observe_prefill(event)
                 forwards = sum(model.forward_seconds for model in models)
@@ -94,6 +95,18 @@ def ours(name: str, target: CachedModel, draft: CachedModel | str | None, k: str
         return Run(name, "", ids, counts.decode_seconds, len(ids), counts, counts.decode_seconds - inside)
 
     return Mode(name, run)
+
+
+_PROMPT_OF: dict[int, list[int]] = {}
+
+
+def _keep_prompt(model: CachedModel, prompt: list[int]) -> None:
+    """Prefill is no part of the figures, so modes that run the same prompt in turn share it."""
+    if _PROMPT_OF.get(id(model)) == prompt:
+        model.rewind(min(model.length, len(prompt) - 1))
+    else:
+        model.reset()
+        _PROMPT_OF[id(model)] = prompt
 
 
 class StepTimes:
@@ -216,6 +229,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prompts", help="JSONL with id and prompt")
     parser.add_argument("--limit", type=int, help="only the first so many prompts")
+    parser.add_argument("--one-per-category", action="store_true", help="only the first prompt of each category")
     parser.add_argument("--lookup", action="store_true", help="prompt lookup as well")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave transformers' generate out")
     parser.add_argument("--json", help="write all runs to this file")
@@ -225,6 +239,8 @@ def main() -> None:
     tokenizer = load_tokenizer(Path(arguments.target.partition(":")[0]))
     modes = build_modes(arguments, loaded, CachedModel(loaded.model, table_size(tokenizer)))
     prompts = prompts_from(arguments.prompts)[: arguments.limit]
+    if arguments.one_per_category:
+        prompts = list({p.get("category", p["id"]): p for p in reversed(prompts)}.values())[::-1]
     encoded = [(p["id"], encode_messages(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
     for mode in modes:
         mode.run(encoded[0][1])

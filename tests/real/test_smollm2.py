@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.engine.decoding import decode
+from specgen.engine.drafters import ModelDrafter
+from specgen.engine.model import CachedModel
+from specgen.engine.randomness import TorchRandomness
 from specgen.generation import Generation, Request
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.cache import cache_root
@@ -19,6 +23,7 @@ from specgen.prompting import Message, encode_messages, encode_text
 from specgen.session import Session, open_session
 from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
 from tests.cli.children import run_child
+from tests.fakes import always_wrong, ids_of, oracle, random_tokens, tiny_model
 
 pytestmark = pytest.mark.real
 
@@ -128,6 +133,30 @@ def test_every_drafter_gives_the_librarys_own_greedy_text(
     assert all(made.token_ids == expected for made in (plain, *lookups, own))
     assert {made.text for made in (plain, *lookups, own)} == {plain.text}
     assert own.counts.acceptance_rate == 1.0
+
+
+@pytest.mark.parametrize(("text", "is_raw", "lengths"), prompts())
+def test_hopeless_and_perfect_drafts_give_the_same_text(
+    sessions: dict[str, Session], text: str, is_raw: bool, lengths: tuple[int, ...]
+) -> None:
+    session, ids = sessions["none"], prompt_ids(text, is_raw)
+    plain = generation(session, ids, 0, is_raw=is_raw, num_new=SHORT).token_ids
+    size = session.target.vocab_size
+    other = CachedModel(tiny_model(vocab_size=session.target.num_embeddings), size)
+
+    def run(drafter: Any) -> list[int]:
+        session.roll_back_to(ids)
+        limits = DecodeSettings(SHORT, lengths[0], end_ids=session.plan.end_ids)
+        chance = TorchRandomness(0, session.target.device)
+        return ids_of(list(decode(session.target, drafter, ids, limits, SamplingSettings(), chance)))
+
+    drafters = [
+        oracle(plain, len(ids)),
+        always_wrong(plain, len(ids), size),
+        random_tokens(1, size),
+        ModelDrafter(other, size, SamplingSettings(), TorchRandomness(0, session.target.device)),
+    ]
+    assert [run(drafter) for drafter in drafters] == [plain] * len(drafters)
 
 
 def test_lookup_is_accepted_where_the_text_repeats(sessions: dict[str, Session]) -> None:

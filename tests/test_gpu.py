@@ -1,0 +1,55 @@
+"""What only a CUDA device can show: devices that meet in one round, and weights of 4 bits. Run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specgen.engine.decoding import decode, device_clock
+from specgen.engine.drafters import ModelDrafter, NoDrafter
+from specgen.engine.model import CachedModel
+from specgen.engine.randomness import PositionNoise, TorchRandomness
+from specgen.settings import DecodeSettings, SamplingSettings
+from tests.fakes import ids_of, tiny_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+PROMPT = [1, 17, 40, 17]
+PLACES = [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")]
+
+
+def on(device: str, seed: int) -> CachedModel:
+    # tiny_model caches its models; a copy is moved.
+    model = type(tiny_model(seed=seed))(tiny_model(seed=seed).config).eval()
+    model.load_state_dict(tiny_model(seed=seed).state_dict())
+    return CachedModel(model.to(device), 96)
+
+
+def generated(target: CachedModel, draft: CachedModel | None, sampling: SamplingSettings) -> list[int]:
+    randomness = TorchRandomness(sampling.seed, target.device)
+    noise = PositionNoise(sampling.seed, 96) if sampling.same_text else None
+    drafter = NoDrafter() if draft is None else ModelDrafter(draft, 96, sampling, randomness, noise=noise)
+    clock = device_clock(target.device)
+    settings = DecodeSettings(32, 4)
+    return ids_of(list(decode(target, drafter, PROMPT, settings, sampling, randomness, noise=noise, clock=clock)))
+
+
+@pytest.mark.parametrize(("target", "draft"), PLACES)
+def test_greedy_text_does_not_depend_on_the_drafts_device(target: str, draft: str) -> None:
+    greedy = SamplingSettings()
+
+    assert generated(on(target, 0), on(draft, 1), greedy) == generated(on(target, 0), None, greedy)
+
+
+@pytest.mark.parametrize(("target", "draft"), PLACES)
+def test_sampling_works_across_devices(target: str, draft: str) -> None:
+    sampling = SamplingSettings(temperature=1.0, top_k=20, repetition_penalty=1.1)
+
+    assert len(generated(on(target, 0), on(draft, 1), sampling)) == 32
+
+
+@pytest.mark.parametrize(("target", "draft"), PLACES)
+def test_one_seed_gives_one_text_across_devices(target: str, draft: str) -> None:
+    sampling = SamplingSettings(temperature=1.0, seed=3, same_text=True)
+
+    assert generated(on(target, 0), on(draft, 1), sampling) == generated(on(target, 0), None, sampling)
