@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-from specgen.cli import app, generate
+from specgen.cli import app, generate, request
 from specgen.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
 from specgen.metrics import Counts
 from specgen.report import RunReport
@@ -77,7 +77,9 @@ def main() -> None:
         reach("open")
 
     module: Any = generate
-    for name in ("_prepare", "_plan", "session_settings", "build_request"):
+    for name in ("session_settings", "build_request"):
+        setattr(request, name, nothing)
+    for name in ("_prepare", "_plan"):
         setattr(module, name, nothing)
     module._open = open_session
     module._new_generation = lambda *_: ScriptedGeneration(num_rounds)
