@@ -132,8 +132,13 @@ class Generation:
                 return None
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
         difference = _first_difference(ids, self.token_ids) if compared else None
-        assert counts.tpot_seconds is not None
-        self.baseline = Baseline(method, counts.num_emitted, counts.tpot_seconds, difference, compared)
+        num_timed, seconds = counts.num_emitted, counts.decode_seconds
+        if method == "calibrate":
+            # Rounds that drafted nothing are steps of the target alone, too, and in the middle of the run: with them
+            # a machine that was busier during the answer than after it is no slowdown of ours.
+            num_timed += self.counts.num_plain_rounds
+            seconds += self.counts.plain_seconds
+        self.baseline = Baseline(method, num_timed, seconds / num_timed, difference, compared)
         return self.baseline
 
     def report(self) -> RunReport:

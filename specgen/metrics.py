@@ -39,6 +39,9 @@ class Counts:
     other_seconds: float = 0.0
     prefill_seconds: float = 0.0
     first_round_seconds: float = 0.0
+    num_plain_rounds: int = 0
+    plain_seconds: float = 0.0
+    """Rounds that drafted nothing: steps of the target alone, in the middle of the run."""
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0
     accepted_histogram: list[int] = field(default_factory=list)
@@ -57,6 +60,9 @@ class Counts:
         if self.num_rounds == 0:
             self.first_round_seconds = round_.seconds
         num_drafted = len(round_.draft_ids)
+        if num_drafted + round_.num_cut == 0:
+            self.num_plain_rounds += 1
+            self.plain_seconds += round_.seconds
         self.num_rounds += 1
         self.num_drafted += num_drafted
         self.num_accepted += round_.num_accepted
@@ -144,7 +150,8 @@ class Baseline:
     """The target alone, on the same weights and prompt, through the same loop, in the same run.
 
     Args:
-        method: `calibrate`: a few steps repeated after the answer; `full`: the whole answer again.
+        method: `calibrate`: a few steps repeated after the answer, and its own rounds without a draft; `full`: the
+            whole answer again.
         num_tokens: Tokens timed.
         tpot_seconds: Decoding seconds per token.
         first_difference: For `full` and greedy: index of the first token that differs from the speculative answer,
