@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -14,6 +15,12 @@ from specgen.loading.builtin import fetch_builtin
 from specgen.loading.tokenizer import load_tokenizer
 
 torch.set_num_threads(1)
+
+# Under nohup or as a background job a run inherits ignored signals, and so would the programs under test.
+_DEFAULTS = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL, "SIGTERM": signal.SIG_DFL}
+for _name, _default in _DEFAULTS.items():
+    if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _default)
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, database=None)
 settings.register_profile(
