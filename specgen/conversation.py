@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from specgen.engine.decoding import decode, device_clock
-from specgen.engine.drafters import NoDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.errors import PromptError, SpecgenError
 from specgen.events import Prefill, Round, RoundText, TextEvent
-from specgen.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info
+from specgen.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
 from specgen.metrics import Baseline, Counts
 from specgen.prompting import Message
 from specgen.report import RunInfo
@@ -200,12 +197,8 @@ class Conversation:
         if generation.info.drafter == "none" or is_short or (window and len(text_ids) + num_tokens > window):
             return None
         counts = Counts()
-        limits = DecodeSettings(num_tokens, num_draft_tokens=0)
-        randomness = TorchRandomness(sampling.seed, session.target.device)
-        clock, noise = device_clock(*session.devices), session.noise(sampling)
-        events = decode(session.target, NoDrafter(), text_ids, limits, sampling, randomness, noise=noise, clock=clock)
         try:
-            for event in events:
+            for event in target_alone(session, text_ids, sampling, num_tokens):
                 # The first step is a warm-up.
                 if isinstance(event, Round) and event.index > 0:
                     counts.observe(event)

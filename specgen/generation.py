@@ -111,19 +111,9 @@ class Generation:
         num_uncounted = 0 if method == "full" else 1
         request, session = self.request, self.session
         session.roll_back_to(request.prompt_ids)
-        events = decode(
-            session.target,
-            NoDrafter(),
-            request.prompt_ids,
-            DecodeSettings(num_tokens + num_uncounted, num_draft_tokens=0),
-            request.sampling,
-            TorchRandomness(request.sampling.seed, session.target.device),
-            noise=session.noise(request.sampling),
-            clock=device_clock(*session.devices),
-        )
         counts = Counts()
         ids: list[int] = []
-        for event in events:
+        for event in target_alone(session, request.prompt_ids, request.sampling, num_tokens + num_uncounted):
             if isinstance(event, Round):
                 ids += event.token_ids
                 if event.index >= num_uncounted:
@@ -193,6 +183,22 @@ class Generation:
         elif isinstance(event, FinalText):
             self.text += event.text
             self.finish_reason = event.finish.reason
+
+
+def target_alone(
+    session: Session, text_ids: Sequence[int], sampling: SamplingSettings, num_tokens: int
+) -> Iterator[Event]:
+    """The baseline of every speedup: the same loop and weights, nothing drafted, no end but the number of tokens."""
+    return decode(
+        session.target,
+        NoDrafter(),
+        text_ids,
+        DecodeSettings(num_tokens, num_draft_tokens=0),
+        sampling,
+        TorchRandomness(sampling.seed, session.target.device),
+        noise=session.noise(sampling),
+        clock=device_clock(*session.devices),
+    )
 
 
 def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:

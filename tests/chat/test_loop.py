@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ Opener = Callable[..., Stage]
 @pytest.fixture
 def open_stage(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> Iterator[Opener]:
     opened: list[Stage] = []
+    entered = ExitStack()
     monkeypatch.setattr(chat_loop.Chat, "_hangup_code", lambda self: self.signals.exit_code)
 
     def make(folder: Path = talker, **changes: Any) -> Stage:
@@ -88,7 +90,8 @@ def open_stage(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> It
         session = open_toy(folder, drafter=changes.pop("drafter", "lookup"))
         conversation = Conversation(session, settings.for_reply(None), OWN_TEMPLATE)
         messages = Messages("never", quiet=False, environ={})
-        signals = StopSignals().__enter__()
+        # Left in the order opposite to the entering, or the first handler would outlive the test.
+        signals = entered.enter_context(StopSignals())
         saving = Saving(SessionFolder(), changes.pop("file", None), is_on=True, warn=messages.warning)
 
         def open_draft(name: str) -> list[str]:
@@ -102,9 +105,9 @@ def open_stage(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> It
         opened.append(stage)
         return stage
 
-    yield make
+    with entered:
+        yield make
     for stage in opened:
-        stage.chat.signals.__exit__(None, None, None)
         stage.chat.saving.close()
 
 
