@@ -9,8 +9,10 @@
     ├── PairError                 4   draft and target don't fit together
     ├── DeviceError               5   the device or a library for it is missing
     │   └── MemoryShortageError   5   not enough memory
+    ├── DifferenceError           6   a greedy text is not the target's own
     ├── OutputError               7   the answer can't be written
-    └── NumericalError            8   the target produced NaN or infinity
+    ├── NumericalError            8   the target produced NaN or infinity
+    └── LimitError                9   bench --fail-under-...: a measured figure is below its limit
 
 `DraftError` is no end: the drafter failed, and the answer goes on without it.
 """
@@ -33,6 +35,8 @@ class SpecgenError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.is_told = False
+        """Whether a document on stdout holds it already."""
 
 
 class SettingsError(SpecgenError):
@@ -99,6 +103,20 @@ class NumericalError(SpecgenError):
 
     exit_code = 8
     code = "numerical"
+
+
+class DifferenceError(SpecgenError):
+    """A greedy text differs from the target's own by more than rounding explains."""
+
+    exit_code = 6
+    code = "different_text"
+
+
+class LimitError(SpecgenError):
+    """A measured figure is below the limit a script set."""
+
+    exit_code = 9
+    code = "limit"
 
 
 class DraftError(Exception):

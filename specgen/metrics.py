@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from specgen.events import Prefill, Round
 
@@ -46,6 +46,8 @@ class Counts:
     num_reused_tokens: int = 0
     accepted_histogram: list[int] = field(default_factory=list)
     """`[j]`: rounds that accepted exactly j draft tokens."""
+    drafted_histogram: list[int] = field(default_factory=list)
+    """`[j]`: rounds that drafted exactly j tokens, those cut off at the text's end among them."""
     drafted_by_position: list[int] = field(default_factory=list)
     tested_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
@@ -74,12 +76,25 @@ class Counts:
         self.other_seconds += round_.other_seconds
         _grow(self.accepted_histogram, max(round_.num_accepted + 1, num_drafted + 1))
         self.accepted_histogram[round_.num_accepted] += 1
+        _grow(self.drafted_histogram, num_drafted + round_.num_cut + 1)
+        self.drafted_histogram[num_drafted + round_.num_cut] += 1
         for by_position in (self.drafted_by_position, self.tested_by_position, self.accepted_by_position):
             _grow(by_position, num_drafted)
         for position in range(num_drafted):
             self.drafted_by_position[position] += 1
             self.tested_by_position[position] += position <= round_.num_accepted
             self.accepted_by_position[position] += position < round_.num_accepted
+
+    def include(self, other: Counts) -> None:
+        """Add the sums of another generation. `ttft_seconds` then is a sum, too."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(mine, list):
+                _grow(mine, len(theirs))
+                for index, value in enumerate(theirs):
+                    mine[index] += value
+            else:
+                setattr(self, item.name, mine + theirs)
 
     @property
     def num_discarded(self) -> int:

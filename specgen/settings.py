@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from specgen.errors import SettingsError
 
 Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+Verification = Literal["block", "token"]
 DraftSchedule = Literal["auto", "constant"]
 BaselineMethod = Literal["calibrate", "full", "off"]
+BackendName = Literal["auto", "transformers", "llama.cpp"]
 
 MAX_DRAFT_TOKENS = 64
 """Longest draft that can be asked for; beyond it no measured pair gains anything."""
@@ -77,6 +79,7 @@ class DecodeSettings:
         schedule: `constant` drafts that many; `auto` up to that many, as long as a further one is worth its cost.
         end_ids: Token ids that end the text. Empty: only the budget ends it.
         strict: A failing drafter is an error instead of a notice.
+        verification: How a drawn draft is judged: `block` as a whole, `token` one by one. Both are exact.
     """
 
     max_new_tokens: int
@@ -84,6 +87,7 @@ class DecodeSettings:
     schedule: DraftSchedule = "constant"
     end_ids: frozenset[int] = frozenset()
     strict: bool = False
+    verification: Verification = "block"
 
     def __post_init__(self) -> None:
         _check(self.max_new_tokens >= 1, "max-new-tokens", self.max_new_tokens, "an integer >= 1")
@@ -93,6 +97,28 @@ class DecodeSettings:
             self.num_draft_tokens,
             f"an integer from 0 to {MAX_DRAFT_TOKENS}",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What runs a model. All but the backend concerns llama.cpp only.
+
+    Args:
+        backend: `auto` gives GGUF files to llama.cpp where that is installed, everything else to transformers.
+        gpu_layers: Layers on a GPU; -1 is all, None as the device says.
+        context_size: Positions of the cache; None: the model's window, but at most 8192.
+        threads: None: one for each physical core.
+    """
+
+    backend: BackendName = "auto"
+    gpu_layers: int | None = None
+    context_size: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.gpu_layers is None or self.gpu_layers >= -1, "gpu-layers", self.gpu_layers, "an integer >= -1")
+        _check(self.context_size is None or self.context_size >= 2, "context-size", self.context_size, "2 or more")
+        _check(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, "an integer from 1 to 1024")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +132,7 @@ class ModelSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         revision: Branch, tag or commit of a hub model.
         offline: Use only files already on this machine.
+        engine: What runs it.
     """
 
     name: str
@@ -114,6 +141,7 @@ class ModelSettings:
     device: str = "auto"
     revision: str | None = None
     offline: bool = False
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:

@@ -14,9 +14,9 @@ from specgen.engine.model import TargetModel
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import laws, seen_rows
 from specgen.engine.verification import Draft, verify
-from specgen.errors import DraftError, NumericalError, PairError
+from specgen.errors import DraftError, MemoryShortageError, NumericalError, PairError
 from specgen.events import Event, Finish, FinishReason, Notice, Prefill, Round
-from specgen.settings import DecodeSettings, SamplingSettings
+from specgen.settings import DecodeSettings, SamplingSettings, Verification
 
 Clock = Callable[[], float]
 
@@ -74,7 +74,7 @@ def decode(
 
     Raises:
         NumericalError: The target's logits hold NaN or infinity; the rounds before stand.
-        MemoryShortageError: Memory ran out in the target.
+        MemoryShortageError: Memory ran out in the target, and it had no draft to give up.
         PairError: The drafter failed and `settings.strict` is set.
     """
     ids = list(prompt_ids)
@@ -99,9 +99,20 @@ def decode(
         if failure is not None:
             continue
         drafted_at = clock()
-        logits = target.logits(ids, draft.ids.shape[0] + 1, tail=draft.ids)
+        try:
+            logits = target.logits(ids, draft.ids.shape[0] + 1, tail=draft.ids)
+        except MemoryShortageError as error:
+            if settings.strict or isinstance(drafter, NoDrafter):
+                raise
+            # The draft's cache is given back, and the same step tried once more with a single token.
+            drafter.rewind(0)
+            drafter = NoDrafter()
+            yield Notice("draft_dropped", f"{error.message}: the draft was dropped; the text is not affected")
+            continue
         verified_at = clock()
-        draft_ids, num_accepted, target_id = _judge(logits, ids, draft, sampling, randomness, noise)
+        draft_ids, num_accepted, target_id = _judge(
+            logits, ids, draft, sampling, randomness, noise, settings.verification
+        )
         tokens = [*draft_ids[:num_accepted], target_id]
         num_kept, ends = _cut(tokens, settings.end_ids, stop)
         is_cut = num_kept < len(tokens)
@@ -157,13 +168,14 @@ def _judge(
     sampling: SamplingSettings,
     randomness: Randomness,
     noise: PositionNoise | None,
+    rule: Verification,
 ) -> tuple[list[int], int, int]:
     """Apply the accept rule; all it decides comes to the host in one read."""
     draft = Draft(draft.ids.to(logits.device), None if draft.probs is None else draft.probs.to(logits.device))
     seen = seen_rows(ids, draft.ids, logits.shape[-1], sampling, logits.device)
     rows = None if noise is None else noise.rows(len(ids), logits.shape[0])
     target_laws = laws(logits, sampling, seen, rows)
-    verdict = verify(target_laws, draft, randomness)
+    verdict = verify(target_laws, draft, randomness, rule)
     decided = torch.stack([verdict.num_accepted, verdict.target_id, target_laws.is_finite.long()])
     num_accepted, target_id, is_finite, *draft_ids = torch.cat([decided, draft.ids]).tolist()
     if not is_finite:

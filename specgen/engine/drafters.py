@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specgen.engine.contract import LanguageModel
 from specgen.engine.lengths import LengthPolicy
-from specgen.engine.model import CachedModel
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import Laws, laws, seen_rows
 from specgen.engine.verification import Draft
-from specgen.errors import DraftError, MemoryShortageError
+from specgen.errors import DraftError, SpecgenError
 from specgen.settings import SamplingSettings
 
 
@@ -71,7 +71,7 @@ class ModelDrafter:
 
     def __init__(
         self,
-        model: CachedModel,
+        model: LanguageModel,
         vocab_size: int,
         sampling: SamplingSettings,
         randomness: Randomness,
@@ -143,7 +143,7 @@ def _draft_errors() -> Iterator[None]:
     """Whatever breaks inside the draft model is a broken draft, not a broken answer."""
     try:
         yield
-    except (MemoryShortageError, RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
+    except (SpecgenError, RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         raise DraftError((str(error) or type(error).__name__).splitlines()[0]) from error
 
 

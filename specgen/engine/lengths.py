@@ -20,6 +20,7 @@ PRIOR_WEIGHT = 3.0
 """Observations the first guess of an acceptance counts for."""
 MEMORY = 0.99
 """Weight an observation keeps after another one came to the same bin: texts change their nature."""
+SURPRISE_MEMORY = 0.95
 RATE_MEMORY = 0.95
 PROBE_LENGTHS = (1, 2, 4, 8)
 FIRST_GAP, LONGEST_GAP = 4, 256
@@ -68,7 +69,9 @@ class FixedLength:
 class Acceptance:
     """Chance that a draft token is accepted, given that those before it were, by the drafter's confidence.
 
-    The first guess is the confidence itself; each bin is then corrected by what the target said.
+    The first guess is the confidence itself; each bin is then corrected by what the target said. A bin forgets slowly,
+    and a sure drafter can be wrong for a whole text (an edit it would not make): so refusals are also counted against
+    those expected over the last few tokens, and the ratio scales every chance of a refusal.
     """
 
     def __init__(self) -> None:
@@ -77,12 +80,19 @@ class Acceptance:
         self.mean = 0.7
         """Over all confidences: the guess for a token not drawn yet. Starts where real pairs are."""
         self._num_tested = 0
+        self._refused = self._expected = 0.0
 
     def estimate(self, confidence: float) -> float:
+        surprise = (self._refused + 3) / (self._expected + 3)
+        return 1 - min((1 - self._usual(confidence)) * surprise, 1.0)
+
+    def _usual(self, confidence: float) -> float:
         index = _bin(confidence)
         return (self._accepted[index] + PRIOR_WEIGHT * confidence) / (self._tested[index] + PRIOR_WEIGHT)
 
     def observe(self, confidence: float, was_accepted: bool) -> None:
+        self._refused = self._refused * SURPRISE_MEMORY + (not was_accepted)
+        self._expected = self._expected * SURPRISE_MEMORY + 1 - self._usual(confidence)
         index = _bin(confidence)
         self._accepted[index] = self._accepted[index] * MEMORY + was_accepted
         self._tested[index] = self._tested[index] * MEMORY + 1

@@ -57,6 +57,7 @@ class CachedModel:
         self.length = 0
         self._num_recorded = 0
         self._window: int | None = None
+        self._cache: Any = None
         self.forward_seconds = 0.0
         """Time inside the model's forward, summed; on CUDA the time until the kernels were launched."""
         self.num_forwards = 0
@@ -102,11 +103,15 @@ class CachedModel:
         if length == 0 or is_beyond_record:
             self.reset()
             return
+        self._drop(num_removed)
+        self.length = length
+
+    def _drop(self, num_removed: int) -> None:
+        """Take the last tokens out of the cache."""
         if num_removed or self._window is not None:
             self._cache.crop(-num_removed)
             self._num_recorded = 0
-        self.length = length
-        assert self._cache.get_seq_length() == length, "the cache and its owner disagree about its length"
+        assert self._cache.get_seq_length() == self.length - num_removed, "the cache and its owner disagree"
 
     def reset(self) -> None:
         """Forget everything."""
@@ -127,13 +132,10 @@ class CachedModel:
 
     def _forward(self, new: Tensor, num_last: int) -> Tensor:
         """Feed `new` `[n]`; logits of the last positions, `[num_last, width]`. A failure empties the cache."""
-        options = {"logits_to_keep": num_last} if self._cuts_logits else {}
         started = perf_counter()
         try:
             with memory_errors():
-                output = self.model(
-                    input_ids=new.unsqueeze(0), past_key_values=self._cache, use_cache=True, return_dict=True, **options
-                )
+                logits = self._run(new, num_last)
         except BaseException:
             # Some layers may hold the new tokens and others not.
             self.reset()
@@ -142,6 +144,14 @@ class CachedModel:
         self.num_forwards += 1
         self.length += new.shape[0]
         self._num_recorded += new.shape[0]
+        return logits
+
+    def _run(self, new: Tensor, num_last: int) -> Tensor:
+        """The pass itself: `new` `[n]` behind what the cache holds, to logits `[num_last, width]`."""
+        options = {"logits_to_keep": num_last} if self._cuts_logits else {}
+        output = self.model(
+            input_ids=new.unsqueeze(0), past_key_values=self._cache, use_cache=True, return_dict=True, **options
+        )
         logits: Tensor = output.logits[0, -num_last:]
         return logits
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import Laws
+from specgen.settings import Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +39,58 @@ class Verdict:
     target_id: Tensor
 
 
-def verify(target: Laws, draft: Draft, randomness: Randomness) -> Verdict:
-    """Keep the longest prefix of the draft that the target accepts, and add one token of the target's.
+def verify(target: Laws, draft: Draft, randomness: Randomness, rule: Verification = "block") -> Verdict:
+    """Keep a prefix of the draft that the target accepts, and add one token of the target's.
 
-    The text that results has the target's law exactly, whatever the draft.
-    Source: Leviathan et al. 2023 (arXiv:2211.17192), Algorithm 1; Chen et al. 2023 (arXiv:2302.01318).
+    The text that results has the target's law exactly, whatever the draft and the rule.
+    Source: Leviathan et al. 2023 (arXiv:2211.17192), Algorithm 1; Chen et al. 2023 (arXiv:2302.01318);
+    for `block` Sun et al. 2024 (arXiv:2403.10444).
 
     Args:
         target: Laws at `drafted + 1` positions.
         draft: The draft; may be empty.
         randomness: Used for a sampling target only.
+        rule: `token` decides token by token; `block` weighs the draft as a whole and keeps at least as many on
+            average. They differ for drawn drafts only: a point mass leaves nothing to weigh.
     """
     num_drafted = draft.ids.shape[0]
     if target.probs is None:
         num_accepted = _length_of_true_prefix(target.ids[:num_drafted] == draft.ids)
         return Verdict(num_accepted, target.ids.index_select(0, num_accepted.view(1)).squeeze(0))
+    if rule == "block" and draft.probs is not None and num_drafted > 1:
+        return _verify_block(target.probs, draft.ids, draft.probs, randomness)
     probabilities = acceptance_probabilities(target.probs[:num_drafted], draft)
     num_accepted = _length_of_true_prefix(randomness.accept(probabilities))
     target_probs = target.probs.index_select(0, num_accepted.view(1)).squeeze(0)
     draft_probs = _draft_law_at(num_accepted, draft, target_probs)
     return Verdict(num_accepted, randomness.draw(residual_distribution(target_probs, draft_probs)))
+
+
+def _verify_block(target_probs: Tensor, ids: Tensor, draft_probs: Tensor, randomness: Randomness) -> Verdict:
+    """Block verification: the longest prefix whose own coin falls right is kept, whatever shorter ones said.
+
+    With w(i) = min(1, w(i-1) * target / draft) and R(i) the mass of max(w(i) * target - draft, 0) at the next
+    position, prefix i < k is kept with chance R / (R + 1 - w), the whole draft with chance w(k).
+    """
+    num_drafted = ids.shape[0]
+    ratios = likelihood_ratios(target_probs[:num_drafted], Draft(ids, draft_probs))
+    weights = [torch.ones((), dtype=ratios.dtype, device=ratios.device)]
+    for position in range(num_drafted):
+        weights.append((weights[-1] * ratios[position]).clamp(max=1.0))
+    weight = torch.stack(weights)
+    rest = weight[:num_drafted, None] * target_probs[:num_drafted] - draft_probs.to(target_probs.dtype)
+    mass = rest.clamp(min=0.0).sum(dim=-1)[1:]
+    gap = mass + 1 - weight[1:num_drafted]
+    # Where both are nothing the next token is sure to be kept, and this coin does not matter.
+    chances = torch.cat([torch.where(gap > 0, mass / torch.where(gap > 0, gap, 1.0), 1.0), weight[num_drafted:]])
+    lengths = torch.arange(1, num_drafted + 1, device=ids.device)
+    num_accepted = (randomness.accept(chances).to(lengths.device) * lengths).amax()
+    row = target_probs.index_select(0, num_accepted.view(1)).squeeze(0)
+    is_whole = num_accepted == num_drafted
+    of_draft = draft_probs.index_select(0, num_accepted.clamp(max=num_drafted - 1).view(1)).squeeze(0).to(row.dtype)
+    scaled = torch.where(is_whole, row, weight.index_select(0, num_accepted.view(1)).squeeze(0) * row)
+    rest_at = residual_distribution(scaled, torch.where(is_whole, 0.0, 1.0).to(row.dtype) * of_draft)
+    return Verdict(num_accepted, randomness.draw(rest_at))
 
 
 def acceptance_probabilities(target_probs: Tensor, draft: Draft) -> Tensor:
@@ -68,6 +101,11 @@ def acceptance_probabilities(target_probs: Tensor, draft: Draft) -> Tensor:
     Raises:
         AssertionError: A drafter claims probability 0 for a token it drew (checked where looking costs nothing).
     """
+    return likelihood_ratios(target_probs, draft).clamp(max=1.0)
+
+
+def likelihood_ratios(target_probs: Tensor, draft: Draft) -> Tensor:
+    """`target / draft` at each drafted token, `[drafted]`; see `acceptance_probabilities`."""
     columns = draft.ids.unsqueeze(-1)
     of_target = target_probs.gather(-1, columns).squeeze(-1)
     if draft.probs is None:
@@ -75,7 +113,7 @@ def acceptance_probabilities(target_probs: Tensor, draft: Draft) -> Tensor:
     of_draft = draft.probs.gather(-1, columns).squeeze(-1)
     if of_draft.device.type == "cpu":
         assert bool((of_draft > 0).all()), "a drafter gave probability 0 to a token it proposed"
-    return (of_target / of_draft).clamp(max=1.0)
+    return of_target / of_draft
 
 
 def residual_distribution(target_probs: Tensor, draft_probs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import ModelDrafter, NoDrafter
+from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength, FixedLength, LengthPolicy
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.errors import NumericalError, PairError
+from specgen.errors import MemoryShortageError, NumericalError, PairError
 from specgen.events import Event, Finish, Notice, Prefill
 from specgen.metrics import Counts
 from specgen.settings import DecodeSettings, SamplingSettings
@@ -69,6 +69,7 @@ def test_the_budget_is_kept_exactly(budget: int) -> None:
     assert len(ids_of(events)) == budget
 
 
+@pytest.mark.fault("F77")
 def test_a_round_is_cut_at_the_first_end_token() -> None:
     events = run_events(counting(), ScriptedDrafter(successor), [3], end_ids=[6, 7])
     (only,) = rounds_of(events)
@@ -79,6 +80,7 @@ def test_a_round_is_cut_at_the_first_end_token() -> None:
     assert events[-1] == Finish("stop")
 
 
+@pytest.mark.fault("F77")
 def test_an_end_token_as_the_correction_ends_the_text() -> None:
     events = run_events(counting(), ScriptedDrafter(lambda ids, limit: [4, 9]), [3], end_ids=[5])
     (only,) = rounds_of(events)
@@ -103,6 +105,7 @@ class StopAfter:
         return ids.index(self.token) + 1 if self.token in ids else None
 
 
+@pytest.mark.fault("F78")
 def test_a_stop_check_cuts_inside_an_accepted_run() -> None:
     stop = StopAfter(5)
 
@@ -162,6 +165,58 @@ def test_strict_makes_a_failing_drafter_an_error() -> None:
         run_events(counting(), FailingDrafter(0), [3], strict=True)
 
 
+class FullMemory(TableModel):
+    """Memory for a pass runs out at the forwards named; as in a real model, the cache is empty afterwards."""
+
+    def __init__(self, *failing: int) -> None:
+        super().__init__(counting().table)
+        self.failing = failing
+        self.num_tries = 0
+
+    def logits(self, ids: Sequence[int], num_last: int, tail: torch.Tensor | None = None) -> torch.Tensor:
+        self.num_tries += 1
+        if self.num_tries - 1 in self.failing:
+            self.rewind(0)
+            raise MemoryShortageError("out of memory during generation")
+        return super().logits(ids, num_last, tail)
+
+
+@pytest.mark.fault("F40")
+def test_memory_that_runs_out_in_the_target_drops_the_draft_and_the_step_is_tried_again() -> None:
+    drafter = ScriptedDrafter(successor)
+
+    events = run_events(FullMemory(1), drafter, [3], max_new_tokens=12)
+
+    assert ids_of(events) == list(range(4, 16))
+    assert [e.code for e in events if isinstance(e, Notice)] == ["draft_dropped"]
+    assert [len(r.draft_ids) for r in rounds_of(events)] == [4, 0, 0, 0, 0, 0, 0, 0]
+    assert drafter.rewinds[-1] == 0
+
+
+@pytest.mark.parametrize(("drafter", "strict"), [(NoDrafter(), False), (ScriptedDrafter(successor), True)])
+def test_without_a_draft_to_give_up_memory_that_runs_out_ends_the_run(drafter: Drafter, strict: bool) -> None:
+    seen: list[Event] = []
+    settings = DecodeSettings(12, 4, strict=strict)
+
+    with pytest.raises(MemoryShortageError):
+        _collect(decode(FullMemory(1), drafter, [3], settings, GREEDY, TorchRandomness(0, CPU)), seen)
+
+    assert ids_of(seen)
+
+
+@pytest.mark.fault("F40")
+def test_memory_that_stays_short_ends_the_run_behind_one_retry() -> None:
+    seen: list[Event] = []
+    run = decode(
+        FullMemory(1, 2), ScriptedDrafter(successor), [3], DecodeSettings(12, 4), GREEDY, TorchRandomness(0, CPU)
+    )
+
+    with pytest.raises(MemoryShortageError):
+        _collect(run, seen)
+
+    assert ids_of(seen) == [4, 5, 6, 7, 8]
+
+
 def _collect(run: Iterator[Event], into: list[Event]) -> None:
     for event in run:
         into.append(event)
@@ -169,6 +224,7 @@ def _collect(run: Iterator[Event], into: list[Event]) -> None:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingSettings(temperature=1.0)])
 @pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.fault("F42")
 def test_broken_target_logits_stop_the_run_and_keep_what_was_yielded(row: int, sampling: SamplingSettings) -> None:
     target = counting()
     target.table[7 + row, 0] = float("nan")
@@ -181,6 +237,7 @@ def test_broken_target_logits_stop_the_run_and_keep_what_was_yielded(row: int, s
     assert len(ids_of(seen)) >= 1
 
 
+@pytest.mark.fault("F43")
 def test_a_nan_in_the_drafts_law_drops_the_draft_and_keeps_the_text() -> None:
     broken = TableModel(torch.full((VOCAB, VOCAB), float("nan")))
     sampling = SamplingSettings(temperature=1e-6)
@@ -193,6 +250,7 @@ def test_a_nan_in_the_drafts_law_drops_the_draft_and_keeps_the_text() -> None:
 
 
 @pytest.mark.parametrize("lengths", [FixedLength(), CostAwareLength(CostTable({1: 1.0}), DraftCost())])
+@pytest.mark.fault("F43")
 def test_a_nan_in_a_greedy_draft_drops_the_draft_and_keeps_the_text(lengths: LengthPolicy) -> None:
     drafter = ModelDrafter(TableModel(torch.full((VOCAB, VOCAB), float("nan"))), VOCAB, GREEDY, TorchRandomness(0, CPU))
 
@@ -212,6 +270,7 @@ def test_a_token_the_draft_does_not_know_does_not_break_its_repetition_penalty()
     assert not any(isinstance(event, Notice) for event in events)
 
 
+@pytest.mark.fault("F02")
 def test_the_draft_stops_at_its_own_window() -> None:
     draft = cached(tiny_model(seed=0))
     drafter = ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU), max_positions=10)
@@ -233,6 +292,7 @@ def test_a_token_the_draft_has_no_embedding_for_ends_drafting_not_the_run() -> N
     assert ids_of(events) == list(range(4, 16))
 
 
+@pytest.mark.fault("F73")
 def test_time_spent_by_the_reader_is_in_no_figure() -> None:
     now = [0.0]
 
@@ -292,6 +352,7 @@ drafts = st.lists(st.lists(st.integers(0, 95), max_size=8), min_size=1, max_size
     ends=st.sets(st.integers(0, 95), max_size=8),
     good=st.booleans(),
 )
+@pytest.mark.fault("F77")
 def test_any_drafts_keep_the_text_and_the_counts_add_up(
     prompt: list[int], proposals: list[list[int]], budget: int, ends: set[int], good: bool
 ) -> None:

@@ -110,6 +110,7 @@ def test_auto_comes_close_to_the_best_fixed_length(verify_cost: Costs, draft_cos
 
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
 @pytest.mark.parametrize("draft_cost", [0.0, 0.4, 1.5])
+@pytest.mark.fault("F47")
 def test_a_hopeless_draft_costs_at_most_five_percent(verify_cost: Costs, draft_cost: float) -> None:
     machine = Machine(verify_cost, draft_cost, quality=0.0, confidence_tells=False)
 

@@ -72,6 +72,7 @@ def test_a_long_prompt_is_fed_in_chunks_with_the_same_result(monkeypatch: pytest
     assert torch.allclose(chunked, whole, atol=1e-5)
 
 
+@pytest.mark.fault("F29")
 def test_logits_are_cut_to_the_shared_vocabulary() -> None:
     assert CachedModel(tiny_model(), 60).logits([1, 2], 1).shape == (1, 60)
 

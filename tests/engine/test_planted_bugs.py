@@ -1,4 +1,7 @@
-"""A suite that has never failed proves nothing: each classic bug is planted, and the oracles above must catch it."""
+"""A suite that has never failed proves nothing: each classic bug is planted, and an oracle of ours must catch it.
+
+The mutation run as one command: `python -m pytest tests/engine/test_planted_bugs.py -v`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,15 @@ from specgen.engine.lengths import LengthPolicy
 from specgen.engine.model import CachedModel
 from specgen.engine.sampling import Laws
 from specgen.engine.verification import Draft, Verdict
-from specgen.settings import SamplingSettings
-from tests.engine import test_decoding, test_enumeration, test_greedy_equality, test_model, test_verification
+from specgen.settings import SamplingSettings, Verification
+from tests.engine import (
+    test_decoding,
+    test_enumeration,
+    test_greedy_equality,
+    test_model,
+    test_statistics,
+    test_verification,
+)
 from tests.engine.test_enumeration import CASES, PROCESSORS, assert_same_law, speculative_law, table, target_law
 
 Plant = pytest.MonkeyPatch
@@ -23,7 +33,12 @@ GREEDY_DRAFT = next(case for case in CASES if case.name == "greedy draft")
 
 def check_law(case: test_enumeration.Case = OTHER_LAW, processors: str = "plain") -> None:
     sampling = PROCESSORS[processors]
-    assert_same_law(speculative_law(case, 3, 2, sampling), target_law(table(3, 1), sampling))
+    for rule in ("block", "token"):
+        assert_same_law(speculative_law(case, 3, 2, sampling, verification=rule), target_law(table(3, 1), sampling))
+
+
+def check_statistics(num_draft_tokens: int = 2) -> None:
+    test_statistics.test_s2_three_tokens_have_the_targets_joint_law(num_draft_tokens, "token", test_statistics.FEW)
 
 
 def check_greedy(kind: str = "llama", name: str = "oracle") -> None:
@@ -82,8 +97,8 @@ def dropped_sampled_token(plant: Plant) -> None:
 def bonus_row_off_by_one(plant: Plant) -> None:
     original = decoding.verify
 
-    def shifted(target: Laws, draft: Draft, chance: randomness.Randomness) -> Verdict:
-        verdict = original(target, draft, chance)
+    def shifted(target: Laws, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
+        verdict = original(target, draft, chance, rule)
         row = (verdict.num_accepted - 1).clamp(min=0)
         return Verdict(verdict.num_accepted, target.ids[row])
 
@@ -91,12 +106,12 @@ def bonus_row_off_by_one(plant: Plant) -> None:
 
 
 def target_rows_off_by_one(plant: Plant) -> None:
-    original = verification.acceptance_probabilities
+    original = verification.likelihood_ratios
 
     def rolled(target_probs: torch.Tensor, draft: Draft) -> torch.Tensor:
         return original(target_probs.roll(1, dims=0), draft)
 
-    plant.setattr(verification, "acceptance_probabilities", rolled)
+    plant.setattr(verification, "likelihood_ratios", rolled)
 
 
 def stale_cache_after_rewind(plant: Plant) -> None:
@@ -151,6 +166,60 @@ def _with_draw(propose: Callable[..., Draft], plant: Plant, inside: object, outs
     return wrapped
 
 
+def draft_law_reported_before_its_processors(plant: Plant) -> None:
+    """Drawn from the two likeliest tokens, reported as the law of all."""
+    original = drafters.laws
+
+    def unprocessed(logits: torch.Tensor, settings: SamplingSettings, *rest: torch.Tensor | None) -> Laws:
+        return original(logits, SamplingSettings(temperature=settings.temperature), *rest)
+
+    def draw_from_the_processed_law(self: object, probs: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self._choose(probs.where(probs >= probs.topk(2).values[-1], 0.0).tolist()))  # type: ignore[attr-defined]
+
+    original_draw = test_enumeration.WalkedChance.draw
+    plant.setattr(drafters, "laws", unprocessed)
+    plant.setattr(
+        drafters.ModelDrafter,
+        "_propose",
+        _with_draw(drafters.ModelDrafter._propose, plant, draw_from_the_processed_law, original_draw),
+    )
+
+
+def one_uniform_for_all_choices(plant: Plant) -> None:
+    """Of the real generator, which no walked outcome can see."""
+    original = randomness.TorchRandomness._uniforms
+
+    def reused(self: randomness.TorchRandomness, count: int) -> torch.Tensor:
+        return original(self, 1).expand(count)
+
+    plant.setattr(randomness.TorchRandomness, "_uniforms", reused)
+
+
+def bonus_from_the_row_before(plant: Plant) -> None:
+    original = verification.verify
+
+    def late(target: Laws, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
+        if target.probs is None or not len(draft.ids):
+            return original(target, draft, chance, rule)
+        probs = torch.cat([target.probs[:-1], target.probs[-2:-1]])
+        return original(Laws(target.ids, probs, target.is_finite), draft, chance, rule)
+
+    plant.setattr(decoding, "verify", late)
+
+
+def token_outside_the_shared_vocabulary(plant: Plant) -> None:
+    original = CachedModel.logits
+
+    def uncut(self: CachedModel, ids: Sequence[int], num_last: int, tail: torch.Tensor | None = None) -> torch.Tensor:
+        self.vocab_size, width = self.num_embeddings, self.vocab_size
+        try:
+            return original(self, ids, num_last, tail)
+        finally:
+            self.vocab_size = width
+
+    plant.setattr(CachedModel, "logits", uncut)
+
+
 def penalty_not_advanced_inside_the_draft(plant: Plant) -> None:
     original = decoding.seen_rows
 
@@ -185,7 +254,19 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (temperature_on_the_target_only, lambda: check_law(processors="temperature")),
     (penalty_not_advanced_inside_the_draft, lambda: check_law(processors="penalty")),
     (one_decision_for_all_positions, check_law),
+    (draft_law_reported_before_its_processors, lambda: check_law(processors="top-k")),
+    (one_uniform_for_all_choices, lambda: check_statistics(3)),
+    (bonus_from_the_row_before, check_law),
+    (token_outside_the_shared_vocabulary, test_model.test_logits_are_cut_to_the_shared_vocabulary),
 ]
+STATISTICS_SEE = (
+    residual_is_the_target_law,
+    residual_is_the_absolute_difference,
+    ratio_upside_down,
+    target_rows_off_by_one,
+    bonus_from_the_row_before,
+)
+"""Bugs that the χ² suite must see as well, on the real generator."""
 
 
 CRASHING = (window_rewound_too_deep, stale_cache_after_rewind)
@@ -201,3 +282,11 @@ def test_a_planted_bug_is_caught(
     # A cache that is out of step shows as a shape that doesn't fit; every other bug must fail an assertion.
     with pytest.raises((AssertionError, RuntimeError) if bug in CRASHING else AssertionError):
         oracle()
+
+
+@pytest.mark.parametrize("bug", STATISTICS_SEE, ids=lambda bug: bug.__name__)
+def test_a_planted_bug_is_seen_by_chi_square_too(bug: Callable[[Plant], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        check_statistics()

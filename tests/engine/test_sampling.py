@@ -64,6 +64,7 @@ def test_temperature_zero_is_a_point_mass() -> None:
     assert rows.ids.tolist() == [1]
 
 
+@pytest.mark.fault("F10")
 def test_a_tiny_temperature_equals_greedy() -> None:
     rows = laws(torch.tensor([[1.0, 3.0, 2.999]]), SamplingSettings(temperature=1e-30))
 
@@ -80,5 +81,6 @@ def test_broken_logits_are_noticed(bad: float, temperature: float) -> None:
     assert not bool(laws(logits, SamplingSettings(temperature)).is_finite)
 
 
+@pytest.mark.fault("F11")
 def test_a_row_of_nothing_but_minus_infinity_is_broken() -> None:
     assert not bool(laws(torch.full((1, 4), -torch.inf), SamplingSettings(1.0)).is_finite)

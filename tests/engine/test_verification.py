@@ -86,6 +86,7 @@ def test_a_drafter_that_lies_about_its_law_is_caught() -> None:
         verify(target(law(1, 1), law(1, 1)), draft, Scripted(0.5, 0.5))
 
 
+@pytest.mark.fault("F44")
 def test_nothing_left_of_the_residual_falls_back_to_the_target_law() -> None:
     probs = law(1, 2, 3)
 

@@ -1,0 +1,105 @@
+"""Matrix products of a loaded model, called without what surrounds them. Layers in, functions out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Product = Callable[[Tensor], Tensor]
+"""`[n, inputs]` to `[n, outputs]`."""
+
+
+def product(layer: Any) -> Product:
+    """What a linear layer computes, bit for bit, as a function."""
+    if type(layer) is torch.nn.Linear:
+        return _dense(layer.weight, layer.bias)
+    if _is_packed(layer):
+        return _four_bit(layer.weight.data, layer.weight.quant_state.absmax, layer)
+    module: Product = layer
+    return module
+
+
+def fused(layers: Sequence[Any]) -> Product:
+    """Products of the same inputs as one, their outputs side by side. The layers keep working, on the same memory.
+
+    Args:
+        layers: Linear layers of one kind. Kinds that can't be joined run one after the other.
+    """
+    if all(type(layer) is torch.nn.Linear for layer in layers) and len({layer.bias is None for layer in layers}) == 1:
+        weight = _joined([layer.weight for layer in layers])
+        return _dense(weight, None if layers[0].bias is None else torch.cat([layer.bias for layer in layers]))
+    if all(_is_packed(layer) for layer in layers) and len({layer.bias is None for layer in layers}) == 1:
+        # Packed rows lie in blocks of 32, the scales of a row in a column.
+        weight = _joined([layer.weight for layer in layers])
+        scales = torch.cat([layer.weight.quant_state.absmax for layer in layers], dim=1).contiguous()
+        return _four_bit(weight, scales, *layers)
+    products = [product(layer) for layer in layers]
+    return lambda inputs: torch.cat([one(inputs) for one in products], dim=-1)
+
+
+def can_pack(device: torch.device) -> bool:
+    """Whether 4-bit products of bfloat16 are fast here: bitsandbytes has a kernel for CPUs with AVX512-BF16."""
+    if device.type != "cpu":
+        return False
+    from bitsandbytes import functional as kernels
+
+    probe: Any = kernels.has_avx512bf16
+    return bool(probe())
+
+
+def packed_copy(weight: Tensor) -> Product:
+    """A 4-bit copy (nf4) of a dense weight `[outputs, inputs]`: several times faster, and not the same numbers.
+
+    For drafts only: what a draft computes decides its speed and its acceptance, never the text.
+    """
+    import bitsandbytes
+
+    layers: Any = bitsandbytes.nn
+    num_outputs, num_inputs = weight.shape
+    layer = layers.Linear4bit(num_inputs, num_outputs, bias=False, compute_dtype=weight.dtype, quant_type="nf4")
+    layer.weight = layers.Params4bit(weight.detach(), requires_grad=False, quant_type="nf4", compress_statistics=False)
+    layer = layer.to(weight.device).eval()
+    return product(layer)
+
+
+def _dense(weight: Tensor, bias: Tensor | None) -> Product:
+    return lambda inputs: functional.linear(inputs, weight, bias)
+
+
+def _is_packed(layer: Any) -> bool:
+    """Whether a layer is a 4-bit one in the layout of bitsandbytes' CPU kernel, which it takes on at its first use."""
+    # Asked before the layer is used: without the kernel that pass would unpack all its weights for nothing.
+    if type(layer).__name__ != "Linear4bit" or not can_pack(layer.weight.device):
+        return False
+    if layer.compute_dtype != torch.bfloat16:
+        return False
+    layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
+    return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))
+
+
+def _joined(weights: Sequence[Any]) -> Tensor:
+    """One tensor with the rows of all; the weights become views of it, so that nothing is held twice."""
+    with torch.inference_mode(False):  # whoever calls: the layers must go on working outside of it
+        whole = torch.cat([weight.data for weight in weights])
+    first = 0
+    for weight in weights:
+        num_rows = weight.shape[0]
+        weight.data = whole[first : first + num_rows]
+        first += num_rows
+    return whole
+
+
+def _four_bit(weight: Tensor, scales: Tensor, *layers: Any) -> Product:
+    """The product of packed weights: the operator that the layer ends up in, less some 40 microseconds of Python."""
+    state = layers[0].weight.quant_state
+    shape = [sum(layer.out_features for layer in layers), layers[0].in_features]
+    operator: Any = torch.ops.bitsandbytes.gemv_4bit.default
+    code, block = state.code, state.blocksize
+    if layers[0].bias is None:
+        return lambda inputs: operator(inputs, weight, shape, scales, code, block)
+    bias = torch.cat([layer.bias for layer in layers]).to(torch.bfloat16)
+    return lambda inputs: operator(inputs, weight, shape, scales, code, block).add_(bias)

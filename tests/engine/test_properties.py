@@ -1,0 +1,237 @@
+"""Properties of the loop for any input at all. Which property is held where:
+
+P1 ids are those of plain decoding            `test_decoding`, here with real models as drafters
+P2 budgets cut, and change nothing before     here
+P3 counts add up                              `test_decoding`
+P4 caches hold the text but its last token    here, also after an end, a stop and an error
+P5 pieces join to the text                    `tests/test_text.py`
+P6 the sanitizer                              `tests/render/test_sanitize.py`, `tests/fuzz`
+P7 user text makes no control token           `tests/test_prompting.py`
+P8 sessions come back, old or new             `tests/test_saved_sessions.py`, `tests/fuzz`
+P9 the GGUF scan                              `tests/loading/test_gguf_scan.py`, `tests/fuzz`
+P10 settings out of range reach no engine     here
+P11 any feeding and taking back of a cache    here, as a state machine
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from specgen.cli.request import SamplingOptions, draft_length_from
+from specgen.engine.decoding import decode
+from specgen.engine.drafters import ModelDrafter, NoDrafter
+from specgen.engine.lean import LeanModel, lean_model
+from specgen.engine.model import CachedModel
+from specgen.engine.randomness import TorchRandomness
+from specgen.errors import MemoryShortageError, NumericalError, SettingsError
+from specgen.events import Finish, Prefill, Round
+from specgen.settings import MAX_DRAFT_TOKENS, DecodeSettings, SamplingSettings
+from tests.fakes import CPU, GREEDY, cached, ids_of, random_tokens, run_events, tiny_model
+
+IDS = st.lists(st.integers(0, 95), min_size=1, max_size=8)
+SAMPLED = SamplingSettings(temperature=0.8, top_k=20)
+
+
+@settings(max_examples=40)
+@given(prompt=IDS, budget=st.integers(1, 24), k=st.integers(0, 8), draft_seed=st.integers(0, 3))
+def test_p1_any_draft_model_gives_the_ids_of_plain_decoding(
+    prompt: list[int], budget: int, k: int, draft_seed: int
+) -> None:
+    drafter = ModelDrafter(cached(tiny_model(seed=draft_seed)), 96, GREEDY, TorchRandomness(0, CPU))
+
+    drafted = run_events(cached(tiny_model()), drafter, prompt, max_new_tokens=budget, num_draft_tokens=k)
+
+    assert ids_of(drafted) == ids_of(run_events(cached(tiny_model()), NoDrafter(), prompt, max_new_tokens=budget))
+
+
+@given(
+    prompt=IDS,
+    budget=st.integers(1, 20),
+    more=st.integers(0, 12),
+    ends=st.sets(st.integers(0, 95), max_size=6),
+    seed=st.integers(0, 9),
+)
+def test_p2_a_budget_cuts_and_changes_nothing_before(
+    prompt: list[int], budget: int, more: int, ends: set[int], seed: int
+) -> None:
+    short, long = (
+        ids_of(run_events(cached(tiny_model()), random_tokens(seed, 96), prompt, max_new_tokens=number, end_ids=ends))
+        for number in (budget, budget + more)
+    )
+
+    assert len(short) <= budget
+    assert long[: len(short)] == short
+    assert not ends & set(long[:-1])
+
+
+class _Failing(CachedModel):
+    """Fails at the passes named, by memory or by NaN."""
+
+    fails_at: int = -1
+    with_nan = False
+
+    def logits(self, ids, num_last, tail=None):  # type: ignore[no-untyped-def]
+        self.fails_at -= 1
+        if self.fails_at == 0 and not self.with_nan:
+            self.reset()
+            raise MemoryShortageError("out of memory during generation")
+        found = super().logits(ids, num_last, tail)
+        return torch.full_like(found, torch.nan) if self.fails_at == 0 else found
+
+
+@given(
+    prompt=IDS,
+    ends=st.sets(st.integers(0, 95), max_size=6),
+    leave_after=st.none() | st.integers(0, 6),
+    fails_at=st.integers(0, 6),
+    with_nan=st.booleans(),
+    sampling=st.sampled_from([GREEDY, SAMPLED]),
+)
+def test_p4_caches_hold_a_prefix_of_the_text_whatever_happened(
+    prompt: list[int],
+    ends: set[int],
+    leave_after: int | None,
+    fails_at: int,
+    with_nan: bool,
+    sampling: SamplingSettings,
+) -> None:
+    target, draft = _Failing(tiny_model(), 96), cached(tiny_model(seed=1))
+    target.fails_at, target.with_nan = fails_at, with_nan
+    chance = TorchRandomness(3, CPU)
+    limits = DecodeSettings(16, 4, end_ids=frozenset(ends))
+    run = decode(target, ModelDrafter(draft, 96, sampling, chance), prompt, limits, sampling, chance)
+    text = list(prompt)
+    with suppress(NumericalError, MemoryShortageError):
+        for index, event in enumerate(run):
+            if isinstance(event, Round):
+                text += event.token_ids
+            if not isinstance(event, Prefill | Finish):
+                assert target.length <= len(text) - 1
+                assert draft.length <= len(text) - 1
+            if index == leave_after:
+                break
+    run.close()
+
+    # What the caches hold must be that text: going on from here is what a fresh model would write.
+    for model, kind in ((target, 0), (draft, 1)):
+        model.rewind(min(model.length, len(text) - 1))
+        target.fails_at = -1
+        found = model.logits(text, 1)
+        assert torch.allclose(found, cached(tiny_model(seed=kind)).logits(text, 1), atol=1e-4)
+
+
+NUMBERS = st.floats() | st.integers(-(10**6), 10**6).map(float)
+
+
+@given(
+    temperature=st.none() | NUMBERS,
+    top_k=st.none() | st.integers(-5, 10**6),
+    top_p=st.none() | NUMBERS,
+    min_p=st.none() | NUMBERS,
+    penalty=st.none() | NUMBERS,
+    seed=st.none() | st.integers(-(2**65), 2**65),
+)
+def test_p10_sampling_out_of_range_reaches_no_engine(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    penalty: float | None,
+    seed: int | None,
+) -> None:
+    try:
+        made, _ = SamplingOptions(temperature, top_k, top_p, min_p, penalty, seed).resolve(None)
+    except SettingsError:
+        return
+
+    assert 0 <= made.temperature < float("inf")
+    assert made.top_k >= 0
+    assert 0 < made.top_p <= 1
+    assert 0 <= made.min_p < 1
+    assert 0 < made.repetition_penalty < float("inf")
+    assert 0 <= made.seed < 2**63
+
+
+@given(st.text(max_size=8) | st.integers(-5, 200).map(str))
+def test_p10_any_word_is_a_draft_length_or_a_settings_error(word: str) -> None:
+    with suppress(SettingsError):
+        length, schedule = draft_length_from(word)
+        assert 0 <= length <= MAX_DRAFT_TOKENS
+        assert schedule == ("auto" if word == "auto" else "constant")
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """P11: feed, ask and take back in any order; the cache is always that of a fresh prefill."""
+
+    kind = "llama"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = self.make()
+        self.ids: list[int] = []
+
+    def make(self) -> CachedModel:
+        return cached(tiny_model(self.kind))
+
+    @initialize(ids=IDS)
+    def begin(self, ids: list[int]) -> None:
+        self.ids = list(ids)
+
+    @rule(ids=IDS)
+    def feed(self, ids: list[int]) -> None:
+        self.ids += ids
+        self.model.feed(self.ids[:-1])
+
+    @rule(tail=st.lists(st.integers(0, 95), max_size=6))
+    def ask(self, tail: list[int]) -> None:
+        # As a round does: what is missing, a draft behind it, and the whole draft taken back.
+        num_kept = len(self.ids) - 1
+        self.model.rewind(min(self.model.length, num_kept))
+        found = self.model.logits(self.ids, len(tail) + 1, tail=torch.tensor(tail, dtype=torch.int64))
+        fresh = cached(tiny_model(self.kind)).logits([*self.ids, *tail], len(tail) + 1)
+        assert torch.allclose(found, fresh, atol=1e-4)
+        assert torch.equal(found.argmax(-1), fresh.argmax(-1))
+        self.model.rewind(min(self.model.length, num_kept))
+
+    @precondition(lambda self: len(self.ids) > 1)
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        length = data.draw(st.integers(1, len(self.ids)))
+        self.ids = self.ids[:length]
+        self.model.rewind(min(self.model.length, length - 1))
+
+    @rule()
+    def take_back_nothing(self) -> None:
+        self.model.rewind(self.model.length)
+
+    @invariant()
+    def holds_a_prefix(self) -> None:
+        assert self.model.length <= max(len(self.ids) - 1, 0)
+
+
+class WindowedCacheMachine(CacheMachine):
+    """The same with a sliding window of 16."""
+
+    kind = "mistral"
+
+
+class LeanCacheMachine(CacheMachine):
+    """The same with the lean pass and its preallocated cache, against transformers' own."""
+
+    def make(self) -> CachedModel:
+        made = lean_model(tiny_model(self.kind), 96)
+        assert isinstance(made, LeanModel)
+        return made
+
+
+@pytest.mark.parametrize("machine", [CacheMachine, WindowedCacheMachine, LeanCacheMachine])
+def test_p11_any_order_of_feeding_and_taking_back_equals_a_fresh_prefill(machine: type[CacheMachine]) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None))

@@ -1,0 +1,251 @@
+"""χ² tests of the real loop and the real generator against laws known exactly: S1 to S6, fixed seeds, α = 1e-6.
+
+Enumeration (`test_enumeration.py`) proves the rule; these catch what it can't see: a generator that repeats itself,
+one uniform used twice, rounding. A seed that passes goes on passing, so there is nothing to retry. Cells expected to
+hold fewer than 5 are merged before anything was drawn. `pytest -m slow tests/engine/test_statistics.py` draws ten times
+as much.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from specgen.engine.drafters import Drafter, ModelDrafter
+from specgen.engine.randomness import TorchRandomness, accepted, drawn
+from specgen.engine.sampling import laws, seen_rows
+from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution
+from specgen.events import Round
+from specgen.settings import SamplingSettings
+from tests.engine.test_enumeration import table, target_law
+from tests.fakes import CPU, ScriptedDrafter, TableModel, ids_of, random_tokens, rounds_of, run_events
+
+ALPHA = 1e-6
+PLAIN = SamplingSettings(temperature=1.0)
+FEW, MANY = 4_000, pytest.param(50_000, marks=pytest.mark.slow)
+
+
+def p_value(counts: Sequence[float], probs: Sequence[float]) -> float:
+    """Pearson's χ² of counts against a known law; cells of expectation below 5 are merged into one."""
+    total = sum(counts)
+    assert abs(sum(probs) - 1) < 1e-9
+    pairs = [(count, total * prob) for count, prob in zip(counts, probs, strict=True)]
+    assert all(count == 0 for count, expected in pairs if expected == 0), "something impossible was drawn"
+    kept = [pair for pair in pairs if pair[1] >= 5]
+    rest = [pair for pair in pairs if pair[1] < 5]
+    if rest and (merged := (sum(c for c, _ in rest), sum(e for _, e in rest)))[1] > 0:
+        kept.append(merged)
+    if len(kept) < 2:
+        return 1.0
+    return float(stats.chisquare([c for c, _ in kept], [e for _, e in kept]).pvalue)
+
+
+# --- The test of the test ---------------------------------------------------------------------------------------------
+
+
+def test_the_p_values_are_calibrated_and_see_a_total_variation_of_two_percent() -> None:
+    generator = torch.Generator().manual_seed(1)
+    law = torch.tensor([0.3, 0.2, 0.15, 0.12, 0.1, 0.07, 0.04, 0.02], dtype=torch.float64)
+    shifted = law + torch.tensor([0.02, -0.02, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
+
+    def draws(probs: Tensor) -> list[int]:
+        return torch.bincount(torch.multinomial(probs, 50_000, True, generator=generator), minlength=8).tolist()
+
+    honest = [p_value(draws(law), law.tolist()) for _ in range(200)]
+    caught = [p_value(draws(shifted), law.tolist()) < ALPHA for _ in range(20)]
+
+    assert stats.kstest(honest, "uniform").pvalue > 1e-3
+    assert all(caught)
+
+
+# --- S1: one step -----------------------------------------------------------------------------------------------------
+
+
+def _pairs() -> dict[str, tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+
+    def random(scale: float) -> Tensor:
+        return (torch.randn(8, generator=generator, dtype=torch.float64) * scale).softmax(0)
+
+    def mixed(a: Tensor, b: Tensor, share: float) -> Tensor:
+        return share * a + (1 - share) * b
+
+    first, second = torch.eye(8, dtype=torch.float64)[[0, 5]]
+    uniform = torch.full((8,), 1 / 8, dtype=torch.float64)
+    halves = torch.tensor([0.25] * 4 + [0.0] * 4, dtype=torch.float64)
+    base = random(1.0)
+    return {
+        "random": (base, random(1.0)),
+        "equal": (base, base),
+        "near equal": (base, mixed(base, uniform, 0.99)),
+        "peaked target": (mixed(first, uniform, 0.95), uniform),
+        "peaked draft": (uniform, mixed(first, uniform, 0.95)),
+        "near disjoint": (mixed(first, uniform, 0.98), mixed(second, uniform, 0.98)),
+        "disjoint": (halves, halves.flip(0)),
+        "draft cut by top-k": (random(1.5), halves),
+        "target cut by top-k": (halves, random(1.5)),
+        "flat against steep": (uniform, random(4.0)),
+    }
+
+
+@pytest.mark.parametrize("name", _pairs())
+def test_s1_one_step_has_the_target_law(name: str) -> None:
+    target, draft = _pairs()[name]
+    chance = TorchRandomness(11, CPU)
+    count = 50_000
+
+    proposed = drawn(chance._uniforms(count), draft)
+    kept = accepted(
+        chance._uniforms(count),
+        acceptance_probabilities(target.expand(count, 8), Draft(proposed, draft.expand(count, 8))),
+    )
+    corrected = drawn(chance._uniforms(count), residual_distribution(target, draft))
+    tokens = torch.where(kept, proposed, corrected)
+
+    assert p_value(torch.bincount(tokens, minlength=8).tolist(), target.tolist()) > ALPHA
+    # S4 of a single step: kept as often as the laws overlap.
+    overlap = float(torch.minimum(target, draft).sum())
+    assert stats.binomtest(int(kept.sum()), count, min(overlap, 1.0)).pvalue > ALPHA
+
+
+# --- S2: the joint law of three tokens --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize(("num_draft_tokens", "rule"), [(1, "token"), (2, "token"), (3, "token"), (4, "block")])
+def test_s2_three_tokens_have_the_targets_joint_law(num_draft_tokens: int, rule: str, count: int) -> None:
+    logits = table(5, 1)
+    chance = TorchRandomness(21, CPU)
+    found: Counter[tuple[int, ...]] = Counter()
+
+    for _ in range(count):
+        drafter = ModelDrafter(TableModel(table(5, 2)), 5, PLAIN, chance)
+        options = {
+            "max_new_tokens": 3,
+            "num_draft_tokens": num_draft_tokens,
+            "verification": rule,
+            "sampling": PLAIN,
+            "randomness": chance,
+        }
+        found[tuple(ids_of(run_events(TableModel(logits), drafter, [0, 1], **options)))] += 1
+
+    wanted = target_law(logits, PLAIN)
+    assert p_value([found[text] for text in wanted], list(wanted.values())) > ALPHA
+    assert sum(found.values()) == sum(found[text] for text in wanted)
+
+
+# --- S3 to S5: long runs on a table, where every token has a known law given the one before ---------------------------
+
+STATES = 6
+
+
+def _drafter(name: str, chance: TorchRandomness) -> Drafter:
+    if name == "random":
+        return random_tokens(3, STATES)
+    if name == "constant":
+        return ScriptedDrafter(lambda ids, limit: [2] * limit)
+    seed = {"other law": 2, "same law": 1}[name]
+    return ModelDrafter(TableModel(table(STATES, seed)), STATES, PLAIN, chance)
+
+
+@cache
+def long_run(name: str, count: int, rule: str = "block") -> list[tuple[int, list[Round]]]:
+    """Rounds of many generations of 250 tokens, each with the token it starts behind."""
+    chance, made = TorchRandomness(31, CPU), []
+    for start in range(count // 250):
+        options = {
+            "max_new_tokens": 250,
+            "num_draft_tokens": 3,
+            "verification": rule,
+            "sampling": PLAIN,
+            "randomness": chance,
+        }
+        first = start % STATES
+        events = run_events(TableModel(table(STATES, 1)), _drafter(name, chance), [first], **options)
+        made.append((first, rounds_of(events)))
+    return made
+
+
+def _transitions(runs: list[tuple[int, list[Round]]]) -> dict[str, Tensor]:
+    """Counts of (last token, next token), by what became of the last one: accepted, or the target's own."""
+    counts = {fate: torch.zeros(STATES, STATES, dtype=torch.int64) for fate in ("accepted", "own")}
+    for first, rounds in runs:
+        last, fate = first, "own"
+        for round_ in rounds:
+            for index, token in enumerate(round_.token_ids):
+                counts[fate][last, token] += 1
+                last, fate = token, "accepted" if index < round_.num_accepted else "own"
+    return counts
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("name", ["other law", "same law", "random", "constant"])
+def test_s3_the_law_behind_an_accepted_and_behind_a_corrected_token_is_the_targets(name: str, count: int) -> None:
+    wanted = table(STATES, 1).softmax(-1)
+
+    for counts in _transitions(long_run(name, count)).values():
+        for last in range(STATES):
+            if counts[last].sum() > 100:
+                assert p_value(counts[last].tolist(), wanted[last].tolist()) > ALPHA
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+def test_s4_each_position_accepts_as_often_as_the_laws_overlap(count: int) -> None:
+    target, draft = table(STATES, 1).softmax(-1), table(STATES, 2).softmax(-1)
+    overlap = torch.minimum(target, draft).sum(-1).tolist()
+    tested: Counter[tuple[int, int]] = Counter()
+    kept: Counter[tuple[int, int]] = Counter()
+
+    # Token by token only: block verification judges a draft as a whole.
+    for first, rounds in long_run("other law", count, "token"):
+        last = first
+        for round_ in rounds:
+            for position in range(min(round_.num_accepted + 1, len(round_.draft_ids))):
+                context = last if position == 0 else round_.draft_ids[position - 1]
+                tested[position, context] += 1
+                kept[position, context] += position < round_.num_accepted
+            last = round_.token_ids[-1]
+
+    assert {position for position, _ in tested} == {0, 1, 2}
+    for (position, context), number in tested.items():
+        assert stats.binomtest(kept[position, context], number, overlap[context]).pvalue > ALPHA
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("name", ["same law", "random", "constant"])
+def test_s5_two_drafters_give_one_law(name: str, count: int) -> None:
+    first, second = (sum(_transitions(long_run(each, count)).values()) for each in ("other law", name))
+    assert isinstance(first, Tensor)
+    assert isinstance(second, Tensor)
+
+    for last in range(STATES):
+        cells = torch.stack([first[last], second[last]])
+        cells = cells[:, cells.sum(0) >= 20]
+        assert stats.chi2_contingency(cells.numpy()).pvalue > ALPHA
+
+
+# --- S6: all processors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_s6_with_all_processors_on_both_sides_the_law_is_the_processed_one(count: int) -> None:
+    sampling = SamplingSettings(temperature=0.7, top_k=3, top_p=0.9, repetition_penalty=1.2)
+    logits, prompt, chance = table(8, 1), [0, 1], TorchRandomness(41, CPU)
+    seen = seen_rows(prompt, torch.empty(0, dtype=torch.int64), 8, sampling, CPU)
+    wanted = laws(logits[1].unsqueeze(0), sampling, seen).probs
+    assert wanted is not None
+    found: Counter[int] = Counter()
+
+    for _ in range(count):
+        drafter = ModelDrafter(TableModel(table(8, 2)), 8, sampling, chance)
+        options = {"max_new_tokens": 2, "num_draft_tokens": 1, "sampling": sampling, "randomness": chance}
+        found[ids_of(run_events(TableModel(logits), drafter, prompt, **options))[0]] += 1
+
+    assert 1 < int((wanted > 0).sum()) <= 3
+    assert p_value([found[token] for token in range(8)], wanted[0].tolist()) > ALPHA
