@@ -62,6 +62,7 @@ class Generation:
         self.clock = device_clock(*session.devices)
         """What the rounds are timed with; may be replaced before the iteration."""
         self._notices = list(session.notices)
+        self._draft_window = _draft_window(session, request)
         self._is_interrupted = False
         self._error: Exception | None = None
         self._started = perf_counter()
@@ -161,12 +162,23 @@ class Generation:
                 if isinstance(event, Round):
                     self.session.text_ids += event.token_ids
                 yield event
+                if self._leaves_draft_window():
+                    yield Notice(
+                        "draft_window",
+                        f"the text is longer than the draft's window of {self._draft_window} "
+                        "tokens: from here on nothing is drafted",
+                    )
+                    self._draft_window = None
                 if self._wants_end() and not isinstance(event, Finish):
                     yield Finish("interrupted")
                     return
         except Exception as error:  # noqa: BLE001 - whatever it is, `__iter__` raises it behind the final text
             self._error = error
             yield Finish(_reason(error))
+
+    def _leaves_draft_window(self) -> bool:
+        """Whether the draft model has no room to draft after the text so far, for the first time."""
+        return self._draft_window is not None and len(self.session.text_ids) >= self._draft_window
 
     def _wants_end(self) -> bool:
         return self._is_interrupted
@@ -201,6 +213,12 @@ def target_alone(
     )
 
 
+def _draft_window(session: Session, request: Request) -> int | None:
+    """Positions of the draft model, where there is one that drafts; None if nothing is known of them."""
+    facts = session.plan.draft_facts
+    return None if facts is None or not request.decode.num_draft_tokens else facts.max_positions
+
+
 def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
     return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
 
@@ -224,4 +242,5 @@ def run_info(session: Session, request: Request) -> RunInfo:
         max_new_tokens=request.decode.max_new_tokens,
         load_seconds=session.load_seconds,
         schedule=request.decode.schedule,
+        row_check=session.row_check,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
 
-from specgen.errors import PromptError
+from specgen.errors import PromptError, SettingsError
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.pairs import Pairing, compare_tokenizers
 from specgen.loading.progress import SILENT, LoadReport
@@ -51,7 +51,7 @@ class Plan:
         self.target: ModelFolder = prepare_folder(settings.target, report)
         self.draft: ModelFolder | None = None
         report.stage("checking files and tokenizers")
-        self.facts: ConfigFacts = check_folder(self.target.path)
+        self.facts: ConfigFacts = _facts(self.target, settings.target, "target")
         self.draft_facts: ConfigFacts | None = None
         self.tokenizer: Any = load_tokenizer(self.target.path)
         check_rows(self.tokenizer, self.facts, self.target.path)
@@ -60,10 +60,27 @@ class Plan:
         self.sampling_defaults = generation_defaults(self.target.path)
         if settings.draft is not None:
             self._plan_draft(settings.draft, report)
+        self._refuse_idle_settings()
+
+    def _refuse_idle_settings(self) -> None:
+        """An option that changes nothing is a mistake worth telling."""
+        engine = self.settings.target.engine
+        if self.target.gguf is not None or (self.draft is not None and self.draft.gguf is not None):
+            return
+        for name, value in (
+            ("gpu-layers", engine.gpu_layers),
+            ("context-size", engine.context_size),
+            ("threads", engine.threads),
+        ):
+            if value is not None:
+                raise SettingsError(
+                    f"--{name} {value} is for llama.cpp, and no model here runs on it",
+                    "leave it out, or give a .gguf file with the extra gguf installed",
+                )
 
     def _plan_draft(self, settings: ModelSettings, report: LoadReport) -> None:
         self.draft = prepare_folder(settings, report)
-        self.draft_facts = check_folder(self.draft.path)
+        self.draft_facts = _facts(self.draft, settings, "draft")
         tokenizer = load_tokenizer(self.draft.path)
         check_rows(tokenizer, self.draft_facts, self.draft.path)
         self.pairing = compare_tokenizers(self.tokenizer, tokenizer)
@@ -100,6 +117,21 @@ class Plan:
         if num_prompt_tokens + wanted > window:
             raise PromptError(
                 f"prompt {num_prompt_tokens} + {wanted} new tokens > {window} positions of {self.target.name}",
-                "shorten the prompt or lower --max-new-tokens",
+                "shorten the prompt or lower --max-new-tokens" + self._larger_context(),
             )
         return max_new_tokens or min(default, window - num_prompt_tokens)
+
+    def _larger_context(self) -> str:
+        """llama.cpp's cache may be smaller than the model's window."""
+        gguf, window = self.target.gguf, self.facts.max_positions
+        if gguf is None or window is None or (gguf.header.context_length or 0) <= window:
+            return ""
+        return f", or give a larger --context-size (up to {gguf.header.context_length})"
+
+
+def _facts(folder: ModelFolder, settings: ModelSettings, role: Literal["target", "draft"]) -> ConfigFacts:
+    if folder.gguf is None:
+        return check_folder(folder.path)
+    from specgen.loading.llamacpp import gguf_facts
+
+    return gguf_facts(folder.gguf.header, settings.engine, folder.name, role)

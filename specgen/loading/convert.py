@@ -5,10 +5,7 @@ The folder appears whole or not at all, and two programs that want the same one 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +24,9 @@ from specgen.loading.config_check import has_weights
 from specgen.loading.failures import first_line, is_out_of_memory, library_failures
 from specgen.loading.files import read_json
 from specgen.loading.gguf_scan import GgufHeader, scan_gguf
+from specgen.loading.gguf_tokenizer import check_whole, content_key, drop_added_tokens, keep_end_ids, read_tokenizer
 from specgen.loading.memory import shortage
 from specgen.loading.progress import SILENT, LoadReport
-
-FORMAT = 1
-"""Part of every key: raise it when a conversion made by an older specgen must not be used any more."""
 
 
 def convert_gguf(path: Path, report: LoadReport = SILENT, *, sha256: str | None = None) -> Path:
@@ -75,26 +70,8 @@ def converted_folder(key: str) -> Path | None:
     return folder if has_weights(folder) else None
 
 
-def content_key(path: Path, sha256: str | None) -> str:
-    """The name of the cache entry of a file: readable in front, and different for different content."""
-    if sha256 is None:
-        # The hash of a 9 GB file takes half a minute; a changed file has another time or size.
-        real = path.resolve()
-        status = real.stat()
-        identity = f"{real}\0{status.st_size}\0{status.st_mtime_ns}"
-    else:
-        identity = sha256
-    digest = hashlib.sha256(f"{FORMAT}\0{identity}".encode(errors="surrogateescape")).hexdigest()
-    return f"{re.sub(r'[^a-z0-9.-]+', '-', path.stem.lower())[:60].strip('.-') or 'model'}-{digest[:16]}"
-
-
 def _check_supported(header: GgufHeader, path: Path) -> None:
-    if header.num_parts > 1:
-        raise ModelFileError(
-            f"{path} is one of {header.num_parts} parts of a model", "join them first with: llama-gguf-split --merge"
-        )
-    if header.tokenizer_model is None:
-        raise ModelFileError(f"{path} holds no tokenizer", "choose a GGUF of a language model, with its tokenizer")
+    check_whole(header, path)
     known = _known_architectures()
     if known and header.architecture not in known:
         raise ModelFileError(
@@ -121,8 +98,8 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, report: LoadReport) ->
     report.stage(f"unpacking {path.name}, once for this file")
     try:
         _save(path, folder)
-        _keep_end_ids(folder, header)
-        _drop_added_tokens(folder)
+        keep_end_ids(folder, header)
+        drop_added_tokens(folder, _rows(folder))
         report.stage(f"checking {path.name}")
         _verify(folder)
     except library_failures() as error:
@@ -145,17 +122,11 @@ def _save(path: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    from specgen.loading.tokenizer import checked_library_call
     from specgen.loading.weights import check_complete, check_finite
 
     auto: Any = transformers.AutoModelForCausalLM
     source = path.resolve()
-    tokenizer = checked_library_call(
-        lambda: transformers.AutoTokenizer.from_pretrained(
-            source.parent, gguf_file=source.name, trust_remote_code=False, local_files_only=True
-        ),
-        f"the tokenizer of {path} can't be unpacked",
-    )
+    tokenizer = read_tokenizer(path)
     model, loading = auto.from_pretrained(
         source.parent,
         gguf_file=source.name,
@@ -173,6 +144,11 @@ def _save(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _rows(folder: Path) -> int | None:
+    rows = read_json(folder / "config.json").get("vocab_size")
+    return rows if isinstance(rows, int) else None
+
+
 def _forget_quantization(model: Any) -> None:
     """Take off what marks the model as a GGUF: the weights are plain now, and the folder must load as such."""
     model.config.__dict__.pop("quantization_config", None)
@@ -182,38 +158,6 @@ def _forget_quantization(model: Any) -> None:
                 delattr(model, name)
             except AttributeError:
                 setattr(model, name, None)
-
-
-def _keep_end_ids(folder: Path, header: GgufHeader) -> None:
-    """Write every end id of the GGUF down: chat models end a turn with eot, which transformers leaves out."""
-    path = folder / "generation_config.json"
-    config = read_json(path) if path.exists() else {}
-    known = config.get("eos_token_id")
-    ids = [*(known if isinstance(known, list) else [] if known is None else [known]), *header.end_ids]
-    if ids:
-        config["eos_token_id"] = list(dict.fromkeys(ids))
-        path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _drop_added_tokens(folder: Path) -> None:
-    """Take out tokens the model has no row for: transformers adds GPT-2's `<|endoftext|>` where a GGUF has none.
-
-    A user who types that string would otherwise send an id the model can't look up.
-    """
-    rows = read_json(folder / "config.json").get("vocab_size")
-    path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not path.exists() or not isinstance(rows, int):
-        return
-    tokenizer, config = read_json(path), read_json(config_path)
-    added = tokenizer.get("added_tokens") or []
-    dropped = {token["content"] for token in added if token["id"] >= rows}
-    if not dropped:
-        return
-    tokenizer["added_tokens"] = [token for token in added if token["id"] < rows]
-    config = {key: value for key, value in config.items() if not (isinstance(value, str) and value in dropped)}
-    config.pop("added_tokens_decoder", None)
-    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _verify(folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +29,11 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a GGUF says about itself; `quantization` is the type most of its values are stored in, `Q4_K`."""
+    """What a GGUF says about itself; `quantization` is the type most of its values are stored in, `Q4_K`.
+
+    `vocab_rows` is the number of token embeddings, `num_weight_bytes` the bytes of all tensors, `tokenizer_pre`
+    llama.cpp's name of the rule that splits text before its merges.
+    """
 
     version: int
     num_tensors: int
@@ -42,6 +46,9 @@ class GgufHeader:
     context_length: int | None
     end_ids: tuple[int, ...]
     num_parts: int
+    vocab_rows: int | None = None
+    num_weight_bytes: int = 0
+    tokenizer_pre: str | None = None
 
 
 def scan_gguf(path: Path) -> GgufHeader:
@@ -68,6 +75,8 @@ class _Scan:
         self.size = os.fstat(file.fileno()).st_size
         self.position = 0
         self.strings_left = MAX_ARRAY_STRINGS
+        self.vocab_rows: int | None = None
+        self.num_weight_bytes = 0
 
     def header(self) -> GgufHeader:
         if self.size == 0:
@@ -84,7 +93,8 @@ class _Scan:
         self.check_count("metadata entries", num_pairs, 13)
         pairs = self.metadata(num_pairs)
         shares = self.tensors(num_tensors, pairs.get("general.alignment", 32))
-        return _summary(version, num_tensors, pairs, shares)
+        summary = _summary(version, num_tensors, pairs, shares)
+        return replace(summary, vocab_rows=self.vocab_rows, num_weight_bytes=self.num_weight_bytes)
 
     def check_count(self, what: str, count: int, smallest: int) -> None:
         if count > MAX_ENTRIES:
@@ -152,6 +162,7 @@ class _Scan:
                 raise _Bad(f"tensor {shown!r} begins at {offset}, not a multiple of {alignment}")
             ends.append((shown, offset + num_bytes))
             shares[kind] = shares.get(kind, 0) + num_values
+            self.num_weight_bytes += num_bytes
         data_start = -(-self.position // alignment) * alignment
         for shown, end in ends:
             if data_start + end > self.size:
@@ -170,6 +181,8 @@ class _Scan:
         num_values = 1
         for dim in dims:  # Python integers: 2^33 x 2^33 does not wrap around
             num_values *= dim
+        if name == "token_embd.weight" and num_dims == 2:
+            self.vocab_rows = dims[1]
         if num_values == 0 or dims[0] % block:
             raise _Bad(f"tensor {name!r} of type {label} has the shape {dims}")
         return label, num_values, num_values // block * block_bytes
@@ -236,4 +249,5 @@ def _summary(version: int, num_tensors: int, pairs: dict[str, object], shares: d
         context_length=context_length if isinstance(context_length, int) else None,
         end_ids=tuple(dict.fromkeys(end_ids)),
         num_parts=num_parts if isinstance(num_parts, int) else 1,
+        tokenizer_pre=text("tokenizer.ggml.pre"),
     )

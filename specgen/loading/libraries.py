@@ -32,7 +32,12 @@ def prepare_libraries(verbose: bool) -> None:
     """
     _forbid_foreign_code()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    if not verbose:
+    if verbose:
+        # It has no handler of its own; see specgen.loading.llamacpp_library.
+        logger = logging.getLogger("llama.cpp")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(logging.StreamHandler())
+    else:
         _silence()
 
 

@@ -13,6 +13,8 @@ _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
 """Per parameter, with the scales and the embeddings, which stay in the compute type."""
 
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 def needed_bytes(facts: ConfigFacts, dtype: str, quant: str) -> int:
     """Memory the weights will take; without the cache and the activations."""
@@ -32,6 +34,12 @@ def free_bytes(device: str) -> int | None:
     if device != "cpu":
         return None
     known = [number for number in (_meminfo("MemAvailable"), _cgroup_left()) if number is not None]
+    return min(known) if known else None
+
+
+def total_bytes() -> int | None:
+    """Main memory of the machine, or the container's limit if that is less; None where the system does not tell."""
+    known = [number for number in (_meminfo("MemTotal"), _cgroup_limit()) if number is not None]
     return min(known) if known else None
 
 
@@ -60,11 +68,19 @@ def _meminfo(key: str) -> int | None:
 
 def _cgroup_left() -> int | None:
     """What a container may still take; page cache counts as used there, so it is added back."""
-    folder = Path("/sys/fs/cgroup")
+    limit = _cgroup_limit()
+    if limit is None:
+        return None
     try:
-        limit = int((folder / "memory.max").read_text())  # ValueError for "max", no limit
-        used = int((folder / "memory.current").read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return None
+
+
+def _cgroup_limit() -> int | None:
+    try:
+        return int((_CGROUP / "memory.max").read_text())  # ValueError for "max", no limit
     except (OSError, ValueError):
         return None

@@ -160,8 +160,14 @@ def _quant(settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: 
             raise SettingsError(
                 f"--quant {settings.quant} can't be applied: {ready} is already quantized", "leave --quant out"
             )
+        is_packed = device == "cpu" and "avx512_bf16" in cpu_flags() and settings.quant in ("nf4", "fp4")
+        if is_packed and not facts.widths_fit_blocks:
+            raise SettingsError(
+                f"--quant {settings.quant} can't be applied on this CPU: the layers' widths are no multiples of 64",
+                "use --quant none or int8",
+            )
         return settings.quant, ()
-    if settings.quant == "none" or ready:
+    if settings.quant == "none" or ready or not facts.widths_fit_blocks:
         return "none", ()
     # On a CPU without AVX512-BF16, nf4 is unpacked before each product: smaller, but slower than float32.
     if device.startswith("cuda") or (device == "cpu" and "avx512_bf16" in cpu_flags()):

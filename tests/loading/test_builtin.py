@@ -244,6 +244,7 @@ def test_a_wrong_wheel_that_lies_there_is_named(cache: Path, tiny: bytes) -> Non
 # interrupted
 
 
+@pytest.mark.fault("F49")
 def test_an_interruption_ends_pip_and_leaves_nothing(
     tmp_path: Path, cache: Path, pip: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +264,7 @@ def test_an_interruption_ends_pip_and_leaves_nothing(
     assert left(cache) == []
 
 
+@pytest.mark.fault("F67")
 def test_two_at_once_fetch_once(tmp_path: Path, tiny: bytes, pip: list[Any]) -> None:
     deliver(tmp_path, model=tiny)
     results: list[Path] = []

@@ -25,6 +25,7 @@ def test_a_whole_folder_gives_its_facts(folder: Path) -> None:
         dtype="float32",
         num_parameters=22_688,
         num_weight_bytes=90_752,
+        widths_fit_blocks=False,
     )
 
 
@@ -76,6 +77,7 @@ MUTATIONS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.fault("F16")
 def test_a_damaged_weight_file_is_named(folder: Path, name: str) -> None:
     path = folder / "model.safetensors"
     data = path.read_bytes()
@@ -91,6 +93,7 @@ def test_a_damaged_weight_file_is_named(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "nonsense", "[" * 100_000, '"text"'])
+@pytest.mark.fault("F20")
 def test_a_config_that_is_no_json_object_is_refused(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
 
@@ -103,6 +106,7 @@ def test_a_config_that_is_no_text_is_refused(folder: Path) -> None:
     fails(ModelFileError, lambda: check_folder(folder), "corrupt", "config.json")
 
 
+@pytest.mark.fault("F20")
 def test_a_missing_config_is_told(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -127,6 +131,7 @@ def test_a_config_of_a_gigabyte_is_not_read(folder: Path) -> None:
         {"vocab_size": True},
     ],
 )
+@pytest.mark.fault("F20")
 def test_sizes_no_model_has_are_refused(folder: Path, change: dict[str, object]) -> None:
     edit_json(folder / "config.json", **change)
 
@@ -152,6 +157,7 @@ def test_a_model_type_that_can_not_run_is_refused(folder: Path, model_type: obje
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.ckpt"])
+@pytest.mark.fault("F21")
 def test_a_folder_of_pickles_is_refused(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / name)
 
@@ -178,6 +184,7 @@ def test_the_hint_names_what_is_there_instead(tmp_path: Path, name: str, hint: s
 # F22, F23
 
 
+@pytest.mark.fault("F22")
 def test_code_of_a_model_is_never_run(folder: Path) -> None:
     edit_json(folder / "config.json", model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"})
 
@@ -202,6 +209,7 @@ def test_code_beside_a_known_model_is_ignored(folder: Path) -> None:
         {"layers": [{"deep": [{"attn_implementation": ["sdpa", "evil/kernel"]}]}]},
     ],
 )
+@pytest.mark.fault("F23")
 def test_a_kernel_on_the_hub_is_refused(folder: Path, change: dict[str, object]) -> None:
     edit_json(folder / "config.json", **change)
 
@@ -242,6 +250,7 @@ def test_a_missing_shard_is_told(tmp_path: Path) -> None:
     assert not has_weights(tmp_path)
 
 
+@pytest.mark.fault("F32")
 def test_a_fifo_among_the_files_does_not_block(folder: Path) -> None:
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")

@@ -144,6 +144,7 @@ def test_an_entry_somebody_emptied_is_made_again(source: Path) -> None:
         ),
     ],
 )
+@pytest.mark.fault("F27")
 def test_a_file_that_can_not_be_unpacked_is_told_before_the_work(
     tmp_path: Path, cache: Path, pairs: list[bytes], parts: tuple[str, ...]
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_missing_tensor_is_not_made_up(tmp_path: Path, cache: Path) -> None:
     assert entries(cache) == []
 
 
+@pytest.mark.fault("F27")
 def test_a_tokenizer_the_library_refuses_is_told(tmp_path: Path, cache: Path) -> None:
     path = make_gguf(tmp_path / "model.gguf", tokens=["<a>", "<b>", "<c>", "A", "B", "C"])  # its merge gives no token
 
@@ -188,7 +190,8 @@ class Stop(BaseException):
     """Stands for a signal that ends the program."""
 
 
-@pytest.mark.parametrize("step", ["_save", "_keep_end_ids", "_verify", "publish"])
+@pytest.mark.parametrize("step", ["_save", "keep_end_ids", "_verify", "publish"])
+@pytest.mark.fault("F49")
 def test_an_interrupted_conversion_leaves_nothing(
     source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -213,6 +216,7 @@ def test_what_a_killed_conversion_left_is_cleared_away(source: Path, cache: Path
     assert entries(cache) == [folder.name]
 
 
+@pytest.mark.fault("F67")
 def test_two_at_once_convert_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saves: list[Path] = []
     save = convert._save
@@ -255,6 +259,7 @@ def test_waiting_for_another_program_is_told(cache: Path) -> None:
 # F39, F72
 
 
+@pytest.mark.fault("F72")
 def test_a_disk_too_small_is_told_before_the_work(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(cache)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
@@ -282,6 +287,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
     assert entries(cache) == []
 
 
+@pytest.mark.fault("F39")
 def test_too_little_memory_for_unpacking_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")

@@ -63,17 +63,20 @@ def test_the_type_table_is_the_one_of_the_gguf_package() -> None:
         (gguf(version=3 << 24), "big-endian"),
     ],
 )
+@pytest.mark.fault("F24")
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
     fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data)), "corrupt", "model.gguf", reason, "delete it")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.5, 0.99, 0.999])
+@pytest.mark.fault("F24")
 def test_a_cut_file_is_refused(tmp_path: Path, share: float) -> None:
     data = make_gguf(tmp_path / "tiny.gguf").read_bytes()
 
     fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data[: int(len(data) * share)])), "corrupt")
 
 
+@pytest.mark.fault("F27")
 def test_a_missing_architecture_is_refused(tmp_path: Path) -> None:
     fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([]))), "no general.architecture")
 
@@ -117,6 +120,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.fault("F25")
 def test_a_bomb_is_refused_quickly_and_in_little_memory(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, BOMBS[name])
     tracemalloc.start()

@@ -106,6 +106,7 @@ def test_the_bytes_are_reported(server: Callable[..., LoopHub]) -> None:
     assert report.sizes[-1] == (total, total)
 
 
+@pytest.mark.fault("F70")
 def test_a_cached_model_asks_nobody(server: Callable[..., LoopHub]) -> None:
     served = server()
     first = fetch_snapshot(SETTINGS)
@@ -127,6 +128,7 @@ def test_a_snapshot_without_weights_is_completed(server: Callable[..., LoopHub],
     assert (fetch_snapshot(SETTINGS) / "model.safetensors").exists()
 
 
+@pytest.mark.fault("F68")
 def test_a_download_that_breaks_off_is_told(
     server: Callable[..., LoopHub], connect: Callable[[str], None], quick: None
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_download_that_breaks_off_is_told(
 # F70
 
 
+@pytest.mark.fault("F70")
 def test_an_unreachable_hub_is_told_within_two_seconds(connect: Callable[[str], None]) -> None:
     connect("http://127.0.0.1:9")
     begin = time.monotonic()
@@ -191,6 +194,7 @@ def test_the_offline_switch_of_the_client_counts(
     fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "switched off (offline)")
 
 
+@pytest.mark.fault("F70")
 def test_offline_never_opens_a_connection(connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     connect("http://127.0.0.1:9")
     monkeypatch.setattr(socket, "create_connection", lambda *args, **options: pytest.fail("connected"))
@@ -220,6 +224,7 @@ def test_offline_never_opens_a_connection(connect: Callable[[str], None], monkey
         (503, None, LoadError, ("HTTP 503", "the hub has trouble")),
     ],
 )
+@pytest.mark.fault("F71")
 def test_each_refusal_has_its_own_cure(
     server: Callable[..., LoopHub],
     quick: None,
@@ -258,6 +263,7 @@ def test_a_name_near_a_folder_here_is_suggested(
 # F72
 
 
+@pytest.mark.fault("F72")
 def test_a_full_disk_is_told(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
@@ -274,6 +280,7 @@ def test_a_full_disk_is_told(server: Callable[..., LoopHub], monkeypatch: pytest
     fails(LoadError, lambda: fetch_snapshot(SETTINGS), "disk", "HF_HOME")
 
 
+@pytest.mark.fault("F69")
 def test_a_damaged_download_is_told(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

@@ -56,7 +56,7 @@ def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("traps")
     code = f"open({str(home / 'marker')!r}, 'w').close()\n"
     for name in ("whole", "model-code", "known-model-code", "tokenizer-code", "kernel", "pickle", "generate"):
-        folder = make_folder(home / name)
+        folder = make_folder(home / name, hidden_size=64)  # nf4 on a CPU wants blocks of 64
         (folder / "evil.py").write_text(code + "class Evil: pass\n")
     edits = {
         "model-code": {
@@ -84,7 +84,7 @@ def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def child(traps: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[bytes]:
     """One fresh program that loads all of them, with `y` on its stdin."""
     names = ["whole", "known-model-code", "generate", "model-code", "tokenizer-code", "kernel", "pickle"]
-    wanted = [[str(traps / name), "auto"] for name in names] + [[str(traps / "whole"), "nf4"]]
+    wanted = [[str(traps / name), "none"] for name in names] + [[str(traps / "whole"), "nf4"]]
     command = [sys.executable, "-c", CHILD, json.dumps(wanted), str(traps / "result.json")]
     return subprocess.run(command, input=b"y\ny\n", capture_output=True, cwd=ROOT.parent, timeout=200)
 
@@ -94,6 +94,7 @@ def result(traps: Path) -> dict[str, object]:
     return value
 
 
+@pytest.mark.fault("F37")
 def test_loading_writes_nothing_to_stdout_or_stderr(child: subprocess.CompletedProcess[bytes]) -> None:
     assert (child.stdout, child.stderr, child.returncode) == (b"", b"", 0)
 
@@ -110,6 +111,7 @@ def test_telemetry_is_off() -> None:
 # F22, F23
 
 
+@pytest.mark.fault("F22", "F23")
 def test_each_trap_is_refused_and_the_rest_is_loaded(child: object, traps: Path) -> None:
     results = result(traps)["results"]
 
@@ -121,14 +123,17 @@ def test_each_trap_is_refused_and_the_rest_is_loaded(child: object, traps: Path)
     assert all(word in entry[1] for word, entry in zip(words, results[3:7], strict=True))
 
 
+@pytest.mark.fault("F21", "F22")
 def test_no_code_of_a_model_ran(child: object, traps: Path) -> None:
     assert not (traps / "marker").exists()
 
 
+@pytest.mark.fault("F22")
 def test_stdin_is_never_taken_as_consent(child: object, traps: Path) -> None:
     assert result(traps)["stdin"] == "y\ny\n"
 
 
+@pytest.mark.fault("F23")
 def test_the_kernels_package_can_not_be_imported(child: object, traps: Path) -> None:
     assert result(traps)["kernels"] is True
 

@@ -52,6 +52,7 @@ def test_a_name_of_that_form_is_a_hub_id(name: str) -> None:
 
 @pytest.mark.parametrize("quant", ["int8", "nf4", "fp4"])
 @pytest.mark.parametrize("name", ["", "file.gguf"])
+@pytest.mark.fault("F26")
 def test_a_gguf_with_a_weight_format_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, quant: str
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_gguf_without_one_is_accepted(quant: str) -> None:
 # F32
 
 
+@pytest.mark.fault("F32")
 def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.gguf")
 
@@ -82,6 +84,7 @@ def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.fault("F32")
 def test_a_dangling_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
 
@@ -104,6 +107,7 @@ def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
         ("notes.txt", "no .gguf"),
     ],
 )
+@pytest.mark.fault("F32")
 def test_a_file_where_a_folder_is_wanted_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / name).touch()
 

@@ -27,6 +27,7 @@ def test_a_tokenizer_is_loaded(folder: Path) -> None:
 # F28
 
 
+@pytest.mark.fault("F28")
 def test_a_missing_tokenizer_is_told(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -54,6 +55,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(folder: Path) -> None:
     fails(ModelFileError, lambda: load_tokenizer(folder), "brings its own code", "never run")
 
 
+@pytest.mark.fault("F28")
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny", tokens=words(80))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def test_the_compute_type_asked_for_is_used(folder: Path, dtype: str) -> None:
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {getattr(torch, dtype)}
 
 
+@pytest.mark.fault("F17")
 def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tied", tie_word_embeddings=True)
 
@@ -104,10 +106,21 @@ def test_auto_takes_bfloat16_on_a_cpu_that_has_it(folder: Path, monkeypatch: pyt
 
 def test_auto_takes_nf4_on_a_cpu_with_avx512_bf16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch, "avx512_bf16")
+    facts = replace(check_folder(folder), widths_fit_blocks=True)
 
-    chosen = choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False)
+    chosen = choose_placement(ModelSettings(""), facts, from_gguf=False)
 
     assert (chosen.quant, chosen.dtype) == ("nf4", "bfloat16")
+
+
+def test_a_width_that_the_4_bit_kernel_can_not_split_is_not_quantized(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_with(monkeypatch, "avx512_bf16")
+    facts = check_folder(folder)
+
+    assert choose_placement(ModelSettings(""), facts, from_gguf=False).quant == "none"
+    fails(SettingsError, lambda: load(folder, quant="nf4"), "no multiples of 64")
 
 
 def test_auto_never_quantizes_a_gguf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,15 +136,17 @@ def test_auto_never_quantizes_a_quantized_checkpoint(folder: Path, monkeypatch: 
     assert choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False).quant == "none"
 
 
+@pytest.mark.fault("F36")
 def test_auto_goes_on_without_bitsandbytes_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch, "avx512_bf16")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
 
-    chosen = choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False)
+    chosen = choose_placement(ModelSettings(""), replace(check_folder(folder), widths_fit_blocks=True), from_gguf=False)
 
     assert (chosen.quant, chosen.remarks) == ("none", ("not quantized: bitsandbytes is not installed",))
 
 
+@pytest.mark.fault("F38")
 def test_auto_falls_back_to_the_cpu_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
 
@@ -181,6 +196,7 @@ def test_a_model_that_fits_one_gpu_is_not_spread(monkeypatch: pytest.MonkeyPatch
     assert not choose_placement(ModelSettings("m", quant="none"), FACTS, from_gguf=False).spread
 
 
+@pytest.mark.fault("F46")
 def test_a_model_too_large_for_all_gpus_is_not_put_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 10**9, 10**9)
 
@@ -204,6 +220,7 @@ def test_a_gpu_named_is_the_only_one_used(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])
+@pytest.mark.fault("F38")
 def test_a_device_that_is_not_there_is_told(folder: Path, device: str) -> None:
     error = fails(DeviceError, lambda: load(folder, device=device), f"--device {device}", "--device cpu")
 
@@ -229,7 +246,8 @@ def test_a_word_that_is_no_device_is_a_settings_error(folder: Path, device: str)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4", "int8"])
-def test_a_weight_format_is_seen_on_the_layers(folder: Path, quant: str) -> None:
+def test_a_weight_format_is_seen_on_the_layers(folder: Path, quant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch)
     loaded = load(folder, quant=quant)
 
     assert loaded.info.quant == quant
@@ -246,7 +264,8 @@ def test_int8_rows_do_not_change_each_other(folder: Path) -> None:
     assert torch.equal(first, second)
 
 
-def test_nf4_uses_the_compute_type(folder: Path) -> None:
+def test_nf4_uses_the_compute_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch)
     layer = load(folder, quant="nf4", dtype="bfloat16").model.model.layers[0].mlp.up_proj
 
     assert layer.compute_dtype == torch.bfloat16
@@ -259,6 +278,7 @@ def test_a_quantized_checkpoint_can_not_be_quantized_again(folder: Path) -> None
     fails(SettingsError, lambda: load(folder, quant="nf4"), "a gptq checkpoint is already quantized")
 
 
+@pytest.mark.fault("F26")
 def test_a_converted_gguf_can_not_be_quantized_again(folder: Path) -> None:
     fails(SettingsError, lambda: load(folder, quant="nf4", from_gguf=True), "a GGUF is already quantized")
 
@@ -266,6 +286,7 @@ def test_a_converted_gguf_can_not_be_quantized_again(folder: Path) -> None:
 # F36, F37
 
 
+@pytest.mark.fault("F36")
 def test_a_weight_format_without_bitsandbytes_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
 
@@ -278,6 +299,7 @@ def test_a_weight_format_without_bitsandbytes_is_told(folder: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
+@pytest.mark.fault("F37")
 def test_an_unusable_bitsandbytes_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, quant: str) -> None:
     from bitsandbytes import functional
 
@@ -295,6 +317,7 @@ def test_an_unusable_bitsandbytes_is_told(folder: Path, monkeypatch: pytest.Monk
 # F17, F18, F19, F20
 
 
+@pytest.mark.fault("F17")
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.pop("model.norm.weight"))
 
@@ -303,12 +326,14 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
     assert error.exit_code == 3
 
 
+@pytest.mark.fault("F17")
 def test_a_config_with_more_layers_than_the_file_is_refused(folder: Path) -> None:
     edit_json(folder / "config.json", num_hidden_layers=5)
 
     fails(ModelFileError, lambda: load(folder), "lacks 27 tensors", "model.layers.2.")
 
 
+@pytest.mark.fault("F18")
 def test_a_config_with_fewer_layers_than_the_file_is_refused(folder: Path) -> None:
     edit_json(folder / "config.json", num_hidden_layers=1)
 
@@ -335,6 +360,7 @@ def test_a_quantization_the_library_drops_is_not_told(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.fault("F19")
 def test_weights_that_are_no_numbers_are_refused(folder: Path, name: str, value: float) -> None:
     edit_weights(folder, lambda tensors: tensors[name].view(-1)[7:].fill_(value))
 
@@ -353,6 +379,7 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path, name: str, value:
         ({"head_dim": 0}, "can't be loaded"),
     ],
 )
+@pytest.mark.fault("F20")
 def test_a_config_the_library_refuses_is_told_in_one_line(folder: Path, change: dict[str, object], part: str) -> None:
     edit_json(folder / "config.json", **change)
 
@@ -373,6 +400,7 @@ def test_a_config_the_library_refuses_is_told_in_one_line(folder: Path, change: 
         OSError(12, "Cannot allocate memory"),
     ],
 )
+@pytest.mark.fault("F39")
 def test_too_little_memory_is_told_with_the_largest_fix_first(
     folder: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
 ) -> None:
@@ -393,6 +421,7 @@ def test_too_little_memory_is_told_with_the_largest_fix_first(
     assert error.hint.startswith("try --quant nf4, a smaller model")
 
 
+@pytest.mark.fault("F41")
 def test_a_model_larger_than_the_free_memory_is_announced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from specgen.loading import weights
 
@@ -402,6 +431,7 @@ def test_a_model_larger_than_the_free_memory_is_announced(folder: Path, monkeypa
 
 
 @pytest.mark.parametrize("quant", ["none", "int8", "nf4"])
+@pytest.mark.fault("F41")
 def test_the_estimate_is_near_the_truth(tmp_path: Path, quant: str) -> None:
     folder = make_folder(tmp_path / "wide", hidden_size=256, intermediate_size=1024, num_hidden_layers=3)
     loaded = load(folder, quant=quant)

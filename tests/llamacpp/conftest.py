@@ -1,0 +1,29 @@
+"""All tests here need the extra; without it they are skipped, and say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specgen.loading.libraries import prepare_libraries
+from tests.engine.engines import needs_llama_cpp
+
+prepare_libraries(verbose=False)
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            for mark in needs_llama_cpp:
+                item.add_marker(mark)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty specgen cache; no test can touch the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SPECGEN_CACHE", str(folder))
+    return folder

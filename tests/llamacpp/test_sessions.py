@@ -1,0 +1,280 @@
+"""GGUF files from name to answer: plans, pairs of both engines, cache reuse in a chat, and the command line."""
+
+from __future__ import annotations
+
+import json
+import random
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.conversation import Conversation, ReplySettings
+from specgen.engine.llamacpp import LlamaCppModel
+from specgen.engine.model import CachedModel
+from specgen.errors import PairError, PromptError, SettingsError
+from specgen.events import Prefill, RoundText
+from specgen.generation import Generation, Request
+from specgen.loading import backends
+from specgen.loading.gguf_scan import scan_gguf
+from specgen.loading.llamacpp import PROBE, tokenizer_notice
+from specgen.opening import physical_cores, share_threads
+from specgen.plan import Plan, SessionSettings
+from specgen.prompting import Message, encode_messages
+from specgen.session import Session, open_session
+from specgen.settings import DecodeSettings, EngineSettings, ModelSettings, SamplingSettings
+from tests.chat.scenes import OWN_TEMPLATE
+from tests.cli.children import run_child
+from tests.llamacpp.builders import load, toy_vocabulary, write_gguf
+from tests.loading.builders import RecordedReport, fails
+from tests.toys import ANSWER, save_toy, successors, table_model, toy_tokenizer
+
+WIDTH = 320
+
+
+def save_toy_gguf(path: Path, *, num_positions: int = 512, **changes: Any) -> Path:
+    """`tests.toys.save_toy` as a GGUF: it answers `ANSWER` to any chat."""
+    model = table_model(successors(**changes), num_positions)
+    return write_gguf(path, model, toy_vocabulary(toy_tokenizer(), WIDTH))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("toys")
+    other = toy_vocabulary(toy_tokenizer(), WIDTH)
+    return {
+        "gguf": save_toy_gguf(root / "toy.gguf"),
+        "wrong": save_toy_gguf(root / "wrong.gguf", fox=" quick"),
+        "folder": save_toy(root / "toy"),
+        "foreign": write_gguf(
+            root / "foreign.gguf",
+            table_model(successors()),
+            type(other)([*other.tokens[100:], *other.tokens[:100]], [1] * WIDTH, other.merges, 187, 189),
+        ),
+    }
+
+
+def named(path: Path, **engine: Any) -> ModelSettings:
+    if path.suffix == ".gguf":
+        return ModelSettings(str(path), engine=EngineSettings(**{"backend": "llama.cpp", "threads": 1, **engine}))
+    return ModelSettings(str(path), "none", "float32", "cpu")
+
+
+def opened(target: ModelSettings, draft: ModelSettings | str = "none") -> Session:
+    if isinstance(draft, ModelSettings):
+        return open_session(Plan(SessionSettings(target, "model", draft)))
+    return open_session(Plan(SessionSettings(target, draft)))  # type: ignore[arg-type]
+
+
+def answer(session: Session, text: str = "hello") -> Generation:
+    ids = encode_messages(session.plan.tokenizer, [Message("user", text)])
+    limits = DecodeSettings(64, 5, end_ids=session.plan.end_ids)
+    generation = Generation(session, Request(ids, limits, SamplingSettings()))
+    for _ in generation:
+        pass
+    return generation
+
+
+# plans
+
+
+def test_a_gguf_answers_with_its_own_tokenizer_template_and_end(files: dict[str, Path]) -> None:
+    session = opened(named(files["gguf"]))
+
+    generation = answer(session)
+
+    assert isinstance(session.target, LlamaCppModel)
+    assert (generation.text, generation.finish_reason) == (ANSWER, "stop")
+    assert session.notices == ()
+    assert "llama.cpp" in session.target_info.remark
+
+
+def test_its_tokenizer_is_unpacked_once_and_its_weights_never(files: dict[str, Path], cache: Path) -> None:
+    report = RecordedReport()
+    first = Plan(SessionSettings(named(files["gguf"]), "none"), report)
+    again = RecordedReport()
+    second = Plan(SessionSettings(named(files["gguf"]), "none"), again)
+
+    assert first.target.path == second.target.path
+    assert "reading the tokenizer of toy.gguf, once for this file" in report.stages
+    assert again.stages == ["checking files and tokenizers"]
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_the_other_engine_gives_the_same_answer(files: dict[str, Path]) -> None:
+    through_transformers = ModelSettings(str(files["gguf"]), engine=EngineSettings("transformers"), device="cpu")
+
+    session = opened(through_transformers)
+
+    assert isinstance(session.target, CachedModel)
+    assert answer(session).text == ANSWER
+
+
+def test_auto_without_the_extra_converts_as_before(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "has_llama_cpp", lambda: False)
+
+    plan = Plan(SessionSettings(ModelSettings(str(files["gguf"])), "none"))
+
+    assert plan.target.gguf is None
+    assert (plan.target.path / "model.safetensors").exists()
+
+
+def test_the_context_bounds_prompt_and_answer(files: dict[str, Path]) -> None:
+    plan = Plan(SessionSettings(named(files["gguf"], context_size=300), "none"))
+
+    assert plan.budget(200, None, 256) == 100
+    fails(PromptError, lambda: plan.budget(300, 1, 256), "> 300 positions of toy", "--context-size (up to 512)")
+
+
+def test_options_of_llama_cpp_for_transformers_alone_are_refused(files: dict[str, Path]) -> None:
+    settings = ModelSettings(str(files["folder"]), engine=EngineSettings(threads=2))
+
+    fails(SettingsError, lambda: Plan(SessionSettings(settings, "none")), "--threads 2 is for llama.cpp")
+
+
+# pairs
+
+
+@pytest.mark.parametrize(("target", "draft"), [("gguf", "gguf"), ("gguf", "folder"), ("folder", "gguf")])
+def test_either_engine_drafts_for_either(files: dict[str, Path], target: str, draft: str) -> None:
+    session = opened(named(files[target]), named(files[draft]))
+
+    generation = answer(session)
+
+    assert generation.text == ANSWER
+    assert generation.counts.acceptance_rate == 1.0
+    assert isinstance(session.target, LlamaCppModel) is (target == "gguf")
+    assert isinstance(session.draft, LlamaCppModel) is (draft == "gguf")
+
+
+@pytest.mark.parametrize("target", ["gguf", "folder"])
+def test_a_wrong_draft_changes_no_text(files: dict[str, Path], target: str) -> None:
+    generation = answer(opened(named(files[target]), named(files["wrong"])))
+
+    assert generation.text == ANSWER
+    assert generation.counts.num_rejected > 0
+
+
+def test_tables_that_differ_are_no_pair(files: dict[str, Path]) -> None:
+    settings = SessionSettings(named(files["folder"]), "model", named(files["foreign"]))
+
+    fails(PairError, lambda: Plan(settings), "the draft's tokens differ from the target's")
+
+
+def test_torch_leaves_the_cores_to_llama_cpp_where_it_runs_no_model(files: dict[str, Path]) -> None:
+    cores = physical_cores()
+    native, torch_model = opened(named(files["gguf"])).target, opened(named(files["folder"])).target
+    try:
+        share_threads(native, None)
+        assert torch.get_num_threads() == 1
+        share_threads(native, torch_model)
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(1)
+
+
+# chat
+
+
+def test_a_chat_reuses_the_cache(files: dict[str, Path]) -> None:
+    session = opened(named(files["gguf"]), named(files["gguf"]))
+    conversation = Conversation(session, ReplySettings(SamplingSettings(), max_new_tokens=64), OWN_TEMPLATE)
+    prefills, texts = [], []
+    for message in ("hello", "again"):
+        conversation.say(message)
+        generation = conversation.begin_reply()
+        for event in conversation.stream(generation):
+            if isinstance(event, Prefill):
+                prefills.append(event)
+            assert not isinstance(event, RoundText) or event.round.num_rejected == 0
+        conversation.end_reply(generation)
+        texts.append(generation.text)
+
+    first, second = prefills
+    assert texts == [ANSWER, ANSWER]
+    assert second.num_reused_tokens >= first.num_prompt_tokens
+    conversation.take_back()
+    conversation.forget_caches()
+    assert session.target.length == 0
+
+
+# tokens
+
+
+def corpus() -> list[str]:
+    """Source code, prose and random mixtures of scripts, in the form text is typed in (NFC)."""
+    root = Path(__file__).parent.parent.parent
+    texts = [path.read_text() for path in sorted(root.glob("specgen/**/*.py"))] + [(root / "README.md").read_text()]
+    pool = "abc ABC 012 .,;:!?'\"()[]{}<>|#@$%^&*-_=+\\/~`\t\n\r  'll 're"
+    pool += "éüßøåçŁДЖΩλשלוםمرحبا日本語中文한국어🙂🎉👨\u00a0\u200b\u3000½²①ﬁ"
+    chance = random.Random(0)
+    texts += ["".join(chance.choice(pool) for _ in range(chance.randint(1, 60))) for _ in range(1500)]
+    return [unicodedata.normalize("NFC", text) for text in [*texts, PROBE]]
+
+
+def check_tokens(session: Session) -> None:
+    """Ids equal llama.cpp's own on the corpus, and every id is spelled alike."""
+    tokenizer, weights = session.plan.tokenizer, load(session.plan.target.gguf.path).weights  # type: ignore[union-attr]
+    differing = [
+        text for text in corpus() if tokenizer.encode(text, add_special_tokens=False) != weights.tokenize(text)
+    ]
+    assert differing == []
+    spelled = {index: token for token, index in tokenizer.get_vocab().items()}
+    assert [index for index, token in spelled.items() if weights.token_text(index) != token] == []
+
+
+def test_the_ids_of_a_toy_are_llama_cpps_own(files: dict[str, Path]) -> None:
+    check_tokens(opened(named(files["gguf"])))
+
+
+def test_a_tokenizer_that_splits_otherwise_is_told(files: dict[str, Path]) -> None:
+    tokenizer = Plan(SessionSettings(named(files["gguf"]), "none")).tokenizer
+    weights = load(files["gguf"]).weights
+    assert tokenizer_notice(tokenizer, weights) is None
+
+    class Spaced:
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return list(tokenizer.encode(text.replace("n't", " n't"), add_special_tokens=add_special_tokens))
+
+    assert "splits it differently" in (tokenizer_notice(Spaced(), weights) or "")
+
+
+HOME = Path.home() / ".cache" / "specgen-dev"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
+def test_the_ids_of_a_real_model_are_llama_cpps_own(name: str) -> None:
+    path = HOME / f"{name}.gguf"
+    if not path.exists():
+        pytest.skip(f"{path} is not here: run shared/models/fetch.py")
+    assert scan_gguf(path).tokenizer_model == "gpt2"
+
+    check_tokens(opened(named(path, context_size=512)))
+
+
+# the command line
+
+
+def test_the_command_line_runs_a_gguf_as_it_is(files: dict[str, Path], cache: Path) -> None:
+    done = run_child(
+        *("generate", "-t", str(files["gguf"]), "-d", str(files["wrong"]), "--threads", "1", "--json", "hello"),
+        module="specgen",
+        env={"SPECGEN_BACKEND": "auto", "SPECGEN_CACHE": str(cache)},
+    )
+
+    document = json.loads(done.out)
+    assert (done.code, document["text"]) == (0, ANSWER)
+    assert "llama.cpp, 1 thread" in json.dumps(document)
+
+
+def test_in_a_pipe_there_is_the_answer_and_nothing_of_llama_cpp(files: dict[str, Path], cache: Path) -> None:
+    done = run_child(
+        *("generate", "-t", str(files["gguf"]), "-q", "hello"),
+        module="specgen",
+        env={"SPECGEN_BACKEND": "auto", "SPECGEN_CACHE": str(cache)},
+    )
+
+    assert (done.code, done.out.decode().strip(), done.err) == (0, ANSWER, "")

@@ -1,0 +1,119 @@
+"""Which engine runs what; llama.cpp need not be here for these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specgen.errors import DeviceError, SettingsError
+from specgen.loading import backends
+from specgen.loading.backends import choose_backend
+from specgen.loading.gguf_scan import scan_gguf
+from specgen.loading.llamacpp import DEFAULT_CONTEXT, gguf_facts, gpu_layers
+from specgen.loading.llamacpp_library import printable
+from specgen.loading.names import ModelPlace
+from specgen.settings import EngineSettings, ModelSettings
+from tests.loading.builders import fails, make_gguf
+
+GGUF = ModelPlace("gguf", "model", Path("model.gguf"))
+BUILT_IN = ModelPlace("built-in", "smollm2-135m-instruct")
+FOLDER = ModelPlace("folder", "model", Path("model"))
+
+
+def settings(backend: str = "auto", dtype: str = "auto", device: str = "auto", **engine: int) -> ModelSettings:
+    return ModelSettings("", dtype=dtype, device=device, engine=EngineSettings(backend, **engine))  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=[True, False], ids=["with-extra", "without-extra"])
+def has_extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(backends, "has_llama_cpp", lambda: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("place", [GGUF, BUILT_IN])
+def test_auto_gives_a_gguf_to_llama_cpp_where_it_is(place: ModelPlace, has_extra: bool) -> None:
+    assert choose_backend(settings(), place) == ("llama.cpp" if has_extra else "transformers")
+
+
+def test_auto_gives_everything_else_to_transformers(has_extra: bool) -> None:
+    assert choose_backend(settings(), FOLDER) == "transformers"
+
+
+def test_a_compute_type_is_a_wish_for_transformers(has_extra: bool) -> None:
+    assert choose_backend(settings(dtype="float32"), GGUF) == "transformers"
+
+
+def test_transformers_can_be_asked_for(has_extra: bool) -> None:
+    assert choose_backend(settings("transformers"), GGUF) == "transformers"
+
+
+def test_llama_cpp_for_a_folder_is_refused(has_extra: bool) -> None:
+    fails(SettingsError, lambda: choose_backend(settings("llama.cpp"), FOLDER), "runs GGUF files, and model is none")
+
+
+def test_llama_cpp_with_a_compute_type_is_refused(has_extra: bool) -> None:
+    fails(SettingsError, lambda: choose_backend(settings("llama.cpp", "float32"), GGUF), "--dtype float32")
+
+
+def test_llama_cpp_that_is_missing_is_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "has_llama_cpp", lambda: False)
+
+    fails(DeviceError, lambda: choose_backend(settings("llama.cpp"), GGUF), "not installed", "specgen-cli[gguf]")
+
+
+@pytest.mark.parametrize(
+    ("device", "layers", "can_offload", "expected"),
+    [
+        ("auto", None, False, 0),
+        ("auto", None, True, -1),
+        ("cpu", None, True, 0),
+        ("cpu", 0, True, 0),
+        ("cuda", None, True, -1),
+        ("cuda:1", 7, True, 7),
+        ("auto", 0, False, 0),
+    ],
+)
+def test_layers_go_where_a_gpu_is(device: str, layers: int | None, can_offload: bool, expected: int) -> None:
+    engine = EngineSettings(gpu_layers=layers)
+
+    assert gpu_layers(ModelSettings("", device=device, engine=engine), can_offload=can_offload) == expected
+
+
+@pytest.mark.parametrize(("device", "layers"), [("cuda", None), ("auto", 3), ("auto", -1), ("mps", None)])
+def test_a_gpu_that_llama_cpp_can_not_use_is_told(device: str, layers: int | None) -> None:
+    asked = ModelSettings("", device=device, engine=EngineSettings(gpu_layers=layers))
+
+    fails(DeviceError, lambda: gpu_layers(asked, can_offload=False), "can't use a GPU")
+
+
+@pytest.mark.parametrize(("name", "value"), [("gpu_layers", -2), ("context_size", 1), ("threads", 0)])
+def test_values_out_of_range_are_refused(name: str, value: int) -> None:
+    with pytest.raises(SettingsError, match=f"--{name.replace('_', '-')} {value}"):
+        EngineSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_facts_of_a_gguf_come_from_its_header(tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf")
+    header = scan_gguf(path)
+
+    facts = gguf_facts(header, EngineSettings(), "tiny", "target")
+
+    assert (facts.vocab_rows, facts.max_positions, facts.model_type, facts.dtype) == (64, 128, "llama", "F32")
+    assert facts.num_weight_bytes == 4 * facts.num_parameters
+    assert path.stat().st_size - 10_000 < facts.num_weight_bytes < path.stat().st_size
+
+
+def test_a_cache_larger_than_the_window_is_refused_for_a_target_and_cut_for_a_draft(tmp_path: Path) -> None:
+    header = scan_gguf(make_gguf(tmp_path / "tiny.gguf"))
+    large = EngineSettings(context_size=129)
+
+    fails(SettingsError, lambda: gguf_facts(header, large, "tiny", "target"), "--context-size 129", "128 positions")
+    assert gguf_facts(header, large, "tiny", "draft").max_positions == 128
+    assert gguf_facts(header, EngineSettings(context_size=64), "tiny", "target").max_positions == 64
+    assert DEFAULT_CONTEXT > 128
+
+
+def test_what_llama_cpp_says_can_not_act_on_a_terminal() -> None:
+    assert printable("bad key \x1b]0;evil\x07\x1b[31m\r\nnext\u202e") == "bad key  ]0;evil  [31m  next"
+    assert len(printable("x" * 5000)) == 300
