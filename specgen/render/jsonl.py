@@ -20,13 +20,12 @@ from specgen.errors import SpecgenError
 from specgen.events import FinalText, Notice, Prefill, RoundText, TextEvent
 from specgen.metrics import Baseline, Counts
 from specgen.render.plain import ByteSink
+from specgen.render.promises import promise_document
 from specgen.render.sanitize import UNSAFE
 from specgen.report import ModelInfo, RunInfo, RunReport
 
 SCHEMA_VERSION = 1
-
 Document = dict[str, Any]
-
 _METHODS = {"model": "draft_model", "lookup": "prompt_lookup", "none": "none"}
 
 
@@ -98,7 +97,7 @@ def result_document(report: RunReport) -> Document:
             "cached_tokens": counts.num_reused_tokens,
         },
         "timings": _timings(report),
-        "stats": _stats(counts),
+        "stats": stats_document(counts),
         "baseline": _baseline(report.baseline),
         "speedup": report.speedup,
         "notices": list(report.notices),
@@ -145,8 +144,8 @@ def _header(info: RunInfo) -> Document:
     return {
         "schema_version": SCHEMA_VERSION,
         "specgen_version": __version__,
-        "target": _model(info.target),
-        "draft": _model(info.draft) if info.draft is not None else None,
+        "target": model_document(info.target),
+        "draft": model_document(info.draft) if info.draft is not None else None,
         "speculative": {
             "method": _METHODS.get(info.drafter, info.drafter),
             "num_spec_tokens": info.num_draft_tokens,
@@ -164,10 +163,12 @@ def _header(info: RunInfo) -> Document:
             "source": info.sampling_source,
         },
         "max_new_tokens": info.max_new_tokens,
+        "promise": promise_document(info),
     }
 
 
-def _model(model: ModelInfo) -> Document:
+def model_document(model: ModelInfo) -> Document:
+    """A model as it really runs."""
     return {
         "id": model.name,
         "revision": model.revision,
@@ -209,7 +210,8 @@ def _timings(report: RunReport) -> Document:
     }
 
 
-def _stats(counts: Counts) -> Document:
+def stats_document(counts: Counts) -> Document:
+    """What became of the drafts."""
     accepted_length = counts.mean_accepted_length if counts.num_drafted else None
     return {
         "num_spec_steps": counts.num_rounds,

@@ -11,9 +11,16 @@ from rich.text import Text
 from specgen.metrics import Baseline
 from specgen.render.diagnosis import what_to_try, why_slower
 from specgen.render.messages import LABEL_CELLS, labelled
+from specgen.render.promises import format_promise
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
-from specgen.render.wording import format_draft, format_duration, format_model, format_rate, format_size
+from specgen.render.wording import (
+    format_draft,
+    format_duration,
+    format_model,
+    format_rate,
+    format_size,
+)
 from specgen.report import RunReport
 
 NARROW = 60
@@ -90,6 +97,8 @@ def _rows(report: RunReport, ascii_only: bool) -> list[_Row]:
     rows.append(_acceptance_row(report))
     if report.counts.num_drafted:
         rows.append(_Row("rounds", _round_figures(report, ascii_only)))
+    if report.info.promise == "none":
+        rows.append(_Row("promise", words=format_promise(report.info)))
     rows.append(_Row("speedup", words=_speedup(report)))
     return rows
 

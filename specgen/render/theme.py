@@ -46,6 +46,8 @@ class Glyphs:
         cut: Text was left out here.
         separator: Between figures on one line.
         alpha: The acceptance rate among tested tokens.
+        plus_minus: Before half of an interval.
+        bar: What bars of a chart are made of.
     """
 
     newline: str
@@ -56,10 +58,12 @@ class Glyphs:
     cut: str
     separator: str
     alpha: str
+    plus_minus: str
+    bar: str
 
 
-UNICODE_GLYPHS = Glyphs("⏎", "⇥", "␣", "·", "⋯", "…", "·", "α")
-ASCII_GLYPHS = Glyphs("\\n", "\\t", "_", ".", "+", "~", "|", "alpha")
+UNICODE_GLYPHS = Glyphs("⏎", "⇥", "␣", "·", "⋯", "…", "·", "α", "±", "█")
+ASCII_GLYPHS = Glyphs("\\n", "\\t", "_", ".", "+", "~", "|", "alpha", "+-", "#")
 
 
 def glyphs(*, ascii_only: bool) -> Glyphs:

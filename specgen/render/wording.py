@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specgen.render.promises import NOT_LOSSLESS
 from specgen.render.sanitize import one_line
 from specgen.report import ModelInfo, RunInfo
 
@@ -52,4 +53,6 @@ def format_settings(info: RunInfo) -> str:
         words += [f"seed {sampling.seed}"] if sampling.same_text else []
     if sampling.repetition_penalty != 1:
         words.append(f"repetition penalty {sampling.repetition_penalty:g}")
+    if info.promise == "none":
+        words.append(NOT_LOSSLESS)
     return ", ".join(words) + (" (sampling from the model's own settings)" if info.sampling_source == "model" else "")

@@ -116,6 +116,7 @@ def test_random_hostile_text_is_inert(view_type: type) -> None:
 
 @pytest.mark.parametrize("view_type", VIEWS)
 @pytest.mark.parametrize("text", ["[/bold]", "[/foo]", ":smile:", "[red]x[/red]", "[INST]", "**bold**", "<think>"])
+@pytest.mark.fault("F15")
 def test_markup_is_shown_literally(view_type: type, text: str) -> None:
     console = terminal_console()
 

@@ -181,6 +181,7 @@ def test_a_full_disk_is_an_output_error() -> None:
     view.close()
 
 
+@pytest.mark.fault("F74")
 def test_text_reaches_a_terminal_that_claims_to_have_no_columns() -> None:
     console = terminal_console(columns=0)
 

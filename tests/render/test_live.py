@@ -64,6 +64,7 @@ def test_scrollback_equals_plain_streaming(kind: str, columns: int) -> None:
 
 @given(generations(st.one_of(*TEXTS.values())), st.integers(1, 25))
 @settings(max_examples=40)
+@pytest.mark.fault("F74")
 def test_text_is_whole_at_any_width(events: list[TextEvent], columns: int) -> None:
     screen = render_screen(_shown(events, columns), columns)
 
@@ -173,6 +174,7 @@ def test_a_draft_can_not_change_the_committed_character_before_it(joining: str) 
     assert scrollback(render_screen(_shown(events, 40), 40)) == ["ad"]
 
 
+@pytest.mark.fault("F74")
 def test_a_resize_never_costs_committed_text(monkeypatch: pytest.MonkeyPatch) -> None:
     console = terminal_console()
     size = os.terminal_size((40, 8))

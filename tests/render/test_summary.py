@@ -111,6 +111,7 @@ def test_the_way_the_baseline_was_measured_is_named(baseline: Baseline, words: s
     assert words in format_summary(report(EXAMPLE, baseline=baseline), 120).plain
 
 
+@pytest.mark.fault("F47")
 def test_a_slower_run_says_so_with_a_reason_and_something_to_try() -> None:
     text = " ".join(format_summary(report(EXAMPLE, 0.002), 80).plain.split())
 

@@ -1,0 +1,180 @@
+"""Figures in, what to make of them out: warnings, and which setting to use or whether to speculate at all. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specgen.bench.figures import Figures, figures_of, total
+from specgen.bench.statistics import outliers, spread
+from specgen.bench.values import BASELINE, BenchReport, Setting
+
+NOISY_SPREAD = 0.05
+WIDE_INTERVAL = 0.10
+SLOW_START = 1.10
+UNLIKE = 1.5
+"""Measured and predicted speedups further apart than this are no two views of one machine."""
+CLOSE = 0.01
+"""Settings this close to the fastest count as equal; then the one with less memory is recommended."""
+WORTHWHILE = 1.02
+"""Least speedup worth a second model where one repeat leaves the uncertainty unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """A reason to trust a figure less.
+
+    Args:
+        code: `noisy`, `outliers`, `slow_start`, `spans_one`, `wide_interval`, `one_repeat`, `lengths`, `different`,
+            `unlike_predicted`, `failed`, `incomplete`.
+        message: One sentence.
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """What to use.
+
+    Args:
+        figures: Of the recommended setting; None: do not speculate.
+        reason: Why, one or two sentences.
+    """
+
+    figures: Figures | None
+    reason: str
+
+
+def recommend(figures: Sequence[Figures]) -> Recommendation:
+    """The fastest setting whose text is right; among settings as fast, the one with the smallest draft.
+
+    None if the target alone may be as fast: the interval of the fastest reaches 1, or its speedup is under 1.02.
+    """
+    usable = [f for f in figures if f.index != BASELINE and f.speedup is not None and f.sameness != "different"]
+    if not usable:
+        return Recommendation(None, "no setting was measured to the end with the target's own text")
+    best = max(usable, key=_speedup)
+    if _speedup(best) < WORTHWHILE or (best.interval is not None and best.interval.low <= 1):
+        return Recommendation(None, _why_not(best, figures))
+    close = [f for f in usable if _speedup(f) >= _speedup(best) * (1 - CLOSE)]
+    chosen = min(close, key=lambda f: (f.setting.num_draft_bytes, -_speedup(f)))
+    return Recommendation(chosen, _why(chosen, best, figures))
+
+
+def _speedup(figures: Figures) -> float:
+    return figures.speedup or 0.0
+
+
+def _why(chosen: Figures, best: Figures, figures: Sequence[Figures]) -> str:
+    rank = "the fastest measured"
+    if chosen is not best:
+        rank = f"within {CLOSE:.0%} of the fastest ({best.setting.name}, {_speedup(best):.2f}x), with a smaller draft"
+    return f"{_speedup(chosen):.2f}x, {rank}: {_balance(chosen, figures)}"
+
+
+def _why_not(best: Figures, figures: Sequence[Figures]) -> str:
+    found = f"the fastest setting, {best.setting.name}, is {_speedup(best):.2f}x"
+    if best.interval is not None:
+        found += f" (95 % interval {best.interval.low:.2f} to {best.interval.high:.2f})"
+    return f"{found}: {_balance(best, figures)}"
+
+
+def _balance(figures: Figures, everything: Sequence[Figures]) -> str:
+    """What a round costs and yields, in steps of the target alone."""
+    counts = figures.counts
+    alone = next((f.counts.tpot_seconds for f in everything if f.index == BASELINE), None)
+    if not alone or not counts.num_rounds:
+        return "nothing was measured to explain it"
+    cost = counts.decode_seconds / counts.num_rounds / alone
+    share = 100 * (counts.draft_share or 0)
+    text = f"a round costs {cost:.2f} steps of the target alone and yields {counts.block_efficiency or 0:.2f} tokens"
+    return f"{text} (drafting takes {share:.0f} % of the time)"
+
+
+def cautions_of(report: BenchReport, figures: Sequence[Figures] | None = None) -> list[Caution]:
+    """Every reason to doubt a figure of the report."""
+    figures = figures_of(report) if figures is None else figures
+    found = [Caution("failed", f"{report.settings[f.setting].name} was left out: {f.message}") for f in report.failures]
+    if not report.is_complete:
+        found.append(Caution("incomplete", "the benchmark did not run to its end; these are the runs that did"))
+    found += _noise(report)
+    if report.config.stops_at_end and len({len(run.token_ids) for run in report.runs}) > 1:
+        found.append(Caution("lengths", "answers have unequal lengths (--stop-at-eos)"))
+    for item in figures:
+        found += _about(item, report)
+    return found
+
+
+def _noise(report: BenchReport) -> list[Caution]:
+    """How steady the target alone was: it does the same work every time."""
+    found = []
+    repeats = sorted({run.repeat for run in report.runs})
+    if len(repeats) == 1:
+        found.append(Caution("one_repeat", "one repeat tells nothing about the uncertainty; give -r 5"))
+    rates = []
+    for repeat in repeats:
+        runs = [run for run in report.runs if run.setting == BASELINE and run.repeat == repeat]
+        rate = total(runs).tokens_per_second
+        rates += [] if rate is None else [rate]
+    wide = spread(rates)
+    if wide is not None and wide > NOISY_SPREAD:
+        text = f"the target alone varied by {wide:.0%} between repeats: close other programs, or give more repeats"
+        found.append(Caution("noisy", text))
+    if len(rates) > 2 and min(rates[1:]) > SLOW_START * rates[0]:
+        found.append(Caution("slow_start", "the first repeat was slower than all others: give more warm-up, -w 2"))
+    return found
+
+
+def _about(figures: Figures, report: BenchReport) -> list[Caution]:
+    """Doubts about one setting."""
+    name, interval = figures.setting.name, figures.interval
+    found = []
+    strange = _num_outliers(figures.index, report)
+    if strange:
+        found.append(Caution("outliers", f"{name}: {strange} runs took far longer or shorter than the others"))
+    if interval is not None and interval.contains(1.0):
+        text = f"{name}: no measurable difference, the interval {interval.low:.2f} to {interval.high:.2f} holds 1"
+        found.append(Caution("spans_one", text))
+    elif interval is not None and interval.high - interval.low > WIDE_INTERVAL * (figures.speedup or 1):
+        text = f"{name}: the interval {interval.low:.2f} to {interval.high:.2f} is wide; give more repeats"
+        found.append(Caution("wide_interval", text))
+    predicted, speedup = figures.predicted_speedup, figures.speedup
+    if predicted and speedup and not 1 / UNLIKE < speedup / predicted < UNLIKE:
+        text = f"{name}: measured {speedup:.2f}x where the costs of passes predict {predicted:.2f}x: one was disturbed"
+        found.append(Caution("unlike_predicted", text))
+    difference = figures.difference
+    if figures.sameness == "different" and difference is not None:
+        text = (
+            f"{name}: the text differs from the target's own on prompt {report.prompts[difference.prompt].id} "
+            f"from token {difference.position} on, by {difference.gap:.2g} logits, where rounding explains "
+            f"{difference.tolerance:.2g}"
+        )
+        found.append(Caution("different", text))
+    return found
+
+
+def _num_outliers(index: int, report: BenchReport) -> int:
+    """Runs far from the other repeats of their prompt."""
+    num = 0
+    for prompt in range(len(report.prompts)):
+        runs = [run for run in report.runs if run.setting == index and run.prompt == prompt]
+        num += len(outliers([run.counts.decode_seconds for run in runs]))
+    return num
+
+
+def best_speedup(figures: Sequence[Figures]) -> Figures | None:
+    """The fastest setting, whatever its text: what limits of scripts are held against."""
+    measured = [f for f in figures if f.index != BASELINE and f.speedup is not None]
+    return max(measured, key=_speedup, default=None)
+
+
+def command_words(setting: Setting) -> str:
+    """Options that make `generate` and `chat` run a setting."""
+    if setting.drafter == "none":
+        return "-d none"
+    quant = f" --draft-quant {setting.quant}" if setting.drafter == "model" and setting.quant != "auto" else ""
+    name = setting.draft if setting.quant == "auto" else setting.draft.removesuffix(f":{setting.quant}")
+    return f"-d {shlex.quote(name)}{quant} -k {setting.length}"

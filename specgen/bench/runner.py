@@ -1,0 +1,258 @@
+"""Sessions and prompts in, a report that grows run by run out. Measures; judges and prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+from specgen.bench.lanes import Lane
+from specgen.bench.memory import PeakMemory
+from specgen.bench.probe import measure_costs
+from specgen.bench.prompts import BenchPrompt
+from specgen.bench.sameness import Comparison
+from specgen.bench.values import BASELINE, BenchReport, BenchSettings, Costs, Failure, Prompt, Run, Stage, Step
+from specgen.engine.decoding import Clock
+from specgen.errors import SpecgenError
+from specgen.generation import Generation, Request
+from specgen.prompting import Message, encode_messages, encode_text
+from specgen.settings import MAX_DRAFT_TOKENS, DecodeSettings
+
+NUM_CONTEXT_TOKENS = 256
+"""Prompt tokens behind which passes are timed for the prediction."""
+SLOWEST_CURVE = 17
+"""Longest pass that is timed; v(n) for `auto` needs no more."""
+
+
+class Benchmark:
+    """Runs every prompt in every setting, in turn: iterate for its steps, ask for its report at any time.
+
+    Within a prompt the settings follow each other, forwards and backwards by turns: what changes slowly over the run
+    (heat, other programs) reaches all settings alike. Caches are emptied before every run, so that each reads its
+    whole prompt and no run sees numbers another one left.
+
+    Args:
+        lanes: The target alone first.
+        prompts: What to answer.
+        config: How to measure.
+        raw: Prompts are continued as they are, without a chat template.
+        template: Jinja source instead of the model's own chat template.
+        clock: Seconds, for tests; default: the engine's own.
+        wall: Seconds for the time budget.
+        environment: For the report.
+
+    Raises:
+        PromptError: A prompt does not fit the target's window.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        prompts: Sequence[BenchPrompt],
+        config: BenchSettings,
+        *,
+        raw: bool = False,
+        template: str | None = None,
+        clock: Clock | None = None,
+        wall: Clock = perf_counter,
+        environment: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.lanes = list(lanes)
+        self.config = config
+        self._plan = lanes[BASELINE].session.plan
+        self._raw, self._template = raw, template
+        self._clock, self._wall = clock, wall
+        self._prompts = list(prompts)
+        # Known before anything is timed: an error at the hundredth run would come late.
+        self._prompt_ids = [self._encode(prompt.messages) for prompt in prompts]
+        self._shapes = [Prompt(p.id, p.category, len(ids)) for p, ids in zip(prompts, self._prompt_ids, strict=True)]
+        self._environment = dict(environment or {})
+        self._runs: list[Run] = []
+        self._comparison = Comparison(lanes[BASELINE].session.target, config.sampling)
+        self._failures: list[Failure] = []
+        self._costs: Costs | None = None
+        self._num_done = 0
+        self._is_complete = False
+        self._is_interrupted = False
+        self._started = 0.0
+        self._current: Generation | None = None
+
+    def interrupt(self) -> None:
+        """End after the round in progress; the run it belongs to does not count. Safe in a signal handler."""
+        self._is_interrupted = True
+        if self._current is not None:
+            self._current.interrupt()
+
+    @property
+    def num_steps(self) -> int:
+        """Runs in all, warm-up among them."""
+        config = self.config
+        return len(self.lanes) * (config.num_warmups + len(self._prompt_ids) * config.num_repeats)
+
+    def __iter__(self) -> Iterator[Step]:
+        self._started = self._wall()
+        self._answer_earlier_turns()
+        yield self._step("reading")
+        if self.config.probes_costs and not self._is_interrupted:
+            self._costs = self._measure_costs()
+            yield self._step("costs")
+        for _ in range(self.config.num_warmups):
+            for lane in range(len(self.lanes)):
+                if not self._is_interrupted:
+                    self._try_run(lane, 0, 0)
+                    yield self._step("warmup")
+        before = self._wall() - self._started
+        for repeat in range(self.config.num_repeats):
+            if self._is_interrupted or not self._fits_budget(before, repeat):
+                break
+            yield from self._repeat(repeat)
+            yield self._step("repeat")
+        self._is_complete = not self._is_interrupted
+        yield self._step("end")
+
+    def _repeat(self, repeat: int) -> Iterator[Step]:
+        for prompt in range(len(self._prompt_ids)):
+            if prompt and self._is_late():
+                return
+            order = list(range(len(self.lanes)))
+            # By turns within a repeat, and for each prompt by turns from repeat to repeat.
+            if (prompt + repeat) % 2:
+                order.reverse()
+            finished: list[Run] = []
+            for lane in order:
+                if self._is_interrupted:
+                    return
+                run = self._try_run(lane, prompt, repeat)
+                if run is not None:
+                    self._runs.append(run)
+                    finished.append(run)
+                yield self._step("run", run)
+            self._comparison.observe(finished, self._prompt_ids[prompt])
+
+    def report(self) -> BenchReport:
+        """What is known so far."""
+        baseline = self.lanes[BASELINE].session
+        drafts = {
+            lane.setting.label: lane.session.draft_info for lane in self.lanes if lane.session.draft_info is not None
+        }
+        return BenchReport(
+            target=baseline.target_info,
+            drafts=drafts,
+            settings=tuple(lane.setting for lane in self.lanes),
+            prompts=tuple(self._shapes),
+            config=self.config,
+            runs=tuple(self._runs),
+            differences=self._comparison.differences,
+            costs=self._costs,
+            failures=tuple(self._failures),
+            notices=tuple(dict.fromkeys(notice for lane in self.lanes for notice in lane.session.notices)),
+            environment=self._environment,
+            is_complete=self._is_complete,
+        )
+
+    def _step(self, stage: Stage, run: Run | None = None) -> Step:
+        self._num_done += stage in ("warmup", "run")
+        return Step(stage, self._num_done, self.num_steps, run)
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        if self._raw:
+            ids = encode_text(self._plan.tokenizer, "\n\n".join(message.content for message in messages))
+        else:
+            ids = encode_messages(self._plan.tokenizer, messages, template=self._template)
+        self._plan.budget(len(ids), self.config.num_tokens, self.config.num_tokens)
+        return ids
+
+    def _answer_earlier_turns(self) -> None:
+        """Make a prompt of every later turn: the target answers those before it, untimed and with its end token."""
+        prompts, shapes, ids = [], [], []
+        for prompt, shape, first_ids in zip(self._prompts, self._shapes, self._prompt_ids, strict=True):
+            messages = list(prompt.messages)
+            prompts.append(prompt)
+            shapes.append(shape)
+            ids.append(first_ids)
+            turn_ids = first_ids
+            for number, turn in enumerate(prompt.later_turns, 2):
+                if self._is_interrupted:
+                    break
+                reply = self._generation(BASELINE, turn_ids, stops=True)
+                for _ in reply:
+                    pass
+                messages += [Message("assistant", reply.text), Message("user", turn)]
+                turn_ids = self._encode(messages)
+                ids.append(turn_ids)
+                shapes.append(Prompt(f"{prompt.id}.{number}", prompt.category, len(turn_ids)))
+        self._shapes, self._prompt_ids = shapes, ids
+
+    def _measure_costs(self) -> Costs:
+        lanes = self.lanes[1:] or self.lanes
+        drafts = {lane.setting.label: lane.session for lane in lanes}
+        longest = max(min(lane.setting.num_draft_tokens, MAX_DRAFT_TOKENS) for lane in lanes)
+        context = max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS]
+        return measure_costs(
+            drafts,
+            context,
+            min(longest, SLOWEST_CURVE - 1),
+            self.config.sampling,
+            self._clock,
+            lambda: self._is_interrupted,
+        )
+
+    def _fits_budget(self, before: float, num_repeats: int) -> bool:
+        """Whether another repeat, as long as those so far, ends in time. The first one is always begun."""
+        budget = self.config.budget_seconds
+        if budget is None or num_repeats == 0:
+            return True
+        elapsed = self._wall() - self._started
+        return elapsed + (elapsed - before) / num_repeats <= budget
+
+    def _is_late(self) -> bool:
+        budget = self.config.budget_seconds
+        return budget is not None and self._wall() - self._started > budget
+
+    def _generation(self, lane: int, prompt_ids: Sequence[int], *, stops: bool) -> Generation:
+        setting, session = self.lanes[lane].setting, self.lanes[lane].session
+        session.forget()
+        end_ids = self._plan.end_ids if stops else frozenset[int]()
+        limits = DecodeSettings(
+            self.config.num_tokens, setting.num_draft_tokens, setting.schedule, end_ids, strict=True
+        )
+        generation = Generation(session, Request(prompt_ids, limits, self.config.sampling))
+        if self._clock is not None:
+            generation.clock = self._clock
+        return generation
+
+    def _try_run(self, lane: int, prompt: int, repeat: int) -> Run | None:
+        """One run; None if the setting is broken or the run was interrupted. A broken target ends everything.
+
+        Raises:
+            SpecgenError: The target alone failed.
+        """
+        if any(failure.setting == lane for failure in self._failures):
+            return None
+        session = self.lanes[lane].session
+        memory = PeakMemory(session.devices)
+        memory.begin()
+        generation = self._generation(lane, self._prompt_ids[prompt], stops=self.config.stops_at_end)
+        self._current = generation
+        try:
+            for _ in generation:
+                pass
+        except SpecgenError as error:
+            if lane == BASELINE:
+                raise
+            self._failures.append(Failure(lane, error.message))
+            return None
+        finally:
+            self._current = None
+        if generation.finish_reason == "interrupted":
+            return None
+        return Run(lane, prompt, repeat, generation.counts, tuple(generation.token_ids), self._own_part(memory, lane))
+
+    def _own_part(self, memory: PeakMemory, lane: int) -> int | None:
+        """Peak of a run, less the weights of the drafts that only wait for their turn."""
+        peak = memory.read()
+        if peak is None:
+            return None
+        others = {id(other.session): other.setting.num_draft_bytes for other in self.lanes}
+        others.pop(id(self.lanes[lane].session), None)
+        return max(peak - sum(others.values()), 0)

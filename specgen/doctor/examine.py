@@ -1,0 +1,160 @@
+"""Looks: at libraries, caches and a pair of models before their weights are read. Prints nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from specgen.bench.values import Costs, Setting
+from specgen.doctor.memory_plan import plan_memory
+from specgen.doctor.values import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
+from specgen.errors import DeviceError
+from specgen.loading.cache import cache_root
+from specgen.loading.config_check import ConfigFacts
+from specgen.loading.memory import free_bytes
+from specgen.loading.placement import check_bitsandbytes, choose_placement
+from specgen.loading.progress import SILENT, LoadReport
+from specgen.loading.sources import ModelFolder
+from specgen.machine import library_versions
+from specgen.machine_values import Machine
+from specgen.plan import Plan
+from specgen.settings import ModelSettings, SamplingSettings
+
+LONGEST_MEASURED_DRAFT = 12
+
+
+def examine_libraries(machine: Machine) -> LibraryState:
+    """Versions, CUDA, and whether bitsandbytes really quantizes here."""
+    state = {}
+    for device in ["cpu", *(gpu.device for gpu in machine.gpus)]:
+        try:
+            check_bitsandbytes("nf4", device)
+            state[device] = "works"
+        except DeviceError as error:
+            state[device] = error.message
+    return LibraryState(library_versions(), _cuda(machine), state)
+
+
+def _cuda(machine: Machine) -> str:
+    if machine.cuda_version is None:
+        return "this torch is built without CUDA"
+    if not machine.gpus:
+        return f"torch is built for CUDA {machine.cuda_version}, but finds no device: check nvidia-smi"
+    return f"CUDA {machine.cuda_version}, {len(machine.gpus)} device{'s' if len(machine.gpus) > 1 else ''}"
+
+
+def examine_caches() -> list[CacheState]:
+    """Our folder of converted models, and the hub's."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    ours, hub = cache_root(), Path(HF_HUB_CACHE)
+    return [_cache("converted", ours, "*/*/config.json"), _cache("hub", hub, "models--*")]
+
+
+def _cache(name: str, path: Path, pattern: str) -> CacheState:
+    import shutil
+
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        free: int | None = shutil.disk_usage(existing).free
+    except OSError:
+        free = None
+    return CacheState(name, str(path), sum(1 for _ in path.glob(pattern)), _size(path), free)
+
+
+def _size(path: Path) -> int:
+    """Bytes of all files below; links count once, where they point to."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = os.path.join(folder, name)
+            total += 0 if os.path.islink(file) else os.lstat(file).st_size
+    return total
+
+
+def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
+    """What is known of a plan's models before their weights are read.
+
+    Args:
+        plan: Its making has checked files, tokenizers and whether they fit together.
+        num_positions: Length of text to plan memory for; default: the window, at most 4096.
+
+    Raises:
+        DeviceError: A device asked for is missing.
+        SettingsError: A weight format can't be applied.
+    """
+    windows = [facts.max_positions for facts in (plan.facts, plan.draft_facts) if facts and facts.max_positions]
+    window = min(windows, default=None)
+    positions = num_positions or min(window or 4096, 4096)
+    models = [_model("target", plan.settings.target, plan.target, plan.facts, positions)]
+    if plan.draft is not None and plan.draft_facts is not None and plan.settings.draft is not None:
+        models.append(_model("draft", plan.settings.draft, plan.draft, plan.draft_facts, positions))
+    pairing = plan.pairing
+    return PairReport(
+        models=tuple(models),
+        devices=tuple(_devices(models)),
+        num_shared_tokens=None if pairing is None else pairing.num_shared,
+        notice=None if pairing is None else pairing.notice,
+        window=window,
+        num_positions=positions,
+        library_bytes=_resident_bytes(),
+    )
+
+
+def _model(
+    role: str, settings: ModelSettings, folder: ModelFolder, facts: ConfigFacts, num_positions: int
+) -> ModelPlan:
+    placement = choose_placement(settings, facts, from_gguf=folder.from_gguf)
+    return ModelPlan(
+        role=role,
+        name=folder.name,
+        model_type=facts.model_type,
+        num_parameters=facts.num_parameters,
+        device=placement.device,
+        dtype=placement.dtype,
+        quant=facts.quant_method or placement.quant,
+        remarks=placement.remarks,
+        window=facts.max_positions,
+        memory=plan_memory(folder.path, facts, placement, num_positions),
+    )
+
+
+def _devices(models: Sequence[ModelPlan]) -> list[DevicePlan]:
+    devices = dict.fromkeys(model.device for model in models)
+    return [
+        DevicePlan(device, sum(m.memory.least for m in models if m.device == device), free_bytes(device))
+        for device in devices
+    ]
+
+
+def _resident_bytes() -> int | None:
+    """What the libraries loaded by now take: those a run needs are among them."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def measure_pair(
+    plan: Plan, report: PairReport, prompt_ids: Sequence[int], progress: LoadReport = SILENT
+) -> PairReport:
+    """Read the weights and time passes: the only part of `doctor` that loads models.
+
+    Raises:
+        LoadError: A file is damaged.
+        DeviceError: Too little memory.
+    """
+    from specgen.bench.lanes import open_lanes
+    from specgen.bench.probe import measure_costs
+
+    baseline = plan.with_drafter("none", None)
+    drafter = plan.settings.drafter
+    setting = Setting(drafter, "draft", "draft", LONGEST_MEASURED_DRAFT)
+    has_draft = drafter != "none"
+    lanes = open_lanes(baseline, {"draft": plan} if has_draft else {}, [setting] if has_draft else [], progress)
+    progress.stage("timing passes")
+    # Without a draft the last lane is the target alone, whose drafts cost nothing.
+    costs: Costs = measure_costs({"draft": lanes[-1].session}, prompt_ids, LONGEST_MEASURED_DRAFT, SamplingSettings())
+    return replace(report, costs=costs)

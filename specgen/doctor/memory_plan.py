@@ -1,0 +1,106 @@
+"""A checked model folder and its placement in, an estimate of the memory it will take out. Reads no weights.
+
+The model is built without memory by accelerate, so that the sizes are those of the real layers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from specgen.doctor.values import MemoryPlan
+from specgen.engine.lean import ARCHITECTURES, FIRST_CAPACITY
+from specgen.engine.model import PREFILL_CHUNK
+from specgen.loading.config_check import ConfigFacts
+from specgen.loading.placement import Placement
+from specgen.settings import MAX_DRAFT_TOKENS
+
+_BLOCK = 64
+"""Values of a 4-bit weight that share a float32 scale."""
+_JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+"""Layers whose products are done together, from a copy of their weights (`specgen.engine.lean`)."""
+
+
+def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_positions: int) -> MemoryPlan:
+    """Estimate what a model takes.
+
+    Args:
+        folder: The model.
+        facts: What `check_folder` said of it.
+        placement: Where and how it would run.
+        num_positions: Length of text to plan the cache for.
+    """
+    model = _empty_model(folder)
+    config = model.config.get_text_config()
+    size = placement.torch_dtype.itemsize
+    is_quantized = placement.quant != "none" and facts.quant_method is None
+    weights, joined = _weights(model, size, placement.quant if is_quantized else "none")
+    if facts.quant_method is not None:
+        weights, joined = facts.num_weight_bytes, 0
+    copies = 0
+    if placement.device == "cpu":
+        copies = joined if type(model).__name__ in ARCHITECTURES else 0
+        # Weights in the stored type are the file's own pages. Others are made from these, which stay mapped.
+        converted = facts.dtype != placement.dtype
+        if is_quantized:
+            copies += facts.num_weight_bytes
+        elif converted:
+            copies = max(copies, facts.num_weight_bytes)
+    return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, size), _activation_bytes(config, size))
+
+
+def _empty_model(folder: Path) -> Any:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    auto_config: Any = AutoConfig
+    auto_model: Any = AutoModelForCausalLM
+    config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with init_empty_weights():
+        model = auto_model.from_config(config, trust_remote_code=False)
+    model.tie_weights()
+    return model
+
+
+def _weights(model: Any, size: int, quant: str) -> tuple[int, int]:
+    """Bytes of the weights, and of those that are joined. Embeddings and the head keep the compute type."""
+    import torch
+
+    head = model.get_output_embeddings()
+    quantized = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and quant != "none"
+    }
+    whole = joined = 0
+    for name, parameter in model.named_parameters():
+        num_bytes = parameter.numel() * size
+        if id(parameter) in quantized:
+            num_bytes = _quantized_bytes(parameter, quant)
+        whole += num_bytes
+        joined += num_bytes if any(f".{layer}." in name for layer in _JOINED) else 0
+    return whole, joined
+
+
+def _quantized_bytes(parameter: Any, quant: str) -> int:
+    """With its scales: one float32 per row of 8-bit weights, one per block of 4-bit ones."""
+    num_values = int(parameter.numel())
+    return num_values + 4 * int(parameter.shape[0]) if quant == "int8" else num_values // 2 + 4 * num_values // _BLOCK
+
+
+def _cache_bytes(config: Any, num_positions: int, size: int) -> int:
+    num_heads = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    capacity = FIRST_CAPACITY
+    while capacity < num_positions:
+        capacity *= 2
+    return int(2 * config.num_hidden_layers * num_kv_heads * head_size * capacity * size)
+
+
+def _activation_bytes(config: Any, size: int) -> int:
+    """Of a chunk of the prompt in one layer, and of the logits of the longest draft in float32, which are copied."""
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    layer = PREFILL_CHUNK * (3 * inner + 8 * config.hidden_size) * max(size, 4)
+    logits = 3 * 4 * (MAX_DRAFT_TOKENS // 4 + 1) * config.vocab_size
+    return int(layer + logits)

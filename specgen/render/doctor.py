@@ -1,0 +1,183 @@
+"""What `doctor` found in, lines for people or a JSON document out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.text import Text
+
+from specgen.bench.figures import break_even_alpha, modelled_speedup
+from specgen.bench.values import Costs
+from specgen.doctor.values import CacheState, LibraryState, ModelPlan, PairReport, TerminalState
+from specgen.machine_values import Machine
+from specgen.render.jsonl import SCHEMA_VERSION, Document
+from specgen.render.messages import labelled
+from specgen.render.sanitize import one_line
+from specgen.render.theme import glyphs
+from specgen.render.wording import format_size
+
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
+LENGTHS = (1, 2, 4, 8)
+
+
+def format_machine(
+    machine: Machine,
+    libraries: LibraryState,
+    terminal: TerminalState,
+    caches: Sequence[CacheState],
+    *,
+    ascii_only: bool = False,
+) -> Text:
+    """Machine, libraries, terminal, caches."""
+    memory = f"{_size(machine.total_bytes)}, {_size(machine.free_bytes)} free"
+    lines = [
+        labelled("system", machine.system),
+        labelled("cpu", f"{machine.processor}, {machine.num_cores} cores, {machine.num_threads} threads"),
+        labelled("", " ".join(machine.flags) or "no flag that speeds up matrix products"),
+        labelled("memory", memory),
+    ]
+    for gpu in machine.gpus:
+        free = f"{_size(gpu.total_bytes)}, {_size(gpu.free_bytes)} free"
+        lines.append(labelled(gpu.device, f"{gpu.name}, compute {gpu.capability}, {free}"))
+    lines.append(labelled("cuda", libraries.cuda))
+    lines += [labelled("4 bit", f"bitsandbytes on {name}: {what}") for name, what in libraries.bitsandbytes.items()]
+    versions = [f"{name} {version}" for name, version in libraries.versions.items() if version]
+    for start in range(0, len(versions), 4):
+        lines.append(labelled("versions" if start == 0 else "", ", ".join(versions[start : start + 4])))
+    missing = [name for name, version in libraries.versions.items() if version is None]
+    lines += [labelled("missing", ", ".join(missing))] if missing else []
+    shown = f"{terminal.columns} columns" if terminal.is_terminal else "stdout is none"
+    lines.append(labelled("terminal", f"{shown}, {terminal.color}, {terminal.encoding}, TERM={terminal.term or '-'}"))
+    for cache in caches:
+        kept = f"{cache.num_models} models, {_size(cache.num_bytes)}; {_size(cache.free_bytes)} free on its disk"
+        lines.append(labelled("cache", f"{cache.name}: {cache.path}, {kept}"))
+    return _safe(lines, ascii_only)
+
+
+def format_pair(pair: PairReport, *, ascii_only: bool = False) -> Text:
+    """Compatibility, memory, window, and what was measured."""
+    lines = [line for model in pair.models for line in _model_lines(model)]
+    if pair.num_shared_tokens is not None:
+        lines.append(labelled("tokens", f"compatible: {pair.num_shared_tokens} ids mean the same to both"))
+    lines += [labelled("", pair.notice)] if pair.notice else []
+    window = "named by no config" if pair.window is None else f"{pair.window} positions"
+    lines.append(labelled("window", f"{window}; memory planned for {pair.num_positions}"))
+    for device in pair.devices:
+        verdict = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}[device.fits]
+        lines.append(labelled(device.device, f"{verdict}: {_size(device.needed)} needed, {_size(device.free)} free"))
+    if pair.library_bytes is not None and all(model.device == "cpu" for model in pair.models):
+        peak = f"{_size(pair.peak_bytes)}, {_size(pair.library_bytes)} of it for the program itself"
+        lines.append(labelled("peak", f"about {peak}"))
+    text = _safe(lines, ascii_only)
+    return text if pair.costs is None else text.append("\n").append(_measured(pair.costs, ascii_only))
+
+
+def _model_lines(model: ModelPlan) -> list[Text]:
+    memory = model.memory
+    parts = f"weights {_size(memory.weights)}, cache {_size(memory.cache)}, activations {_size(memory.activations)}"
+    copies = f", copies {_size(memory.copies)}" if memory.copies else ""
+    form = f"{model.name} {model.model_type} {model.num_parameters / 1e6:.0f} M {model.quant} {model.dtype}"
+    why = f" ({'; '.join(model.remarks)})" if model.remarks else ""
+    return [labelled(model.role, f"{form} {model.device}{why}"), labelled("", parts + copies)]
+
+
+def _measured(costs: Costs, ascii_only: bool) -> Text:
+    """v(n), draft cost, break-even acceptance, best length by acceptance."""
+    alpha = glyphs(ascii_only=ascii_only).alpha
+    one = costs.verify(1)
+    if not one:
+        return labelled("costs", "nothing was measured")
+    curve = ", ".join(f"{n}: {seconds / one:.2f}" for n, seconds in sorted(costs.verify_seconds.items()))
+    draft = costs.draft_seconds.get("draft", 0.0)
+    needs = [(k, break_even_alpha(k, costs, "draft")) for k in LENGTHS]
+    words = [f"-k {k} {'never' if need is None else f'{100 * need:.0f} %'}" for k, need in needs]
+    best = [f"{100 * value:.0f} %: {_best_length(value, costs)}" for value in ALPHAS]
+    lines = [
+        labelled("v(n)", f"a pass over n tokens, in steps of one of {1000 * one:.1f} ms: {curve}"),
+        labelled("draft", f"a token costs {1000 * draft:.1f} ms, {draft / one:.2f} steps"),
+        labelled("pays", f"from this {alpha} on: {', '.join(words)}"),
+        labelled("best", f"length at {alpha} of {', '.join(best)}"),
+    ]
+    return Text("\n").join(lines)
+
+
+def best_length(alpha: float, costs: Costs) -> tuple[int, float]:
+    """The draft length with the best modelled speedup, and that speedup; 0 and 1 if none pays."""
+    longest = max(costs.verify_seconds, default=1) - 1
+    found = [(modelled_speedup(alpha, k, costs, "draft") or 0.0, k) for k in range(1, longest + 1)]
+    speedup, k = max(found, default=(0.0, 0))
+    return (k, speedup) if speedup > 1 else (0, 1.0)
+
+
+def _best_length(alpha: float, costs: Costs) -> str:
+    k, speedup = best_length(alpha, costs)
+    return f"-k {k} ({speedup:.2f}x)" if k else "none"
+
+
+def doctor_document(
+    machine: Machine,
+    libraries: LibraryState,
+    terminal: TerminalState,
+    caches: Sequence[CacheState],
+    pair: PairReport | None,
+    error: Document | None,
+) -> Document:
+    """Everything as one document."""
+    return {
+        "type": "doctor",
+        "schema_version": SCHEMA_VERSION,
+        "machine": asdict(machine),
+        "libraries": {
+            "versions": dict(libraries.versions),
+            "cuda": libraries.cuda,
+            "bitsandbytes": dict(libraries.bitsandbytes),
+        },
+        "terminal": asdict(terminal),
+        "caches": [asdict(cache) for cache in caches],
+        "pair": None if pair is None else _pair_document(pair),
+        "error": error,
+    }
+
+
+def _pair_document(pair: PairReport) -> Document:
+    document: Document = {
+        "models": [asdict(model) for model in pair.models],
+        "devices": [{**asdict(device), "fits": device.fits} for device in pair.devices],
+        "num_shared_tokens": pair.num_shared_tokens,
+        "notice": pair.notice,
+        "window": pair.window,
+        "num_positions": pair.num_positions,
+        "library_bytes": pair.library_bytes,
+        "peak_bytes": pair.peak_bytes if all(model.device == "cpu" for model in pair.models) else None,
+        "costs": None,
+    }
+    if pair.costs is not None:
+        costs = pair.costs
+        document["costs"] = {
+            "verify_s": {str(n): seconds for n, seconds in sorted(costs.verify_seconds.items())},
+            "draft_token_s": costs.draft_seconds.get("draft"),
+            "break_even_alpha": {str(k): break_even_alpha(k, costs, "draft") for k in LENGTHS},
+            "best_length_by_alpha": {
+                f"{alpha:g}": {"k": best_length(alpha, costs)[0], "speedup": best_length(alpha, costs)[1]}
+                for alpha in ALPHAS
+            },
+        }
+    return document
+
+
+def _size(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else format_size(num_bytes)
+
+
+def _safe(lines: Sequence[Text], ascii_only: bool) -> Text:
+    """Names and paths come from outside: each line stays one."""
+    made = []
+    for line in lines:
+        text = Text(one_line(line.plain, ascii_only=ascii_only) if line.plain.strip() else "")
+        if line.plain.startswith(" "):
+            text = Text(" " * (len(line.plain) - len(line.plain.lstrip()))).append(text)
+        for span in line.spans:
+            text.stylize(span.style, span.start, span.end)
+        made.append(text)
+    return Text("\n").join(made)

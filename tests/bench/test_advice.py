@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from specgen.bench.advice import cautions_of, command_words, recommend
+from specgen.bench.figures import break_even_alpha, figures_of, modelled_speedup
+from specgen.bench.values import Difference
+from tests.bench.reports import LABEL, SETTINGS, report
+
+
+def test_the_fastest_setting_is_recommended_with_its_reason() -> None:
+    advice = recommend(figures_of(report()))
+
+    assert advice.figures is not None
+    assert advice.figures.setting.label == LABEL
+    assert advice.reason.startswith("2.00x, the fastest measured: a round costs 2.00 steps of the target alone")
+    assert "yields 4.00 tokens (drafting takes 10 % of the time)" in advice.reason
+
+
+def test_among_equals_the_smaller_draft_is_recommended() -> None:
+    advice = recommend(figures_of(report((0.05,) * 3, (0.0502,) * 3)))
+
+    assert advice.figures is not None
+    assert advice.figures.setting.drafter == "lookup"
+    assert "within 1% of the fastest" in advice.reason
+
+
+def test_a_setting_whose_text_is_wrong_is_never_recommended() -> None:
+    wrong = Difference(setting=1, prompt=0, position=3, gap=5.0, tolerance=0.1)
+
+    advice = recommend(figures_of(report(differences=[wrong])))
+
+    assert advice.figures is not None
+    assert advice.figures.setting.drafter == "lookup"
+
+
+def test_a_near_tie_is_no_reason_against_a_setting() -> None:
+    near = Difference(setting=1, prompt=0, position=3, gap=0.05, tolerance=0.1)
+
+    advice = recommend(figures_of(report(differences=[near])))
+
+    assert advice.figures is not None
+    assert advice.figures.setting.label == LABEL
+
+
+@pytest.mark.parametrize(
+    ("model_seconds", "why"),
+    [
+        ((0.11, 0.11, 0.11), "0.91x"),
+        ((0.07, 0.12, 0.09), "95 % interval"),
+        ((0.099,), "1.01x"),
+    ],
+)
+def test_do_not_speculate_where_it_may_not_pay(model_seconds: tuple[float, ...], why: str) -> None:
+    made = report(model_seconds, (0.2,) * len(model_seconds))
+
+    advice = recommend(figures_of(made))
+
+    assert advice.figures is None
+    assert why in advice.reason
+
+
+def test_the_speedup_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
+    figures = figures_of(report((0.025, 0.1), (0.2, 0.2)))[1]
+
+    assert figures.repeat_ratios == pytest.approx((4.0, 1.0))
+    assert figures.speedup == pytest.approx(1.6)
+
+
+def test_runs_without_a_partner_count_for_no_ratio() -> None:
+    whole = report()
+    torn = replace(whole, runs=tuple(r for r in whole.runs if not (r.setting == 0 and r.repeat == 2)))
+
+    assert figures_of(torn)[1].repeat_ratios == pytest.approx((2.0, 2.0))
+    assert figures_of(torn)[1].num_runs == 6
+
+
+def codes(made: object) -> set[str]:
+    return {caution.code for caution in cautions_of(made)}  # type: ignore[arg-type]
+
+
+def test_doubts_are_told() -> None:
+    different = Difference(setting=1, prompt=0, position=3, gap=5.0, tolerance=0.1)
+
+    assert codes(report()) == set()
+    assert codes(report((0.05,), (0.08,))) == {"one_repeat"}
+    assert "spans_one" in codes(report((0.07, 0.12, 0.1)))
+    assert "wide_interval" in codes(report((0.05, 0.06, 0.055)))
+    assert codes(report(differences=[different])) == {"different"}
+    assert codes(report((0.03,) * 3)) == {"unlike_predicted"}
+    assert codes(replace(report(), is_complete=False)) == {"incomplete"}
+
+
+def test_the_words_of_a_recommendation_can_be_given_to_generate() -> None:
+    assert [command_words(setting) for setting in SETTINGS] == [
+        "-d none",
+        "-d Qwen/0.5B --draft-quant nf4 -k 4",
+        "-d lookup -k auto",
+    ]
+
+
+def test_the_model_of_the_curve_is_leviathans_with_measured_costs() -> None:
+    costs = report().costs
+    assert costs is not None
+
+    # 1 + 0.8 + 0.64 tokens for two draft tokens and a pass over three.
+    assert modelled_speedup(0.8, 2, costs, LABEL) == pytest.approx(2.44 * 0.1 / (2 * 0.015 + 0.12))
+    need = break_even_alpha(2, costs, LABEL)
+    assert need is not None
+    assert modelled_speedup(need, 2, costs, LABEL) == pytest.approx(1.0)
+
+
+def test_what_can_never_pay_has_no_break_even() -> None:
+    costs = report().costs
+    assert costs is not None
+
+    assert break_even_alpha(2, replace(costs, draft_seconds={LABEL: 0.2}), LABEL) is None

@@ -1,0 +1,209 @@
+"""Benchmarks of scripted models on a virtual clock: every figure is known in advance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from specgen.bench.figures import figures_of
+from specgen.bench.runner import Benchmark
+from specgen.bench.values import BenchSettings
+from specgen.engine.model import CachedModel
+from specgen.errors import PromptError
+from tests.bench.virtual import VirtualClock, benchmark, expected_rounds, finished, plain_rule
+from tests.toys import save_toy
+
+SMALL = BenchSettings(num_tokens=40, num_repeats=3, num_warmups=1)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("toys")
+    return {"target": save_toy(root / "target"), "wrong": save_toy(root / "wrong", fox=" quick")}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    made = VirtualClock()
+    made.install(monkeypatch)
+    return made
+
+
+def speculative_seconds(rounds: list[tuple[int, int]]) -> float:
+    return sum(0.2 * drafted + 1 + drafted / 10 for drafted, _ in rounds)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_every_figure_of_a_scripted_pair_is_exact(toys: dict[str, Path], clock: VirtualClock, k: int) -> None:
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (k,), SMALL))
+
+    rounds = expected_rounds(40, k)
+    alone, drafted = figures_of(report)
+    counts = drafted.counts
+    num_drafted, num_accepted = sum(d for d, _ in rounds), sum(a for _, a in rounds)
+    num_tested = sum(min(a + 1, d) for d, a in rounds)
+    assert drafted.num_runs == alone.num_runs == 6
+    assert counts.num_emitted == alone.counts.num_emitted == 240
+    assert counts.acceptance_rate == pytest.approx(num_accepted / num_drafted)
+    assert counts.alpha == pytest.approx(num_accepted / num_tested)
+    assert counts.block_efficiency == pytest.approx(40 / len(rounds))
+    for position, rate in enumerate(counts.acceptance_by_position):
+        tested = [a for d, a in rounds if d > position and a >= position]
+        assert rate == pytest.approx(sum(a > position for a in tested) / len(tested))
+    assert alone.counts.tokens_per_second == pytest.approx(1.0)
+    assert drafted.speedup == pytest.approx(40 / speculative_seconds(rounds))
+    assert drafted.interval is not None
+    assert (drafted.interval.low, drafted.interval.high) == pytest.approx((drafted.speedup, drafted.speedup))
+    assert counts.draft_share == pytest.approx(0.2 * num_drafted / speculative_seconds(rounds))
+    assert drafted.sameness == "same"
+    # The costs of passes are the clock's own rule, so what they predict is what was measured.
+    assert report.costs is not None
+    assert report.costs.verify_seconds[k + 1] == pytest.approx(1 + k / 10)
+    assert report.costs.draft_seconds[drafted.setting.label] == pytest.approx(0.2)
+    assert drafted.predicted_speedup == pytest.approx(drafted.speedup)
+
+
+def test_every_run_reads_its_whole_prompt(toys: dict[str, Path], clock: VirtualClock) -> None:
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL))
+
+    assert {run.counts.num_reused_tokens for run in report.runs} == {0}
+    assert {run.counts.num_prompt_tokens for run in report.runs} == {report.prompts[0].num_tokens}
+
+
+def test_a_drift_of_six_percent_over_the_run_biases_the_ratio_by_less_than_one(
+    toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speedups, totals = [], []
+    for drift in (0.0, 0.06):
+        with monkeypatch.context() as patch:
+            clock = VirtualClock()
+            total = totals[0] if totals else 1.0
+            clock.rule = lambda c, t, n, drift=drift, total=total: plain_rule(c, t, n) * (1 + drift * c.now / total)
+            clock.install(patch)
+            config = BenchSettings(num_tokens=40, num_repeats=2, num_warmups=0, probes_costs=False)
+            drafts = {"wrong": toys["wrong"], "lookup": None}
+            report = finished(benchmark(clock, toys["target"], drafts, (2, 5), config, num_prompts=1))
+        totals.append(clock.now)
+        speedups.append([item.speedup for item in figures_of(report)[1:]])
+
+    # Over so short a run the drift is all there is; measured one setting after the other, the last one loses 5 %.
+    for still, drifting in zip(*speedups, strict=True):
+        assert drifting == pytest.approx(still, rel=0.01)
+        assert drifting != pytest.approx(still, rel=1e-6)
+
+
+def test_settings_follow_each_other_forwards_and_backwards(toys: dict[str, Path], clock: VirtualClock) -> None:
+    config = BenchSettings(num_tokens=4, num_repeats=2, num_warmups=0, probes_costs=False)
+
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (1, 2), config, num_prompts=2))
+
+    orders = [[run.setting for run in report.runs[i : i + 3]] for i in range(0, 12, 3)]
+    assert orders == [[0, 1, 2], [2, 1, 0], [2, 1, 0], [0, 1, 2]]
+
+
+def test_a_planted_slowdown_of_ten_percent_shows(toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    speedups = []
+    for factor in (1.0, 1.1):
+        with monkeypatch.context() as patch:
+            clock = VirtualClock(
+                lambda c, is_target, n, factor=factor: plain_rule(c, is_target, n) * (factor if n > 1 else 1.0)
+            )
+            clock.install(patch)
+            report = finished(benchmark(clock, toys["target"], {"lookup": None}, (4,), SMALL))
+        speedups.append(figures_of(report)[1].speedup)
+
+    assert 1.02 < speedups[0] / speedups[1] < 1.11
+
+
+def test_an_interrupt_keeps_whole_runs_only(toys: dict[str, Path], clock: VirtualClock) -> None:
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL)
+
+    for step in made:
+        if step.stage == "run" and step.num_done == 5:
+            made.interrupt()
+    report = made.report()
+
+    assert not report.is_complete
+    assert len(report.runs) == 3
+    assert {run.counts.num_emitted for run in report.runs} == {40}
+
+
+def test_an_interrupt_in_the_middle_of_a_run_drops_that_run(
+    toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL)
+    forward, calls = CachedModel._forward, iter(range(10**6))
+
+    def interrupting(model: CachedModel, *arguments: object) -> object:
+        if next(calls) == 400:
+            made.interrupt()
+        return forward(model, *arguments)
+
+    monkeypatch.setattr(CachedModel, "_forward", interrupting)
+    report = finished(made)
+
+    assert report.runs
+    assert {run.counts.num_emitted for run in report.runs} == {40}
+    assert len(report.runs) < 12
+
+
+def test_a_broken_draft_is_left_out_and_said(
+    toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"], "lookup": None}, (2,), SMALL)
+    broken, forward = made.lanes[1].session.draft, CachedModel._forward
+
+    def breaking(model: CachedModel, *arguments: object) -> object:
+        if model is broken and made.report().runs:
+            raise RuntimeError("planted")
+        return forward(model, *arguments)
+
+    monkeypatch.setattr(CachedModel, "_forward", breaking)
+    report = finished(made)
+
+    assert [failure.setting for failure in report.failures] == [1]
+    assert "planted" in report.failures[0].message
+    assert {run.setting for run in report.runs} == {0, 2}
+
+
+def test_time_that_runs_out_ends_behind_a_whole_prompt(toys: dict[str, Path], clock: VirtualClock) -> None:
+    config = BenchSettings(num_tokens=40, num_repeats=9, num_warmups=0, budget_seconds=50.0, probes_costs=False)
+
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), config, num_prompts=5))
+
+    assert len(report.runs) == 2
+    assert {run.prompt for run in report.runs} == {0}
+
+
+def test_no_repeat_is_begun_that_would_end_too_late(toys: dict[str, Path], clock: VirtualClock) -> None:
+    config = BenchSettings(num_tokens=40, num_repeats=9, num_warmups=0, budget_seconds=200.0, probes_costs=False)
+
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), config, num_prompts=1))
+
+    # A repeat takes 40 s and about 30 s.
+    assert {run.repeat for run in report.runs} == {0, 1}
+    assert clock.now < 200
+
+
+def test_a_prompt_too_long_for_the_window_is_refused_before_any_run(
+    tmp_path: Path, toys: dict[str, Path], clock: VirtualClock
+) -> None:
+    small = save_toy(tmp_path / "small", num_positions=48)
+
+    with pytest.raises(PromptError, match="48 positions"):
+        benchmark(clock, small, {"lookup": None}, (2,), SMALL)
+
+
+def _steps(made: Benchmark) -> Iterator[str]:
+    for step in made:
+        yield step.stage
+
+
+def test_the_report_can_be_asked_for_after_every_repeat(toys: dict[str, Path], clock: VirtualClock) -> None:
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL)
+
+    sizes = [len(made.report().runs) for stage in _steps(made) if stage == "repeat"]
+
+    assert sizes == [4, 8, 12]

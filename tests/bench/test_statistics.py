@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from scipy import stats
+
+from specgen.bench.statistics import outliers, ratio_interval, spread
+
+
+def test_the_interval_is_the_t_interval_of_the_logarithms() -> None:
+    ratios = [1.5, 1.62, 1.58, 1.49, 1.55]
+
+    interval = ratio_interval(ratios)
+
+    logs = [math.log(ratio) for ratio in ratios]
+    low, high = stats.t.interval(0.95, 4, loc=sum(logs) / 5, scale=stats.sem(logs))
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((math.exp(low), math.exp(high)))
+
+
+@pytest.mark.parametrize("ratios", [[], [1.5]])
+def test_one_ratio_has_no_interval(ratios: list[float]) -> None:
+    assert ratio_interval(ratios) is None
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    chance = random.Random(0)
+    samples = [[1.5 * math.exp(chance.gauss(0, 0.03)) for _ in range(5)] for _ in range(4000)]
+
+    covered = sum(interval is not None and interval.contains(1.5) for interval in map(ratio_interval, samples))
+
+    # 0.95, give or take four standard errors.
+    assert covered / 4000 == pytest.approx(0.95, abs=0.014)
+
+
+def test_a_run_far_off_is_an_outlier_and_ordinary_noise_is_not() -> None:
+    assert outliers([1.0, 1.01, 0.99, 1.02, 3.0]) == [4]
+    assert outliers([1.0, 1.01, 0.99, 1.02, 1.05]) == []
+    assert outliers([1.0, 1.0, 1.0, 2.0]) == []
+
+
+def test_spread_is_the_standard_deviation_as_a_share_of_the_mean() -> None:
+    assert spread([9.0, 11.0]) == pytest.approx(math.sqrt(2) / 10)
+    assert spread([1.0]) is None

@@ -1,0 +1,93 @@
+"""Toys on a clock of their own: every forward pass takes exactly as long as a rule says, and nothing else takes any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specgen.bench.lanes import open_lanes
+from specgen.bench.prompts import BenchPrompt, Message
+from specgen.bench.runner import Benchmark
+from specgen.bench.values import BenchReport, BenchSettings, Setting
+from specgen.engine.model import CachedModel
+from specgen.plan import Plan, SessionSettings
+from specgen.settings import ModelSettings
+from tests.toys import successors, token_id
+
+Rule = Callable[["VirtualClock", bool, int], float]
+"""Clock, whether the target runs, number of tokens: seconds of a pass."""
+
+
+def plain_rule(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
+    """v(n) = 1 + (n - 1) / 10 for the target, 0.2 for any pass of the draft."""
+    return 1 + (num_tokens - 1) / 10 if is_target else 0.2
+
+
+class VirtualClock:
+    """Advances by passes only. `target` is the target's transformers model; any other is a draft."""
+
+    def __init__(self, rule: Rule = plain_rule) -> None:
+        self.now = 0.0
+        self.rule = rule
+        self.target: Any = None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        forward = CachedModel._forward
+
+        def timed(model: CachedModel, new: Any, num_last: int) -> Any:
+            self.now += self.rule(self, model.model is self.target, int(new.shape[0]))
+            return forward(model, new, num_last)
+
+        monkeypatch.setattr(CachedModel, "_forward", timed)
+
+
+def model(folder: Path) -> ModelSettings:
+    return ModelSettings(str(folder), quant="none", dtype="float32", device="cpu")
+
+
+def benchmark(
+    clock: VirtualClock,
+    target: Path,
+    drafts: dict[str, Path | None],
+    lengths: tuple[int, ...],
+    config: BenchSettings,
+    num_prompts: int = 2,
+) -> Benchmark:
+    """A benchmark of toys, a session per draft; None stands for lookup."""
+    baseline = Plan(SessionSettings(model(target), drafter="none"))
+    plans = {
+        name: baseline.with_drafter("lookup", None) if path is None else baseline.with_drafter("model", model(path))
+        for name, path in drafts.items()
+    }
+    settings = [Setting("model" if drafts[n] else "lookup", n, n, k) for n in drafts for k in lengths]
+    lanes = open_lanes(baseline, plans, settings)
+    clock.target = lanes[0].session.target.model
+    prompts = [BenchPrompt(f"p{i}", f"c{i}", (Message("user", "hello"),)) for i in range(num_prompts)]
+    return Benchmark(lanes, prompts, config, clock=clock, wall=clock)
+
+
+def finished(made: Benchmark) -> BenchReport:
+    for _ in made:
+        pass
+    return made.report()
+
+
+def expected_rounds(num_tokens: int, k: int, *, wrong_behind: str = " fox") -> list[tuple[int, int]]:
+    """(drafted, accepted) of every round, walked by hand along the toy's chain: an oracle that knows no engine."""
+    table = successors()
+    last, num_left, rounds = token_id("\n"), num_tokens, []
+    while num_left:
+        num_drafted = min(k, num_left - 1)
+        at, num_accepted = last, 0
+        while num_accepted < num_drafted and at != token_id(wrong_behind):
+            at, num_accepted = table[at], num_accepted + 1
+        last = table[at]
+        num_left -= num_accepted + 1
+        rounds.append((num_drafted, num_accepted))
+    return rounds

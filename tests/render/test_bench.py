@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from specgen.bench.advice import recommend
+from specgen.bench.figures import figures_of
+from specgen.bench.values import Difference
+from specgen.render.bench_documents import bench_document, csv_text, markdown_text
+from specgen.render.bench_plot import plot_bytes
+from specgen.render.bench_table import format_bench
+from specgen.render.jsonl import dumps
+from tests.bench.reports import LABEL, report
+
+NEAR = Difference(setting=1, prompt=0, position=41, gap=0.03, tolerance=0.1)
+
+
+def table(width: int, **options: bool) -> str:
+    made = report(differences=[NEAR])
+    figures = figures_of(made)
+    return format_bench(made, figures, recommend(figures), width, **options).plain
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_is_wider_than_the_terminal_and_no_figure_is_lost(width: int) -> None:
+    text = table(width, by_category=True, chart=True)
+
+    assert max(len(line) for line in text.splitlines()) <= width
+    for word in ("2.00x ±0.00 best", "75 %", "4.00", "near-tie@41", "predicted", "10 %", "1.0 GiB", "code", "story"):
+        assert word in text
+    assert "recommended: -d Qwen/0.5B --draft-quant nf4 -k 4" in " ".join(text.split())
+
+
+def test_a_terminal_of_ascii_gets_ascii() -> None:
+    assert table(80, by_category=True, chart=True, ascii_only=True).isascii()
+
+
+def test_an_interval_that_says_nothing_shows_no_digits() -> None:
+    made = report((0.02, 0.2), (0.08, 0.08))
+    figures = figures_of(made)
+
+    assert "0.91x ±?" in format_bench(made, figures, recommend(figures), 120).plain
+
+
+def test_the_document_holds_every_raw_run() -> None:
+    made = report(differences=[NEAR])
+
+    document = json.loads(dumps(bench_document(made)))
+
+    alone, model, lookup = document["results"]
+    assert alone["draft"] is None
+    assert (model["draft"], model["k"], model["summary"]["text"]) == (LABEL, "4", "near-tie")
+    assert lookup["k"] == "auto"
+    assert [len(result["runs"]) for result in document["results"]] == [6, 6, 6]
+    run = model["runs"][0]
+    assert (run["tokens"], run["drafted"], run["accepted"]) == (40, 40, 30)
+    assert run["decode_s"] == pytest.approx(2.0)
+    assert len(run["token_ids"]) == 40
+    assert document["environment"] == {"processor": "test"}
+    assert document["recommendation"]["options"] == "-d Qwen/0.5B --draft-quant nf4 -k 4"
+    assert model["differences"][0]["logit_gap"] == 0.03
+
+
+def test_csv_has_a_row_per_run() -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(report()))))
+
+    assert len(rows) == 18
+    assert {row["k"] for row in rows} == {"0", "4", "auto"}
+    assert float(rows[1]["decode_s"]) == pytest.approx(2.0)
+
+
+def test_markdown_is_one_table_and_the_recommendation() -> None:
+    figures = figures_of(report())
+
+    lines = markdown_text(figures, recommend(figures)).splitlines()
+
+    assert [line.count("|") for line in lines[:5]] == [13] * 5
+    assert lines[6].startswith("Recommended: `-d Qwen/0.5B --draft-quant nf4 -k 4`.")
+
+
+def test_the_plot_is_a_picture_with_every_draft_in_it() -> None:
+    made = report()
+
+    svg = plot_bytes(made, figures_of(made), ".svg")
+
+    text = " ".join(ElementTree.fromstring(svg).itertext())
+    assert LABEL in text
+    assert "lookup" in text
+    assert plot_bytes(made, figures_of(made), ".png").startswith(b"\x89PNG")
+    # The same runs give the same file.
+    assert plot_bytes(made, figures_of(made), ".svg") == svg
