@@ -16,6 +16,9 @@ from specgen.loading.tokenizer import load_tokenizer
 
 torch.set_num_threads(1)
 
+# Where the extra gguf is installed, the programs under test would run GGUF files on llama.cpp; tests of that say so.
+os.environ["SPECGEN_BACKEND"] = "transformers"
+
 # Under nohup or as a background job a run inherits ignored signals, and so would the programs under test.
 _DEFAULTS = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL, "SIGTERM": signal.SIG_DFL}
 for _name, _default in _DEFAULTS.items():

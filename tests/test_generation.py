@@ -88,16 +88,14 @@ def collect(generation: Generation) -> tuple[list[TextEvent], Exception | None]:
 
 
 def break_model(cached: Any, number: int, failure: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Let the forward of this number (from 0, the prefill) of the transformers model fail, and only that one."""
-    forward, calls = cached.model.forward, iter(range(10**6))
+    """Let the pass of this number (from 0, the prefill) fail, and only that one."""
+    run, calls = cached._run, iter(range(10**6))
 
-    def broken(*arguments: Any, **options: Any) -> Any:
-        output = forward(*arguments, **options)
-        if next(calls) == number:
-            output.logits = failure(output.logits)
-        return output
+    def broken(new: torch.Tensor, num_last: int) -> torch.Tensor:
+        logits: torch.Tensor = run(new, num_last)
+        return failure(logits) if next(calls) == number else logits
 
-    cached.model.forward = broken
+    cached._run = broken
 
 
 def nan(logits: torch.Tensor) -> torch.Tensor:
@@ -191,6 +189,7 @@ def test_a_model_that_drafts_for_itself_is_always_accepted(opened: Opener) -> No
     assert counts.block_efficiency == 40 / counts.num_rounds > 5
 
 
+@pytest.mark.fault("F29", "F79")
 def test_padding_rows_of_the_model_are_never_chosen(opened: Opener) -> None:
     session = opened("random")
     session.target.model.lm_head.weight.data[len(toy_tokenizer()) :] *= 100
@@ -203,16 +202,29 @@ def test_padding_rows_of_the_model_are_never_chosen(opened: Opener) -> None:
 # F02
 
 
+@pytest.mark.fault("F02")
 def test_past_the_drafts_window_the_target_goes_on_alone(opened: Opener) -> None:
     session = opened(drafter="short")
     assert len(CHAT) < 30 < len(CHAT) + 18
 
-    rounds = [event.round for event in Generation(session, request(num_draft_tokens=2)) if isinstance(event, RoundText)]
+    generation = Generation(session, request(num_draft_tokens=2))
+    rounds = [event.round for event in generation if isinstance(event, RoundText)]
 
+    assert generation.text == ANSWER
+    assert generation.notices == [
+        "the text is longer than the draft's window of 30 tokens: from here on nothing is drafted"
+    ]
     assert rounds[0].draft_ids
     assert not rounds[-1].draft_ids
     assert session.draft is not None
     assert session.draft.length <= 30
+
+
+@pytest.mark.fault("F02")
+def test_no_notice_of_a_window_where_nothing_is_drafted_or_all_of_it_fits(opened: Opener) -> None:
+    assert run(opened(drafter="short"), num_draft_tokens=0).notices == []
+    assert run(opened(drafter="short"), max_new_tokens=2).notices == []
+    assert run(opened(drafter="wrong")).notices == []
 
 
 # M1, M2, M7

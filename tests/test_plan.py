@@ -31,11 +31,13 @@ def plan_of(target: Path, draft: Path | None = None) -> Plan:
 
 
 @pytest.mark.parametrize(("num_prompt", "max_new", "budget"), [(63, 1, 1), (63, None, 1), (62, None, 2), (1, 63, 63)])
+@pytest.mark.fault("F01")
 def test_prompt_and_answer_may_fill_the_window(folder: Path, num_prompt: int, max_new: int | None, budget: int) -> None:
     assert plan_of(folder).budget(num_prompt, max_new, 256) == budget
 
 
 @pytest.mark.parametrize(("num_prompt", "max_new"), [(63, 2), (64, 1), (64, None), (65, None), (65, 1), (1, 10**12)])
+@pytest.mark.fault("F01")
 def test_more_than_the_window_is_refused_with_the_sum(folder: Path, num_prompt: int, max_new: int | None) -> None:
     with pytest.raises(PromptError) as caught:
         plan_of(folder).budget(num_prompt, max_new, 256)

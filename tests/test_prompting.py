@@ -176,6 +176,7 @@ def test_the_same_template_is_fine_for_harmless_text() -> None:
 @pytest.mark.parametrize(
     "template", ["{{ ", "{{ 1 / 0 }}", "{{ raise_exception('no system messages') }}", "{{ a.b.c }}"]
 )
+@pytest.mark.fault("F34")
 def test_a_broken_template_is_a_load_error(template: str) -> None:
     with pytest.raises(LoadError, match="chat template failed") as caught:
         encode_messages(toy_tokenizer(), user("hi"), template=template)
@@ -225,6 +226,7 @@ def test_a_template_option_can_not_smuggle_in_a_template() -> None:
     )
 
 
+@pytest.mark.fault("F04")
 def test_a_template_that_renders_to_nothing_is_a_prompt_error() -> None:
     with pytest.raises(PromptError, match="nothing"):
         encode_messages(toy_tokenizer(), user("hi"), template="{# nothing #}")

@@ -60,6 +60,7 @@ def test_a_session_file_acts_on_no_terminal(transcript: Transcript) -> None:
 
 @settings(max_examples=200)
 @given(data=st.data())
+@pytest.mark.fault("F64")
 def test_any_damage_is_a_transcript_error_or_harmless(data: st.DataObject) -> None:
     whole = to_json(NEW, "1.0")
     kind = data.draw(st.sampled_from(["cut", "flip", "noise"]))
@@ -203,6 +204,7 @@ def test_without_sessions_there_is_no_last(folder: SessionFolder) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"schema_version": 99}', b"\xff\xfe", to_json(NEW, "1")[:-20]])
+@pytest.mark.fault("F64")
 def test_what_can_t_be_read_is_set_aside_and_never_overwritten(folder: SessionFolder, content: bytes) -> None:
     folder.make()
     path = folder.path_of("notes")
@@ -222,6 +224,7 @@ def test_what_can_t_be_read_is_set_aside_and_never_overwritten(folder: SessionFo
     assert folder.existing("last") == path
 
 
+@pytest.mark.fault("F66")
 def test_a_second_chat_can_t_write_the_session_and_learns_who_does(folder: SessionFolder) -> None:
     first = folder.fresh(datetime.now())
     first.save(NEW)
@@ -295,6 +298,7 @@ os._exit(0)
         for when in ("before", "after")
     ],
 )
+@pytest.mark.fault("F63")
 def test_killed_at_any_step_the_old_or_the_new_session_is_there(
     folder: SessionFolder, step: str, count: int, when: str
 ) -> None:
@@ -328,6 +332,7 @@ def failing(step: str, count: int, number: int) -> Callable[..., object]:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EIO])
 @pytest.mark.parametrize(("step", "count"), [("open", 1), ("write", 1), ("fsync", 1), ("replace", 1)])
+@pytest.mark.fault("F62")
 def test_a_full_disk_leaves_the_old_session_and_no_litter(
     folder: SessionFolder, monkeypatch: pytest.MonkeyPatch, step: str, count: int, number: int
 ) -> None:

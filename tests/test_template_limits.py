@@ -17,6 +17,7 @@ from tests.toys import toy_tokenizer
 HELLO = [Message("user", "Hello")]
 
 
+@pytest.mark.fault("F34")
 def test_an_endless_template_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.2)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -29,6 +30,7 @@ def test_an_endless_template_ends_after_its_time(monkeypatch: pytest.MonkeyPatch
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
+@pytest.mark.fault("F34")
 def test_a_template_that_wants_all_memory_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_limits, "MAX_EXTRA_BYTES", 64 * 2**20)
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -40,6 +42,7 @@ def test_a_template_that_wants_all_memory_gets_none(monkeypatch: pytest.MonkeyPa
     assert encode_messages(toy_tokenizer(), HELLO)
 
 
+@pytest.mark.fault("F34")
 def test_a_template_that_writes_far_more_than_it_was_given_is_refused() -> None:
     with pytest.raises(LoadError, match="it made 2000000 characters"):
         encode_messages(toy_tokenizer(), HELLO, template="{{ 'a' * 2000000 }}")

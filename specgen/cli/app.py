@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
+from itertools import pairwise
 from typing import Annotated
 
 import typer
 
 from specgen import __version__
+from specgen.cli.bench import EPILOG as BENCH_EPILOG
+from specgen.cli.bench import bench
 from specgen.cli.chat import EPILOG as CHAT_EPILOG
 from specgen.cli.chat import chat
+from specgen.cli.doctor import EPILOG as DOCTOR_EPILOG
+from specgen.cli.doctor import doctor
 from specgen.cli.generate import EPILOG, generate
 from specgen.cli.signals import Stopped
-from specgen.errors import SettingsError, SpecgenError
+from specgen.cli.verify import EPILOG as VERIFY_EPILOG
+from specgen.cli.verify import verify
+from specgen.errors import OutputError, SettingsError, SpecgenError
 
 app = typer.Typer(
     name="specgen",
@@ -25,6 +33,9 @@ app = typer.Typer(
 )
 app.command("generate", epilog=EPILOG)(generate)
 app.command("chat", epilog=CHAT_EPILOG)(chat)
+app.command("verify", epilog=VERIFY_EPILOG)(verify)
+app.command("bench", epilog=BENCH_EPILOG)(bench)
+app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
 
 
 def _show_version(wanted: bool) -> None:
@@ -54,40 +65,69 @@ def run(arguments: list[str]) -> int:
         The exit code; see `specgen.errors`, and 130, 143, 129 for signals, 0 for a reader that left early.
     """
     try:
-        return app(arguments, prog_name="specgen", standalone_mode=False) or 0
+        code = app(arguments, prog_name="specgen", standalone_mode=False) or 0
+        # Help and version are still in the buffer; a full disk shows here, and not on the interpreter's way out. What
+        # ended otherwise has its code already, and its terminal may be gone.
+        if code == 0 and sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except Stopped as stopped:
         return stopped.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as ended:
+        # Click turns a reader that left into an exit with 1, and exits in no other way here.
+        if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
+            raise
         from specgen.cli.output import silence_stdout
 
         silence_stdout()
         return 0
     except SpecgenError as error:
-        from specgen.cli.output import Messages
+        return _tell(error, arguments)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            return _unforeseen(error, arguments)
+        from specgen.cli.output import silence_stdout
 
-        Messages("auto", quiet=False).error(error)
-        return error.exit_code
+        silence_stdout()
+        return _tell(OutputError(f"cannot write the output: {error.strerror or error}"), [])
     except Exception as error:  # noqa: BLE001 - the one place where anything at all is met
-        return _unforeseen(error)
+        return _unforeseen(error, arguments)
 
 
-def _unforeseen(error: Exception) -> int:
+def _tell(error: SpecgenError, arguments: list[str]) -> int:
+    """An error that no command has told: on stderr, and as a document where one was asked for."""
+    from specgen.cli.output import Messages, write_error
+
+    if _wants_json(arguments) and not error.is_told:
+        write_error(error)
+    Messages("auto", quiet=False).error(error)
+    return error.exit_code
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Whether the words ask for JSON; they may be wrong otherwise, so nothing has parsed them."""
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    forms = [word.removeprefix("--format=") for word in words if word.startswith("--format=")]
+    forms += [form for name, form in pairwise(words) if name == "--format"]
+    return "--json" in words or "json" in forms or "ndjson" in forms
+
+
+def _unforeseen(error: Exception, arguments: list[str]) -> int:
     """A wrong use of the command line, or a bug of ours."""
     from specgen.cli.output import Messages, unforeseen
 
-    messages = Messages("auto", quiet=False)
     # Typer's usage errors have no public base class; these two attributes are what they are printed from.
     describe, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if callable(describe) and isinstance(exit_code, int):
         # Without any word at all there is none about it: the help is shown instead.
         if text := str(describe()):
-            messages.error(SettingsError(text, f"see {_help_command(error)}"))
+            _tell(SettingsError(text, f"see {_help_command(error)}"), arguments)
         return exit_code
     if "-vv" in sys.argv or os.environ.get("SPECGEN_DEBUG") == "1":
         traceback.print_exc()
-    messages.error(unforeseen(error))
+    Messages("auto", quiet=False).error(unforeseen(error))
     return SpecgenError.exit_code
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from specgen.cli import engine_options as e
 from specgen.cli import options as o
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import SettingsError
-from specgen.settings import ModelSettings
+from specgen.settings import EngineSettings, ModelSettings
 
 if TYPE_CHECKING:
     from specgen.cli.chat_settings import ChatSettings
@@ -87,6 +88,10 @@ def chat(
     revision: o.Revision = None,
     draft_revision: o.DraftRevision = None,
     offline: o.Offline = False,
+    backend: e.Backend = "auto",
+    gpu_layers: e.GpuLayers = None,
+    context_size: e.ContextSize = None,
+    threads: e.Threads = None,
     draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
     calibrate: Annotated[
         bool,
@@ -155,8 +160,9 @@ def chat(
     settings = ChatSettings(sampling, length, draft_tokens, stops=tuple(stop or ()), strict=strict)
     given_system = system_message(system, system_file)
     template = _template(chat_template, chat_template_kwargs)
-    target_settings = ModelSettings(target, quant, dtype, device, revision, offline)
-    draft_settings = ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline)
+    engine = EngineSettings(backend, gpu_layers, context_size, threads)
+    target_settings = ModelSettings(target, quant, dtype, device, revision, offline, engine)
+    draft_settings = ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine)
     folder, resumed, exit_code = SessionFolder(), Resumed(), 0
     with StopSignals() as signals, Foreground() as foreground:
         try:

@@ -23,9 +23,13 @@ class Foreground:
 
     What is typed while a model loads or writes is not shown and comes up at the next prompt. Ctrl-C and Ctrl-Z still
     are signals. The prompt changes the terminal further and sets it back to this.
+
+    Args:
+        hides_keys: False leaves the terminal alone, for a command that never reads keys; only the time stopped counts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, hides_keys: bool = True) -> None:
+        self._hides_keys = hides_keys
         self.stopped_seconds = 0.0
         self.was_stopped = False
         """The shell has written on the terminal since; set back by whoever has seen it."""
@@ -33,8 +37,9 @@ class Foreground:
         self._previous: Any = None
 
     def __enter__(self) -> Self:
-        with suppress(termios.error, OSError, ValueError):
-            self._before = termios.tcgetattr(sys.stdin.fileno())
+        if self._hides_keys:
+            with suppress(termios.error, OSError, ValueError):
+                self._before = termios.tcgetattr(sys.stdin.fileno())
         self._hide_keys()
         self._previous = signal.getsignal(signal.SIGTSTP)
         if self._previous is not signal.SIG_IGN:

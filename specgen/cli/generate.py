@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specgen.cli import engine_options as e
 from specgen.cli import options as o
+from specgen.cli.ending import end_early, save_what_there_is
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import SettingsError, SpecgenError
-from specgen.settings import ModelSettings
+from specgen.settings import EngineSettings, ModelSettings
 
 if TYPE_CHECKING:
+    from specgen.cli.foreground import Foreground
     from specgen.cli.output import Answer, Messages
     from specgen.generation import Generation, Request
     from specgen.plan import Plan, SessionSettings
@@ -75,6 +78,10 @@ def generate(
     revision: o.Revision = None,
     draft_revision: o.DraftRevision = None,
     offline: o.Offline = False,
+    backend: e.Backend = "auto",
+    gpu_layers: e.GpuLayers = None,
+    context_size: e.ContextSize = None,
+    threads: e.Threads = None,
     draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
     baseline: o.Baseline = "calibrate",
     strict: o.Strict = False,
@@ -110,6 +117,7 @@ def generate(
 ) -> None:
     """Answer one prompt: the draft guesses, the target checks, and you see which guesses it kept."""
     # Rich and the renderers take 0.1 s to import, and help and completion need none of them.
+    from specgen.cli.foreground import Foreground
     from specgen.cli.output import Answer, Messages, silence_stdout, unforeseen
     from specgen.cli.prompt_input import read_prompt
     from specgen.cli.request import (
@@ -127,10 +135,11 @@ def generate(
     if as_json and form not in ("auto", "json"):
         raise SettingsError(f"--json and --format {form} exclude each other", "give one of them")
     form = "json" if as_json else form
+    engine = EngineSettings(backend, gpu_layers, context_size, threads)
     messages = Messages(color, quiet)
     answer = Answer(form, view, color, sanitize, output)
     generation: Generation | None = None
-    with StopSignals() as signals:
+    with StopSignals() as signals, Foreground(hides_keys=False) as foreground:
         try:
             sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed, same_text)
             # Range errors are told before anything is read or loaded.
@@ -150,8 +159,10 @@ def generate(
                 _prepare(verbose > 1)
                 plan = _plan(
                     session_settings(
-                        ModelSettings(target, quant, dtype, device, revision, offline),
-                        ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline),
+                        ModelSettings(target, quant, dtype, device, revision, offline, engine),
+                        ModelSettings(
+                            draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine
+                        ),
                     ),
                     progress,
                 )
@@ -160,7 +171,9 @@ def generate(
                 )
                 session = _open(plan, progress)
             generation = _new_generation(session, request)
-            _run(generation, answer, messages, signals, banner=view != "off" and answer.view is not None)
+            if view != "off" and answer.view is not None:
+                messages.banner(generation.info)
+            _run(generation, answer, messages, signals, foreground)
             # The file first: the document still can say that it failed.
             answer.save()
             wants_figures = (stats and not quiet) or form in ("json", "ndjson")
@@ -172,33 +185,37 @@ def generate(
                 messages.summary(report)
         except BrokenPipeError:
             silence_stdout()
-            _save(answer, messages)
+            save_what_there_is(answer, messages)
         except Stopped as stopped:
-            _save(answer, messages)
+            save_what_there_is(answer, messages)
             with suppress(BrokenPipeError, SpecgenError):
                 answer.close()
                 if generation is not None:
                     answer.finish(generation.report())
             raise typer.Exit(stopped.exit_code) from None
         except SpecgenError as error:
-            _end(error, answer, messages, generation, stats)
+            end_early(error, answer, messages, generation, stats)
             messages.error(error)
             raise typer.Exit(error.exit_code) from error
         except Exception as error:
-            _end(unforeseen(error), answer, messages, generation, stats)
+            end_early(unforeseen(error), answer, messages, generation, stats)
             raise
         if signals.exit_code:
             raise typer.Exit(signals.exit_code)
 
 
-def _run(generation: Generation, answer: Answer, messages: Messages, signals: StopSignals, *, banner: bool) -> None:
-    if banner:
-        messages.banner(generation.info)
+def _run(
+    generation: Generation, answer: Answer, messages: Messages, signals: StopSignals, foreground: Foreground
+) -> None:
+    generation.clock = foreground.running(generation.clock)
     for notice in generation.session.notices:
         messages.warning(notice)
     answer.start(generation.info)
     try:
         for event in generation:
+            if foreground.was_stopped:
+                foreground.was_stopped = False
+                answer.renew()
             answer.show(event)
             # From here on there is a next round to stop behind. A long prompt is stopped where it is.
             signals.listener = generation.interrupt
@@ -218,31 +235,6 @@ def _measure_baseline(generation: Generation, method: BaselineMethod, messages: 
         messages.warning(f"the target alone was not timed: {error.message}")
     finally:
         signals.listener = None
-
-
-def _save(answer: Answer, messages: Messages) -> None:
-    """Write the file of an answer that ended early, if there is anything to write."""
-    try:
-        if answer.has_text:
-            answer.save()
-    except SpecgenError as error:
-        messages.error(error)
-
-
-def _end(error: SpecgenError, answer: Answer, messages: Messages, generation: Generation | None, stats: bool) -> None:
-    """Bring an answer to its end that an error stopped; what was produced before stands."""
-    from specgen.cli.output import silence_stdout
-
-    report = None if generation is None or not generation.counts.num_rounds else generation.report()
-    try:
-        answer.close()
-        answer.fail(error, report)
-        if report is not None:
-            answer.save()
-    except (BrokenPipeError, SpecgenError):
-        silence_stdout()
-    if report is not None and stats:
-        messages.summary(report)
 
 
 def _prepare(verbose: bool) -> None:

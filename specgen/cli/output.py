@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO
 
 from rich.console import Console
 from rich.text import Text
 
+from specgen.cli.files import write_whole
 from specgen.cli.options import Format
 from specgen.errors import OutputError, SpecgenError
 from specgen.events import FinalText, Notice, RoundText, TextEvent
-from specgen.render.jsonl import NdjsonView, dumps, error_document, result_document, start_document
+from specgen.render.jsonl import Document, NdjsonView, dumps, error_document, result_document, start_document
 from specgen.render.messages import format_banner, format_error, format_notice
 from specgen.render.plain import ByteSink
 from specgen.render.summary import format_summary
@@ -125,7 +127,8 @@ class Answer:
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(encoding="utf-8", errors="replace")
             console: Console = make_console(sys.stdout, color, os.environ)
-            self.view = choose_view(
+            self._new_view = partial(
+                choose_view,
                 view,
                 console=console,
                 binary=binary,
@@ -133,6 +136,7 @@ class Answer:
                 color=color,
                 sanitize_mode=sanitize_mode,
             )
+            self.view = self._new_view()
 
     def start(self, info: RunInfo) -> None:
         if self._json is not None:
@@ -152,6 +156,11 @@ class Answer:
         target = self.view if self.view is not None else self._json
         if target is not None:
             target.show(event)
+
+    def renew(self) -> None:
+        """Go on with a fresh view: the shell has written since, so an erasable tail is somewhere else now."""
+        if self.view is not None:
+            self.view = self._new_view()
 
     def close(self) -> None:
         """End the last line and put the terminal back; can be called again."""
@@ -197,25 +206,48 @@ class Answer:
             return
         text = "".join(self._text)
         text = text if text.endswith("\n") or not text else text + "\n"
-        folder = path.absolute().parent
-        temporary: str | None = None
-        try:
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
-                file.write(text.encode("utf-8", "replace"))
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        write_whole(path, text.encode("utf-8", "replace"))
 
 
 def unforeseen(error: Exception) -> SpecgenError:
-    """How a bug of ours is told."""
+    """How a bug of ours is told, and a device that broke under us."""
+    if type(error).__name__ == "AcceleratorError" or "device-side assert" in str(error):
+        return SpecgenError(
+            f"the device failed: {str(error).splitlines()[0]}", "start specgen again: the device is lost to this run"
+        )
     return SpecgenError(f"unexpected {type(error).__name__}: {error}", "this is a bug; run again with -vv for details")
+
+
+def write_error(error: SpecgenError) -> None:
+    """The JSON document of an error that came before there was an `Answer` to tell it. A full stdout adds no other."""
+    with suppress(BrokenPipeError, OutputError):
+        write_document(error_document(error))
+
+
+def write_document(document: Document) -> None:
+    """One JSON document on stdout.
+
+    Raises:
+        BrokenPipeError: The reader is gone.
+        OutputError: stdout is closed or takes nothing more.
+    """
+    _write_bytes((dumps(document) + "\n").encode())
+
+
+def print_text(text: Text, color: ColorMode) -> None:
+    """What a command was asked to find out, on stdout; raises like `write_document`."""
+    if sys.stdout is None:
+        _write_bytes(b"")
+    console = make_console(sys.stdout, color, os.environ)
+    with console.capture() as captured:
+        console.print(text, soft_wrap=True)
+    _write_bytes(captured.get().encode())
+
+
+def _write_bytes(data: bytes) -> None:
+    if sys.stdout is None:
+        raise OutputError("cannot write the answer: stdout is closed", "leave stdout open, or send it to a file")
+    ByteSink(sys.stdout.buffer).write(data)
 
 
 def silence_stdout() -> None:
@@ -224,9 +256,3 @@ def silence_stdout() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

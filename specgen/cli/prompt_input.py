@@ -48,8 +48,10 @@ def read_prompt(
         parts.append(read_stdin())
     if is_chat:
         parts = [part.strip("\r\n") for part in parts]
+    # A raw completion may start from nothing: whether the model can is for its tokenizer to say.
+    starts_empty = not is_chat and (words or wants_stdin or files)
     parts = [part for part in [*parts, *words] if part]
-    if not parts:
+    if not parts and not starts_empty:
         raise PromptError("there is no prompt", 'give one: specgen generate "Why is the sky blue?"')
     return "\n\n".join(parts)
 

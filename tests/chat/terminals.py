@@ -111,6 +111,7 @@ class Terminal:
         log: Gets the prompt and reply ids of each reply, a JSON line each.
         shell: Stands between the terminal and the chat, so that it can be stopped and go on.
         env: Further environment.
+        command: Another one than `chat`.
     """
 
     def __init__(
@@ -121,12 +122,13 @@ class Terminal:
         log: Path | None = None,
         shell: Shell | None = None,
         env: Mapping[str, str] | None = None,
+        command: str = "chat",
     ) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             if shell is not None:
                 shell.run()
-            _child(["chat", *arguments], {**ENVIRONMENT, "SPECGEN_STATE": str(state), **(env or {})}, prepare, log)
+            _child([command, *arguments], {**ENVIRONMENT, "SPECGEN_STATE": str(state), **(env or {})}, prepare, log)
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.before = termios.tcgetattr(self.fd)
         self.screen = pexpect.fdpexpect.fdspawn(self.fd, timeout=20, encoding="utf-8")

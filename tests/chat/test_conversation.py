@@ -258,6 +258,7 @@ def small_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wordy_folder(tmp_path_factory.mktemp("models") / "small", max_position_embeddings=256)
 
 
+@pytest.mark.fault("F03")
 def test_a_full_window_is_refused_with_the_choices_and_nothing_is_trimmed(small_toy: Path) -> None:
     conversation = converse(open_toy(small_toy))
     full(conversation, 0.9)

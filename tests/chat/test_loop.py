@@ -361,6 +361,7 @@ def test_tokens_tell_how_full_the_window_is(stage: Stage) -> None:
     assert "0 of 32768 tokens (0 %)" in stage.told
 
 
+@pytest.mark.fault("F03")
 def test_nearly_full_is_warned_of_and_full_refused_with_the_choices(open_stage: Opener, tmp_path: Path) -> None:
     from tests.toys import save_toy
 
@@ -374,6 +375,7 @@ def test_nearly_full_is_warned_of_and_full_refused_with_the_choices(open_stage: 
     assert "/undo takes back the last exchange, /clear starts anew" in stage.told
 
 
+@pytest.mark.fault("F65")
 def test_a_folder_that_can_t_be_written_is_told_once_and_the_chat_goes_on(
     open_stage: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +388,7 @@ def test_a_folder_that_can_t_be_written_is_told_once_and_the_chat_goes_on(
     assert stage.told.count("this session is not saved: cannot make the folder") == 1
 
 
+@pytest.mark.fault("F62")
 def test_a_disk_that_fills_up_ends_with_7_the_text_shown_and_the_old_session_there(
     stage: Stage, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,7 @@ class ScriptedGeneration:
         self.session = SimpleNamespace(notices=())
         self.counts = Counts()
         self.notices: list[str] = []
+        self.clock = perf_counter
         self._num_rounds = num_rounds
         self._text = ""
         self._reason: FinishReason = "interrupted"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.engine.model import CachedModel
+from specgen.engine.model import CachedModel, memory_errors
 from specgen.errors import ModelFileError
 from tests.cli.children import Ended, run_child
 from tests.cli.conftest import EXACT, Cli
@@ -39,7 +39,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise ModelFileError("weights were read")
 
-    monkeypatch.setattr("specgen.session.load_model", refuse)
+    monkeypatch.setattr("specgen.opening.load_model", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,7 @@ def test_the_budget_ends_the_answer(generate: Cli) -> None:
     assert (made["text"], made["finish_reason"]) == ("The quick brown fox", "length")
 
 
+@pytest.mark.fault("F76")
 def test_half_a_character_at_the_end_is_the_same_in_every_form(generate: Cli) -> None:
     cut = "The quick brown fox drinks caf\ufffd"
 
@@ -144,6 +145,7 @@ def test_half_a_character_at_the_end_is_the_same_in_every_form(generate: Cli) ->
     assert document(generate("-n", 7, "--json"))["text"] == cut
 
 
+@pytest.mark.fault("F80")
 def test_the_answer_goes_on_past_an_ignored_end_token(generate: Cli) -> None:
     assert generate("--ignore-eos", "-n", 36).out == f"{ANSWER}{ANSWER}\n".encode()
 
@@ -204,6 +206,7 @@ def test_the_same_seed_repeats_a_sampled_answer_whatever_drafts(generate: Cli) -
 # F10
 
 
+@pytest.mark.fault("F10")
 def test_a_tiny_temperature_is_greedy(generate: Cli) -> None:
     assert generate("--temperature", "1e-30", "--no-stats").out == LINE
 
@@ -279,6 +282,7 @@ def _break_forward(monkeypatch: pytest.MonkeyPatch, number: int, failure: Except
 
 
 @pytest.mark.parametrize("draft", ["none", "lookup"])
+@pytest.mark.fault("F42")
 def test_nan_in_the_logits_keeps_the_text_and_ends_with_8(
     generate: Cli, draft: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +295,7 @@ def test_nan_in_the_logits_keeps_the_text_and_ends_with_8(
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.fault("F42")
 def test_nan_in_the_logits_leaves_one_valid_document(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     _break_forward(monkeypatch, 5, None)
 
@@ -320,26 +325,63 @@ def test_nan_in_the_logits_saves_the_text_so_far(
     assert (tmp_path / "answer.txt").read_bytes() == b"The quick brown fox\n"
 
 
+@pytest.mark.fault("F40")
 def test_memory_that_runs_out_keeps_the_text_and_ends_with_5(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     _break_model(monkeypatch, 5, torch.OutOfMemoryError("CUDA out of memory"))
 
-    ended = generate()
+    ended = generate("-d", "none", "--json")
 
-    assert (ended.code, ended.out) == (5, b"The quick brown fox\n")
+    made = document(ended)
+    assert ended.code == made["error"]["exit_code"] == 5
+    assert (made["text"], made["finish_reason"]) == ("The quick brown fox", "memory")
     assert error_of(ended) == "out of memory during generation"
 
 
+@pytest.mark.fault("F40")
+def test_memory_that_runs_out_with_a_draft_costs_the_draft_only(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _break_model(monkeypatch, 5, torch.OutOfMemoryError("CUDA out of memory"))
+
+    ended = generate("--baseline", "off")
+
+    assert (ended.code, ended.out) == (0, LINE)
+    assert "warning: out of memory during generation: the draft was dropped; the text is not affected" in ended.err
+
+
+def test_strict_ends_where_memory_runs_out_instead_of_dropping_the_draft(
+    generate: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_model(monkeypatch, 5, torch.OutOfMemoryError("CUDA out of memory"))
+
+    ended = generate("--strict")
+
+    assert (ended.code, ended.out) == (5, b"The quick brown fox\n")
+
+
+@pytest.mark.fault("F45")
+def test_a_device_that_broke_is_no_bug_and_keeps_the_text(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    class AcceleratorError(RuntimeError):
+        """What torch raises once a CUDA kernel failed; it has no public constructor."""
+
+    failure = AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
+    _break_forward(monkeypatch, 5, failure)
+
+    ended = generate("--no-stats")
+
+    assert (ended.code, ended.out) == (1, b"The quick brown fox\n")
+    assert error_of(ended) == "the device failed: CUDA error: device-side assert triggered"
+    assert "hint: start specgen again" in ended.err
+
+
 def _break_model(monkeypatch: pytest.MonkeyPatch, number: int, failure: Exception) -> None:
-    from transformers import LlamaForCausalLM
+    forward, calls = CachedModel._forward, iter(range(10**6))
 
-    forward, calls = LlamaForCausalLM.forward, iter(range(10**6))
+    def broken(self: CachedModel, *arguments: Any) -> Any:
+        with memory_errors():
+            if next(calls) == number:
+                raise failure
+        return forward(self, *arguments)
 
-    def broken(self: Any, *arguments: Any, logits_to_keep: int = 0, **options: Any) -> Any:
-        if next(calls) == number:
-            raise failure
-        return forward(self, *arguments, logits_to_keep=logits_to_keep, **options)
-
-    monkeypatch.setattr(LlamaForCausalLM, "forward", broken)
+    monkeypatch.setattr(CachedModel, "_forward", broken)
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------
@@ -388,6 +430,7 @@ def test_a_file_in_no_folder_is_told_before_anything_is_loaded(generate: Cli, tm
 # F62
 
 
+@pytest.mark.fault("F62")
 def test_a_file_that_can_not_be_written_keeps_the_old_one_and_the_answer(
     generate: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,6 +498,7 @@ def test_json_with_a_file_that_can_not_be_written_stays_one_document(generate: C
     ],
 )
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.fault("F09", "F10", "F12")
 def test_a_value_out_of_range_is_refused_with_the_range(generate: Cli, option: str, value: str, named: str) -> None:
     assert_usage_error(generate(f"{option}={value}"), option, named)
 
@@ -463,6 +507,7 @@ def test_a_value_out_of_range_is_refused_with_the_range(generate: Cli, option: s
     "arguments", [["--bogus"], ["again"], ["-p", "again"], ["--system", "a", "--system-file", "b"]]
 )
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.fault("F13")
 def test_words_that_make_no_sense_are_refused(generate: Cli, arguments: list[str]) -> None:
     assert_usage_error(generate(*arguments))
 
@@ -478,7 +523,9 @@ def test_an_unknown_command_is_refused(cli: Cli) -> None:
 
 @pytest.mark.usefixtures("no_weights")
 def test_json_and_ndjson_exclude_each_other(generate: Cli) -> None:
-    assert_usage_error(generate("--json", "--format", "ndjson"))
+    ended = generate("--json", "--format", "ndjson")
+
+    assert (ended.code, document(ended)["message"]) == (2, error_of(ended))
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -495,10 +542,55 @@ def test_a_setting_out_of_range_is_told_in_json_too(generate: Cli) -> None:
     assert ended.code == 2
 
 
+@pytest.mark.parametrize("form", [["--json"], ["--format", "ndjson"], ["--format=ndjson"], ["--format=json"]])
+@pytest.mark.parametrize(
+    "wrong", [["-n", "0"], ["--temperature", "warm"], ["--bogus"], ["--quant", "int3"], ["-o", "/nowhere/answer"]]
+)
+@pytest.mark.fault("F13")
+def test_words_nobody_could_parse_are_told_in_json_too(cli: Cli, wrong: list[str], form: list[str]) -> None:
+    ended = cli("generate", "hello", *wrong, *form)
+
+    made = document(ended)
+    assert (made["type"], made["schema_version"]) == ("error", 1)
+    assert made["exit_code"] == ended.code == (7 if wrong[0] == "-o" else 2)
+    assert made["message"] == error_of(ended)
+
+
+def test_a_prompt_that_says_json_asks_for_none(cli: Cli) -> None:
+    ended = cli("generate", "-n", "0", "--", "--json")
+
+    assert (ended.code, ended.out) == (2, b"")
+
+
+# F04
+
+
+@pytest.mark.fault("F04")
+def test_an_empty_raw_prompt_starts_from_the_begin_token(cli: Cli, toy_arguments: list[str], tmp_path: Path) -> None:
+    ended = cli("generate", "--chat-template", "none", "", *toy_arguments, "-n", 3, "--json")
+
+    assert (ended.code, document(ended)["usage"]["prompt_tokens"]) == (0, 1)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.fault("F04")
+def test_an_empty_raw_prompt_without_a_begin_token_is_refused(cli: Cli, tmp_path: Path) -> None:
+    folder = save_toy(tmp_path / "no-begin")
+    edit_json(folder / "tokenizer_config.json", bos_token=None)
+
+    assert_usage_error(cli("generate", "--chat-template", "none", "", "-t", folder, *EXACT), "nothing to generate from")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_an_empty_prompt_of_a_chat_is_refused(cli: Cli, toy_arguments: list[str]) -> None:
+    assert_usage_error(cli("generate", "", *toy_arguments), "there is no prompt")
+
+
 # F01
 
 
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.fault("F01")
 def test_more_than_the_window_is_refused_before_weights_are_read(cli: Cli, toys: dict[str, Path]) -> None:
     ended = cli("generate", "x" * 60, "-t", toys["64"], *EXACT)
 
@@ -507,10 +599,12 @@ def test_more_than_the_window_is_refused_before_weights_are_read(cli: Cli, toys:
 
 
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.fault("F09")
 def test_a_budget_without_end_is_bounded_by_the_window(generate: Cli) -> None:
     assert "new tokens > 512 positions" in error_of(generate("-n", 10**12))
 
 
+@pytest.mark.fault("F01")
 def test_without_a_budget_the_answer_may_fill_the_window(cli: Cli, toys: dict[str, Path]) -> None:
     made = document(cli("generate", "hello", "-t", toys["64"], *EXACT, "--ignore-eos", "--json"))
 
@@ -528,6 +622,7 @@ def test_a_missing_model_is_told_with_3(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.fault("F30")
 def test_a_draft_with_another_vocabulary_is_told_with_4_before_weights_are_read(generate: Cli, tmp_path: Path) -> None:
     ended = generate("-d", make_folder(tmp_path / "stranger"))
 
@@ -545,6 +640,7 @@ def test_a_target_without_a_template_says_what_to_do(cli: Cli, tmp_path: Path) -
 # F19
 
 
+@pytest.mark.fault("F19")
 def test_weights_that_are_not_numbers_are_told_with_8(cli: Cli, tmp_path: Path) -> None:
     from tests.loading.builders import edit_weights
 
@@ -631,6 +727,7 @@ def test_the_view_can_come_from_the_environment(
     assert generate("-d", toys["wrong"], "--no-stats", "--view", "off").out == LINE
 
 
+@pytest.mark.fault("F14")
 def test_a_broken_variable_is_refused_and_named(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECGEN_SEED", "many")
 

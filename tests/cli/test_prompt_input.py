@@ -48,6 +48,7 @@ def test_the_option_is_the_prompt() -> None:
     assert read_prompt(None, "why?", [], None) == "why?"
 
 
+@pytest.mark.fault("F13")
 def test_two_prompts_are_refused() -> None:
     with pytest.raises(SettingsError, match="given twice") as caught:
         read_prompt("one", "two", [], None)
@@ -145,6 +146,7 @@ def test_a_byte_order_mark_is_dropped(stdin: Feeder, tmp_path: Path) -> None:
 # F05
 
 
+@pytest.mark.fault("F05")
 def test_bytes_that_are_no_utf8_are_told_with_their_place(stdin: Feeder, tmp_path: Path) -> None:
     stdin(b"ab\xffcd")
 
@@ -155,6 +157,7 @@ def test_bytes_that_are_no_utf8_are_told_with_their_place(stdin: Feeder, tmp_pat
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.fault("F05")
 def test_a_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin1.txt").write_bytes("é".encode("latin-1"))
 
@@ -170,12 +173,14 @@ def test_words_of_the_command_line_that_are_no_utf8_are_told() -> None:
 
 
 @given(st.text())
+@pytest.mark.fault("F06")
 def test_any_text_survives_the_way_in(text: str) -> None:
     assert as_utf8(text, "it") == text
     assert decode(text.encode(), "it") == text.removeprefix("\ufeff")
 
 
 @given(st.binary())
+@pytest.mark.fault("F06")
 def test_any_bytes_are_text_or_a_prompt_error(data: bytes) -> None:
     body = data.removeprefix(b"\xef\xbb\xbf")
     if body.decode(errors="replace").encode() == body:
@@ -204,6 +209,7 @@ class Endless(io.RawIOBase):
         return b"y" * size
 
 
+@pytest.mark.fault("F07")
 def test_reading_ends_at_the_cap() -> None:
     stream = Endless()
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import termios
 from pathlib import Path
+from typing import Any
 
 import pyte
 import pytest
 
+from tests.chat.terminals import Barrier, Shell, Terminal
 from tests.cli.children import TOY, Child, Ended
+from tests.cli.conftest import EXACT, Cli
 from tests.cli.scripted_child import answer
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
@@ -28,6 +33,7 @@ def stopped(*arguments: str, place: str, signum: signal.Signals = INT) -> Ended:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(INT, 130), (TERM, 143), (HUP, 129)])
+@pytest.mark.fault("F50", "F53", "F80")
 def test_a_signal_ends_the_answer_behind_the_round_in_progress(signum: signal.Signals, code: int) -> None:
     ended = stopped(place="round 1", signum=signum)
 
@@ -37,6 +43,7 @@ def test_a_signal_ends_the_answer_behind_the_round_in_progress(signum: signal.Si
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.fault("F50")
 def test_json_of_an_interrupted_run_is_one_whole_document() -> None:
     ended = stopped("--json", place="round 1")
 
@@ -71,6 +78,7 @@ def test_a_signal_during_the_baseline_keeps_the_whole_answer() -> None:
 
 
 @pytest.mark.parametrize(("first", "second", "code"), [(INT, INT, 130), (TERM, TERM, 143), (INT, TERM, 143)])
+@pytest.mark.fault("F51")
 def test_the_second_signal_ends_the_program_where_it_is(
     first: signal.Signals, second: signal.Signals, code: int
 ) -> None:
@@ -100,6 +108,7 @@ def test_json_is_whole_even_after_the_second_signal() -> None:
 # F49
 
 
+@pytest.mark.fault("F49")
 def test_a_signal_while_loading_ends_at_once_without_a_word() -> None:
     with Child("generate", "hi", place="open") as child:
         child.wait_at_place()
@@ -168,6 +177,7 @@ def test_a_terminal_shows_the_answer_with_its_rejected_tokens_and_is_left_sane()
     assert any(row.startswith("TAR") for row in shown.rows)
 
 
+@pytest.mark.fault("F50")
 def test_ctrl_c_keeps_what_was_shown_and_leaves_the_terminal_sane() -> None:
     with Child("generate", "hi", place="round 1", on_terminal=True) as child:
         child.wait_at_place()
@@ -184,6 +194,7 @@ def test_ctrl_c_keeps_what_was_shown_and_leaves_the_terminal_sane() -> None:
     assert b"Traceback" not in ended.out
 
 
+@pytest.mark.fault("F51")
 def test_ctrl_c_twice_leaves_the_terminal_sane_too() -> None:
     with Child("generate", "hi", "--view", "live", place="round 1", on_terminal=True) as child:
         child.wait_at_place()
@@ -206,3 +217,64 @@ def test_ctrl_c_while_loading_takes_the_progress_line_away() -> None:
     assert ended.code == 130
     assert [row for row in shown.rows if row != "^C"] == []
     assert shown.is_sane()
+
+
+# F55
+
+
+@pytest.mark.parametrize("view", ["inline", "live"])
+@pytest.mark.fault("F55")
+def test_ctrl_z_stops_and_the_answer_goes_on_in_the_foreground(
+    toys: dict[str, Path], tmp_path: Path, view: str
+) -> None:
+    barrier, shell = Barrier(), Shell()
+    arguments = ["hello", "-t", str(toys["target"]), "-d", str(toys["wrong"]), "-k", "3", *EXACT, "--view", view]
+    terminal = Terminal(
+        *arguments, "--baseline", "off", state=tmp_path, prepare=barrier.arm, shell=shell, command="generate"
+    )
+    try:
+        barrier.await_rounds(3)
+        terminal.type("\x1a")
+        shell.await_stop()
+        assert termios.tcgetattr(terminal.fd)[:4] == terminal.before[:4]
+        shell.foreground()
+        barrier.open()
+        shown = terminal.all_shown()
+
+        assert terminal.ended() == 0
+        # What was shown before and after the stop is the whole answer, with what was rejected between.
+        assert "The" in shown
+        assert shown.rstrip().count("tok/s") == 1
+        assert "at日" in shown
+    finally:
+        terminal.close()
+
+
+@pytest.mark.fault("F55")
+def test_time_spent_stopped_is_in_no_figure(
+    cli: Cli, toy_arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specgen.engine.model import CachedModel
+
+    # The program stands still for 1000 s, by its own clock, inside the fourth pass of the target.
+    now, passes, logits = [0.0], iter(range(10**6)), CachedModel.logits
+    monkeypatch.setattr("specgen.cli.foreground.perf_counter", lambda: now[0])
+    monkeypatch.setattr("specgen.generation.device_clock", lambda *_: lambda: now[0])
+
+    def stand_still(pid: int, signum: int) -> None:
+        now[0] += 1000.0
+
+    def stopped_once(self: CachedModel, *arguments: Any, **options: Any) -> Any:
+        now[0] += 1.0
+        if next(passes) == 3:
+            signal.raise_signal(signal.SIGTSTP)
+        return logits(self, *arguments, **options)
+
+    monkeypatch.setattr(os, "kill", stand_still)
+    monkeypatch.setattr(CachedModel, "logits", stopped_once)
+
+    ended = cli("generate", "hello", *toy_arguments, "-d", "none", "--json")
+
+    document = json.loads(ended.out)
+    assert now[0] > 1000
+    assert document["timings"]["decode_s"] == document["stats"]["num_spec_steps"]

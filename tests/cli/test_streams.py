@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.cli.children import run_child, shell
+from tests.cli.children import ROOT, SCRIPTED, TIMEOUT_SECONDS, environment, run_child, shell
 from tests.cli.scripted_child import answer
 
 ANSWER = answer(3)
@@ -26,6 +31,7 @@ def test_a_pipe_gets_the_bytes_of_the_answer_and_stderr_the_figures() -> None:
 
 
 @pytest.mark.parametrize("form", ["", "--format ndjson", "--color always", "--view text --color never"])
+@pytest.mark.fault("F56")
 def test_a_reader_that_leaves_early_is_no_error(form: str) -> None:
     ended = shell(f"specgen generate hi --no-stats {form} | head -c 5", SPECGEN_TEST_ROUNDS="50000")
 
@@ -43,16 +49,34 @@ def test_a_reader_that_leaves_early_gets_no_figures_either() -> None:
 
 
 @pytest.mark.parametrize("form", ["", "--json", "--format ndjson", "--view inline"])
+@pytest.mark.fault("F57")
 def test_a_full_disk_is_one_error_line_and_exit_7(form: str) -> None:
     ended = shell(f"specgen generate hi --no-stats {form} >/dev/full")
 
     assert (ended.code, ended.err) == (7, FULL)
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "generate --help", "chat --help"])
+@pytest.mark.fault("F57")
+def test_help_and_version_on_a_full_disk_are_no_bug(words: str) -> None:
+    ended = shell(f"specgen {words} >/dev/full")
+
+    assert (ended.code, ended.err) == (7, "error: cannot write the output: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "generate --help"])
+@pytest.mark.fault("F56")
+def test_a_reader_of_the_help_may_leave(words: str) -> None:
+    ended = shell(f"specgen {words} | true")
+
+    assert (ended.code, ended.err) == (0, "")
+
+
 # F58
 
 
 @pytest.mark.parametrize("form", ["", "--json"])
+@pytest.mark.fault("F58")
 def test_a_closed_stdout_is_told_before_anything_is_loaded(form: str) -> None:
     ended = shell(f"specgen generate hi {form} >&-")
 
@@ -64,6 +88,7 @@ def test_a_closed_stdout_is_told_before_anything_is_loaded(form: str) -> None:
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>/dev/null"])
+@pytest.mark.fault("F59")
 def test_a_stderr_that_takes_nothing_changes_nothing_about_the_answer(redirection: str) -> None:
     ended = shell(f"specgen generate hi {redirection}")
 
@@ -71,10 +96,49 @@ def test_a_stderr_that_takes_nothing_changes_nothing_about_the_answer(redirectio
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+@pytest.mark.fault("F59")
 def test_a_stderr_that_takes_nothing_changes_nothing_about_an_error(redirection: str) -> None:
     ended = shell(f"specgen generate --bogus {redirection}")
 
     assert (ended.code, ended.out) == (2, b"")
+
+
+# F60
+
+
+@pytest.mark.fault("F60")
+def test_a_slow_reader_holds_the_run_up_and_memory_stays_flat() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", SCRIPTED, "generate", "hi", "--no-stats"],
+        stdout=subprocess.PIPE,
+        env=environment(SPECGEN_TEST_ROUNDS="200000", PYTHONDONTWRITEBYTECODE="1"),
+        cwd=ROOT,
+    )
+    assert child.stdout is not None
+    descriptor, num_read, sizes, leads = child.stdout.fileno(), 0, [], []
+    for _ in range(60):
+        num_read += len(os.read(descriptor, 1024))
+        _wait_until_asleep(child.pid)
+        sizes.append(_figure(child.pid, "status", "VmRSS"))
+        leads.append(_figure(child.pid, "io", "wchar") - num_read)
+    child.stdout.close()
+
+    assert child.wait(TIMEOUT_SECONDS) == 0
+    assert max(sizes[5:]) - sizes[5] < 1024
+    # Ahead of the reader by what a pipe holds, and no more: the rest was never made.
+    assert max(leads) <= (1 << 16) + 4096
+
+
+def _wait_until_asleep(pid: int) -> None:
+    """It fills the pipe, and then sleeps in its write."""
+    for _ in range(2000):
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S":
+            return
+        time.sleep(0.001)
+
+
+def _figure(pid: int, file: str, name: str) -> int:
+    return int(Path(f"/proc/{pid}/{file}").read_text().partition(f"{name}:")[2].split()[0])
 
 
 # F61
@@ -90,6 +154,7 @@ def test_a_stderr_that_takes_nothing_changes_nothing_about_an_error(redirection:
     ids=["ascii", "C", "no utf-8 mode"],
 )
 @pytest.mark.parametrize("form", [[], ["--color", "always"]])
+@pytest.mark.fault("F61")
 def test_no_encoding_of_the_environment_changes_the_answer(env: dict[str, str], form: list[str]) -> None:
     ended = run_child("generate", "hi", *form, env=env)
 
@@ -120,6 +185,7 @@ def test_unbuffered_output_is_the_same() -> None:
 # F07, F08
 
 
+@pytest.mark.fault("F07")
 def test_an_endless_stdin_ends_at_the_cap() -> None:
     ended = shell("yes | specgen generate summarize")
 
@@ -128,6 +194,7 @@ def test_an_endless_stdin_ends_at_the_cap() -> None:
 
 
 @pytest.mark.parametrize("redirection", ["</dev/null", "<&-"])
+@pytest.mark.fault("F08")
 def test_no_prompt_at_all_is_an_error_not_a_wait(redirection: str) -> None:
     ended = shell(f"specgen generate {redirection}")
 
@@ -139,6 +206,7 @@ def test_a_closed_stdin_is_no_hindrance_where_the_prompt_is_given() -> None:
     assert shell("specgen generate hi <&-").out == ANSWER.encode()
 
 
+@pytest.mark.fault("F08")
 def test_stdin_asked_for_and_closed_is_an_error() -> None:
     ended = shell("specgen generate - <&-")
 
@@ -149,6 +217,7 @@ def test_stdin_asked_for_and_closed_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("option", ["", "--system"])
+@pytest.mark.fault("F05")
 def test_bytes_on_the_command_line_that_are_no_text_are_told_with_their_place(option: str) -> None:
     ended = shell(f"specgen generate {option} $'a\\xff' x" if option else "specgen generate $'a\\xff'")
 

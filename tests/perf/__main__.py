@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from scipy import stats
 
+from specgen.engine.contract import LanguageModel
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import decode, device_clock
 from specgen.engine.drafters import ModelDrafter, NoDrafter
@@ -36,6 +37,7 @@ from specgen.loading.pairs import table_size
 from specgen.loading.tokenizer import load_tokenizer
 from specgen.loading.weights import load_model
 from specgen.metrics import Counts
+from specgen.opening import own_cache
 from specgen.prompting import Message, encode_messages
 from specgen.settings import LONGEST_AUTO_DRAFT, DecodeSettings, ModelSettings, SamplingSettings
 
@@ -68,7 +70,14 @@ class Mode:
     runs: list[Run] = field(default_factory=list)
 
 
-def ours(name: str, target: CachedModel, draft: CachedModel | str | None, k: str, num_tokens: int) -> Mode:
+def ours(
+    name: str,
+    target: LanguageModel,
+    draft: LanguageModel | str | None,
+    k: str,
+    num_tokens: int,
+    draft_window: int | None = None,
+) -> Mode:
     """Our loop; `draft` is a model, "lookup" or None. With k "auto" what is learned is kept, as in a session."""
     randomness = TorchRandomness(0, target.device)
     lengths = CostAwareLength(CostTable(), DraftCost()) if k == "auto" else FixedLength()
@@ -77,8 +86,8 @@ def ours(name: str, target: CachedModel, draft: CachedModel | str | None, k: str
     def run(prompt: list[int]) -> Run:
         drafter: Any = NoDrafter() if draft is None else LookupDrafter()
         models = [target]
-        if isinstance(draft, CachedModel):
-            drafter = ModelDrafter(draft, target.vocab_size, GREEDY, randomness)
+        if draft is not None and not isinstance(draft, str):
+            drafter = ModelDrafter(draft, target.vocab_size, GREEDY, randomness, draft_window)
             models.append(draft)
         for model in models:
             _keep_prompt(model, prompt)
@@ -97,16 +106,16 @@ def ours(name: str, target: CachedModel, draft: CachedModel | str | None, k: str
     return Mode(name, run)
 
 
-_PROMPT_OF: dict[int, list[int]] = {}
+PROMPT_OF: dict[int, list[int]] = {}
 
 
-def _keep_prompt(model: CachedModel, prompt: list[int]) -> None:
+def _keep_prompt(model: LanguageModel, prompt: list[int]) -> None:
     """Prefill is no part of the figures, so modes that run the same prompt in turn share it."""
-    if _PROMPT_OF.get(id(model)) == prompt:
+    if PROMPT_OF.get(id(model)) == prompt:
         model.rewind(min(model.length, len(prompt) - 1))
     else:
         model.reset()
-        _PROMPT_OF[id(model)] = prompt
+        PROMPT_OF[id(model)] = prompt
 
 
 class StepTimes:
@@ -183,11 +192,12 @@ def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel)
     for name, draft in drafts.items():
         label = f"{Path(name).name}" if ":" in name else f"{Path(name).name}:{arguments.dtype}"
         shared[label] = draft
-        cached = CachedModel(draft.model, target.vocab_size)
+        cached = own_cache(draft, target.vocab_size, "draft")
         modes += [ours(f"spec {label} k={k}", target, cached, k, n) for k in lengths]
     if arguments.lookup:
         modes += [ours(f"lookup k={k}", target, "lookup", k, n) for k in lengths]
     if arguments.peers:
+        modes.append(ours("plain, transformers' forward", CachedModel(loaded.model, target.vocab_size), None, "0", n))
         modes.append(theirs("transformers plain", loaded.model, n))
         modes += [
             theirs(f"transformers assisted {label}", loaded.model, n, assistant_model=draft.model)
@@ -219,6 +229,24 @@ def table(modes: Sequence[Mode]) -> str:
     return "\n".join(lines)
 
 
+def by_category(modes: Sequence[Mode], categories: dict[str, str]) -> str:
+    """Speedup of each mode over the first one, by category of prompt."""
+    names = list(dict.fromkeys(categories.values()))
+    lines = [" " * 46 + "".join(f"{name[:9]:>10}" for name in names)]
+    for mode in modes[1:]:
+        cells = []
+        for name in names:
+            pairs = [
+                (plain, run)
+                for plain, run in zip(modes[0].runs, mode.runs, strict=True)
+                if categories[run.prompt] == name
+            ]
+            baseline = sum(plain.decode_seconds / plain.num_tokens for plain, _ in pairs)
+            cells.append(f"{baseline / sum(run.decode_seconds / run.num_tokens for _, run in pairs):10.2f}")
+        lines.append(f"{mode.name:<46}{''.join(cells)}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-t", "--target", required=True)
@@ -237,7 +265,7 @@ def main() -> None:
     prepare_libraries(False)
     loaded = load(arguments.target, arguments.dtype, "target")
     tokenizer = load_tokenizer(Path(arguments.target.partition(":")[0]))
-    modes = build_modes(arguments, loaded, CachedModel(loaded.model, table_size(tokenizer)))
+    modes = build_modes(arguments, loaded, own_cache(loaded, table_size(tokenizer), "target"))
     prompts = prompts_from(arguments.prompts)[: arguments.limit]
     if arguments.one_per_category:
         prompts = list({p.get("category", p["id"]): p for p in reversed(prompts)}.values())[::-1]
@@ -254,6 +282,7 @@ def main() -> None:
         write(arguments, loaded, modes)
     print(f"{loaded.info.name} {loaded.info.quant} {loaded.info.dtype}, {arguments.n} tokens, {len(encoded)} prompts")
     print(table(modes))
+    print(by_category(modes, {p["id"]: p.get("category", p["id"]) for p in prompts}))
 
 
 def write(arguments: argparse.Namespace, loaded: Any, modes: Sequence[Mode]) -> None:

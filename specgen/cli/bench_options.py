@@ -1,0 +1,152 @@
+"""Words of `specgen bench` in, checked values out: lists of drafts and lengths, prompts, forms of output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from specgen.cli.prompt_input import decode, read_capped
+from specgen.cli.request import draft_length_from
+from specgen.errors import PromptError, SettingsError
+from specgen.settings import DtypeName, ModelSettings, Quantization
+
+if TYPE_CHECKING:
+    from specgen.bench.prompts import BenchPrompt
+    from specgen.bench.values import Setting
+    from specgen.loading.progress import LoadReport
+    from specgen.plan import Plan
+
+BenchFormat = Literal["auto", "table", "json", "ndjson", "csv", "md"]
+
+QUICK_LENGTHS = "4,auto"
+DEFAULT_LENGTHS = "2,4,auto"
+QUICK_PROMPTS = 3
+QUICK_TOKENS = 24
+QUICK_REPEATS = 3
+QUICK_SECONDS = 40.0
+"""Time for all of `--quick` but loading."""
+
+_RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """A draft as named on the command line: `lookup`, or a model and the form of its weights."""
+
+    name: str
+    quant: Quantization
+
+    @property
+    def is_lookup(self) -> bool:
+        return self.name == "lookup"
+
+    @property
+    def key(self) -> str:
+        return self.name if self.quant == "auto" else f"{self.name}:{self.quant}"
+
+
+def drafts_from(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
+    """Drafts to compare, each once. `MODEL:nf4` overrules `--draft-quant`.
+
+    Raises:
+        SettingsError: `none` is among them.
+    """
+    choices = []
+    for name in names:
+        model, separator, form = name.rpartition(":")
+        if separator and form in get_args(Quantization):
+            # The literal is one of the names just checked.
+            choices.append(DraftChoice(model, form))  # type: ignore[arg-type]
+        else:
+            choices.append(DraftChoice(name, "auto" if name == "lookup" else quant))
+    if any(choice.name == "none" for choice in choices):
+        raise SettingsError("--draft none: the target alone is always measured", "leave it out")
+    return list(dict.fromkeys(choices))
+
+
+def lengths_from(text: str) -> list[str]:
+    """Draft lengths from `1,2,4`, `1-8`, `2-8+2`, `auto` or a mixture.
+
+    Raises:
+        SettingsError: A part is none of these or out of range.
+    """
+    lengths: list[str] = []
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        if found is None:
+            lengths.append(part.strip())
+            continue
+        first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
+        if first > last or step == 0:
+            raise SettingsError(f"--draft-tokens {part} is no range", "give the smaller length first, as in 2-8+2")
+        lengths += [str(length) for length in range(first, last + 1, step)]
+    lengths = list(dict.fromkeys(lengths))
+    for length in lengths:
+        if draft_length_from(length)[0] == 0:
+            raise SettingsError("--draft-tokens 0: the target alone is always measured", "leave 0 out")
+    return lengths
+
+
+def settings_of(drafts: Sequence[DraftChoice], lengths: Sequence[str]) -> list[Setting]:
+    """Every draft with every length."""
+    from specgen.bench.values import Setting
+
+    made = []
+    for draft in drafts:
+        for length in lengths:
+            num_draft_tokens, schedule = draft_length_from(length)
+            kind = "lookup" if draft.is_lookup else "model"
+            made.append(Setting(kind, draft.key, draft.key, num_draft_tokens, schedule, draft.quant))
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPlaces:
+    """Options all drafts share."""
+
+    dtype: DtypeName
+    device: str
+    revision: str | None
+    offline: bool
+
+
+def draft_plans(
+    baseline: Plan, drafts: Sequence[DraftChoice], places: DraftPlaces, report: LoadReport
+) -> dict[str, Plan]:
+    """A plan for each draft, by its key: files and tokenizers are checked, no weights read.
+
+    Raises:
+        LoadError: A draft is missing or damaged.
+        PairError: A draft does not share the target's vocabulary.
+    """
+    plans = {}
+    for draft in drafts:
+        if draft.is_lookup:
+            plans[draft.key] = baseline.with_drafter("lookup", None, report)
+            continue
+        model = ModelSettings(draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline)
+        plans[draft.key] = baseline.with_drafter("model", model, report)
+    return plans
+
+
+def prompts_for(path: Path | None, limit: int | None) -> list[BenchPrompt]:
+    """Prompts of a file, or the bundled ones; at most `limit`, of as many categories as that allows.
+
+    Raises:
+        PromptError: The file can't be read or holds no prompts.
+    """
+    from specgen.bench.prompts import bundled_prompts, choose_evenly, parse_prompts
+
+    prompts = bundled_prompts() if path is None else parse_prompts(_read(path), str(path))
+    return prompts if limit is None else choose_evenly(prompts, limit)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return decode(read_capped(file, str(path)), str(path))
+    except OSError as error:
+        raise PromptError(f"can't read the prompts of {path}: {error.strerror or error}") from error

@@ -1,0 +1,140 @@
+"""A benchmark's way from checked options to what is told and checked at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from specgen.bench.advice import best_speedup, cautions_of
+from specgen.bench.figures import figures_of
+from specgen.bench.prompts import BenchPrompt
+from specgen.bench.values import BenchReport, BenchSettings
+from specgen.cli import bench_options as b
+from specgen.cli.bench_output import BenchOutput
+from specgen.cli.output import Messages
+from specgen.cli.signals import StopSignals
+from specgen.errors import DifferenceError, LimitError, SpecgenError
+from specgen.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from specgen.bench.runner import Benchmark
+
+
+def open_benchmark(
+    target: ModelSettings,
+    drafts: Sequence[b.DraftChoice],
+    lengths: Sequence[str],
+    places: b.DraftPlaces,
+    prompts: Sequence[BenchPrompt],
+    config: BenchSettings,
+    chat_template: str,
+    messages: Messages,
+    verbose: int,
+) -> Benchmark:
+    """Check everything that needs no weights, then read them."""
+    from specgen.cli.request import template_source
+    from specgen.loading.libraries import prepare_libraries
+    from specgen.render.progress import LoadProgress
+
+    raw = chat_template == "none"
+    template = None if raw else template_source(chat_template)
+    with LoadProgress(messages.console, quiet=messages.quiet, verbose=verbose > 0) as progress:
+        progress.stage("starting")
+        prepare_libraries(verbose > 1)
+        from specgen.bench.lanes import open_lanes
+        from specgen.bench.runner import Benchmark
+        from specgen.machine import environment
+        from specgen.plan import Plan, SessionSettings
+
+        baseline = Plan(SessionSettings(target, drafter="none"), progress)
+        plans = b.draft_plans(baseline, drafts, places, progress)
+        lanes = open_lanes(baseline, plans, b.settings_of(drafts, lengths), progress)
+        return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
+
+
+def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signals: StopSignals) -> BenchReport:
+    """Run it. Ctrl-C ends it behind the round in progress; an error tells what was finished first.
+
+    Raises:
+        SpecgenError: The target itself failed.
+    """
+    from specgen.render.bench_progress import BenchProgress
+
+    for notice in benchmark.report().notices:
+        messages.warning(notice)
+    signals.listener = benchmark.interrupt
+    try:
+        with BenchProgress(messages.console, quiet=messages.quiet) as progress:
+            for step in benchmark:
+                progress.step(step.stage, step.num_done, step.num_steps)
+                output.step(step, benchmark.report())
+    except SpecgenError as error:
+        if benchmark.report().runs:
+            tell(benchmark.report(), output, messages, error, by_category=False, chart=False)
+        raise
+    finally:
+        signals.listener = None
+    return benchmark.report()
+
+
+def tell(
+    report: BenchReport,
+    output: BenchOutput,
+    messages: Messages,
+    error: SpecgenError | None,
+    *,
+    by_category: bool,
+    chart: bool,
+) -> None:
+    """Results to where they belong, and beside them every reason to doubt one.
+
+    Args:
+        report: What was found.
+        output: Takes the results.
+        messages: Takes the doubts.
+        error: What the program will end with; JSON says it, too.
+        by_category: A table by category.
+        chart: Bars.
+    """
+    if not report.runs:
+        messages.warning("no run was finished")
+        return
+    output.finish(report, error, by_category=by_category, chart=chart)
+    for caution in cautions_of(report):
+        messages.warning(caution.message)
+
+
+def difference_error(report: BenchReport) -> DifferenceError | None:
+    """What `--check` says: a text that is not the target's own, or a setting that could not show its text."""
+    real = [found for found in report.differences if not found.is_near_tie]
+    if real:
+        first = real[0]
+        num_prompts = sum(found.setting == first.setting for found in real)
+        return DifferenceError(
+            f"--check: {report.settings[first.setting].name} differs from the target's own text in {num_prompts} of "
+            f"{len(report.prompts)} prompts, first on {report.prompts[first.prompt].id} from token {first.position} on",
+            "this is a bug of specgen or of a kernel: please report it with --format json",
+        )
+    if report.failures:
+        failure = report.failures[0]
+        return DifferenceError(f"--check: {report.settings[failure.setting].name} failed: {failure.message}")
+    return None
+
+
+def limit_error(report: BenchReport, least_speedup: float | None, least_tar: float | None) -> LimitError | None:
+    """What `--fail-under-...` says."""
+    if least_speedup is None and least_tar is None:
+        return None
+    best = best_speedup(figures_of(report))
+    if best is None or best.speedup is None:
+        return LimitError("no setting was measured to the end, so no limit is kept")
+    name = best.setting.name
+    if least_speedup is not None and best.speedup < least_speedup:
+        return LimitError(
+            f"--fail-under-speedup {least_speedup:g}: the fastest setting, {name}, is {best.speedup:.3f}x"
+        )
+    tar = best.counts.acceptance_rate
+    if least_tar is not None and (tar is None or tar < least_tar):
+        shown = "drafted nothing" if tar is None else f"has a TAR of {tar:.3f}"
+        return LimitError(f"--fail-under-tar {least_tar:g}: the fastest, {name}, {shown}")
+    return None

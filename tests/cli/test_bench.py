@@ -1,0 +1,240 @@
+"""`specgen bench` on toys whose answers and costs are known, from its words to stdout, files and the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specgen import generation
+from specgen.bench import probe
+from specgen.engine.model import CachedModel
+from tests.bench.virtual import VirtualClock, expected_rounds, plain_rule
+from tests.cli.children import TOY, Child, Ended
+from tests.cli.conftest import EXACT, Cli
+
+SHORT = ["-n", "40", "-r", "2", "--num-prompts", "2"]
+
+
+@pytest.fixture(autouse=True)
+def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("SPECGEN_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    """Virtual seconds for everything that is timed. The first model loaded is the target."""
+    made = VirtualClock()
+    made.install(monkeypatch)
+    monkeypatch.setattr(generation, "device_clock", lambda *_: made)
+    monkeypatch.setattr(probe, "device_clock", lambda *_: made)
+    first = CachedModel.__init__
+
+    def remember(model: CachedModel, *arguments: Any) -> None:
+        first(model, *arguments)
+        made.target = made.target or model.model
+
+    monkeypatch.setattr(CachedModel, "__init__", remember)
+    return made
+
+
+@pytest.fixture
+def bench(cli: Cli, toys: dict[str, Path], clock: VirtualClock) -> Cli:
+    """`specgen bench` of the toy with the draft that errs, on a virtual clock."""
+
+    def call(*arguments: object) -> Ended:
+        clock.target = None
+        return cli("bench", "-t", toys["target"], "-d", toys["wrong"], *EXACT, *SHORT, *arguments)
+
+    return call
+
+
+def result(ended: Ended, index: int = 1) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(ended.out)["results"][index]
+    return made
+
+
+def test_a_pipe_gets_the_table_and_nothing_else(bench: Cli) -> None:
+    ended = bench("-k", "1,2")
+
+    assert ended.code == 0
+    lines = ended.out.decode().splitlines()
+    assert lines[0].startswith("target target none float32 cpu")
+    assert any(line.startswith("(target alone)") for line in lines)
+    assert any(line.startswith(("recommended: ", "do not speculate")) for line in lines)
+    assert max(map(len, lines)) <= 120
+
+
+def test_one_command_gives_table_json_csv_markdown_and_plot(bench: Cli, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "csv", "md", "svg")}
+    exports = [f"--export-{name}={files[name]}" for name in ("json", "csv", "md")]
+
+    ended = bench("-k", "2,auto", "-d", "lookup", *exports, "--plot", files["svg"])
+
+    assert ended.code == 0
+    document = json.loads(files["json"].read_text())
+    assert [(r["draft"], r["k"]) for r in document["results"]] == [
+        *((None, "0"), ("wrong float32", "2"), ("wrong float32", "auto")),
+        *(("lookup", "2"), ("lookup", "auto")),
+    ]
+    assert {len(r["runs"]) for r in document["results"]} == {4}
+    assert document["environment"]["libraries"]["torch"]
+    assert len(files["csv"].read_text().splitlines()) == 21
+    assert files["md"].read_text().startswith("| draft")
+    assert "</svg>" in files["svg"].read_text()
+
+
+def test_ndjson_has_a_line_per_run(bench: Cli) -> None:
+    ended = bench("-k", "2", "--format", "ndjson")
+
+    kinds = [json.loads(line)["type"] for line in ended.out.splitlines()]
+    assert kinds == ["start", *["run"] * 8, "bench"]
+
+
+def test_raw_runs_are_on_disk_after_every_repeat(bench: Cli, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = CachedModel._forward, iter(range(10**6))
+
+    def crashing(model: CachedModel, *arguments: Any) -> Any:
+        kept = state / "bench" / "last.json"
+        if kept.exists() and next(calls) == 60:
+            raise SystemError("planted crash")
+        return forward(model, *arguments)
+
+    monkeypatch.setattr(CachedModel, "_forward", crashing)
+    ended = bench("-k", "2")
+
+    assert ended.code == 1
+    document = json.loads((state / "bench" / "last.json").read_text())
+    assert not document["is_complete"]
+    assert [len(item["runs"]) for item in document["results"]] == [2, 2]
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 1.1])
+def test_a_planted_slowdown_of_ten_percent_fails_the_limit(bench: Cli, clock: VirtualClock, slowdown: float) -> None:
+    # Passes over several tokens are what only the speculative path does.
+    clock.rule = lambda c, is_target, n: plain_rule(c, is_target, n) * (slowdown if n > 1 else 1.0)
+    honest = 40 / sum(1 + 0.3 * drafted for drafted, _ in expected_rounds(40, 5))
+
+    ended = bench("-k", "5", "--format", "json", "--fail-under-speedup", f"{honest * 0.97:.4f}")
+
+    if slowdown == 1.0:
+        assert ended.code == 0, ended.err
+        assert result(ended)["summary"]["speedup"] == pytest.approx(honest)
+    else:
+        assert ended.code == json.loads(ended.out)["error"]["exit_code"] == 9
+        assert "--fail-under-speedup" in ended.err
+
+
+def test_a_tar_below_the_limit_fails(bench: Cli) -> None:
+    assert bench("-k", "2", "--fail-under-tar", "0.1").code == 0
+    ended = bench("-k", "2", "--fail-under-tar", "0.99")
+
+    assert ended.code == 9
+    assert "--fail-under-tar 0.99" in ended.err
+
+
+def test_check_passes_for_texts_that_are_the_targets_own(bench: Cli) -> None:
+    ended = bench("-k", "1,3,auto", "-d", "lookup", "--check", "--format", "json")
+
+    assert ended.code == 0
+    assert {result(ended, i)["summary"]["text"] for i in range(1, 7)} == {"same"}
+
+
+def test_check_catches_a_planted_bug_in_the_accept_rule(bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specgen.engine import decoding
+
+    honest = decoding._judge
+
+    def credulous(logits: Any, ids: Any, draft: Any, *rest: Any) -> Any:
+        draft_ids, _, target_id = honest(logits, ids, draft, *rest)
+        return draft_ids, len(draft_ids), target_id
+
+    monkeypatch.setattr(decoding, "_judge", credulous)
+    ended = bench("-k", "4", "--check")
+
+    assert ended.code == 6
+    assert "DIFFERENT@" in ended.out.decode()
+    assert "differs from the target's own text in 2 of 2 prompts" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-k", "0"], "the target alone is always measured"),
+        (["-k", "8-2"], "is no range"),
+        (["-k", "1,x"], "out of range"),
+        (["-k", "65"], "out of range"),
+        (["-d", "none"], "the target alone is always measured"),
+        (["--check", "--temperature", "1"], "--check compares greedy texts"),
+        (["--plot", "out.pdf"], "neither .svg nor .png"),
+        (["--prompts", "/nowhere"], "can't read the prompts"),
+        (["--temperature", "-1"], "out of range"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_loaded(cli: Cli, arguments: list[str], message: str) -> None:
+    ended = cli("bench", "-t", "/no/model", *arguments)
+
+    assert ended.code == 2
+    assert message in ended.err
+    assert ended.out == b""
+
+
+def test_an_export_into_a_missing_folder_is_told_before_anything_is_loaded(cli: Cli) -> None:
+    ended = cli("bench", "-t", "/no/model", "--export-json", "/nowhere/out.json")
+
+    assert ended.code == 7
+    assert "no folder /nowhere" in ended.err
+
+
+def test_an_error_before_the_first_run_is_the_document(cli: Cli) -> None:
+    ended = cli("bench", "-t", "/no/model", "--format", "json")
+
+    assert ended.code == json.loads(ended.out)["exit_code"] == 3
+
+
+def test_lists_of_lengths_may_hold_ranges_and_steps() -> None:
+    from specgen.cli.bench_options import lengths_from
+
+    assert lengths_from("1,2,4,8") == ["1", "2", "4", "8"]
+    assert lengths_from("1-3,auto,2") == ["1", "2", "3", "auto"]
+    assert lengths_from("2-8+3") == ["2", "5", "8"]
+
+
+def test_a_draft_may_name_the_form_of_its_weights() -> None:
+    from specgen.cli.bench_options import drafts_from
+
+    found = drafts_from(["org/model", "org/model:nf4", "/a:b", "lookup", "lookup"], "int8")
+
+    assert [(draft.name, draft.quant) for draft in found] == [
+        *(("org/model", "int8"), ("org/model", "nf4"), ("/a:b", "int8"), ("lookup", "auto")),
+    ]
+
+
+def test_turns_are_answered_in_turn(bench: Cli, tmp_path: Path) -> None:
+    prompts = tmp_path / "turns.jsonl"
+    prompts.write_text('{"question_id": 81, "category": "writing", "turns": ["one", "two"]}\n')
+
+    ended = bench("-k", "2", "--prompts", prompts, "--format", "json")
+
+    document = json.loads(ended.out)
+    assert [prompt["id"] for prompt in document["prompts"]] == ["81", "81.2"]
+    assert document["prompts"][1]["prompt_tokens"] > document["prompts"][0]["prompt_tokens"] + 20
+
+
+def test_ctrl_c_prints_what_is_finished_and_leaves_with_130(toys: dict[str, Path], tmp_path: Path) -> None:
+    words = ["bench", "-t", str(toys["target"]), *EXACT, "-n", "12", "-r", "3", "-w", "0", "-k", "2", "--num-prompts=2"]
+
+    with Child(*words, place="forward 150", module=TOY, SPECGEN_STATE=str(tmp_path)) as child:
+        child.wait_at_place()
+        import signal
+
+        child.send(signal.SIGINT)
+        child.go_on()
+        ended = child.finish()
+
+    assert ended.code == 130
+    assert "(target alone)" in ended.out.decode()
+    assert "did not run to its end" in ended.err

@@ -1,0 +1,108 @@
+"""`specgen doctor` on toys: what is told, without weights unless asked to measure, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specgen.errors import ModelFileError
+from tests.cli.conftest import EXACT, Cli
+from tests.toys import save_toy, toy_tokenizer
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ModelFileError("weights were read")
+
+    monkeypatch.setattr("specgen.opening.load_model", refuse)
+
+
+def test_the_machine_is_told_without_any_model(cli: Cli) -> None:
+    ended = cli("doctor")
+
+    assert ended.code == 0
+    labels = {line.split()[0] for line in ended.out.decode().splitlines() if not line.startswith(" ")}
+    assert {"system", "cpu", "memory", "cuda", "versions", "terminal", "cache"} <= labels
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_pair_is_judged_from_files_and_tokenizers_alone(cli: Cli, toys: dict[str, Path]) -> None:
+    ended = cli("doctor", "-t", toys["target"], "-d", toys["64"], *EXACT, "--json")
+
+    assert ended.code == 0
+    pair = json.loads(ended.out)["pair"]
+    assert [model["role"] for model in pair["models"]] == ["target", "draft"]
+    assert pair["num_shared_tokens"] == 292
+    assert pair["window"] == 64
+    assert pair["devices"][0]["fits"] is True
+    # Embedding and head of 320 x 320, a layer of small matrices; float32.
+    assert 2 * 320 * 320 * 4 < pair["models"][0]["memory"]["weights"] < 3 * 320 * 320 * 4
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_tokenizers_that_differ_are_told_behind_the_machine(cli: Cli, toys: dict[str, Path], tmp_path: Path) -> None:
+    from tokenizers.normalizers import Lowercase
+
+    other = toy_tokenizer(normalizer=Lowercase())
+    other = save_toy(tmp_path / "other", tokenizer=_shifted(other))
+    ended = cli("doctor", "-t", toys["target"], "-d", other, *EXACT)
+
+    assert ended.code == 4
+    assert ended.out.decode().startswith("system")
+    assert "tokens differ" in ended.err
+
+
+def _shifted(tokenizer: Any) -> Any:
+    """The same tokens in another order."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = state["model"]["vocab"]
+    first, second = sorted(vocab, key=vocab.get)[5:7]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    raw = Tokenizer.from_str(json.dumps(state))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_models_that_do_not_fit_are_an_error_with_the_figures(
+    cli: Cli, toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.doctor.examine.free_bytes", lambda _: 1000)
+
+    ended = cli("doctor", "-t", toys["target"], *EXACT)
+
+    assert ended.code == 5
+    assert "DOES NOT FIT" in ended.out.decode()
+    assert "do not fit into the memory of cpu" in ended.err
+
+
+def test_a_missing_model_is_an_error_in_the_document(cli: Cli) -> None:
+    ended = cli("doctor", "-t", "/no/model", "--json")
+
+    assert ended.code == 3
+    document = json.loads(ended.out)
+    assert document["pair"] is None
+    assert document["error"]["exit_code"] == 3
+
+
+def test_measuring_tells_costs_and_the_best_length(cli: Cli, toys: dict[str, Path]) -> None:
+    ended = cli("doctor", "-t", toys["target"], "-d", toys["wrong"], *EXACT, "--measure", "--json")
+
+    costs = json.loads(ended.out)["pair"]["costs"]
+    assert {"1", "2", "9", "13"} <= costs["verify_s"].keys()
+    assert costs["draft_token_s"] > 0
+    assert costs["best_length_by_alpha"].keys() == {"0.5", "0.6", "0.7", "0.8", "0.9"}
+
+
+@pytest.mark.parametrize("arguments", [["--measure"], ["-d", "lookup"]])
+def test_a_pair_needs_a_target(cli: Cli, arguments: list[str]) -> None:
+    ended = cli("doctor", *arguments)
+
+    assert ended.code == 2
+    assert "need a target" in ended.err

@@ -1,0 +1,239 @@
+"""GGUF peers in one run: llama-cpp-python's own generation and lookup against our loop on the same file, interleaved.
+
+    python -m tests.perf.llamacpp -t TARGET.gguf [-d DRAFT.gguf] --prompts shared/prompts/dev.jsonl -n 128 [--json OUT]
+
+The same file, ids, threads, context, flash attention and greedy rule on both sides; every mode runs every prompt before
+the next prompt begins, the order turning. Decoding only: for llama-cpp-python the time from its first token to its
+last, for ours the rounds. What `-k auto` learns is kept from prompt to prompt, as in a session. Ratios are of sums of
+seconds per token; the interval is a 95 % t interval on the log ratios of the prompts, paired. Texts are compared with
+llama-cpp-python's plain one; where they part, the gap is what the target's own logits there hold the two tokens apart.
+Alone on the machine, or it says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from specgen.engine.llamacpp import PREFILL_CHUNK, LlamaCppModel
+from specgen.loading.libraries import prepare_libraries
+from specgen.opening import physical_cores
+from specgen.plan import Plan, SessionSettings
+from specgen.prompting import Message, encode_messages
+from specgen.session import Session, open_session
+from specgen.settings import EngineSettings, ModelSettings, SamplingSettings
+from tests.perf.__main__ import PROMPT_OF, Mode, Run, ours, prompts_from, ratio_with_interval
+
+GREEDY = SamplingSettings()
+
+
+def theirs(name: str, llama: Any, num_tokens: int, num_lookup: int | None = None) -> Mode:
+    """llama-cpp-python's own `generate`, greedy; with `num_lookup` its prompt lookup of that many tokens."""
+
+    def run(prompt: list[int]) -> Run:
+        if num_lookup is not None:
+            from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+            llama.draft_model = LlamaPromptLookupDecoding(num_pred_tokens=num_lookup)
+        ids: list[int] = []
+        first_at = last_at = 0.0
+        generator = llama.generate(prompt, temp=0.0, repeat_penalty=1.0, top_k=1)
+        for token in generator:
+            last_at = perf_counter()
+            first_at = first_at or last_at
+            ids.append(int(token))
+            if len(ids) == num_tokens:
+                break
+        generator.close()
+        return Run(name, "", ids, last_at - first_at, len(ids) - 1)
+
+    return Mode(name, run)
+
+
+def peer(path: str, threads: int, context: int, *, speculates: bool) -> Any:
+    """A `Llama` with our settings. With a draft model it keeps the logits of all positions, which is its way."""
+    from llama_cpp import Llama
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    return Llama(
+        path,
+        n_ctx=context,
+        n_batch=PREFILL_CHUNK,
+        n_ubatch=PREFILL_CHUNK,
+        n_threads=threads,
+        n_threads_batch=threads,
+        flash_attn=True,
+        draft_model=LlamaPromptLookupDecoding() if speculates else None,
+        # Without it the array it copies all logits to has n_batch rows only, and a longer text fails.
+        logits_all=speculates,
+        verbose=False,
+    )
+
+
+def build_modes(arguments: argparse.Namespace, session: Session, threads: int) -> list[Mode]:
+    n, context = arguments.n, arguments.context
+    plain = peer(arguments.target, threads, context, speculates=False)
+    guessing = peer(arguments.target, threads, context, speculates=True)
+    modes = [theirs("llama-cpp-python plain", plain, n)]
+    modes += [
+        theirs(f"llama-cpp-python lookup {length}", guessing, n, int(length)) for length in arguments.lookup.split(",")
+    ]
+    modes.append(ours("ours plain", session.target, None, "0", n))
+    modes += [ours(f"ours lookup -k {k}", session.target, "lookup", k, n) for k in arguments.k.split(",")]
+    draft = session.draft
+    if isinstance(draft, LlamaCppModel):
+        modes += [
+            ours(f"ours draft -k {k}", session.target, draft, k, n, draft.context_size) for k in arguments.k.split(",")
+        ]
+    return modes
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a text compares with the reference: where it parts, and how near the tie was (None: the same)."""
+
+    mode: str
+    prompt: str
+    position: int | None
+    gap: float | None
+
+
+def agreement(run: Run, reference: Run, prompt: list[int], target: Any) -> Agreement:
+    """The gap is |logit - logit| of the two tokens, from a pass of the target over one token at that place."""
+    pairs = zip(run.ids, reference.ids, strict=False)
+    position = next((i for i, (ours_, theirs_) in enumerate(pairs) if ours_ != theirs_), None)
+    if position is None:
+        return Agreement(run.mode, run.prompt, None, None)
+    target.reset()
+    PROMPT_OF.pop(id(target), None)
+    logits = target.logits([*prompt, *reference.ids[:position]], 1)[0]
+    gap = abs(float(logits[run.ids[position]] - logits[reference.ids[position]]))
+    return Agreement(run.mode, run.prompt, position, gap)
+
+
+def _part(mode: Mode, category: str | None, categories: dict[str, str]) -> Mode:
+    return Mode(mode.name, mode.run, [run for run in mode.runs if category in (None, categories[run.prompt])])
+
+
+def table(modes: Sequence[Mode], baseline: Mode, categories: dict[str, str]) -> str:
+    """Speedup over `baseline` with its interval, by category and over all prompts."""
+    names = [*dict.fromkeys(categories.values()), None]
+    lines = [f"over {baseline.name}", f"{'mode':<28}" + "".join(f"{name or 'all':>22}" for name in names)]
+    for mode in modes:
+        cells = []
+        for name in names:
+            ratio, low, high = ratio_with_interval(_part(baseline, name, categories), _part(mode, name, categories))
+            cells.append(f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
+        lines.append(f"{mode.name:<28}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def figures(modes: Sequence[Mode]) -> str:
+    lines = []
+    for mode in modes:
+        seconds, tokens = sum(run.decode_seconds for run in mode.runs), sum(run.num_tokens for run in mode.runs)
+        line = f"{mode.name:<28}{tokens / seconds:8.2f} tok/s{1000 * seconds / tokens:9.2f} ms/tok"
+        counts = [run.counts for run in mode.runs if run.counts is not None]
+        if counts:
+            drafted, accepted = sum(c.num_drafted for c in counts), sum(c.num_accepted for c in counts)
+            overhead = sum(run.overhead_seconds for run in mode.runs)
+            rounds = sum(c.num_rounds for c in counts)
+            tar = f"{accepted / drafted:.1%}" if drafted else "n/a"
+            line += f"   TAR {tar}   {tokens / rounds:.2f} tokens per round   outside {overhead / seconds:.1%}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def agreements_text(found: Sequence[Agreement], modes: Sequence[Mode]) -> str:
+    lines = [f"texts against {modes[0].name}"]
+    for mode in modes[1:]:
+        own = [each for each in found if each.mode == mode.name]
+        parted = [each for each in own if each.gap is not None]
+        line = f"{mode.name:<28}{len(own) - len(parted)} of {len(own)} the same"
+        for each in sorted(parted, key=lambda each: each.gap or 0.0, reverse=True)[:6]:
+            line += f"; {each.prompt} from token {each.position}, gap {each.gap:.3f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def open_pair(arguments: argparse.Namespace, threads: int) -> Session:
+    engine = EngineSettings("llama.cpp", context_size=arguments.context, threads=threads)
+    target = ModelSettings(arguments.target, engine=engine, device="cpu")
+    if arguments.draft is None:
+        return open_session(Plan(SessionSettings(target, "none")))
+    draft = ModelSettings(arguments.draft, engine=engine, device="cpu")
+    return open_session(Plan(SessionSettings(target, "model", draft)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-t", "--target", required=True, help="a .gguf file")
+    parser.add_argument("-d", "--draft", help="a .gguf file")
+    parser.add_argument("-k", default="auto", help="our draft lengths, as in 2,4,auto")
+    parser.add_argument(
+        "--lookup", default="2,10", help="lengths of llama-cpp-python's lookup; 2 is its advice for CPUs"
+    )
+    parser.add_argument("-n", type=int, default=128, help="new tokens")
+    parser.add_argument("-r", type=int, default=1, help="repeats")
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--prompts", help="JSONL with id, category and prompt")
+    parser.add_argument("--limit", type=int, help="only the first so many prompts of each category")
+    parser.add_argument("--json", help="write all runs to this file")
+    arguments = parser.parse_args()
+    prepare_libraries(False)
+    threads = arguments.threads or physical_cores()
+    session = open_pair(arguments, threads)
+    modes = build_modes(arguments, session, threads)
+    prompts = prompts_from(arguments.prompts)
+    categories = {p["id"]: p.get("category", p["id"]) for p in prompts}
+    if arguments.limit:
+        kept = {
+            c: [p["id"] for p in prompts if categories[p["id"]] == c][: arguments.limit] for c in categories.values()
+        }
+        prompts = [p for p in prompts if p["id"] in kept[categories[p["id"]]]]
+    tokenizer = session.plan.tokenizer
+    encoded = [(p["id"], encode_messages(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
+    categories = {name: categories[name] for name, _ in encoded}
+    for mode in modes:
+        mode.run(encoded[0][1])
+    found: list[Agreement] = []
+    for turn, (name, ids) in enumerate(encoded * arguments.r):
+        for mode in modes[turn % len(modes) :] + modes[: turn % len(modes)]:
+            run = mode.run(ids)
+            run.prompt = name
+            mode.runs.append(run)
+        found += [agreement(mode.runs[-1], modes[0].runs[-1], ids, session.target) for mode in modes[1:]]
+        print(f"{turn + 1}/{len(encoded) * arguments.r} {name}", file=sys.stderr, flush=True)
+        write(arguments, threads, modes, found)
+    version = metadata.version("llama-cpp-python")
+    print(f"{session.target_info.name} {session.target_info.quant}, llama-cpp-python {version}, {threads} threads")
+    print(f"{arguments.n} tokens, {len(encoded)} prompts\n\n{figures(modes)}")
+    plain = next(mode for mode in modes if mode.name == "ours plain")
+    for baseline in (modes[0], plain):
+        print(f"\n{table([mode for mode in modes if mode is not baseline], baseline, categories)}")
+    print(f"\n{agreements_text(found, modes)}")
+
+
+def write(arguments: argparse.Namespace, threads: int, modes: Sequence[Mode], found: Sequence[Agreement]) -> None:
+    """Save after every prompt, so that a crash loses nothing."""
+    if arguments.json:
+        document = {
+            "environment": {"threads": threads, "machine": platform.machine()},
+            "arguments": vars(arguments),
+            "runs": [asdict(run) for mode in modes for run in mode.runs],
+            "agreements": [asdict(each) for each in found],
+        }
+        Path(arguments.json).write_text(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""`doctor`'s estimate of memory against the peak of a process that really runs the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.children import ROOT
+
+MODELS = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
+OPTIONS = ["--quant", "none", "--device", "cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts other things elsewhere")
+@pytest.mark.parametrize(
+    "name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"]
+)
+def test_the_estimate_is_within_a_quarter_of_the_measured_peak(name: str) -> None:
+    folder = MODELS / name
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}; SPECGEN_DEV_MODELS names another place")
+
+    told = _run("doctor", "-t", str(folder), *OPTIONS, "--context", "512", "--json")
+    pair = json.loads(told[0])["pair"]
+    words = "Tell me everything you know about bridges. " * 30
+    _, peak = _run("generate", "-t", str(folder), "-d", "none", *OPTIONS, "-n", "16", "--no-stats", words)
+
+    assert pair["peak_bytes"] == pytest.approx(peak, rel=0.25)
+
+
+def _run(*arguments: str) -> tuple[bytes, int]:
+    """stdout of the command line and the peak of its process, in bytes."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "specgen", *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=ROOT
+    )
+    assert child.stdout is not None
+    output = child.stdout.read()
+    child.stdout.close()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return output, usage.ru_maxrss * 1024

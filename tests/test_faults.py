@@ -1,0 +1,20 @@
+"""The table of faults is whole and up to date."""
+
+from __future__ import annotations
+
+from tests.faults import PROMISES, TABLE, UNTESTED, marked_tests, table
+
+
+def test_the_catalogue_has_eighty_faults() -> None:
+    assert list(PROMISES) == [f"F{number:02}" for number in range(1, 81)]
+
+
+def test_every_fault_is_held_by_a_test_or_listed_with_a_reason() -> None:
+    marked = set(marked_tests())
+
+    assert marked <= set(PROMISES), "a test is marked with a fault that does not exist"
+    assert set(PROMISES) - marked == set(UNTESTED)
+
+
+def test_the_table_is_up_to_date() -> None:
+    assert TABLE.read_text() == table(), "run: python -m tests.faults"

@@ -1,0 +1,136 @@
+"""What of the security checklist no other file holds: the network after loading, secrets, floors, our own source."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from tests.cli.conftest import EXACT, Cli, clean_environment, cli
+from tests.toys import ANSWER, save_toy
+
+__all__ = ["clean_environment", "cli"]
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "specgen").rglob("*.py"))
+CANARY = "hf_" + "CANARYcanary" * 3
+AUDIT: dict[str, Any] = runpy.run_path(str(ROOT / ".ci" / "audit"))
+
+
+# --- The network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """No name is looked up and no connection opened; attempts are written down, for a library may swallow the error."""
+    made: list[object] = []
+
+    def refuse(*arguments: object, **_: object) -> Any:
+        made.append(arguments[-1:])
+        raise AssertionError(f"the network was asked: {arguments!r}")
+
+    for name in ("connect", "connect_ex", "sendto", "bind"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    return made
+
+
+def test_the_block_would_see_an_attempt(attempts: list[object]) -> None:
+    with pytest.raises(AssertionError, match="network was asked"):
+        socket.create_connection(("127.0.0.1", 9))
+
+    assert attempts
+
+
+@pytest.mark.parametrize("draft", ["none", "lookup", "model"])
+def test_nothing_is_contacted_with_models_of_this_machine(
+    cli: Cli, attempts: list[object], tmp_path: Path, draft: str
+) -> None:
+    target = save_toy(tmp_path / "target")
+    drafts = save_toy(tmp_path / "draft") if draft == "model" else draft
+
+    ended = cli("generate", "hello", "-t", target, "-d", drafts, *EXACT, "--no-stats")
+
+    assert (ended.code, ended.out.decode()) == (0, f"{ANSWER}\n")
+    assert attempts == []
+
+
+def test_nothing_is_contacted_after_loading(cli: Cli, attempts: list[object], tmp_path: Path) -> None:
+    for command in (["generate", "hello"], ["verify", "-p", "hello"]):
+        assert cli(*command, "-t", save_toy(tmp_path / command[0]), *EXACT).code == 0
+
+    assert attempts == []
+
+
+# --- Secrets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--format", "ndjson"], ["-vv"], ["-n", "0"], ["-t", "/nowhere"]])
+def test_a_token_of_the_environment_is_never_shown(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, CANARY)
+
+    ended = cli("generate", "hello", "-t", save_toy(tmp_path / "toy"), *EXACT, *more)
+
+    assert CANARY not in ended.out.decode() + ended.err
+
+
+def test_we_never_read_a_token() -> None:
+    for path in SOURCES:
+        source = path.read_text()
+        assert "HF_TOKEN" not in source, path
+        assert "get_token(" not in source, path
+
+
+# --- Floors -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_floors_let_in_no_version_with_a_known_hole() -> None:
+    lowest = AUDIT["floors"]()
+
+    assert AUDIT["findings"](lowest) == []
+    assert AUDIT["too_old"](lowest) == []
+
+
+def test_a_lowered_floor_is_found() -> None:
+    lowest = AUDIT["floors"]()
+
+    assert AUDIT["findings"]({**lowest, "transformers": Version("5.4")})
+    assert AUDIT["findings"]({name: floor for name, floor in lowest.items() if name != "jinja2"})
+    assert AUDIT["findings"]({**lowest, "kernels": Version("1.0")})
+    assert AUDIT["too_old"]({"torch": Version("99")})
+
+
+# --- Our own source ---------------------------------------------------------------------------------------------------
+
+
+def test_text_of_others_is_never_parsed_as_markup() -> None:
+    for path in SOURCES:
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        imported = {
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        assert not {"Markdown", "Syntax", "from_markup"} & (names | imported), path
+
+
+def test_private_files_are_made_private_and_never_through_a_link() -> None:
+    for name in ("saved_sessions.py", "session_lock.py", "cli/line_editor.py"):
+        source = (ROOT / "specgen" / name).read_text()
+        assert "O_NOFOLLOW" in source
+        assert "0o600" in source
+
+
+def test_nothing_but_the_two_fetchers_knows_an_address() -> None:
+    knowing = {path.name for path in SOURCES if "http://" in path.read_text() or "https://" in path.read_text()}
+
+    assert knowing <= {"hub.py", "builtin.py", "app.py"}, knowing

@@ -1,0 +1,125 @@
+"""Growth: rollbacks, runs in one process, long streams. Long with `python -m pytest -m slow tests/test_soak.py -s`.
+
+Three hundred turns of a chat are in `tests/chat/test_growth.py`. Figures are printed (`-s`), bounds are asserted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specgen.engine.decoding import decode
+from specgen.engine.drafters import NoDrafter
+from specgen.engine.randomness import TorchRandomness
+from specgen.errors import DraftError
+from specgen.events import Round
+from specgen.settings import DecodeSettings
+from tests.chat.test_growth import Levels, levels
+from tests.cli.conftest import Cli, clean_environment, cli, toy_arguments, toys
+from tests.fakes import CPU, GREEDY, FailingDrafter, ScriptedDrafter, cached, ids_of, tiny_model
+from tests.toys import ANSWER
+
+__all__ = ["clean_environment", "cli", "toy_arguments", "toys"]
+MIB = 2**20
+
+
+def long(count: int) -> object:
+    return pytest.param(count, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
+
+
+# L1
+
+
+@pytest.mark.parametrize("num_rollbacks", [300, long(5000)])
+def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int) -> None:
+    # Always wrong: each round feeds four tokens that are taken back. Two layers, two heads of 8, keys and values.
+    num_text = min(num_rollbacks, 2000)
+    model = cached(tiny_model(max_position_embeddings=4096))
+    bytes_per_token = 2 * 2 * 2 * 8 * 4
+    drafter = ScriptedDrafter(lambda ids, limit: [3, 5, 7, 11][:limit])
+    done, before, warm = 0, levels(), None
+    while done < num_rollbacks:
+        events = decode(model, drafter, [1, 2, 3], DecodeSettings(num_text, 4), GREEDY, TorchRandomness(0, CPU))
+        for event in events:
+            if isinstance(event, Round):
+                done += event.num_rejected
+                if done == num_rollbacks // 3 and warm is None:
+                    warm = levels()
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in model._cache.layers)
+        assert held == model.length * bytes_per_token
+        model.reset()
+    last = levels()
+
+    assert warm is not None
+    print(f"\n{done} rollbacks: {_growth(before, warm, last)}")
+    assert_flat(warm, last, 16 * MIB + num_text * bytes_per_token)
+
+
+# L3
+
+
+@pytest.mark.parametrize("num_runs", [12, long(200)])
+def test_many_runs_in_one_process_leave_nothing_behind(
+    cli: Cli, toy_arguments: list[str], toys: dict[str, Path], num_runs: int
+) -> None:
+    sizes, first, warm = [], levels(), None
+    for number in range(num_runs):
+        ended = cli("generate", "hello", *toy_arguments, "-d", toys["wrong"], "--no-stats", "--baseline", "off")
+        assert ended.out == f"{ANSWER}\n".encode()
+        if number == num_runs // 2:
+            warm = levels()
+        sizes.append(levels().resident)
+    last = levels()
+
+    assert warm is not None
+    half = sizes[num_runs // 2 :]
+    print(f"\n{num_runs} runs: {_growth(first, warm, last)}, slope {_slope(half) / 1024:.1f} KiB a run")
+    # Each run makes its models anew: a tensor kept would be a megabyte a run.
+    assert_flat(warm, last, 8 * MIB)
+    if num_runs >= 200:
+        assert _slope(half) < 20 * 1024
+
+
+@pytest.mark.parametrize("num_runs", [40, long(1000)])
+def test_drafts_that_fail_leave_nothing_behind(num_runs: int) -> None:
+    model, warm = cached(tiny_model()), None
+    plain = ids_of(list(_run(model, NoDrafter)))
+    for number in range(num_runs):
+        assert ids_of(list(_run(model, lambda: FailingDrafter(2)))) == plain
+        if number == num_runs // 2:
+            warm = levels()
+
+    assert warm is not None
+    assert issubclass(DraftError, Exception)
+    assert_flat(warm, levels(), 4 * MIB)
+
+
+def _run(model: object, make: Callable[[], object]) -> object:
+    model.reset()  # type: ignore[attr-defined]
+    return decode(model, make(), [1, 2, 3], DecodeSettings(12, 3), GREEDY, TorchRandomness(0, CPU))  # type: ignore[arg-type]
+
+
+def assert_flat(warm: Levels, last: Levels, num_bytes: int) -> None:
+    assert last.files <= warm.files
+    assert last.threads <= warm.threads
+    assert last.objects - warm.objects < warm.objects // 50
+    assert last.resident - warm.resident < num_bytes
+
+
+def _growth(first: Levels, warm: Levels, last: Levels) -> str:
+    sizes = " → ".join(f"{level.resident / MIB:.0f}" for level in (first, warm, last))
+    return (
+        f"resident {sizes} MiB; files {first.files} → {warm.files} → {last.files}; "
+        f"threads {warm.threads} → {last.threads}; objects {warm.objects} → {last.objects}; process {os.getpid()}"
+    )
+
+
+def _slope(values: list[int]) -> float:
+    """Least squares, per step."""
+    middle = (len(values) - 1) / 2
+    mean = sum(values) / len(values)
+    above = sum((index - middle) * (value - mean) for index, value in enumerate(values))
+    return above / sum((index - middle) ** 2 for index in range(len(values)))
