@@ -37,6 +37,7 @@ FLOORS = {
     "specgen.bench.sameness": 4,
     "specgen.doctor": 4,
     "specgen.doctor.values": 3,
+    "specgen.origin": 3,
     "specgen.machine": 3,
     "specgen.machine_values": 0,
     "specgen.opening": 4,
