@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -38,6 +39,9 @@ app.command("bench", epilog=BENCH_EPILOG, cls=_Command)(bench)
 app.command("doctor", epilog=DOCTOR_EPILOG, cls=_Command)(doctor)
 
 
+_TAB_ASKS = (("--list", "models"), ("--list", "sessions"))
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from specgen.origin import version_line
@@ -59,8 +63,7 @@ def _list_names(kind: str | None) -> None:
     if kind is not None:
         from specgen.cli.names import NAMES
 
-        for name in NAMES[kind]():
-            typer.echo(name)
+        typer.echo("\n".join(NAMES[kind]()))
         raise typer.Exit
 
 
@@ -97,8 +100,14 @@ def run(arguments: list[str]) -> int:
         The exit code; see `specgen.errors`, and 130, 143, 129 for signals, 0 for a reader that left early.
     """
     try:
-        # Without a word the help, which is no error of ours, but not what anyone asked for either.
-        code = app(arguments or ["--help"], prog_name="specgen", standalone_mode=False) or (0 if arguments else 2)
+        if tuple(arguments) in _TAB_ASKS:
+            # Typer imports pydantic to read a value, which takes longer than all the rest.
+            with suppress(typer.Exit):
+                _list_names(arguments[1])
+            code = 0
+        else:
+            # Without a word the help, which is no error of ours, but not what anyone asked for either.
+            code = app(arguments or ["--help"], prog_name="specgen", standalone_mode=False) or (0 if arguments else 2)
         # Help and version are still in the buffer; a full disk shows here, and not on the interpreter's way out. What
         # ended otherwise has its code already, and its terminal may be gone.
         if code == 0 and sys.stdout is not None:
