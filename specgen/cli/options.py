@@ -61,7 +61,9 @@ DraftQuant = Annotated[
 Dtype = Annotated[
     DtypeName,
     typer.Option(
-        "--dtype", help="Compute type. auto: bfloat16 where the device is fast at it.", rich_help_panel=MODELS
+        "--dtype",
+        help="Compute type. auto: bfloat16 where fast, else float16 (CPU: weights only).",
+        rich_help_panel=MODELS,
     ),
 ]
 _DEVICES = "auto|cpu|cuda|cuda:N|mps"

@@ -106,7 +106,9 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
 def _model(
     role: str, settings: ModelSettings, folder: ModelFolder, facts: ConfigFacts, num_positions: int
 ) -> ModelPlan:
-    placement = choose_placement(settings, facts, from_gguf=folder.from_gguf)
+    placement = choose_placement(
+        settings, facts, from_gguf=folder.from_gguf, role="draft" if role == "draft" else "target"
+    )
     return ModelPlan(
         role=role,
         name=folder.name,

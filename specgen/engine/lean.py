@@ -39,6 +39,7 @@ class LeanModel(CachedModel):
         self._num_kv_heads: int = config.num_key_value_heads
         self._head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._embedding: Tensor = body.embed_tokens.weight
+        self._dtype: torch.dtype = body.norm.weight.dtype
         self._rotary = body.rotary_emb
         self._layers = [
             _Layer(layer, config.num_attention_heads, self._num_kv_heads, self._head_size)
@@ -76,11 +77,11 @@ class LeanModel(CachedModel):
             self._values = list(self._keys)
         for held in (self._keys, self._values):
             for index in range(len(self._layers)):
-                room = torch.zeros(shape, dtype=like.dtype, device=like.device)
+                room = torch.zeros(shape, dtype=self._dtype, device=like.device)
                 if self.length:
                     room[:, : self.length] = held[index][:, : self.length]
                 held[index] = room
-        cos, sin = self._rotary(like[:1, :1], torch.arange(capacity, device=like.device)[None])
+        cos, sin = self._rotary(like[:1, :1].to(self._dtype), torch.arange(capacity, device=like.device)[None])
         # Negated once here, so that turning takes a roll and no pieces: x1 cos - x2 sin, x2 cos + x1 sin.
         sin = torch.cat([-sin[..., : self._head_size // 2], sin[..., self._head_size // 2 :]], dim=-1)
         self._cos, self._sin = cos[0][:, None], sin[0][:, None]
@@ -88,7 +89,7 @@ class LeanModel(CachedModel):
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         first, last = self.length, self.length + new.shape[0]
         self._reserve(last)
-        hidden = functional.embedding(new, self._embedding)
+        hidden = functional.embedding(new, self._embedding).to(self._dtype)
         turn = self._cos[first:last], self._sin[first:last]
         mask = None
         if first and new.shape[0] > 1:

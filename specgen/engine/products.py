@@ -37,6 +37,10 @@ def fused(layers: Sequence[Any]) -> Product:
         weight = _joined([layer.weight for layer in layers])
         scales = torch.cat([layer.weight.quant_state.absmax for layer in layers], dim=1).contiguous()
         return _four_bit(weight, scales, *layers)
+    joint = getattr(layers[0], "joint", None)
+    if joint is not None and all(getattr(layer, "joint", None) is joint for layer in layers):
+        module: Product = joint  # the loader has joined them: see specgen.loading.narrow
+        return module
     products = [product(layer) for layer in layers]
     return lambda inputs: torch.cat([one(inputs) for one in products], dim=-1)
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from specgen.errors import DeviceError, SettingsError
 from specgen.loading.config_check import ConfigFacts
@@ -30,6 +30,7 @@ class Placement:
         dtype: Compute type, `bfloat16`.
         quant: `none`, `int8`, `nf4` or `fp4`: what is done to the weights at load.
         remarks: Why an `auto` was decided so.
+        narrow: Weights narrower than the arithmetic, which is float32: see `specgen.loading.narrow`.
     """
 
     device: str
@@ -37,6 +38,7 @@ class Placement:
     dtype: str
     quant: str
     remarks: tuple[str, ...]
+    narrow: Literal["half", "byte"] | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -46,8 +48,16 @@ class Placement:
         return dtype
 
 
-def choose_placement(settings: ModelSettings, facts: ConfigFacts, *, from_gguf: bool) -> Placement:
+def choose_placement(
+    settings: ModelSettings, facts: ConfigFacts, *, from_gguf: bool, role: Literal["target", "draft"] = "target"
+) -> Placement:
     """Decide device, compute type and weight format of a model.
+
+    Args:
+        settings: What is asked for.
+        facts: What the model is.
+        from_gguf: It was converted from a GGUF, which is already quantized.
+        role: A draft may have products that a target may not: what it computes never decides the text.
 
     Raises:
         DeviceError: The device asked for, or bitsandbytes, is missing or unusable.
@@ -56,7 +66,13 @@ def choose_placement(settings: ModelSettings, facts: ConfigFacts, *, from_gguf: 
     device, remarks = _device(settings.device)
     dtype, why = _dtype(settings, device)
     remarks += why
-    quant, why = _quant(settings, facts, device, from_gguf)
+    quant, why = _quant(settings, facts, device, from_gguf, role)
+    narrow: Literal["half", "byte"] | None = None
+    if device == "cpu" and facts.quant_method is None:
+        if quant == "int8" and role == "draft" and has_byte_products():
+            return Placement(device, False, "float32", quant, why, "byte")
+        if quant == "none" and dtype == "float16" and has_half_products():
+            narrow = "half"
     if quant != "none":
         try:
             check_bitsandbytes(quant, device)
@@ -65,7 +81,7 @@ def choose_placement(settings: ModelSettings, facts: ConfigFacts, *, from_gguf: 
                 raise
             quant, why = "none", (f"not quantized: {error.message}",)
     remarks += why
-    return Placement(device, _is_spread(settings, facts, device, dtype, quant), dtype, quant, remarks)
+    return Placement(device, _is_spread(settings, facts, device, dtype, quant), dtype, quant, remarks, narrow)
 
 
 @lru_cache(maxsize=1)
@@ -82,6 +98,20 @@ def cpu_flags() -> frozenset[str]:
 def has_fast_bf16_cpu() -> bool:
     """Whether the processor multiplies bfloat16 itself. Without it, bfloat16 is slower than float32."""
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def has_half_products() -> bool:
+    """Whether products of float32 with float16 weights are fast here."""
+    from specgen.loading import narrow
+
+    return narrow.has_half_products()
+
+
+def has_byte_products() -> bool:
+    """Whether products with int8 weights, good enough for drafts, are fast here."""
+    from specgen.loading import narrow
+
+    return narrow.has_byte_products()
 
 
 def check_bitsandbytes(quant: str, device: str) -> None:
@@ -142,6 +172,8 @@ def _dtype(settings: ModelSettings, device: str) -> tuple[str, tuple[str, ...]]:
     if device == "cpu":
         if has_fast_bf16_cpu():
             return "bfloat16", ()
+        if has_half_products():
+            return "float16", ("float16 weights, float32 arithmetic: this CPU has no AVX512-BF16",)
         return "float32", ("float32: this CPU has no AVX512-BF16",)
     if device == "mps":
         return "float16", ()
@@ -153,7 +185,9 @@ def _dtype(settings: ModelSettings, device: str) -> tuple[str, tuple[str, ...]]:
     return "float16", ("float16: this GPU has no bfloat16",)
 
 
-def _quant(settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: bool) -> tuple[str, tuple[str, ...]]:
+def _quant(
+    settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: bool, role: Literal["target", "draft"]
+) -> tuple[str, tuple[str, ...]]:
     ready = "a GGUF" if from_gguf else f"a {facts.quant_method} checkpoint" if facts.quant_method else None
     if settings.quant not in ("auto", "none"):
         if ready:
@@ -167,7 +201,11 @@ def _quant(settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: 
                 "use --quant none or int8",
             )
         return settings.quant, ()
-    if settings.quant == "none" or ready or not facts.widths_fit_blocks:
+    if settings.quant == "none" or ready:
+        return "none", ()
+    if device == "cpu" and role == "draft" and not has_fast_bf16_cpu() and has_byte_products():
+        return "int8", ()
+    if not facts.widths_fit_blocks:
         return "none", ()
     # On a CPU without AVX512-BF16, nf4 is unpacked before each product: smaller, but slower than float32.
     if device.startswith("cuda") or (device == "cpu" and "avx512_bf16" in cpu_flags()):

@@ -6,7 +6,7 @@ Loading is strict: transformers fills a missing tensor with random numbers and s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ def load_model(
     """
     shown = name or settings.name or folder.name
     facts = check_folder(folder)
-    placement = choose_placement(settings, facts, from_gguf=from_gguf)
+    placement = choose_placement(settings, facts, from_gguf=from_gguf, role=role)
     needed = needed_bytes(facts, placement.dtype, placement.quant)
     free = free_bytes(placement.device)
     notices: tuple[str, ...] = ()
@@ -84,7 +84,23 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     check_finite(model, folder)
-    return LoadedModel(model, _info(model, shown, revision, placement, from_gguf), facts, notices)
+    info = _info(model, shown, revision, placement, from_gguf)
+    if placement.narrow is not None:
+        info = _narrow(model, info, placement)
+    return LoadedModel(model, info, facts, notices)
+
+
+def _narrow(model: Any, info: ModelInfo, placement: Placement) -> ModelInfo:
+    """Give a model loaded as stored its narrow products, and say so."""
+    from specgen.loading.narrow import ByteLinear, HalfLinear, narrow
+
+    num_bytes = narrow(model, ByteLinear if placement.narrow == "byte" else HalfLinear)
+    return replace(
+        info,
+        dtype=placement.dtype,
+        quant="int8" if placement.narrow == "byte" else "none",
+        num_bytes=num_bytes + int(model.get_memory_footprint()),
+    )
 
 
 def check_complete(loading: dict[str, Any], folder: Path) -> None:
@@ -132,12 +148,12 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
 
     auto_config: Any = transformers.AutoConfig
     auto_model: Any = transformers.AutoModelForCausalLM
-    options: dict[str, Any] = {"dtype": placement.torch_dtype}
-    if placement.quant != "none":
+    options: dict[str, Any] = {"dtype": placement.torch_dtype if placement.narrow is None else "auto"}
+    if placement.narrow is None and placement.quant != "none":
         options["quantization_config"] = _quantization(placement)
     if placement.spread:
         options["device_map"] = "auto"
-    elif placement.device != "cpu" or placement.quant != "none":
+    elif placement.device != "cpu" or "quantization_config" in options:
         options["device_map"] = {"": placement.device}
 
     def load(attention: str) -> tuple[Any, dict[str, Any]]:
@@ -207,7 +223,7 @@ def _info(model: Any, shown: str, revision: str | None, placement: Placement, fr
     remarks = list(placement.remarks)
     if from_gguf:
         remarks.insert(0, "from GGUF")
-    if placement.quant != "none" and quant == "none":
+    if placement.narrow is None and placement.quant != "none" and quant == "none":
         remarks.append(f"{placement.quant}: it has no layer that can be quantized")
     return ModelInfo(
         name=shown,

@@ -1,7 +1,12 @@
-"""`specgen chat` on a real terminal of its own: a forked child, so that no test waits for torch's import again."""
+"""`specgen chat` on a real terminal of its own: a forked child, so that no test waits for torch's import again.
+
+A forked child shares the parent's libraries, and those with threads of their own (OpenMP, oneDNN) don't promise to work
+there. So tiny models only, in float32; a test that runs a real model asks for a fresh interpreter.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import json
 import os
@@ -11,6 +16,7 @@ import signal
 import struct
 import sys
 import termios
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -112,6 +118,7 @@ class Terminal:
         shell: Stands between the terminal and the chat, so that it can be stopped and go on.
         env: Further environment.
         command: Another one than `chat`.
+        fresh: Start a new interpreter instead of a forked child; `prepare` and `shell` are for forked ones.
     """
 
     def __init__(
@@ -123,12 +130,17 @@ class Terminal:
         shell: Shell | None = None,
         env: Mapping[str, str] | None = None,
         command: str = "chat",
+        fresh: bool = False,
     ) -> None:
+        environment = {**ENVIRONMENT, "SPECGEN_STATE": str(state), **(env or {})}
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            if fresh:
+                os.environ.update(environment)
+                os.execv(sys.executable, [sys.executable, "-m", __name__, str(log or ""), command, *arguments])
             if shell is not None:
                 shell.run()
-            _child([command, *arguments], {**ENVIRONMENT, "SPECGEN_STATE": str(state), **(env or {})}, prepare, log)
+            _child([command, *arguments], environment, prepare, log)
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.before = termios.tcgetattr(self.fd)
         self.screen = pexpect.fdpexpect.fdspawn(self.fd, timeout=20, encoding="utf-8")
@@ -181,7 +193,8 @@ def _child(
 ) -> None:
     code = 99
     try:
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+        faulthandler.enable(sys.stderr)
         for name in DROPPED:
             os.environ.pop(name, None)
         os.environ.update(environment)
@@ -193,6 +206,10 @@ def _child(
 
         code = run(arguments)
         sys.stdout.flush()
+    except BaseException:
+        # Else the test sees the end of a terminal and nobody the reason.
+        traceback.print_exc()
+        raise
     finally:
         os._exit(code)
 
@@ -212,3 +229,7 @@ def _log_replies(log: Path) -> None:
 
 def logged(log: Path) -> list[tuple[list[int], list[int]]]:
     return [(prompt, reply) for prompt, reply in map(json.loads, log.read_text().splitlines())]
+
+
+if __name__ == "__main__":
+    _child(sys.argv[2:], {}, None, Path(sys.argv[1]) if sys.argv[1] else None)

@@ -31,7 +31,7 @@ def test_five_turns_undone_retried_saved_and_resumed_are_each_a_fresh_prefill(
     state, log = tmp_path / "state", tmp_path / "log"
     monkeypatch.setenv(STATE_VARIABLE, str(state))
     environment = {"SPECGEN_CACHE": os.environ.get("SPECGEN_CACHE", "")}
-    chat = Terminal(*EXACT, state=state, log=log, env=environment)
+    chat = Terminal(*EXACT, state=state, log=log, env=environment, fresh=True)
     chat.screen.timeout = 200
     try:
         chat.prompt()
@@ -48,7 +48,7 @@ def test_five_turns_undone_retried_saved_and_resumed_are_each_a_fresh_prefill(
         assert chat.ended() == 0
     finally:
         chat.close()
-    again = Terminal("--resume", "last", *EXACT, state=state, log=log, env=environment)
+    again = Terminal("--resume", "last", *EXACT, state=state, log=log, env=environment, fresh=True)
     again.screen.timeout = 200
     try:
         resumed = again.prompt()
