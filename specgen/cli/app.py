@@ -164,7 +164,7 @@ def _unforeseen(error: Exception, arguments: list[str]) -> int:
     describe, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if callable(describe) and isinstance(exit_code, int):
         # Without any word at all there is none about it: the help is shown instead.
-        if text := str(describe()):
+        if text := str(describe()).replace(": Value error, ", ": "):  # pydantic's own words
             _tell(SettingsError(text, f"see {_help_command(error)}"), arguments)
         return exit_code
     if "-vv" in sys.argv or os.environ.get("SPECGEN_DEBUG") == "1":

@@ -69,7 +69,7 @@ class Messages:
 
     def warning(self, message: str) -> None:
         if not self.quiet:
-            self._print(format_notice(Notice("notice", message), ascii_only=is_ascii_only(self.console)))
+            self.note(format_notice(Notice("notice", message), ascii_only=is_ascii_only(self.console)))
 
     def note(self, text: Text) -> None:
         """Something nobody asked for, wrapped at words."""
@@ -77,11 +77,11 @@ class Messages:
             self.tell(text)
 
     def tell(self, text: Text) -> None:
-        """What somebody did ask for, said under `--quiet` as well."""
+        """What somebody did ask for, said under `--quiet` as well; in a pipe one line stays one line."""
         self._print(text, wraps=self.is_terminal)
 
     def error(self, error: SpecgenError) -> None:
-        self._print(format_error(error, ascii_only=is_ascii_only(self.console)))
+        self.tell(format_error(error, ascii_only=is_ascii_only(self.console)))
 
     def _has_marks(self) -> bool:
         return decide_color(self._color, self.stream, self._environ).level is ColorLevel.MARKS
