@@ -32,6 +32,11 @@ def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_posi
     """
     model = _empty_model(folder)
     config = model.config.get_text_config()
+    if placement.narrow is not None:
+        weights, largest = _narrow_weights(model, facts, 1 if placement.narrow == "byte" else 2)
+        # What is packed comes from the file's mapped pages, a layer at a time through float32.
+        copies = facts.num_weight_bytes + 4 * largest
+        return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, 4), _activation_bytes(config, 4))
     size = placement.torch_dtype.itemsize
     is_quantized = placement.quant != "none" and facts.quant_method is None
     weights, joined = _weights(model, size, placement.quant if is_quantized else "none")
@@ -80,6 +85,22 @@ def _weights(model: Any, size: int, quant: str) -> tuple[int, int]:
         whole += num_bytes
         joined += num_bytes if any(f".{layer}." in name for layer in _JOINED) else 0
     return whole, joined
+
+
+def _narrow_weights(model: Any, facts: ConfigFacts, size: int) -> tuple[int, int]:
+    """Bytes of narrow layers and what stays beside them, and the number of values in the largest layer.
+
+    A tied head is packed like any layer, and the embedding stays as stored; the rest is float32.
+    """
+    import torch
+
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    packed = {id(layer.weight) for layer in layers}
+    embedding = model.get_input_embeddings().weight
+    stored = getattr(torch, facts.dtype, torch.float32).itemsize
+    rest = sum(p.numel() for p in model.parameters() if id(p) not in packed and p is not embedding)
+    sizes = [layer.weight.numel() for layer in layers]
+    return sum(sizes) * size + embedding.numel() * stored + rest * 4, max(sizes, default=0)
 
 
 def _quantized_bytes(parameter: Any, quant: str) -> int:

@@ -147,6 +147,8 @@ def narrow(model: Any, kind: type[HalfLinear] | type[ByteLinear]) -> int:
             parameter.data = parameter.data.float()
     if type(inputs) is nn.Embedding:
         inputs.__class__ = WideEmbedding
+        # The last tensor on the file's pages: with it they are let go.
+        inputs.weight.data = inputs.weight.data.clone()
     else:
         inputs.weight.data = inputs.weight.data.float()
     return num_bytes
@@ -168,7 +170,8 @@ def _replace(parent: nn.Module, names: tuple[str, ...], kind: type[HalfLinear] |
     layers: list[nn.Linear] = [getattr(parent, name) for name in names]
     if kind is HalfLinear and not all(_fits_half(layer.weight) for layer in layers):
         return 0
-    weight = torch.cat([layer.weight.detach() for layer in layers]).float()
+    weights = [layer.weight.detach() for layer in layers]
+    weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).float()
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     joint = kind(weight, torch.cat(biases).float() if biases else None)
     first = 0
