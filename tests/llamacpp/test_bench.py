@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.children import Ended, run_child
 from tests.llamacpp.test_sessions import save_toy_gguf
+from tests.toys import save_toy
 
 SHORT = ("-n", "12", "-r", "2", "-w", "0", "--num-prompts", "2", "-k", "2")
 
@@ -27,18 +28,22 @@ def bench(files: dict[str, Path], cache: Path, *arguments: str) -> Ended:
     return run_child("bench", "-t", str(files["target"]), *SHORT, *arguments, module="specgen", env=env)
 
 
-def document(ended: Ended) -> Any:
-    assert ended.code == 0, ended.err
-    return json.loads(ended.out)
-
-
-def test_both_engines_stand_in_one_table(files: dict[str, Path], cache: Path) -> None:
+def test_both_engines_stand_in_one_table(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+    document, rows = tmp_path / "out.json", tmp_path / "out.csv"
     drafts = ("-d", "lookup", "-d", str(files["wrong"]))
+    exports = (f"--export-json={document}", f"--export-csv={rows}")
 
-    found = document(bench(files, cache, "--backend", "both", "--threads", "1", *drafts, "--format", "json"))
+    ended = bench(files, cache, "--backend", "both", "--threads", "1", *drafts, *exports)
 
-    rows = [(row["engine"], row["drafter"], row["summary"]["text"]) for row in found["results"]]
-    assert rows == [
+    assert ended.code == 0, ended.err
+    lines = ended.out.decode().splitlines()
+    head = next(index for index, line in enumerate(lines) if line.startswith("engine"))
+    assert [line.split()[0] for line in lines[head + 1 : head + 7]] == [*["llama.cpp"] * 3, *["transformers"] * 3]
+    assert sum(line.startswith("target toy ") for line in lines) == 2
+    assert any(line.startswith("costs on llama.cpp") for line in lines)
+    assert max(map(len, lines)) <= 120
+    found: Any = json.loads(document.read_text())
+    assert [(row["engine"], row["drafter"], row["summary"]["text"]) for row in found["results"]] == [
         (engine, drafter, None if drafter == "none" else "same")
         for engine in ("llama.cpp", "transformers")
         for drafter in ("none", "lookup", "model")
@@ -47,43 +52,23 @@ def test_both_engines_stand_in_one_table(files: dict[str, Path], cache: Path) ->
     assert "llama.cpp, 1 thread" in found["target"]["remark"]
     assert found["other_target"]["quant"] == "none"
     assert all(len(row["runs"]) == 4 for row in found["results"])
-    texts = {tuple(run["token_ids"]) for row in found["results"] for run in row["runs"]}
-    assert len(texts) == 1
+    assert len({tuple(run["token_ids"]) for row in found["results"] for run in row["runs"]}) == 1
     assert list(found["costs"]["draft_token_s"]) == ["lookup", "wrong F32"]
+    engines = [row["engine"] for row in csv.DictReader(io.StringIO(rows.read_text()))]
+    assert (engines.count("llama.cpp"), engines.count("transformers")) == (12, 12)
 
 
-def test_a_pipe_gets_the_table_with_a_column_for_the_engine(files: dict[str, Path], cache: Path) -> None:
-    ended = bench(files, cache, "--backend", "both")
+def test_one_engine_alone_has_no_column(files: dict[str, Path], cache: Path) -> None:
+    ended = bench(files, cache, "--threads", "2", "--format", "json")
 
-    lines = ended.out.decode().splitlines()
-    head = next(index for index, line in enumerate(lines) if line.startswith("engine"))
-    assert [line.split()[0] for line in lines[head + 1 : head + 5]] == [*["llama.cpp"] * 2, *["transformers"] * 2]
-    assert sum(line.startswith("target toy ") for line in lines) == 2
-    assert any(line.startswith("costs on llama.cpp") for line in lines)
-    assert max(map(len, lines)) <= 120
-
-
-def test_csv_names_the_engine_of_every_run(files: dict[str, Path], cache: Path) -> None:
-    ended = bench(files, cache, "--backend", "both", "--format", "csv")
-
-    rows = list(csv.DictReader(io.StringIO(ended.out.decode())))
-    assert {row["engine"] for row in rows} == {"llama.cpp", "transformers"}
-
-
-@pytest.mark.parametrize(("backend", "remark"), [("auto", "llama.cpp, 2 threads"), ("transformers", "")])
-def test_one_engine_alone_has_no_column(files: dict[str, Path], cache: Path, backend: str, remark: str) -> None:
-    threads = ("--threads", "2") if backend == "auto" else ()
-
-    found = document(bench(files, cache, "--backend", backend, *threads, "--format", "json"))
-
-    assert remark in found["target"]["remark"]
+    assert ended.code == 0, ended.err
+    found: Any = json.loads(ended.out)
+    assert "llama.cpp, 2 threads" in found["target"]["remark"]
     assert found["other_target"] is None
     assert [row["engine"] for row in found["results"]] == [None, None]
 
 
 def test_both_engines_want_a_gguf(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
-    from tests.toys import save_toy
-
     ended = bench({"target": save_toy(tmp_path / "folder")}, cache, "--backend", "both")
 
     assert (ended.code, ended.out) == (2, b"")
