@@ -24,7 +24,8 @@ class Figures:
         counts: Sums over its runs.
         num_runs: How many.
         speedup: Seconds per token of the target alone / of this setting, as a ratio of sums over the same prompts
-            and repeats; None for the target alone and before the first pair.
+            and repeats; None for the target alone and before the first pair. Where two engines are compared, of the
+            target alone on the first one.
         interval: 95 % interval over the repeats; None with fewer than two.
         repeat_ratios: The speedup of each whole repeat.
         prompt_ratios: The speedup on each prompt, by the prompt's index.
@@ -76,6 +77,7 @@ def _figures(report: BenchReport, index: int, setting: Setting, own: Sequence[Ru
     peaks = [run.peak_memory_bytes for run in own if run.peak_memory_bytes is not None]
     waits = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
     sameness, difference = _sameness(report, index, {run.prompt for run in own})
+    is_timed = index != BASELINE and setting.engine == report.settings[BASELINE].engine
     return Figures(
         index=index,
         setting=setting,
@@ -89,7 +91,7 @@ def _figures(report: BenchReport, index: int, setting: Setting, own: Sequence[Ru
         peak_memory_bytes=max(peaks) if peaks else None,
         sameness=sameness,
         difference=difference,
-        predicted_speedup=predicted_speedup(counts, report.costs, setting) if index != BASELINE else None,
+        predicted_speedup=predicted_speedup(counts, report.costs, setting) if is_timed else None,
     )
 
 
@@ -126,7 +128,7 @@ def _whole_repeats(pairs: Sequence[tuple[Run, Run]]) -> list[float]:
 
 
 def _sameness(report: BenchReport, index: int, prompts: set[int]) -> tuple[Sameness | None, Difference | None]:
-    if index == BASELINE or not report.config.sampling.is_greedy:
+    if report.settings[index].drafter == "none" or not report.config.sampling.is_greedy:
         return None, None
     found = [d for d in report.differences if d.setting == index and d.prompt in prompts]
     real = [d for d in found if not d.is_near_tie]

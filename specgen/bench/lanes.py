@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from specgen.bench.values import Setting
+from specgen.loading.pairs import compare_tokenizers
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.plan import Plan
 from specgen.session import Session, open_session
@@ -13,7 +14,10 @@ from specgen.session import Session, open_session
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A setting and the session that runs it. All lanes share one target; lanes of one draft share a session."""
+    """A setting and the session that runs it.
+
+    All lanes of an engine share one target in memory; those of one draft, too, share a session.
+    """
 
     setting: Setting
     session: Session
@@ -44,6 +48,31 @@ def open_lanes(
         sessions[name] = alone.beside(plan, report)
     lanes = [Lane(with_label(setting, sessions[setting.draft]), sessions[setting.draft]) for setting in settings]
     return [Lane(Setting("none"), alone), *_told_apart(lanes)]
+
+
+def open_engines(
+    plans: Mapping[str, tuple[Plan, Mapping[str, Plan]]], settings: Sequence[Setting], report: LoadReport = SILENT
+) -> list[Lane]:
+    """The lanes of one target on several engines, those of the first engine first.
+
+    Args:
+        plans: By the engine's name, what `open_lanes` takes.
+        settings: What to run on each engine.
+        report: Told about loading.
+
+    Raises:
+        PairError: The engines read the target's tokens differently.
+        LoadError: A file is damaged.
+        DeviceError: Too little memory for all of them.
+    """
+    first, *others = [baseline for baseline, _ in plans.values()]
+    for other in others:
+        compare_tokenizers(first.tokenizer, other.tokenizer)
+    return [
+        replace(lane, setting=replace(lane.setting, engine=engine))
+        for engine, (baseline, drafts) in plans.items()
+        for lane in open_lanes(baseline, drafts, settings, report)
+    ]
 
 
 def _told_apart(lanes: Sequence[Lane]) -> list[Lane]:

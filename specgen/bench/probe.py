@@ -9,6 +9,7 @@ from specgen.bench.values import Costs
 from specgen.engine.decoding import Clock, device_clock
 from specgen.engine.lengths import FixedLength
 from specgen.engine.randomness import TorchRandomness
+from specgen.opening import share_threads
 from specgen.session import Session
 from specgen.settings import SamplingSettings
 
@@ -72,6 +73,7 @@ def measure_costs(
 
 def _draft_seconds(session: Session, ids: list[int], sampling: SamplingSettings, read: Clock) -> float:
     """One draft token, or for lookup one proposal."""
+    share_threads(session.target, session.draft)
     drafter = session.drafter(sampling, TorchRandomness(sampling.seed, session.target.device))
     drafter.feed(ids[:-1])
     started = read()

@@ -27,6 +27,7 @@ class Setting:
         schedule: `auto` chooses lengths by cost.
         quant: Weight format asked for the draft.
         num_draft_bytes: What the draft's weights take in memory.
+        engine: What runs the target where two engines are compared: `llama.cpp` or `transformers`; else empty.
     """
 
     drafter: str
@@ -36,6 +37,7 @@ class Setting:
     schedule: DraftSchedule = "constant"
     quant: Quantization = "auto"
     num_draft_bytes: int = 0
+    engine: str = ""
 
     @property
     def length(self) -> str:
@@ -45,7 +47,8 @@ class Setting:
     @property
     def name(self) -> str:
         """`lookup -k auto`, for messages."""
-        return self.label if self.drafter == "none" else f"{self.label} -k {self.length}"
+        name = self.label if self.drafter == "none" else f"{self.label} -k {self.length}"
+        return f"{name} on {self.engine}" if self.engine else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +177,19 @@ class BenchReport:
     """Everything a benchmark found so far: raw runs, and what they were taken with.
 
     Args:
-        target: The target as it really runs.
+        target: The target as it really runs, on the first engine.
         drafts: The draft models, by label.
-        settings: The target alone first.
+        settings: The target alone first; behind all settings of its engine the other engine's, likewise.
         prompts: In the order they were run.
         config: How it was measured.
         runs: Every finished run.
         differences: First difference per setting and prompt, greedy runs only.
-        costs: Passes timed on their own; None if they were not.
+        costs: Passes of the first engine timed on their own; None if they were not.
         failures: Settings that broke.
         notices: What loading had to tell.
         environment: Versions, processor, devices.
         is_complete: False while it runs, and for ever if it was interrupted.
+        other_target: The same target on the second engine, where two are compared.
     """
 
     target: ModelInfo
@@ -200,6 +204,7 @@ class BenchReport:
     notices: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     is_complete: bool = False
+    other_target: ModelInfo | None = None
 
 
 Stage = Literal["reading", "costs", "warmup", "run", "repeat", "end"]
