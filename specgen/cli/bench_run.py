@@ -48,7 +48,8 @@ def open_benchmark(
 
         baseline = Plan(SessionSettings(target, drafter="none"), progress)
         plans = b.draft_plans(baseline, drafts, places, progress)
-        lanes = open_lanes(baseline, plans, b.settings_of(drafts, lengths), progress)
+        named = {draft.key: plan for draft, plan in plans.items()}
+        lanes = open_lanes(baseline, named, b.settings_of(list(plans), lengths), progress)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
 
 
