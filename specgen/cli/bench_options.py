@@ -46,7 +46,7 @@ _RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class DraftChoice:
-    """A draft as named on the command line: `lookup`, or a model and the form of its weights."""
+    """A draft as named on the command line: `lookup`, `auto`, or a model and the form of its weights."""
 
     name: str
     quant: Quantization
@@ -58,6 +58,9 @@ class DraftChoice:
     @property
     def key(self) -> str:
         return self.name if self.quant == "auto" else f"{self.name}:{self.quant}"
+
+
+LOOKUP = DraftChoice("lookup", "auto")
 
 
 def drafts_from(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
@@ -73,7 +76,7 @@ def drafts_from(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
             # The literal is one of the names just checked.
             choices.append(DraftChoice(model, form))  # type: ignore[arg-type]
         else:
-            choices.append(DraftChoice(name, "auto" if name == "lookup" else quant))
+            choices.append(DraftChoice(name, "auto" if name in ("lookup", "auto") else quant))
     if any(choice.name == "none" for choice in choices):
         raise SettingsError("--draft none: the target alone is always measured", "leave it out")
     return list(dict.fromkeys(choices))
@@ -128,8 +131,8 @@ class DraftPlaces:
 
 def draft_plans(
     baseline: Plan, drafts: Sequence[DraftChoice], places: DraftPlaces, report: LoadReport
-) -> dict[str, Plan]:
-    """A plan for each draft, by its key: files and tokenizers are checked, no weights read.
+) -> dict[DraftChoice, Plan]:
+    """A plan for each draft, each once, `auto` decided: files and tokenizers are checked, no weights read.
 
     Raises:
         LoadError: A draft is missing or damaged.
@@ -138,12 +141,13 @@ def draft_plans(
     plans = {}
     for draft in drafts:
         if draft.is_lookup:
-            plans[draft.key] = baseline.with_drafter("lookup", None, report)
+            plans[draft] = baseline.with_drafter("lookup", None, report)
             continue
         model = ModelSettings(
             draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.engine
         )
-        plans[draft.key] = baseline.with_drafter("model", model, report)
+        plan = baseline.with_drafter("auto" if draft.name == "auto" else "model", model, report)
+        plans[draft if plan.settings.drafter == "model" else LOOKUP] = plan
     return plans
 
 

@@ -18,6 +18,7 @@ from specgen.settings import ModelSettings
 
 if TYPE_CHECKING:
     from specgen.bench.runner import Benchmark
+    from specgen.bench.values import Setting
 
 
 def open_benchmark(
@@ -60,10 +61,13 @@ def open_benchmark(
         from specgen.plan import Plan, SessionSettings
 
         plans = {}
+        settings: list[Setting] = []
         for engine, (target, places) in engines.items():
             baseline = Plan(SessionSettings(target, drafter="none"), progress)
-            plans[engine] = (baseline, b.draft_plans(baseline, drafts, places, progress))
-        lanes = open_engines(plans, b.settings_of(drafts, lengths), progress)
+            found = b.draft_plans(baseline, drafts, places, progress)
+            plans[engine] = (baseline, {draft.key: plan for draft, plan in found.items()})
+            settings = b.settings_of(list(found), lengths)
+        lanes = open_engines(plans, settings, progress)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
 
 
