@@ -43,12 +43,15 @@ def open_benchmark(
         prepare_libraries(verbose > 1)
         from specgen.bench.lanes import open_lanes
         from specgen.bench.runner import Benchmark
+        from specgen.known_costs import recall
         from specgen.machine import environment
         from specgen.plan import Plan, SessionSettings
 
         baseline = Plan(SessionSettings(target, drafter="none"), progress)
         plans = b.draft_plans(baseline, drafts, places, progress)
         lanes = open_lanes(baseline, plans, b.settings_of(drafts, lengths), progress)
+        for session in {id(lane.session): lane.session for lane in lanes}.values():
+            recall(session)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
 
 
@@ -74,7 +77,16 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
         raise
     finally:
         signals.listener = None
+    _keep_costs(benchmark)
     return benchmark.report()
+
+
+def _keep_costs(benchmark: Benchmark) -> None:
+    from specgen.known_costs import keep
+
+    costs = benchmark.report().costs
+    for session in {id(lane.session): lane.session for lane in benchmark.lanes}.values():
+        keep(session, measured=None if costs is None else costs.verify_seconds)
 
 
 def tell(
