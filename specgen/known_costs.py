@@ -11,8 +11,11 @@ from specgen.cost_store import CostStore, Facts
 from specgen.engine.contract import LanguageModel
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.lengths import CostAwareLength
+from specgen.events import Round
+from specgen.forecast import Forecast, PassCosts, forecast
 from specgen.loading.sources import ModelFolder
 from specgen.machine import processor_name, version_of
+from specgen.metrics import Counts
 from specgen.report import ModelInfo
 from specgen.settings import MAX_DRAFT_TOKENS, EngineSettings
 
@@ -61,6 +64,34 @@ def keep(session: Session, store: CostStore | None = None, measured: Mapping[int
     drafting = draft_facts(session)
     if drafting is not None and token.is_confirmed:
         store.write(drafting, {TOKEN: token.seconds}, [TOKEN])
+
+
+def learn(session: Session, round_: Round) -> None:
+    """Learn costs from a round with a fixed draft length; `-k auto` learns from its rounds by itself."""
+    lengths, num_drafted = session.lengths, len(round_.draft_ids) + round_.num_cut
+    lengths.costs.observe(num_drafted + 1, round_.verify_seconds)
+    if num_drafted:
+        lengths.draft_cost.observe(num_drafted, round_.draft_seconds)
+
+
+def explain(session: Session, counts: Counts, alone: Counts) -> Forecast:
+    """What the costs a session has learned predict for an answer.
+
+    Args:
+        session: Has learned from this answer.
+        counts: Of the answer.
+        alone: Of the target alone, behind the same prompt.
+    """
+    lengths = session.lengths
+    return forecast(
+        counts,
+        PassCosts(
+            lengths.costs.known,
+            lengths.draft_cost.seconds,
+            round_seconds=counts.other_seconds / counts.num_rounds,
+            plain_round_seconds=alone.other_seconds / alone.num_rounds,
+        ),
+    )
 
 
 def target_facts(session: Session) -> Facts:

@@ -18,6 +18,7 @@ FLOORS = {
     "specgen.settings": 0,
     "specgen.events": 0,
     "specgen.metrics": 1,
+    "specgen.forecast": 1,
     "specgen.report": 1,
     "specgen.transcript": 1,
     "specgen.engine": 2,
@@ -70,7 +71,7 @@ FORBIDDEN = {
     },
     "specgen.cli": {"torch", "transformers", "tokenizers", "specgen.engine"},
 }
-WORDS_MAY_IMPORT = {"specgen.errors", "specgen.events", "specgen.metrics", "specgen.settings"}
+WORDS_MAY_IMPORT = {"specgen.errors", "specgen.events", "specgen.forecast", "specgen.metrics", "specgen.settings"}
 
 
 def module_name(path: Path) -> str:
