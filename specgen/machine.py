@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def inspect_machine() -> Machine:
 
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor_name(),
         num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         num_threads=torch.get_num_threads(),
         flags=tuple(flag for flag in TELLING_FLAGS if flag in cpu_flags()),
@@ -43,11 +44,17 @@ def library_versions() -> dict[str, str | None]:
     """Installed versions by name, without importing anything; None for what is not there."""
     found: dict[str, str | None] = {"specgen": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
+        found[name] = version_of(name)
     return found
+
+
+@cache
+def version_of(library: str) -> str | None:
+    """The installed version of a library, without importing it; None if it is not there."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def environment(arguments: list[str] | None = None) -> dict[str, object]:
@@ -68,7 +75,8 @@ def environment(arguments: list[str] | None = None) -> dict[str, object]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The processor, as the system calls it."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:

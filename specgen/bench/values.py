@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from specgen.errors import SettingsError
+from specgen.forecast import interpolated
 from specgen.metrics import Counts
 from specgen.report import ModelInfo
 from specgen.settings import DraftSchedule, Quantization, SamplingSettings
@@ -146,22 +147,16 @@ class Costs:
     Args:
         verify_seconds: v(n): a pass of the target over n tokens behind a prompt, by n.
         draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
+        catch_up_seconds: What the first token of a draft costs more where the draft model has one more token to read.
     """
 
     verify_seconds: Mapping[int, float]
     draft_seconds: Mapping[str, float]
+    catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def verify(self, num_tokens: int) -> float | None:
         """v(n), interpolated between measured lengths; None outside them."""
-        known = self.verify_seconds
-        if num_tokens in known:
-            return known[num_tokens]
-        below = max((n for n in known if n < num_tokens), default=None)
-        above = min((n for n in known if n > num_tokens), default=None)
-        if below is None or above is None:
-            return None
-        share = (num_tokens - below) / (above - below)
-        return known[below] * (1 - share) + known[above] * share
+        return interpolated(self.verify_seconds, num_tokens)
 
 
 @dataclass(frozen=True, slots=True)

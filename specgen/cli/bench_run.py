@@ -57,6 +57,7 @@ def open_benchmark(
         prepare_libraries(verbose > 1)
         from specgen.bench.lanes import open_engines
         from specgen.bench.runner import Benchmark
+        from specgen.known_costs import recall
         from specgen.machine import environment
         from specgen.plan import Plan, SessionSettings
 
@@ -68,6 +69,8 @@ def open_benchmark(
             plans[engine] = (baseline, {draft.key: plan for draft, plan in found.items()})
             settings = b.settings_of(list(found), lengths)
         lanes = open_engines(plans, settings, progress)
+        for session in {id(lane.session): lane.session for lane in lanes}.values():
+            recall(session)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
 
 
@@ -93,7 +96,16 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
         raise
     finally:
         signals.listener = None
+    _keep_costs(benchmark)
     return benchmark.report()
+
+
+def _keep_costs(benchmark: Benchmark) -> None:
+    from specgen.known_costs import keep
+
+    costs = benchmark.report().costs
+    for session in {id(lane.session): lane.session for lane in benchmark.lanes}.values():
+        keep(session, measured=None if costs is None else costs.verify_seconds)
 
 
 def tell(

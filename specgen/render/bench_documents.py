@@ -79,6 +79,7 @@ def result_document(report: BenchReport, figures: Figures) -> Document:
             "speedup_by_repeat": list(figures.repeat_ratios),
             "speedup_by_prompt": {report.prompts[i].id: ratio for i, ratio in figures.prompt_ratios.items()},
             "predicted_speedup": figures.predicted_speedup,
+            "predicted_by_draft_tokens": {} if figures.forecast is None else dict(figures.forecast.by_length),
             "ttft_s": figures.ttft_seconds,
             "peak_memory_bytes": figures.peak_memory_bytes,
             "text": figures.sameness,

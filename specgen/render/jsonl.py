@@ -100,6 +100,8 @@ def result_document(report: RunReport) -> Document:
         "stats": stats_document(counts),
         "baseline": _baseline(report.baseline),
         "speedup": report.speedup,
+        "predicted_speedup": None if report.forecast is None else report.forecast.speedup,
+        "predicted_by_draft_tokens": {} if report.forecast is None else dict(report.forecast.by_length),
         "notices": list(report.notices),
     }
 
