@@ -40,6 +40,7 @@ FLOORS = {
     "specgen.bench.sameness": 4,
     "specgen.doctor": 4,
     "specgen.doctor.values": 3,
+    "specgen.origin": 3,
     "specgen.machine": 3,
     "specgen.machine_values": 0,
     "specgen.borrowing": 4,

@@ -6,12 +6,12 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import suppress
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from specgen import __version__
 from specgen.cli.bench import EPILOG as BENCH_EPILOG
 from specgen.cli.bench import bench
 from specgen.cli.chat import EPILOG as CHAT_EPILOG
@@ -19,6 +19,7 @@ from specgen.cli.chat import chat
 from specgen.cli.doctor import EPILOG as DOCTOR_EPILOG
 from specgen.cli.doctor import doctor
 from specgen.cli.generate import EPILOG, generate
+from specgen.cli.help import help_classes
 from specgen.cli.signals import Stopped
 from specgen.cli.verify import EPILOG as VERIFY_EPILOG
 from specgen.cli.verify import verify
@@ -26,29 +27,63 @@ from specgen.errors import OutputError, SettingsError, SpecgenError
 
 app = typer.Typer(
     name="specgen",
-    help="Speculative text generation on your own machine: a draft guesses, your model checks, you watch.",
-    no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate", epilog=EPILOG)(generate)
-app.command("chat", epilog=CHAT_EPILOG)(chat)
-app.command("verify", epilog=VERIFY_EPILOG)(verify)
-app.command("bench", epilog=BENCH_EPILOG)(bench)
-app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
+_Group, _Command = help_classes(app)
+app.command("generate", epilog=EPILOG, cls=_Command)(generate)
+app.command("chat", epilog=CHAT_EPILOG, cls=_Command)(chat)
+app.command("verify", epilog=VERIFY_EPILOG, cls=_Command)(verify)
+app.command("bench", epilog=BENCH_EPILOG, cls=_Command)(bench)
+app.command("doctor", epilog=DOCTOR_EPILOG, cls=_Command)(doctor)
+
+
+_TAB_ASKS = (("--list", "models"), ("--list", "sessions"))
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"specgen {__version__}")
+        from specgen.origin import version_line
+
+        typer.echo(version_line())
         raise typer.Exit
 
 
-@app.callback()
+def _show_completion(shell: str | None) -> None:
+    if shell is not None:
+        from specgen.cli.completions import SCRIPTS
+        from specgen.cli.surface import describe
+
+        typer.echo(SCRIPTS[shell](describe(app)), nl=False)
+        raise typer.Exit
+
+
+def _list_names(kind: str | None) -> None:
+    if kind is not None:
+        from specgen.cli.names import NAMES
+
+        typer.echo("\n".join(NAMES[kind]()))
+        raise typer.Exit
+
+
+@app.callback(cls=_Group)
 def root(
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
+    completion: Annotated[
+        Literal["bash", "zsh", "fish", "powershell"] | None,
+        typer.Option(
+            "--show-completion", callback=_show_completion, is_eager=True, help="Show the completion for a shell."
+        ),
+    ] = None,
+    names: Annotated[
+        Literal["models", "sessions"] | None,
+        typer.Option(
+            "--list", callback=_list_names, is_eager=True, help="List the models or saved sessions on this machine."
+        ),
+    ] = None,
 ) -> None:
     """Speculative text generation on your own machine: a draft guesses, your model checks, you watch."""
 
@@ -65,7 +100,14 @@ def run(arguments: list[str]) -> int:
         The exit code; see `specgen.errors`, and 130, 143, 129 for signals, 0 for a reader that left early.
     """
     try:
-        code = app(arguments, prog_name="specgen", standalone_mode=False) or 0
+        if tuple(arguments) in _TAB_ASKS:
+            # Typer imports pydantic to read a value, which takes longer than all the rest.
+            with suppress(typer.Exit):
+                _list_names(arguments[1])
+            code = 0
+        else:
+            # Without a word the help, which is no error of ours, but not what anyone asked for either.
+            code = app(arguments or ["--help"], prog_name="specgen", standalone_mode=False) or (0 if arguments else 2)
         # Help and version are still in the buffer; a full disk shows here, and not on the interpreter's way out. What
         # ended otherwise has its code already, and its terminal may be gone.
         if code == 0 and sys.stdout is not None:

@@ -36,12 +36,6 @@ specgen chat --resume last"""
 SESSION = "Session"
 
 
-def _session_names() -> list[str]:
-    from specgen.saved_sessions import LAST, SessionFolder
-
-    return [LAST, *(entry.name for entry in SessionFolder().entries())]
-
-
 def chat(
     context: typer.Context,
     resume: Annotated[
@@ -51,7 +45,6 @@ def chat(
             metavar="last|NAME|FILE",
             help="Go on with a saved session, with its models where none are given.",
             rich_help_panel=SESSION,
-            autocompletion=_session_names,
         ),
     ] = None,
     save: Annotated[

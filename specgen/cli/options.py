@@ -66,13 +66,14 @@ Dtype = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+_DEVICES = "auto|cpu|cuda|cuda:N|mps"
 Device = Annotated[
     str,
-    typer.Option("--device", envvar="SPECGEN_DEVICE", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MODELS),
+    typer.Option("--device", metavar=_DEVICES, envvar="SPECGEN_DEVICE", help="Of the target.", rich_help_panel=MODELS),
 ]
 DraftDevice = Annotated[
     str | None,
-    typer.Option("--draft-device", help="Device of the draft; default: the target's.", rich_help_panel=MODELS),
+    typer.Option("--draft-device", metavar=_DEVICES, help="Default: the target's.", rich_help_panel=MODELS),
 ]
 Revision = Annotated[
     str | None,

@@ -53,7 +53,7 @@ class Messages:
     def banner(self, info: RunInfo) -> None:
         """What runs, before the first token; for people at a terminal only."""
         if not self.quiet and self.is_terminal:
-            self._print(format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console)))
+            self.note(format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console)))
 
     def chat_banner(self, info: RunInfo, *, has_legend: bool) -> None:
         """What runs, and where to find help; at most five lines."""

@@ -1,0 +1,245 @@
+"""Completion scripts for four shells, made from what the program takes.
+
+Commands, options and the words of options stand in the scripts, so a Tab needs no Python. Only models and sessions are
+asked for, by `specgen --list`, which imports no library that could load them. Files are the shell's own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+from specgen.cli.surface import Command, Option, Program
+
+NOTE = "# Made from specgen's own options by: specgen --show-completion "
+
+
+def bash_script(program: Program) -> str:
+    """For bash 3.2 or newer, with or without the package bash-completion."""
+    names = [command.name for command in program.commands]
+    values = [line for command in (*program.commands, program.root) for line in _bash_values(command)]
+    options = [
+        f'    {c.name or chr(39) * 2}) _specgen_words "{_all_names(c)}" ;;' for c in (*program.commands, program.root)
+    ]
+    return f"""{NOTE}bash
+_specgen_words() {{ COMPREPLY=($(compgen -W "$1" -- "$cur")); }}
+_specgen_names() {{ command "$specgen" --list "$1" 2>/dev/null; }}
+_specgen_files() {{
+  local IFS=$'\\n'
+  # A hub id has a slash and is no path: it is shown as it is.
+  if [[ ${{#COMPREPLY[@]}} == 0 ]] && type compopt &>/dev/null; then compopt -o filenames; fi
+  COMPREPLY+=($(compgen -f -- "$cur"))
+}}
+_specgen() {{
+  local specgen=$1 cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} command= word
+  COMPREPLY=()
+  # --option=value comes as three words.
+  if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${{COMP_WORDS[COMP_CWORD-2]}}; fi
+  for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+    case $word in {"|".join(names)}) command=$word; break ;; esac
+  done
+  case $command:$prev in
+{_lines(values)}
+  esac
+  if [[ $cur == -* ]]; then
+    case $command in
+{_lines(options)}
+    esac
+  elif [[ -z $command ]]; then _specgen_words "{" ".join(names)}"; fi
+}}
+complete -F _specgen specgen
+"""
+
+
+def _bash_values(command: Command) -> list[str]:
+    """A branch for each thing to do; options that do the same share it."""
+    valued = sorted((option for option in command.options if option.value), key=_bash_action)
+    lines = []
+    for action, options in groupby(valued, key=_bash_action):
+        labels = "|".join(f"{command.name}:{name}" for option in options for name in option.names)
+        lines.append(f"    {labels}) {action}return ;;")
+    return lines
+
+
+def _bash_action(option: Option) -> str:
+    words = " ".join([*option.words, *(f"$(_specgen_names {one})" for one in _lists(option))])
+    return (f'_specgen_words "{words}"; ' if words else "") + ("_specgen_files; " if option.takes_file else "")
+
+
+def zsh_script(program: Program) -> str:
+    """For zsh: a file `_specgen` in a folder of `fpath`, or text to `source`."""
+    commands = [f"    {_quote(f'{command.name}:{command.help}')}" for command in program.commands]
+    branches = []
+    for command in program.commands:
+        specs = [spec for option in command.options for spec in _zsh_specs(option)]
+        # The prompt has no spec: one without completions would keep a half-typed option from being completed.
+        branches.append(f"      {command.name}) _arguments {_continued(specs)} ;;")
+    root = [spec for option in program.root.options for spec in _zsh_specs(option)]
+    return f"""#compdef specgen
+{NOTE}zsh
+# _specgen_pick LIST WORD...: names on this machine, words, and files; LIST is - for no names.
+_specgen_pick() {{
+  local -a names=("${{@:2}}")
+  [[ $1 == - ]] || names+=(${{(f)"$(command specgen --list $1 2>/dev/null)"}})
+  _alternative 'names:name:compadd -a names' 'files:file or folder:_files'
+}}
+_specgen() {{
+  local curcontext=$curcontext state line
+  local -A opt_args
+  local -a commands=(
+{_lines(commands)}
+  )
+  _arguments -C {_continued([*root, "'1:command:->command'", "'*::argument:->argument'"])}
+  case $state in
+    command) _describe -t commands command commands ;;
+    argument) case $line[1] in
+{_lines(branches)}
+    esac ;;
+  esac
+}}
+# Autoloaded from fpath, this file is the body of the function; sourced, it only registers.
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _specgen "$@"; else compdef _specgen specgen; fi
+"""
+
+
+def _zsh_specs(option: Option) -> list[str]:
+    """A spec of `_arguments` for each name. The names of one option exclude each other, unless it can be repeated."""
+    before = "*" if option.is_repeatable else f"({' '.join(option.every_name)})"
+    after = f":{_zsh_text(option.value.replace('|', ' '))}:{_zsh_action(option)}" if option.value else ""
+    specs = []
+    for name in option.every_name:
+        joint = ("=" if name.startswith("--") else "+") if option.value else ""
+        specs.append(_quote(f"{before}{name}{joint}[{_zsh_text(option.help)}]{after}"))
+    return specs
+
+
+def _zsh_action(option: Option) -> str:
+    if option.takes_file and (option.words or _lists(option)):
+        # The space in front keeps _arguments from putting its own words between these.
+        return " " + " ".join(["_specgen_pick", *(_lists(option) or ["-"]), *option.words])
+    if option.takes_file:
+        return "_files"
+    return f"({' '.join(option.words)})" if option.words else " "
+
+
+def _zsh_text(text: str) -> str:
+    for sign in ("\\", ":", "[", "]"):
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
+def _continued(specs: list[str]) -> str:
+    return "".join(f"\\\n        {spec} " for spec in specs).rstrip()
+
+
+def fish_script(program: Program) -> str:
+    """For fish 3 or newer."""
+    nowhere = f"-n 'not __fish_seen_subcommand_from {' '.join(command.name for command in program.commands)}'"
+    lines = [f"{NOTE}fish", "complete -c specgen -f"]
+    lines += [
+        f"complete -c specgen {nowhere} -a {command.name} -d {_fish_quote(command.help)}"
+        for command in program.commands
+    ]
+    for command in (program.root, *program.commands):
+        where = f"-n '__fish_seen_subcommand_from {command.name}'" if command.name else nowhere
+        for option in command.options:
+            lines += [f"complete -c specgen {where} {line}" for line in _fish_lines(option)]
+    return _lines(lines) + "\n"
+
+
+def _fish_lines(option: Option) -> list[str]:
+    names = [f"-s {name[1:]}" for name in option.shorts] + [f"-l {name[2:]}" for name in option.longs]
+    words = " ".join([*option.words, *(f"(specgen --list {one} 2>/dev/null)" for one in _lists(option))])
+    if option.value:
+        names.append("-r -F" if option.takes_file else "-x")
+        names += [f"-a {_fish_quote(words)}"] if words else []
+    help_text = f"-d {_fish_quote(option.help)}"
+    return [" ".join([*names, help_text]), *(f"-l {name[2:]} {help_text}" for name in option.off_names)]
+
+
+def powershell_script(program: Program) -> str:
+    """For PowerShell 5.1 or newer."""
+    commands = "; ".join(f"{_power_quote(c.name)} = {_power_quote(c.help)}" for c in program.commands)
+    tables = [
+        f"    {_power_quote(command.name)} = _specgen_table @(\n{_lines(_power_rows(command))}\n    )"
+        for command in (program.root, *program.commands)
+    ]
+    return f"""{NOTE}powershell
+function _specgen_table($rows) {{
+  # Its keys tell -q from -Q; those of @{{}} do not.
+  $table = New-Object 'System.Collections.Generic.Dictionary[string,object]'
+  foreach ($row in $rows) {{ $table[$row[0]] = $row }}
+  $table
+}}
+Register-ArgumentCompleter -Native -CommandName specgen -ScriptBlock {{
+  param($wordToComplete, $commandAst, $cursorPosition)
+  $commands = [ordered]@{{ {commands} }}
+  $options = @{{
+{_lines(tables)}
+  }}
+  $words = @($commandAst.CommandElements | Where-Object {{ $_.Extent.EndOffset -lt $cursorPosition }} |
+    ForEach-Object {{ $_.Extent.Text }})
+  $command = $words | Where-Object {{ $commands.Contains($_) }} | Select-Object -First 1
+  $known = $options["$command"]
+  $previous = if ($words.Count) {{ $words[-1] }} else {{ '' }}
+  $found = if ($known.ContainsKey($previous) -and $known[$previous].Count -gt 2) {{
+    foreach ($value in $known[$previous][2]) {{
+      if ($value -in '<models>', '<sessions>') {{
+        specgen --list $value.Trim('<', '>') 2>$null | ForEach-Object {{ ,@($_, $_) }}
+      }} else {{ ,@($value, $value) }}
+    }}
+  }} elseif ($wordToComplete -like '-*') {{
+    $known.Values | ForEach-Object {{ ,@($_[0], $_[1]) }}
+  }} elseif (-not $command) {{
+    $commands.GetEnumerator() | ForEach-Object {{ ,@($_.Key, $_.Value) }}
+  }}
+  $found | Where-Object {{ $_[0] -clike "$wordToComplete*" }} | ForEach-Object {{
+    [System.Management.Automation.CompletionResult]::new($_[0], $_[0], 'ParameterValue', $_[1])
+  }}
+}}
+"""
+
+
+def _power_rows(command: Command) -> list[str]:
+    """Name, help, and for options with known values these."""
+    rows = []
+    for option in command.options:
+        values = [*option.words, *(f"<{one}>" for one in _lists(option))]
+        known = f", @({', '.join(map(_power_quote, values))})" if values else ""
+        rows += [f"      ,@({_power_quote(name)}, {_power_quote(option.help)}{known})" for name in option.every_name]
+    return rows
+
+
+SCRIPTS: dict[str, Callable[[Program], str]] = {
+    "bash": bash_script,
+    "zsh": zsh_script,
+    "fish": fish_script,
+    "powershell": powershell_script,
+}
+FILES = {"bash": "specgen.bash", "zsh": "_specgen", "fish": "specgen.fish", "powershell": "specgen.ps1"}
+"""The name each shell looks for, or a person."""
+
+
+def _lists(option: Option) -> list[str]:
+    """What `specgen --list` is asked for."""
+    return [kind for kind, wanted in (("models", option.takes_model), ("sessions", option.takes_session)) if wanted]
+
+
+def _all_names(command: Command) -> str:
+    return " ".join(name for option in command.options for name in option.every_name)
+
+
+def _lines(lines: list[str]) -> str:
+    return "\n".join(lines)
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _fish_quote(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _power_quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,116 @@
+"""The page behind `--help`: plain text that fits any width, without rich, whose import takes longer than the page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from specgen.cli.surface import Command, Option, Program, describe
+
+if TYPE_CHECKING:
+    import typer
+
+MAX_CELLS = 100
+NAME_CELLS = 28
+NARROW_CELLS = 72
+"""Below this a second column would hold a word or two a line."""
+
+
+def format_command(command: Command, width: int, *, bold: bool = False) -> str:
+    """The help of a command.
+
+    Args:
+        command: What it takes.
+        width: Of the terminal, in cells.
+        bold: Headings in bold.
+    """
+    width = min(width, MAX_CELLS)
+    words = ["specgen", command.name, "[OPTIONS]", command.argument[0] if command.argument else ""]
+    lines = [_heading("Usage", bold) + " " + " ".join(word for word in words if word), "", *_fill(command.help, width)]
+    if command.argument:
+        lines += ["", _heading("Argument", bold), *_entry(*command.argument, width)]
+    for heading in command.headings:
+        lines += ["", _heading(heading, bold)]
+        for option in command.under(heading):
+            lines += _entry(_names(option), f"{option.help} {option.notes}".strip(), width)
+    for paragraph in command.paragraphs:
+        lines += ["", *_fill(paragraph, width)]
+    if command.examples:
+        # An example is there to be copied: it is never broken.
+        lines += ["", _heading("Examples", bold), *(f"  {example}" for example in command.examples)]
+    return "\n".join(lines) + "\n"
+
+
+def format_program(program: Program, width: int, *, bold: bool = False) -> str:
+    """The help of the program: its commands, and its own options."""
+    width = min(width, MAX_CELLS)
+    lines = [_heading("Usage", bold) + " specgen [OPTIONS] COMMAND ...", "", *_fill(program.root.help, width)]
+    lines += ["", _heading("Commands", bold)]
+    for command in program.commands:
+        lines += _entry(command.name, command.help, width, name_cells=12)
+    lines += ["", _heading("Options", bold)]
+    for option in program.root.options:
+        lines += _entry(_names(option), option.help, width)
+    lines += ["", *_fill("specgen COMMAND --help tells what a command takes.", width)]
+    return "\n".join(lines) + "\n"
+
+
+def _names(option: Option) -> str:
+    """Short names first: they are what people look for."""
+    names = [*option.shorts, *option.longs, *option.off_names]
+    return ", ".join(names) + (f" {option.value}" if option.value else "")
+
+
+def _heading(text: str, bold: bool) -> str:
+    return f"\x1b[1m{text}:\x1b[0m" if bold else f"{text}:"
+
+
+def _fill(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        " ".join(text.split()),
+        max(width, 20),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _entry(name: str, text: str, width: int, name_cells: int = NAME_CELLS) -> list[str]:
+    if width < NARROW_CELLS and name_cells == NAME_CELLS:
+        return [f"  {name}", *_fill(text, width, " " * 6)]
+    lines = _fill(text, width, " " * name_cells)
+    if len(name) + 4 > name_cells or not lines:
+        return [f"  {name}", *lines]
+    return [f"  {name:<{name_cells - 2}}{lines[0].lstrip()}", *lines[1:]]
+
+
+def _is_bold() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def _page(app: typer.Typer, name: str | None) -> str:
+    program, width = describe(app), shutil.get_terminal_size().columns
+    for command in program.commands:
+        if command.name == name:
+            return format_command(command, width, bold=_is_bold())
+    return format_program(program, width, bold=_is_bold())
+
+
+def help_classes(app: typer.Typer) -> tuple[type[TyperGroup], type[TyperCommand]]:
+    """Classes of the program and its commands whose help is ours."""
+
+    class Group(TyperGroup):
+        def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  the names are Typer's
+            formatter.write(_page(app, None))
+
+    class Subcommand(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  the names are Typer's
+            formatter.write(_page(app, self.name))
+
+    return Group, Subcommand

@@ -1,0 +1,78 @@
+"""The manual page, made from what the program takes: `man specgen`."""
+
+from __future__ import annotations
+
+from specgen import __version__
+from specgen.cli.surface import Command, Option, Program
+from specgen.errors import SpecgenError
+
+
+def manual_page(program: Program) -> str:
+    """The page in roff, for the macros `an`."""
+    lines = [
+        ".\\\" Made from specgen's own options by: python -m specgen.cli.shell_files completions",
+        f'.TH SPECGEN 1 "" "specgen {__version__}" "User Commands"',
+        *(".SH NAME", f"specgen \\- {_text(program.root.help.rstrip('.'))}", ".SH SYNOPSIS"),
+        *(line for command in program.commands for line in _synopsis(command)),
+        *(".SH DESCRIPTION", _text(program.root.help), ".SH COMMANDS"),
+    ]
+    for command in program.commands:
+        lines += _command(command)
+    lines += [".SH OPTIONS", *(line for option in program.root.options for line in _option(option))]
+    lines += [".SH ENVIRONMENT", *_environment(program), ".SH EXIT STATUS", *_exit_codes()]
+    lines += [".SH EXAMPLES", ".nf", *(_text(example) for c in program.commands for example in c.examples), ".fi"]
+    return "\n".join(lines) + "\n"
+
+
+def _synopsis(command: Command) -> list[str]:
+    argument = f" {_text(command.argument[0])}" if command.argument else ""
+    return [f".B specgen {command.name}", f"[options]{argument}", ".br"]
+
+
+def _command(command: Command) -> list[str]:
+    lines = [f".SS specgen {command.name}", _text(command.help)]
+    if command.argument:
+        lines += _entry(f"\\fI{_text(command.argument[0])}\\fR", command.argument[1])
+    for heading in command.headings:
+        lines += [".PP", f".B {_text(heading)}"]
+        for option in command.under(heading):
+            lines += _option(option)
+    for paragraph in command.paragraphs:
+        lines += [".PP", _text(paragraph)]
+    return lines
+
+
+def _option(option: Option) -> list[str]:
+    names = ", ".join(f"\\fB{_text(name)}\\fR" for name in [*option.shorts, *option.longs, *option.off_names])
+    value = f" \\fI{_text(option.value)}\\fR" if option.value else ""
+    return _entry(names + value, f"{option.help} {option.notes}")
+
+
+def _entry(label: str, text: str) -> list[str]:
+    return [".TP", label, _text(text)]
+
+
+def _environment(program: Program) -> list[str]:
+    """Each variable once, with the option it stands in for."""
+    found = {option.env: option for command in program.commands for option in command.options if option.env}
+    return [line for env, option in sorted(found.items()) for line in _entry(f"\\fB{env}\\fR", option.longs[0])]
+
+
+def _exit_codes() -> list[str]:
+    """One entry per code, by what the errors with it say about themselves."""
+    meanings: dict[int, list[str]] = {0: ["Done; also when the reader of the output left early."], 1: ["A bug."]}
+    for error in _all_errors(SpecgenError):
+        meanings.setdefault(error.exit_code, []).append((error.__doc__ or "").partition("\n")[0])
+    meanings |= {129: ["SIGHUP."], 130: ["Ctrl-C."], 143: ["SIGTERM."]}
+    return [line for code, texts in sorted(meanings.items()) for line in _entry(str(code), " ".join(texts))]
+
+
+def _all_errors(base: type[SpecgenError]) -> list[type[SpecgenError]]:
+    return [one for child in base.__subclasses__() for one in (child, *_all_errors(child))]
+
+
+def _text(text: str) -> str:
+    """Text of ours as roff: nothing in it is a request or an escape."""
+    text = " ".join(text.split()).replace("\\", "\\e").replace("-", "\\-")
+    text = text.replace("'", "\\(aq").replace('"', "\\(dq").replace("α", "alpha").replace("±", "+\\-")
+    return "\\&" + text if text.startswith((".", "'")) else text

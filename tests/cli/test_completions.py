@@ -1,0 +1,230 @@
+"""Completions and the manual page: made from the app, and tried by a Tab in real shells where they are installed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+import typer
+
+from specgen.cli.app import app
+from specgen.cli.names import model_names
+from specgen.cli.shell_files import MANUAL, shell_files
+from specgen.cli.surface import describe
+from tests.cli.children import ROOT, environment
+
+FOLDER = ROOT / "completions"
+TIMEOUT_SECONDS = 20
+TAB_SECONDS = 1.0
+"""0.13 on a quiet machine; other work on the same cores can double it, and torch alone takes more than two."""
+
+
+def test_the_files_are_what_the_app_makes() -> None:
+    kept = {path.name: path.read_text() for path in FOLDER.iterdir()}
+
+    assert kept == shell_files(), "run: python -m specgen.cli.shell_files completions"
+
+
+def test_all_options_of_all_commands_are_known() -> None:
+    """Typer's own parser is the oracle: it knows no option that we don't tell, and the other way round."""
+    group: Any = typer.main.get_command(app)
+    told = {command.name: command.options for command in describe(app).commands}
+
+    assert set(told) == set(group.commands)
+    for name, command in group.commands.items():
+        accepted = {
+            flag
+            for parameter in command.params
+            if parameter.param_type_name == "option"
+            for flag in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert {flag for option in told[name] for flag in option.every_name} == accepted | {"-h", "--help"}
+
+
+def test_values_come_from_the_declarations() -> None:
+    generate = describe(app).commands[0]
+    options = {name: option for option in generate.options for name in option.names}
+
+    assert options["--quant"].words == ("auto", "none", "int8", "nf4", "fp4")
+    assert options["-d"].words == ("auto", "lookup", "none")
+    assert options["-d"].takes_model
+    assert options["-t"].takes_file
+    assert options["-o"].takes_file
+    assert options["-o"].words == ()
+    assert options["--json"].value == ""
+    assert options["--stop"].is_repeatable
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache with a model, one still without files, and one whose name a shell would run."""
+    cache = tmp_path / "hub"
+    for name in ("models--acme--tiny-1B", "models--acme--$(touch ran)"):
+        (cache / name / "snapshots" / "abc").mkdir(parents=True)
+        (cache / name / "snapshots" / "abc" / "config.json").write_text("{}")
+    (cache / "models--acme--unfinished").mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    return cache
+
+
+@pytest.mark.usefixtures("hub")
+def test_models_are_those_of_the_cache_with_harmless_names() -> None:
+    assert model_names() == ["smollm2-135m-instruct", "acme/tiny-1B"]
+
+
+@pytest.mark.parametrize("words", [["--list", "models"], ["--list", "sessions"]])
+def test_a_tab_imports_no_library_that_loads_models(words: list[str]) -> None:
+    code = (
+        "import sys; from specgen.cli.app import run; run(sys.argv[1:]);"
+        "found = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'rich.console', 'pydantic'} & set(sys.modules);"
+        "sys.exit(f'imported {found}' if found else 0)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment())
+
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_a_tab_for_models_takes_less_than_a_moment() -> None:
+    """Processor time, so that other programs on this machine do not count; the best of three, so that a cold disk does
+    not either."""
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    taken = []
+    for _ in range(3):
+        before = spent()
+        subprocess.run([sys.executable, "-m", "specgen", "--list", "models"], capture_output=True, check=True)
+        taken.append(spent() - before)
+
+    assert min(taken) < TAB_SECONDS
+
+
+# --------------------------------------------------------------------------------------------------- real shells
+
+
+@pytest.fixture
+def shell_environment(tmp_path: Path, hub: Path) -> dict[str, str]:
+    """`specgen` is in the path, and nobody's own settings are read. Asked for names it is the real one; run in any
+    other way it tells the words it was run with, so that a line completed by a shell and sent shows what it became."""
+    program = tmp_path / "bin" / "specgen"
+    program.parent.mkdir()
+    real = f'[ "$1" = --list ] && exec "{sys.executable}" -m specgen "$@"'
+    program.write_text(f"#!/bin/sh\n{real}\nprintf 'ran'; printf '<%s>' \"$@\"; echo\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "local.gguf").touch()
+    return environment(
+        PATH=f"{program.parent}:{os.environ['PATH']}",
+        PYTHONPATH=str(ROOT),
+        HOME=str(tmp_path / "home"),
+        XDG_CONFIG_HOME=str(tmp_path / "home"),
+        XDG_DATA_HOME=str(tmp_path / "home"),
+        HF_HUB_CACHE=str(hub),
+        LC_ALL="C.UTF-8",
+    )
+
+
+def spawn(command: list[str], env: dict[str, str], *setup: str) -> Any:
+    """A shell at its prompt."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no {command[0]} here")
+    size = (24, 200)
+    child = pexpect.spawn(
+        command[0], command[1:], env=env, encoding="utf-8", timeout=TIMEOUT_SECONDS, cwd=env["HOME"], dimensions=size
+    )
+    for line in (*setup, "specgen ready"):
+        child.send(line + "\r")
+    child.expect_exact("ran<ready>")
+    return child
+
+
+BASH = ["bash", "--norc", "--noprofile", "-i"]
+COMPINIT = "autoload -U compinit; compinit -u -D"
+
+
+def bash(env: dict[str, str]) -> Any:
+    return spawn(BASH, env, f"source {FOLDER}/specgen.bash")
+
+
+def bash_completion(env: dict[str, str]) -> Any:
+    """The package bash-completion finds the file by its name, at the first Tab."""
+    package = Path("/usr/share/bash-completion/bash_completion")
+    if not package.exists():
+        pytest.skip("no bash-completion here")
+    place = Path(env["HOME"]) / "bash-completion" / "completions"
+    place.mkdir(parents=True)
+    shutil.copy(FOLDER / "specgen.bash", place / "specgen")
+    return spawn(BASH, env, f"source {package}")
+
+
+def zsh(env: dict[str, str]) -> Any:
+    """The file is found by its name in `fpath`, at the first Tab."""
+    return spawn(["zsh", "-f", "-i"], env, f"fpath=({FOLDER} $fpath); {COMPINIT}")
+
+
+def zsh_sourced(env: dict[str, str]) -> Any:
+    return spawn(["zsh", "-f", "-i"], env, COMPINIT, f"source {FOLDER}/_specgen")
+
+
+def fish(env: dict[str, str]) -> Any:
+    return spawn(["fish", "--no-config", "-i"], env, f"set fish_complete_path {FOLDER} $fish_complete_path")
+
+
+@pytest.mark.parametrize("shell", [bash, bash_completion, zsh, zsh_sourced, fish])
+def test_a_tab_completes(shell: Callable[[dict[str, str]], Any], shell_environment: dict[str, str]) -> None:
+    child = shell(shell_environment)
+
+    for typed, words in [
+        ("gen", "<generate>"),
+        ("--vers", "<--version>"),
+        ("generate --max-n", "<generate><--max-new-tokens>"),
+        ("generate --quant nf", "<generate><--quant><nf4>"),
+        ("bench --format=nd", "<bench><--format=ndjson>"),
+        ("chat --no-h", "<chat><--no-history>"),
+        ("chat --baseli", "<chat><--baseli>"),
+        ("generate -t acme/t", "<generate><-t><acme/tiny-1B>"),
+        ("generate -d look", "<generate><-d><lookup>"),
+        ("generate -t loc", "<generate><-t><local.gguf>"),
+        ("generate -o loc", "<generate><-o><local.gguf>"),
+    ]:
+        child.send(f"specgen {typed}\t")
+        child.send("\r")
+        child.expect(r"ran(<[^\r]*)\r")
+        assert child.match.group(1) == words, f"{typed} and a Tab"
+
+    child.send("specgen generate --quant n\t\t")
+    child.expect(r"(?s)none.*nf4|nf4.*none")
+    child.close(force=True)
+    assert not (Path(shell_environment["HOME"]) / "ran").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- manual page
+
+
+def test_the_manual_page_renders_without_a_warning() -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("no groff here")
+
+    done = subprocess.run(
+        ["groff", "-ww", "-man", "-P-cbou", "-Tutf8", "-K", "utf8", FOLDER / MANUAL],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stderr == ""
+    for words in ("specgen generate", "--draft-tokens", "SPECGEN_TARGET", "EXIT STATUS"):
+        assert words in done.stdout
