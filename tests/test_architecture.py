@@ -39,6 +39,7 @@ FLOORS = {
     "specgen.doctor.values": 3,
     "specgen.machine": 3,
     "specgen.machine_values": 0,
+    "specgen.borrowing": 4,
     "specgen.opening": 4,
     "specgen.plan": 4,
     "specgen.session": 4,

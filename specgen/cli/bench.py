@@ -37,8 +37,8 @@ def bench(
         typer.Option(
             "--draft",
             "-d",
-            metavar="MODEL[:QUANT]|lookup",
-            help="A draft to measure, with the form of its weights if it matters. Can be repeated; default: lookup.",
+            metavar="MODEL[:QUANT]|auto|lookup",
+            help="A draft to measure, with the form of its weights if it matters. Can be repeated; default: auto.",
             rich_help_panel=o.MODELS,
             show_default=False,
         ),
@@ -201,7 +201,7 @@ def bench(
     messages = Messages(color, quiet)
     if check and temperature > 0:
         raise SettingsError("--check compares greedy texts", "leave out --temperature")
-    choices = b.drafts_from(drafts or ["lookup"], draft_quant)
+    choices = b.drafts_from(drafts or [o.DEFAULT_DRAFT], draft_quant)
     lengths = b.lengths_from(draft_tokens or (b.QUICK_LENGTHS if quick else b.DEFAULT_LENGTHS))
     config = BenchSettings(
         num_tokens=num_tokens or (b.QUICK_TOKENS if quick else 128),

@@ -46,7 +46,7 @@ _RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class DraftChoice:
-    """A draft as named on the command line: `lookup`, or a model and the form of its weights."""
+    """A draft as named on the command line: `lookup`, `auto`, or a model and the form of its weights."""
 
     name: str
     quant: Quantization
@@ -73,7 +73,7 @@ def drafts_from(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
             # The literal is one of the names just checked.
             choices.append(DraftChoice(model, form))  # type: ignore[arg-type]
         else:
-            choices.append(DraftChoice(name, "auto" if name == "lookup" else quant))
+            choices.append(DraftChoice(name, "auto" if name in ("lookup", "auto") else quant))
     if any(choice.name == "none" for choice in choices):
         raise SettingsError("--draft none: the target alone is always measured", "leave it out")
     return list(dict.fromkeys(choices))
@@ -143,7 +143,7 @@ def draft_plans(
         model = ModelSettings(
             draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.engine
         )
-        plans[draft.key] = baseline.with_drafter("model", model, report)
+        plans[draft.key] = baseline.with_drafter("auto" if draft.name == "auto" else "model", model, report)
     return plans
 
 

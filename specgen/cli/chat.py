@@ -231,7 +231,7 @@ def _choices(folder: SessionFolder) -> dict[str, Choices]:
     from specgen.cli.chat_settings import SETTING_NAMES
 
     return {
-        "/draft": lambda: ("lookup", "none"),
+        "/draft": lambda: ("auto", "lookup", "none"),
         "/k": lambda: ("auto",),
         "/load": lambda: [entry.name for entry in folder.entries()],
         "/retry": lambda: [f"{name}=" for name in SETTING_NAMES],

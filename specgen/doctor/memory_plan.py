@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from specgen.doctor.values import MemoryPlan
-from specgen.engine.lean import ARCHITECTURES, FIRST_CAPACITY
+from specgen.engine.layers import FIRST_CAPACITY
+from specgen.engine.lean import ARCHITECTURES
 from specgen.engine.model import PREFILL_CHUNK
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.placement import Placement
+from specgen.loading.shallow import ShallowFacts
 from specgen.settings import MAX_DRAFT_TOKENS
 
 _BLOCK = 64
@@ -52,6 +54,29 @@ def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_posi
         elif converted:
             copies = max(copies, facts.num_weight_bytes)
     return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, size), _activation_bytes(config, size))
+
+
+def plan_shallow_memory(facts: ShallowFacts, size: int, num_positions: int) -> MemoryPlan:
+    """Estimate what a shallow draft takes beside its target, not packed.
+
+    Args:
+        facts: What `check_shallow` said of it.
+        size: Bytes of a value in the target's compute type.
+        num_positions: Length of text to plan the cache for.
+    """
+    from transformers import AutoConfig
+
+    auto_config: Any = AutoConfig
+    config = auto_config.from_pretrained(facts.folder, trust_remote_code=False, local_files_only=True)
+    rows = (facts.num_draft_ids or 0) * facts.hidden_size
+    features = num_positions * facts.hidden_size if facts.kind == "features" else 0
+    converted = facts.config.num_weight_bytes
+    return MemoryPlan(
+        (facts.config.num_parameters + rows) * size,
+        converted,
+        _cache_bytes(config, num_positions, size) + features * size,
+        _activation_bytes(config, size),
+    )
 
 
 def _empty_model(folder: Path) -> Any:

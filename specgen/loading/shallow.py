@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+SHIPPED = Path(__file__).parent.parent / "drafts"
+"""Drafts that come with the package, a folder per target."""
 NUM_DIGEST_ROWS = 64
 EMBEDDING = "model.embed_tokens.weight"
 _DIGEST_KEYS = (
@@ -139,13 +141,25 @@ def check_shallow(folder: Path) -> ShallowFacts:
     )
 
 
-def check_own_target(facts: ShallowFacts, target: Path, name: str) -> None:
+def shipped_draft(target: Path) -> Path | None:
+    """The folder of the draft in this package that was made for a target; None if there is none."""
+    for path in sorted(SHIPPED.glob("*/config.json")):
+        try:
+            check_own_target(check_shallow(path.parent), "", target, "")
+        except (ModelFileError, PairError):
+            continue
+        return path.parent
+    return None
+
+
+def check_own_target(facts: ShallowFacts, name: str, target: Path, target_name: str) -> None:
     """Refuse a draft that was made for another target.
 
     Args:
         facts: The draft.
+        name: What to call it.
         target: Folder of the target.
-        name: What the user calls the target.
+        target_name: What the user calls the target.
 
     Raises:
         PairError: It was.
@@ -154,7 +168,7 @@ def check_own_target(facts: ShallowFacts, target: Path, name: str) -> None:
     embedding = _embedding_rows(target)
     if embedding is None or target_digest(embedding, read_config(target)) != facts.target_digest:
         raise PairError(
-            f"the draft {facts.folder} was made for another target ({facts.target_name}) than {name}",
+            f"the draft {name} was made for another target ({facts.target_name}) than {target_name}",
             "give the target it was made for with -t, or another draft with -d",
         )
 

@@ -78,7 +78,7 @@ def check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> tuple[
         (sorted(shapes.keys() - wanted.keys()), "holds {} the config has no place for"),
         (sorted(name for name in wanted if shapes.get(name) != wanted[name]), "has {} of another shape"),
         (
-            sorted(n for n in wanted if (types[n] != "I64" if n == "draft_ids" else types[n] not in FLOATS)),
+            sorted(n for n in types if (types[n] != "I64" if n == "draft_ids" else types[n] not in FLOATS)),
             "has {} of a type it can't have",
         ),
     ):
