@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from specgen.loading.shallow import target_digest
+from specgen.borrowing import open_shallow
+from specgen.engine.drafters import ModelDrafter
+from specgen.engine.model import CachedModel
+from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
+from specgen.engine.shallow import ShallowModel
+from specgen.loading.shallow import check_shallow, target_digest
+from specgen.settings import SamplingSettings
 
 
 def draft_body(target: Any, num_layers: int, seed: int) -> Any:
@@ -76,6 +84,51 @@ def write_draft(
     (folder / "config.json").write_text(json.dumps(config))
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def open_draft(folder: Path, target: CachedModel) -> ShallowModel:
+    """The draft of a folder over a target in memory, not packed."""
+    return open_shallow(check_shallow(folder), folder.name, "none", target, target.vocab_size)[0]
+
+
+def shallow_drafter(
+    folder: Path,
+    target: CachedModel,
+    sampling: SamplingSettings,
+    randomness: Randomness | None = None,
+    noise: PositionNoise | None = None,
+) -> ModelDrafter:
+    """What a session makes of it."""
+    model = open_draft(folder, target)
+    chance = randomness or TorchRandomness(sampling.seed, torch.device("cpu"))
+    return ModelDrafter(model, target.vocab_size, sampling, chance, None, noise, model.columns)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "shallow layers": {"kind": "layers", "num_layers": 1},
+    "shallow features": {"kind": "features", "num_layers": 2},
+    "shallow subset": {"kind": "features", "draft_ids": tuple(range(0, 96, 3))},
+    "shallow oracle": {"kind": "layers", "num_layers": 2, "copies_target": True},
+    "shallow features oracle": {"kind": "features", "num_layers": 2, "copies_target": True},
+}
+"""Drafts for `tests.fakes.tiny_model`. Those called oracle compute what the target computes."""
+
+
+def tiny_draft(name: str, target: Any, key: str) -> Path:
+    """The folder of one of `SHAPES`, written once per `key`, which tells targets apart."""
+    folder = _keeper() / f"{name}-{key}".replace(" ", "-")
+    return folder if folder.exists() else write_draft(folder, target, **SHAPES[name])
+
+
+@cache
+def _keeper() -> Path:
+    # Removed when the process ends.
+    keeper: Any = tempfile.TemporaryDirectory(prefix="specgen-drafts-")
+    _KEPT.append(keeper)
+    return Path(keeper.name)
+
+
+_KEPT: list[Any] = []
 
 
 class SlowDraft:

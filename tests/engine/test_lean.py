@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from specgen.engine import lean
+from specgen.engine import layers
 from specgen.engine.lean import LeanModel, lean_model
 from specgen.engine.model import CachedModel
 from specgen.engine.products import can_pack, fused, packed_copy, product
