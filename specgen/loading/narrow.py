@@ -71,6 +71,11 @@ class HalfLinear(nn.Module):
         outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16(inputs, self._packed)
         return outputs
 
+    def unpacked(self) -> Tensor:
+        """The weight, float32 `[outputs, inputs]`, made anew."""
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        return weight.float()
+
 
 class ByteLinear(nn.Module):
     """A linear layer with int8 weights, a scale per output; inputs are rounded to 8 bits, too, as they come.
@@ -138,10 +143,7 @@ def narrow(model: Any, kind: type[HalfLinear] | type[ByteLinear]) -> int:
         Bytes that the new layers hold.
     """
     inputs = model.get_input_embeddings()
-    work = [job for parent in model.modules() for job in _groups(parent)]
-    # Packing is one long loop per layer that releases the interpreter.
-    with _no_farewell(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        num_bytes = sum(pool.map(lambda job: _replace(job[0], job[1], kind), work))
+    num_bytes = narrow_layers(model, kind)
     for parameter in model.parameters():
         if parameter is not inputs.weight:
             parameter.data = parameter.data.float()
@@ -152,6 +154,20 @@ def narrow(model: Any, kind: type[HalfLinear] | type[ByteLinear]) -> int:
     else:
         inputs.weight.data = inputs.weight.data.float()
     return num_bytes
+
+
+def narrow_layers(module: nn.Module, kind: type[HalfLinear] | type[ByteLinear]) -> int:
+    """Replace a module's linear layers, in place; all else stays. Returns the bytes that the new layers hold."""
+    work = [job for parent in module.modules() for job in _groups(parent)]
+    # Packing is one long loop per layer that releases the interpreter.
+    with _no_farewell(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return sum(pool.map(lambda job: _replace(job[0], job[1], kind), work))
+
+
+def narrowed(weight: Tensor, kind: type[HalfLinear] | type[ByteLinear]) -> HalfLinear | ByteLinear:
+    """A layer of this kind with a copy of a weight `[outputs, inputs]`."""
+    with _no_farewell():
+        return kind(weight.detach().float(), None)
 
 
 def _groups(parent: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
