@@ -119,7 +119,7 @@ class Plan:
         check_own_target(facts, folder.name, self.target.path, self.target.name)
         for name, value, known in (
             ("draft-device", settings.device, ("auto", self.settings.target.device)),
-            ("draft-quant", settings.quant, ("auto", "none", "nf4")),
+            ("draft-quant", settings.quant, ("auto", "none", "nf4", "int8")),
         ):
             if value not in known:
                 raise SettingsError(

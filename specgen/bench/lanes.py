@@ -92,6 +92,7 @@ def with_label(setting: Setting, session: Session) -> Setting:
     """The setting, named after its draft as it really runs."""
     info = session.draft_info
     if info is None:
-        return setting
+        is_decided = setting.drafter == "model" and session.plan.settings.drafter == "lookup"
+        return replace(setting, drafter="lookup", draft="lookup", label="lookup") if is_decided else setting
     form = info.dtype if info.quant == "none" else info.quant
     return replace(setting, label=f"{info.name} {form}", num_draft_bytes=info.num_bytes)

@@ -146,8 +146,7 @@ def draft_plans(
         model = ModelSettings(
             draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.engine
         )
-        plan = baseline.with_drafter("auto" if draft.name == "auto" else "model", model, report)
-        plans[draft if plan.settings.drafter == "model" else LOOKUP] = plan
+        plans[draft.key] = baseline.with_drafter("auto" if draft.name == "auto" else "model", model, report)
     return plans
 
 

@@ -130,8 +130,8 @@ def _model(
 
 def _shallow(facts: ShallowFacts, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
     """A draft that runs where its target does, in its compute type; `settings` are the target's but for the format."""
-    placement = choose_placement(settings, facts.config, from_gguf=False)
-    is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant != "none"
+    placement = choose_placement(settings, facts.config, from_gguf=False, role="draft")
+    is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
     return ModelPlan(
         role="draft",
         name=name,
@@ -139,10 +139,10 @@ def _shallow(facts: ShallowFacts, name: str, settings: ModelSettings, num_positi
         num_parameters=facts.config.num_parameters,
         device=placement.device,
         dtype=placement.dtype,
-        quant="nf4" if is_packed else "none",
+        quant="nf4" if is_packed else "int8" if placement.narrow == "byte" else "none",
         remarks=(facts.remark,),
         window=facts.config.max_positions,
-        memory=plan_shallow_memory(facts, placement.torch_dtype.itemsize, num_positions),
+        memory=plan_shallow_memory(facts, placement, num_positions),
     )
 
 

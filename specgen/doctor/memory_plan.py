@@ -56,26 +56,30 @@ def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_posi
     return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, size), _activation_bytes(config, size))
 
 
-def plan_shallow_memory(facts: ShallowFacts, size: int, num_positions: int) -> MemoryPlan:
+def plan_shallow_memory(facts: ShallowFacts, placement: Placement, num_positions: int) -> MemoryPlan:
     """Estimate what a shallow draft takes beside its target, not packed.
 
     Args:
         facts: What `check_shallow` said of it.
-        size: Bytes of a value in the target's compute type.
+        placement: Where and how it would run.
         num_positions: Length of text to plan the cache for.
     """
     from transformers import AutoConfig
 
     auto_config: Any = AutoConfig
     config = auto_config.from_pretrained(facts.folder, trust_remote_code=False, local_files_only=True)
-    rows = (facts.num_draft_ids or 0) * facts.hidden_size
+    narrow = {"half": 2, "byte": 1}.get(placement.narrow or "")
+    size = narrow or placement.torch_dtype.itemsize
+    wide = 4 if narrow else size
+    # A head in a form of its own is a copy of all its rows.
+    rows = (facts.num_draft_ids or (facts.config.vocab_rows or 0 if narrow else 0)) * facts.hidden_size
     features = num_positions * facts.hidden_size if facts.kind == "features" else 0
     converted = facts.config.num_weight_bytes
     return MemoryPlan(
         (facts.config.num_parameters + rows) * size,
         converted,
-        _cache_bytes(config, num_positions, size) + features * size,
-        _activation_bytes(config, size),
+        _cache_bytes(config, num_positions, wide) + features * wide,
+        _activation_bytes(config, wide),
     )
 
 

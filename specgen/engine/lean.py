@@ -36,9 +36,10 @@ class LeanModel(CachedModel):
     def __init__(self, model: Any, vocab_size: int) -> None:
         config, body = model.config, model.model
         self._embedding: Tensor = body.embed_tokens.weight
-        self._dtype: torch.dtype = body.norm.weight.dtype
-        layers = body.layers[: config.num_hidden_layers]
-        self._stack = LayerStack(layers, body.rotary_emb, config, body.norm.weight[None])
+        # Narrow weights are computed with in float32, the type of what is not narrow.
+        like: Tensor = body.norm.weight
+        self._dtype = like.dtype
+        self._stack = LayerStack(body.layers[: config.num_hidden_layers], body.rotary_emb, config, like[None])
         self._norm = Norm(body.norm)
         self._head: Product = product(model.lm_head)
         super().__init__(model, vocab_size)

@@ -67,8 +67,9 @@ class ShallowModel:
         self.forward_seconds = 0.0
         self.num_forwards = 0
         body = parts.body
-        like = self._like = body.norm.weight
+        like = body.norm.weight
         self.device: torch.device = like.device
+        self._dtype: torch.dtype = like.dtype
         self._embedding, self._head = parts.embedding, parts.head
         self._join, self._features = parts.join, parts.features
         self._stack = LayerStack(body.layers, body.rotary_emb, body.config, like[None])
@@ -148,7 +149,8 @@ class ShallowModel:
         started = perf_counter()
         try:
             with memory_errors():
-                hidden = functional.embedding(new.to(self._embedding.device), self._embedding).to(self._like)
+                hidden = functional.embedding(new.to(self._embedding.device), self._embedding)
+                hidden = hidden.to(device=self.device, dtype=self._dtype)
                 if self._join is not None:
                     assert features is not None
                     hidden = self._join(torch.cat([hidden, features], dim=-1))

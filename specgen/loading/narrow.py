@@ -72,9 +72,9 @@ class HalfLinear(nn.Module):
         return outputs
 
     def unpacked(self) -> Tensor:
-        """The weights, rounded as they are: float32 `[outputs, inputs]`."""
+        """The weight, float32 `[outputs, inputs]`, made anew."""
         weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
-        return weight
+        return weight.float()
 
 
 class ByteLinear(nn.Module):
@@ -159,18 +159,18 @@ def narrow(model: Any, kind: NarrowKind) -> int:
     return num_bytes
 
 
-def narrow_layers(module: nn.Module, kind: NarrowKind) -> int:
-    """Replace the linear layers in a module, in place; returns the bytes that the new ones hold."""
+def narrow_layers(module: nn.Module, kind: type[HalfLinear] | type[ByteLinear]) -> int:
+    """Replace a module's linear layers, in place; all else stays. Returns the bytes that the new layers hold."""
     work = [job for parent in module.modules() for job in _groups(parent)]
     # Packing is one long loop per layer that releases the interpreter.
     with _no_farewell(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return sum(pool.map(lambda job: _replace(job[0], job[1], kind), work))
 
 
-def narrow_product(weight: Tensor, kind: NarrowKind) -> HalfLinear | ByteLinear:
-    """A layer of a weight `[outputs, inputs]` of any type."""
+def narrowed(weight: Tensor, kind: type[HalfLinear] | type[ByteLinear]) -> HalfLinear | ByteLinear:
+    """A layer of this kind with a copy of a weight `[outputs, inputs]`."""
     with _no_farewell():
-        return kind(weight.float(), None)
+        return kind(weight.detach().float(), None)
 
 
 def _groups(parent: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
