@@ -60,9 +60,6 @@ class DraftChoice:
         return self.name if self.quant == "auto" else f"{self.name}:{self.quant}"
 
 
-LOOKUP = DraftChoice("lookup", "auto")
-
-
 def drafts_from(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
     """Drafts to compare, each once. `MODEL:nf4` overrules `--draft-quant`.
 
@@ -131,8 +128,8 @@ class DraftPlaces:
 
 def draft_plans(
     baseline: Plan, drafts: Sequence[DraftChoice], places: DraftPlaces, report: LoadReport
-) -> dict[DraftChoice, Plan]:
-    """A plan for each draft, each once, `auto` decided: files and tokenizers are checked, no weights read.
+) -> dict[str, Plan]:
+    """A plan for each draft, by its key: files and tokenizers are checked, no weights read.
 
     Raises:
         LoadError: A draft is missing or damaged.
@@ -141,7 +138,7 @@ def draft_plans(
     plans = {}
     for draft in drafts:
         if draft.is_lookup:
-            plans[draft] = baseline.with_drafter("lookup", None, report)
+            plans[draft.key] = baseline.with_drafter("lookup", None, report)
             continue
         model = ModelSettings(
             draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.engine

@@ -62,13 +62,10 @@ def open_benchmark(
         from specgen.plan import Plan, SessionSettings
 
         plans = {}
-        settings: list[Setting] = []
         for engine, (target, places) in engines.items():
             baseline = Plan(SessionSettings(target, drafter="none"), progress)
-            found = b.draft_plans(baseline, drafts, places, progress)
-            plans[engine] = (baseline, {draft.key: plan for draft, plan in found.items()})
-            settings = b.settings_of(list(found), lengths)
-        lanes = open_engines(plans, settings, progress)
+            plans[engine] = (baseline, b.draft_plans(baseline, drafts, places, progress))
+        lanes = open_engines(plans, b.settings_of(drafts, lengths), progress)
         for session in {id(lane.session): lane.session for lane in lanes}.values():
             recall(session)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
