@@ -13,8 +13,9 @@ from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.lengths import CostAwareLength
 from specgen.events import Round
 from specgen.forecast import Forecast, PassCosts, forecast
+from specgen.loading.libraries import version_of
+from specgen.loading.processor import processor_name
 from specgen.loading.sources import ModelFolder
-from specgen.machine import processor_name, version_of
 from specgen.metrics import Counts
 from specgen.report import ModelInfo
 from specgen.settings import MAX_DRAFT_TOKENS, EngineSettings

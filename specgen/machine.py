@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 
 from specgen import __version__
+from specgen.loading.libraries import version_of
 from specgen.loading.memory import free_bytes, total_bytes
-from specgen.loading.placement import cpu_flags
+from specgen.loading.processor import cpu_flags, processor_name
 from specgen.machine_values import Gpu, Machine
 
 LIBRARIES = (
@@ -48,15 +45,6 @@ def library_versions() -> dict[str, str | None]:
     return found
 
 
-@cache
-def version_of(library: str) -> str | None:
-    """The installed version of a library, without importing it; None if it is not there."""
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def environment(arguments: list[str] | None = None) -> dict[str, object]:
     """What a measurement was taken with, ready for JSON."""
     machine = inspect_machine()
@@ -73,15 +61,6 @@ def environment(arguments: list[str] | None = None) -> dict[str, object]:
         "libraries": library_versions(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }
-
-
-def processor_name() -> str:
-    """The processor, as the system calls it."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _gpus() -> tuple[Gpu, ...]:

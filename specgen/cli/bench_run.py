@@ -100,9 +100,10 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
 def _keep_costs(benchmark: Benchmark) -> None:
     from specgen.known_costs import keep
 
-    costs = benchmark.report().costs
+    costs, timed = benchmark.report().costs, benchmark.lanes[0].session.target
     for session in {id(lane.session): lane.session for lane in benchmark.lanes}.values():
-        keep(session, measured=None if costs is None else costs.verify_seconds)
+        # On a second engine the target is another one.
+        keep(session, measured=costs.verify_seconds if costs is not None and session.target is timed else None)
 
 
 def tell(

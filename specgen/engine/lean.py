@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from specgen.engine.layers import LayerStack, Norm
 from specgen.engine.model import CachedModel
-from specgen.engine.products import Product, fits_packing, packed_copy, product
+from specgen.engine.products import Product, faster_of, fits_packing, packed_copy, product
 
 ARCHITECTURES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 FIXED_ROPES = {"default", "linear", "llama3", "yarn"}
@@ -48,7 +48,8 @@ class LeanModel(CachedModel):
         """Compute the logits with a 4-bit copy of the head. For drafts only; nothing happens where it is not faster."""
         weight = self.model.get_output_embeddings().weight
         if fits_packing(weight):
-            self._head = packed_copy(weight)
+            row = torch.ones(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+            self._head = faster_of(self._head, packed_copy(weight), row)
 
     def _new_cache(self) -> None:
         self.length = 0

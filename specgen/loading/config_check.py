@@ -43,6 +43,7 @@ class ConfigFacts:
         num_parameters: Values in the weight files, tied ones once.
         num_weight_bytes: Bytes of the weight files.
         widths_fit_blocks: Whether the layers' widths are multiples of 64, the block of 4-bit weights.
+        widths: Hidden and intermediate size, where the config names them.
     """
 
     model_type: str
@@ -53,6 +54,7 @@ class ConfigFacts:
     num_parameters: int
     num_weight_bytes: int
     widths_fit_blocks: bool = True
+    widths: tuple[int, int] | None = None
 
 
 def check_folder(folder: Path) -> ConfigFacts:
@@ -85,6 +87,7 @@ def check_folder(folder: Path) -> ConfigFacts:
         num_parameters=sum(dtypes.values()),
         num_weight_bytes=sum(file.num_bytes for file in files),
         widths_fit_blocks=all((_number(config, (key,)) or 64) % 64 == 0 for key in _WIDTH_KEYS),
+        widths=_widths(config),
     )
 
 
@@ -120,6 +123,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise ModelFileError(f"{folder} holds no config.json, so it is no model folder", _what_else(folder))
     return read_json(path)
+
+
+def _widths(config: dict[str, Any]) -> tuple[int, int] | None:
+    hidden, inner = (_number(config, (key,)) for key in _WIDTH_KEYS)
+    return None if hidden is None or inner is None else (hidden, inner)
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -129,8 +129,7 @@ class NdjsonView:
         self._sink = ByteSink(stream)
 
     def show(self, event: TextEvent) -> None:
-        document = event_document(event)
-        if document is not None:
+        if (document := event_document(event)) is not None:
             self.write(document)
 
     def write(self, document: Document) -> None:
@@ -248,5 +247,4 @@ def _baseline(baseline: Baseline | None) -> Document | None:
 
 
 def _seconds(seconds: float) -> float:
-    # A sum of floats has digits no clock measured; nanoseconds are all there is.
-    return round(seconds, 9)
+    return round(seconds, 9)  # a sum of floats has digits no clock measured
