@@ -18,7 +18,6 @@ from specgen.settings import ModelSettings
 
 if TYPE_CHECKING:
     from specgen.bench.runner import Benchmark
-    from specgen.bench.values import Setting
 
 
 def open_benchmark(

@@ -117,12 +117,12 @@ def _linear(name: str, weight: Any, dtype: str, device: str) -> Any:
     """A linear layer as the loader makes it for a draft."""
     import torch
 
-    from specgen.loading.narrow import ByteLinear, HalfLinear, has_byte_products, has_half_products, lone_layer
+    from specgen.loading.narrow import ByteLinear, HalfLinear, has_byte_products, has_half_products, narrowed
 
     if device == "cpu" and name == "int8" and has_byte_products():
-        return lone_layer(ByteLinear, weight)
+        return narrowed(weight, ByteLinear)
     if device == "cpu" and name == "none" and dtype == "float16" and has_half_products():
-        return lone_layer(HalfLinear, weight)
+        return narrowed(weight, HalfLinear)
     num_outputs, num_inputs = weight.shape
     compute = getattr(torch, dtype)
     if name == "none":

@@ -53,12 +53,6 @@ def _no_farewell() -> Iterator[None]:
         yield
 
 
-def lone_layer(kind: type[HalfLinear] | type[ByteLinear], weight: Tensor) -> HalfLinear | ByteLinear:
-    """A layer of weights that belong to no model, float32 `[outputs, inputs]`."""
-    with _no_farewell():
-        return kind(weight, None)
-
-
 class HalfLinear(nn.Module):
     """A linear layer with float16 weights; inputs, sums and outputs are float32.
 
