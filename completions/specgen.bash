@@ -23,13 +23,13 @@ _specgen() {
     generate:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     generate:--device|generate:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
     generate:--view) _specgen_words "auto inline live text steps off"; return ;;
+    generate:--draft|generate:-d) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     generate:--quant|generate:-Q|generate:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     generate:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
     generate:--format) _specgen_words "auto text json ndjson"; return ;;
     generate:--backend) _specgen_words "auto transformers llama.cpp"; return ;;
     generate:--draft-tokens|generate:--num-draft-tokens|generate:-k) _specgen_words "auto"; return ;;
     generate:--baseline) _specgen_words "calibrate full off"; return ;;
-    generate:--draft|generate:-d) _specgen_words "lookup none $(_specgen_names models)"; _specgen_files; return ;;
     chat:--system|chat:-s|chat:--chat-template-kwargs|chat:--revision|chat:--draft-revision|chat:--gpu-layers|chat:--context-size|chat:--threads|chat:--max-new-tokens|chat:--max-tokens|chat:-n|chat:--temperature|chat:--temp|chat:--top-k|chat:--top-p|chat:--min-p|chat:--repetition-penalty|chat:--seed|chat:--stop) return ;;
     chat:--system-file) _specgen_files; return ;;
     chat:--target|chat:-t|chat:--model|chat:-m) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
@@ -37,36 +37,39 @@ _specgen() {
     chat:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     chat:--device|chat:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
     chat:--view) _specgen_words "auto inline live text steps off"; return ;;
+    chat:--draft|chat:-d) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     chat:--quant|chat:-Q|chat:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     chat:--backend) _specgen_words "auto transformers llama.cpp"; return ;;
     chat:--draft-tokens|chat:--num-draft-tokens|chat:-k) _specgen_words "auto"; return ;;
     chat:--chat-template) _specgen_words "auto"; _specgen_files; return ;;
     chat:--resume) _specgen_words "last $(_specgen_names sessions)"; _specgen_files; return ;;
-    chat:--draft|chat:-d) _specgen_words "lookup none $(_specgen_names models)"; _specgen_files; return ;;
-    verify:--prompt|verify:-p|verify:--revision|verify:--draft-revision|verify:--max-new-tokens|verify:-n) return ;;
+    verify:--prompt|verify:-p|verify:--revision|verify:--draft-revision|verify:--gpu-layers|verify:--context-size|verify:--threads|verify:--max-new-tokens|verify:-n) return ;;
     verify:--target|verify:-t|verify:--model|verify:-m) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     verify:--color) _specgen_words "auto always never"; return ;;
     verify:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     verify:--device|verify:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
+    verify:--draft|verify:-d) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     verify:--quant|verify:-Q|verify:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
+    verify:--backend) _specgen_words "auto transformers llama.cpp"; return ;;
     verify:--draft-tokens|verify:--num-draft-tokens|verify:-k) _specgen_words "auto"; return ;;
-    verify:--draft|verify:-d) _specgen_words "lookup none $(_specgen_names models)"; _specgen_files; return ;;
-    bench:--draft-tokens|bench:--num-draft-tokens|bench:-k|bench:--revision|bench:--draft-revision|bench:--max-new-tokens|bench:--max-tokens|bench:-n|bench:--repeats|bench:-r|bench:--warmup|bench:-w|bench:--num-prompts|bench:--temperature|bench:--temp|bench:--seed|bench:--fail-under-speedup|bench:--fail-under-tar) return ;;
+    bench:--draft-tokens|bench:--num-draft-tokens|bench:-k|bench:--revision|bench:--draft-revision|bench:--gpu-layers|bench:--context-size|bench:--threads|bench:--max-new-tokens|bench:--max-tokens|bench:-n|bench:--repeats|bench:-r|bench:--warmup|bench:-w|bench:--num-prompts|bench:--temperature|bench:--temp|bench:--seed|bench:--fail-under-speedup|bench:--fail-under-tar) return ;;
     bench:--prompts|bench:--export-json|bench:--export-csv|bench:--export-md|bench:--export-markdown|bench:--plot) _specgen_files; return ;;
     bench:--target|bench:-t|bench:--model|bench:-m) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     bench:--color) _specgen_words "auto always never"; return ;;
     bench:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     bench:--device|bench:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
+    bench:--draft|bench:-d) _specgen_words "auto lookup $(_specgen_names models)"; _specgen_files; return ;;
     bench:--quant|bench:-Q|bench:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     bench:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
     bench:--format) _specgen_words "auto table json ndjson csv md"; return ;;
-    bench:--draft|bench:-d) _specgen_words "lookup $(_specgen_names models)"; _specgen_files; return ;;
-    doctor:--revision|doctor:--draft-revision|doctor:--context) return ;;
+    bench:--backend) _specgen_words "auto transformers llama.cpp both"; return ;;
+    doctor:--revision|doctor:--draft-revision|doctor:--gpu-layers|doctor:--context-size|doctor:--threads|doctor:--context) return ;;
     doctor:--target|doctor:-t|doctor:--model|doctor:-m) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     doctor:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     doctor:--device|doctor:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
+    doctor:--draft|doctor:-d) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     doctor:--quant|doctor:-Q|doctor:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
-    doctor:--draft|doctor:-d) _specgen_words "lookup none $(_specgen_names models)"; _specgen_files; return ;;
+    doctor:--backend) _specgen_words "auto transformers llama.cpp"; return ;;
     :--show-completion) _specgen_words "bash zsh fish powershell"; return ;;
     :--list) _specgen_words "models sessions"; return ;;
   esac
@@ -74,9 +77,9 @@ _specgen() {
     case $command in
     generate) _specgen_words "--prompt -p --file -f --stdin --no-stdin --system -s --system-file --chat-template --chat-template-kwargs --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --baseline --strict --max-new-tokens --max-tokens -n --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --stop --ignore-eos --view --color --sanitize --format --json --output -o --stats --no-stats --quiet -q --verbose -v --help -h" ;;
     chat) _specgen_words "--resume --save --no-save --history --no-history --system -s --system-file --chat-template --chat-template-kwargs --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --calibrate --no-calibrate --strict --max-new-tokens --max-tokens -n --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --stop --view --color --sanitize --stats --no-stats --quiet -q --verbose -v --help -h" ;;
-    verify) _specgen_words "--prompt -p --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --draft-tokens --num-draft-tokens -k --max-new-tokens -n --json --color --quiet -q --verbose -v --help -h" ;;
-    bench) _specgen_words "--draft -d --draft-tokens --num-draft-tokens -k --target -t --model -m --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --max-new-tokens --max-tokens -n --repeats -r --warmup -w --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color --quiet -q --verbose -v --help -h" ;;
-    doctor) _specgen_words "--target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --context --measure --json --quiet -q --verbose -v --help -h" ;;
+    verify) _specgen_words "--prompt -p --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --max-new-tokens -n --json --color --quiet -q --verbose -v --help -h" ;;
+    bench) _specgen_words "--draft -d --draft-tokens --num-draft-tokens -k --target -t --model -m --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --max-new-tokens --max-tokens -n --repeats -r --warmup -w --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color --quiet -q --verbose -v --help -h" ;;
+    doctor) _specgen_words "--target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --context --measure --json --quiet -q --verbose -v --help -h" ;;
     '') _specgen_words "--version -V --show-completion --list --help -h" ;;
     esac
   elif [[ -z $command ]]; then _specgen_words "generate chat verify bench doctor"; fi

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from specgen.engine.decoding import decode, device_clock
+from specgen.engine.decoding import Clock, decode, device_clock
 from specgen.engine.drafters import NoDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.errors import MemoryShortageError, NumericalError
 from specgen.events import Event, FinalText, Finish, FinishReason, Notice, Prefill, Round, RoundText, TextEvent
+from specgen.forecast import Forecast
+from specgen.known_costs import explain, learn
 from specgen.metrics import Baseline, Counts
 from specgen.report import RunInfo, RunReport
 from specgen.session import Session, peak_memory_bytes
@@ -55,6 +57,8 @@ class Generation:
         self.info = run_info(session, request)
         self.counts = Counts()
         self.baseline: Baseline | None = None
+        self.forecast: Forecast | None = None
+        """What the costs of passes predict; known with the baseline."""
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason = "interrupted"
@@ -114,15 +118,18 @@ class Generation:
         session.roll_back_to(request.prompt_ids)
         counts = Counts()
         ids: list[int] = []
-        for event in target_alone(session, request.prompt_ids, request.sampling, num_tokens + num_uncounted):
+        steps = target_alone(session, request.prompt_ids, request.sampling, num_tokens + num_uncounted, self.clock)
+        for event in steps:
             if isinstance(event, Round):
                 ids += event.token_ids
                 if event.index >= num_uncounted:
                     counts.observe(event)
+                    session.lengths.costs.observe(1, event.verify_seconds)
             if self._wants_end():
                 return None
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
         difference = _first_difference(ids, self.token_ids) if compared else None
+        self.forecast = explain(session, self.counts, counts)
         num_timed, seconds = counts.num_emitted, counts.decode_seconds
         if method == "calibrate":
             # Rounds that drafted nothing are steps of the target alone, too, and in the middle of the run: with them
@@ -141,6 +148,7 @@ class Generation:
             total_seconds=self._ended - self._started,
             peak_memory_bytes=peak_memory_bytes(self.session.devices),
             baseline=self.baseline,
+            forecast=self.forecast,
             stop_text=self.stop_text,
             notices=tuple(self._notices),
         )
@@ -188,6 +196,8 @@ class Generation:
             self.counts.observe_prefill(event)
         elif isinstance(event, RoundText):
             self.counts.observe(event.round)
+            if self.request.decode.schedule == "constant":
+                learn(self.session, event.round)
             self.token_ids += event.round.token_ids
             self.text += event.kept
         elif isinstance(event, Notice):
@@ -198,7 +208,11 @@ class Generation:
 
 
 def target_alone(
-    session: Session, text_ids: Sequence[int], sampling: SamplingSettings, num_tokens: int
+    session: Session,
+    text_ids: Sequence[int],
+    sampling: SamplingSettings,
+    num_tokens: int,
+    clock: Clock | None = None,
 ) -> Iterator[Event]:
     """The baseline of every speedup: the same loop and weights, nothing drafted, no end but the number of tokens."""
     return decode(
@@ -209,7 +223,7 @@ def target_alone(
         sampling,
         TorchRandomness(sampling.seed, session.target.device),
         noise=session.noise(sampling),
-        clock=device_clock(*session.devices),
+        clock=clock or device_clock(*session.devices),
     )
 
 

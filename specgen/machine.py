@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
-from importlib import metadata
-from pathlib import Path
 
 from specgen import __version__
+from specgen.loading.libraries import version_of
 from specgen.loading.memory import free_bytes, total_bytes
-from specgen.loading.placement import cpu_flags
+from specgen.loading.processor import cpu_flags, processor_name
 from specgen.machine_values import Gpu, Machine
 
 LIBRARIES = (
@@ -28,7 +26,7 @@ def inspect_machine() -> Machine:
 
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor_name(),
         num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         num_threads=torch.get_num_threads(),
         flags=tuple(flag for flag in TELLING_FLAGS if flag in cpu_flags()),
@@ -43,10 +41,7 @@ def library_versions() -> dict[str, str | None]:
     """Installed versions by name, without importing anything; None for what is not there."""
     found: dict[str, str | None] = {"specgen": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
+        found[name] = version_of(name)
     return found
 
 
@@ -66,14 +61,6 @@ def environment(arguments: list[str] | None = None) -> dict[str, object]:
         "libraries": library_versions(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _gpus() -> tuple[Gpu, ...]:

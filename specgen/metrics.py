@@ -42,6 +42,11 @@ class Counts:
     num_plain_rounds: int = 0
     plain_seconds: float = 0.0
     """Rounds that drafted nothing: steps of the target alone, in the middle of the run."""
+    num_resumed: int = 0
+    resumed_seconds: float = 0.0
+    """Draft tokens of rounds behind one without any, and their time: there the drafter first reads what it missed."""
+    was_plain: bool = False
+    """Whether the last round drafted nothing."""
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0
     accepted_histogram: list[int] = field(default_factory=list)
@@ -62,9 +67,14 @@ class Counts:
         if self.num_rounds == 0:
             self.first_round_seconds = round_.seconds
         num_drafted = len(round_.draft_ids)
-        if num_drafted + round_.num_cut == 0:
+        is_plain = num_drafted + round_.num_cut == 0
+        if is_plain:
             self.num_plain_rounds += 1
             self.plain_seconds += round_.seconds
+        elif self.was_plain:
+            self.num_resumed += num_drafted + round_.num_cut
+            self.resumed_seconds += round_.draft_seconds
+        self.was_plain = is_plain
         self.num_rounds += 1
         self.num_drafted += num_drafted
         self.num_accepted += round_.num_accepted
@@ -89,6 +99,8 @@ class Counts:
         """Add the sums of another generation. `ttft_seconds` then is a sum, too."""
         for item in fields(self):
             mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(mine, bool):
+                continue
             if isinstance(mine, list):
                 _grow(mine, len(theirs))
                 for index, value in enumerate(theirs):

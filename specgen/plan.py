@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
 
-from specgen.errors import PromptError, SettingsError
+from specgen.errors import PairError, PromptError, SettingsError
 from specgen.loading.config_check import ConfigFacts, check_folder
-from specgen.loading.pairs import Pairing, compare_tokenizers
+from specgen.loading.pairs import Pairing, compare_tokenizers, table_size
 from specgen.loading.progress import SILENT, LoadReport
+from specgen.loading.shallow import SHIPPED, ShallowFacts, check_own_target, check_shallow, is_shallow, shipped_draft
 from specgen.loading.sources import ModelFolder, prepare_folder
 from specgen.loading.tokenizer import check_rows, end_ids, generation_defaults, load_tokenizer
 from specgen.settings import ModelSettings
 
-DrafterKind = Literal["model", "lookup", "none"]
+DrafterKind = Literal["auto", "model", "lookup", "none"]
+"""`auto`: the draft that is shipped for the target, if there is one, else lookup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class SessionSettings:
     Args:
         target: The model whose text is wanted.
         drafter: What drafts.
-        draft: The draft model, for `drafter="model"`.
+        draft: The draft model, for `drafter="model"`; for `auto` how to load a shipped one, its name left open.
     """
 
     target: ModelSettings
@@ -46,20 +48,23 @@ class Plan:
     """
 
     def __init__(self, settings: SessionSettings, report: LoadReport = SILENT) -> None:
+        self.asked = settings
         self.settings = settings
+        """As asked, `auto` decided."""
         self.started = perf_counter()
         self.target: ModelFolder = prepare_folder(settings.target, report)
         self.draft: ModelFolder | None = None
         report.stage("checking files and tokenizers")
         self.facts: ConfigFacts = _facts(self.target, settings.target, "target")
         self.draft_facts: ConfigFacts | None = None
+        self.shallow: ShallowFacts | None = None
+        """The draft, if it is a shallow one."""
         self.tokenizer: Any = load_tokenizer(self.target.path)
         check_rows(self.tokenizer, self.facts, self.target.path)
         self.pairing: Pairing | None = None
         self.end_ids = end_ids(self.tokenizer, self.target.path)
         self.sampling_defaults = generation_defaults(self.target.path)
-        if settings.draft is not None:
-            self._plan_draft(settings.draft, report)
+        self._plan_drafter(report)
         self._refuse_idle_settings()
 
     def _refuse_idle_settings(self) -> None:
@@ -78,12 +83,51 @@ class Plan:
                     "leave it out, or give a .gguf file with the extra gguf installed",
                 )
 
+    def _plan_drafter(self, report: LoadReport) -> None:
+        self.draft = self.draft_facts = self.pairing = self.shallow = None
+        if self.settings.drafter == "auto":
+            shipped = None if self.target.gguf is not None else shipped_draft(self.target.path)
+            if shipped is None:
+                self.settings = replace(self.settings, drafter="lookup", draft=None)
+                return
+            draft = self.settings.draft or ModelSettings("", device=self.settings.target.device)
+            self.settings = replace(self.settings, drafter="model", draft=replace(draft, name=str(shipped)))
+        if self.settings.draft is not None:
+            self._plan_draft(self.settings.draft, report)
+
     def _plan_draft(self, settings: ModelSettings, report: LoadReport) -> None:
         self.draft = prepare_folder(settings, report)
+        if self.draft.path.parent == SHIPPED:
+            # It bears its target's name, and the two stand beside each other in every banner.
+            self.draft = replace(self.draft, name=f"{self.draft.name}-draft")
+        if is_shallow(self.draft.path):
+            self._plan_shallow(settings, self.draft)
+            return
         self.draft_facts = _facts(self.draft, settings, "draft")
         tokenizer = load_tokenizer(self.draft.path)
         check_rows(tokenizer, self.draft_facts, self.draft.path)
         self.pairing = compare_tokenizers(self.tokenizer, tokenizer)
+
+    def _plan_shallow(self, settings: ModelSettings, folder: ModelFolder) -> None:
+        """A draft that borrows from the target: it runs where, and as, the target runs."""
+        facts = check_shallow(folder.path)
+        if self.target.gguf is not None:
+            raise PairError(
+                f"the draft {folder.name} runs on its target's embeddings, and llama.cpp does not give them away",
+                "add --backend transformers, or choose another draft",
+            )
+        check_own_target(facts, folder.name, self.target.path, self.target.name)
+        for name, value, known in (
+            ("draft-device", settings.device, ("auto", self.settings.target.device)),
+            ("draft-quant", settings.quant, ("auto", "none", "nf4", "int8")),
+        ):
+            if value not in known:
+                raise SettingsError(
+                    f"--{name} {value} can't be applied to {folder.name}, which is a part of its target", "leave it out"
+                )
+        self.shallow, self.draft_facts = facts, facts.config
+        num_tokens = table_size(self.tokenizer)
+        self.pairing = Pairing(num_tokens, num_tokens, facts.num_draft_ids or num_tokens)
 
     def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, report: LoadReport = SILENT) -> Plan:
         """The same target with another drafter; this plan stays as it is.
@@ -93,10 +137,8 @@ class Plan:
             PairError: It doesn't share the target's vocabulary.
         """
         other = copy.copy(self)
-        other.settings = replace(self.settings, drafter=kind, draft=draft)
-        other.draft = other.draft_facts = other.pairing = None
-        if draft is not None:
-            other._plan_draft(draft, report)
+        other.asked = other.settings = replace(self.settings, drafter=kind, draft=draft)
+        other._plan_drafter(report)
         return other
 
     def budget(self, num_prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:

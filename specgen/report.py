@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from specgen.events import FinishReason
+from specgen.forecast import Forecast
 from specgen.metrics import Baseline, Counts, speedup
 from specgen.settings import DraftSchedule, SamplingSettings
 
@@ -126,6 +127,7 @@ class RunReport:
         total_seconds: Prompt in to last token out, the display included.
         peak_memory_bytes: Largest device memory, or the process's largest resident size on CPU.
         baseline: The target alone; None if it was not measured.
+        forecast: What the costs of passes predict beside it.
         stop_text: The stop string that ended it, if one did.
         notices: Messages told during the run.
     """
@@ -137,6 +139,7 @@ class RunReport:
     total_seconds: float
     peak_memory_bytes: int
     baseline: Baseline | None = None
+    forecast: Forecast | None = None
     stop_text: str | None = None
     notices: tuple[str, ...] = field(default=())
 

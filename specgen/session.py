@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from specgen.borrowing import open_shallow
 from specgen.engine.contract import LanguageModel
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
@@ -14,6 +15,7 @@ from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.rows import check_rows
+from specgen.engine.shallow import ShallowModel
 from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.opening import open_model, share_threads
@@ -46,18 +48,24 @@ def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
     row_check = check_rows(target.model) if target.info.quant != "none" else None
     if row_check is not None and not row_check.is_independent and plan.settings.drafter != "none":
         notices.append(f"not lossless: {row_check.reason}; --draft none gives the target's own text")
-    draft, draft_info, draft_notices = _open_draft(plan, report)
+    draft, draft_info, draft_notices = _open_draft(plan, target.model, report)
     share_threads(target.model, draft)
     session = Session(plan, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
     session.row_check = row_check
     return session
 
 
-def _open_draft(plan: Plan, report: LoadReport) -> tuple[LanguageModel | None, ModelInfo | None, list[str]]:
+def _open_draft(
+    plan: Plan, target: LanguageModel, report: LoadReport
+) -> tuple[LanguageModel | None, ModelInfo | None, list[str]]:
     """The draft model of a plan, if it has one, and what loading it has to tell."""
     settings = plan.settings.draft
     if plan.draft is None or settings is None or plan.pairing is None or plan.draft_facts is None:
         return None, None, []
+    if plan.shallow is not None:
+        report.stage(f"loading draft {plan.draft.name}")
+        model, info = open_shallow(plan.shallow, plan.draft.name, settings.quant, target, plan.pairing.num_shared)
+        return model, info, []
     opened = open_model(
         plan.draft,
         plan.draft_facts,
@@ -125,7 +133,8 @@ class Session:
         """The drafter of the next answer."""
         if self.draft is not None:
             window = None if self.plan.draft_facts is None else self.plan.draft_facts.max_positions
-            return ModelDrafter(self.draft, self.target.vocab_size, sampling, randomness, window, noise)
+            columns = self.draft.columns if isinstance(self.draft, ShallowModel) else None
+            return ModelDrafter(self.draft, self.target.vocab_size, sampling, randomness, window, noise, columns)
         return self.lookup if self.plan.settings.drafter == "lookup" else NoDrafter()
 
     def roll_back_to(self, prompt_ids: Sequence[int]) -> None:
@@ -151,7 +160,7 @@ class Session:
             LoadError: A file is damaged.
             DeviceError: Too little memory beside the old draft.
         """
-        draft, draft_info, notices = _open_draft(plan, report)
+        draft, draft_info, notices = _open_draft(plan, self.target, report)
         self.plan, self.draft, self.draft_info = plan, draft, draft_info
         share_threads(self.target, self.draft)
         # What a target pass costs stays true; what a draft token costs, and how often it is right, does not.
@@ -167,7 +176,7 @@ class Session:
             LoadError: A file is damaged.
             DeviceError: Too little memory beside what is loaded.
         """
-        draft, draft_info, notices = _open_draft(plan, report)
+        draft, draft_info, notices = _open_draft(plan, self.target, report)
         share_threads(self.target, draft)
         return Session(plan, self.target, self.target_info, draft, draft_info, tuple(notices))
 

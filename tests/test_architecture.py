@@ -18,12 +18,15 @@ FLOORS = {
     "specgen.settings": 0,
     "specgen.events": 0,
     "specgen.metrics": 1,
+    "specgen.forecast": 1,
     "specgen.report": 1,
     "specgen.transcript": 1,
     "specgen.engine": 2,
     "specgen.text": 3,
     "specgen.prompting": 3,
     "specgen.saved_sessions": 3,
+    "specgen.cost_store": 3,
+    "specgen.known_costs": 4,
     "specgen.session_lock": 3,
     "specgen.template_choice": 3,
     "specgen.template_limits": 3,
@@ -40,6 +43,7 @@ FLOORS = {
     "specgen.origin": 3,
     "specgen.machine": 3,
     "specgen.machine_values": 0,
+    "specgen.borrowing": 4,
     "specgen.opening": 4,
     "specgen.plan": 4,
     "specgen.session": 4,
@@ -55,6 +59,7 @@ FORBIDDEN = {
     "specgen.loading": {"rich", "typer", "specgen.engine", "specgen.text"},
     "specgen.text": {"rich", "typer", "torch", "transformers", "specgen.engine"},
     "specgen.saved_sessions": {"rich", "typer", "torch", "transformers", "tokenizers", "specgen.engine"},
+    "specgen.cost_store": {"rich", "typer", "torch", "transformers", "tokenizers", "specgen.engine"},
     "specgen.bench": {"rich", "typer", "torch", "transformers", "specgen.engine", "specgen.loading"},
     "specgen.bench.probe": {"rich", "typer"},
     "specgen.bench.runner": {"rich", "typer"},
@@ -68,7 +73,7 @@ FORBIDDEN = {
     },
     "specgen.cli": {"torch", "transformers", "tokenizers", "specgen.engine"},
 }
-WORDS_MAY_IMPORT = {"specgen.errors", "specgen.events", "specgen.metrics", "specgen.settings"}
+WORDS_MAY_IMPORT = {"specgen.errors", "specgen.events", "specgen.forecast", "specgen.metrics", "specgen.settings"}
 
 
 def module_name(path: Path) -> str:

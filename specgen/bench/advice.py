@@ -173,8 +173,9 @@ def best_speedup(figures: Sequence[Figures]) -> Figures | None:
 
 def command_words(setting: Setting) -> str:
     """Options that make `generate` and `chat` run a setting."""
+    backend = f" --backend {setting.engine}" if setting.engine else ""
     if setting.drafter == "none":
-        return "-d none"
+        return f"-d none{backend}"
     quant = f" --draft-quant {setting.quant}" if setting.drafter == "model" and setting.quant != "auto" else ""
     name = setting.draft if setting.quant == "auto" else setting.draft.removesuffix(f":{setting.quant}")
-    return f"-d {shlex.quote(name)}{quant} -k {setting.length}"
+    return f"-d {shlex.quote(name)}{quant} -k {setting.length}{backend}"

@@ -9,6 +9,7 @@ from typing import Literal
 
 from specgen.bench.statistics import Interval, ratio_interval
 from specgen.bench.values import BASELINE, BenchReport, Costs, Difference, Run, Setting
+from specgen.forecast import Forecast, PassCosts, forecast
 from specgen.metrics import Counts, expected_block_efficiency
 
 Sameness = Literal["same", "near-tie", "different"]
@@ -24,7 +25,8 @@ class Figures:
         counts: Sums over its runs.
         num_runs: How many.
         speedup: Seconds per token of the target alone / of this setting, as a ratio of sums over the same prompts
-            and repeats; None for the target alone and before the first pair.
+            and repeats; None for the target alone and before the first pair. Where two engines are compared, of the
+            target alone on the first one.
         interval: 95 % interval over the repeats; None with fewer than two.
         repeat_ratios: The speedup of each whole repeat.
         prompt_ratios: The speedup on each prompt, by the prompt's index.
@@ -32,7 +34,7 @@ class Figures:
         peak_memory_bytes: Largest of the runs.
         sameness: Whether greedy answers were the target's own; None if nothing was compared.
         difference: The first one of the worst kind, if there is one.
-        predicted_speedup: What the measured costs of passes predict for the rounds of these runs; None if unknown.
+        forecast: What the measured costs of passes predict; None if unknown.
     """
 
     index: int
@@ -47,7 +49,12 @@ class Figures:
     peak_memory_bytes: int | None
     sameness: Sameness | None
     difference: Difference | None
-    predicted_speedup: float | None
+    forecast: Forecast | None
+
+    @property
+    def predicted_speedup(self) -> float | None:
+        """What the costs predict for the rounds of these runs."""
+        return None if self.forecast is None else self.forecast.speedup
 
 
 def figures_of(report: BenchReport, category: str | None = None) -> list[Figures]:
@@ -76,6 +83,7 @@ def _figures(report: BenchReport, index: int, setting: Setting, own: Sequence[Ru
     peaks = [run.peak_memory_bytes for run in own if run.peak_memory_bytes is not None]
     waits = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
     sameness, difference = _sameness(report, index, {run.prompt for run in own})
+    is_timed = index != BASELINE and setting.engine == report.settings[BASELINE].engine
     return Figures(
         index=index,
         setting=setting,
@@ -89,7 +97,7 @@ def _figures(report: BenchReport, index: int, setting: Setting, own: Sequence[Ru
         peak_memory_bytes=max(peaks) if peaks else None,
         sameness=sameness,
         difference=difference,
-        predicted_speedup=predicted_speedup(counts, report.costs, setting) if index != BASELINE else None,
+        forecast=forecast_of(counts, total(baseline), report.costs, setting) if is_timed else None,
     )
 
 
@@ -126,7 +134,7 @@ def _whole_repeats(pairs: Sequence[tuple[Run, Run]]) -> list[float]:
 
 
 def _sameness(report: BenchReport, index: int, prompts: set[int]) -> tuple[Sameness | None, Difference | None]:
-    if index == BASELINE or not report.config.sampling.is_greedy:
+    if report.settings[index].drafter == "none" or not report.config.sampling.is_greedy:
         return None, None
     found = [d for d in report.differences if d.setting == index and d.prompt in prompts]
     real = [d for d in found if not d.is_near_tie]
@@ -135,23 +143,21 @@ def _sameness(report: BenchReport, index: int, prompts: set[int]) -> tuple[Samen
     return ("near-tie", found[0]) if found else ("same", None)
 
 
-def predicted_speedup(counts: Counts, costs: Costs | None, setting: Setting) -> float | None:
-    """What the costs of passes predict for these rounds, whatever the clock said in the runs.
-
-    Every token of the target alone costs v(1). A round of these runs costs its draft and v(drafted + 1); how many
-    were drafted and kept is counted, not timed.
-    """
-    one = None if costs is None else costs.verify(1)
-    if costs is None or one is None or not counts.num_rounds or setting.label not in costs.draft_seconds:
+def forecast_of(counts: Counts, alone: Counts, costs: Costs | None, setting: Setting) -> Forecast | None:
+    """What the costs of passes predict for the rounds of a setting; None where they were not measured."""
+    if costs is None or setting.label not in costs.draft_seconds:
         return None
-    drafting = costs.draft_seconds[setting.label]
-    seconds = drafting * (counts.num_rounds if setting.drafter == "lookup" else counts.num_drafted + counts.num_cut)
-    for num_drafted, num_rounds in enumerate(counts.drafted_histogram):
-        verify = costs.verify(num_drafted + 1)
-        if num_rounds and verify is None:
-            return None
-        seconds += num_rounds * (verify or 0.0)
-    return counts.num_emitted * one / seconds if seconds else None
+    return forecast(
+        counts,
+        PassCosts(
+            costs.verify_seconds,
+            costs.draft_seconds[setting.label],
+            is_per_round=setting.drafter == "lookup",
+            catch_up_seconds=costs.catch_up_seconds.get(setting.label, 0.0),
+            round_seconds=counts.other_seconds / counts.num_rounds if counts.num_rounds else 0.0,
+            plain_round_seconds=alone.other_seconds / alone.num_rounds if alone.num_rounds else 0.0,
+        ),
+    )
 
 
 def modelled_speedup(alpha: float, num_draft_tokens: int, costs: Costs, label: str) -> float | None:

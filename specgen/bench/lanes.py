@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from specgen.bench.values import Setting
+from specgen.loading.pairs import compare_tokenizers
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.plan import Plan
 from specgen.session import Session, open_session
@@ -13,7 +14,10 @@ from specgen.session import Session, open_session
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A setting and the session that runs it. All lanes share one target; lanes of one draft share a session."""
+    """A setting and the session that runs it.
+
+    All lanes of an engine share one target in memory; those of one draft, too, share a session.
+    """
 
     setting: Setting
     session: Session
@@ -46,6 +50,31 @@ def open_lanes(
     return [Lane(Setting("none"), alone), *_told_apart(lanes)]
 
 
+def open_engines(
+    plans: Mapping[str, tuple[Plan, Mapping[str, Plan]]], settings: Sequence[Setting], report: LoadReport = SILENT
+) -> list[Lane]:
+    """The lanes of one target on several engines, those of the first engine first.
+
+    Args:
+        plans: By the engine's name, what `open_lanes` takes.
+        settings: What to run on each engine.
+        report: Told about loading.
+
+    Raises:
+        PairError: The engines read the target's tokens differently.
+        LoadError: A file is damaged.
+        DeviceError: Too little memory for all of them.
+    """
+    first, *others = [baseline for baseline, _ in plans.values()]
+    for other in others:
+        compare_tokenizers(first.tokenizer, other.tokenizer)
+    return [
+        replace(lane, setting=replace(lane.setting, engine=engine))
+        for engine, (baseline, drafts) in plans.items()
+        for lane in open_lanes(baseline, drafts, settings, report)
+    ]
+
+
 def _told_apart(lanes: Sequence[Lane]) -> list[Lane]:
     """Two drafts of the same name and form, from two folders, get the words of the command line as their labels."""
     drafts: dict[str, set[str]] = {}
@@ -63,6 +92,7 @@ def with_label(setting: Setting, session: Session) -> Setting:
     """The setting, named after its draft as it really runs."""
     info = session.draft_info
     if info is None:
-        return setting
+        is_decided = setting.drafter == "model" and session.plan.settings.drafter == "lookup"
+        return replace(setting, drafter="lookup", draft="lookup", label="lookup") if is_decided else setting
     form = info.dtype if info.quant == "none" else info.quant
     return replace(setting, label=f"{info.name} {form}", num_draft_bytes=info.num_bytes)

@@ -9,6 +9,7 @@ from specgen.bench.values import Costs
 from specgen.engine.decoding import Clock, device_clock
 from specgen.engine.lengths import FixedLength
 from specgen.engine.randomness import TorchRandomness
+from specgen.opening import share_threads
 from specgen.session import Session
 from specgen.settings import SamplingSettings
 
@@ -50,11 +51,12 @@ def measure_costs(
     lengths = [n for n in range(1, longest_draft + 2) if n <= DENSE or n % 4 == 1 or n == longest_draft + 1]
     verify: dict[int, list[float]] = {n: [] for n in lengths}
     drafting: dict[str, list[float]] = {label: [] for label in drafts}
+    catching_up: dict[str, list[float]] = {label: [] for label in drafts}
     target.feed(ids[:-1])
     for sample in range(NUM_SAMPLES + 1):  # the first one warms up
         for n in sorted(verify, reverse=sample % 2 == 1):
             if wants_end():
-                return _medians(verify, drafting)
+                return _medians(verify, drafting, catching_up)
             started = read()
             target.logits([*ids, *tail[: n - 1]], n)
             seconds = read() - started
@@ -62,27 +64,43 @@ def measure_costs(
             if sample:
                 verify[n].append(seconds)
         for label, session in drafts.items():
-            seconds = _draft_seconds(session, ids, sampling, read)
+            seconds, more = _draft_seconds(session, ids, sampling, read)
             if sample:
                 drafting[label].append(seconds)
+                catching_up[label].append(more)
     for session in sessions:
         session.forget()
-    return _medians(verify, drafting)
+    return _medians(verify, drafting, catching_up)
 
 
-def _draft_seconds(session: Session, ids: list[int], sampling: SamplingSettings, read: Clock) -> float:
-    """One draft token, or for lookup one proposal."""
+def _draft_seconds(session: Session, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:
+    """One draft token, or for lookup one proposal; and how much more it takes with one more token to read first."""
+    share_threads(session.target, session.draft)
     drafter = session.drafter(sampling, TorchRandomness(sampling.seed, session.target.device))
+
+    def seconds(num_fed: int, num_drafted: int) -> float:
+        drafter.rewind(num_fed)
+        drafter.feed(ids[:num_fed])
+        started = read()
+        drafter.propose(ids, num_drafted, FixedLength())
+        return read() - started
+
     drafter.feed(ids[:-1])
-    started = read()
-    drafter.propose(ids, NUM_DRAFTED, FixedLength())
-    seconds = read() - started
+    whole = seconds(len(ids) - 1, NUM_DRAFTED)
+    if session.draft is None:
+        return whole, 0.0
+    more = seconds(len(ids) - 2, 1) - seconds(len(ids) - 1, 1) if len(ids) > 1 else 0.0
     drafter.rewind(len(ids) - 1)
-    return seconds / NUM_DRAFTED if session.draft is not None else seconds
+    return whole / NUM_DRAFTED, more
 
 
-def _medians(verify: Mapping[int, Sequence[float]], drafting: Mapping[str, Sequence[float]]) -> Costs:
+def _medians(
+    verify: Mapping[int, Sequence[float]],
+    drafting: Mapping[str, Sequence[float]],
+    catching_up: Mapping[str, Sequence[float]],
+) -> Costs:
     return Costs(
         {n: median(values) for n, values in verify.items() if values},
         {label: median(values) for label, values in drafting.items() if values},
+        {label: max(median(values), 0.0) for label, values in catching_up.items() if values},
     )

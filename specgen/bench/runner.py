@@ -15,6 +15,7 @@ from specgen.bench.values import BASELINE, BenchReport, BenchSettings, Costs, Fa
 from specgen.engine.decoding import Clock
 from specgen.errors import SpecgenError
 from specgen.generation import Generation, Request
+from specgen.opening import share_threads
 from specgen.prompting import Message, encode_messages, encode_text
 from specgen.settings import MAX_DRAFT_TOKENS, DecodeSettings
 
@@ -32,7 +33,7 @@ class Benchmark:
     whole prompt and no run sees numbers another one left.
 
     Args:
-        lanes: The target alone first.
+        lanes: The target alone first; the lanes of a second engine behind all of the first one's, likewise.
         prompts: What to answer.
         config: How to measure.
         raw: Prompts are continued as they are, without a chat template.
@@ -60,6 +61,7 @@ class Benchmark:
         self.lanes = list(lanes)
         self.config = config
         self._plan = lanes[BASELINE].session.plan
+        self._alone = [index for index, lane in enumerate(lanes) if lane.setting.drafter == "none"]
         self._raw, self._template = raw, template
         self._clock, self._wall = clock, wall
         self._prompts = list(prompts)
@@ -68,7 +70,7 @@ class Benchmark:
         self._shapes = [Prompt(p.id, p.category, len(ids)) for p, ids in zip(prompts, self._prompt_ids, strict=True)]
         self._environment = dict(environment or {})
         self._runs: list[Run] = []
-        self._comparison = Comparison(lanes[BASELINE].session.target, config.sampling)
+        self._comparisons = [Comparison(lanes[i].session.target, config.sampling, i) for i in self._alone]
         self._failures: list[Failure] = []
         self._costs: Costs | None = None
         self._num_done = 0
@@ -127,7 +129,9 @@ class Benchmark:
                     self._runs.append(run)
                     finished.append(run)
                 yield self._step("run", run)
-            self._comparison.observe(finished, self._prompt_ids[prompt])
+            for comparison in self._comparisons:
+                own = [run for run in finished if self._engine(run.setting) == self._engine(comparison.alone)]
+                comparison.observe(own, self._prompt_ids[prompt])
 
     def report(self) -> BenchReport:
         """What is known so far."""
@@ -142,13 +146,17 @@ class Benchmark:
             prompts=tuple(self._shapes),
             config=self.config,
             runs=tuple(self._runs),
-            differences=self._comparison.differences,
+            differences=tuple(found for comparison in self._comparisons for found in comparison.differences),
             costs=self._costs,
             failures=tuple(self._failures),
             notices=tuple(dict.fromkeys(notice for lane in self.lanes for notice in lane.session.notices)),
             environment=self._environment,
             is_complete=self._is_complete,
+            other_target=self.lanes[self._alone[1]].session.target_info if len(self._alone) > 1 else None,
         )
+
+    def _engine(self, lane: int) -> str:
+        return self.lanes[lane].setting.engine
 
     def _step(self, stage: Stage, run: Run | None = None) -> Step:
         self._num_done += stage in ("warmup", "run")
@@ -159,7 +167,8 @@ class Benchmark:
             ids = encode_text(self._plan.tokenizer, "\n\n".join(message.content for message in messages))
         else:
             ids = encode_messages(self._plan.tokenizer, messages, template=self._template)
-        self._plan.budget(len(ids), self.config.num_tokens, self.config.num_tokens)
+        for lane in self._alone:
+            self.lanes[lane].session.plan.budget(len(ids), self.config.num_tokens, self.config.num_tokens)
         return ids
 
     def _answer_earlier_turns(self) -> None:
@@ -184,7 +193,8 @@ class Benchmark:
         self._shapes, self._prompt_ids = shapes, ids
 
     def _measure_costs(self) -> Costs:
-        lanes = self.lanes[1:] or self.lanes
+        own = [lane for lane in self.lanes if lane.setting.engine == self._engine(BASELINE)]
+        lanes = own[1:] or own
         drafts = {lane.setting.label: lane.session for lane in lanes}
         longest = max(min(lane.setting.num_draft_tokens, MAX_DRAFT_TOKENS) for lane in lanes)
         context = max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS]
@@ -212,6 +222,7 @@ class Benchmark:
     def _generation(self, lane: int, prompt_ids: Sequence[int], *, stops: bool) -> Generation:
         setting, session = self.lanes[lane].setting, self.lanes[lane].session
         session.forget()
+        share_threads(session.target, session.draft)
         end_ids = self._plan.end_ids if stops else frozenset[int]()
         limits = DecodeSettings(
             self.config.num_tokens, setting.num_draft_tokens, setting.schedule, end_ids, strict=True
@@ -249,10 +260,12 @@ class Benchmark:
         return Run(lane, prompt, repeat, generation.counts, tuple(generation.token_ids), self._own_part(memory, lane))
 
     def _own_part(self, memory: PeakMemory, lane: int) -> int | None:
-        """Peak of a run, less the weights of the drafts that only wait for their turn."""
+        """Peak of a run, less the weights that only wait for their turn."""
         peak = memory.read()
         if peak is None:
             return None
-        others = {id(other.session): other.setting.num_draft_bytes for other in self.lanes}
-        others.pop(id(self.lanes[lane].session), None)
+        others = {id(other.session.draft): other.setting.num_draft_bytes for other in self.lanes}
+        others |= {id(other.session.target): other.session.target_info.num_bytes for other in self.lanes}
+        for model in (self.lanes[lane].session.target, self.lanes[lane].session.draft):
+            others.pop(id(model), None)
         return max(peak - sum(others.values()), 0)

@@ -25,10 +25,12 @@ class Comparison:
     Args:
         target: Its cache is emptied whenever a difference is looked into.
         sampling: Only greedy answers are compared.
+        alone: Index of the target alone; only settings of its engine may be observed.
     """
 
-    def __init__(self, target: TargetModel, sampling: SamplingSettings) -> None:
+    def __init__(self, target: TargetModel, sampling: SamplingSettings, alone: int = BASELINE) -> None:
         self._target = target
+        self.alone = alone
         self._is_wanted = sampling.is_greedy
         self._found: dict[tuple[int, int], Difference] = {}
 
@@ -39,7 +41,7 @@ class Comparison:
 
     def observe(self, runs: Sequence[Run], prompt_ids: Sequence[int]) -> None:
         """Compare the runs of one prompt with the target alone among them."""
-        alone = next((run for run in runs if run.setting == BASELINE), None)
+        alone = next((run for run in runs if run.setting == self.alone), None)
         if alone is None or not self._is_wanted:
             return
         for run in runs:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from specgen.errors import SettingsError
+from specgen.forecast import interpolated
 from specgen.metrics import Counts
 from specgen.report import ModelInfo
 from specgen.settings import DraftSchedule, Quantization, SamplingSettings
@@ -27,6 +28,7 @@ class Setting:
         schedule: `auto` chooses lengths by cost.
         quant: Weight format asked for the draft.
         num_draft_bytes: What the draft's weights take in memory.
+        engine: What runs the target where two engines are compared: `llama.cpp` or `transformers`; else empty.
     """
 
     drafter: str
@@ -36,6 +38,7 @@ class Setting:
     schedule: DraftSchedule = "constant"
     quant: Quantization = "auto"
     num_draft_bytes: int = 0
+    engine: str = ""
 
     @property
     def length(self) -> str:
@@ -45,7 +48,8 @@ class Setting:
     @property
     def name(self) -> str:
         """`lookup -k auto`, for messages."""
-        return self.label if self.drafter == "none" else f"{self.label} -k {self.length}"
+        name = self.label if self.drafter == "none" else f"{self.label} -k {self.length}"
+        return f"{name} on {self.engine}" if self.engine else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,22 +147,16 @@ class Costs:
     Args:
         verify_seconds: v(n): a pass of the target over n tokens behind a prompt, by n.
         draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
+        catch_up_seconds: What the first token of a draft costs more where the draft model has one more token to read.
     """
 
     verify_seconds: Mapping[int, float]
     draft_seconds: Mapping[str, float]
+    catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def verify(self, num_tokens: int) -> float | None:
         """v(n), interpolated between measured lengths; None outside them."""
-        known = self.verify_seconds
-        if num_tokens in known:
-            return known[num_tokens]
-        below = max((n for n in known if n < num_tokens), default=None)
-        above = min((n for n in known if n > num_tokens), default=None)
-        if below is None or above is None:
-            return None
-        share = (num_tokens - below) / (above - below)
-        return known[below] * (1 - share) + known[above] * share
+        return interpolated(self.verify_seconds, num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +172,19 @@ class BenchReport:
     """Everything a benchmark found so far: raw runs, and what they were taken with.
 
     Args:
-        target: The target as it really runs.
+        target: The target as it really runs, on the first engine.
         drafts: The draft models, by label.
-        settings: The target alone first.
+        settings: The target alone first; behind all settings of its engine the other engine's, likewise.
         prompts: In the order they were run.
         config: How it was measured.
         runs: Every finished run.
         differences: First difference per setting and prompt, greedy runs only.
-        costs: Passes timed on their own; None if they were not.
+        costs: Passes of the first engine timed on their own; None if they were not.
         failures: Settings that broke.
         notices: What loading had to tell.
         environment: Versions, processor, devices.
         is_complete: False while it runs, and for ever if it was interrupted.
+        other_target: The same target on the second engine, where two are compared.
     """
 
     target: ModelInfo
@@ -200,6 +199,7 @@ class BenchReport:
     notices: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     is_complete: bool = False
+    other_target: ModelInfo | None = None
 
 
 Stage = Literal["reading", "costs", "warmup", "run", "repeat", "end"]

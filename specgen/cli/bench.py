@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from specgen.cli import bench_options as b
+from specgen.cli import engine_options as e
 from specgen.cli import options as o
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import SettingsError, SpecgenError
-from specgen.settings import ModelSettings, SamplingSettings
+from specgen.settings import EngineSettings, ModelSettings, SamplingSettings
 
 MEASURING = "Measuring"
 
@@ -25,6 +26,7 @@ EPILOG = "\n\n".join(
         "specgen bench --quick",
         "specgen bench -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct -d lookup -k 1-4,auto --plot k.svg",
         "specgen bench -t TARGET -d DRAFT:none -d DRAFT:nf4 -k 4 --check --fail-under-speedup 1.2 --format json",
+        "specgen bench -t TARGET.gguf --backend both",
     ]
 )
 
@@ -35,8 +37,8 @@ def bench(
         typer.Option(
             "--draft",
             "-d",
-            metavar="MODEL[:QUANT]|lookup",
-            help="A draft to measure, with the form of its weights if it matters. Can be repeated; default: lookup.",
+            metavar="MODEL[:QUANT]|auto|lookup",
+            help="A draft to measure, with the form of its weights if it matters. Can be repeated; default: auto.",
             rich_help_panel=o.MODELS,
             show_default=False,
         ),
@@ -62,6 +64,10 @@ def bench(
     revision: o.Revision = None,
     draft_revision: o.DraftRevision = None,
     offline: o.Offline = False,
+    backend: b.Backend = "auto",
+    gpu_layers: e.GpuLayers = None,
+    context_size: e.ContextSize = None,
+    threads: e.Threads = None,
     num_tokens: Annotated[
         int | None,
         typer.Option(
@@ -195,7 +201,7 @@ def bench(
     messages = Messages(color, quiet)
     if check and temperature > 0:
         raise SettingsError("--check compares greedy texts", "leave out --temperature")
-    choices = b.drafts_from(drafts or ["lookup"], draft_quant)
+    choices = b.drafts_from(drafts or [o.DEFAULT_DRAFT], draft_quant)
     lengths = b.lengths_from(draft_tokens or (b.QUICK_LENGTHS if quick else b.DEFAULT_LENGTHS))
     config = BenchSettings(
         num_tokens=num_tokens or (b.QUICK_TOKENS if quick else 128),
@@ -209,13 +215,13 @@ def bench(
     exports = Exports(export_json, export_csv, export_markdown, plot)
     exports.check()
     output = BenchOutput(form, exports, color, messages)
-    models = ModelSettings(target, quant, dtype, device, revision, offline)
-    places = b.DraftPlaces(dtype, draft_device or device, draft_revision, offline)
+    engine = EngineSettings("auto" if backend == "both" else backend, gpu_layers, context_size, threads)
+    models = ModelSettings(target, quant, dtype, device, revision, offline, engine)
+    places = b.DraftPlaces(dtype, draft_device or device, draft_revision, offline, engine)
+    engines = b.on_both_engines(models, places) if backend == "both" else {"": (models, places)}
     with StopSignals() as signals:
         try:
-            benchmark = open_benchmark(
-                models, choices, lengths, places, chosen, config, chat_template, messages, verbose
-            )
+            benchmark = open_benchmark(engines, choices, lengths, chosen, config, chat_template, messages, verbose)
             report = measure(benchmark, output, messages, signals)
             error = (difference_error(report) if check else None) or limit_error(
                 report, fail_under_speedup, fail_under_tar

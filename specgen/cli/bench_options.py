@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
+import typer
+
+from specgen.cli.engine_options import ENGINE
 from specgen.cli.prompt_input import decode, read_capped
 from specgen.cli.request import draft_length_from
 from specgen.errors import PromptError, SettingsError
-from specgen.settings import DtypeName, ModelSettings, Quantization
+from specgen.settings import DtypeName, EngineSettings, ModelSettings, Quantization
 
 if TYPE_CHECKING:
     from specgen.bench.prompts import BenchPrompt
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
     from specgen.loading.progress import LoadReport
     from specgen.plan import Plan
 
+Backend = Annotated[
+    Literal["auto", "transformers", "llama.cpp", "both"],
+    typer.Option(
+        "--backend",
+        envvar="SPECGEN_BACKEND",
+        help="What runs a model, as in generate; both: a GGUF target on llama.cpp and on transformers, in one table.",
+        rich_help_panel=ENGINE,
+    ),
+]
 BenchFormat = Literal["auto", "table", "json", "ndjson", "csv", "md"]
 
 QUICK_LENGTHS = "4,auto"
@@ -34,7 +46,7 @@ _RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class DraftChoice:
-    """A draft as named on the command line: `lookup`, or a model and the form of its weights."""
+    """A draft as named on the command line: `lookup`, `auto`, or a model and the form of its weights."""
 
     name: str
     quant: Quantization
@@ -61,7 +73,7 @@ def drafts_from(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
             # The literal is one of the names just checked.
             choices.append(DraftChoice(model, form))  # type: ignore[arg-type]
         else:
-            choices.append(DraftChoice(name, "auto" if name == "lookup" else quant))
+            choices.append(DraftChoice(name, "auto" if name in ("lookup", "auto") else quant))
     if any(choice.name == "none" for choice in choices):
         raise SettingsError("--draft none: the target alone is always measured", "leave it out")
     return list(dict.fromkeys(choices))
@@ -111,6 +123,7 @@ class DraftPlaces:
     device: str
     revision: str | None
     offline: bool
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 def draft_plans(
@@ -127,9 +140,25 @@ def draft_plans(
         if draft.is_lookup:
             plans[draft.key] = baseline.with_drafter("lookup", None, report)
             continue
-        model = ModelSettings(draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline)
-        plans[draft.key] = baseline.with_drafter("model", model, report)
+        model = ModelSettings(
+            draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.engine
+        )
+        plans[draft.key] = baseline.with_drafter("auto" if draft.name == "auto" else "model", model, report)
     return plans
+
+
+def on_both_engines(target: ModelSettings, places: DraftPlaces) -> dict[str, tuple[ModelSettings, DraftPlaces]]:
+    """A GGUF target on llama.cpp, and unpacked on transformers; drafts in GGUF files run on the engine of the target.
+
+    `--dtype` then concerns what runs beside or on transformers' target, and llama.cpp's options llama.cpp alone.
+    """
+    native, unpacked = replace(target.engine, backend="llama.cpp"), EngineSettings("transformers")
+    # A draft that is no GGUF file runs on transformers beside either.
+    drafts = replace(places, dtype="auto", engine=replace(native, backend="auto"))
+    return {
+        "llama.cpp": (replace(target, engine=native, dtype="auto"), drafts),
+        "transformers": (replace(target, engine=unpacked), replace(places, engine=unpacked)),
+    }
 
 
 def prompts_for(path: Path | None, limit: int | None) -> list[BenchPrompt]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from specgen.bench.advice import best_speedup, cautions_of
@@ -21,17 +21,30 @@ if TYPE_CHECKING:
 
 
 def open_benchmark(
-    target: ModelSettings,
+    engines: Mapping[str, tuple[ModelSettings, b.DraftPlaces]],
     drafts: Sequence[b.DraftChoice],
     lengths: Sequence[str],
-    places: b.DraftPlaces,
     prompts: Sequence[BenchPrompt],
     config: BenchSettings,
     chat_template: str,
     messages: Messages,
     verbose: int,
 ) -> Benchmark:
-    """Check everything that needs no weights, then read them."""
+    """Check everything that needs no weights, then read them.
+
+    Args:
+        engines: Target and places of the drafts by engine; `""` where only one engine runs the target.
+        drafts: Measured on each engine.
+        lengths: Draft lengths.
+        prompts: What to answer.
+        config: How to measure.
+        chat_template: As on the command line.
+        messages: For progress.
+        verbose: How often `-v` was given.
+
+    Raises:
+        SpecgenError: Something does not fit or is missing.
+    """
     from specgen.cli.request import template_source
     from specgen.loading.libraries import prepare_libraries
     from specgen.render.progress import LoadProgress
@@ -41,14 +54,19 @@ def open_benchmark(
     with LoadProgress(messages.console, quiet=messages.quiet, verbose=verbose > 0) as progress:
         progress.stage("starting")
         prepare_libraries(verbose > 1)
-        from specgen.bench.lanes import open_lanes
+        from specgen.bench.lanes import open_engines
         from specgen.bench.runner import Benchmark
+        from specgen.known_costs import recall
         from specgen.machine import environment
         from specgen.plan import Plan, SessionSettings
 
-        baseline = Plan(SessionSettings(target, drafter="none"), progress)
-        plans = b.draft_plans(baseline, drafts, places, progress)
-        lanes = open_lanes(baseline, plans, b.settings_of(drafts, lengths), progress)
+        plans = {}
+        for engine, (target, places) in engines.items():
+            baseline = Plan(SessionSettings(target, drafter="none"), progress)
+            plans[engine] = (baseline, b.draft_plans(baseline, drafts, places, progress))
+        lanes = open_engines(plans, b.settings_of(drafts, lengths), progress)
+        for session in {id(lane.session): lane.session for lane in lanes}.values():
+            recall(session)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
 
 
@@ -74,7 +92,17 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
         raise
     finally:
         signals.listener = None
+    _keep_costs(benchmark)
     return benchmark.report()
+
+
+def _keep_costs(benchmark: Benchmark) -> None:
+    from specgen.known_costs import keep
+
+    costs, timed = benchmark.report().costs, benchmark.lanes[0].session.target
+    for session in {id(lane.session): lane.session for lane in benchmark.lanes}.values():
+        # On a second engine the target is another one.
+        keep(session, measured=costs.verify_seconds if costs is not None and session.target is timed else None)
 
 
 def tell(

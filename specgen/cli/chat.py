@@ -178,6 +178,7 @@ def chat(
             )
             running.greet(resumed.transcript, given_system)
             exit_code = running.run()
+            _keep_costs(conversation)
         except Stopped as stopped:
             exit_code = stopped.exit_code
         finally:
@@ -209,12 +210,14 @@ def _load(
     prepare_libraries(verbose)
     from specgen.cli.request import session_settings
     from specgen.conversation import Conversation
+    from specgen.known_costs import recall
     from specgen.plan import Plan
     from specgen.session import open_session
 
     plan = Plan(session_settings(*models), progress)
     template.check(plan.tokenizer, plan.target.name)
     session = open_session(plan, progress)
+    recall(session)
     return Conversation(session, settings.for_reply(plan.sampling_defaults), template)
 
 
@@ -224,7 +227,7 @@ def _choices(folder: SessionFolder) -> dict[str, Choices]:
     from specgen.cli.chat_settings import SETTING_NAMES
 
     return {
-        "/draft": lambda: ("lookup", "none"),
+        "/draft": lambda: ("auto", "lookup", "none"),
         "/k": lambda: ("auto",),
         "/load": lambda: [entry.name for entry in folder.entries()],
         "/retry": lambda: [f"{name}=" for name in SETTING_NAMES],
@@ -238,10 +241,20 @@ def _choices(folder: SessionFolder) -> dict[str, Choices]:
 def _open_draft(conversation: Conversation, like: ModelSettings, messages: Messages, name: str) -> list[str]:
     """Change what drafts; weight format and device as for the draft the chat began with."""
     from specgen.cli.request import session_settings
+    from specgen.known_costs import recall_draft
     from specgen.render.progress import LoadProgress
 
     session = conversation.session
     wanted = session_settings(session.plan.settings.target, replace(like, name=os.path.expanduser(name), revision=None))
     with LoadProgress(messages.console, quiet=messages.quiet) as progress:
         plan = session.plan.with_drafter(wanted.drafter, wanted.draft, progress)
-        return session.use_drafter(plan, progress)
+        _keep_costs(conversation)
+        notices = session.use_drafter(plan, progress)
+    recall_draft(session)
+    return notices
+
+
+def _keep_costs(conversation: Conversation) -> None:
+    from specgen.known_costs import keep
+
+    keep(conversation.session)

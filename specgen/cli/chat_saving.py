@@ -98,13 +98,15 @@ class Saving:
 def transcript_of(conversation: Conversation, settings: ChatSettings, created: str) -> Transcript:
     """A conversation as it is saved."""
     session = conversation.session
-    asked = session.plan.settings
+    asked, used = session.plan.asked, session.plan.settings
+    # A draft that `auto` chose is not named: it lies in the package, which may be elsewhere when the chat goes on.
+    named = asked.draft if asked.drafter == "model" else None
     return Transcript(
         messages=conversation.messages,
         system=conversation.system,
         target=_saved_model(asked.target, session.target_info),
-        drafter=asked.drafter,
-        draft=_saved_model(asked.draft, session.draft_info) if asked.draft and session.draft_info else None,
+        drafter=used.drafter,
+        draft=_saved_model(named, session.draft_info) if named and session.draft_info else None,
         settings=settings.to_figures(),
         created=created,
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specgen.cli import engine_options as e
 from specgen.cli import options as o
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import MemoryShortageError, SettingsError, SpecgenError
-from specgen.settings import ModelSettings
+from specgen.settings import EngineSettings, ModelSettings
 
 if TYPE_CHECKING:
     from specgen.cli.output import Messages
@@ -46,7 +47,9 @@ def doctor(
     ] = None,
     draft: Annotated[
         str,
-        typer.Option("--draft", "-d", metavar="MODEL|lookup|none", help="A draft for it.", rich_help_panel=o.MODELS),
+        typer.Option(
+            "--draft", "-d", metavar="MODEL|auto|lookup|none", help="A draft for it.", rich_help_panel=o.MODELS
+        ),
     ] = "none",
     quant: o.Quant = "auto",
     draft_quant: o.DraftQuant = "auto",
@@ -56,6 +59,10 @@ def doctor(
     revision: o.Revision = None,
     draft_revision: o.DraftRevision = None,
     offline: o.Offline = False,
+    backend: e.Backend = "auto",
+    gpu_layers: e.GpuLayers = None,
+    context_size: e.ContextSize = None,
+    threads: e.Threads = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -81,9 +88,10 @@ def doctor(
     messages = Messages("auto", quiet)
     wanted = None
     if target is not None:
+        engine = EngineSettings(backend, gpu_layers, context_size, threads)
         wanted = session_settings(
-            ModelSettings(target, quant, dtype, device, revision, offline),
-            ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline),
+            ModelSettings(target, quant, dtype, device, revision, offline, engine),
+            ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine),
         )
     with StopSignals() as signals:
         try:

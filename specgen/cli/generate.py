@@ -183,6 +183,7 @@ def generate(
             answer.finish(report)
             if stats:
                 messages.summary(report)
+            _keep_costs(session)
         except BrokenPipeError:
             silence_stdout()
             save_what_there_is(answer, messages)
@@ -250,9 +251,18 @@ def _plan(settings: SessionSettings, progress: LoadProgress) -> Plan:
 
 
 def _open(plan: Plan, progress: LoadProgress) -> Session:
+    from specgen.known_costs import recall
     from specgen.session import open_session
 
-    return open_session(plan, progress)
+    session = open_session(plan, progress)
+    recall(session)
+    return session
+
+
+def _keep_costs(session: Session) -> None:
+    from specgen.known_costs import keep
+
+    keep(session)
 
 
 def _new_generation(session: Session, request: Request) -> Generation:

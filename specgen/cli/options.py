@@ -17,7 +17,7 @@ OUTPUT = "Output"
 
 Format = Literal["auto", "text", "json", "ndjson"]
 
-DEFAULT_DRAFT = "lookup"
+DEFAULT_DRAFT = "auto"
 DEFAULT_DRAFT_TOKENS = "auto"
 
 Target = Annotated[
@@ -39,9 +39,9 @@ DraftName = Annotated[
     typer.Option(
         "--draft",
         "-d",
-        metavar="MODEL|lookup|none",
+        metavar="MODEL|auto|lookup|none",
         envvar="SPECGEN_DRAFT",
-        help="What drafts: a small model of the same family, repetition in the text, or nothing.",
+        help="What drafts: a small model, repetition in the text, nothing; auto: the target's own draft, else lookup.",
         rich_help_panel=MODELS,
     ),
 ]

@@ -82,7 +82,7 @@ def session_settings(target: ModelSettings, draft: ModelSettings) -> SessionSett
 
     if draft.name in ("lookup", "none"):
         return SessionSettings(target, drafter="lookup" if draft.name == "lookup" else "none")
-    return SessionSettings(target, drafter="model", draft=draft)
+    return SessionSettings(target, drafter="auto" if draft.name == "auto" else "model", draft=draft)
 
 
 def draft_length_from(text: str) -> tuple[int, DraftSchedule]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specgen.cli import engine_options as e
 from specgen.cli import options as o
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import DifferenceError, SettingsError
-from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.settings import DecodeSettings, EngineSettings, ModelSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from specgen.plan import Plan
@@ -51,6 +52,10 @@ def verify(
     revision: o.Revision = None,
     draft_revision: o.DraftRevision = None,
     offline: o.Offline = False,
+    backend: e.Backend = "auto",
+    gpu_layers: e.GpuLayers = None,
+    context_size: e.ContextSize = None,
+    threads: e.Threads = None,
     draft_tokens: o.DraftTokens = "5",
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Tokens compared per prompt.", rich_help_panel=o.SAMPLING)
@@ -70,9 +75,10 @@ def verify(
     if draft == "none" or not num_draft_tokens:
         raise SettingsError("without drafts there is nothing to verify", "give --draft MODEL or lookup, and -k above 0")
     limits = DecodeSettings(max_new_tokens, num_draft_tokens, schedule)
+    engine = EngineSettings(backend, gpu_layers, context_size, threads)
     models = (
-        ModelSettings(target, quant, dtype, device, revision, offline),
-        ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline),
+        ModelSettings(target, quant, dtype, device, revision, offline, engine),
+        ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine),
     )
     messages = Messages(color, quiet)
     with StopSignals():

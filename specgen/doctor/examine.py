@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from specgen.bench.values import Costs, Setting
-from specgen.doctor.memory_plan import plan_memory
+from specgen.doctor.memory_plan import plan_memory, plan_shallow_memory
 from specgen.doctor.values import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
 from specgen.errors import DeviceError
 from specgen.loading.cache import cache_root
@@ -16,6 +16,7 @@ from specgen.loading.config_check import ConfigFacts
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
 from specgen.loading.progress import SILENT, LoadReport
+from specgen.loading.shallow import ShallowFacts
 from specgen.loading.sources import ModelFolder
 from specgen.machine import library_versions
 from specgen.machine_values import Machine
@@ -90,7 +91,11 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
     positions = num_positions or min(window or 4096, 4096)
     models = [_model("target", plan.settings.target, plan.target, plan.facts, positions)]
     if plan.draft is not None and plan.draft_facts is not None and plan.settings.draft is not None:
-        models.append(_model("draft", plan.settings.draft, plan.draft, plan.draft_facts, positions))
+        if plan.shallow is not None:
+            settings = replace(plan.settings.target, quant=plan.settings.draft.quant)
+            models.append(_shallow(plan.shallow, plan.draft.name, settings, positions))
+        else:
+            models.append(_model("draft", plan.settings.draft, plan.draft, plan.draft_facts, positions))
     pairing = plan.pairing
     return PairReport(
         models=tuple(models),
@@ -120,6 +125,24 @@ def _model(
         remarks=placement.remarks,
         window=facts.max_positions,
         memory=plan_memory(folder.path, facts, placement, num_positions),
+    )
+
+
+def _shallow(facts: ShallowFacts, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
+    """A draft that runs where its target does, in its compute type; `settings` are the target's but for the format."""
+    placement = choose_placement(settings, facts.config, from_gguf=False, role="draft")
+    is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
+    return ModelPlan(
+        role="draft",
+        name=name,
+        model_type=facts.config.model_type,
+        num_parameters=facts.config.num_parameters,
+        device=placement.device,
+        dtype=placement.dtype,
+        quant="nf4" if is_packed else "int8" if placement.narrow == "byte" else "none",
+        remarks=(facts.remark,),
+        window=facts.config.max_positions,
+        memory=plan_shallow_memory(facts, placement, num_positions),
     )
 
 

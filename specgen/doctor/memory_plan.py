@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from specgen.doctor.values import MemoryPlan
-from specgen.engine.lean import ARCHITECTURES, FIRST_CAPACITY
+from specgen.engine.layers import FIRST_CAPACITY
+from specgen.engine.lean import ARCHITECTURES
 from specgen.engine.model import PREFILL_CHUNK
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.placement import Placement
+from specgen.loading.shallow import ShallowFacts
 from specgen.settings import MAX_DRAFT_TOKENS
 
 _BLOCK = 64
@@ -32,6 +34,11 @@ def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_posi
     """
     model = _empty_model(folder)
     config = model.config.get_text_config()
+    if placement.narrow is not None:
+        weights, largest = _narrow_weights(model, facts, 1 if placement.narrow == "byte" else 2)
+        # What is packed comes from the file's mapped pages, a layer at a time through float32.
+        copies = facts.num_weight_bytes + 4 * largest
+        return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, 4), _activation_bytes(config, 4))
     size = placement.torch_dtype.itemsize
     is_quantized = placement.quant != "none" and facts.quant_method is None
     weights, joined = _weights(model, size, placement.quant if is_quantized else "none")
@@ -47,6 +54,33 @@ def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_posi
         elif converted:
             copies = max(copies, facts.num_weight_bytes)
     return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, size), _activation_bytes(config, size))
+
+
+def plan_shallow_memory(facts: ShallowFacts, placement: Placement, num_positions: int) -> MemoryPlan:
+    """Estimate what a shallow draft takes beside its target, not packed.
+
+    Args:
+        facts: What `check_shallow` said of it.
+        placement: Where and how it would run.
+        num_positions: Length of text to plan the cache for.
+    """
+    from transformers import AutoConfig
+
+    auto_config: Any = AutoConfig
+    config = auto_config.from_pretrained(facts.folder, trust_remote_code=False, local_files_only=True)
+    narrow = {"half": 2, "byte": 1}.get(placement.narrow or "")
+    size = narrow or placement.torch_dtype.itemsize
+    wide = 4 if narrow else size
+    # A head in a form of its own is a copy of all its rows.
+    rows = (facts.num_draft_ids or (facts.config.vocab_rows or 0 if narrow else 0)) * facts.hidden_size
+    features = num_positions * facts.hidden_size if facts.kind == "features" else 0
+    converted = facts.config.num_weight_bytes
+    return MemoryPlan(
+        (facts.config.num_parameters + rows) * size,
+        converted,
+        _cache_bytes(config, num_positions, wide) + features * wide,
+        _activation_bytes(config, wide),
+    )
 
 
 def _empty_model(folder: Path) -> Any:
@@ -80,6 +114,22 @@ def _weights(model: Any, size: int, quant: str) -> tuple[int, int]:
         whole += num_bytes
         joined += num_bytes if any(f".{layer}." in name for layer in _JOINED) else 0
     return whole, joined
+
+
+def _narrow_weights(model: Any, facts: ConfigFacts, size: int) -> tuple[int, int]:
+    """Bytes of narrow layers and what stays beside them, and the number of values in the largest layer.
+
+    A tied head is packed like any layer, and the embedding stays as stored; the rest is float32.
+    """
+    import torch
+
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    packed = {id(layer.weight) for layer in layers}
+    embedding = model.get_input_embeddings().weight
+    stored = getattr(torch, facts.dtype, torch.float32).itemsize
+    rest = sum(p.numel() for p in model.parameters() if id(p) not in packed and p is not embedding)
+    sizes = [layer.weight.numel() for layer in layers]
+    return sum(sizes) * size + embedding.numel() * stored + rest * 4, max(sizes, default=0)
 
 
 def _quantized_bytes(parameter: Any, quant: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from statistics import median
 
@@ -12,6 +12,12 @@ NUM_SAMPLES = 7
 HOPED_SLOPE = 0.05
 """Cost of a further token, as a share of one pass, where nothing is known: hopeful, so that lengths get tried."""
 
+HALF_LIFE = 16
+"""Target passes after which an earlier figure of a draft token's cost, not measured again, is believed half."""
+
+NUM_CONFIRMING = 2
+"""Passes of one run that make a length worth remembering: a single one may have been a slow one."""
+
 
 class CostTable:
     """Seconds of a target pass over n tokens, v(n), learned from the passes that happen anyway.
@@ -19,13 +25,21 @@ class CostTable:
     Measured on a CPU in float32, v(2) = 2.1, v(3) = 3.0 and v(4) = 2.1 single passes: small products run as separate
     matrix-vector products, larger ones as one. So neither a line nor any monotone curve will do.
 
+    What an earlier run found gives the shape of the table, and this run's own passes its scale: a table that was
+    measured beside a busy neighbour must not make every draft look dear. Of a length seen again the earlier figure
+    counts as one pass.
+
     Args:
         known: Seconds by number of tokens, from an earlier run.
     """
 
     def __init__(self, known: Mapping[int, float] | None = None) -> None:
         self._samples: dict[int, deque[float]] = {}
-        self._medians: dict[int, float] = dict(known or {})
+        self._num_passes: Counter[int] = Counter()
+        self._earlier: dict[int, float] = dict(known or {})
+        self._medians: dict[int, float] = dict(self._earlier)
+        self.drift = 1.0
+        """How much slower passes are than the earlier run found; 1 without one."""
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Add one pass. What was hoped for counts as a sample: the first pass of a length may be a slow one."""
@@ -34,12 +48,31 @@ class CostTable:
             hoped = [self.seconds(num_tokens)] if self._medians else []
             samples = self._samples[num_tokens] = deque(hoped, maxlen=NUM_SAMPLES)
         samples.append(seconds)
+        self._num_passes[num_tokens] += 1
         self._medians[num_tokens] = median(samples)
+        if num_tokens in self._earlier:
+            self._rescale()
+
+    def _rescale(self) -> None:
+        seen = self._samples.keys() & self._earlier.keys()
+        self.drift = median(self._medians[n] / self._earlier[n] for n in seen)
+        for num_tokens in self._earlier.keys() - seen:
+            self._medians[num_tokens] = self._earlier[num_tokens] * self.drift
 
     @property
     def known(self) -> dict[int, float]:
-        """Seconds by number of tokens, measured lengths only."""
+        """Seconds by number of tokens: lengths measured in this run or an earlier one."""
         return dict(sorted(self._medians.items()))
+
+    @property
+    def confirmed(self) -> frozenset[int]:
+        """Lengths measured often enough in this run to be worth remembering."""
+        return frozenset(n for n, num_passes in self._num_passes.items() if num_passes >= NUM_CONFIRMING)
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of this run."""
+        return self._num_passes.total()
 
     def is_known(self, num_tokens: int) -> bool:
         return num_tokens in self._medians
@@ -61,22 +94,43 @@ class CostTable:
 
 
 class DraftCost:
-    """Seconds of one draft token, from rounds in which the drafter had little else to do."""
+    """Seconds of one draft token, from rounds in which the drafter had little else to do.
 
-    def __init__(self, seconds: float | None = None) -> None:
+    An earlier figure that is too high would keep the draft from being tried, and itself from being corrected: until
+    this run has measured one of its own, it sinks with every pass of the target.
+
+    Args:
+        seconds: What an earlier run found.
+        costs: The target's table: where its passes have become slower, an earlier figure is taken to have, too.
+    """
+
+    def __init__(self, seconds: float | None = None, costs: CostTable | None = None) -> None:
         self._samples: deque[float] = deque(maxlen=NUM_SAMPLES)
-        self._median = seconds
+        self._earlier = seconds
+        self._costs = costs or CostTable()
+        self._first_drift, self._first_pass = self._costs.drift, self._costs.num_passes
+        self._num_rounds = 0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Add one round's draft."""
+        """Add one round's draft. What an earlier run found counts as a round."""
+        if not self._samples and self._earlier is not None:
+            self._samples.append(self.seconds)
         self._samples.append(seconds / num_tokens)
-        self._median = median(self._samples)
+        self._num_rounds += 1
 
     @property
     def is_known(self) -> bool:
-        return self._median is not None
+        return bool(self._samples) or self._earlier is not None
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether this run measured it often enough to be worth remembering."""
+        return self._num_rounds >= NUM_CONFIRMING
 
     @property
     def seconds(self) -> float:
         """Cost of a token; 0 while nothing is known, so that drafting gets tried."""
-        return self._median or 0.0
+        if self._samples:
+            return median(self._samples)
+        trust: float = 0.5 ** ((self._costs.num_passes - self._first_pass) / HALF_LIFE)
+        return (self._earlier or 0.0) * self._costs.drift / self._first_drift * trust

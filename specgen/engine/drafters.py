@@ -67,6 +67,8 @@ class ModelDrafter:
         randomness: The run's one source of chance.
         max_positions: Window of the draft model; past it nothing is proposed. None: unknown.
         noise: The run's position noise, if chance is tied to positions.
+        columns: `[logits]` ids of the model's logits, where they are not simply 0, 1, 2, ...: all others have
+            probability zero.
     """
 
     def __init__(
@@ -77,10 +79,12 @@ class ModelDrafter:
         randomness: Randomness,
         max_positions: int | None = None,
         noise: PositionNoise | None = None,
+        columns: Tensor | None = None,
     ) -> None:
         self.model = model
         self._noise = noise
-        self._num_padding = vocab_size - model.vocab_size
+        self._columns = columns
+        self._vocab_size = vocab_size
         self._sampling = sampling
         self._randomness = randomness
         self._max_positions = max_positions
@@ -104,25 +108,37 @@ class ModelDrafter:
         rows: list[Tensor] = []
         while drafted.shape[0] < limit and lengths.wants_more():
             logits = self.model.logits(ids, 1, tail=drafted)
-            seen = seen_rows(ids, drafted, self.model.vocab_size, self._sampling, self.model.device)
+            seen = seen_rows(ids, drafted, self._vocab_size, self._sampling, self.model.device)
             position = len(ids) + drafted.shape[0]
             noise = None if self._noise is None else self._noise.rows(position, 1)
-            law = laws(logits, self._sampling, None if seen is None else seen[-1:], noise)
+            law = laws(logits, self._sampling, self._own(None if seen is None else seen[-1:]), self._own(noise))
             # A greedy draft on CUDA is spared the host read: whatever comes of NaN there, the target checks it.
             if (law.probs is not None or lengths.uses_confidence or not logits.is_cuda) and not bool(law.is_finite):
                 raise DraftError("the draft model's logits hold NaN or infinity")
             if law.probs is None:
-                token = law.ids
+                column = law.ids
             else:
-                token = self._randomness.draw(law.probs[0]).view(1).to(self.model.device)
-                rows.append(torch.nn.functional.pad(law.probs, (0, self._num_padding)))
-            drafted = torch.cat([drafted, token])
+                column = self._randomness.draw(law.probs[0]).view(1).to(self.model.device)
+                rows.append(self._whole(law.probs))
+            drafted = torch.cat([drafted, column if self._columns is None else self._columns[column]])
             if lengths.uses_confidence:
                 lengths.drew(_confidence(logits, law))
         return Draft(drafted, torch.cat(rows) if rows else None)
 
     def rewind(self, length: int) -> None:
         self.model.rewind(min(length, self.model.length))
+
+    def _own(self, rows: Tensor | None) -> Tensor | None:
+        """Of `[n, vocab]` what the model's own columns are."""
+        if rows is None:
+            return None
+        return rows[:, : self.model.vocab_size] if self._columns is None else rows[:, self._columns.to(rows.device)]
+
+    def _whole(self, probs: Tensor) -> Tensor:
+        """A law over the model's columns as one over the target's vocabulary."""
+        if self._columns is None:
+            return torch.nn.functional.pad(probs, (0, self._vocab_size - probs.shape[-1]))
+        return probs.new_zeros(probs.shape[0], self._vocab_size).index_copy_(1, self._columns, probs)
 
     def _can_read(self, ids: Sequence[int]) -> bool:
         """Whether the draft has room for the text and an embedding for each of its new tokens."""

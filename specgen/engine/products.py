@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+NUM_TIMED = 3
+WORTHWHILE = 0.95
+"""Share of the usual product's time from which on another one is worth its rounding."""
 Product = Callable[[Tensor], Tensor]
 """`[n, inputs]` to `[n, outputs]`."""
 
@@ -16,7 +20,7 @@ Product = Callable[[Tensor], Tensor]
 def product(layer: Any) -> Product:
     """What a linear layer computes, bit for bit, as a function."""
     if type(layer) is torch.nn.Linear:
-        return _dense(layer.weight, layer.bias)
+        return dense(layer.weight, layer.bias)
     if _is_packed(layer):
         return _four_bit(layer.weight.data, layer.weight.quant_state.absmax, layer)
     module: Product = layer
@@ -31,7 +35,7 @@ def fused(layers: Sequence[Any]) -> Product:
     """
     if all(type(layer) is torch.nn.Linear for layer in layers) and len({layer.bias is None for layer in layers}) == 1:
         weight = _joined([layer.weight for layer in layers])
-        return _dense(weight, None if layers[0].bias is None else torch.cat([layer.bias for layer in layers]))
+        return dense(weight, None if layers[0].bias is None else torch.cat([layer.bias for layer in layers]))
     if all(_is_packed(layer) for layer in layers) and len({layer.bias is None for layer in layers}) == 1:
         # Packed rows lie in blocks of 32, the scales of a row in a column.
         weight = _joined([layer.weight for layer in layers])
@@ -60,17 +64,58 @@ def packed_copy(weight: Tensor) -> Product:
 
     For drafts only: what a draft computes decides its speed and its acceptance, never the text.
     """
+    return product(_packed_layer(weight, None))
+
+
+def fits_packing(weight: Tensor) -> bool:
+    """Whether a weight can be packed, and gains by it here."""
+    fits = weight.shape[0] % 32 == 0 and weight.shape[1] % 64 == 0  # the kernel's blocks
+    return fits and weight.dtype == torch.bfloat16 and can_pack(weight.device)
+
+
+def pack_layers(module: torch.nn.Module) -> None:
+    """Put 4-bit layers in the place of a module's linear ones. For drafts only, as `packed_copy`."""
+    for name, child in module.named_children():
+        if type(child) is not torch.nn.Linear:
+            pack_layers(child)
+        elif fits_packing(child.weight):
+            setattr(module, name, _packed_layer(child.weight, child.bias))
+
+
+def _packed_layer(weight: Tensor, bias: Tensor | None) -> Any:
     import bitsandbytes
 
     layers: Any = bitsandbytes.nn
     num_outputs, num_inputs = weight.shape
-    layer = layers.Linear4bit(num_inputs, num_outputs, bias=False, compute_dtype=weight.dtype, quant_type="nf4")
+    has_bias = bias is not None
+    layer = layers.Linear4bit(num_inputs, num_outputs, bias=has_bias, compute_dtype=weight.dtype, quant_type="nf4")
     layer.weight = layers.Params4bit(weight.detach(), requires_grad=False, quant_type="nf4", compress_statistics=False)
-    layer = layer.to(weight.device).eval()
-    return product(layer)
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
+    return layer.to(weight.device).eval()
 
 
-def _dense(weight: Tensor, bias: Tensor | None) -> Product:
+def faster_of(usual: Product, other: Product, row: Tensor, clock: Callable[[], float] = perf_counter) -> Product:
+    """The faster of two products by a few passes in turn; `usual` unless the other one is clearly faster.
+
+    Args:
+        usual: Kept in doubt.
+        other: The other one.
+        row: `[1, inputs]`.
+        clock: Seconds.
+    """
+    least = [float("inf"), float("inf")]
+    for sample in range(NUM_TIMED + 1):  # the first one warms up
+        for index, one in enumerate((usual, other)):
+            started = clock()
+            one(row)
+            if sample:
+                least[index] = min(least[index], clock() - started)
+    return other if least[1] < WORTHWHILE * least[0] else usual
+
+
+def dense(weight: Tensor, bias: Tensor | None = None) -> Product:
+    """The product with a weight `[outputs, inputs]`."""
     return lambda inputs: functional.linear(inputs, weight, bias)
 
 

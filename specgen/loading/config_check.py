@@ -18,6 +18,8 @@ from specgen.loading.safetensors_check import check_safetensors, is_plain_name, 
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+SHALLOW_KEY = "specgen_draft"
+"""In a config: the folder is a shallow draft (`specgen.loading.shallow`), no model of its own."""
 
 _WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
@@ -41,6 +43,7 @@ class ConfigFacts:
         num_parameters: Values in the weight files, tied ones once.
         num_weight_bytes: Bytes of the weight files.
         widths_fit_blocks: Whether the layers' widths are multiples of 64, the block of 4-bit weights.
+        widths: Hidden and intermediate size, where the config names them.
     """
 
     model_type: str
@@ -51,6 +54,7 @@ class ConfigFacts:
     num_parameters: int
     num_weight_bytes: int
     widths_fit_blocks: bool = True
+    widths: tuple[int, int] | None = None
 
 
 def check_folder(folder: Path) -> ConfigFacts:
@@ -59,15 +63,16 @@ def check_folder(folder: Path) -> ConfigFacts:
     Raises:
         ModelFileError: A file is missing, damaged or unsafe, or the model is none that can be run here.
     """
-    config = _config(folder)
-    _refuse_kernels(config, folder)
+    config = read_config(folder)
+    if SHALLOW_KEY in config:
+        raise ModelFileError(
+            f"{folder} is a shallow draft: a few layers that run on the embeddings of the target they were made for",
+            "give it with --draft, beside its target",
+        )
+    refuse_kernels(config, folder)
     model_type = _model_type(config, folder)
-    for sizes in (config, _text_config(config)):
-        for key in _SIZE_KEYS:
-            value = sizes.get(key)
-            if value is not None and not (type(value) is int and 1 <= value <= _MAX_SIZE):
-                raise ModelFileError(f"{folder / 'config.json'}: {key} is {value!r}, which no model has")
-    files = [check_safetensors(folder / name) for name in _weight_files(folder, config)]
+    check_sizes(config, folder)
+    files = [check_safetensors(folder / name) for name in weight_files(folder, config)]
     dtypes: dict[str, int] = {}
     for file in files:
         for dtype, num_values in file.dtypes.items():
@@ -82,23 +87,47 @@ def check_folder(folder: Path) -> ConfigFacts:
         num_parameters=sum(dtypes.values()),
         num_weight_bytes=sum(file.num_bytes for file in files),
         widths_fit_blocks=all((_number(config, (key,)) or 64) % 64 == 0 for key in _WIDTH_KEYS),
+        widths=_widths(config),
     )
 
 
 def has_weights(folder: Path) -> bool:
     """Whether a config and every weight file it needs are there; nothing is opened but the index."""
     try:
-        names = _weight_files(folder, _config(folder))
+        names = weight_files(folder, read_config(folder))
     except ModelFileError:
         return False
     return all((folder / name).is_file() for name in names)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def check_sizes(config: dict[str, Any], folder: Path) -> None:
+    """Refuse sizes no model has.
+
+    Raises:
+        ModelFileError: One of them is no positive number, or far too large.
+    """
+    for sizes in (config, _text_config(config)):
+        for key in _SIZE_KEYS:
+            value = sizes.get(key)
+            if value is not None and not (type(value) is int and 1 <= value <= _MAX_SIZE):
+                raise ModelFileError(f"{folder / 'config.json'}: {key} is {value!r}, which no model has")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a folder's config.json.
+
+    Raises:
+        ModelFileError: There is none, or it is damaged.
+    """
     path = folder / "config.json"
     if not path.exists():
         raise ModelFileError(f"{folder} holds no config.json, so it is no model folder", _what_else(folder))
     return read_json(path)
+
+
+def _widths(config: dict[str, Any]) -> tuple[int, int] | None:
+    hidden, inner = (_number(config, (key,)) for key in _WIDTH_KEYS)
+    return None if hidden is None or inner is None else (hidden, inner)
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +152,7 @@ def _quant_method(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _refuse_kernels(config: dict[str, Any], folder: Path) -> None:
+def refuse_kernels(config: dict[str, Any], folder: Path) -> None:
     """Refuse a config that names an attention or expert kernel on the hub: native code of a stranger (F23)."""
     for key, value in _walk(config):
         if "attn_implementation" in key or "experts_implementation" in key:
@@ -180,7 +209,12 @@ def _model_type(config: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
+def weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
+    """Names of the safetensors files a model is read from.
+
+    Raises:
+        ModelFileError: There are none, some are missing, or the weights are in a format that can carry code.
+    """
     chosen = config.get("transformers_weights")
     if chosen is not None:  # transformers reads this file instead of model.safetensors
         if not is_plain_name(chosen) or not chosen.endswith((".safetensors", ".safetensors.index.json")):

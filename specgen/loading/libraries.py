@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib import metadata
 from typing import Any, cast
 
 _QUIET = {
@@ -22,6 +23,15 @@ _QUIET = {
     "BITSANDBYTES_NOWELCOME": "1",
 }
 _TALKATIVE = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate", "torch", "filelock", "httpx")
+
+
+@functools.cache
+def version_of(library: str) -> str | None:
+    """The installed version of a library, without importing it; None if it is not there."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def prepare_libraries(verbose: bool) -> None:

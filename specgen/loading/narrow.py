@@ -36,7 +36,7 @@ def has_byte_products() -> bool:
     return _works(ByteLinear)
 
 
-def _works(kind: type[HalfLinear] | type[ByteLinear]) -> bool:
+def _works(kind: NarrowKind) -> bool:
     try:
         with _no_farewell():
             kind(torch.zeros(16, 16), None)(torch.zeros(1, 16))
@@ -71,6 +71,11 @@ class HalfLinear(nn.Module):
         outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16(inputs, self._packed)
         return outputs
 
+    def unpacked(self) -> Tensor:
+        """The weight, float32 `[outputs, inputs]`, made anew."""
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        return weight.float()
+
 
 class ByteLinear(nn.Module):
     """A linear layer with int8 weights, a scale per output; inputs are rounded to 8 bits, too, as they come.
@@ -95,6 +100,9 @@ class ByteLinear(nn.Module):
         # Without spare bits the sums of two products overflow on CPUs without VNNI.
         outputs: Tensor = torch.ops.quantized.linear_dynamic(inputs, self._packed, True)
         return outputs
+
+
+NarrowKind = type[HalfLinear] | type[ByteLinear]
 
 
 class RowsOf(nn.Module):
@@ -125,7 +133,7 @@ class WideEmbedding(nn.Embedding):
         return functional.embedding(input, self.weight).float()
 
 
-def narrow(model: Any, kind: type[HalfLinear] | type[ByteLinear]) -> int:
+def narrow(model: Any, kind: NarrowKind) -> int:
     """Replace a model's linear layers, in place; what remains computes in float32.
 
     A layer with a weight beyond float16's range stays, in float32.
@@ -138,18 +146,31 @@ def narrow(model: Any, kind: type[HalfLinear] | type[ByteLinear]) -> int:
         Bytes that the new layers hold.
     """
     inputs = model.get_input_embeddings()
-    work = [job for parent in model.modules() for job in _groups(parent)]
-    # Packing is one long loop per layer that releases the interpreter.
-    with _no_farewell(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        num_bytes = sum(pool.map(lambda job: _replace(job[0], job[1], kind), work))
+    num_bytes = narrow_layers(model, kind)
     for parameter in model.parameters():
         if parameter is not inputs.weight:
             parameter.data = parameter.data.float()
     if type(inputs) is nn.Embedding:
         inputs.__class__ = WideEmbedding
+        # The last tensor on the file's pages: with it they are let go.
+        inputs.weight.data = inputs.weight.data.clone()
     else:
         inputs.weight.data = inputs.weight.data.float()
     return num_bytes
+
+
+def narrow_layers(module: nn.Module, kind: type[HalfLinear] | type[ByteLinear]) -> int:
+    """Replace a module's linear layers, in place; all else stays. Returns the bytes that the new layers hold."""
+    work = [job for parent in module.modules() for job in _groups(parent)]
+    # Packing is one long loop per layer that releases the interpreter.
+    with _no_farewell(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return sum(pool.map(lambda job: _replace(job[0], job[1], kind), work))
+
+
+def narrowed(weight: Tensor, kind: type[HalfLinear] | type[ByteLinear]) -> HalfLinear | ByteLinear:
+    """A layer of this kind with a copy of a weight `[outputs, inputs]`."""
+    with _no_farewell():
+        return kind(weight.detach().float(), None)
 
 
 def _groups(parent: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
@@ -164,11 +185,12 @@ def _groups(parent: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
     return [(parent, group) for group in [*found, *((name,) for name in names)]]
 
 
-def _replace(parent: nn.Module, names: tuple[str, ...], kind: type[HalfLinear] | type[ByteLinear]) -> int:
+def _replace(parent: nn.Module, names: tuple[str, ...], kind: NarrowKind) -> int:
     layers: list[nn.Linear] = [getattr(parent, name) for name in names]
     if kind is HalfLinear and not all(_fits_half(layer.weight) for layer in layers):
         return 0
-    weight = torch.cat([layer.weight.detach() for layer in layers]).float()
+    weights = [layer.weight.detach() for layer in layers]
+    weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).float()
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     joint = kind(weight, torch.cat(biases).float() if biases else None)
     first = 0

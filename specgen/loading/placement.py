@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from specgen.errors import DeviceError, SettingsError
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.failures import first_line
+from specgen.loading.fastest import LEAST_MEASURED, fastest_format
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
+from specgen.loading.processor import cpu_flags
 from specgen.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def choose_placement(
     dtype, why = _dtype(settings, device)
     remarks += why
     quant, why = _quant(settings, facts, device, from_gguf, role)
+    if settings.quant == "auto" and role == "draft" and not from_gguf:
+        quant, why = _fastest(facts, device, dtype) or (quant, why)
     narrow: Literal["half", "byte"] | None = None
     if device == "cpu" and facts.quant_method is None:
         if quant == "int8" and role == "draft" and has_byte_products():
@@ -82,17 +84,6 @@ def choose_placement(
             quant, why = "none", (f"not quantized: {error.message}",)
     remarks += why
     return Placement(device, _is_spread(settings, facts, device, dtype, quant), dtype, quant, remarks, narrow)
-
-
-@lru_cache(maxsize=1)
-def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in the kernel's names; empty where there is no /proc."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
 
 
 def has_fast_bf16_cpu() -> bool:
@@ -211,6 +202,29 @@ def _quant(
     if device.startswith("cuda") or (device == "cpu" and "avx512_bf16" in cpu_flags()):
         return "nf4", ()
     return "none", ()
+
+
+def _fastest(facts: ConfigFacts, device: str, dtype: str) -> tuple[str, tuple[str, ...]] | None:
+    """A draft's format by measurement; None for one that is ready quantized, or too small for products to matter."""
+    if facts.quant_method or facts.widths is None or facts.num_parameters < LEAST_MEASURED:
+        return None
+    formats = ["none"]
+    if device == "cpu" and has_byte_products():
+        formats.append("int8")
+    # Elsewhere on CPUs 4-bit weights are unpacked before each product, which can't be fast.
+    if device == "cpu" and "avx512_bf16" in cpu_flags() and facts.widths_fit_blocks:
+        formats.append("nf4")
+    if device.startswith("cuda") and facts.widths_fit_blocks:
+        formats = [name for name in ("none", "int8", "nf4") if name == "nf4" or _fits(facts, device, dtype, name)]
+    if len(formats) == 1:
+        return formats[0], ()
+    quant, why = fastest_format(formats, facts.widths, dtype, device)
+    return quant, (why,)
+
+
+def _fits(facts: ConfigFacts, device: str, dtype: str, quant: str) -> bool:
+    free = free_bytes(device)
+    return free is None or needed_bytes(facts, dtype, quant) <= free * 0.9
 
 
 def _is_spread(settings: ModelSettings, facts: ConfigFacts, device: str, dtype: str, quant: str) -> bool:

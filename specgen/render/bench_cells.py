@@ -42,7 +42,7 @@ class Cells:
 
 
 def name_columns(figures: Sequence[Figures], num_cells: int | None, signs: Glyphs, *, ascii_only: bool) -> list[Cells]:
-    """Draft and draft length: what every part of a table begins with.
+    """Engine where two are compared, draft and draft length: what every part of a table begins with.
 
     Args:
         figures: The rows.
@@ -54,7 +54,10 @@ def name_columns(figures: Sequence[Figures], num_cells: int | None, signs: Glyph
     if num_cells is not None:
         names = [shorten(name, num_cells, signs.cut) for name in names]
     lengths = [NOTHING if item.setting.drafter == "none" else item.setting.length for item in figures]
-    return [Cells("draft", tuple(names), is_left=True), Cells("k", tuple(lengths))]
+    columns = [Cells("draft", tuple(names), is_left=True), Cells("k", tuple(lengths))]
+    if any(item.setting.engine for item in figures):
+        columns.insert(0, Cells("engine", tuple(item.setting.engine for item in figures), is_left=True))
+    return columns
 
 
 def shorten(name: str, num_cells: int, cut: str) -> str:

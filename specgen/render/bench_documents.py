@@ -20,7 +20,7 @@ from specgen.render.jsonl import SCHEMA_VERSION, Document, model_document, stats
 from specgen.render.theme import UNICODE_GLYPHS
 
 CSV_NAMES = (
-    *("draft", "k", "prompt", "repeat", "tokens", "prefill_s", "ttft_s", "decode_s", "draft_s", "verify_s"),
+    *("engine", "draft", "k", "prompt", "repeat", "tokens", "prefill_s", "ttft_s", "decode_s", "draft_s", "verify_s"),
     *("rounds", "drafted", "accepted", "rejected", "peak_memory_bytes"),
 )
 
@@ -50,6 +50,7 @@ def start_document(report: BenchReport) -> Document:
         "specgen_version": __version__,
         "environment": dict(report.environment),
         "target": model_document(report.target),
+        "other_target": None if report.other_target is None else model_document(report.other_target),
         "drafts": {label: model_document(model) for label, model in report.drafts.items()},
         "config": {
             "max_new_tokens": config.num_tokens,
@@ -78,6 +79,7 @@ def result_document(report: BenchReport, figures: Figures) -> Document:
             "speedup_by_repeat": list(figures.repeat_ratios),
             "speedup_by_prompt": {report.prompts[i].id: ratio for i, ratio in figures.prompt_ratios.items()},
             "predicted_speedup": figures.predicted_speedup,
+            "predicted_by_draft_tokens": {} if figures.forecast is None else dict(figures.forecast.by_length),
             "ttft_s": figures.ttft_seconds,
             "peak_memory_bytes": figures.peak_memory_bytes,
             "text": figures.sameness,
@@ -158,6 +160,7 @@ def _setting(setting: Setting) -> Document:
         "draft": None if setting.drafter == "none" else setting.label,
         "k": setting.length,
         "drafter": setting.drafter,
+        "engine": setting.engine or None,
     }
 
 

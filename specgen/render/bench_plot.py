@@ -50,8 +50,8 @@ def plot_bytes(report: BenchReport, figures: Sequence[Figures], suffix: str) -> 
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "specgen", "text.parse_math": False}):
         figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        measured = [item for item in figures if item.index != BASELINE and item.speedup is not None]
-        labels = list(dict.fromkeys(item.setting.label for item in measured))
+        measured = [item for item in figures if item.setting.drafter != "none" and item.speedup is not None]
+        labels = list(dict.fromkeys(_label(item) for item in measured))
         _speedups(left, report, measured, labels)
         _positions(right, measured, labels)
         figure.suptitle(_title(report), fontsize=10)
@@ -68,6 +68,12 @@ def _title(report: BenchReport) -> str:
     return f"{name}: {report.config.num_tokens} tokens, prompts: {num_prompts}, repeats: {num_repeats}"
 
 
+def _label(figures: Figures) -> str:
+    """A draft, and its engine where two are compared."""
+    setting = figures.setting
+    return f"{setting.label} on {setting.engine}" if setting.engine else setting.label
+
+
 def _style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
@@ -81,7 +87,7 @@ def _speedups(axes: Any, report: BenchReport, measured: Sequence[Figures], label
     step = 0.02 * max(places.values(), default=1.0)
     for number, label in enumerate(labels):
         style = _style(number)
-        own = [item for item in measured if item.setting.label == label]
+        own = [item for item in measured if _label(item) == label]
         # Drafts stand side by side where they have the same length.
         shift = step * (number - (len(labels) - 1) / 2)
         at = [places[item.setting.length] + shift for item in own]
@@ -107,7 +113,9 @@ def _speedups(axes: Any, report: BenchReport, measured: Sequence[Figures], label
 def _curve(axes: Any, report: BenchReport, own: Sequence[Figures], lengths: Sequence[int], number: int) -> None:
     """Leviathan's model with the α of these runs and the measured costs. For a draft model only: lookup has no
     chance that is the same at every position, and often drafts nothing."""
-    fixed = [item for item in own if item.setting.schedule == "constant" and item.setting.drafter == "model"]
+    # The costs are the first engine's.
+    timed = [item for item in own if item.setting.engine == report.settings[BASELINE].engine]
+    fixed = [item for item in timed if item.setting.schedule == "constant" and item.setting.drafter == "model"]
     if not fixed or report.costs is None or len(lengths) == 0:
         return
     indices = {item.index for item in fixed}
@@ -124,7 +132,7 @@ def _curve(axes: Any, report: BenchReport, own: Sequence[Figures], lengths: Sequ
 def _positions(axes: Any, measured: Sequence[Figures], labels: Sequence[str]) -> None:
     """Acceptance among the tokens tested at each position, for the longest drafts of each kind."""
     for number, label in enumerate(labels):
-        own = [item for item in measured if item.setting.label == label]
+        own = [item for item in measured if _label(item) == label]
         longest = max(own, key=lambda item: len(item.counts.acceptance_by_position))
         rates = longest.counts.acceptance_by_position
         known = [(i, 100 * rate) for i, rate in enumerate(rates, 1) if rate is not None]

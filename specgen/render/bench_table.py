@@ -53,7 +53,7 @@ def format_bench(
     parts += fold([*names, *figure_columns(figures, best, signs)], len(names), width, marked=_row_of(figures, best))
     if chart:
         parts.append(_chart(figures, names, width, signs))
-    drafting = [item for item in figures if item.index != BASELINE]
+    drafting = [item for item in figures if item.setting.drafter != "none"]
     parts += _positions(drafting, _names(drafting, width, signs, ascii_only=ascii_only), width) if drafting else []
     if by_category:
         parts += _categories(report, figures, names, width, signs)
@@ -111,7 +111,8 @@ def _row_of(figures: Sequence[Figures], index: int | None) -> int | None:
 def _names(figures: Sequence[Figures], width: int, signs: Glyphs, *, ascii_only: bool) -> list[Cells]:
     """Name columns; names are cut so far that the figures fit beside them in one part, if that leaves enough."""
     figures_width = sum(GAP + column.width for column in figure_columns(figures, None, signs)) + GAP + len("auto")
-    room = width - figures_width - len(" best")
+    engine_width = max(len(item.setting.engine) for item in figures)
+    room = width - figures_width - len(" best") - (GAP + engine_width if engine_width else 0)
     return name_columns(figures, room if room >= SMALLEST_NAME else width // 4, signs, ascii_only=ascii_only)
 
 
@@ -121,7 +122,8 @@ def _head(report: BenchReport, width: int, *, ascii_only: bool) -> Text:
     how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
     num_prompts = len({run.prompt for run in report.runs})
     words = f"{config.num_tokens} tokens x {_count(num_prompts, 'prompt')} x {_count(repeats, 'repeat')}, {how}"
-    lines = [f"target {format_model(report.target, ascii_only=ascii_only)}"]
+    targets = [report.target, *([report.other_target] if report.other_target else [])]
+    lines = [f"target {format_model(target, ascii_only=ascii_only)}" for target in targets]
     lines += [f"draft  {format_model(model, ascii_only=ascii_only)}" for model in report.drafts.values()]
     lines.append(words)
     wrapped = [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="       ")]
@@ -136,7 +138,8 @@ def _chart(figures: Sequence[Figures], names: Sequence[Cells], width: int, signs
     """Bars of the speedups, as long as the figures are large; a bar of 1 is the target alone."""
     values = [item.speedup or 1.0 for item in figures]
     words = [speedup_words(item, signs) for item in figures]
-    room = max(width - sum(name.width for name in names) - 3 * GAP - max(len(text) for text in words), 8)
+    names_width = sum(name.width + GAP for name in names)
+    room = max(width - names_width - GAP - max(len(text) for text in words), 8)
     lines = [Text("speedup over the target alone", "label")]
     for row, (value, text) in enumerate(zip(values, words, strict=True)):
         bar = signs.bar * max(round(room * value / max(values)), 1)
@@ -198,7 +201,8 @@ def _costs(report: BenchReport, width: int, signs: Glyphs) -> Text | None:
         needs = [(k, break_even_alpha(k, costs, label)) for k in lengths]
         words = [f"-k {k} {'never' if need is None else f'{100 * need:.0f} %'}" for k, need in needs]
         lines.append(f"{text}; {signs.alpha} from which it pays: {', '.join(words)}")
-    title = Text("costs", "label")
+    engine = report.settings[BASELINE].engine
+    title = Text(f"costs on {engine}" if engine else "costs", "label")
     return Text("\n").join([title, *(Text(part) for line in lines for part in _wrapped(line, width))])
 
 

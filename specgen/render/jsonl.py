@@ -100,6 +100,8 @@ def result_document(report: RunReport) -> Document:
         "stats": stats_document(counts),
         "baseline": _baseline(report.baseline),
         "speedup": report.speedup,
+        "predicted_speedup": None if report.forecast is None else report.forecast.speedup,
+        "predicted_by_draft_tokens": {} if report.forecast is None else dict(report.forecast.by_length),
         "notices": list(report.notices),
     }
 
@@ -127,8 +129,7 @@ class NdjsonView:
         self._sink = ByteSink(stream)
 
     def show(self, event: TextEvent) -> None:
-        document = event_document(event)
-        if document is not None:
+        if (document := event_document(event)) is not None:
             self.write(document)
 
     def write(self, document: Document) -> None:
@@ -246,5 +247,4 @@ def _baseline(baseline: Baseline | None) -> Document | None:
 
 
 def _seconds(seconds: float) -> float:
-    # A sum of floats has digits no clock measured; nanoseconds are all there is.
-    return round(seconds, 9)
+    return round(seconds, 9)  # a sum of floats has digits no clock measured

@@ -149,6 +149,8 @@ def _speedup(report: RunReport) -> str:
     if not speedup or baseline is None:
         return f"not measured: {_why_not_measured(report)}"
     method = _method(baseline)
+    if report.forecast is not None and report.forecast.speedup is not None:
+        method += f"; predicted from the costs of passes: {report.forecast.speedup:.2f}x"
     if speedup >= 1:
         return f"{speedup:.2f}x over the target alone ({method})"
     if speedup >= ABOUT_ONE:

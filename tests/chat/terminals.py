@@ -27,7 +27,7 @@ import pexpect.fdpexpect
 PROMPT, ACCEPTED = "\x1b[?2004h", "\x1b[?2004l"
 """What prompt_toolkit sends when it begins to read a line, and when it has one."""
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[78])")
-ENVIRONMENT = {"TERM": "xterm", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "SPECGEN_CACHE": "/nowhere"}
+ENVIRONMENT = {"TERM": "xterm", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "SPECGEN_CACHE": "/proc/x"}
 DROPPED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR_FORCE")
 
 

@@ -38,7 +38,7 @@ def environment(**changes: str) -> dict[str, str]:
     """Ours, without what would change a result: options, colours, the terminal's size."""
     dropped = ("SPECGEN_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLUMNS", "LINES", "PYTEST_", "HF_HUB_OFFLINE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    ours = {"OMP_NUM_THREADS": "1", "TERM": "xterm", "SPECGEN_CACHE": "/nonexistent", "SPECGEN_BACKEND": "transformers"}
+    ours = {"OMP_NUM_THREADS": "1", "TERM": "xterm", "SPECGEN_CACHE": "/proc/x", "SPECGEN_BACKEND": "transformers"}
     return {**kept, **ours, **changes}
 
 

@@ -81,7 +81,7 @@ def main() -> None:
     module: Any = generate
     for name in ("session_settings", "build_request"):
         setattr(request, name, nothing)
-    for name in ("_prepare", "_plan"):
+    for name in ("_prepare", "_plan", "_keep_costs"):
         setattr(module, name, nothing)
     module._open = open_session
     module._new_generation = lambda *_: ScriptedGeneration(num_rounds)

@@ -55,7 +55,7 @@ def test_values_come_from_the_declarations() -> None:
     options = {name: option for option in generate.options for name in option.names}
 
     assert options["--quant"].words == ("auto", "none", "int8", "nf4", "fp4")
-    assert options["-d"].words == ("lookup", "none")
+    assert options["-d"].words == ("auto", "lookup", "none")
     assert options["-d"].takes_model
     assert options["-t"].takes_file
     assert options["-o"].takes_file

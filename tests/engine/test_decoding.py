@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specgen.engine.costs import CostTable, DraftCost
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import _match, _weigh, decode
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength, FixedLength, LengthPolicy
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.sampling import likeliest_on_host
+from specgen.engine.verification import Draft
 from specgen.errors import MemoryShortageError, NumericalError, PairError
 from specgen.events import Event, Finish, Notice, Prefill
 from specgen.metrics import Counts
@@ -378,3 +380,21 @@ def test_any_drafts_keep_the_text_and_the_counts_add_up(
     assert counts.num_emitted == counts.num_accepted + sum(r.target_id is not None for r in rounds) == len(plain)
     assert 0 <= counts.num_accepted <= counts.num_tested <= counts.num_drafted
     assert sum(counts.accepted_histogram) == counts.num_rounds
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=5), st.data())
+def test_a_greedy_target_in_host_memory_is_matched_as_on_any_device(rows: list[list[int]], data: st.DataObject) -> None:
+    bad = data.draw(st.sampled_from([None, float("nan"), float("inf")]))
+    logits = torch.tensor(rows, dtype=torch.float32)
+    if bad is not None:
+        logits[data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, 3))] = bad
+    draft = Draft(
+        torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=len(rows) - 1, max_size=len(rows) - 1))).long()
+    )
+
+    top = likeliest_on_host(logits)
+
+    assert top is not None
+    by_torch = _weigh(logits, [0], draft, GREEDY, TorchRandomness(0, CPU), None, "block")
+    assert _match(*top, draft) == by_torch
+    assert by_torch[2] == (bad is None)

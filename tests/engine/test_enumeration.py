@@ -75,9 +75,26 @@ class Case:
         model = TableModel(table(vocab_size, seed)[:, :narrow])
         if self.name == "stops when unsure":
             return StopsWhenUnsure(model, vocab_size, sampling, chance)
+        if self.name == "subset":
+            # A draft over some of the ids, as one with a shortened head: the rest has probability zero.
+            columns = torch.tensor([0, vocab_size - 1])
+            few = ColumnsOf(table(vocab_size, 2), columns)
+            return ModelDrafter(few, vocab_size, sampling, chance, columns=columns)
         if self.name == "greedy draft":
             sampling = SamplingSettings(repetition_penalty=sampling.repetition_penalty)
         return ModelDrafter(model, vocab_size, sampling, chance)
+
+
+class ColumnsOf(TableModel):
+    """A table that tells some of its columns only."""
+
+    def __init__(self, table: Tensor, columns: Tensor) -> None:
+        super().__init__(table)
+        self.columns = columns
+        self.vocab_size = len(columns)
+
+    def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
+        return super().logits(ids, num_last, tail)[:, self.columns]
 
 
 class StopsWhenUnsure(ModelDrafter):
@@ -102,7 +119,10 @@ class _UntilUnsure(FixedLength):
 
 CASES = [
     Case(n)
-    for n in ("none", "fixed", "same law", "other law", "greedy draft", "narrower vocabulary", "stops when unsure")
+    for n in (
+        *("none", "fixed", "same law", "other law", "greedy draft", "narrower vocabulary", "stops when unsure"),
+        "subset",
+    )
 ]
 
 

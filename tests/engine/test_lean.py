@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from specgen.engine import lean
+from specgen.engine import layers
 from specgen.engine.lean import LeanModel, lean_model
 from specgen.engine.model import CachedModel
 from specgen.engine.products import can_pack, fused, packed_copy, product
@@ -68,7 +68,7 @@ def test_logits_are_transformers_own_bit_for_bit(
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_a_cache_that_grows_keeps_what_it_holds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "FIRST_CAPACITY", 8)
+    monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
     model = build(kind)
     plain, ours = CachedModel(model, 96), lean_model(model, 96)
     ids = torch.randint(0, 96, (70,), generator=torch.Generator().manual_seed(1)).tolist()

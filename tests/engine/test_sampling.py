@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from specgen.engine.sampling import laws, seen_rows
+from specgen.engine.sampling import laws, likeliest, seen_rows
 from specgen.settings import SamplingSettings
 from tests.fakes import CPU
 
@@ -79,6 +79,32 @@ def test_broken_logits_are_noticed(bad: float, temperature: float) -> None:
     logits[1, 2] = bad
 
     assert not bool(laws(logits, SamplingSettings(temperature)).is_finite)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 7, 96, 1001])
+def test_the_likeliest_token_is_the_first_of_the_largest(dtype: torch.dtype, width: int) -> None:
+    # Rows of a wider buffer, as engines hand them out; small integers make ties common.
+    whole = torch.randint(-4, 5, (20, width + 3), generator=torch.Generator().manual_seed(width)).to(dtype)
+    rows = whole[:, :width]
+
+    values, ids = likeliest(rows)
+
+    expected = [row.index(max(row)) for row in rows.tolist()]
+    assert ids.tolist() == expected
+    assert values.tolist() == [row[i] for row, i in zip(rows.tolist(), expected, strict=True)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_no_place_hides_a_broken_logit(bad: float) -> None:
+    for position in range(300):
+        logits = torch.linspace(-1, 1, 300).repeat(2, 1)
+        logits[1, position] = bad
+
+        values, ids = likeliest(logits)
+
+        assert values.isfinite().tolist() == [True, False]
+        assert ids.tolist() == [299, position]
 
 
 @pytest.mark.fault("F11")

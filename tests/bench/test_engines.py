@@ -1,0 +1,103 @@
+"""One target on two engines in one benchmark: what is compared with what. Toys on a virtual clock stand for engines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specgen.bench.advice import command_words, recommend
+from specgen.bench.figures import figures_of
+from specgen.bench.lanes import open_engines
+from specgen.bench.prompts import BenchPrompt
+from specgen.bench.runner import Benchmark
+from specgen.bench.values import BenchReport, BenchSettings, Setting
+from specgen.cli.bench_options import DraftPlaces, on_both_engines
+from specgen.plan import Plan, SessionSettings
+from specgen.prompting import Message
+from specgen.render.bench_cells import name_columns
+from specgen.render.theme import glyphs
+from specgen.settings import EngineSettings, ModelSettings
+from tests.bench.virtual import VirtualClock, finished, model
+from tests.toys import save_toy
+
+CONFIG = BenchSettings(num_tokens=40, num_repeats=2, num_warmups=0)
+
+
+@pytest.fixture
+def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
+    """Lookup on either engine; the second one's passes take 5 seconds each, and its weights write another text."""
+    clock = VirtualClock(lambda _, is_first, num_tokens: 1 + (num_tokens - 1) / 10 if is_first else 5.0)
+    clock.install(monkeypatch)
+    first, second = save_toy(tmp_path / "first"), save_toy(tmp_path / "second", fox=" quick")
+    plans = {}
+    for engine, folder in (("llama.cpp", first), ("transformers", second)):
+        baseline = Plan(SessionSettings(model(folder), drafter="none"))
+        plans[engine] = (baseline, {"lookup": baseline.with_drafter("lookup", None)})
+    lanes = open_engines(plans, [Setting("lookup", "lookup", "lookup", 2)])
+    clock.target = lanes[0].session.target.model
+    prompts = [BenchPrompt(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]
+    return finished(Benchmark(lanes, prompts, CONFIG, clock=clock, wall=clock))
+
+
+def test_rows_stand_by_engine_and_are_named(report: BenchReport) -> None:
+    figures = figures_of(report)
+
+    assert [(item.setting.engine, item.setting.drafter) for item in figures] == [
+        *(("llama.cpp", "none"), ("llama.cpp", "lookup")),
+        *(("transformers", "none"), ("transformers", "lookup")),
+    ]
+    engines, drafts, _ = name_columns(figures, None, glyphs(ascii_only=True), ascii_only=True)
+    assert (engines.head, drafts.values[2]) == ("engine", "(target alone)")
+    assert report.other_target is not None
+    assert (report.target.name, report.other_target.name) == ("first", "second")
+    assert command_words(figures[3].setting) == "-d lookup -k 2 --backend transformers"
+    assert command_words(figures[2].setting) == "-d none --backend transformers"
+
+
+def test_every_speedup_is_over_the_first_engine_alone(report: BenchReport) -> None:
+    alone, drafted, other_alone, other_drafted = figures_of(report)
+
+    assert alone.speedup is None
+    assert other_alone.speedup == pytest.approx(1 / 5)
+    seconds = sum(1 + drafts / 10 for drafts, num in enumerate(drafted.counts.drafted_histogram) for _ in range(num))
+    assert drafted.speedup == pytest.approx(drafted.counts.num_emitted / seconds)
+    rounds = other_drafted.counts.num_rounds
+    assert other_drafted.speedup == pytest.approx(other_drafted.counts.num_emitted / (5 * rounds))
+    # What passes cost was timed on the first engine, so it predicts nothing of the second.
+    assert drafted.predicted_speedup is not None
+    assert other_alone.predicted_speedup is other_drafted.predicted_speedup is None
+    assert report.costs is not None
+    assert report.costs.verify_seconds[1] == pytest.approx(1.0)
+
+
+def test_a_text_is_compared_with_its_own_engines(report: BenchReport) -> None:
+    texts = {run.setting: run.token_ids for run in report.runs}
+
+    assert texts[0] == texts[1] != texts[2] == texts[3]
+    assert [item.sameness for item in figures_of(report)] == [None, "same", None, "same"]
+    assert report.differences == ()
+
+
+def test_the_other_engine_alone_is_recommended_where_it_is_the_fastest(report: BenchReport) -> None:
+    alone, _, other_alone, _ = figures_of(report)
+
+    slow, fast = (recommend([alone, replace(other_alone, speedup=speedup, interval=None)]) for speedup in (0.2, 5.0))
+
+    assert slow.figures is None
+    assert "(target alone) on transformers, is 0.20x" in slow.reason
+    assert fast.figures is not None
+    assert command_words(fast.figures.setting) == "-d none --backend transformers"
+
+
+def test_options_go_to_the_engine_they_are_for() -> None:
+    given = EngineSettings("auto", context_size=512, threads=2)
+    target = ModelSettings("model.gguf", dtype="float32", engine=given)
+
+    native, unpacked = on_both_engines(target, DraftPlaces("float32", "cpu", None, False, given)).values()
+
+    assert native[0] == ModelSettings("model.gguf", engine=EngineSettings("llama.cpp", context_size=512, threads=2))
+    assert (native[1].dtype, native[1].engine) == ("auto", given)
+    assert unpacked[0] == ModelSettings("model.gguf", dtype="float32", engine=EngineSettings("transformers"))
+    assert (unpacked[1].dtype, unpacked[1].engine) == ("float32", EngineSettings("transformers"))

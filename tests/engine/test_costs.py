@@ -1,0 +1,105 @@
+"""The table of costs: what an earlier run found helps from the first round on, and can't do harm for long."""
+
+from __future__ import annotations
+
+import pytest
+
+from specgen.engine.costs import CostTable, DraftCost
+from specgen.engine.lengths import CostAwareLength
+from tests.engine.test_lengths import FLAT, STEEP, STEPPED, Costs, Machine, auto
+
+EARLIER = {1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}
+
+
+def test_earlier_figures_are_known_and_not_confirmed() -> None:
+    table = CostTable(EARLIER)
+
+    assert table.is_known(1)
+    assert table.seconds(3) == pytest.approx(1.15)
+    assert table.confirmed == frozenset()
+
+
+def test_an_earlier_figure_counts_as_one_pass() -> None:
+    table = CostTable(EARLIER)
+
+    table.observe(4, 0.6)
+    assert table.seconds(4) == pytest.approx(0.9)
+    table.observe(4, 0.6)
+
+    assert table.seconds(4) == 0.6
+    assert table.confirmed == {4}
+
+
+def test_a_machine_that_became_slower_is_slower_at_every_length() -> None:
+    table = CostTable(EARLIER)
+
+    for _ in range(3):
+        table.observe(1, 2.0)
+
+    assert table.drift == 2.0
+    assert table.known == {1: 2.0, 2: 2.2, 4: 2.4, 8: 4.0}
+
+
+def test_one_length_that_was_disturbed_does_not_move_the_others() -> None:
+    table = CostTable(EARLIER)
+    for num_tokens in (1, 2, 4):
+        for _ in range(3):
+            table.observe(num_tokens, EARLIER[num_tokens] * (5 if num_tokens == 2 else 1))
+
+    assert table.seconds(8) == 2.0
+
+
+def test_without_an_earlier_run_nothing_drifts() -> None:
+    table = CostTable()
+
+    table.observe(1, 1.0)
+    table.observe(2, 9.0)
+
+    assert table.drift == 1.0
+
+
+def test_a_draft_tokens_cost_drifts_with_the_targets_until_it_is_measured() -> None:
+    table = CostTable({1: 1.0})
+    cost = DraftCost(0.1, table)
+    table.observe(1, 3.0)
+    table.observe(1, 3.0)
+
+    assert cost.seconds == pytest.approx(0.3 * 0.5 ** (2 / 16))
+    for _ in range(3):
+        cost.observe(2, 0.4)
+
+    assert cost.seconds == pytest.approx(0.2)
+    assert cost.is_confirmed
+
+
+@pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
+@pytest.mark.parametrize(
+    ("load", "draft_load"), [(1.0, 1.0), (3.0, 3.0), (1 / 3, 1 / 3), (1.0, 8.0), (1.0, 0.1), (3.0, 1.0)]
+)
+def test_figures_taken_beside_a_busy_neighbour_cost_next_to_nothing(
+    verify_cost: Costs, load: float, draft_load: float
+) -> None:
+    costs = CostTable({n: verify_cost(n) * load for n in range(1, 18)})
+
+    speed = Machine(verify_cost, 0.1, 0.8).speed(CostAwareLength(costs, DraftCost(0.1 * draft_load, costs)))
+
+    assert speed >= 0.97 * Machine(verify_cost, 0.1, 0.8).speed(auto())
+
+
+def test_lengths_that_only_look_dear_are_tried_again() -> None:
+    """Every pass over several tokens was disturbed, single ones were not: the shape itself is wrong."""
+    costs = CostTable({n: FLAT(n) * (1 if n == 1 else 3) for n in range(1, 18)})
+
+    speed = Machine(FLAT, 0.1, 0.8).speed(CostAwareLength(costs, DraftCost(0.1, costs)))
+
+    assert speed >= 0.9 * Machine(FLAT, 0.1, 0.8).speed(auto())
+
+
+def test_known_costs_spare_the_first_rounds_their_tries() -> None:
+    verify_cost, draft_cost, quality = STEEP, 0.4, 0.6
+    costs = CostTable({n: verify_cost(n) for n in range(1, 18)})
+
+    def seconds(lengths: CostAwareLength) -> float:
+        return sum(r.seconds for r in Machine(verify_cost, draft_cost, quality).run(lengths, 16, num_tokens=12))
+
+    assert seconds(CostAwareLength(costs, DraftCost(draft_cost, costs))) <= seconds(auto())

@@ -1,0 +1,75 @@
+"""`specgen bench` of a GGUF: on one engine, and on both of them in one table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.children import Ended, run_child
+from tests.llamacpp.test_sessions import save_toy_gguf
+from tests.toys import save_toy
+
+SHORT = ("-n", "12", "-r", "2", "-w", "0", "--num-prompts", "2", "-k", "2")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("toys")
+    return {"target": save_toy_gguf(root / "toy.gguf"), "wrong": save_toy_gguf(root / "wrong.gguf", fox=" quick")}
+
+
+def bench(files: dict[str, Path], cache: Path, *arguments: str) -> Ended:
+    env = {"SPECGEN_BACKEND": "auto", "SPECGEN_CACHE": str(cache), "SPECGEN_STATE": str(cache / "state")}
+    return run_child("bench", "-t", str(files["target"]), *SHORT, *arguments, module="specgen", env=env)
+
+
+def test_both_engines_stand_in_one_table(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+    document, rows = tmp_path / "out.json", tmp_path / "out.csv"
+    drafts = ("-d", "lookup", "-d", str(files["wrong"]))
+    exports = (f"--export-json={document}", f"--export-csv={rows}")
+
+    ended = bench(files, cache, "--backend", "both", "--threads", "1", *drafts, *exports)
+
+    assert ended.code == 0, ended.err
+    lines = ended.out.decode().splitlines()
+    head = next(index for index, line in enumerate(lines) if line.startswith("engine"))
+    assert [line.split()[0] for line in lines[head + 1 : head + 7]] == [*["llama.cpp"] * 3, *["transformers"] * 3]
+    assert sum(line.startswith("target toy ") for line in lines) == 2
+    assert any(line.startswith("costs on llama.cpp") for line in lines)
+    assert max(map(len, lines)) <= 120
+    found: Any = json.loads(document.read_text())
+    assert [(row["engine"], row["drafter"], row["summary"]["text"]) for row in found["results"]] == [
+        (engine, drafter, None if drafter == "none" else "same")
+        for engine in ("llama.cpp", "transformers")
+        for drafter in ("none", "lookup", "model")
+    ]
+    assert found["results"][3]["summary"]["speedup"] > 0
+    assert "llama.cpp, 1 thread" in found["target"]["remark"]
+    assert found["other_target"]["quant"] == "none"
+    assert all(len(row["runs"]) == 4 for row in found["results"])
+    assert len({tuple(run["token_ids"]) for row in found["results"] for run in row["runs"]}) == 1
+    assert list(found["costs"]["draft_token_s"]) == ["lookup", "wrong F32"]
+    engines = [row["engine"] for row in csv.DictReader(io.StringIO(rows.read_text()))]
+    assert (engines.count("llama.cpp"), engines.count("transformers")) == (12, 12)
+
+
+def test_one_engine_alone_has_no_column(files: dict[str, Path], cache: Path) -> None:
+    ended = bench(files, cache, "--threads", "2", "--format", "json")
+
+    assert ended.code == 0, ended.err
+    found: Any = json.loads(ended.out)
+    assert "llama.cpp, 2 threads" in found["target"]["remark"]
+    assert found["other_target"] is None
+    assert [row["engine"] for row in found["results"]] == [None, None]
+
+
+def test_both_engines_want_a_gguf(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+    ended = bench({"target": save_toy(tmp_path / "folder")}, cache, "--backend", "both")
+
+    assert (ended.code, ended.out) == (2, b"")
+    assert "runs GGUF files" in ended.err

@@ -1,0 +1,115 @@
+"""A chat on llama.cpp whose drafter changes while it runs: to another engine, to none, to lookup, and back."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from specgen.cli.chat import _open_draft
+from specgen.cli.output import Messages
+from specgen.conversation import Conversation, ReplySettings
+from specgen.engine.llamacpp import LlamaCppModel
+from specgen.engine.model import CachedModel
+from specgen.events import Prefill
+from specgen.generation import Generation
+from specgen.opening import physical_cores
+from specgen.settings import SamplingSettings
+from tests.chat.scenes import OWN_TEMPLATE
+from tests.llamacpp.test_sessions import named, opened, save_toy_gguf
+from tests.toys import ANSWER, save_toy
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("toys")
+    return {"gguf": save_toy_gguf(root / "toy.gguf", num_positions=2048), "folder": save_toy(root / "toy")}
+
+
+class Chatting:
+    """Turns of a chat, and what the last prefill read."""
+
+    def __init__(self, target: Path, draft: Path) -> None:
+        session = opened(named(target), named(draft))
+        settings = ReplySettings(SamplingSettings(), max_new_tokens=64, num_draft_tokens=5)
+        self.conversation = Conversation(session, settings, OWN_TEMPLATE)
+        # As with no --backend: a draft in a folder runs on transformers.
+        self.like = named(draft, backend="auto")
+
+    def turn(self) -> tuple[Generation, Prefill]:
+        self.conversation.say("hello")
+        generation = self.conversation.begin_reply()
+        prefills = [event for event in self.conversation.stream(generation) if isinstance(event, Prefill)]
+        self.conversation.end_reply(generation)
+        assert generation.text == ANSWER
+        return generation, prefills[0]
+
+    def draft(self, name: object) -> None:
+        assert _open_draft(self.conversation, self.like, Messages("never", True), str(name)) == []
+
+
+def test_the_drafter_changes_and_comes_back_while_the_targets_cache_stays(files: dict[str, Path]) -> None:
+    chat = Chatting(files["gguf"], files["gguf"])
+    session = chat.conversation.session
+    held = 0
+    kinds, rates = [], []
+    for name in (files["gguf"], files["folder"], "none", "lookup", files["gguf"], files["folder"], files["gguf"]):
+        chat.draft(name)
+        generation, prefill = chat.turn()
+        assert prefill.num_reused_tokens >= held, "the target reads only what is new"
+        held = len(session.text_ids) - 2
+        kinds.append(type(session.draft))
+        rates.append(generation.counts.acceptance_rate)
+
+    assert kinds == [LlamaCppModel, kinds[1], type(None), type(None), LlamaCppModel, kinds[1], LlamaCppModel]
+    assert issubclass(kinds[1], CachedModel)
+    assert rates[0] == rates[1] == rates[4] == rates[5] == rates[6] == 1.0
+    assert rates[2] is None
+
+
+def test_a_draft_that_was_left_gives_its_memory_back(files: dict[str, Path]) -> None:
+    chat = Chatting(files["gguf"], files["gguf"])
+    chat.turn()
+    draft = chat.conversation.session.draft
+    assert isinstance(draft, LlamaCppModel)
+    gone = [weakref.ref(draft), weakref.ref(draft._owner), weakref.ref(draft._weights)]
+    del draft
+
+    chat.draft("lookup")
+    chat.turn()
+    gc.collect()
+
+    assert [reference() for reference in gone] == [None, None, None]
+
+
+def test_torchs_threads_follow_the_drafter(files: dict[str, Path]) -> None:
+    chat = Chatting(files["gguf"], files["gguf"])
+    cores = physical_cores()
+    try:
+        found = []
+        for name in (files["gguf"], files["folder"], files["gguf"]):
+            chat.draft(name)
+            found.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(1)
+
+    assert found == [1, cores, 1]
+
+
+def test_a_draft_that_can_not_be_loaded_leaves_the_old_one(files: dict[str, Path], tmp_path: Path) -> None:
+    from specgen.errors import ModelFileError
+
+    chat = Chatting(files["gguf"], files["gguf"])
+    chat.turn()
+    before = chat.conversation.session.draft
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(files["gguf"].read_bytes()[:2000])
+
+    with pytest.raises(ModelFileError):
+        chat.draft(broken)
+
+    assert chat.conversation.session.draft is before
+    assert chat.turn()[0].counts.acceptance_rate == 1.0

@@ -1,0 +1,143 @@
+"""Where a draft token's time goes, by part, in transformers' forward pass and in ours, in turn on the same weights.
+
+    python -m tests.perf.parts MODEL [--quant auto|none|int8|nf4] [--dtype auto] [--context 128] [-n 40]
+
+`products` are the layers' linear layers, `head` the product with the vocabulary, `attention` the scaled dot product,
+`norms` the root mean square norms; `rest` is all else: rotation, cache, masks, positions, activation, Python. Medians
+over passes of one token behind a context. Timing a part costs about a microsecond, which counts as rest. Alone on the
+machine, or it says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from specgen.engine.lean import LeanModel
+from specgen.engine.model import CachedModel
+from specgen.loading.libraries import prepare_libraries
+from specgen.loading.weights import load_model
+from specgen.opening import own_cache
+from specgen.settings import ModelSettings
+
+PARTS = ("products", "head", "attention", "norms")
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+OURS = {"norm_in": "norms", "norm_out": "norms", "project": "products", "collect": "products"}
+OURS |= {"widen": "products", "narrow": "products"}
+
+
+class Stopwatch:
+    """Sums seconds by part; what runs inside a timed part belongs to it."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._is_inside = False
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            if self._is_inside:
+                return function(*arguments, **options)
+            self._is_inside = True
+            started = perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.seconds[part] += perf_counter() - started
+                self._is_inside = False
+
+        return run
+
+    def take(self) -> dict[str, float]:
+        """The sums so far, which begin anew."""
+        taken, self.seconds = self.seconds, dict.fromkeys(PARTS, 0.0)
+        return taken
+
+
+def watch_theirs(model: Any, watch: Stopwatch) -> None:
+    """Time the modules of a transformers model."""
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        part = "head" if last == "lm_head" else "products" if last in LINEAR else ""
+        if type(module).__name__.endswith("RMSNorm"):
+            part = "norms"
+        if part:
+            module.forward = watch.timed(part, module.forward)
+
+
+def watch_ours(model: LeanModel, watch: Stopwatch) -> None:
+    """Time the pieces of our forward pass."""
+    for layer in model._stack._layers:
+        for name, part in OURS.items():
+            setattr(layer, name, watch.timed(part, getattr(layer, name)))
+        if layer.norms is not None:
+            layer.norms = tuple(watch.timed("norms", norm) for norm in layer.norms)  # type: ignore[assignment]
+    model._norm = watch.timed("norms", model._norm)  # type: ignore[assignment]
+    model._head = watch.timed("head", model._head)
+
+
+def measure(models: dict[str, CachedModel], watch: Stopwatch, num_context: int, num_passes: int) -> dict[str, Any]:
+    """Seconds of each pass over one token, by model and part, the models taking turns."""
+    ids = [(7 * index + 3) % models["before"].vocab_size for index in range(num_context + 1)]
+    samples: dict[str, dict[str, list[float]]] = {
+        name: {part: [] for part in (*PARTS, "rest", "whole")} for name in models
+    }
+    for model in models.values():
+        model.feed(ids[:-1])
+    for number in range(num_passes + 3):  # the first ones warm up
+        for name, model in models.items():
+            watch.take()
+            started = perf_counter()
+            model.logits(ids, 1)
+            whole = perf_counter() - started
+            model.rewind(num_context)
+            parts = watch.take()
+            if number >= 3:
+                for part, seconds in parts.items():
+                    samples[name][part].append(seconds)
+                samples[name]["rest"].append(whole - sum(parts.values()))
+                samples[name]["whole"].append(whole)
+    return {name: {part: median(values) for part, values in parts.items()} for name, parts in samples.items()}
+
+
+def table(seconds: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'ms per token':<14}" + "".join(f"{name:>10}" for name in seconds)]
+    for part in (*PARTS, "rest", "whole"):
+        lines.append(f"{part:<14}" + "".join(f"{1000 * parts[part]:>10.2f}" for parts in seconds.values()))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder")
+    parser.add_argument("--quant", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("-n", type=int, default=40, help="passes")
+    arguments = parser.parse_args()
+    prepare_libraries(False)
+    settings = ModelSettings(arguments.model, quant=arguments.quant, dtype=arguments.dtype)
+    loaded = load_model(Path(arguments.model), settings, role="draft", from_gguf=False)
+    vocab_size = loaded.model.get_input_embeddings().weight.shape[0]
+    ours = own_cache(loaded, vocab_size, "draft")
+    models, watch = {"before": CachedModel(loaded.model, vocab_size)}, Stopwatch()
+    watch_theirs(loaded.model, watch)
+    if isinstance(ours, LeanModel):
+        watch_ours(ours, watch)
+        models["after"] = ours
+    usual = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = watch.timed("attention", usual)  # type: ignore[assignment]
+    info = loaded.info
+    print(f"{info.name} {info.quant} {info.dtype} ({info.remark}), {torch.get_num_threads()} threads, ", end="")
+    print(f"one token behind {arguments.context}, median of {arguments.n} passes")
+    print(table(measure(models, watch, arguments.context, arguments.n)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The parts of a token's time: they are those of the pass, and sum to it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from specgen.engine.lean import LeanModel
+from specgen.engine.model import CachedModel
+from tests.fakes import tiny_model
+from tests.perf.parts import PARTS, Stopwatch, measure, watch_ours, watch_theirs
+
+
+def test_parts_sum_to_the_whole_and_the_logits_stay() -> None:
+    inner = copy.deepcopy(tiny_model("qwen2"))
+    ours, theirs, watch = LeanModel(inner, 96), CachedModel(inner, 96), Stopwatch()
+    before = theirs.logits([1, 5, 9], 1)
+    watch_theirs(inner, watch)
+    watch_ours(ours, watch)
+    theirs.reset()
+
+    seconds = measure({"before": theirs, "after": ours}, watch, 8, 1)
+
+    for parts in seconds.values():
+        assert all(parts[part] > 0 for part in PARTS if part != "attention")
+        assert sum(parts[part] for part in (*PARTS, "rest")) == pytest.approx(parts["whole"])
+    ours.reset()
+    assert ours.logits([1, 5, 9], 1).equal(before)
+
+
+def test_what_runs_inside_a_part_belongs_to_it() -> None:
+    watch = Stopwatch()
+    inner = watch.timed("norms", lambda: None)
+
+    watch.timed("products", inner)()
+
+    taken = watch.take()
+    assert taken["products"] > 0
+    assert taken["norms"] == 0
+    assert watch.take()["products"] == 0
