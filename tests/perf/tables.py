@@ -15,7 +15,7 @@ def part(mode: Mode, category: str | None, categories: dict[str, str]) -> Mode:
 
 def speeds(modes: Sequence[Mode]) -> str:
     """A line per mode: rate, speedup over the first mode, acceptance, and time outside the models' passes."""
-    lines = [f"{'mode':<46}{'tok/s':>8}{'ms/tok':>9}  {'speedup [95 %]':<24}{'TAR':>7}{'α':>7}{'tok/rnd':>9}  outside"]
+    lines = [f"{'mode':<58}{'tok/s':>8}{'ms/tok':>9}  {'speedup [95 %]':<24}{'TAR':>7}{'α':>7}{'tok/rnd':>9}  outside"]
     for mode in modes:
         seconds = sum(run.decode_seconds for run in mode.runs)
         tokens = sum(run.num_tokens for run in mode.runs)
@@ -28,7 +28,7 @@ def speeds(modes: Sequence[Mode]) -> str:
             tar = f"{accepted / drafted:7.1%}{accepted / tested:7.1%}" if drafted else f"{'n/a':>7}{'n/a':>7}"
             figures = f"{tar}{tokens / rounds:9.2f}{1000 * overhead / rounds:8.2f} ms ({overhead / seconds:.1%})"
         same = sum(run.ids == plain.ids for run, plain in zip(mode.runs, modes[0].runs, strict=True))
-        head = f"{mode.name:<46}{tokens / seconds:8.2f}{1000 * seconds / tokens:9.1f}  {_ratio(modes[0], mode):<24}"
+        head = f"{mode.name:<58}{tokens / seconds:8.2f}{1000 * seconds / tokens:9.1f}  {_ratio(modes[0], mode):<24}"
         lines.append(f"{head}{figures}  same text {same}/{len(mode.runs)}")
     return "\n".join(lines)
 
@@ -36,12 +36,12 @@ def speeds(modes: Sequence[Mode]) -> str:
 def by_category(modes: Sequence[Mode], categories: dict[str, str]) -> str:
     """Speedup of each mode over the first one, by category of prompt."""
     names = _names(modes[0], categories)
-    lines = [" " * 46 + "".join(f"{(name or 'all')[:9]:>10}" for name in names)]
+    lines = [" " * 58 + "".join(f"{(name or 'all')[:9]:>10}" for name in names)]
     for mode in modes[1:]:
         cells = [
             tpot(part(modes[0], name, categories).runs) / tpot(part(mode, name, categories).runs) for name in names
         ]
-        lines.append(f"{mode.name:<46}{''.join(f'{cell:10.2f}' for cell in cells)}")
+        lines.append(f"{mode.name:<58}{''.join(f'{cell:10.2f}' for cell in cells)}")
     return "\n".join(lines)
 
 
@@ -88,7 +88,7 @@ def best_of_sweep(modes: Sequence[Mode]) -> str:
         return ""
     best = min(assisted, key=lambda mode: tpot(mode.runs))
     lines = [f"over {best.name}, the fastest of {len(assisted)}"]
-    lines += [f"  {mode.name:<46}{_ratio(best, mode)}" for mode in modes if mode.length]
+    lines += [f"  {mode.name:<58}{_ratio(best, mode)}" for mode in modes if mode.length]
     return "\n".join(lines)
 
 
