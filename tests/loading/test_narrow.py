@@ -112,7 +112,7 @@ def test_layers_of_the_same_inputs_are_one_for_the_lean_pass(kind: Any) -> None:
     assert attention.q_proj.joint is attention.v_proj.joint
     lean = lean_model(model, 96)
     assert isinstance(lean, LeanModel)
-    assert lean._layers[0].project is attention.q_proj.joint
+    assert lean._stack._layers[0].project is attention.q_proj.joint
 
 
 @needs_kernels
