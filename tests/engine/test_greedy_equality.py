@@ -32,7 +32,7 @@ def reference(kind: str) -> tuple[int, ...]:
 
 def make_drafter(name: str, kind: str, target: CachedModel) -> Drafter:
     if name in SHAPES:
-        return shallow_drafter(tiny_draft(name, tiny_model(kind), kind), target, GREEDY)
+        return shallow_drafter(tiny_draft(name, tiny_model(kind), f"tiny-{kind}"), target, GREEDY)
     if name == "none":
         return NoDrafter()
     if name == "lookup":
