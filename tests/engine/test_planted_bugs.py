@@ -102,7 +102,14 @@ def bonus_row_off_by_one(plant: Plant) -> None:
         row = (verdict.num_accepted - 1).clamp(min=0)
         return Verdict(verdict.num_accepted, target.ids[row])
 
+    match = decoding._match
+
+    def shifted_on_the_host(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:
+        num_accepted, _, *rest = match(top_logits, top_ids, draft)
+        return [num_accepted, top_ids[max(num_accepted - 1, 0)], *rest]
+
     plant.setattr(decoding, "verify", shifted)
+    plant.setattr(decoding, "_match", shifted_on_the_host)
 
 
 def target_rows_off_by_one(plant: Plant) -> None:
