@@ -68,7 +68,8 @@ class Benchmark:
         self._shapes = [Prompt(p.id, p.category, len(ids)) for p, ids in zip(prompts, self._prompt_ids, strict=True)]
         self._environment = dict(environment or {})
         self._runs: list[Run] = []
-        self._comparison = Comparison(lanes[BASELINE].session.target, config.sampling)
+        alone = lanes[BASELINE].session
+        self._comparison = Comparison(alone.target, alone.target_info, config.sampling)
         self._failures: list[Failure] = []
         self._costs: Costs | None = None
         self._num_done = 0
