@@ -6,7 +6,6 @@ passes change each other; and greedy answers with a draft against the target alo
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from specgen.engine.sampling import laws
 from specgen.engine.walking import TableModel, WalkedChance, every_path
 from specgen.events import Round
 from specgen.generation import target_alone
+from specgen.near_ties import gap_between
 from specgen.report import LawError, TextCheck
 from specgen.session import Session
 from specgen.settings import DecodeSettings, SamplingSettings
@@ -33,10 +33,6 @@ PROCESSORS = {
     "min-p": SamplingSettings(temperature=0.9, min_p=0.3),
     "penalty": SamplingSettings(temperature=1.0, repetition_penalty=1.7),
 }
-EXACT_GAP = 1e-3
-"""In float32: twenty times the largest difference between two orders of addition seen on toys."""
-NUM_ULPS = 4
-"""In shorter types: units in the last place, at the size of the logit. 1 was seen in bfloat16, 2 in nf4."""
 _START = (0, 1)
 
 
@@ -125,24 +121,6 @@ def compare(session: Session, prompt: Prompt, limits: DecodeSettings) -> TextChe
     at = next((i for i, (a, b) in enumerate(zip(alone, drafted, strict=True)) if a != b), None)
     if at is None:
         return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted)
-    gap, limit = _gap(session, [*prompt.ids, *alone[:at]], alone[at], drafted[at])
-    return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted, at, gap, limit)
-
-
-def _gap(session: Session, text: list[int], own: int, other: int) -> tuple[float, float]:
-    """How much the target prefers its own token behind a text, and up to which gap rounding may decide."""
-    session.target.reset()
-    logits = session.target.logits(text, 1)[0]
-    session.target.reset()
+    gap = gap_between(session.target, session.target_info, [*prompt.ids, *alone[:at]], alone[at], drafted[at])
     session.text_ids = []
-    gap = float(logits[own] - logits[other])
-    if (session.target_info.dtype, session.target_info.quant) == ("float32", "none"):
-        return gap, EXACT_GAP
-    epsilon = float(torch.finfo(_compute_type(session)).eps)
-    size = max(abs(float(logits[own])), abs(float(logits[other])), torch.finfo(torch.float32).tiny)
-    return gap, NUM_ULPS * epsilon * 2.0 ** math.floor(math.log2(size))
-
-
-def _compute_type(session: Session) -> torch.dtype:
-    found: torch.dtype = getattr(torch, session.target_info.dtype)
-    return found
+    return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted, at, gap)

@@ -169,6 +169,24 @@ class LawError:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """How far apart the target holds two tokens at a place; `specgen.near_ties` has the rule.
+
+    Args:
+        size: Distance of their logits.
+        limit: Up to which distance rounding may decide between them, in logits.
+    """
+
+    size: float
+    limit: float
+
+    @property
+    def is_near_tie(self) -> bool:
+        """A distance of NaN is none."""
+        return self.size <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
 class TextCheck:
     """A greedy answer with a draft beside the target's own.
 
@@ -178,8 +196,7 @@ class TextCheck:
         num_drafted: Draft tokens among them, kept or not.
         num_accepted: Those that were kept.
         position: Index of the first token that differs; None: none does.
-        gap: The target's logit of its own token there, minus that of the other.
-        limit: Up to which gap the order of additions may decide.
+        gap: Between the two tokens there; None where none differs.
     """
 
     prompt: str
@@ -187,15 +204,13 @@ class TextCheck:
     num_drafted: int
     num_accepted: int
     position: int | None = None
-    gap: float = 0.0
-    limit: float = 0.0
+    gap: Gap | None = None
 
     @property
     def verdict(self) -> Literal["same", "near-tie", "different"]:
-        """A gap of NaN is a difference."""
-        if self.position is None:
+        if self.gap is None:
             return "same"
-        return "near-tie" if abs(self.gap) <= self.limit else "different"
+        return "near-tie" if self.gap.is_near_tie else "different"
 
 
 @dataclass(frozen=True, slots=True)

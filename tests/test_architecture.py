@@ -49,6 +49,7 @@ FLOORS = {
     "specgen.session": 4,
     "specgen.generation": 4,
     "specgen.conversation": 4,
+    "specgen.near_ties": 3,
     "specgen.proof": 4,
     "specgen.render": 4,
     "specgen.cli": 5,

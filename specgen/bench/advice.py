@@ -149,8 +149,8 @@ def _about(figures: Figures, report: BenchReport) -> list[Caution]:
     if figures.sameness == "different" and difference is not None:
         text = (
             f"{name}: the text differs from the target's own on prompt {report.prompts[difference.prompt].id} "
-            f"from token {difference.position} on, by {difference.gap:.2g} logits, where rounding explains "
-            f"{difference.tolerance:.2g}"
+            f"from token {difference.position} on, by {difference.gap.size:.2g} logits, where rounding explains "
+            f"{difference.gap.limit:.2g}"
         )
         found.append(Caution("different", text))
     return found

@@ -70,7 +70,8 @@ class Benchmark:
         self._shapes = [Prompt(p.id, p.category, len(ids)) for p, ids in zip(prompts, self._prompt_ids, strict=True)]
         self._environment = dict(environment or {})
         self._runs: list[Run] = []
-        self._comparisons = [Comparison(lanes[i].session.target, config.sampling, i) for i in self._alone]
+        alone = [(i, lanes[i].session) for i in self._alone]
+        self._comparisons = [Comparison(one.target, one.target_info, config.sampling, i) for i, one in alone]
         self._failures: list[Failure] = []
         self._costs: Costs | None = None
         self._num_done = 0

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from specgen.errors import SettingsError
 from specgen.forecast import interpolated
 from specgen.metrics import Counts
-from specgen.report import ModelInfo
+from specgen.report import Gap, ModelInfo
 from specgen.settings import DraftSchedule, Quantization, SamplingSettings
 
 BASELINE = 0
@@ -124,20 +124,18 @@ class Difference:
         setting: Index of the setting.
         prompt: Index of the prompt.
         position: Index of the first token that differs.
-        gap: Logit of the target's own choice minus that of the token written instead, at this position.
-        tolerance: Gaps up to this are a matter of rounding here.
+        gap: Between the target's own choice there and the token written instead.
     """
 
     setting: int
     prompt: int
     position: int
-    gap: float
-    tolerance: float
+    gap: Gap
 
     @property
     def is_near_tie(self) -> bool:
-        """Whether the order of additions can have decided it. A gap of NaN is no near tie."""
-        return self.gap <= self.tolerance
+        """Whether rounding can have decided it."""
+        return self.gap.is_near_tie
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ def _prompt(plan: Plan, text: str) -> Prompt:
 
 
 def _difference(proof: Proof) -> DifferenceError:
-    different = [text for text in proof.texts if text.verdict == "different"]
+    different = [(text, text.gap) for text in proof.texts if text.gap is not None and not text.gap.is_near_tie]
     if not different:
         return DifferenceError("the loop's law on tables is not the target's", "this is a bug of specgen: report it")
     hint = (
@@ -155,8 +155,9 @@ def _difference(proof: Proof) -> DifferenceError:
         if proof.info.promise == "none"
         else "with --dtype float32 --quant none on both sides this is a bug: report it"
     )
+    first, gap = different[0]
     return DifferenceError(
         f"{len(different)} of {len(proof.texts)} greedy texts differ from the target's own, the first at token "
-        f"{different[0].position} by {different[0].gap:.2g} where rounding explains {different[0].limit:.2g}",
+        f"{first.position} by {gap.size:.2g} where rounding explains {gap.limit:.2g}",
         hint,
     )

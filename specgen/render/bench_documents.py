@@ -172,8 +172,8 @@ def _difference(report: BenchReport, found: Difference) -> Document:
     return {
         "prompt": report.prompts[found.prompt].id,
         "position": found.position,
-        "logit_gap": found.gap,
-        "tolerance": found.tolerance,
+        "logit_gap": found.gap.size,
+        "tolerance": found.gap.limit,
         "is_near_tie": found.is_near_tie,
     }
 

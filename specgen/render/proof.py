@@ -35,10 +35,12 @@ def format_proof(proof: Proof, *, ascii_only: bool = False) -> Text:
 def _text_line(text: TextCheck) -> str:
     shown = text.prompt if len(text.prompt) <= PROMPT_CELLS else text.prompt[: PROMPT_CELLS - 1] + "…"
     counts = f"{text.num_tokens} tokens, {text.num_accepted} of {text.num_drafted} drafted accepted"
-    if text.position is None:
+    if text.gap is None:
         return f"same: {counts}: {shown}"
     word = text.verdict if text.verdict == "near-tie" else "DIFFERENT"
-    return f"{word} at {text.position} (gap {text.gap:.2g}, rounding up to {text.limit:.2g}): {counts}: {shown}"
+    return (
+        f"{word} at {text.position} (gap {text.gap.size:.2g}, rounding up to {text.gap.limit:.2g}): {counts}: {shown}"
+    )
 
 
 def proof_document(proof: Proof) -> Document:
@@ -65,7 +67,6 @@ def proof_document(proof: Proof) -> Document:
 
 
 def _text_document(text: TextCheck) -> dict[str, Any]:
-    differs = text.position is not None
     return {
         "prompt": text.prompt,
         "verdict": text.verdict,
@@ -73,6 +74,6 @@ def _text_document(text: TextCheck) -> dict[str, Any]:
         "drafted": text.num_drafted,
         "accepted": text.num_accepted,
         "first_difference": text.position,
-        "gap": text.gap if differs else None,
-        "limit": text.limit if differs else None,
+        "gap": None if text.gap is None else text.gap.size,
+        "limit": None if text.gap is None else text.gap.limit,
     }

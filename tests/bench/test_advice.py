@@ -7,6 +7,7 @@ import pytest
 from specgen.bench.advice import cautions_of, command_words, recommend
 from specgen.bench.figures import break_even_alpha, figures_of, modelled_speedup
 from specgen.bench.values import Difference
+from specgen.report import Gap
 from tests.bench.reports import LABEL, SETTINGS, report
 
 
@@ -28,7 +29,7 @@ def test_among_equals_the_smaller_draft_is_recommended() -> None:
 
 
 def test_a_setting_whose_text_is_wrong_is_never_recommended() -> None:
-    wrong = Difference(setting=1, prompt=0, position=3, gap=5.0, tolerance=0.1)
+    wrong = Difference(setting=1, prompt=0, position=3, gap=Gap(5.0, 0.1))
 
     advice = recommend(figures_of(report(differences=[wrong])))
 
@@ -37,7 +38,7 @@ def test_a_setting_whose_text_is_wrong_is_never_recommended() -> None:
 
 
 def test_a_near_tie_is_no_reason_against_a_setting() -> None:
-    near = Difference(setting=1, prompt=0, position=3, gap=0.05, tolerance=0.1)
+    near = Difference(setting=1, prompt=0, position=3, gap=Gap(0.05, 0.1))
 
     advice = recommend(figures_of(report(differences=[near])))
 
@@ -82,7 +83,7 @@ def codes(made: object) -> set[str]:
 
 
 def test_doubts_are_told() -> None:
-    different = Difference(setting=1, prompt=0, position=3, gap=5.0, tolerance=0.1)
+    different = Difference(setting=1, prompt=0, position=3, gap=Gap(5.0, 0.1))
 
     assert codes(report()) == set()
     assert codes(report((0.05,), (0.08,))) == {"one_repeat"}

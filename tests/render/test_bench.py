@@ -14,9 +14,10 @@ from specgen.render.bench_documents import bench_document, csv_text, markdown_te
 from specgen.render.bench_plot import plot_bytes
 from specgen.render.bench_table import format_bench
 from specgen.render.jsonl import dumps
+from specgen.report import Gap
 from tests.bench.reports import LABEL, report
 
-NEAR = Difference(setting=1, prompt=0, position=41, gap=0.03, tolerance=0.1)
+NEAR = Difference(setting=1, prompt=0, position=41, gap=Gap(0.03, 0.1))
 
 
 def table(width: int, **options: bool) -> str:
