@@ -178,10 +178,11 @@ class LlamaCppModel:
                 f"the text has {end} tokens, and the context of llama.cpp {self.context_size}",
                 "give a larger --context-size or a shorter prompt",
             )
-        self._tokens[:count] = new
-        self._positions[:count] = np.arange(self.length, end, dtype=np.int32)
-        self._is_wanted[: count - num_wanted] = 0
-        self._is_wanted[count - num_wanted : count] = 1
+        # One by one: behind a pass, whose weights filled the caches, four calls of numpy cost more than a short loop.
+        for index, token in enumerate(new):
+            self._tokens[index] = token
+            self._positions[index] = self.length + index
+            self._is_wanted[index] = index >= count - num_wanted
         self._batch.n_tokens = count
         started = perf_counter()
         try:

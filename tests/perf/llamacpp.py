@@ -7,7 +7,8 @@ the next prompt begins, the order turning. Decoding only: for llama-cpp-python t
 last, for ours the rounds. What `-k auto` learns is kept from prompt to prompt, as in a session. Ratios are of sums of
 seconds per token; the interval is a 95 % t interval on the log ratios of the prompts, paired. Texts are compared with
 llama-cpp-python's plain one; where they part, the gap is what the target's own logits there hold the two tokens apart.
-Alone on the machine, or it says nothing.
+Alone on the machine, or it says nothing: two threads on two cores wait for each other, so every other process stalls a
+pass. The median of the steps tells how much of a difference such stalls are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -30,7 +33,8 @@ from specgen.plan import Plan, SessionSettings
 from specgen.prompting import Message, encode_messages
 from specgen.session import Session, open_session
 from specgen.settings import EngineSettings, ModelSettings, SamplingSettings
-from tests.perf.__main__ import PROMPT_OF, Mode, Run, ours, prompts_from, ratio_with_interval
+from tests.perf.__main__ import prompts_from
+from tests.perf.modes import PROMPT_OF, Mode, Run, ours, ratio_with_interval
 
 GREEDY = SamplingSettings()
 
@@ -44,16 +48,16 @@ def theirs(name: str, llama: Any, num_tokens: int, num_lookup: int | None = None
 
             llama.draft_model = LlamaPromptLookupDecoding(num_pred_tokens=num_lookup)
         ids: list[int] = []
-        first_at = last_at = 0.0
+        times: list[float] = []
         generator = llama.generate(prompt, temp=0.0, repeat_penalty=1.0, top_k=1)
         for token in generator:
-            last_at = perf_counter()
-            first_at = first_at or last_at
+            times.append(perf_counter())
             ids.append(int(token))
             if len(ids) == num_tokens:
                 break
         generator.close()
-        return Run(name, "", ids, last_at - first_at, len(ids) - 1)
+        steps = [later - earlier for earlier, later in pairwise(times)]
+        return Run(name, "", ids, times[-1] - times[0], len(ids) - 1, step_seconds=steps)
 
     return Mode(name, run)
 
@@ -81,12 +85,14 @@ def peer(path: str, threads: int, context: int, *, speculates: bool) -> Any:
 def build_modes(arguments: argparse.Namespace, session: Session, threads: int) -> list[Mode]:
     n, context = arguments.n, arguments.context
     plain = peer(arguments.target, threads, context, speculates=False)
-    guessing = peer(arguments.target, threads, context, speculates=True)
     modes = [theirs("llama-cpp-python plain", plain, n)]
-    modes += [
-        theirs(f"llama-cpp-python lookup {length}", guessing, n, int(length)) for length in arguments.lookup.split(",")
-    ]
+    if arguments.lookup:
+        guessing = peer(arguments.target, threads, context, speculates=True)
+        lengths = arguments.lookup.split(",")
+        modes += [theirs(f"llama-cpp-python lookup {length}", guessing, n, int(length)) for length in lengths]
     modes.append(ours("ours plain", session.target, None, "0", n))
+    if not arguments.k:
+        return modes
     modes += [ours(f"ours lookup -k {k}", session.target, "lookup", k, n) for k in arguments.k.split(",")]
     draft = session.draft
     if isinstance(draft, LlamaCppModel):
@@ -141,6 +147,7 @@ def figures(modes: Sequence[Mode]) -> str:
     for mode in modes:
         seconds, tokens = sum(run.decode_seconds for run in mode.runs), sum(run.num_tokens for run in mode.runs)
         line = f"{mode.name:<28}{tokens / seconds:8.2f} tok/s{1000 * seconds / tokens:9.2f} ms/tok"
+        line += f"{1000 * median(step for run in mode.runs for step in run.step_seconds):9.2f} ms/step, median"
         counts = [run.counts for run in mode.runs if run.counts is not None]
         if counts:
             drafted, accepted = sum(c.num_drafted for c in counts), sum(c.num_accepted for c in counts)
@@ -177,9 +184,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-t", "--target", required=True, help="a .gguf file")
     parser.add_argument("-d", "--draft", help="a .gguf file")
-    parser.add_argument("-k", default="auto", help="our draft lengths, as in 2,4,auto")
+    parser.add_argument("-k", default="auto", help="our draft lengths, as in 2,4,auto; empty: plain decoding only")
     parser.add_argument(
-        "--lookup", default="2,10", help="lengths of llama-cpp-python's lookup; 2 is its advice for CPUs"
+        "--lookup", default="2,10", help="lengths of llama-cpp-python's lookup; 2 is its advice for CPUs; empty: none"
     )
     parser.add_argument("-n", type=int, default=128, help="new tokens")
     parser.add_argument("-r", type=int, default=1, help="repeats")

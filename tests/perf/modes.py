@@ -57,6 +57,8 @@ class Run:
     """Decoding time outside the models' forwards."""
     turn: int = 0
     """Which prompt of the session it was, repeats counted."""
+    step_seconds: list[float] = field(default_factory=list)
+    """Each round, or each token where they come one by one; empty where that is not known."""
 
 
 @dataclass
@@ -108,6 +110,7 @@ def ours(
         for model in models:
             _keep_prompt(model, prompt)
         counts, ids, forwards = Counts(), [], 0.0
+        steps: list[float] = []
         clock = device_clock(*(model.device for model in models))
         for event in decode(target, drafter, prompt, settings, sampling, randomness, lengths=lengths, clock=clock):
             if isinstance(event, Prefill):
@@ -116,8 +119,9 @@ def ours(
             elif not isinstance(event, Finish):
                 counts.observe(event)
                 ids += event.token_ids
-        inside = sum(model.forward_seconds for model in models) - forwards
-        return Run(name, "", ids, counts.decode_seconds, len(ids), counts, counts.decode_seconds - inside)
+                steps.append(event.draft_seconds + event.verify_seconds + event.other_seconds)
+        outside = counts.decode_seconds - sum(model.forward_seconds for model in models) + forwards
+        return Run(name, "", ids, counts.decode_seconds, len(ids), counts, outside, step_seconds=steps)
 
     return Mode(name, run)
 
