@@ -16,6 +16,8 @@ from specgen.cli.bench import EPILOG as BENCH_EPILOG
 from specgen.cli.bench import bench
 from specgen.cli.chat import EPILOG as CHAT_EPILOG
 from specgen.cli.chat import chat
+from specgen.cli.distill import EPILOG as DISTILL_EPILOG
+from specgen.cli.distill import distill
 from specgen.cli.doctor import EPILOG as DOCTOR_EPILOG
 from specgen.cli.doctor import doctor
 from specgen.cli.generate import EPILOG, generate
@@ -35,6 +37,7 @@ app.command("generate", epilog=EPILOG)(generate)
 app.command("chat", epilog=CHAT_EPILOG)(chat)
 app.command("verify", epilog=VERIFY_EPILOG)(verify)
 app.command("bench", epilog=BENCH_EPILOG)(bench)
+app.command("distill", epilog=DISTILL_EPILOG)(distill)
 app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
 
 
