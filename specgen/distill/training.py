@@ -209,7 +209,7 @@ class Trainer:
             group["lr"] = self._rate()
         loss = self.loss(batch)
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP_NORM)
         self.optimizer.step()
         return float(loss.detach())

@@ -130,7 +130,8 @@ class _LayerCache:
         scores = grouped @ held_keys.transpose(2, 3) * queries.shape[3] ** -0.5
         if self.mask is not None:
             scores = scores.masked_fill(~self.mask, float("-inf"))
-        return (scores.softmax(-1) @ held_values).reshape(queries.shape)
+        seen: Tensor = scores.softmax(-1) @ held_values
+        return seen.reshape(queries.shape)
 
     def keep(self, rows: Tensor) -> None:
         # Only what is used is copied; the room behind it stays empty.
