@@ -86,9 +86,7 @@ def distill(
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Answers written at once.", rich_help_panel=DATA)
     ] = 64,
-    epochs: Annotated[
-        float, typer.Option("--epochs", help="Passes over the texts.", rich_help_panel=TRAINING)
-    ] = 4.0,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the texts.", rich_help_panel=TRAINING)] = 4.0,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", help="At its peak.", rich_help_panel=TRAINING)
     ] = 1e-3,
@@ -116,9 +114,7 @@ def distill(
         num_layers,
         num_draft_ids,
         seed,
-        TextSettings(
-            num_prompts, max_new_tokens=max_new_tokens, greedy_share=greedy_share, batch_size=batch_size
-        ),
+        TextSettings(num_prompts, max_new_tokens=max_new_tokens, greedy_share=greedy_share, batch_size=batch_size),
         TrainSettings(epochs, batch_tokens, learning_rate, unroll=unroll),
     )
     own = [] if prompts is None else [prompt.messages[-1].content for prompt in prompts_for(prompts, None)]
@@ -172,7 +168,7 @@ def _tell(made: Distilled, messages: Messages) -> None:
     alpha = made.acceptance.alpha(made.length)
     messages.note(
         Text(
-            f"{one_line(str(made.folder))}: {made.num_bytes / 1e6:.1f} MB, α {alpha:.2f} on held-out prompts, drafts of "
-            f"{made.length} should give {made.speedup:.2f}x; its card is README.md there"
+            f"{one_line(str(made.folder))}: {made.num_bytes / 1e6:.1f} MB, α {alpha:.2f} on held-out prompts, drafts "
+            f"of {made.length} should give {made.speedup:.2f}x; its card is README.md there"
         )
     )

@@ -87,9 +87,7 @@ class UnrolledAttention:
         self._values.append(values)
         group = queries.shape[1] // keys.shape[1]
         if step == 0:
-            return functional.scaled_dot_product_attention(
-                queries, keys, values, is_causal=True, enable_gqa=group > 1
-            )
+            return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=group > 1)
         batch, num_kv_heads, num_positions, size = keys.shape
         grouped = queries.view(batch, num_kv_heads, group, num_positions, size) * size**-0.5
         positions = torch.arange(num_positions, device=queries.device)

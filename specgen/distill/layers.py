@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries `[batch, heads, new, size]`, keys and values `[batch, kv heads, new, size]`, to `[batch, heads, new, size]`."""
+"""Queries `[batch, heads, new, size]`, keys and values `[batch, kv heads, new, size]`, to the shape of the queries."""
 
 
 class RmsNorm(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from specgen.distill.acceptance import Acceptance, Costs, measure
+from specgen.distill.acceptance import Acceptance, measure
 from specgen.distill.card import Facts, format_card
 from specgen.distill.costs import time_costs
 from specgen.distill.draft import Draft
@@ -27,6 +27,7 @@ from specgen.distill.training import Trainer, fit_input, frequent_ids, share
 from specgen.distill.values import DistillProgress, DistillSettings
 from specgen.distill.writing import BatchTarget
 from specgen.errors import LoadError, OutputError, SettingsError
+from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.loading.shallow import MODEL_TYPES, target_digest
 from specgen.loading.weights import load_model
@@ -102,7 +103,8 @@ class Distillation:
         )
         self._model = loaded.model
         self._first_layer = self._check_layers()
-        self._vocab_size = int(self._model.config.vocab_size)
+        # Rows behind the tokenizer's table are padding, and no tokens.
+        self._vocab_size = min(int(self._model.config.vocab_size), table_size(self._plan.tokenizer))
         self.started = perf_counter()
 
     def run(self, tell: Callable[[DistillProgress], None]) -> Distilled:
@@ -247,6 +249,3 @@ class Distillation:
         config: dict[str, Any] = json.loads((self._plan.target.path / "config.json").read_text(encoding="utf-8"))
         digest = target_digest(embedding, config)
         return draft_config(config, draft, self._plan.target.name, digest, num_ids)
-
-
-__all__ = ["Acceptance", "Costs", "Distillation", "Distilled"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -161,9 +160,7 @@ class TextFolder:
                 found.append((category, self.tokenizer.decode(answer, skip_special_tokens=True)))
         return found
 
-    def _write_all(
-        self, shards: Sequence[Shard], tell: Callable[[int], None], is_ours: Callable[[int], bool]
-    ) -> None:
+    def _write_all(self, shards: Sequence[Shard], tell: Callable[[int], None], is_ours: Callable[[int], bool]) -> None:
         for index, shard in enumerate(shards):
             path = self.folder / f"{shard.name}.safetensors"
             if is_ours(index) and not path.exists():

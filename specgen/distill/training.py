@@ -107,7 +107,7 @@ def feature_scale(texts: Sequence[Text]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts of similar length, padded on the right: `ids` and `is_trained` `[batch, n]`, `features` likewise."""
+    """Texts of similar length, padded on the right: `ids` `[batch, n]`, `features` `[batch, n, hidden]`."""
 
     ids: Tensor
     features: Tensor
@@ -133,9 +133,12 @@ def batches(texts: Sequence[Text], batch_tokens: int, seed: str) -> list[list[in
     rng = random.Random(seed)  # noqa: S311
     order = sorted(range(len(texts)), key=lambda index: len(texts[index].ids) + rng.uniform(0, 8))
     steps: list[list[int]] = [[]]
+    width = 0
     for index in order:
-        if steps[-1] and (len(steps[-1]) + 1) * len(texts[index].ids) > batch_tokens:
+        width = max(width, len(texts[index].ids))
+        if steps[-1] and (len(steps[-1]) + 1) * width > batch_tokens:
             steps.append([])
+            width = len(texts[index].ids)
         steps[-1].append(index)
     rng.shuffle(steps)
     return steps

@@ -45,9 +45,7 @@ class BatchTarget:
         inner_layer: Index of the layer whose input is kept with the text; None for none.
     """
 
-    def __init__(
-        self, model: Any, vocab_size: int, end_ids: frozenset[int], *, inner_layer: int | None = None
-    ) -> None:
+    def __init__(self, model: Any, vocab_size: int, end_ids: frozenset[int], *, inner_layer: int | None = None) -> None:
         config = model.config
         self.model = model
         self.embedding: Tensor = model.get_input_embeddings().weight.detach().float()
@@ -234,7 +232,9 @@ class _Batch:
 
     def _choose(self, hidden: Tensor) -> Tensor:
         """Next tokens `[rows]` from head inputs `[rows, hidden]`."""
-        logits = functional.linear(hidden[:, : self.target.head.shape[1]], self.target.head)[:, : self.target.vocab_size]
+        logits = functional.linear(hidden[:, : self.target.head.shape[1]], self.target.head)[
+            :, : self.target.vocab_size
+        ]
         chosen = logits.argmax(-1)
         temperatures = self.temperatures[self.active]
         drawn = temperatures > 0
