@@ -7,7 +7,7 @@ function _specgen_table($rows) {
 }
 Register-ArgumentCompleter -Native -CommandName specgen -ScriptBlock {
   param($wordToComplete, $commandAst, $cursorPosition)
-  $commands = [ordered]@{ 'generate' = 'Answer one prompt: the draft guesses, the target checks, and you see which guesses it kept.'; 'chat' = 'Talk with a model: its caches live on between turns, and you see what the draft saves.'; 'verify' = 'Prove on your own pair that the text is the target''s: laws on tables, rows of a pass, greedy answers.'; 'bench' = 'Measure which draft and which draft length serve a target on this machine, or that none does.'; 'doctor' = 'Tell what this machine and its libraries can do, and whether a pair of models fits it and each other.' }
+  $commands = [ordered]@{ 'generate' = 'Answer one prompt: the draft guesses, the target checks, and you see which guesses it kept.'; 'chat' = 'Talk with a model: its caches live on between turns, and you see what the draft saves.'; 'verify' = 'Prove on your own pair that the text is the target''s: laws on tables, rows of a pass, greedy answers.'; 'bench' = 'Measure which draft and which draft length serve a target on this machine, or that none does.'; 'distill' = 'Make a small draft for a target: layers of its own, trained on its own texts.'; 'doctor' = 'Tell what this machine and its libraries can do, and whether a pair of models fits it and each other.' }
   $options = @{
     '' = _specgen_table @(
       ,@('--version', 'Show the version.')
@@ -231,6 +231,35 @@ Register-ArgumentCompleter -Native -CommandName specgen -ScriptBlock {
       ,@('--by-category', 'Speedups by category, too.')
       ,@('--chart', 'Bars under the table on a terminal.')
       ,@('--no-chart', 'Bars under the table on a terminal.')
+      ,@('--color', 'Colours; NO_COLOR and FORCE_COLOR are honoured.', @('auto', 'always', 'never'))
+      ,@('--quiet', 'Only the answer and errors.')
+      ,@('-q', 'Only the answer and errors.')
+      ,@('--verbose', '-v: loading steps; -vv: library messages and tracebacks.')
+      ,@('-v', '-v: loading steps; -vv: library messages and tracebacks.')
+      ,@('--help', 'Show this help.')
+      ,@('-h', 'Show this help.')
+    )
+    'distill' = _specgen_table @(
+      ,@('--output', 'Where the draft goes.')
+      ,@('-o', 'Where the draft goes.')
+      ,@('--kind', 'features reads the target''s last hidden states; layers only tokens.', @('features', 'layers'))
+      ,@('--num-layers', 'Layers of the draft, 1 to 8.')
+      ,@('--vocab', 'Tokens it can propose, the most frequent ones; 0: all.')
+      ,@('--prompts', 'Own prompts instead of the bundled ones: JSON lines, or a prompt per line.')
+      ,@('--held-out', 'Prompts to measure on, never trained on; default: those of specgen bench.')
+      ,@('--num-prompts', 'Prompts the target answers, at most.')
+      ,@('--max-new-tokens', 'Tokens of one answer, at most.')
+      ,@('-n', 'Tokens of one answer, at most.')
+      ,@('--greedy-share', 'Share of greedy answers; others at 0.7.')
+      ,@('--batch-size', 'Answers written at once.')
+      ,@('--epochs', 'Passes over the texts.')
+      ,@('--learning-rate', 'At its peak.')
+      ,@('--batch-tokens', 'Tokens of one step.')
+      ,@('--unroll', 'Drafted steps that are trained, 1 to 4.')
+      ,@('--seed', 'The same seed, the same draft.')
+      ,@('--device', 'Of the target.', @('auto', 'cpu', 'cuda', 'mps'))
+      ,@('--revision', 'Branch, tag or commit of a hub target.')
+      ,@('--offline', 'Use only files on this machine.')
       ,@('--color', 'Colours; NO_COLOR and FORCE_COLOR are honoured.', @('auto', 'always', 'never'))
       ,@('--quiet', 'Only the answer and errors.')
       ,@('-q', 'Only the answer and errors.')

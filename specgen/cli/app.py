@@ -16,6 +16,8 @@ from specgen.cli.bench import EPILOG as BENCH_EPILOG
 from specgen.cli.bench import bench
 from specgen.cli.chat import EPILOG as CHAT_EPILOG
 from specgen.cli.chat import chat
+from specgen.cli.distill import EPILOG as DISTILL_EPILOG
+from specgen.cli.distill import distill
 from specgen.cli.doctor import EPILOG as DOCTOR_EPILOG
 from specgen.cli.doctor import doctor
 from specgen.cli.generate import EPILOG, generate
@@ -36,6 +38,7 @@ app.command("generate", epilog=EPILOG, cls=_Command)(generate)
 app.command("chat", epilog=CHAT_EPILOG, cls=_Command)(chat)
 app.command("verify", epilog=VERIFY_EPILOG, cls=_Command)(verify)
 app.command("bench", epilog=BENCH_EPILOG, cls=_Command)(bench)
+app.command("distill", epilog=DISTILL_EPILOG, cls=_Command)(distill)
 app.command("doctor", epilog=DOCTOR_EPILOG, cls=_Command)(doctor)
 
 

@@ -1,0 +1,251 @@
+"""A target and settings in, the folder of a trained draft out: texts, training, measurement, saving, each resumable.
+
+All that is unfinished lies in `FOLDER/.distill`; it may be stopped at any place, and is gone when the draft is done.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from specgen.distill.acceptance import Acceptance, measure
+from specgen.distill.card import Facts, format_card
+from specgen.distill.costs import time_costs
+from specgen.distill.draft import Draft
+from specgen.distill.prompts import SeedPrompt
+from specgen.distill.saving import draft_config, save_draft
+from specgen.distill.texts import Text, TextFolder, read_shard, save_shard
+from specgen.distill.training import Trainer, fit_input, frequent_ids, share
+from specgen.distill.values import DistillProgress, DistillSettings
+from specgen.distill.writing import BatchTarget
+from specgen.errors import LoadError, OutputError, SettingsError
+from specgen.loading.pairs import table_size
+from specgen.loading.progress import SILENT, LoadReport
+from specgen.loading.shallow import MODEL_TYPES, target_digest
+from specgen.loading.weights import load_model
+from specgen.plan import Plan, SessionSettings
+from specgen.settings import EngineSettings, ModelSettings
+
+WORK_FOLDER = ".distill"
+HELD_OUT = "held-out.safetensors"
+NUM_MEASUREMENTS = 10
+"""Measurements of the acceptance while training."""
+MEASURED_STEPS = 3
+MEAN_LOSS_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """What came of it.
+
+    Args:
+        folder: The draft.
+        num_bytes: Of its weights.
+        acceptance: On held-out prompts.
+        length, speedup: The draft length that pays most by prediction, and what it pays.
+    """
+
+    folder: Path
+    num_bytes: int
+    acceptance: Acceptance
+    length: int
+    speedup: float
+
+
+class Distillation:
+    """One draft in the making.
+
+    Args:
+        target: Which model; it is loaded in float32 for writing and training.
+        settings: What draft.
+        folder: Where it goes.
+        held_out: Prompts to measure on; never trained on.
+        own_prompts: Prompts to train on instead of the bundled set.
+        report: Told about loading.
+
+    Raises:
+        SettingsError: The folder holds something else, or a run with other settings.
+        LoadError: The target can't be loaded, or no draft can be made of its architecture.
+        OutputError: The folder can't be made, or has too little room.
+    """
+
+    def __init__(
+        self,
+        target: ModelSettings,
+        settings: DistillSettings,
+        folder: Path,
+        held_out: Sequence[str],
+        own_prompts: Sequence[str] = (),
+        report: LoadReport = SILENT,
+    ) -> None:
+        self.settings, self.folder = settings, folder
+        self._held_out, self._own_prompts = list(held_out), list(own_prompts)
+        self._work = folder / WORK_FOLDER
+        engine = EngineSettings("transformers")
+        self._plan = Plan(SessionSettings(replace(target, engine=engine), drafter="none"), report)
+        self._check_architecture()
+        self._begin()
+        loaded = load_model(
+            self._plan.target.path,
+            replace(target, engine=engine, quant="none", dtype="float32"),
+            role="target",
+            from_gguf=self._plan.target.from_gguf,
+            report_stage=report.stage,
+            name=self._plan.target.name,
+        )
+        self._model = loaded.model
+        self._first_layer = self._check_layers()
+        # Rows behind the tokenizer's table are padding, and no tokens.
+        self._vocab_size = min(int(self._model.config.vocab_size), table_size(self._plan.tokenizer))
+        self.started = perf_counter()
+
+    def run(self, tell: Callable[[DistillProgress], None]) -> Distilled:
+        """Do what is left to do.
+
+        Raises:
+            OutputError: There is no room.
+            PromptError: No prompt is short enough.
+        """
+        texts, held_out, num_new = self._texts(tell)
+        embedding = self._model.get_input_embeddings().weight.detach().float()
+        head = self._model.get_output_embeddings().weight.detach().float()
+        ids = frequent_ids(texts, self.settings.num_draft_ids, self._vocab_size, sorted(self._plan.end_ids))
+        shared = share(embedding, head, ids.to(head.device))
+        draft = Draft(self._model, self.settings.kind, self._target_layers())
+        explained = fit_input(draft, texts, embedding)
+        trainer = Trainer(
+            draft, texts, shared, self.settings.train, seed=self.settings.seed, checkpoint=self._work / "checkpoint"
+        )
+        curve = self._train(trainer, held_out, tell)
+        tell(DistillProgress("measuring", 0, 1))
+        acceptance = measure(draft, held_out, shared)
+        costs = time_costs(self._model, draft, len(ids), self._plan.facts.dtype)
+        length, speedup = costs.best(acceptance)
+        tell(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
+        config = self._config(draft, len(ids), embedding)
+        facts = Facts(
+            self.settings, config["specgen_draft"], len(texts), num_new, len(held_out), explained, tuple(curve)
+        )
+        card = format_card(facts, acceptance, costs)
+        num_bytes = save_draft(self.folder, draft, ids, config, card)
+        shutil.rmtree(self._work)
+        return Distilled(self.folder, num_bytes, acceptance, length, speedup)
+
+    def _check_architecture(self) -> None:
+        """Refuse before any weights are read what no shallow draft can be made of."""
+        found = self._plan.facts.model_type
+        if found not in MODEL_TYPES:
+            raise LoadError(
+                f"no draft can be made of {self._plan.target.name}: its architecture is {found}",
+                f"known architectures are {', '.join(MODEL_TYPES)}",
+            )
+
+    def _check_layers(self) -> int:
+        """Index of the first layer a draft takes; attention over windows is refused."""
+        config = self._model.config
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+            raise LoadError(
+                f"no draft can be made of {self._plan.target.name}: its attention has a window",
+                "choose a target with full attention in all layers",
+            )
+        num_layers = int(config.num_hidden_layers)
+        if self.settings.num_layers > num_layers:
+            raise SettingsError(f"the target has {num_layers} layers, a draft can't have {self.settings.num_layers}")
+        return num_layers - self.settings.num_layers if self.settings.kind == "features" else -1
+
+    def _target_layers(self) -> list[int]:
+        """A draft with features takes the last layers; one without spreads over all, first and last among them."""
+        num_layers, wanted = int(self._model.config.num_hidden_layers), self.settings.num_layers
+        if self.settings.kind == "features" or wanted == 1:
+            return list(range(num_layers - wanted, num_layers))
+        return [round(index * (num_layers - 1) / (wanted - 1)) for index in range(wanted)]
+
+    def _begin(self) -> None:
+        """Make the folder, or find what an earlier run of the same settings left."""
+        wanted = {"target": self._plan.target.name, **self.settings.as_document(), "prompts": self._own_prompts}
+        state = self._work / "settings.json"
+        if state.exists():
+            if json.loads(state.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
+                raise SettingsError(
+                    f"{self.folder} holds an unfinished draft of other settings",
+                    "give the same options to go on, or another folder with -o",
+                )
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise SettingsError(f"{self.folder} is not empty", "give a new folder with -o")
+        try:
+            self._work.mkdir(parents=True, exist_ok=True)
+            self._check_room()
+            state.write_text(json.dumps(wanted), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.folder}: {error.strerror or error}") from error
+        except OutputError:
+            with suppress(OSError):
+                self._work.rmdir()
+                self.folder.rmdir()
+            raise
+
+    def _check_room(self) -> None:
+        """Refuse at once what would end after an hour: texts take two numbers of 16 bits per channel and token."""
+        texts = self.settings.texts
+        config = json.loads((self._plan.target.path / "config.json").read_text(encoding="utf-8"))
+        hidden = int(config["hidden_size"])
+        needed = texts.num_prompts * (texts.max_new_tokens + 100) * hidden * 4 + 100 * 2**20 * (hidden > 512)
+        free = shutil.disk_usage(self._work).free
+        if needed > free:
+            raise OutputError(
+                f"{self.folder} needs about {needed / 1e9:.1f} GB while a draft is made, {free / 1e9:.1f} GB are free",
+                "make room, choose another folder with -o, or take fewer prompts with --num-prompts",
+            )
+
+    def _texts(self, tell: Callable[[DistillProgress], None]) -> tuple[list[Text], list[Text], int]:
+        """The target's texts, the held-out ones, and the tokens it wrote; what is missing is written."""
+        inner = None if self._first_layer < 0 else self._first_layer
+        writer = BatchTarget(self._model, self._vocab_size, self._plan.end_ids, inner_layer=inner)
+        texts = self.settings.texts
+        folder = TextFolder(self._work / "texts", writer, self._plan.tokenizer, texts, self.settings.seed)
+
+        def tell_written(done: int, total: int) -> None:
+            tell(DistillProgress("writing", done, total, folder.num_tokens))
+
+        path = self._work / HELD_OUT
+        if not path.exists():
+            prompts = [ids for ids in map(folder.encoded, self._held_out) if len(ids) <= texts.max_prompt_tokens]
+            save_shard(path, writer.write(prompts, [0.0] * len(prompts), texts.max_new_tokens, 0))
+        if self._own_prompts:
+            folder.write_own([SeedPrompt("own", text) for text in self._own_prompts], tell_written)
+        else:
+            folder.write_bundled(tell_written)
+        written = [text for file in sorted(folder.folder.glob("*.safetensors")) for text in read_shard(file)]
+        return written, list(read_shard(path)), folder.num_tokens
+
+    def _train(
+        self, trainer: Trainer, held_out: Sequence[Text], tell: Callable[[DistillProgress], None]
+    ) -> list[tuple[int, float, float]]:
+        """Train to the end; step, loss and acceptance at the measurements."""
+        curve: list[tuple[int, float, float]] = []
+        losses: list[float] = []
+        alpha: float | None = None
+        pause = max(1, trainer.num_steps // NUM_MEASUREMENTS)
+        for loss in trainer.run():
+            losses = [*losses[-MEAN_LOSS_STEPS + 1 :], loss]
+            mean = sum(losses) / len(losses)
+            if trainer.step % pause == 0:
+                alpha = measure(trainer.draft, held_out, trainer.shared, MEASURED_STEPS).alpha(MEASURED_STEPS)
+                curve.append((trainer.step, mean, alpha))
+            tell(DistillProgress("training", trainer.step, trainer.num_steps, loss=mean, alpha=alpha))
+        return curve
+
+    def _config(self, draft: Draft, num_ids: int, embedding: torch.Tensor) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((self._plan.target.path / "config.json").read_text(encoding="utf-8"))
+        digest = target_digest(embedding, config)
+        return draft_config(config, draft, self._plan.target.name, digest, num_ids)

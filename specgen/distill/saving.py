@@ -1,0 +1,69 @@
+"""A trained draft in, the folder that `--draft FOLDER` loads out: config, safetensors, card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specgen.distill.draft import Draft
+from specgen.distill.texts import save_tensors
+from specgen.errors import OutputError
+
+FORMAT = 1
+_KEPT = (
+    *("architectures", "model_type", "hidden_size", "intermediate_size", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps"),
+    *("hidden_act", "attention_bias", "mlp_bias", "max_position_embeddings", "vocab_size", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
+
+
+def draft_config(config: Mapping[str, Any], draft: Draft, name: str, digest: str, num_draft_ids: int) -> dict[str, Any]:
+    """The config of a shallow draft.
+
+    Args:
+        config: The target's, as plain values.
+        draft: What was trained.
+        name: The target's, for people.
+        digest: `target_digest` of the target.
+        num_draft_ids: Tokens it can propose; all of them need no list.
+    """
+    num_ids = None if num_draft_ids >= config["vocab_size"] else num_draft_ids
+    about = {
+        "format": FORMAT,
+        "kind": draft.kind,
+        "target_layers": list(draft.target_layers),
+        "target_name": name,
+        "target_digest": digest,
+        "num_draft_ids": num_ids,
+    }
+    kept = {key: config[key] for key in _KEPT if config.get(key) is not None}
+    return {**kept, "num_hidden_layers": len(draft.target_layers), "specgen_draft": about}
+
+
+def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[str, Any], card: str) -> int:
+    """Write a draft; the weights in bfloat16, which every device can hold.
+
+    Returns:
+        Bytes of the weights.
+
+    Raises:
+        OutputError: There is no room, or no right to write.
+    """
+    tensors = {name: value.detach().cpu().to(torch.bfloat16) for name, value in draft.state_dict().items()}
+    if config["specgen_draft"]["num_draft_ids"] is not None:
+        tensors["draft_ids"] = draft_ids.cpu()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+        # Last: a folder with a config counts as a draft.
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    return (folder / "model.safetensors").stat().st_size

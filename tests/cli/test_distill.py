@@ -1,0 +1,233 @@
+"""`specgen distill` on a toy: a draft that loads, one that was killed on the way, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.conftest import Cli
+from tests.toys import random_toy, save_toy
+
+SMALL = [
+    *("--num-prompts", 6, "-n", 8, "--batch-size", 3, "--vocab", 100, "--epochs", 2, "--batch-tokens", 64),
+    *("--device", "cpu"),
+]
+PROMPTS = "hello\nfox\nquick brown\nat the caf\nlat\ndrinks\n"
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = random_toy(1, num_hidden_layers=3, hidden_size=64, intermediate_size=64, num_attention_heads=4)
+    return save_toy(tmp_path_factory.mktemp("distill") / "target", model=model)
+
+
+@pytest.fixture
+def distill(cli: Cli, target: Path, tmp_path: Path) -> Any:
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    (tmp_path / "held-out.txt").write_text("brown\nThe quick\n")
+
+    def call(*arguments: object, model: Path = target) -> Any:
+        prompts = ["--prompts", tmp_path / "prompts.txt", "--held-out", tmp_path / "held-out.txt"]
+        return cli("distill", model, "-o", tmp_path / "draft", *prompts, *SMALL, *arguments)
+
+    return call
+
+
+def test_a_draft_comes_out_that_generates_the_targets_own_text(
+    distill: Any, cli: Cli, target: Path, tmp_path: Path
+) -> None:
+    ended = distill()
+
+    assert ended.code == 0, ended.err
+    assert ended.out == b""
+    draft = tmp_path / "draft"
+    assert sorted(path.name for path in draft.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    exact = ["--quant", "none", "--draft-quant", "none", "--dtype", "float32", "--device", "cpu"]
+    words = ["generate", "hello", "-t", target, *exact, "-n", 20, "--temperature", 0, "--json"]
+    alone, drafted = (json.loads(cli(*words, "-d", name).out) for name in ("none", draft))
+    assert "text" in drafted, drafted
+    assert drafted["text"] == alone["text"]
+    assert drafted["stats"]["num_draft_tokens"] > 0
+
+
+def test_the_card_tells_data_loss_acceptance_and_cost(distill: Any, tmp_path: Path) -> None:
+    distill("--kind", "layers", "--num-layers", 2)
+
+    card = (tmp_path / "draft" / "README.md").read_text()
+
+    assert "6 texts" in card
+    for part in ("## Data", "## Loss", "## Measured", "predicted speedup", "c = ", '"num_layers": 2', "layers 0, 2"):
+        assert part in card, part
+
+
+@pytest.mark.parametrize("place", ["writing", "training"])
+def test_a_killed_run_goes_on_and_makes_the_same_draft(
+    distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    from specgen.distill import training, writing
+
+    assert distill().code == 0
+    whole = load_file(tmp_path / "draft" / "model.safetensors")
+    (tmp_path / "draft").rename(tmp_path / "whole")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    written: list[int] = []
+    with monkeypatch.context() as killer:
+        # What a kill leaves is what was on disk at that moment; nothing tidies up behind this error.
+        owner, name = (writing.BatchTarget, "write") if place == "writing" else (training.Trainer, "_train_on")
+        original = getattr(owner, name)
+
+        def die(*arguments: Any) -> Any:
+            written.append(1)
+            if len(written) == 3:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        killer.setattr(owner, name, die)
+        assert distill().code == 130
+    left = list((tmp_path / "draft" / ".distill").rglob("*.safetensors"))
+    assert left
+    times = {path: path.stat().st_mtime_ns for path in left}
+    calls = count_writes(monkeypatch)
+
+    ended = distill()
+
+    assert ended.code == 0, ended.err
+    again = load_file(tmp_path / "draft" / "model.safetensors")
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    # Held-out texts and two batches in all: what was there was not written again.
+    assert len(calls) == 3 - len(times)
+
+
+def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    from specgen.distill.writing import BatchTarget
+
+    calls: list[int] = []
+    original = BatchTarget.write
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(BatchTarget, "write", counted)
+    return calls
+
+
+def test_other_options_do_not_go_on_with_an_unfinished_draft(
+    distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specgen.distill.training import Trainer
+
+    def die(*_: Any) -> Iterator[float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killer:
+        killer.setattr(Trainer, "run", die)
+        assert distill().code == 130
+
+    ended = distill("--seed", 5)
+
+    assert ended.code == 2
+    assert "unfinished draft of other settings" in ended.err
+
+
+def test_a_folder_with_something_in_it_is_refused(distill: Any, tmp_path: Path) -> None:
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / "mine.txt").write_text("keep")
+
+    ended = distill()
+
+    assert (ended.code, "is not empty" in ended.err) == (2, True)
+    assert (tmp_path / "draft" / "mine.txt").read_text() == "keep"
+
+
+def test_an_unknown_architecture_is_refused_before_its_weights_are_read(
+    distill: Any, tmp_path: Path, target: Path
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2, n_positions=64))
+    other = save_toy(tmp_path / "gpt2", model=model)
+
+    ended = distill(model=other)
+
+    assert ended.code == 3
+    assert "no draft can be made of" in ended.err
+    assert "gpt2" in ended.err
+    assert not (tmp_path / "draft").exists()
+
+
+def test_a_disk_without_room_is_told_at_once(distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specgen.distill import run
+
+    usage = run.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+
+    ended = distill()
+
+    assert ended.code == 7
+    assert "0.0 GB are free" in ended.err
+    assert not (tmp_path / "draft").exists()
+
+
+def test_a_disk_that_fills_up_on_the_way_is_told(distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specgen.distill import texts
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(texts, "save_file", full)
+
+    ended = distill()
+
+    assert ended.code == 7
+    assert "No space left on device" in ended.err
+    assert not list((tmp_path / "draft" / ".distill").rglob(".*safetensors*")), "half a file was left"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "holds no prompt"), ("\n \n", "holds no prompt"), ('{"text": "x"}', "has no prompt")],
+)
+def test_a_file_without_prompts_is_refused(distill: Any, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "prompts.txt").write_text(content)
+
+    ended = distill()
+
+    assert ended.code == 2
+    assert said in ended.err
+    assert not (tmp_path / "draft").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--num-layers", 0],
+        ["--num-layers", 9],
+        ["--epochs", 0],
+        ["--unroll", 5],
+        ["--greedy-share", 2],
+        ["--vocab", -1],
+    ],
+)
+def test_a_setting_out_of_range_is_refused(distill: Any, wrong: list[object]) -> None:
+    assert distill(*wrong).code == 2
+
+
+def test_more_layers_than_the_target_has_are_refused(distill: Any) -> None:
+    ended = distill("--num-layers", 4)
+
+    assert (ended.code, "the target has 3 layers" in ended.err) == (2, True)
+
+
+def test_the_bundled_prompts_are_the_default(cli: Cli, target: Path, tmp_path: Path) -> None:
+    ended = cli("distill", target, "-o", tmp_path / "draft", *SMALL)
+
+    assert ended.code == 0, ended.err
+    assert "the target writes" in ended.err

@@ -1,0 +1,51 @@
+"""Tiny random targets of every known architecture, and texts they wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from specgen.distill.texts import Text
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "tie_word_embeddings": False,
+}
+FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral")
+
+
+def make_target(family: str = "Llama", seed: int = 0, **changes: Any) -> Any:
+    """A random model, float32, full attention."""
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, "sliding_window": None, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+        for name, parameter in model.named_parameters():
+            # A bias or scale left at its beginning would not show if it were forgotten.
+            if name.endswith("bias") or parameter.ndim == 1:
+                torch.nn.init.normal_(parameter.data, mean=float(not name.endswith("bias")), std=0.2)
+    return model.requires_grad_(False)
+
+
+def make_text(model: Any, length: int, num_prompt: int, seed: int, *, inner_layer: int | None = None) -> Text:
+    """A random text with transformers' own head inputs and, if wanted, inputs of a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.config.vocab_size, (length,), generator=generator)
+    states = model.model(ids[None], output_hidden_states=True)
+    inner = torch.empty(0, model.config.hidden_size)
+    if inner_layer is not None:
+        inner = states.hidden_states[inner_layer][0, :-1]
+    return Text(ids, num_prompt, states.last_hidden_state[0, :-1], inner)

@@ -1,0 +1,78 @@
+"""The unrolled draft computes what drafting step by step computes, by another's slow forward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from specgen.distill.draft import Draft
+from specgen.distill.saving import draft_config, save_draft
+from specgen.loading.shallow import check_shallow, target_digest
+from tests.distill.targets import FAMILIES, make_target, make_text
+from tests.shallow_drafts import SlowDraft
+
+NUM_STEPS = 4
+LENGTH = 12
+
+
+def trained_like(model: object, kind: str, num_layers: int) -> Draft:
+    """A draft whose every weight differs from its beginning, rounded to what a folder holds."""
+    draft = Draft(model, kind, list(range(num_layers)))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            parameter.copy_(parameter.bfloat16().float())
+    return draft
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("kind", ["features", "layers"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unrolled_steps_are_those_of_the_saved_draft(tmp_path: Path, family: str, kind: str, num_layers: int) -> None:
+    model = make_target(family)
+    draft = trained_like(model, kind, num_layers)
+    config = model.config.to_dict()
+    digest = target_digest(model.get_input_embeddings().weight, config)
+    ids = torch.arange(61)
+    save_draft(tmp_path / "d", draft, ids, draft_config(config, draft, "toy", digest, 61), "card")
+    slow = SlowDraft(tmp_path / "d", model)
+    text = make_text(model, LENGTH + 1, 2, seed=4)
+
+    tokens, features = text.ids[:LENGTH], text.features
+    outputs = draft.unroll(model.get_input_embeddings().weight[tokens][None], features[None], NUM_STEPS)
+
+    for step, output in enumerate(outputs):
+        for index in range(step + 1, LENGTH):
+            known = tokens[: index - step + 1].tolist()
+            tail = tokens[index - step + 1 : index + 1].tolist()
+            expected = slow.logits(known, tail)[0]
+            found = model.lm_head(output[0, index])
+            assert torch.allclose(found, expected, atol=1e-3), (step, index)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str) -> None:
+    model = make_target(family)
+    draft = trained_like(model, "features", 1)
+    config = draft_config(model.config.to_dict(), draft, "toy", "0" * 64, 17)
+
+    num_bytes = save_draft(tmp_path / "d", draft, torch.arange(17), config, "card")
+
+    facts = check_shallow(tmp_path / "d")
+    assert (facts.kind, facts.num_layers, facts.num_draft_ids) == ("features", 1, 17)
+    assert facts.config.num_weight_bytes <= num_bytes < 2 * facts.config.num_parameters + 5000
+    assert (tmp_path / "d" / "README.md").read_text() == "card"
+
+
+def test_the_target_is_no_part_of_what_is_trained() -> None:
+    model = make_target()
+    draft = Draft(model, "features", [2])
+
+    names = {name for name, _ in draft.named_parameters()}
+
+    assert not any("embed" in name or "head" in name for name in names)
+    assert "fc.weight" in names
+    assert all(parameter.requires_grad for parameter in draft.parameters())

@@ -1,0 +1,86 @@
+"""Writing many texts at once gives each the text, and the head inputs, it would get alone from transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.distill.writing import BatchTarget, Written
+from tests.distill.targets import FAMILIES, make_target
+
+PROMPTS = [[5, 9, 2, 40, 7], [3], [11, 12, 13, 14, 15, 16, 17, 18, 19], [8, 8], [60, 1, 4, 30]]
+
+
+def alone(model: Any, prompt: list[int], num_new: int) -> list[int]:
+    made = model.generate(torch.tensor([prompt]), max_new_tokens=num_new, do_sample=False, pad_token_id=0)
+    return list(made[0].tolist())
+
+
+def write(model: Any, num_new: int = 20, ends: frozenset[int] = frozenset([1]), **options: Any) -> list[Written]:
+    writer = BatchTarget(model, model.config.vocab_size, ends, **options)
+    return writer.write(PROMPTS, [0.0] * len(PROMPTS), num_new, seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_texts_of_a_batch_are_transformers_own(family: str) -> None:
+    model = make_target(family)
+
+    assert [text.ids for text in write(model)] == [alone(model, prompt, 20) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kept_states_are_the_inputs_of_head_and_layer(family: str) -> None:
+    model = make_target(family)
+
+    for text in write(model, inner_layer=2):
+        states = model.model(torch.tensor([text.ids[:-1]]), output_hidden_states=True)
+        assert torch.allclose(text.features.float(), states.last_hidden_state[0], atol=0.02)
+        assert torch.allclose(text.inner.float(), states.hidden_states[2][0], atol=0.02)
+
+
+def test_rows_that_end_leave_the_batch_and_change_no_other() -> None:
+    model = make_target(seed=3)
+    ends = frozenset(range(0, 61, 6))
+
+    written = write(model, 30, ends)
+
+    lengths = [len(text.ids) - text.num_prompt for text in written]
+    assert min(lengths) < 8 < max(lengths), "the case is not met: rows must end early and late"
+    for text, prompt in zip(written, PROMPTS, strict=True):
+        answer = alone_until(model, prompt, 30, ends)
+        assert text.ids == answer
+
+
+def alone_until(model: Any, prompt: list[int], num_new: int, ends: frozenset[int]) -> list[int]:
+    ids = list(prompt)
+    for _ in range(num_new):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in ends:
+            break
+    return ids
+
+
+def test_drawn_texts_repeat_with_the_seed_and_vary_without() -> None:
+    model = make_target()
+    writer = BatchTarget(model, 61, frozenset([1]))
+
+    def draw(seed: int) -> list[list[int]]:
+        return [text.ids for text in writer.write(PROMPTS, [1.0] * 5, 12, seed)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_draws_follow_the_law_of_the_target() -> None:
+    model = make_target()
+    writer = BatchTarget(model, 61, frozenset())
+    num_rows, temperature = 4000, 0.8
+
+    drawn = writer.write([[5, 9]] * num_rows, [temperature] * num_rows, 1, seed=0)
+
+    law = (model(torch.tensor([[5, 9]])).logits[0, -1] / temperature).softmax(-1)
+    counts = torch.bincount(torch.tensor([text.ids[-1] for text in drawn]), minlength=61) / num_rows
+    # Five standard deviations of a share at its largest.
+    assert float((counts - law).abs().max()) < 5 * 0.5 / num_rows**0.5
