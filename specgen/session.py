@@ -13,6 +13,7 @@ from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import PositionNoise, Randomness
+from specgen.engine.routing import RoutedDrafter
 from specgen.engine.rows import check_rows
 from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
@@ -101,7 +102,7 @@ class Session:
         self.load_seconds = perf_counter() - plan.started
         self.row_check: RowCheck | None = None
         """The target's self-test, where its weights called for one."""
-        self.lookup = LookupDrafter()
+        self.lookup = LookupDrafter(plan.lookup_ids)
         self.lengths = CostAwareLength(CostTable(), DraftCost())
         """Decides draft lengths by cost; what it learns serves the next answer, too."""
         self.text_ids: list[int] = []
@@ -125,7 +126,8 @@ class Session:
         """The drafter of the next answer."""
         if self.draft is not None:
             window = None if self.plan.draft_facts is None else self.plan.draft_facts.max_positions
-            return ModelDrafter(self.draft, self.target.vocab_size, sampling, randomness, window, noise)
+            model = ModelDrafter(self.draft, self.target.vocab_size, sampling, randomness, window, noise)
+            return RoutedDrafter(self.lookup, model) if self.plan.settings.drafter == "model+lookup" else model
         return self.lookup if self.plan.settings.drafter == "lookup" else NoDrafter()
 
     def roll_back_to(self, prompt_ids: Sequence[int]) -> None:

@@ -175,6 +175,8 @@ def command_words(setting: Setting) -> str:
     """Options that make `generate` and `chat` run a setting."""
     if setting.drafter == "none":
         return "-d none"
-    quant = f" --draft-quant {setting.quant}" if setting.drafter == "model" and setting.quant != "auto" else ""
-    name = setting.draft if setting.quant == "auto" else setting.draft.removesuffix(f":{setting.quant}")
+    quant = f" --draft-quant {setting.quant}" if setting.drafter.startswith("model") and setting.quant != "auto" else ""
+    beside = "+lookup" if setting.drafter == "model+lookup" else ""
+    name = setting.draft.removesuffix(beside)
+    name = (name if setting.quant == "auto" else name.removesuffix(f":{setting.quant}")) + beside
     return f"-d {shlex.quote(name)}{quant} -k {setting.length}"

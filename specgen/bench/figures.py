@@ -145,7 +145,8 @@ def predicted_speedup(counts: Counts, costs: Costs | None, setting: Setting) -> 
     if costs is None or one is None or not counts.num_rounds or setting.label not in costs.draft_seconds:
         return None
     drafting = costs.draft_seconds[setting.label]
-    seconds = drafting * (counts.num_rounds if setting.drafter == "lookup" else counts.num_drafted + counts.num_cut)
+    num_drawn = counts.num_drafted + counts.num_cut - counts.num_lookup_drafted
+    seconds = drafting * (counts.num_rounds if setting.drafter == "lookup" else num_drawn)
     for num_drafted, num_rounds in enumerate(counts.drafted_histogram):
         verify = costs.verify(num_drafted + 1)
         if num_rounds and verify is None:

@@ -65,4 +65,5 @@ def with_label(setting: Setting, session: Session) -> Setting:
     if info is None:
         return setting
     form = info.dtype if info.quant == "none" else info.quant
-    return replace(setting, label=f"{info.name} {form}", num_draft_bytes=info.num_bytes)
+    beside = "+lookup" if setting.drafter == "model+lookup" else ""
+    return replace(setting, label=f"{info.name} {form}{beside}", num_draft_bytes=info.num_bytes)

@@ -9,6 +9,7 @@ from specgen.bench.values import Costs
 from specgen.engine.decoding import Clock, device_clock
 from specgen.engine.lengths import FixedLength
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.routing import RoutedDrafter
 from specgen.session import Session
 from specgen.settings import SamplingSettings
 
@@ -73,6 +74,8 @@ def measure_costs(
 def _draft_seconds(session: Session, ids: list[int], sampling: SamplingSettings, read: Clock) -> float:
     """One draft token, or for lookup one proposal."""
     drafter = session.drafter(sampling, TorchRandomness(sampling.seed, session.target.device))
+    if isinstance(drafter, RoutedDrafter):
+        drafter = drafter.model
     drafter.feed(ids[:-1])
     started = read()
     drafter.propose(ids, NUM_DRAFTED, FixedLength())

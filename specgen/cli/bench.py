@@ -35,7 +35,7 @@ def bench(
         typer.Option(
             "--draft",
             "-d",
-            metavar="MODEL[:QUANT]|lookup",
+            metavar="MODEL[:QUANT][+lookup]|lookup",
             help="A draft to measure, with the form of its weights if it matters. Can be repeated; default: lookup.",
             rich_help_panel=o.MODELS,
             show_default=False,
@@ -53,6 +53,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    lookup_file: o.LookupFiles = None,
     target: o.Target = "",
     quant: o.Quant = "auto",
     draft_quant: o.DraftQuant = "auto",
@@ -191,6 +192,7 @@ def bench(
     from specgen.cli.bench_output import BenchOutput, Exports
     from specgen.cli.bench_run import difference_error, limit_error, measure, open_benchmark, tell
     from specgen.cli.output import Messages
+    from specgen.cli.request import lookup_texts_from
 
     messages = Messages(color, quiet)
     if check and temperature > 0:
@@ -205,6 +207,7 @@ def bench(
         stops_at_end=not ignore_eos,
         budget_seconds=b.QUICK_SECONDS if quick else None,
     )
+    lookup_texts = lookup_texts_from(lookup_file, drafts or ["lookup"])
     chosen = b.prompts_for(prompts, num_prompts or (b.QUICK_PROMPTS if quick else None))
     exports = Exports(export_json, export_csv, export_markdown, plot)
     exports.check()
@@ -214,7 +217,7 @@ def bench(
     with StopSignals() as signals:
         try:
             benchmark = open_benchmark(
-                models, choices, lengths, places, chosen, config, chat_template, messages, verbose
+                models, choices, lengths, places, chosen, config, chat_template, lookup_texts, messages, verbose
             )
             report = measure(benchmark, output, messages, signals)
             error = (difference_error(report) if check else None) or limit_error(

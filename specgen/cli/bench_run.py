@@ -28,6 +28,7 @@ def open_benchmark(
     prompts: Sequence[BenchPrompt],
     config: BenchSettings,
     chat_template: str,
+    lookup_texts: tuple[str, ...],
     messages: Messages,
     verbose: int,
 ) -> Benchmark:
@@ -46,7 +47,7 @@ def open_benchmark(
         from specgen.machine import environment
         from specgen.plan import Plan, SessionSettings
 
-        baseline = Plan(SessionSettings(target, drafter="none"), progress)
+        baseline = Plan(SessionSettings(target, drafter="none", lookup_texts=lookup_texts), progress)
         plans = b.draft_plans(baseline, drafts, places, progress)
         lanes = open_lanes(baseline, plans, b.settings_of(drafts, lengths), progress)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())

@@ -46,7 +46,9 @@ def doctor(
     ] = None,
     draft: Annotated[
         str,
-        typer.Option("--draft", "-d", metavar="MODEL|lookup|none", help="A draft for it.", rich_help_panel=o.MODELS),
+        typer.Option(
+            "--draft", "-d", metavar="MODEL[+lookup]|lookup|none", help="A draft for it.", rich_help_panel=o.MODELS
+        ),
     ] = "none",
     quant: o.Quant = "auto",
     draft_quant: o.DraftQuant = "auto",

@@ -39,9 +39,9 @@ DraftName = Annotated[
     typer.Option(
         "--draft",
         "-d",
-        metavar="MODEL|lookup|none",
+        metavar="MODEL[+lookup]|lookup|none",
         envvar="SPECGEN_DRAFT",
-        help="What drafts: a small model of the same family, repetition in the text, or nothing.",
+        help="What drafts: a small model of the same family, repetition in the text, both by turns, or nothing.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -93,6 +93,12 @@ DraftTokens = Annotated[
         envvar="SPECGEN_DRAFT_TOKENS",
         help="Length of a draft, in tokens, 0 to 64; auto: as long as a further token is worth its measured cost.",
         rich_help_panel=SPECULATION,
+    ),
+]
+LookupFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--lookup-file", help="Text the answer may repeat, for lookup. Can be repeated.", rich_help_panel=SPECULATION
     ),
 ]
 Baseline = Annotated[
