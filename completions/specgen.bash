@@ -17,7 +17,7 @@ _specgen() {
   done
   case $command:$prev in
     generate:--prompt|generate:-p|generate:--system|generate:-s|generate:--chat-template-kwargs|generate:--revision|generate:--draft-revision|generate:--gpu-layers|generate:--context-size|generate:--threads|generate:--max-new-tokens|generate:--max-tokens|generate:-n|generate:--temperature|generate:--temp|generate:--top-k|generate:--top-p|generate:--min-p|generate:--repetition-penalty|generate:--seed|generate:--stop) return ;;
-    generate:--file|generate:-f|generate:--system-file|generate:--output|generate:-o) _specgen_files; return ;;
+    generate:--file|generate:-f|generate:--system-file|generate:--lookup-file|generate:--output|generate:-o) _specgen_files; return ;;
     generate:--target|generate:-t|generate:--model|generate:-m) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     generate:--color|generate:--sanitize) _specgen_words "auto always never"; return ;;
     generate:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
@@ -31,7 +31,7 @@ _specgen() {
     generate:--draft-tokens|generate:--num-draft-tokens|generate:-k) _specgen_words "auto"; return ;;
     generate:--baseline) _specgen_words "calibrate full off"; return ;;
     chat:--system|chat:-s|chat:--chat-template-kwargs|chat:--revision|chat:--draft-revision|chat:--gpu-layers|chat:--context-size|chat:--threads|chat:--max-new-tokens|chat:--max-tokens|chat:-n|chat:--temperature|chat:--temp|chat:--top-k|chat:--top-p|chat:--min-p|chat:--repetition-penalty|chat:--seed|chat:--stop) return ;;
-    chat:--system-file) _specgen_files; return ;;
+    chat:--system-file|chat:--lookup-file) _specgen_files; return ;;
     chat:--target|chat:-t|chat:--model|chat:-m) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     chat:--color|chat:--sanitize) _specgen_words "auto always never"; return ;;
     chat:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
@@ -53,7 +53,7 @@ _specgen() {
     verify:--backend) _specgen_words "auto transformers llama.cpp"; return ;;
     verify:--draft-tokens|verify:--num-draft-tokens|verify:-k) _specgen_words "auto"; return ;;
     bench:--draft-tokens|bench:--num-draft-tokens|bench:-k|bench:--revision|bench:--draft-revision|bench:--gpu-layers|bench:--context-size|bench:--threads|bench:--max-new-tokens|bench:--max-tokens|bench:-n|bench:--repeats|bench:-r|bench:--warmup|bench:-w|bench:--num-prompts|bench:--temperature|bench:--temp|bench:--seed|bench:--fail-under-speedup|bench:--fail-under-tar) return ;;
-    bench:--prompts|bench:--export-json|bench:--export-csv|bench:--export-md|bench:--export-markdown|bench:--plot) _specgen_files; return ;;
+    bench:--lookup-file|bench:--prompts|bench:--export-json|bench:--export-csv|bench:--export-md|bench:--export-markdown|bench:--plot) _specgen_files; return ;;
     bench:--target|bench:-t|bench:--model|bench:-m) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     bench:--color) _specgen_words "auto always never"; return ;;
     bench:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
@@ -80,10 +80,10 @@ _specgen() {
   esac
   if [[ $cur == -* ]]; then
     case $command in
-    generate) _specgen_words "--prompt -p --file -f --stdin --no-stdin --system -s --system-file --chat-template --chat-template-kwargs --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --baseline --strict --max-new-tokens --max-tokens -n --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --stop --ignore-eos --view --color --sanitize --format --json --output -o --stats --no-stats --quiet -q --verbose -v --help -h" ;;
-    chat) _specgen_words "--resume --save --no-save --history --no-history --system -s --system-file --chat-template --chat-template-kwargs --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --calibrate --no-calibrate --strict --max-new-tokens --max-tokens -n --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --stop --view --color --sanitize --stats --no-stats --quiet -q --verbose -v --help -h" ;;
+    generate) _specgen_words "--prompt -p --file -f --stdin --no-stdin --system -s --system-file --chat-template --chat-template-kwargs --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --lookup-file --baseline --strict --max-new-tokens --max-tokens -n --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --stop --ignore-eos --view --color --sanitize --format --json --output -o --stats --no-stats --quiet -q --verbose -v --help -h" ;;
+    chat) _specgen_words "--resume --save --no-save --history --no-history --system -s --system-file --chat-template --chat-template-kwargs --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --lookup-file --calibrate --no-calibrate --strict --max-new-tokens --max-tokens -n --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --stop --view --color --sanitize --stats --no-stats --quiet -q --verbose -v --help -h" ;;
     verify) _specgen_words "--prompt -p --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --max-new-tokens -n --json --color --quiet -q --verbose -v --help -h" ;;
-    bench) _specgen_words "--draft -d --draft-tokens --num-draft-tokens -k --target -t --model -m --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --max-new-tokens --max-tokens -n --repeats -r --warmup -w --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color --quiet -q --verbose -v --help -h" ;;
+    bench) _specgen_words "--draft -d --draft-tokens --num-draft-tokens -k --lookup-file --target -t --model -m --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --max-new-tokens --max-tokens -n --repeats -r --warmup -w --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color --quiet -q --verbose -v --help -h" ;;
     distill) _specgen_words "--output -o --kind --num-layers --vocab --prompts --held-out --num-prompts --max-new-tokens -n --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color --quiet -q --verbose -v --help -h" ;;
     doctor) _specgen_words "--target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --context --measure --json --quiet -q --verbose -v --help -h" ;;
     '') _specgen_words "--version -V --show-completion --list --help -h" ;;

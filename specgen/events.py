@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+DraftSource = Literal["model", "lookup"]
 FinishReason = Literal["stop", "length", "interrupted", "numerical", "memory", "error"]
 
 
@@ -39,6 +40,7 @@ class Round:
         draft_seconds: Time inside the drafter.
         verify_seconds: Time inside the target's forward pass.
         other_seconds: The rest of the round: acceptance, cutting, rewinding.
+        source: What drafted; None if nothing was drafted.
     """
 
     index: int
@@ -49,6 +51,7 @@ class Round:
     draft_seconds: float
     verify_seconds: float
     other_seconds: float
+    source: DraftSource | None = None
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -90,7 +90,9 @@ def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
         seconds += counts.num_rounds * costs.draft_seconds
     else:
         num_whole = counts.num_rounds - counts.num_plain_rounds - counts.num_rejected
-        seconds += costs.draft_seconds * (counts.num_drafted + counts.num_cut - counts.num_resumed)
+        # What lookup found beside the model took no time worth counting.
+        num_drawn = counts.num_drafted + counts.num_cut - counts.num_resumed - counts.num_lookup_drafted
+        seconds += costs.draft_seconds * max(num_drawn, 0)
         seconds += counts.resumed_seconds + costs.catch_up_seconds * max(num_whole - 1, 0)
     return counts.num_emitted * plain / seconds if seconds else None
 

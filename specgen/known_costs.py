@@ -71,7 +71,7 @@ def learn(session: Session, round_: Round) -> None:
     """Learn costs from a round with a fixed draft length; `-k auto` learns from its rounds by itself."""
     lengths, num_drafted = session.lengths, len(round_.draft_ids) + round_.num_cut
     lengths.costs.observe(num_drafted + 1, round_.verify_seconds)
-    if num_drafted:
+    if num_drafted and round_.source == "model":
         lengths.draft_cost.observe(num_drafted, round_.draft_seconds)
 
 

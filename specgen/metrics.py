@@ -33,6 +33,9 @@ class Counts:
     num_accepted: int = 0
     num_rejected: int = 0
     num_cut: int = 0
+    num_lookup_drafted: int = 0
+    num_lookup_accepted: int = 0
+    """Of the drafted and the accepted tokens, those that lookup proposed."""
     num_emitted: int = 0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
@@ -80,6 +83,9 @@ class Counts:
         self.num_accepted += round_.num_accepted
         self.num_rejected += round_.num_rejected
         self.num_cut += round_.num_cut
+        if round_.source == "lookup":
+            self.num_lookup_drafted += num_drafted
+            self.num_lookup_accepted += round_.num_accepted
         self.num_emitted += len(round_.token_ids)
         self.draft_seconds += round_.draft_seconds
         self.verify_seconds += round_.verify_seconds

@@ -16,8 +16,11 @@ from specgen.loading.sources import ModelFolder, prepare_folder
 from specgen.loading.tokenizer import check_rows, end_ids, generation_defaults, load_tokenizer
 from specgen.settings import ModelSettings
 
-DrafterKind = Literal["auto", "model", "lookup", "none"]
+DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
 """`auto`: the draft that is shipped for the target, if there is one, else lookup."""
+
+MAX_LOOKUP_TOKENS = 100_000
+"""Tokens of all given texts together: their index takes half a kilobyte each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,15 @@ class SessionSettings:
     Args:
         target: The model whose text is wanted.
         drafter: What drafts.
-        draft: The draft model, for `drafter="model"`; for `auto` how to load a shipped one, its name left open.
+        draft: The draft model, for `drafter="model"` and `"model+lookup"`; for `auto` how to load a shipped one, its
+            name left open.
+        lookup_texts: Texts the answer may repeat; prompt lookup searches them, too.
     """
 
     target: ModelSettings
     drafter: DrafterKind = "lookup"
     draft: ModelSettings | None = None
+    lookup_texts: tuple[str, ...] = ()
 
 
 class Plan:
@@ -45,6 +51,7 @@ class Plan:
     Raises:
         LoadError: A model is missing or damaged.
         PairError: Draft and target don't share a vocabulary.
+        PromptError: The texts for lookup are too long.
     """
 
     def __init__(self, settings: SessionSettings, report: LoadReport = SILENT) -> None:
@@ -66,6 +73,19 @@ class Plan:
         self.sampling_defaults = generation_defaults(self.target.path)
         self._plan_drafter(report)
         self._refuse_idle_settings()
+        self.lookup_ids = self._lookup_ids()
+
+    def _lookup_ids(self) -> list[list[int]]:
+        """The texts for lookup as an answer would write them: without special tokens."""
+        texts = self.settings.lookup_texts
+        ids: list[list[int]] = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        num_tokens = sum(map(len, ids))
+        if num_tokens > MAX_LOOKUP_TOKENS:
+            raise PromptError(
+                f"the files for lookup have {num_tokens} tokens; at most {MAX_LOOKUP_TOKENS} are searched",
+                "give the parts that the answer may repeat",
+            )
+        return ids
 
     def _refuse_idle_settings(self) -> None:
         """An option that changes nothing is a mistake worth telling."""

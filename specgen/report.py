@@ -73,8 +73,8 @@ class RunInfo:
 
     Args:
         target: The target model.
-        draft: The draft model; None for lookup or none.
-        drafter: `model`, `lookup` or `none`.
+        draft: The draft model; None without one.
+        drafter: `model`, `lookup`, `model+lookup` (each round the better one) or `none`.
         num_draft_tokens: Longest draft of a round; 0 without a drafter.
         schedule: `constant`, or `auto`: lengths chosen by measured cost.
         sampling: Effective sampling settings.

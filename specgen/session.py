@@ -14,6 +14,7 @@ from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import PositionNoise, Randomness
+from specgen.engine.routing import RoutedDrafter
 from specgen.engine.rows import check_rows
 from specgen.engine.shallow import ShallowModel
 from specgen.loading.pairs import table_size
@@ -109,7 +110,7 @@ class Session:
         self.load_seconds = perf_counter() - plan.started
         self.row_check: RowCheck | None = None
         """The target's self-test, where its weights called for one."""
-        self.lookup = LookupDrafter()
+        self.lookup = LookupDrafter(plan.lookup_ids)
         self.lengths = CostAwareLength(CostTable(), DraftCost())
         """Decides draft lengths by cost; what it learns serves the next answer, too."""
         self.text_ids: list[int] = []
@@ -134,7 +135,9 @@ class Session:
         if self.draft is not None:
             window = None if self.plan.draft_facts is None else self.plan.draft_facts.max_positions
             columns = self.draft.columns if isinstance(self.draft, ShallowModel) else None
-            return ModelDrafter(self.draft, self.target.vocab_size, sampling, randomness, window, noise, columns)
+            width = self.target.vocab_size
+            model = ModelDrafter(self.draft, width, sampling, randomness, window, noise, columns)
+            return RoutedDrafter(self.lookup, model) if self.plan.settings.drafter == "model+lookup" else model
         return self.lookup if self.plan.settings.drafter == "lookup" else NoDrafter()
 
     def roll_back_to(self, prompt_ids: Sequence[int]) -> None:

@@ -65,7 +65,7 @@ class Transcript:
         messages: All of them, oldest first.
         system: System message.
         target: The target.
-        drafter: `model`, `lookup` or `none`.
+        drafter: `model`, `lookup`, `model+lookup` or `none`.
         draft: The draft model, for `model`.
         settings: What was set with options and `/set`, by name.
         created: When the session began, ISO 8601.

@@ -176,6 +176,8 @@ def command_words(setting: Setting) -> str:
     backend = f" --backend {setting.engine}" if setting.engine else ""
     if setting.drafter == "none":
         return f"-d none{backend}"
-    quant = f" --draft-quant {setting.quant}" if setting.drafter == "model" and setting.quant != "auto" else ""
-    name = setting.draft if setting.quant == "auto" else setting.draft.removesuffix(f":{setting.quant}")
+    quant = f" --draft-quant {setting.quant}" if setting.drafter.startswith("model") and setting.quant != "auto" else ""
+    beside = "+lookup" if setting.drafter == "model+lookup" else ""
+    name = setting.draft.removesuffix(beside)
+    name = (name if setting.quant == "auto" else name.removesuffix(f":{setting.quant}")) + beside
     return f"-d {shlex.quote(name)}{quant} -k {setting.length}{backend}"

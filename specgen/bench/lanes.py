@@ -95,4 +95,5 @@ def with_label(setting: Setting, session: Session) -> Setting:
         is_decided = setting.drafter == "model" and session.plan.settings.drafter == "lookup"
         return replace(setting, drafter="lookup", draft="lookup", label="lookup") if is_decided else setting
     form = info.dtype if info.quant == "none" else info.quant
-    return replace(setting, label=f"{info.name} {form}", num_draft_bytes=info.num_bytes)
+    beside = "+lookup" if setting.drafter == "model+lookup" else ""
+    return replace(setting, label=f"{info.name} {form}{beside}", num_draft_bytes=info.num_bytes)

@@ -9,6 +9,7 @@ from specgen.bench.values import Costs
 from specgen.engine.decoding import Clock, device_clock
 from specgen.engine.lengths import FixedLength
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.routing import RoutedDrafter
 from specgen.opening import share_threads
 from specgen.session import Session
 from specgen.settings import SamplingSettings
@@ -77,6 +78,8 @@ def _draft_seconds(session: Session, ids: list[int], sampling: SamplingSettings,
     """One draft token, or for lookup one proposal; and how much more it takes with one more token to read first."""
     share_threads(session.target, session.draft)
     drafter = session.drafter(sampling, TorchRandomness(sampling.seed, session.target.device))
+    if isinstance(drafter, RoutedDrafter):
+        drafter = drafter.model
 
     def seconds(num_fed: int, num_drafted: int) -> float:
         drafter.rewind(num_fed)

@@ -21,7 +21,7 @@ class Setting:
     """One way to generate: a drafter and a draft length.
 
     Args:
-        drafter: `model`, `lookup`, or `none` for the target alone.
+        drafter: `model`, `lookup`, `model+lookup`, or `none` for the target alone.
         draft: The draft as it was asked for on the command line; empty for the target alone.
         label: Short name of the draft as it really runs.
         num_draft_tokens: Longest draft.

@@ -37,7 +37,7 @@ def bench(
         typer.Option(
             "--draft",
             "-d",
-            metavar="MODEL[:QUANT]|auto|lookup",
+            metavar="MODEL[:QUANT][+lookup]|auto|lookup",
             help="A draft to measure, with the form of its weights if it matters. Can be repeated; default: auto.",
             rich_help_panel=o.MODELS,
             show_default=False,
@@ -55,6 +55,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    lookup_file: o.LookupFiles = None,
     target: o.Target = "",
     quant: o.Quant = "auto",
     draft_quant: o.DraftQuant = "auto",
@@ -197,6 +198,7 @@ def bench(
     from specgen.cli.bench_output import BenchOutput, Exports
     from specgen.cli.bench_run import difference_error, limit_error, measure, open_benchmark, tell
     from specgen.cli.output import Messages
+    from specgen.cli.request import lookup_texts_from
 
     messages = Messages(color, quiet)
     if check and temperature > 0:
@@ -211,6 +213,7 @@ def bench(
         stops_at_end=not ignore_eos,
         budget_seconds=b.QUICK_SECONDS if quick else None,
     )
+    lookup_texts = lookup_texts_from(lookup_file, drafts or ["lookup"])
     chosen = b.prompts_for(prompts, num_prompts or (b.QUICK_PROMPTS if quick else None))
     exports = Exports(export_json, export_csv, export_markdown, plot)
     exports.check()
@@ -221,7 +224,9 @@ def bench(
     engines = b.on_both_engines(models, places) if backend == "both" else {"": (models, places)}
     with StopSignals() as signals:
         try:
-            benchmark = open_benchmark(engines, choices, lengths, chosen, config, chat_template, messages, verbose)
+            benchmark = open_benchmark(
+                engines, choices, lengths, chosen, config, chat_template, lookup_texts, messages, verbose
+            )
             report = measure(benchmark, output, messages, signals)
             error = (difference_error(report) if check else None) or limit_error(
                 report, fail_under_speedup, fail_under_tar

@@ -12,7 +12,7 @@ import typer
 
 from specgen.cli.engine_options import ENGINE
 from specgen.cli.prompt_input import decode, read_capped
-from specgen.cli.request import draft_length_from
+from specgen.cli.request import BESIDE, draft_length_from
 from specgen.errors import PromptError, SettingsError
 from specgen.settings import DtypeName, EngineSettings, ModelSettings, Quantization
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from specgen.bench.prompts import BenchPrompt
     from specgen.bench.values import Setting
     from specgen.loading.progress import LoadReport
-    from specgen.plan import Plan
+    from specgen.plan import DrafterKind, Plan
 
 Backend = Annotated[
     Literal["auto", "transformers", "llama.cpp", "both"],
@@ -46,10 +46,11 @@ _RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class DraftChoice:
-    """A draft as named on the command line: `lookup`, `auto`, or a model and the form of its weights."""
+    """A draft as named on the command line: `lookup`, `auto`, or a model and the form of its weights, or with lookup."""
 
     name: str
     quant: Quantization
+    has_lookup: bool = False
 
     @property
     def is_lookup(self) -> bool:
@@ -57,23 +58,31 @@ class DraftChoice:
 
     @property
     def key(self) -> str:
-        return self.name if self.quant == "auto" else f"{self.name}:{self.quant}"
+        form = "" if self.quant == "auto" else f":{self.quant}"
+        return f"{self.name}{form}{BESIDE if self.has_lookup else ''}"
+
+    @property
+    def kind(self) -> DrafterKind:
+        if self.is_lookup:
+            return "lookup"
+        return "model+lookup" if self.has_lookup else "model"
 
 
 def drafts_from(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
-    """Drafts to compare, each once. `MODEL:nf4` overrules `--draft-quant`.
+    """Drafts to compare, each once. `MODEL:nf4` overrules `--draft-quant`; `MODEL:nf4+lookup` has lookup beside it.
 
     Raises:
         SettingsError: `none` is among them.
     """
     choices = []
-    for name in names:
+    for word in names:
+        name, has_lookup = word.removesuffix(BESIDE), word.endswith(BESIDE)
         model, separator, form = name.rpartition(":")
         if separator and form in get_args(Quantization):
             # The literal is one of the names just checked.
-            choices.append(DraftChoice(model, form))  # type: ignore[arg-type]
+            choices.append(DraftChoice(model, form, has_lookup))  # type: ignore[arg-type]
         else:
-            choices.append(DraftChoice(name, "auto" if name in ("lookup", "auto") else quant))
+            choices.append(DraftChoice(name, "auto" if name in ("lookup", "auto") else quant, has_lookup))
     if any(choice.name == "none" for choice in choices):
         raise SettingsError("--draft none: the target alone is always measured", "leave it out")
     return list(dict.fromkeys(choices))
@@ -110,8 +119,7 @@ def settings_of(drafts: Sequence[DraftChoice], lengths: Sequence[str]) -> list[S
     for draft in drafts:
         for length in lengths:
             num_draft_tokens, schedule = draft_length_from(length)
-            kind = "lookup" if draft.is_lookup else "model"
-            made.append(Setting(kind, draft.key, draft.key, num_draft_tokens, schedule, draft.quant))
+            made.append(Setting(draft.kind, draft.key, draft.key, num_draft_tokens, schedule, draft.quant))
     return made
 
 
@@ -143,7 +151,7 @@ def draft_plans(
         model = ModelSettings(
             draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.engine
         )
-        plans[draft.key] = baseline.with_drafter("auto" if draft.name == "auto" else "model", model, report)
+        plans[draft.key] = baseline.with_drafter(draft.kind, model, report)
     return plans
 
 

@@ -27,6 +27,7 @@ def open_benchmark(
     prompts: Sequence[BenchPrompt],
     config: BenchSettings,
     chat_template: str,
+    lookup_texts: tuple[str, ...],
     messages: Messages,
     verbose: int,
 ) -> Benchmark:
@@ -62,7 +63,7 @@ def open_benchmark(
 
         plans = {}
         for engine, (target, places) in engines.items():
-            baseline = Plan(SessionSettings(target, drafter="none"), progress)
+            baseline = Plan(SessionSettings(target, drafter="none", lookup_texts=lookup_texts), progress)
             plans[engine] = (baseline, b.draft_plans(baseline, drafts, places, progress))
         lanes = open_engines(plans, b.settings_of(drafts, lengths), progress)
         for session in {id(lane.session): lane.session for lane in lanes}.values():

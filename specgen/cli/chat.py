@@ -86,6 +86,7 @@ def chat(
     context_size: e.ContextSize = None,
     threads: e.Threads = None,
     draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
+    lookup_file: o.LookupFiles = None,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -140,7 +141,7 @@ def chat(
     from specgen.cli.foreground import Foreground
     from specgen.cli.line_editor import LineEditor
     from specgen.cli.output import Messages
-    from specgen.cli.request import SamplingOptions, check_stops, draft_length_from, system_message
+    from specgen.cli.request import SamplingOptions, check_stops, draft_length_from, lookup_texts_from, system_message
     from specgen.render.progress import LoadProgress
     from specgen.saved_sessions import SessionFolder, state_folder
 
@@ -162,9 +163,10 @@ def chat(
             if resume is not None:
                 resumed = resume_session(folder, resume, messages, keeps=save)
             models = resumed_models(context, resumed.transcript, target_settings, draft_settings)
+            lookup_texts = lookup_texts_from(lookup_file, [models[1].name])
             settings = resumed_settings(context, resumed.transcript, settings)
             with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
-                conversation = _load(models, template, settings, progress, verbose=verbose > 1)
+                conversation = _load(models, lookup_texts, template, settings, progress, verbose=verbose > 1)
             running = Chat(
                 conversation,
                 LineEditor(state_folder() / "history" if history else None, _choices(folder)),
@@ -198,6 +200,7 @@ def _template(choice: str, options: str | None) -> TemplateChoice:
 
 def _load(
     models: tuple[ModelSettings, ModelSettings],
+    lookup_texts: tuple[str, ...],
     template: TemplateChoice,
     settings: ChatSettings,
     progress: LoadProgress,
@@ -214,7 +217,7 @@ def _load(
     from specgen.plan import Plan
     from specgen.session import open_session
 
-    plan = Plan(session_settings(*models), progress)
+    plan = Plan(session_settings(*models, lookup_texts), progress)
     template.check(plan.tokenizer, plan.target.name)
     session = open_session(plan, progress)
     recall(session)

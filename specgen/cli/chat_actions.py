@@ -156,7 +156,8 @@ def _draft(chat: Chat, argument: str) -> None:
         chat.save()
     session = chat.conversation.session
     if session.draft_info is not None:
-        chat.tell(f"draft: {format_model(session.draft_info, ascii_only=chat.ascii_only)}")
+        beside = ", prompt lookup beside it" if session.plan.settings.drafter == "model+lookup" else ""
+        chat.tell(f"draft: {format_model(session.draft_info, ascii_only=chat.ascii_only)}{beside}")
     else:
         is_none = session.plan.settings.drafter == "none"
         chat.tell("draft: none, plain decoding" if is_none else "draft: prompt lookup, no model")

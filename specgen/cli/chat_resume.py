@@ -10,6 +10,7 @@ import typer
 from specgen.cli import options as o
 from specgen.cli.chat_settings import ChatSettings
 from specgen.cli.output import Messages
+from specgen.cli.request import BESIDE
 from specgen.saved_sessions import SessionFile, SessionFolder, SessionSetAside
 from specgen.settings import ModelSettings, Quantization
 from specgen.transcript import Transcript
@@ -62,7 +63,8 @@ def resumed_models(
             name = transcript.drafter if transcript.drafter in ("lookup", "none") else o.DEFAULT_DRAFT
             return target, replace(draft, name=name)
         saved = transcript.draft
-        draft = replace(draft, name=saved.name, revision=saved.revision)
+        name = saved.name + (BESIDE if transcript.drafter == "model+lookup" else "")
+        draft = replace(draft, name=name, revision=saved.revision)
         if _is_default(context, "draft_quant"):
             draft = replace(draft, quant=_quantization(saved.quant))
     return target, draft

@@ -48,7 +48,7 @@ def doctor(
     draft: Annotated[
         str,
         typer.Option(
-            "--draft", "-d", metavar="MODEL|auto|lookup|none", help="A draft for it.", rich_help_panel=o.MODELS
+            "--draft", "-d", metavar="MODEL[+lookup]|auto|lookup|none", help="A draft for it.", rich_help_panel=o.MODELS
         ),
     ] = "none",
     quant: o.Quant = "auto",

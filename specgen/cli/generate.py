@@ -83,6 +83,7 @@ def generate(
     context_size: e.ContextSize = None,
     threads: e.Threads = None,
     draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
+    lookup_file: o.LookupFiles = None,
     baseline: o.Baseline = "calibrate",
     strict: o.Strict = False,
     max_new_tokens: o.MaxNewTokens = None,
@@ -126,6 +127,7 @@ def generate(
         build_request,
         check_stops,
         draft_length_from,
+        lookup_texts_from,
         session_settings,
         system_message,
         template_options_from,
@@ -152,6 +154,7 @@ def generate(
                 template_options_from(chat_template_kwargs),
             )
             check_stops(stop or [])
+            lookup_texts = lookup_texts_from(lookup_file, [draft])
             if seed is not None and same_text is False and draft_length[1] == "auto":
                 messages.warning("with --no-same-text and -k auto a seed repeats nothing: add -k N")
             with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
@@ -163,6 +166,7 @@ def generate(
                         ModelSettings(
                             draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine
                         ),
+                        lookup_texts,
                     ),
                     progress,
                 )

@@ -39,9 +39,9 @@ DraftName = Annotated[
     typer.Option(
         "--draft",
         "-d",
-        metavar="MODEL|auto|lookup|none",
+        metavar="MODEL[+lookup]|auto|lookup|none",
         envvar="SPECGEN_DRAFT",
-        help="What drafts: a small model, repetition in the text, nothing; auto: the target's own draft, else lookup.",
+        help="What drafts: a small model, repetition in the text, both by turns, nothing; auto: the target's own, else lookup.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -96,6 +96,12 @@ DraftTokens = Annotated[
         envvar="SPECGEN_DRAFT_TOKENS",
         help="Length of a draft, in tokens, 0 to 64; auto: as long as a further token is worth its measured cost.",
         rich_help_panel=SPECULATION,
+    ),
+]
+LookupFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--lookup-file", help="Text the answer may repeat, for lookup. Can be repeated.", rich_help_panel=SPECULATION
     ),
 ]
 Baseline = Annotated[

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +78,37 @@ class SamplingOptions:
         return SamplingSettings(**values, seed=seed, same_text=same_text), source
 
 
-def session_settings(target: ModelSettings, draft: ModelSettings) -> SessionSettings:
+BESIDE = "+lookup"
+"""Behind a draft model's name: prompt lookup beside it, each round the one that is expected to bring more."""
+
+
+def session_settings(
+    target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()
+) -> SessionSettings:
+    """What to load: `draft` is named as on the command line."""
     from specgen.plan import SessionSettings
 
     if draft.name in ("lookup", "none"):
-        return SessionSettings(target, drafter="lookup" if draft.name == "lookup" else "none")
-    return SessionSettings(target, drafter="auto" if draft.name == "auto" else "model", draft=draft)
+        return SessionSettings(target, "lookup" if draft.name == "lookup" else "none", None, lookup_texts)
+    if draft.name.endswith(BESIDE):
+        model = replace(draft, name=draft.name.removesuffix(BESIDE))
+        return SessionSettings(target, "model+lookup", model, lookup_texts)
+    return SessionSettings(target, "auto" if draft.name == "auto" else "model", draft, lookup_texts)
+
+
+def lookup_texts_from(paths: Sequence[Path] | None, draft_names: Sequence[str]) -> tuple[str, ...]:
+    """Contents of `--lookup-file`.
+
+    Raises:
+        SettingsError: None of the drafts would search them.
+        PromptError: A file can't be read.
+    """
+    if paths and not any(name in ("lookup", "auto") or name.endswith(BESIDE) for name in draft_names):
+        raise SettingsError(
+            f"--lookup-file is for prompt lookup, and --draft {draft_names[0]} does not search it",
+            "give --draft lookup" if draft_names[0] == "none" else f"give --draft {draft_names[0]}{BESIDE}",
+        )
+    return tuple(_read_text(path, "lookup") for path in paths or ())
 
 
 def draft_length_from(text: str) -> tuple[int, DraftSchedule]:

@@ -42,11 +42,12 @@ class CostTable:
         """How much slower passes are than the earlier run found; 1 without one."""
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Add one pass. What was hoped for counts as a sample: the first pass of a length may be a slow one."""
+        """Add one pass. The first of a length may be a slow one: what was expected then counts as a sample, too."""
         samples = self._samples.get(num_tokens)
         if samples is None:
-            hoped = [self.seconds(num_tokens)] if self._medians else []
-            samples = self._samples[num_tokens] = deque(hoped, maxlen=NUM_SAMPLES)
+            expected = self.seconds(num_tokens) if self._medians else seconds
+            first = [expected] if expected < seconds else []
+            samples = self._samples[num_tokens] = deque(first, maxlen=NUM_SAMPLES)
         samples.append(seconds)
         self._num_passes[num_tokens] += 1
         self._medians[num_tokens] = median(samples)
@@ -87,10 +88,23 @@ class CostTable:
         if below is None:
             return 0.0 if above is None else self._medians[above]
         if above is None:
-            one = self._medians[min(self._medians)]
-            return self._medians[below] + one * HOPED_SLOPE * (num_tokens - below)
+            return self._medians[below] + self._slope_behind(below) * (num_tokens - below)
         share = (num_tokens - below) / (above - below)
         return self._medians[below] * (1 - share) + self._medians[above] * share
+
+    def hoped_seconds(self, num_tokens: int) -> float:
+        """As `seconds`, but where nothing is known every further token is next to free."""
+        longest = max(self._medians, default=0)
+        if num_tokens <= longest or not longest:
+            return self.seconds(num_tokens)
+        return self._medians[longest] + self._medians[min(self._medians)] * HOPED_SLOPE * (num_tokens - longest)
+
+    def _slope_behind(self, longest: int) -> float:
+        """Of a token beyond the longest known pass: what a token cost on average up to there."""
+        shortest = min(self._medians)
+        one = self._medians[shortest]
+        mean = (self._medians[longest] - one) / (longest - shortest) if longest > shortest else one
+        return max(HOPED_SLOPE * one, mean)
 
 
 class DraftCost:

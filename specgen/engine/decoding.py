@@ -131,6 +131,7 @@ def decode(
             draft_seconds=drafted_at - started,
             verify_seconds=verified_at - drafted_at,
             other_seconds=clock() - verified_at,
+            source=draft.source if draft_ids else None,
         )
         lengths.observe(round_)
         yield round_

@@ -6,25 +6,33 @@ So no drawn token is ever thrown away, and the target's law stays exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Protocol
 
 from specgen.engine.costs import CostTable, DraftCost
+from specgen.engine.estimates import Acceptance, MatchAcceptance, ModelWorth, Offer
 from specgen.events import Round
 from specgen.settings import LONGEST_AUTO_DRAFT
 
-FIRST_DRAFT = 4
+FIRST_DRAFT = 1
 """Longest draft while a draft token's cost is unknown."""
 
-NUM_BINS = 10
-PRIOR_WEIGHT = 3.0
-"""Observations the first guess of an acceptance counts for."""
-MEMORY = 0.99
-"""Weight an observation keeps after another one came to the same bin: texts change their nature."""
-SURPRISE_MEMORY = 0.95
 RATE_MEMORY = 0.95
-PROBE_LENGTHS = (1, 2, 4, 8)
-FIRST_GAP, LONGEST_GAP = 4, 256
-"""Rounds of plain decoding between two tries of a draft that did not pay."""
+NUM_RECENT = 10
+"""Rounds an average is taken over, roughly."""
+FIRST_GUESS = 2.0
+"""Tokens a model's draft of fixed length is expected to bring before any was seen."""
+SHORTEST_MATCH = 2
+"""A single repeated token says too little for a draft whose cost nobody weighs."""
+PROBE_LENGTHS = (1, 3, 7)
+FIRST_ALLOWANCE, LARGEST_ALLOWANCE = 1.5, 4.0
+"""Tokens that tries of a draft that does not pay may cost: at first, and at most."""
+SHARE_OF_TRIES = 0.01
+"""What is added to that with each token written: tries cost about this share of the time, however bad the draft."""
+MARGIN = 0.5
+"""Tokens by which an offer must be worth more than the model's draft: where a match is good, the model is, too."""
 BENEFIT_OF_DOUBT = 0.05
 """Expected loss, in tokens a round, that still counts as paying: only a drafting drafter can show what it is worth."""
 
@@ -44,17 +52,31 @@ class LengthPolicy(Protocol):
     def drew(self, confidence: float) -> None:
         """A token was drawn and is kept; `confidence`, 0 to 1, is how sure the drafter was of it."""
 
+    def take(self, offer: Offer, *, has_rival: bool) -> int:
+        """A draft is at hand that costs nothing but its verification: how many of its tokens to propose.
+
+        Args:
+            offer: The draft.
+            has_rival: 0 leaves the round to a draft model, which may do better; otherwise to plain decoding.
+        """
+
     def observe(self, round_: Round) -> None:
         """Learn from a finished round."""
 
 
 class FixedLength:
-    """Always the same length; the loop's limit is the only bound."""
+    """Always the same length; the loop's limit is the only bound. Decides by counts alone, so a seed repeats a text."""
 
     uses_confidence = False
 
+    def __init__(self) -> None:
+        self._matches = MatchAcceptance()
+        self._offer: Offer | None = None
+        self._num_accepted = FIRST_GUESS
+        """Tokens kept of a model's draft, over the recent ones."""
+
     def begin(self) -> None:
-        """Nothing to prepare."""
+        self._offer = None
 
     def wants_more(self) -> bool:
         return True
@@ -62,47 +84,18 @@ class FixedLength:
     def drew(self, confidence: float) -> None:
         """Nothing to note."""
 
+    def take(self, offer: Offer, *, has_rival: bool) -> int:
+        self._offer = offer
+        if has_rival:
+            expected = sum(accumulate(self._matches.chances(offer), mul))
+            return len(offer.ids) if expected >= self._num_accepted else 0
+        return len(offer.ids) if offer.matched >= SHORTEST_MATCH else 0
+
     def observe(self, round_: Round) -> None:
-        """Nothing to learn."""
-
-
-class Acceptance:
-    """Chance that a draft token is accepted, given that those before it were, by the drafter's confidence.
-
-    The first guess is the confidence itself; each bin is then corrected by what the target said. A bin forgets slowly,
-    and a sure drafter can be wrong for a whole text (an edit it would not make): so refusals are also counted against
-    those expected over the last few tokens, and the ratio scales every chance of a refusal.
-    """
-
-    def __init__(self) -> None:
-        self._accepted = [0.0] * NUM_BINS
-        self._tested = [0.0] * NUM_BINS
-        self.mean = 0.7
-        """Over all confidences: the guess for a token not drawn yet. Starts where real pairs are."""
-        self._num_tested = 0
-        self._refused = self._expected = 0.0
-
-    def estimate(self, confidence: float) -> float:
-        surprise = (self._refused + 3) / (self._expected + 3)
-        return 1 - min((1 - self._usual(confidence)) * surprise, 1.0)
-
-    def _usual(self, confidence: float) -> float:
-        index = _bin(confidence)
-        return (self._accepted[index] + PRIOR_WEIGHT * confidence) / (self._tested[index] + PRIOR_WEIGHT)
-
-    def observe(self, confidence: float, was_accepted: bool) -> None:
-        self._refused = self._refused * SURPRISE_MEMORY + (not was_accepted)
-        self._expected = self._expected * SURPRISE_MEMORY + 1 - self._usual(confidence)
-        index = _bin(confidence)
-        self._accepted[index] = self._accepted[index] * MEMORY + was_accepted
-        self._tested[index] = self._tested[index] * MEMORY + 1
-        self._num_tested += 1
-        # A plain mean at first, then a moving one.
-        self.mean += (was_accepted - self.mean) / min(self._num_tested + PRIOR_WEIGHT, 1 / (1 - MEMORY))
-
-
-def _bin(confidence: float) -> int:
-    return min(int(confidence * NUM_BINS), NUM_BINS - 1)
+        if self._offer is not None:
+            self._matches.observe(self._offer, round_.token_ids)
+        if round_.source == "model":
+            self._num_accepted += (round_.num_accepted - self._num_accepted) / NUM_RECENT
 
 
 class CostAwareLength:
@@ -111,7 +104,8 @@ class CostAwareLength:
     A token at position m costs the draft's time and v(m + 1) - v(m) of the target's, and yields its chance of being
     reached and accepted. It is worth it if yield - rate * cost is positive for some number of further tokens: looking
     ahead matters where v has steps. The rate is that of the recent rounds and never below plain decoding's, so
-    drafting that does not pay stops by itself; it is then tried again after growing gaps.
+    drafting that does not pay stops by itself; tries of it are paid from an allowance. Of an offer all chances are
+    known beforehand, so the best length is; it goes before a draft model if its yield - rate * cost is the larger.
     Source: the renewal-reward argument of dynamic draft lengths; Liu et al. 2024 (arXiv:2406.14066) use the same
     objective per batch.
 
@@ -126,16 +120,19 @@ class CostAwareLength:
         self.costs = costs
         self.draft_cost = draft_cost
         self.acceptance = Acceptance()
+        self.matches = MatchAcceptance()
         self._confidences: list[float] = []
+        self._offer: Offer | None = None
         self._reach = 1.0
         self._tokens_per_second = 0.0
-        self._num_plain = 0
-        self._gap = FIRST_GAP
+        self._allowance = FIRST_ALLOWANCE
         self._is_probe = False
-        self._probe_length = 0
+        self._probe_length, self._probe_yield = 0, 0.0
+        self._worth = ModelWorth()
 
     def begin(self) -> None:
         self._confidences = []
+        self._offer = None
         self._reach = 1.0
         self._is_probe = False
 
@@ -143,10 +140,49 @@ class CostAwareLength:
         self._confidences.append(confidence)
         self._reach *= self.acceptance.estimate(confidence)
 
+    def take(self, offer: Offer, *, has_rival: bool) -> int:
+        self._offer = offer
+        if not self.costs.is_known(1):
+            return 0
+        chances = self.matches.chances(offer)[: self._longest_to_try()]
+        best, gain = self._best_length(chances, self.costs.seconds)
+        if not best and self._allowance >= 1:
+            # What longer passes cost is not known: it may be little.
+            best, gain = self._best_length(chances, self.costs.hoped_seconds)
+            self._is_probe = best > 0
+            self._probe_yield = sum(accumulate(chances[:best], mul))
+        if best and has_rival and not self._beats_the_model(gain, sum(accumulate(chances[:best], mul)) + 1):
+            self._is_probe = False
+            return 0
+        return best
+
+    def _best_length(self, chances: Sequence[float], seconds: Callable[[int], float]) -> tuple[int, float]:
+        """The length of an offer that is worth most, and what: tokens less those lost in its time; 0 if none pays."""
+        rate, plain = self._rate(), seconds(1)
+        best, best_gain, gain = 0, 0.0, 0.0
+        for length, reach in enumerate(accumulate(chances, mul), 1):
+            gain += reach
+            net = gain - rate * (seconds(length + 1) - plain)
+            if net > best_gain:
+                best, best_gain = length, net
+        return best, best_gain
+
+    def _longest_to_try(self) -> int:
+        """A pass of unknown cost is at most twice as long as a known one: it may turn out dear."""
+        return 2 * max(self.costs.known) - 1
+
+    def _beats_the_model(self, gain: float, num_tokens: float) -> bool:
+        """Whether an offer is worth more than a draft of the model, which then also has its tokens to read."""
+        rate = self._rate()
+        rival = self._worth.gain(rate, self.costs.seconds(1))
+        if rival is None:
+            rival = self._gain_ahead(0)
+        return gain > rival + MARGIN + (rate * self._worth.seconds_missed * num_tokens if rival > 0 else 0.0)
+
     def wants_more(self) -> bool:
         length = len(self._confidences)
         # The first round is a plain one: it tells what a token of the target costs, and nobody waits for a draft.
-        if length >= LONGEST_AUTO_DRAFT or not self.costs.is_known(1):
+        if not self.costs.is_known(1) or length >= min(LONGEST_AUTO_DRAFT, self._longest_to_try()):
             return False
         if not self.draft_cost.is_known and length >= FIRST_DRAFT:
             return False
@@ -154,32 +190,43 @@ class CostAwareLength:
             return length < self._probe_length
         if self._gain_ahead(length) > (0 if length else -BENEFIT_OF_DOUBT):
             return True
-        if length == 0 and self._num_plain >= self._gap:
-            self._is_probe = True
-            self._probe_length = self._least_bad_length()
-            return True
-        return False
+        if length == 0:
+            self._probe_length, loss = self._least_bad_length()
+            self._probe_yield = self._yield(self._probe_length)
+            self._is_probe = loss <= self._allowance
+        return self._is_probe
 
     def observe(self, round_: Round) -> None:
         num_drafted = len(round_.draft_ids) + round_.num_cut
         self.costs.observe(num_drafted + 1, round_.verify_seconds)
-        for position, confidence in enumerate(self._confidences[: round_.num_accepted + round_.num_rejected]):
-            self.acceptance.observe(confidence, position < round_.num_accepted)
-        if num_drafted == 0:
-            self._num_plain += 1
+        if self._offer is not None:
+            self.matches.observe(self._offer, round_.token_ids)
+        if round_.index == 0:
+            # The drafter has just read the prompt.
+            self._worth.num_missed = 0
+        if round_.source == "model":
+            for position, confidence in enumerate(self._confidences[: round_.num_accepted + round_.num_rejected]):
+                self.acceptance.observe(confidence, position < round_.num_accepted)
+            self._learn_draft_cost(round_, num_drafted)
         else:
-            # After a pause the drafter first reads what it missed; that is not the price of a token.
-            if self._num_plain == 0:
-                self.draft_cost.observe(num_drafted, round_.draft_seconds)
-            self._space_probes()
+            self._worth.num_missed += len(round_.token_ids)
+        self._pay(round_)
         self._learn_rate(round_)
 
-    def _space_probes(self) -> None:
-        if not self._is_probe:
-            self._gap = FIRST_GAP
-        elif self._gain_ahead(0, reach=1.0) <= -BENEFIT_OF_DOUBT:
-            self._gap = min(2 * self._gap, LONGEST_GAP)
-        self._num_plain = 0
+    def _learn_draft_cost(self, round_: Round, num_drafted: int) -> None:
+        # After a pause the drafter first reads what it missed; that is not the price of a token.
+        if not self._worth.num_missed or (not self.draft_cost.is_known and self._worth.num_missed <= FIRST_DRAFT):
+            self.draft_cost.observe(num_drafted, round_.draft_seconds)
+        self._worth.observe(round_, num_drafted * self.draft_cost.seconds)
+
+    def _pay(self, round_: Round) -> None:
+        """Keep account of what tries cost: their time in tokens of plain decoding, less the tokens to be expected.
+
+        Not less those that came: bad luck with a few tokens is no reason to stop trying.
+        """
+        if self._is_probe:
+            self._allowance -= max(round_.seconds / self.costs.seconds(1) - 1 - self._probe_yield, 0.0)
+        self._allowance = min(self._allowance + SHARE_OF_TRIES * len(round_.token_ids), LARGEST_ALLOWANCE)
 
     def _learn_rate(self, round_: Round) -> None:
         if self._is_probe or not round_.seconds:
@@ -195,25 +242,37 @@ class CostAwareLength:
         plain = self.costs.seconds(1)
         return max(self._tokens_per_second, 1 / plain) if plain else self._tokens_per_second
 
-    def _gain_ahead(self, length: int, reach: float | None = None) -> float:
+    def _gain_ahead(self, length: int) -> float:
         """Best of yield - rate * cost over numbers of further tokens."""
-        rate, reach = self._rate(), self._reach if reach is None else reach
-        here = self.costs.seconds(length + 1)
-        gain, best, chance = 0.0, -1.0, reach
-        for further in range(1, LONGEST_AUTO_DRAFT - length + 1):
+        here = self.costs.hoped_seconds(length + 1)
+        # Drafting pays at all if it beats plain decoding; a lucky rate of late says nothing about that.
+        rate = self._rate() if length else 1 / here
+        gain, best, chance = 0.0, -1.0, self._reach
+        for further in range(1, min(LONGEST_AUTO_DRAFT, self._longest_to_try()) - length + 1):
             chance *= self.acceptance.mean
             gain += chance
-            cost = further * self.draft_cost.seconds + self.costs.seconds(length + further + 1) - here
+            cost = further * self.draft_cost.seconds + self.costs.hoped_seconds(length + further + 1) - here
             best = max(best, gain - rate * cost)
         return best
 
-    def _least_bad_length(self) -> int:
-        """Length of a probe: where drafting would come closest to paying."""
+    def _yield(self, length: int) -> float:
+        """Tokens that a model's draft of this length is expected to bring."""
+        return sum(self.acceptance.mean**position for position in range(1, length + 1))
+
+    def _reading_seconds(self) -> float:
+        """What it costs the draft model to read what it missed: as many of its steps as it would take the target."""
+        num_missed = self._worth.num_missed
+        share = self.draft_cost.seconds / self.costs.seconds(1)
+        expected = share * (self.costs.hoped_seconds(num_missed + 1) - self.costs.seconds(1))
+        return max(expected, num_missed * self._worth.seconds_missed)
+
+    def _least_bad_length(self) -> tuple[int, float]:
+        """Length of a try: where drafting would come closest to paying; and the tokens it is expected to lose."""
 
         def loss(length: int) -> float:
-            mean = self.acceptance.mean
-            gain = sum(mean**position for position in range(1, length + 1))
-            extra = self.costs.seconds(length + 1) - self.costs.seconds(1)
-            return self._rate() * (length * self.draft_cost.seconds + extra) - gain
+            extra = self.costs.hoped_seconds(length + 1) - self.costs.seconds(1)
+            seconds = length * self.draft_cost.seconds + extra + self._reading_seconds()
+            return seconds / self.costs.seconds(1) - self._yield(length)
 
-        return min(PROBE_LENGTHS, key=loss)
+        best = min((length for length in PROBE_LENGTHS if length <= self._longest_to_try()), key=loss)
+        return best, loss(best)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import Laws
+from specgen.events import DraftSource
 from specgen.settings import Verification
 
 
@@ -20,10 +21,12 @@ class Draft:
         ids: `[drafted]` int64.
         probs: `[drafted, vocab]`, row i the law `ids[i]` was really drawn from, after all processors.
             None where nothing was drawn: a greedy draft model or a lookup is a point mass at `ids`.
+        source: What made it.
     """
 
     ids: Tensor
     probs: Tensor | None = None
+    source: DraftSource = "model"
 
 
 @dataclass(frozen=True, slots=True)

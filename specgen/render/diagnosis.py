@@ -34,9 +34,9 @@ def what_to_try(report: RunReport) -> str:
     num_draft_tokens = report.info.num_draft_tokens
     # auto has looked for the best length already.
     choices = [f"-k {num_draft_tokens // 2}"] if num_draft_tokens > 1 and report.info.schedule == "constant" else []
-    if _is_draft_expensive(report) and report.info.drafter == "model":
+    if _is_draft_expensive(report) and report.info.draft is not None:
         choices.append("a smaller or quantized draft model")
-    elif _is_alpha_low(report) and report.info.drafter == "model":
+    elif _is_alpha_low(report) and report.info.draft is not None:
         choices.append("a draft model of the target's own family")
     choices.append("--draft none")
     return " or ".join(choices) if len(choices) < 3 else f"{choices[0]}, {choices[1]}, or {choices[2]}"

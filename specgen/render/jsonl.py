@@ -26,7 +26,12 @@ from specgen.report import ModelInfo, RunInfo, RunReport
 
 SCHEMA_VERSION = 1
 Document = dict[str, Any]
-_METHODS = {"model": "draft_model", "lookup": "prompt_lookup", "none": "none"}
+_METHODS = {
+    "model": "draft_model",
+    "lookup": "prompt_lookup",
+    "model+lookup": "draft_model+prompt_lookup",
+    "none": "none",
+}
 
 
 def _json_escape(code: int) -> str:
@@ -189,6 +194,7 @@ def _step_document(round_text: RoundText) -> Document:
         "index": round_.index,
         "drafted": len(round_.draft_ids),
         "accepted": round_.num_accepted,
+        "source": round_.source,
         "seconds": _seconds(round_.seconds),
         "draft_seconds": _seconds(round_.draft_seconds),
         "verify_seconds": _seconds(round_.verify_seconds),
@@ -220,6 +226,8 @@ def stats_document(counts: Counts) -> Document:
         "num_accepted_draft_tokens": counts.num_accepted,
         "num_rejected_draft_tokens": counts.num_rejected,
         "num_discarded_draft_tokens": counts.num_discarded,
+        "num_lookup_draft_tokens": counts.num_lookup_drafted,
+        "num_accepted_lookup_draft_tokens": counts.num_lookup_accepted,
         "draft_acceptance_rate": counts.acceptance_rate,
         "conditional_acceptance_rate": counts.alpha,
         "mean_acceptance_length": None if accepted_length is None else 1 + accepted_length,

@@ -30,7 +30,8 @@ def format_model(model: ModelInfo, *, ascii_only: bool = False) -> str:
 def format_draft(info: RunInfo, *, ascii_only: bool = False) -> str:
     """What proposes the drafts."""
     if info.draft is not None:
-        return format_model(info.draft, ascii_only=ascii_only)
+        beside = ", prompt lookup beside it" if info.drafter == "model+lookup" else ""
+        return format_model(info.draft, ascii_only=ascii_only) + beside
     return "none, plain decoding" if info.drafter == "none" else f"prompt {info.drafter}, no model"
 
 

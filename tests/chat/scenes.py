@@ -135,7 +135,7 @@ def assert_caches_fit(session: Session) -> None:
         got, wanted = cached.logits(text, 1), fresh.logits(text, 1)
         cached.rewind(length)
         assert (got - wanted).abs().max() < 1e-4
-    assert session.lookup._indexed == session.text_ids[: len(session.lookup._indexed)]
+    assert session.lookup._text.ids == session.text_ids[: session.lookup.num_indexed]
 
 
 def saved(path: Path) -> Transcript:

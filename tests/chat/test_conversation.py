@@ -100,14 +100,14 @@ def test_a_later_turn_reads_only_its_own_tokens(toy: Path) -> None:
 def test_the_lookup_index_lives_across_turns(toy: Path) -> None:
     conversation = converse(open_toy(toy, drafter="lookup"))
     reply(conversation, "The quick brown fox")
-    indexed = len(conversation.session.lookup._indexed)
+    indexed = conversation.session.lookup.num_indexed
 
     conversation.say("The quick brown fox")
     generation = conversation.begin_reply()
     events = iter(conversation.stream(generation))
     next(events)
 
-    assert len(conversation.session.lookup._indexed) > indexed > 0
+    assert conversation.session.lookup.num_indexed > indexed > 0
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2, 4])

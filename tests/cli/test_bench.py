@@ -213,6 +213,27 @@ def test_a_draft_may_name_the_form_of_its_weights() -> None:
     ]
 
 
+def test_a_draft_may_have_lookup_beside_it() -> None:
+    from specgen.bench.advice import command_words
+    from specgen.cli.bench_options import drafts_from, settings_of
+
+    found = drafts_from(["org/model:nf4+lookup", "m+lookup", "m", "lookup"], "auto")
+
+    assert [(draft.key, draft.kind) for draft in found] == [
+        *(("org/model:nf4+lookup", "model+lookup"), ("m+lookup", "model+lookup")),
+        *(("m", "model"), ("lookup", "lookup")),
+    ]
+    words = [command_words(setting) for setting in settings_of(found, ["auto"])]
+    assert words[:2] == ["-d org/model+lookup --draft-quant nf4 -k auto", "-d m+lookup -k auto"]
+
+
+def test_lookup_beside_a_model_is_measured_like_any_draft(bench: Cli, toys: dict[str, Path]) -> None:
+    ended = bench("-k", "2", "-d", f"{toys['wrong']}+lookup", "--format", "json")
+
+    rows = json.loads(ended.out)["results"]
+    assert [row["draft"] for row in rows] == [None, "wrong float32", "wrong float32+lookup"]
+
+
 def test_turns_are_answered_in_turn(bench: Cli, tmp_path: Path) -> None:
     prompts = tmp_path / "turns.jsonl"
     prompts.write_text('{"question_id": 81, "category": "writing", "turns": ["one", "two"]}\n')

@@ -107,6 +107,59 @@ def test_no_draft_changes_the_answer(generate: Cli, toys: dict[str, Path], draft
     assert generate("-d", toys.get(draft, draft), "--no-stats").out == LINE
 
 
+@pytest.mark.parametrize("length", ["4", "auto"])
+def test_lookup_beside_the_model_is_told_apart_from_it(generate: Cli, toys: dict[str, Path], length: str) -> None:
+    ended = generate("-d", f"{toys['wrong']}+lookup", "-k", length, "--format", "ndjson")
+
+    start, *events, result = [json.loads(line) for line in ended.out.splitlines()]
+    steps = [event for event in events if event["type"] == "step"]
+    by_lookup = [step for step in steps if step["source"] == "lookup"]
+    assert start["speculative"]["method"] == "draft_model+prompt_lookup"
+    assert start["draft"]["id"] == "wrong"
+    assert result["text"] == ANSWER
+    assert {step["source"] for step in steps} <= {"model", "lookup", None}
+    assert all((step["source"] is None) == (step["drafted"] == 0) for step in steps)
+    assert result["stats"]["num_lookup_draft_tokens"] == sum(step["drafted"] for step in by_lookup)
+    assert result["stats"]["num_accepted_lookup_draft_tokens"] == sum(step["accepted"] for step in by_lookup)
+
+
+def test_a_lookup_file_is_searched(generate: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "seen.txt"
+    file.write_text(f"{ANSWER} {ANSWER}")
+
+    without = document(generate("-d", "lookup", "-k", 8, "--json"))
+    made = document(generate("-d", "lookup", "-k", 8, "--json", "--lookup-file", file))
+
+    assert made["text"] == without["text"] == ANSWER
+    accepted = "num_accepted_lookup_draft_tokens"
+    assert made["stats"][accepted] > without["stats"][accepted]
+
+
+def test_a_lookup_file_that_nothing_searches_is_refused(generate: Cli, toys: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "seen.txt"
+    file.write_text("words")
+
+    assert_usage_error(generate("-d", "none", "--lookup-file", file), "--draft none", "--draft lookup")
+    assert_usage_error(generate("-d", toys["wrong"], "--lookup-file", file), "does not search it", "+lookup")
+
+
+def test_lookup_files_are_bounded(generate: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specgen.plan.MAX_LOOKUP_TOKENS", 10)
+    file = tmp_path / "long.txt"
+    file.write_text("many words " * 50)
+
+    ended = generate("-d", "lookup", "--lookup-file", file)
+
+    assert ended.code != 0
+    assert "at most 10 are searched" in error_of(ended)
+
+
+def test_a_lookup_file_that_is_missing_is_told(generate: Cli, tmp_path: Path) -> None:
+    ended = generate("-d", "lookup", "--lookup-file", tmp_path / "none.txt")
+
+    assert "can't read the lookup file" in error_of(ended)
+
+
 def test_json_counts_what_the_draft_got_right(generate: Cli, toys: dict[str, Path]) -> None:
     made = document(generate("-d", toys["wrong"], "-k", 5, "--json", "--baseline", "full"))
 

@@ -14,6 +14,7 @@ from specgen.engine.decoding import decode
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import PositionNoise, TorchRandomness
+from specgen.engine.routing import RoutedDrafter
 from specgen.events import Finish, Prefill
 from specgen.settings import DecodeSettings, SamplingSettings
 from tests.engine.engines import ENGINES, Engine
@@ -21,7 +22,7 @@ from tests.fakes import CPU, GREEDY, always_wrong, ids_of, oracle, random_tokens
 
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 NUM_TOKENS = 40
-DRAFTERS = ["none", "self", "other", "lookup", "random", "always-wrong", "oracle"]
+DRAFTERS = ["none", "self", "other", "lookup", "routed", "random", "always-wrong", "oracle"]
 
 
 @cache
@@ -180,6 +181,8 @@ def make_drafter(name: str, engine: Engine) -> Drafter:
         return NoDrafter()
     if name == "lookup":
         return LookupDrafter()
+    if name == "routed":
+        return RoutedDrafter(LookupDrafter(), make_drafter("other", engine))
     if name in ("self", "other"):
         return ModelDrafter(engine.make(seed=0 if name == "self" else 1), 96, GREEDY, TorchRandomness(0, CPU))
     if name == "random":

@@ -11,11 +11,12 @@ from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.model import CachedModel
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.routing import RoutedDrafter
 from tests.fakes import CPU, GREEDY, always_wrong, cached, ids_of, oracle, random_tokens, run_events, tiny_model
 from tests.shallow_drafts import SHAPES, shallow_drafter, tiny_draft
 
 KINDS = ["llama", "qwen2", "mistral"]
-DRAFTERS = ["none", "self", "other", "lookup", "random", "always-wrong", "oracle"]
+DRAFTERS = ["none", "self", "other", "lookup", "routed", "random", "always-wrong", "oracle"]
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 NUM_TOKENS = 48  # three windows of the sliding-window model
 
@@ -37,6 +38,8 @@ def make_drafter(name: str, kind: str, target: CachedModel) -> Drafter:
         return NoDrafter()
     if name == "lookup":
         return LookupDrafter()
+    if name == "routed":
+        return RoutedDrafter(LookupDrafter(), make_drafter("other", kind))
     if name in ("self", "other"):
         model = tiny_model(kind, seed=0 if name == "self" else 1)
         return ModelDrafter(cached(model), 96, GREEDY, TorchRandomness(0, CPU))

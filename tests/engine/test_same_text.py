@@ -13,6 +13,7 @@ from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import PositionNoise, TorchRandomness
+from specgen.engine.routing import RoutedDrafter
 from specgen.engine.sampling import laws
 from specgen.settings import SamplingSettings
 from tests.engine.test_enumeration import table, target_law
@@ -34,6 +35,8 @@ def sampled(drafter: Drafter, **options: object) -> list[int]:
 def drafter(name: str) -> Drafter:
     if name == "lookup":
         return LookupDrafter()
+    if name == "routed":
+        return RoutedDrafter(LookupDrafter([PROMPT]), drafter("other"))
     if name == "random":
         return random_tokens(5, 96)
     model = cached(tiny_model(seed=0 if name == "self" else 1))
@@ -41,7 +44,7 @@ def drafter(name: str) -> Drafter:
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 3, 8])
-@pytest.mark.parametrize("name", ["self", "other", "lookup", "random"])
+@pytest.mark.parametrize("name", ["self", "other", "lookup", "routed", "random"])
 def test_one_seed_gives_one_text_with_any_draft(name: str, num_draft_tokens: int) -> None:
     assert sampled(drafter(name), num_draft_tokens=num_draft_tokens) == sampled(NoDrafter())
 

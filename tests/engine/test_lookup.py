@@ -1,0 +1,93 @@
+"""What lookup offers, from the text and from files, and what a router makes of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from specgen.engine.drafters import ModelDrafter
+from specgen.engine.estimates import MatchAcceptance, Offer
+from specgen.engine.lengths import FixedLength
+from specgen.engine.lookup import LookupDrafter
+from specgen.engine.randomness import TorchRandomness
+from specgen.engine.routing import RoutedDrafter
+from specgen.events import Round
+from tests.fakes import CPU, GREEDY, cached, ids_of, rounds_of, run_events, tiny_model
+
+
+def offered(drafter: LookupDrafter, ids: list[int], limit: int = 8) -> list[int]:
+    offer = drafter.offer(ids, limit)
+    return [] if offer is None else list(offer.ids)
+
+
+def test_a_file_is_searched_beside_the_text() -> None:
+    assert offered(LookupDrafter([[5, 6, 7, 8]]), [1, 5, 6]) == [7, 8]
+
+
+def test_no_match_and_no_offer_reaches_from_one_file_into_the_next() -> None:
+    drafter = LookupDrafter([[5, 6], [7, 8]])
+
+    assert offered(drafter, [1, 5, 6]) == []
+    offer = drafter.offer([6, 7], 8)
+    assert offer is not None
+    assert (list(offer.ids), offer.matched) == ([8], 1)
+
+
+def test_the_text_goes_before_a_file_unless_the_file_matches_longer() -> None:
+    drafter = LookupDrafter([[1, 2, 3, 50], [2, 3, 51]])
+
+    assert offered(drafter, [9, 2, 3, 60, 2, 3], 1) == [60]
+    assert offered(drafter, [9, 2, 3, 60, 2, 3, 1, 2, 3], 1) == [50]
+    assert offered(LookupDrafter([[5, 6, 7, 1, 6, 8]]), [9, 5, 6], 1) == [7]
+
+
+def test_files_stay_when_the_text_is_taken_back() -> None:
+    drafter = LookupDrafter([[5, 6, 7]])
+    drafter.feed([1, 2, 3, 4])
+
+    drafter.rewind(0)
+
+    assert drafter.num_indexed == 0
+    assert offered(drafter, [1, 5, 6]) == [7]
+
+
+def test_a_text_that_repeats_itself_is_expected_to_go_on() -> None:
+    assert offered(LookupDrafter(), [9, 1, 2, 3, 1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_a_match_is_trusted_more_the_longer_it_is_and_with_every_token_of_it() -> None:
+    acceptance = MatchAcceptance()
+
+    short, long = acceptance.chances(Offer([1] * 4, 2)), acceptance.chances(Offer([1] * 4, 20))
+
+    assert short == sorted(short)
+    assert all(a < b for a, b in zip(short, long, strict=True))
+    assert acceptance.chances(Offer([1], 2, is_disputed=True))[0] < short[0]
+
+
+@pytest.mark.parametrize("was_drafted", [True, False])
+def test_an_offer_teaches_whether_it_was_drafted_or_not(was_drafted: bool) -> None:
+    lengths, offer = FixedLength(), Offer([1, 2], 3)
+    before = lengths._matches.chances(offer)[0]
+    for index in range(20):
+        lengths.begin()
+        lengths.take(offer, has_rival=True)
+        drafted = (1, 2) if was_drafted else ()
+        lengths.observe(Round(index, drafted, 0, 9, 0, 0.0, 1.0, 0.0, "lookup" if was_drafted else None))
+
+    assert lengths._matches.chances(offer)[0] < before / 3
+
+
+def routed() -> RoutedDrafter:
+    model = ModelDrafter(cached(tiny_model(seed=1)), 96, GREEDY, TorchRandomness(0, CPU))
+    return RoutedDrafter(LookupDrafter(), model)
+
+
+def test_rounds_say_which_source_drafted() -> None:
+    prompt = [1, 17, 40, 17, 40, 9]
+    plain = ids_of(run_events(cached(tiny_model()), routed(), prompt, max_new_tokens=60, num_draft_tokens=0))
+
+    events = run_events(cached(tiny_model()), routed(), [*prompt, *plain, *prompt], max_new_tokens=60)
+
+    sources = {each.source for each in rounds_of(events) if each.draft_ids}
+    assert "lookup" in sources
+    assert all(each.source is None for each in rounds_of(events) if not each.draft_ids)
