@@ -46,7 +46,7 @@ _RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class DraftChoice:
-    """A draft as named on the command line: `lookup`, `auto`, or a model and the form of its weights, or with lookup."""
+    """A draft as named on the command line: `lookup`, `auto`, a model and the form of its weights, both together."""
 
     name: str
     quant: Quantization
@@ -65,6 +65,8 @@ class DraftChoice:
     def kind(self) -> DrafterKind:
         if self.is_lookup:
             return "lookup"
+        if self.name == "auto":
+            return "auto"
         return "model+lookup" if self.has_lookup else "model"
 
 

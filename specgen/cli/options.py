@@ -41,7 +41,7 @@ DraftName = Annotated[
         "-d",
         metavar="MODEL[+lookup]|auto|lookup|none",
         envvar="SPECGEN_DRAFT",
-        help="What drafts: a small model, repetition in the text, both by turns, nothing; auto: the target's own, else lookup.",
+        help="What drafts: a small model, repetition in the text, both, nothing; auto: the target's own, else lookup.",
         rich_help_panel=MODELS,
     ),
 ]

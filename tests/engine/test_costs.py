@@ -8,6 +8,8 @@ from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.lengths import CostAwareLength
 from tests.engine.test_lengths import FLAT, STEEP, STEPPED, Costs, Machine, auto
 
+SEEDS = range(6)
+"""One run is luck: which drafts are refused decides a few per cent."""
 EARLIER = {1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}
 
 
@@ -19,15 +21,23 @@ def test_earlier_figures_are_known_and_not_confirmed() -> None:
     assert table.confirmed == frozenset()
 
 
-def test_an_earlier_figure_counts_as_one_pass() -> None:
+def test_an_earlier_figure_counts_as_one_pass_where_the_first_one_is_slower() -> None:
+    table = CostTable(EARLIER)
+
+    table.observe(4, 1.8)
+    assert table.seconds(4) == pytest.approx(1.5)
+    table.observe(4, 1.8)
+
+    assert table.seconds(4) == 1.8
+    assert table.confirmed == {4}
+
+
+def test_a_faster_pass_than_an_earlier_run_found_is_believed_at_once() -> None:
     table = CostTable(EARLIER)
 
     table.observe(4, 0.6)
-    assert table.seconds(4) == pytest.approx(0.9)
-    table.observe(4, 0.6)
 
     assert table.seconds(4) == 0.6
-    assert table.confirmed == {4}
 
 
 def test_a_machine_that_became_slower_is_slower_at_every_length() -> None:
@@ -79,11 +89,14 @@ def test_a_draft_tokens_cost_drifts_with_the_targets_until_it_is_measured() -> N
 def test_figures_taken_beside_a_busy_neighbour_cost_next_to_nothing(
     verify_cost: Costs, load: float, draft_load: float
 ) -> None:
-    costs = CostTable({n: verify_cost(n) * load for n in range(1, 18)})
+    def speed(seed: int) -> float:
+        costs = CostTable({n: verify_cost(n) * load for n in range(1, 18)})
+        lengths = CostAwareLength(costs, DraftCost(0.1 * draft_load, costs))
+        return Machine(verify_cost, 0.1, 0.8, seed=seed).speed(lengths)
 
-    speed = Machine(verify_cost, 0.1, 0.8).speed(CostAwareLength(costs, DraftCost(0.1 * draft_load, costs)))
+    fresh = sum(Machine(verify_cost, 0.1, 0.8, seed=seed).speed(auto()) for seed in SEEDS)
 
-    assert speed >= 0.97 * Machine(verify_cost, 0.1, 0.8).speed(auto())
+    assert sum(map(speed, SEEDS)) >= 0.97 * fresh
 
 
 def test_lengths_that_only_look_dear_are_tried_again() -> None:
@@ -97,9 +110,13 @@ def test_lengths_that_only_look_dear_are_tried_again() -> None:
 
 def test_known_costs_spare_the_first_rounds_their_tries() -> None:
     verify_cost, draft_cost, quality = STEEP, 0.4, 0.6
-    costs = CostTable({n: verify_cost(n) for n in range(1, 18)})
 
-    def seconds(lengths: CostAwareLength) -> float:
-        return sum(r.seconds for r in Machine(verify_cost, draft_cost, quality).run(lengths, 16, num_tokens=12))
+    def seconds(lengths: CostAwareLength, seed: int) -> float:
+        rounds = Machine(verify_cost, draft_cost, quality, seed=seed).run(lengths, 16, num_tokens=12)
+        return sum(round_.seconds for round_ in rounds)
 
-    assert seconds(CostAwareLength(costs, DraftCost(draft_cost, costs))) <= seconds(auto())
+    def knowing() -> CostAwareLength:
+        costs = CostTable({n: verify_cost(n) for n in range(1, 18)})
+        return CostAwareLength(costs, DraftCost(draft_cost, costs))
+
+    assert sum(seconds(knowing(), seed) for seed in SEEDS) <= sum(seconds(auto(), seed) for seed in SEEDS)

@@ -39,7 +39,7 @@ def make_drafter(name: str, kind: str, target: CachedModel) -> Drafter:
     if name == "lookup":
         return LookupDrafter()
     if name == "routed":
-        return RoutedDrafter(LookupDrafter(), make_drafter("other", kind))
+        return RoutedDrafter(LookupDrafter(), make_drafter("other", kind, target))
     if name in ("self", "other"):
         model = tiny_model(kind, seed=0 if name == "self" else 1)
         return ModelDrafter(cached(model), 96, GREEDY, TorchRandomness(0, CPU))
