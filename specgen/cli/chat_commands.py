@@ -39,7 +39,7 @@ COMMANDS = (
     CommandHelp("/system", "[TEXT|none]", "show, set or remove the system message"),
     CommandHelp("/set", "[NAME VALUE]", "show the settings, or change one"),
     CommandHelp("/view", "NAME", "inline, live, text, steps or off"),
-    CommandHelp("/draft", "MODEL[+lookup]|auto|lookup|none", "change what drafts"),
+    CommandHelp("/draft", "NAME[+lookup]|none", "what drafts: a model, auto, lookup, or nothing"),
     CommandHelp("/k", "N|auto", "change the longest draft"),
     CommandHelp("/stats", "[on|off]", "figures of reply and session; the line per reply"),
     CommandHelp("/last", "", "the last reply as plain text"),

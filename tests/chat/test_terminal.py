@@ -327,7 +327,7 @@ def test_an_explicit_session_that_can_t_be_written_ends_with_7(
 
     chat = open_terminal("-t", str(talker), "--resume", str(path), prepare=refuse)
 
-    chat.expect("Read-only file system")
+    chat.expect("Read-only")
     assert chat.ended() == 7
     assert path.read_bytes() == to_json(NEW, "1")
 

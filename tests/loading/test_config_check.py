@@ -26,6 +26,7 @@ def test_a_whole_folder_gives_its_facts(folder: Path) -> None:
         num_parameters=22_688,
         num_weight_bytes=90_752,
         widths_fit_blocks=False,
+        widths=(32, 64),
     )
 
 
