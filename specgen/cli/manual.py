@@ -68,7 +68,9 @@ def _exit_codes() -> list[str]:
 
 
 def _all_errors(base: type[SpecgenError]) -> list[type[SpecgenError]]:
-    return [one for child in base.__subclasses__() for one in (child, *_all_errors(child))]
+    # Only the common tree: which further errors exist depends on what was imported before.
+    children = [child for child in base.__subclasses__() if child.__module__ == SpecgenError.__module__]
+    return [one for child in children for one in (child, *_all_errors(child))]
 
 
 def _text(text: str) -> str:
