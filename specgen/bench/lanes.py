@@ -89,11 +89,10 @@ def _told_apart(lanes: Sequence[Lane]) -> list[Lane]:
 
 
 def with_label(setting: Setting, session: Session) -> Setting:
-    """The setting, named after its draft as it really runs."""
-    info = session.draft_info
+    """The setting, named after its draft as it really runs: what `auto` means is decided by now."""
+    info, drafter = session.draft_info, session.plan.settings.drafter
     if info is None:
-        is_decided = setting.drafter == "model" and session.plan.settings.drafter == "lookup"
-        return replace(setting, drafter="lookup", draft="lookup", label="lookup") if is_decided else setting
+        return replace(setting, drafter=drafter, draft=drafter, label=drafter)
     form = info.dtype if info.quant == "none" else info.quant
-    beside = "+lookup" if setting.drafter == "model+lookup" else ""
-    return replace(setting, label=f"{info.name} {form}{beside}", num_draft_bytes=info.num_bytes)
+    beside = "+lookup" if drafter == "model+lookup" else ""
+    return replace(setting, drafter=drafter, label=f"{info.name} {form}{beside}", num_draft_bytes=info.num_bytes)

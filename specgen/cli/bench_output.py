@@ -23,7 +23,8 @@ from specgen.render.bench_documents import (
     start_document,
 )
 from specgen.render.bench_table import format_bench
-from specgen.render.jsonl import dumps, error_document
+from specgen.render.json_text import dumps
+from specgen.render.jsonl import error_document
 from specgen.render.plain import ByteSink
 from specgen.render.terminal import ColorMode, is_ascii_only, is_terminal, make_console
 from specgen.saved_sessions import private_folder, state_folder

@@ -125,7 +125,8 @@ def _examine(
     from specgen.doctor.examine import examine_caches, examine_libraries
     from specgen.machine import inspect_machine
     from specgen.render.doctor import doctor_document, format_machine, format_pair
-    from specgen.render.jsonl import dumps, error_document
+    from specgen.render.json_text import dumps
+    from specgen.render.jsonl import error_document
     from specgen.render.plain import ByteSink
     from specgen.render.terminal import is_ascii_only, make_console
 

@@ -18,7 +18,8 @@ from specgen.cli.files import write_whole
 from specgen.cli.options import Format
 from specgen.errors import OutputError, SpecgenError
 from specgen.events import FinalText, Notice, RoundText, TextEvent
-from specgen.render.jsonl import Document, NdjsonView, dumps, error_document, result_document, start_document
+from specgen.render.json_text import Document, dumps
+from specgen.render.jsonl import NdjsonView, error_document, result_document, start_document
 from specgen.render.messages import format_banner, format_error, format_notice
 from specgen.render.plain import ByteSink
 from specgen.render.summary import format_summary

@@ -16,7 +16,8 @@ from specgen.bench.advice import Recommendation, cautions_of, command_words, rec
 from specgen.bench.figures import Figures, figures_of
 from specgen.bench.values import BenchReport, Difference, Run, Setting
 from specgen.render.bench_cells import figure_columns, name_columns
-from specgen.render.jsonl import SCHEMA_VERSION, Document, model_document, stats_document
+from specgen.render.json_text import Document
+from specgen.render.jsonl import SCHEMA_VERSION, model_document, stats_document
 from specgen.render.theme import UNICODE_GLYPHS
 
 CSV_NAMES = (

@@ -11,7 +11,8 @@ from specgen.bench.figures import break_even_alpha, modelled_speedup
 from specgen.bench.values import Costs
 from specgen.doctor.values import CacheState, LibraryState, ModelPlan, PairReport, TerminalState
 from specgen.machine_values import Machine
-from specgen.render.jsonl import SCHEMA_VERSION, Document
+from specgen.render.json_text import Document
+from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.messages import labelled
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs

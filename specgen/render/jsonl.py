@@ -10,53 +10,25 @@ The texts of the kept tokens of all steps, then of `text`, are the text of `resu
 
 from __future__ import annotations
 
-import json
-import math
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from specgen import __version__
 from specgen.errors import SpecgenError
 from specgen.events import FinalText, Notice, Prefill, RoundText, TextEvent
 from specgen.metrics import Baseline, Counts
+from specgen.render.json_text import Document, dumps
 from specgen.render.plain import ByteSink
 from specgen.render.promises import promise_document
-from specgen.render.sanitize import UNSAFE
 from specgen.report import ModelInfo, RunInfo, RunReport
 
 SCHEMA_VERSION = 1
-Document = dict[str, Any]
 _METHODS = {
     "model": "draft_model",
     "lookup": "prompt_lookup",
     "model+lookup": "draft_model+prompt_lookup",
     "none": "none",
 }
-
-
-def _json_escape(code: int) -> str:
-    units = chr(code).encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
-
-
-# JSON escapes C0 itself; the rest would reach a terminal as it is. Behind `json.dumps` these occur in strings only.
-_ESCAPES = {code: _json_escape(code) for code in UNSAFE if code >= 0x20}
-
-
-def dumps(document: Document) -> str:
-    """One line of strict JSON that is inert on a terminal: no control or bidi character, no NaN, no infinity."""
-    text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.translate(_ESCAPES)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 def start_document(info: RunInfo, time: datetime) -> Document:

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.text import Text
 
-from specgen.render.jsonl import SCHEMA_VERSION, Document
+from specgen.render.json_text import Document
+from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.promises import format_promise
 from specgen.render.sanitize import one_line
 from specgen.render.wording import format_draft, format_model

@@ -103,9 +103,12 @@ def best_fixed(*machine: object) -> float:
 @pytest.mark.parametrize("draft_cost", [0.0, 0.1, 0.4])
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
 def test_auto_comes_close_to_the_best_fixed_length(verify_cost: Costs, draft_cost: float, quality: float) -> None:
-    speed = Machine(verify_cost, draft_cost, quality).speed(auto())
+    machines = [(verify_cost, draft_cost, quality, seed) for seed in range(3)]
 
-    assert speed >= 0.97 * best_fixed(verify_cost, draft_cost, quality)
+    # Over three texts: one of 600 tokens can be lucky for a length.
+    speed = sum(Machine(*machine).speed(auto()) for machine in machines)
+
+    assert speed >= 0.97 * sum(best_fixed(*machine) for machine in machines)
 
 
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])

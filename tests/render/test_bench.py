@@ -13,7 +13,7 @@ from specgen.bench.values import Difference
 from specgen.render.bench_documents import bench_document, csv_text, markdown_text
 from specgen.render.bench_plot import plot_bytes
 from specgen.render.bench_table import format_bench
-from specgen.render.jsonl import dumps
+from specgen.render.json_text import dumps
 from specgen.report import Gap
 from tests.bench.reports import LABEL, report
 

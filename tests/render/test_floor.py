@@ -20,6 +20,7 @@ ALLOWED = (
     "specgen.bench.advice",
     "specgen.bench.figures",
     "specgen.bench.values",
+    "specgen.distill.values",
     "specgen.doctor.values",
     "specgen.machine_values",
     "specgen.render",

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from specgen.errors import PairError
 from specgen.events import Notice, Prefill, TextEvent
 from specgen.metrics import Baseline
+from specgen.render.json_text import dumps
 from specgen.render.jsonl import (
     NdjsonView,
-    dumps,
     error_document,
     event_document,
     result_document,
@@ -123,6 +123,8 @@ def test_the_result_holds_the_figures_under_their_names() -> None:
         "num_accepted_draft_tokens": 2,
         "num_rejected_draft_tokens": 1,
         "num_discarded_draft_tokens": 2,
+        "num_lookup_draft_tokens": 0,
+        "num_accepted_lookup_draft_tokens": 0,
         "draft_acceptance_rate": 0.4,
         "conditional_acceptance_rate": pytest.approx(2 / 3),
         "mean_acceptance_length": 3.0,
