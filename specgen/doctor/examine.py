@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from specgen.bench.values import Costs, Setting
-from specgen.doctor.memory_plan import plan_memory, plan_shallow_memory
+from specgen.doctor.memory_plan import plan_gguf_memory, plan_memory, plan_shallow_memory
 from specgen.doctor.values import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
 from specgen.errors import DeviceError
 from specgen.loading.cache import cache_root
 from specgen.loading.config_check import ConfigFacts
+from specgen.loading.gguf_scan import GgufHeader
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
 from specgen.loading.progress import SILENT, LoadReport
@@ -111,6 +112,8 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
 def _model(
     role: str, settings: ModelSettings, folder: ModelFolder, facts: ConfigFacts, num_positions: int
 ) -> ModelPlan:
+    if folder.gguf is not None:
+        return _gguf(role, settings, folder.name, folder.gguf.header, facts)
     placement = choose_placement(
         settings, facts, from_gguf=folder.from_gguf, role="draft" if role == "draft" else "target"
     )
@@ -125,6 +128,26 @@ def _model(
         remarks=placement.remarks,
         window=facts.max_positions,
         memory=plan_memory(folder.path, facts, placement, num_positions),
+    )
+
+
+def _gguf(role: str, settings: ModelSettings, name: str, header: GgufHeader, facts: ConfigFacts) -> ModelPlan:
+    """A GGUF file as llama.cpp would run it."""
+    from specgen.loading.llamacpp import gpu_layers
+    from specgen.loading.llamacpp_library import llama_library
+
+    on_gpu = gpu_layers(settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
+    return ModelPlan(
+        role=role,
+        name=name,
+        model_type=facts.model_type,
+        num_parameters=facts.num_parameters,
+        device="gpu" if on_gpu else "cpu",
+        dtype="mixed",
+        quant=header.quantization,
+        remarks=("llama.cpp",),
+        window=header.context_length,
+        memory=plan_gguf_memory(header, facts),
     )
 
 

@@ -13,6 +13,7 @@ from specgen.engine.layers import FIRST_CAPACITY
 from specgen.engine.lean import ARCHITECTURES
 from specgen.engine.model import PREFILL_CHUNK
 from specgen.loading.config_check import ConfigFacts
+from specgen.loading.gguf_scan import GgufHeader
 from specgen.loading.placement import Placement
 from specgen.loading.shallow import ShallowFacts
 from specgen.settings import MAX_DRAFT_TOKENS
@@ -81,6 +82,19 @@ def plan_shallow_memory(facts: ShallowFacts, placement: Placement, num_positions
         _cache_bytes(config, num_positions, wide) + features * wide,
         _activation_bytes(config, wide),
     )
+
+
+def plan_gguf_memory(header: GgufHeader, facts: ConfigFacts) -> MemoryPlan:
+    """Estimate what a GGUF takes on llama.cpp: its cache is made for the whole window, in float16, at the start.
+
+    Args:
+        header: The file's.
+        facts: What `gguf_facts` said of it.
+    """
+    from specgen.engine.llamacpp import PREFILL_CHUNK as GGUF_CHUNK
+
+    logits = GGUF_CHUNK * (facts.vocab_rows or 0) * 4
+    return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (facts.max_positions or 0), logits)
 
 
 def _empty_model(folder: Path) -> Any:

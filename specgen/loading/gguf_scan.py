@@ -32,7 +32,8 @@ class GgufHeader:
     """What a GGUF says about itself; `quantization` is the type most of its values are stored in, `Q4_K`.
 
     `vocab_rows` is the number of token embeddings, `num_weight_bytes` the bytes of all tensors, `tokenizer_pre`
-    llama.cpp's name of the rule that splits text before its merges.
+    llama.cpp's name of the rule that splits text before its merges, `num_cache_values` the keys and values of one
+    position, 0 where the layers' tensors don't tell.
     """
 
     version: int
@@ -49,6 +50,7 @@ class GgufHeader:
     vocab_rows: int | None = None
     num_weight_bytes: int = 0
     tokenizer_pre: str | None = None
+    num_cache_values: int = 0
 
 
 def scan_gguf(path: Path) -> GgufHeader:
@@ -77,6 +79,7 @@ class _Scan:
         self.strings_left = MAX_ARRAY_STRINGS
         self.vocab_rows: int | None = None
         self.num_weight_bytes = 0
+        self.num_cache_values = 0
 
     def header(self) -> GgufHeader:
         if self.size == 0:
@@ -94,7 +97,12 @@ class _Scan:
         pairs = self.metadata(num_pairs)
         shares = self.tensors(num_tensors, pairs.get("general.alignment", 32))
         summary = _summary(version, num_tensors, pairs, shares)
-        return replace(summary, vocab_rows=self.vocab_rows, num_weight_bytes=self.num_weight_bytes)
+        return replace(
+            summary,
+            vocab_rows=self.vocab_rows,
+            num_weight_bytes=self.num_weight_bytes,
+            num_cache_values=self.num_cache_values,
+        )
 
     def check_count(self, what: str, count: int, smallest: int) -> None:
         if count > MAX_ENTRIES:
@@ -183,6 +191,8 @@ class _Scan:
             num_values *= dim
         if name == "token_embd.weight" and num_dims == 2:
             self.vocab_rows = dims[1]
+        if name.endswith((".attn_k.weight", ".attn_v.weight")) and num_dims == 2:
+            self.num_cache_values += dims[1]
         if num_values == 0 or dims[0] % block:
             raise _Bad(f"tensor {name!r} of type {label} has the shape {dims}")
         return label, num_values, num_values // block * block_bytes

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from specgen.conversation import Conversation, ReplySettings
+from specgen.doctor.examine import examine_pair
 from specgen.engine.llamacpp import LlamaCppModel
 from specgen.engine.model import CachedModel
 from specgen.errors import PairError, PromptError, SettingsError
@@ -278,3 +279,18 @@ def test_in_a_pipe_there_is_the_answer_and_nothing_of_llama_cpp(files: dict[str,
     )
 
     assert (done.code, done.out.decode().strip(), done.err) == (0, ANSWER, "")
+
+
+def test_doctor_plans_the_memory_of_a_gguf_by_its_header(files: dict[str, Path]) -> None:
+    report = examine_pair(Plan(SessionSettings(named(files["gguf"]), "none")))
+
+    (target,) = report.models
+    header = scan_gguf(files["gguf"])
+    layers = table_model(successors()).model.layers
+    num_values = sum(
+        part.weight.shape[0] for layer in layers for part in (layer.self_attn.k_proj, layer.self_attn.v_proj)
+    )
+    assert (target.quant, target.dtype, target.device) == (header.quantization, "mixed", "cpu")
+    assert target.memory.weights == header.num_weight_bytes
+    # Keys and values in float16 for the whole window.
+    assert target.memory.cache == 2 * num_values * 512
