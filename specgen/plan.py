@@ -17,7 +17,7 @@ from specgen.loading.tokenizer import check_rows, end_ids, generation_defaults, 
 from specgen.settings import ModelSettings
 
 DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
-"""`auto`: the draft that is shipped for the target, if there is one, else lookup."""
+"""`auto`: the draft that is shipped for the target with lookup beside it, if there is one, else lookup alone."""
 
 MAX_LOOKUP_TOKENS = 100_000
 """Tokens of all given texts together: their index takes half a kilobyte each."""
@@ -111,7 +111,7 @@ class Plan:
                 self.settings = replace(self.settings, drafter="lookup", draft=None)
                 return
             draft = self.settings.draft or ModelSettings("", device=self.settings.target.device)
-            self.settings = replace(self.settings, drafter="model", draft=replace(draft, name=str(shipped)))
+            self.settings = replace(self.settings, drafter="model+lookup", draft=replace(draft, name=str(shipped)))
         if self.settings.draft is not None:
             self._plan_draft(self.settings.draft, report)
 

@@ -283,7 +283,7 @@ def chosen(target: Path, draft: str = "auto") -> Plan:
 def test_auto_takes_the_draft_that_is_shipped_for_a_target(folders: dict[str, Path], shipped: Path) -> None:
     plan = chosen(folders["target"])
 
-    assert plan.settings.drafter == "model"
+    assert plan.settings.drafter == "model+lookup"
     assert plan.draft is not None
     assert (plan.draft.path, plan.draft.name) == (shipped, "toy-draft")
     assert run(open_session(plan)).counts.num_drafted > 0
@@ -310,7 +310,7 @@ def test_another_drafter_can_be_had_by_name(folders: dict[str, Path], shipped: P
 
 def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path) -> None:
     choices = drafts_from(["auto"], "none")
-    for target, wanted in (("target", ("model", "toy-draft float32")), ("other", ("lookup", "lookup"))):
+    for target, wanted in (("target", ("model+lookup", "toy-draft float32+lookup")), ("other", ("lookup", "lookup"))):
         baseline = Plan(SessionSettings(model(folders[target]), "none"))
         plans = draft_plans(baseline, choices, DraftPlaces("float32", "cpu", None, False), SILENT)
         (_, lane) = open_lanes(baseline, {"auto": replace_quant(plans["auto"])}, settings_of(choices, ["4"]))
@@ -325,8 +325,13 @@ def replace_quant(plan: Plan) -> Plan:
 
 def test_a_saved_chat_does_not_name_a_draft_that_was_not_asked_for(folders: dict[str, Path], shipped: Path) -> None:
     settings = ChatSettings(SamplingOptions(None, None, None, None, None, None), 8, "auto")
-    for asked, saved in (("auto", None), (str(shipped), str(shipped))):
+    path = str(shipped)
+    for asked, drafter, saved in (
+        ("auto", "model+lookup", None),
+        (path, "model", path),
+        (f"{path}+lookup", "model+lookup", path),
+    ):
         conversation = converse(open_session(chosen(folders["target"], asked)), SHORT)
         transcript = transcript_of(conversation, settings, "2026-01-01")
-        assert transcript.drafter == "model"
+        assert transcript.drafter == drafter
         assert (transcript.draft and transcript.draft.name) == saved

@@ -100,7 +100,7 @@ def transcript_of(conversation: Conversation, settings: ChatSettings, created: s
     session = conversation.session
     asked, used = session.plan.asked, session.plan.settings
     # A draft that `auto` chose is not named: it lies in the package, which may be elsewhere when the chat goes on.
-    named = asked.draft if asked.drafter == "model" else None
+    named = None if asked.drafter == "auto" else asked.draft
     return Transcript(
         messages=conversation.messages,
         system=conversation.system,

@@ -1,0 +1,99 @@
+"""The draft that comes with the built-in target: taken by default, small, told of, and never heard in the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specgen.cli.request import session_settings
+from specgen.generation import Generation, Request
+from specgen.loading.builtin import fetch_builtin
+from specgen.loading.libraries import prepare_libraries
+from specgen.loading.shallow import SHIPPED, check_shallow
+from specgen.plan import Plan, SessionSettings
+from specgen.prompting import Message, encode_messages
+from specgen.session import Session, open_session
+from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
+
+pytestmark = pytest.mark.real
+
+NUM_TOKENS = 24
+PROMPTS = [
+    "Why is the sky blue?",
+    "Repeat after me, word for word: the cat sat on the mat, the cat sat on the mat.",
+    "Schreibe einen Satz über Bäume.",
+    "Write a Python function that adds two numbers.",
+]
+LARGEST_BYTES = 20_000_000
+
+prepare_libraries(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Session:
+    fetch_builtin()
+    return open_session(Plan(SessionSettings(target(), "none")))
+
+
+@pytest.fixture(scope="module")
+def drafted() -> Session:
+    """What `specgen generate` opens when nothing is asked for but the type and the engine."""
+    fetch_builtin()
+    return open_session(Plan(session_settings(target(), ModelSettings("auto", quant="none", device="cpu"))))
+
+
+def target() -> ModelSettings:
+    return ModelSettings("", quant="none", dtype="float32", device="cpu")
+
+
+def generation(session: Session, text: str, sampling: SamplingSettings, num_draft_tokens: int) -> Generation:
+    ids = encode_messages(session.plan.tokenizer, [Message("user", text)])
+    limits = DecodeSettings(NUM_TOKENS, num_draft_tokens, end_ids=session.plan.end_ids, strict=True)
+    made = Generation(session, Request(ids, limits, sampling))
+    for _ in made:
+        pass
+    return made
+
+
+def test_auto_takes_it(drafted: Session) -> None:
+    assert drafted.plan.settings.drafter == "model+lookup"
+    assert drafted.plan.draft is not None
+    assert drafted.plan.draft.path.is_relative_to(SHIPPED)
+
+
+@pytest.mark.parametrize("num_draft_tokens", [1, 5])
+@pytest.mark.parametrize("text", PROMPTS)
+def test_the_greedy_text_is_the_targets_own(alone: Session, drafted: Session, text: str, num_draft_tokens: int) -> None:
+    made = generation(drafted, text, SamplingSettings(), num_draft_tokens)
+
+    assert made.token_ids == generation(alone, text, SamplingSettings(), 0).token_ids
+    assert made.counts.num_drafted > 0
+
+
+@pytest.mark.parametrize("text", PROMPTS[:2])
+def test_one_seed_gives_one_text_with_it_and_without(alone: Session, drafted: Session, text: str) -> None:
+    sampling = SamplingSettings(temperature=0.8, seed=11, same_text=True)
+
+    made = generation(drafted, text, sampling, 4)
+
+    assert made.token_ids == generation(alone, text, sampling, 0).token_ids
+
+
+def test_it_guesses_well(drafted: Session) -> None:
+    counts = [generation(drafted, text, SamplingSettings(), 3).counts for text in PROMPTS]
+
+    tested = sum(count.num_tested for count in counts)
+    assert sum(count.num_accepted for count in counts) / tested > 0.3
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob("*/config.json")), ids=lambda p: p.name)
+def test_it_is_small_and_has_a_card(folder: Path) -> None:
+    facts: Any = check_shallow(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST_BYTES
+    assert f"# A shallow draft for {facts.target_name}" in card
+    for said in ("## Data", "## Loss", "## Measured", "## Settings", '"seed"'):
+        assert said in card
