@@ -14,7 +14,7 @@ from specgen.machine_values import Gpu, Machine
 
 LIBRARIES = (
     *("torch", "transformers", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gguf", "huggingface-hub"),
-    *("scipy", "rich", "typer", "matplotlib"),
+    *("llama-cpp-python", "scipy", "rich", "typer", "matplotlib"),
 )
 TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 """What decides about speed of matrix products on a CPU."""
@@ -71,7 +71,10 @@ def _gpus() -> tuple[Gpu, ...]:
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        free, whole = torch.cuda.mem_get_info(index)
+        try:
+            free, whole = torch.cuda.mem_get_info(index)
+        except RuntimeError:  # a device that is there and answers nobody
+            free, whole = 0, properties.total_memory
         capability = f"{properties.major}.{properties.minor}"
         found.append(Gpu(properties.name, f"cuda:{index}", int(whole), int(free), capability))
     return tuple(found)

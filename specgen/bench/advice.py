@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from specgen.bench.figures import Figures, figures_of, total
 from specgen.bench.statistics import outliers, spread
@@ -13,6 +14,8 @@ from specgen.bench.values import BASELINE, BenchReport, Setting
 NOISY_SPREAD = 0.05
 WIDE_INTERVAL = 0.10
 SLOW_START = 1.10
+LEAST_OUTLIER = 0.10
+"""On a quiet machine runs are so alike that one can be far off and no different for any purpose."""
 UNLIKE = 1.5
 """Measured and predicted speedups further apart than this are no two views of one machine."""
 CLOSE = 0.01
@@ -27,7 +30,7 @@ class Caution:
 
     Args:
         code: `noisy`, `outliers`, `slow_start`, `spans_one`, `wide_interval`, `one_repeat`, `lengths`, `different`,
-            `unlike_predicted`, `failed`, `incomplete`.
+            `unlike_predicted`, `failed`, `incomplete`, `out_of_time`.
         message: One sentence.
     """
 
@@ -53,15 +56,21 @@ def recommend(figures: Sequence[Figures]) -> Recommendation:
 
     None if the target alone may be as fast: the interval of the fastest reaches 1, or its speedup is under 1.02.
     """
-    usable = [f for f in figures if f.index != BASELINE and f.speedup is not None and f.sameness != "different"]
+    usable = _usable(figures)
     if not usable:
         return Recommendation(None, "no setting was measured to the end with the target's own text")
     best = max(usable, key=_speedup)
     if _speedup(best) < WORTHWHILE or (best.interval is not None and best.interval.low <= 1):
         return Recommendation(None, _why_not(best, figures))
-    close = [f for f in usable if _speedup(f) >= _speedup(best) * (1 - CLOSE)]
+    # One that may be no faster than the target alone stands beside no recommendation, however small its draft.
+    sure = [f for f in usable if f.interval is None or f.interval.low > 1]
+    close = [f for f in sure if _speedup(f) >= _speedup(best) * (1 - CLOSE)]
     chosen = min(close, key=lambda f: (f.setting.num_draft_bytes, -_speedup(f)))
     return Recommendation(chosen, _why(chosen, best, figures))
+
+
+def _usable(figures: Sequence[Figures]) -> list[Figures]:
+    return [f for f in figures if f.index != BASELINE and f.speedup is not None and f.sameness != "different"]
 
 
 def _speedup(figures: Figures) -> float:
@@ -98,7 +107,11 @@ def cautions_of(report: BenchReport, figures: Sequence[Figures] | None = None) -
     """Every reason to doubt a figure of the report."""
     figures = figures_of(report) if figures is None else figures
     found = [Caution("failed", f"{report.settings[f.setting].name} was left out: {f.message}") for f in report.failures]
-    if not report.is_complete:
+    if report.is_out_of_time:
+        wanted = len(report.settings) * len(report.prompts) * report.config.num_repeats
+        text = f"the time ran out behind {len(report.runs)} of {wanted} runs: the figures are of these"
+        found.append(Caution("out_of_time", text))
+    elif not report.is_complete:
         found.append(Caution("incomplete", "the benchmark did not run to its end; these are the runs that did"))
     found += _noise(report)
     if report.config.stops_at_end and len({len(run.token_ids) for run in report.runs}) > 1:
@@ -157,18 +170,19 @@ def _about(figures: Figures, report: BenchReport) -> list[Caution]:
 
 
 def _num_outliers(index: int, report: BenchReport) -> int:
-    """Runs far from the other repeats of their prompt."""
-    num = 0
+    """Runs far from the other repeats of their prompt, held against how far all prompts' runs are from theirs."""
+    shares: list[float] = []
     for prompt in range(len(report.prompts)):
         runs = [run for run in report.runs if run.setting == index and run.prompt == prompt]
-        num += len(outliers([run.counts.decode_seconds for run in runs]))
-    return num
+        times = [run.counts.decode_seconds for run in runs]
+        # With two repeats the middle is neither of them, and each is as far off as the other.
+        shares += [seconds / median(times) for seconds in times] if len(times) > 2 else []
+    return len([i for i in outliers(shares) if abs(shares[i] - 1) > LEAST_OUTLIER])
 
 
 def best_speedup(figures: Sequence[Figures]) -> Figures | None:
-    """The fastest setting, whatever its text: what limits of scripts are held against."""
-    measured = [f for f in figures if f.index != BASELINE and f.speedup is not None]
-    return max(measured, key=_speedup, default=None)
+    """The fastest setting whose text is right: what limits of scripts are held against."""
+    return max(_usable(figures), key=_speedup, default=None)
 
 
 def command_words(setting: Setting) -> str:
@@ -177,7 +191,9 @@ def command_words(setting: Setting) -> str:
     if setting.drafter == "none":
         return f"-d none{backend}"
     quant = f" --draft-quant {setting.quant}" if setting.drafter.startswith("model") and setting.quant != "auto" else ""
-    beside = "+lookup" if setting.drafter == "model+lookup" else ""
+    # What `auto` stands for has no name of its own that options know.
+    is_auto = setting.draft.partition(":")[0] == "auto"
+    beside = "+lookup" if setting.drafter == "model+lookup" and not is_auto else ""
     name = setting.draft.removesuffix(beside)
     name = (name if setting.quant == "auto" else name.removesuffix(f":{setting.quant}")) + beside
     return f"-d {shlex.quote(name)}{quant} -k {setting.length}{backend}"

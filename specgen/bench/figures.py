@@ -136,6 +136,8 @@ def _whole_repeats(pairs: Sequence[tuple[Run, Run]]) -> list[float]:
 def _sameness(report: BenchReport, index: int, prompts: set[int]) -> tuple[Sameness | None, Difference | None]:
     if report.settings[index].drafter == "none" or not report.config.sampling.is_greedy:
         return None, None
+    if not any((index, prompt) in report.compared for prompt in prompts):
+        return None, None
     found = [d for d in report.differences if d.setting == index and d.prompt in prompts]
     real = [d for d in found if not d.is_near_tie]
     if real:
@@ -168,7 +170,10 @@ def modelled_speedup(alpha: float, num_draft_tokens: int, costs: Costs, label: s
     one, verify = costs.verify(1), costs.verify(num_draft_tokens + 1)
     if not one or not verify:
         return None
-    cost = num_draft_tokens * costs.draft_seconds.get(label, 0.0) + verify
+    # Lookup proposes all its tokens at once; a model draft whose tokens all were taken has one more to read first.
+    num_costs = 1 if label == "lookup" else num_draft_tokens
+    catch_up = alpha**num_draft_tokens * costs.catch_up_seconds.get(label, 0.0)
+    cost = num_costs * costs.draft_seconds.get(label, 0.0) + catch_up + verify
     return expected_block_efficiency(alpha, num_draft_tokens) * one / cost
 
 

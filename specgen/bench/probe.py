@@ -10,6 +10,7 @@ from specgen.engine.decoding import Clock, device_clock
 from specgen.engine.lengths import FixedLength
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.routing import RoutedDrafter
+from specgen.errors import DraftError
 from specgen.opening import share_threads
 from specgen.session import Session
 from specgen.settings import SamplingSettings
@@ -41,6 +42,9 @@ def measure_costs(
         sampling: For the draft's own choice of tokens.
         clock: Seconds; default: one that waits for the devices.
         wants_end: Asked between passes; a true answer ends the measurement with what there is.
+
+    Returns:
+        The costs; a draft that fails has none.
     """
     sessions = list(drafts.values())
     target = sessions[0].target
@@ -53,6 +57,7 @@ def measure_costs(
     verify: dict[int, list[float]] = {n: [] for n in lengths}
     drafting: dict[str, list[float]] = {label: [] for label in drafts}
     catching_up: dict[str, list[float]] = {label: [] for label in drafts}
+    broken: set[str] = set()
     target.feed(ids[:-1])
     for sample in range(NUM_SAMPLES + 1):  # the first one warms up
         for n in sorted(verify, reverse=sample % 2 == 1):
@@ -65,8 +70,13 @@ def measure_costs(
             if sample:
                 verify[n].append(seconds)
         for label, session in drafts.items():
-            seconds, more = _draft_seconds(session, ids, sampling, read)
-            if sample:
+            try:
+                seconds, more = _draft_seconds(session, ids, sampling, read)
+            except DraftError:
+                # Its runs will tell why.
+                broken.add(label)
+                continue
+            if sample and label not in broken:
                 drafting[label].append(seconds)
                 catching_up[label].append(more)
     for session in sessions:

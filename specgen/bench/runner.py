@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
+from specgen.bench.budget import TimeBudget
 from specgen.bench.lanes import Lane
 from specgen.bench.memory import PeakMemory
 from specgen.bench.probe import measure_costs
@@ -63,7 +64,7 @@ class Benchmark:
         self._plan = lanes[BASELINE].session.plan
         self._alone = [index for index, lane in enumerate(lanes) if lane.setting.drafter == "none"]
         self._raw, self._template = raw, template
-        self._clock, self._wall = clock, wall
+        self._clock, self._budget = clock, TimeBudget(config.budget_seconds, wall)
         self._prompts = list(prompts)
         # Known before anything is timed: an error at the hundredth run would come late.
         self._prompt_ids = [self._encode(prompt.messages) for prompt in prompts]
@@ -77,7 +78,6 @@ class Benchmark:
         self._num_done = 0
         self._is_complete = False
         self._is_interrupted = False
-        self._started = 0.0
         self._current: Generation | None = None
 
     def interrupt(self) -> None:
@@ -93,7 +93,7 @@ class Benchmark:
         return len(self.lanes) * (config.num_warmups + len(self._prompt_ids) * config.num_repeats)
 
     def __iter__(self) -> Iterator[Step]:
-        self._started = self._wall()
+        self._budget.begin()
         self._answer_earlier_turns()
         yield self._step("reading")
         if self.config.probes_costs and not self._is_interrupted:
@@ -104,18 +104,18 @@ class Benchmark:
                 if not self._is_interrupted:
                     self._try_run(lane, 0, 0)
                     yield self._step("warmup")
-        before = self._wall() - self._started
+        self._budget.begin_repeats()
         for repeat in range(self.config.num_repeats):
-            if self._is_interrupted or not self._fits_budget(before, repeat):
+            if self._is_interrupted or not self._budget.allows_repeat(repeat):
                 break
             yield from self._repeat(repeat)
             yield self._step("repeat")
-        self._is_complete = not self._is_interrupted
+        self._is_complete = not self._is_interrupted and not self._budget.is_spent
         yield self._step("end")
 
     def _repeat(self, repeat: int) -> Iterator[Step]:
         for prompt in range(len(self._prompt_ids)):
-            if prompt and self._is_late():
+            if prompt and not self._budget.allows_prompt():
                 return
             order = list(range(len(self.lanes)))
             # By turns within a repeat, and for each prompt by turns from repeat to repeat.
@@ -124,7 +124,7 @@ class Benchmark:
             finished: list[Run] = []
             for lane in order:
                 if self._is_interrupted:
-                    return
+                    break
                 run = self._try_run(lane, prompt, repeat)
                 if run is not None:
                     self._runs.append(run)
@@ -133,6 +133,9 @@ class Benchmark:
             for comparison in self._comparisons:
                 own = [run for run in finished if self._engine(run.setting) == self._engine(comparison.alone)]
                 comparison.observe(own, self._prompt_ids[prompt])
+            if self._is_interrupted:
+                return
+            yield self._step("prompt")
 
     def report(self) -> BenchReport:
         """What is known so far."""
@@ -148,11 +151,13 @@ class Benchmark:
             config=self.config,
             runs=tuple(self._runs),
             differences=tuple(found for comparison in self._comparisons for found in comparison.differences),
+            compared=frozenset(pair for comparison in self._comparisons for pair in comparison.compared),
             costs=self._costs,
             failures=tuple(self._failures),
             notices=tuple(dict.fromkeys(notice for lane in self.lanes for notice in lane.session.notices)),
             environment=self._environment,
             is_complete=self._is_complete,
+            is_out_of_time=self._budget.is_spent,
             other_target=self.lanes[self._alone[1]].session.target_info if len(self._alone) > 1 else None,
         )
 
@@ -174,19 +179,23 @@ class Benchmark:
 
     def _answer_earlier_turns(self) -> None:
         """Make a prompt of every later turn: the target answers those before it, untimed and with its end token."""
-        prompts, shapes, ids = [], [], []
+        shapes, ids = [], []
         for prompt, shape, first_ids in zip(self._prompts, self._shapes, self._prompt_ids, strict=True):
             messages = list(prompt.messages)
-            prompts.append(prompt)
             shapes.append(shape)
             ids.append(first_ids)
             turn_ids = first_ids
             for number, turn in enumerate(prompt.later_turns, 2):
                 if self._is_interrupted:
                     break
-                reply = self._generation(BASELINE, turn_ids, stops=True)
-                for _ in reply:
-                    pass
+                reply = self._current = self._generation(BASELINE, turn_ids, stops=True)
+                try:
+                    for _ in reply:
+                        pass
+                finally:
+                    self._current = None
+                if reply.finish_reason == "interrupted":
+                    break
                 messages += [Message("assistant", reply.text), Message("user", turn)]
                 turn_ids = self._encode(messages)
                 ids.append(turn_ids)
@@ -207,18 +216,6 @@ class Benchmark:
             self._clock,
             lambda: self._is_interrupted,
         )
-
-    def _fits_budget(self, before: float, num_repeats: int) -> bool:
-        """Whether another repeat, as long as those so far, ends in time. The first one is always begun."""
-        budget = self.config.budget_seconds
-        if budget is None or num_repeats == 0:
-            return True
-        elapsed = self._wall() - self._started
-        return elapsed + (elapsed - before) / num_repeats <= budget
-
-    def _is_late(self) -> bool:
-        budget = self.config.budget_seconds
-        return budget is not None and self._wall() - self._started > budget
 
     def _generation(self, lane: int, prompt_ids: Sequence[int], *, stops: bool) -> Generation:
         setting, session = self.lanes[lane].setting, self.lanes[lane].session
@@ -246,6 +243,7 @@ class Benchmark:
         memory.begin()
         generation = self._generation(lane, self._prompt_ids[prompt], stops=self.config.stops_at_end)
         self._current = generation
+        started = self._budget.elapsed_seconds
         try:
             for _ in generation:
                 pass
@@ -258,7 +256,8 @@ class Benchmark:
             self._current = None
         if generation.finish_reason == "interrupted":
             return None
-        return Run(lane, prompt, repeat, generation.counts, tuple(generation.token_ids), self._own_part(memory, lane))
+        ids, peak = tuple(generation.token_ids), self._own_part(memory, lane)
+        return Run(lane, prompt, repeat, generation.counts, ids, peak, started)
 
     def _own_part(self, memory: PeakMemory, lane: int) -> int | None:
         """Peak of a run, less the weights that only wait for their turn."""

@@ -29,6 +29,9 @@ class Comparison:
         self.alone = alone
         self._is_wanted = sampling.is_greedy
         self._found: dict[tuple[int, int], Difference] = {}
+        self._looked_into: set[tuple[int, int, int, int | None, int | None]] = set()
+        self.compared: set[tuple[int, int]] = set()
+        """Setting and prompt of every answer that was held beside the target's own."""
 
     @property
     def differences(self) -> tuple[Difference, ...]:
@@ -40,13 +43,18 @@ class Comparison:
         alone = next((run for run in runs if run.setting == self.alone), None)
         if alone is None or not self._is_wanted:
             return
-        for run in runs:
+        for run in (other for other in runs if other is not alone):
             key = (run.setting, run.prompt)
             known = self._found.get(key)
+            self.compared.add(key)
             position = first_difference(alone.token_ids, run.token_ids)
-            # A near tie must not hide what another repeat shows.
-            if position is None or (known is not None and (not known.is_near_tie or known.position == position)):
+            # A near tie must not hide what another repeat shows, there or elsewhere.
+            if position is None or (known is not None and not known.is_near_tie):
                 continue
+            case = (*key, position, _at(alone.token_ids, position), _at(run.token_ids, position))
+            if case in self._looked_into:
+                continue
+            self._looked_into.add(case)
             gap = self._gap(prompt_ids, alone.token_ids, run.token_ids, position)
             found = Difference(run.setting, run.prompt, position, gap)
             if known is None or not found.is_near_tie:
@@ -58,6 +66,10 @@ class Comparison:
             return Gap(math.inf, 0.0)
         text = [*prompt_ids, *alone[:position]]
         return gap_between(self._target, self._info, text, alone[position], drafted[position])
+
+
+def _at(ids: Sequence[int], position: int) -> int | None:
+    return ids[position] if position < len(ids) else None
 
 
 def first_difference(alone: Sequence[int], drafted: Sequence[int]) -> int | None:

@@ -10,6 +10,8 @@ from statistics import fmean, median, stdev
 OUTLIER_SCORE = 14.826
 """Modified z-score from which hyperfine calls a run an outlier: ten standard deviations of a normal sample."""
 
+FEWEST_FOR_OUTLIERS = 9
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -42,11 +44,13 @@ def ratio_interval(ratios: Sequence[float]) -> Interval | None:
 
 
 def outliers(values: Sequence[float]) -> list[int]:
-    """Indices of values far from the rest, by modified z-score.
+    """Indices of values far from the rest, by modified z-score; none of fewer than `FEWEST_FOR_OUTLIERS`.
+
+    Of three values the deviation is the smaller gap, so one in twelve ordinary triples would hold an "outlier".
 
     Source: Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers; the limit is hyperfine's.
     """
-    if len(values) < 3:
+    if len(values) < FEWEST_FOR_OUTLIERS:
         return []
     middle = median(values)
     deviation = median(abs(value - middle) for value in values)

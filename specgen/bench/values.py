@@ -104,6 +104,7 @@ class Run:
         repeat: From 0.
         counts: Sums over its rounds.
         token_ids: What was generated.
+        started_seconds: Since the first pass of the benchmark.
         peak_memory_bytes: Most memory in use during the run, weights of drafts it did not use left out; None: the
             system does not tell.
     """
@@ -114,6 +115,7 @@ class Run:
     counts: Counts
     token_ids: tuple[int, ...]
     peak_memory_bytes: int | None = None
+    started_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +179,13 @@ class BenchReport:
         config: How it was measured.
         runs: Every finished run.
         differences: First difference per setting and prompt, greedy runs only.
+        compared: Setting and prompt of the greedy answers that were held beside the target's own.
         costs: Passes of the first engine timed on their own; None if they were not.
         failures: Settings that broke.
         notices: What loading had to tell.
         environment: Versions, processor, devices.
-        is_complete: False while it runs, and for ever if it was interrupted.
+        is_complete: False while it runs, and for ever if it was interrupted or its time ran out.
+        is_out_of_time: The time budget ended before the runs did.
         other_target: The same target on the second engine, where two are compared.
     """
 
@@ -192,15 +196,17 @@ class BenchReport:
     config: BenchSettings
     runs: tuple[Run, ...] = ()
     differences: tuple[Difference, ...] = ()
+    compared: frozenset[tuple[int, int]] = frozenset()
     costs: Costs | None = None
     failures: tuple[Failure, ...] = ()
     notices: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     is_complete: bool = False
+    is_out_of_time: bool = False
     other_target: ModelInfo | None = None
 
 
-Stage = Literal["reading", "costs", "warmup", "run", "repeat", "end"]
+Stage = Literal["reading", "costs", "warmup", "run", "prompt", "repeat", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +214,8 @@ class Step:
     """Something is done.
 
     Args:
-        stage: `reading` (earlier turns), `costs`, `warmup`, `run`, `repeat` (a whole one), `end`.
+        stage: `reading` (earlier turns), `costs`, `warmup`, `run`, `prompt` (all its runs of a repeat), `repeat`
+            (a whole one), `end`.
         num_done: Steps of equal length done; those of the warm-up count.
         num_steps: Of how many.
         run: The run that was finished, for `run`.

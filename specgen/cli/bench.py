@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from specgen.cli import bench_options as b
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
+from specgen.cli.ending import Interrupted
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import SettingsError, SpecgenError
 from specgen.settings import EngineSettings, ModelSettings, SamplingSettings
@@ -222,6 +224,7 @@ def bench(
     models = ModelSettings(target, quant, dtype, device, revision, offline, engine)
     places = b.DraftPlaces(dtype, draft_device or device, draft_revision, offline, engine)
     engines = b.on_both_engines(models, places) if backend == "both" else {"": (models, places)}
+    error: SpecgenError | None = None
     with StopSignals() as signals:
         try:
             benchmark = open_benchmark(
@@ -239,8 +242,12 @@ def bench(
             from specgen.cli.output import silence_stdout
 
             silence_stdout()
-            return
+            # A reader that left hides the table, and no limit that was missed.
+            if error is None:
+                return
         except Stopped as stopped:
+            with suppress(BrokenPipeError, SpecgenError):
+                output.fail(Interrupted(stopped.exit_code))
             raise typer.Exit(stopped.exit_code) from None
         if signals.exit_code:
             raise typer.Exit(signals.exit_code)

@@ -86,15 +86,15 @@ class BenchOutput:
         self._keeps_results = True
 
     def step(self, step: Step, report: BenchReport) -> None:
-        """Follow the benchmark: a line per run for ndjson, and the raw runs on disk after every repeat."""
+        """Follow the benchmark: a line per run for ndjson, and the raw runs on disk after every prompt."""
         if self.form == "ndjson":
             if not self._started:
                 self._started = True
                 self._line(dumps(start_document(report)))
             if step.run is not None:
                 self._line(dumps(run_document(report, step.run)))
-        if step.stage == "repeat":
-            self._keep(report)
+        if step.stage in ("prompt", "repeat"):
+            self.keep(report)
 
     def finish(self, report: BenchReport, error: SpecgenError | None, *, by_category: bool, chart: bool) -> None:
         """Write everything: files first, then stdout.
@@ -108,7 +108,7 @@ class BenchOutput:
         Raises:
             OutputError: A file or stdout can't be written; the raw runs then are in the state folder.
         """
-        self._keep(report)
+        self.keep(report)
         figures = figures_of(report)
         advice = recommend(figures)
         failed = self._export(report, figures, advice)
@@ -128,6 +128,12 @@ class BenchOutput:
         if failed is not None:
             failed.is_told = self.form in ("json", "ndjson")  # one document only; stderr has it, too
             raise failed
+
+    def finish_empty(self, report: BenchReport, error: SpecgenError | None) -> None:
+        """End before the first run: a document says so where one was asked for."""
+        if self.form in ("json", "ndjson") and not self._is_finished and error is None:
+            self._is_finished = True
+            self._line(dumps({**bench_document(report), "error": None}))
 
     def fail(self, error: SpecgenError) -> None:
         """Say an error in JSON where nothing else was said in it."""
@@ -169,9 +175,9 @@ class BenchOutput:
             )
         )
 
-    def _keep(self, report: BenchReport) -> None:
+    def keep(self, report: BenchReport) -> None:
         """Raw runs on disk, whatever happens next. A disk that refuses costs a warning, not the measurement."""
-        if not self._keeps_results:
+        if not self._keeps_results or not report.runs:
             return
         try:
             path = self._exports.json

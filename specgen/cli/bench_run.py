@@ -91,6 +91,10 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
         if benchmark.report().runs:
             tell(benchmark.report(), output, messages, error, by_category=False, chart=False)
         raise
+    except BaseException:
+        # A second Ctrl-C, a reader that left, a bug of ours: what was measured is worth more than the reason.
+        output.keep(benchmark.report())
+        raise
     finally:
         signals.listener = None
     _keep_costs(benchmark)
@@ -127,6 +131,7 @@ def tell(
     """
     if not report.runs:
         messages.warning("no run was finished")
+        output.finish_empty(report, error)
         return
     output.finish(report, error, by_category=by_category, chart=chart)
     for caution in cautions_of(report):

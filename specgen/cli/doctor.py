@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
+from specgen.cli.ending import leave
 from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.stdout import require_stdout, write_utf8
 from specgen.errors import MemoryShortageError, SettingsError, SpecgenError
 from specgen.settings import EngineSettings, ModelSettings
 
@@ -75,6 +78,17 @@ def doctor(
     measure: Annotated[
         bool, typer.Option("--measure", help="Load the models and time passes over 1 to 13 tokens.")
     ] = False,
+    alphas: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--alpha",
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="With --measure: the best draft length at this acceptance; can be repeated. Default: 0.5 to 0.9.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.", rich_help_panel=o.OUTPUT)] = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = 0,
@@ -86,6 +100,7 @@ def doctor(
     if target is None and (draft != "none" or measure):
         raise SettingsError("--draft and --measure need a target", 'give one with -t; -t "" is the built-in model')
     messages = Messages("auto", quiet)
+    require_stdout("the findings")
     wanted = None
     if target is not None:
         engine = EngineSettings(backend, gpu_layers, context_size, threads)
@@ -95,14 +110,14 @@ def doctor(
         )
     with StopSignals() as signals:
         try:
-            error = _examine(wanted, context, measure, as_json, messages, verbose)
+            error = _examine(wanted, context, measure, alphas, as_json, messages, verbose)
         except BrokenPipeError:
             from specgen.cli.output import silence_stdout
 
             silence_stdout()
             return
         except Stopped as stopped:
-            raise typer.Exit(stopped.exit_code) from None
+            leave(stopped, as_json=as_json)
         if signals.exit_code:
             raise typer.Exit(signals.exit_code)
     if error is not None:
@@ -113,6 +128,7 @@ def _examine(
     wanted: SessionSettings | None,
     context: int | None,
     measure: bool,
+    alphas: Sequence[float] | None,
     as_json: bool,
     messages: Messages,
     verbose: int,
@@ -124,7 +140,7 @@ def _examine(
     prepare_libraries(verbose > 1)
     from specgen.doctor.examine import examine_caches, examine_libraries
     from specgen.machine import inspect_machine
-    from specgen.render.doctor import doctor_document, format_machine, format_pair
+    from specgen.render.doctor import ALPHAS, doctor_document, format_machine, format_pair
     from specgen.render.json_text import dumps
     from specgen.render.jsonl import error_document
     from specgen.render.plain import ByteSink
@@ -136,42 +152,51 @@ def _examine(
         progress.stage("looking at the machine")
         machine = inspect_machine()
         libraries, caches = examine_libraries(machine), examine_caches()
-        try:
-            pair = None if wanted is None else _pair(wanted, context, measure, progress)
-        except SpecgenError as found:
-            error = found
+        if wanted is not None:
+            pair, error = _pair(wanted, context, measure, progress)
     terminal = _terminal()
     if pair is not None and any(device.fits is False for device in pair.devices):
         tight = next(device for device in pair.devices if device.fits is False)
-        error = MemoryShortageError(f"the models do not fit into the memory of {tight.device}", "try --quant nf4")
+        fix = "--context-size or " if pair.models[0].dtype == "mixed" else "--quant nf4 or "
+        error = MemoryShortageError(
+            f"the models do not fit into the memory of {tight.device}", f"try {fix}a smaller model, or no draft"
+        )
     if as_json:
         told = None if error is None else error_document(error)
-        document = doctor_document(machine, libraries, terminal, caches, pair, told)
+        document = doctor_document(machine, libraries, terminal, caches, pair, told, alphas or ALPHAS)
         ByteSink(sys.stdout.buffer).write((dumps(document) + "\n").encode())
         if error is not None:
             error.is_told = True
         return error
     console = make_console(sys.stdout, "auto", os.environ)
     ascii_only = is_ascii_only(console)
+    write_utf8()  # only now: the signs of ours are those the terminal knows, and paths are what they are
     console.print(format_machine(machine, libraries, terminal, caches, ascii_only=ascii_only))
     if pair is not None:
         console.print()
-        console.print(format_pair(pair, ascii_only=ascii_only))
+        console.print(format_pair(pair, alphas or ALPHAS, ascii_only=ascii_only))
     return error
 
 
-def _pair(wanted: SessionSettings, context: int | None, measure: bool, progress: LoadReport) -> PairReport:
+def _pair(
+    wanted: SessionSettings, context: int | None, measure: bool, progress: LoadReport
+) -> tuple[PairReport | None, SpecgenError | None]:
+    """What is known of a pair, and what went wrong: a plan stands when its measurement fails."""
     from specgen.bench.prompts import bundled_prompts
     from specgen.doctor.examine import examine_pair, measure_pair
     from specgen.plan import Plan
     from specgen.prompting import encode_text
 
-    plan = Plan(wanted, progress)
-    pair = examine_pair(plan, context)
-    if not measure or any(device.fits is False for device in pair.devices):
-        return pair
-    longest = max((prompt.messages[0].content for prompt in bundled_prompts()), key=len)
-    return measure_pair(plan, pair, encode_text(plan.tokenizer, longest), progress)
+    pair: PairReport | None = None
+    try:
+        plan = Plan(wanted, progress)
+        pair = examine_pair(plan, context)
+        if not measure or any(device.fits is False for device in pair.devices):
+            return pair, None
+        longest = max((prompt.messages[0].content for prompt in bundled_prompts()), key=len)
+        return measure_pair(plan, pair, encode_text(plan.tokenizer, longest), progress), None
+    except SpecgenError as error:
+        return pair, error
 
 
 def _terminal() -> TerminalState:

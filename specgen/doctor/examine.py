@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def _size(path: Path) -> int:
     for folder, _, names in os.walk(path):
         for name in names:
             file = os.path.join(folder, name)
-            total += 0 if os.path.islink(file) else os.lstat(file).st_size
+            with suppress(OSError):  # a download in progress renames its files
+                total += 0 if os.path.islink(file) else os.lstat(file).st_size
     return total
 
 
@@ -81,7 +83,8 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
 
     Args:
         plan: Its making has checked files, tokenizers and whether they fit together.
-        num_positions: Length of text to plan memory for; default: the window, at most 4096.
+        num_positions: Length of text to plan memory for; default: the window, at most 4096. On llama.cpp always the
+            window.
 
     Raises:
         DeviceError: A device asked for is missing.
@@ -89,7 +92,9 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
     """
     windows = [facts.max_positions for facts in (plan.facts, plan.draft_facts) if facts and facts.max_positions]
     window = min(windows, default=None)
-    positions = num_positions or min(window or 4096, 4096)
+    # llama.cpp makes its cache for the whole window at the start, whatever is written.
+    whole = window if plan.target.gguf is not None else None
+    positions = whole or num_positions or min(window or 4096, 4096)
     models = [_model("target", plan.settings.target, plan.target, plan.facts, positions)]
     if plan.draft is not None and plan.draft_facts is not None and plan.settings.draft is not None:
         if plan.shallow is not None:
@@ -203,6 +208,7 @@ def measure_pair(
     has_draft = drafter != "none"
     lanes = open_lanes(baseline, {"draft": plan} if has_draft else {}, [setting] if has_draft else [], progress)
     progress.stage("timing passes")
-    # Without a draft the last lane is the target alone, whose drafts cost nothing.
-    costs: Costs = measure_costs({"draft": lanes[-1].session}, prompt_ids, LONGEST_MEASURED_DRAFT, SamplingSettings())
-    return replace(report, costs=costs)
+    label = "lookup" if drafter == "lookup" else "draft"
+    costs: Costs = measure_costs({label: lanes[-1].session}, prompt_ids, LONGEST_MEASURED_DRAFT, SamplingSettings())
+    # Without a draft the last lane is the target alone: its "drafts" cost nothing and mean nothing.
+    return replace(report, costs=costs if has_draft else Costs(costs.verify_seconds, {}))

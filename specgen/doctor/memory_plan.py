@@ -91,9 +91,9 @@ def plan_gguf_memory(header: GgufHeader, facts: ConfigFacts) -> MemoryPlan:
         header: The file's.
         facts: What `gguf_facts` said of it.
     """
-    from specgen.engine.llamacpp import PREFILL_CHUNK as GGUF_CHUNK
+    from specgen.engine.llamacpp import MAX_ROWS
 
-    logits = GGUF_CHUNK * (facts.vocab_rows or 0) * 4
+    logits = MAX_ROWS * (facts.vocab_rows or 0) * 4
     return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (facts.max_positions or 0), logits)
 
 

@@ -21,7 +21,21 @@ from specgen.render.jsonl import SCHEMA_VERSION, model_document, stats_document
 from specgen.render.theme import UNICODE_GLYPHS
 
 CSV_NAMES = (
-    *("engine", "draft", "k", "prompt", "repeat", "tokens", "prefill_s", "ttft_s", "decode_s", "draft_s", "verify_s"),
+    *(
+        "engine",
+        "draft",
+        "k",
+        "prompt",
+        "category",
+        "repeat",
+        "started_s",
+        "tokens",
+        "prefill_s",
+        "ttft_s",
+        "decode_s",
+        "draft_s",
+        "verify_s",
+    ),
     *("rounds", "drafted", "accepted", "rejected", "peak_memory_bytes"),
 )
 
@@ -33,6 +47,7 @@ def bench_document(report: BenchReport) -> Document:
         **start_document(report),
         "type": "bench",
         "is_complete": report.is_complete,
+        "is_out_of_time": report.is_out_of_time,
         "results": [result_document(report, item) for item in figures],
         "categories": _categories(report),
         "costs": _costs(report),
@@ -98,7 +113,9 @@ def run_document(report: BenchReport, run: Run) -> Document:
         "type": "run",
         **_setting(report.settings[run.setting]),
         "prompt": report.prompts[run.prompt].id,
+        "category": report.prompts[run.prompt].category,
         "repeat": run.repeat,
+        "started_s": run.started_seconds,
         "tokens": counts.num_emitted,
         "prefill_s": counts.prefill_seconds,
         "ttft_s": counts.ttft_seconds,
@@ -202,4 +219,5 @@ def _costs(report: BenchReport) -> Document | None:
     return {
         "verify_s": {str(n): seconds for n, seconds in sorted(report.costs.verify_seconds.items())},
         "draft_token_s": dict(report.costs.draft_seconds),
+        "catch_up_s": dict(report.costs.catch_up_seconds),
     }

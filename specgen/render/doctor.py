@@ -56,8 +56,8 @@ def format_machine(
     return _safe(lines, ascii_only)
 
 
-def format_pair(pair: PairReport, *, ascii_only: bool = False) -> Text:
-    """Compatibility, memory, window, and what was measured."""
+def format_pair(pair: PairReport, alphas: Sequence[float] = ALPHAS, *, ascii_only: bool = False) -> Text:
+    """Compatibility, memory, window, and what was measured; the best draft length at each of `alphas`."""
     lines = [line for model in pair.models for line in _model_lines(model)]
     if pair.num_shared_tokens is not None:
         lines.append(labelled("tokens", f"compatible: {pair.num_shared_tokens} ids mean the same to both"))
@@ -71,7 +71,7 @@ def format_pair(pair: PairReport, *, ascii_only: bool = False) -> Text:
         peak = f"{_size(pair.peak_bytes)}, {_size(pair.library_bytes)} of it for the program itself"
         lines.append(labelled("peak", f"about {peak}"))
     text = _safe(lines, ascii_only)
-    return text if pair.costs is None else text.append("\n").append(_measured(pair.costs, ascii_only))
+    return text if pair.costs is None else text.append("\n").append(_measured(pair.costs, alphas, ascii_only))
 
 
 def _model_lines(model: ModelPlan) -> list[Text]:
@@ -83,20 +83,25 @@ def _model_lines(model: ModelPlan) -> list[Text]:
     return [labelled(model.role, f"{form} {model.device}{why}"), labelled("", parts + copies)]
 
 
-def _measured(costs: Costs, ascii_only: bool) -> Text:
+def _measured(costs: Costs, alphas: Sequence[float], ascii_only: bool) -> Text:
     """v(n), draft cost, break-even acceptance, best length by acceptance."""
     alpha = glyphs(ascii_only=ascii_only).alpha
     one = costs.verify(1)
     if not one:
         return labelled("costs", "nothing was measured")
     curve = ", ".join(f"{n}: {seconds / one:.2f}" for n, seconds in sorted(costs.verify_seconds.items()))
-    draft = costs.draft_seconds.get("draft", 0.0)
-    needs = [(k, break_even_alpha(k, costs, "draft")) for k in LENGTHS]
+    passes = labelled("v(n)", f"a pass over n tokens, in steps of one of {1000 * one:.1f} ms: {curve}")
+    # No draft, or one that failed.
+    if not costs.draft_seconds:
+        return passes
+    ((label, draft),) = costs.draft_seconds.items()
+    needs = [(k, break_even_alpha(k, costs, label)) for k in LENGTHS]
     words = [f"-k {k} {'never' if need is None else f'{100 * need:.0f} %'}" for k, need in needs]
-    best = [f"{100 * value:.0f} %: {_best_length(value, costs)}" for value in ALPHAS]
+    best = [f"{100 * value:.0f} %: {_best_length(value, costs)}" for value in alphas]
+    what = "a proposal" if label == "lookup" else "a token"
     lines = [
-        labelled("v(n)", f"a pass over n tokens, in steps of one of {1000 * one:.1f} ms: {curve}"),
-        labelled("draft", f"a token costs {1000 * draft:.1f} ms, {draft / one:.2f} steps"),
+        passes,
+        labelled(label, f"{what} costs {1000 * draft:.1f} ms, {draft / one:.2f} steps"),
         labelled("pays", f"from this {alpha} on: {', '.join(words)}"),
         labelled("best", f"length at {alpha} of {', '.join(best)}"),
     ]
@@ -106,7 +111,8 @@ def _measured(costs: Costs, ascii_only: bool) -> Text:
 def best_length(alpha: float, costs: Costs) -> tuple[int, float]:
     """The draft length with the best modelled speedup, and that speedup; 0 and 1 if none pays."""
     longest = max(costs.verify_seconds, default=1) - 1
-    found = [(modelled_speedup(alpha, k, costs, "draft") or 0.0, k) for k in range(1, longest + 1)]
+    label = next(iter(costs.draft_seconds), "")
+    found = [(modelled_speedup(alpha, k, costs, label) or 0.0, k) for k in range(1, longest + 1)]
     speedup, k = max(found, default=(0.0, 0))
     return (k, speedup) if speedup > 1 else (0, 1.0)
 
@@ -123,6 +129,7 @@ def doctor_document(
     caches: Sequence[CacheState],
     pair: PairReport | None,
     error: Document | None,
+    alphas: Sequence[float] = ALPHAS,
 ) -> Document:
     """Everything as one document."""
     return {
@@ -136,12 +143,12 @@ def doctor_document(
         },
         "terminal": asdict(terminal),
         "caches": [asdict(cache) for cache in caches],
-        "pair": None if pair is None else _pair_document(pair),
+        "pair": None if pair is None else _pair_document(pair, alphas),
         "error": error,
     }
 
 
-def _pair_document(pair: PairReport) -> Document:
+def _pair_document(pair: PairReport, alphas: Sequence[float]) -> Document:
     document: Document = {
         "models": [asdict(model) for model in pair.models],
         "devices": [{**asdict(device), "fits": device.fits} for device in pair.devices],
@@ -155,13 +162,15 @@ def _pair_document(pair: PairReport) -> Document:
     }
     if pair.costs is not None:
         costs = pair.costs
+        label, seconds = next(iter(costs.draft_seconds.items()), (None, None))
         document["costs"] = {
             "verify_s": {str(n): seconds for n, seconds in sorted(costs.verify_seconds.items())},
-            "draft_token_s": costs.draft_seconds.get("draft"),
-            "break_even_alpha": {str(k): break_even_alpha(k, costs, "draft") for k in LENGTHS},
-            "best_length_by_alpha": {
-                f"{alpha:g}": {"k": best_length(alpha, costs)[0], "speedup": best_length(alpha, costs)[1]}
-                for alpha in ALPHAS
+            "draft_token_s": seconds,
+            "break_even_alpha": None if label is None else {str(k): break_even_alpha(k, costs, label) for k in LENGTHS},
+            "best_length_by_alpha": None
+            if label is None
+            else {
+                f"{alpha:g}": dict(zip(("k", "speedup"), best_length(alpha, costs), strict=True)) for alpha in alphas
             },
         }
     return document

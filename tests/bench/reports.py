@@ -51,6 +51,7 @@ def report(
         runs=tuple(runs),
         differences=tuple(differences),
         costs=Costs({n: 0.1 + 0.01 * (n - 1) for n in range(1, 10)}, {LABEL: 0.015, "lookup": 1e-5}),
+        compared=frozenset((i, prompt) for i in (1, 2) for prompt in range(2)),
         environment={"processor": "test"},
         is_complete=True,
     )

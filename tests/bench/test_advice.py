@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from specgen.bench.advice import cautions_of, command_words, recommend
+from specgen.bench.advice import best_speedup, cautions_of, command_words, recommend
 from specgen.bench.figures import break_even_alpha, figures_of, modelled_speedup
-from specgen.bench.values import Difference
+from specgen.bench.values import Difference, Setting
+from specgen.cli.request import session_settings
 from specgen.report import Gap
-from tests.bench.reports import LABEL, SETTINGS, report
+from specgen.settings import ModelSettings
+from tests.bench.reports import LABEL, SETTINGS, counts, report
 
 
 def test_the_fastest_setting_is_recommended_with_its_reason() -> None:
@@ -92,6 +96,83 @@ def test_doubts_are_told() -> None:
     assert codes(report(differences=[different])) == {"different"}
     assert codes(report((0.03,) * 3)) == {"unlike_predicted"}
     assert codes(replace(report(), is_complete=False)) == {"incomplete"}
+
+
+def test_one_run_far_from_all_others_is_told_and_ordinary_noise_is_not() -> None:
+    noise = [0.05, 0.0502, 0.0499, 0.0503, 0.0501]
+    assert "outliers" not in codes(report(noise, [0.08] * 5))
+    assert "outliers" not in codes(report([0.05, 0.05001, 0.0501], [0.08] * 3))
+    made = report(noise, [0.08] * 5)
+    slow = next(i for i, run in enumerate(made.runs) if run.setting == 1)
+    runs = [*made.runs]
+    runs[slow] = replace(runs[slow], counts=counts(0.2, 4, 3))
+
+    assert "outliers" in codes(replace(made, runs=tuple(runs)))
+
+
+def test_time_that_ran_out_is_told_with_what_was_measured() -> None:
+    made = replace(report(), is_complete=False, is_out_of_time=True)
+    (told,) = [c for c in cautions_of(made) if c.code == "out_of_time"]
+
+    assert "18 of 18 runs" in told.message
+    assert codes(made) == {"out_of_time"}
+
+
+def test_a_recommended_setting_is_surely_faster_itself() -> None:
+    # The model's draft is larger and surely faster; lookup is as fast in sum, and nobody knows.
+    advice = recommend(figures_of(report((0.05,) * 3, (0.02, 0.11, 0.02))))
+
+    assert advice.figures is not None
+    assert advice.figures.setting.drafter == "model"
+
+
+def test_a_fast_and_wrong_text_keeps_no_limit() -> None:
+    wrong = Difference(setting=1, prompt=0, position=3, gap=Gap(5.0, 0.1))
+
+    best = best_speedup(figures_of(report(differences=[wrong])))
+
+    assert best is not None
+    assert best.setting.drafter == "lookup"
+
+
+def test_texts_nobody_compared_are_not_called_the_same() -> None:
+    made = replace(report(), compared=frozenset({(2, 0), (2, 1)}))
+
+    assert [f.sameness for f in figures_of(made)] == [None, None, "same"]
+
+
+def test_what_a_model_reads_after_a_draft_that_was_taken_whole_is_in_the_curve() -> None:
+    costs = report().costs
+    assert costs is not None
+    dear = replace(costs, catch_up_seconds={LABEL: 0.01})
+
+    # 0.64: the chance that both are taken.
+    seconds = 2 * 0.015 + 0.12 + 0.64 * 0.01
+    assert modelled_speedup(0.8, 2, dear, LABEL) == pytest.approx(2.44 * 0.1 / seconds)
+    # Lookup pays once for all it proposes.
+    assert modelled_speedup(0.8, 2, costs, "lookup") == pytest.approx(2.44 * 0.1 / (1e-5 + 0.12))
+
+
+@pytest.mark.parametrize(
+    ("setting", "drafter", "name", "quant"),
+    [
+        (Setting("model", "Qwen/0.5B:nf4", LABEL, 4, "constant", "nf4"), "model", "Qwen/0.5B", "nf4"),
+        (Setting("model+lookup", "Qwen/0.5B+lookup", LABEL, 4), "model+lookup", "Qwen/0.5B", "auto"),
+        (Setting("model+lookup", "auto", LABEL, 16, "auto"), "auto", "auto", "auto"),
+        (Setting("lookup", "lookup", "lookup", 16, "auto"), "lookup", None, None),
+    ],
+)
+def test_recommended_words_mean_the_setting_to_the_command_line(
+    setting: Setting, drafter: str, name: str | None, quant: str | None
+) -> None:
+    words = dict(pairwise(shlex.split(command_words(setting))))
+
+    draft = ModelSettings(words["-d"], quant=words.get("--draft-quant", "auto"))  # type: ignore[arg-type]
+    made = session_settings(ModelSettings(""), draft)
+
+    assert made.drafter == drafter
+    assert (None if made.draft is None else made.draft.name) == name
+    assert (None if made.draft is None else made.draft.quant) == quant
 
 
 def test_the_words_of_a_recommendation_can_be_given_to_generate() -> None:

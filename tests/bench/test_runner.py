@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from specgen.bench.figures import figures_of
 from specgen.bench.runner import Benchmark
@@ -72,8 +74,9 @@ def test_every_run_reads_its_whole_prompt(toys: dict[str, Path], clock: VirtualC
     assert {run.counts.num_prompt_tokens for run in report.runs} == {report.prompts[0].num_tokens}
 
 
+@pytest.mark.parametrize(("num_repeats", "num_prompts"), [(2, 1), (5, 1), (3, 3)])
 def test_a_drift_of_six_percent_over_the_run_biases_the_ratio_by_less_than_one(
-    toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch, num_repeats: int, num_prompts: int
 ) -> None:
     speedups, totals = [], []
     for drift in (0.0, 0.06):
@@ -82,9 +85,9 @@ def test_a_drift_of_six_percent_over_the_run_biases_the_ratio_by_less_than_one(
             total = totals[0] if totals else 1.0
             clock.rule = lambda c, t, n, drift=drift, total=total: plain_rule(c, t, n) * (1 + drift * c.now / total)
             clock.install(patch)
-            config = BenchSettings(num_tokens=40, num_repeats=2, num_warmups=0, probes_costs=False)
+            config = BenchSettings(num_tokens=40, num_repeats=num_repeats, num_warmups=0, probes_costs=False)
             drafts = {"wrong": toys["wrong"], "lookup": None}
-            report = finished(benchmark(clock, toys["target"], drafts, (2, 5), config, num_prompts=1))
+            report = finished(benchmark(clock, toys["target"], drafts, (2, 5), config, num_prompts=num_prompts))
         totals.append(clock.now)
         speedups.append([item.speedup for item in figures_of(report)[1:]])
 
@@ -128,6 +131,19 @@ def test_an_interrupt_keeps_whole_runs_only(toys: dict[str, Path], clock: Virtua
     assert not report.is_complete
     assert len(report.runs) == 3
     assert {run.counts.num_emitted for run in report.runs} == {40}
+    # Of the second prompt the target alone was still to come.
+    assert {pair for pair in report.compared if pair[0]} == {(1, 0)}
+
+
+def test_an_interrupted_prompt_is_compared_as_far_as_it_went(toys: dict[str, Path], clock: VirtualClock) -> None:
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2, 3), SMALL)
+
+    for step in made:
+        if step.stage == "run" and step.num_done == 5:
+            made.interrupt()
+
+    assert {pair for pair in made.report().compared if pair[0]} == {(1, 0)}
+    assert [item.sameness for item in figures_of(made.report())] == [None, "same"]
 
 
 def test_an_interrupt_in_the_middle_of_a_run_drops_that_run(
@@ -149,14 +165,15 @@ def test_an_interrupt_in_the_middle_of_a_run_drops_that_run(
     assert len(report.runs) < 12
 
 
+@pytest.mark.parametrize("from_the_start", [True, False])
 def test_a_broken_draft_is_left_out_and_said(
-    toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+    toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, from_the_start: bool
 ) -> None:
     made = benchmark(clock, toys["target"], {"wrong": toys["wrong"], "lookup": None}, (2,), SMALL)
     broken, forward = made.lanes[1].session.draft, CachedModel._forward
 
     def breaking(model: CachedModel, *arguments: object) -> object:
-        if model is broken and made.report().runs:
+        if model is broken and (from_the_start or made.report().runs):
             raise RuntimeError("planted")
         return forward(model, *arguments)
 
@@ -166,6 +183,8 @@ def test_a_broken_draft_is_left_out_and_said(
     assert [failure.setting for failure in report.failures] == [1]
     assert "planted" in report.failures[0].message
     assert {run.setting for run in report.runs} == {0, 2}
+    assert report.costs is not None
+    assert "lookup" in report.costs.draft_seconds
 
 
 def test_time_that_runs_out_ends_behind_a_whole_prompt(toys: dict[str, Path], clock: VirtualClock) -> None:
@@ -175,6 +194,7 @@ def test_time_that_runs_out_ends_behind_a_whole_prompt(toys: dict[str, Path], cl
 
     assert len(report.runs) == 2
     assert {run.prompt for run in report.runs} == {0}
+    assert (report.is_complete, report.is_out_of_time) == (False, True)
 
 
 def test_no_repeat_is_begun_that_would_end_too_late(toys: dict[str, Path], clock: VirtualClock) -> None:
@@ -207,3 +227,25 @@ def test_the_report_can_be_asked_for_after_every_repeat(toys: dict[str, Path], c
     sizes = [len(made.report().runs) for stage in _steps(made) if stage == "repeat"]
 
     assert sizes == [4, 8, 12]
+
+
+def test_the_interval_is_that_of_the_repeats_as_computed_by_hand(
+    toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = (1.0, 1.1, 1.3)
+    clock = VirtualClock()
+    made = benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL)
+    # Passes over several tokens get dearer from repeat to repeat; the target alone never makes one.
+    clock.rule = lambda c, is_target, n: (
+        plain_rule(c, is_target, n) * (factors[min(len(made.report().runs) // 4, 2)] if is_target and n > 1 else 1.0)
+    )
+    clock.install(monkeypatch)
+    drafted = figures_of(finished(made))[1]
+
+    rounds = expected_rounds(40, 2)
+    ratios = [40 / sum(0.2 * d + (1 + d / 10) * (f if d else 1) for d, _ in rounds) for f in factors]
+    logs = [math.log(ratio) for ratio in ratios]
+    low, high = stats.t.interval(0.95, 2, loc=sum(logs) / 3, scale=stats.sem(logs))
+    assert drafted.repeat_ratios == pytest.approx(ratios)
+    assert drafted.interval is not None
+    assert (drafted.interval.low, drafted.interval.high) == pytest.approx((math.exp(low), math.exp(high)))

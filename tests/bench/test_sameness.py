@@ -58,6 +58,24 @@ def test_a_near_tie_does_not_hide_a_real_difference_of_another_repeat() -> None:
     assert [(found.position, found.is_near_tie) for found in comparison.differences] == [(2, False)]
 
 
+def test_a_near_tie_does_not_hide_another_token_at_the_same_place() -> None:
+    comparison = Comparison(table(gap=1e-6), FLOAT32, GREEDY)
+
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 5)], [0])
+
+    assert [(found.position, found.is_near_tie) for found in comparison.differences] == [(2, False)]
+
+
+def test_what_was_compared_is_known() -> None:
+    comparison = Comparison(table(gap=0.5), FLOAT32, GREEDY)
+
+    comparison.observe([run(1, 4, 1, 2)], [0])
+    assert comparison.compared == set()
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 2)], [0])
+    assert comparison.compared == {(1, 0)}
+
+
 def test_sampled_texts_are_not_compared() -> None:
     comparison = Comparison(table(gap=0.5), FLOAT32, SamplingSettings(temperature=1.0))
 

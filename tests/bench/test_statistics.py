@@ -36,9 +36,19 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_a_run_far_off_is_an_outlier_and_ordinary_noise_is_not() -> None:
-    assert outliers([1.0, 1.01, 0.99, 1.02, 3.0]) == [4]
-    assert outliers([1.0, 1.01, 0.99, 1.02, 1.05]) == []
-    assert outliers([1.0, 1.0, 1.0, 2.0]) == []
+    quiet = [1.0, 1.01, 0.99, 1.02, 0.98, 1.005, 0.995, 1.015]
+
+    assert outliers([*quiet, 3.0]) == [8]
+    assert outliers([*quiet, 1.05]) == []
+    assert outliers([1.0] * 9 + [2.0]) == []
+
+
+def test_noise_is_no_outlier_and_a_few_values_hold_none() -> None:
+    chance = random.Random(1)
+    samples = [[chance.uniform(1, 1.2) for _ in range(9)] for _ in range(4000)]
+
+    assert sum(bool(outliers(sample)) for sample in samples) < 40
+    assert outliers([1.0, 1.001, 3.0]) == []
 
 
 def test_spread_is_the_standard_deviation_as_a_share_of_the_mean() -> None:
