@@ -122,7 +122,8 @@ def _facts(role: str, folder: ModelFolder, model: LanguageModel, info: ModelInfo
         "dtype": info.dtype,
         "device": info.device,
         "processor": torch.cuda.get_device_name(model.device) if is_cuda else processor_name(),
-        "threads": torch.get_num_threads(),
+        # llama.cpp has threads of its own, and torch's number beside it says nothing.
+        "threads": getattr(model, "num_threads", torch.get_num_threads()),
         "engine": f"{type(model).__name__} {engine}",
         "versions": " ".join([f"specgen {__version__}", *(f"{name} {version_of(name)}" for name in DECISIVE)]),
     }

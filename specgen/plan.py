@@ -106,6 +106,7 @@ class Plan:
     def _plan_drafter(self, report: LoadReport) -> None:
         self.draft = self.draft_facts = self.pairing = self.shallow = None
         if self.settings.drafter == "auto":
+            # A shallow draft runs on its target's embeddings, which llama.cpp does not give away.
             shipped = None if self.target.gguf is not None else shipped_draft(self.target.path)
             if shipped is None:
                 self.settings = replace(self.settings, drafter="lookup", draft=None)

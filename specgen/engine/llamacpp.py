@@ -38,7 +38,10 @@ class NativeWeights(Protocol):
 
 
 class _Context:
-    """Owner of llama.cpp's own objects. The model and every view of its logits hold it, so none outlives its memory."""
+    """Owner of llama.cpp's own objects, held by the model and every view of its logits: none outlives the context.
+
+    The output buffer may move within it, when more rows are asked for; then an older view is stale, as after any pass.
+    """
 
     def __init__(self, weights: NativeWeights, params: Any) -> None:
         library = weights.library
@@ -190,13 +193,13 @@ class LlamaCppModel:
             self._library.llama_synchronize(self._context)
             if status != 0:
                 raise self._failure(status, max(new))
+            self.length = end
         except BaseException:
             # Some of the tokens may be in the cache and others not; also if Ctrl-C came while it computed.
             self.reset()
             raise
         self.forward_seconds += perf_counter() - started
         self.num_forwards += 1
-        self.length = end
         return self._last_rows(num_wanted)
 
     def _last_rows(self, count: int) -> Tensor:

@@ -6,7 +6,6 @@ bombs of the fault catalogue (F25) takes milliseconds; the libraries ended in Me
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 from specgen.loading.files import corrupt, open_regular
 from specgen.loading.ggml_types import GGML_TYPES
+from specgen.loading.gguf_bytes import Bytes, Contradiction
 
 MAX_ENTRIES = 65_536
 MAX_KEY_BYTES = 256
@@ -25,6 +25,12 @@ MAX_ALIGNMENT = 2**20
 
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+_TOKEN_ARRAYS = {
+    "tokenizer.ggml.tokens": (_STRING,),
+    "tokenizer.ggml.token_type": (4, 5),
+    "tokenizer.ggml.scores": (6,),
+}
+"""One entry per token in each, and the types they may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,39 +68,35 @@ def scan_gguf(path: Path) -> GgufHeader:
     with open_regular(path) as file:
         try:
             return _Scan(file).header()
-        except (_Bad, UnicodeDecodeError) as error:
+        except (Contradiction, UnicodeDecodeError) as error:
             why = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise corrupt(path, why) from error
 
 
-class _Bad(Exception):
-    """The file contradicts itself; the text says how."""
-
-
-class _Scan:
+class _Scan(Bytes):
     def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.size = os.fstat(file.fileno()).st_size
-        self.position = 0
+        super().__init__(file)
         self.strings_left = MAX_ARRAY_STRINGS
         self.vocab_rows: int | None = None
         self.num_weight_bytes = 0
         self.num_cache_values = 0
+        self.token_counts: dict[str, int] = {}
 
     def header(self) -> GgufHeader:
         if self.size == 0:
-            raise _Bad("empty")
+            raise Contradiction("empty")
         if self.take(4) != b"GGUF":
-            raise _Bad("does not begin with GGUF")
+            raise Contradiction("does not begin with GGUF")
         version = self.u32()
         if version not in (2, 3):
             big_endian = version in (2 << 24, 3 << 24)
-            raise _Bad("big-endian" if big_endian else f"version {version}; versions 2 and 3 can be read")
+            raise Contradiction("big-endian" if big_endian else f"version {version}; versions 2 and 3 can be read")
         num_tensors, num_pairs = self.u64(), self.u64()
         # The smallest tensor entry is 8 + 4 + 8 + 4 + 8 bytes, the smallest pair 8 + 4 + 1.
         self.check_count("tensors", num_tensors, 32)
         self.check_count("metadata entries", num_pairs, 13)
         pairs = self.metadata(num_pairs)
+        self.check_tokens(pairs)
         shares = self.tensors(num_tensors, pairs.get("general.alignment", 32))
         summary = _summary(version, num_tensors, pairs, shares)
         return replace(
@@ -106,9 +108,9 @@ class _Scan:
 
     def check_count(self, what: str, count: int, smallest: int) -> None:
         if count > MAX_ENTRIES:
-            raise _Bad(f"claims {count} {what}; at most {MAX_ENTRIES} are read")
+            raise Contradiction(f"claims {count} {what}; at most {MAX_ENTRIES} are read")
         if count * smallest > self.size - self.position:
-            raise _Bad(f"claims {count} {what}, more than fit into the file")
+            raise Contradiction(f"claims {count} {what}, more than fit into the file")
 
     def metadata(self, count: int) -> dict[str, object]:
         """Scalars and strings by key; arrays are walked over, not kept."""
@@ -116,7 +118,7 @@ class _Scan:
         for _ in range(count):
             key = self.string(MAX_KEY_BYTES).decode()
             if key in pairs:
-                raise _Bad(f"key {key!r} twice")
+                raise Contradiction(f"key {key!r} twice")
             kept = key.startswith(("general.", "split.", "tokenizer.")) or key.endswith(".context_length")
             value = self.value(self.u32(), key)
             # Other values only count as seen: a header may hold 65,536 strings of 16 MiB.
@@ -132,29 +134,46 @@ class _Scan:
             self.skip_array(key)
             return None
         if kind not in _SCALARS:
-            raise _Bad(f"key {key!r} has the unknown type {kind}")
+            raise Contradiction(f"key {key!r} has the unknown type {kind}")
         return self.unpack(_SCALARS[kind])
 
     def skip_array(self, key: str) -> None:
         kind, count = self.u32(), self.u64()
         if kind == _ARRAY:
-            raise _Bad(f"key {key!r} is an array of arrays")
+            raise Contradiction(f"key {key!r} is an array of arrays")
+        if key in _TOKEN_ARRAYS:
+            if kind not in _TOKEN_ARRAYS[key]:
+                raise Contradiction(f"key {key!r} is an array of the type {kind}")
+            self.token_counts[key] = count
         if kind == _STRING:
             self.strings_left -= count
             if count * 8 > self.size - self.position or self.strings_left < 0:
-                raise _Bad(f"key {key!r} claims {count} strings")
+                raise Contradiction(f"key {key!r} claims {count} strings")
             for _ in range(count):
                 self.skip(self.length(MAX_ARRAY_STRING_BYTES))
         elif kind in _SCALARS:
             self.skip(count * struct.calcsize(_SCALARS[kind]))
         else:
-            raise _Bad(f"key {key!r} is an array of the unknown type {kind}")
+            raise Contradiction(f"key {key!r} is an array of the unknown type {kind}")
+
+    def check_tokens(self, pairs: dict[str, object]) -> None:
+        """llama.cpp reads a type and a score for every token, and special tokens as rows, without looking."""
+        num_tokens = self.token_counts.get("tokenizer.ggml.tokens")
+        for key, count in self.token_counts.items():
+            if count != num_tokens:
+                raise Contradiction(f"{count} entries in {key!r}, and {num_tokens or 0} tokens")
+        for key, value in pairs.items():
+            if not key.startswith("tokenizer.ggml.") or not key.endswith("_token_id") or num_tokens is None:
+                continue
+            # -1 says that there is no such token, in 32 bits with a sign or without.
+            if isinstance(value, int) and value not in (-1, 2**32 - 1) and not 0 <= value < num_tokens:
+                raise Contradiction(f"{key!r} is {value}, and there are {num_tokens} tokens")
 
     def tensors(self, count: int, alignment: object) -> dict[str, int]:
         """Check the tensor table; values stored in each type."""
         power_of_two = isinstance(alignment, int) and alignment > 0 and alignment & (alignment - 1) == 0
         if not (isinstance(alignment, int) and power_of_two and alignment <= MAX_ALIGNMENT):
-            raise _Bad(f"alignment {alignment}; it must be a power of two up to {MAX_ALIGNMENT}")
+            raise Contradiction(f"alignment {alignment}; it must be a power of two up to {MAX_ALIGNMENT}")
         names: set[bytes] = set()
         ends: list[tuple[str, int]] = []
         shares: dict[str, int] = {}
@@ -162,29 +181,31 @@ class _Scan:
             name = self.string(MAX_KEY_BYTES)
             shown = name.decode()
             if name in names:
-                raise _Bad(f"tensor {shown!r} twice")
+                raise Contradiction(f"tensor {shown!r} twice")
             names.add(name)
             kind, num_values, num_bytes = self.tensor_size(shown)
             offset = self.u64()
             if offset % alignment:
-                raise _Bad(f"tensor {shown!r} begins at {offset}, not a multiple of {alignment}")
+                raise Contradiction(f"tensor {shown!r} begins at {offset}, not a multiple of {alignment}")
             ends.append((shown, offset + num_bytes))
             shares[kind] = shares.get(kind, 0) + num_values
             self.num_weight_bytes += num_bytes
         data_start = -(-self.position // alignment) * alignment
         for shown, end in ends:
             if data_start + end > self.size:
-                raise _Bad(f"cut off: tensor {shown!r} ends {data_start + end - self.size} bytes behind the file")
+                raise Contradiction(
+                    f"cut off: tensor {shown!r} ends {data_start + end - self.size} bytes behind the file"
+                )
         return shares
 
     def tensor_size(self, name: str) -> tuple[str, int, int]:
         num_dims = self.u32()
         if not 1 <= num_dims <= 4:
-            raise _Bad(f"tensor {name!r} has {num_dims} dimensions")
+            raise Contradiction(f"tensor {name!r} has {num_dims} dimensions")
         dims = [self.u64() for _ in range(num_dims)]
         kind = self.u32()
         if kind not in GGML_TYPES:
-            raise _Bad(f"tensor {name!r} has the unknown type {kind}")
+            raise Contradiction(f"tensor {name!r} has the unknown type {kind}")
         label, block, block_bytes = GGML_TYPES[kind]
         num_values = 1
         for dim in dims:  # Python integers: 2^33 x 2^33 does not wrap around
@@ -194,45 +215,8 @@ class _Scan:
         if name.endswith((".attn_k.weight", ".attn_v.weight")) and num_dims == 2:
             self.num_cache_values += dims[1]
         if num_values == 0 or dims[0] % block:
-            raise _Bad(f"tensor {name!r} of type {label} has the shape {dims}")
+            raise Contradiction(f"tensor {name!r} of type {label} has the shape {dims}")
         return label, num_values, num_values // block * block_bytes
-
-    def take(self, count: int) -> bytes:
-        if count > self.size - self.position:
-            raise _Bad(f"cut off: {count} bytes wanted at {self.position}, {self.size - self.position} left")
-        data = self.file.read(count)
-        if len(data) != count:
-            raise _Bad("became shorter while it was read")
-        self.position += count
-        return data
-
-    def skip(self, count: int) -> None:
-        if count <= 4096:  # a seek throws the read buffer away; a vocabulary is 150,000 short strings
-            self.take(count)
-            return
-        if count > self.size - self.position:
-            raise _Bad(f"cut off: {count} bytes wanted at {self.position}, {self.size - self.position} left")
-        self.position += count
-        self.file.seek(self.position)
-
-    def unpack(self, layout: str) -> int | float:
-        number: int | float = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-        return number
-
-    def u32(self) -> int:
-        return int.from_bytes(self.take(4), "little")
-
-    def u64(self) -> int:
-        return int.from_bytes(self.take(8), "little")
-
-    def length(self, limit: int) -> int:
-        length = self.u64()
-        if length > limit:
-            raise _Bad(f"a string of {length} bytes; at most {limit} are read")
-        return length
-
-    def string(self, limit: int) -> bytes:
-        return self.take(self.length(limit))
 
 
 def _summary(version: int, num_tensors: int, pairs: dict[str, object], shares: dict[str, int]) -> GgufHeader:
@@ -242,7 +226,7 @@ def _summary(version: int, num_tensors: int, pairs: dict[str, object], shares: d
 
     architecture = text("general.architecture")
     if not architecture:
-        raise _Bad("no general.architecture")
+        raise Contradiction("no general.architecture")
     end_keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
     end_ids = [value for key in end_keys if isinstance(value := pairs.get(key), int)]
     context_length = pairs.get(f"{architecture}.context_length")

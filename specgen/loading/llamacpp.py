@@ -150,8 +150,13 @@ def gpu_layers(settings: ModelSettings, *, can_offload: bool) -> int:
     """How many layers go to a GPU; -1 is all of them.
 
     Raises:
+        SettingsError: Layers on a GPU, and the device the CPU.
         DeviceError: A GPU is asked for, and this build of llama.cpp has none.
     """
+    if settings.engine.gpu_layers and settings.device == "cpu":
+        raise SettingsError(
+            f"--gpu-layers {settings.engine.gpu_layers} and --device cpu contradict each other", "leave one out"
+        )
     asked = settings.engine.gpu_layers or settings.device not in ("auto", "cpu")
     if asked and not can_offload:
         option = (

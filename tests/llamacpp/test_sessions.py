@@ -294,3 +294,4 @@ def test_doctor_plans_the_memory_of_a_gguf_by_its_header(files: dict[str, Path])
     assert target.memory.weights == header.num_weight_bytes
     # Keys and values in float16 for the whole window.
     assert target.memory.cache == 2 * num_values * 512
+    assert report.num_positions == 512

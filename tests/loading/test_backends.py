@@ -87,6 +87,12 @@ def test_a_gpu_that_llama_cpp_can_not_use_is_told(device: str, layers: int | Non
     fails(DeviceError, lambda: gpu_layers(asked, can_offload=False), "can't use a GPU")
 
 
+def test_layers_on_a_gpu_and_the_cpu_as_device_contradict_each_other() -> None:
+    asked = ModelSettings("", device="cpu", engine=EngineSettings(gpu_layers=5))
+
+    fails(SettingsError, lambda: gpu_layers(asked, can_offload=True), "contradict")
+
+
 @pytest.mark.parametrize(("name", "value"), [("gpu_layers", -2), ("context_size", 1), ("threads", 0)])
 def test_values_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(SettingsError, match=f"--{name.replace('_', '-')} {value}"):

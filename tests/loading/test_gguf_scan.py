@@ -168,3 +168,30 @@ def test_any_change_of_a_whole_file_gives_a_header_or_an_error(
 
     with contextlib.suppress(ModelFileError):
         scan_gguf(path)
+
+
+TOKENS = pair("tokenizer.ggml.tokens", 9, array(8, 2, text("a") + text("b")))
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ([pair("tokenizer.ggml.tokens", 9, array(4, 1, bytes(4)))], "of the type 4"),
+        ([TOKENS, pair("tokenizer.ggml.token_type", 9, array(6, 2, bytes(8)))], "of the type 6"),
+        ([TOKENS, pair("tokenizer.ggml.token_type", 9, array(5, 1, bytes(4)))], "1 entries"),
+        ([TOKENS, pair("tokenizer.ggml.scores", 9, array(6, 3, bytes(12)))], "3 entries"),
+        ([pair("tokenizer.ggml.scores", 9, array(6, 3, bytes(12)))], "0 tokens"),
+        ([TOKENS, pair("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2))], "there are 2 tokens"),
+    ],
+)
+@pytest.mark.fault("F25")
+def test_what_llama_cpp_reads_by_the_number_of_tokens_has_that_number(
+    tmp_path: Path, more: list[bytes], reason: str
+) -> None:
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *more]))), "corrupt", reason)
+
+
+def test_a_special_token_may_be_said_to_be_missing(tmp_path: Path) -> None:
+    missing = pair("tokenizer.ggml.padding_token_id", 4, struct.pack("<I", 2**32 - 1))
+
+    assert scan_gguf(written(tmp_path, gguf([ARCHITECTURE, TOKENS, missing]))).architecture == "llama"

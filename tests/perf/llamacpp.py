@@ -28,6 +28,7 @@ from typing import Any
 
 from specgen.engine.llamacpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.loading.libraries import prepare_libraries
+from specgen.near_ties import gap_between
 from specgen.opening import physical_cores
 from specgen.plan import Plan, SessionSettings
 from specgen.prompting import Message, encode_messages
@@ -97,7 +98,10 @@ def build_modes(arguments: argparse.Namespace, session: Session, threads: int) -
     draft = session.draft
     if isinstance(draft, LlamaCppModel):
         modes += [
-            ours(f"ours draft -k {k}", session.target, draft, k, n, draft.context_size) for k in arguments.k.split(",")
+            ours(name, session.target, draft, k, n, draft.context_size, has_lookup=bool(beside))
+            for k in arguments.k.split(",")
+            for beside in ("", "+lookup")
+            for name in [f"ours draft{beside} -k {k}"]
         ]
     return modes
 
@@ -110,19 +114,24 @@ class Agreement:
     prompt: str
     position: int | None
     gap: float | None
+    limit: float = 0.0
+    """Largest gap that rounding may decide, by the rule of `verify` and `bench`."""
+
+    @property
+    def is_near_tie(self) -> bool:
+        return self.gap is not None and self.gap <= self.limit
 
 
-def agreement(run: Run, reference: Run, prompt: list[int], target: Any) -> Agreement:
-    """The gap is |logit - logit| of the two tokens, from a pass of the target over one token at that place."""
+def agreement(run: Run, reference: Run, prompt: list[int], session: Session) -> Agreement:
+    """Judged as `verify` and `bench` do: from a pass of the target over one token at that place."""
     pairs = zip(run.ids, reference.ids, strict=False)
     position = next((i for i, (ours_, theirs_) in enumerate(pairs) if ours_ != theirs_), None)
     if position is None:
         return Agreement(run.mode, run.prompt, None, None)
-    target.reset()
-    PROMPT_OF.pop(id(target), None)
-    logits = target.logits([*prompt, *reference.ids[:position]], 1)[0]
-    gap = abs(float(logits[run.ids[position]] - logits[reference.ids[position]]))
-    return Agreement(run.mode, run.prompt, position, gap)
+    PROMPT_OF.pop(id(session.target), None)
+    text = [*prompt, *reference.ids[:position]]
+    gap = gap_between(session.target, session.target_info, text, reference.ids[position], run.ids[position])
+    return Agreement(run.mode, run.prompt, position, gap.size, gap.limit)
 
 
 def _part(mode: Mode, category: str | None, categories: dict[str, str]) -> Mode:
@@ -164,9 +173,11 @@ def agreements_text(found: Sequence[Agreement], modes: Sequence[Mode]) -> str:
     for mode in modes[1:]:
         own = [each for each in found if each.mode == mode.name]
         parted = [each for each in own if each.gap is not None]
-        line = f"{mode.name:<28}{len(own) - len(parted)} of {len(own)} the same"
-        for each in sorted(parted, key=lambda each: each.gap or 0.0, reverse=True)[:6]:
-            line += f"; {each.prompt} from token {each.position}, gap {each.gap:.3f}"
+        near = [each for each in parted if each.is_near_tie]
+        line = f"{mode.name:<28}{len(own) - len(parted)} of {len(own)} the same, {len(near)} near ties, "
+        line += f"{len(parted) - len(near)} DIFFERENT"
+        for each in sorted(parted, key=lambda each: (each.is_near_tie, -(each.gap or 0.0)))[:4]:
+            line += f"; {each.prompt} from token {each.position}, gap {each.gap:.3f} of {each.limit:.3f}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -218,7 +229,7 @@ def main() -> None:
             run = mode.run(ids)
             run.prompt = name
             mode.runs.append(run)
-        found += [agreement(mode.runs[-1], modes[0].runs[-1], ids, session.target) for mode in modes[1:]]
+        found += [agreement(mode.runs[-1], modes[0].runs[-1], ids, session) for mode in modes[1:]]
         print(f"{turn + 1}/{len(encoded) * arguments.r} {name}", file=sys.stderr, flush=True)
         write(arguments, threads, modes, found)
     version = metadata.version("llama-cpp-python")

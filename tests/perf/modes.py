@@ -19,6 +19,7 @@ from specgen.engine.drafters import ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength, FixedLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.routing import RoutedDrafter
 from specgen.events import Finish, Prefill
 from specgen.metrics import Counts
 from specgen.settings import LONGEST_AUTO_DRAFT, DecodeSettings, SamplingSettings, Verification
@@ -92,8 +93,12 @@ def ours(
     *,
     temperature: float = 0.0,
     rule: Verification = "block",
+    has_lookup: bool = False,
 ) -> Mode:
-    """Our loop; `draft` is a model, "lookup" or None. With k "auto" what is learned is kept, as in a session."""
+    """Our loop; `draft` is a model, "lookup" or None. With k "auto" what is learned is kept, as in a session.
+
+    With `has_lookup` lookup stands beside the draft model.
+    """
     lengths = CostAwareLength(CostTable(), DraftCost()) if k == "auto" else FixedLength()
     num_draft_tokens = LONGEST_AUTO_DRAFT if k == "auto" else int(k)
     usual = num_tokens
@@ -106,6 +111,8 @@ def ours(
         models = [target]
         if draft is not None and not isinstance(draft, str):
             drafter = ModelDrafter(draft, target.vocab_size, sampling, randomness, draft_window)
+            if has_lookup:
+                drafter = RoutedDrafter(LookupDrafter(), drafter)
             models.append(draft)
         for model in models:
             _keep_prompt(model, prompt)
