@@ -81,7 +81,7 @@ class RunInfo:
         sampling_source: Where they come from: `options`, `model` (its generation_config), `default`.
         max_new_tokens: Budget.
         load_seconds: Loading both models.
-        row_check: The target's self-test; None where it was not needed: weights that are plain numbers.
+        row_check: The target's self-test; None where it was not needed: plain float32.
     """
 
     target: ModelInfo

@@ -15,11 +15,11 @@ from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.routing import RoutedDrafter
-from specgen.engine.rows import check_rows
+from specgen.engine.rows import check_rows, is_float32
 from specgen.engine.shallow import ShallowModel
 from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
-from specgen.opening import open_model, share_threads
+from specgen.opening import OpenedModel, open_model, share_threads
 from specgen.plan import Plan
 from specgen.report import ModelInfo, RowCheck
 from specgen.settings import SamplingSettings
@@ -44,16 +44,28 @@ def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
         vocab_size=table_size(plan.tokenizer),
         report=report,
     )
-    notices = list(target.notices)
-    # Rows of plain numbers don't interact; the passes would only make the start longer.
-    row_check = check_rows(target.model) if target.info.quant != "none" else None
-    if row_check is not None and not row_check.is_independent and plan.settings.drafter != "none":
-        notices.append(f"not lossless: {row_check.reason}; --draft none gives the target's own text")
+    row_check = _row_check(target)
+    notices = [*target.notices, *_row_notices(row_check, plan)]
     draft, draft_info, draft_notices = _open_draft(plan, target.model, report)
     share_threads(target.model, draft)
     session = Session(plan, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
     session.row_check = row_check
     return session
+
+
+def _row_check(target: OpenedModel) -> RowCheck | None:
+    """The target's self-test, where its weights call for one; without a drafter, too: one may join later."""
+    if target.info.quant != "none":
+        return check_rows(target.model)
+    # Rows of plain float32 interact by rounding at most; the passes would only make the start longer.
+    return None if is_float32(target.model) else check_rows(target.model, num_tails=2)
+
+
+def _row_notices(row_check: RowCheck | None, plan: Plan) -> list[str]:
+    """What a plan's user must be told of the self-test: without a drafter no rows are checked together."""
+    if row_check is None or row_check.is_independent or plan.settings.drafter == "none":
+        return []
+    return [f"not lossless: {row_check.reason}; --draft none gives the target's own text"]
 
 
 def _open_draft(
@@ -164,6 +176,8 @@ class Session:
             DeviceError: Too little memory beside the old draft.
         """
         draft, draft_info, notices = _open_draft(plan, self.target, report)
+        if self.plan.settings.drafter == "none":
+            notices += _row_notices(self.row_check, plan)
         self.plan, self.draft, self.draft_info = plan, draft, draft_info
         share_threads(self.target, self.draft)
         # What a target pass costs stays true; what a draft token costs, and how often it is right, does not.
@@ -181,7 +195,10 @@ class Session:
         """
         draft, draft_info, notices = _open_draft(plan, self.target, report)
         share_threads(self.target, draft)
-        return Session(plan, self.target, self.target_info, draft, draft_info, tuple(notices))
+        notices += _row_notices(self.row_check, plan)
+        session = Session(plan, self.target, self.target_info, draft, draft_info, tuple(notices))
+        session.row_check = self.row_check
+        return session
 
     def forget(self) -> None:
         """Empty all caches."""

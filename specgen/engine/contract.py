@@ -24,4 +24,4 @@ class LanguageModel(TargetModel, Protocol):
     num_forwards: int
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything, and give back what memory it took where the engine can."""

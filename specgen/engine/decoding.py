@@ -9,13 +9,23 @@ from typing import Protocol
 
 import torch
 
-from specgen.engine.drafters import Drafter, NoDrafter, empty_draft
+from specgen.engine.drafters import (
+    Drafter,
+    Failure,
+    NoDrafter,
+    draft_errors,
+    empty_draft,
+    failure_of,
+    give_up,
+    strict_error,
+    told,
+)
 from specgen.engine.lengths import FixedLength, LengthPolicy
-from specgen.engine.model import TargetModel
+from specgen.engine.model import TargetModel, memory_errors
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import laws, likeliest_on_host, seen_rows
 from specgen.engine.verification import Draft, verify
-from specgen.errors import DraftError, MemoryShortageError, NumericalError, PairError
+from specgen.errors import DraftError, MemoryShortageError, NumericalError
 from specgen.events import Event, Finish, FinishReason, Notice, Prefill, Round
 from specgen.settings import DecodeSettings, SamplingSettings, Verification
 
@@ -76,22 +86,22 @@ def decode(
     Raises:
         NumericalError: The target's logits hold NaN or infinity; the rounds before stand.
         MemoryShortageError: Memory ran out in the target, and it had no draft to give up.
-        PairError: The drafter failed and `settings.strict` is set.
+        SpecgenError: The drafter failed and `settings.strict` is set: of the cause's class, or `PairError`.
     """
     ids = list(prompt_ids)
     lengths = lengths or FixedLength()
-    prefill, failure = _prefill(target, drafter, ids, clock)
+    prefill, failure = _prefill(target, drafter, ids, settings, clock)
     yield prefill
     num_left = settings.max_new_tokens
     index = 0
     reason: FinishReason | None = None
     while reason is None:
         if failure is not None:
-            # It may have fed tokens of a draft that came to nothing.
-            drafter.rewind(len(ids) - 1)
+            give_up(drafter)
             if settings.strict:
-                raise PairError(f"the drafter failed: {failure}", "leave out --strict to go on without it")
-            notice = Notice("draft_dropped", f"the drafter failed and was dropped; the text is not affected: {failure}")
+                raise strict_error(failure) from failure
+            notice = Notice("draft_dropped", told(failure))
+            # The failure goes, too: its traceback holds what the failed pass had computed.
             drafter, failure = NoDrafter(), None
             yield notice
         started = clock()
@@ -101,25 +111,26 @@ def decode(
             continue
         drafted_at = clock()
         try:
-            logits = target.logits(ids, draft.ids.shape[0] + 1, tail=draft.ids)
+            with memory_errors():
+                logits = target.logits(ids, draft.ids.shape[0] + 1, tail=draft.ids)
+                verified_at = clock()
+                draft_ids, num_accepted, target_id = _judge(
+                    logits, ids, draft, sampling, randomness, noise, settings.verification
+                )
         except MemoryShortageError as error:
+            logits = None  # a draft's rows are several; the next try needs room for its one
+            target.rewind(min(len(ids) - 1, target.length))
             if settings.strict or isinstance(drafter, NoDrafter):
                 raise
             # The draft's cache is given back, and the same step tried once more with a single token.
-            drafter.rewind(0)
-            drafter = NoDrafter()
-            yield Notice("draft_dropped", f"{error.message}: the draft was dropped; the text is not affected")
+            failure = error
             continue
-        verified_at = clock()
-        draft_ids, num_accepted, target_id = _judge(
-            logits, ids, draft, sampling, randomness, noise, settings.verification
-        )
         tokens = [*draft_ids[:num_accepted], target_id]
         num_kept, ends = _cut(tokens, settings.end_ids, stop)
         is_cut = num_kept < len(tokens)
         ids += tokens[:num_kept]
         num_left -= num_kept
-        _rewind(target, drafter, len(ids) - 1)
+        failure = _rewind(target, drafter, len(ids) - 1)
         if ends or num_left == 0:
             reason = "stop" if ends else "length"
         round_ = Round(
@@ -136,20 +147,41 @@ def decode(
         lengths.observe(round_)
         yield round_
         index += 1
+    if failure is not None:  # in the last round's rewind, which cost the text nothing
+        give_up(drafter)
     yield Finish(reason)
 
 
-def _prefill(target: TargetModel, drafter: Drafter, ids: list[int], clock: Clock) -> tuple[Prefill, DraftError | None]:
-    """Feed all of the prompt but its last token, which the first round feeds."""
+def _prefill(
+    target: TargetModel, drafter: Drafter, ids: list[int], settings: DecodeSettings, clock: Clock
+) -> tuple[Prefill, Failure | None]:
+    """Feed all of the prompt but its last token, which the first round feeds.
+
+    Returns:
+        What it took, and why the drafter can't be used, if that is so.
+
+    Raises:
+        MemoryShortageError: As in `decode`.
+    """
     num_reused = target.length
     started = clock()
-    target.feed(ids[:-1])
-    target_at = clock()
-    failure = None
+    failure: Failure | None = None
     try:
-        drafter.feed(ids[:-1])
-    except DraftError as error:
-        failure = error
+        with memory_errors():
+            target.feed(ids[:-1])
+    except MemoryShortageError as error:
+        if settings.strict or isinstance(drafter, NoDrafter):
+            raise
+        # A new one: the traceback of this one holds what the failed pass had computed.
+        failure = MemoryShortageError(error.message, error.hint)
+    if failure is not None:
+        give_up(drafter)
+        num_reused = target.length
+        with memory_errors():
+            target.feed(ids[:-1])
+    target_at = clock()
+    if failure is None:
+        failure = failure_of(lambda: drafter.feed(ids[:-1]))
     return Prefill(len(ids), num_reused, target_at - started, clock() - target_at), failure
 
 
@@ -157,7 +189,8 @@ def _propose(drafter: Drafter, ids: list[int], limit: int, lengths: LengthPolicy
     if limit < 1:
         return empty_draft(), None
     try:
-        return drafter.propose(ids, limit, lengths), None
+        with draft_errors():
+            return drafter.propose(ids, limit, lengths), None
     except DraftError as error:
         return empty_draft(), error
 
@@ -224,7 +257,7 @@ def _cut(tokens: Sequence[int], end_ids: frozenset[int], stop: StopCheck | None)
     return (len(tokens), False) if found is None else (found, True)
 
 
-def _rewind(target: TargetModel, drafter: Drafter, length: int) -> None:
-    """Keep the rule: between rounds each cache holds a prefix of `ids[:-1]`."""
+def _rewind(target: TargetModel, drafter: Drafter, length: int) -> DraftError | None:
+    """Keep the rule: between rounds each cache holds a prefix of `ids[:-1]`. Returns why the drafter could not."""
     target.rewind(min(length, target.length))
-    drafter.rewind(length)
+    return failure_of(lambda: drafter.rewind(length))

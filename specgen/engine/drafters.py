@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -11,11 +11,15 @@ from torch import Tensor
 
 from specgen.engine.contract import LanguageModel
 from specgen.engine.lengths import LengthPolicy
+from specgen.engine.model import memory_errors
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import Laws, laws, seen_rows
 from specgen.engine.verification import Draft
-from specgen.errors import DraftError, SpecgenError
+from specgen.errors import DraftError, MemoryShortageError, NumericalError, PairError, SpecgenError
 from specgen.settings import SamplingSettings
+
+Failure = DraftError | MemoryShortageError
+"""Why a drafter is given up: it broke, or the target needs the memory."""
 
 
 class Drafter(Protocol):
@@ -91,7 +95,7 @@ class ModelDrafter:
 
     def feed(self, ids: Sequence[int]) -> None:
         if self._can_read(ids):
-            with _draft_errors():
+            with draft_errors():
                 self.model.feed(ids)
 
     @torch.inference_mode()
@@ -100,7 +104,7 @@ class ModelDrafter:
             limit = min(limit, self._max_positions - len(ids))
         if limit < 1 or not self._can_read(ids):
             return empty_draft()
-        with _draft_errors():
+        with draft_errors():
             return self._propose(ids, limit, lengths)
 
     def _propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
@@ -114,7 +118,7 @@ class ModelDrafter:
             law = laws(logits, self._sampling, self._own(None if seen is None else seen[-1:]), self._own(noise))
             # A greedy draft on CUDA is spared the host read: whatever comes of NaN there, the target checks it.
             if (law.probs is not None or lengths.uses_confidence or not logits.is_cuda) and not bool(law.is_finite):
-                raise DraftError("the draft model's logits hold NaN or infinity")
+                raise NumericalError("the draft model's logits hold NaN or infinity")
             if law.probs is None:
                 column = law.ids
             else:
@@ -155,12 +159,56 @@ def _confidence(logits: Tensor, law: Laws) -> float:
 
 
 @contextmanager
-def _draft_errors() -> Iterator[None]:
-    """Whatever breaks inside the draft model is a broken draft, not a broken answer."""
+def draft_errors() -> Iterator[None]:
+    """Whatever breaks inside a drafter is a broken draft, not a broken answer.
+
+    Raises:
+        DraftError: Anything broke inside the block; the cause is kept.
+    """
     try:
-        yield
-    except (SpecgenError, RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
-        raise DraftError((str(error) or type(error).__name__).splitlines()[0]) from error
+        with memory_errors():
+            yield
+    except DraftError:
+        raise
+    except Exception as error:
+        raise DraftError(_in_a_line(error)) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says. Those of Python name no more than a key or a number: their kind is needed with it."""
+    kind, said = type(error).__name__, str(error).partition("\n")[0]
+    if not said:
+        return kind
+    return said if isinstance(error, SpecgenError | RuntimeError) else f"{kind}: {said}"
+
+
+def failure_of(work: Callable[[], object]) -> DraftError | None:
+    """Why a drafter could not do what it was told to; None if it could."""
+    try:
+        with draft_errors():
+            work()
+    except DraftError as error:
+        return error
+    return None
+
+
+def give_up(drafter: Drafter) -> None:
+    """Let a drafter give its cache back, of which nobody knows any more what it holds; it may be too broken for it."""
+    failure_of(lambda: drafter.rewind(0))
+
+
+def told(failure: Failure) -> str:
+    """The notice that a drafter was given up."""
+    if isinstance(failure, MemoryShortageError):
+        return f"{failure.message}: the draft was dropped; the text is not affected"
+    return f"the drafter failed and was dropped; the text is not affected: {failure}"
+
+
+def strict_error(failure: Failure) -> SpecgenError:
+    """The error that a failed drafter is under `--strict`; its class, and so the exit code, says what went wrong."""
+    cause = failure.__cause__ if isinstance(failure, DraftError) else failure
+    kind = type(cause) if isinstance(cause, SpecgenError) else PairError
+    return kind(f"the drafter failed: {failure}", "leave out --strict to go on without it")
 
 
 def empty_draft() -> Draft:

@@ -30,15 +30,22 @@ class LayerStack:
         self._rotary = rotary
         self._like = like[:1, :1]
         self._layers = [Layer(one, config.num_attention_heads, self._num_kv_heads, self._head_size) for one in layers]
+        self.release()
+
+    def release(self) -> None:
+        """Give the cache back; the next `run` begins at position 0."""
+        self._capacity = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._turns: tuple[Tensor, Tensor] | None = None
 
     def run(self, hidden: Tensor, first: int) -> Tensor:
         """Hidden states `[n, hidden]` of positions `first` on through all layers; what lay behind `first` is lost."""
         num_new = hidden.shape[0]
         last = first + num_new
         self._reserve(first, last)
-        turn = self._cos[first:last], self._sin[first:last]
+        assert self._turns is not None
+        turn = self._turns[0][first:last], self._turns[1][first:last]
         mask = None
         if first and num_new > 1:
             positions = torch.arange(last, device=hidden.device)
@@ -48,11 +55,15 @@ class LayerStack:
         return hidden
 
     def _reserve(self, held: int, length: int) -> None:
-        """Make room for `length` positions, layer by layer, so that the old and the new cache are never both whole."""
-        capacity = self._keys[0].shape[1] if self._keys else 0
-        if length <= capacity:
-            return
-        capacity = max(FIRST_CAPACITY, 2 * capacity, length)
+        """Make room for `length` positions."""
+        if length > self._capacity:
+            self._grow(held, max(FIRST_CAPACITY, 2 * self._capacity, length))
+
+    def _grow(self, held: int, capacity: int) -> None:
+        """Move to a larger cache layer by layer, so that the old and the new one are never both whole.
+
+        A failure half way costs nothing that was held: no tensor is smaller than the capacity, which is told last.
+        """
         like = self._like
         shape = (self._num_kv_heads, capacity, self._head_size)
         if not self._keys:
@@ -67,7 +78,8 @@ class LayerStack:
         cos, sin = self._rotary(like, torch.arange(capacity, device=like.device)[None])
         # Negated once here, so that turning takes a roll and no pieces: x1 cos - x2 sin, x2 cos + x1 sin.
         sin = torch.cat([-sin[..., : self._head_size // 2], sin[..., self._head_size // 2 :]], dim=-1)
-        self._cos, self._sin = cos[0][:, None], sin[0][:, None]
+        self._turns = cos[0][:, None], sin[0][:, None]
+        self._capacity = capacity
 
 
 class Norm:

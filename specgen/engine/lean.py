@@ -52,6 +52,7 @@ class LeanModel(CachedModel):
             self._head = faster_of(self._head, packed_copy(weight), row)
 
     def _new_cache(self) -> None:
+        self._stack.release()
         self.length = 0
 
     def _drop(self, num_removed: int) -> None:

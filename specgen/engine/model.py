@@ -93,8 +93,7 @@ class CachedModel:
         new = self._tensor(ids[self.length :])
         if tail is not None and num_tail:
             new = torch.cat([new, tail[max(0, self.length - len(ids)) :].to(self.device)])
-        logits = self._forward(new, num_last)
-        return logits[:, : self.vocab_size].float()
+        return self._forward(new, num_last)
 
     def rewind(self, length: int) -> None:
         """Forget what lies after `length` tokens; with a sliding window it may have to forget everything."""
@@ -119,7 +118,7 @@ class CachedModel:
         assert self._cache.get_seq_length() == self.length - num_removed, "the cache and its owner disagree"
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything, and give its memory back."""
         self._new_cache()
         if self.head_inputs is not None:
             self.head_inputs.rewind(0)
@@ -144,11 +143,11 @@ class CachedModel:
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
     def _forward(self, new: Tensor, num_last: int) -> Tensor:
-        """Feed `new` `[n]`; logits of the last positions, `[num_last, width]`. A failure empties the cache."""
+        """Feed `new` `[n]`; logits of the last positions, as `logits` returns them. A failure empties the cache."""
         started = perf_counter()
         try:
             with memory_errors():
-                logits = self._run(new, num_last)
+                logits = self._run(new, num_last)[:, : self.vocab_size].float()
         except BaseException:
             # Some layers may hold the new tokens and others not.
             self.reset()
@@ -193,6 +192,10 @@ def _refuse_running_state(model: Any) -> None:
         )
 
 
+SHORTAGES = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a plain RuntimeError of torch says where it means memory: on CPU, on MPS, and in CUDA's libraries."""
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Tell running out of memory apart from other failures: on CPU torch raises a plain RuntimeError for it.
@@ -206,6 +209,6 @@ def memory_errors() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MemoryShortageError("out of memory during generation", hint) from error
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+        if not any(words in str(error) for words in SHORTAGES):
             raise
         raise MemoryShortageError("out of memory during generation", hint) from error

@@ -124,7 +124,8 @@ class ShallowModel:
         self._last = None
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything, and give its memory back."""
+        self._stack.release()
         self.length = self.start = self._num_true = 0
         self._last = None
 
@@ -142,7 +143,9 @@ class ShallowModel:
         num_unknown = last - first - known.shape[0]
         if num_unknown == 0:
             return known
-        return torch.cat([known.new_zeros(num_unknown, known.shape[1]), known])
+        # Where none is known, as for a text of one token, nothing tells how wide they are but the embeddings.
+        unknown = torch.zeros(num_unknown, self._embedding.shape[1], dtype=self._dtype, device=self.device)
+        return torch.cat([unknown, known]) if known.shape[0] else unknown
 
     def _forward(self, new: Tensor, features: Tensor | None) -> Tensor:
         """Feed `new` `[n]` with their features; the output at the last one, `[1, hidden]`. A failure empties it."""

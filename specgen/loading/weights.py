@@ -228,13 +228,20 @@ def _info(model: Any, shown: str, revision: str | None, placement: Placement, fr
     return ModelInfo(
         name=shown,
         quant=quant,
-        dtype=str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        dtype=_compute_type(model, placement),
         device=_device_name(model),
         revision=revision,
         num_parameters=int(model.num_parameters()),
         num_bytes=int(model.get_memory_footprint()) + packed_bytes,
         remark="; ".join(remarks),
     )
+
+
+def _compute_type(model: Any, placement: Placement) -> str:
+    """The coarsest type a product goes through: narrow layers hold float16, whatever the embedding is stored in."""
+    if placement.narrow == "half":
+        return "float16"
+    return str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
 
 def _weight_format(model: Any) -> tuple[str, int]:

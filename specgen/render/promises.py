@@ -22,7 +22,7 @@ def format_promise(info: RunInfo) -> str:
 
 
 def promise_document(info: RunInfo) -> dict[str, Any]:
-    """`class` is `exact`, `near_tie`, `same_law` or `none`; `row_check` is null where the weights needed none."""
+    """`class` is `exact`, `near_tie`, `same_law` or `none`; `row_check` is null in plain float32, which needs none."""
     check = info.row_check
     return {
         "class": info.promise,

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specgen.engine import decoding
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import _match, _weigh, decode
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
 from specgen.engine.lengths import CostAwareLength, FixedLength, LengthPolicy
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.routing import RoutedDrafter
 from specgen.engine.sampling import likeliest_on_host
 from specgen.engine.verification import Draft
-from specgen.errors import MemoryShortageError, NumericalError, PairError
+from specgen.errors import DraftError, MemoryShortageError, NumericalError, PairError, SpecgenError
 from specgen.events import Event, Finish, Notice, Prefill
 from specgen.metrics import Counts
 from specgen.settings import DecodeSettings, SamplingSettings
@@ -167,6 +170,91 @@ def test_strict_makes_a_failing_drafter_an_error() -> None:
         run_events(counting(), FailingDrafter(0), [3], strict=True)
 
 
+class Broken(ScriptedDrafter):
+    """Raises an error in one of its methods, from its second call on; else it proposes what comes."""
+
+    def __init__(self, method: str, error: BaseException, num_good: int = 1) -> None:
+        super().__init__(successor)
+        real, calls = getattr(self, method), iter(range(10**6))
+
+        def broken(*arguments: Any) -> Any:
+            if next(calls) >= num_good:
+                raise error
+            return real(*arguments)
+
+        setattr(self, method, broken)
+
+
+ERRORS = [
+    KeyError(7),
+    ZeroDivisionError("division by zero"),
+    AttributeError("no such thing"),
+    StopIteration(),
+    OSError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(("method", "num_good"), [("feed", 0), ("propose", 0), ("propose", 1), ("rewind", 0)])
+def test_whatever_a_drafter_raises_it_is_dropped_with_one_notice(method: str, num_good: int, error: Exception) -> None:
+    events = run_events(counting(), Broken(method, error, num_good), [3], max_new_tokens=12)
+
+    assert ids_of(events) == list(range(4, 16))
+    (notice,) = [event for event in events if isinstance(event, Notice)]
+    assert notice.code == "draft_dropped"
+    assert type(error).__name__ in notice.message
+
+
+def test_a_drafter_that_breaks_when_nothing_more_is_wanted_of_it_costs_nothing() -> None:
+    events = run_events(counting(), Broken("rewind", KeyError(7), 0), [3], max_new_tokens=5)
+
+    assert ids_of(events) == [4, 5, 6, 7, 8]
+    assert events[-1] == Finish("length")
+
+
+@pytest.mark.parametrize("method", ["feed", "propose", "rewind"])
+def test_ctrl_c_inside_a_drafter_is_no_broken_drafter(method: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_events(counting(), Broken(method, KeyboardInterrupt(), 0), [3])
+
+
+@pytest.mark.parametrize("route", ["lookup", "model"])
+def test_what_breaks_in_a_routed_drafter_drops_it(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = RoutedDrafter(LookupDrafter(), ModelDrafter(counting(), VOCAB, GREEDY, TorchRandomness(0, CPU)))
+    monkeypatch.setattr(getattr(drafter, route), "offer" if route == "lookup" else "propose", lambda *_: 1 / 0)
+
+    events = run_events(counting(), drafter, [3], max_new_tokens=6)
+
+    assert ids_of(events) == [4, 5, 6, 7, 8, 9]
+    assert [e.code for e in events if isinstance(e, Notice)] == ["draft_dropped"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (KeyError(7), PairError),
+        (PairError("other tokens"), PairError),
+        (DraftError("broken"), PairError),
+        (torch.OutOfMemoryError("CUDA out of memory"), MemoryShortageError),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), MemoryShortageError),
+        (NumericalError("NaN"), NumericalError),
+    ],
+)
+@pytest.mark.parametrize("method", ["feed", "propose"])
+def test_strict_ends_with_the_class_of_what_went_wrong(method: str, error: Exception, kind: type[SpecgenError]) -> None:
+    with pytest.raises(SpecgenError, match="the drafter failed: ") as caught:
+        run_events(counting(), Broken(method, error, 0), [3], strict=True)
+
+    assert type(caught.value) is kind
+
+
+def test_strict_tells_a_nan_of_the_draft_by_its_code() -> None:
+    broken = TableModel(torch.full((VOCAB, VOCAB), float("nan")))
+
+    with pytest.raises(NumericalError, match="the draft model's logits"):
+        run_events(counting(), ModelDrafter(broken, VOCAB, GREEDY, TorchRandomness(0, CPU)), [3], strict=True)
+
+
 class FullMemory(TableModel):
     """Memory for a pass runs out at the forwards named; as in a real model, the cache is empty afterwards."""
 
@@ -219,6 +307,99 @@ def test_memory_that_stays_short_ends_the_run_behind_one_retry() -> None:
     assert ids_of(seen) == [4, 5, 6, 7, 8]
 
 
+SAMPLED = SamplingSettings(temperature=0.01, top_p=0.9)
+RAW = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+
+
+@pytest.mark.parametrize("error", RAW, ids=["cuda", "cpu"])
+@pytest.mark.fault("F40")
+def test_memory_that_runs_out_in_judging_a_draft_drops_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    _break_judging(monkeypatch, lambda num_rows: num_rows > 1, error)
+    drafter, target = ScriptedDrafter(successor), counting()
+
+    events = run_events(target, drafter, [3], max_new_tokens=8, sampling=SAMPLED)
+
+    assert ids_of(events) == list(range(4, 12))
+    assert [e.code for e in events if isinstance(e, Notice)] == ["draft_dropped"]
+    assert drafter.rewinds == [0]
+
+
+@pytest.mark.parametrize("error", RAW, ids=["cuda", "cpu"])
+def test_memory_too_short_for_judging_one_token_ends_the_run_as_such(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_judging(monkeypatch, lambda num_rows: True, error)
+    target = counting()
+
+    with pytest.raises(MemoryShortageError):
+        run_events(target, NoDrafter(), [3, 4, 5], sampling=SAMPLED)
+
+    assert target.held == [3, 4]
+
+
+def _break_judging(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], error: Exception) -> None:
+    real = decoding.laws
+
+    def broken(logits: torch.Tensor, *arguments: Any) -> Any:
+        if when(logits.shape[0]):
+            raise error
+        return real(logits, *arguments)
+
+    monkeypatch.setattr(decoding, "laws", broken)
+
+
+class FullPrefill(TableModel):
+    """Memory for the prompt is short as long as the drafter has not given its own back."""
+
+    def __init__(self, drafter: ScriptedDrafter, error: Exception) -> None:
+        super().__init__(counting().table)
+        self.drafter, self.error = drafter, error
+        self.num_tries = 0
+
+    def feed(self, ids: Sequence[int]) -> None:
+        self.num_tries += 1
+        if 0 not in self.drafter.rewinds:
+            raise self.error
+        super().feed(ids)
+
+
+@pytest.mark.parametrize("error", [*RAW, MemoryShortageError("out of memory during generation")])
+@pytest.mark.fault("F40")
+def test_memory_that_runs_out_in_the_targets_prefill_drops_the_draft_and_it_is_tried_again(error: Exception) -> None:
+    drafter = ScriptedDrafter(successor)
+
+    events = run_events(FullPrefill(drafter, error), drafter, [1, 2, 3], max_new_tokens=6)
+
+    assert isinstance(events[0], Prefill)
+    assert ids_of(events) == [4, 5, 6, 7, 8, 9]
+    assert [e.code for e in events if isinstance(e, Notice)] == ["draft_dropped"]
+    assert all(not r.draft_ids for r in rounds_of(events))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_prefill_that_finds_no_memory_ends_the_run(strict: bool) -> None:
+    target = FullPrefill(ScriptedDrafter(successor), RAW[1])
+    drafter = ScriptedDrafter(successor) if strict else NoDrafter()
+
+    with pytest.raises(MemoryShortageError):
+        run_events(target, drafter, [1, 2, 3], strict=strict)
+
+    assert target.num_tries == 1
+
+
+@pytest.mark.parametrize("error", RAW, ids=["cuda", "cpu"])
+@pytest.mark.fault("F40")
+def test_memory_that_runs_out_in_the_drafts_prefill_costs_the_draft_only(error: Exception) -> None:
+    drafter = Broken("feed", error, 0)
+
+    events = run_events(counting(), drafter, [1, 2, 3], max_new_tokens=6)
+
+    assert ids_of(events) == [4, 5, 6, 7, 8, 9]
+    (notice,) = [event for event in events if isinstance(event, Notice)]
+    assert "out of memory" in notice.message
+    assert drafter.rewinds == [0]
+
+
 def _collect(run: Iterator[Event], into: list[Event]) -> None:
     for event in run:
         into.append(event)
@@ -236,7 +417,8 @@ def test_broken_target_logits_stop_the_run_and_keep_what_was_yielded(row: int, s
     with pytest.raises(NumericalError):
         _collect(run, seen)
 
-    assert len(ids_of(seen)) >= 1
+    # One whole round came before the broken row, and nothing of the round that has it.
+    assert ids_of(seen) == [4, 5, 6, 7]
 
 
 @pytest.mark.fault("F43")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from specgen.engine import layers
+from specgen.engine.drafters import ModelDrafter, NoDrafter
 from specgen.engine.lean import LeanModel, lean_model
 from specgen.engine.model import CachedModel
 from specgen.engine.products import can_pack, fused, packed_copy, product
-from tests.fakes import TINY, tiny_model
+from specgen.engine.randomness import TorchRandomness
+from specgen.errors import MemoryShortageError
+from tests.fakes import CPU, GREEDY, TINY, ids_of, run_events, tiny_model
 
 needs_kernel = pytest.mark.skipif(
     not can_pack(torch.device("cpu")), reason="bitsandbytes has no 4-bit kernel for this CPU (AVX512-BF16)"
@@ -75,6 +80,100 @@ def test_a_cache_that_grows_keeps_what_it_holds(kind: str, monkeypatch: pytest.M
 
     for end in (3, 8, 9, 10, 40, 70):
         assert torch.equal(ours.logits(ids[:end], 1), plain.logits(ids[:end], 1))
+
+
+class FullMemory(TorchFunctionMode):
+    """Memory runs out at the operation of this number, from 0."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.num_left = number
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.num_left -= 1
+        if self.num_left < 0:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.fault("F40")
+def test_memory_that_runs_out_anywhere_while_the_cache_grows_leaves_a_model_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
+    model = build("llama")
+    ids = torch.randint(0, 96, (70,), generator=torch.Generator().manual_seed(1)).tolist()
+    plain, ours = CachedModel(model, 96), lean_model(model, 96)
+    grow, expected = layers.LayerStack._grow, [plain.logits(ids[:end], 1) for end in (20, 70)]
+    num_failures = 0
+
+    def short(self: Any, held: int, capacity: int) -> None:
+        with FullMemory(num_failures):
+            grow(self, held, capacity)
+
+    while True:
+        ours.reset()
+        ours.logits(ids[:3], 1)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(layers.LayerStack, "_grow", short)
+                ours.logits(ids[:20], 1)
+            break
+        except MemoryShortageError:
+            num_failures += 1
+        assert (ours.length, ours._stack._keys) == (0, [])  # type: ignore[attr-defined]
+        # In the passes of the plain model: the same numbers, bit for bit.
+        found = [ours.logits(ids[:end], 1) for end in (20, 70)]
+        assert all(torch.equal(ours_, theirs) for ours_, theirs in zip(found, expected, strict=True))
+
+    assert num_failures > 2 * 2 * TINY["num_hidden_layers"], "keys and values of every layer, and the rotation"
+
+
+def test_layers_whose_cache_could_not_grow_still_hold_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
+    model = build("llama")
+    hidden = torch.randn(12, TINY["hidden_size"], generator=torch.Generator().manual_seed(1))
+    num_failures = 0
+    while True:
+        ours, whole = lean_model(model, 96)._stack, lean_model(model, 96)._stack  # type: ignore[attr-defined]
+        with torch.inference_mode():
+            for stack in (ours, whole):
+                stack.run(hidden[:8], 0)
+            try:
+                with FullMemory(num_failures):
+                    ours._reserve(8, 12)
+                break
+            except RuntimeError:
+                num_failures += 1
+            assert torch.equal(ours.run(hidden[7:8], 7), whole.run(hidden[7:8], 7)), "in the old room"
+            assert torch.equal(ours.run(hidden[8:], 8), whole.run(hidden[8:], 8)), "in the new one"
+
+    assert num_failures > 2 * 2 * TINY["num_hidden_layers"]
+
+
+@pytest.mark.fault("F40")
+def test_a_draft_given_up_for_memory_has_let_go_of_its_cache_when_the_step_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target, draft = lean_model(build("llama"), 96), lean_model(build("qwen2"), 96)
+    assert isinstance(draft, LeanModel)
+    held: list[Any] = []
+    run, calls = target._run, iter(range(10**6))
+
+    def full(new: torch.Tensor, num_last: int) -> torch.Tensor:
+        number = next(calls)
+        if number == 2:
+            held.extend(map(weakref.ref, (*draft._stack._keys, *draft._stack._values)))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if number > 2:
+            assert all(reference() is None for reference in held)
+        return run(new, num_last)
+
+    monkeypatch.setattr(target, "_run", full)
+    events = run_events(target, ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU)), [1, 2, 3])
+
+    assert len(held) == 2 * TINY["num_hidden_layers"]
+    assert ids_of(events) == ids_of(run_events(lean_model(build("llama"), 96), NoDrafter(), [1, 2, 3]))
 
 
 def test_the_model_it_was_made_of_still_works() -> None:

@@ -98,11 +98,42 @@ def test_a_failing_forward_empties_the_cache() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] data. DefaultCPUAllocator: not enough memory: you tried to ..."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 def test_running_out_of_memory_is_recognized(error: Exception) -> None:
     with pytest.raises(MemoryShortageError), memory_errors():
         raise error
+
+
+class Unwidened:
+    """Logits for whose float32 copy there is no memory."""
+
+    def __getitem__(self, _: object) -> Unwidened:
+        return self
+
+    def float(self) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+
+def test_memory_too_short_for_the_logits_in_float32_is_recognized_and_empties_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = cached(tiny_model())
+    model.feed([1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_run", lambda *_: Unwidened())
+        with pytest.raises(MemoryShortageError):
+            model.logits([1, 2, 3], 1)
+
+    assert model.length == 0
+    assert torch.allclose(model.logits([1, 2, 3], 1), fresh_logits("llama", [1, 2, 3]), atol=1e-5)
 
 
 def test_a_model_with_a_running_state_is_refused() -> None:

@@ -14,9 +14,11 @@ from specgen.engine.lean import lean_model
 from specgen.engine.model import CachedModel
 from specgen.engine.rows import check_rows, outlier_threshold
 from specgen.loading.weights import load_model
+from specgen.plan import Plan, SessionSettings
 from specgen.render.messages import format_banner
 from specgen.render.summary import format_summary
 from specgen.report import RowCheck, RunInfo
+from specgen.session import Session, open_session
 from specgen.settings import ModelSettings, SamplingSettings
 from tests.cli.conftest import Cli, clean_environment, cli
 from tests.fakes import tiny_model
@@ -101,6 +103,77 @@ class Leaky(torch.nn.Module):
 )
 def test_a_planted_leak_between_rows_is_found(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     assert not check_rows(CachedModel(Leaky(change), 96)).is_independent
+
+
+def test_a_nan_behind_one_of_several_tails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = iter([0.0, 0.0, float("nan")] * 2)
+    monkeypatch.setattr("specgen.engine.rows._first_rows", lambda *_: torch.full((2, 2), next(rows)))
+
+    assert not check_rows(CachedModel(tiny_model(), 96)).is_independent
+
+
+def test_a_kernel_that_repacks_its_weights_in_the_first_pass_is_not_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = iter([1.0, *[2.0] * 5])
+    monkeypatch.setattr("specgen.engine.rows._first_rows", lambda *_: torch.full((2, 2), next(rows)))
+
+    assert check_rows(CachedModel(tiny_model(), 96)) == RowCheck(0.0)
+
+
+# --- When it is made --------------------------------------------------------------------------------------------------
+
+
+def opened(folder: Path, dtype: str = "auto", drafter: str = "none") -> Session:
+    settings = ModelSettings(str(folder), quant="none", dtype=dtype, device="cpu")  # type: ignore[arg-type]
+    return open_session(Plan(SessionSettings(settings, drafter)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_weights_are_tested_at_the_start_in_two_passes(
+    dtype: str, stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that only the layers hold: the embeddings stay as the file has them."""
+    folder, passes = save_toy(tmp_path / "toy", model=random_toy(0).to(stored)), []
+    real = CachedModel.logits
+    monkeypatch.setattr(CachedModel, "logits", lambda *given: (passes.append(1), real(*given))[1])
+
+    session = opened(folder, dtype)
+
+    assert session.row_check == RowCheck(0.0)
+    assert len(passes) == 2
+
+
+def test_plain_float32_is_taken_at_its_word(tmp_path: Path) -> None:
+    assert opened(save_toy(tmp_path / "toy", model=random_toy(0)), "float32").row_check is None
+
+
+def test_a_leak_in_narrow_weights_is_told_whoever_brings_the_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.session.check_rows", lambda *_, **__: INTERACTING)
+    folder = save_toy(tmp_path / "toy", model=random_toy(0))
+
+    _tells_whoever_drafts(lambda drafter: opened(folder, "bfloat16", drafter))
+
+
+def test_int8_with_a_threshold_is_told_whoever_brings_the_draft(with_threshold: Path) -> None:
+    settings = ModelSettings(str(with_threshold), device="cpu")
+
+    _tells_whoever_drafts(lambda drafter: open_session(Plan(SessionSettings(settings, drafter))))  # type: ignore[arg-type]
+
+
+def _tells_whoever_drafts(opened: Callable[[str], Session]) -> None:
+    """From the start, in a session beside one that drafts nothing, as of bench, and in a chat that goes on with one."""
+    drafting, alone = opened("lookup"), opened("none")
+    with_lookup = alone.plan.with_drafter("lookup", None)
+    beside, also_alone = alone.beside(with_lookup), alone.beside(alone.plan)
+    said = alone.use_drafter(with_lookup)
+
+    for notices in (drafting.notices, beside.notices, said):
+        assert [notice.split(":")[0] for notice in notices] == ["not lossless"]
+    assert beside.row_check is alone.row_check is not None
+    assert alone.notices == also_alone.notices == ()
+    assert drafting.use_drafter(with_lookup) == [], "told at the start"
 
 
 # --- What is said of it -----------------------------------------------------------------------------------------------

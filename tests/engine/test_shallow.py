@@ -204,6 +204,29 @@ def test_a_failure_empties_the_draft_and_it_goes_on(root: Path, monkeypatch: pyt
     assert torch.allclose(draft.logits(PROMPT, 1), slow.logits(PROMPT), atol=1e-4)
 
 
+def test_a_draft_taken_back_to_nothing_gives_its_memory_back(root: Path) -> None:
+    model = family("llama")
+    target = lean_model(model, 96)
+    drafter = shallow_drafter(write_draft(root / "given-back", model, kind="features"), target, GREEDY)
+    run_events(target, drafter, PROMPT, max_new_tokens=6)
+    stack = drafter.model._stack  # type: ignore[attr-defined]
+    assert stack._keys
+
+    drafter.rewind(0)
+
+    assert stack._keys == stack._values == []
+
+
+def test_a_text_of_one_token_has_a_draft_from_the_start(root: Path) -> None:
+    model = family("llama")
+    folder = write_draft(root / "one-token", model, kind="features")
+    target, slow = lean_model(model, 96), SlowDraft(folder, model)
+
+    found = open_draft(folder, target).logits([5], 1)
+
+    assert torch.allclose(found, slow.logits([5]), atol=1e-4)
+
+
 # what the target keeps for it
 
 
