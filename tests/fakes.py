@@ -116,7 +116,8 @@ class EmptyDrafter(ScriptedDrafter):
 
 
 def run_events(target: object, drafter: object, prompt: Sequence[int], **options: object) -> list[Event]:
-    """All events of a generation; options override greedy, 20 tokens, draft length 4."""
+    """All events of a generation; options override greedy, 20 tokens, draft length 4. `num_events` ends it early."""
+    num_events = options.pop("num_events", None)
     settings = DecodeSettings(
         max_new_tokens=options.pop("max_new_tokens", 20),
         num_draft_tokens=options.pop("num_draft_tokens", 4),
@@ -126,7 +127,9 @@ def run_events(target: object, drafter: object, prompt: Sequence[int], **options
     )
     sampling = options.pop("sampling", GREEDY)
     randomness = options.pop("randomness", None) or TorchRandomness(sampling.seed, CPU)
-    return list(decode(target, drafter, prompt, settings, sampling, randomness, **options))
+    return list(
+        itertools.islice(decode(target, drafter, prompt, settings, sampling, randomness, **options), num_events)
+    )
 
 
 def ids_of(events: Sequence[Event]) -> list[int]:

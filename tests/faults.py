@@ -51,7 +51,10 @@ PROMISES = {
     "F25": ("GGUF bombs", "refused in under 0.1 s and little memory, exit 3"),
     "F26": ("GGUF with a weight format", "exit 2 before loading"),
     "F27": ("GGUF of an unknown architecture, or without a tokenizer", "exit 3 naming it"),
-    "F28": ("Tokenizer missing, or of another model", "exit 3"),
+    "F28": (
+        "Tokenizer missing, or of another model",
+        "missing or damaged: exit 3; ids the model has no row for: exit 4",
+    ),
     "F29": ("Padded vocabulary, same tokenizer", "accepted; no padding row is ever chosen"),
     "F30": ("Same size, different tokenizer", "exit 4 before weights are read, naming ids"),
     "F31": ("Other special tokens of the draft", "the target's are used; a different end is a notice"),
@@ -75,14 +78,21 @@ PROMISES = {
     "F46": ("Draft on another device; layers offloaded", "the same text; nothing moves to the CPU in silence"),
     "F47": ("Draft that is slower than nothing", "said with the reason; -k auto leaves it off"),
     "F48": ("Deadlock in a draft thread", "not applicable"),
-    "F49": ("SIGINT while loading", "exit 130, no word, nothing half in a cache"),
+    "F49": (
+        "SIGINT while loading",
+        "exit 130 without a word (a document where one was asked for); nothing half of the built-in model or a "
+        "conversion in the cache",
+    ),
     "F50": ("SIGINT while generating", "the round is finished, JSON whole, terminal sane, exit 130"),
     "F51": ("SIGINT twice", "ends where it is, terminal sane, exit 130"),
     "F52": ("SIGINT in a chat", "the partial reply is kept; at the prompt the line is cleared"),
     "F53": ("SIGTERM", "as SIGINT, exit 143"),
     "F54": ("SIGHUP, terminal closed", "session saved, exit 129"),
     "F55": ("SIGTSTP and SIGCONT", "terminal restored, view drawn anew, the time counts nowhere"),
-    "F56": ("Reader leaves early", "exit 0, nothing on stderr"),
+    "F56": (
+        "Reader leaves early",
+        "exit 0, nothing on stderr; no round is made beyond what the pipe held and one more",
+    ),
     "F57": ("stdout on a full disk", "exit 7, one line"),
     "F58": ("stdout closed", "exit 7 before anything is loaded"),
     "F59": ("stderr closed or full", "the answer is unaffected"),
@@ -93,15 +103,27 @@ PROMISES = {
     "F64": ("Damaged or newer session file", "set aside with a message, never overwritten"),
     "F65": ("State folder that can't be written", "told once and gone on; a session asked for by name: exit 7"),
     "F66": ("Two chats, one session", "the second: exit 2 naming the process"),
-    "F67": ("Two runs, one cold cache", "the built-in model is fetched once and a GGUF converted once"),
-    "F68": ("Download that breaks off", "exit 3, nothing visible is left"),
+    "F67": (
+        "Two runs, one cold cache",
+        "the built-in model is fetched once and a GGUF converted once, held with two threads on the lock files; "
+        "downloads from the hub are left to its client's own locks",
+    ),
+    "F68": (
+        "Download that breaks off",
+        "exit 3; what came of it is not taken for the model, and the next run completes it",
+    ),
     "F69": (
         "Download damaged",
-        "exit 3 where the client finds it; not a flipped byte of the right length",
+        "exit 3 where the client says so, held with a client that does; a flipped byte of the right length is found "
+        "by nobody, unless it makes NaN or infinity (F19)",
     ),
-    "F70": ("No network", "a cached model asks nobody; else exit 3 within 2 s"),
+    "F70": ("No network, or a hub that says nothing", "a cached model asks nobody; else exit 3 within 2 s"),
     "F71": ("Gated, 401, 404, 429, 500", "exit 3, each its own hint; the token is never shown"),
-    "F72": ("Cache disk full", "exit 3 with the bytes needed; nothing half is left"),
+    "F72": (
+        "Cache disk full",
+        "a conversion: exit 3 with the bytes free and needed, nothing half is left; a download from the hub: exit 3 "
+        "with the way to another disk, held with a client that says so, and its part stays to be resumed",
+    ),
     "F73": ("Clock jumps", "durations come from a monotonic clock, summed around the work"),
     "F74": ("Narrow, resized or dumb terminal", "no crash, the text is whole"),
     "F75": ("Character split over tokens", "never half a character"),

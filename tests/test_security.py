@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import runpy
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,38 @@ def test_nothing_is_contacted_with_models_of_this_machine(
     assert attempts == []
 
 
-def test_nothing_is_contacted_after_loading(cli: Cli, attempts: list[object], tmp_path: Path) -> None:
-    for command in (["generate", "hello"], ["verify", "-p", "hello"]):
-        assert cli(*command, "-t", save_toy(tmp_path / command[0]), *EXACT).code == 0
+COMMANDS = {
+    "generate": ["generate", "hello"],
+    "chat": ["chat", "--no-save", "--no-stats"],
+    "bench": ["bench", "-d", "lookup", "-n", "8", "-r", "1", "--num-prompts", "1"],
+    "doctor": ["doctor", "-d", "lookup"],
+    "doctor measuring": ["doctor", "-d", "lookup", "--measure"],
+    "verify": ["verify", "-p", "hello"],
+}
 
-    assert attempts == []
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_contacts_anything(
+    cli: Cli, attempts: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("SPECGEN_STATE", str(tmp_path / "state"))
+    lines = iter(["hello"])
+
+    def read(*_: object) -> str:
+        for line in lines:
+            return line
+        raise EOFError
+
+    # A chat wants a terminal; typed is what the script says.
+    monkeypatch.setattr("specgen.render.terminal.is_terminal", lambda stream: stream is sys.stdin)
+    monkeypatch.setattr("specgen.cli.line_editor.LineEditor.read", read)
+    monkeypatch.setattr("specgen.cli.chat_loop.Chat._hangup_code", lambda self: self.signals.exit_code)
+
+    ended = cli(*COMMANDS[command], "-t", save_toy(tmp_path / "toy"), *EXACT)
+
+    assert (ended.code, attempts) == (0, [])
+    if command == "chat":
+        assert ANSWER in ended.out.decode()
 
 
 # --- Secrets ----------------------------------------------------------------------------------------------------------

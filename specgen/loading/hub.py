@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import ssl
 import threading
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from specgen.errors import LoadError, ModelFileError, ModelNotFoundError, SpecgenError
 from specgen.loading.cache import is_disk_full
@@ -22,6 +24,7 @@ WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tik
 UNWANTED_FILES = ["*/*", "consolidated*", "*.bin.index.json"]
 """Folders hold ONNX and original weights; `consolidated.safetensors` is Mistral's second copy of all of them."""
 PROBE_SECONDS = 1.8
+"""For a connection, and as much again for the first byte of an answer."""
 
 
 def fetch_snapshot(settings: ModelSettings, report: LoadReport = SILENT) -> Path:
@@ -78,29 +81,67 @@ def _endpoint() -> str:
 
 
 def _is_reachable() -> bool:
-    """Whether the hub, or the proxy before it, accepts a connection within `PROBE_SECONDS`.
+    """Whether the hub, or the proxy before it, accepts a connection within `PROBE_SECONDS` and then says anything.
 
-    The client itself retries for 26.7 s before it says no. A name server that does not answer can't be given a
-    time limit, so the probe runs in a thread that is left behind.
+    The client itself retries for 26.7 s before it says no, and longer where a connection is accepted and nothing
+    follows. A name server that does not answer can't be given a time limit, so the probe runs in a thread that is
+    left behind.
     """
-    parts = urlsplit(_endpoint())
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    hub = urlsplit(_endpoint())
+    proxy = urllib.request.getproxies().get(hub.scheme)
+    first = hub
+    if proxy and not urllib.request.proxy_bypass(hub.hostname or ""):
+        first = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    is_connected, is_done = threading.Event(), threading.Event()
     answers: list[bool] = []
 
-    def connect() -> None:
+    def probe() -> None:
         try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
-            answers.append(True)
+            address = first.hostname or "", first.port or _port(first.scheme)
+            with socket.create_connection(address, timeout=PROBE_SECONDS) as connection:
+                is_connected.set()
+                greeting = _greeting(first, hub)
+                if greeting:
+                    connection.sendall(greeting)
+                answers.append(not greeting or bool(connection.recv(1)))
         except (OSError, ValueError):
             answers.append(False)
+        finally:
+            is_connected.set()
+            is_done.set()
 
-    thread = threading.Thread(target=connect, name="specgen-probe", daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
+    threading.Thread(target=probe, name="specgen-probe", daemon=True).start()
+    if is_connected.wait(PROBE_SECONDS):
+        is_done.wait(PROBE_SECONDS)
     return answers == [True]
+
+
+def _port(scheme: str) -> int:
+    return 443 if scheme == "https" else 80
+
+
+def _greeting(first: SplitResult, hub: SplitResult) -> bytes:
+    """What makes the first host on the way answer; nothing for one that speaks neither HTTP nor TLS (SOCKS).
+
+    No token is sent, and no certificate looked at: one byte of an answer is enough, and the download itself checks.
+    """
+    host = hub.hostname or ""
+    if first.scheme == "https":
+        arrived, hello = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(arrived, hello, server_hostname=first.hostname)
+        with suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+        return hello.read()
+    if first.scheme != "http":
+        return b""
+    if first is hub:
+        request = "HEAD / HTTP/1.1"
+    elif hub.scheme == "https":
+        host = f"{host}:{hub.port or 443}"
+        request = f"CONNECT {host} HTTP/1.1"
+    else:
+        request = f"HEAD {hub.geturl()} HTTP/1.1"
+    return f"{request}\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("ascii")
 
 
 def _failures() -> tuple[type[Exception], ...]:

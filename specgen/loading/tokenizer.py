@@ -14,6 +14,11 @@ from specgen.loading.pairs import table_size
 from specgen.settings import SamplingSettings
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_READ = (
+    *("tokenizer*", "vocab*", "merges*", "added_tokens.json", "special_tokens_map.json", "tekken.json"),
+    *("*.model", "*.tiktoken", "*.jinja", "chat_template*", "additional_chat_templates/*"),
+)
+"""What transformers reads for a tokenizer, whole and into memory: by name, or by pattern where names vary."""
 
 T = TypeVar("T")
 
@@ -26,11 +31,10 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    found = [folder / name for name in _FILES if (folder / name).is_file()]
-    if not found:
+    if not any((folder / name).is_file() for name in _FILES):
         raise ModelFileError(f"{folder} holds no tokenizer", f"copy {_FILES[0]} of the same model into it")
-    for path in found:
-        if path.stat().st_size > MAX_JSON_BYTES:
+    for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):
+        if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
             raise ModelFileError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a tokenizer")
     if (folder / "tokenizer_config.json").exists():
         _refuse_code(folder / "tokenizer_config.json")

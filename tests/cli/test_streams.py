@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from tests.cli.children import ROOT, SCRIPTED, TIMEOUT_SECONDS, environment, run_child, shell
@@ -31,19 +32,54 @@ def test_a_pipe_gets_the_bytes_of_the_answer_and_stderr_the_figures() -> None:
 # F56
 
 
+COUNTING = """
+import os
+from tests.cli import scripted_child
+
+made = os.open(os.environ["MADE"], os.O_WRONLY | os.O_CREAT)
+each = scripted_child.ScriptedGeneration.__iter__
+
+def counting(self):
+    for event in each(self):
+        os.pwrite(made, b"%d" % self.counts.num_rounds, 0)
+        yield event
+
+scripted_child.ScriptedGeneration.__iter__ = counting
+scripted_child.main()
+"""
+"""The scripted child, which also writes down how many rounds the model has made, however it ends."""
+PIPE_BYTES = 1 << 16
+
+
 @pytest.mark.parametrize("form", ["", "--format ndjson", "--color always", "--view text --color never"])
 @pytest.mark.fault("F56")
-def test_a_reader_that_leaves_early_is_no_error(form: str) -> None:
-    ended = shell(f"specgen generate hi --no-stats {form} | head -c 5", SPECGEN_TEST_ROUNDS="50000")
+def test_a_reader_that_leaves_early_is_no_error_and_ends_the_work(form: str, tmp_path: Path) -> None:
+    ended = shell(
+        f'"$PYTHON" -c "$COUNTING" generate hi --no-stats {form} | head -c 5',
+        SPECGEN_TEST_ROUNDS="50000",
+        MADE=str(tmp_path / "made"),
+        PYTHON=sys.executable,
+        COUNTING=COUNTING,
+    )
 
     assert (ended.code, ended.err) == (0, "")
     assert len(ended.out) == 5
+    # Behind what the pipe held when its reader left comes the round whose text found nobody.
+    assert int((tmp_path / "made").read_text()) <= (PIPE_BYTES + 5) // len(answer(1).encode()) + 2
 
 
 def test_a_reader_that_leaves_early_gets_no_figures_either() -> None:
     ended = shell("specgen generate hi | head -c 5", SPECGEN_TEST_ROUNDS="50000")
 
     assert (ended.code, ended.err) == (0, "")
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/no/folder/answer.txt"])
+def test_a_file_that_can_t_be_written_is_told_even_to_a_reader_that_left(place: str) -> None:
+    ended = shell(f"specgen generate hi --no-stats -o {place} | head -c 5", SPECGEN_TEST_ROUNDS="50000")
+
+    assert ended.code == 7
+    assert ended.err.startswith("error: cannot write")
 
 
 # F57
@@ -83,6 +119,28 @@ def test_a_closed_stdout_is_told_before_anything_is_loaded(form: str) -> None:
 
     assert ended.code == 7
     assert ended.err.splitlines()[0] == "error: cannot write the answer: stdout is closed"
+
+
+@pytest.mark.parametrize("words", ["doctor", "doctor --json", "verify", "bench"])
+def test_a_closed_stdout_ends_every_command_before_its_work(words: str) -> None:
+    ended = shell(f"specgen {words} >&-")
+
+    assert ended.code == 7
+    assert "stdout is closed" in ended.err.splitlines()[0]
+
+
+def test_a_chat_without_stdout_ends_before_anything_is_loaded() -> None:
+    child = pexpect.spawn(
+        "bash",
+        ["-c", f'"{sys.executable}" -m specgen chat -t /no/model >&-; echo "ended with $?"'],
+        env=environment(),
+        encoding="utf-8",
+        timeout=TIMEOUT_SECONDS,
+        cwd=str(ROOT),
+    )
+    child.expect("stdout is closed")
+    child.expect("ended with 7")
+    child.close()
 
 
 # F59
@@ -127,7 +185,7 @@ def test_a_slow_reader_holds_the_run_up_and_memory_stays_flat() -> None:
     assert child.wait(TIMEOUT_SECONDS) == 0
     assert max(sizes[5:]) - sizes[5] < 1024
     # Ahead of the reader by what a pipe holds, and no more: the rest was never made.
-    assert max(leads) <= (1 << 16) + 4096
+    assert max(leads) <= PIPE_BYTES + 4096
 
 
 def _wait_until_asleep(pid: int) -> None:
@@ -181,6 +239,17 @@ def test_unbuffered_output_is_the_same() -> None:
     ended = run_child("generate", "hi", env={"PYTHONUNBUFFERED": "1"})
 
     assert ended.out == ANSWER.encode()
+
+
+def test_doctor_shows_a_path_that_stdout_s_encoding_lacks(tmp_path: Path) -> None:
+    cache = tmp_path / "キャッシュ"
+
+    ended = run_child("doctor", module="specgen", env={"PYTHONIOENCODING": "ascii", "SPECGEN_CACHE": str(cache)})
+
+    assert ended.code == 0, ended.err
+    assert "キャッシュ" in ended.out.decode()
+    # What the terminal knows is told as it was found.
+    assert "ascii" in ended.out.decode()
 
 
 # F07, F08

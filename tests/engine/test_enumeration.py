@@ -219,7 +219,9 @@ def test_block_verification_keeps_more_than_token_verification() -> None:
                 sampling=PROCESSORS["plain"],
                 randomness=chance,
                 verification=rule,
+                num_events=2,
             )
+            # The prompt, and the round: what comes behind it has outcomes of its own, and no say.
             return rounds_of(events)[0].num_accepted
 
         expected[rule] = sum(probability * accepted for probability, accepted in every_path(run))

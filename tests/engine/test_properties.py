@@ -15,6 +15,7 @@ P11 any feeding and taking back of a cache    here, as a state machine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -30,15 +31,24 @@ from specgen.engine.lean import LeanModel, lean_model
 from specgen.engine.model import CachedModel
 from specgen.engine.randomness import TorchRandomness
 from specgen.errors import MemoryShortageError, NumericalError, SettingsError
-from specgen.events import Finish, Prefill, Round
+from specgen.events import Notice, Round
 from specgen.settings import MAX_DRAFT_TOKENS, DecodeSettings, SamplingSettings
 from tests.fakes import CPU, GREEDY, cached, ids_of, random_tokens, run_events, tiny_model
+
+# The nightly profile tries eighty times as much as the usual one.
+pytestmark = pytest.mark.timeout(300 if settings().max_examples < 1000 else 3600)
+
+
+def share_of_profile(share: float) -> int:
+    """For slow examples: a share of what the profile asks for, so that a longer run is longer here as well."""
+    return max(1, round(share * settings().max_examples))
+
 
 IDS = st.lists(st.integers(0, 95), min_size=1, max_size=8)
 SAMPLED = SamplingSettings(temperature=0.8, top_k=20)
 
 
-@settings(max_examples=40)
+@settings(max_examples=share_of_profile(2 / 3))
 @given(prompt=IDS, budget=st.integers(1, 24), k=st.integers(0, 8), draft_seed=st.integers(0, 3))
 def test_p1_any_draft_model_gives_the_ids_of_plain_decoding(
     prompt: list[int], budget: int, k: int, draft_seed: int
@@ -85,9 +95,22 @@ class _Failing(CachedModel):
         return torch.full_like(found, torch.nan) if self.fails_at == 0 else found
 
 
+class _StopBehind:
+    """A stop check that ends the text behind so many new tokens, wherever in a round that is."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_left = num_tokens
+
+    def cut(self, ids: Sequence[int]) -> int | None:
+        keep = self.num_left if self.num_left <= len(ids) else None
+        self.num_left -= len(ids)
+        return keep
+
+
 @given(
     prompt=IDS,
     ends=st.sets(st.integers(0, 95), max_size=6),
+    stop_behind=st.none() | st.integers(1, 12),
     leave_after=st.none() | st.integers(0, 6),
     fails_at=st.integers(0, 6),
     with_nan=st.booleans(),
@@ -96,6 +119,7 @@ class _Failing(CachedModel):
 def test_p4_caches_hold_a_prefix_of_the_text_whatever_happened(
     prompt: list[int],
     ends: set[int],
+    stop_behind: int | None,
     leave_after: int | None,
     fails_at: int,
     with_nan: bool,
@@ -105,15 +129,22 @@ def test_p4_caches_hold_a_prefix_of_the_text_whatever_happened(
     target.fails_at, target.with_nan = fails_at, with_nan
     chance = TorchRandomness(3, CPU)
     limits = DecodeSettings(16, 4, end_ids=frozenset(ends))
-    run = decode(target, ModelDrafter(draft, 96, sampling, chance), prompt, limits, sampling, chance)
-    text = list(prompt)
+    stop = None if stop_behind is None else _StopBehind(stop_behind)
+    run = decode(target, ModelDrafter(draft, 96, sampling, chance), prompt, limits, sampling, chance, stop=stop)
+    text, num_in_draft = list(prompt), len(prompt) - 1
     with suppress(NumericalError, MemoryShortageError):
         for index, event in enumerate(run):
+            if isinstance(event, Notice):
+                num_in_draft = 0  # its cache was given back
             if isinstance(event, Round):
+                num_drafted = len(event.draft_ids) + event.num_cut
+                if num_drafted:  # the draft reads the text and its own tokens but the last
+                    num_in_draft = len(text) + num_drafted - 1
                 text += event.token_ids
-            if not isinstance(event, Prefill | Finish):
-                assert target.length <= len(text) - 1
-                assert draft.length <= len(text) - 1
+                num_in_draft = min(num_in_draft, len(text) - 1)
+                # All of the text but its last token, which the next round feeds: no more, and no less.
+                assert target.length == len(text) - 1
+                assert draft.length == num_in_draft
             if index == leave_after:
                 break
     run.close()
@@ -234,4 +265,4 @@ class LeanCacheMachine(CacheMachine):
 def test_p11_any_order_of_feeding_and_taking_back_equals_a_fresh_prefill(machine: type[CacheMachine]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=share_of_profile(0.4), stateful_step_count=15))

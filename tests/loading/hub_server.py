@@ -20,10 +20,20 @@ class LoopHub:
         status: Answer everything with this status.
         code: The hub's own error code, such as `GatedRepo`.
         cut: Send only this many bytes of a weight file, then close.
+        stalls: Accept every connection and request, and say nothing until the end.
     """
 
-    def __init__(self, folder: Path, *, status: int = 200, code: str | None = None, cut: int | None = None) -> None:
-        self.folder, self.status, self.code, self.cut = folder, status, code, cut
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        status: int = 200,
+        code: str | None = None,
+        cut: int | None = None,
+        stalls: bool = False,
+    ) -> None:
+        self.folder, self.status, self.code, self.cut, self.stalls = folder, status, code, cut, stalls
+        self.is_over = threading.Event()
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -39,6 +49,7 @@ class LoopHub:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        self.is_over.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -61,6 +72,10 @@ class LoopHub:
         path = handler.path.split("?")[0]
         self.requests.append(f"{handler.command} {path}")
         self.tokens.append(handler.headers.get("Authorization"))
+        if self.stalls:
+            self.is_over.wait()
+            handler.close_connection = True
+            return None
         if self.status != 200:
             headers = {"X-Error-Code": self.code} if self.code else {}
             return self._send(handler, self.status, b'{"error": "no"}', headers, body)

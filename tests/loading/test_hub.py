@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -136,6 +137,8 @@ def test_a_download_that_breaks_off_is_told(
 
     error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "owner/tiny", "run again")
     assert error.exit_code == 3
+    offline = ModelSettings("owner/tiny", offline=True)
+    fails(ModelNotFoundError, lambda: fetch_snapshot(offline), "not on this machine")
 
     served.cut = None
     assert check_folder(fetch_snapshot(SETTINGS)).num_parameters == 22_688
@@ -170,6 +173,56 @@ def test_a_name_server_that_never_answers_is_not_waited_for(
     fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "hub.example can't be reached")
     answer.set()
     answered.wait()
+
+
+@pytest.mark.fault("F70")
+def test_a_hub_that_accepts_and_says_nothing_is_not_waited_for(server: Callable[..., LoopHub]) -> None:
+    served = server(stalls=True)
+    begin = time.monotonic()
+
+    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "127.0.0.1 can't be reached")
+    assert time.monotonic() - begin < 2 + hub.PROBE_SECONDS
+    assert served.requests == ["HEAD /"]
+    assert served.tokens == [None]
+
+
+@pytest.mark.parametrize("answer", [b"\x15", b""], ids=["an alert", "nothing"])
+def test_a_hub_behind_tls_is_there_if_it_says_anything(
+    connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer_one() -> None:
+            accepted, _ = listening.accept()
+            with accepted:
+                heard.append(accepted.recv(1 << 16))
+                accepted.sendall(answer)
+                accepted.recv(1)  # until the probe has left
+
+        thread = threading.Thread(target=answer_one)
+        thread.start()
+        connect(f"https://localhost:{listening.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "localhost")
+
+        assert hub._is_reachable() is bool(answer)
+        thread.join()
+    assert heard[0].startswith(b"\x16\x03")  # a TLS handshake
+    assert b"localhost" in heard[0]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "endpoint", "greeting"),
+    [
+        ("http://proxy:3128", "https://hub.example", b"CONNECT hub.example:443 HTTP/1.1\r\nHost: hub.example:443\r\n"),
+        ("http://proxy:3128", "http://hub.example", b"HEAD http://hub.example HTTP/1.1\r\nHost: hub.example\r\n"),
+        ("socks5://proxy:1080", "https://hub.example", b""),
+    ],
+)
+def test_a_proxy_is_greeted_in_its_own_language(proxy: str, endpoint: str, greeting: bytes) -> None:
+    assert hub._greeting(urlsplit(proxy), urlsplit(endpoint)).startswith(greeting)
+    assert bool(hub._greeting(urlsplit(proxy), urlsplit(endpoint))) == bool(greeting)
 
 
 def test_a_proxy_is_asked_in_the_place_of_the_hub(

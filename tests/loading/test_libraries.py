@@ -23,8 +23,11 @@ import json, sys
 from pathlib import Path
 import socket
 
+attempts = []
+
 def refuse(*args, **options):
-    raise AssertionError("a socket was opened")
+    attempts.append(repr(args[-1:]))  # a library may swallow the error
+    raise AssertionError("the network was asked")
 
 from specgen.loading.libraries import prepare_libraries
 prepare_libraries(verbose=False)
@@ -34,7 +37,10 @@ from specgen.loading.tokenizer import load_tokenizer
 from specgen.loading.weights import load_model
 from specgen.settings import ModelSettings
 
-socket.socket.connect = refuse
+for name in ("connect", "connect_ex", "sendto", "bind"):
+    setattr(socket.socket, name, refuse)
+for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+    setattr(socket, name, refuse)
 results = []
 for name, quant in json.loads(sys.argv[1]):
     try:
@@ -46,7 +52,8 @@ for name, quant in json.loads(sys.argv[1]):
     except SpecgenError as error:
         results.append([error.exit_code, error.message])
 kernels = "kernels" in sys.modules and sys.modules["kernels"] is None
-Path(sys.argv[2]).write_text(json.dumps({"results": results, "stdin": sys.stdin.read(), "kernels": kernels}))
+found = {"results": results, "stdin": sys.stdin.read(), "kernels": kernels, "attempts": attempts}
+Path(sys.argv[2]).write_text(json.dumps(found))
 """
 
 
@@ -97,6 +104,10 @@ def result(traps: Path) -> dict[str, object]:
 @pytest.mark.fault("F37")
 def test_loading_writes_nothing_to_stdout_or_stderr(child: subprocess.CompletedProcess[bytes]) -> None:
     assert (child.stdout, child.stderr, child.returncode) == (b"", b"", 0)
+
+
+def test_loading_asks_the_network_for_nothing_even_where_the_refusal_is_swallowed(child: object, traps: Path) -> None:
+    assert result(traps)["attempts"] == []
 
 
 def test_a_message_of_a_library_is_not_shown() -> None:

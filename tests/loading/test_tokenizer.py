@@ -49,6 +49,29 @@ def test_a_tokenizer_of_a_gigabyte_is_not_read(folder: Path) -> None:
     fails(ModelFileError, lambda: load_tokenizer(folder), "larger than 64 MiB")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vocab.json", "vocab.bpe", "merges.txt", "added_tokens.json", "special_tokens_map.json", "qwen.tiktoken"),
+        *("tokenizer_config.json", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json"),
+        "additional_chat_templates/tools.jinja",
+    ],
+)
+def test_no_other_file_of_a_tokenizer_is_read_at_any_size(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    with (folder / name).open("wb") as file:
+        file.truncate(2**30)
+
+    fails(ModelFileError, lambda: load_tokenizer(folder), name, "larger than 64 MiB")
+
+
+def test_large_files_that_are_no_tokenizers_do_not_matter(folder: Path) -> None:
+    with (folder / "training_log.json").open("wb") as file:
+        file.truncate(2**30)
+
+    assert load_tokenizer(folder).encode("w0 w1") == [3, 4]
+
+
 def test_a_tokenizer_with_code_of_its_own_is_refused(folder: Path) -> None:
     edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
 

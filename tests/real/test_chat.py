@@ -18,7 +18,7 @@ from specgen.transcript import from_json
 from tests.chat.terminals import Terminal, logged
 
 pytestmark = pytest.mark.real
-EXACT = ("-n", "16", "--temperature", "0", "--dtype", "float32", "--device", "cpu", "--quant", "none")
+EXACT = ("-n", "10", "--temperature", "0", "--dtype", "float32", "--device", "cpu", "--quant", "none")
 
 
 def test_five_turns_undone_retried_saved_and_resumed_are_each_a_fresh_prefill(

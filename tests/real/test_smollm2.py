@@ -84,7 +84,9 @@ def prompts() -> list[Any]:
     made = []
     for index, (text, is_raw) in enumerate(texts):
         lengths = LENGTHS if text in (CHATS[2], RAW[0]) else LENGTHS[index % 3 : index % 3 + 1]
-        made.append(pytest.param(text, is_raw, lengths, id=f"{'raw' if is_raw else 'chat'} {index}"))
+        # A minute for all of them; the others show nothing that these do not.
+        marks = () if index in (0, 2, 5, 6, 9) else pytest.mark.slow
+        made.append(pytest.param(text, is_raw, lengths, id=f"{'raw' if is_raw else 'chat'} {index}", marks=marks))
     return made
 
 
