@@ -63,12 +63,12 @@ _specgen() {
     bench:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
     bench:--format) _specgen_words "auto table json ndjson csv md"; return ;;
     bench:--backend) _specgen_words "auto transformers llama.cpp both"; return ;;
-    distill:--output|distill:-o|distill:--num-layers|distill:--vocab|distill:--num-prompts|distill:--max-new-tokens|distill:-n|distill:--greedy-share|distill:--batch-size|distill:--epochs|distill:--learning-rate|distill:--batch-tokens|distill:--unroll|distill:--seed|distill:--revision) return ;;
-    distill:--prompts|distill:--held-out) _specgen_files; return ;;
+    distill:--num-layers|distill:--vocab|distill:--num-prompts|distill:--max-new-tokens|distill:-n|distill:--greedy-share|distill:--batch-size|distill:--epochs|distill:--learning-rate|distill:--batch-tokens|distill:--unroll|distill:--seed|distill:--revision) return ;;
+    distill:--output|distill:-o|distill:--prompts|distill:--held-out) _specgen_files; return ;;
     distill:--color) _specgen_words "auto always never"; return ;;
     distill:--device) _specgen_words "auto cpu cuda mps"; return ;;
     distill:--kind) _specgen_words "features layers"; return ;;
-    doctor:--revision|doctor:--draft-revision|doctor:--gpu-layers|doctor:--context-size|doctor:--threads|doctor:--context) return ;;
+    doctor:--revision|doctor:--draft-revision|doctor:--gpu-layers|doctor:--context-size|doctor:--threads|doctor:--context|doctor:--alpha) return ;;
     doctor:--target|doctor:-t|doctor:--model|doctor:-m) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     doctor:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     doctor:--device|doctor:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
@@ -85,9 +85,14 @@ _specgen() {
     verify) _specgen_words "--prompt -p --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --max-new-tokens -n --json --color --quiet -q --verbose -v --help -h" ;;
     bench) _specgen_words "--draft -d --draft-tokens --num-draft-tokens -k --lookup-file --target -t --model -m --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --max-new-tokens --max-tokens -n --repeats -r --warmup -w --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color --quiet -q --verbose -v --help -h" ;;
     distill) _specgen_words "--output -o --kind --num-layers --vocab --prompts --held-out --num-prompts --max-new-tokens -n --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color --quiet -q --verbose -v --help -h" ;;
-    doctor) _specgen_words "--target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --context --measure --json --quiet -q --verbose -v --help -h" ;;
+    doctor) _specgen_words "--target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --context --measure --alpha --json --quiet -q --verbose -v --help -h" ;;
     '') _specgen_words "--version -V --show-completion --list --help -h" ;;
     esac
-  elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor"; fi
+  elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor"
+  else
+    case $command in
+    distill) _specgen_words "$(_specgen_names models)"; _specgen_files; ;;
+    esac
+  fi
 }
 complete -F _specgen specgen

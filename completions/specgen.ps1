@@ -293,6 +293,7 @@ Register-ArgumentCompleter -Native -CommandName specgen -ScriptBlock {
       ,@('--threads', 'llama.cpp: threads; default: one for each physical core.')
       ,@('--context', 'Positions to plan memory for; default: the window, at most 4096.')
       ,@('--measure', 'Load the models and time passes over 1 to 13 tokens.')
+      ,@('--alpha', 'With --measure: the best draft length at this acceptance; can be repeated. Default: 0.5 to 0.9.')
       ,@('--json', 'One JSON document.')
       ,@('--quiet', 'Only the answer and errors.')
       ,@('-q', 'Only the answer and errors.')

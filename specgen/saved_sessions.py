@@ -221,11 +221,13 @@ def replace_file(path: Path, data: bytes) -> None:
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise OutputError(f"cannot save {path}: {error.strerror or error}") from error
+    # The new file is there whatever a folder says that can't be synced, as on some network disks.
+    with contextlib.suppress(OSError):
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

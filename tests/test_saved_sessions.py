@@ -351,6 +351,50 @@ def test_a_full_disk_leaves_the_old_session_and_no_litter(
     assert [item.name for item in folder.path.iterdir()] == ["notes.json"]
 
 
+def test_whichever_step_fails_what_is_told_is_what_lies_there(
+    folder: SessionFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call of the system by turns: told and the old session, or nothing told and the new one."""
+    folder.make()
+    path = folder.path_of("notes")
+    outcomes = []
+    for count in range(1, 20):
+        replace_file(path, to_json(OLD, "1.0"))
+        with monkeypatch.context() as patch:
+            calls = fail_at(patch, count)
+            try:
+                replace_file(path, to_json(NEW, "1.0"))
+                expected = NEW
+            except OutputError:
+                expected = OLD
+        if len(calls) < count:
+            break
+        outcomes.append((calls[count - 1], expected is NEW))
+        assert from_json(path.read_bytes()) == expected, f"call {count}, {calls[count - 1]}"
+        assert [item.name for item in folder.path.iterdir()] == ["notes.json"]
+
+    before = [(step, False) for step in ("open", "write", "fsync", "close", "replace")]
+    assert outcomes == [*before, ("open", True), ("fsync", True), ("close", True)]
+
+
+def fail_at(patch: pytest.MonkeyPatch, count: int) -> list[str]:
+    """Let the n-th call that writes, of whatever kind, fail; the calls so far."""
+    calls: list[str] = []
+
+    def failing_at(step: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            calls.append(step)
+            if len(calls) == count:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments, **options)
+
+        return call
+
+    for step in ("open", "write", "fsync", "close", "replace"):
+        patch.setattr(saved_sessions.os, step, failing_at(step, getattr(os, step)))
+    return calls
+
+
 def test_a_write_in_pieces_is_whole(folder: SessionFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.make()
     real = os.write

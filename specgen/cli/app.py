@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import traceback
 from contextlib import suppress
@@ -21,8 +20,8 @@ from specgen.cli.distill import distill
 from specgen.cli.doctor import EPILOG as DOCTOR_EPILOG
 from specgen.cli.doctor import doctor
 from specgen.cli.generate import EPILOG, generate
-from specgen.cli.help import help_classes
-from specgen.cli.signals import Stopped
+from specgen.cli.help import help_classes, page
+from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.verify import EPILOG as VERIFY_EPILOG
 from specgen.cli.verify import verify
 from specgen.errors import OutputError, SettingsError, SpecgenError
@@ -42,6 +41,7 @@ app.command("distill", epilog=DISTILL_EPILOG, cls=_Command)(distill)
 app.command("doctor", epilog=DOCTOR_EPILOG, cls=_Command)(doctor)
 
 
+_COMMANDS = frozenset(info.name for info in app.registered_commands)
 _TAB_ASKS = (("--list", "models"), ("--list", "sessions"))
 
 
@@ -103,21 +103,16 @@ def run(arguments: list[str]) -> int:
         The exit code; see `specgen.errors`, and 130, 143, 129 for signals, 0 for a reader that left early.
     """
     try:
-        if tuple(arguments) in _TAB_ASKS:
-            # Typer imports pydantic to read a value, which takes longer than all the rest.
-            with suppress(typer.Exit):
-                _list_names(arguments[1])
-            code = 0
-        else:
-            # Without a word the help, which is no error of ours, but not what anyone asked for either.
-            code = app(arguments or ["--help"], prog_name="specgen", standalone_mode=False) or (0 if arguments else 2)
+        # Signals are watched from here on; a command does so itself, once it has imported what it needs.
+        with StopSignals():
+            code = 0 if _is_answered(arguments) else _run_command(arguments)
         # Help and version are still in the buffer; a full disk shows here, and not on the interpreter's way out. What
         # ended otherwise has its code already, and its terminal may be gone.
         if code == 0 and sys.stdout is not None:
             sys.stdout.flush()
         return code
     except Stopped as stopped:
-        return stopped.exit_code
+        return _stopped_early(stopped, arguments)
     except KeyboardInterrupt:
         return 130
     except (BrokenPipeError, SystemExit) as ended:
@@ -141,14 +136,43 @@ def run(arguments: list[str]) -> int:
         return _unforeseen(error, arguments)
 
 
+def _is_answered(arguments: list[str]) -> bool:
+    """Answer what is asked most often without Typer, which imports pydantic to read a value: more than all else."""
+    if tuple(arguments) in _TAB_ASKS:
+        with suppress(typer.Exit):
+            _list_names(arguments[1])
+        return True
+    if len(arguments) == 2 and arguments[0] in _COMMANDS and arguments[1] in ("-h", "--help"):
+        typer.echo(page(app, arguments[0]), nl=False)
+        return True
+    return False
+
+
+def _run_command(arguments: list[str]) -> int:
+    # Without a word the help, which is no error of ours, but not what anyone asked for either.
+    return app(arguments or ["--help"], prog_name="specgen", standalone_mode=False) or (0 if arguments else 2)
+
+
 def _tell(error: SpecgenError, arguments: list[str]) -> int:
     """An error that no command has told: on stderr, and as a document where one was asked for."""
     from specgen.cli.output import Messages, write_error
 
     if _wants_json(arguments) and not error.is_told:
         write_error(error)
+    if "-vv" in arguments and error.exit_code == SpecgenError.exit_code:
+        traceback.print_exc()
     Messages("auto", quiet=False).error(error)
     return error.exit_code
+
+
+def _stopped_early(stopped: Stopped, arguments: list[str]) -> int:
+    """A signal that came before the command watched for one, and so before it wrote anything."""
+    if _wants_json(arguments):
+        from specgen.cli.ending import Interrupted
+        from specgen.cli.output import write_error
+
+        write_error(Interrupted(stopped.exit_code))
+    return stopped.exit_code
 
 
 def _wants_json(arguments: list[str]) -> bool:
@@ -161,7 +185,7 @@ def _wants_json(arguments: list[str]) -> bool:
 
 def _unforeseen(error: Exception, arguments: list[str]) -> int:
     """A wrong use of the command line, or a bug of ours."""
-    from specgen.cli.output import Messages, unforeseen
+    from specgen.cli.output import unforeseen
 
     # Typer's usage errors have no public base class; these two attributes are what they are printed from.
     describe, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
@@ -170,10 +194,7 @@ def _unforeseen(error: Exception, arguments: list[str]) -> int:
         if text := str(describe()).replace(": Value error, ", ": "):  # pydantic's own words
             _tell(SettingsError(text, f"see {_help_command(error)}"), arguments)
         return exit_code
-    if "-vv" in sys.argv or os.environ.get("SPECGEN_DEBUG") == "1":
-        traceback.print_exc()
-    Messages("auto", quiet=False).error(unforeseen(error))
-    return SpecgenError.exit_code
+    return _tell(unforeseen(error), arguments)
 
 
 def _help_command(error: Exception) -> str:

@@ -129,8 +129,10 @@ def chat(
     verbose: o.Verbose = 0,
 ) -> None:
     """Talk with a model: its caches live on between turns, and you see what the draft saves."""
+    from specgen.cli.stdout import require_stdout
     from specgen.render.terminal import is_terminal
 
+    require_stdout("the replies")
     if not is_terminal(sys.stdin):
         raise SettingsError("chat needs a terminal, and stdin is none", 'use: specgen generate "your question"')
     from specgen.cli.chat_loop import Chat

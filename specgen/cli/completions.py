@@ -21,6 +21,7 @@ def bash_script(program: Program) -> str:
     options = [
         f'    {c.name or chr(39) * 2}) _specgen_words "{_all_names(c)}" ;;' for c in (*program.commands, program.root)
     ]
+    arguments = [f"    {command.name}) {_bash_action(argument)};;" for command, argument in _arguments(program)]
     return f"""{NOTE}bash
 _specgen_words() {{ COMPREPLY=($(compgen -W "$1" -- "$cur")); }}
 _specgen_names() {{ command "$specgen" --list "$1" 2>/dev/null; }}
@@ -45,7 +46,12 @@ _specgen() {{
     case $command in
 {_lines(options)}
     esac
-  elif [[ -z $command ]]; then _specgen_words "{" ".join(names)}"; fi
+  elif [[ -z $command ]]; then _specgen_words "{" ".join(names)}"
+  else
+    case $command in
+{_lines(arguments)}
+    esac
+  fi
 }}
 complete -F _specgen specgen
 """
@@ -69,10 +75,11 @@ def _bash_action(option: Option) -> str:
 def zsh_script(program: Program) -> str:
     """For zsh: a file `_specgen` in a folder of `fpath`, or text to `source`."""
     commands = [f"    {_quote(f'{command.name}:{command.help}')}" for command in program.commands]
-    branches = []
+    branches, known = [], _arguments(program)
     for command in program.commands:
         specs = [spec for option in command.options for spec in _zsh_specs(option)]
         # The prompt has no spec: one without completions would keep a half-typed option from being completed.
+        specs += [_quote(f"1:{argument.value}:{_zsh_action(argument)}") for c, argument in known if c is command]
         branches.append(f"      {command.name}) _arguments {_continued(specs)} ;;")
     root = [spec for option in program.root.options for spec in _zsh_specs(option)]
     return f"""#compdef specgen
@@ -144,17 +151,24 @@ def fish_script(program: Program) -> str:
         where = f"-n '__fish_seen_subcommand_from {command.name}'" if command.name else nowhere
         for option in command.options:
             lines += [f"complete -c specgen {where} {line}" for line in _fish_lines(option)]
+    for command, argument in _arguments(program):
+        where = f"-n '__fish_seen_subcommand_from {command.name}'"
+        lines.append(f"complete -c specgen {where} -F -a {_fish_quote(_fish_words(argument))}")
     return _lines(lines) + "\n"
 
 
 def _fish_lines(option: Option) -> list[str]:
     names = [f"-s {name[1:]}" for name in option.shorts] + [f"-l {name[2:]}" for name in option.longs]
-    words = " ".join([*option.words, *(f"(specgen --list {one} 2>/dev/null)" for one in _lists(option))])
+    words = _fish_words(option)
     if option.value:
         names.append("-r -F" if option.takes_file else "-x")
         names += [f"-a {_fish_quote(words)}"] if words else []
     help_text = f"-d {_fish_quote(option.help)}"
     return [" ".join([*names, help_text]), *(f"-l {name[2:]} {help_text}" for name in option.off_names)]
+
+
+def _fish_words(option: Option) -> str:
+    return " ".join([*option.words, *(f"(specgen --list {one} 2>/dev/null)" for one in _lists(option))])
 
 
 def powershell_script(program: Program) -> str:
@@ -218,6 +232,11 @@ SCRIPTS: dict[str, Callable[[Program], str]] = {
 }
 FILES = {"bash": "specgen.bash", "zsh": "_specgen", "fish": "specgen.fish", "powershell": "specgen.ps1"}
 """The name each shell looks for, or a person."""
+
+
+def _arguments(program: Program) -> list[tuple[Command, Option]]:
+    """What commands take without a name, where that is a file or a model: a prompt is nobody's to complete."""
+    return [(c, c.argument) for c in program.commands if c.argument is not None and c.argument.takes_file]
 
 
 def _lists(option: Option) -> list[str]:

@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
 
 from specgen.errors import SpecgenError
 
 if TYPE_CHECKING:
     from specgen.cli.output import Answer, Messages
+    from specgen.cli.signals import Stopped
     from specgen.generation import Generation
 
 
-def save_what_there_is(answer: Answer, messages: Messages) -> None:
-    """Write the file of an answer that ended early, if there is anything to write."""
+class Interrupted(SpecgenError):
+    """A signal ended the program; told only where a script waits for a document.
+
+    Args:
+        exit_code: 128 and the signal's number.
+    """
+
+    code = "interrupted"
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("a signal ended the run")
+        self.exit_code = exit_code
+
+
+def leave(stopped: Stopped, *, as_json: bool) -> NoReturn:
+    """End a command that a signal ended before it had written anything."""
+    if as_json:
+        from specgen.cli.output import write_error
+
+        write_error(Interrupted(stopped.exit_code))
+    raise typer.Exit(stopped.exit_code) from None
+
+
+def save_what_there_is(answer: Answer, messages: Messages) -> int:
+    """Write the file of an answer that ended early, if there is anything to write.
+
+    Returns:
+        The exit code: 0, or that of an error, which has been told.
+    """
     try:
         if answer.has_text:
             answer.save()
     except SpecgenError as error:
         messages.error(error)
+        return error.exit_code
+    return 0
+
+
+def end_stopped(stopped: Stopped, answer: Answer, messages: Messages, generation: Generation | None) -> None:
+    """Bring an answer to its end that a signal stopped where it was."""
+    save_what_there_is(answer, messages)
+    with suppress(BrokenPipeError, SpecgenError):
+        answer.close()
+        if generation is None:
+            answer.fail(Interrupted(stopped.exit_code), None)
+        else:
+            answer.finish(generation.report())
 
 
 def end_early(

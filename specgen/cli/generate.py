@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
-from specgen.cli.ending import end_early, save_what_there_is
+from specgen.cli.ending import end_early, end_stopped, save_what_there_is
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import SettingsError, SpecgenError
 from specgen.settings import EngineSettings, ModelSettings
@@ -190,21 +189,21 @@ def generate(
             _keep_costs(session)
         except BrokenPipeError:
             silence_stdout()
-            save_what_there_is(answer, messages)
+            # Who left did not want the rest; whoever named a file still does.
+            if code := save_what_there_is(answer, messages):
+                raise typer.Exit(signals.exit_code or code) from None
         except Stopped as stopped:
-            save_what_there_is(answer, messages)
-            with suppress(BrokenPipeError, SpecgenError):
-                answer.close()
-                if generation is not None:
-                    answer.finish(generation.report())
+            end_stopped(stopped, answer, messages, generation)
             raise typer.Exit(stopped.exit_code) from None
         except SpecgenError as error:
             end_early(error, answer, messages, generation, stats)
             messages.error(error)
             raise typer.Exit(error.exit_code) from error
         except Exception as error:
-            end_early(unforeseen(error), answer, messages, generation, stats)
-            raise
+            told = unforeseen(error)
+            end_early(told, answer, messages, generation, stats)
+            told.is_told = True
+            raise told from error
         if signals.exit_code:
             raise typer.Exit(signals.exit_code)
 
@@ -233,11 +232,14 @@ def _run(
 
 def _measure_baseline(generation: Generation, method: BaselineMethod, messages: Messages, signals: StopSignals) -> None:
     """Time the target alone. The answer is finished: what goes wrong here costs the comparison, nothing else."""
+    from specgen.cli.output import unforeseen
+
     signals.listener = generation.interrupt
     try:
         generation.measure_baseline(method)
-    except SpecgenError as error:
-        messages.warning(f"the target alone was not timed: {error.message}")
+    except Exception as error:  # noqa: BLE001 - a bug of ours included
+        told = error if isinstance(error, SpecgenError) else unforeseen(error)
+        messages.warning(f"the target alone was not timed: {told.message}")
     finally:
         signals.listener = None
 

@@ -30,10 +30,10 @@ def format_command(command: Command, width: int, *, bold: bool = False) -> str:
         bold: Headings in bold.
     """
     width = min(width, MAX_CELLS)
-    words = ["specgen", command.name, "[OPTIONS]", command.argument[0] if command.argument else ""]
-    lines = [_heading("Usage", bold) + " " + " ".join(word for word in words if word), "", *_fill(command.help, width)]
+    usage = f"{_heading('Usage', bold)} specgen {command.name} {command.usage}"
+    lines = [usage, "", *_fill(command.help, width)]
     if command.argument:
-        lines += ["", _heading("Argument", bold), *_entry(*command.argument, width)]
+        lines += ["", _heading("Argument", bold), *_entry(command.argument.value, command.argument.help, width)]
     for heading in command.headings:
         lines += ["", _heading(heading, bold)]
         for option in command.under(heading):
@@ -94,7 +94,8 @@ def _is_bold() -> bool:
     return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
-def _page(app: typer.Typer, name: str | None) -> str:
+def page(app: typer.Typer, name: str | None) -> str:
+    """What `--help` shows on this terminal, of a command or without a name of the program."""
     program, width = describe(app), shutil.get_terminal_size().columns
     for command in program.commands:
         if command.name == name:
@@ -107,10 +108,10 @@ def help_classes(app: typer.Typer) -> tuple[type[TyperGroup], type[TyperCommand]
 
     class Group(TyperGroup):
         def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  the names are Typer's
-            formatter.write(_page(app, None))
+            formatter.write(page(app, None))
 
     class Subcommand(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  the names are Typer's
-            formatter.write(_page(app, self.name))
+            formatter.write(page(app, self.name))
 
     return Group, Subcommand

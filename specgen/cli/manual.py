@@ -6,6 +6,12 @@ from specgen import __version__
 from specgen.cli.surface import Command, Option, Program
 from specgen.errors import SpecgenError
 
+FOLDERS = {
+    "SPECGEN_CACHE": "Folder of what can be made again: converted GGUF files, the built-in model, costs of passes.",
+    "SPECGEN_STATE": "Folder of what is yours: saved sessions, the history of chats, raw runs of bench.",
+}
+"""Variables that stand in for no option."""
+
 
 def manual_page(program: Program) -> str:
     """The page in roff, for the macros `an`."""
@@ -25,14 +31,13 @@ def manual_page(program: Program) -> str:
 
 
 def _synopsis(command: Command) -> list[str]:
-    argument = f" {_text(command.argument[0])}" if command.argument else ""
-    return [f".B specgen {command.name}", f"[options]{argument}", ".br"]
+    return [f".B specgen {command.name}", _text(command.usage), ".br"]
 
 
 def _command(command: Command) -> list[str]:
     lines = [f".SS specgen {command.name}", _text(command.help)]
     if command.argument:
-        lines += _entry(f"\\fI{_text(command.argument[0])}\\fR", command.argument[1])
+        lines += _entry(f"\\fI{_text(command.argument.value)}\\fR", command.argument.help)
     for heading in command.headings:
         lines += [".PP", f".B {_text(heading)}"]
         for option in command.under(heading):
@@ -53,9 +58,10 @@ def _entry(label: str, text: str) -> list[str]:
 
 
 def _environment(program: Program) -> list[str]:
-    """Each variable once, with the option it stands in for."""
-    found = {option.env: option for command in program.commands for option in command.options if option.env}
-    return [line for env, option in sorted(found.items()) for line in _entry(f"\\fB{env}\\fR", option.longs[0])]
+    """Each variable once, with the option it stands in for or what it does."""
+    options = [option for command in program.commands for option in command.options]
+    meanings = {**FOLDERS, **{option.env: option.longs[0] for option in options if option.env}}
+    return [line for env, meaning in sorted(meanings.items()) for line in _entry(f"\\fB{env}\\fR", meaning)]
 
 
 def _exit_codes() -> list[str]:

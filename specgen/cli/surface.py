@@ -17,11 +17,14 @@ GENERAL = "General"
 """Heading of the options that name none."""
 
 _WORD = re.compile(r"[a-z][a-z0-9.]*")
+_MODELS = ("MODEL", "TARGET")
+_FILES = ("FILE", "FOLDER")
+_EXAMPLES = "Examples:"
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option, as people see it.
+    """An option, as people see it; one without names is what a command takes without a name.
 
     Args:
         names: As declared: `--target`, `-t`.
@@ -33,6 +36,7 @@ class Option:
         default: As typed; None where the help tells it or there is none.
         limits: The range of a number, as in `1 to 64`.
         is_repeatable: It may be given more than once.
+        is_required: The command does not run without it.
     """
 
     names: tuple[str, ...]
@@ -44,6 +48,7 @@ class Option:
     default: str | None = None
     limits: str | None = None
     is_repeatable: bool = False
+    is_required: bool = False
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -52,7 +57,7 @@ class Option:
 
     @property
     def takes_model(self) -> bool:
-        return "MODEL" in self._parts
+        return any(word in self._parts for word in _MODELS)
 
     @property
     def takes_session(self) -> bool:
@@ -61,7 +66,7 @@ class Option:
     @property
     def takes_file(self) -> bool:
         """A model may be a file or folder, too."""
-        return "FILE" in self._parts or self.takes_model
+        return self.takes_model or any(word in self._parts for word in _FILES)
 
     @property
     def shorts(self) -> list[str]:
@@ -73,13 +78,18 @@ class Option:
         return [name for name in self.names if name.startswith("--")]
 
     @property
+    def shortest(self) -> str:
+        return [*self.shorts, *self.longs][0]
+
+    @property
     def every_name(self) -> tuple[str, ...]:
         return (*self.names, *self.off_names)
 
     @property
     def notes(self) -> str:
-        """Range, variable and default in brackets, or nothing."""
+        """Whether it must be given, range, variable and default in brackets, or nothing."""
         found = [
+            *(["required"] if self.is_required else []),
             *([self.limits] if self.limits else []),
             *([f"env {self.env}"] if self.env else []),
             *([f"default {self.default}"] if self.default is not None else []),
@@ -98,14 +108,14 @@ class Command:
     Args:
         name: As typed.
         help: One sentence.
-        argument: What it takes without a name, and what that is; empty if nothing.
+        argument: What it takes without a name; None if nothing.
         options: In the order of their declaration.
-        epilog: Paragraphs; those behind `Examples:` that start with a command are examples.
+        epilog: Paragraphs; those behind `Examples:` that hold a command are examples.
     """
 
     name: str
     help: str
-    argument: tuple[str, str] | None = None
+    argument: Option | None = None
     options: tuple[Option, ...] = ()
     epilog: str = ""
 
@@ -120,20 +130,21 @@ class Command:
         return [option for option in self.options if option.heading == heading]
 
     @property
+    def usage(self) -> str:
+        """What may and must be typed behind its name."""
+        required = [f"{option.shortest} {option.value}" for option in self.options if option.is_required]
+        return " ".join(["[OPTIONS]", *required, *([self.argument.value] if self.argument else [])])
+
+    @property
     def paragraphs(self) -> list[str]:
         """What the epilog says, less the examples."""
-        return [part for part in self._epilog_parts if not self._is_example(part) and part != "Examples:"]
+        before, _, behind = self.epilog.partition(_EXAMPLES)
+        return [*_parts(before), *(part for part in _parts(behind) if not _is_example(part))]
 
     @property
     def examples(self) -> list[str]:
-        return [part for part in self._epilog_parts if self._is_example(part)]
-
-    @property
-    def _epilog_parts(self) -> list[str]:
-        return [part.strip() for part in self.epilog.split("\n\n") if part.strip()]
-
-    def _is_example(self, part: str) -> bool:
-        return f"specgen {self.name}" in part
+        """Of any command: what one makes, another uses."""
+        return [part for part in _parts(self.epilog.partition(_EXAMPLES)[2]) if _is_example(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +173,13 @@ def describe(app: typer.Typer) -> Program:
 
 def _command(name: str, function: Callable[..., Any], epilog: str) -> Command:
     hints = get_type_hints(function, include_extras=True)
-    argument: tuple[str, str] | None = None
+    argument: Option | None = None
     options = []
     for parameter in inspect.signature(function).parameters.values():
         kind, *extras = get_args(hints[parameter.name]) or (None,)
         info = extras[0] if extras else None
         if isinstance(info, ArgumentInfo):
-            argument = (info.metavar or parameter.name.upper(), info.help or "")
+            argument = Option((), value=info.metavar or parameter.name.upper(), help=info.help or "")
         elif isinstance(info, OptionInfo) and not info.hidden:
             options.append(_option(info, kind, parameter.default))
     return Command(name, (inspect.getdoc(function) or "").partition("\n\n")[0], argument, (*options, HELP), epilog)
@@ -198,7 +209,16 @@ def _option(info: OptionInfo, kind: object, default: object) -> Option:
         _default(info, default, names, off_names),
         _limits(info),
         is_list or info.count,
+        default is inspect.Parameter.empty,
     )
+
+
+def _parts(epilog: str) -> list[str]:
+    return [part.strip() for part in epilog.split("\n\n") if part.strip()]
+
+
+def _is_example(part: str) -> bool:
+    return "specgen " in part
 
 
 def _without_none(kind: object) -> object:
@@ -214,7 +234,7 @@ def _value(kind: object) -> str:
 
 
 def _default(info: OptionInfo, default: object, names: list[str], off_names: list[str]) -> str | None:
-    if not info.show_default or default is None or default == "" or info.count:
+    if not info.show_default or default in (None, "", inspect.Parameter.empty) or info.count:
         return None
     if isinstance(default, bool):
         return (names[0] if default else off_names[0]) if off_names else None

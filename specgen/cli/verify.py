@@ -9,7 +9,9 @@ import typer
 
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
+from specgen.cli.ending import leave
 from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.stdout import require_stdout
 from specgen.errors import DifferenceError, SettingsError
 from specgen.settings import DecodeSettings, EngineSettings, ModelSettings, SamplingSettings
 
@@ -81,12 +83,13 @@ def verify(
         ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine),
     )
     messages = Messages(color, quiet)
+    require_stdout("the proof")
     with StopSignals():
         try:
             with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
                 proof = _prove(models, prompts or list(PROMPTS), limits, progress, verbose=verbose > 1)
         except Stopped as stopped:
-            raise typer.Exit(stopped.exit_code) from None
+            leave(stopped, as_json=as_json)
     try:
         if as_json:
             write_document(proof_document(proof))

@@ -2,7 +2,8 @@
 
     python -m tests.cli.scripted_child generate "..."
 
-Places of the barrier: `open`, `round N`, `baseline`. SPECGEN_TEST_ROUNDS: rounds of the answer, default 3.
+Places of the barrier: `start`, before a command watches signals; `open`, where any command would load models; `round N`
+and `baseline` of an answer. SPECGEN_TEST_ROUNDS: rounds of the answer, default 3.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
-from specgen.cli import app, generate, request
+from specgen.cli import app, bench_run, doctor, generate, output, request, verify
 from specgen.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
 from specgen.metrics import Counts
 from specgen.report import RunReport
@@ -69,6 +70,14 @@ class ScriptedGeneration:
         return runs.report(self.counts, text=self._text, finish_reason=self._reason)
 
 
+def starting(real: Any) -> Any:
+    def first(*arguments: Any, **options: Any) -> None:
+        reach("start")
+        real(*arguments, **options)
+
+    return first
+
+
 def main() -> None:
     num_rounds = int(os.environ.get("SPECGEN_TEST_ROUNDS", "3"))
 
@@ -85,6 +94,11 @@ def main() -> None:
         setattr(module, name, nothing)
     module._open = open_session
     module._new_generation = lambda *_: ScriptedGeneration(num_rounds)
+    others: Any = ((verify, "_prove"), (doctor, "_examine"), (bench_run, "open_benchmark"))
+    for other, name in others:
+        setattr(other, name, lambda *_, **__: reach("open"))
+    messages: Any = output.Messages
+    messages.__init__ = starting(messages.__init__)
     announce_signals()
     app.main()
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.engine.model import CachedModel, memory_errors
-from specgen.errors import ModelFileError
+from specgen.engine.model import CachedModel
+from specgen.engine.verification import verify
+from specgen.errors import ModelFileError, NumericalError
+from specgen.generation import Generation
 from tests.cli.children import Ended, run_child
 from tests.cli.conftest import EXACT, Cli
 from tests.loading.builders import edit_json, make_folder
@@ -285,6 +287,23 @@ def test_verbose_tells_the_stages_of_loading(generate: Cli) -> None:
     assert "loading target target" in generate("-v", "--no-stats").err
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a kernel gave up"), NumericalError("NaN")])
+def test_a_baseline_that_can_t_be_timed_costs_a_warning_and_not_the_answer(
+    generate: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Generation, "measure_baseline", fail)
+
+    ended = generate("--json")
+
+    made = document(ended)
+    assert (ended.code, made["text"], made["speedup"]) == (0, ANSWER, None)
+    (warning,) = [line for line in ended.err.splitlines() if str(error) in line]
+    assert "the target alone was not timed: " in warning
+
+
 def test_a_baseline_that_is_off_is_not_measured(generate: Cli, toys: dict[str, Path]) -> None:
     made = document(generate("-d", toys["wrong"], "--baseline", "off", "--json"))
 
@@ -378,9 +397,18 @@ def test_nan_in_the_logits_saves_the_text_so_far(
     assert (tmp_path / "answer.txt").read_bytes() == b"The quick brown fox\n"
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] data. DefaultCPUAllocator: not enough memory: you tried to allocate"),
+]
+
+
+@pytest.mark.parametrize("failure", OUT_OF_MEMORY, ids=["cuda", "cpu"])
 @pytest.mark.fault("F40")
-def test_memory_that_runs_out_keeps_the_text_and_ends_with_5(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    _break_model(monkeypatch, 5, torch.OutOfMemoryError("CUDA out of memory"))
+def test_memory_that_runs_out_keeps_the_text_and_ends_with_5(
+    generate: Cli, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_model(monkeypatch, 5, failure)
 
     ended = generate("-d", "none", "--json")
 
@@ -390,9 +418,13 @@ def test_memory_that_runs_out_keeps_the_text_and_ends_with_5(generate: Cli, monk
     assert error_of(ended) == "out of memory during generation"
 
 
+@pytest.mark.parametrize("failure", OUT_OF_MEMORY, ids=["cuda", "cpu"])
+@pytest.mark.parametrize("number", [0, 5], ids=["prompt", "answer"])
 @pytest.mark.fault("F40")
-def test_memory_that_runs_out_with_a_draft_costs_the_draft_only(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    _break_model(monkeypatch, 5, torch.OutOfMemoryError("CUDA out of memory"))
+def test_memory_that_runs_out_with_a_draft_costs_the_draft_only(
+    generate: Cli, number: int, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_model(monkeypatch, number, failure)
 
     ended = generate("--baseline", "off")
 
@@ -408,6 +440,40 @@ def test_strict_ends_where_memory_runs_out_instead_of_dropping_the_draft(
     ended = generate("--strict")
 
     assert (ended.code, ended.out) == (5, b"The quick brown fox\n")
+
+
+@pytest.mark.fault("F40")
+def test_memory_too_short_for_choosing_a_token_ends_with_5(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(10**6))
+
+    def full(*arguments: Any) -> Any:
+        if next(calls) == 4:
+            raise OUT_OF_MEMORY[1]
+        return verify(*arguments)
+
+    monkeypatch.setattr("specgen.engine.decoding.verify", full)
+
+    ended = generate("-d", "none", "--temperature", 1, "--json")
+
+    made = document(ended)
+    assert ended.code == made["error"]["exit_code"] == 5
+    assert (made["text"], made["finish_reason"]) == ("The quick brown fox", "memory")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(None, 8), (OUT_OF_MEMORY[0], 5), (RuntimeError("planted"), 4)],
+    ids=["nan", "memory", "other"],
+)
+def test_strict_ends_with_the_code_of_what_broke_the_draft(
+    generate: Cli, toys: dict[str, Path], failure: Exception | None, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_forward(monkeypatch, 8, failure)
+
+    ended = generate("-d", toys["wrong"], "--strict", "-k", 2)
+
+    assert (ended.code, error_of(ended).split(":")[0]) == (code, "the drafter failed")
+    assert ended.out.startswith(b"The quick")
 
 
 @pytest.mark.fault("F45")
@@ -426,15 +492,19 @@ def test_a_device_that_broke_is_no_bug_and_keeps_the_text(generate: Cli, monkeyp
 
 
 def _break_model(monkeypatch: pytest.MonkeyPatch, number: int, failure: Exception) -> None:
+    """Let the pass of this number fail inside the model, below all that the program makes of its errors."""
     forward, calls = CachedModel._forward, iter(range(10**6))
 
-    def broken(self: CachedModel, *arguments: Any) -> Any:
-        with memory_errors():
-            if next(calls) == number:
-                raise failure
-        return forward(self, *arguments)
+    def fail(*_: Any) -> Any:
+        raise failure
 
-    monkeypatch.setattr(CachedModel, "_forward", broken)
+    def counted(self: CachedModel, *arguments: Any) -> Any:
+        with monkeypatch.context() as plant:
+            if next(calls) == number:
+                plant.setattr(type(self), "_run", fail)
+            return forward(self, *arguments)
+
+    monkeypatch.setattr(CachedModel, "_forward", counted)
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------
@@ -727,9 +797,8 @@ def test_a_bug_leaves_one_valid_document_with_the_text_so_far(generate: Cli, mon
 
 def test_a_bug_shows_its_traceback_when_asked(generate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     _break_forward(monkeypatch, 5, KeyError("ours"))
-    monkeypatch.setenv("SPECGEN_DEBUG", "1")
 
-    assert "Traceback" in generate("--no-stats").err
+    assert "Traceback" in generate("--no-stats", "-vv").err
 
 
 # --- Precedence -------------------------------------------------------------------------------------------------------

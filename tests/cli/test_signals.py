@@ -118,6 +118,40 @@ def test_a_signal_while_loading_ends_at_once_without_a_word() -> None:
     assert (ended.code, ended.out, ended.err) == (130, b"", "")
 
 
+SCRIPTS = [
+    ["generate", "hi", "--json"],
+    ["generate", "hi", "--format", "ndjson"],
+    ["verify", "--json"],
+    ["doctor", "--json"],
+    ["bench", "--format", "json"],
+    ["bench", "--format=ndjson"],
+]
+
+
+@pytest.mark.parametrize("place", ["start", "open"])
+@pytest.mark.parametrize("words", SCRIPTS, ids=" ".join)
+def test_a_script_gets_its_document_from_a_run_that_was_stopped_while_loading(words: list[str], place: str) -> None:
+    signum, code = (INT, 130) if place == "open" else (TERM, 143)
+    with Child(*words, place=place) as child:
+        child.wait_at_place()
+        child.send(signum)
+        ended = child.finish()
+
+    document = json.loads(ended.out)
+    assert (ended.code, ended.err) == (code, "")
+    assert (document["type"], document["code"], document["exit_code"]) == ("error", "interrupted", code)
+
+
+@pytest.mark.parametrize("words", [["verify"], ["doctor"], ["bench"]], ids=" ".join)
+def test_without_a_document_a_run_stopped_while_loading_says_nothing(words: list[str]) -> None:
+    with Child(*words, place="open") as child:
+        child.wait_at_place()
+        child.send(HUP)
+        ended = child.finish()
+
+    assert (ended.code, ended.out, ended.err) == (129, b"", "")
+
+
 def test_a_signal_that_was_ignored_from_the_start_stays_ignored() -> None:
     with Child("generate", "hi", "--no-stats", place="round 1", ignores=INT) as child:
         child.wait_at_place()

@@ -137,3 +137,16 @@ def test_a_setting_out_of_range_is_refused(verify: Cli, wrong: list[str]) -> Non
     ended = verify(*wrong, "--json")
 
     assert (ended.code, json.loads(ended.out)["exit_code"]) == (2, 2)
+
+
+def test_a_bug_is_told_in_the_document_that_was_asked_for(verify: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("specgen.cli.verify._prove", fail)
+
+    ended = verify("--json")
+
+    told = json.loads(ended.out)
+    assert ended.code == told["exit_code"] == 1
+    assert "unexpected RuntimeError: ours" in told["message"]
