@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from specgen.engine.decoding import decode
 from specgen.engine.drafters import empty_draft
-from specgen.engine.lengths import LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
 from specgen.engine.model import CachedModel
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.verification import Draft

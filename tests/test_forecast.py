@@ -8,7 +8,8 @@ import pytest
 
 from specgen.bench.figures import figures_of
 from specgen.bench.values import BenchSettings
-from specgen.engine.lengths import FixedLength, LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
+from specgen.engine.lengths import FixedLength
 from specgen.events import Round
 from specgen.forecast import PassCosts, fixed_speedup, forecast, predicted_speedup
 from specgen.metrics import Counts

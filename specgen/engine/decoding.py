@@ -20,7 +20,8 @@ from specgen.engine.drafters import (
     strict_error,
     told,
 )
-from specgen.engine.lengths import FixedLength, LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
+from specgen.engine.lengths import FixedLength
 from specgen.engine.model import TargetModel, memory_errors
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import laws, likeliest_on_host, seen_rows

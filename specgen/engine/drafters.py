@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specgen.engine.contract import LanguageModel
-from specgen.engine.lengths import LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
 from specgen.engine.model import memory_errors
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import Laws, laws, seen_rows

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
-from typing import Protocol
 
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.estimates import Acceptance, MatchAcceptance, ModelWorth, Offer
+from specgen.engine.plain_checks import PlainChecks
 from specgen.events import Round
 from specgen.settings import LONGEST_AUTO_DRAFT
 
@@ -37,33 +37,6 @@ MARGIN = 0.5
 """Tokens by which an offer must be worth more than the model's draft: where a match is good, the model is, too."""
 BENEFIT_OF_DOUBT = 0.05
 """Expected loss, in tokens a round, that still counts as paying: only a drafting drafter can show what it is worth."""
-
-
-class LengthPolicy(Protocol):
-    """Decides the length of each draft."""
-
-    uses_confidence: bool
-    """Whether `drew` is wanted: for a greedy draft the confidence costs a pass over the vocabulary."""
-
-    def begin(self) -> None:
-        """A round begins."""
-
-    def wants_more(self) -> bool:
-        """Whether to draft one more token."""
-
-    def drew(self, confidence: float) -> None:
-        """A token was drawn and is kept; `confidence`, 0 to 1, is how sure the drafter was of it."""
-
-    def take(self, offer: Offer, *, has_rival: bool) -> int:
-        """A draft is at hand that costs nothing but its verification: how many of its tokens to propose.
-
-        Args:
-            offer: The draft.
-            has_rival: 0 leaves the round to a draft model, which may do better; otherwise to plain decoding.
-        """
-
-    def observe(self, round_: Round) -> None:
-        """Learn from a finished round."""
 
 
 class FixedLength:
@@ -131,6 +104,7 @@ class CostAwareLength:
         self._is_probe = False
         self._probe_length, self._probe_yield = 0, 0.0
         self._worth = ModelWorth()
+        self._plain_checks = PlainChecks()
 
     def begin(self) -> None:
         self._confidences = []
@@ -188,6 +162,8 @@ class CostAwareLength:
             return False
         if not self.draft_cost.is_known and length >= FIRST_DRAFT:
             return False
+        if not length and self._plain_checks.is_due(self._rate() * self.costs.seconds(1) - 1):
+            return False
         if self._is_probe:
             return length < self._probe_length
         if self._gain_ahead(length) > (0 if length else -BENEFIT_OF_DOUBT):
@@ -200,6 +176,7 @@ class CostAwareLength:
 
     def observe(self, round_: Round) -> None:
         num_drafted = len(round_.draft_ids) + round_.num_cut
+        self._plain_checks.observe(round_, self.costs.seconds(1))
         self.costs.observe(num_drafted + 1, round_.verify_seconds)
         if self._offer is not None:
             self.matches.observe(self._offer, round_.token_ids)

@@ -8,7 +8,7 @@ import torch
 
 from specgen.engine.drafters import empty_draft
 from specgen.engine.estimates import Offer
-from specgen.engine.lengths import LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
 from specgen.engine.suffixes import Match, Place, SuffixAutomaton
 from specgen.engine.verification import Draft
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specgen.engine.drafters import ModelDrafter
-from specgen.engine.lengths import LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
 from specgen.engine.lookup import LookupDrafter, drafted
 from specgen.engine.verification import Draft
 

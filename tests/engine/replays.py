@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from specgen.engine.costs import CostTable, DraftCost
-from specgen.engine.lengths import CostAwareLength, LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
+from specgen.engine.lengths import CostAwareLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.events import DraftSource, Round
 

@@ -14,7 +14,8 @@ from specgen.engine import decoding
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import _match, _weigh, decode
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
-from specgen.engine.lengths import CostAwareLength, FixedLength, LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
+from specgen.engine.lengths import CostAwareLength, FixedLength
 from specgen.engine.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.routing import RoutedDrafter

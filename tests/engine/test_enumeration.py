@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
-from specgen.engine.lengths import FixedLength, LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
+from specgen.engine.lengths import FixedLength
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import laws
 from specgen.engine.verification import Draft

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import decode
-from specgen.engine.lengths import CostAwareLength, FixedLength, LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
+from specgen.engine.lengths import CostAwareLength, FixedLength
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.verification import Draft
 from specgen.events import Round
@@ -91,6 +92,12 @@ class Machine:
         return sum(len(r.token_ids) for r in rounds) / sum(r.seconds for r in rounds)
 
 
+class Drifting(Machine):
+    """A machine that can change its pace."""
+
+    has_changed = False
+
+
 def auto() -> CostAwareLength:
     return CostAwareLength(CostTable(), DraftCost())
 
@@ -130,6 +137,25 @@ def test_a_draft_that_gets_better_is_taken_up_again() -> None:
     rounds = machine.run(lengths, 16, num_tokens=800)
 
     assert sum(r.num_accepted for r in rounds) > 400
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.15])
+def test_a_machine_that_becomes_faster_or_slower_does_not_keep_a_draft_that_lost_its_gain(factor: float) -> None:
+    def costs(num_tokens: int) -> float:
+        # Every pass of the target changes its pace between two answers; the draft's does not.
+        return STEEP(num_tokens) * (factor if machine.has_changed else 1.0)
+
+    machine = Drifting(costs, draft_cost=0.3, quality=0.75)
+    lengths = auto()
+    machine.run(lengths, 16, num_tokens=300)
+    machine.has_changed = True
+
+    rounds = machine.run(lengths, 16, num_tokens=900)
+
+    speed = sum(len(r.token_ids) for r in rounds) / sum(r.seconds for r in rounds)
+    alone = 1 / costs(1)
+    fixed = [machine.speed(FixedLength(), limit) for limit in (0, 1, 2, 3, 4, 6)]
+    assert speed >= 0.97 * max(alone, *fixed)
 
 
 def test_what_was_learned_helps_the_next_answer() -> None:

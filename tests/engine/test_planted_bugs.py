@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from specgen.engine import decoding, drafters, randomness, verification
-from specgen.engine.lengths import LengthPolicy
+from specgen.engine.length_policy import LengthPolicy
 from specgen.engine.model import CachedModel
 from specgen.engine.sampling import Laws
 from specgen.engine.verification import Draft, Verdict
