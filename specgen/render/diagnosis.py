@@ -30,7 +30,9 @@ def why_slower(report: RunReport) -> str:
 
 
 def what_to_try(report: RunReport) -> str:
-    """One concrete thing to try after `why_slower`."""
+    """One concrete thing to try after `why_slower`; empty where nothing is to blame."""
+    if not report.counts.num_drafted:
+        return ""
     num_draft_tokens = report.info.num_draft_tokens
     # auto has looked for the best length already.
     choices = [f"-k {num_draft_tokens // 2}"] if num_draft_tokens > 1 and report.info.schedule == "constant" else []

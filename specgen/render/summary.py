@@ -159,8 +159,8 @@ def _speedup(report: RunReport) -> str:
     if speedup >= ABOUT_ONE:
         return f"{speedup:.2f}x, about as fast as the target alone ({method})"
     slower = f"{speedup:.2f}x, slower than the target alone ({method})"
-    why = why_slower(report)
-    return f"{slower}. Why: {why}. Try {what_to_try(report)}." if why else slower
+    why, cure = why_slower(report), what_to_try(report)
+    return f"{slower}. Why: {why}." + (f" Try {cure}." if cure else "") if why else slower
 
 
 def _why_not_measured(report: RunReport) -> str:

@@ -49,6 +49,13 @@ def test_a_run_that_gained_or_was_not_measured_needs_no_reason() -> None:
     assert why_slower(report(counts((0, 0)), 0.02, info=info("none", 0))) == ""
 
 
+def test_noise_has_a_reason_and_no_cure() -> None:
+    run = report(counts((0, 0), (0, 0)), 0.005)
+
+    assert "noise" in why_slower(run)
+    assert what_to_try(run) == ""
+
+
 def test_auto_that_left_drafting_off_says_so_and_offers_no_length() -> None:
     plain = [(0, 0)] * 40
     run = report(counts((4, 0), *plain), 0.019, info=replace(info(), schedule="auto"))
