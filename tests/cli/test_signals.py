@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import termios
 from pathlib import Path
@@ -20,9 +21,9 @@ from tests.cli.scripted_child import answer
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
-def stopped(*arguments: str, place: str, signum: signal.Signals = INT) -> Ended:
+def stopped(*arguments: str, place: str, signum: signal.Signals = INT, **env: str) -> Ended:
     """A run that gets a signal at a place, deals with it, and goes on."""
-    with Child("generate", "hi", *arguments, place=place) as child:
+    with Child("generate", "hi", *arguments, place=place, **env) as child:
         child.wait_at_place()
         child.send(signum)
         child.go_on()
@@ -312,3 +313,19 @@ def test_time_spent_stopped_is_in_no_figure(
     document = json.loads(ended.out)
     assert now[0] > 1000
     assert document["timings"]["decode_s"] == document["stats"]["num_spec_steps"]
+
+
+# L5
+
+
+@pytest.mark.parametrize("num_cycles", [3, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.fault("F50")
+def test_runs_stopped_at_random_rounds_leave_nothing_behind(num_cycles: int, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    for _ in range(num_cycles):
+        at = chance.randrange(1, 12)
+        path = tmp_path / "answer.txt"
+        ended = stopped("-o", str(path), place=f"round {at}", SPECGEN_TEST_ROUNDS="20")
+
+        assert (ended.code, ended.out) == (130, answer(at + 1).encode())
+        assert [entry.name for entry in tmp_path.iterdir()] == ["answer.txt"]

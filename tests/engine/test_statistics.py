@@ -1,4 +1,4 @@
-"""χ² tests of the real loop and the real generator against laws known exactly: S1 to S6, fixed seeds, α = 1e-6.
+"""χ² tests of the real loop and the real generator against laws known exactly: S1 to S7, fixed seeds, α = 1e-6.
 
 Enumeration (`test_enumeration.py`) proves the rule; these catch what it can't see: a generator that repeats itself,
 one uniform used twice, rounding. A seed that passes goes on passing, so there is nothing to retry. Cells expected to
@@ -28,7 +28,7 @@ from specgen.engine.verification import Draft, acceptance_probabilities, residua
 from specgen.events import Round
 from specgen.settings import DecodeSettings, SamplingSettings
 from tests.engine.test_enumeration import table, target_law
-from tests.fakes import CPU, ScriptedDrafter, TableModel, random_tokens, rounds_of, run_events
+from tests.fakes import CPU, ScriptedDrafter, TableModel, cached, random_tokens, rounds_of, run_events, tiny_model
 
 ALPHA = 1e-6
 PLAIN = SamplingSettings(temperature=1.0)
@@ -296,3 +296,31 @@ def test_s6_with_all_processors_on_both_sides_the_law_is_the_processed_one(count
 
     assert int((wanted > 0).sum()) == 3
     assert p_value([found[token,] for token in range(8)], wanted[0].tolist()) > ALPHA
+
+
+# S7
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_s7_two_tokens_of_a_real_architecture_with_a_real_draft_have_the_targets_joint_law(count: int) -> None:
+    prompt, sampling, chance = [1, 5, 9], PLAIN, TorchRandomness(11, CPU)
+    target, draft = cached(tiny_model(vocab_size=16), 16), cached(tiny_model(seed=1, vocab_size=16), 16)
+    with torch.inference_mode():
+        # Known without our loop: the library's own forward over the prompt, and over it with each first token.
+        first = target.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        longer = torch.tensor([[*prompt, token] for token in range(16)])
+        second = target.model(longer).logits[:, -1].double().softmax(-1)
+    joint = (first[:, None] * second).flatten()
+    found: Counter[int] = Counter()
+    for _ in range(count):
+        target.rewind(min(target.length, len(prompt) - 1))
+        draft.rewind(min(draft.length, len(prompt) - 1))
+        drafter = ModelDrafter(draft, 16, sampling, chance)
+        text: list[int] = []
+        with closing(decode(target, drafter, prompt, DecodeSettings(5, 3), sampling, chance)) as run:
+            while len(text) < 2:
+                event = next(run)
+                text += event.token_ids if isinstance(event, Round) else ()
+        found[16 * text[0] + text[1]] += 1
+
+    assert p_value([found[cell] for cell in range(256)], (joint / joint.sum()).tolist()) > ALPHA
