@@ -57,7 +57,7 @@ def measure_costs(
     verify: dict[int, list[float]] = {n: [] for n in lengths}
     drafting: dict[str, list[float]] = {label: [] for label in drafts}
     catching_up: dict[str, list[float]] = {label: [] for label in drafts}
-    broken: set[str] = set()
+    working = dict(drafts)
     target.feed(ids[:-1])
     for sample in range(NUM_SAMPLES + 1):  # the first one warms up
         for n in sorted(verify, reverse=sample % 2 == 1):
@@ -69,14 +69,14 @@ def measure_costs(
             target.rewind(len(ids) - 1)
             if sample:
                 verify[n].append(seconds)
-        for label, session in drafts.items():
+        for label, session in list(working.items()):
             try:
                 seconds, more = _draft_seconds(session, ids, sampling, read)
             except DraftError:
                 # Its runs will tell why.
-                broken.add(label)
+                del working[label], drafting[label], catching_up[label]
                 continue
-            if sample and label not in broken:
+            if sample:
                 drafting[label].append(seconds)
                 catching_up[label].append(more)
     for session in sessions:

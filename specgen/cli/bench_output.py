@@ -14,6 +14,7 @@ from specgen.bench.values import BenchReport, Step
 from specgen.cli.bench_options import BenchFormat
 from specgen.cli.files import check_folder_of, write_whole
 from specgen.cli.output import Messages
+from specgen.cli.stdout import require_stdout, write_utf8
 from specgen.errors import OutputError, SpecgenError
 from specgen.render.bench_documents import (
     bench_document,
@@ -72,10 +73,8 @@ class BenchOutput:
     """
 
     def __init__(self, form: BenchFormat, exports: Exports, color: ColorMode, messages: Messages) -> None:
-        if sys.stdout is None:
-            raise OutputError("cannot write the results: stdout is closed", "leave stdout open, or send it to a file")
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+        require_stdout("the results")
+        write_utf8()
         self.form = "table" if form == "auto" else form
         self._exports = exports
         self._color = color

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from specgen.cli.files import write_whole
 from specgen.cli.options import Format
+from specgen.cli.stdout import require_stdout, write_utf8
 from specgen.errors import OutputError, SpecgenError
 from specgen.events import FinalText, Notice, RoundText, TextEvent
 from specgen.render.json_text import Document, dumps
@@ -111,8 +112,7 @@ class Answer:
     def __init__(
         self, form: Format, view: ViewName, color: ColorMode, sanitize_mode: SanitizeMode, path: Path | None
     ) -> None:
-        if sys.stdout is None:
-            raise OutputError("cannot write the answer: stdout is closed", "leave stdout open, or send it to a file")
+        require_stdout("the answer")
         if path is not None and not path.absolute().parent.is_dir():
             raise OutputError(f"cannot write the answer: no folder {path.absolute().parent}", "make it first")
         self.form = form
@@ -125,8 +125,7 @@ class Answer:
         self.view: View | None = None
         if form in ("auto", "text"):
             # The console writes text; an ASCII locale must not turn the answer into an exception.
-            if hasattr(sys.stdout, "reconfigure"):
-                sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+            write_utf8()
             console: Console = make_console(sys.stdout, color, os.environ)
             self._new_view = partial(
                 choose_view,
@@ -246,8 +245,7 @@ def print_text(text: Text, color: ColorMode) -> None:
 
 
 def _write_bytes(data: bytes) -> None:
-    if sys.stdout is None:
-        raise OutputError("cannot write the answer: stdout is closed", "leave stdout open, or send it to a file")
+    require_stdout("the answer")
     ByteSink(sys.stdout.buffer).write(data)
 
 
