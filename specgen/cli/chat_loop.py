@@ -84,7 +84,7 @@ class Chat:
         try:
             while True:
                 try:
-                    text = self.editor.read()
+                    text = self._read()
                 except KeyboardInterrupt:
                     self.tell("Ctrl-D or /exit leaves")
                     continue
@@ -94,6 +94,31 @@ class Chat:
             return self.leave(self._hangup_code())
         except Stopped as stopped:
             return self.leave(stopped.exit_code)
+
+    def _read(self) -> str:
+        """Wait for a line.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C.
+            Stopped: Another signal.
+            EOFError: There are no more lines.
+        """
+
+        def on_signal() -> None:
+            if not self.editor.interrupt():
+                raise Stopped(self.signals.signum or 0)
+
+        self.signals.listener = on_signal
+        try:
+            text = self.editor.read()
+        finally:
+            self.signals.listener = None
+        if self.signals.exit_code == INTERRUPTED:
+            self.signals.signum = None
+            raise KeyboardInterrupt
+        if self.signals.signum is not None:
+            raise Stopped(self.signals.signum)
+        return text
 
     def take(self, text: str) -> bool:
         """Do what a line asks for; False if that is to leave."""

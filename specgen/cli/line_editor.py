@@ -5,6 +5,7 @@ Imported inside `specgen chat` only: prompt_toolkit takes 0.2 s.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app, get_app_or_none
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
@@ -159,6 +161,19 @@ class LineEditor:
         # Bytes that are no text arrive as lone surrogates, which no tokenizer takes.
         return text.encode("utf-8", "replace").decode()
 
+    def interrupt(self) -> bool:
+        """From a signal handler: let `read` return, with what it has or nothing; False where nobody waits for keys.
+
+        An exception would be lost whenever the signal comes in one of the event loop's callbacks: it reports what is
+        raised there and goes on.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        loop.call_soon_threadsafe(_end_reading)
+        return True
+
 
 def _bindings() -> KeyBindings:
     keys = KeyBindings()
@@ -187,9 +202,13 @@ def _bindings() -> KeyBindings:
     return keys
 
 
-def _current_text() -> str:
-    from prompt_toolkit.application import get_app
+def _end_reading() -> None:
+    app = get_app_or_none()
+    if app is not None and app.future is not None and not app.future.done():
+        app.exit(result="")
 
+
+def _current_text() -> str:
     return get_app().current_buffer.text
 
 

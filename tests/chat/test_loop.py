@@ -45,6 +45,9 @@ class Stage:
     err: io.StringIO
     patch: pytest.MonkeyPatch
     lines: list[Any] = field(default_factory=list)
+    is_waiting: bool = False
+    """Whether its `read` can be interrupted, as at a prompt that waits for keys."""
+    is_interrupted: bool = False
 
     def play(self, *lines: Any) -> int:
         """Type lines, then Ctrl-D. A callable is called in place of a line; it may raise."""
@@ -59,7 +62,14 @@ class Stage:
             if isinstance(line, str):
                 return line
             line()
+            if self.is_interrupted:
+                self.is_interrupted = False
+                return ""
         raise EOFError
+
+    def interrupt(self) -> bool:
+        self.is_interrupted = self.is_waiting
+        return self.is_waiting
 
     @property
     def said(self) -> str:
@@ -491,6 +501,17 @@ def test_sigterm_and_sighup_save_the_partial_reply(stage: Stage, state: Path, nu
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_sigterm_and_sighup_at_the_prompt_save_and_leave(stage: Stage, number: int, code: int) -> None:
     assert stage.play("a", raise_signal(number)) == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)])
+def test_a_signal_while_keys_are_awaited_ends_the_wait_without_an_exception(
+    stage: Stage, number: int, code: int
+) -> None:
+    stage.is_waiting = True
+
+    assert stage.play("a", raise_signal(number), *["/exit"] * (code == 0)) == code
+
+    assert ("Ctrl-D or /exit leaves" in stage.told) == (number == signal.SIGINT)
 
 
 def test_ctrl_c_while_the_prompt_is_read_takes_the_message_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

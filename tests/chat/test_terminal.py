@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +179,43 @@ def test_a_signal_at_the_prompt_leaves_the_session_saved_and_the_terminal_restor
     chat.prompt()
     chat.say("one")
     os.kill(chat.pid, number)
+
+    assert chat.ended() == code
+    assert termios.tcgetattr(chat.fd)[:4] == chat.before[:4]
+    (path,) = (state / "sessions").glob("*.json")
+    assert saved(path).messages[1].content == ANSWER
+
+
+def in_a_callback_of_the_loop(number: int) -> Callable[[], None]:
+    """The signal comes while the prompt's event loop runs a callback, at the second prompt."""
+
+    def prepare() -> None:
+        from prompt_toolkit import PromptSession
+
+        real, lines = PromptSession.prompt, []
+
+        def prompt(session: PromptSession[str], *arguments: Any, **options: Any) -> Any:
+            lines.append(session)
+
+            def at_start() -> None:
+                asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+
+            return real(session, *arguments, **options, pre_run=at_start if len(lines) == 2 else None)
+
+        PromptSession.prompt = prompt  # type: ignore[method-assign]
+
+    return prepare
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.fault("F53")
+def test_a_signal_that_comes_while_the_prompt_is_busy_is_not_lost(
+    open_terminal: Opener, talker: Path, state: Path, number: int, code: int
+) -> None:
+    prepare = in_a_callback_of_the_loop(number)
+    chat = open_terminal("-t", str(talker), "--temperature", "0", "--device", "cpu", prepare=prepare)
+    chat.prompt()
+    chat.type("one\r")
 
     assert chat.ended() == code
     assert termios.tcgetattr(chat.fd)[:4] == chat.before[:4]
