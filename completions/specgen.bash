@@ -63,8 +63,8 @@ _specgen() {
     bench:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
     bench:--format) _specgen_words "auto table json ndjson csv md"; return ;;
     bench:--backend) _specgen_words "auto transformers llama.cpp both"; return ;;
-    distill:--num-layers|distill:--vocab|distill:--num-prompts|distill:--max-new-tokens|distill:-n|distill:--greedy-share|distill:--batch-size|distill:--epochs|distill:--learning-rate|distill:--batch-tokens|distill:--unroll|distill:--seed|distill:--revision) return ;;
-    distill:--output|distill:-o|distill:--prompts|distill:--held-out) _specgen_files; return ;;
+    distill:--num-layers|distill:--layers|distill:--vocab|distill:--num-prompts|distill:--max-new-tokens|distill:-n|distill:--greedy-share|distill:--batch-size|distill:--epochs|distill:--learning-rate|distill:--batch-tokens|distill:--unroll|distill:--seed|distill:--revision) return ;;
+    distill:--output|distill:-o|distill:--prompts|distill:--held-out|distill:--texts) _specgen_files; return ;;
     distill:--color) _specgen_words "auto always never"; return ;;
     distill:--device) _specgen_words "auto cpu cuda mps"; return ;;
     distill:--kind) _specgen_words "features layers"; return ;;
@@ -84,7 +84,7 @@ _specgen() {
     chat) _specgen_words "--resume --save --no-save --history --no-history --system -s --system-file --chat-template --chat-template-kwargs --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --lookup-file --calibrate --no-calibrate --strict --max-new-tokens --max-tokens -n --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --stop --view --color --sanitize --stats --no-stats --quiet -q --verbose -v --help -h" ;;
     verify) _specgen_words "--prompt -p --target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --draft-tokens --num-draft-tokens -k --max-new-tokens -n --json --color --quiet -q --verbose -v --help -h" ;;
     bench) _specgen_words "--draft -d --draft-tokens --num-draft-tokens -k --lookup-file --target -t --model -m --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --max-new-tokens --max-tokens -n --repeats -r --warmup -w --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color --quiet -q --verbose -v --help -h" ;;
-    distill) _specgen_words "--output -o --kind --num-layers --vocab --prompts --held-out --num-prompts --max-new-tokens -n --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color --quiet -q --verbose -v --help -h" ;;
+    distill) _specgen_words "--output -o --kind --num-layers --layers --vocab --prompts --held-out --num-prompts --max-new-tokens -n --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color --quiet -q --verbose -v --help -h" ;;
     doctor) _specgen_words "--target -t --model -m --draft -d --quant -Q --draft-quant --dtype --device --draft-device --revision --draft-revision --offline --backend --gpu-layers --context-size --threads --context --measure --alpha --json --quiet -q --verbose -v --help -h" ;;
     '') _specgen_words "--version -V --show-completion --list --help -h" ;;
     esac

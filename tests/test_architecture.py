@@ -73,7 +73,8 @@ FORBIDDEN = {
     "specgen.render": {
         *{"typer", "torch", "transformers", "tokenizers", "specgen.engine", "specgen.text", "specgen.loading"},
         *{"specgen.plan", "specgen.session", "specgen.generation", "specgen.prompting", "specgen.proof"},
-        *{f"specgen.distill.{name}" for name in ("run", "training", "draft", "layers", "texts", "writing", "saving")},
+        *{f"specgen.distill.{name}" for name in ("run", "training", "fitting", "draft", "layers")},
+        *{f"specgen.distill.{name}" for name in ("texts", "writing", "saving")},
         *{"specgen.doctor.examine", "specgen.doctor.memory_plan", "specgen.machine"},
         *{"specgen.bench.lanes", "specgen.bench.probe", "specgen.bench.runner", "specgen.bench.sameness"},
     },

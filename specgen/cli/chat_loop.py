@@ -14,6 +14,7 @@ from rich.text import Text
 from specgen.cli.chat_actions import run_command
 from specgen.cli.chat_commands import Command, Nothing, Say, Unknown, parse_line
 from specgen.cli.chat_files import brief
+from specgen.cli.chat_lines import INTERRUPTED, read_line
 from specgen.cli.chat_reply import Look, show_reply
 from specgen.cli.chat_saving import Saving, transcript_of, whole_name
 from specgen.cli.chat_settings import ChatSettings
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from specgen.cli.line_editor import LineEditor
     from specgen.conversation import Conversation, ReplySettings
     from specgen.generation import Generation
-
-INTERRUPTED = 130
 
 
 @dataclass
@@ -84,7 +83,7 @@ class Chat:
         try:
             while True:
                 try:
-                    text = self._read()
+                    text = read_line(self.editor, self.signals)
                 except KeyboardInterrupt:
                     self.tell("Ctrl-D or /exit leaves")
                     continue
@@ -94,31 +93,6 @@ class Chat:
             return self.leave(self._hangup_code())
         except Stopped as stopped:
             return self.leave(stopped.exit_code)
-
-    def _read(self) -> str:
-        """Wait for a line.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C.
-            Stopped: Another signal.
-            EOFError: There are no more lines.
-        """
-
-        def on_signal() -> None:
-            if not self.editor.interrupt():
-                raise Stopped(self.signals.signum or 0)
-
-        self.signals.listener = on_signal
-        try:
-            text = self.editor.read()
-        finally:
-            self.signals.listener = None
-        if self.signals.exit_code == INTERRUPTED:
-            self.signals.signum = None
-            raise KeyboardInterrupt
-        if self.signals.signum is not None:
-            raise Stopped(self.signals.signum)
-        return text
 
     def take(self, text: str) -> bool:
         """Do what a line asks for; False if that is to leave."""

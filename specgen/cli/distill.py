@@ -9,7 +9,7 @@ import typer
 
 from specgen.cli import options as o
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.errors import MemoryShortageError
+from specgen.errors import MemoryShortageError, SettingsError
 from specgen.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -50,6 +50,17 @@ def distill(
     num_layers: Annotated[
         int, typer.Option("--num-layers", help="Layers of the draft, 1 to 8.", rich_help_panel=DRAFT)
     ] = 1,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            metavar="LIST",
+            help="Layers of the target to begin with, from 0: 27,29. Default: the last ones, or, without features, "
+            "some from all over.",
+            rich_help_panel=DRAFT,
+            show_default=False,
+        ),
+    ] = None,
     num_draft_ids: Annotated[
         int,
         typer.Option(
@@ -80,6 +91,16 @@ def distill(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", help="Tokens of one answer, at most.", rich_help_panel=DATA)
     ] = 160,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts",
+            metavar="FOLDER",
+            help="Keep the target's texts there, and take those that are there; default: dropped with the work.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
     greedy_share: Annotated[
         float, typer.Option("--greedy-share", help="Share of greedy answers; others at 0.7.", rich_help_panel=DATA)
     ] = 0.7,
@@ -109,10 +130,12 @@ def distill(
     from specgen.cli.output import Messages
     from specgen.distill.values import DistillSettings, TextSettings, TrainSettings
 
+    chosen = _layers_from(layers)
     settings = DistillSettings(
         kind,
-        num_layers,
+        len(chosen) if num_layers == 1 and chosen else num_layers,
         num_draft_ids,
+        chosen,
         seed,
         TextSettings(num_prompts, max_new_tokens=max_new_tokens, greedy_share=greedy_share, batch_size=batch_size),
         TrainSettings(epochs, batch_tokens, learning_rate, unroll=unroll),
@@ -125,7 +148,7 @@ def distill(
             made = _distill(
                 ModelSettings(target, device=device, revision=revision, offline=offline),
                 settings,
-                output,
+                (output, texts),
                 (measured, own),
                 messages,
                 verbose,
@@ -140,7 +163,7 @@ def distill(
 def _distill(
     target: ModelSettings,
     settings: DistillSettings,
-    folder: Path,
+    folders: tuple[Path, Path | None],
     prompts: tuple[list[str], list[str]],
     messages: Messages,
     verbose: int,
@@ -155,9 +178,17 @@ def _distill(
         prepare_libraries(verbose > 1)
         from specgen.distill.run import Distillation
 
-        distillation = Distillation(target, settings, folder, prompts[0], prompts[1], progress)
+        distillation = Distillation(target, settings, folders[0], prompts[0], prompts[1], folders[1], progress)
     with DistillBar(messages.console, quiet=messages.quiet) as bar:
         return distillation.run(bar)
+
+
+def _layers_from(text: str | None) -> tuple[int, ...]:
+    """The numbers of `27,29`."""
+    try:
+        return tuple(int(part) for part in (text or "").split(",")) if text is not None else ()
+    except ValueError:
+        raise SettingsError(f"layers {text!r}: numbers with commas are wanted, like 27,29") from None
 
 
 def _tell(made: Distilled, messages: Messages) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,13 +19,15 @@ from specgen.distill.acceptance import Acceptance, measure
 from specgen.distill.card import Facts, format_card
 from specgen.distill.costs import time_costs
 from specgen.distill.draft import Draft
+from specgen.distill.fitting import fit_input
+from specgen.distill.folders import claim
 from specgen.distill.prompts import SeedPrompt
 from specgen.distill.saving import draft_config, save_draft
 from specgen.distill.texts import Text, TextFolder, read_shard, save_shard
-from specgen.distill.training import Trainer, fit_input, frequent_ids, share
+from specgen.distill.training import Trainer, frequent_ids, share
 from specgen.distill.values import DistillProgress, DistillSettings
 from specgen.distill.writing import BatchTarget
-from specgen.errors import LoadError, OutputError, SettingsError
+from specgen.errors import LoadError, SettingsError
 from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.loading.shallow import MODEL_TYPES, target_digest
@@ -69,6 +70,8 @@ class Distillation:
         folder: Where it goes.
         held_out: Prompts to measure on; never trained on.
         own_prompts: Prompts to train on instead of the bundled set.
+        texts_folder: Where the target's texts are kept for other drafts; None drops them with all else that is
+            unfinished.
         report: Told about loading.
 
     Raises:
@@ -84,11 +87,13 @@ class Distillation:
         folder: Path,
         held_out: Sequence[str],
         own_prompts: Sequence[str] = (),
+        texts_folder: Path | None = None,
         report: LoadReport = SILENT,
     ) -> None:
         self.settings, self.folder = settings, folder
         self._held_out, self._own_prompts = list(held_out), list(own_prompts)
         self._work = folder / WORK_FOLDER
+        self._texts_folder = texts_folder or self._work / "texts"
         engine = EngineSettings("transformers")
         self._plan = Plan(SessionSettings(replace(target, engine=engine), drafter="none"), report)
         self._check_architecture()
@@ -102,7 +107,7 @@ class Distillation:
             name=self._plan.target.name,
         )
         self._model = loaded.model
-        self._first_layer = self._check_layers()
+        self._target_layers = self._check_layers()
         # Rows behind the tokenizer's table are padding, and no tokens.
         self._vocab_size = min(int(self._model.config.vocab_size), table_size(self._plan.tokenizer))
         self.started = perf_counter()
@@ -119,8 +124,8 @@ class Distillation:
         head = self._model.get_output_embeddings().weight.detach().float()
         ids = frequent_ids(texts, self.settings.num_draft_ids, self._vocab_size, sorted(self._plan.end_ids))
         shared = share(embedding, head, ids.to(head.device))
-        draft = Draft(self._model, self.settings.kind, self._target_layers())
-        explained = fit_input(draft, texts, embedding)
+        draft = Draft(self._model, self.settings.kind, self._target_layers)
+        explained = fit_input(draft, self._model, texts)
         trainer = Trainer(
             draft, texts, shared, self.settings.train, seed=self.settings.seed, checkpoint=self._work / "checkpoint"
         )
@@ -148,8 +153,8 @@ class Distillation:
                 f"known architectures are {', '.join(MODEL_TYPES)}",
             )
 
-    def _check_layers(self) -> int:
-        """Index of the first layer a draft takes; attention over windows is refused."""
+    def _check_layers(self) -> list[int]:
+        """Indices of the layers a draft takes; attention over windows is refused."""
         config = self._model.config
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
@@ -157,62 +162,40 @@ class Distillation:
                 f"no draft can be made of {self._plan.target.name}: its attention has a window",
                 "choose a target with full attention in all layers",
             )
-        num_layers = int(config.num_hidden_layers)
-        if self.settings.num_layers > num_layers:
-            raise SettingsError(f"the target has {num_layers} layers, a draft can't have {self.settings.num_layers}")
-        return num_layers - self.settings.num_layers if self.settings.kind == "features" else -1
-
-    def _target_layers(self) -> list[int]:
-        """A draft with features takes the last layers; one without spreads over all, first and last among them."""
-        num_layers, wanted = int(self._model.config.num_hidden_layers), self.settings.num_layers
+        num_layers, wanted = int(config.num_hidden_layers), self.settings.num_layers
+        if wanted > num_layers:
+            raise SettingsError(f"the target has {num_layers} layers, a draft can't have {wanted}")
+        if self.settings.layers:
+            if self.settings.layers[-1] >= num_layers:
+                raise SettingsError(
+                    f"the target's layers are 0 to {num_layers - 1}: there is no {self.settings.layers[-1]}"
+                )
+            return list(self.settings.layers)
+        # A draft with features takes the last layers; one without spreads over all, first and last among them.
         if self.settings.kind == "features" or wanted == 1:
             return list(range(num_layers - wanted, num_layers))
         return [round(index * (num_layers - 1) / (wanted - 1)) for index in range(wanted)]
 
     def _begin(self) -> None:
-        """Make the folder, or find what an earlier run of the same settings left."""
-        wanted = {"target": self._plan.target.name, **self.settings.as_document(), "prompts": self._own_prompts}
-        state = self._work / "settings.json"
-        if state.exists():
-            if json.loads(state.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
-                raise SettingsError(
-                    f"{self.folder} holds an unfinished draft of other settings",
-                    "give the same options to go on, or another folder with -o",
-                )
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise SettingsError(f"{self.folder} is not empty", "give a new folder with -o")
-        try:
-            self._work.mkdir(parents=True, exist_ok=True)
-            self._check_room()
-            state.write_text(json.dumps(wanted), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {self.folder}: {error.strerror or error}") from error
-        except OutputError:
-            with suppress(OSError):
-                self._work.rmdir()
-                self.folder.rmdir()
-            raise
-
-    def _check_room(self) -> None:
-        """Refuse at once what would end after an hour: texts take two numbers of 16 bits per channel and token."""
-        texts = self.settings.texts
+        """Make the folders, or find what an earlier run of the same settings left."""
+        about: dict[str, Any] = {"target": self._plan.target.name, "prompts": self._own_prompts}
+        settings = self.settings
         config = json.loads((self._plan.target.path / "config.json").read_text(encoding="utf-8"))
-        hidden = int(config["hidden_size"])
-        needed = texts.num_prompts * (texts.max_new_tokens + 100) * hidden * 4 + 100 * 2**20 * (hidden > 512)
-        free = shutil.disk_usage(self._work).free
-        if needed > free:
-            raise OutputError(
-                f"{self.folder} needs about {needed / 1e9:.1f} GB while a draft is made, {free / 1e9:.1f} GB are free",
-                "make room, choose another folder with -o, or take fewer prompts with --num-prompts",
-            )
+        hidden, texts = int(config["hidden_size"]), settings.texts
+        for_texts = texts.num_prompts * (texts.max_new_tokens + 100) * hidden * 2
+        needed = 100 * 2**20 * (hidden > 512)
+        if self._texts_folder.parent == self._work:
+            needed += for_texts
+        else:
+            wanted = {**about, "seed": settings.seed, "texts": asdict(texts)}
+            claim(self._texts_folder, self._texts_folder, wanted, "texts of the target", for_texts)
+        claim(self.folder, self._work, {**about, **settings.as_document()}, "an unfinished draft", needed)
 
     def _texts(self, tell: Callable[[DistillProgress], None]) -> tuple[list[Text], list[Text], int]:
         """The target's texts, the held-out ones, and the tokens it wrote; what is missing is written."""
-        inner = None if self._first_layer < 0 else self._first_layer
-        writer = BatchTarget(self._model, self._vocab_size, self._plan.end_ids, inner_layer=inner)
+        writer = BatchTarget(self._model, self._vocab_size, self._plan.end_ids)
         texts = self.settings.texts
-        folder = TextFolder(self._work / "texts", writer, self._plan.tokenizer, texts, self.settings.seed)
+        folder = TextFolder(self._texts_folder, writer, self._plan.tokenizer, texts, self.settings.seed)
 
         def tell_written(done: int, total: int) -> None:
             tell(DistillProgress("writing", done, total, folder.num_tokens))

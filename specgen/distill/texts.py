@@ -173,12 +173,11 @@ class TextFolder:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text of the target, read back: `ids` int64 `[n]`, `features` float16 `[n - 1, hidden]`, `inner` likewise."""
+    """A text of the target, read back: `ids` int64 `[n]`, `features` float16 `[n - 1, hidden]`."""
 
     ids: Tensor
     num_prompt: int
     features: Tensor
-    inner: Tensor
 
 
 def save_shard(path: Path, written: Sequence[Written]) -> None:
@@ -192,7 +191,6 @@ def save_shard(path: Path, written: Sequence[Written]) -> None:
         "lengths": torch.tensor([len(text.ids) for text in written]),
         "num_prompt": torch.tensor([text.num_prompt for text in written]),
         "features": torch.cat([text.features for text in written]).cpu(),
-        "inner": torch.cat([text.inner for text in written]).cpu(),
     }
     num_new = sum(len(text.ids) - text.num_prompt for text in written)
     save_tensors(path, tensors, {"num_new": str(num_new)})
@@ -224,13 +222,6 @@ def read_shard(path: Path) -> Iterator[Text]:
     with safe_open(path, "pt") as file:
         ids, lengths = file.get_tensor("ids").long(), file.get_tensor("lengths").tolist()
         prompts, features = file.get_tensor("num_prompt").tolist(), file.get_tensor("features")
-        inner = file.get_tensor("inner")
-    parts = zip(
-        ids.split(lengths),
-        prompts,
-        features.split([length - 1 for length in lengths]),
-        inner.split([length - 1 if len(inner) else 0 for length in lengths]),
-        strict=True,
-    )
+    parts = zip(ids.split(lengths), prompts, features.split([length - 1 for length in lengths]), strict=True)
     for part in parts:
         yield Text(*part)

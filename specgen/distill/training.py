@@ -64,41 +64,6 @@ def frequent_ids(texts: Sequence[Text], num_ids: int, vocab_size: int, always: S
     return counts.argsort(descending=True, stable=True)[:num_ids].sort().values
 
 
-def fit_input(draft: Draft, texts: Sequence[Text], embedding: Tensor) -> float:
-    """Begin where a linear map gets: from embedding and feature to the input of the first layer the draft took.
-
-    Least squares over the texts whose inner states were kept; nothing happens without any.
-
-    Returns:
-        Share of the states' variance that the map explains.
-    """
-    width = embedding.shape[1]
-    squares = torch.zeros(2 * width, 2 * width, dtype=torch.float64)
-    products = torch.zeros(2 * width, width, dtype=torch.float64)
-    total = torch.zeros(width, dtype=torch.float64)
-    sums = torch.zeros(width, dtype=torch.float64)
-    num_rows = 0
-    for text in texts:
-        if draft.fc is None or not len(text.inner):
-            continue
-        # The first position is where attention rests; its state is unlike all others.
-        wanted = text.inner[1:].float()
-        given = torch.cat([embedding[text.ids[1:-1]].cpu(), text.features[:-1].float()], dim=1)
-        squares += given.T @ given
-        products += given.T @ wanted
-        total += wanted.double().pow(2).sum(0)
-        sums += wanted.double().sum(0)
-        num_rows += len(wanted)
-    if draft.fc is None or not num_rows:
-        return 0.0
-    ridge = 1e-3 * squares.diagonal().mean() * torch.eye(2 * width, dtype=torch.float64)
-    solution = torch.linalg.solve(squares + ridge, products)
-    with torch.no_grad():
-        draft.fc.weight.copy_(solution.T)
-    rest = (total - 2 * (solution * products).sum(0) + (solution * (squares @ solution)).sum(0)).sum()
-    return float(1 - rest / (total - sums.pow(2) / num_rows).sum())
-
-
 def feature_scale(texts: Sequence[Text]) -> Tensor:
     """Spread of each channel of the target's head inputs, `[hidden]`."""
     sample = torch.cat([text.features for text in texts[:200]]).float()

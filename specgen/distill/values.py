@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from specgen.errors import SettingsError
@@ -79,6 +80,7 @@ class DistillSettings:
     Args:
         kind: `features` reads the target's last hidden states; `layers` only tokens.
         num_layers: Layers of the draft.
+        layers: Which of the target's, ascending; empty is the last ones of a draft with features, else spread over all.
         num_draft_ids: Tokens the draft can propose, the target's most frequent ones; 0 is all.
         seed: Of prompts, drawn answers and the order of training.
         texts: What is trained on.
@@ -88,6 +90,7 @@ class DistillSettings:
     kind: Kind = "features"
     num_layers: int = 1
     num_draft_ids: int = 8192
+    layers: tuple[int, ...] = ()
     seed: int = 0
     texts: TextSettings = field(default_factory=TextSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -97,6 +100,10 @@ class DistillSettings:
             raise SettingsError(f"no draft of kind {self.kind!r}: features or layers")
         if not 1 <= self.num_layers <= MAX_LAYERS:
             raise SettingsError(f"a draft of {self.num_layers} layers: 1 to {MAX_LAYERS} are possible")
+        if self.layers and (len(self.layers) != self.num_layers or not _is_ascending(self.layers)):
+            raise SettingsError(
+                f"layers {', '.join(map(str, self.layers))}: {self.num_layers} ascending numbers from 0 are wanted"
+            )
         if self.num_draft_ids < 0:
             raise SettingsError(f"{self.num_draft_ids} draft tokens: 0 (all) or more")
 
@@ -124,6 +131,10 @@ class DistillProgress:
     num_tokens: int = 0
     loss: float | None = None
     alpha: float | None = None
+
+
+def _is_ascending(layers: tuple[int, ...]) -> bool:
+    return layers[0] >= 0 and all(before < after for before, after in pairwise(layers))
 
 
 def _check_positive(settings: Any, *names: str) -> None:

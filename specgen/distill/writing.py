@@ -26,13 +26,11 @@ class Written:
         ids: Prompt and answer; an end token is the last one.
         num_prompt: How many of them are the prompt.
         features: float16 `[len(ids) - 1, hidden]`: the head's input at each position but the last.
-        inner: The same for the input of one of the layers, where the target was told which; else `[0, hidden]`.
     """
 
     ids: list[int]
     num_prompt: int
     features: Tensor
-    inner: Tensor
 
 
 class BatchTarget:
@@ -42,10 +40,9 @@ class BatchTarget:
         model: A transformers causal language model of a kind `layers.Layer` knows.
         vocab_size: Tokens that may be written.
         end_ids: Tokens that end an answer.
-        inner_layer: Index of the layer whose input is kept with the text; None for none.
     """
 
-    def __init__(self, model: Any, vocab_size: int, end_ids: frozenset[int], *, inner_layer: int | None = None) -> None:
+    def __init__(self, model: Any, vocab_size: int, end_ids: frozenset[int]) -> None:
         config = model.config
         self.model = model
         self.embedding: Tensor = model.get_input_embeddings().weight.detach().float()
@@ -57,7 +54,6 @@ class BatchTarget:
         self.device = self.head.device
         self.vocab_size = vocab_size
         self.end_ids = end_ids
-        self.inner_layer = inner_layer
         self._num_kv_heads: int = config.num_key_value_heads
         self._head_size = head_size(config)
 
@@ -85,16 +81,14 @@ class BatchTarget:
         """Run new tokens `[rows, new]`; extends the cache.
 
         Returns:
-            Head inputs `[rows, new, hidden]`, and behind them, if one was wanted, the input of a layer.
+            Head inputs `[rows, new, hidden]`.
         """
         hidden = functional.embedding(ids, self.embedding)
-        inner = hidden[..., :0]
-        for index, (layer, held) in enumerate(zip(self.layers, cache, strict=True)):
-            if index == self.inner_layer:
-                inner = hidden
+        for layer, held in zip(self.layers, cache, strict=True):
             held.mask = mask
             hidden = layer(hidden, turn, held.attend)
-        return torch.cat([self.norm(hidden), inner], dim=-1)
+        normed: Tensor = self.norm(hidden)
+        return normed
 
     def new_cache(self, num_rows: int, capacity: int) -> list[_LayerCache]:
         shape = (num_rows, self._num_kv_heads, capacity, self._head_size)
@@ -224,17 +218,14 @@ class _Batch:
         return True
 
     def finish(self) -> list[Written]:
-        width = self.target.head.shape[1]
         return [
-            Written(text, len(prompt), *_parted(torch.cat(features)[: len(text) - 1], width))
+            Written(text, len(prompt), torch.cat(features)[: len(text) - 1])
             for text, prompt, features in zip(self.texts, self.prompts, self.features, strict=True)
         ]
 
     def _choose(self, hidden: Tensor) -> Tensor:
         """Next tokens `[rows]` from head inputs `[rows, hidden]`."""
-        logits = functional.linear(hidden[:, : self.target.head.shape[1]], self.target.head)[
-            :, : self.target.vocab_size
-        ]
+        logits = functional.linear(hidden, self.target.head)[:, : self.target.vocab_size]
         chosen = logits.argmax(-1)
         temperatures = self.temperatures[self.active]
         drawn = temperatures > 0
@@ -242,9 +233,3 @@ class _Batch:
             probs = (logits[drawn] / temperatures[drawn, None]).softmax(-1)
             chosen[drawn] = torch.multinomial(probs, 1, generator=self.generator)[:, 0]
         return chosen
-
-
-def _parted(kept: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Head inputs and inner states; no states, no rows."""
-    features, inner = kept[:, :width].contiguous(), kept[:, width:].contiguous()
-    return features, inner if inner.shape[1] else torch.empty(0, width, dtype=kept.dtype)

@@ -137,6 +137,54 @@ def test_other_options_do_not_go_on_with_an_unfinished_draft(
     assert "unfinished draft of other settings" in ended.err
 
 
+def test_another_draft_is_made_from_texts_that_were_kept(
+    distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "texts"
+    assert distill("--texts", kept).code == 0
+    (tmp_path / "draft").rename(tmp_path / "first")
+    calls = count_writes(monkeypatch)
+
+    ended = distill("--texts", kept, "--layers", "0,2", "--epochs", 1)
+
+    assert ended.code == 0, ended.err
+    assert len(calls) == 1, "only the held-out texts are written again"
+    about = json.loads((tmp_path / "draft" / "config.json").read_text())["specgen_draft"]
+    assert about["target_layers"] == [0, 2]
+    (tmp_path / "draft").rename(tmp_path / "second")
+    assert distill("--texts", tmp_path / "new").code == 0
+    whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "draft"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole), "kept texts make the same draft"
+
+
+def test_texts_of_other_settings_are_refused(distill: Any, tmp_path: Path) -> None:
+    assert distill("--texts", tmp_path / "texts").code == 0
+    (tmp_path / "draft").rename(tmp_path / "first")
+
+    ended = distill("--texts", tmp_path / "texts", "--num-prompts", 5)
+
+    assert ended.code == 2
+    assert "holds texts of the target of other settings" in ended.err
+    assert not (tmp_path / "draft").exists()
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("2,0", "ascending"),
+        ("-1", "ascending"),
+        ("1,1", "ascending"),
+        ("0,3", "the target's layers are 0 to 2"),
+        ("0;1", "numbers with commas"),
+        ("", "numbers with commas"),
+    ],
+)
+def test_layers_the_target_does_not_have_are_refused(distill: Any, layers: str, said: str) -> None:
+    ended = distill("--layers", layers)
+
+    assert (ended.code, said in ended.err) == (2, True), ended.err
+
+
 def test_a_folder_with_something_in_it_is_refused(distill: Any, tmp_path: Path) -> None:
     (tmp_path / "draft").mkdir()
     (tmp_path / "draft" / "mine.txt").write_text("keep")
@@ -164,10 +212,10 @@ def test_an_unknown_architecture_is_refused_before_its_weights_are_read(
 
 
 def test_a_disk_without_room_is_told_at_once(distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specgen.distill import run
+    from specgen.distill import folders
 
-    usage = run.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = folders.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: usage._replace(free=1000))
 
     ended = distill()
 

@@ -40,12 +40,8 @@ def make_target(family: str = "Llama", seed: int = 0, **changes: Any) -> Any:
     return model.requires_grad_(False)
 
 
-def make_text(model: Any, length: int, num_prompt: int, seed: int, *, inner_layer: int | None = None) -> Text:
-    """A random text with transformers' own head inputs and, if wanted, inputs of a layer."""
+def make_text(model: Any, length: int, num_prompt: int, seed: int) -> Text:
+    """A random text with transformers' own head inputs."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.config.vocab_size, (length,), generator=generator)
-    states = model.model(ids[None], output_hidden_states=True)
-    inner = torch.empty(0, model.config.hidden_size)
-    if inner_layer is not None:
-        inner = states.hidden_states[inner_layer][0, :-1]
-    return Text(ids, num_prompt, states.last_hidden_state[0, :-1], inner)
+    return Text(ids, num_prompt, model.model(ids[None]).last_hidden_state[0, :-1])

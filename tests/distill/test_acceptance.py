@@ -17,7 +17,7 @@ EMBEDDING, HEAD = MODEL.get_input_embeddings().weight, MODEL.lm_head.weight
 
 def greedy_text(prompt: list[int], length: int) -> Text:
     ids = MODEL.generate(torch.tensor([prompt]), max_new_tokens=length, do_sample=False, pad_token_id=0)[0]
-    return Text(ids, len(prompt), MODEL.model(ids[None]).last_hidden_state[0, :-1], torch.empty(0, 32))
+    return Text(ids, len(prompt), MODEL.model(ids[None]).last_hidden_state[0, :-1])
 
 
 class Scripted(Draft):
@@ -39,7 +39,7 @@ class Scripted(Draft):
 
 
 def test_rounds_are_counted_as_the_loop_would() -> None:
-    text = Text(torch.arange(10), 3, torch.zeros(9, 61), torch.empty(0, 61))
+    text = Text(torch.arange(10), 3, torch.zeros(9, 61))
     # Index i predicts token i + 1. Drafts of 2 from index 2: 2 right, 3 (step 1) wrong -> 1 accepted of 2 tested.
     # The next begins at 4: wrong at once -> 0 of 1. At 5: both right -> 2 of 2. At 8: one token is left, which the
     # target writes itself: nothing is drafted.
