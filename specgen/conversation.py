@@ -53,10 +53,12 @@ class ContextUse:
 
     @property
     def share(self) -> float:
+        """Used part of the window, 0 where it is not known."""
         return 0.0 if self.window is None else self.num_tokens / self.window
 
     @property
     def is_nearly_full(self) -> bool:
+        """Whether a person should be warned."""
         return self.share >= WARN_AT
 
 
@@ -83,6 +85,7 @@ class Conversation:
         self.set_system(system)
 
     def set_system(self, text: str | None) -> None:
+        """Set the system message, or with None or "" take it away; what was said stays."""
         self.system = text or None
         self.folds_system = bool(text) and not self.template.has_system_role(self.session.plan.tokenizer)
 
@@ -95,10 +98,12 @@ class Conversation:
 
     @property
     def last_user_text(self) -> str | None:
+        """What the person said last; None before."""
         return next((message.content for message in reversed(self.messages) if message.role == "user"), None)
 
     @property
     def last_reply(self) -> ChatMessage | None:
+        """What the model said last; None before."""
         return next((message for message in reversed(self.messages) if message.role == "assistant"), None)
 
     def take_back(self) -> str | None:

@@ -24,6 +24,7 @@ class Prefill:
 
     @property
     def seconds(self) -> float:
+        """Both models together."""
         return self.target_seconds + self.draft_seconds
 
 
@@ -71,6 +72,7 @@ class Round:
 
     @property
     def seconds(self) -> float:
+        """The whole round: drafting, verifying and the rest."""
         return self.draft_seconds + self.verify_seconds + self.other_seconds
 
 
@@ -105,6 +107,7 @@ class TokenState(StrEnum):
 
     @property
     def is_kept(self) -> bool:
+        """Whether the token is part of the text."""
         return self not in (TokenState.REJECTED, TokenState.DISCARDED)
 
 

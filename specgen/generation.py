@@ -140,6 +140,7 @@ class Generation:
         return self.baseline
 
     def report(self) -> RunReport:
+        """What is known of the run so far; at any time, also after an error."""
         return RunReport(
             info=self.info,
             counts=self.counts,

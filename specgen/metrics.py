@@ -61,6 +61,7 @@ class Counts:
     accepted_by_position: list[int] = field(default_factory=list)
 
     def observe_prefill(self, prefill: Prefill) -> None:
+        """Add the reading of a prompt."""
         self.prefill_seconds += prefill.seconds
         self.num_prompt_tokens += prefill.num_prompt_tokens
         self.num_reused_tokens += prefill.num_reused_tokens
@@ -171,6 +172,7 @@ class Counts:
 
     @property
     def tokens_per_second(self) -> float | None:
+        """Tokens written per second of decoding, reading the prompt left out; None before any."""
         return _ratio(self.num_emitted, self.decode_seconds)
 
 

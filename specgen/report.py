@@ -145,6 +145,7 @@ class RunReport:
 
     @property
     def speedup(self) -> float | None:
+        """Over the target alone, timed in the same run; None where it was not timed."""
         return speedup(self.counts, self.baseline)
 
 
@@ -208,6 +209,7 @@ class TextCheck:
 
     @property
     def verdict(self) -> Literal["same", "near-tie", "different"]:
+        """What the difference to the target's own text amounts to."""
         if self.gap is None:
             return "same"
         return "near-tie" if self.gap.is_near_tie else "different"
@@ -231,4 +233,5 @@ class Proof:
 
     @property
     def has_real_difference(self) -> bool:
+        """Whether a text or a law is not the target's."""
         return any(text.verdict == "different" for text in self.texts) or not all(law.is_exact for law in self.laws)

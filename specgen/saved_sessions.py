@@ -156,6 +156,7 @@ class SessionFile:
 
     @property
     def name(self) -> str:
+        """The name that `--resume` takes."""
         return self.path.name.removesuffix(SUFFIX)
 
     def load(self) -> Transcript:

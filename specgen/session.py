@@ -210,6 +210,7 @@ class Session:
 
     @property
     def devices(self) -> list[torch.device]:
+        """Devices to wait for before a clock is read."""
         return [self.target.device] if self.draft is None else [self.target.device, self.draft.device]
 
 

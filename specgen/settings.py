@@ -66,6 +66,7 @@ class SamplingSettings:
 
     @property
     def is_greedy(self) -> bool:
+        """Whether the best token is taken, and nothing drawn."""
         return self.temperature == 0.0
 
 

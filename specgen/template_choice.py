@@ -19,6 +19,11 @@ class TemplateChoice:
     options: Mapping[str, Any]
 
     def encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation, up to where the model's answer begins.
+
+        Raises:
+            PromptError: The template refuses it, or takes too long.
+        """
         return encode_messages(tokenizer, messages, template=self.source, template_options=self.options)
 
     def check(self, tokenizer: Any, name: str) -> None:

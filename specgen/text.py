@@ -151,6 +151,7 @@ class StopStrings:
 
     @property
     def matched(self) -> str | None:
+        """The stop text that was met; None before."""
         return self._hold.matched
 
 

@@ -160,6 +160,48 @@ def test_a_cheap_import_stays_cheap(module: str, absent: list[str]) -> None:
     assert output.strip() == "[]"
 
 
+# Names a library gives; what they do is said there.
+LIBRARY_METHODS = {
+    *{"forward", "backward", "format_help", "update"},
+    *{"append_string", "load_history_strings", "store_string", "get_completions"},
+}
+
+
+def public_functions(tree: ast.Module) -> list[tuple[str, str, bool]]:
+    """Owner, name and whether there is a docstring, of functions and methods that others may call."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    return [
+        (getattr(owner, "name", ""), node.name, ast.get_docstring(node) is not None)
+        for owner in (tree, *classes)
+        for node in owner.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    ]
+
+
+def protocol_methods() -> set[str]:
+    """Methods whose contract a protocol tells."""
+    return {
+        node.name
+        for path in MODULES.values()
+        for owner in ast.walk(ast.parse(path.read_text()))
+        if isinstance(owner, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in owner.bases)
+        for node in owner.body
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node)
+    }
+
+
+def test_every_public_function_says_its_contract() -> None:
+    said_elsewhere = protocol_methods() | LIBRARY_METHODS
+    silent = [
+        f"{name}: {owner}.{function}"
+        for name, path in MODULES.items()
+        for owner, function, is_documented in public_functions(ast.parse(path.read_text()))
+        if not is_documented and function not in said_elsewhere
+    ]
+
+    assert silent == []
+
+
 def test_modules_stay_readable() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
 

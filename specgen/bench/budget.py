@@ -20,6 +20,7 @@ class TimeBudget:
         """Whether something was left undone for want of time."""
 
     def begin(self) -> None:
+        """The run starts now."""
         self._started = self._repeats_began = self._wall()
 
     def begin_repeats(self) -> None:
@@ -28,6 +29,7 @@ class TimeBudget:
 
     @property
     def elapsed_seconds(self) -> float:
+        """Seconds since `begin`, what came before the repeats included."""
         return self._wall() - self._started
 
     def allows_repeat(self, num_done: int) -> bool:

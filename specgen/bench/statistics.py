@@ -21,10 +21,12 @@ class Interval:
     high: float
 
     def contains(self, value: float) -> bool:
+        """Whether a value lies in it, its ends included."""
         return self.low <= value <= self.high
 
     @property
     def half_width(self) -> float:
+        """What stands behind ±: half of the whole width."""
         return (self.high - self.low) / 2
 
 

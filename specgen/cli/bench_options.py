@@ -54,15 +54,18 @@ class DraftChoice:
 
     @property
     def is_lookup(self) -> bool:
+        """Whether it drafts without a model."""
         return self.name == "lookup"
 
     @property
     def key(self) -> str:
+        """The words that ask for it, as in `-d`; told apart by them in tables and JSON."""
         form = "" if self.quant == "auto" else f":{self.quant}"
         return f"{self.name}{form}{BESIDE if self.has_lookup else ''}"
 
     @property
     def kind(self) -> DrafterKind:
+        """Which drafter of a session it is."""
         if self.is_lookup:
             return "lookup"
         if self.name == "auto":

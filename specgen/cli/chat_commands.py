@@ -26,6 +26,7 @@ class CommandHelp:
 
     @property
     def usage(self) -> str:
+        """Name and argument, as help shows them."""
         return f"{self.name} {self.argument}".rstrip()
 
 
@@ -76,6 +77,7 @@ class Unknown:
 
     @property
     def hint(self) -> str:
+        """What the person may have meant."""
         meant = f"did you mean {self.nearest}? " if self.nearest else ""
         return f"{meant}/help lists commands; // sends a literal slash"
 

@@ -201,6 +201,7 @@ class Chat:
 
     @property
     def ascii_only(self) -> bool:
+        """Whether the terminal can show ASCII alone."""
         return is_ascii_only(self.messages.console)
 
     def tell(self, text: str | Text) -> None:
@@ -215,6 +216,7 @@ class Chat:
             )
 
     def save(self) -> None:
+        """Write the session as it is now; a failure is told once and kept in `saving.failure`."""
         self.saving.save(self.transcript())
 
     def take_over(self, transcript: Transcript) -> None:

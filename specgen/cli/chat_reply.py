@@ -35,6 +35,7 @@ class Look:
     calibrates: bool = True
 
     def new_view(self) -> View:
+        """A view for one reply, for what stdout is now."""
         return choose_view(
             self.view,
             console=make_console(sys.stdout, self.color, os.environ),

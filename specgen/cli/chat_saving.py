@@ -91,6 +91,7 @@ class Saving:
         self.is_on = self.is_on or file is not None
 
     def close(self) -> None:
+        """Let go of the session's lock."""
         if self.file is not None:
             self.file.close()
 

@@ -50,6 +50,7 @@ class Messages:
 
     @property
     def is_terminal(self) -> bool:
+        """Whether stderr is a terminal."""
         return is_terminal(self.stream)
 
     def banner(self, info: RunInfo) -> None:
@@ -65,11 +66,13 @@ class Messages:
         self.note(Text("\n").join([*lines, hint]))
 
     def summary(self, report: RunReport) -> None:
+        """The figures of a run, unless quiet."""
         if not self.quiet:
             width = self.console.width if self.is_terminal else 100
             self._print(format_summary(report, width, ascii_only=is_ascii_only(self.console)))
 
     def warning(self, message: str) -> None:
+        """A notice, unless quiet."""
         if not self.quiet:
             self.note(format_notice(Notice("notice", message), ascii_only=is_ascii_only(self.console)))
 
@@ -83,6 +86,7 @@ class Messages:
         self._print(text, wraps=self.is_terminal)
 
     def error(self, error: SpecgenError) -> None:
+        """The two lines of an error, quiet or not."""
         self.tell(format_error(error, ascii_only=is_ascii_only(self.console)))
 
     def _has_marks(self) -> bool:
@@ -139,6 +143,7 @@ class Answer:
             self.view = self._new_view()
 
     def start(self, info: RunInfo) -> None:
+        """What runs, where the form has a place for it."""
         if self._json is not None:
             self._json.write(start_document(info, datetime.now(UTC)))
 
@@ -193,6 +198,7 @@ class Answer:
 
     @property
     def has_text(self) -> bool:
+        """Whether anything of the answer is written."""
         return any(self._text)
 
     def save(self) -> None:

@@ -45,6 +45,7 @@ class PromptOptions:
 
     @property
     def is_raw(self) -> bool:
+        """Whether the prompt goes to the model without a chat template."""
         return self.template == "none"
 
 
@@ -141,6 +142,12 @@ def build_request(
     ignore_eos: bool,
     strict: bool,
 ) -> Request:
+    """What the engine is asked for, out of what the user asked for.
+
+    Raises:
+        SettingsError: Options exclude each other.
+        PromptError: The prompt is empty, or longer than the window.
+    """
     from specgen.generation import Request
 
     ids = _prompt_ids(plan, prompt)
@@ -174,6 +181,12 @@ def template_source(choice: str) -> str | None:
 
 
 def system_message(text: str | None, path: Path | None) -> str | None:
+    """The system message of two options that exclude each other.
+
+    Raises:
+        SettingsError: Both are given.
+        PromptError: The file can't be read.
+    """
     if text is not None and path is not None:
         raise SettingsError("the system message is given twice, with --system and --system-file", "give one of them")
     if path is not None:
@@ -190,6 +203,11 @@ def _read_text(path: Path, what: str) -> str:
 
 
 def template_options_from(text: str | None) -> dict[str, Any]:
+    """Options of a chat template, out of a JSON object.
+
+    Raises:
+        SettingsError: It is no JSON object.
+    """
     if text is None:
         return {}
     try:
@@ -202,5 +220,10 @@ def template_options_from(text: str | None) -> dict[str, Any]:
 
 
 def check_stops(stops: list[str]) -> None:
+    """Refuse an empty stop text, which every text ends with.
+
+    Raises:
+        SettingsError: One is empty.
+    """
     if "" in stops:
         raise SettingsError("--stop is empty", "give the text that ends the answer")

@@ -57,10 +57,12 @@ class Option:
 
     @property
     def takes_model(self) -> bool:
+        """Whether the value names a model."""
         return any(word in self._parts for word in _MODELS)
 
     @property
     def takes_session(self) -> bool:
+        """Whether the value names a saved session."""
         return "NAME" in self._parts
 
     @property
@@ -75,14 +77,17 @@ class Option:
 
     @property
     def longs(self) -> list[str]:
+        """Names with two dashes."""
         return [name for name in self.names if name.startswith("--")]
 
     @property
     def shortest(self) -> str:
+        """The name to show where there is room for one."""
         return [*self.shorts, *self.longs][0]
 
     @property
     def every_name(self) -> tuple[str, ...]:
+        """All names, those that turn it off included."""
         return (*self.names, *self.off_names)
 
     @property

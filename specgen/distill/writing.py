@@ -91,6 +91,7 @@ class BatchTarget:
         return normed
 
     def new_cache(self, num_rows: int, capacity: int) -> list[_LayerCache]:
+        """An empty cache of each layer, `[rows, kv heads, capacity, size]`."""
         shape = (num_rows, self._num_kv_heads, capacity, self._head_size)
         return [
             _LayerCache(torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device))

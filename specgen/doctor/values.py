@@ -64,6 +64,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
+        """Bytes in all."""
         return self.weights + self.copies + self.cache + self.activations
 
     @property
@@ -117,6 +118,7 @@ class DevicePlan:
 
     @property
     def fits(self) -> bool | None:
+        """Whether what is needed is free; None where nobody knows what is free."""
         return None if self.free is None else self.needed <= self.free
 
 

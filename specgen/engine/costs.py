@@ -76,6 +76,7 @@ class CostTable:
         return self._num_passes.total()
 
     def is_known(self, num_tokens: int) -> bool:
+        """Whether a pass over so many tokens was timed."""
         return num_tokens in self._medians
 
     def seconds(self, num_tokens: int) -> float:
@@ -134,6 +135,7 @@ class DraftCost:
 
     @property
     def is_known(self) -> bool:
+        """Whether a drafted token was timed, now or in an earlier run."""
         return bool(self._samples) or self._earlier is not None
 
     @property

@@ -27,10 +27,12 @@ class Surprise:
         self._refused = self._expected = 0.0
 
     def corrected(self, chance: float) -> float:
+        """A chance of acceptance, scaled by how often drafts were refused of late against what was expected."""
         ratio = (self._refused + 3) / (self._expected + 3)
         return 1 - min((1 - chance) * ratio, 1.0)
 
     def observe(self, chance: float, was_accepted: bool) -> None:
+        """Learn from one tested token and the chance it was given."""
         self._refused = self._refused * SURPRISE_MEMORY + (not was_accepted)
         self._expected = self._expected * SURPRISE_MEMORY + 1 - chance
 
@@ -51,6 +53,7 @@ class Acceptance:
         self._surprise = Surprise()
 
     def estimate(self, confidence: float) -> float:
+        """Chance that the target accepts a token drawn with this confidence."""
         return self._surprise.corrected(self._usual(confidence))
 
     def _usual(self, confidence: float) -> float:
@@ -58,6 +61,7 @@ class Acceptance:
         return (self._accepted[index] + PRIOR_WEIGHT * confidence) / (self._tested[index] + PRIOR_WEIGHT)
 
     def observe(self, confidence: float, was_accepted: bool) -> None:
+        """Learn from one tested token and the confidence it was drawn with."""
         self._surprise.observe(self._usual(confidence), was_accepted)
         index = _bin(confidence)
         self._accepted[index] = self._accepted[index] * MEMORY + was_accepted

@@ -27,11 +27,23 @@ class TargetModel(Protocol):
     vocab_size: int
     length: int
 
-    def feed(self, ids: Sequence[int]) -> None: ...
+    def feed(self, ids: Sequence[int]) -> None:
+        """Bring the cache up to `ids`, without wanting logits; `ids` begins with what the cache holds."""
 
-    def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor: ...
+    def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
+        """Logits at the last positions of `ids` followed by `tail`; extends the cache by what it lacks.
 
-    def rewind(self, length: int) -> None: ...
+        Args:
+            ids: The text; begins with what the cache holds.
+            num_last: Positions wanted, at least 1; none of them may be in the cache already.
+            tail: `[n]` further ids that may live on a device; their beginning may be in the cache already.
+
+        Returns:
+            float32 `[num_last, vocab_size]`, on the model's device.
+        """
+
+    def rewind(self, length: int) -> None:
+        """Take tokens back: at most `length` are held then, or fewer where the model can't stop there."""
 
 
 class CachedModel:

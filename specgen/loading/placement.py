@@ -42,6 +42,7 @@ class Placement:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The type as torch names it."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)

@@ -32,6 +32,7 @@ class Cells:
 
     @property
     def width(self) -> int:
+        """Cells that the head and the widest value take on a terminal."""
         return max(cell_len(text) for text in (self.head, *self.values))
 
     def cell(self, row: int | None) -> str:

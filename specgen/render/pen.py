@@ -54,10 +54,12 @@ class Pen:
 
     @property
     def ascii_only(self) -> bool:
+        """Whether the output can show ASCII alone."""
         return is_ascii_only(self._console)
 
     @property
     def glyphs(self) -> Glyphs:
+        """The signs it can show."""
         return glyphs(ascii_only=self.ascii_only)
 
     def can_move_cursor(self) -> bool:

@@ -67,6 +67,7 @@ ASCII_GLYPHS = Glyphs("\\n", "\\t", "_", ".", "+", "~", "|", "alpha", "+-", "#")
 
 
 def glyphs(*, ascii_only: bool) -> Glyphs:
+    """Signs for an output, by what its encoding can show."""
     return ASCII_GLYPHS if ascii_only else UNICODE_GLYPHS
 
 
