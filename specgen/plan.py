@@ -148,7 +148,7 @@ class Plan:
                 )
         self.shallow, self.draft_facts = facts, facts.config
         num_tokens = table_size(self.tokenizer)
-        self.pairing = Pairing(num_tokens, num_tokens, facts.num_draft_ids or num_tokens)
+        self.pairing = Pairing(num_tokens)
 
     def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, report: LoadReport = SILENT) -> Plan:
         """The same target with another drafter; this plan stays as it is.

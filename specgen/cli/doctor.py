@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +16,7 @@ from specgen.cli import options as o
 from specgen.cli.ending import leave
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.stdout import require_stdout, write_utf8
-from specgen.errors import MemoryShortageError, SettingsError, SpecgenError
+from specgen.errors import MemoryShortageError, PairError, SettingsError, SpecgenError
 from specgen.settings import EngineSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -181,7 +183,8 @@ def _examine(
 def _pair(
     wanted: SessionSettings, context: int | None, measure: bool, progress: LoadReport
 ) -> tuple[PairReport | None, SpecgenError | None]:
-    """What is known of a pair, and what went wrong: a plan stands when its measurement fails."""
+    """What is known of a pair, and what went wrong: a plan stands when its measurement fails, the target's when the
+    draft does not go with it."""
     from specgen.bench.prompts import bundled_prompts
     from specgen.doctor.examine import examine_pair, measure_pair
     from specgen.plan import Plan
@@ -189,7 +192,12 @@ def _pair(
 
     pair: PairReport | None = None
     try:
-        plan = Plan(wanted, progress)
+        try:
+            plan = Plan(wanted, progress)
+        except PairError:
+            with suppress(SpecgenError):
+                pair = examine_pair(Plan(replace(wanted, drafter="none", draft=None), progress), context)
+            raise
         pair = examine_pair(plan, context)
         if not measure or any(device.fits is False for device in pair.devices):
             return pair, None

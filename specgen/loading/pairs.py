@@ -18,14 +18,10 @@ class Pairing:
 
     Args:
         num_shared: Ids below this mean the same to both; both models' logits are cut there.
-        num_target: Size of the target's table.
-        num_draft: Size of the draft's table.
         notice: What differs and does no harm, in one line; None if nothing does.
     """
 
     num_shared: int
-    num_target: int
-    num_draft: int
     notice: str | None = None
 
 
@@ -47,7 +43,7 @@ def compare_tokenizers(target_tokenizer: Any, draft_tokenizer: Any) -> Pairing:
     differing = [index for index in range(num_shared) if target.get(index) != draft.get(index)]
     if differing or not num_shared:
         raise _differs(target, draft, differing, num_shared)
-    return Pairing(num_shared, num_target, num_draft, _notice(target_tokenizer, draft_tokenizer))
+    return Pairing(num_shared, _notice(target_tokenizer, draft_tokenizer))
 
 
 def _differs(target: dict[int, str], draft: dict[int, str], differing: list[int], num_shared: int) -> PairError:

@@ -54,6 +54,10 @@ def test_tokenizers_that_differ_are_told_behind_the_machine(cli: Cli, toys: dict
     assert ended.code == 4
     assert ended.out.decode().startswith("system")
     assert "tokens differ" in ended.err
+    # The target's own plan is worth having.
+    document = json.loads(cli("doctor", "-t", toys["target"], "-d", other, *EXACT, "--json").out)
+    assert [model["role"] for model in document["pair"]["models"]] == ["target"]
+    assert document["error"]["exit_code"] == 4
 
 
 def _shifted(tokenizer: Any) -> Any:

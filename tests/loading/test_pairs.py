@@ -10,7 +10,7 @@ from tests.loading.builders import fails, make_tokenizer, words
 
 
 def test_the_same_tokenizer_shares_everything() -> None:
-    assert compare_tokenizers(make_tokenizer(), make_tokenizer()) == Pairing(64, 64, 64)
+    assert compare_tokenizers(make_tokenizer(), make_tokenizer()) == Pairing(64)
 
 
 # F29
@@ -21,14 +21,14 @@ def test_the_same_tokenizer_shares_everything() -> None:
 def test_more_tokens_at_the_end_are_accepted(target: int, draft: int) -> None:
     pairing = compare_tokenizers(make_tokenizer(words(target)), make_tokenizer(words(draft)))
 
-    assert pairing == Pairing(60, target, draft)
+    assert pairing == Pairing(60)
 
 
 def test_added_tokens_at_the_end_are_accepted() -> None:
     draft = make_tokenizer()
     draft.add_tokens(["<tool>", "<think>"])
 
-    assert compare_tokenizers(make_tokenizer(), draft) == Pairing(64, 64, 66)
+    assert compare_tokenizers(make_tokenizer(), draft).num_shared == 64
     assert table_size(draft) == 66
 
 
