@@ -47,12 +47,13 @@ def open_benchmark(
         SpecgenError: Something does not fit or is missing.
     """
     from specgen.cli.request import template_source
-    from specgen.loading.libraries import prepare_libraries
+    from specgen.loading.libraries import collector_at_rest, prepare_libraries
     from specgen.render.progress import LoadProgress
 
     raw = chat_template == "none"
     template = None if raw else template_source(chat_template)
-    with LoadProgress(messages.console, quiet=messages.quiet, verbose=verbose > 0) as progress:
+    loading = LoadProgress(messages.console, quiet=messages.quiet, verbose=verbose > 0)
+    with loading as progress, collector_at_rest():
         progress.stage("starting")
         prepare_libraries(verbose > 1)
         from specgen.bench.lanes import open_engines

@@ -144,6 +144,7 @@ def chat(
     from specgen.cli.line_editor import LineEditor
     from specgen.cli.output import Messages
     from specgen.cli.request import SamplingOptions, check_stops, draft_length_from, lookup_texts_from, system_message
+    from specgen.loading.libraries import collector_at_rest
     from specgen.render.progress import LoadProgress
     from specgen.saved_sessions import SessionFolder, state_folder
 
@@ -167,7 +168,8 @@ def chat(
             models = resumed_models(context, resumed.transcript, target_settings, draft_settings)
             lookup_texts = lookup_texts_from(lookup_file, [models[1].name])
             settings = resumed_settings(context, resumed.transcript, settings)
-            with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
+            loading = LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0)
+            with loading as progress, collector_at_rest():
                 conversation = _load(models, lookup_texts, template, settings, progress, verbose=verbose > 1)
             running = Chat(
                 conversation,

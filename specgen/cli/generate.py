@@ -131,6 +131,7 @@ def generate(
         system_message,
         template_options_from,
     )
+    from specgen.loading.libraries import collector_at_rest
     from specgen.render.progress import LoadProgress
 
     if as_json and form not in ("auto", "json"):
@@ -156,7 +157,8 @@ def generate(
             lookup_texts = lookup_texts_from(lookup_file, [draft])
             if seed is not None and same_text is False and draft_length[1] == "auto":
                 messages.warning("with --no-same-text and -k auto a seed repeats nothing: add -k N")
-            with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
+            loading = LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0)
+            with loading as progress, collector_at_rest():
                 progress.stage("starting")
                 _prepare(verbose > 1)
                 plan = _plan(

@@ -14,6 +14,7 @@ from specgen.errors import DeviceError, ModelFileError, NumericalError, SpecgenE
 from specgen.loading.cache import gigabytes
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.failures import first_line, is_out_of_memory, library_failures
+from specgen.loading.libraries import import_losses_alone
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.progress import SILENT
@@ -146,6 +147,7 @@ def check_finite(model: Any, folder: Path) -> None:
 def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:
     import transformers
 
+    import_losses_alone()
     auto_config: Any = transformers.AutoConfig
     auto_model: Any = transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"dtype": placement.torch_dtype if placement.narrow is None else "auto"}

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,56 @@ def test_light_modules_import_no_heavy_library(module: str) -> None:
                 assert node.module.split(".")[0] not in heavy, f"{name} imports {node.module}"
             elif isinstance(node, ast.Import):
                 assert not heavy & {alias.name.split(".")[0] for alias in node.names}, name
+
+
+def test_the_collector_rests_while_models_load_and_works_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+
+    from specgen.loading.libraries import collector_at_rest
+
+    class Cycle:
+        """Lives until the collector finds it."""
+
+    def make_garbage() -> weakref.ref[Cycle]:
+        one = Cycle()
+        one.itself = one  # type: ignore[attr-defined]
+        return weakref.ref(one)
+
+    with collector_at_rest():
+        garbage = make_garbage()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="a load that fails"), collector_at_rest():
+        raise RuntimeError("a load that fails")
+    assert gc.isenabled()
+    assert garbage() is None, "what loading dropped must not be kept for good"
+    monkeypatch.setattr(gc, "isenabled", lambda: False)
+    with collector_at_rest():
+        pass
+    monkeypatch.undo()
+    assert not gc.isenabled(), "one that was off stays off"
+    gc.enable()
+    gc.unfreeze()
+
+
+def test_loading_a_model_does_not_import_scipy(tmp_path: Path) -> None:
+    code = """
+import sys
+import weakref
+from pathlib import Path
+from specgen.loading.libraries import prepare_libraries
+prepare_libraries(False)
+from specgen.loading.sources import prepare_folder
+from specgen.loading.weights import load_model
+from specgen.settings import ModelSettings
+settings = ModelSettings(sys.argv[1], quant="none")
+found = prepare_folder(settings)
+load_model(found.path, settings, role="target", from_gguf=False)
+import transformers.utils
+print("scipy" in sys.modules, transformers.utils.is_scipy_available())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, make_folder(tmp_path / "model")], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["False", "True"]
