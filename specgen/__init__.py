@@ -1,3 +1,3 @@
 """specgen: speculative text generation on your own machine, shown as it happens."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
