@@ -22,7 +22,8 @@ class TemplateChoice:
         """Ids of a conversation, up to where the model's answer begins.
 
         Raises:
-            PromptError: The template refuses it, or takes too long.
+            LoadError: The template refuses it, or takes too long.
+            PromptError: Nothing comes out, or text of the user would become control tokens.
         """
         return encode_messages(tokenizer, messages, template=self.source, template_options=self.options)
 

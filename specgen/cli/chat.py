@@ -249,11 +249,12 @@ def _open_draft(conversation: Conversation, like: ModelSettings, messages: Messa
     """Change what drafts; weight format and device as for the draft the chat began with."""
     from specgen.cli.request import session_settings
     from specgen.known_costs import recall_draft
+    from specgen.loading.libraries import collector_at_rest
     from specgen.render.progress import LoadProgress
 
     session = conversation.session
     wanted = session_settings(session.plan.settings.target, replace(like, name=os.path.expanduser(name), revision=None))
-    with LoadProgress(messages.console, quiet=messages.quiet) as progress:
+    with LoadProgress(messages.console, quiet=messages.quiet) as progress, collector_at_rest():
         plan = session.plan.with_drafter(wanted.drafter, wanted.draft, progress)
         _keep_costs(conversation)
         notices = session.use_drafter(plan, progress)

@@ -216,7 +216,7 @@ class Chat:
             )
 
     def save(self) -> None:
-        """Write the session as it is now; a failure is told once and kept in `saving.failure`."""
+        """Write the session as it is now, if sessions are saved; a failure is told and is no error."""
         self.saving.save(self.transcript())
 
     def take_over(self, transcript: Transcript) -> None:

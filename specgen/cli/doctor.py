@@ -157,7 +157,7 @@ def _examine(
         if wanted is not None:
             pair, error = _pair(wanted, context, measure, progress)
     terminal = _terminal()
-    if pair is not None and any(device.fits is False for device in pair.devices):
+    if error is None and pair is not None and any(device.fits is False for device in pair.devices):
         tight = next(device for device in pair.devices if device.fits is False)
         fix = "--context-size or " if pair.models[0].dtype == "mixed" else "--quant nf4 or "
         error = MemoryShortageError(

@@ -162,7 +162,7 @@ class LineEditor:
         return text.encode("utf-8", "replace").decode()
 
     def interrupt(self) -> bool:
-        """From a signal handler: let `read` return, with what it has or nothing; False where nobody waits for keys.
+        """From a signal handler: let `read` return with "", unless it is returning already; False outside of its loop.
 
         An exception would be lost whenever the signal comes in one of the event loop's callbacks: it reports what is
         raised there and goes on.
@@ -171,8 +171,14 @@ class LineEditor:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return False
-        loop.call_soon_threadsafe(_end_reading)
+        loop.call_soon_threadsafe(self._end_reading)
         return True
+
+    def _end_reading(self) -> None:
+        # The innermost one is a question of its own ("display all 200 possibilities?"), or a dumb terminal's prompt.
+        for app in (get_app_or_none(), self._session.app):
+            if app is not None and app.future is not None and not app.future.done():
+                app.exit(result="")
 
 
 def _bindings() -> KeyBindings:
@@ -200,12 +206,6 @@ def _bindings() -> KeyBindings:
             event.app.exit(exception=KeyboardInterrupt())
 
     return keys
-
-
-def _end_reading() -> None:
-    app = get_app_or_none()
-    if app is not None and app.future is not None and not app.future.done():
-        app.exit(result="")
 
 
 def _current_text() -> str:

@@ -198,7 +198,7 @@ class Answer:
 
     @property
     def has_text(self) -> bool:
-        """Whether anything of the answer is written."""
+        """Whether any text of the answer has come."""
         return any(self._text)
 
     def save(self) -> None:

@@ -147,6 +147,7 @@ def build_request(
     Raises:
         SettingsError: Options exclude each other.
         PromptError: The prompt is empty, or longer than the window.
+        LoadError: The chat template refuses it, or takes too long.
     """
     from specgen.generation import Request
 
@@ -185,7 +186,7 @@ def system_message(text: str | None, path: Path | None) -> str | None:
 
     Raises:
         SettingsError: Both are given.
-        PromptError: The file can't be read.
+        PromptError: The file can't be read, or a text is no UTF-8.
     """
     if text is not None and path is not None:
         raise SettingsError("the system message is given twice, with --system and --system-file", "give one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def fit_input(draft: Draft, model: Any, texts: Sequence[Text], max_tokens: int =
         draft: Changed in place.
         model: The target, a transformers causal language model in float32.
         texts: The target's.
-        max_tokens: The fewest texts that hold so many are read once more for the layer's inputs.
+        max_tokens: About so many are read once more for the layer's inputs.
 
     Returns:
         Share of the inputs' variance that the map explains.
@@ -56,9 +57,9 @@ def fit_input(draft: Draft, model: Any, texts: Sequence[Text], max_tokens: int =
 
 
 def _some(texts: Sequence[Text], max_tokens: int) -> Iterator[Text]:
-    """Texts from all over, until they hold so many tokens."""
+    """Texts at even distances that hold about so many tokens."""
     num_tokens = sum(len(text.ids) for text in texts)
-    stride = max(1, num_tokens // max_tokens)
+    stride = max(1, math.ceil(num_tokens / max_tokens))
     yield from texts[::stride]
 
 

@@ -1,59 +1,126 @@
-"""Folders that hold the work of one set of settings: made, found again, or refused. Standard library only."""
+"""Folders that hold the work of one set of settings: made, found again, or refused. No torch."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specgen.errors import OutputError, SettingsError
+from specgen.saved_sessions import replace_file
 
 SETTINGS = "settings.json"
 
 
-def claim(folder: Path, inside: Path, wanted: Mapping[str, Any], what: str, num_bytes: float) -> None:
-    """Make a folder for work with these settings, or find it with the same ones.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder for work.
 
     Args:
-        folder: The folder; new or empty, or claimed before.
+        folder: New or empty, or claimed before.
         inside: The folder itself or one in it: where the settings are kept.
         wanted: Settings, as plain values for JSON.
         what: What lies in the folder, for people.
-        num_bytes: What the work will take there; refused at once if there is no room, and not after an hour.
+        num_bytes: What the work will take there.
+    """
+
+    folder: Path
+    inside: Path
+    wanted: Mapping[str, Any]
+    what: str
+    num_bytes: float
+
+
+def claim(places: Sequence[Place]) -> None:
+    """Make folders for work with these settings, or find them with the same ones; all of them or none.
 
     Raises:
-        SettingsError: It holds something else, or work with other settings.
-        OutputError: It can't be made, or there is too little room.
+        SettingsError: One holds something else, or work with other settings.
+        OutputError: One can't be made, or there is too little room: told at once, and not after an hour.
     """
-    state = inside / SETTINGS
-    if state.exists():
-        if json.loads(state.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
-            raise SettingsError(
-                f"{folder} holds {what} of other settings", "give the same options to go on, or another folder"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise SettingsError(f"{folder} is not empty", "give a new folder")
+    new = [place for place in places if not _is_claimed(place)]
+    _check_room(new)
+    for place in new:
+        try:
+            place.inside.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _failure(place, error) from error
+        replace_file(place.inside / SETTINGS, json.dumps(place.wanted).encode())
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Work in a folder that no other process works in; the lock ends with the process.
+
+    Raises:
+        SettingsError: Another one does.
+        OutputError: The folder can't be written.
+    """
     try:
-        inside.mkdir(parents=True, exist_ok=True)
-        _check_room(folder, num_bytes)
-        state.write_text(json.dumps(wanted), encoding="utf-8")
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    except OutputError:
-        with suppress(OSError):
-            inside.rmdir()
-            folder.rmdir()
-        raise
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SettingsError(f"another process works in {folder}", "wait for its end, or give another folder") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _check_room(folder: Path, num_bytes: float) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise OutputError(
-            f"{folder} needs about {num_bytes / 1e9:.1f} GB while a draft is made, {free / 1e9:.1f} GB are free",
-            "make room, choose another folder, or take fewer prompts with --num-prompts",
+def _is_claimed(place: Place) -> bool:
+    """Whether the folder holds this work; False where it is free for it."""
+    state = place.inside / SETTINGS
+    try:
+        if state.exists():
+            if _read(state) != json.loads(json.dumps(place.wanted)):
+                raise SettingsError(
+                    f"{place.folder} holds {place.what} of other settings",
+                    "give the same options to go on, or another folder",
+                )
+            return True
+        # A run that was killed at its very beginning leaves an empty folder of ours.
+        is_free = not place.folder.exists() or all(
+            entry == place.inside and not any(entry.iterdir()) for entry in place.folder.iterdir()
         )
+    except OSError as error:
+        raise _failure(place, error) from error
+    if not is_free:
+        raise SettingsError(f"{place.folder} is not empty", "give a new folder")
+    return False
+
+
+def _read(state: Path) -> Any:
+    try:
+        return json.loads(state.read_bytes())
+    except ValueError:
+        return None
+
+
+def _check_room(places: Sequence[Place]) -> None:
+    """What is needed on one disk counts together."""
+    needed: dict[int, float] = {}
+    for place in places:
+        existing = next(parent for parent in (place.folder, *place.folder.absolute().parents) if parent.exists())
+        disk = existing.stat().st_dev
+        needed[disk] = needed.get(disk, 0) + place.num_bytes
+        free = shutil.disk_usage(existing).free
+        if needed[disk] > free:
+            raise OutputError(
+                f"{place.folder} needs about {needed[disk] / 1e9:.1f} GB while a draft is made, {free / 1e9:.1f} GB "
+                "are free",
+                "make room, choose another folder, or take fewer prompts with --num-prompts",
+            )
+
+
+def _failure(place: Place, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {place.folder}: {error.strerror or error}", "choose another folder")

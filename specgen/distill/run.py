@@ -20,17 +20,19 @@ from specgen.distill.card import Facts, format_card
 from specgen.distill.costs import time_costs
 from specgen.distill.draft import Draft
 from specgen.distill.fitting import fit_input
-from specgen.distill.folders import claim
+from specgen.distill.folders import Place, claim, held
 from specgen.distill.prompts import SeedPrompt
 from specgen.distill.saving import draft_config, save_draft
+from specgen.distill.target_layers import choose_layers
 from specgen.distill.texts import Text, TextFolder, read_shard, save_shard
 from specgen.distill.training import Trainer, frequent_ids, share
 from specgen.distill.values import DistillProgress, DistillSettings
 from specgen.distill.writing import BatchTarget
-from specgen.errors import LoadError, SettingsError
+from specgen.errors import SettingsError
+from specgen.loading.config_check import read_config
 from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
-from specgen.loading.shallow import MODEL_TYPES, target_digest
+from specgen.loading.shallow import digest_of, target_digest
 from specgen.loading.weights import load_model
 from specgen.plan import Plan, SessionSettings
 from specgen.settings import EngineSettings, ModelSettings
@@ -96,8 +98,8 @@ class Distillation:
         self._texts_folder = texts_folder or self._work / "texts"
         engine = EngineSettings("transformers")
         self._plan = Plan(SessionSettings(replace(target, engine=engine), drafter="none"), report)
-        self._check_architecture()
-        self._begin()
+        self._target_layers = choose_layers(self._plan.target.path, self._plan.target.name, settings)
+        self._begin(texts_folder)
         loaded = load_model(
             self._plan.target.path,
             replace(target, engine=engine, quant="none", dtype="float32"),
@@ -107,7 +109,6 @@ class Distillation:
             name=self._plan.target.name,
         )
         self._model = loaded.model
-        self._target_layers = self._check_layers()
         # Rows behind the tokenizer's table are padding, and no tokens.
         self._vocab_size = min(int(self._model.config.vocab_size), table_size(self._plan.tokenizer))
         self.started = perf_counter()
@@ -118,7 +119,13 @@ class Distillation:
         Raises:
             OutputError: There is no room.
             PromptError: No prompt is short enough.
+            SettingsError: Another process makes the same draft, or writes into the same texts.
         """
+        self._texts_folder.mkdir(exist_ok=True)
+        with held(self._work), held(self._texts_folder):
+            return self._made(tell)
+
+    def _made(self, tell: Callable[[DistillProgress], None]) -> Distilled:
         texts, held_out, num_new = self._texts(tell)
         embedding = self._model.get_input_embeddings().weight.detach().float()
         head = self._model.get_output_embeddings().weight.detach().float()
@@ -144,52 +151,29 @@ class Distillation:
         shutil.rmtree(self._work)
         return Distilled(self.folder, num_bytes, acceptance, length, speedup)
 
-    def _check_architecture(self) -> None:
-        """Refuse before any weights are read what no shallow draft can be made of."""
-        found = self._plan.facts.model_type
-        if found not in MODEL_TYPES:
-            raise LoadError(
-                f"no draft can be made of {self._plan.target.name}: its architecture is {found}",
-                f"known architectures are {', '.join(MODEL_TYPES)}",
-            )
-
-    def _check_layers(self) -> list[int]:
-        """Indices of the layers a draft takes; attention over windows is refused."""
-        config = self._model.config
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-            raise LoadError(
-                f"no draft can be made of {self._plan.target.name}: its attention has a window",
-                "choose a target with full attention in all layers",
-            )
-        num_layers, wanted = int(config.num_hidden_layers), self.settings.num_layers
-        if wanted > num_layers:
-            raise SettingsError(f"the target has {num_layers} layers, a draft can't have {wanted}")
-        if self.settings.layers:
-            if self.settings.layers[-1] >= num_layers:
-                raise SettingsError(
-                    f"the target's layers are 0 to {num_layers - 1}: there is no {self.settings.layers[-1]}"
-                )
-            return list(self.settings.layers)
-        # A draft with features takes the last layers; one without spreads over all, first and last among them.
-        if self.settings.kind == "features" or wanted == 1:
-            return list(range(num_layers - wanted, num_layers))
-        return [round(index * (num_layers - 1) / (wanted - 1)) for index in range(wanted)]
-
-    def _begin(self) -> None:
+    def _begin(self, texts_folder: Path | None) -> None:
         """Make the folders, or find what an earlier run of the same settings left."""
-        about: dict[str, Any] = {"target": self._plan.target.name, "prompts": self._own_prompts}
-        settings = self.settings
-        config = json.loads((self._plan.target.path / "config.json").read_text(encoding="utf-8"))
-        hidden, texts = int(config["hidden_size"]), settings.texts
+        path, settings = self._plan.target.path, self.settings
+        hidden, texts = int(read_config(path)["hidden_size"]), settings.texts
+        about: dict[str, Any] = {
+            "target": self._plan.target.name,
+            "target_digest": digest_of(path),
+            "prompts": self._own_prompts,
+        }
         for_texts = texts.num_prompts * (texts.max_new_tokens + 100) * hidden * 2
         needed = 100 * 2**20 * (hidden > 512)
-        if self._texts_folder.parent == self._work:
+        places = []
+        if texts_folder is None:
             needed += for_texts
         else:
+            kept, ours = texts_folder.resolve(), self.folder.resolve()
+            if kept == ours or ours in kept.parents or kept in ours.parents:
+                raise SettingsError(f"{texts_folder} and {self.folder} lie in each other", "give folders apart")
             wanted = {**about, "seed": settings.seed, "texts": asdict(texts)}
-            claim(self._texts_folder, self._texts_folder, wanted, "texts of the target", for_texts)
-        claim(self.folder, self._work, {**about, **settings.as_document()}, "an unfinished draft", needed)
+            places.append(Place(texts_folder, texts_folder, wanted, "texts of the target", for_texts))
+            about["texts_folder"] = str(kept)
+        wanted = {**about, **settings.as_document()}
+        claim([*places, Place(self.folder, self._work, wanted, "an unfinished draft", needed)])
 
     def _texts(self, tell: Callable[[DistillProgress], None]) -> tuple[list[Text], list[Text], int]:
         """The target's texts, the held-out ones, and the tokens it wrote; what is missing is written."""

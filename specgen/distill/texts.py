@@ -58,6 +58,8 @@ class TextFolder:
         self.seed = seed
         self.num_tokens = 0
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*.safetensors.*"):  # by a run that was killed
+            left.unlink()
 
     def write_bundled(self, tell: Callable[[int, int], None], is_ours: Callable[[int], bool] = lambda _: True) -> None:
         """Write answers to the bundled prompts: plain ones and the target's own first, then those that need sources.

@@ -92,6 +92,12 @@ def target_digest(embedding: Tensor, config: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def digest_of(folder: Path) -> str | None:
+    """`target_digest` of a model's folder, without loading it; None if its embeddings have no usual name."""
+    rows = _embedding_rows(folder)
+    return None if rows is None else target_digest(rows, read_config(folder))
+
+
 def is_shallow(folder: Path) -> bool:
     """Whether a folder says it is a shallow draft; nothing but its config is read."""
     try:
@@ -165,8 +171,7 @@ def check_own_target(facts: ShallowFacts, name: str, target: Path, target_name: 
         PairError: It was.
         ModelFileError: The target's files can't be read.
     """
-    embedding = _embedding_rows(target)
-    if embedding is None or target_digest(embedding, read_config(target)) != facts.target_digest:
+    if digest_of(target) != facts.target_digest:
         raise PairError(
             f"the draft {name} was made for another target ({facts.target_name}) than {target_name}",
             "give the target it was made for with -t, or another draft with -d",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from prompt_toolkit import PromptSession
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.application.run_in_terminal import in_terminal as as_in_terminal
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
@@ -47,6 +51,32 @@ def test_bytes_that_are_no_text_become_question_marks() -> None:
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_bytes(b"a\xff\r")
         assert LineEditor(None, {}, DummyOutput()).read() == "a?"
+
+
+def test_an_interrupt_ends_a_question_within_the_prompt_and_the_prompt() -> None:
+    """As the one that readline's way of completion asks when there is more than a screen to show."""
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        editor = LineEditor(None, {}, DummyOutput())
+        seen: list[bool] = []
+
+        async def ask() -> None:
+            question: PromptSession[str] = PromptSession("display all? ")
+            asyncio.get_running_loop().call_later(0.05, lambda: seen.append(editor.interrupt()))
+            await question.prompt_async()
+
+        def at_start() -> None:
+            editor._session.app.create_background_task(in_terminal(ask))
+
+        editor._session.app.pre_run_callables.append(at_start)
+
+        assert editor.read() == ""
+        assert seen == [True]
+        assert not editor.interrupt(), "nobody waits"
+
+
+async def in_terminal(ask: Callable[[], Awaitable[None]]) -> None:
+    async with as_in_terminal():
+        await ask()
 
 
 def test_ctrl_c_on_an_empty_line_and_ctrl_d_are_told_apart() -> None:

@@ -503,6 +503,34 @@ def test_sigterm_and_sighup_at_the_prompt_save_and_leave(stage: Stage, number: i
     assert stage.play("a", raise_signal(number)) == code
 
 
+@pytest.mark.parametrize("others", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_ctrl_c_hides_no_other_signal_that_comes_beside_it(stage: Stage, others: tuple[int, int]) -> None:
+    stage.is_waiting = True
+
+    def both() -> None:
+        for number in others:
+            signal.raise_signal(number)
+
+    assert stage.play("a", both) == 143
+
+
+def test_a_signal_while_ctrl_c_leaves_the_prompt_is_not_lost(stage: Stage) -> None:
+    stage.is_waiting = True
+
+    def leave() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    assert stage.play("a", leave) == 143
+
+
+def test_ctrl_c_before_the_prompt_waits_for_keys_is_an_empty_line(stage: Stage) -> None:
+    assert stage.play("a", raise_signal(signal.SIGINT), "b") == 0
+
+    assert "Ctrl-D or /exit leaves" in stage.told
+    assert stage.texts == ["a", ANSWER, "b", ANSWER]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0)])
 def test_a_signal_while_keys_are_awaited_ends_the_wait_without_an_exception(
     stage: Stage, number: int, code: int

@@ -152,9 +152,67 @@ def test_another_draft_is_made_from_texts_that_were_kept(
     about = json.loads((tmp_path / "draft" / "config.json").read_text())["specgen_draft"]
     assert about["target_layers"] == [0, 2]
     (tmp_path / "draft").rename(tmp_path / "second")
-    assert distill("--texts", tmp_path / "new").code == 0
+    calls.clear()
+    assert distill("--texts", kept).code == 0
+    assert len(calls) == 1
     whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "draft"))
     assert all(torch.equal(whole[name], again[name]) for name in whole), "kept texts make the same draft"
+
+
+def test_texts_of_another_model_of_the_same_name_are_refused(distill: Any, tmp_path: Path) -> None:
+    assert distill("--texts", tmp_path / "texts").code == 0
+    (tmp_path / "draft").rename(tmp_path / "first")
+    model = random_toy(2, num_hidden_layers=3, hidden_size=64, intermediate_size=64, num_attention_heads=4)
+    namesake = save_toy(tmp_path / "other" / "target", model=model)
+
+    ended = distill("--texts", tmp_path / "texts", model=namesake)
+
+    assert (ended.code, "of other settings" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("texts", ["draft", "draft/texts", "draft/.distill/mine", "."])
+def test_texts_and_draft_in_each_other_are_refused(distill: Any, tmp_path: Path, texts: str) -> None:
+    ended = distill("--texts", tmp_path / texts)
+
+    assert (ended.code, "lie in each other" in ended.err) == (2, True)
+    assert distill().code == 0, "nothing is left behind"
+
+
+def test_a_file_in_place_of_a_folder_is_told(distill: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+
+    for words in (["--texts", tmp_path / "notes"], ["--texts", tmp_path / "notes" / "texts"]):
+        ended = distill(*words)
+
+        assert (ended.code, "cannot write" in ended.err) == (7, True), ended.err
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("state", [None, "", '{"target"'])
+def test_a_run_that_was_killed_at_its_very_beginning_does_no_harm(
+    distill: Any, tmp_path: Path, state: str | None
+) -> None:
+    work = tmp_path / "draft" / ".distill"
+    work.mkdir(parents=True)
+    if state is not None:
+        (work / "settings.json").write_text(state)
+
+    ended = distill()
+
+    assert (ended.code, "of other settings" in ended.err) == ((0, False) if state is None else (2, True))
+
+
+def test_two_processes_do_not_write_into_the_same_texts(distill: Any, tmp_path: Path) -> None:
+    from specgen.distill.folders import held
+
+    assert distill("--texts", tmp_path / "texts").code == 0
+    (tmp_path / "draft").rename(tmp_path / "first")
+
+    with held(tmp_path / "texts"):
+        ended = distill("--texts", tmp_path / "texts")
+
+    assert (ended.code, "another process works in" in ended.err) == (2, True)
+    assert distill("--texts", tmp_path / "texts").code == 0
 
 
 def test_texts_of_other_settings_are_refused(distill: Any, tmp_path: Path) -> None:
@@ -183,6 +241,7 @@ def test_layers_the_target_does_not_have_are_refused(distill: Any, layers: str, 
     ended = distill("--layers", layers)
 
     assert (ended.code, said in ended.err) == (2, True), ended.err
+    assert distill().code == 0, "nothing is left behind that stands in the way of the right words"
 
 
 def test_a_folder_with_something_in_it_is_refused(distill: Any, tmp_path: Path) -> None:
