@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specgen.distill.acceptance import Acceptance, Costs
+from specgen.distill.acceptance import Acceptance
+from specgen.distill.costs import Timed
 from specgen.distill.values import DistillSettings
+from specgen.report import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,13 @@ class Facts:
     curve: tuple[tuple[int, float, float], ...]
 
 
-def format_card(facts: Facts, acceptance: Acceptance, costs: Costs) -> str:
+def format_card(facts: Facts, acceptance: Acceptance, timed: Timed) -> str:
     """The README.md of a draft's folder, in Markdown."""
     about, train = facts.about, facts.settings.train
     layers = ", ".join(str(index) for index in about["target_layers"])
     reads = "tokens and the target's last hidden states" if about["kind"] == "features" else "tokens"
     ids = "all tokens" if about["num_draft_ids"] is None else f"the {about['num_draft_ids']} the target writes most"
+    costs = timed.costs
     length, speedup = costs.best(acceptance)
     rows = [
         (
@@ -71,13 +74,18 @@ def format_card(facts: Facts, acceptance: Acceptance, costs: Costs) -> str:
         "## Measured",
         f"Greedy, on {facts.num_held_out} answers to prompts that were not trained on, by replaying the loop on the "
         f"target's own text. A drafted token costs {costs.draft * 1000:.2f} ms where a token of the target costs "
-        f"{costs.passes[0] * 1000:.1f} ms (c = {costs.draft / costs.passes[0]:.3f}) on the machine it was made on. "
-        f"Predicted to pay most: drafts of {length}, {speedup:.2f}x.",
+        f"{costs.passes[0] * 1000:.1f} ms (c = {costs.draft / costs.passes[0]:.3f}) on the machine it was made on, the "
+        f"target in {_form(timed.target)} and the draft in {_form(timed.draft)}. Predicted to pay most: drafts of "
+        f"{length}, {speedup:.2f}x.",
         _table(head, rows),
         "## Settings",
         f"```json\n{json.dumps(facts.settings.as_document(), indent=2)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _form(info: ModelInfo) -> str:
+    return info.dtype if info.quant == "none" else info.quant
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

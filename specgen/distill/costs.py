@@ -1,65 +1,43 @@
-"""What a pass of the target and a token of a draft cost on this machine, in the type the target is stored in."""
+"""What a pass of the target and a token of a draft cost on this machine, in the form in which both really run."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
-from time import perf_counter
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from torch.nn import functional
-
+from specgen.bench.probe import measure_costs
 from specgen.distill.acceptance import MAX_DRAFT, Costs
-from specgen.distill.draft import Draft
-from specgen.engine.lean import lean_model
+from specgen.plan import Plan, SessionSettings
+from specgen.report import ModelInfo
+from specgen.session import open_session
+from specgen.settings import ModelSettings, SamplingSettings
 
-NUM_CONTEXT = 128
-REPEATS = 9
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Costs, and of what: the models as `specgen generate` would run them."""
+
+    costs: Costs
+    target: ModelInfo
+    draft: ModelInfo
 
 
-def time_costs(model: Any, draft: Draft, num_draft_ids: int, dtype: str) -> Costs:
-    """Time passes over 1 to `MAX_DRAFT` + 1 tokens behind a short context, and one drafted token; medians.
-
-    The draft's time is its part of the target's work: layers at the price of the target's own, its head by its rows.
+def time_costs(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) -> Timed:
+    """Open a session of both and time passes over 1 to `MAX_DRAFT` + 1 tokens behind a prompt, and a drafted token.
 
     Args:
-        model: The target; its weights are rounded to `dtype` and stay so.
-        draft: The draft.
-        num_draft_ids: Rows of its head.
-        dtype: `float32`, `bfloat16` or `float16`.
+        target: The target, its weight format and compute type left to specgen.
+        draft: A finished draft's folder.
+        prompt_ids: The context.
+
+    Raises:
+        LoadError: A file is damaged.
+        DeviceError: Too little memory.
     """
-    model.to(getattr(torch, dtype))
-    owner = lean_model(model, int(model.config.vocab_size))
-    context = [token % owner.num_embeddings for token in range(1, NUM_CONTEXT + 1)]
-    owner.feed(context)
-    head = model.get_output_embeddings().weight
-
-    def seconds(num_tokens: int) -> float:
-        def one_pass() -> None:
-            owner.logits([*context, *range(1, num_tokens + 1)], num_tokens)
-            owner.rewind(NUM_CONTEXT)
-
-        return _median(one_pass)
-
-    passes = tuple(seconds(num_tokens) for num_tokens in range(1, MAX_DRAFT + 2))
-    row = torch.zeros(1, head.shape[1], dtype=head.dtype, device=head.device)
-    full_head = _median(lambda: functional.linear(row, head))
-    part_head = _median(lambda: functional.linear(row, head[:num_draft_ids]))
-    layers = max(0.0, passes[0] - full_head) / int(model.config.num_hidden_layers) * len(draft.target_layers)
-    fc = 0.0
-    if draft.fc is not None:
-        weight = draft.fc.weight.detach().to(head.dtype)
-        double = torch.zeros(1, weight.shape[1], dtype=head.dtype, device=head.device)
-        fc = _median(lambda: functional.linear(double, weight))
-    return Costs(layers + part_head + fc, passes)
-
-
-@torch.inference_mode()
-def _median(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS + 2):
-        started = perf_counter()
-        work()
-        times.append(perf_counter() - started)
-    return statistics.median(times[2:])
+    own = ModelSettings(str(draft), device=target.device, offline=target.offline)
+    session = open_session(Plan(SessionSettings(target, "model", own)))
+    assert session.draft_info is not None
+    found = measure_costs({"draft": session}, prompt_ids, MAX_DRAFT, SamplingSettings())
+    passes = tuple(found.verify_seconds[n] for n in range(1, MAX_DRAFT + 2))
+    return Timed(Costs(found.draft_seconds["draft"], passes), session.target_info, session.draft_info)

@@ -22,7 +22,7 @@ from specgen.distill.draft import Draft
 from specgen.distill.fitting import fit_input
 from specgen.distill.folders import Place, claim, held
 from specgen.distill.prompts import SeedPrompt
-from specgen.distill.saving import draft_config, save_draft
+from specgen.distill.saving import draft_config, publish, save_draft
 from specgen.distill.target_layers import choose_layers
 from specgen.distill.texts import Text, TextFolder, read_shard, save_shard
 from specgen.distill.training import Trainer, frequent_ids, share
@@ -96,19 +96,19 @@ class Distillation:
         self._held_out, self._own_prompts = list(held_out), list(own_prompts)
         self._work = folder / WORK_FOLDER
         self._texts_folder = texts_folder or self._work / "texts"
-        engine = EngineSettings("transformers")
-        self._plan = Plan(SessionSettings(replace(target, engine=engine), drafter="none"), report)
+        self._target = replace(target, engine=EngineSettings("transformers"))
+        self._plan = Plan(SessionSettings(self._target, drafter="none"), report)
         self._target_layers = choose_layers(self._plan.target.path, self._plan.target.name, settings)
         self._begin(texts_folder)
         loaded = load_model(
             self._plan.target.path,
-            replace(target, engine=engine, quant="none", dtype="float32"),
+            replace(self._target, quant="none", dtype="float32"),
             role="target",
             from_gguf=self._plan.target.from_gguf,
             report_stage=report.stage,
             name=self._plan.target.name,
         )
-        self._model = loaded.model
+        self._model: Any = loaded.model
         # Rows behind the tokenizer's table are padding, and no tokens.
         self._vocab_size = min(int(self._model.config.vocab_size), table_size(self._plan.tokenizer))
         self.started = perf_counter()
@@ -126,30 +126,38 @@ class Distillation:
             return self._made(tell)
 
     def _made(self, tell: Callable[[DistillProgress], None]) -> Distilled:
+        made = self._work / "made"
+        facts, acceptance, prompt_ids = self._trained(made, tell)
+        # Timed as it will run, in the target's usual form: the float32 copy it was trained with goes first.
+        self._model = None
+        timed = time_costs(self._target, made, prompt_ids)
+        length, speedup = timed.costs.best(acceptance)
+        tell(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
+        num_bytes = publish(made, self.folder, format_card(facts, acceptance, timed))
+        shutil.rmtree(self._work)
+        return Distilled(self.folder, num_bytes, acceptance, length, speedup)
+
+    def _trained(self, made: Path, tell: Callable[[DistillProgress], None]) -> tuple[Facts, Acceptance, list[int]]:
+        """Train a draft and leave it in a folder; what is known of it, and the longest prompt it was measured on."""
+        settings = self.settings
         texts, held_out, num_new = self._texts(tell)
         embedding = self._model.get_input_embeddings().weight.detach().float()
         head = self._model.get_output_embeddings().weight.detach().float()
-        ids = frequent_ids(texts, self.settings.num_draft_ids, self._vocab_size, sorted(self._plan.end_ids))
+        ids = frequent_ids(texts, settings.num_draft_ids, self._vocab_size, sorted(self._plan.end_ids))
         shared = share(embedding, head, ids.to(head.device))
-        draft = Draft(self._model, self.settings.kind, self._target_layers)
+        draft = Draft(self._model, settings.kind, self._target_layers)
         explained = fit_input(draft, self._model, texts)
         trainer = Trainer(
-            draft, texts, shared, self.settings.train, seed=self.settings.seed, checkpoint=self._work / "checkpoint"
+            draft, texts, shared, settings.train, seed=settings.seed, checkpoint=self._work / "checkpoint"
         )
         curve = self._train(trainer, held_out, tell)
         tell(DistillProgress("measuring", 0, 1))
         acceptance = measure(draft, held_out, shared)
-        costs = time_costs(self._model, draft, len(ids), self._plan.facts.dtype)
-        length, speedup = costs.best(acceptance)
-        tell(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
         config = self._config(draft, len(ids), embedding)
-        facts = Facts(
-            self.settings, config["specgen_draft"], len(texts), num_new, len(held_out), explained, tuple(curve)
-        )
-        card = format_card(facts, acceptance, costs)
-        num_bytes = save_draft(self.folder, draft, ids, config, card)
-        shutil.rmtree(self._work)
-        return Distilled(self.folder, num_bytes, acceptance, length, speedup)
+        facts = Facts(settings, config["specgen_draft"], len(texts), num_new, len(held_out), explained, tuple(curve))
+        save_draft(made, draft, ids, config)
+        longest = max(held_out, key=lambda text: text.num_prompt)
+        return facts, acceptance, longest.ids[: longest.num_prompt].tolist()
 
     def _begin(self, texts_folder: Path | None) -> None:
         """Make the folders, or find what an earlier run of the same settings left."""

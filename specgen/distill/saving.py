@@ -15,6 +15,7 @@ from specgen.distill.texts import save_tensors
 from specgen.errors import OutputError
 
 FORMAT = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _KEPT = (
     *("architectures", "model_type", "hidden_size", "intermediate_size", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps"),
@@ -46,11 +47,8 @@ def draft_config(config: Mapping[str, Any], draft: Draft, name: str, digest: str
     return {**kept, "num_hidden_layers": len(draft.target_layers), "specgen_draft": about}
 
 
-def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[str, Any], card: str) -> int:
+def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[str, Any]) -> None:
     """Write a draft; the weights in bfloat16, which every device can hold.
-
-    Returns:
-        Bytes of the weights.
 
     Raises:
         OutputError: There is no room, or no right to write.
@@ -60,10 +58,31 @@ def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[st
         tensors["draft_ids"] = draft_ids.cpu()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        save_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-        # Last: a folder with a config counts as a draft.
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    return (folder / "model.safetensors").stat().st_size
+
+
+def publish(made: Path, folder: Path, card: str) -> int:
+    """Move a draft to where it was wanted, with its card.
+
+    Args:
+        made: What `save_draft` wrote, on the same disk.
+        folder: Where it was wanted.
+        card: Its README.md.
+
+    Returns:
+        Bytes of the weights.
+
+    Raises:
+        OutputError: There is no room, or no right to write.
+    """
+    try:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        # The config last: a folder with one counts as a draft.
+        for name in (WEIGHTS, CONFIG):
+            (made / name).replace(folder / name)
+        return (folder / WEIGHTS).stat().st_size
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -37,7 +37,7 @@ def test_unrolled_steps_are_those_of_the_saved_draft(tmp_path: Path, family: str
     config = model.config.to_dict()
     digest = target_digest(model.get_input_embeddings().weight, config)
     ids = torch.arange(61)
-    save_draft(tmp_path / "d", draft, ids, draft_config(config, draft, "toy", digest, 61), "card")
+    save_draft(tmp_path / "d", draft, ids, draft_config(config, draft, "toy", digest, 61))
     slow = SlowDraft(tmp_path / "d", model)
     text = make_text(model, LENGTH + 1, 2, seed=4)
 
