@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specgen.distill.draft import Draft
-from specgen.distill.saving import draft_config, save_draft
+from specgen.distill.saving import draft_config, publish, save_draft
 from specgen.loading.shallow import check_shallow, target_digest
 from tests.distill.targets import FAMILIES, make_target, make_text
 from tests.shallow_drafts import SlowDraft
@@ -59,9 +59,12 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
     draft = trained_like(model, "features", 1)
     config = draft_config(model.config.to_dict(), draft, "toy", "0" * 64, 17)
 
-    num_bytes = save_draft(tmp_path / "d", draft, torch.arange(17), config, "card")
+    save_draft(tmp_path / "made", draft, torch.arange(17), config)
+    (tmp_path / "d").mkdir()
+    num_bytes = publish(tmp_path / "made", tmp_path / "d", "card")
 
     facts = check_shallow(tmp_path / "d")
+    assert (tmp_path / "d" / "README.md").read_text() == "card"
     assert (facts.kind, facts.num_layers, facts.num_draft_ids) == ("features", 1, 17)
     assert facts.config.num_weight_bytes <= num_bytes < 2 * facts.config.num_parameters + 5000
     assert (tmp_path / "d" / "README.md").read_text() == "card"
