@@ -137,10 +137,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _is_answered(arguments: list[str]) -> bool:
-    """Answer what is asked most often without Typer, which imports pydantic to read a value: more than all else."""
+    """Answer what is asked most often without Typer, which reads all options of all commands first."""
     if tuple(arguments) in _TAB_ASKS:
         with suppress(typer.Exit):
             _list_names(arguments[1])
+        return True
+    if arguments in (["-h"], ["--help"]):
+        typer.echo(page(app, None), nl=False)
         return True
     if len(arguments) == 2 and arguments[0] in _COMMANDS and arguments[1] in ("-h", "--help"):
         typer.echo(page(app, arguments[0]), nl=False)
