@@ -14,11 +14,12 @@ import secrets
 import stat
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from specgen import __version__
 from specgen.errors import OutputError, SettingsError
-from specgen.session_lock import locked
+from specgen.session_lock import SessionInUse, locked
 from specgen.transcript import Transcript, TranscriptError, from_json, to_json
 
 STATE_VARIABLE = "SPECGEN_STATE"
@@ -150,7 +151,7 @@ class SessionFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock_path = path.with_name(f".{path.name}.lock")
-        self._lock: int | None = locked(self._lock_path, path)
+        self._lock: int | None = locked(self._lock_path, partial(SessionInUse, path))
         for left_over in path.parent.glob(f".{path.name}.*.tmp"):
             left_over.unlink(missing_ok=True)
 

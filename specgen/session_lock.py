@@ -1,32 +1,43 @@
-"""One writer per session file: a lock that dies with its process, and the name of the process that holds it."""
+"""One writer per session file or folder: a lock that dies with its process, and the process that holds it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from specgen.errors import OutputError, SettingsError
 
 
 class SessionInUse(SettingsError):
-    """Another chat writes this session."""
+    """Another chat writes this session.
+
+    Args:
+        path: The session.
+        owner: The other process.
+    """
 
     code = "session_in_use"
 
+    def __init__(self, path: Path, owner: str) -> None:
+        super().__init__(
+            f"the session {path.stem} is in use by process {owner}", "end that chat first, or start a new session"
+        )
 
-def locked(lock_path: Path, path: Path) -> int:
-    """Lock a session for this process.
+
+def locked(lock_path: Path, in_use: Callable[[str], SettingsError]) -> int:
+    """Lock something for this process.
 
     Args:
-        lock_path: A file beside the session: the session itself can't carry the lock, since it gets replaced.
-        path: The session, for messages.
+        lock_path: A file beside it or in it: what gets replaced can't carry the lock itself.
+        in_use: Makes the error to raise, out of the process that holds the lock.
 
     Returns:
         The open lock file, with our process id in it. The lock ends when it is closed, or with the process.
 
     Raises:
-        SessionInUse: Another process holds it.
+        SettingsError: Another process holds it.
         OutputError: The lock file can't be made.
     """
     try:
@@ -42,12 +53,9 @@ def locked(lock_path: Path, path: Path) -> int:
             except BlockingIOError as error:
                 owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
                 os.close(descriptor)
-                raise SessionInUse(
-                    f"the session {path.stem} is in use by process {owner}",
-                    "end that chat first, or start a new session",
-                ) from error
+                raise in_use(owner) from error
     except OSError as error:
-        raise OutputError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write to {lock_path.parent}: {error.strerror or error}") from error
 
 
 def _is_still_there(descriptor: int, path: Path) -> bool:

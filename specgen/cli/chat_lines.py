@@ -10,8 +10,6 @@ from specgen.cli.signals import Stopped, StopSignals
 if TYPE_CHECKING:
     from specgen.cli.line_editor import LineEditor
 
-INTERRUPTED = 130
-
 
 def read_line(editor: LineEditor, signals: StopSignals) -> str:
     """Wait for a line.

@@ -14,7 +14,7 @@ from rich.text import Text
 from specgen.cli.chat_actions import run_command
 from specgen.cli.chat_commands import Command, Nothing, Say, Unknown, parse_line
 from specgen.cli.chat_files import brief
-from specgen.cli.chat_lines import INTERRUPTED, read_line
+from specgen.cli.chat_lines import read_line
 from specgen.cli.chat_reply import Look, show_reply
 from specgen.cli.chat_saving import Saving, transcript_of, whole_name
 from specgen.cli.chat_settings import ChatSettings
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from specgen.cli.line_editor import LineEditor
     from specgen.conversation import Conversation, ReplySettings
     from specgen.generation import Generation
+
+INTERRUPTED = 130
 
 
 @dataclass

@@ -184,9 +184,11 @@ def _distill(
 
 
 def _layers_from(text: str | None) -> tuple[int, ...]:
-    """The numbers of `27,29`."""
+    """The numbers of `27,29`; none where nothing was given."""
+    if text is None:
+        return ()
     try:
-        return tuple(int(part) for part in (text or "").split(",")) if text is not None else ()
+        return tuple(map(int, text.split(",")))
     except ValueError:
         raise SettingsError(f"layers {text!r}: numbers with commas are wanted, like 27,29") from None
 

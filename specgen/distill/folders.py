@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 
 from specgen.errors import OutputError, SettingsError
 from specgen.saved_sessions import replace_file
+from specgen.session_lock import locked
 
 SETTINGS = "settings.json"
 
@@ -62,15 +62,11 @@ def held(folder: Path) -> Iterator[None]:
         SettingsError: Another one does.
         OutputError: The folder can't be written.
     """
-    try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SettingsError(f"another process works in {folder}", "wait for its end, or give another folder") from None
+
+    def in_use(owner: str) -> SettingsError:  # noqa: ARG001  the process has no name that would tell more
+        return SettingsError(f"another process works in {folder}", "wait for its end, or give another folder")
+
+    descriptor = locked(folder / ".lock", in_use)
     try:
         yield
     finally:

@@ -5,12 +5,10 @@ All that is unfinished lies in `FOLDER/.distill`; it may be stopped at any place
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -111,7 +109,6 @@ class Distillation:
         self._model: Any = loaded.model
         # Rows behind the tokenizer's table are padding, and no tokens.
         self._vocab_size = min(int(self._model.config.vocab_size), table_size(self._plan.tokenizer))
-        self.started = perf_counter()
 
     def run(self, tell: Callable[[DistillProgress], None]) -> Distilled:
         """Do what is left to do.
@@ -221,6 +218,6 @@ class Distillation:
         return curve
 
     def _config(self, draft: Draft, num_ids: int, embedding: torch.Tensor) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((self._plan.target.path / "config.json").read_text(encoding="utf-8"))
+        config = read_config(self._plan.target.path)
         digest = target_digest(embedding, config)
         return draft_config(config, draft, self._plan.target.name, digest, num_ids)

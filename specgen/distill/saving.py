@@ -13,9 +13,10 @@ from torch import Tensor
 from specgen.distill.draft import Draft
 from specgen.distill.texts import save_tensors
 from specgen.errors import OutputError
+from specgen.loading.shallow_tensors import WEIGHTS
 
 FORMAT = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 _KEPT = (
     *("architectures", "model_type", "hidden_size", "intermediate_size", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps"),
