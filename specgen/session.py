@@ -17,6 +17,7 @@ from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.routing import RoutedDrafter
 from specgen.engine.rows import check_rows, is_float32
 from specgen.engine.shallow import ShallowModel
+from specgen.loading.libraries import leave_imports_alone
 from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.opening import OpenedModel, open_model, share_threads
@@ -35,6 +36,7 @@ def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
         LoadError: A file is damaged or incomplete.
         DeviceError: No such device, or too little memory.
     """
+    leave_imports_alone()
     target = open_model(
         plan.target,
         plan.facts,

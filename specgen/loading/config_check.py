@@ -14,6 +14,7 @@ from typing import Any
 
 from specgen.errors import ModelFileError
 from specgen.loading.files import read_json
+from specgen.loading.lean_import import import_models_alone
 from specgen.loading.safetensors_check import check_safetensors, is_plain_name, shard_names
 
 SINGLE_FILE = "model.safetensors"
@@ -188,6 +189,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _model_type(config: dict[str, Any], folder: Path) -> str:
+    import_models_alone()
     causal: Any = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     known: Any = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, cast
 
@@ -66,8 +65,10 @@ def collector_at_rest() -> Iterator[None]:
     was_on = gc.isenabled()
     gc.disable()
     try:
+        if gc.get_freeze_count():
+            gc.unfreeze()
+            gc.collect()
         yield
-        gc.unfreeze()
         gc.collect()
         gc.freeze()
     finally:
@@ -75,22 +76,13 @@ def collector_at_rest() -> Iterator[None]:
             gc.enable()
 
 
-def import_losses_alone() -> None:
-    """Import what transformers' models import of their training losses, without scipy.
+def leave_imports_alone() -> None:
+    """Spare the walk at the end of `collector_at_rest` what is there by now; where the collector works, do nothing.
 
-    Those of object detection take scipy.optimize along, half a second, and nothing is trained. A transformers that is
-    built otherwise is left as it is.
+    To be called after the imports and before weights are read: the ones leave no garbage, the others may.
     """
-    utils: Any = importlib.import_module("transformers.utils")
-    real = getattr(utils, "is_scipy_available", None)
-    if real is None:
-        return
-    utils.is_scipy_available = lambda: False
-    try:
-        with suppress(ImportError):
-            importlib.import_module("transformers.loss.loss_utils")
-    finally:
-        utils.is_scipy_available = real
+    if not gc.isenabled():
+        gc.freeze()
 
 
 def _forbid_foreign_code() -> None:

@@ -10,6 +10,7 @@ from specgen.errors import ModelFileError, PairError, SettingsError
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.failures import first_line, library_failures
 from specgen.loading.files import MAX_JSON_BYTES, read_json
+from specgen.loading.lean_import import models_listed_once
 from specgen.loading.pairs import table_size
 from specgen.settings import SamplingSettings
 
@@ -29,7 +30,8 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ModelFileError: It is missing, damaged, or brings code of its own.
     """
-    from transformers import AutoTokenizer
+    with models_listed_once():
+        from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _FILES):
         raise ModelFileError(f"{folder} holds no tokenizer", f"copy {_FILES[0]} of the same model into it")

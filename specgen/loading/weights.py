@@ -6,6 +6,7 @@ Loading is strict: transformers fills a missing tensor with random numbers and s
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from specgen.errors import DeviceError, ModelFileError, NumericalError, SpecgenE
 from specgen.loading.cache import gigabytes
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.failures import first_line, is_out_of_memory, library_failures
-from specgen.loading.libraries import import_losses_alone
+from specgen.loading.lean_import import compiler_put_off, import_models_alone
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.progress import SILENT
@@ -147,7 +148,7 @@ def check_finite(model: Any, folder: Path) -> None:
 def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:
     import transformers
 
-    import_losses_alone()
+    import_models_alone()
     auto_config: Any = transformers.AutoConfig
     auto_model: Any = transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"dtype": placement.torch_dtype if placement.narrow is None else "auto"}
@@ -176,6 +177,10 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
         return model, loading
 
     try:
+        if "device_map" not in options:
+            # Quantizers and hooks may need the compiler; and a model that does is loaded with it, from its beginning.
+            with suppress(ImportError, AttributeError), compiler_put_off():
+                return load("sdpa")
         return load("sdpa")
     except (ValueError, ImportError) as error:
         # Some architectures have no sdpa; eager is the only other one every machine has.

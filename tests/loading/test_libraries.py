@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import logging
 import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import specgen
+from specgen.loading.libraries import collector_at_rest, leave_imports_alone
 from tests.loading.builders import make_folder
 
 ROOT = Path(specgen.__file__).parent
@@ -208,54 +211,53 @@ def test_light_modules_import_no_heavy_library(module: str) -> None:
                 assert not heavy & {alias.name.split(".")[0] for alias in node.names}, name
 
 
-def test_the_collector_rests_while_models_load_and_works_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gc
+class Cycle:
+    """Lives until the collector finds it."""
 
-    from specgen.loading.libraries import collector_at_rest
 
-    class Cycle:
-        """Lives until the collector finds it."""
+def make_garbage() -> weakref.ref[Cycle]:
+    one = Cycle()
+    one.itself = one  # type: ignore[attr-defined]
+    return weakref.ref(one)
 
-    def make_garbage() -> weakref.ref[Cycle]:
-        one = Cycle()
-        one.itself = one  # type: ignore[attr-defined]
-        return weakref.ref(one)
 
+@pytest.fixture
+def collector() -> Iterator[None]:
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+def test_the_collector_rests_while_models_load_and_works_again(
+    monkeypatch: pytest.MonkeyPatch, collector: None
+) -> None:
     with collector_at_rest():
+        leave_imports_alone()
         garbage = make_garbage()
         assert not gc.isenabled()
     assert gc.isenabled()
+    assert garbage() is None, "what reading weights dropped must be gone"
     with pytest.raises(RuntimeError, match="a load that fails"), collector_at_rest():
         raise RuntimeError("a load that fails")
     assert gc.isenabled()
-    assert garbage() is None, "what loading dropped must not be kept for good"
     monkeypatch.setattr(gc, "isenabled", lambda: False)
     with collector_at_rest():
         pass
     monkeypatch.undo()
     assert not gc.isenabled(), "one that was off stays off"
-    gc.enable()
+
+
+def test_what_was_set_aside_is_looked_at_before_the_next_load(collector: None) -> None:
+    with collector_at_rest():
+        garbage = make_garbage()
+        leave_imports_alone()
+    assert garbage() is not None, "set aside"
+    with collector_at_rest():
+        assert garbage() is None, "the model before must be gone when the next is read"
+
+
+def test_where_the_collector_works_nothing_is_set_aside(collector: None) -> None:
     gc.unfreeze()
+    leave_imports_alone()
 
-
-def test_loading_a_model_does_not_import_scipy(tmp_path: Path) -> None:
-    code = """
-import sys
-import weakref
-from pathlib import Path
-from specgen.loading.libraries import prepare_libraries
-prepare_libraries(False)
-from specgen.loading.sources import prepare_folder
-from specgen.loading.weights import load_model
-from specgen.settings import ModelSettings
-settings = ModelSettings(sys.argv[1], quant="none")
-found = prepare_folder(settings)
-load_model(found.path, settings, role="target", from_gguf=False)
-import transformers.utils
-print("scipy" in sys.modules, transformers.utils.is_scipy_available())
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, make_folder(tmp_path / "model")], capture_output=True, text=True, check=True
-    )
-
-    assert done.stdout.split() == ["False", "True"]
+    assert gc.get_freeze_count() == 0
