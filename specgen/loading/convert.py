@@ -5,6 +5,7 @@ The folder appears whole or not at all, and two programs that want the same one 
 
 from __future__ import annotations
 
+import gc
 import importlib
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,13 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, report: LoadReport) ->
     report.stage(f"unpacking {path.name}, once for this file")
     try:
         _save(path, folder)
+        # The model holds itself, the collector may be at rest, and what is made next needs its memory.
+        gc.collect()
         keep_end_ids(folder, header)
         drop_added_tokens(folder, _rows(folder))
         report.stage(f"checking {path.name}")
         _verify(folder)
+        gc.collect()
     except library_failures() as error:
         if is_disk_full(error):
             raise disk_error(OSError(28, "disk full"), folder.parent, header.num_parameters * 2) from error

@@ -10,6 +10,8 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,8 +39,8 @@ def import_models_alone() -> None:
         until_then.enter_context(models_listed_once())
         until_then.enter_context(compiler_put_off())
         for name in _MODELS:
-            # What is missing here, or needs more of the compiler, is imported by whoever wants it, as it always was.
-            with suppress(ImportError, AttributeError):
+            # What fails here fails again for whoever wants it, where the error is told as what it is.
+            with suppress(Exception):
                 importlib.import_module(name)
 
 
@@ -46,7 +48,7 @@ def import_models_alone() -> None:
 def compiler_put_off() -> Iterator[None]:
     """Let decorators for torch's compiler do nothing: they tell it how to trace a function, and nothing is traced.
 
-    Who asks for more of it gets the real one, if by its name in torch; `import torch._dynamo.…` fails in here.
+    Whoever asks for more of it gets the real one, by its name in torch or by an import, and so does all that follows.
     """
     importlib.import_module("torch")
     if _COMPILER in sys.modules:
@@ -56,6 +58,8 @@ def compiler_put_off() -> Iterator[None]:
     stand_ins: dict[str, Any] = {_COMPILER: compiler, _WRAPPED: wrapped}
 
     def leave() -> None:
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
         for name, module in stand_ins.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
@@ -66,16 +70,45 @@ def compiler_put_off() -> Iterator[None]:
         leave()
         return getattr(importlib.import_module(_COMPILER), name)
 
+    finder = _RealParts(leave)
+    # A path makes it a package: an import of a part goes to the finder, which has the real one.
     vars(compiler).update(
-        allow_in_graph=_as_it_is, assume_constant_result=_as_it_is, disable=_disable, __getattr__=real
+        allow_in_graph=_as_it_is, assume_constant_result=_as_it_is, disable=_disable, __getattr__=real, __path__=[]
     )
     # Used for masks that are made by vmap; made then, and then of the real class.
     vars(wrapped)["TransformGetItemToIndex"] = lambda: importlib.import_module(_WRAPPED).TransformGetItemToIndex()
+    sys.meta_path.insert(0, finder)
     sys.modules.update(stand_ins)
     try:
         yield
     finally:
         leave()
+
+
+class _RealParts(MetaPathFinder, Loader):
+    """Answers an import of a part of the compiler with the real part, after the stand-ins have left.
+
+    Args:
+        leave: Takes the stand-ins away.
+    """
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self._leave = leave
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        if not fullname.startswith(_COMPILER + "."):
+            return None
+        self._leave()
+        self._part = importlib.import_module(fullname)
+        self._spec = self._part.__spec__
+        return ModuleSpec(fullname, self, is_package=hasattr(self._part, "__path__"))
+
+    def create_module(self, _: ModuleSpec) -> ModuleType:
+        return self._part
+
+    def exec_module(self, module: ModuleType) -> None:
+        # It was executed by its own loader, and is to be found there again.
+        module.__spec__ = self._spec
 
 
 @contextmanager

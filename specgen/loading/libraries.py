@@ -79,7 +79,8 @@ def collector_at_rest() -> Iterator[None]:
 def leave_imports_alone() -> None:
     """Spare the walk at the end of `collector_at_rest` what is there by now; where the collector works, do nothing.
 
-    To be called after the imports and before weights are read: the ones leave no garbage, the others may.
+    To be called after the imports and before weights are read. Imports leave next to no garbage; whoever made some
+    since (a converted model) has it collected.
     """
     if not gc.isenabled():
         gc.freeze()

@@ -163,7 +163,7 @@ def narrow_layers(module: nn.Module, kind: type[HalfLinear] | type[ByteLinear]) 
     """Replace a module's linear layers, in place; all else stays. Returns the bytes that the new layers hold."""
     work = [job for parent in module.modules() for job in _groups(parent)]
     # Packing is one long loop per layer that releases the interpreter; a long one begun last would run alone.
-    work.sort(key=lambda job: -max(getattr(job[0], name).weight.numel() for name in job[1]))
+    work.sort(key=lambda job: -sum(getattr(job[0], name).weight.numel() for name in job[1]))
     with _no_farewell(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return sum(pool.map(lambda job: _replace(job[0], job[1], kind), work))
 

@@ -6,7 +6,6 @@ Loading is strict: transformers fills a missing tensor with random numbers and s
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -177,11 +176,8 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
         return model, loading
 
     try:
-        if "device_map" not in options:
-            # Quantizers and hooks may need the compiler; and a model that does is loaded with it, from its beginning.
-            with suppress(ImportError, AttributeError), compiler_put_off():
-                return load("sdpa")
-        return load("sdpa")
+        with compiler_put_off():
+            return load("sdpa")
     except (ValueError, ImportError) as error:
         # Some architectures have no sdpa; eager is the only other one every machine has.
         if "attention" not in str(error).lower():

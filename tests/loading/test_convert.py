@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from specgen.loading import cache as cache_module
 from specgen.loading import convert
 from specgen.loading.cache import cache_root, one_at_a_time
 from specgen.loading.convert import convert_gguf
+from specgen.loading.libraries import collector_at_rest
 from specgen.loading.progress import SILENT
 from specgen.loading.tokenizer import end_ids, load_tokenizer
 from specgen.loading.weights import load_model
@@ -48,8 +50,21 @@ def test_a_converted_file_holds_its_weights(source: Path) -> None:
     stored = {tensor.name: tensor.data for tensor in library.GGUFReader(source).tensors}
     expected = torch.tensor(stored["blk.1.ffn_up.weight"]).to(torch.bfloat16).float()
     assert torch.equal(loaded.model.model.layers[1].mlp.up_proj.weight, expected)
+
     assert loaded.info.quant == "none"
     assert "from GGUF" in loaded.info.remark
+
+
+def test_no_model_it_made_on_the_way_stays_in_memory(source: Path) -> None:
+    def models() -> int:
+        return sum(type(one).__name__ == "LlamaForCausalLM" for one in gc.get_objects())
+
+    gc.collect()
+    before = models()
+    with collector_at_rest():
+        convert_gguf(source)
+
+        assert models() == before
 
 
 def test_a_converted_file_holds_its_tokenizer_template_and_end_ids(source: Path) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from tests.loading.builders import make_folder
 
-_LOAD = """
+_START = """
 import json
 import sys
 from specgen.loading.libraries import prepare_libraries
 prepare_libraries(False)
+"""
+_LOAD = """
 from specgen.loading.sources import prepare_folder
 from specgen.loading.weights import load_model
 from specgen.settings import ModelSettings
@@ -23,9 +25,15 @@ model = load_model(found.path, settings, role="target", from_gguf=False).model
 """
 
 
-def _told_after(folder: Path, code: str) -> object:
-    done = subprocess.run([sys.executable, "-c", _LOAD + code, folder], capture_output=True, text=True, check=True)
+def _told(code: str, *arguments: object) -> object:
+    words = [sys.executable, "-c", _START + code, *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def _told_after(folder: Path, code: str) -> object:
+    return _told(_LOAD + code, folder)
 
 
 def test_a_load_and_a_forward_import_no_compiler_nothing_distributed_and_no_scipy(tmp_path: Path) -> None:
@@ -59,3 +67,78 @@ print(json.dumps([
 """
 
     assert _told_after(make_folder(tmp_path / "model"), code) == [True] * 6
+
+
+def test_the_files_of_all_models_are_listed_once(tmp_path: Path) -> None:
+    code = """
+import os
+import transformers.models
+from transformers.utils import import_utils
+folder = os.path.dirname(transformers.models.__file__)
+num_folders = sum(entry.is_dir() for entry in os.scandir(folder))
+listing = import_utils.create_import_structure_from_path
+num_listed = listing.cache_info().misses
+anew = import_utils.define_import_structure(transformers.models.__file__)
+modules = {name for names in anew.values() for name in names}
+print(json.dumps([num_listed < 1.5 * num_folders, num_folders > 100, modules <= set(transformers.models._modules)]))
+"""
+
+    assert _told_after(make_folder(tmp_path / "model"), code) == [True] * 3
+
+
+def test_an_import_of_a_part_of_the_compiler_gets_the_real_one_once() -> None:
+    code = """
+from specgen.loading.lean_import import compiler_put_off
+with compiler_put_off():
+    stand_in = sys.modules["torch._dynamo"]
+    from torch._dynamo.utils import is_compile_supported
+    import torch._dynamo.repro.aoti
+    import torch._dynamo as real
+print(json.dumps([
+    real is not stand_in,
+    real is sys.modules["torch._dynamo"],
+    real.utils is sys.modules["torch._dynamo.utils"],
+    real.utils.is_compile_supported is is_compile_supported,
+    real.repro.aoti is sys.modules["torch._dynamo.repro.aoti"],
+    all(type(sys.modules[name].__spec__.loader).__name__ == "SourceFileLoader" for name in sys.modules
+        if name.startswith("torch._dynamo") and sys.modules[name].__spec__),
+    not any("specgen" in type(finder).__module__ for finder in sys.meta_path),
+]))
+"""
+
+    assert _told(code) == [True] * 7
+
+
+def test_another_name_of_the_compiler_gets_the_real_one() -> None:
+    code = """
+from specgen.loading.lean_import import compiler_put_off
+with compiler_put_off():
+    import torch
+    function = torch._dynamo.mark_static
+print(json.dumps([function is torch._dynamo.mark_static, torch._dynamo.__file__.endswith("__init__.py")]))
+"""
+
+    assert _told(code) == [True, True]
+
+
+def test_what_fails_on_the_way_is_told_by_whoever_wants_it() -> None:
+    code = """
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers.loss.loss_utils":
+            raise RuntimeError("operator torchvision::nms does not exist")
+sys.meta_path.insert(0, Broken())
+from specgen.loading.lean_import import import_models_alone
+import_models_alone()
+import transformers
+told = []
+try:
+    import transformers.loss.loss_utils
+except RuntimeError as error:
+    told.append(str(error))
+told.append("torch._dynamo" in sys.modules)
+told.append(transformers.utils.is_torch_distributed_available())
+print(json.dumps(told))
+"""
+
+    assert _told(code) == ["operator torchvision::nms does not exist", False, True]
