@@ -1,7 +1,7 @@
 """Imports transformers' models without what only training, several processes or a compiler need of torch.
 
-A third of a start on small models was such imports: torch.distributed.tensor, torch's compiler, sympy, scipy. Nothing
-of them runs here. Whoever needs them later gets the real ones.
+A quarter of a start on small models was such imports: torch.distributed.tensor, torch's compiler, scipy. Nothing of
+them runs here. Whoever needs them later gets the real ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 _COMPILER = "torch._dynamo"
 _WRAPPED = "torch._dynamo._trace_wrapped_higher_order_op"
 _MODELS = ("transformers.loss.loss_utils", "transformers.masking_utils", "transformers.modeling_utils")
-# What brings torch.distributed.tensor (with sympy), and, by the losses of object detection, scipy.optimize.
+# What brings torch.distributed.tensor, and, by the losses of object detection, scipy.optimize.
 _ANSWERED_NO = ("is_torch_distributed_available", "is_scipy_available")
 
 
@@ -35,7 +35,7 @@ def import_models_alone() -> None:
         for name in ("transformers.utils", "transformers.utils.import_utils"):
             module = importlib.import_module(name)
             for question in _ANSWERED_NO:
-                until_then.enter_context(_answered_no(module, question))
+                until_then.enter_context(_replaced(module, question, lambda _: lambda: False))
         until_then.enter_context(models_listed_once())
         until_then.enter_context(compiler_put_off())
         for name in _MODELS:
@@ -54,8 +54,7 @@ def compiler_put_off() -> Iterator[None]:
     if _COMPILER in sys.modules:
         yield
         return
-    compiler, wrapped = ModuleType(_COMPILER), ModuleType(_WRAPPED)
-    stand_ins: dict[str, Any] = {_COMPILER: compiler, _WRAPPED: wrapped}
+    stand_ins: dict[str, ModuleType] = {}
 
     def leave() -> None:
         if finder in sys.meta_path:
@@ -64,19 +63,21 @@ def compiler_put_off() -> Iterator[None]:
             if sys.modules.get(name) is module:
                 del sys.modules[name]
 
-    def real(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        leave()
-        return getattr(importlib.import_module(_COMPILER), name)
+    def add_stand_in(module_name: str, **kept: Any) -> None:
+        def real(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            leave()
+            return getattr(importlib.import_module(module_name), name)
+
+        stand_ins[module_name] = ModuleType(module_name)
+        vars(stand_ins[module_name]).update(kept, __getattr__=real)
 
     finder = _RealParts(leave)
     # A path makes it a package: an import of a part goes to the finder, which has the real one.
-    vars(compiler).update(
-        allow_in_graph=_as_it_is, assume_constant_result=_as_it_is, disable=_disable, __getattr__=real, __path__=[]
-    )
+    add_stand_in(_COMPILER, allow_in_graph=_as_it_is, assume_constant_result=_as_it_is, disable=_disable, __path__=[])
     # Used for masks that are made by vmap; made then, and then of the real class.
-    vars(wrapped)["TransformGetItemToIndex"] = lambda: importlib.import_module(_WRAPPED).TransformGetItemToIndex()
+    add_stand_in(_WRAPPED, TransformGetItemToIndex=lambda: importlib.import_module(_WRAPPED).TransformGetItemToIndex())
     sys.meta_path.insert(0, finder)
     sys.modules.update(stand_ins)
     try:
@@ -112,37 +113,31 @@ class _RealParts(MetaPathFinder, Loader):
 
 
 @contextmanager
-def _answered_no(module: Any, question: str) -> Iterator[None]:
-    real = getattr(module, question, None)
-    if real is None:
-        yield
-        return
-    setattr(module, question, lambda: False)
-    try:
-        yield
-    finally:
-        setattr(module, question, real)
-
-
-@contextmanager
 def models_listed_once() -> Iterator[None]:
     """Let transformers take the list of its models that it made of 1,700 files a moment ago, under another path."""
     transformers: Any = importlib.import_module("transformers")
-    utils: Any = importlib.import_module("transformers.utils.import_utils")
-    real = getattr(utils, "create_import_structure_from_path", None)
+    folder = Path(transformers.__file__).parent / "models"
+
+    def listed_by(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda path: real(folder if path == str(folder / "__init__.py") else path)
+
+    utils = importlib.import_module("transformers.utils.import_utils")
+    with _replaced(utils, "create_import_structure_from_path", listed_by):
+        yield
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, by: Callable[[Any], Any]) -> Iterator[None]:
+    """Put what `by` makes of a module's attribute in its place for a while; one that is not there stays so."""
+    real = getattr(module, name, None)
     if real is None:
         yield
         return
-    folder = Path(transformers.__file__).parent / "models"
-
-    def listed(path: Any) -> Any:
-        return real(folder if path == str(folder / "__init__.py") else path)
-
-    utils.create_import_structure_from_path = listed
+    setattr(module, name, by(real))
     try:
         yield
     finally:
-        utils.create_import_structure_from_path = real
+        setattr(module, name, real)
 
 
 def _as_it_is(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from specgen.errors import DeviceError, ModelFileError, NumericalError, SpecgenE
 from specgen.loading.cache import gigabytes
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.failures import first_line, is_out_of_memory, library_failures
-from specgen.loading.lean_import import compiler_put_off, import_models_alone
+from specgen.loading.lean_import import compiler_put_off
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.progress import SILENT
@@ -147,7 +147,6 @@ def check_finite(model: Any, folder: Path) -> None:
 def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:
     import transformers
 
-    import_models_alone()
     auto_config: Any = transformers.AutoConfig
     auto_model: Any = transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"dtype": placement.torch_dtype if placement.narrow is None else "auto"}

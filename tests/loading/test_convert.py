@@ -50,7 +50,6 @@ def test_a_converted_file_holds_its_weights(source: Path) -> None:
     stored = {tensor.name: tensor.data for tensor in library.GGUFReader(source).tensors}
     expected = torch.tensor(stored["blk.1.ffn_up.weight"]).to(torch.bfloat16).float()
     assert torch.equal(loaded.model.model.layers[1].mlp.up_proj.weight, expected)
-
     assert loaded.info.quant == "none"
     assert "from GGUF" in loaded.info.remark
 

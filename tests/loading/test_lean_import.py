@@ -121,6 +121,18 @@ print(json.dumps([function is torch._dynamo.mark_static, torch._dynamo.__file__.
     assert _told(code) == [True, True]
 
 
+def test_another_name_of_the_wrapped_operator_gets_the_real_one() -> None:
+    code = """
+from specgen.loading.lean_import import compiler_put_off
+with compiler_put_off():
+    from torch._dynamo._trace_wrapped_higher_order_op import trace_wrapped
+import torch._dynamo._trace_wrapped_higher_order_op as real
+print(json.dumps(trace_wrapped is real.trace_wrapped))
+"""
+
+    assert _told(code) is True
+
+
 def test_what_fails_on_the_way_is_told_by_whoever_wants_it() -> None:
     code = """
 class Broken:
