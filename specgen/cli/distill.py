@@ -126,6 +126,8 @@ def distill(
     verbose: o.Verbose = 0,
 ) -> None:
     """Make a small draft for a target: layers of its own, trained on its own texts."""
+    from rich.text import Text
+
     from specgen.cli.bench_options import prompts_for
     from specgen.cli.output import Messages
     from specgen.distill.values import DistillSettings, TextSettings, TrainSettings
@@ -154,6 +156,7 @@ def distill(
                 verbose,
             )
         except Stopped as stopped:
+            messages.note(Text("stopped; the same command goes on with what is on disk"))
             raise typer.Exit(stopped.exit_code) from None
         except MemoryError as error:
             raise MemoryShortageError("out of memory while making a draft", "lower --batch-size") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,13 @@ def test_a_killed_run_goes_on_and_makes_the_same_draft(
         def die(*arguments: Any) -> Any:
             written.append(1)
             if len(written) == 3:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             return original(*arguments)
 
         killer.setattr(owner, name, die)
-        assert distill().code == 130
+        stopped = distill()
+    assert stopped.code == 130
+    assert "the same command goes on" in stopped.err
     left = list((tmp_path / "draft" / ".distill").rglob("*.safetensors"))
     assert left
     times = {path: path.stat().st_mtime_ns for path in left}
