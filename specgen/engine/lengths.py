@@ -99,7 +99,9 @@ class CostAwareLength:
         self._confidences: list[float] = []
         self._offer: Offer | None = None
         self._reach = 1.0
-        self._tokens_per_second = 0.0
+        self._num_counted = 0
+        self._mean_tokens = self._mean_seconds = 0.0
+        """Of the recent rounds that were no tries."""
         self._allowance = FIRST_ALLOWANCE
         self._is_probe = False
         self._probe_length, self._probe_yield = 0, 0.0
@@ -210,16 +212,17 @@ class CostAwareLength:
     def _learn_rate(self, round_: Round) -> None:
         if self._is_probe or not round_.seconds:
             return
-        rate = len(round_.token_ids) / round_.seconds
-        if not self._tokens_per_second:
-            self._tokens_per_second = rate
-        # Averaging seconds per token, not tokens per second: the mean of a ratio favours the lucky rounds.
-        spt = RATE_MEMORY / self._tokens_per_second + (1 - RATE_MEMORY) / rate
-        self._tokens_per_second = 1 / spt
+        self._num_counted += 1
+        # A plain mean at first, then a moving one: the first round's luck is not to last for twenty. The rate is a
+        # ratio of such means, as the text's is one of sums; a mean of ratios would favour the lucky rounds.
+        step = max(1 - RATE_MEMORY, 1 / self._num_counted)
+        self._mean_tokens += (len(round_.token_ids) - self._mean_tokens) * step
+        self._mean_seconds += (round_.seconds - self._mean_seconds) * step
 
     def _rate(self) -> float:
         plain = self.costs.seconds(1)
-        return max(self._tokens_per_second, 1 / plain) if plain else self._tokens_per_second
+        recent = self._mean_tokens / self._mean_seconds if self._mean_seconds else 0.0
+        return max(recent, 1 / plain) if plain else recent
 
     def _gain_ahead(self, length: int) -> float:
         """Best of yield - rate * cost over numbers of further tokens."""
