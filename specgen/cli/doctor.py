@@ -140,11 +140,14 @@ def _examine(
     from specgen.render.progress import LoadProgress
 
     prepare_libraries(verbose > 1)
+    from rich.text import Text
+
     from specgen.doctor.examine import examine_caches, examine_libraries
     from specgen.machine import inspect_machine
     from specgen.render.doctor import ALPHAS, doctor_document, format_machine, format_pair
     from specgen.render.json_text import dumps
     from specgen.render.jsonl import error_document
+    from specgen.render.messages import hang
     from specgen.render.plain import ByteSink
     from specgen.render.terminal import is_ascii_only, make_console
 
@@ -173,10 +176,10 @@ def _examine(
     console = make_console(sys.stdout, "auto", os.environ)
     ascii_only = is_ascii_only(console)
     write_utf8()  # only now: the signs of ours are those the terminal knows, and paths are what they are
-    console.print(format_machine(machine, libraries, terminal, caches, ascii_only=ascii_only))
+    blocks = [format_machine(machine, libraries, terminal, caches, ascii_only=ascii_only)]
     if pair is not None:
-        console.print()
-        console.print(format_pair(pair, alphas or ALPHAS, ascii_only=ascii_only))
+        blocks.append(format_pair(pair, alphas or ALPHAS, ascii_only=ascii_only))
+    console.print(Text("\n\n").join([hang(block, console.width) if console.is_terminal else block for block in blocks]))
     return error
 
 

@@ -21,7 +21,7 @@ from specgen.errors import OutputError, SpecgenError
 from specgen.events import FinalText, Notice, RoundText, TextEvent
 from specgen.render.json_text import Document, dumps
 from specgen.render.jsonl import NdjsonView, error_document, result_document, start_document
-from specgen.render.messages import format_banner, format_error, format_notice
+from specgen.render.messages import format_banner, format_error, format_notice, hang
 from specgen.render.plain import ByteSink
 from specgen.render.summary import format_summary
 from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_ascii_only, is_terminal, make_console
@@ -56,14 +56,16 @@ class Messages:
     def banner(self, info: RunInfo) -> None:
         """What runs, before the first token; for people at a terminal only."""
         if not self.quiet and self.is_terminal:
-            self.note(format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console)))
+            banner = format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console))
+            self._print(hang(banner, self.console.width))
 
     def chat_banner(self, info: RunInfo, *, has_legend: bool) -> None:
         """What runs, and where to find help; at most five lines."""
         whole = format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console))
         lines = [line for line in whole.split("\n") if has_legend or not line.plain.startswith("legend")]
         hint = Text("/help lists commands, Ctrl-C stops a reply, Ctrl-D leaves", style="muted")
-        self.note(Text("\n").join([*lines, hint]))
+        banner = Text("\n").join(lines)
+        self.note(Text("\n").join([hang(banner, self.console.width) if self.is_terminal else banner, hint]))
 
     def summary(self, report: RunReport) -> None:
         """The figures of a run, unless quiet."""

@@ -5,6 +5,9 @@ Names and messages that came from outside are made safe and kept on one line.
 
 from __future__ import annotations
 
+import re
+
+from rich.cells import cell_len
 from rich.text import Text
 
 from specgen.errors import SpecgenError
@@ -51,6 +54,31 @@ def format_notice(notice: Notice, *, ascii_only: bool = False) -> Text:
 def labelled(label: str, value: str) -> Text:
     """A line of a block: the label in its column, then the value."""
     return Text().append(f"{label:<{LABEL_CELLS}}", "label").append(value)
+
+
+def hang(block: Text, width: int) -> Text:
+    """Lines made by `labelled`, wrapped at words: what does not fit into `width` cells goes on behind the label.
+
+    A word that is wider, such as a path, stays whole, so that it can be copied.
+    """
+    lines = []
+    for line in block.split("\n", allow_blank=True):
+        pieces = _at_words(line[LABEL_CELLS:], width - LABEL_CELLS)
+        lines.append(line[:LABEL_CELLS].append_text(Text(f"\n{'':{LABEL_CELLS}}").join(pieces)))
+    return Text("\n").join(lines)
+
+
+def _at_words(text: Text, width: int) -> list[Text]:
+    breaks, used = [], 0
+    for word in re.finditer(r"\S+\s*", text.plain):
+        if used and used + cell_len(word[0].rstrip()) > width:
+            breaks.append(word.start())
+            used = 0
+        used += cell_len(word[0])
+    pieces = text.divide(breaks)
+    for piece in pieces[:-1]:
+        piece.rstrip()
+    return list(pieces)
 
 
 def _legend(*, marks: bool) -> Text:

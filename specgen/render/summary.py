@@ -138,7 +138,7 @@ def _round_figures(report: RunReport, ascii_only: bool) -> tuple[_Figure, ...]:
     if counts.block_efficiency is not None:
         tokens = f"{counts.block_efficiency:.2f}"
         figures.append(_Figure("tokens per round", tokens, f"{tokens} tokens per round"))
-    if report.info.drafter == "model+lookup":
+    if report.info.drafter == "model+lookup" and counts.num_lookup_drafted:
         found = f"{counts.num_lookup_accepted} of {counts.num_lookup_drafted}"
         figures.append(_Figure("accepted from lookup", found, f"from lookup {found}"))
     if counts.draft_share is not None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from rich.text import Text
 
 from specgen.errors import PairError, SpecgenError
 from specgen.events import Notice
-from specgen.render.messages import format_banner, format_error, format_notice
+from specgen.render.messages import format_banner, format_error, format_notice, hang, labelled
 from specgen.settings import SamplingSettings
 from tests.render.runs import info
 from tests.render.screens import terminal_console, written
@@ -17,6 +18,24 @@ def test_the_banner_names_both_models_the_settings_and_the_legend() -> None:
         "settings drafts of up to 5 tokens, up to 256 new tokens, greedy",
         "legend   accepted  rejected  target",
     ]
+
+
+def test_a_block_is_wrapped_at_words_behind_its_labels_and_keeps_paths_and_styles() -> None:
+    path = "/a/folder/" + 40 * "x"
+    block = Text("\n").join([labelled("versions", "rich 15.0.0, typer 0.29.2, torch 2.13.0"), labelled("cache", path)])
+
+    hung = hang(block, 34)
+
+    assert hung.plain.splitlines() == [
+        "versions rich 15.0.0, typer",
+        "         0.29.2, torch 2.13.0",
+        "cache    " + path,
+    ]
+    assert [hung.plain[span.start : span.end].strip() for span in hung.spans] == ["versions", "cache"]
+
+
+def test_a_block_with_room_stays_as_it_is() -> None:
+    assert hang(format_banner(info()), 120) == format_banner(info())
 
 
 def test_the_legend_is_in_its_styles_or_its_marks() -> None:
