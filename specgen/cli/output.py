@@ -56,16 +56,18 @@ class Messages:
     def banner(self, info: RunInfo) -> None:
         """What runs, before the first token; for people at a terminal only."""
         if not self.quiet and self.is_terminal:
-            banner = format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console))
-            self._print(hang(banner, self.console.width))
+            self._print(self._banner(info))
 
     def chat_banner(self, info: RunInfo, *, has_legend: bool) -> None:
         """What runs, and where to find help; at most five lines."""
+        hint = Text("/help lists commands, Ctrl-C stops a reply, Ctrl-D leaves", style="muted")
+        self.note(Text("\n").join([self._banner(info, has_legend=has_legend), hint]))
+
+    def _banner(self, info: RunInfo, *, has_legend: bool = True) -> Text:
         whole = format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console))
         lines = [line for line in whole.split("\n") if has_legend or not line.plain.startswith("legend")]
-        hint = Text("/help lists commands, Ctrl-C stops a reply, Ctrl-D leaves", style="muted")
         banner = Text("\n").join(lines)
-        self.note(Text("\n").join([hang(banner, self.console.width) if self.is_terminal else banner, hint]))
+        return hang(banner, self.console.width) if self.is_terminal else banner
 
     def summary(self, report: RunReport) -> None:
         """The figures of a run, unless quiet."""

@@ -57,28 +57,29 @@ def labelled(label: str, value: str) -> Text:
 
 
 def hang(block: Text, width: int) -> Text:
-    """Lines made by `labelled`, wrapped at words: what does not fit into `width` cells goes on behind the label.
-
-    A word that is wider, such as a path, stays whole, so that it can be copied.
-    """
+    """Lines made by `labelled`, wrapped at words: what does not fit into `width` cells goes on behind the label."""
     lines = []
     for line in block.split("\n", allow_blank=True):
-        pieces = _at_words(line[LABEL_CELLS:], width - LABEL_CELLS)
+        pieces = at_words(line[LABEL_CELLS:], width - LABEL_CELLS)
         lines.append(line[:LABEL_CELLS].append_text(Text(f"\n{'':{LABEL_CELLS}}").join(pieces)))
     return Text("\n").join(lines)
 
 
-def _at_words(text: Text, width: int) -> list[Text]:
+def at_words(text: Text, width: int) -> list[Text]:
+    """A line as lines of at most `width` cells, broken at spaces and not at those that no line may break at.
+
+    A word that is wider, such as a path, stays whole, so that it can be copied.
+    """
     breaks, used = [], 0
-    for word in re.finditer(r"\S+\s*", text.plain):
-        if used and used + cell_len(word[0].rstrip()) > width:
+    for word in re.finditer("[^ ]+ *", text.plain):
+        if used and used + cell_len(word[0].rstrip(" ")) > width:
             breaks.append(word.start())
             used = 0
         used += cell_len(word[0])
-    pieces = text.divide(breaks)
+    pieces = list(text.divide(breaks))
     for piece in pieces[:-1]:
         piece.rstrip()
-    return list(pieces)
+    return pieces
 
 
 def _legend(*, marks: bool) -> Text:

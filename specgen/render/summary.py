@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from dataclasses import dataclass
 
 from rich.text import Text
 
 from specgen.metrics import Baseline
 from specgen.render.diagnosis import what_to_try, why_slower
-from specgen.render.messages import LABEL_CELLS, labelled
+from specgen.render.messages import LABEL_CELLS, at_words, labelled
 from specgen.render.promises import format_promise
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
@@ -219,5 +218,4 @@ def _narrow_lines(row: _Row, width: int) -> list[Text]:
 
 def _wrap(text: str, width: int) -> list[str]:
     text = _BEFORE_UNIT.sub(_GLUE, text)
-    lines = textwrap.wrap(text, max(width, 1), break_long_words=False, break_on_hyphens=False)
-    return [line.replace(_GLUE, " ") for line in lines]
+    return [line.plain.replace(_GLUE, " ") for line in at_words(Text(text), width)]
