@@ -137,6 +137,29 @@ class MatchAcceptance:
         return self._accepted[kind], self._tested[kind], index
 
 
+class RecentRounds:
+    """Tokens and seconds of a round, on average: a plain mean at first, then a moving one.
+
+    So the first round's luck does not last. What a round brings per second is a ratio of these two, as a text's rate is
+    one of sums; a mean of ratios would favour the lucky rounds.
+
+    Args:
+        step: Weight of the latest round.
+    """
+
+    def __init__(self, step: float) -> None:
+        self._step = step
+        self.num_rounds = 0
+        self.tokens = self.seconds = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Add a round."""
+        self.num_rounds += 1
+        step = max(self._step, 1 / self.num_rounds)
+        self.tokens += (num_tokens - self.tokens) * step
+        self.seconds += (seconds - self.seconds) * step
+
+
 class ModelWorth:
     """What a round that the draft model drafted brought and cost, on average over the recent ones."""
 
@@ -145,12 +168,13 @@ class ModelWorth:
         """Tokens written since the model last drafted: it reads them first."""
         self.seconds_missed = 0.0
         """What reading one of them costs."""
-        self._num_rounds = 0
-        self._accepted = self._seconds = 0.0
+        self._rounds = RecentRounds(ROUND_STEP)
+        """Of these only the accepted tokens count."""
 
     def gain(self, rate: float, plain_seconds: float) -> float | None:
         """Tokens beyond those of plain decoding, less those lost in the time it takes more; None: not seen yet."""
-        return self._accepted - rate * (self._seconds - plain_seconds) if self._num_rounds else None
+        rounds = self._rounds
+        return rounds.tokens - rate * (rounds.seconds - plain_seconds) if rounds.num_rounds else None
 
     def observe(self, round_: Round, draft_seconds: float) -> None:
         """Add a round of the model's; `draft_seconds` is what its tokens cost without the reading."""
@@ -158,7 +182,4 @@ class ModelWorth:
             missed = max(round_.draft_seconds - draft_seconds, 0.0) / self.num_missed
             self.seconds_missed += (missed - self.seconds_missed) * ROUND_STEP
         self.num_missed = 0
-        self._num_rounds += 1
-        step = max(ROUND_STEP, 1 / self._num_rounds)
-        self._accepted += (round_.num_accepted - self._accepted) * step
-        self._seconds += (draft_seconds + round_.verify_seconds - self._seconds) * step
+        self._rounds.observe(round_.num_accepted, draft_seconds + round_.verify_seconds)

@@ -11,7 +11,7 @@ from itertools import accumulate
 from operator import mul
 
 from specgen.engine.costs import CostTable, DraftCost
-from specgen.engine.estimates import Acceptance, MatchAcceptance, ModelWorth, Offer
+from specgen.engine.estimates import Acceptance, MatchAcceptance, ModelWorth, Offer, RecentRounds
 from specgen.engine.plain_checks import PlainChecks
 from specgen.events import Round
 from specgen.settings import LONGEST_AUTO_DRAFT
@@ -19,7 +19,8 @@ from specgen.settings import LONGEST_AUTO_DRAFT
 FIRST_DRAFT = 1
 """Longest draft while a draft token's cost is unknown."""
 
-RATE_MEMORY = 0.95
+RATE_STEP = 0.05
+"""Weight of the latest round in the rate."""
 NUM_RECENT = 10
 """Rounds an average is taken over, roughly."""
 FIRST_GUESS = 2.0
@@ -99,9 +100,8 @@ class CostAwareLength:
         self._confidences: list[float] = []
         self._offer: Offer | None = None
         self._reach = 1.0
-        self._num_counted = 0
-        self._mean_tokens = self._mean_seconds = 0.0
-        """Of the recent rounds that were no tries."""
+        self._recent = RecentRounds(RATE_STEP)
+        """Those that were no tries."""
         self._allowance = FIRST_ALLOWANCE
         self._is_probe = False
         self._probe_length, self._probe_yield = 0, 0.0
@@ -192,7 +192,8 @@ class CostAwareLength:
         else:
             self._worth.num_missed += len(round_.token_ids)
         self._pay(round_)
-        self._learn_rate(round_)
+        if not self._is_probe and round_.seconds:
+            self._recent.observe(len(round_.token_ids), round_.seconds)
 
     def _learn_draft_cost(self, round_: Round, num_drafted: int) -> None:
         # After a pause the drafter first reads what it missed; that is not the price of a token.
@@ -209,19 +210,9 @@ class CostAwareLength:
             self._allowance -= max(round_.seconds / self.costs.seconds(1) - 1 - self._probe_yield, 0.0)
         self._allowance = min(self._allowance + SHARE_OF_TRIES * len(round_.token_ids), LARGEST_ALLOWANCE)
 
-    def _learn_rate(self, round_: Round) -> None:
-        if self._is_probe or not round_.seconds:
-            return
-        self._num_counted += 1
-        # A plain mean at first, then a moving one: the first round's luck is not to last for twenty. The rate is a
-        # ratio of such means, as the text's is one of sums; a mean of ratios would favour the lucky rounds.
-        step = max(1 - RATE_MEMORY, 1 / self._num_counted)
-        self._mean_tokens += (len(round_.token_ids) - self._mean_tokens) * step
-        self._mean_seconds += (round_.seconds - self._mean_seconds) * step
-
     def _rate(self) -> float:
         plain = self.costs.seconds(1)
-        recent = self._mean_tokens / self._mean_seconds if self._mean_seconds else 0.0
+        recent = self._recent.tokens / self._recent.seconds if self._recent.num_rounds else 0.0
         return max(recent, 1 / plain) if plain else recent
 
     def _gain_ahead(self, length: int) -> float:
