@@ -156,13 +156,14 @@ def _body(facts: ShallowFacts, tensors: dict[str, Tensor]) -> Any:
     """transformers' base model with the draft's layers and norm, and no embeddings."""
     import transformers
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
     auto_config: Any = transformers.AutoConfig
     auto_model: Any = transformers.AutoModelForCausalLM
     try:
         config = auto_config.from_pretrained(facts.folder, trust_remote_code=False, local_files_only=True)
         config._attn_implementation = "sdpa"
-        with init_empty_weights():
+        with init_empty_weights(), no_init_weights():
             model = auto_model.from_config(config, trust_remote_code=False)
         if not is_known(model):
             raise ModelFileError(f"{facts.folder} has layers of a kind that no draft can be run with")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from specgen.errors import PairError, PromptError, SettingsError
 from specgen.loading.config_check import ConfigFacts, check_folder
-from specgen.loading.pairs import Pairing, compare_tokenizers, table_size
+from specgen.loading.pairs import Pairing, compare_tokenizers
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.loading.shallow import SHIPPED, ShallowFacts, check_own_target, check_shallow, is_shallow, shipped_draft
 from specgen.loading.sources import ModelFolder, prepare_folder
@@ -67,7 +67,8 @@ class Plan:
         self.shallow: ShallowFacts | None = None
         """The draft, if it is a shallow one."""
         self.tokenizer: Any = load_tokenizer(self.target.path)
-        check_rows(self.tokenizer, self.facts, self.target.path)
+        self.num_tokens: int = check_rows(self.tokenizer, self.facts, self.target.path)
+        """The highest id of the tokenizer plus one: the width of the target's laws."""
         self.pairing: Pairing | None = None
         self.end_ids = end_ids(self.tokenizer, self.target.path)
         self.sampling_defaults = generation_defaults(self.target.path)
@@ -147,8 +148,7 @@ class Plan:
                     f"--{name} {value} can't be applied to {folder.name}, which is a part of its target", "leave it out"
                 )
         self.shallow, self.draft_facts = facts, facts.config
-        num_tokens = table_size(self.tokenizer)
-        self.pairing = Pairing(num_tokens)
+        self.pairing = Pairing(self.num_tokens)
 
     def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, report: LoadReport = SILENT) -> Plan:
         """The same target with another drafter; this plan stays as it is.

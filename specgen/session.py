@@ -18,7 +18,6 @@ from specgen.engine.routing import RoutedDrafter
 from specgen.engine.rows import check_rows, is_float32
 from specgen.engine.shallow import ShallowModel
 from specgen.loading.libraries import leave_imports_alone
-from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.opening import OpenedModel, open_model, share_threads
 from specgen.plan import Plan
@@ -43,7 +42,7 @@ def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
         plan.tokenizer,
         plan.settings.target,
         role="target",
-        vocab_size=table_size(plan.tokenizer),
+        vocab_size=plan.num_tokens,
         report=report,
     )
     row_check = _row_check(target)

@@ -28,7 +28,6 @@ from specgen.distill.values import DistillProgress, DistillSettings
 from specgen.distill.writing import BatchTarget
 from specgen.errors import SettingsError
 from specgen.loading.config_check import read_config
-from specgen.loading.pairs import table_size
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.loading.shallow import digest_of, target_digest
 from specgen.loading.weights import load_model
@@ -108,7 +107,7 @@ class Distillation:
         )
         self._model: Any = loaded.model
         # Rows behind the tokenizer's table are padding, and no tokens.
-        self._vocab_size = min(int(self._model.config.vocab_size), table_size(self._plan.tokenizer))
+        self._vocab_size = min(int(self._model.config.vocab_size), self._plan.num_tokens)
 
     def run(self, tell: Callable[[DistillProgress], None]) -> Distilled:
         """Do what is left to do.

@@ -113,6 +113,28 @@ class _RealParts(MetaPathFinder, Loader):
 
 
 @contextmanager
+def meta_without_sympy() -> Iterator[None]:
+    """Let a model be made on the meta device without what torch does there in Python, after half a second of imports.
+
+    That is random numbers nobody keeps, and arithmetic on positions: those are real here, and what a load puts into a
+    model's buffers at its end takes their place.
+    """
+    torch = importlib.import_module("torch")
+    with torch.device("meta"):
+        torch.empty(0)  # torch lists what makes tensors as the first such context needs it, and must not list these
+
+    def normal_of(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda tensor, *law, **named: tensor if tensor.is_meta else real(tensor, *law, **named)
+
+    def arange_of(real: Callable[..., Any]) -> Callable[..., Any]:
+        # As transformers has it for linspace; it left arange as it is for the sake of code that models bring.
+        return lambda *bounds, **named: real(*bounds, **{"device": "cpu", **named})
+
+    with _replaced(torch.nn.init, "normal_", normal_of), _replaced(torch, "arange", arange_of):
+        yield
+
+
+@contextmanager
 def models_listed_once() -> Iterator[None]:
     """Let transformers take the list of its models that it made of 1,700 files a moment ago, under another path."""
     transformers: Any = importlib.import_module("transformers")

@@ -46,8 +46,11 @@ def load_tokenizer(folder: Path) -> Any:
     )
 
 
-def check_rows(tokenizer: Any, facts: ConfigFacts, folder: Path) -> None:
+def check_rows(tokenizer: Any, facts: ConfigFacts, folder: Path) -> int:
     """Refuse a tokenizer with ids the model has no row for (F28): on CUDA such an id ruins the whole process.
+
+    Returns:
+        Its `table_size`, which takes a look at every token.
 
     Raises:
         PairError: The tokenizer belongs to another model.
@@ -60,6 +63,7 @@ def check_rows(tokenizer: Any, facts: ConfigFacts, folder: Path) -> None:
             f"the tokenizer of {folder} has ids up to {size - 1}, its model only {rows} rows",
             "the tokenizer belongs to another model: download the folder again",
         )
+    return size
 
 
 def end_ids(tokenizer: Any, folder: Path) -> frozenset[int]:

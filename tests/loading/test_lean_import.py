@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from specgen.loading.lean_import import meta_without_sympy
 from tests.loading.builders import make_folder
 
 _START = """
@@ -36,12 +41,12 @@ def _told_after(folder: Path, code: str) -> object:
     return _told(_LOAD + code, folder)
 
 
-def test_a_load_and_a_forward_import_no_compiler_nothing_distributed_and_no_scipy(tmp_path: Path) -> None:
+def test_a_load_and_a_forward_import_no_compiler_nothing_distributed_no_scipy_and_no_sympy(tmp_path: Path) -> None:
     code = """
 import torch
 with torch.inference_mode():
     model(torch.tensor([[1, 2, 3]]))
-heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "scipy")
+heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "scipy", "sympy")
 print(json.dumps([name for name in heavy if name in sys.modules]))
 """
 
@@ -56,6 +61,8 @@ from torch._dynamo._trace_wrapped_higher_order_op import trace_wrapped
 from transformers import masking_utils, utils
 sizes = {"batch_size": 1, "q_length": 3, "kv_length": 3, "allow_is_causal_skip": False}
 masks = [masking_utils.sdpa_mask(**sizes, use_vmap=use_vmap) for use_vmap in (False, True)]
+with torch.device("meta"):
+    made = torch.arange(4)
 print(json.dumps([
     torch._dynamo.__file__ is not None,
     torch.compiler.disable(abs) is not abs,
@@ -63,10 +70,12 @@ print(json.dumps([
     utils.is_scipy_available(),
     utils.is_torch_distributed_available(),
     utils.import_utils.is_torch_distributed_available(),
+    made.is_meta,
+    float(torch.nn.init.normal_(torch.zeros(4)).abs().sum()) > 0,
 ]))
 """
 
-    assert _told_after(make_folder(tmp_path / "model"), code) == [True] * 6
+    assert _told_after(make_folder(tmp_path / "model"), code) == [True] * 8
 
 
 def test_the_files_of_all_models_are_listed_once(tmp_path: Path) -> None:
@@ -154,3 +163,28 @@ print(json.dumps(told))
 """
 
     assert _told(code) == ["operator torchvision::nms does not exist", False, True]
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "bloom", "mpt", "mamba"]
+)
+def test_a_model_made_without_sympy_has_the_numbers_of_transformers_own(tmp_path: Path, kind: str) -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.random.fork_rng():
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path)
+
+    own = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with meta_without_sympy():
+        ours = AutoModelForCausalLM.from_pretrained(tmp_path)
+
+    for wanted, found in (
+        (own.named_parameters(), ours.named_parameters()),
+        (own.named_buffers(), ours.named_buffers()),
+    ):
+        numbers = dict(found)
+        for name, tensor in wanted:
+            assert torch.equal(numbers.pop(name), tensor), name
+        assert not numbers
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(ours(ids).logits, own(ids).logits)
