@@ -170,7 +170,7 @@ complete -c specgen -n '__fish_seen_subcommand_from bench' -s v -l verbose -d '-
 complete -c specgen -n '__fish_seen_subcommand_from bench' -s h -l help -d 'Show this help.'
 complete -c specgen -n '__fish_seen_subcommand_from distill' -s o -l output -r -F -d 'Where the draft goes.'
 complete -c specgen -n '__fish_seen_subcommand_from distill' -l kind -x -a 'features layers' -d 'features reads the target\'s last hidden states; layers only tokens.'
-complete -c specgen -n '__fish_seen_subcommand_from distill' -l num-layers -x -d 'Layers of the draft, 1 to 8.'
+complete -c specgen -n '__fish_seen_subcommand_from distill' -l num-layers -x -d 'Layers of the draft, 1 to 8. Default: as many as --layers names, or 1.'
 complete -c specgen -n '__fish_seen_subcommand_from distill' -l layers -x -d 'Layers of the target to begin with, from 0: 27,29. Default: the last ones, or, without features, some from all over.'
 complete -c specgen -n '__fish_seen_subcommand_from distill' -l vocab -x -d 'Tokens it can propose, the most frequent ones; 0: all.'
 complete -c specgen -n '__fish_seen_subcommand_from distill' -l prompts -r -F -d 'Own prompts instead of the bundled ones: JSON lines, or a prompt per line.'

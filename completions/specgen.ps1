@@ -246,7 +246,7 @@ Register-ArgumentCompleter -Native -CommandName specgen -ScriptBlock {
       ,@('--output', 'Where the draft goes.')
       ,@('-o', 'Where the draft goes.')
       ,@('--kind', 'features reads the target''s last hidden states; layers only tokens.', @('features', 'layers'))
-      ,@('--num-layers', 'Layers of the draft, 1 to 8.')
+      ,@('--num-layers', 'Layers of the draft, 1 to 8. Default: as many as --layers names, or 1.')
       ,@('--layers', 'Layers of the target to begin with, from 0: 27,29. Default: the last ones, or, without features, some from all over.')
       ,@('--vocab', 'Tokens it can propose, the most frequent ones; 0: all.')
       ,@('--prompts', 'Own prompts instead of the bundled ones: JSON lines, or a prompt per line.')

@@ -48,8 +48,14 @@ def distill(
         ),
     ] = "features",
     num_layers: Annotated[
-        int, typer.Option("--num-layers", help="Layers of the draft, 1 to 8.", rich_help_panel=DRAFT)
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--num-layers",
+            help="Layers of the draft, 1 to 8. Default: as many as --layers names, or 1.",
+            rich_help_panel=DRAFT,
+            show_default=False,
+        ),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -135,7 +141,7 @@ def distill(
     chosen = _layers_from(layers)
     settings = DistillSettings(
         kind,
-        len(chosen) if num_layers == 1 and chosen else num_layers,
+        (len(chosen) or 1) if num_layers is None else num_layers,
         num_draft_ids,
         chosen,
         seed,

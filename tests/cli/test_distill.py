@@ -320,6 +320,8 @@ def test_a_file_without_prompts_is_refused(distill: Any, tmp_path: Path, content
     [
         ["--num-layers", 0],
         ["--num-layers", 9],
+        ["--num-layers", 1, "--layers", "0,1"],
+        ["--num-layers", 3, "--layers", "0,1"],
         ["--epochs", 0],
         ["--unroll", 5],
         ["--greedy-share", 2],
