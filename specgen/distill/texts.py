@@ -210,7 +210,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         os.replace(temporary, path)
     except Exception as error:  # the library has an error class of its own for a full disk
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error}", "make room, or choose another folder with -o") from error
+        raise OutputError(
+            f"cannot write {path}: {error}", "make room, or choose other folders with -o and --texts"
+        ) from error
 
 
 def num_written(path: Path) -> int:
