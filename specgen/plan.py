@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from specgen.errors import PairError, PromptError, SettingsError
 from specgen.loading.config_check import ConfigFacts, check_folder
-from specgen.loading.pairs import Pairing, compare_tokenizers
+from specgen.loading.pairs import Pairing, compare_tokenizers, table_size
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.loading.shallow import SHIPPED, ShallowFacts, check_own_target, check_shallow, is_shallow, shipped_draft
 from specgen.loading.sources import ModelFolder, prepare_folder
@@ -67,8 +67,9 @@ class Plan:
         self.shallow: ShallowFacts | None = None
         """The draft, if it is a shallow one."""
         self.tokenizer: Any = load_tokenizer(self.target.path)
-        self.num_tokens: int = check_rows(self.tokenizer, self.facts, self.target.path)
-        """The highest id of the tokenizer plus one: the width of the target's laws."""
+        self.num_tokens = table_size(self.tokenizer)
+        """The highest id plus one: the width of the target's laws. Kept, for it takes a look at every token."""
+        check_rows(self.num_tokens, self.facts, self.target.path)
         self.pairing: Pairing | None = None
         self.end_ids = end_ids(self.tokenizer, self.target.path)
         self.sampling_defaults = generation_defaults(self.target.path)
@@ -127,7 +128,7 @@ class Plan:
             return
         self.draft_facts = _facts(self.draft, settings, "draft")
         tokenizer = load_tokenizer(self.draft.path)
-        check_rows(tokenizer, self.draft_facts, self.draft.path)
+        check_rows(table_size(tokenizer), self.draft_facts, self.draft.path)
         self.pairing = compare_tokenizers(self.tokenizer, tokenizer)
 
     def _plan_shallow(self, settings: ModelSettings, folder: ModelFolder) -> None:

@@ -170,12 +170,13 @@ def _verify(folder: Path) -> None:
     import transformers
 
     from specgen.loading.config_check import check_folder
+    from specgen.loading.pairs import table_size
     from specgen.loading.tokenizer import check_rows, load_tokenizer
     from specgen.loading.weights import check_complete
 
     auto: Any = transformers.AutoModelForCausalLM
     facts = check_folder(folder)
-    check_rows(load_tokenizer(folder), facts, folder)
+    check_rows(table_size(load_tokenizer(folder)), facts, folder)
     _, loading = auto.from_pretrained(
         folder,
         trust_remote_code=False,

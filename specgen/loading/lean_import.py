@@ -14,13 +14,15 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 _COMPILER = "torch._dynamo"
 _WRAPPED = "torch._dynamo._trace_wrapped_higher_order_op"
 _MODELS = ("transformers.loss.loss_utils", "transformers.masking_utils", "transformers.modeling_utils")
 # What brings torch.distributed.tensor, and, by the losses of object detection, scipy.optimize.
 _ANSWERED_NO = ("is_torch_distributed_available", "is_scipy_available")
+
+T = TypeVar("T")
 
 
 def import_models_alone() -> None:
@@ -116,8 +118,9 @@ class _RealParts(MetaPathFinder, Loader):
 def meta_without_sympy() -> Iterator[None]:
     """Let a model be made on the meta device without what torch does there in Python, after half a second of imports.
 
-    That is random numbers nobody keeps, and arithmetic on positions: those are real here, and what a load puts into a
-    model's buffers at its end takes their place.
+    That is random numbers nobody keeps, and arithmetic on positions. The positions are real here, and the load fills
+    the buffers made of them anew. A model that joins them with other tensors can't be made so: the error names the meta
+    device. For one thread at a time.
     """
     torch = importlib.import_module("torch")
     with torch.device("meta"):
@@ -127,11 +130,28 @@ def meta_without_sympy() -> Iterator[None]:
         return lambda tensor, *law, **named: tensor if tensor.is_meta else real(tensor, *law, **named)
 
     def arange_of(real: Callable[..., Any]) -> Callable[..., Any]:
-        # As transformers has it for linspace; it left arange as it is for the sake of code that models bring.
         return lambda *bounds, **named: real(*bounds, **{"device": "cpu", **named})
 
     with _replaced(torch.nn.init, "normal_", normal_of), _replaced(torch, "arange", arange_of):
         yield
+
+
+def loaded_lean(load: Callable[[], T], device: str) -> T:
+    """Run a load of transformers with what it needs of torch and no more.
+
+    Args:
+        load: May be called a second time, where the first call failed before it read a weight.
+        device: Where the model goes. Elsewhere than on a CPU its buffers have a way to go, and transformers does all.
+    """
+    with compiler_put_off():
+        if device == "cpu":
+            try:
+                with meta_without_sympy():
+                    return load()
+            except RuntimeError as error:
+                if "meta" not in str(error):
+                    raise
+        return load()
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from specgen.loading.config_check import ConfigFacts
 from specgen.loading.failures import first_line, library_failures
 from specgen.loading.files import MAX_JSON_BYTES, read_json
 from specgen.loading.lean_import import models_listed_once
-from specgen.loading.pairs import table_size
 from specgen.settings import SamplingSettings
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -46,24 +45,23 @@ def load_tokenizer(folder: Path) -> Any:
     )
 
 
-def check_rows(tokenizer: Any, facts: ConfigFacts, folder: Path) -> int:
+def check_rows(num_tokens: int, facts: ConfigFacts, folder: Path) -> None:
     """Refuse a tokenizer with ids the model has no row for (F28): on CUDA such an id ruins the whole process.
 
-    Returns:
-        Its `table_size`, which takes a look at every token.
+    Args:
+        num_tokens: The tokenizer's `table_size`.
+        facts: The model's.
+        folder: For messages.
 
     Raises:
         PairError: The tokenizer belongs to another model.
     """
     rows = facts.vocab_rows
-    # The highest id counts, not the number of tokens: tables have gaps.
-    size = table_size(tokenizer)
-    if rows is not None and size > rows:
+    if rows is not None and num_tokens > rows:
         raise PairError(
-            f"the tokenizer of {folder} has ids up to {size - 1}, its model only {rows} rows",
+            f"the tokenizer of {folder} has ids up to {num_tokens - 1}, its model only {rows} rows",
             "the tokenizer belongs to another model: download the folder again",
         )
-    return size
 
 
 def end_ids(tokenizer: Any, folder: Path) -> frozenset[int]:

@@ -6,7 +6,6 @@ Loading is strict: transformers fills a missing tensor with random numbers and s
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from specgen.errors import DeviceError, ModelFileError, NumericalError, SpecgenE
 from specgen.loading.cache import gigabytes
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.failures import first_line, is_out_of_memory, library_failures
-from specgen.loading.lean_import import compiler_put_off, meta_without_sympy
+from specgen.loading.lean_import import loaded_lean
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.progress import SILENT
@@ -175,16 +174,13 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
         )
         return model, loading
 
-    # On other devices the buffers have a way to go; there transformers has it all to itself.
-    positions = meta_without_sympy() if placement.device == "cpu" else nullcontext()
     try:
-        with compiler_put_off(), positions:
-            return load("sdpa")
+        return loaded_lean(lambda: load("sdpa"), placement.device)
     except (ValueError, ImportError) as error:
         # Some architectures have no sdpa; eager is the only other one every machine has.
         if "attention" not in str(error).lower():
             raise
-        return load("eager")
+        return loaded_lean(lambda: load("eager"), placement.device)
 
 
 def _quantization(placement: Placement) -> Any:

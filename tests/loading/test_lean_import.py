@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from specgen.loading.lean_import import meta_without_sympy
+from specgen.loading.lean_import import loaded_lean, meta_without_sympy
 from tests.loading.builders import make_folder
 
 _START = """
@@ -165,26 +165,55 @@ print(json.dumps(told))
     assert _told(code) == ["operator torchvision::nms does not exist", False, True]
 
 
-@pytest.mark.parametrize(
-    "kind", ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "bloom", "mpt", "mamba"]
-)
-def test_a_model_made_without_sympy_has_the_numbers_of_transformers_own(tmp_path: Path, kind: str) -> None:
+_PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+
+
+def _made(folder: Path, kind: str, **more: object) -> Path:
     sizes = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "pad_token_id": 0}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     with torch.random.fork_rng():
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more)).save_pretrained(folder)
+    return folder
 
-    own = AutoModelForCausalLM.from_pretrained(tmp_path)
-    with meta_without_sympy():
-        ours = AutoModelForCausalLM.from_pretrained(tmp_path)
 
-    for wanted, found in (
-        (own.named_parameters(), ours.named_parameters()),
-        (own.named_buffers(), ours.named_buffers()),
-    ):
-        numbers = dict(found)
-        for name, tensor in wanted:
-            assert torch.equal(numbers.pop(name), tensor), name
-        assert not numbers
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        *((kind, {}) for kind in ("llama", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "bloom")),
+        ("llama", {"rope_parameters": _PROPORTIONAL}),
+        ("mamba", {}),
+    ],
+)
+def test_a_model_loaded_lean_has_the_numbers_of_transformers_own(
+    tmp_path: Path, kind: str, more: dict[str, object]
+) -> None:
+    folder = _made(tmp_path, kind, **more)
+
+    own = AutoModelForCausalLM.from_pretrained(folder)
+    ours = loaded_lean(lambda: AutoModelForCausalLM.from_pretrained(folder), "cpu")
+
+    for tensors in ("named_parameters", "named_buffers"):
+        wanted, found = (dict(getattr(model, tensors)()) for model in (own, ours))
+        assert wanted.keys() == found.keys()
+        assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(ours(ids).logits, own(ids).logits)
+
+
+def test_what_a_load_raises_but_for_the_meta_device_is_raised_at_once() -> None:
+    calls = []
+
+    def load() -> None:
+        calls.append(torch.zeros(2))
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loaded_lean(load, "cpu")
+    assert len(calls) == 1
+
+
+def test_only_what_has_no_memory_gets_no_random_numbers() -> None:
+    with meta_without_sympy():
+        assert torch.nn.Linear(4, 4).weight.abs().sum() > 0
+        assert torch.nn.Embedding(4, 4).weight.abs().sum() > 0
+        assert torch.nn.Embedding(4, 4, device="meta").weight.is_meta

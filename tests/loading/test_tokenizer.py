@@ -9,6 +9,7 @@ import pytest
 
 from specgen.errors import ModelFileError, PairError
 from specgen.loading.config_check import check_folder
+from specgen.loading.pairs import table_size
 from specgen.loading.tokenizer import check_rows, end_ids, generation_defaults, load_tokenizer
 from specgen.settings import SamplingSettings
 from tests.loading.builders import edit_json, fails, make_folder, make_tokenizer, words
@@ -84,7 +85,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 
     error = fails(
         PairError,
-        lambda: check_rows(load_tokenizer(folder), check_folder(folder), folder),
+        lambda: check_rows(table_size(load_tokenizer(folder)), check_folder(folder), folder),
         "has ids up to 79, its model only 64 rows",
     )
     assert error.exit_code == 4
@@ -93,7 +94,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_padded_model_has_rows_to_spare(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny", tokens=words(60))
 
-    check_rows(load_tokenizer(folder), check_folder(folder), folder)
+    check_rows(table_size(load_tokenizer(folder)), check_folder(folder), folder)
 
 
 # end ids
