@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from specgen.metrics import Counts
 
+UNLIKE = 1.5
+"""Measured and predicted speedups further apart than this are no two views of one machine."""
 MIN_TESTED = 4
 """Draft tokens tested at a position before its acceptance is used."""
 
@@ -45,6 +47,11 @@ class PassCosts:
     def drafting(self, num_tokens: int) -> float:
         """A draft of so many tokens, catching up left out."""
         return self.draft_seconds * (1 if self.is_per_round else num_tokens)
+
+
+def is_unlike(measured: float | None, predicted: float | None) -> bool:
+    """Whether one of two speedups must have been disturbed."""
+    return bool(measured and predicted) and not 1 / UNLIKE < (measured or 0) / (predicted or 1) < UNLIKE
 
 
 @dataclass(frozen=True, slots=True)

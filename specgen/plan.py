@@ -60,6 +60,9 @@ class Plan:
         """As asked, `auto` decided."""
         self.started = perf_counter()
         self.target: ModelFolder = prepare_folder(settings.target, report)
+        # Before the libraries are imported: a draft that is not there is told at once.
+        given = settings.draft if settings.drafter != "auto" else None
+        draft = None if given is None else prepare_folder(given, report)
         self.draft: ModelFolder | None = None
         report.stage("checking files and tokenizers")
         self.facts: ConfigFacts = _facts(self.target, settings.target, "target")
@@ -73,7 +76,7 @@ class Plan:
         self.pairing: Pairing | None = None
         self.end_ids = end_ids(self.tokenizer, self.target.path)
         self.sampling_defaults = generation_defaults(self.target.path)
-        self._plan_drafter(report)
+        self._plan_drafter(report, draft)
         self._refuse_idle_settings()
         self.lookup_ids = self._lookup_ids()
 
@@ -105,7 +108,7 @@ class Plan:
                     "leave it out, or give a .gguf file with the extra gguf installed",
                 )
 
-    def _plan_drafter(self, report: LoadReport) -> None:
+    def _plan_drafter(self, report: LoadReport, draft_folder: ModelFolder | None = None) -> None:
         self.draft = self.draft_facts = self.pairing = self.shallow = None
         if self.settings.drafter == "auto":
             # A shallow draft runs on its target's embeddings, which llama.cpp does not give away.
@@ -116,10 +119,10 @@ class Plan:
             draft = self.settings.draft or ModelSettings("", device=self.settings.target.device)
             self.settings = replace(self.settings, drafter="model+lookup", draft=replace(draft, name=str(shipped)))
         if self.settings.draft is not None:
-            self._plan_draft(self.settings.draft, report)
+            self._plan_draft(self.settings.draft, draft_folder or prepare_folder(self.settings.draft, report))
 
-    def _plan_draft(self, settings: ModelSettings, report: LoadReport) -> None:
-        self.draft = prepare_folder(settings, report)
+    def _plan_draft(self, settings: ModelSettings, folder: ModelFolder) -> None:
+        self.draft = folder
         if self.draft.path.parent == SHIPPED:
             # It bears its target's name, and the two stand beside each other in every banner.
             self.draft = replace(self.draft, name=f"{self.draft.name}-draft")

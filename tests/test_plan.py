@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specgen.errors import ModelFileError, PairError, PromptError
+from specgen.errors import ModelFileError, ModelNotFoundError, PairError, PromptError
 from specgen.loading.sources import ModelFolder
 from specgen.plan import Plan, SessionSettings
 from specgen.settings import ModelSettings, SamplingSettings
@@ -55,6 +55,16 @@ def test_a_model_that_names_no_window_bounds_nothing(tmp_path: Path) -> None:
     edit_json(folder / "config.json", max_position_embeddings=None)
 
     assert plan_of(folder).budget(10**6, 10**6, 256) == 10**6
+
+
+def test_a_draft_that_is_not_there_is_told_before_the_tokenizers_are_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.plan.load_tokenizer", lambda _: pytest.fail("too early"))
+    monkeypatch.setattr("specgen.plan.check_folder", lambda _: pytest.fail("too early"))
+
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        plan_of(folder, tmp_path / "nowhere")
 
 
 def test_a_plan_reads_no_weights(tmp_path: Path) -> None:

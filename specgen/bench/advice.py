@@ -10,14 +10,13 @@ from statistics import median
 from specgen.bench.figures import Figures, figures_of, total
 from specgen.bench.statistics import outliers, spread
 from specgen.bench.values import BASELINE, BenchReport, Setting
+from specgen.forecast import is_unlike
 
 NOISY_SPREAD = 0.05
 WIDE_INTERVAL = 0.10
 SLOW_START = 1.10
 LEAST_OUTLIER = 0.10
 """On a quiet machine runs are so alike that one can be far off and no different for any purpose."""
-UNLIKE = 1.5
-"""Measured and predicted speedups further apart than this are no two views of one machine."""
 CLOSE = 0.01
 """Settings this close to the fastest count as equal; then the one with less memory is recommended."""
 WORTHWHILE = 1.02
@@ -85,7 +84,7 @@ def _why(chosen: Figures, best: Figures, figures: Sequence[Figures]) -> str:
 
 
 def _why_not(best: Figures, figures: Sequence[Figures]) -> str:
-    found = f"the fastest setting, {best.setting.name}, is {_speedup(best):.2f}x"
+    found = f"The fastest setting, {best.setting.name}, is {_speedup(best):.2f}x"
     if best.interval is not None:
         found += f" (95 % interval {best.interval.low:.2f} to {best.interval.high:.2f})"
     return f"{found}: {_balance(best, figures)}"
@@ -155,7 +154,7 @@ def _about(figures: Figures, report: BenchReport) -> list[Caution]:
         text = f"{name}: the interval {interval.low:.2f} to {interval.high:.2f} is wide; give more repeats"
         found.append(Caution("wide_interval", text))
     predicted, speedup = figures.predicted_speedup, figures.speedup
-    if predicted and speedup and not 1 / UNLIKE < speedup / predicted < UNLIKE:
+    if is_unlike(speedup, predicted):
         text = f"{name}: measured {speedup:.2f}x where the costs of passes predict {predicted:.2f}x: one was disturbed"
         found.append(Caution("unlike_predicted", text))
     difference = figures.difference

@@ -114,7 +114,7 @@ class Answer:
         path: A file that gets the plain answer as well.
 
     Raises:
-        OutputError: stdout is closed, or the file's folder does not exist.
+        OutputError: stdout is closed, the file's folder does not exist, or the file is a folder.
     """
 
     def __init__(
@@ -123,6 +123,8 @@ class Answer:
         require_stdout("the answer")
         if path is not None and not path.absolute().parent.is_dir():
             raise OutputError(f"cannot write the answer: no folder {path.absolute().parent}", "make it first")
+        if path is not None and os.path.isdir(path):  # Path's own raises on a name too long, which the writing tells
+            raise OutputError(f"cannot write the answer: {path} is a folder", "give a file in it")
         self.form = form
         self._path = path
         self._is_finished = False

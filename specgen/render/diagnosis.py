@@ -1,13 +1,31 @@
-"""A run that speculation slowed down in; why, as far as its own figures tell, and one thing to try, out. Pure."""
+"""A run in; why its speedup is doubtful, or why speculation slowed it down, and one thing to try, out. Pure."""
 
 from __future__ import annotations
 
+from specgen.forecast import is_unlike
 from specgen.report import RunReport
 
 LARGE_DRAFT_SHARE = 0.4
 """From here on the drafter takes about as long as what it should save."""
+IMPOSSIBLE = 1.1
+"""A round takes at least a step of the target alone: but for noise, a speedup is at most the tokens per round."""
 LOW_ALPHA = 0.5
 """Below this, two drafted tokens in a row are kept less often than one time in four."""
+
+
+def why_doubtful(report: RunReport) -> str:
+    """Why a speedup is one of timing only; empty where nothing speaks against it."""
+    speedup, counts = report.speedup, report.counts
+    if not speedup or report.info.drafter == "none":
+        return ""
+    if not counts.num_drafted:
+        return "nothing was drafted, so the two differ by the noise of timing only"
+    most = counts.block_efficiency
+    if most is not None and speedup > IMPOSSIBLE * most:
+        return f"not possible with {most:.2f} tokens per round, so one of the two timings was disturbed"
+    if report.forecast is not None and is_unlike(speedup, report.forecast.speedup):
+        return "measured and predicted are too far apart, so one of them was disturbed"
+    return ""
 
 
 def why_slower(report: RunReport) -> str:
@@ -19,8 +37,8 @@ def why_slower(report: RunReport) -> str:
     speedup, baseline, counts = report.speedup, report.baseline, report.counts
     if not speedup or speedup >= 1 or baseline is None or report.info.drafter == "none":
         return ""
-    if not counts.num_drafted:
-        return "nothing was drafted, so the two differ by the noise of timing only"
+    if why_doubtful(report):
+        return ""
     if report.info.schedule == "auto" and counts.num_rounds > 4 * counts.num_rejected + 4 * counts.num_accepted:
         return "drafting did not pay here and was left off most of the time; what it cost is the tries"
     num_steps = counts.decode_seconds / counts.num_rounds / baseline.tpot_seconds
@@ -39,7 +57,7 @@ def what_to_try(report: RunReport) -> str:
     if _is_draft_expensive(report) and report.info.draft is not None:
         choices.append("a smaller or quantized draft model")
     elif _is_alpha_low(report) and report.info.draft is not None:
-        choices.append("a draft model of the target's own family")
+        choices.append("another draft model")
     choices.append("--draft none")
     return " or ".join(choices) if len(choices) < 3 else f"{choices[0]}, {choices[1]}, or {choices[2]}"
 

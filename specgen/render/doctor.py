@@ -51,7 +51,8 @@ def format_machine(
     shown = f"{terminal.columns} columns" if terminal.is_terminal else "stdout is none"
     lines.append(labelled("terminal", f"{shown}, {terminal.color}, {terminal.encoding}, TERM={terminal.term or '-'}"))
     for cache in caches:
-        kept = f"{cache.num_models} models, {_size(cache.num_bytes)}; {_size(cache.free_bytes)} free on its disk"
+        models = "1 model" if cache.num_models == 1 else f"{cache.num_models} models"
+        kept = f"{models}, {_size(cache.num_bytes)}; {_size(cache.free_bytes)} free on its disk"
         lines.append(labelled("cache", f"{cache.name}: {cache.path}, {kept}"))
     return _safe(lines, ascii_only)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from specgen.metrics import Baseline
-from specgen.render.diagnosis import what_to_try, why_slower
+from specgen.render.diagnosis import what_to_try, why_doubtful, why_slower
 from specgen.render.messages import LABEL_CELLS, at_words, labelled
 from specgen.render.promises import format_promise
 from specgen.render.sanitize import one_line
@@ -76,7 +76,7 @@ def format_turn(report: RunReport, *, ascii_only: bool = False) -> Text:
     rate = counts.acceptance_rate
     figures = [
         "nothing drafted" if rate is None else f"{100 * rate:.0f} % of {counts.num_drafted} accepted",
-        "" if report.speedup is None else f"{report.speedup:.2f}x",
+        "" if report.speedup is None or why_doubtful(report) else f"{report.speedup:.2f}x",
         "" if counts.tokens_per_second is None else f"{counts.tokens_per_second:.1f} tok/s",
         f"{counts.num_emitted} tok",
         "" if report.finish_reason == "stop" else _ending(report),
@@ -153,10 +153,12 @@ def _speedup(report: RunReport) -> str:
     method = _method(baseline)
     if report.forecast is not None and report.forecast.speedup is not None:
         method += f"; predicted from the costs of passes: {report.forecast.speedup:.2f}x"
+    if ABOUT_ONE <= speedup < 1:
+        return f"{speedup:.2f}x, about as fast as the target alone ({method})"
+    if doubt := why_doubtful(report):
+        return f"{speedup:.2f}x over the target alone ({method}): {doubt}"
     if speedup >= 1:
         return f"{speedup:.2f}x over the target alone ({method})"
-    if speedup >= ABOUT_ONE:
-        return f"{speedup:.2f}x, about as fast as the target alone ({method})"
     slower = f"{speedup:.2f}x, slower than the target alone ({method})"
     why, cure = why_slower(report), what_to_try(report)
     return f"{slower}. Why: {why}." + (f" Try {cure}." if cure else "") if why else slower

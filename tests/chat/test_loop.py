@@ -143,7 +143,10 @@ def test_a_question_gets_its_reply_a_line_of_figures_and_a_saved_session(stage: 
     assert transcript.target.name.endswith("talker")
 
 
-def test_the_speedup_is_timed_once_and_shown_for_every_reply(stage: Stage) -> None:
+def test_the_speedup_is_timed_once_and_shown_for_every_reply(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A toy's passes are so short that any figure may be impossible, and then it is left out.
+    monkeypatch.setattr("specgen.render.summary.why_doubtful", lambda _: "")
+
     stage.play("a", "b", "c")
 
     assert stage.told.count("timed once") == 1

@@ -550,6 +550,14 @@ def test_a_file_in_no_folder_is_told_before_anything_is_loaded(generate: Cli, tm
     assert "no folder" in error_of(ended)
 
 
+@pytest.mark.usefixtures("no_weights")
+def test_a_folder_for_a_file_is_told_before_anything_is_loaded(generate: Cli, tmp_path: Path) -> None:
+    ended = generate("-o", tmp_path)
+
+    assert (ended.code, ended.out) == (7, b"")
+    assert f"{tmp_path} is a folder" in error_of(ended)
+
+
 # F62
 
 
@@ -574,9 +582,7 @@ def test_a_file_that_can_not_be_written_keeps_the_old_one_and_the_answer(
 
 
 def test_json_with_a_file_that_can_not_be_written_stays_one_document(generate: Cli, tmp_path: Path) -> None:
-    (tmp_path / "answer.txt").mkdir()
-
-    ended = generate("--json", "-o", tmp_path / "answer.txt")
+    ended = generate("--json", "-o", tmp_path / ("a" * 300))
 
     made = document(ended)
     assert ended.code == made["error"]["exit_code"] == 7

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from specgen.render.diagnosis import what_to_try, why_slower
-from specgen.render.summary import format_summary
+from specgen.forecast import Forecast
+from specgen.render.diagnosis import what_to_try, why_doubtful, why_slower
+from specgen.render.summary import format_summary, format_turn
 from tests.render.runs import counts, info, report
 
 
@@ -20,7 +21,7 @@ def test_a_draft_that_is_mostly_wrong_is_named_with_its_rate() -> None:
     run = report(counts((5, 0), (5, 0), (5, 1)), 0.02)
 
     assert "only 25 % of the tested draft tokens were right" in why_slower(run)
-    assert what_to_try(run) == "-k 2, a draft model of the target's own family, or --draft none"
+    assert what_to_try(run) == "-k 2, another draft model, or --draft none"
 
 
 def test_both_causes_are_named() -> None:
@@ -52,8 +53,37 @@ def test_a_run_that_gained_or_was_not_measured_needs_no_reason() -> None:
 def test_noise_has_a_reason_and_no_cure() -> None:
     run = report(counts((0, 0), (0, 0)), 0.005)
 
-    assert "noise" in why_slower(run)
+    assert "noise" in why_doubtful(run)
+    assert why_slower(run) == ""
     assert what_to_try(run) == ""
+
+
+def test_noise_is_called_so_in_both_directions() -> None:
+    for tpot_seconds in (0.005, 0.05):
+        run = report(counts((0, 0), (0, 0)), tpot_seconds)
+
+        assert format_summary(run, 200).plain.endswith(
+            "nothing was drafted, so the two differ by the noise of timing only"
+        )
+        assert "x" not in format_turn(run).plain
+
+
+def test_a_speedup_beyond_the_tokens_of_a_round_is_called_impossible_and_not_shown_under_a_reply() -> None:
+    run = report(counts((5, 5), (5, 1)), 1.0)
+
+    assert run.speedup is not None
+    assert run.speedup > 10
+    assert "not possible with 4.00 tokens per round" in why_doubtful(run)
+    assert "not possible with 4.00 tokens per round" in format_summary(run, 200).plain
+    assert "x" not in format_turn(run).plain
+
+
+def test_a_measurement_far_from_its_prediction_gets_no_advice() -> None:
+    slow = report(counts((5, 1)), 0.005, forecast=Forecast(1.3, {}))
+
+    assert "measured and predicted are too far apart" in format_summary(slow, 200).plain
+    assert "Try" not in format_summary(slow, 200).plain
+    assert why_doubtful(report(counts((5, 1)), 0.005, forecast=Forecast(slow.speedup, {}))) == ""
 
 
 def test_auto_that_left_drafting_off_says_so_and_offers_no_length() -> None:

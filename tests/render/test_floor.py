@@ -17,6 +17,7 @@ ALLOWED = (
     "specgen.events",
     "specgen.metrics",
     "specgen.report",
+    "specgen.forecast",
     "specgen.bench.advice",
     "specgen.bench.figures",
     "specgen.bench.values",
