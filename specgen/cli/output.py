@@ -247,12 +247,12 @@ def write_document(document: Document) -> None:
 
 
 def print_text(text: Text, color: ColorMode) -> None:
-    """What a command was asked to find out, on stdout; raises like `write_document`."""
+    """What a command was asked to find out, lines made by `labelled`, on stdout; raises like `write_document`."""
     if sys.stdout is None:
         _write_bytes(b"")
     console = make_console(sys.stdout, color, os.environ)
     with console.capture() as captured:
-        console.print(text, soft_wrap=True)
+        console.print(hang(text, console.width) if console.is_terminal else text, soft_wrap=True)
     _write_bytes(captured.get().encode())
 
 

@@ -8,12 +8,12 @@ from rich.text import Text
 
 from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION
+from specgen.render.messages import labelled
 from specgen.render.promises import format_promise
 from specgen.render.sanitize import one_line
 from specgen.render.wording import format_draft, format_model
 from specgen.report import Proof, TextCheck
 
-LABEL_CELLS = 9
 PROMPT_CELLS = 40
 
 
@@ -29,8 +29,7 @@ def format_proof(proof: Proof, *, ascii_only: bool = False) -> Text:
     rows.append(("rows", proof.rows.reason or "independent: no later token changes an earlier logit by a bit"))
     rows += [("greedy", one_line(_text_line(text), ascii_only=ascii_only)) for text in proof.texts]
     rows.append(("promise", format_promise(proof.info)))
-    lines = (Text().append(f"{label:<{LABEL_CELLS}}", "label").append(words) for label, words in rows)
-    return Text("\n").join(lines)
+    return Text("\n").join(labelled(label, words) for label, words in rows)
 
 
 def _text_line(text: TextCheck) -> str:
