@@ -15,6 +15,7 @@ from specgen.engine.products import Product, dense, fits_packing, pack_layers, p
 from specgen.engine.shallow import ShallowModel, ShallowParts
 from specgen.errors import ModelFileError, PairError, SettingsError
 from specgen.loading.failures import first_line, library_failures
+from specgen.loading.lean_import import empty_model
 from specgen.loading.narrow import ByteLinear, HalfLinear, has_byte_products, narrow_layers, narrowed
 from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.shallow import ShallowFacts, load_tensors
@@ -154,21 +155,12 @@ def _head_rows(target: Any, columns: Tensor | None) -> Tensor:
 
 def _body(facts: ShallowFacts, tensors: dict[str, Tensor]) -> Any:
     """transformers' base model with the draft's layers and norm, and no embeddings."""
-    import transformers
-    from accelerate import init_empty_weights
-    from transformers.initialization import no_init_weights
-
-    auto_config: Any = transformers.AutoConfig
-    auto_model: Any = transformers.AutoModelForCausalLM
     try:
-        config = auto_config.from_pretrained(facts.folder, trust_remote_code=False, local_files_only=True)
-        config._attn_implementation = "sdpa"
-        with init_empty_weights(), no_init_weights():
-            model = auto_model.from_config(config, trust_remote_code=False)
+        model = empty_model(facts.folder, attention="sdpa")
         if not is_known(model):
             raise ModelFileError(f"{facts.folder} has layers of a kind that no draft can be run with")
         body = model.model
-        rotary = type(body.rotary_emb)(config=config)
+        rotary = type(body.rotary_emb)(config=model.config)
         del body.embed_tokens
         body.load_state_dict(tensors, strict=True, assign=True)
     except library_failures() as error:

@@ -50,8 +50,10 @@ class PassCosts:
 
 
 def is_unlike(measured: float | None, predicted: float | None) -> bool:
-    """Whether one of two speedups must have been disturbed."""
-    return bool(measured and predicted) and not 1 / UNLIKE < (measured or 0) / (predicted or 1) < UNLIKE
+    """Whether one of two speedups must have been disturbed; unknown ones tell nothing."""
+    if not measured or not predicted:
+        return False
+    return not 1 / UNLIKE < measured / predicted < UNLIKE
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ def _examine(
     from specgen.render.doctor import ALPHAS, doctor_document, format_machine, format_pair
     from specgen.render.json_text import dumps
     from specgen.render.jsonl import error_document
-    from specgen.render.messages import hang
+    from specgen.render.messages import fitted
     from specgen.render.plain import ByteSink
     from specgen.render.terminal import is_ascii_only, make_console
 
@@ -179,7 +179,7 @@ def _examine(
     blocks = [format_machine(machine, libraries, terminal, caches, ascii_only=ascii_only)]
     if pair is not None:
         blocks.append(format_pair(pair, alphas or ALPHAS, ascii_only=ascii_only))
-    console.print(Text("\n\n").join([hang(block, console.width) if console.is_terminal else block for block in blocks]))
+    console.print(fitted(Text("\n\n").join(blocks), console))
     return error
 
 

@@ -21,7 +21,7 @@ from specgen.errors import OutputError, SpecgenError
 from specgen.events import FinalText, Notice, RoundText, TextEvent
 from specgen.render.json_text import Document, dumps
 from specgen.render.jsonl import NdjsonView, error_document, result_document, start_document
-from specgen.render.messages import format_banner, format_error, format_notice, hang
+from specgen.render.messages import fitted, format_banner, format_error, format_notice
 from specgen.render.plain import ByteSink
 from specgen.render.summary import format_summary
 from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_ascii_only, is_terminal, make_console
@@ -64,10 +64,9 @@ class Messages:
         self.note(Text("\n").join([self._banner(info, has_legend=has_legend), hint]))
 
     def _banner(self, info: RunInfo, *, has_legend: bool = True) -> Text:
-        whole = format_banner(info, marks=self._has_marks(), ascii_only=is_ascii_only(self.console))
-        lines = [line for line in whole.split("\n") if has_legend or not line.plain.startswith("legend")]
-        banner = Text("\n").join(lines)
-        return hang(banner, self.console.width) if self.is_terminal else banner
+        ascii_only = is_ascii_only(self.console)
+        banner = format_banner(info, marks=self._has_marks(), ascii_only=ascii_only, has_legend=has_legend)
+        return fitted(banner, self.console)
 
     def summary(self, report: RunReport) -> None:
         """The figures of a run, unless quiet."""
@@ -252,7 +251,7 @@ def print_text(text: Text, color: ColorMode) -> None:
         _write_bytes(b"")
     console = make_console(sys.stdout, color, os.environ)
     with console.capture() as captured:
-        console.print(hang(text, console.width) if console.is_terminal else text, soft_wrap=True)
+        console.print(fitted(text, console), soft_wrap=True)
     _write_bytes(captured.get().encode())
 
 

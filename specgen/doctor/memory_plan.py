@@ -14,6 +14,7 @@ from specgen.engine.lean import ARCHITECTURES
 from specgen.engine.model import PREFILL_CHUNK
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.gguf_scan import GgufHeader
+from specgen.loading.lean_import import empty_model
 from specgen.loading.placement import Placement
 from specgen.loading.shallow import ShallowFacts
 from specgen.settings import MAX_DRAFT_TOKENS
@@ -33,7 +34,8 @@ def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_posi
         placement: Where and how it would run.
         num_positions: Length of text to plan the cache for.
     """
-    model = _empty_model(folder)
+    model = empty_model(folder)
+    model.tie_weights()
     config = model.config.get_text_config()
     if placement.narrow is not None:
         weights, largest = _narrow_weights(model, facts, 1 if placement.narrow == "byte" else 2)
@@ -95,19 +97,6 @@ def plan_gguf_memory(header: GgufHeader, facts: ConfigFacts) -> MemoryPlan:
 
     logits = MAX_ROWS * (facts.vocab_rows or 0) * 4
     return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (facts.max_positions or 0), logits)
-
-
-def _empty_model(folder: Path) -> Any:
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    auto_config: Any = AutoConfig
-    auto_model: Any = AutoModelForCausalLM
-    config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    with init_empty_weights():
-        model = auto_model.from_config(config, trust_remote_code=False)
-    model.tie_weights()
-    return model
 
 
 def _weights(model: Any, size: int, quant: str) -> tuple[int, int]:

@@ -136,6 +136,25 @@ def meta_without_sympy() -> Iterator[None]:
         yield
 
 
+def empty_model(folder: Path, attention: str | None = None) -> Any:
+    """transformers' model of a folder's config: its weights have no memory, and nothing is drawn for them.
+
+    Drawing would bring sympy and torch's compiler, a second and a half.
+
+    Args:
+        folder: Holds a config.json.
+        attention: In place of the one that transformers or the config chooses.
+    """
+    transformers: Any = importlib.import_module("transformers")
+    init_empty_weights: Any = importlib.import_module("accelerate").init_empty_weights
+    no_init_weights: Any = importlib.import_module("transformers.initialization").no_init_weights
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if attention is not None:
+        config._attn_implementation = attention
+    with init_empty_weights(), no_init_weights():
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
 def loaded_lean(load: Callable[[], T], device: str) -> T:
     """Run a load of transformers with what it needs of torch and no more.
 

@@ -29,7 +29,7 @@ def why_doubtful(report: RunReport) -> str:
 
 
 def why_slower(report: RunReport) -> str:
-    """One or two sentences for a run with a speedup below 1; empty for any other.
+    """One or two sentences for a run with a speedup below 1; empty for any other, and for a doubtful one.
 
     A round pays if it costs fewer steps of the target alone than it yields tokens; that is said first, then which
     part of the cost or yield is to blame.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 from specgen.errors import SpecgenError
@@ -20,20 +21,21 @@ from specgen.report import RunInfo
 LABEL_CELLS = 9
 
 
-def format_banner(info: RunInfo, *, marks: bool = False, ascii_only: bool = False) -> Text:
+def format_banner(info: RunInfo, *, marks: bool = False, ascii_only: bool = False, has_legend: bool = True) -> Text:
     """At most four lines before the answer: target, draft, settings, and what the styles mean.
 
     Args:
         info: The run.
         marks: The stream has no styles; explain the marks instead.
         ascii_only: The terminal shows ASCII only.
+        has_legend: Explain the styles or marks.
     """
     lines = [
         labelled("target", format_model(info.target, ascii_only=ascii_only)),
         labelled("draft", format_draft(info, ascii_only=ascii_only)),
         labelled("settings", format_settings(info)),
     ]
-    if info.drafter != "none":
+    if has_legend and info.drafter != "none":
         lines.append(_legend(marks=marks))
     return Text("\n").join(lines)
 
@@ -63,6 +65,11 @@ def hang(block: Text, width: int) -> Text:
         pieces = at_words(line[LABEL_CELLS:], width - LABEL_CELLS)
         lines.append(line[:LABEL_CELLS].append_text(Text(f"\n{'':{LABEL_CELLS}}").join(pieces)))
     return Text("\n").join(lines)
+
+
+def fitted(block: Text, console: Console) -> Text:
+    """Lines made by `labelled`: on a terminal as `hang` wraps them, elsewhere each in one piece, for grep."""
+    return hang(block, console.width) if console.is_terminal else block
 
 
 def at_words(text: Text, width: int) -> list[Text]:
