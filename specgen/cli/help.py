@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -19,6 +20,9 @@ MAX_CELLS = 100
 NAME_CELLS = 28
 NARROW_CELLS = 72
 """Below this a second column would hold a word or two a line."""
+
+_PARTS = re.compile(r' ?\| (?!specgen ).+|(?:"[^"]*"|[^"])+?(?= [-|>"]|$)')
+"""Of an example: what another program does stays in one piece, ours breaks in front of what stands on its own."""
 
 
 def format_command(command: Command, width: int, *, bold: bool = False) -> str:
@@ -41,8 +45,8 @@ def format_command(command: Command, width: int, *, bold: bool = False) -> str:
     for paragraph in command.paragraphs:
         lines += ["", *_fill(paragraph, width)]
     if command.examples:
-        # An example is there to be copied: it is never broken.
-        lines += ["", _heading("Examples", bold), *(f"  {example}" for example in command.examples)]
+        examples = [line for example in command.examples for line in _example(example, width)]
+        lines += ["", _heading("Examples", bold), *examples]
     return "\n".join(lines) + "\n"
 
 
@@ -79,6 +83,24 @@ def _fill(text: str, width: int, indent: str = "") -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _example(example: str, width: int) -> list[str]:
+    r"""A command that can still be copied: a shell reads a line that ends in `\` and the next one as one.
+
+    Broken only in front of an option, a quoted text, a pipe or a redirection, so that a value stays behind its option.
+    """
+    lines = [""]
+    for part in map(str.lstrip, _PARTS.findall(example)):
+        room = width - len(" \\") - (2 if len(lines) == 1 else 6)
+        if lines[-1] and len(lines[-1]) + 1 + len(part) > room:
+            lines.append(part)
+        else:
+            lines[-1] = f"{lines[-1]} {part}".lstrip()
+    return [
+        ("  " if number == 0 else " " * 6) + line + (" \\" if number < len(lines) - 1 else "")
+        for number, line in enumerate(lines)
+    ]
 
 
 def _entry(name: str, text: str, width: int, name_cells: int = NAME_CELLS) -> list[str]:

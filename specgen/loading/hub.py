@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from specgen.errors import LoadError, ModelFileError, ModelNotFoundError, SpecgenError
 from specgen.loading.cache import is_disk_full
 from specgen.loading.config_check import has_weights
-from specgen.loading.names import near_names
+from specgen.loading.names import hint_for
 from specgen.loading.progress import SILENT, LoadReport
 from specgen.settings import ModelSettings
 
@@ -48,16 +48,16 @@ def fetch_snapshot(settings: ModelSettings, report: LoadReport = SILENT) -> Path
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
-        raise ModelNotFoundError(f"{name!r} is no hub id: a hub id looks like owner/name", _near(name)) from error
+        raise ModelNotFoundError(f"{name!r} is no hub id", hint_for(name, "a hub id looks like owner/name")) from error
     if settings.offline or is_offline():
         raise ModelNotFoundError(
             f"{name} is not on this machine, and the hub is switched off (offline)",
-            "leave out --offline and HF_HUB_OFFLINE once to download it",
+            hint_for(name, "leave out --offline and HF_HUB_OFFLINE once to download it"),
         )
     if not _is_reachable():
         raise ModelNotFoundError(
             f"{name} is not on this machine, and {hub_host()} can't be reached",
-            _near(name) or "check the network, or give a folder or a .gguf file that is already here",
+            hint_for(name, "check the network, or give a folder or a .gguf file that is already here"),
         )
     report.stage(f"downloading {name}")
     try:
@@ -165,7 +165,8 @@ def _translated(error: Exception, name: str, revision: str | None) -> SpecgenErr
         return ModelNotFoundError(f"{name} has no revision {revision!r}", "leave out --revision, or name a commit")
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelNotFoundError(
-            f"no model {name} on {hub_host()}, or it is private", _near(name) or "check the name, or run: hf auth login"
+            f"no model {name} on {hub_host()}, or it is private",
+            hint_for(name, "check the name, or run: hf auth login"),
         )
     status = getattr(getattr(_http_error(error), "response", None), "status_code", None)
     if isinstance(status, int):
@@ -201,11 +202,6 @@ def _status_hint(status: int) -> str:
     if status >= 500:
         return "the hub has trouble: try again in some minutes"
     return "check the name and the revision"
-
-
-def _near(name: str) -> str | None:
-    found = near_names(Path(name))
-    return f"did you mean {' or '.join(found)}?" if found else None
 
 
 def _bar_class(report: LoadReport) -> type[Any]:

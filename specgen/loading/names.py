@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,8 @@ from specgen.loading.files import reason
 from specgen.settings import ModelSettings
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
+DRAFT_WORDS = ("lookup", "none", "auto")
+"""What `--draft` takes that names no model."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
@@ -95,6 +98,27 @@ def _file(name: str, path: Path) -> ModelPlace:
     raise ModelFileError(f"{name} is a file, and no .gguf", "give a .gguf file or a folder with safetensors")
 
 
+def known_names() -> list[str]:
+    """The built-in model, and what the hub's cache holds with a config, as `owner/name`."""
+    found = []
+    for folder in _hub_cache().glob("models--*"):
+        if any((snapshot / "config.json").exists() for snapshot in folder.glob("snapshots/*")):
+            found.append("/".join(folder.name.split("--")[1:]))
+    return [BUILT_IN_NAME, *sorted(found, key=str.lower)]
+
+
+def hint_for(name: str, otherwise: str) -> str:
+    """What may have been meant by a name that is neither here nor on the hub, and what else to do.
+
+    Args:
+        name: As typed.
+        otherwise: What helps if the name is right: a name may be close to another and still be meant.
+    """
+    found = near_names(Path(name)) or _close(name, known_names())
+    words = [f"--draft {word}" for word in _close(name, DRAFT_WORDS, cutoff=0.75)]
+    return f"did you mean {' or '.join([*words, *found])}? if not, {otherwise}" if words or found else otherwise
+
+
 def near_names(path: Path) -> list[str]:
     """Files and folders beside `path` whose names are close to its own, for a hint."""
     try:
@@ -103,9 +127,21 @@ def near_names(path: Path) -> list[str]:
             names = [entry.name for _, entry in zip(range(1000), entries, strict=False)]
     except OSError:
         return []
-    lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(path.name.lower(), lower, n=2, cutoff=0.6)
-    return [str(path.with_name(lower[match])) for match in found]
+    return [str(path.with_name(found)) for found in _close(path.name, names)]
+
+
+def _close(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    lower = {one.lower(): one for one in known}
+    return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=2, cutoff=cutoff)]
+
+
+def _hub_cache() -> Path:
+    """As huggingface_hub finds it, whose import takes longer than a Tab may."""
+    if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(os.path.expanduser(chosen))
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
+    return Path(os.path.expanduser(home)) / "hub"
 
 
 def _not_there(name: str, path: Path, error: OSError) -> ModelNotFoundError:

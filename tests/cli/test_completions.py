@@ -20,7 +20,7 @@ from specgen.cli.app import app
 from specgen.cli.help import format_command
 from specgen.cli.names import model_names
 from specgen.cli.shell_files import MANUAL, shell_files
-from specgen.cli.surface import describe
+from specgen.cli.surface import Command, describe
 from tests.cli.children import ROOT, environment
 
 FOLDER = ROOT / "completions"
@@ -98,6 +98,27 @@ def test_every_example_is_shown_as_one() -> None:
     for command in commands.values():
         assert command.examples, command.name
         assert [text for text in command.paragraphs if "specgen " in text] == []
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_an_example_fits_the_terminal_and_a_shell_reads_it_as_it_is_meant(width: int) -> None:
+    """What a shell makes of the page is compared with what it makes of the example in one line."""
+    for command in describe(app).commands:
+        page = format_command(command, width).partition("Examples:\n")[2]
+
+        assert [line for line in page.splitlines() if len(line) > max(width, 60)] == []
+        assert page.replace(" \\\n     ", "").splitlines() == [f"  {example}" for example in command.examples]
+
+
+def test_a_broken_example_runs_as_the_whole_one() -> None:
+    whole = Command(
+        "x", "Help.", epilog='Examples:\n\nprintf "%s|" specgen "a -b > c | d" --x "e f" -k 4 --y 5 "g h" | sed -n p'
+    )
+
+    page = format_command(whole, 40).partition("Examples:\n")[2]
+
+    assert page.count("\\\n") > 1
+    assert subprocess.check_output(["/bin/sh", "-c", page], text=True) == "specgen|a -b > c | d|--x|e f|-k|4|--y|5|g h|"
 
 
 @pytest.fixture

@@ -310,7 +310,39 @@ def test_a_name_near_a_folder_here_is_suggested(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "smollm2").mkdir(parents=True)
 
-    fails(ModelNotFoundError, lambda: prepare_folder(ModelSettings("models/smolm2")), "did you mean models/smollm2?")
+    fails(
+        ModelNotFoundError,
+        lambda: prepare_folder(ModelSettings("models/smolm2")),
+        "did you mean models/smollm2? if not, check",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("lokup", "--draft lookup"),
+        ("Lookup", "--draft lookup"),
+        ("smollm2-135m-instuct", "smollm2-135m-instruct"),
+        ("acme/tiny-2B", "acme/tiny-1B"),
+    ],
+)
+def test_a_misspelled_word_or_model_of_this_machine_is_suggested(
+    connect: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    connect("http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--acme--tiny-1B" / "snapshots" / "abc").mkdir(parents=True)
+    (tmp_path / "models--acme--tiny-1B" / "snapshots" / "abc" / "config.json").touch()
+
+    fails(ModelNotFoundError, lambda: prepare_folder(ModelSettings(name)), f"did you mean {meant}? if not, check")
+
+
+def test_a_name_like_no_other_gets_no_suggestion(connect: Callable[[str], None]) -> None:
+    connect("http://127.0.0.1:9")
+
+    with pytest.raises(ModelNotFoundError) as caught:
+        prepare_folder(ModelSettings("acme/other"))
+    assert "did you mean" not in (caught.value.hint or "")
 
 
 # F72
