@@ -19,6 +19,8 @@ LEAST_OUTLIER = 0.10
 """On a quiet machine runs are so alike that one can be far off and no different for any purpose."""
 CLOSE = 0.01
 """Settings this close to the fastest count as equal; then the one with less memory is recommended."""
+CONTRADICTORY = 1.15
+"""A gain and a loss further apart than this can't both be true; with several repeats the interval tells which is."""
 WORTHWHILE = 1.02
 """Least speedup worth a second model where one repeat leaves the uncertainty unknown."""
 
@@ -80,13 +82,16 @@ def _why(chosen: Figures, best: Figures, figures: Sequence[Figures]) -> str:
     rank = "the fastest measured"
     if chosen is not best:
         rank = f"within {CLOSE:.0%} of the fastest ({best.setting.name}, {_speedup(best):.2f}x), with a smaller draft"
-    return f"{_speedup(chosen):.2f}x, {rank}: {_balance(chosen, figures)}"
+    once = " in one repeat" if chosen.interval is None else ""
+    return f"{_speedup(chosen):.2f}x{once}, {rank}: {_balance(chosen, figures)}"
 
 
 def _why_not(best: Figures, figures: Sequence[Figures]) -> str:
     found = f"The fastest setting, {best.setting.name}, is {_speedup(best):.2f}x"
     if best.interval is not None:
         found += f" (95 % interval {best.interval.low:.2f} to {best.interval.high:.2f})"
+    else:
+        found += " in one repeat"
     return f"{found}: {_balance(best, figures)}"
 
 
@@ -108,7 +113,9 @@ def cautions_of(report: BenchReport, figures: Sequence[Figures] | None = None) -
     found = [Caution("failed", f"{report.settings[f.setting].name} was left out: {f.message}") for f in report.failures]
     if report.is_out_of_time:
         wanted = len(report.settings) * len(report.prompts) * report.config.num_repeats
-        text = f"the time ran out behind {len(report.runs)} of {wanted} runs: the figures are of these"
+        text = (
+            f"the time ran out behind {len(report.runs)} of {wanted} runs, of which the figures are; leave --quick out"
+        )
         found.append(Caution("out_of_time", text))
     elif not report.is_complete:
         found.append(Caution("incomplete", "the benchmark did not run to its end; these are the runs that did"))
@@ -125,7 +132,8 @@ def _noise(report: BenchReport) -> list[Caution]:
     found = []
     repeats = sorted({run.repeat for run in report.runs})
     if len(repeats) == 1:
-        found.append(Caution("one_repeat", "one repeat tells nothing about the uncertainty; give -r 5"))
+        more = "" if report.is_out_of_time else "; give -r 5"
+        found.append(Caution("one_repeat", f"one repeat tells nothing about the uncertainty{more}"))
     rates = []
     for repeat in repeats:
         runs = [run for run in report.runs if run.setting == BASELINE and run.repeat == repeat]
@@ -154,7 +162,7 @@ def _about(figures: Figures, report: BenchReport) -> list[Caution]:
         text = f"{name}: the interval {interval.low:.2f} to {interval.high:.2f} is wide; give more repeats"
         found.append(Caution("wide_interval", text))
     predicted, speedup = figures.predicted_speedup, figures.speedup
-    if is_unlike(speedup, predicted):
+    if is_unlike(speedup, predicted) or (interval is None and _contradict(speedup, predicted)):
         text = f"{name}: measured {speedup:.2f}x where the costs of passes predict {predicted:.2f}x: one was disturbed"
         found.append(Caution("unlike_predicted", text))
     difference = figures.difference
@@ -166,6 +174,14 @@ def _about(figures: Figures, report: BenchReport) -> list[Caution]:
         )
         found.append(Caution("different", text))
     return found
+
+
+def _contradict(measured: float | None, predicted: float | None) -> bool:
+    """Whether one says gain and the other loss, and by more than either is rounded."""
+    if measured is None or predicted is None:
+        return False
+    low, high = sorted((measured, predicted))
+    return low < 1 < high and high > CONTRADICTORY * low
 
 
 def _num_outliers(index: int, report: BenchReport) -> int:

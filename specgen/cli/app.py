@@ -24,7 +24,7 @@ from specgen.cli.help import help_classes, page
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.verify import EPILOG as VERIFY_EPILOG
 from specgen.cli.verify import verify
-from specgen.errors import OutputError, SettingsError, SpecgenError
+from specgen.errors import OutputError, SpecgenError
 
 app = typer.Typer(
     name="specgen",
@@ -191,15 +191,13 @@ def _unforeseen(error: Exception, arguments: list[str]) -> int:
     from specgen.cli.output import unforeseen
 
     # Typer's usage errors have no public base class; these two attributes are what they are printed from.
-    describe, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
-    if callable(describe) and isinstance(exit_code, int):
+    message, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
+    if callable(message) and isinstance(exit_code, int):
+        from specgen.cli.surface import describe
+        from specgen.cli.usage import usage_error
+
         # Without any word at all there is none about it: the help is shown instead.
-        if text := str(describe()).replace(": Value error, ", ": "):  # pydantic's own words
-            _tell(SettingsError(text, f"see {_help_command(error)}"), arguments)
+        if told := usage_error(error, describe(app)):
+            _tell(told, arguments)
         return exit_code
     return _tell(unforeseen(error), arguments)
-
-
-def _help_command(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{getattr(context, 'command_path', 'specgen')} --help"

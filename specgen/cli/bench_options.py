@@ -14,7 +14,7 @@ from specgen.cli.engine_options import ENGINE
 from specgen.cli.prompt_input import decode, read_capped
 from specgen.cli.request import BESIDE, draft_length_from
 from specgen.errors import PromptError, SettingsError
-from specgen.settings import DtypeName, EngineSettings, ModelSettings, Quantization
+from specgen.settings import MAX_DRAFT_TOKENS, DtypeName, EngineSettings, ModelSettings, Quantization
 
 if TYPE_CHECKING:
     from specgen.bench.prompts import BenchPrompt
@@ -111,7 +111,12 @@ def lengths_from(text: str) -> list[str]:
         lengths += [str(length) for length in range(first, last + 1, step)]
     lengths = list(dict.fromkeys(lengths))
     for length in lengths:
-        if draft_length_from(length)[0] == 0:
+        try:
+            num_draft_tokens, _ = draft_length_from(length)
+        except SettingsError as error:
+            hint = f"give lengths as in 1,2,4 or 1-8 or 2-8+2, up to {MAX_DRAFT_TOKENS}, or auto"
+            raise SettingsError(error.message, hint) from None
+        if num_draft_tokens == 0:
             raise SettingsError("--draft-tokens 0: the target alone is always measured", "leave 0 out")
     return lengths
 

@@ -120,7 +120,7 @@ class BenchOutput:
             case "csv":
                 self._sink.write(csv_text(report).encode())
             case "md":
-                self._sink.write(markdown_text(figures, advice).encode())
+                self._sink.write(markdown_text(report, figures, advice).encode())
             case _:
                 self._table(report, by_category=by_category, chart=chart)
         self._is_finished = True
@@ -199,7 +199,7 @@ def _file_bytes(report: BenchReport, figures: Sequence[Figures], advice: Recomme
         case ".csv":
             return csv_text(report).encode()
         case ".md":
-            return markdown_text(figures, advice).encode()
+            return markdown_text(report, figures, advice).encode()
         case _:
             from specgen.render.bench_plot import plot_bytes
 

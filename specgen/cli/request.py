@@ -120,15 +120,13 @@ def draft_length_from(text: str) -> tuple[int, DraftSchedule]:
     """
     if text == "auto":
         return LONGEST_AUTO_DRAFT, "auto"
-    wanted = SettingsError(
-        f"--draft-tokens {text} is out of range", f"give auto or an integer from 0 to {MAX_DRAFT_TOKENS}"
-    )
+    hint = f"give auto or an integer from 0 to {MAX_DRAFT_TOKENS}"
     try:
         length = int(text)
     except ValueError:
-        raise wanted from None
+        raise SettingsError(f"--draft-tokens {text!r} is no draft length", hint) from None
     if not 0 <= length <= MAX_DRAFT_TOKENS:
-        raise wanted
+        raise SettingsError(f"--draft-tokens {text} is out of range", hint)
     return length, "constant"
 
 

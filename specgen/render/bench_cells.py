@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from specgen.bench.figures import Figures
+from specgen.bench.values import BenchReport
 from specgen.render.cells import cut_to_cells
 from specgen.render.sanitize import one_line
 from specgen.render.theme import Glyphs
-from specgen.render.wording import format_duration, format_size
+from specgen.render.wording import format_drafter, format_duration, format_model, format_size
 
 NOTHING = "-"
 
@@ -42,6 +43,34 @@ class Cells:
         return text + space if self.is_left else space + text
 
 
+def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
+    """What was measured and how, which no figure is told without.
+
+    Args:
+        report: The runs.
+        ascii_only: The terminal shows ASCII only.
+    """
+    config = report.config
+    num_prompts, num_repeats = (len({getattr(run, what) for run in report.runs}) for what in ("prompt", "repeat"))
+    how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
+    targets = [report.target, *([report.other_target] if report.other_target else [])]
+    drafters = {setting.label: setting.drafter for setting in report.settings}
+    drafts = [
+        format_drafter(report.drafts.get(label), drafter, ascii_only=ascii_only)
+        for label, drafter in drafters.items()
+        if drafter != "none"
+    ]
+    return [
+        *(f"target {format_model(target, ascii_only=ascii_only)}" for target in targets),
+        *(f"draft  {words}" for words in drafts),
+        f"{config.num_tokens} tokens x {_count(num_prompts, 'prompt')} x {_count(num_repeats, 'repeat')}, {how}",
+    ]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def name_columns(figures: Sequence[Figures], num_cells: int | None, signs: Glyphs, *, ascii_only: bool) -> list[Cells]:
     """Engine where two are compared, draft and draft length: what every part of a table begins with.
 
@@ -62,10 +91,10 @@ def name_columns(figures: Sequence[Figures], num_cells: int | None, signs: Glyph
 
 
 def shorten(name: str, num_cells: int, cut: str) -> str:
-    """A name cut in its middle: the form of the weights at its end tells two drafts apart."""
+    """A name cut in its middle: what stands at its end, form of the weights or lookup, tells two drafts apart."""
     if cell_len(name) <= num_cells:
         return name
-    last_word = name[name.rfind(" ") :] if " " in name else ""
+    last_word = name[last:] if (last := max(name.rfind(" "), name.rfind("+"))) >= 0 else ""
     tail = last_word if 0 < cell_len(last_word) <= num_cells // 2 else name[-(num_cells // 3) :]
     return cut_to_cells(name, num_cells - cell_len(tail), cut) + tail
 

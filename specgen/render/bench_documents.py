@@ -15,7 +15,7 @@ from specgen import __version__
 from specgen.bench.advice import Recommendation, cautions_of, command_words, recommend
 from specgen.bench.figures import Figures, figures_of
 from specgen.bench.values import BenchReport, Difference, Run, Setting
-from specgen.render.bench_cells import figure_columns, name_columns
+from specgen.render.bench_cells import figure_columns, method_lines, name_columns
 from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION, model_document, stats_document
 from specgen.render.theme import UNICODE_GLYPHS
@@ -151,12 +151,14 @@ def csv_text(report: BenchReport) -> str:
     return output.getvalue()
 
 
-def markdown_text(figures: Sequence[Figures], advice: Recommendation) -> str:
-    """The table and the recommendation for GitHub."""
+def markdown_text(report: BenchReport, figures: Sequence[Figures], advice: Recommendation) -> str:
+    """For GitHub: what was measured, the table, the recommendation, and every reason to doubt a figure."""
     best = None if advice.figures is None else advice.figures.index
     names = name_columns(figures, None, UNICODE_GLYPHS, ascii_only=False)
     columns = [*names, *figure_columns(figures, best, UNICODE_GLYPHS)]
     lines = [
+        *(f"- {_escaped(line)}" for line in method_lines(report, ascii_only=False)),
+        "",
         "| " + " | ".join(column.head for column in columns) + " |",
         "|" + "|".join(":--" if column.is_left else "--:" for column in columns) + "|",
     ]
@@ -164,7 +166,9 @@ def markdown_text(figures: Sequence[Figures], advice: Recommendation) -> str:
         lines.append("| " + " | ".join(_escaped(column.values[row]) for column in columns) + " |")
     chosen = recommendation_document(advice)
     head = "Do not speculate" if chosen["setting"] is None else "Recommended"
-    return "\n".join([*lines, "", f"{head}: `{chosen['options']}`. {_escaped(advice.reason)}", ""])
+    lines += ["", f"{head}: `{chosen['options']}`. {_escaped(advice.reason)}"]
+    doubts = [f"- {_escaped(caution.message)}" for caution in cautions_of(report, figures)]
+    return "\n".join([*lines, *(["", "To be read with care:", "", *doubts] if doubts else []), ""])
 
 
 def _escaped(text: str) -> str:

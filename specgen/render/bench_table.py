@@ -11,10 +11,9 @@ from rich.text import Text
 from specgen.bench.advice import Recommendation, command_words
 from specgen.bench.figures import Figures, break_even_alpha, figures_of
 from specgen.bench.values import BASELINE, BenchReport
-from specgen.render.bench_cells import Cells, figure_columns, name_columns, speedup_words
+from specgen.render.bench_cells import Cells, figure_columns, method_lines, name_columns, speedup_words
 from specgen.render.sanitize import one_line
 from specgen.render.theme import Glyphs, glyphs
-from specgen.render.wording import format_model
 
 GAP = 2
 """Cells between columns."""
@@ -49,7 +48,7 @@ def format_bench(
     signs = glyphs(ascii_only=ascii_only)
     best = None if advice.figures is None else advice.figures.index
     names = _names(figures, width, signs, ascii_only=ascii_only)
-    parts = [_head(report, width, ascii_only=ascii_only)]
+    parts = [_head(method_lines(report, ascii_only=ascii_only), width)]
     parts += fold([*names, *figure_columns(figures, best, signs)], len(names), width, marked=_row_of(figures, best))
     if chart:
         parts.append(_chart(figures, names, width, signs))
@@ -116,22 +115,8 @@ def _names(figures: Sequence[Figures], width: int, signs: Glyphs, *, ascii_only:
     return name_columns(figures, room if room >= SMALLEST_NAME else width // 4, signs, ascii_only=ascii_only)
 
 
-def _head(report: BenchReport, width: int, *, ascii_only: bool) -> Text:
-    config = report.config
-    repeats = len({run.repeat for run in report.runs})
-    how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
-    num_prompts = len({run.prompt for run in report.runs})
-    words = f"{config.num_tokens} tokens x {_count(num_prompts, 'prompt')} x {_count(repeats, 'repeat')}, {how}"
-    targets = [report.target, *([report.other_target] if report.other_target else [])]
-    lines = [f"target {format_model(target, ascii_only=ascii_only)}" for target in targets]
-    lines += [f"draft  {format_model(model, ascii_only=ascii_only)}" for model in report.drafts.values()]
-    lines.append(words)
-    wrapped = [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="       ")]
-    return Text("\n".join(wrapped))
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+def _head(lines: Sequence[str], width: int) -> Text:
+    return Text("\n".join(part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="       ")))
 
 
 def _chart(figures: Sequence[Figures], names: Sequence[Cells], width: int, signs: Glyphs) -> Text:

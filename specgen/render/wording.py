@@ -30,11 +30,16 @@ def format_model(model: ModelInfo, *, ascii_only: bool = False) -> str:
 
 
 def format_draft(info: RunInfo, *, ascii_only: bool = False) -> str:
-    """What proposes the drafts."""
-    if info.draft is not None:
-        beside = ", prompt lookup beside it" if info.drafter == "model+lookup" else ""
-        return format_model(info.draft, ascii_only=ascii_only) + beside
-    return "none, plain decoding" if info.drafter == "none" else f"prompt {info.drafter}, no model"
+    """What proposes the drafts of a run."""
+    return format_drafter(info.draft, info.drafter, ascii_only=ascii_only)
+
+
+def format_drafter(draft: ModelInfo | None, drafter: str, *, ascii_only: bool = False) -> str:
+    """A draft model and what is beside it, or what proposes without one."""
+    if draft is not None:
+        beside = ", prompt lookup beside it" if drafter == "model+lookup" else ""
+        return format_model(draft, ascii_only=ascii_only) + beside
+    return "none, plain decoding" if drafter == "none" else f"prompt {drafter}, no model"
 
 
 def format_settings(info: RunInfo) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from specgen.bench.advice import best_speedup, cautions_of, command_words, recommend
 from specgen.bench.figures import break_even_alpha, figures_of, modelled_speedup
-from specgen.bench.values import Difference, Setting
+from specgen.bench.values import Costs, Difference, Setting
 from specgen.cli.request import session_settings
 from specgen.report import Gap
 from specgen.settings import ModelSettings
@@ -96,6 +96,36 @@ def test_doubts_are_told() -> None:
     assert codes(report(differences=[different])) == {"different"}
     assert codes(report((0.03,) * 3)) == {"unlike_predicted"}
     assert codes(replace(report(), is_complete=False)) == {"incomplete"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_doubted"), [((0.105,), True), ((0.105,) * 2, False), ((0.088,), False), ((0.08,), False)]
+)
+def test_one_repeat_that_loses_where_the_costs_predict_a_gain_is_doubted(
+    seconds: tuple[float, ...], is_doubted: bool
+) -> None:
+    costs = Costs({1: 0.1, 2: 0.2, 3: 0.22, 4: 0.24, 5: 0.26}, {LABEL: 0.015, "lookup": 1.0})
+    made = replace(report(seconds, (0.2,) * len(seconds)), costs=costs)
+
+    assert figures_of(made)[1].predicted_speedup == pytest.approx(1.25)
+    doubted = [c.message for c in cautions_of(made) if c.code == "unlike_predicted" and LABEL in c.message]
+    assert [f"{0.1 / seconds[0]:.2f}x where the costs of passes predict 1.25x" in m for m in doubted] == [
+        True
+    ] * is_doubted
+
+
+def test_one_repeat_is_called_so_beside_what_follows_from_it() -> None:
+    assert recommend(figures_of(report((0.05,), (0.08,)))).reason.startswith("2.00x in one repeat, the fastest")
+    assert "is 0.91x in one repeat: " in recommend(figures_of(report((0.11,), (0.2,)))).reason
+
+
+def test_where_the_time_ran_out_more_repeats_are_not_asked_for() -> None:
+    made = replace(report((0.05,), (0.08,)), is_out_of_time=True)
+
+    told = {caution.code: caution.message for caution in cautions_of(made)}
+
+    assert "-r 5" not in told["one_repeat"]
+    assert told["out_of_time"].endswith("leave --quick out")
 
 
 def test_one_run_far_from_all_others_is_told_and_ordinary_noise_is_not() -> None:

@@ -83,7 +83,7 @@ def test_one_command_gives_table_json_csv_markdown_and_plot(bench: Cli, tmp_path
     assert {len(r["runs"]) for r in document["results"]} == {4}
     assert document["environment"]["libraries"]["torch"]
     assert len(files["csv"].read_text().splitlines()) == 21
-    assert files["md"].read_text().startswith("| draft")
+    assert "\n\n| draft" in files["md"].read_text()
     assert "</svg>" in files["svg"].read_text()
 
 
@@ -168,7 +168,7 @@ def test_check_catches_a_planted_bug_in_the_accept_rule(bench: Cli, monkeypatch:
     [
         (["-k", "0"], "the target alone is always measured"),
         (["-k", "8-2"], "is no range"),
-        (["-k", "1,x"], "out of range"),
+        (["-k", "1,x"], "--draft-tokens 'x' is no draft length\nhint: give lengths as in 1,2,4 or 1-8"),
         (["-k", "65"], "out of range"),
         (["-d", "none"], "the target alone is always measured"),
         (["--check", "--temperature", "1"], "--check compares greedy texts"),

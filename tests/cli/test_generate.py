@@ -599,9 +599,12 @@ def test_json_with_a_file_that_can_not_be_written_stays_one_document(generate: C
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [
-        ("--max-new-tokens", "0", "greater than or equal to 1"),
-        ("--max-new-tokens", "-1", "greater than or equal to 1"),
-        ("--max-new-tokens", "1.5", "integer"),
+        ("--max-new-tokens", "0", "hint: give a value, at least 1; see specgen generate --help"),
+        ("--max-new-tokens", "-1", "--max-new-tokens -1 is out of range"),
+        ("--max-new-tokens", "1.5", "--max-new-tokens '1.5' is not an integer"),
+        ("--max-new-tokens", "many", "hint: give an integer, at least 1; see specgen generate --help"),
+        ("--draft-tokens", "few", "--draft-tokens 'few' is no draft length"),
+        ("--seed", "many", "--seed (or SPECGEN_SEED) 'many' is not an integer"),
         ("--draft-tokens", "-1", "0 to 64"),
         ("--draft-tokens", "65", "0 to 64"),
         ("--draft-tokens", "1000000", "0 to 64"),
@@ -630,6 +633,11 @@ def test_json_with_a_file_that_can_not_be_written_stays_one_document(generate: C
 @pytest.mark.fault("F09", "F10", "F12")
 def test_a_value_out_of_range_is_refused_with_the_range(generate: Cli, option: str, value: str, named: str) -> None:
     assert_usage_error(generate(f"{option}={value}"), option, named)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_prompt_without_quotes_is_told_so(generate: Cli) -> None:
+    assert_usage_error(generate("there", "you"), "more than one prompt (there you)", "put the prompt into quotes")
 
 
 @pytest.mark.parametrize(

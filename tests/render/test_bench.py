@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from specgen.bench.advice import recommend
 from specgen.bench.figures import figures_of
 from specgen.bench.values import Difference
+from specgen.render.bench_cells import shorten
 from specgen.render.bench_documents import bench_document, csv_text, markdown_text
 from specgen.render.bench_plot import plot_bytes
 from specgen.render.bench_table import format_bench
@@ -74,13 +77,27 @@ def test_csv_has_a_row_per_run() -> None:
     assert float(rows[1]["decode_s"]) == pytest.approx(2.0)
 
 
-def test_markdown_is_one_table_and_the_recommendation() -> None:
-    figures = figures_of(report())
+def test_markdown_is_the_method_one_table_the_recommendation_and_every_doubt() -> None:
+    made = report()
+    figures = figures_of(made)
 
-    lines = markdown_text(figures, recommend(figures)).splitlines()
+    text = markdown_text(made, figures, recommend(figures))
+    doubtful = markdown_text(replace(made, is_complete=False), figures, recommend(figures))
 
-    assert [line.count("|") for line in lines[:5]] == [13] * 5
-    assert lines[6].startswith("Recommended: `-d Qwen/0.5B --draft-quant nf4 -k 4`.")
+    method, table, advice = text.rstrip().split("\n\n")
+    assert re.fullmatch(r"(- (target|draft) .*\n)+- \d+ tokens x 2 prompts x 3 repeats, greedy", method)
+    assert "- draft  prompt lookup, no model\n" in method
+    assert [line.count("|") for line in table.splitlines()] == [13] * 5
+    assert advice.startswith("Recommended: `-d Qwen/0.5B --draft-quant nf4 -k 4`.")
+    assert doubtful.removeprefix(text) == (
+        "\nTo be read with care:\n\n- the benchmark did not run to its end; these are the runs that did\n"
+    )
+
+
+def test_a_name_is_cut_before_what_tells_drafts_apart() -> None:
+    assert shorten("smollm2-135m-instruct+lookup", 16, "…") == "smollm2-…+lookup"
+    assert shorten("Qwen/Qwen2.5-0.5B-Instruct nf4", 16, "…") == "Qwen/Qwen2.… nf4"
+    assert shorten("short+lookup", 16, "…") == "short+lookup"
 
 
 def test_the_plot_is_a_picture_with_every_draft_in_it() -> None:
