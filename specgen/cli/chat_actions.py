@@ -134,18 +134,15 @@ def _set(chat: Chat, argument: str) -> None:
 
 
 def _view(chat: Chat, argument: str) -> None:
+    known = f"there are {', '.join(VIEW_NAMES)}"
+    if not argument:
+        chat.tell(f"view: {chat.look.shown}; {known}")
+        return
     if argument not in VIEW_NAMES:
-        near = nearest(argument, list(VIEW_NAMES)) if argument else None
-        raise SettingsError(
-            f"there is no view {argument}" if argument else f"the view is {_view_name(chat)}",
-            f"did you mean {near}?" if near else f"there are {', '.join(VIEW_NAMES)}",
-        )
+        near = nearest(argument, list(VIEW_NAMES))
+        raise SettingsError(f"there is no view {argument}", f"did you mean {near}?" if near else known)
     chat.look.view = next(view for view in get_args(ViewName) if view == argument)
-    chat.tell(f"view: {_view_name(chat)}")
-
-
-def _view_name(chat: Chat) -> str:
-    return "live" if chat.look.view == "auto" else chat.look.view
+    chat.tell(f"view: {chat.look.shown}")
 
 
 def _draft(chat: Chat, argument: str) -> None:

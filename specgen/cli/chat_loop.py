@@ -71,7 +71,7 @@ class Chat:
         conversation = self.conversation
         session = conversation.session
         settings = self.settings.for_reply(session.plan.sampling_defaults)
-        self.messages.chat_banner(conversation.info(settings), has_legend=self.look.view in ("inline", "steps"))
+        self.messages.chat_banner(conversation.info(settings), self.look.shown)
         for notice in session.notices:
             self.messages.warning(notice)
         if resumed is not None:

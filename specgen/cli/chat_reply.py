@@ -13,7 +13,7 @@ from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import OutputError, SpecgenError
 from specgen.render.terminal import ColorMode, is_terminal, make_console
 from specgen.render.view import View
-from specgen.render.views import SanitizeMode, ViewName, choose_view
+from specgen.render.views import SanitizeMode, ViewName, choose_view, resolve_view
 
 if TYPE_CHECKING:
     from specgen.conversation import Conversation
@@ -34,16 +34,20 @@ class Look:
     stats: bool = True
     calibrates: bool = True
 
+    @property
+    def shown(self) -> ViewName:
+        """The view that `auto` means now."""
+        return resolve_view(self.view, is_terminal=is_terminal(sys.stdout), color=self.color, default="live")
+
     def new_view(self) -> View:
         """A view for one reply, for what stdout is now."""
         return choose_view(
-            self.view,
+            self.shown,
             console=make_console(sys.stdout, self.color, os.environ),
             binary=sys.stdout.buffer,
             is_terminal=is_terminal(sys.stdout),
             color=self.color,
             sanitize_mode=self.sanitize,
-            default="live",
         )
 
 

@@ -177,7 +177,7 @@ def generate(
                 session = _open(plan, progress)
             generation = _new_generation(session, request)
             if view != "off" and answer.view is not None:
-                messages.banner(generation.info)
+                messages.banner(generation.info, answer.view_name)
             _run(generation, answer, messages, signals, foreground)
             # The file first: the document still can say that it failed.
             answer.save()

@@ -26,7 +26,7 @@ from specgen.render.plain import ByteSink
 from specgen.render.summary import format_summary
 from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_ascii_only, is_terminal, make_console
 from specgen.render.view import View
-from specgen.render.views import SanitizeMode, ViewName, choose_view
+from specgen.render.views import SanitizeMode, ViewName, choose_view, resolve_view
 from specgen.report import RunInfo, RunReport
 
 
@@ -53,19 +53,19 @@ class Messages:
         """Whether stderr is a terminal."""
         return is_terminal(self.stream)
 
-    def banner(self, info: RunInfo) -> None:
-        """What runs, before the first token; for people at a terminal only."""
+    def banner(self, info: RunInfo, view: ViewName) -> None:
+        """What runs and what the view's signs mean, before the first token; for people at a terminal only."""
         if not self.quiet and self.is_terminal:
-            self._print(self._banner(info))
+            self._print(self._banner(info, view))
 
-    def chat_banner(self, info: RunInfo, *, has_legend: bool) -> None:
+    def chat_banner(self, info: RunInfo, view: ViewName) -> None:
         """What runs, and where to find help; at most five lines."""
         hint = Text("/help lists commands, Ctrl-C stops a reply, Ctrl-D leaves", style="muted")
-        self.note(Text("\n").join([self._banner(info, has_legend=has_legend), hint]))
+        self.note(Text("\n").join([self._banner(info, view), hint]))
 
-    def _banner(self, info: RunInfo, *, has_legend: bool = True) -> Text:
+    def _banner(self, info: RunInfo, view: ViewName) -> Text:
         ascii_only = is_ascii_only(self.console)
-        banner = format_banner(info, marks=self._has_marks(), ascii_only=ascii_only, has_legend=has_legend)
+        banner = format_banner(info, marks=self._has_marks(), ascii_only=ascii_only, view=view)
         return fitted(banner, self.console)
 
     def summary(self, report: RunReport) -> None:
@@ -132,13 +132,15 @@ class Answer:
         self._json = NdjsonView(binary) if form == "ndjson" else None
         self._document_sink = ByteSink(binary) if form == "json" else None
         self.view: View | None = None
+        self.view_name: ViewName = "off"
         if form in ("auto", "text"):
             # The console writes text; an ASCII locale must not turn the answer into an exception.
             write_utf8()
             console: Console = make_console(sys.stdout, color, os.environ)
+            self.view_name = resolve_view(view, is_terminal=is_terminal(sys.stdout), color=color)
             self._new_view = partial(
                 choose_view,
-                view,
+                self.view_name,
                 console=console,
                 binary=binary,
                 is_terminal=is_terminal(sys.stdout),

@@ -6,6 +6,7 @@ Names and messages that came from outside are made safe and kept on one line.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -14,29 +15,33 @@ from rich.text import Text
 from specgen.errors import SpecgenError
 from specgen.events import Notice
 from specgen.render.sanitize import one_line
-from specgen.render.theme import mark_rejected, mark_target
+from specgen.render.theme import Glyphs, glyphs, mark_rejected, mark_target
 from specgen.render.wording import format_draft, format_model, format_settings
 from specgen.report import RunInfo
+
+if TYPE_CHECKING:
+    from specgen.render.views import ViewName
 
 LABEL_CELLS = 9
 
 
-def format_banner(info: RunInfo, *, marks: bool = False, ascii_only: bool = False, has_legend: bool = True) -> Text:
+def format_banner(info: RunInfo, *, marks: bool = False, ascii_only: bool = False, view: ViewName = "inline") -> Text:
     """At most four lines before the answer: target, draft, settings, and what the styles mean.
 
     Args:
         info: The run.
         marks: The stream has no styles; explain the marks instead.
         ascii_only: The terminal shows ASCII only.
-        has_legend: Explain the styles or marks.
+        view: How the answer is shown; its styles or marks are explained.
     """
     lines = [
         labelled("target", format_model(info.target, ascii_only=ascii_only)),
         labelled("draft", format_draft(info, ascii_only=ascii_only)),
         labelled("settings", format_settings(info)),
     ]
-    if has_legend and info.drafter != "none":
-        lines.append(_legend(marks=marks))
+    signs = _signs(view, glyphs(ascii_only=ascii_only), marks=marks) if info.drafter != "none" else []
+    if signs:
+        lines.append(labelled("legend", "").append_text(Text(" " if marks else "  ").join(signs)))
     return Text("\n").join(lines)
 
 
@@ -89,8 +94,19 @@ def at_words(text: Text, width: int) -> list[Text]:
     return pieces
 
 
-def _legend(*, marks: bool) -> Text:
+def _signs(view: ViewName, signs: Glyphs, *, marks: bool) -> list[Text]:
+    """Each state of a token as a view shows it, in a word for it; nothing for a view that tells none apart."""
+    accepted, target = Text("accepted", "accepted"), Text("target", "target")
+    match view:
+        case "steps":
+            return [accepted, Text("-rejected", "rejected"), Text("-discarded", "discarded"), Text("+target", "target")]
+        case "text":
+            return [accepted, Text(mark_target("target")) if marks else target]
+        case "live":
+            return [] if marks else [accepted, target, Text("rejected, gone with the next round", "pending")]
+        case "off":
+            return []
     if marks:
-        return labelled("legend", f"accepted {mark_rejected('rejected', 0)} {mark_target('target')}")
-    text = labelled("legend", "").append("accepted", "accepted").append("  ")
-    return text.append("rejected", "rejected").append("  ").append("target", "target")
+        # As `mark_rejected` writes a count, whatever the terminal can show.
+        return [accepted, Text(mark_rejected("rejected +n discarded", 0)), Text(mark_target("target"))]
+    return [accepted, Text("rejected", "rejected"), Text(f"{signs.discarded}n discarded", "discarded"), target]

@@ -20,6 +20,25 @@ ViewName = Literal["auto", "inline", "live", "text", "steps", "off"]
 SanitizeMode = Literal["auto", "always", "never"]
 
 
+def resolve_view(
+    name: ViewName, *, is_terminal: bool, color: ColorMode = "auto", default: ViewName = "inline"
+) -> ViewName:
+    """What `auto` means for an answer on stdout.
+
+    It is `default` on a terminal, and the exact bytes (`off`) in a pipe unless `--color always` asks for styles there;
+    FORCE_COLOR alone does not, since build servers set it for everybody.
+
+    Args:
+        name: What was asked for.
+        is_terminal: Whether stdout is a terminal.
+        color: What `--color` said.
+        default: What `auto` means on a terminal: `inline` for generate, `live` for chat.
+    """
+    if name != "auto":
+        return name
+    return default if is_terminal or color == "always" else "off"
+
+
 def choose_view(
     name: ViewName,
     *,
@@ -28,24 +47,18 @@ def choose_view(
     is_terminal: bool,
     color: ColorMode = "auto",
     sanitize_mode: SanitizeMode = "auto",
-    default: ViewName = "inline",
 ) -> View:
     """The view for an answer on stdout.
 
-    `auto` is `default` on a terminal, and the exact bytes in a pipe unless `--color always` asks for styles there;
-    FORCE_COLOR alone does not, since build servers set it for everybody.
-
     Args:
-        name: What was asked for.
+        name: What was asked for; see `resolve_view`.
         console: Console of stdout, from `make_console`.
         binary: The bytes of stdout.
         is_terminal: Whether stdout is a terminal.
         color: What `--color` said.
         sanitize_mode: `auto` leaves only the bytes of `off` in a pipe as they are: other views end before eyes.
-        default: What `auto` means on a terminal: `inline` for generate, `live` for chat.
     """
-    if name == "auto":
-        name = default if is_terminal or color == "always" else "off"
+    name = resolve_view(name, is_terminal=is_terminal, color=color)
     sanitizer: Sanitizer = partial(sanitize, ascii_only=is_ascii_only(console))
     if sanitize_mode == "never" or (sanitize_mode == "auto" and name == "off" and not is_terminal):
         sanitizer = unchanged

@@ -249,7 +249,7 @@ def test_an_unknown_view_names_the_nearest(stage: Stage) -> None:
     stage.play("/view inlne", "/view")
 
     assert "did you mean inline?" in stage.told
-    assert "the view is live" in stage.told
+    assert "view: off; there are auto, inline, live, text, steps, off" in stage.told
 
 
 def test_the_draft_is_changed_while_it_runs(stage: Stage, talker: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from rich.text import Text
 from specgen.errors import PairError, SpecgenError
 from specgen.events import Notice
 from specgen.render.messages import format_banner, format_error, format_notice, hang, labelled
+from specgen.render.views import ViewName
 from specgen.settings import SamplingSettings
 from tests.render.runs import info
 from tests.render.screens import terminal_console, written
@@ -16,7 +17,7 @@ def test_the_banner_names_both_models_the_settings_and_the_legend() -> None:
         "target   Qwen/Qwen2.5-7B-Instruct nf4 bfloat16 cuda:0 5.0 GiB",
         "draft    Qwen/Qwen2.5-0.5B-Instruct nf4 bfloat16 cuda:0",
         "settings drafts of up to 5 tokens, up to 256 new tokens, greedy",
-        "legend   accepted  rejected  target",
+        "legend   accepted  rejected  ⋯n discarded  target",
     ]
 
 
@@ -43,8 +44,28 @@ def test_the_legend_is_in_its_styles_or_its_marks() -> None:
 
     console.print(format_banner(info()))
 
-    assert "\x1b[1;36maccepted\x1b[0m  \x1b[2;9;35mrejected\x1b[0m  \x1b[4mtarget\x1b[0m" in written(console)
-    assert format_banner(info(), marks=True).plain.endswith("legend   accepted [-rejected-] {+target+}")
+    assert (
+        "\x1b[1;36maccepted\x1b[0m  \x1b[2;9;35mrejected\x1b[0m  \x1b[2m⋯n discarded\x1b[0m  \x1b[4mtarget\x1b[0m"
+        in written(console)
+    )
+    assert format_banner(info(), marks=True).plain.endswith("legend   accepted [-rejected +n discarded-] {+target+}")
+    assert format_banner(info(), ascii_only=True).plain.endswith("legend   accepted  rejected  +n discarded  target")
+
+
+@pytest.mark.parametrize(
+    ("view", "styled", "marked"),
+    [
+        ("text", "accepted  target", "accepted {+target+}"),
+        ("live", "accepted  target  rejected, gone with the next round", None),
+        ("steps", "accepted  -rejected  -discarded  +target", "accepted -rejected -discarded +target"),
+        ("off", None, None),
+    ],
+)
+def test_the_legend_is_of_the_view(view: ViewName, styled: str | None, marked: str | None) -> None:
+    for marks, expected in ((False, styled), (True, marked)):
+        _, _, legend = format_banner(info(), marks=marks, view=view).plain.partition("\nlegend   ")
+
+        assert legend == (expected or "")
 
 
 @pytest.mark.parametrize("drafter", ["model", "lookup", "none"])

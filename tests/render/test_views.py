@@ -10,7 +10,7 @@ from specgen.render.plain import PlainView
 from specgen.render.steps import StepsView
 from specgen.render.terminal import ColorMode
 from specgen.render.text import TextView
-from specgen.render.views import SanitizeMode, ViewName, choose_view
+from specgen.render.views import SanitizeMode, ViewName, choose_view, resolve_view
 from tests.render.screens import EXAMPLE, TARGET, pipe_console, round_text, show_all, terminal_console, written
 
 
@@ -40,9 +40,9 @@ def test_the_view_follows_the_wish_and_the_stream(
 
 
 def test_a_command_has_its_own_default_on_a_terminal() -> None:
-    view = choose_view("auto", console=terminal_console(), binary=io.BytesIO(), is_terminal=True, default="live")
-
-    assert type(view) is LiveView
+    assert resolve_view("auto", is_terminal=True, default="live") == "live"
+    assert resolve_view("auto", is_terminal=False, default="live") == "off"
+    assert resolve_view("text", is_terminal=True, default="live") == "text"
 
 
 def test_force_color_does_not_put_a_view_into_a_pipe() -> None:
