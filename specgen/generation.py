@@ -67,14 +67,15 @@ class Generation:
         """What the rounds are timed with; may be replaced before the iteration."""
         self._notices = list(session.notices)
         self._draft_window = _draft_window(session, request)
-        self._is_interrupted = False
+        self.is_interrupted = False
+        """Somebody asked it to stop."""
         self._error: Exception | None = None
         self._started = perf_counter()
         self._ended = self._started
 
     def interrupt(self) -> None:
         """End the answer after the round in progress. Safe to call from a signal handler."""
-        self._is_interrupted = True
+        self.is_interrupted = True
 
     def __iter__(self) -> Iterator[TextEvent]:
         request, session = self.request, self.session
@@ -190,7 +191,7 @@ class Generation:
         return self._draft_window is not None and len(self.session.text_ids) >= self._draft_window
 
     def _wants_end(self) -> bool:
-        return self._is_interrupted
+        return self.is_interrupted
 
     def _observe(self, event: TextEvent) -> None:
         if isinstance(event, Prefill):

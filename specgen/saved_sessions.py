@@ -123,7 +123,7 @@ class SessionFolder:
         path = self.path_of(name)
         if not path.is_file():
             near = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
-            hint = f"did you mean {near[0]}?" if near else "/sessions in a chat lists them"
+            hint = f"did you mean {near[0]}?" if near else "specgen --list sessions shows them, and /sessions in a chat"
             raise SettingsError(f"there is no saved session {name}", hint)
         return path
 

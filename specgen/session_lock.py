@@ -55,7 +55,8 @@ def locked(lock_path: Path, in_use: Callable[[str], SettingsError]) -> int:
                 os.close(descriptor)
                 raise in_use(owner) from error
     except OSError as error:
-        raise OutputError(f"cannot write to {lock_path.parent}: {error.strerror or error}") from error
+        hint = "make the folder first" if isinstance(error, FileNotFoundError) else None
+        raise OutputError(f"cannot write to {lock_path.parent}: {error.strerror or error}", hint) from error
 
 
 def _is_still_there(descriptor: int, path: Path) -> bool:

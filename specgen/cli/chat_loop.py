@@ -152,13 +152,16 @@ class Chat:
             conversation.messages = before
         if is_over:
             raise ending if isinstance(ending, Stopped) else Stopped(signum or 0)
-        self._tell_ending(generation, ending, has_reply=message is not None)
+        # Whoever pressed Ctrl-C waits for a prompt, and a second one is for leaving, not for a measurement.
+        self._tell_ending(generation, ending, has_reply=message is not None, may_calibrate=signum is None)
         if self.signals.signum is not None:
             raise Stopped(self.signals.signum)
         self.save()
         return message is not None
 
-    def _tell_ending(self, generation: Generation, ending: BaseException | None, *, has_reply: bool) -> None:
+    def _tell_ending(
+        self, generation: Generation, ending: BaseException | None, *, has_reply: bool, may_calibrate: bool
+    ) -> None:
         for notice in generation.notices:
             self.messages.warning(notice)
         if isinstance(ending, SpecgenError):
@@ -167,7 +170,8 @@ class Chat:
             self.tell("no reply; your message is taken back, and the Up key brings it again")
             return
         self.last = generation
-        is_new = self.look.calibrates and self.conversation.baseline is None and self._calibrate(generation)
+        is_due = may_calibrate and self.look.calibrates and self.conversation.baseline is None
+        is_new = is_due and self._calibrate(generation)
         if self.look.stats:
             self.messages.note(self._turn_line(generation.report()))
             if is_new:
@@ -233,7 +237,8 @@ class Chat:
         self.tell(f"{len(messages)} messages are back" if messages else "nothing was said in it yet")
         for message in messages[-2:]:
             who = "you  " if message.role == "user" else "model"
-            self.tell(f"{who} {brief(message.content, 70, ascii_only=self.ascii_only)}")
+            room = min(self.messages.console.width - len(who) - 1, 70)
+            self.tell(f"{who} {brief(message.content, room, ascii_only=self.ascii_only)}")
         if messages and messages[-1].role == "user":
             self.tell("your last message has no reply yet; /retry gets one")
 
@@ -245,6 +250,8 @@ class Chat:
         """Save for the last time and let go of the session."""
         self.save()
         self.saving.close()
+        if exit_code in (0, INTERRUPTED) and (name := self.saving.name):
+            self.messages.note(Text(f"saved; specgen chat --resume {name} goes on", style="muted"))
         if self.saving.failure is not None and exit_code == 0:
             self.messages.error(self.saving.failure)
             return self.saving.failure.exit_code

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from specgen.errors import OutputError, SettingsError
+from specgen.render.sanitize import one_line
 from specgen.render.wording import format_model
 from specgen.report import ModelInfo
 from specgen.saved_sessions import SessionFile, SessionFolder
@@ -83,6 +85,14 @@ class Saving:
         assert self.file is not None
         self.failure = None
         return self.file
+
+    @property
+    def name(self) -> str | None:
+        """What `--resume` takes, safe for a shell and a terminal; None if nothing is on disk."""
+        if self.file is None or self.failure is not None:
+            return None
+        is_ours = self.file.path.parent == self.folder.path
+        return shlex.quote(one_line(self.file.name if is_ours else str(self.file.path)))
 
     def switch_to(self, file: SessionFile | None) -> None:
         """Go on in another session; None: a new one at the next turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from specgen.cli.output import Answer, Messages
     from specgen.cli.signals import Stopped
     from specgen.generation import Generation
+    from specgen.report import RunReport
 
 
 class Interrupted(SpecgenError):
@@ -38,19 +40,26 @@ def leave(stopped: Stopped, *, as_json: bool) -> NoReturn:
     raise typer.Exit(stopped.exit_code) from None
 
 
+def saving_error(answer: Answer) -> SpecgenError | None:
+    """Write the answer's file; why that failed, for whoever has something to do before it is told."""
+    try:
+        answer.save()
+    except SpecgenError as error:
+        return error
+    return None
+
+
 def save_what_there_is(answer: Answer, messages: Messages) -> int:
     """Write the file of an answer that ended early, if there is anything to write.
 
     Returns:
         The exit code: 0, or that of an error, which has been told.
     """
-    try:
-        if answer.has_text:
-            answer.save()
-    except SpecgenError as error:
-        messages.error(error)
-        return error.exit_code
-    return 0
+    error = saving_error(answer) if answer.has_text else None
+    if error is None:
+        return 0
+    messages.error(error)
+    return error.exit_code
 
 
 def end_stopped(stopped: Stopped, answer: Answer, messages: Messages, generation: Generation | None) -> None:
@@ -64,13 +73,20 @@ def end_stopped(stopped: Stopped, answer: Answer, messages: Messages, generation
             answer.finish(generation.report())
 
 
+def _ended_by_error(generation: Generation) -> RunReport:
+    report = generation.report()
+    if report.finish_reason == "interrupted" and not generation.is_interrupted:
+        return replace(report, finish_reason="error")
+    return report
+
+
 def end_early(
     error: SpecgenError, answer: Answer, messages: Messages, generation: Generation | None, stats: bool
 ) -> None:
     """Bring an answer to its end that an error stopped; what was produced before stands."""
     from specgen.cli.output import silence_stdout
 
-    report = None if generation is None or not generation.counts.num_rounds else generation.report()
+    report = None if generation is None or not generation.counts.num_rounds else _ended_by_error(generation)
     try:
         answer.close()
         answer.fail(error, report)

@@ -20,20 +20,26 @@ def check_folder_of(path: Path | None) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file, with the permissions of any new one.
+    """Replace a file, with the permissions of any new one; a link stays one.
+
+    What is no file, such as /dev/null or a pipe, is written to: replacing it would take it from everybody else.
 
     Raises:
         OutputError: Any step failed; an old file is untouched.
     """
     temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        if os.path.exists(path) and not os.path.isfile(path):
+            path.write_bytes(data)
+            return
+        place = Path(os.path.realpath(path))
+        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

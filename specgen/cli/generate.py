@@ -9,7 +9,7 @@ import typer
 
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
-from specgen.cli.ending import end_early, end_stopped, save_what_there_is
+from specgen.cli.ending import end_early, end_stopped, save_what_there_is, saving_error
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import SettingsError, SpecgenError
 from specgen.settings import EngineSettings, ModelSettings
@@ -179,11 +179,12 @@ def generate(
             if view != "off" and answer.view is not None:
                 messages.banner(generation.info, answer.view_name)
             _run(generation, answer, messages, signals, foreground)
-            # The file first: the document still can say that it failed.
-            answer.save()
-            wants_figures = (stats and not quiet) or form in ("json", "ndjson")
-            if wants_figures and not signals.exit_code:
+            # The file first: the document and the summary still are whole if it can't be written.
+            failed = saving_error(answer)
+            if ((stats and not quiet) or form in ("json", "ndjson")) and not signals.exit_code:
                 _measure_baseline(generation, baseline, messages, signals)
+            if failed:
+                raise failed
             report = generation.report()
             answer.finish(report)
             if stats:

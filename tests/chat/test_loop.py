@@ -261,7 +261,7 @@ def test_the_draft_is_changed_while_it_runs(stage: Stage, talker: Path, tmp_path
     assert "draft: none, plain decoding" in stage.told
     assert "draft: prompt lookup, no model" in stage.told
     assert "no model at /nowhere/x" in stage.told
-    assert stage.told.rstrip().splitlines()[-1].startswith("draft: talker")
+    assert stage.told.rstrip().splitlines()[-2].startswith("draft: talker")
 
 
 def test_k_is_changed_and_checked(stage: Stage) -> None:
@@ -472,6 +472,49 @@ def test_the_first_ctrl_c_keeps_the_reply_and_the_chat_goes_on(open_stage: Opene
     generation = stage.chat.last
     assert generation is not None
     assert generation.token_ids == fresh_ids(generation.session, generation)
+
+
+def test_a_stopped_reply_is_not_followed_by_a_measurement(open_stage: Opener, toy: Path) -> None:
+    stage = open_stage(toy, settings=ChatSettings(GREEDY, max_new_tokens=30, draft_tokens="2"))
+    at_round(stage, 3, raise_signal(signal.SIGINT))
+    stage.chat.look.calibrates = True
+    found = []
+
+    stage.play(
+        "a",
+        lambda: found.append(stage.chat.conversation.baseline),
+        lambda: setattr(stage.chat, "look", Look()),
+        "b",
+        lambda: found.append(stage.chat.conversation.baseline),
+    )
+
+    assert found[0] is None
+    assert found[1] is not None
+
+
+def test_leaving_says_how_to_go_on(stage: Stage, state: Path) -> None:
+    assert stage.play("a") == 0
+
+    (path,) = sessions(state)
+    assert stage.told.endswith(f"saved; specgen chat --resume {path.stem} goes on\n")
+
+
+def test_leaving_without_a_word_said_has_nothing_to_go_on_with(stage: Stage) -> None:
+    assert stage.play("/help") == 0
+
+    assert "--resume" not in stage.told
+
+
+def test_a_session_elsewhere_is_named_by_its_path(stage: Stage, tmp_path: Path) -> None:
+    assert stage.play("a", f"/save {tmp_path}/my chat.json") == 0
+
+    assert stage.told.endswith(f"saved; specgen chat --resume '{tmp_path}/my chat.json' goes on\n")
+
+
+def test_a_folder_that_is_missing_is_told_with_what_to_do(stage: Stage) -> None:
+    stage.play("a", "/save nowhere/to/be")
+
+    assert "hint: make the folder first" in stage.told
 
 
 def test_the_second_ctrl_c_leaves_with_130_and_the_session_saved(stage: Stage, state: Path) -> None:

@@ -38,10 +38,10 @@ class ScriptedGeneration:
         self._num_rounds = num_rounds
         self._text = ""
         self._reason: FinishReason = "interrupted"
-        self._is_interrupted = False
+        self.is_interrupted = False
 
     def interrupt(self) -> None:
-        self._is_interrupted = True
+        self.is_interrupted = True
 
     def __iter__(self) -> Iterator[TextEvent]:
         yield Prefill(9, 0, 0.01, 0.01)
@@ -57,7 +57,7 @@ class ScriptedGeneration:
             event = RoundText(round_, pieces)
             self._text += event.kept
             yield event
-            if self._is_interrupted:
+            if self.is_interrupted:
                 yield FinalText("", Finish("interrupted"))
                 return
         self._reason = "stop"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -577,8 +578,38 @@ def test_a_file_that_can_not_be_written_keeps_the_old_one_and_the_answer(
 
     assert (ended.code, ended.out) == (7, LINE)
     assert error_of(ended) == f"cannot write {path}: No space left on device"
+    # The answer is whole, and so are its figures.
+    assert "speedup " in ended.err
+    assert "--baseline" not in ended.err
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir() if "answer" in entry.name] == ["answer.txt"]
+
+
+def test_what_is_no_file_is_written_to_and_stays_what_it_is(generate: Cli, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # Open for reading, too, so that no writer waits for a reader.
+    reader = os.open(pipe, os.O_RDWR)
+
+    ended = generate("-o", pipe)
+
+    assert (ended.code, ended.out) == (0, LINE)
+    assert os.read(reader, 1000) == LINE
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert [entry.name for entry in tmp_path.iterdir() if "pipe" in entry.name] == ["pipe"]
+    os.close(reader)
+
+
+def test_a_link_stays_one_and_its_file_is_replaced(generate: Cli, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "answer.txt")
+
+    for _ in range(2):  # a link to nothing yet, and to a file
+        assert generate("-o", tmp_path / "link").code == 0
+
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "answer.txt").read_bytes() == LINE
+    assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["answer.txt"]
 
 
 def test_json_with_a_file_that_can_not_be_written_stays_one_document(generate: Cli, tmp_path: Path) -> None:

@@ -93,6 +93,14 @@ def test_a_full_disk_is_one_error_line_and_exit_7(form: str) -> None:
     assert (ended.code, ended.err) == (7, FULL)
 
 
+def test_a_summary_calls_no_full_disk_an_interrupt() -> None:
+    ended = shell("specgen generate hi >/dev/full")
+
+    assert ended.code == 7
+    assert "ended    by an error\n" in ended.err
+    assert "interrupted" not in ended.err
+
+
 @pytest.mark.parametrize("words", ["--help", "--version", "generate --help", "chat --help"])
 @pytest.mark.fault("F57")
 def test_help_and_version_on_a_full_disk_are_no_bug(words: str) -> None:
