@@ -111,6 +111,7 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
         window=window,
         num_positions=positions,
         library_bytes=_resident_bytes(),
+        drafter=plan.settings.drafter,
     )
 
 

@@ -135,6 +135,7 @@ class PairReport:
         num_positions: What the memory is planned for.
         library_bytes: What this program and its libraries take, without any model; main memory.
         costs: Of passes, if they were measured; the draft's under `draft`.
+        drafter: What proposes the drafts: `model`, `lookup`, `model+lookup` or `none`.
     """
 
     models: tuple[ModelPlan, ...]
@@ -145,6 +146,7 @@ class PairReport:
     num_positions: int
     library_bytes: int | None
     costs: Costs | None = None
+    drafter: str = "none"
 
     @property
     def peak_bytes(self) -> int:

@@ -16,10 +16,11 @@ from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.messages import labelled
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
-from specgen.render.wording import format_size
+from specgen.render.wording import format_drafter, format_size
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 LENGTHS = (1, 2, 4, 8)
+_NO_MODEL = format_drafter(None, "lookup")
 
 
 def format_machine(
@@ -60,6 +61,9 @@ def format_machine(
 def format_pair(pair: PairReport, alphas: Sequence[float] = ALPHAS, *, ascii_only: bool = False) -> Text:
     """Compatibility, memory, window, and what was measured; the best draft length at each of `alphas`."""
     lines = [line for model in pair.models for line in _model_lines(model)]
+    if pair.drafter in ("lookup", "model+lookup"):
+        beside = pair.drafter == "model+lookup"
+        lines.append(labelled("" if beside else "draft", "prompt lookup beside it" if beside else _NO_MODEL))
     if pair.num_shared_tokens is not None:
         lines.append(labelled("tokens", f"compatible: {pair.num_shared_tokens} ids mean the same to both"))
     lines += [labelled("", pair.notice)] if pair.notice else []
@@ -153,6 +157,7 @@ def _pair_document(pair: PairReport, alphas: Sequence[float]) -> Document:
     document: Document = {
         "models": [asdict(model) for model in pair.models],
         "devices": [{**asdict(device), "fits": device.fits} for device in pair.devices],
+        "drafter": pair.drafter,
         "num_shared_tokens": pair.num_shared_tokens,
         "notice": pair.notice,
         "window": pair.window,

@@ -103,7 +103,7 @@ def _signs(view: ViewName, signs: Glyphs, *, marks: bool) -> list[Text]:
         case "text":
             return [accepted, Text(mark_target("target")) if marks else target]
         case "live":
-            return [] if marks else [accepted, target, Text("rejected, gone with the next round", "pending")]
+            return [] if marks else [accepted, target, Text("rejected, for a moment", "pending")]
         case "off":
             return []
     if marks:

@@ -32,6 +32,8 @@ _BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|[GM]iB|m?s\b)")
 
 ABOUT_ONE = 0.97
 """From here to 1 the timing of a few tokens can't tell the two apart: no claim, and no advice, rests on it."""
+FEW_TOKENS = 12
+"""One try at the start makes a shorter answer slower, whatever the pair is worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,8 @@ def _speedup(report: RunReport) -> str:
         return f"{speedup:.2f}x over the target alone ({method})"
     slower = f"{speedup:.2f}x, slower than the target alone ({method})"
     why, cure = why_slower(report), what_to_try(report)
+    if why and report.counts.num_emitted < FEW_TOKENS:
+        return f"{slower}: {report.counts.num_emitted} tokens are too few to tell why"
     return f"{slower}. Why: {why}." + (f" Try {cure}." if cure else "") if why else slower
 
 

@@ -43,6 +43,22 @@ def test_a_pair_is_judged_from_files_and_tokenizers_alone(cli: Cli, toys: dict[s
     assert 2 * 320 * 320 * 4 < pair["models"][0]["memory"]["weights"] < 3 * 320 * 320 * 4
 
 
+@pytest.mark.parametrize(
+    ("draft", "lines"),
+    [
+        ("none", []),
+        ("lookup", ["draft    prompt lookup, no model"]),
+        ("{64}+lookup", ["         prompt lookup beside it"]),
+    ],
+)
+@pytest.mark.usefixtures("no_weights")
+def test_lookup_is_named_as_what_drafts(cli: Cli, toys: dict[str, Path], draft: str, lines: list[str]) -> None:
+    ended = cli("doctor", "-t", toys["target"], "-d", draft.replace("{64}", str(toys["64"])), *EXACT)
+
+    assert ended.code == 0
+    assert [line for line in ended.out.decode().splitlines() if "prompt lookup" in line] == lines
+
+
 @pytest.mark.usefixtures("no_weights")
 def test_tokenizers_that_differ_are_told_behind_the_machine(cli: Cli, toys: dict[str, Path], tmp_path: Path) -> None:
     from tokenizers.normalizers import Lowercase

@@ -56,7 +56,7 @@ def test_the_legend_is_in_its_styles_or_its_marks() -> None:
     ("view", "styled", "marked"),
     [
         ("text", "accepted  target", "accepted {+target+}"),
-        ("live", "accepted  target  rejected, gone with the next round", None),
+        ("live", "accepted  target  rejected, for a moment", None),
         ("steps", "accepted  -rejected  -discarded  +target", "accepted -rejected -discarded +target"),
         ("off", None, None),
     ],

@@ -111,6 +111,15 @@ def test_the_way_the_baseline_was_measured_is_named(baseline: Baseline, words: s
     assert words in format_summary(report(EXAMPLE, baseline=baseline), 120).plain
 
 
+def test_a_slower_run_of_few_tokens_blames_nothing() -> None:
+    few = report(counts((5, 5), (5, 4)), 0.002)
+
+    text = " ".join(format_summary(few, 80).plain.split())
+
+    assert "slower than the target alone (calibrated on 8 tokens): 11 tokens are too few to tell why" in text
+    assert "--draft none" not in text
+
+
 @pytest.mark.fault("F47")
 def test_a_slower_run_says_so_with_a_reason_and_something_to_try() -> None:
     text = " ".join(format_summary(report(EXAMPLE, 0.002), 80).plain.split())
