@@ -22,6 +22,7 @@ from specgen.cli.foreground import Foreground
 from specgen.cli.output import Messages
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.errors import SettingsError, SpecgenError
+from specgen.render.diagnosis import why_doubtful
 from specgen.render.summary import format_turn
 from specgen.render.terminal import is_ascii_only
 from specgen.report import RunReport
@@ -65,6 +66,8 @@ class Chat:
     """Text of files that goes in front of the next message."""
     last: Generation | None = None
     is_baseline_stale: bool = False
+    is_baseline_doubtful: bool = False
+    """The last speedup can't be: perhaps its timing was disturbed, and the next reply repeats it."""
 
     def greet(self, resumed: Transcript | None, system: str | None) -> None:
         """Say what runs and how to find out more; go on with a saved session, a system message given now first."""
@@ -170,14 +173,16 @@ class Chat:
             self.tell("no reply; your message is taken back, and the Up key brings it again")
             return
         self.last = generation
-        is_due = may_calibrate and self.look.calibrates and self.conversation.baseline is None
+        times = "once" if self.conversation.baseline is None else "again"
+        is_due = may_calibrate and self.look.calibrates and (times == "once" or self.is_baseline_doubtful)
         is_new = is_due and self._calibrate(generation)
+        report = generation.report()
+        self.is_baseline_doubtful = report.counts.num_drafted > 0 and why_doubtful(report) != ""
         if self.look.stats:
-            self.messages.note(self._turn_line(generation.report()))
+            self.messages.note(self._turn_line(report))
             if is_new:
-                self.messages.note(
-                    Text("(the target alone was timed once, on 8 tokens, for the speedup)", style="muted")
-                )
+                text = f"(the target alone was timed {times}, on 8 tokens, for the speedup)"
+                self.messages.note(Text(text, style="muted"))
         use = self.conversation.context_use()
         if use.is_nearly_full:
             how_full = f"{100 * use.share:.0f} % full" if use.share < 1 else "full"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -490,6 +491,18 @@ def test_a_stopped_reply_is_not_followed_by_a_measurement(open_stage: Opener, to
 
     assert found[0] is None
     assert found[1] is not None
+
+
+def test_a_timing_that_was_disturbed_is_repeated_behind_the_next_reply(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubts = ["not possible", "", "", ""]
+    monkeypatch.setattr(chat_loop, "why_doubtful", lambda report: doubts.pop(0))
+    stage.chat.look.calibrates = True
+
+    stage.play("a", "b", "c")
+
+    assert re.findall(r"timed (\w+), on 8 tokens", stage.told) == ["once", "again"]
 
 
 def test_leaving_says_how_to_go_on(stage: Stage, state: Path) -> None:
