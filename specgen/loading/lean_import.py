@@ -18,6 +18,11 @@ from typing import Any, TypeVar
 
 _COMPILER = "torch._dynamo"
 _WRAPPED = "torch._dynamo._trace_wrapped_higher_order_op"
+_META_KERNELS = "torch._meta_registrations"
+_META_PARTS = (
+    *("torch._decomp", "torch._prims", "torch._prims_common.wrappers", "torch._refs"),
+    *("torch.testing._internal.common_dtype", "torch.utils._content_store"),
+)
 _MODELS = ("transformers.loss.loss_utils", "transformers.masking_utils", "transformers.modeling_utils")
 # What brings torch.distributed.tensor, and, by the losses of object detection, scipy.optimize.
 _ANSWERED_NO = ("is_torch_distributed_available", "is_scipy_available")
@@ -44,6 +49,33 @@ def import_models_alone() -> None:
             # What fails here fails again for whoever wants it, where the error is told as what it is.
             with suppress(Exception):
                 importlib.import_module(name)
+
+
+@contextmanager
+def meta_kernels_put_off(torch: ModuleType) -> Iterator[None]:
+    """Around the import of torch: leave out what computes shapes in Python, for a device without memory, half a second.
+
+    Most operations know their shapes without. Compilers and whatever else works on shapes import the rest themselves;
+    what is made on the meta device here asks for it where that fails.
+    """
+    stand_in = ModuleType(_META_KERNELS)
+    sys.modules[_META_KERNELS] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(_META_KERNELS) is stand_in:
+            del sys.modules[_META_KERNELS]
+
+    def leave() -> None:
+        sys.meta_path.remove(finder)
+        importlib.import_module(_META_KERNELS)
+
+    # These import one another in a circle that can be entered in one place only.
+    finder = _RealParts(lambda name: name in _META_PARTS, leave)
+    sys.meta_path.insert(0, finder)
+    # They also finish the class of random generators, and do so once more when they are imported.
+    if finish := getattr(torch._C, "_set_generator_metaclass", None):
+        finish(importlib.import_module("torch._opaque_base").OpaqueBaseMeta)
 
 
 @contextmanager
@@ -75,7 +107,7 @@ def compiler_put_off() -> Iterator[None]:
         stand_ins[module_name] = ModuleType(module_name)
         vars(stand_ins[module_name]).update(kept, __getattr__=real)
 
-    finder = _RealParts(leave)
+    finder = _RealParts(lambda name: name.startswith(_COMPILER + "."), leave)
     # A path makes it a package: an import of a part goes to the finder, which has the real one.
     add_stand_in(_COMPILER, allow_in_graph=_as_it_is, assume_constant_result=_as_it_is, disable=_disable, __path__=[])
     # Used for masks that are made by vmap; made then, and then of the real class.
@@ -89,25 +121,26 @@ def compiler_put_off() -> Iterator[None]:
 
 
 class _RealParts(MetaPathFinder, Loader):
-    """Answers an import of a part of the compiler with the real part, after the stand-ins have left.
+    """Answers an import of what was left out with the real part, after the stand-ins have left.
 
     Args:
-        leave: Takes the stand-ins away.
+        is_left_out: Told the name of a module.
+        leave: Takes the stand-ins away, and this.
     """
 
-    def __init__(self, leave: Callable[[], None]) -> None:
+    def __init__(self, is_left_out: Callable[[str], bool], leave: Callable[[], None]) -> None:
+        self._is_left_out = is_left_out
         self._leave = leave
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
-        if not fullname.startswith(_COMPILER + "."):
-            return None
-        self._leave()
-        self._part = importlib.import_module(fullname)
-        self._spec = self._part.__spec__
-        return ModuleSpec(fullname, self, is_package=hasattr(self._part, "__path__"))
+        return ModuleSpec(fullname, self) if self._is_left_out(fullname) else None
 
-    def create_module(self, _: ModuleSpec) -> ModuleType:
-        return self._part
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        # Not as it is looked for: what then is there already would be executed a second time.
+        self._leave()
+        part = importlib.import_module(spec.name)
+        self._spec = part.__spec__
+        return part
 
     def exec_module(self, module: ModuleType) -> None:
         # It was executed by its own loader, and is to be found there again.
@@ -151,8 +184,12 @@ def empty_model(folder: Path, attention: str | None = None) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if attention is not None:
         config._attn_implementation = attention
-    with init_empty_weights(), no_init_weights():
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+    def make() -> Any:
+        with init_empty_weights(), no_init_weights():
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+    return _or_with_all_of_torch(make, make)
 
 
 def loaded_lean(load: Callable[[], T], device: str) -> T:
@@ -162,15 +199,28 @@ def loaded_lean(load: Callable[[], T], device: str) -> T:
         load: May be called a second time, where the first call failed before it read a weight.
         device: Where the model goes. Elsewhere than on a CPU its buffers have a way to go, and transformers does all.
     """
+
+    def without_sympy() -> T:
+        with meta_without_sympy():
+            return load()
+
     with compiler_put_off():
-        if device == "cpu":
-            try:
-                with meta_without_sympy():
-                    return load()
-            except RuntimeError as error:
-                if "meta" not in str(error):
-                    raise
-        return load()
+        if device != "cpu":
+            importlib.import_module(_META_KERNELS)
+            return load()
+        return _or_with_all_of_torch(without_sympy, load)
+
+
+def _or_with_all_of_torch(first: Callable[[], T], again: Callable[[], T]) -> T:
+    """`first`, and where it needs more of the meta device than there is, `again` with all there can be."""
+    try:
+        return first()
+    except RuntimeError as error:
+        # What torch can't do there is not always told with the device's name.
+        if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
+            raise
+    importlib.import_module(_META_KERNELS)
+    return again()
 
 
 @contextmanager

@@ -16,6 +16,10 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, cast
 
+from specgen.loading.first_import import around_import
+from specgen.loading.lean_import import meta_kernels_put_off
+from specgen.loading.model_list import LOOKER, model_list_kept
+
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
@@ -44,6 +48,8 @@ def prepare_libraries(verbose: bool) -> None:
         verbose: Leave their logs and warnings on (`-vv`). Without it, a load writes nothing to stdout or stderr.
     """
     _forbid_foreign_code()
+    around_import(LOOKER, model_list_kept)
+    around_import("torch", meta_kernels_put_off)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose:
         # It has no handler of its own; see specgen.loading.llamacpp_library.

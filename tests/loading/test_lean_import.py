@@ -46,7 +46,7 @@ def test_a_load_and_a_forward_import_no_compiler_nothing_distributed_no_scipy_an
 import torch
 with torch.inference_mode():
     model(torch.tensor([[1, 2, 3]]))
-heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "scipy", "sympy")
+heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "scipy", "sympy", "torch._meta_registrations")
 print(json.dumps([name for name in heavy if name in sys.modules]))
 """
 
@@ -111,7 +111,7 @@ print(json.dumps([
     real.repro.aoti is sys.modules["torch._dynamo.repro.aoti"],
     all(type(sys.modules[name].__spec__.loader).__name__ == "SourceFileLoader" for name in sys.modules
         if name.startswith("torch._dynamo") and sys.modules[name].__spec__),
-    not any("specgen" in type(finder).__module__ for finder in sys.meta_path),
+    not any(type(finder).__name__ == "_RealParts" for finder in sys.meta_path),
 ]))
 """
 
@@ -137,6 +137,90 @@ with compiler_put_off():
     from torch._dynamo._trace_wrapped_higher_order_op import trace_wrapped
 import torch._dynamo._trace_wrapped_higher_order_op as real
 print(json.dumps(trace_wrapped is real.trace_wrapped))
+"""
+
+    assert _told(code) is True
+
+
+def test_shapes_on_the_meta_device_are_computed_again_once_somebody_imports_what_was_left_out() -> None:
+    code = """
+import torch
+def where():
+    tensor = torch.empty(2, device="meta")
+    return torch.where(tensor > 0, tensor, tensor)
+told = []
+try:
+    where()
+except NotImplementedError as error:
+    told.append("meta" in str(error).lower())
+import torch._decomp
+told.append(where().is_meta)
+told.append(torch.rand(2, generator=torch.Generator().manual_seed(1)).tolist())
+print(json.dumps(told))
+"""
+
+    assert _told(code) == [True, True, torch.rand(2, generator=torch.Generator().manual_seed(1)).tolist()]
+
+
+def test_whatever_part_of_what_was_left_out_is_imported_first_works() -> None:
+    code = """
+import importlib
+import os
+import torch
+before = set(sys.modules)
+names = []
+def works(name):
+    importlib.import_module(name)
+    tensor = torch.empty(2, device="meta")
+    assert torch.where(tensor > 0, tensor, tensor).is_meta, name
+    assert len(torch._decomp.decomposition_table) > 1000, name
+    assert all(sys.modules[one].__spec__.name == one for one in set(sys.modules) - before if one.startswith("torch."))
+def child(name):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            works(name)
+            os._exit(0)
+        except BaseException as error:
+            print(name, error, file=sys.stderr, flush=True)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+reader, writer = os.pipe()
+if os.fork() == 0:
+    importlib.import_module("torch._meta_registrations")
+    found = sorted(name for name in set(sys.modules) - before if name.startswith("torch."))
+    os.write(writer, json.dumps(found).encode())
+    os._exit(0)
+os.close(writer)
+with open(reader) as file:
+    names = json.loads(file.read())
+print(json.dumps([len(names) > 10, [name for name in names if child(name)]]))
+"""
+
+    assert _told(code) == [True, []]
+
+
+def test_a_load_that_computes_shapes_without_memory_is_begun_again_with_all_of_torch() -> None:
+    code = """
+import torch
+from specgen.loading.lean_import import loaded_lean
+calls = []
+def load():
+    calls.append(1)
+    tensor = torch.empty(2, device="meta")
+    return torch.where(tensor > 0, tensor, tensor).is_meta
+print(json.dumps([loaded_lean(load, "cpu"), len(calls)]))
+"""
+
+    assert _told(code) == [True, 2]
+
+
+def test_a_device_gets_all_of_torch_at_once() -> None:
+    code = """
+import torch
+from specgen.loading.lean_import import loaded_lean
+loaded_lean(lambda: None, "cuda:0")
+print(json.dumps("torch._meta_registrations" in sys.modules))
 """
 
     assert _told(code) is True
