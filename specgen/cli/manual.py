@@ -7,7 +7,7 @@ from specgen.cli.surface import Command, Option, Program
 from specgen.errors import SpecgenError
 
 FOLDERS = {
-    "SPECGEN_CACHE": "Folder of what can be made again: converted GGUF files, the built-in model, costs of passes, lists.",
+    "SPECGEN_CACHE": "Folder of what can be made again: converted GGUF files, the built-in model, costs of passes.",
     "SPECGEN_STATE": "Folder of what is yours: saved sessions, the history of chats, raw runs of bench.",
 }
 """Variables that stand in for no option."""
