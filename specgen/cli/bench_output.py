@@ -12,7 +12,7 @@ from specgen.bench.advice import Recommendation, recommend
 from specgen.bench.figures import Figures, figures_of
 from specgen.bench.values import BenchReport, Step
 from specgen.cli.bench_options import BenchFormat
-from specgen.cli.files import check_folder_of, write_whole
+from specgen.cli.files import check_place, is_stream, write_whole
 from specgen.cli.output import Messages
 from specgen.cli.stdout import require_stdout, write_utf8
 from specgen.errors import OutputError, SpecgenError
@@ -48,11 +48,11 @@ class Exports:
         """Refuse what can't be written before anything is measured.
 
         Raises:
-            OutputError: A folder is missing.
+            OutputError: A folder is missing, or a file is one.
             SettingsError: A plot of an unknown form, or matplotlib is missing.
         """
         for path in (self.json, self.csv, self.markdown, self.plot):
-            check_folder_of(path)
+            check_place(path, "the results")
         if self.plot is not None:
             from specgen.render.bench_plot import check_plot
 
@@ -180,7 +180,7 @@ class BenchOutput:
             return
         try:
             path = self._exports.json
-            if path is None:
+            if path is None or is_stream(path):  # who reads a stream wants one document, at the end
                 path = private_folder(state_folder() / "bench") / LAST_RESULTS
             write_whole(path, (dumps(bench_document(report)) + "\n").encode())
         except OutputError as error:

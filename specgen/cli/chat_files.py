@@ -11,6 +11,7 @@ from rich.text import Text
 
 from specgen.cli.prompt_input import decode, read_capped
 from specgen.errors import PromptError, SettingsError
+from specgen.render.cells import cut_to_cells
 from specgen.render.sanitize import one_line
 from specgen.saved_sessions import SessionFile, SessionSetAside
 
@@ -84,6 +85,5 @@ def sessions(chat: Chat, argument: str) -> None:  # noqa: ARG001
 
 
 def brief(text: str, longest: int = 60, *, ascii_only: bool = False) -> str:
-    """A text on one safe line, cut."""
-    safe = one_line(re.sub(r"\s+", " ", text), ascii_only=ascii_only)
-    return safe if len(safe) <= longest else safe[: longest - 3] + "..."
+    """A text on one safe line, cut to so many cells."""
+    return cut_to_cells(one_line(re.sub(r"\s+", " ", text), ascii_only=ascii_only), longest, "...")

@@ -242,7 +242,7 @@ class Chat:
         self.tell(f"{len(messages)} messages are back" if messages else "nothing was said in it yet")
         for message in messages[-2:]:
             who = "you  " if message.role == "user" else "model"
-            room = min(self.messages.console.width - len(who) - 1, 70)
+            room = max(min(self.messages.console.width - len(who) - 1, 70), 10)
             self.tell(f"{who} {brief(message.content, room, ascii_only=self.ascii_only)}")
         if messages and messages[-1].role == "user":
             self.tell("your last message has no reply yet; /retry gets one")

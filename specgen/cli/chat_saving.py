@@ -92,7 +92,7 @@ class Saving:
         if self.file is None or self.failure is not None:
             return None
         is_ours = self.file.path.parent == self.folder.path
-        return shlex.quote(one_line(self.file.name if is_ours else str(self.file.path)))
+        return shlex.quote(one_line(self.file.name if is_ours else os.path.abspath(self.file.path)))
 
     def switch_to(self, file: SessionFile | None) -> None:
         """Go on in another session; None: a new one at the next turn."""

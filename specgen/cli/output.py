@@ -14,7 +14,7 @@ from typing import IO, BinaryIO
 from rich.console import Console
 from rich.text import Text
 
-from specgen.cli.files import write_whole
+from specgen.cli.files import check_place, write_whole
 from specgen.cli.options import Format
 from specgen.cli.stdout import require_stdout, write_utf8
 from specgen.errors import OutputError, SpecgenError
@@ -120,10 +120,7 @@ class Answer:
         self, form: Format, view: ViewName, color: ColorMode, sanitize_mode: SanitizeMode, path: Path | None
     ) -> None:
         require_stdout("the answer")
-        if path is not None and not path.absolute().parent.is_dir():
-            raise OutputError(f"cannot write the answer: no folder {path.absolute().parent}", "make it first")
-        if path is not None and os.path.isdir(path):  # Path's own raises on a name too long, which the writing tells
-            raise OutputError(f"cannot write the answer: {path} is a folder", "give a file in it")
+        check_place(path, "the answer")
         self.form = form
         self._path = path
         self._is_finished = False

@@ -39,7 +39,9 @@ def _wrong_number(error: Exception, program: Program, see: str) -> SettingsError
     """For a value that is no number or none of those allowed, which pydantic found; None for another error."""
     complaints = getattr(error.__cause__, "errors", None)
     names = getattr(getattr(error, "param", None), "opts", ())
-    option = next((one for command in program.commands for one in command.options if set(names) & set(one.names)), None)
+    command = getattr(getattr(error, "ctx", None), "info_name", None)
+    options = (one for each in program.commands if each.name == command for one in each.options)
+    option = next((one for one in options if set(names) & set(one.names)), None)
     if option is None or not callable(complaints):
         return None
     complaint: Mapping[str, Any] = complaints()[0]

@@ -1,11 +1,12 @@
-"""Something to do around the first import of a module, whoever imports it and whenever."""
+"""Something to do around the first import of a module or in its place, whoever imports it and whenever."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -33,8 +34,9 @@ class _Around(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
-        spec = next((spec for finder in behind if (spec := finder.find_spec(fullname, path, target))), None)
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
+        found = (find(fullname, path, target) for finder in behind if (find := getattr(finder, "find_spec", None)))
+        spec: ModuleSpec | None = next(filter(None, found), None)
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module
@@ -47,3 +49,31 @@ class _Around(MetaPathFinder):
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+class RealParts(MetaPathFinder, Loader):
+    """Answers an import of what was left out with the real part, after the stand-ins have left.
+
+    Args:
+        is_left_out: Told the name of a module.
+        leave: Takes the stand-ins away, and this.
+    """
+
+    def __init__(self, is_left_out: Callable[[str], bool], leave: Callable[[], None]) -> None:
+        self._is_left_out = is_left_out
+        self._leave = leave
+        self._specs: dict[str, ModuleSpec | None] = {}
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if self._is_left_out(fullname) else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        # Not as it is looked for: what then is there already would be executed a second time.
+        self._leave()
+        part = importlib.import_module(spec.name)
+        self._specs[spec.name] = part.__spec__
+        return part
+
+    def exec_module(self, module: ModuleType) -> None:
+        # It was executed by its own loader, and is to be found there again.
+        module.__spec__ = self._specs.pop(module.__name__)

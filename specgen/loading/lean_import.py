@@ -7,25 +7,25 @@ them runs here. Whoever needs them later gets the real ones.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from specgen.loading.first_import import RealParts
+from specgen.loading.meta_kernels import all_meta_kernels
+
 _COMPILER = "torch._dynamo"
 _WRAPPED = "torch._dynamo._trace_wrapped_higher_order_op"
-_META_KERNELS = "torch._meta_registrations"
-_META_PARTS = (
-    *("torch._decomp", "torch._prims", "torch._prims_common.wrappers", "torch._refs"),
-    *("torch.testing._internal.common_dtype", "torch.utils._content_store"),
-)
 _MODELS = ("transformers.loss.loss_utils", "transformers.masking_utils", "transformers.modeling_utils")
 # What brings torch.distributed.tensor, and, by the losses of object detection, scipy.optimize.
 _ANSWERED_NO = ("is_torch_distributed_available", "is_scipy_available")
+
+_META = re.compile(r"(?<![\w/-])meta(?![\w/-])", re.IGNORECASE)
+"""The device, and neither Meta-Llama nor metadata."""
 
 T = TypeVar("T")
 
@@ -49,33 +49,6 @@ def import_models_alone() -> None:
             # What fails here fails again for whoever wants it, where the error is told as what it is.
             with suppress(Exception):
                 importlib.import_module(name)
-
-
-@contextmanager
-def meta_kernels_put_off(torch: ModuleType) -> Iterator[None]:
-    """Around the import of torch: leave out what computes shapes in Python, for a device without memory, half a second.
-
-    Most operations know their shapes without. Compilers and whatever else works on shapes import the rest themselves;
-    what is made on the meta device here asks for it where that fails.
-    """
-    stand_in = ModuleType(_META_KERNELS)
-    sys.modules[_META_KERNELS] = stand_in
-    try:
-        yield
-    finally:
-        if sys.modules.get(_META_KERNELS) is stand_in:
-            del sys.modules[_META_KERNELS]
-
-    def leave() -> None:
-        sys.meta_path.remove(finder)
-        importlib.import_module(_META_KERNELS)
-
-    # These import one another in a circle that can be entered in one place only.
-    finder = _RealParts(lambda name: name in _META_PARTS, leave)
-    sys.meta_path.insert(0, finder)
-    # They also finish the class of random generators, and do so once more when they are imported.
-    if finish := getattr(torch._C, "_set_generator_metaclass", None):
-        finish(importlib.import_module("torch._opaque_base").OpaqueBaseMeta)
 
 
 @contextmanager
@@ -107,7 +80,7 @@ def compiler_put_off() -> Iterator[None]:
         stand_ins[module_name] = ModuleType(module_name)
         vars(stand_ins[module_name]).update(kept, __getattr__=real)
 
-    finder = _RealParts(lambda name: name.startswith(_COMPILER + "."), leave)
+    finder = RealParts(lambda name: name.startswith(_COMPILER + "."), leave)
     # A path makes it a package: an import of a part goes to the finder, which has the real one.
     add_stand_in(_COMPILER, allow_in_graph=_as_it_is, assume_constant_result=_as_it_is, disable=_disable, __path__=[])
     # Used for masks that are made by vmap; made then, and then of the real class.
@@ -118,33 +91,6 @@ def compiler_put_off() -> Iterator[None]:
         yield
     finally:
         leave()
-
-
-class _RealParts(MetaPathFinder, Loader):
-    """Answers an import of what was left out with the real part, after the stand-ins have left.
-
-    Args:
-        is_left_out: Told the name of a module.
-        leave: Takes the stand-ins away, and this.
-    """
-
-    def __init__(self, is_left_out: Callable[[str], bool], leave: Callable[[], None]) -> None:
-        self._is_left_out = is_left_out
-        self._leave = leave
-
-    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if self._is_left_out(fullname) else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        # Not as it is looked for: what then is there already would be executed a second time.
-        self._leave()
-        part = importlib.import_module(spec.name)
-        self._spec = part.__spec__
-        return part
-
-    def exec_module(self, module: ModuleType) -> None:
-        # It was executed by its own loader, and is to be found there again.
-        module.__spec__ = self._spec
 
 
 @contextmanager
@@ -206,7 +152,7 @@ def loaded_lean(load: Callable[[], T], device: str) -> T:
 
     with compiler_put_off():
         if device != "cpu":
-            importlib.import_module(_META_KERNELS)
+            all_meta_kernels()
             return load()
         return _or_with_all_of_torch(without_sympy, load)
 
@@ -217,9 +163,9 @@ def _or_with_all_of_torch(first: Callable[[], T], again: Callable[[], T]) -> T:
         return first()
     except RuntimeError as error:
         # What torch can't do there is not always told with the device's name.
-        if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
+        if not isinstance(error, NotImplementedError) and not _META.search(str(error)):
             raise
-    importlib.import_module(_META_KERNELS)
+    all_meta_kernels()
     return again()
 
 

@@ -17,7 +17,7 @@ from importlib import metadata
 from typing import Any, cast
 
 from specgen.loading.first_import import around_import
-from specgen.loading.lean_import import meta_kernels_put_off
+from specgen.loading.meta_kernels import meta_kernels_put_off
 from specgen.loading.model_list import LOOKER, model_list_kept
 
 _QUIET = {

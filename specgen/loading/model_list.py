@@ -20,7 +20,6 @@ from specgen.loading.cache import cache_root, write_entry
 
 LOOKER = "transformers.utils.import_utils"
 LOOK = "create_import_structure_from_path"
-FILE = "transformers-models.json"
 
 Found = dict[Any, Any]
 """By folder what is found in it, and by the libraries they need the modules with the names they export."""
@@ -50,19 +49,26 @@ def listed(models: Path, look: Callable[[str], Found]) -> Found:
         models: transformers' folder of models.
         look: Reads all its files.
     """
-    path = cache_root() / FILE
-    state = _state_of(models)
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+    try:
+        path, state = file_for(models), _state_of(models)
+    except OSError:
+        return look(str(models))
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         kept = json.loads(path.read_bytes())
-        if kept["state"] == state:
-            return _from_json(kept["found"])
+        if kept["state"] == state and (found := _from_json(kept["found"])):
+            return found
     found = look(str(models))
-    with suppress(OSError, ValueError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         document = _to_json(found)
         # Of another form than the one described, it is not kept.
         if _from_json(document) == found:
             write_entry(path, json.dumps({"state": state, "found": document}).encode())
     return found
+
+
+def file_for(models: Path) -> Path:
+    """Where the list of a folder is kept: every installed transformers has its own."""
+    return cache_root() / f"transformers-{hashlib.sha256(str(models).encode()).hexdigest()[:12]}.json"
 
 
 def _state_of(models: Path) -> str:
@@ -97,7 +103,13 @@ def _to_json(found: Found) -> dict[str, Any]:
 def _from_json(document: dict[str, Any]) -> Found:
     inside = {name: _from_json(part) for name, part in document["folders"].items()}
     modules = {
-        frozenset(needed): {name: set(exported) for name, exported in names.items()}
+        frozenset(_words(needed)): {name: set(_words(exported)) for name, exported in names.items()}
         for needed, names in document["modules"]
     }
     return {**inside, **modules}
+
+
+def _words(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise TypeError(f"{value!r} is no list of words")
+    return value

@@ -102,7 +102,7 @@ def known_names() -> list[str]:
     """The built-in model, and what the hub's cache holds with a config, as `owner/name`."""
     found = []
     for folder in _hub_cache().glob("models--*"):
-        if any((snapshot / "config.json").exists() for snapshot in folder.glob("snapshots/*")):
+        if any(os.path.exists(snapshot / "config.json") for snapshot in folder.glob("snapshots/*")):
             found.append("/".join(folder.name.split("--")[1:]))
     return [BUILT_IN_NAME, *sorted(found, key=str.lower)]
 
@@ -114,8 +114,9 @@ def hint_for(name: str, otherwise: str) -> str:
         name: As typed.
         otherwise: What helps if the name is right: a name may be close to another and still be meant.
     """
-    found = near_names(Path(name)) or _close(name, known_names())
-    words = [f"--draft {word}" for word in _close(name, DRAFT_WORDS, cutoff=0.75)]
+    found = near_names(Path(name)) or _close(name, [known for known in known_names() if known != name])
+    # A word that is right was no draft's.
+    words = [f"--draft {word}" for word in _close(name, DRAFT_WORDS, cutoff=0.75) if word != name]
     return f"did you mean {' or '.join([*words, *found])}? if not, {otherwise}" if words or found else otherwise
 
 

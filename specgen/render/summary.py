@@ -164,7 +164,7 @@ def _speedup(report: RunReport) -> str:
     slower = f"{speedup:.2f}x, slower than the target alone ({method})"
     why, cure = why_slower(report), what_to_try(report)
     if why and report.counts.num_emitted < FEW_TOKENS:
-        return f"{slower}: {report.counts.num_emitted} tokens are too few to tell why"
+        return f"{slower}: too few tokens ({report.counts.num_emitted}) to tell why"
     return f"{slower}. Why: {why}." + (f" Try {cure}." if cure else "") if why else slower
 
 

@@ -476,19 +476,23 @@ def test_the_first_ctrl_c_keeps_the_reply_and_the_chat_goes_on(open_stage: Opene
 
 
 def test_a_stopped_reply_is_not_followed_by_a_measurement(open_stage: Opener, toy: Path) -> None:
-    stage = open_stage(toy, settings=ChatSettings(GREEDY, max_new_tokens=30, draft_tokens="2"))
-    at_round(stage, 3, raise_signal(signal.SIGINT))
+    stage = open_stage(toy, settings=ChatSettings(GREEDY, max_new_tokens=60, draft_tokens="2"))
+    at_round(stage, 12, raise_signal(signal.SIGINT))
     stage.chat.look.calibrates = True
-    found = []
+    found: list[object] = []
+    lengths: list[int] = []
 
     stage.play(
         "a",
+        lambda: lengths.append(0 if stage.chat.last is None else len(stage.chat.last.token_ids)),
         lambda: found.append(stage.chat.conversation.baseline),
         lambda: setattr(stage.chat, "look", Look()),
         "b",
         lambda: found.append(stage.chat.conversation.baseline),
     )
 
+    # Long enough for the timing.
+    assert lengths[0] >= 8
     assert found[0] is None
     assert found[1] is not None
 

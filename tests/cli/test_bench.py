@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,17 @@ def test_check_catches_a_planted_bug_in_the_accept_rule(bench: Cli, monkeypatch:
     assert "differs from the target's own text in 2 of 2 prompts" in ended.err
 
 
+def test_a_pipe_gets_one_document_at_the_end(bench: Cli, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+
+    ended = bench("-k", "2", "-d", "lookup", f"--export-json={pipe}")
+
+    assert ended.code == 0
+    assert len(json.loads(reader.communicate(timeout=20)[0])["results"]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -170,6 +183,7 @@ def test_check_catches_a_planted_bug_in_the_accept_rule(bench: Cli, monkeypatch:
         (["-k", "8-2"], "is no range"),
         (["-k", "1,x"], "--draft-tokens 'x' is no draft length\nhint: give lengths as in 1,2,4 or 1-8"),
         (["-k", "65"], "out of range"),
+        (["-n", "1"], "--max-new-tokens 1 is out of range\nhint: give a value, at least 2; see specgen bench --help"),
         (["-d", "none"], "the target alone is always measured"),
         (["--check", "--temperature", "1"], "--check compares greedy texts"),
         (["--plot", "out.pdf"], "neither .svg nor .png"),

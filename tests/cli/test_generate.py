@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.cli.files import write_whole
 from specgen.engine.model import CachedModel
 from specgen.engine.verification import verify
 from specgen.errors import ModelFileError, NumericalError
@@ -598,6 +599,34 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(generate: Cli, tmp_p
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert [entry.name for entry in tmp_path.iterdir() if "pipe" in entry.name] == ["pipe"]
     os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_an_output_of_our_own_gets_the_answer_behind_what_it_holds(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log"
+    with path.open("w") as log:
+        log.write("before\n")
+        log.flush()
+        kept = os.dup(1)
+        os.dup2(log.fileno(), 1)
+        try:
+            write_whole(Path(name), b"answer\n")
+            os.write(1, b"behind\n")
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+    assert path.read_text() == "before\nanswer\nbehind\n"
+
+
+def test_a_link_into_a_folder_that_is_missing_is_refused_before_anything_is_loaded(
+    generate: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "answer.txt")
+
+    assert error_of(generate("-o", tmp_path / "link")) == f"cannot write the answer: no folder {tmp_path / 'nowhere'}"
 
 
 def test_a_link_stays_one_and_its_file_is_replaced(generate: Cli, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ print(json.dumps([
     real.repro.aoti is sys.modules["torch._dynamo.repro.aoti"],
     all(type(sys.modules[name].__spec__.loader).__name__ == "SourceFileLoader" for name in sys.modules
         if name.startswith("torch._dynamo") and sys.modules[name].__spec__),
-    not any(type(finder).__name__ == "_RealParts" for finder in sys.meta_path),
+    not any(type(finder).__name__ == "RealParts" for finder in sys.meta_path),
 ]))
 """
 
@@ -160,6 +160,67 @@ print(json.dumps(told))
 """
 
     assert _told(code) == [True, True, torch.rand(2, generator=torch.Generator().manual_seed(1)).tolist()]
+
+
+def test_what_was_left_out_is_there_by_its_name_in_torch() -> None:
+    code = """
+import torch
+told = [
+    list(torch.broadcast_shapes((2, 1), (1, 3))),
+    torch._decomp is sys.modules["torch._decomp"],
+    torch._meta_registrations.meta_index_Tensor.__module__,
+]
+print(json.dumps(told))
+"""
+
+    assert _told(code) == [[2, 3], True, "torch._meta_registrations"]
+
+
+@pytest.mark.parametrize("name", ["_decomp", "_prims", "_refs", "_meta_registrations"])
+def test_each_name_alone_brings_the_real_one(name: str) -> None:
+    code = f"""
+import torch
+from torch import {name} as early
+told = [hasattr(early, "no_such_thing"), early.torch is torch, sys.modules["torch.{name}"] is torch.{name}]
+tensor = torch.empty(2, device="meta")
+print(json.dumps([*told, torch.where(tensor > 0, tensor, tensor).is_meta]))
+"""
+
+    assert _told(code) == [False, True, True, True]
+
+
+def test_a_torch_that_is_built_otherwise_is_imported_as_it_is() -> None:
+    code = """
+from specgen.loading import meta_kernels
+def renamed(torch):
+    raise ImportError("no such part any more")
+meta_kernels._finish_generators = renamed
+import torch
+print(json.dumps([torch.rand(1, generator=torch.Generator()).shape[0], "torch._meta_registrations" in sys.modules]))
+"""
+
+    assert _told(code) == [1, True]
+
+
+@pytest.mark.parametrize(
+    ("message", "num_calls"),
+    [
+        ("Tensor.item() cannot be called on meta tensors", 2),
+        ("aten::eig: attempted to run this operator with Meta tensors", 2),
+        ("found at least two devices, meta and cpu!", 2),
+        ("/models/Meta-Llama-3/metadata.json is damaged", 1),
+    ],
+)
+def test_only_what_is_about_the_meta_device_is_begun_again(message: str, num_calls: int) -> None:
+    calls = []
+
+    def load() -> None:
+        calls.append(message)
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError):
+        loaded_lean(load, "cpu")
+    assert len(calls) == num_calls
 
 
 def test_whatever_part_of_what_was_left_out_is_imported_first_works() -> None:

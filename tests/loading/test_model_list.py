@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from specgen.loading import model_list
-from specgen.loading.model_list import FILE, LOOKER, listed
+from specgen.loading.model_list import LOOKER, file_for, listed
 
 FOUND = {
     "albert": {
@@ -62,10 +61,10 @@ def test_what_was_found_is_kept_as_it_was(models: Path) -> None:
         lambda models: (models / "new").mkdir() or (models / "new" / "a.py").touch(),
         lambda models: (models / "old" / "bort" / "modeling_bort.py").unlink(),
         lambda models: (models.parent / "utils" / "import_utils.py").write_text("def look(): return 1"),
-        lambda models: (model_list.cache_root() / FILE).write_text("{"),
-        lambda models: (model_list.cache_root() / FILE).write_text('{"state": 1}'),
-        lambda models: (model_list.cache_root() / FILE).write_text("[]"),
-        lambda models: (model_list.cache_root() / FILE).write_bytes(b"\xff"),
+        lambda models: file_for(models).write_text("{"),
+        lambda models: file_for(models).write_text('{"state": 1}'),
+        lambda models: file_for(models).write_text("[]"),
+        lambda models: file_for(models).write_bytes(b"\xff"),
     ],
 )
 def test_a_change_of_any_file_is_seen(models: Path, change: Any) -> None:
@@ -78,12 +77,37 @@ def test_a_change_of_any_file_is_seen(models: Path, change: Any) -> None:
     assert look.num_looks == 1
 
 
-def test_a_damaged_body_is_looked_for_anew(models: Path) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"folders": [], "modules": 3}',
+        '{"folders": {}, "modules": []}',
+        '{"folders": {}, "modules": [["torch", {"a": ["B"]}]]}',
+        '{"folders": {}, "modules": [[[], {"a": "Name"}]]}',
+        '{"folders":{"a":' * 5000 + "{}" + "}}" * 5000,
+        "[" * 100_000,
+    ],
+    ids=range(6),
+)
+def test_a_damaged_body_is_looked_for_anew(models: Path, body: str) -> None:
     listed(models, Look(FOUND))
-    path = model_list.cache_root() / FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "found": {"folders": [], "modules": 3}}))
+    path = file_for(models)
+    state = json.loads(path.read_text())["state"]
+    path.write_text(f'{{"state": "{state}", "found": {body}}}')
 
     assert listed(models, Look(FOUND)) == FOUND
+
+
+def test_files_that_can_not_be_looked_after_are_looked_at_every_time(models: Path) -> None:
+    (models.parent / "utils" / "import_utils.py").unlink()
+    look = Look(FOUND)
+
+    assert [listed(models, look), listed(models, look)] == [FOUND] * 2
+    assert look.num_looks == 2
+
+
+def test_every_transformers_has_a_list_of_its_own(models: Path) -> None:
+    assert file_for(models) != file_for(models.parent)
 
 
 def test_where_nothing_can_be_written_the_list_is_made_every_time(
@@ -100,7 +124,7 @@ def test_where_nothing_can_be_written_the_list_is_made_every_time(
 @pytest.mark.parametrize("strange", [{"albert": 3}, {("a", "b"): {"c": 4}}, {frozenset({1}): {"a": ["b", "b"]}}])
 def test_a_list_of_another_form_is_passed_on_and_not_kept(models: Path, strange: dict[Any, Any]) -> None:
     assert listed(models, Look(strange)) == strange
-    assert not (model_list.cache_root() / FILE).exists()
+    assert not file_for(models).exists()
 
 
 def test_transformers_finds_the_same_with_it_as_without(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_slower_run_of_few_tokens_blames_nothing() -> None:
 
     text = " ".join(format_summary(few, 80).plain.split())
 
-    assert "slower than the target alone (calibrated on 8 tokens): 11 tokens are too few to tell why" in text
+    assert "slower than the target alone (calibrated on 8 tokens): too few tokens (11) to tell why" in text
     assert "--draft none" not in text
 
 
