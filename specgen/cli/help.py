@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -116,9 +117,16 @@ def _is_bold() -> bool:
     return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
+def _terminal_width() -> int:
+    """Of stdout's terminal, or where a pager reads it, of the one that stderr still shows."""
+    with suppress(OSError, ValueError):
+        return shutil.get_terminal_size((os.get_terminal_size(2).columns or 80, 24)).columns
+    return shutil.get_terminal_size().columns
+
+
 def page(app: typer.Typer, name: str | None) -> str:
     """What `--help` shows on this terminal, of a command or without a name of the program."""
-    program, width = describe(app), shutil.get_terminal_size().columns
+    program, width = describe(app), _terminal_width()
     for command in program.commands:
         if command.name == name:
             return format_command(command, width, bold=_is_bold())

@@ -110,6 +110,21 @@ def test_an_example_fits_the_terminal_and_a_shell_reads_it_as_it_is_meant(width:
         assert page.replace(" \\\n     ", "").splitlines() == [f"  {example}" for example in command.examples]
 
 
+def test_a_pager_gets_the_help_as_wide_as_the_terminal_it_shows_it_on() -> None:
+    shell = pexpect.spawn(
+        "/bin/sh",
+        ["-c", f"unset COLUMNS; {sys.executable} -m specgen generate --help | cat"],
+        dimensions=(200, 64),
+        encoding="utf-8",
+        timeout=TIMEOUT_SECONDS,
+    )
+
+    lines = shell.read().split("\r\n")
+
+    assert len(lines) > 50
+    assert 55 < max(map(len, lines)) <= 64
+
+
 def test_a_broken_example_runs_as_the_whole_one() -> None:
     whole = Command(
         "x", "Help.", epilog='Examples:\n\nprintf "%s|" specgen "a -b > c | d" --x "e f" -k 4 --y 5 "g h" | sed -n p'
