@@ -16,7 +16,7 @@ from specgen.events import FinalText, Finish
 from specgen.render.messages import labelled
 from specgen.render.summary import format_summary
 from specgen.render.views import ViewName
-from specgen.render.wording import format_model, format_rate
+from specgen.render.wording import format_drafter, format_rate
 
 if TYPE_CHECKING:
     from specgen.cli.chat_loop import Chat
@@ -152,12 +152,8 @@ def _draft(chat: Chat, argument: str) -> None:
         chat.is_baseline_stale = True
         chat.save()
     session = chat.conversation.session
-    if session.draft_info is not None:
-        beside = ", prompt lookup beside it" if session.plan.settings.drafter == "model+lookup" else ""
-        chat.tell(f"draft: {format_model(session.draft_info, ascii_only=chat.ascii_only)}{beside}")
-    else:
-        is_none = session.plan.settings.drafter == "none"
-        chat.tell("draft: none, plain decoding" if is_none else "draft: prompt lookup, no model")
+    drafter = session.plan.settings.drafter
+    chat.tell(f"draft: {format_drafter(session.draft_info, drafter, ascii_only=chat.ascii_only)}")
 
 
 def _k(chat: Chat, argument: str) -> None:

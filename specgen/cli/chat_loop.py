@@ -173,15 +173,15 @@ class Chat:
             self.tell("no reply; your message is taken back, and the Up key brings it again")
             return
         self.last = generation
-        times = "once" if self.conversation.baseline is None else "again"
-        is_due = may_calibrate and self.look.calibrates and (times == "once" or self.is_baseline_doubtful)
+        is_first = self.conversation.baseline is None
+        is_due = may_calibrate and self.look.calibrates and (is_first or self.is_baseline_doubtful)
         is_new = is_due and self._calibrate(generation)
         report = generation.report()
         self.is_baseline_doubtful = report.counts.num_drafted > 0 and why_doubtful(report) != ""
         if self.look.stats:
             self.messages.note(self._turn_line(report))
             if is_new:
-                text = f"(the target alone was timed {times}, on 8 tokens, for the speedup)"
+                text = f"(the target alone was timed {'once' if is_first else 'again'}, on 8 tokens, for the speedup)"
                 self.messages.note(Text(text, style="muted"))
         use = self.conversation.context_use()
         if use.is_nearly_full:

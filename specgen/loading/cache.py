@@ -96,23 +96,6 @@ def publish(folder: Path, final: Path) -> None:
     _sync(final.parent)
 
 
-def write_entry(path: Path, data: bytes) -> None:
-    """Write a small file that can be made again: all of it or nothing.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def check_space(folder: Path, needed_bytes: int) -> None:
     """Refuse to begin what the disk can't hold.
 

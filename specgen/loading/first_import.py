@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 def around_import(name: str, around: Callable[[ModuleType], AbstractContextManager[None]]) -> None:
@@ -49,6 +50,26 @@ class _Around(MetaPathFinder):
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def stand_in(name: str, leave: Callable[[], None], kept: Mapping[str, Any] | None = None) -> ModuleType:
+    """A module in place of one that was left out, until somebody asks for more of it.
+
+    Args:
+        name: Of the module.
+        leave: Takes the stand-ins away.
+        kept: What it has of its own.
+    """
+
+    def real(attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        leave()
+        return getattr(importlib.import_module(name), attribute)
+
+    module = ModuleType(name)
+    vars(module).update({**(kept or {}), "__getattr__": real})
+    return module
 
 
 class RealParts(MetaPathFinder, Loader):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from specgen.loading.first_import import RealParts
+from specgen.loading.first_import import RealParts, stand_in
 from specgen.loading.meta_kernels import all_meta_kernels
 
 _COMPILER = "torch._dynamo"
@@ -43,7 +43,6 @@ def import_models_alone() -> None:
             module = importlib.import_module(name)
             for question in _ANSWERED_NO:
                 until_then.enter_context(_replaced(module, question, lambda _: lambda: False))
-        until_then.enter_context(models_listed_once())
         until_then.enter_context(compiler_put_off())
         for name in _MODELS:
             # What fails here fails again for whoever wants it, where the error is told as what it is.
@@ -70,21 +69,13 @@ def compiler_put_off() -> Iterator[None]:
             if sys.modules.get(name) is module:
                 del sys.modules[name]
 
-    def add_stand_in(module_name: str, **kept: Any) -> None:
-        def real(name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            leave()
-            return getattr(importlib.import_module(module_name), name)
-
-        stand_ins[module_name] = ModuleType(module_name)
-        vars(stand_ins[module_name]).update(kept, __getattr__=real)
-
     finder = RealParts(lambda name: name.startswith(_COMPILER + "."), leave)
     # A path makes it a package: an import of a part goes to the finder, which has the real one.
-    add_stand_in(_COMPILER, allow_in_graph=_as_it_is, assume_constant_result=_as_it_is, disable=_disable, __path__=[])
+    decorators = {"allow_in_graph": _as_it_is, "assume_constant_result": _as_it_is, "disable": _disable, "__path__": []}
+    stand_ins[_COMPILER] = stand_in(_COMPILER, leave, decorators)
     # Used for masks that are made by vmap; made then, and then of the real class.
-    add_stand_in(_WRAPPED, TransformGetItemToIndex=lambda: importlib.import_module(_WRAPPED).TransformGetItemToIndex())
+    late = {"TransformGetItemToIndex": lambda: importlib.import_module(_WRAPPED).TransformGetItemToIndex()}
+    stand_ins[_WRAPPED] = stand_in(_WRAPPED, leave, late)
     sys.meta_path.insert(0, finder)
     sys.modules.update(stand_ins)
     try:
@@ -167,20 +158,6 @@ def _or_with_all_of_torch(first: Callable[[], T], again: Callable[[], T]) -> T:
             raise
     all_meta_kernels()
     return again()
-
-
-@contextmanager
-def models_listed_once() -> Iterator[None]:
-    """Let transformers take the list of its models that it made of 1,700 files a moment ago, under another path."""
-    transformers: Any = importlib.import_module("transformers")
-    folder = Path(transformers.__file__).parent / "models"
-
-    def listed_by(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda path: real(folder if path == str(folder / "__init__.py") else path)
-
-    utils = importlib.import_module("transformers.utils.import_utils")
-    with _replaced(utils, "create_import_structure_from_path", listed_by):
-        yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from specgen.loading.first_import import RealParts
+from specgen.loading.first_import import RealParts, stand_in
 
 META_KERNELS = "torch._meta_registrations"
 _PACKAGES = ("_decomp", "_prims", "_refs")
@@ -29,25 +29,26 @@ def meta_kernels_put_off(torch: ModuleType) -> Iterator[None]:
 
     An operation that fails for want of them does not ask. For imports by one thread at a time.
     """
-    stand_in = _lazy(META_KERNELS)
-    sys.modules[META_KERNELS] = stand_in
-    try:
-        yield
-    finally:
-        if sys.modules.get(META_KERNELS) is stand_in:
-            del sys.modules[META_KERNELS]
 
     def leave() -> None:
+        if sys.modules.get(META_KERNELS) is kernels:
+            del sys.modules[META_KERNELS]
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
         all_meta_kernels()
 
+    kernels = sys.modules[META_KERNELS] = stand_in(META_KERNELS, leave)
     # The parts import one another in a circle that can be entered in one place only.
     finder = RealParts(lambda name: name in _PARTS, leave)
+    try:
+        yield
+    finally:
+        if sys.modules.get(META_KERNELS) is kernels:
+            del sys.modules[META_KERNELS]
     sys.meta_path.insert(0, finder)
     for name in _PACKAGES:
         if name not in vars(torch):
-            setattr(torch, name, _lazy(f"torch.{name}"))
+            setattr(torch, name, stand_in(f"torch.{name}", leave))
     try:
         _finish_generators(torch)
     except Exception:  # noqa: BLE001  a torch that is built otherwise is taken as it is
@@ -64,19 +65,3 @@ def _finish_generators(torch: Any) -> None:
     if finish := getattr(torch._C, "_set_generator_metaclass", None):
         finish(importlib.import_module("torch._opaque_base").OpaqueBaseMeta)
     torch.Generator()
-
-
-def _lazy(name: str) -> ModuleType:
-    """Stands for a module until somebody asks for something in it."""
-
-    def real(attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        if sys.modules.get(META_KERNELS) is stand_in:
-            del sys.modules[META_KERNELS]
-        all_meta_kernels()
-        return getattr(importlib.import_module(name), attribute)
-
-    stand_in = ModuleType(name)
-    vars(stand_in)["__getattr__"] = real
-    return stand_in

@@ -11,12 +11,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from specgen.loading.cache import cache_root, write_entry
+from specgen.errors import SpecgenError
+from specgen.loading.cache import cache_folder, cache_root
+from specgen.saved_sessions import replace_file
 
 LOOKER = "transformers.utils.import_utils"
 LOOK = "create_import_structure_from_path"
@@ -34,9 +36,13 @@ def model_list_kept(module: ModuleType) -> Iterator[None]:
         return
     models = Path(module.__file__).parent.parent / "models"
 
+    # The same list is asked for twice, by the name of the folder and by that of the package in it.
+    names = {str(models), str(models / "__init__.py")}
+    find_all = lru_cache(partial(listed, models, look))
+
     @lru_cache
-    def find(module_path: str) -> Found:
-        found: Found = listed(models, look) if str(module_path) == str(models) else look(module_path)
+    def find(module_path: str | Path) -> Found:
+        found: Found = find_all() if str(module_path) in names else look(module_path)
         return found
 
     setattr(module, LOOK, find)
@@ -58,11 +64,12 @@ def listed(models: Path, look: Callable[[str], Found]) -> Found:
         if kept["state"] == state and (found := _from_json(kept["found"])):
             return found
     found = look(str(models))
-    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+    with suppress(SpecgenError, ValueError, TypeError, AttributeError, RecursionError):
         document = _to_json(found)
         # Of another form than the one described, it is not kept.
         if _from_json(document) == found:
-            write_entry(path, json.dumps({"state": state, "found": document}).encode())
+            cache_folder()
+            replace_file(path, json.dumps({"state": state, "found": document}).encode())
     return found
 
 

@@ -10,7 +10,6 @@ from specgen.errors import ModelFileError, PairError, SettingsError
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.failures import first_line, library_failures
 from specgen.loading.files import MAX_JSON_BYTES, read_json
-from specgen.loading.lean_import import models_listed_once
 from specgen.settings import SamplingSettings
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -29,8 +28,7 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ModelFileError: It is missing, damaged, or brings code of its own.
     """
-    with models_listed_once():
-        from transformers import AutoTokenizer
+    from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _FILES):
         raise ModelFileError(f"{folder} holds no tokenizer", f"copy {_FILES[0]} of the same model into it")

@@ -12,7 +12,7 @@ from specgen.bench.values import BenchReport
 from specgen.render.cells import cut_to_cells
 from specgen.render.sanitize import one_line
 from specgen.render.theme import Glyphs
-from specgen.render.wording import format_drafter, format_duration, format_model, format_size
+from specgen.render.wording import format_count, format_drafter, format_duration, format_model, format_size
 
 NOTHING = "-"
 
@@ -51,7 +51,9 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
         ascii_only: The terminal shows ASCII only.
     """
     config = report.config
-    num_prompts, num_repeats = (len({getattr(run, what) for run in report.runs}) for what in ("prompt", "repeat"))
+    prompts, repeats = (
+        format_count(len({getattr(run, what) for run in report.runs}), what) for what in ("prompt", "repeat")
+    )
     how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
     targets = [report.target, *([report.other_target] if report.other_target else [])]
     drafters = {setting.label: setting.drafter for setting in report.settings}
@@ -63,12 +65,8 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
     return [
         *(f"target {format_model(target, ascii_only=ascii_only)}" for target in targets),
         *(f"draft  {words}" for words in drafts),
-        f"{config.num_tokens} tokens x {_count(num_prompts, 'prompt')} x {_count(num_repeats, 'repeat')}, {how}",
+        f"{config.num_tokens} tokens x {prompts} x {repeats}, {how}",
     ]
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def name_columns(figures: Sequence[Figures], num_cells: int | None, signs: Glyphs, *, ascii_only: bool) -> list[Cells]:

@@ -16,11 +16,10 @@ from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.messages import labelled
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
-from specgen.render.wording import format_drafter, format_size
+from specgen.render.wording import format_count, format_drafter, format_size
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 LENGTHS = (1, 2, 4, 8)
-_NO_MODEL = format_drafter(None, "lookup")
 
 
 def format_machine(
@@ -52,7 +51,7 @@ def format_machine(
     shown = f"{terminal.columns} columns" if terminal.is_terminal else "stdout is none"
     lines.append(labelled("terminal", f"{shown}, {terminal.color}, {terminal.encoding}, TERM={terminal.term or '-'}"))
     for cache in caches:
-        models = "1 model" if cache.num_models == 1 else f"{cache.num_models} models"
+        models = format_count(cache.num_models, "model")
         kept = f"{models}, {_size(cache.num_bytes)}; {_size(cache.free_bytes)} free on its disk"
         lines.append(labelled("cache", f"{cache.name}: {cache.path}, {kept}"))
     return _safe(lines, ascii_only)
@@ -61,9 +60,10 @@ def format_machine(
 def format_pair(pair: PairReport, alphas: Sequence[float] = ALPHAS, *, ascii_only: bool = False) -> Text:
     """Compatibility, memory, window, and what was measured; the best draft length at each of `alphas`."""
     lines = [line for model in pair.models for line in _model_lines(model)]
-    if pair.drafter in ("lookup", "model+lookup"):
-        beside = pair.drafter == "model+lookup"
-        lines.append(labelled("" if beside else "draft", "prompt lookup beside it" if beside else _NO_MODEL))
+    if pair.drafter == "lookup":
+        lines.append(labelled("draft", format_drafter(None, pair.drafter)))
+    elif pair.drafter == "model+lookup":
+        lines.append(labelled("", "prompt lookup beside it"))
     if pair.num_shared_tokens is not None:
         lines.append(labelled("tokens", f"compatible: {pair.num_shared_tokens} ids mean the same to both"))
     lines += [labelled("", pair.notice)] if pair.notice else []

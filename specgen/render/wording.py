@@ -22,6 +22,11 @@ def format_size(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
+def format_count(number: int, word: str) -> str:
+    """`1 model`, `2 models`."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def format_model(model: ModelInfo, *, ascii_only: bool = False) -> str:
     """Name, format, device and size of a model on one safe line."""
     size = f" {format_size(model.num_bytes)}" if model.num_bytes > 0 else ""
