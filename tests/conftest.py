@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from specgen.errors import ModelNotFoundError
+from specgen.core.errors import ModelNotFoundError
 from specgen.loading.builtin import fetch_builtin
-from specgen.loading.tokenizer import load_tokenizer
+from specgen.storage.paths import STATE_VARIABLE
+from specgen.text.tokenizer import load_tokenizer
+from tests.cli.chat.scenes import noisy_folder, wordy_folder
+from tests.loading.builders import make_folder
+from tests.toys import save_toy
 
 torch.set_num_threads(1)
 
@@ -39,3 +44,49 @@ def smollm2_tokenizer() -> Any:
         return load_tokenizer(fetch_builtin(offline=True))
     except ModelNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty specgen cache; no test can touch the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SPECGEN_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state folder; it does not exist yet."""
+    folder = tmp_path / "state"
+    monkeypatch.setenv(STATE_VARIABLE, str(folder))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole tiny model folder."""
+    return make_folder(tmp_path / "tiny")
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replies with letters and words that depend on everything said before."""
+    return wordy_folder(tmp_path_factory.mktemp("models") / "toy", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="session")
+def other_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A draft for `toy` that is nearly always wrong."""
+    return wordy_folder(tmp_path_factory.mktemp("models") / "other", 1, max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="session")
+def noisy_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replies with any bytes at all."""
+    return noisy_folder(tmp_path_factory.mktemp("models") / "noisy", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replies `tests.toys.ANSWER` to everything."""
+    return save_toy(tmp_path_factory.mktemp("models") / "talker", num_positions=32768)

@@ -10,16 +10,16 @@ from functools import cache
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from specgen.core.errors import DraftError
+from specgen.core.events import Event, Round
+from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import empty_draft
-from specgen.engine.length_policy import LengthPolicy
-from specgen.engine.model import CachedModel
+from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.drafters.base import empty_draft
+from specgen.engine.enumeration import TableModel, WalkedChance, every_path
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.verification import Draft
-from specgen.engine.walking import TableModel, WalkedChance, every_path
-from specgen.errors import DraftError
-from specgen.events import Event, Round
-from specgen.settings import DecodeSettings, SamplingSettings
+from specgen.models.transformers_model import CachedModel
 
 __all__ = ["TableModel", "WalkedChance", "every_path"]
 

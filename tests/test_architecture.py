@@ -1,141 +1,93 @@
-"""The floors: who may import whom, lazy imports counted; no circles; and what a cheap import may not pull in."""
+"""Checks the structure: which folder may import which, no circles, and what a light import must not load."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "specgen"
+from tests.structure import PACKAGE, imports_of, modules_of
 
-# Floor of each part, and what of the heavy libraries it may import. Imports point to the same floor or a lower one.
-FLOORS = {
-    "specgen": 0,
-    "specgen.errors": 0,
-    "specgen.settings": 0,
-    "specgen.events": 0,
-    "specgen.metrics": 1,
-    "specgen.forecast": 1,
-    "specgen.report": 1,
-    "specgen.transcript": 1,
-    "specgen.engine": 2,
-    "specgen.text": 3,
-    "specgen.prompting": 3,
-    "specgen.saved_sessions": 3,
-    "specgen.cost_store": 3,
-    "specgen.known_costs": 4,
-    "specgen.session_lock": 3,
-    "specgen.template_choice": 3,
-    "specgen.template_limits": 3,
-    "specgen.turns": 3,
-    "specgen.loading": 3,
-    "specgen.bench": 3,
-    "specgen.bench.lanes": 4,
-    "specgen.bench.memory": 4,
-    "specgen.bench.probe": 4,
-    "specgen.bench.runner": 4,
-    "specgen.bench.sameness": 4,
-    "specgen.distill": 4,
-    "specgen.distill.prompts": 3,
-    "specgen.distill.values": 3,
-    "specgen.doctor": 4,
-    "specgen.doctor.values": 3,
-    "specgen.origin": 3,
-    "specgen.machine": 3,
-    "specgen.machine_values": 0,
-    "specgen.borrowing": 4,
-    "specgen.opening": 4,
-    "specgen.plan": 4,
-    "specgen.session": 4,
-    "specgen.generation": 4,
-    "specgen.conversation": 4,
-    "specgen.near_ties": 3,
-    "specgen.proof": 4,
-    "specgen.render": 4,
-    "specgen.cli": 5,
-    "specgen.__main__": 6,
-}
+# Imports point from a later folder to an earlier one, lazy imports included.
+ORDER = (
+    *("core", "text", "storage", "engine", "models", "loading", "runtime"),
+    *("verify", "bench", "doctor", "distill", "render", "cli", "__main__"),
+)
+# Libraries, and earlier folders, that a folder must not import.
 FORBIDDEN = {
-    "specgen.engine": {"rich", "typer", "tokenizers", "specgen.text", "specgen.loading"},
-    "specgen.loading": {"rich", "typer", "specgen.engine", "specgen.text"},
-    "specgen.text": {"rich", "typer", "torch", "transformers", "specgen.engine"},
-    "specgen.saved_sessions": {"rich", "typer", "torch", "transformers", "tokenizers", "specgen.engine"},
-    "specgen.cost_store": {"rich", "typer", "torch", "transformers", "tokenizers", "specgen.engine"},
-    "specgen.bench": {"rich", "typer", "torch", "transformers", "specgen.engine", "specgen.loading"},
-    "specgen.bench.probe": {"rich", "typer"},
-    "specgen.bench.runner": {"rich", "typer"},
-    "specgen.distill": {"rich", "typer"},
-    "specgen.doctor": {"rich", "typer"},
-    "specgen.conversation": {"rich", "typer", "specgen.saved_sessions"},
-    "specgen.render": {
-        *{"typer", "torch", "transformers", "tokenizers", "specgen.engine", "specgen.text", "specgen.loading"},
-        *{"specgen.plan", "specgen.session", "specgen.generation", "specgen.prompting", "specgen.proof"},
-        *{f"specgen.distill.{name}" for name in ("run", "training", "fitting", "draft", "layers")},
-        *{f"specgen.distill.{name}" for name in ("texts", "writing", "saving")},
-        *{"specgen.doctor.examine", "specgen.doctor.memory_plan", "specgen.machine"},
-        *{"specgen.bench.lanes", "specgen.bench.probe", "specgen.bench.runner", "specgen.bench.sameness"},
+    "text": {"torch", "rich", "typer"},
+    "storage": {"torch", "transformers", "tokenizers", "rich", "typer", "specgen.text"},
+    "engine": {"transformers", "tokenizers", "rich", "typer", "specgen.text", "specgen.storage"},
+    "models": {"tokenizers", "rich", "typer", "specgen.text", "specgen.storage"},
+    "loading": {"rich", "typer"},
+    "runtime": {"rich", "typer"},
+    "verify": {"rich", "typer"},
+    "bench": {"rich", "typer"},
+    "doctor": {"rich", "typer"},
+    "distill": {"rich", "typer"},
+    "render": {
+        *("torch", "transformers", "tokenizers", "typer"),
+        *(f"specgen.{folder}" for folder in ("text", "storage", "engine", "models", "loading", "runtime")),
     },
-    "specgen.cli": {"torch", "transformers", "tokenizers", "specgen.engine"},
+    "cli": {"torch", "transformers", "tokenizers", "specgen.engine", "specgen.models"},
 }
-WORDS_MAY_IMPORT = {"specgen.errors", "specgen.events", "specgen.forecast", "specgen.metrics", "specgen.settings"}
+MODULES = modules_of(PACKAGE)
+IMPORTS = {module: {name for name, _ in imports_of(path, MODULES)} for module, path in MODULES.items()}
 
 
-def module_name(path: Path) -> str:
-    parts = ["specgen", *path.relative_to(ROOT).with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def folder_of(module: str) -> str:
+    return [*module.split("."), ""][1]
 
 
-MODULES = {module_name(path): path for path in ROOT.rglob("*.py")}
-
-
-def imports_of(path: Path) -> set[str]:
-    """Modules a file imports, at its top or inside functions; imports for type checkers only left out."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            node.body = []
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {
-                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names
-            }
-    return found
-
-
-def part_of(module: str) -> str:
-    return max((part for part in FLOORS if module == part or module.startswith(part + ".")), key=len)
-
-
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_point_downwards(module: str) -> None:
-    part = part_of(module)
-    for imported in imports_of(MODULES[module]):
-        if imported.split(".")[0] == "specgen":
-            assert FLOORS[part_of(imported)] <= FLOORS[part], f"{module} reaches up to {imported}"
-        for forbidden in FORBIDDEN.get(part, ()):
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"specgen"}))
+def test_imports_point_to_earlier_folders(module: str) -> None:
+    folder = folder_of(module)
+    for imported in IMPORTS[module] - {"specgen"}:
+        if imported in MODULES:
+            assert ORDER.index(folder_of(imported)) <= ORDER.index(folder), f"{module} imports {imported}"
+        for forbidden in FORBIDDEN.get(folder, ()):
             assert not f"{imported}.".startswith(f"{forbidden}."), f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("module", [name for name in sorted(MODULES) if FLOORS[part_of(name)] <= 1])
-def test_the_words_of_the_house_import_nothing_heavy(module: str) -> None:
-    for imported in imports_of(MODULES[module]):
-        assert imported in WORDS_MAY_IMPORT or imported.split(".")[0] in sys.stdlib_module_names
+@pytest.mark.parametrize("module", [name for name in sorted(MODULES) if folder_of(name) == "core"])
+def test_core_imports_the_standard_library_only(module: str) -> None:
+    for imported in IMPORTS[module]:
+        assert imported in MODULES or imported.split(".")[0] in sys.stdlib_module_names
+
+
+def test_renderers_import_only_modules_without_torch() -> None:
+    assert {name for name in _reached_from("specgen.render") if _imports_torch(name)} == set()
+
+
+def _reached_from(folder: str) -> set[str]:
+    found: set[str] = set()
+    pending = [module for module in MODULES if module.startswith(folder)]
+    while pending:
+        module = pending.pop()
+        if module not in found:
+            found.add(module)
+            pending += IMPORTS[module] & MODULES.keys()
+    return found
+
+
+def _imports_torch(module: str) -> bool:
+    return any(name.split(".")[0] in ("torch", "transformers") for name in IMPORTS[module])
+
+
+def test_no_file_stands_at_the_top_of_the_package() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
 def test_there_is_no_import_circle_even_a_lazy_one() -> None:
-    graph = {module: {name for name in imports_of(path) if name in MODULES} for module, path in MODULES.items()}
+    graph = {module: (names & MODULES.keys()) - {module} for module, names in IMPORTS.items()}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, " -> ".join([*path[path.index(module) :], module])
         if module not in done:
-            for imported in graph[module] - {module}:
+            for imported in graph[module]:
                 visit(imported, (*path, module))
             done.add(module)
 
@@ -149,7 +101,7 @@ def test_there_is_no_import_circle_even_a_lazy_one() -> None:
         ("specgen", ["rich", "typer", "torch"]),
         ("specgen.cli.app", ["torch", "transformers", "tokenizers", "numpy", "huggingface_hub", "prompt_toolkit"]),
         ("specgen.render.views", ["torch", "transformers", "typer"]),
-        ("specgen.engine.decoding", ["rich.console", "typer", "specgen.text"]),
+        ("specgen.engine.decoding", ["rich.console", "typer", "specgen.text.detokenizer"]),
     ],
 )
 def test_a_cheap_import_stays_cheap(module: str, absent: list[str]) -> None:

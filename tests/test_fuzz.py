@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from specgen.loading import gguf_scan
+from specgen.loading.gguf import header as gguf_scan
 from tests.fuzz.__main__ import fuzz
 from tests.fuzz.targets import TARGETS
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import decode, device_clock
-from specgen.engine.drafters import ModelDrafter, NoDrafter
-from specgen.engine.model import CachedModel
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, TorchRandomness
-from specgen.settings import DecodeSettings, SamplingSettings
+from specgen.models.transformers_model import CachedModel
 from tests.fakes import ids_of, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -15,13 +15,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from specgen.core.events import Piece, Round, RoundText, TokenState
+from specgen.core.settings import DecodeSettings
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import ModelDrafter, NoDrafter
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.events import Piece, Round, RoundText, TokenState
 from specgen.render.plain import PlainView
-from specgen.settings import DecodeSettings
-from specgen.text import Detokenizer
+from specgen.text.detokenizer import Detokenizer
 from tests.cli.conftest import Cli, clean_environment, cli, toy_arguments, toys
 from tests.fakes import CPU, GREEDY, ScriptedDrafter, cached, ids_of, random_tokens, tiny_model
 from tests.toys import ANSWER, toy_tokenizer
@@ -57,7 +58,7 @@ def test_one_thread_or_two_give_one_text(has_draft: bool) -> None:
 def test_a_view_changes_no_id_and_no_count(
     cli: Cli, toy_arguments: list[str], toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specgen.generation import Generation
+    from specgen.runtime.generation import Generation
 
     seen: list[tuple[list[int], tuple[int, ...]]] = []
     report = Generation.report

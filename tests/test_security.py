@@ -85,8 +85,8 @@ def test_no_command_contacts_anything(
 
     # A chat wants a terminal; typed is what the script says.
     monkeypatch.setattr("specgen.render.terminal.is_terminal", lambda stream: stream is sys.stdin)
-    monkeypatch.setattr("specgen.cli.line_editor.LineEditor.read", read)
-    monkeypatch.setattr("specgen.cli.chat_loop.Chat._hangup_code", lambda self: self.signals.exit_code)
+    monkeypatch.setattr("specgen.cli.chat.line_editor.LineEditor.read", read)
+    monkeypatch.setattr("specgen.cli.chat.loop.Chat._hangup_code", lambda self: self.signals.exit_code)
 
     ended = cli(*COMMANDS[command], "-t", save_toy(tmp_path / "toy"), *EXACT)
 
@@ -152,7 +152,7 @@ def test_text_of_others_is_never_parsed_as_markup() -> None:
 
 
 def test_private_files_are_made_private_and_never_through_a_link() -> None:
-    for name in ("saved_sessions.py", "session_lock.py", "cli/line_editor.py"):
+    for name in ("storage/atomic_write.py", "storage/lock.py", "cli/chat/line_editor.py"):
         source = (ROOT / "specgen" / name).read_text()
         assert "O_NOFOLLOW" in source
         assert "0o600" in source

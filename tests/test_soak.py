@@ -1,6 +1,6 @@
 """Growth: rollbacks, runs in one process, long streams. Long with `python -m pytest -m slow tests/test_soak.py -s`.
 
-Three hundred turns of a chat are in `tests/chat/test_growth.py`. Figures are printed (`-s`), bounds are asserted.
+Three hundred turns of a chat are in `tests/cli/chat/test_growth.py`. Figures are printed (`-s`), bounds are asserted.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from specgen.core.errors import DraftError
+from specgen.core.events import Round
+from specgen.core.settings import DecodeSettings
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import NoDrafter
+from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.errors import DraftError
-from specgen.events import Round
-from specgen.settings import DecodeSettings
-from tests.chat.test_growth import Levels, levels
+from tests.cli.chat.test_growth import Levels, levels
 from tests.cli.conftest import Cli, clean_environment, cli, toy_arguments, toys
 from tests.fakes import CPU, GREEDY, FailingDrafter, ScriptedDrafter, cached, ids_of, tiny_model
 from tests.toys import ANSWER

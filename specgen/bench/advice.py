@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from specgen.bench.figures import Figures, figures_of, total
+from specgen.bench.results import BASELINE, BenchReport, Setting
 from specgen.bench.statistics import outliers, spread
-from specgen.bench.values import BASELINE, BenchReport, Setting
-from specgen.forecast import is_unlike
+from specgen.core.cost_model import is_unlike
 
 NOISY_SPREAD = 0.05
 WIDE_INTERVAL = 0.10

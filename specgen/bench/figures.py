@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from specgen.bench.results import BASELINE, BenchReport, Costs, Difference, Run, Setting
 from specgen.bench.statistics import Interval, ratio_interval
-from specgen.bench.values import BASELINE, BenchReport, Costs, Difference, Run, Setting
-from specgen.forecast import Forecast, PassCosts, forecast
-from specgen.metrics import Counts, expected_block_efficiency
+from specgen.core.cost_model import Forecast, PassCosts, forecast
+from specgen.core.metrics import Counts, expected_block_efficiency
 
 Sameness = Literal["same", "near-tie", "different"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from specgen.errors import PromptError
-from specgen.prompting import Message
+from specgen.core.errors import PromptError
+from specgen.text.chat_template import Message
 
 _ROLES = ("system", "user", "assistant")
 _WANTED = "give one JSON object per line with prompt, messages or turns; or plain text, a prompt per line"

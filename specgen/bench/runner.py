@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
-from specgen.bench.budget import TimeBudget
-from specgen.bench.lanes import Lane
-from specgen.bench.memory import PeakMemory
-from specgen.bench.probe import measure_costs
+from specgen.bench.configurations import Lane
+from specgen.bench.pass_costs import measure_costs
+from specgen.bench.peak_memory import PeakMemory
 from specgen.bench.prompts import BenchPrompt
-from specgen.bench.sameness import Comparison
-from specgen.bench.values import BASELINE, BenchReport, BenchSettings, Costs, Failure, Prompt, Run, Stage, Step
+from specgen.bench.results import BASELINE, BenchReport, BenchSettings, Costs, Failure, Prompt, Run, Stage, Step
+from specgen.bench.text_comparison import Comparison
+from specgen.bench.time_limit import TimeBudget
+from specgen.core.errors import SpecgenError
+from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings
 from specgen.engine.decoding import Clock
-from specgen.errors import SpecgenError
-from specgen.generation import Generation, Request
-from specgen.opening import share_threads
-from specgen.prompting import Message, encode_messages, encode_text
-from specgen.settings import MAX_DRAFT_TOKENS, DecodeSettings
+from specgen.loading.load import share_threads
+from specgen.runtime.generation import Generation, Request
+from specgen.text.chat_template import Message, encode_messages, encode_text
 
 NUM_CONTEXT_TOKENS = 256
 """Prompt tokens behind which passes are timed for the prediction."""

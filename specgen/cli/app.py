@@ -12,20 +12,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from specgen.cli.bench import EPILOG as BENCH_EPILOG
-from specgen.cli.bench import bench
-from specgen.cli.chat import EPILOG as CHAT_EPILOG
-from specgen.cli.chat import chat
-from specgen.cli.distill import EPILOG as DISTILL_EPILOG
-from specgen.cli.distill import distill
-from specgen.cli.doctor import EPILOG as DOCTOR_EPILOG
-from specgen.cli.doctor import doctor
-from specgen.cli.generate import EPILOG, generate
+from specgen import __version__
+from specgen.cli.bench.run import EPILOG as BENCH_EPILOG
+from specgen.cli.bench.run import bench
+from specgen.cli.chat.run import EPILOG as CHAT_EPILOG
+from specgen.cli.chat.run import chat
+from specgen.cli.distill.run import EPILOG as DISTILL_EPILOG
+from specgen.cli.distill.run import distill
+from specgen.cli.doctor.run import EPILOG as DOCTOR_EPILOG
+from specgen.cli.doctor.run import doctor
+from specgen.cli.generate.run import EPILOG, generate
 from specgen.cli.help import help_classes, page
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.verify import EPILOG as VERIFY_EPILOG
-from specgen.cli.verify import verify
-from specgen.errors import OutputError, SpecgenError
+from specgen.cli.verify.run import EPILOG as VERIFY_EPILOG
+from specgen.cli.verify.run import verify
+from specgen.core.errors import OutputError, SpecgenError
 
 app = typer.Typer(
     name="specgen",
@@ -48,16 +49,14 @@ _TAB_ASKS = (("--list", "models"), ("--list", "sessions"))
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from specgen.origin import version_line
-
-        typer.echo(version_line())
+        typer.echo(f"specgen {__version__}")
         raise typer.Exit
 
 
 def _show_completion(shell: str | None) -> None:
     if shell is not None:
+        from specgen.cli.app_spec import describe
         from specgen.cli.completions import SCRIPTS
-        from specgen.cli.surface import describe
 
         typer.echo(SCRIPTS[shell](describe(app)), nl=False)
         raise typer.Exit
@@ -65,7 +64,7 @@ def _show_completion(shell: str | None) -> None:
 
 def _list_names(kind: str | None) -> None:
     if kind is not None:
-        from specgen.cli.names import NAMES
+        from specgen.cli.local_names import NAMES
 
         typer.echo("\n".join(NAMES[kind]()))
         raise typer.Exit
@@ -101,7 +100,7 @@ def run(arguments: list[str]) -> int:
     """Run the program.
 
     Returns:
-        The exit code; see `specgen.errors`, and 130, 143, 129 for signals, 0 for a reader that left early.
+        The exit code; see `specgen.core.errors`, and 130, 143, 129 for signals, 0 for a reader that left early.
     """
     try:
         # Signals are watched from here on; a command does so itself, once it has imported what it needs.
@@ -120,7 +119,7 @@ def run(arguments: list[str]) -> int:
         # Click turns a reader that left into an exit with 1, and exits in no other way here.
         if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
             raise
-        from specgen.cli.output import silence_stdout
+        from specgen.cli.streams import silence_stdout
 
         silence_stdout()
         return 0
@@ -129,7 +128,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             return _unforeseen(error, arguments)
-        from specgen.cli.output import silence_stdout
+        from specgen.cli.streams import silence_stdout
 
         silence_stdout()
         return _tell(OutputError(f"cannot write the output: {error.strerror or error}"), [])
@@ -163,7 +162,7 @@ def _run_command(arguments: list[str]) -> int:
 
 def _tell(error: SpecgenError, arguments: list[str]) -> int:
     """An error that no command has told: on stderr, and as a document where one was asked for."""
-    from specgen.cli.output import Messages, write_error
+    from specgen.cli.streams import Messages, write_error
 
     if _wants_json(arguments) and not error.is_told:
         write_error(error)
@@ -176,8 +175,8 @@ def _tell(error: SpecgenError, arguments: list[str]) -> int:
 def _stopped_early(stopped: Stopped, arguments: list[str]) -> int:
     """A signal that came before the command watched for one, and so before it wrote anything."""
     if _wants_json(arguments):
-        from specgen.cli.ending import Interrupted
-        from specgen.cli.output import write_error
+        from specgen.cli.interruption import Interrupted
+        from specgen.cli.streams import write_error
 
         write_error(Interrupted(stopped.exit_code))
     return stopped.exit_code
@@ -193,12 +192,12 @@ def _wants_json(arguments: list[str]) -> bool:
 
 def _unforeseen(error: Exception, arguments: list[str]) -> int:
     """A wrong use of the command line, or a bug of ours."""
-    from specgen.cli.output import unforeseen
+    from specgen.cli.streams import unforeseen
 
     # Typer's usage errors have no public base class; these two attributes are what they are printed from.
     message, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if callable(message) and isinstance(exit_code, int):
-        from specgen.cli.surface import describe
+        from specgen.cli.app_spec import describe
         from specgen.cli.usage import usage_error
 
         # Without any word at all there is none about it: the help is shown instead.

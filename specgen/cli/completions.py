@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import groupby
 
-from specgen.cli.surface import Command, Option, Program
+from specgen.cli.app_spec import Command, Option, Program
 
 NOTE = "# Made from specgen's own options by: specgen --show-completion "
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from specgen.settings import BackendName
+from specgen.core.settings import BackendName
 
 ENGINE = "Engine"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from specgen.cli.surface import Command, Option, Program, describe
+from specgen.cli.app_spec import Command, Option, Program, describe
 
 if TYPE_CHECKING:
     import typer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from specgen import __version__
-from specgen.cli.surface import Command, Option, Program
-from specgen.errors import SpecgenError
+from specgen.cli.app_spec import Command, Option, Program
+from specgen.core.errors import SpecgenError
 
 FOLDERS = {
     "SPECGEN_CACHE": "Folder of what can be made again: converted GGUF files, the built-in model, costs of passes.",

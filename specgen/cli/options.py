@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from specgen.settings import BaselineMethod, DtypeName, Quantization
+from specgen.core.settings import BaselineMethod, DtypeName, Quantization
 
 MODELS = "Models"
 SPECULATION = "Speculation"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from specgen.errors import PromptError, SettingsError
+from specgen.core.errors import PromptError, SettingsError
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 """More text than any model's window; an endless stdin ends here."""

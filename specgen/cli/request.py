@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specgen.cli.prompt_input import as_utf8, decode, read_capped
-from specgen.errors import PromptError, SettingsError
-from specgen.settings import (
+from specgen.core.errors import PromptError, SettingsError
+from specgen.core.settings import (
     LONGEST_AUTO_DRAFT,
     MAX_DRAFT_TOKENS,
     DecodeSettings,
@@ -21,8 +21,8 @@ from specgen.settings import (
 )
 
 if TYPE_CHECKING:
-    from specgen.generation import Request
-    from specgen.plan import Plan, SessionSettings
+    from specgen.runtime.generation import Request
+    from specgen.runtime.plan import Plan, SessionSettings
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -87,7 +87,7 @@ def session_settings(
     target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()
 ) -> SessionSettings:
     """What to load: `draft` is named as on the command line."""
-    from specgen.plan import SessionSettings
+    from specgen.runtime.plan import SessionSettings
 
     if draft.name in ("lookup", "none"):
         return SessionSettings(target, "lookup" if draft.name == "lookup" else "none", None, lookup_texts)
@@ -147,7 +147,7 @@ def build_request(
         PromptError: The prompt is empty, or longer than the window.
         LoadError: The chat template refuses it, or takes too long.
     """
-    from specgen.generation import Request
+    from specgen.runtime.generation import Request
 
     ids = _prompt_ids(plan, prompt)
     sampling, source = sampling_options.resolve(plan.sampling_defaults)
@@ -159,7 +159,7 @@ def build_request(
 
 
 def _prompt_ids(plan: Plan, prompt: PromptOptions) -> list[int]:
-    from specgen.prompting import Message, encode_messages, encode_text
+    from specgen.text.chat_template import Message, encode_messages, encode_text
 
     if prompt.is_raw:
         if prompt.system is not None:

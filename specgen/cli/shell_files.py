@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from specgen.cli.app import app
+from specgen.cli.app_spec import describe
 from specgen.cli.completions import FILES, SCRIPTS
 from specgen.cli.manual import manual_page
-from specgen.cli.surface import describe
 
 MANUAL = "specgen.1"
 

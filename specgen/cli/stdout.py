@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from specgen.errors import OutputError
+from specgen.core.errors import OutputError
 
 
 def require_stdout(what: str) -> None:

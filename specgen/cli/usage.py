@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specgen.cli.surface import Option, Program
-from specgen.errors import SettingsError
+from specgen.cli.app_spec import Option, Program
+from specgen.core.errors import SettingsError
 
 _NUMBERS = {"int": "an integer", "float": "a number"}
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specgen.core.results import ModelInfo
 from specgen.distill.acceptance import Acceptance
-from specgen.distill.costs import Timed
+from specgen.distill.pass_costs import Timed
 from specgen.distill.values import DistillSettings
-from specgen.report import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

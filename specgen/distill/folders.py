@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specgen.errors import OutputError, SettingsError
-from specgen.saved_sessions import replace_file
-from specgen.session_lock import locked
+from specgen.core.errors import OutputError, SettingsError
+from specgen.storage.atomic_write import replace_file
+from specgen.storage.lock import locked
 
 SETTINGS = "settings.json"
 

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
+from specgen.core.errors import SettingsError
+from specgen.core.progress import SILENT, LoadReport
+from specgen.core.settings import EngineSettings, ModelSettings
 from specgen.distill.acceptance import Acceptance, measure
 from specgen.distill.card import Facts, format_card
-from specgen.distill.costs import time_costs
 from specgen.distill.draft import Draft
 from specgen.distill.fitting import fit_input
 from specgen.distill.folders import Place, claim, held
+from specgen.distill.pass_costs import time_costs
 from specgen.distill.prompts import SeedPrompt
 from specgen.distill.saving import draft_config, publish, save_draft
 from specgen.distill.target_layers import choose_layers
@@ -26,13 +29,10 @@ from specgen.distill.texts import Text, TextFolder, read_shard, save_shard
 from specgen.distill.training import Trainer, frequent_ids, share
 from specgen.distill.values import DistillProgress, DistillSettings
 from specgen.distill.writing import BatchTarget
-from specgen.errors import SettingsError
 from specgen.loading.config_check import read_config
-from specgen.loading.progress import SILENT, LoadReport
-from specgen.loading.shallow import digest_of, target_digest
-from specgen.loading.weights import load_model
-from specgen.plan import Plan, SessionSettings
-from specgen.settings import EngineSettings, ModelSettings
+from specgen.loading.draft_head_folder import digest_of, target_digest
+from specgen.loading.transformers_weights import load_model
+from specgen.runtime.plan import Plan, SessionSettings
 
 WORK_FOLDER = ".distill"
 HELD_OUT = "held-out.safetensors"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specgen.core.errors import OutputError
 from specgen.distill.draft import Draft
 from specgen.distill.texts import save_tensors
-from specgen.errors import OutputError
-from specgen.loading.shallow_tensors import WEIGHTS
+from specgen.loading.draft_head_tensors import WEIGHTS
 
 FORMAT = 1
 CONFIG = "config.json"

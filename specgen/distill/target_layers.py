@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from specgen.core.errors import LoadError, SettingsError
 from specgen.distill.values import DistillSettings
-from specgen.errors import LoadError, SettingsError
-from specgen.loading.shallow import MODEL_TYPES
+from specgen.loading.draft_head_folder import MODEL_TYPES
 
 
 def choose_layers(folder: Path, name: str, settings: DistillSettings) -> list[int]:

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from specgen.core.errors import OutputError, PromptError
 from specgen.distill.prompts import SeedPrompt, compose, sources_from
 from specgen.distill.values import TextSettings
 from specgen.distill.writing import BatchTarget, Written
-from specgen.errors import OutputError, PromptError
-from specgen.prompting import Message, encode_messages, encode_text
+from specgen.text.chat_template import Message, encode_messages, encode_text
 
 SORTED_BATCHES = 8
 """Batches whose prompts are sorted by length together: less padding, and still a mixture in each stretch."""

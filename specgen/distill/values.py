@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from specgen.errors import SettingsError
+from specgen.core.errors import SettingsError
 
 Kind = Literal["features", "layers"]
 MAX_LAYERS = 8

@@ -8,22 +8,22 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from specgen.bench.values import Costs, Setting
+from specgen.bench.results import Costs, Setting
+from specgen.core.errors import DeviceError
+from specgen.core.machine import Machine
+from specgen.core.progress import SILENT, LoadReport
+from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.doctor.memory_plan import plan_gguf_memory, plan_memory, plan_shallow_memory
-from specgen.doctor.values import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
-from specgen.errors import DeviceError
-from specgen.loading.cache import cache_root
+from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
 from specgen.loading.config_check import ConfigFacts
-from specgen.loading.gguf_scan import GgufHeader
+from specgen.loading.draft_head_folder import ShallowFacts
+from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
-from specgen.loading.progress import SILENT, LoadReport
-from specgen.loading.shallow import ShallowFacts
-from specgen.loading.sources import ModelFolder
-from specgen.machine import library_versions
-from specgen.machine_values import Machine
-from specgen.plan import Plan
-from specgen.settings import ModelSettings, SamplingSettings
+from specgen.loading.resolve import ModelFolder
+from specgen.runtime.environment import library_versions
+from specgen.runtime.plan import Plan
+from specgen.storage.paths import cache_root
 
 LONGEST_MEASURED_DRAFT = 12
 
@@ -139,8 +139,8 @@ def _model(
 
 def _gguf(role: str, settings: ModelSettings, name: str, header: GgufHeader, facts: ConfigFacts) -> ModelPlan:
     """A GGUF file as llama.cpp would run it."""
-    from specgen.loading.llamacpp import gpu_layers
-    from specgen.loading.llamacpp_library import llama_library
+    from specgen.loading.llama_cpp import gpu_layers
+    from specgen.loading.llama_cpp_library import llama_library
 
     on_gpu = gpu_layers(settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
     return ModelPlan(
@@ -200,8 +200,8 @@ def measure_pair(
         LoadError: A file is damaged.
         DeviceError: Too little memory.
     """
-    from specgen.bench.lanes import open_lanes
-    from specgen.bench.probe import measure_costs
+    from specgen.bench.configurations import open_lanes
+    from specgen.bench.pass_costs import measure_costs
 
     baseline = plan.with_drafter("none", None)
     drafter = plan.settings.drafter

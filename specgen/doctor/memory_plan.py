@@ -8,21 +8,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from specgen.doctor.values import MemoryPlan
-from specgen.engine.layers import FIRST_CAPACITY
-from specgen.engine.lean import ARCHITECTURES
-from specgen.engine.model import PREFILL_CHUNK
+from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.doctor.results import MemoryPlan
 from specgen.loading.config_check import ConfigFacts
-from specgen.loading.gguf_scan import GgufHeader
-from specgen.loading.lean_import import empty_model
+from specgen.loading.draft_head_folder import ShallowFacts
+from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.placement import Placement
-from specgen.loading.shallow import ShallowFacts
-from specgen.settings import MAX_DRAFT_TOKENS
+from specgen.loading.start.lean_import import empty_model
+from specgen.models.decoder import ARCHITECTURES
+from specgen.models.layers import FIRST_CAPACITY
+from specgen.models.transformers_model import PREFILL_CHUNK
 
 _BLOCK = 64
 """Values of a 4-bit weight that share a float32 scale."""
 _JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-"""Layers whose products are done together, from a copy of their weights (`specgen.engine.lean`)."""
+"""Layers whose products are done together, from a copy of their weights (`specgen.models.decoder`)."""
 
 
 def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_positions: int) -> MemoryPlan:
@@ -93,7 +93,7 @@ def plan_gguf_memory(header: GgufHeader, facts: ConfigFacts) -> MemoryPlan:
         header: The file's.
         facts: What `gguf_facts` said of it.
     """
-    from specgen.engine.llamacpp import MAX_ROWS
+    from specgen.models.llama_cpp import MAX_ROWS
 
     logits = MAX_ROWS * (facts.vocab_rows or 0) * 4
     return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (facts.max_positions or 0), logits)

@@ -9,7 +9,13 @@ from typing import Protocol
 
 import torch
 
-from specgen.engine.drafters import (
+from specgen.core.errors import DraftError, MemoryShortageError, NumericalError
+from specgen.core.events import Event, Finish, FinishReason, Notice, Prefill, Round
+from specgen.core.settings import DecodeSettings, SamplingSettings, Verification
+from specgen.engine.contract import TargetModel
+from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.drafters.base import (
     Drafter,
     Failure,
     NoDrafter,
@@ -20,15 +26,10 @@ from specgen.engine.drafters import (
     strict_error,
     told,
 )
-from specgen.engine.length_policy import LengthPolicy
-from specgen.engine.lengths import FixedLength
-from specgen.engine.model import TargetModel, memory_errors
+from specgen.engine.memory_errors import memory_errors
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import laws, likeliest_on_host, seen_rows
 from specgen.engine.verification import Draft, verify
-from specgen.errors import DraftError, MemoryShortageError, NumericalError
-from specgen.events import Event, Finish, FinishReason, Notice, Prefill, Round
-from specgen.settings import DecodeSettings, SamplingSettings, Verification
 
 Clock = Callable[[], float]
 

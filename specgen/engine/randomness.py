@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specgen.settings import MAX_DRAFT_TOKENS
+from specgen.core.settings import MAX_DRAFT_TOKENS
 
 
 class Randomness(Protocol):

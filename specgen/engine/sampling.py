@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specgen.settings import SamplingSettings
+from specgen.core.settings import SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)

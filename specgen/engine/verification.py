@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specgen.core.events import DraftSource
+from specgen.core.settings import Verification
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import Laws
-from specgen.events import DraftSource
-from specgen.settings import Verification
 
 
 @dataclass(frozen=True, slots=True)

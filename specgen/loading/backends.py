@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from typing import Literal
 
-from specgen.errors import DeviceError, SettingsError
+from specgen.core.errors import DeviceError, SettingsError
+from specgen.core.settings import ModelSettings
 from specgen.loading.names import ModelPlace
-from specgen.settings import ModelSettings
 
 Engine = Literal["transformers", "llama.cpp"]
 

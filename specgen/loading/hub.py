@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from specgen.errors import LoadError, ModelFileError, ModelNotFoundError, SpecgenError
-from specgen.loading.cache import is_disk_full
+from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError, SpecgenError
+from specgen.core.progress import SILENT, LoadReport
+from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import has_weights
 from specgen.loading.names import hint_for
-from specgen.loading.progress import SILENT, LoadReport
-from specgen.settings import ModelSettings
+from specgen.storage.cache import is_disk_full
 
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 UNWANTED_FILES = ["*/*", "consolidated*", "*.bin.index.json"]

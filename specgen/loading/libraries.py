@@ -13,12 +13,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, cast
 
-from specgen.loading.first_import import around_import
-from specgen.loading.meta_kernels import meta_kernels_put_off
-from specgen.loading.model_list import LOOKER, model_list_kept
+from specgen.loading.start.first_import import around_import
+from specgen.loading.start.meta_kernels import meta_kernels_put_off
+from specgen.loading.start.model_list import LOOKER, model_list_kept
 
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -32,15 +31,6 @@ _QUIET = {
 _TALKATIVE = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate", "torch", "filelock", "httpx")
 
 
-@functools.cache
-def version_of(library: str) -> str | None:
-    """The installed version of a library, without importing it; None if it is not there."""
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def prepare_libraries(verbose: bool) -> None:
     """Set what the libraries read at import.
 
@@ -52,7 +42,7 @@ def prepare_libraries(verbose: bool) -> None:
     around_import("torch", meta_kernels_put_off)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose:
-        # It has no handler of its own; see specgen.loading.llamacpp_library.
+        # It has no handler of its own; see specgen.loading.llama_cpp_library.
         logger = logging.getLogger("llama.cpp")
         logger.setLevel(logging.INFO)
         logger.addHandler(logging.StreamHandler())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from specgen.errors import MemoryShortageError
-from specgen.loading.cache import gigabytes
+from specgen.core.errors import MemoryShortageError
+from specgen.core.units import gigabytes
 from specgen.loading.config_check import ConfigFacts
 
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from specgen.errors import ModelFileError, ModelNotFoundError, SettingsError
-from specgen.loading.files import reason
-from specgen.settings import ModelSettings
+from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
+from specgen.core.model_files import reason
+from specgen.core.settings import ModelSettings
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
 DRAFT_WORDS = ("lookup", "none", "auto")

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from specgen.errors import DeviceError, SettingsError
+from specgen.core.errors import DeviceError, SettingsError
+from specgen.core.library_errors import first_line
+from specgen.core.machine import cpu_flags
+from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import ConfigFacts
-from specgen.loading.failures import first_line
-from specgen.loading.fastest import LEAST_MEASURED, fastest_format
+from specgen.loading.format_autotune import LEAST_MEASURED, fastest_format
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
-from specgen.loading.processor import cpu_flags
-from specgen.settings import ModelSettings
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ class Placement:
         dtype: Compute type, `bfloat16`.
         quant: `none`, `int8`, `nf4` or `fp4`: what is done to the weights at load.
         remarks: Why an `auto` was decided so.
-        narrow: Weights narrower than the arithmetic, which is float32: see `specgen.loading.narrow`.
+        narrow: Weights narrower than the arithmetic, which is float32: see `specgen.models.formats`.
     """
 
     device: str
@@ -94,14 +94,14 @@ def has_fast_bf16_cpu() -> bool:
 
 def has_half_products() -> bool:
     """Whether products of float32 with float16 weights are fast here."""
-    from specgen.loading import narrow
+    from specgen.models import formats as narrow
 
     return narrow.has_half_products()
 
 
 def has_byte_products() -> bool:
     """Whether products with int8 weights, good enough for drafts, are fast here."""
-    from specgen.loading import narrow
+    from specgen.models import formats as narrow
 
     return narrow.has_byte_products()
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from specgen.errors import ModelFileError
-from specgen.loading.files import corrupt, open_regular
+from specgen.core.errors import ModelFileError
+from specgen.core.model_files import corrupt, open_regular
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""

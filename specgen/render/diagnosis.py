@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from specgen.forecast import is_unlike
-from specgen.report import RunReport
+from specgen.core.cost_model import is_unlike
+from specgen.core.results import RunReport
 
 LARGE_DRAFT_SHARE = 0.4
 """From here on the drafter takes about as long as what it should save."""

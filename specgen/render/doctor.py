@@ -8,15 +8,15 @@ from dataclasses import asdict
 from rich.text import Text
 
 from specgen.bench.figures import break_even_alpha, modelled_speedup
-from specgen.bench.values import Costs
-from specgen.doctor.values import CacheState, LibraryState, ModelPlan, PairReport, TerminalState
-from specgen.machine_values import Machine
+from specgen.bench.results import Costs
+from specgen.core.machine import Machine
+from specgen.doctor.results import CacheState, LibraryState, ModelPlan, PairReport, TerminalState
+from specgen.render.formatting import format_count, format_drafter, format_size
 from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.messages import labelled
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
-from specgen.render.wording import format_count, format_drafter, format_size
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 LENGTHS = (1, 2, 4, 8)

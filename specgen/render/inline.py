@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from specgen.events import FinalText, RoundText, TextEvent, TokenState
-from specgen.render.pen import Part, Pen
+from specgen.core.events import FinalText, RoundText, TextEvent, TokenState
+from specgen.render.styled_writer import Part, Pen
 from specgen.render.theme import PLAIN, mark_rejected
 from specgen.render.view import Sanitizer, flat, parts_of
 

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from typing import BinaryIO
 
 from specgen import __version__
-from specgen.errors import SpecgenError
-from specgen.events import FinalText, Notice, Prefill, RoundText, TextEvent
-from specgen.metrics import Baseline, Counts
+from specgen.core.errors import SpecgenError
+from specgen.core.events import FinalText, Notice, Prefill, RoundText, TextEvent
+from specgen.core.metrics import Baseline, Counts
+from specgen.core.results import ModelInfo, RunInfo, RunReport
+from specgen.render.guarantees import promise_document
 from specgen.render.json_text import Document, dumps
 from specgen.render.plain import ByteSink
-from specgen.render.promises import promise_document
-from specgen.report import ModelInfo, RunInfo, RunReport
 
 SCHEMA_VERSION = 1
 _METHODS = {

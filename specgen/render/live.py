@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from specgen.events import FinalText, Notice, RoundText, TextEvent
-from specgen.render.cells import Column, cut_to_cells
-from specgen.render.pen import Part, Pen
+from specgen.core.events import FinalText, Notice, RoundText, TextEvent
+from specgen.render.styled_writer import Part, Pen
+from specgen.render.text_width import Column, cut_to_cells
 from specgen.render.theme import PLAIN
 from specgen.render.view import Sanitizer, flat, kept_parts
 

@@ -12,12 +12,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from specgen.errors import SpecgenError
-from specgen.events import Notice
+from specgen.core.errors import SpecgenError
+from specgen.core.events import Notice
+from specgen.core.results import RunInfo
+from specgen.render.formatting import format_draft, format_model, format_settings
 from specgen.render.sanitize import one_line
 from specgen.render.theme import Glyphs, glyphs, mark_rejected, mark_target
-from specgen.render.wording import format_draft, format_model, format_settings
-from specgen.report import RunInfo
 
 if TYPE_CHECKING:
     from specgen.render.views import ViewName

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from specgen.events import FinalText, RoundText, TextEvent
-from specgen.render.pen import output_error
+from specgen.core.events import FinalText, RoundText, TextEvent
+from specgen.render.styled_writer import output_error
 from specgen.render.view import Sanitizer, unchanged
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from specgen.events import FinalText, Piece, RoundText, TextEvent, TokenState
-from specgen.render.pen import Part, Pen
+from specgen.core.events import FinalText, Piece, RoundText, TextEvent, TokenState
+from specgen.render.styled_writer import Part, Pen
 from specgen.render.theme import PLAIN
 from specgen.render.view import Sanitizer, flat
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from specgen.metrics import Baseline
+from specgen.core.metrics import Baseline
+from specgen.core.results import RunReport
 from specgen.render.diagnosis import what_to_try, why_doubtful, why_slower
-from specgen.render.messages import LABEL_CELLS, at_words, labelled
-from specgen.render.promises import format_promise
-from specgen.render.sanitize import one_line
-from specgen.render.theme import glyphs
-from specgen.render.wording import (
+from specgen.render.formatting import (
     format_draft,
     format_duration,
     format_model,
     format_rate,
     format_size,
 )
-from specgen.report import RunReport
+from specgen.render.guarantees import format_promise
+from specgen.render.messages import LABEL_CELLS, at_words, labelled
+from specgen.render.sanitize import one_line
+from specgen.render.theme import glyphs
 
 NARROW = 60
 """Below this many columns, one figure per line."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from specgen.events import FinalText, RoundText, TextEvent
-from specgen.render.pen import Pen
+from specgen.core.events import FinalText, RoundText, TextEvent
+from specgen.render.styled_writer import Pen
 from specgen.render.theme import PLAIN
 from specgen.render.view import Sanitizer, kept_parts
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Protocol
 
-from specgen.events import Piece, RoundText, TextEvent
-from specgen.render.pen import Part
+from specgen.core.events import Piece, RoundText, TextEvent
+from specgen.render.styled_writer import Part
 from specgen.render.theme import TARGET_ROLES, Glyphs, mark_target
 
 Sanitizer = Callable[[str], str]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specgen.bench.values import BenchReport, BenchSettings, Costs, Difference, Prompt, Run, Setting
-from specgen.events import Prefill, Round
-from specgen.metrics import Counts
-from specgen.report import ModelInfo
+from specgen.bench.results import BenchReport, BenchSettings, Costs, Difference, Prompt, Run, Setting
+from specgen.core.events import Prefill, Round
+from specgen.core.metrics import Counts
+from specgen.core.results import ModelInfo
 
 TARGET = ModelInfo("Qwen2.5-Coder-1.5B-Instruct", "none", "bfloat16", "cpu", num_bytes=3 * 2**30)
 DRAFT = ModelInfo("Qwen2.5-Coder-0.5B-Instruct", "nf4", "bfloat16", "cpu", num_bytes=2**29)

@@ -8,10 +8,10 @@ import pytest
 
 from specgen.bench.advice import best_speedup, cautions_of, command_words, recommend
 from specgen.bench.figures import break_even_alpha, figures_of, modelled_speedup
-from specgen.bench.values import Costs, Difference, Setting
+from specgen.bench.results import Costs, Difference, Setting
 from specgen.cli.request import session_settings
-from specgen.report import Gap
-from specgen.settings import ModelSettings
+from specgen.core.results import Gap
+from specgen.core.settings import ModelSettings
 from tests.bench.reports import LABEL, SETTINGS, counts, report
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from specgen.bench.advice import command_words, recommend
+from specgen.bench.configurations import open_engines
 from specgen.bench.figures import figures_of
-from specgen.bench.lanes import open_engines
 from specgen.bench.prompts import BenchPrompt
+from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
-from specgen.bench.values import BenchReport, BenchSettings, Setting
-from specgen.cli.bench_options import DraftPlaces, on_both_engines
-from specgen.plan import Plan, SessionSettings
-from specgen.prompting import Message
-from specgen.render.bench_cells import name_columns
+from specgen.cli.bench.choices import DraftPlaces, on_both_engines
+from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.render.bench.columns import name_columns
 from specgen.render.theme import glyphs
-from specgen.settings import EngineSettings, ModelSettings
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.text.chat_template import Message
 from tests.bench.virtual import VirtualClock, finished, model
 from tests.toys import save_toy
 

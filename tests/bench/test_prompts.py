@@ -5,8 +5,8 @@ import json
 import pytest
 
 from specgen.bench.prompts import bundled_prompts, choose_evenly, parse_prompts
-from specgen.errors import PromptError
-from specgen.prompting import Message
+from specgen.core.errors import PromptError
+from specgen.text.chat_template import Message
 
 
 def test_the_bundled_prompts_cover_at_least_eight_categories() -> None:

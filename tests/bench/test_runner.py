@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from specgen.bench.figures import figures_of
+from specgen.bench.results import BenchSettings
 from specgen.bench.runner import Benchmark
-from specgen.bench.values import BenchSettings
-from specgen.engine.model import CachedModel
-from specgen.errors import PromptError
+from specgen.core.errors import PromptError
+from specgen.models.transformers_model import CachedModel
 from tests.bench.virtual import VirtualClock, benchmark, expected_rounds, finished, plain_rule
 from tests.toys import save_toy
 

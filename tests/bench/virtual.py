@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from specgen.bench.lanes import open_lanes
-from specgen.bench.prompts import BenchPrompt, Message
+from specgen.bench.configurations import open_lanes
+from specgen.bench.prompts import BenchPrompt
+from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
-from specgen.bench.values import BenchReport, BenchSettings, Setting
-from specgen.engine.model import CachedModel
-from specgen.plan import Plan, SessionSettings
-from specgen.settings import ModelSettings
+from specgen.core.settings import ModelSettings
+from specgen.models.transformers_model import CachedModel
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.text.chat_template import Message
 from tests.toys import successors, token_id
 
 Rule = Callable[["VirtualClock", bool, int], float]

@@ -14,10 +14,15 @@ from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
-from specgen.cli import app, bench_run, doctor, generate, output, request, verify
-from specgen.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
-from specgen.metrics import Counts
-from specgen.report import RunReport
+from specgen.cli import app, request
+from specgen.cli import streams as output
+from specgen.cli.app import run as doctor
+from specgen.cli.app import run as generate
+from specgen.cli.app import run as verify
+from specgen.cli.bench import measure as bench_run
+from specgen.core.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
+from specgen.core.metrics import Counts
+from specgen.core.results import RunReport
 from tests.cli.barrier import announce_signals, reach
 from tests.render import runs
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from specgen import generation
-from specgen.bench import probe
-from specgen.engine.model import CachedModel
+from specgen.bench import pass_costs as probe
+from specgen.models.transformers_model import CachedModel
+from specgen.runtime import generation
 from tests.bench.virtual import VirtualClock, expected_rounds, plain_rule
 from tests.cli.children import TOY, Child, Ended
 from tests.cli.conftest import EXACT, Cli
@@ -213,7 +213,7 @@ def test_an_error_before_the_first_run_is_the_document(cli: Cli) -> None:
 
 
 def test_lists_of_lengths_may_hold_ranges_and_steps() -> None:
-    from specgen.cli.bench_options import lengths_from
+    from specgen.cli.bench.choices import lengths_from
 
     assert lengths_from("1,2,4,8") == ["1", "2", "4", "8"]
     assert lengths_from("1-3,auto,2") == ["1", "2", "3", "auto"]
@@ -221,7 +221,7 @@ def test_lists_of_lengths_may_hold_ranges_and_steps() -> None:
 
 
 def test_a_draft_may_name_the_form_of_its_weights() -> None:
-    from specgen.cli.bench_options import drafts_from
+    from specgen.cli.bench.choices import drafts_from
 
     found = drafts_from(["org/model", "org/model:nf4", "/a:b", "lookup", "lookup"], "int8")
 
@@ -232,7 +232,7 @@ def test_a_draft_may_name_the_form_of_its_weights() -> None:
 
 def test_a_draft_may_have_lookup_beside_it() -> None:
     from specgen.bench.advice import command_words
-    from specgen.cli.bench_options import drafts_from, settings_of
+    from specgen.cli.bench.choices import drafts_from, settings_of
 
     found = drafts_from(["org/model:nf4+lookup", "m+lookup", "m", "lookup"], "auto")
 

@@ -17,10 +17,10 @@ import pytest
 import typer
 
 from specgen.cli.app import app
+from specgen.cli.app_spec import Command, describe
 from specgen.cli.help import format_command
-from specgen.cli.names import model_names
+from specgen.cli.local_names import model_names
 from specgen.cli.shell_files import MANUAL, shell_files
-from specgen.cli.surface import Command, describe
 from tests.cli.children import ROOT, environment
 
 FOLDER = ROOT / "completions"

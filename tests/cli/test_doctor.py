@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from specgen.errors import ModelFileError
+from specgen.core.errors import ModelFileError
 from tests.cli.conftest import EXACT, Cli
 from tests.toys import save_toy, toy_tokenizer
 
@@ -18,7 +18,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise ModelFileError("weights were read")
 
-    monkeypatch.setattr("specgen.opening.load_model", refuse)
+    monkeypatch.setattr("specgen.loading.load.load_model", refuse)
 
 
 def test_the_machine_is_told_without_any_model(cli: Cli) -> None:

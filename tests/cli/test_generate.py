@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.cli.files import write_whole
-from specgen.engine.model import CachedModel
+from specgen.core.errors import ModelFileError, NumericalError
 from specgen.engine.verification import verify
-from specgen.errors import ModelFileError, NumericalError
-from specgen.generation import Generation
+from specgen.models.transformers_model import CachedModel
+from specgen.runtime.generation import Generation
+from specgen.storage.atomic_write import write_whole
 from tests.cli.children import Ended, run_child
 from tests.cli.conftest import EXACT, Cli
 from tests.loading.builders import edit_json, make_folder
@@ -43,7 +43,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise ModelFileError("weights were read")
 
-    monkeypatch.setattr("specgen.opening.load_model", refuse)
+    monkeypatch.setattr("specgen.loading.load.load_model", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_lookup_file_that_nothing_searches_is_refused(generate: Cli, toys: dic
 
 
 def test_lookup_files_are_bounded(generate: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specgen.plan.MAX_LOOKUP_TOKENS", 10)
+    monkeypatch.setattr("specgen.runtime.plan.MAX_LOOKUP_TOKENS", 10)
     file = tmp_path / "long.txt"
     file.write_text("many words " * 50)
 

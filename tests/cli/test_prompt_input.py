@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from specgen.cli import prompt_input
 from specgen.cli.prompt_input import MAX_PROMPT_BYTES, as_utf8, decode, read_capped, read_prompt
-from specgen.errors import PromptError, SettingsError
+from specgen.core.errors import PromptError, SettingsError
 
 STDIN = Path("-")
 Feeder = Callable[[bytes], None]

@@ -13,7 +13,7 @@ from typing import Any
 import pyte
 import pytest
 
-from tests.chat.terminals import Barrier, Shell, Terminal
+from tests.cli.chat.terminals import Barrier, Shell, Terminal
 from tests.cli.children import TOY, Child, Ended
 from tests.cli.conftest import EXACT, Cli
 from tests.cli.scripted_child import answer
@@ -289,12 +289,12 @@ def test_ctrl_z_stops_and_the_answer_goes_on_in_the_foreground(
 def test_time_spent_stopped_is_in_no_figure(
     cli: Cli, toy_arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specgen.engine.model import CachedModel
+    from specgen.models.transformers_model import CachedModel
 
     # The program stands still for 1000 s, by its own clock, inside the fourth pass of the target.
     now, passes, logits = [0.0], iter(range(10**6)), CachedModel.logits
-    monkeypatch.setattr("specgen.cli.foreground.perf_counter", lambda: now[0])
-    monkeypatch.setattr("specgen.generation.device_clock", lambda *_: lambda: now[0])
+    monkeypatch.setattr("specgen.cli.terminal_mode.perf_counter", lambda: now[0])
+    monkeypatch.setattr("specgen.runtime.generation.device_clock", lambda *_: lambda: now[0])
 
     def stand_still(pid: int, signum: int) -> None:
         now[0] += 1000.0

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.engine.model import CachedModel
 from specgen.engine.sampling import Laws
-from specgen.proof import law_errors
+from specgen.models.transformers_model import CachedModel
+from specgen.verify.checks import law_errors
 from tests.cli.children import Ended
 from tests.cli.conftest import Cli
 
@@ -104,7 +104,7 @@ def test_a_loop_with_the_wrong_law_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_target_law_of_the_proof_is_no_work_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specgen.engine import drafters
+    from specgen.engine.drafters import model as drafters
 
     original = drafters.laws
 
@@ -119,8 +119,8 @@ def test_the_target_law_of_the_proof_is_no_work_of_the_loop(monkeypatch: pytest.
 
 
 def test_a_failing_draft_is_an_error_and_no_proof(verify: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specgen.engine.drafters import ModelDrafter
-    from specgen.errors import DraftError
+    from specgen.core.errors import DraftError
+    from specgen.engine.drafters.model import ModelDrafter
 
     def fail(*_: Any) -> Any:
         raise DraftError("planted")
@@ -143,7 +143,7 @@ def test_a_bug_is_told_in_the_document_that_was_asked_for(verify: Cli, monkeypat
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("specgen.cli.verify._prove", fail)
+    monkeypatch.setattr("specgen.cli.verify.run._prove", fail)
 
     ended = verify("--json")
 

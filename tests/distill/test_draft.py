@@ -9,9 +9,9 @@ import torch
 
 from specgen.distill.draft import Draft
 from specgen.distill.saving import draft_config, publish, save_draft
-from specgen.loading.shallow import check_shallow, target_digest
+from specgen.loading.draft_head_folder import check_shallow, target_digest
 from tests.distill.targets import FAMILIES, make_target, make_text
-from tests.shallow_drafts import SlowDraft
+from tests.draft_heads import SlowDraft
 
 NUM_STEPS = 4
 LENGTH = 12

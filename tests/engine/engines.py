@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from specgen.engine.contract import LanguageModel
-from specgen.engine.lean import LeanModel
+from specgen.models.decoder import LeanModel
 from tests.fakes import cached, tiny_model
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None

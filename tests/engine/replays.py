@@ -10,11 +10,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from specgen.engine.costs import CostTable, DraftCost
-from specgen.engine.length_policy import LengthPolicy
-from specgen.engine.lengths import CostAwareLength
-from specgen.engine.lookup import LookupDrafter
-from specgen.events import DraftSource, Round
+from specgen.core.events import DraftSource, Round
+from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.drafters.lookup import LookupDrafter
 
 TRACES = Path(__file__).parent / "traces.jsonl"
 Costs = Callable[[int], float]

@@ -9,14 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specgen.core.events import Finish, Prefill
+from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.contract import LanguageModel
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
-from specgen.engine.lookup import LookupDrafter
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, TorchRandomness
-from specgen.engine.routing import RoutedDrafter
-from specgen.events import Finish, Prefill
-from specgen.settings import DecodeSettings, SamplingSettings
 from tests.engine.engines import ENGINES, Engine
 from tests.fakes import CPU, GREEDY, always_wrong, ids_of, oracle, random_tokens, run_events, tiny_model
 

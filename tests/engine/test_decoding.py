@@ -10,28 +10,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specgen.core.errors import DraftError, MemoryShortageError, NumericalError, PairError, SpecgenError
+from specgen.core.events import Event, Finish, Notice, Prefill
+from specgen.core.metrics import Counts
+from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine import decoding
-from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import _match, _weigh, decode
-from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
-from specgen.engine.length_policy import LengthPolicy
-from specgen.engine.lengths import CostAwareLength, FixedLength
-from specgen.engine.lookup import LookupDrafter
+from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import TorchRandomness
-from specgen.engine.routing import RoutedDrafter
 from specgen.engine.sampling import likeliest_on_host
 from specgen.engine.verification import Draft
-from specgen.errors import DraftError, MemoryShortageError, NumericalError, PairError, SpecgenError
-from specgen.events import Event, Finish, Notice, Prefill
-from specgen.metrics import Counts
-from specgen.settings import DecodeSettings, SamplingSettings
 from tests.fakes import (
     CPU,
     GREEDY,
     EmptyDrafter,
     FailingDrafter,
     ScriptedDrafter,
-    TableModel,
     cached,
     ids_of,
     oracle,

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
-from specgen.engine.length_policy import LengthPolicy
-from specgen.engine.lengths import FixedLength
+from specgen.core.settings import SamplingSettings
+from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.enumeration import TableModel, WalkedChance, every_path
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import laws
 from specgen.engine.verification import Draft
-from specgen.settings import SamplingSettings
-from tests.fakes import ScriptedDrafter, TableModel, WalkedChance, every_path, ids_of, rounds_of, run_events
+from tests.fakes import ScriptedDrafter, ids_of, rounds_of, run_events
 
 PROMPT = [0, 1]
 PROCESSORS = {

@@ -7,13 +7,14 @@ from functools import cache
 import pytest
 import torch
 
-from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
-from specgen.engine.lookup import LookupDrafter
-from specgen.engine.model import CachedModel
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.engine.routing import RoutedDrafter
+from specgen.models.transformers_model import CachedModel
+from tests.draft_heads import SHAPES, shallow_drafter, tiny_draft
 from tests.fakes import CPU, GREEDY, always_wrong, cached, ids_of, oracle, random_tokens, run_events, tiny_model
-from tests.shallow_drafts import SHAPES, shallow_drafter, tiny_draft
 
 KINDS = ["llama", "qwen2", "mistral"]
 DRAFTERS = ["none", "self", "other", "lookup", "routed", "random", "always-wrong", "oracle"]

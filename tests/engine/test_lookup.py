@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from specgen.engine.drafters import ModelDrafter
-from specgen.engine.estimates import MatchAcceptance, Offer
-from specgen.engine.lengths import FixedLength
-from specgen.engine.lookup import LookupDrafter
+from specgen.core.events import Round
+from specgen.engine.draft_length.acceptance import MatchAcceptance, Offer
+from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.engine.routing import RoutedDrafter
-from specgen.events import Round
 from tests.fakes import CPU, GREEDY, cached, ids_of, rounds_of, run_events, tiny_model
 
 

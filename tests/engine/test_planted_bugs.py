@@ -15,21 +15,17 @@ from functools import cache, partial
 import pytest
 import torch
 
-from specgen.engine import decoding, drafters, randomness, verification
-from specgen.engine.length_policy import LengthPolicy
-from specgen.engine.model import CachedModel
+from specgen.core.settings import SamplingSettings, Verification
+from specgen.engine import decoding, randomness, verification
+from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.drafters import model as drafters
 from specgen.engine.sampling import Laws
 from specgen.engine.verification import Draft, Verdict
-from specgen.settings import SamplingSettings, Verification
-from tests.engine import (
-    test_decoding,
-    test_enumeration,
-    test_greedy_equality,
-    test_model,
-    test_statistics,
-)
+from specgen.models.transformers_model import CachedModel
+from tests.engine import test_decoding, test_enumeration, test_greedy_equality, test_statistics
 from tests.engine.test_enumeration import CASES, PROCESSORS, assert_same_law, speculative_law, table, target_law
 from tests.fakes import CPU
+from tests.models import test_transformers_model as test_model
 
 Plant = pytest.MonkeyPatch
 OTHER_LAW = next(case for case in CASES if case.name == "other law")

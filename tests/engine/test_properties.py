@@ -4,11 +4,11 @@ P1 ids are those of plain decoding            `test_decoding`, here with real mo
 P2 budgets cut, and change nothing before     here
 P3 counts add up                              `test_decoding`
 P4 caches hold the text but its last token    here, also after an end, a stop and an error
-P5 pieces join to the text                    `tests/test_text.py`
+P5 pieces join to the text                    `tests/text/test_detokenizer.py`
 P6 the sanitizer                              `tests/render/test_sanitize.py`, `tests/fuzz`
-P7 user text makes no control token           `tests/test_prompting.py`
-P8 sessions come back, old or new             `tests/test_saved_sessions.py`, `tests/fuzz`
-P9 the GGUF scan                              `tests/loading/test_gguf_scan.py`, `tests/fuzz`
+P7 user text makes no control token           `tests/text/test_chat_template.py`
+P8 sessions come back, old or new             `tests/storage/test_saved_chats.py`, `tests/fuzz`
+P9 the GGUF scan                              `tests/loading/test_gguf_header.py`, `tests/fuzz`
 P10 settings out of range reach no engine     here
 P11 any feeding and taking back of a cache    here, as a state machine
 """
@@ -25,14 +25,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from specgen.cli.request import SamplingOptions, draft_length_from
+from specgen.core.errors import MemoryShortageError, NumericalError, SettingsError
+from specgen.core.events import Notice, Round
+from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings, SamplingSettings
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import ModelDrafter, NoDrafter
-from specgen.engine.lean import LeanModel, lean_model
-from specgen.engine.model import CachedModel
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.errors import MemoryShortageError, NumericalError, SettingsError
-from specgen.events import Notice, Round
-from specgen.settings import MAX_DRAFT_TOKENS, DecodeSettings, SamplingSettings
+from specgen.models.decoder import LeanModel, lean_model
+from specgen.models.transformers_model import CachedModel
 from tests.fakes import CPU, GREEDY, cached, ids_of, random_tokens, run_events, tiny_model
 
 # The nightly profile tries eighty times as much as the usual one.

@@ -6,8 +6,9 @@ from statistics import fmean
 
 import pytest
 
-from specgen.engine.costs import CostTable, DraftCost
-from specgen.engine.lengths import CostAwareLength, FixedLength
+from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.fixed import FixedLength
 from tests.engine.replays import (
     BF16,
     FP32,

@@ -8,16 +8,18 @@ import pytest
 import torch
 from scipy import stats
 
-from specgen.engine.costs import CostTable, DraftCost
-from specgen.engine.drafters import Drafter, ModelDrafter, NoDrafter
-from specgen.engine.lengths import CostAwareLength
-from specgen.engine.lookup import LookupDrafter
+from specgen.core.settings import SamplingSettings
+from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import PositionNoise, TorchRandomness
-from specgen.engine.routing import RoutedDrafter
 from specgen.engine.sampling import laws
-from specgen.settings import SamplingSettings
 from tests.engine.test_enumeration import table, target_law
-from tests.fakes import CPU, TableModel, cached, ids_of, random_tokens, rounds_of, run_events, tiny_model
+from tests.fakes import CPU, cached, ids_of, random_tokens, rounds_of, run_events, tiny_model
 
 SAMPLING = SamplingSettings(temperature=1.0, top_k=40, repetition_penalty=1.1, seed=11, same_text=True)
 PROMPT = [1, 17, 40, 17, 40, 9]

@@ -15,8 +15,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from specgen.core.settings import SamplingSettings
 from specgen.engine.sampling import laws, likeliest, seen_rows
-from specgen.settings import SamplingSettings
 from tests.fakes import CPU
 
 

@@ -19,16 +19,19 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from specgen.engine import decoding, drafters
+from specgen.core.events import Round
+from specgen.core.settings import DecodeSettings, SamplingSettings
+from specgen.engine import decoding
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import Drafter, ModelDrafter
+from specgen.engine.drafters import model as drafters
+from specgen.engine.drafters.base import Drafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import TorchRandomness, accepted, drawn
 from specgen.engine.sampling import Laws, laws, seen_rows
 from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution
-from specgen.events import Round
-from specgen.settings import DecodeSettings, SamplingSettings
 from tests.engine.test_enumeration import table, target_law
-from tests.fakes import CPU, ScriptedDrafter, TableModel, cached, random_tokens, rounds_of, run_events, tiny_model
+from tests.fakes import CPU, ScriptedDrafter, cached, random_tokens, rounds_of, run_events, tiny_model
 
 ALPHA = 1e-6
 PLAIN = SamplingSettings(temperature=1.0)

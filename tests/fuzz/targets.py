@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from specgen.errors import ModelFileError
-from specgen.loading.gguf_scan import scan_gguf
+from specgen.core.errors import ModelFileError
+from specgen.loading.gguf.header import scan_gguf
 from specgen.render.sanitize import one_line, sanitize
-from specgen.transcript import ChatMessage, SavedModel, Transcript, TranscriptError, from_json, to_json
+from specgen.storage.transcript import ChatMessage, SavedModel, Transcript, TranscriptError, from_json, to_json
 from tests.loading.builders import array, gguf, pair, tensor, text
 
 MAX_SECONDS = 1.0

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from specgen.engine.llamacpp import LlamaCppModel
-from specgen.loading.gguf_scan import scan_gguf
-from specgen.loading.llamacpp import LoadedGguf, load_gguf
-from specgen.settings import EngineSettings, ModelSettings
+from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.llama_cpp import LoadedGguf, load_gguf
+from specgen.models.llama_cpp import LlamaCppModel
 from tests.fakes import tiny_model
 
 LLAMA_CPP = ModelSettings("", engine=EngineSettings("llama.cpp", threads=1))

@@ -22,8 +22,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty specgen cache; no test can touch the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("SPECGEN_CACHE", str(folder))
-    return folder
+def own_cache(cache: Path) -> Path:
+    return cache

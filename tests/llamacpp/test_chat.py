@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from specgen.cli.chat import _open_draft
-from specgen.cli.output import Messages
-from specgen.conversation import Conversation, ReplySettings
-from specgen.engine.llamacpp import LlamaCppModel
-from specgen.engine.model import CachedModel
-from specgen.events import Prefill
-from specgen.generation import Generation
-from specgen.opening import physical_cores
-from specgen.settings import SamplingSettings
-from tests.chat.scenes import OWN_TEMPLATE
+from specgen.cli.chat.run import _open_draft
+from specgen.cli.streams import Messages
+from specgen.core.events import Prefill
+from specgen.core.settings import SamplingSettings
+from specgen.loading.load import physical_cores
+from specgen.models.llama_cpp import LlamaCppModel
+from specgen.models.transformers_model import CachedModel
+from specgen.runtime.conversation import Conversation, ReplySettings
+from specgen.runtime.generation import Generation
+from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.llamacpp.test_sessions import named, opened, save_toy_gguf
 from tests.toys import ANSWER, save_toy
 
@@ -100,7 +100,7 @@ def test_torchs_threads_follow_the_drafter(files: dict[str, Path]) -> None:
 
 
 def test_a_draft_that_can_not_be_loaded_leaves_the_old_one(files: dict[str, Path], tmp_path: Path) -> None:
-    from specgen.errors import ModelFileError
+    from specgen.core.errors import ModelFileError
 
     chat = Chatting(files["gguf"], files["gguf"])
     chat.turn()

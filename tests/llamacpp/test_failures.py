@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.engine.llamacpp import LlamaCppModel
-from specgen.errors import DeviceError, LoadError, MemoryShortageError, ModelFileError, PromptError
-from specgen.loading.gguf_scan import scan_gguf
-from specgen.plan import Plan, SessionSettings
-from specgen.settings import EngineSettings, ModelSettings
+from specgen.core.errors import DeviceError, LoadError, MemoryShortageError, ModelFileError, PromptError
+from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.loading.gguf.header import scan_gguf
+from specgen.models.llama_cpp import LlamaCppModel
+from specgen.runtime.plan import Plan, SessionSettings
 from tests.fakes import tiny_model
 from tests.llamacpp.builders import LLAMA_CPP, letters, load, tiny_weights, write_gguf
 from tests.loading.builders import fails
@@ -89,7 +89,7 @@ def test_a_damaged_file_is_refused_before_llama_cpp_sees_it(
     def never() -> None:
         raise AssertionError("llama.cpp was asked")
 
-    monkeypatch.setattr("specgen.loading.llamacpp.llama_library", never)
+    monkeypatch.setattr("specgen.loading.llama_cpp.llama_library", never)
     data = path.read_bytes()
     damaged = tmp_path / "damaged.gguf"
     changed = {"cut": data[: len(data) - 5000], "magic": b"GGML" + data[4:], "empty": b""}
@@ -108,8 +108,8 @@ def test_a_model_with_a_running_state_is_refused(path: Path) -> None:
 def test_nothing_but_the_answer_reaches_stdout_and_stderr(path: Path) -> None:
     code = f"""
 from pathlib import Path
-from specgen.errors import SpecgenError
-from specgen.engine.llamacpp import LlamaCppModel
+from specgen.core.errors import SpecgenError
+from specgen.models.llama_cpp import LlamaCppModel
 from tests.llamacpp.builders import load
 weights = load(Path({str(path)!r})).weights
 model = LlamaCppModel(weights, 96, 64, 1)

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.conversation import Conversation, ReplySettings
+from specgen.core.errors import PairError, PromptError, SettingsError
+from specgen.core.events import Prefill, RoundText
+from specgen.core.settings import DecodeSettings, EngineSettings, ModelSettings, SamplingSettings
 from specgen.doctor.examine import examine_pair
-from specgen.engine.llamacpp import LlamaCppModel
-from specgen.engine.model import CachedModel
-from specgen.errors import PairError, PromptError, SettingsError
-from specgen.events import Prefill, RoundText
-from specgen.generation import Generation, Request
 from specgen.loading import backends
-from specgen.loading.gguf_scan import scan_gguf
-from specgen.loading.llamacpp import PROBE, tokenizer_notice
-from specgen.opening import physical_cores, share_threads
-from specgen.plan import Plan, SessionSettings
-from specgen.prompting import Message, encode_messages
-from specgen.session import Session, open_session
-from specgen.settings import DecodeSettings, EngineSettings, ModelSettings, SamplingSettings
-from tests.chat.scenes import OWN_TEMPLATE
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.llama_cpp import PROBE, tokenizer_notice
+from specgen.loading.load import physical_cores, share_threads
+from specgen.models.llama_cpp import LlamaCppModel
+from specgen.models.transformers_model import CachedModel
+from specgen.runtime.conversation import Conversation, ReplySettings
+from specgen.runtime.generation import Generation, Request
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.text.chat_template import Message, encode_messages
+from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.cli.children import run_child
 from tests.llamacpp.builders import load, toy_vocabulary, write_gguf
 from tests.loading.builders import RecordedReport, fails

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from specgen.core.settings import DecodeSettings
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import NoDrafter
-from specgen.engine.llamacpp import PREFILL_CHUNK, LlamaCppModel
-from specgen.engine.lookup import LookupDrafter
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.near_ties import gap_between
-from specgen.settings import DecodeSettings
+from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
+from specgen.runtime.near_ties import gap_between
 from tests.fakes import CPU, GREEDY, ids_of, tiny_model
 from tests.llamacpp.builders import letters, load, write_gguf
 

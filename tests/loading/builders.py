@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from specgen.errors import SpecgenError
+from specgen.core.errors import SpecgenError
 
 VOCAB = 64
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from specgen.errors import DeviceError, SettingsError
+from specgen.core.errors import DeviceError, SettingsError
+from specgen.core.settings import EngineSettings, ModelSettings
 from specgen.loading import backends
 from specgen.loading.backends import choose_backend
-from specgen.loading.gguf_scan import scan_gguf
-from specgen.loading.llamacpp import DEFAULT_CONTEXT, gguf_facts, gpu_layers
-from specgen.loading.llamacpp_library import printable
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.llama_cpp import DEFAULT_CONTEXT, gguf_facts, gpu_layers
+from specgen.loading.llama_cpp_library import printable
 from specgen.loading.names import ModelPlace
-from specgen.settings import EngineSettings, ModelSettings
 from tests.loading.builders import fails, make_gguf
 
 GGUF = ModelPlace("gguf", "model", Path("model.gguf"))

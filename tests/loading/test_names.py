@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from specgen.errors import ModelFileError, ModelNotFoundError, SettingsError
+from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
+from specgen.core.settings import ModelSettings
 from specgen.loading.names import BUILT_IN_NAME, find_place, near_names
-from specgen.settings import ModelSettings
 from tests.loading.builders import fails
 
 

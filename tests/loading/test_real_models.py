@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from specgen.errors import PairError
-from specgen.loading.convert import convert_gguf
-from specgen.loading.gguf_scan import scan_gguf
-from specgen.loading.pairs import compare_tokenizers, table_size
-from specgen.loading.sources import prepare_folder
-from specgen.loading.tokenizer import check_rows, end_ids, load_tokenizer
-from specgen.loading.weights import load_model
-from specgen.settings import ModelSettings
+from specgen.core.errors import PairError
+from specgen.core.settings import ModelSettings
+from specgen.loading.gguf.convert import convert_gguf
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.resolve import prepare_folder
+from specgen.loading.transformers_weights import load_model
+from specgen.text.tokenizer import check_rows, end_ids, load_tokenizer
+from specgen.text.vocabulary import compare_tokenizers, table_size
 from tests.loading.builders import fails
 
 HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
@@ -34,7 +34,7 @@ def test_smollm2_loads_and_answers() -> None:
     need(SMOLLM / "model.safetensors")
     tokenizer = load_tokenizer(SMOLLM)
     loaded = load_model(SMOLLM, ModelSettings("smollm2"), role="target", from_gguf=True)
-    check_rows(table_size(tokenizer), loaded.facts, SMOLLM)
+    check_rows(table_size(tokenizer), loaded.facts.vocab_rows, SMOLLM)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
 

@@ -25,14 +25,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from specgen.engine.model import CachedModel
+from specgen.core.settings import ModelSettings, Verification
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.pairs import table_size
-from specgen.loading.tokenizer import load_tokenizer
-from specgen.loading.weights import load_model
-from specgen.opening import own_cache
-from specgen.prompting import Message, encode_messages
-from specgen.settings import ModelSettings, Verification
+from specgen.loading.load import own_cache
+from specgen.loading.transformers_weights import load_model
+from specgen.models.transformers_model import CachedModel
+from specgen.text.chat_template import Message, encode_messages
+from specgen.text.tokenizer import load_tokenizer
+from specgen.text.vocabulary import table_size
 from tests.perf import saved, tables
 from tests.perf.modes import PROMPT_OF, SWEEP, Mode, Run, ours, ratio_with_interval, theirs
 

@@ -12,14 +12,14 @@ import argparse
 from dataclasses import replace
 from statistics import median
 
-from specgen.conversation import Conversation, ReplySettings
-from specgen.events import RoundText
-from specgen.generation import Generation
+from specgen.core.events import RoundText
+from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.plan import Plan, SessionSettings
-from specgen.session import open_session
-from specgen.settings import ModelSettings, SamplingSettings
-from specgen.template_choice import TemplateChoice
+from specgen.runtime.conversation import Conversation, ReplySettings
+from specgen.runtime.generation import Generation
+from specgen.runtime.loaded_models import open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.text.chat_template import TemplateChoice
 
 FACT = "The harbour keeps a list of every ship, its cargo, its captain and the day it came in. "
 

@@ -26,14 +26,14 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from specgen.engine.llamacpp import PREFILL_CHUNK, LlamaCppModel
+from specgen.core.settings import EngineSettings, ModelSettings, SamplingSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.near_ties import gap_between
-from specgen.opening import physical_cores
-from specgen.plan import Plan, SessionSettings
-from specgen.prompting import Message, encode_messages
-from specgen.session import Session, open_session
-from specgen.settings import EngineSettings, ModelSettings, SamplingSettings
+from specgen.loading.load import physical_cores
+from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.near_ties import gap_between
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.text.chat_template import Message, encode_messages
 from tests.perf.__main__ import prompts_from
 from tests.perf.modes import PROMPT_OF, Mode, Run, ours, ratio_with_interval
 

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from scipy import stats
 
+from specgen.core.events import Finish, Prefill
+from specgen.core.metrics import Counts
+from specgen.core.settings import LONGEST_AUTO_DRAFT, DecodeSettings, SamplingSettings, Verification
 from specgen.engine.contract import LanguageModel
-from specgen.engine.costs import CostTable, DraftCost
 from specgen.engine.decoding import decode, device_clock
-from specgen.engine.drafters import ModelDrafter, NoDrafter
-from specgen.engine.lengths import CostAwareLength, FixedLength
-from specgen.engine.lookup import LookupDrafter
+from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.engine.routing import RoutedDrafter
-from specgen.events import Finish, Prefill
-from specgen.metrics import Counts
-from specgen.settings import LONGEST_AUTO_DRAFT, DecodeSettings, SamplingSettings, Verification
 
 GREEDY = SamplingSettings()
 

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from specgen.engine.lean import LeanModel
-from specgen.engine.model import CachedModel
+from specgen.core.settings import ModelSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.weights import load_model
-from specgen.opening import own_cache
-from specgen.settings import ModelSettings
+from specgen.loading.load import own_cache
+from specgen.loading.transformers_weights import load_model
+from specgen.models.decoder import LeanModel
+from specgen.models.transformers_model import CachedModel
 
 PARTS = ("products", "head", "attention", "norms")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

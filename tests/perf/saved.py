@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from specgen.metrics import Counts
+from specgen.core.metrics import Counts
 from tests.perf.modes import Mode, Run
 
 FREE = {"json", "resume", "minutes"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specgen.engine.model import CachedModel
+from specgen.models.transformers_model import CachedModel
 from tests.fakes import tiny_model
 from tests.perf import saved, tables
 from tests.perf.__main__ import arguments_from, our_modes, run_all

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from specgen.engine.lean import LeanModel
-from specgen.engine.model import CachedModel
+from specgen.models.decoder import LeanModel
+from specgen.models.transformers_model import CachedModel
 from tests.fakes import tiny_model
 from tests.perf.parts import PARTS, Stopwatch, measure, watch_ours, watch_theirs
 

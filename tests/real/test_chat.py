@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from specgen.errors import ModelNotFoundError
+from specgen.core.errors import ModelNotFoundError
+from specgen.core.settings import ModelSettings
 from specgen.loading.builtin import fetch_builtin
-from specgen.plan import Plan, SessionSettings
-from specgen.saved_sessions import STATE_VARIABLE
-from specgen.session import open_session
-from specgen.settings import ModelSettings
-from specgen.transcript import from_json
-from tests.chat.terminals import Terminal, logged
+from specgen.runtime.loaded_models import open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.storage.paths import STATE_VARIABLE
+from specgen.storage.transcript import from_json
+from tests.cli.chat.terminals import Terminal, logged
 
 pytestmark = pytest.mark.real
 EXACT = ("-n", "10", "--temperature", "0", "--dtype", "float32", "--device", "cpu", "--quant", "none")

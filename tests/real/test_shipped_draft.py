@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from specgen.cli.request import session_settings
-from specgen.generation import Generation, Request
+from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.loading.builtin import fetch_builtin
+from specgen.loading.draft_head_folder import SHIPPED, check_shallow
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.shallow import SHIPPED, check_shallow
-from specgen.plan import Plan, SessionSettings
-from specgen.prompting import Message, encode_messages
-from specgen.session import Session, open_session
-from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.runtime.generation import Generation, Request
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.text.chat_template import Message, encode_messages
 
 pytestmark = pytest.mark.real
 

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.engine.decoding import decode
-from specgen.engine.drafters import ModelDrafter
-from specgen.engine.model import CachedModel
+from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.generation import Generation, Request
 from specgen.loading.builtin import fetch_builtin
-from specgen.loading.cache import cache_root
 from specgen.loading.libraries import prepare_libraries
-from specgen.plan import Plan, SessionSettings
-from specgen.prompting import Message, encode_messages, encode_text
-from specgen.session import Session, open_session
-from specgen.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.models.transformers_model import CachedModel
+from specgen.runtime.generation import Generation, Request
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.storage.paths import cache_root
+from specgen.text.chat_template import Message, encode_messages, encode_text
 from tests.cli.children import run_child
 from tests.fakes import always_wrong, ids_of, oracle, random_tokens, tiny_model
 
@@ -64,7 +64,7 @@ def sessions() -> dict[str, Session]:
 
 
 def _copies(session: Session, *, has_draft: bool) -> tuple[Any, ...]:
-    from specgen.engine.model import CachedModel
+    from specgen.models.transformers_model import CachedModel
 
     target = CachedModel(session.target.model, session.target.vocab_size)
     draft = CachedModel(session.target.model, session.target.vocab_size) if has_draft else None
@@ -73,7 +73,7 @@ def _copies(session: Session, *, has_draft: bool) -> tuple[Any, ...]:
 
 @cache
 def tokenizer() -> Any:
-    from specgen.loading.tokenizer import load_tokenizer
+    from specgen.text.tokenizer import load_tokenizer
 
     return load_tokenizer(fetch_builtin())
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from specgen.events import Prefill, Round
-from specgen.metrics import Baseline, Counts
-from specgen.report import ModelInfo, RunInfo, RunReport
-from specgen.settings import SamplingSettings
+from specgen.core.events import Prefill, Round
+from specgen.core.metrics import Baseline, Counts
+from specgen.core.results import ModelInfo, RunInfo, RunReport
+from specgen.core.settings import SamplingSettings
 
 TARGET_MODEL = ModelInfo("Qwen/Qwen2.5-7B-Instruct", "nf4", "bfloat16", "cuda:0", num_bytes=5 * 2**30)
 DRAFT_MODEL = ModelInfo("Qwen/Qwen2.5-0.5B-Instruct", "nf4", "bfloat16", "cuda:0")

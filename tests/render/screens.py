@@ -10,7 +10,7 @@ import pyte
 from hypothesis import strategies as st
 from rich.console import Console
 
-from specgen.events import FinalText, Finish, Piece, Round, RoundText, TextEvent, TokenState
+from specgen.core.events import FinalText, Finish, Piece, Round, RoundText, TextEvent, TokenState
 from specgen.render.terminal import ColorMode, make_console
 from specgen.render.view import View
 

@@ -11,13 +11,13 @@ import pytest
 
 from specgen.bench.advice import recommend
 from specgen.bench.figures import figures_of
-from specgen.bench.values import Difference
-from specgen.render.bench_cells import shorten
-from specgen.render.bench_documents import bench_document, csv_text, markdown_text
-from specgen.render.bench_plot import plot_bytes
-from specgen.render.bench_table import format_bench
+from specgen.bench.results import Difference
+from specgen.core.results import Gap
+from specgen.render.bench.columns import shorten
+from specgen.render.bench.documents import bench_document, csv_text, markdown_text
+from specgen.render.bench.plot import plot_bytes
+from specgen.render.bench.table import format_bench
 from specgen.render.json_text import dumps
-from specgen.report import Gap
 from tests.bench.reports import LABEL, report
 
 NEAR = Difference(setting=1, prompt=0, position=41, gap=Gap(0.03, 0.1))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from specgen.forecast import Forecast
+from specgen.core.cost_model import Forecast
 from specgen.render.diagnosis import what_to_try, why_doubtful, why_slower
 from specgen.render.summary import format_summary, format_turn
 from tests.render.runs import counts, info, report

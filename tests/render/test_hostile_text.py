@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specgen.events import TextEvent
+from specgen.core.events import TextEvent
 from specgen.render.inline import InlineView
 from specgen.render.live import LiveView
 from specgen.render.plain import PlainView

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specgen.errors import OutputError
-from specgen.events import TextEvent
+from specgen.core.errors import OutputError
+from specgen.core.events import TextEvent
 from specgen.render.inline import InlineView
 from specgen.render.sanitize import sanitize
 from specgen.render.terminal import make_console

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specgen.errors import PairError
-from specgen.events import Notice, Prefill, TextEvent
-from specgen.metrics import Baseline
+from specgen.core.errors import PairError
+from specgen.core.events import Notice, Prefill, TextEvent
+from specgen.core.metrics import Baseline
+from specgen.core.settings import SamplingSettings
 from specgen.render.json_text import dumps
 from specgen.render.jsonl import (
     NdjsonView,
@@ -21,7 +22,6 @@ from specgen.render.jsonl import (
     result_document,
     start_document,
 )
-from specgen.settings import SamplingSettings
 from tests.render.runs import counts, info, report
 from tests.render.screens import EXAMPLE, answer, final, generations, show_all
 

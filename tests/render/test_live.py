@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specgen.events import Notice, Prefill, TextEvent
+from specgen.core.events import Notice, Prefill, TextEvent
 from specgen.render.live import LiveView
 from specgen.render.sanitize import sanitize
 from tests.render.screens import (

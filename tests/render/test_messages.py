@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 from rich.text import Text
 
-from specgen.errors import PairError, SpecgenError
-from specgen.events import Notice
+from specgen.core.errors import PairError, SpecgenError
+from specgen.core.events import Notice
+from specgen.core.settings import SamplingSettings
 from specgen.render.messages import format_banner, format_error, format_notice, hang, labelled
 from specgen.render.views import ViewName
-from specgen.settings import SamplingSettings
 from tests.render.runs import info
 from tests.render.screens import terminal_console, written
 

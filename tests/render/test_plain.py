@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.errors import OutputError
-from specgen.events import TextEvent
+from specgen.core.errors import OutputError
+from specgen.core.events import TextEvent
 from specgen.render.plain import PlainView
 from specgen.render.sanitize import sanitize
 from tests.render.screens import EXAMPLE, TARGET, answer, final, generations, round_text, show_all

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specgen.events import FinalText, Finish, TextEvent
+from specgen.core.events import FinalText, Finish, TextEvent
 from specgen.render.sanitize import sanitize
 from specgen.render.steps import StepsView
 from specgen.render.terminal import make_console

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from specgen.metrics import Baseline
+from specgen.core.metrics import Baseline
 from specgen.render.summary import format_summary, format_turn
 from tests.render.runs import TARGET_MODEL, counts, info, report
 

@@ -1,0 +1,98 @@
+"""Settings in, sessions that run them out: every draft loaded once, all of them over one target in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from specgen.bench.results import Setting
+from specgen.core.progress import SILENT, LoadReport
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan
+from specgen.text.vocabulary import compare_tokenizers
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A setting and the session that runs it.
+
+    All lanes of an engine share one target in memory; those of one draft, too, share a session.
+    """
+
+    setting: Setting
+    session: Session
+
+
+def open_lanes(
+    baseline: Plan, drafts: Mapping[str, Plan], settings: Sequence[Setting], report: LoadReport = SILENT
+) -> list[Lane]:
+    """Read the weights of a target and of every draft.
+
+    Args:
+        baseline: The target without a drafter.
+        drafts: A plan of the same target for each draft, by the name the settings have for it.
+        settings: What to run, the target alone left out.
+        report: Told about loading.
+
+    Returns:
+        The target alone, then a lane per setting.
+
+    Raises:
+        LoadError: A file is damaged.
+        DeviceError: Too little memory for all of them.
+    """
+    alone = open_session(baseline, report)
+    sessions: dict[str, Session] = {}
+    for name, plan in drafts.items():
+        report.stage(f"loading draft {name}")
+        sessions[name] = alone.beside(plan, report)
+    lanes = [Lane(with_label(setting, sessions[setting.draft]), sessions[setting.draft]) for setting in settings]
+    return [Lane(Setting("none"), alone), *_told_apart(lanes)]
+
+
+def open_engines(
+    plans: Mapping[str, tuple[Plan, Mapping[str, Plan]]], settings: Sequence[Setting], report: LoadReport = SILENT
+) -> list[Lane]:
+    """The lanes of one target on several engines, those of the first engine first.
+
+    Args:
+        plans: By the engine's name, what `open_lanes` takes.
+        settings: What to run on each engine.
+        report: Told about loading.
+
+    Raises:
+        PairError: The engines read the target's tokens differently.
+        LoadError: A file is damaged.
+        DeviceError: Too little memory for all of them.
+    """
+    first, *others = [baseline for baseline, _ in plans.values()]
+    for other in others:
+        compare_tokenizers(first.tokenizer, other.tokenizer)
+    return [
+        replace(lane, setting=replace(lane.setting, engine=engine))
+        for engine, (baseline, drafts) in plans.items()
+        for lane in open_lanes(baseline, drafts, settings, report)
+    ]
+
+
+def _told_apart(lanes: Sequence[Lane]) -> list[Lane]:
+    """Two drafts of the same name and form, from two folders, get the words of the command line as their labels."""
+    drafts: dict[str, set[str]] = {}
+    for lane in lanes:
+        drafts.setdefault(lane.setting.label, set()).add(lane.setting.draft)
+    return [
+        Lane(replace(lane.setting, label=lane.setting.draft), lane.session)
+        if len(drafts[lane.setting.label]) > 1
+        else lane
+        for lane in lanes
+    ]
+
+
+def with_label(setting: Setting, session: Session) -> Setting:
+    """The setting, named after its draft as it really runs: what `auto` means is decided by now."""
+    info, drafter = session.draft_info, session.plan.settings.drafter
+    if info is None:
+        return replace(setting, drafter=drafter, draft=drafter, label=drafter)
+    form = info.dtype if info.quant == "none" else info.quant
+    beside = "+lookup" if drafter == "model+lookup" else ""
+    return replace(setting, drafter=drafter, label=f"{info.name} {form}{beside}", num_draft_bytes=info.num_bytes)

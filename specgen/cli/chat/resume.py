@@ -1,0 +1,82 @@
+"""A saved session and the options of this chat in; the session opened, and what of it still holds, out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import typer
+
+from specgen.cli import options as o
+from specgen.cli.chat.settings import ChatSettings
+from specgen.cli.request import BESIDE
+from specgen.cli.streams import Messages
+from specgen.core.settings import ModelSettings, Quantization
+from specgen.storage.saved_chats import SessionFile, SessionFolder, SessionSetAside
+from specgen.storage.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The saved session a chat goes on with, if any; `file` is held by this process."""
+
+    file: SessionFile | None = None
+    transcript: Transcript | None = None
+
+
+def resume_session(folder: SessionFolder, name: str, messages: Messages, *, keeps: bool) -> Resumed:
+    """Open a saved session. One that can't be read is set aside, and a new one begins."""
+    file = SessionFile(folder.existing(name))
+    try:
+        transcript = file.load()
+    except SessionSetAside as aside:
+        file.close()
+        messages.warning(f"{aside}; this is a new session")
+        return Resumed()
+    except BaseException:
+        file.close()
+        raise
+    if not keeps:
+        file.close()
+        return Resumed(None, transcript)
+    return Resumed(file, transcript)
+
+
+def _is_default(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is None or source.name == "DEFAULT"
+
+
+def resumed_models(
+    context: typer.Context, transcript: Transcript | None, target: ModelSettings, draft: ModelSettings
+) -> tuple[ModelSettings, ModelSettings]:
+    """The models of a saved session, where the command line names none."""
+    if transcript is None:
+        return target, draft
+    if _is_default(context, "target"):
+        saved = transcript.target
+        target = replace(target, name=saved.name, revision=saved.revision)
+        if _is_default(context, "quant"):
+            target = replace(target, quant=_quantization(saved.quant))
+    if _is_default(context, "draft"):
+        if transcript.draft is None:
+            name = transcript.drafter if transcript.drafter in ("lookup", "none") else o.DEFAULT_DRAFT
+            return target, replace(draft, name=name)
+        saved = transcript.draft
+        name = saved.name + (BESIDE if transcript.drafter == "model+lookup" else "")
+        draft = replace(draft, name=name, revision=saved.revision)
+        if _is_default(context, "draft_quant"):
+            draft = replace(draft, quant=_quantization(saved.quant))
+    return target, draft
+
+
+def resumed_settings(context: typer.Context, transcript: Transcript | None, settings: ChatSettings) -> ChatSettings:
+    """What was set in a saved session, where the command line says nothing."""
+    if transcript is None:
+        return settings
+    return settings.with_saved(transcript.settings, keep_draft_tokens=not _is_default(context, "draft_tokens"))
+
+
+def _quantization(name: str) -> Quantization:
+    """A weight format by its name; `auto` for one that is unknown."""
+    return next((known for known in get_args(Quantization) if known == name), "auto")

@@ -1,0 +1,280 @@
+"""`specgen generate`: options in, one answer out. Everything heavy is imported inside, once the input is known good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specgen.cli import engine_options as e
+from specgen.cli import options as o
+from specgen.cli.interruption import end_early, end_stopped, save_what_there_is, saving_error
+from specgen.cli.signals import Stopped, StopSignals
+from specgen.core.errors import SettingsError, SpecgenError
+from specgen.core.settings import EngineSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from specgen.cli.streams import Answer, Messages
+    from specgen.cli.terminal_mode import Foreground
+    from specgen.core.settings import BaselineMethod
+    from specgen.render.progress import LoadProgress
+    from specgen.runtime.generation import Generation, Request
+    from specgen.runtime.loaded_models import Session
+    from specgen.runtime.plan import Plan, SessionSettings
+
+EPILOG = """Examples:
+
+specgen generate "Why is the sky blue?"
+
+specgen generate -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct -k 4 "Write a haiku."
+
+git diff | specgen generate "Write a commit message for this change." > message.txt
+
+specgen generate --json "List three colours." | jq -r .text"""
+
+
+def generate(
+    prompt_argument: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]", help="The prompt. - reads stdin; piped text goes before the prompt.", show_default=False
+        ),
+    ] = None,
+    prompt_option: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.", rich_help_panel=o.INPUT)
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file",
+            "-f",
+            help="Text that goes before the prompt; - is stdin. Can be repeated.",
+            rich_help_panel=o.INPUT,
+            show_default=False,
+        ),
+    ] = None,
+    use_stdin: Annotated[
+        bool | None,
+        typer.Option(
+            "--stdin/--no-stdin",
+            help="Read stdin or not. Default: if it is a pipe or a file.",
+            rich_help_panel=o.INPUT,
+            show_default=False,
+        ),
+    ] = None,
+    system: o.System = None,
+    system_file: o.SystemFile = None,
+    chat_template: o.ChatTemplate = "auto",
+    chat_template_kwargs: o.ChatTemplateKwargs = None,
+    target: o.Target = "",
+    draft: o.DraftName = o.DEFAULT_DRAFT,
+    quant: o.Quant = "auto",
+    draft_quant: o.DraftQuant = "auto",
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    draft_device: o.DraftDevice = None,
+    revision: o.Revision = None,
+    draft_revision: o.DraftRevision = None,
+    offline: o.Offline = False,
+    backend: e.Backend = "auto",
+    gpu_layers: e.GpuLayers = None,
+    context_size: e.ContextSize = None,
+    threads: e.Threads = None,
+    draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
+    lookup_file: o.LookupFiles = None,
+    baseline: o.Baseline = "calibrate",
+    strict: o.Strict = False,
+    max_new_tokens: o.MaxNewTokens = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    seed: o.Seed = None,
+    same_text: o.SameText = None,
+    stop: o.Stop = None,
+    ignore_eos: o.IgnoreEos = False,
+    view: o.View = "auto",
+    color: o.Color = "auto",
+    sanitize: o.Sanitize = "auto",
+    form: Annotated[
+        o.Format,
+        typer.Option(
+            "--format", help="text, json (one document) or ndjson (an event per line).", rich_help_panel=o.OUTPUT
+        ),
+    ] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The same as --format json.", rich_help_panel=o.OUTPUT)
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the plain answer to this file as well.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    stats: o.Stats = True,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+) -> None:
+    """Answer one prompt: the draft guesses, the target checks, and you see which guesses it kept."""
+    # Rich and the renderers take 0.1 s to import, and help and completion need none of them.
+    from specgen.cli.prompt_input import read_prompt
+    from specgen.cli.request import (
+        PromptOptions,
+        SamplingOptions,
+        build_request,
+        check_stops,
+        draft_length_from,
+        lookup_texts_from,
+        session_settings,
+        system_message,
+        template_options_from,
+    )
+    from specgen.cli.streams import Answer, Messages, silence_stdout, unforeseen
+    from specgen.cli.terminal_mode import Foreground
+    from specgen.loading.libraries import collector_at_rest
+    from specgen.render.progress import LoadProgress
+
+    if as_json and form not in ("auto", "json"):
+        raise SettingsError(f"--json and --format {form} exclude each other", "give one of them")
+    form = "json" if as_json else form
+    engine = EngineSettings(backend, gpu_layers, context_size, threads)
+    messages = Messages(color, quiet)
+    answer = Answer(form, view, color, sanitize, output)
+    generation: Generation | None = None
+    with StopSignals() as signals, Foreground(hides_keys=False) as foreground:
+        try:
+            sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed, same_text)
+            # Range errors are told before anything is read or loaded.
+            sampling.resolve(None)
+            draft_length = draft_length_from(draft_tokens)
+            prompt = PromptOptions(
+                read_prompt(prompt_argument, prompt_option, files or [], use_stdin, is_chat=chat_template != "none"),
+                system_message(system, system_file),
+                chat_template,
+                template_options_from(chat_template_kwargs),
+            )
+            check_stops(stop or [])
+            lookup_texts = lookup_texts_from(lookup_file, [draft])
+            if seed is not None and same_text is False and draft_length[1] == "auto":
+                messages.warning("with --no-same-text and -k auto a seed repeats nothing: add -k N")
+            loading = LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0)
+            with loading as progress, collector_at_rest():
+                progress.stage("starting")
+                _prepare(verbose > 1)
+                plan = _plan(
+                    session_settings(
+                        ModelSettings(target, quant, dtype, device, revision, offline, engine),
+                        ModelSettings(
+                            draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine
+                        ),
+                        lookup_texts,
+                    ),
+                    progress,
+                )
+                request = build_request(
+                    plan, prompt, sampling, max_new_tokens, draft_length, tuple(stop or ()), ignore_eos, strict
+                )
+                session = _open(plan, progress)
+            generation = _new_generation(session, request)
+            if view != "off" and answer.view is not None:
+                messages.banner(generation.info, answer.view_name)
+            _run(generation, answer, messages, signals, foreground)
+            # The file first: the document and the summary still are whole if it can't be written.
+            failed = saving_error(answer)
+            if ((stats and not quiet) or form in ("json", "ndjson")) and not signals.exit_code:
+                _measure_baseline(generation, baseline, messages, signals)
+            if failed:
+                raise failed
+            report = generation.report()
+            answer.finish(report)
+            if stats:
+                messages.summary(report)
+            _keep_costs(session)
+        except BrokenPipeError:
+            silence_stdout()
+            # Who left did not want the rest; whoever named a file still does.
+            if code := save_what_there_is(answer, messages):
+                raise typer.Exit(signals.exit_code or code) from None
+        except Stopped as stopped:
+            end_stopped(stopped, answer, messages, generation)
+            raise typer.Exit(stopped.exit_code) from None
+        except SpecgenError as error:
+            end_early(error, answer, messages, generation, stats)
+            messages.error(error)
+            raise typer.Exit(error.exit_code) from error
+        except Exception as error:
+            told = unforeseen(error)
+            end_early(told, answer, messages, generation, stats)
+            told.is_told = True
+            raise told from error
+        if signals.exit_code:
+            raise typer.Exit(signals.exit_code)
+
+
+def _run(
+    generation: Generation, answer: Answer, messages: Messages, signals: StopSignals, foreground: Foreground
+) -> None:
+    generation.clock = foreground.running(generation.clock)
+    for notice in generation.session.notices:
+        messages.warning(notice)
+    answer.start(generation.info)
+    try:
+        for event in generation:
+            if foreground.was_stopped:
+                foreground.was_stopped = False
+                answer.renew()
+            answer.show(event)
+            # From here on there is a next round to stop behind. A long prompt is stopped where it is.
+            signals.listener = generation.interrupt
+    finally:
+        signals.listener = None
+        answer.close()
+    for notice in generation.notices:
+        messages.warning(notice)
+
+
+def _measure_baseline(generation: Generation, method: BaselineMethod, messages: Messages, signals: StopSignals) -> None:
+    """Time the target alone. The answer is finished: what goes wrong here costs the comparison, nothing else."""
+    from specgen.cli.streams import unforeseen
+
+    signals.listener = generation.interrupt
+    try:
+        generation.measure_baseline(method)
+    except Exception as error:  # noqa: BLE001 - a bug of ours included
+        told = error if isinstance(error, SpecgenError) else unforeseen(error)
+        messages.warning(f"the target alone was not timed: {told.message}")
+    finally:
+        signals.listener = None
+
+
+def _prepare(verbose: bool) -> None:
+    from specgen.loading.libraries import prepare_libraries
+
+    prepare_libraries(verbose)
+
+
+def _plan(settings: SessionSettings, progress: LoadProgress) -> Plan:
+    from specgen.runtime.plan import Plan
+
+    return Plan(settings, progress)
+
+
+def _open(plan: Plan, progress: LoadProgress) -> Session:
+    from specgen.runtime.learned_costs import recall
+    from specgen.runtime.loaded_models import open_session
+
+    session = open_session(plan, progress)
+    recall(session)
+    return session
+
+
+def _keep_costs(session: Session) -> None:
+    from specgen.runtime.learned_costs import keep
+
+    keep(session)
+
+
+def _new_generation(session: Session, request: Request) -> Generation:
+    from specgen.runtime.generation import Generation
+
+    return Generation(session, request)

@@ -1,0 +1,166 @@
+"""`specgen verify`: a pair of models in, the proof that its text is the target's own out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specgen.cli import engine_options as e
+from specgen.cli import options as o
+from specgen.cli.interruption import leave
+from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.stdout import require_stdout
+from specgen.core.errors import DifferenceError, SettingsError
+from specgen.core.settings import DecodeSettings, EngineSettings, ModelSettings, SamplingSettings
+
+if TYPE_CHECKING:
+    from specgen.render.progress import LoadProgress
+    from specgen.runtime.plan import Plan
+    from specgen.verify.checks import Prompt
+    from specgen.verify.results import Proof, TextCheck
+
+EPILOG = """Examples:
+
+specgen verify
+
+specgen verify -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct --dtype float32 --quant none
+
+Exit code 6: a greedy text differs from the target's own by more than rounding explains."""
+
+PROMPTS = (
+    "Explain how a binary search works, with a short example.",
+    "Write a Python function that reverses a linked list.",
+    "List the planets of the solar system and one fact about each.",
+    "Repeat this line three times: the quick brown fox jumps over the lazy dog.",
+)
+
+
+def verify(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt", "-p", help="Prompt to compare on. Can be repeated; default: four.", rich_help_panel=o.INPUT
+        ),
+    ] = None,
+    target: o.Target = "",
+    draft: o.DraftName = o.DEFAULT_DRAFT,
+    quant: o.Quant = "auto",
+    draft_quant: o.DraftQuant = "auto",
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    draft_device: o.DraftDevice = None,
+    revision: o.Revision = None,
+    draft_revision: o.DraftRevision = None,
+    offline: o.Offline = False,
+    backend: e.Backend = "auto",
+    gpu_layers: e.GpuLayers = None,
+    context_size: e.ContextSize = None,
+    threads: e.Threads = None,
+    draft_tokens: o.DraftTokens = "5",
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", help="Tokens compared per prompt.", rich_help_panel=o.SAMPLING)
+    ] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.", rich_help_panel=o.OUTPUT)] = False,
+    color: o.Color = "auto",
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = 0,
+) -> None:
+    """Prove on your own pair that the text is the target's: laws on tables, rows of a pass, greedy answers."""
+    from specgen.cli.request import draft_length_from
+    from specgen.cli.streams import Messages, print_text, silence_stdout, write_document
+    from specgen.render.progress import LoadProgress
+    from specgen.render.verify import format_proof, proof_document
+
+    num_draft_tokens, schedule = draft_length_from(draft_tokens)
+    if draft == "none" or not num_draft_tokens:
+        raise SettingsError("without drafts there is nothing to verify", "give --draft MODEL or lookup, and -k above 0")
+    limits = DecodeSettings(max_new_tokens, num_draft_tokens, schedule)
+    engine = EngineSettings(backend, gpu_layers, context_size, threads)
+    models = (
+        ModelSettings(target, quant, dtype, device, revision, offline, engine),
+        ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine),
+    )
+    messages = Messages(color, quiet)
+    require_stdout("the proof")
+    with StopSignals():
+        try:
+            with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
+                proof = _prove(models, prompts or list(PROMPTS), limits, progress, verbose=verbose > 1)
+        except Stopped as stopped:
+            leave(stopped, as_json=as_json)
+    try:
+        if as_json:
+            write_document(proof_document(proof))
+        else:
+            print_text(format_proof(proof), color)
+    except BrokenPipeError:
+        silence_stdout()
+    if proof.has_real_difference:
+        messages.error(_difference(proof))
+        raise typer.Exit(DifferenceError.exit_code)
+
+
+def _prove(
+    models: tuple[ModelSettings, ModelSettings],
+    prompts: list[str],
+    limits: DecodeSettings,
+    progress: LoadProgress,
+    *,
+    verbose: bool,
+) -> Proof:
+    progress.stage("starting")
+    from specgen.loading.libraries import prepare_libraries
+
+    prepare_libraries(verbose)
+    from specgen.cli.request import session_settings
+    from specgen.runtime.generation import Request, run_info
+    from specgen.runtime.loaded_models import open_session
+    from specgen.runtime.plan import Plan
+    from specgen.verify.checks import compare, law_errors
+    from specgen.verify.results import Proof
+
+    plan = Plan(session_settings(*models), progress)
+    limits = replace(limits, end_ids=plan.end_ids)
+    made = [_prompt(plan, text) for text in prompts]
+    budgets = [plan.budget(len(prompt.ids), limits.max_new_tokens, limits.max_new_tokens) for prompt in made]
+    progress.stage("walking every outcome on tables")
+    laws = tuple(law_errors())
+    session = open_session(plan, progress)
+    progress.stage("comparing passes with different tails")
+    rows = session.check_rows()
+    texts: list[TextCheck] = []
+    for number, (prompt, budget) in enumerate(zip(made, budgets, strict=True), 1):
+        progress.stage(f"answering prompt {number} of {len(made)} with the draft and without")
+        texts.append(compare(session, prompt, replace(limits, max_new_tokens=budget)))
+    info = run_info(session, Request((), limits, SamplingSettings()))
+    return Proof(info, laws, rows, tuple(texts))
+
+
+def _prompt(plan: Plan, text: str) -> Prompt:
+    from specgen.cli.prompt_input import as_utf8
+    from specgen.text.chat_template import Message, encode_messages, encode_text
+    from specgen.verify.checks import Prompt
+
+    text = as_utf8(text, "the prompt")
+    if plan.tokenizer.chat_template:
+        return Prompt(text, encode_messages(plan.tokenizer, [Message("user", text)]))
+    return Prompt(text, encode_text(plan.tokenizer, text))
+
+
+def _difference(proof: Proof) -> DifferenceError:
+    different = [(text, text.gap) for text in proof.texts if text.gap is not None and not text.gap.is_near_tie]
+    if not different:
+        return DifferenceError("the loop's law on tables is not the target's", "this is a bug of specgen: report it")
+    hint = (
+        "--draft none gives the target's own text"
+        if proof.info.promise == "none"
+        else "with --dtype float32 --quant none on both sides this is a bug: report it"
+    )
+    first, gap = different[0]
+    return DifferenceError(
+        f"{len(different)} of {len(proof.texts)} greedy texts differ from the target's own, the first at token "
+        f"{first.position} by {gap.size:.2g} where rounding explains {gap.limit:.2g}",
+        hint,
+    )

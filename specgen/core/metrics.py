@@ -1,0 +1,207 @@
+"""Rounds in, figures out: pure arithmetic over events. One definition of each figure for the whole program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from specgen.core.events import Prefill, Round
+
+
+def expected_block_efficiency(alpha: float, num_draft_tokens: int) -> float:
+    """Expected tokens per round if each draft token is accepted independently with probability `alpha`.
+
+    Feed it α, never TAR. Source: Leviathan et al. 2023 (arXiv:2211.17192), Eq. 1.
+    """
+    if alpha == 1.0:
+        return num_draft_tokens + 1.0
+    return (1.0 - alpha ** (num_draft_tokens + 1)) / (1.0 - alpha)
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
+
+
+@dataclass(slots=True)
+class Counts:
+    """Sums over the rounds of a generation, and the figures that follow from them.
+
+    Rates are fractions (0 to 1), None where there is nothing to divide by.
+    """
+
+    num_rounds: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_rejected: int = 0
+    num_cut: int = 0
+    num_lookup_drafted: int = 0
+    num_lookup_accepted: int = 0
+    """Of the drafted and the accepted tokens, those that lookup proposed."""
+    num_emitted: int = 0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    other_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    first_round_seconds: float = 0.0
+    num_plain_rounds: int = 0
+    plain_seconds: float = 0.0
+    """Rounds that drafted nothing: steps of the target alone, in the middle of the run."""
+    num_resumed: int = 0
+    resumed_seconds: float = 0.0
+    """Draft tokens of rounds behind one without any, and their time: there the drafter first reads what it missed."""
+    was_plain: bool = False
+    """Whether the last round drafted nothing."""
+    num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
+    accepted_histogram: list[int] = field(default_factory=list)
+    """`[j]`: rounds that accepted exactly j draft tokens."""
+    drafted_histogram: list[int] = field(default_factory=list)
+    """`[j]`: rounds that drafted exactly j tokens, those cut off at the text's end among them."""
+    drafted_by_position: list[int] = field(default_factory=list)
+    tested_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    def observe_prefill(self, prefill: Prefill) -> None:
+        """Add the reading of a prompt."""
+        self.prefill_seconds += prefill.seconds
+        self.num_prompt_tokens += prefill.num_prompt_tokens
+        self.num_reused_tokens += prefill.num_reused_tokens
+
+    def observe(self, round_: Round) -> None:
+        """Add one round."""
+        if self.num_rounds == 0:
+            self.first_round_seconds = round_.seconds
+        num_drafted = len(round_.draft_ids)
+        is_plain = num_drafted + round_.num_cut == 0
+        if is_plain:
+            self.num_plain_rounds += 1
+            self.plain_seconds += round_.seconds
+        elif self.was_plain:
+            self.num_resumed += num_drafted + round_.num_cut
+            self.resumed_seconds += round_.draft_seconds
+        self.was_plain = is_plain
+        self.num_rounds += 1
+        self.num_drafted += num_drafted
+        self.num_accepted += round_.num_accepted
+        self.num_rejected += round_.num_rejected
+        self.num_cut += round_.num_cut
+        if round_.source == "lookup":
+            self.num_lookup_drafted += num_drafted
+            self.num_lookup_accepted += round_.num_accepted
+        self.num_emitted += len(round_.token_ids)
+        self.draft_seconds += round_.draft_seconds
+        self.verify_seconds += round_.verify_seconds
+        self.other_seconds += round_.other_seconds
+        _grow(self.accepted_histogram, max(round_.num_accepted + 1, num_drafted + 1))
+        self.accepted_histogram[round_.num_accepted] += 1
+        _grow(self.drafted_histogram, num_drafted + round_.num_cut + 1)
+        self.drafted_histogram[num_drafted + round_.num_cut] += 1
+        for by_position in (self.drafted_by_position, self.tested_by_position, self.accepted_by_position):
+            _grow(by_position, num_drafted)
+        for position in range(num_drafted):
+            self.drafted_by_position[position] += 1
+            self.tested_by_position[position] += position <= round_.num_accepted
+            self.accepted_by_position[position] += position < round_.num_accepted
+
+    def include(self, other: Counts) -> None:
+        """Add the sums of another generation. `ttft_seconds` then is a sum, too."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(mine, bool):
+                continue
+            if isinstance(mine, list):
+                _grow(mine, len(theirs))
+                for index, value in enumerate(theirs):
+                    mine[index] += value
+            else:
+                setattr(self, item.name, mine + theirs)
+
+    @property
+    def num_discarded(self) -> int:
+        """Draft tokens behind a rejected one, never tested."""
+        return self.num_drafted - self.num_accepted - self.num_rejected
+
+    @property
+    def num_tested(self) -> int:
+        """Draft tokens the target gave a verdict on."""
+        return self.num_accepted + self.num_rejected
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """TAR: accepted / drafted. Falls with the draft length by construction; compare α instead."""
+        return _ratio(self.num_accepted, self.num_drafted)
+
+    @property
+    def alpha(self) -> float | None:
+        """α: accepted / tested, the estimator of Leviathan's α."""
+        return _ratio(self.num_accepted, self.num_tested)
+
+    @property
+    def mean_accepted_length(self) -> float | None:
+        """Accepted draft tokens per round, without the target's token."""
+        return _ratio(self.num_accepted, self.num_rounds)
+
+    @property
+    def block_efficiency(self) -> float | None:
+        """τ: tokens per round, the target's token included (vLLM: "mean acceptance length")."""
+        return _ratio(self.num_emitted, self.num_rounds)
+
+    @property
+    def acceptance_by_position(self) -> list[float | None]:
+        """`[i]`: accepted at position i / tested at position i."""
+        return [_ratio(a, t) for a, t in zip(self.accepted_by_position, self.tested_by_position, strict=True)]
+
+    @property
+    def decode_seconds(self) -> float:
+        """Sum over all rounds; prefill, display and text work excluded."""
+        return self.draft_seconds + self.verify_seconds + self.other_seconds
+
+    @property
+    def draft_share(self) -> float | None:
+        """Share of the decoding time spent in the drafter."""
+        return _ratio(self.draft_seconds, self.decode_seconds)
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """Prompt in to first token known: prefill and the first round."""
+        return self.prefill_seconds + self.first_round_seconds if self.num_rounds else None
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Decoding time per emitted token. Prefill emits nothing here, so there is no "minus one"."""
+        return _ratio(self.decode_seconds, self.num_emitted)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens written per second of decoding, reading the prompt left out; None before any."""
+        return _ratio(self.num_emitted, self.decode_seconds)
+
+
+def _grow(values: list[int], length: int) -> None:
+    values.extend([0] * (length - len(values)))
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The target alone, on the same weights and prompt, through the same loop, in the same run.
+
+    Args:
+        method: `calibrate`: a few steps repeated after the answer, and its own rounds without a draft; `full`: the
+            whole answer again.
+        num_tokens: Tokens timed.
+        tpot_seconds: Decoding seconds per token.
+        first_difference: For `full` and greedy: index of the first token that differs from the speculative answer,
+            None if none does or nothing was compared.
+        compared: Whether the two answers were compared.
+    """
+
+    method: str
+    num_tokens: int
+    tpot_seconds: float
+    first_difference: int | None = None
+    compared: bool = False
+
+
+def speedup(counts: Counts, baseline: Baseline | None) -> float | None:
+    """Baseline TPOT / speculative TPOT: wall clock, decoding only, prefill left out on both sides."""
+    tpot = counts.tpot_seconds
+    return baseline.tpot_seconds / tpot if baseline is not None and tpot else None

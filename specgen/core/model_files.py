@@ -1,0 +1,60 @@
+"""Opens model files without trusting them: regular files only, JSON under a size cap. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from specgen.core.errors import ModelFileError
+
+MAX_JSON_BYTES = 64 * 2**20
+"""The largest tokenizer.json seen is 34 MB (Gemma 3); a config is a few kB."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, refusing whatever could block or run on for ever (FIFO, socket, device).
+
+    Raises:
+        ModelFileError: It is missing, unreadable or no regular file.
+    """
+    try:
+        # Without O_NONBLOCK, opening a FIFO nobody writes to waits for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise ModelFileError(f"{path} can't be read: {reason(error)}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ModelFileError(f"{path} is no regular file", "give a .gguf file or a folder with safetensors")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ModelFileError: It is missing, larger than `MAX_JSON_BYTES`, cut off, or no object.
+    """
+    with open_regular(path) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ModelFileError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a JSON file of a model")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON and bad UTF-8 alike
+        raise corrupt(path, f"not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise corrupt(path, "not a JSON object")
+    return value
+
+
+def corrupt(path: Path, why: str) -> ModelFileError:
+    """The error for a damaged file: the cure is always the same."""
+    return ModelFileError(f"corrupt: {path} ({why})", "delete it and download again")
+
+
+def reason(error: OSError) -> str:
+    """What the operating system says, without the path, which the message has already."""
+    return (error.strerror or type(error).__name__).lower()

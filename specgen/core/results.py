@@ -1,0 +1,167 @@
+"""What is told about a run when it ends: frozen values that renderers turn into a summary or JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from specgen.core.cost_model import Forecast
+from specgen.core.events import FinishReason
+from specgen.core.metrics import Baseline, Counts, speedup
+from specgen.core.settings import DraftSchedule, SamplingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model as it really runs, not as it was asked for.
+
+    Args:
+        name: What the user called it, or the built-in model's name.
+        quant: `none`, `int8`, `nf4`, `fp4`, or the checkpoint's own method.
+        dtype: Compute type, `bfloat16`.
+        device: `cpu`, `cuda:0`, or `cuda:0-1` when spread over several.
+        revision: Commit of a hub model, where known.
+        num_parameters: Parameters of the model.
+        num_bytes: Bytes its weights take in memory.
+        remark: How an `auto` was decided or what the source was ("from GGUF"), for the banner. May be empty.
+    """
+
+    name: str
+    quant: str
+    dtype: str
+    device: str
+    revision: str | None = None
+    num_parameters: int = 0
+    num_bytes: int = 0
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCheck:
+    """What the start-up self-test found: may tokens checked together change each other's logits?
+
+    Args:
+        max_difference: Largest change of a logit by what stood behind its position; 0 where rows are independent.
+        threshold: Outlier threshold of int8 layers; above 0, any text may hold an outlier that makes rows interact.
+    """
+
+    max_difference: float
+    threshold: float = 0.0
+
+    @property
+    def is_independent(self) -> bool:
+        """A difference of NaN is none that can be trusted."""
+        return self.max_difference == 0.0 and self.threshold == 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why a run can't be called lossless; empty if it can."""
+        if self.threshold > 0:
+            return f"int8 with outlier threshold {self.threshold:g} lets draft tokens change the logits before them"
+        if not self.is_independent:
+            return f"tokens checked together change each other's logits by up to {self.max_difference:.2g}"
+        return ""
+
+
+Promise = Literal["exact", "near_tie", "same_law", "none"]
+"""What holds of a run's text: the target's own tokens; the same up to rounding; the same law; nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What is known before the first token.
+
+    Args:
+        target: The target model.
+        draft: The draft model; None without one.
+        drafter: `model`, `lookup`, `model+lookup` (each round the better one) or `none`.
+        num_draft_tokens: Longest draft of a round; 0 without a drafter.
+        schedule: `constant`, or `auto`: lengths chosen by measured cost.
+        sampling: Effective sampling settings.
+        sampling_source: Where they come from: `options`, `model` (its generation_config), `default`.
+        max_new_tokens: Budget.
+        load_seconds: Loading both models.
+        row_check: The target's self-test; None where it was not needed: plain float32.
+    """
+
+    target: ModelInfo
+    draft: ModelInfo | None
+    drafter: str
+    num_draft_tokens: int
+    sampling: SamplingSettings
+    sampling_source: str
+    max_new_tokens: int
+    load_seconds: float
+    schedule: DraftSchedule = "constant"
+    row_check: RowCheck | None = None
+
+    @property
+    def promise(self) -> Promise:
+        """Which promise holds of the text, by what really runs."""
+        is_plain = self.drafter == "none" or self.num_draft_tokens == 0
+        if not is_plain and self.row_check is not None and not self.row_check.is_independent:
+            return "none"
+        if is_plain:
+            return "exact"
+        if not self.sampling.is_greedy:
+            return "same_law"
+        return "exact" if (self.target.dtype, self.target.quant) == ("float32", "none") else "near_tie"
+
+    @property
+    def verification(self) -> str:
+        """Name of the accept rule: `exact_match` (greedy), `coupled_noise` (same text) or `rejection_sampling`."""
+        if self.sampling.is_greedy:
+            return "exact_match"
+        return "coupled_noise" if self.sampling.same_text else "rejection_sampling"
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """A finished run.
+
+    Args:
+        info: What was known before it.
+        counts: Sums over its rounds.
+        text: The whole answer.
+        finish_reason: Why it ended.
+        total_seconds: Prompt in to last token out, the display included.
+        peak_memory_bytes: Largest device memory, or the process's largest resident size on CPU.
+        baseline: The target alone; None if it was not measured.
+        forecast: What the costs of passes predict beside it.
+        stop_text: The stop string that ended it, if one did.
+        notices: Messages told during the run.
+    """
+
+    info: RunInfo
+    counts: Counts
+    text: str
+    finish_reason: FinishReason
+    total_seconds: float
+    peak_memory_bytes: int
+    baseline: Baseline | None = None
+    forecast: Forecast | None = None
+    stop_text: str | None = None
+    notices: tuple[str, ...] = field(default=())
+
+    @property
+    def speedup(self) -> float | None:
+        """Over the target alone, timed in the same run; None where it was not timed."""
+        return speedup(self.counts, self.baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far apart the target holds two tokens at a place; `specgen.runtime.near_ties` has the rule.
+
+    Args:
+        size: Distance of their logits.
+        limit: Up to which distance rounding may decide between them, in logits.
+    """
+
+    size: float
+    limit: float
+
+    @property
+    def is_near_tie(self) -> bool:
+        """A distance of NaN is none."""
+        return self.size <= self.limit

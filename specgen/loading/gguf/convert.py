@@ -1,0 +1,180 @@
+"""A GGUF file in, a folder of bf16 safetensors in the cache out. Once per file: unpacking takes 15 to 60 s.
+
+The folder appears whole or not at all, and two programs that want the same one make it once.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from pathlib import Path
+from typing import Any
+
+from specgen.core.errors import ModelFileError, NumericalError, PairError
+from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
+from specgen.core.model_files import read_json
+from specgen.core.progress import SILENT, LoadReport
+from specgen.loading.config_check import has_weights
+from specgen.loading.gguf.header import GgufHeader, scan_gguf
+from specgen.loading.gguf.tokenizer import check_whole, content_key, drop_added_tokens, keep_end_ids, read_tokenizer
+from specgen.loading.memory import shortage
+from specgen.storage.cache import check_space, disk_error, is_disk_full, one_at_a_time, publish, staging
+from specgen.storage.paths import cache_folder, cache_root
+
+
+def convert_gguf(path: Path, report: LoadReport = SILENT, *, sha256: str | None = None) -> Path:
+    """Convert a GGUF, or find the folder an earlier run made of it.
+
+    Args:
+        path: The file.
+        report: Told what happens.
+        sha256: The file's hash where it is known; else its path, size and time stand for its content.
+
+    Raises:
+        ModelFileError: The file is damaged, or of an architecture that can't be unpacked.
+        LoadError: The disk is full.
+        MemoryShortageError: Too little memory to unpack it.
+    """
+    models = cache_folder("models")
+    key = content_key(path, sha256)
+    final = models / key
+    if has_weights(final):
+        return final
+    header = scan_gguf(path)
+    _check_supported(header, path)
+    with one_at_a_time(models / f"{key}.lock", report):
+        if has_weights(final):  # the program waited for has made it
+            return final
+        # bfloat16 takes two bytes a value; config and tokenizer have 35 MB at most.
+        needed = header.num_parameters * 2 + 35_000_000
+        check_space(models, needed)
+        with staging(models, key) as folder:
+            try:
+                _unpack(path, folder, header, report)
+                publish(folder, final)
+            except OSError as error:
+                raise disk_error(error, models, needed) from error
+    return final
+
+
+def converted_folder(key: str) -> Path | None:
+    """The finished folder of a key; None if there is none. Makes nothing."""
+    folder = cache_root() / "models" / key
+    return folder if has_weights(folder) else None
+
+
+def _check_supported(header: GgufHeader, path: Path) -> None:
+    check_whole(header, path)
+    known = _known_architectures()
+    if known and header.architecture not in known:
+        raise ModelFileError(
+            f"{path}: this transformers can't unpack the GGUF architecture {header.architecture!r}",
+            "upgrade transformers, or give the model as a folder with safetensors",
+        )
+
+
+def _known_architectures() -> set[str]:
+    """What the installed transformers unpacks; empty if it no longer tells, then its own error has to do."""
+    known: set[str] = set()
+    for module, name in (
+        ("transformers.modeling_gguf_pytorch_utils", "GGUF_SUPPORTED_ARCHITECTURES"),
+        ("transformers.integrations.gguf", "GGUF_CONFIG_ARCHS"),
+    ):
+        try:
+            known |= set(getattr(importlib.import_module(module), name, ()))
+        except ImportError:
+            continue
+    return known
+
+
+def _unpack(path: Path, folder: Path, header: GgufHeader, report: LoadReport) -> None:
+    report.stage(f"unpacking {path.name}, once for this file")
+    try:
+        _save(path, folder)
+        # The model holds itself, the collector may be at rest, and what is made next needs its memory.
+        gc.collect()
+        keep_end_ids(folder, header)
+        drop_added_tokens(folder, _rows(folder))
+        report.stage(f"checking {path.name}")
+        _verify(folder)
+        gc.collect()
+    except library_failures() as error:
+        if is_disk_full(error):
+            raise disk_error(OSError(28, "disk full"), folder.parent, header.num_parameters * 2) from error
+        if is_out_of_memory(error):
+            raise shortage(path.name, "cpu", header.num_parameters * 4, "gguf") from error
+        raise ModelFileError(
+            f"{path} ({header.architecture}, {header.quantization}) can't be unpacked: {first_line(error)}",
+            "the file is damaged or of a kind this transformers can't read; give the model as safetensors",
+        ) from error
+    except (ModelFileError, NumericalError, PairError) as error:
+        # They name the staging folder, which is gone by now. One file can't be a pair that doesn't fit.
+        message = error.message.replace(str(folder), str(path))
+        kind = NumericalError if isinstance(error, NumericalError) else ModelFileError
+        raise kind(message, "the GGUF is incomplete or damaged: download it again") from error
+
+
+def _save(path: Path, folder: Path) -> None:
+    import torch
+    import transformers
+
+    from specgen.loading.transformers_weights import check_complete, check_finite
+
+    auto: Any = transformers.AutoModelForCausalLM
+    source = path.resolve()
+    tokenizer = read_tokenizer(path)
+    model, loading = auto.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused in check_complete, by name
+        dtype=torch.bfloat16,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+    )
+    check_complete(loading, folder)
+    check_finite(model, folder)
+    _forget_quantization(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _rows(folder: Path) -> int | None:
+    rows = read_json(folder / "config.json").get("vocab_size")
+    return rows if isinstance(rows, int) else None
+
+
+def _forget_quantization(model: Any) -> None:
+    """Take off what marks the model as a GGUF: the weights are plain now, and the folder must load as such."""
+    model.config.__dict__.pop("quantization_config", None)
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, name):
+            try:
+                delattr(model, name)
+            except AttributeError:
+                setattr(model, name, None)
+
+
+def _verify(folder: Path) -> None:
+    """Load the folder as a later run will, and refuse it if a tensor or the tokenizer did not survive."""
+    import torch
+    import transformers
+
+    from specgen.loading.config_check import check_folder
+    from specgen.loading.transformers_weights import check_complete
+    from specgen.text.tokenizer import check_rows, load_tokenizer
+    from specgen.text.vocabulary import table_size
+
+    auto: Any = transformers.AutoModelForCausalLM
+    facts = check_folder(folder)
+    check_rows(table_size(load_tokenizer(folder)), facts.vocab_rows, folder)
+    _, loading = auto.from_pretrained(
+        folder,
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        dtype=torch.bfloat16,
+    )
+    check_complete(loading, folder)

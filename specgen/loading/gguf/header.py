@@ -1,0 +1,247 @@
+"""Bytes of a GGUF file in, a checked header out, before any library reads it. Standard library only.
+
+Never allocates from a number the file claims: a length is compared with the bytes left first. Reading one of the
+bombs of the fault catalogue (F25) takes milliseconds; the libraries ended in MemoryError, IndexError or a hang.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from specgen.core.model_files import corrupt, open_regular
+from specgen.loading.gguf.reader import Bytes, Contradiction
+from specgen.loading.gguf.types import GGML_TYPES
+
+MAX_ENTRIES = 65_536
+MAX_KEY_BYTES = 256
+MAX_STRING_BYTES = 16 * 2**20
+MAX_ARRAY_STRING_BYTES = 64 * 2**10
+MAX_ARRAY_STRINGS = 4_000_000
+"""Strings in all arrays of a file. Gemma 3 has 262,144 tokens and 514,906 merges."""
+MAX_ALIGNMENT = 2**20
+
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+_TOKEN_ARRAYS = {
+    "tokenizer.ggml.tokens": (_STRING,),
+    "tokenizer.ggml.token_type": (4, 5),
+    "tokenizer.ggml.scores": (6,),
+}
+"""One entry per token in each, and the types they may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What a GGUF says about itself; `quantization` is the type most of its values are stored in, `Q4_K`.
+
+    `vocab_rows` is the number of token embeddings, `num_weight_bytes` the bytes of all tensors, `tokenizer_pre`
+    llama.cpp's name of the rule that splits text before its merges, `num_cache_values` the keys and values of one
+    position, 0 where the layers' tensors don't tell.
+    """
+
+    version: int
+    num_tensors: int
+    num_parameters: int
+    architecture: str
+    name: str
+    quantization: str
+    tokenizer_model: str | None
+    has_chat_template: bool
+    context_length: int | None
+    end_ids: tuple[int, ...]
+    num_parts: int
+    vocab_rows: int | None = None
+    num_weight_bytes: int = 0
+    tokenizer_pre: str | None = None
+    num_cache_values: int = 0
+
+
+def scan_gguf(path: Path) -> GgufHeader:
+    """Check the header of a GGUF file and summarize it; the tensor data is not read.
+
+    Raises:
+        ModelFileError: Not a GGUF, a version other than 2 and 3, cut off, or a header that contradicts itself.
+    """
+    with open_regular(path) as file:
+        try:
+            return _Scan(file).header()
+        except (Contradiction, UnicodeDecodeError) as error:
+            why = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            raise corrupt(path, why) from error
+
+
+class _Scan(Bytes):
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.strings_left = MAX_ARRAY_STRINGS
+        self.vocab_rows: int | None = None
+        self.num_weight_bytes = 0
+        self.num_cache_values = 0
+        self.token_counts: dict[str, int] = {}
+
+    def header(self) -> GgufHeader:
+        if self.size == 0:
+            raise Contradiction("empty")
+        if self.take(4) != b"GGUF":
+            raise Contradiction("does not begin with GGUF")
+        version = self.u32()
+        if version not in (2, 3):
+            big_endian = version in (2 << 24, 3 << 24)
+            raise Contradiction("big-endian" if big_endian else f"version {version}; versions 2 and 3 can be read")
+        num_tensors, num_pairs = self.u64(), self.u64()
+        # The smallest tensor entry is 8 + 4 + 8 + 4 + 8 bytes, the smallest pair 8 + 4 + 1.
+        self.check_count("tensors", num_tensors, 32)
+        self.check_count("metadata entries", num_pairs, 13)
+        pairs = self.metadata(num_pairs)
+        self.check_tokens(pairs)
+        shares = self.tensors(num_tensors, pairs.get("general.alignment", 32))
+        summary = _summary(version, num_tensors, pairs, shares)
+        return replace(
+            summary,
+            vocab_rows=self.vocab_rows,
+            num_weight_bytes=self.num_weight_bytes,
+            num_cache_values=self.num_cache_values,
+        )
+
+    def check_count(self, what: str, count: int, smallest: int) -> None:
+        if count > MAX_ENTRIES:
+            raise Contradiction(f"claims {count} {what}; at most {MAX_ENTRIES} are read")
+        if count * smallest > self.size - self.position:
+            raise Contradiction(f"claims {count} {what}, more than fit into the file")
+
+    def metadata(self, count: int) -> dict[str, object]:
+        """Scalars and strings by key; arrays are walked over, not kept."""
+        pairs: dict[str, object] = {}
+        for _ in range(count):
+            key = self.string(MAX_KEY_BYTES).decode()
+            if key in pairs:
+                raise Contradiction(f"key {key!r} twice")
+            kept = key.startswith(("general.", "split.", "tokenizer.")) or key.endswith(".context_length")
+            value = self.value(self.u32(), key)
+            # Other values only count as seen: a header may hold 65,536 strings of 16 MiB.
+            pairs[key] = value if kept and not (isinstance(value, bytes) and len(value) > 4096) else None
+            if key == "tokenizer.chat_template":
+                pairs[key] = isinstance(value, bytes) and len(value) > 0
+        return pairs
+
+    def value(self, kind: int, key: str) -> object:
+        if kind == _STRING:
+            return self.string(MAX_STRING_BYTES)
+        if kind == _ARRAY:
+            self.skip_array(key)
+            return None
+        if kind not in _SCALARS:
+            raise Contradiction(f"key {key!r} has the unknown type {kind}")
+        return self.unpack(_SCALARS[kind])
+
+    def skip_array(self, key: str) -> None:
+        kind, count = self.u32(), self.u64()
+        if kind == _ARRAY:
+            raise Contradiction(f"key {key!r} is an array of arrays")
+        if key in _TOKEN_ARRAYS:
+            if kind not in _TOKEN_ARRAYS[key]:
+                raise Contradiction(f"key {key!r} is an array of the type {kind}")
+            self.token_counts[key] = count
+        if kind == _STRING:
+            self.strings_left -= count
+            if count * 8 > self.size - self.position or self.strings_left < 0:
+                raise Contradiction(f"key {key!r} claims {count} strings")
+            for _ in range(count):
+                self.skip(self.length(MAX_ARRAY_STRING_BYTES))
+        elif kind in _SCALARS:
+            self.skip(count * struct.calcsize(_SCALARS[kind]))
+        else:
+            raise Contradiction(f"key {key!r} is an array of the unknown type {kind}")
+
+    def check_tokens(self, pairs: dict[str, object]) -> None:
+        """llama.cpp reads a type and a score for every token, and special tokens as rows, without looking."""
+        num_tokens = self.token_counts.get("tokenizer.ggml.tokens")
+        for key, count in self.token_counts.items():
+            if count != num_tokens:
+                raise Contradiction(f"{count} entries in {key!r}, and {num_tokens or 0} tokens")
+        for key, value in pairs.items():
+            if not key.startswith("tokenizer.ggml.") or not key.endswith("_token_id") or num_tokens is None:
+                continue
+            # -1 says that there is no such token, in 32 bits with a sign or without.
+            if isinstance(value, int) and value not in (-1, 2**32 - 1) and not 0 <= value < num_tokens:
+                raise Contradiction(f"{key!r} is {value}, and there are {num_tokens} tokens")
+
+    def tensors(self, count: int, alignment: object) -> dict[str, int]:
+        """Check the tensor table; values stored in each type."""
+        power_of_two = isinstance(alignment, int) and alignment > 0 and alignment & (alignment - 1) == 0
+        if not (isinstance(alignment, int) and power_of_two and alignment <= MAX_ALIGNMENT):
+            raise Contradiction(f"alignment {alignment}; it must be a power of two up to {MAX_ALIGNMENT}")
+        names: set[bytes] = set()
+        ends: list[tuple[str, int]] = []
+        shares: dict[str, int] = {}
+        for _ in range(count):
+            name = self.string(MAX_KEY_BYTES)
+            shown = name.decode()
+            if name in names:
+                raise Contradiction(f"tensor {shown!r} twice")
+            names.add(name)
+            kind, num_values, num_bytes = self.tensor_size(shown)
+            offset = self.u64()
+            if offset % alignment:
+                raise Contradiction(f"tensor {shown!r} begins at {offset}, not a multiple of {alignment}")
+            ends.append((shown, offset + num_bytes))
+            shares[kind] = shares.get(kind, 0) + num_values
+            self.num_weight_bytes += num_bytes
+        data_start = -(-self.position // alignment) * alignment
+        for shown, end in ends:
+            if data_start + end > self.size:
+                raise Contradiction(
+                    f"cut off: tensor {shown!r} ends {data_start + end - self.size} bytes behind the file"
+                )
+        return shares
+
+    def tensor_size(self, name: str) -> tuple[str, int, int]:
+        num_dims = self.u32()
+        if not 1 <= num_dims <= 4:
+            raise Contradiction(f"tensor {name!r} has {num_dims} dimensions")
+        dims = [self.u64() for _ in range(num_dims)]
+        kind = self.u32()
+        if kind not in GGML_TYPES:
+            raise Contradiction(f"tensor {name!r} has the unknown type {kind}")
+        label, block, block_bytes = GGML_TYPES[kind]
+        num_values = 1
+        for dim in dims:  # Python integers: 2^33 x 2^33 does not wrap around
+            num_values *= dim
+        if name == "token_embd.weight" and num_dims == 2:
+            self.vocab_rows = dims[1]
+        if name.endswith((".attn_k.weight", ".attn_v.weight")) and num_dims == 2:
+            self.num_cache_values += dims[1]
+        if num_values == 0 or dims[0] % block:
+            raise Contradiction(f"tensor {name!r} of type {label} has the shape {dims}")
+        return label, num_values, num_values // block * block_bytes
+
+
+def _summary(version: int, num_tensors: int, pairs: dict[str, object], shares: dict[str, int]) -> GgufHeader:
+    def text(key: str) -> str | None:
+        value = pairs.get(key)
+        return value.decode() if isinstance(value, bytes) else None
+
+    architecture = text("general.architecture")
+    if not architecture:
+        raise Contradiction("no general.architecture")
+    end_keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+    end_ids = [value for key in end_keys if isinstance(value := pairs.get(key), int)]
+    context_length = pairs.get(f"{architecture}.context_length")
+    num_parts = pairs.get("split.count")
+    return GgufHeader(
+        version=version,
+        num_tensors=num_tensors,
+        num_parameters=sum(shares.values()),
+        architecture=architecture,
+        name=text("general.name") or "",
+        quantization=max(shares, key=lambda kind: shares[kind], default="none"),
+        tokenizer_model=text("tokenizer.ggml.model"),
+        has_chat_template=pairs.get("tokenizer.chat_template") is True,
+        context_length=context_length if isinstance(context_length, int) else None,
+        end_ids=tuple(dict.fromkeys(end_ids)),
+        num_parts=num_parts if isinstance(num_parts, int) else 1,
+        tokenizer_pre=text("tokenizer.ggml.pre"),
+    )

@@ -1,0 +1,212 @@
+"""A checked GGUF in, weights held by llama.cpp out. Knows nothing of caches; the file's tokens come from elsewhere."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError, SettingsError
+from specgen.core.progress import SILENT
+from specgen.core.results import ModelInfo
+from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.units import gigabytes
+from specgen.loading.config_check import ConfigFacts
+from specgen.loading.gguf.header import GgufHeader
+from specgen.loading.llama_cpp_library import llama_library, messages
+from specgen.loading.memory import free_bytes
+
+DEFAULT_CONTEXT = 8192
+"""Positions of the cache where nothing is asked for: its memory is taken at once, and windows of 131,072 are common."""
+
+PROBE = "The café isn't open — 3,141 × 2 = 6282.\n\n\tdef f(x):  return x # 日本語 🙂\r\n   <|im_start|>user don't\n"
+"""Text where tokenizers come apart: digits, white space, apostrophes, accents, other scripts, control strings."""
+
+
+class LlamaWeights:
+    """Weights in llama.cpp's hands; freed with this object, or at the end of the program.
+
+    Args:
+        library: The module `llama_cpp.llama_cpp`.
+        pointer: The model.
+    """
+
+    def __init__(self, library: Any, pointer: Any) -> None:
+        self.library = library
+        self.pointer = pointer
+        self._vocab = library.llama_model_get_vocab(pointer)
+        self.num_embeddings = int(library.llama_vocab_n_tokens(self._vocab))
+        weakref.finalize(self, library.llama_model_free, pointer)
+
+    def last_message(self) -> str:
+        """What llama.cpp said last of an error, on one printable line; may be empty."""
+        return messages.errors[-1] if messages.errors else ""
+
+    def tokenize(self, text: str) -> list[int]:
+        """llama.cpp's own ids of a text: control strings become control tokens, nothing is added."""
+        data = text.encode()
+        ids = (self.library.llama_token * (len(data) + 8))()
+        count = self.library.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, True)
+        assert count >= 0, "a text has no more tokens than bytes"
+        return list(ids[:count])
+
+    def token_text(self, token: int) -> str:
+        """The string of a token as the file spells it."""
+        return str(self.library.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedGguf:
+    """A GGUF in memory.
+
+    Args:
+        weights: Ready for `LlamaCppModel`.
+        info: What really runs.
+        notices: What the user should know, one line each.
+    """
+
+    weights: LlamaWeights
+    info: ModelInfo
+    notices: tuple[str, ...] = ()
+
+
+def gguf_facts(
+    header: GgufHeader, settings: EngineSettings, name: str, role: Literal["target", "draft"]
+) -> ConfigFacts:
+    """What is known of a GGUF from its header. `max_positions` is the size of the cache it will get.
+
+    Raises:
+        SettingsError: A larger cache is asked for than the target has positions. A draft gets what it can take.
+    """
+    window, wanted = header.context_length, settings.context_size
+    if wanted is not None and window is not None and wanted > window:
+        if role == "target":
+            raise SettingsError(
+                f"--context-size {wanted} is more than the {window} positions of {name}", f"give at most {window}"
+            )
+        wanted = window
+    return ConfigFacts(
+        model_type=header.architecture,
+        vocab_rows=header.vocab_rows,
+        max_positions=wanted or min(window or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
+        quant_method=None,
+        dtype=header.quantization,
+        num_parameters=header.num_parameters,
+        num_weight_bytes=header.num_weight_bytes,
+    )
+
+
+def load_gguf(
+    path: Path,
+    header: GgufHeader,
+    settings: ModelSettings,
+    *,
+    role: Literal["target", "draft"],
+    name: str,
+    num_threads: int,
+    report_stage: Callable[[str], None] = SILENT.stage,
+) -> LoadedGguf:
+    """Load a GGUF with llama.cpp.
+
+    Args:
+        path: The file.
+        header: Its header as `scan_gguf` checked it: llama.cpp never sees a file that was not scanned.
+        settings: Device and GPU layers.
+        role: For messages.
+        name: What to call the model.
+        num_threads: For the banner.
+        report_stage: Told what happens next.
+
+    Raises:
+        ModelFileError: llama.cpp can't read the file.
+        DeviceError: llama.cpp, or a GPU that was asked for, is missing.
+        MemoryShortageError: The weights don't fit.
+    """
+    library = llama_library()
+    layers = gpu_layers(settings, can_offload=bool(library.llama_supports_gpu_offload()))
+    needed, free = header.num_weight_bytes, free_bytes("cpu")
+    notices: tuple[str, ...] = ()
+    if layers == 0 and free is not None and needed > free:
+        notices = (f"{name} needs about {gigabytes(needed)}, {gigabytes(free)} are free: the system may stop it",)
+    report_stage(f"loading {role} {name}")
+    messages.errors.clear()
+    params = library.llama_model_default_params()
+    params.n_gpu_layers = layers
+    if settings.device.startswith("cuda:"):
+        params.main_gpu = int(settings.device.removeprefix("cuda:"))
+        params.split_mode = library.LLAMA_SPLIT_MODE_NONE
+    pointer = library.llama_model_load_from_file(str(path).encode(errors="surrogateescape"), params)
+    if not pointer:
+        raise _failed(path, header)
+    weights = LlamaWeights(library, pointer)
+    if library.llama_model_has_encoder(pointer) or library.llama_model_is_diffusion(pointer):
+        raise ModelFileError(f"{path} is a {header.architecture} model, which does not write text token by token")
+    return LoadedGguf(weights, _info(header, name, layers, num_threads), notices)
+
+
+def gpu_layers(settings: ModelSettings, *, can_offload: bool) -> int:
+    """How many layers go to a GPU; -1 is all of them.
+
+    Raises:
+        SettingsError: Layers on a GPU, and the device the CPU.
+        DeviceError: A GPU is asked for, and this build of llama.cpp has none.
+    """
+    if settings.engine.gpu_layers and settings.device == "cpu":
+        raise SettingsError(
+            f"--gpu-layers {settings.engine.gpu_layers} and --device cpu contradict each other", "leave one out"
+        )
+    asked = settings.engine.gpu_layers or settings.device not in ("auto", "cpu")
+    if asked and not can_offload:
+        option = (
+            f"--gpu-layers {settings.engine.gpu_layers}"
+            if settings.engine.gpu_layers
+            else f"--device {settings.device}"
+        )
+        raise DeviceError(
+            f"{option}: this llama-cpp-python can't use a GPU",
+            "build it for one, as with CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary :all: llama-cpp-python",
+        )
+    if settings.engine.gpu_layers is not None:
+        return settings.engine.gpu_layers
+    return -1 if can_offload and settings.device != "cpu" else 0
+
+
+def tokenizer_notice(tokenizer: Any, weights: LlamaWeights) -> str | None:
+    """What to tell if transformers and llama.cpp make different ids of the same text; None if they agree."""
+    ours, theirs = tokenizer.encode(PROBE, add_special_tokens=False), weights.tokenize(PROBE)
+    if ours == theirs:
+        return None
+    first = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+    return (
+        f"this GGUF's text is split into tokens by transformers, and llama.cpp splits it differently "
+        f"(a test text from token {first} on): the answer may be a little worse"
+    )
+
+
+def _failed(path: Path, header: GgufHeader) -> ModelFileError | MemoryShortageError:
+    # The last line only says that loading failed; the reason stands before it.
+    said = next((line for line in messages.errors if "error loading model" in line), "")
+    reason = said.partition("error loading model: ")[2] or said or "llama.cpp gave no reason"
+    if "alloc" in reason or "memory" in reason:
+        return MemoryShortageError(
+            f"not enough memory for {path}: {reason}", "use a smaller model, or fewer --gpu-layers"
+        )
+    return ModelFileError(
+        f"llama.cpp can't load {path} ({header.architecture}, {header.quantization}): {reason}",
+        "download it again, or try --backend transformers",
+    )
+
+
+def _info(header: GgufHeader, name: str, layers: int, num_threads: int) -> ModelInfo:
+    placed = {0: "", -1: ", all layers on the GPU"}.get(layers, f", {layers} layers on the GPU")
+    return ModelInfo(
+        name=name,
+        quant=header.quantization,
+        dtype="mixed",
+        device="gpu" if layers else "cpu",
+        num_parameters=header.num_parameters,
+        num_bytes=header.num_weight_bytes,
+        remark=f"llama.cpp, {num_threads} thread{'s' if num_threads > 1 else ''}{placed}",
+    )

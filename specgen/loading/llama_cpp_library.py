@@ -1,0 +1,73 @@
+"""Imports llama-cpp-python and keeps it quiet: llama.cpp talks to a logger, never to stdout or stderr."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+from collections import deque
+from functools import lru_cache
+from typing import Any
+
+from specgen.core.errors import DeviceError
+from specgen.core.library_errors import first_line
+from specgen.loading.backends import INSTALL_LLAMA_CPP
+
+_LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+"""As ggml.h counts them; llama-cpp-python's own table is of an older one."""
+_ERROR = 4
+_CONTINUED = 5
+_MAX_CHARS = 300
+
+_logger = logging.getLogger("llama.cpp")
+# Without any handler, Python itself would print warnings to stderr.
+_logger.addHandler(logging.NullHandler())
+
+
+class _Messages:
+    """What llama.cpp says. It quotes strings of the model file, so nothing unprintable is passed on."""
+
+    def __init__(self) -> None:
+        self.errors: deque[str] = deque(maxlen=8)
+        self._level = 0
+
+    def receive(self, level: int, text: bytes | None, _data: object) -> None:
+        if level != _CONTINUED:
+            self._level = level
+        line = printable((text or b"").decode("utf-8", "replace"))
+        if not line:
+            return
+        if self._level == _ERROR:
+            self.errors.append(line)
+        _logger.log(_LEVELS.get(self._level, logging.DEBUG), "%s", line)
+
+
+messages = _Messages()
+_callbacks: list[Any] = []
+"""The C function made of `messages.receive`: llama.cpp holds its address until the process ends."""
+
+
+def printable(text: str) -> str:
+    """One line of printable characters, at most 300."""
+    line = "".join(char if char.isprintable() else " " for char in text).strip()
+    return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 3] + "..."
+
+
+@lru_cache(maxsize=1)
+def llama_library() -> Any:
+    """The module `llama_cpp.llama_cpp`, its log turned away from the terminal.
+
+    Raises:
+        DeviceError: It is not installed, or can't be loaded.
+    """
+    try:
+        library: Any = importlib.import_module("llama_cpp.llama_cpp")
+    except ImportError as error:
+        raise DeviceError(f"llama-cpp-python can't be imported: {first_line(error)}", INSTALL_LLAMA_CPP) from error
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise DeviceError(f"llama-cpp-python is unusable: {first_line(error)}", INSTALL_LLAMA_CPP) from error
+    callback = library.llama_log_callback(messages.receive)
+    _callbacks.append(callback)
+    library.llama_log_set(callback, ctypes.c_void_p(0))
+    library.llama_backend_init()
+    return library

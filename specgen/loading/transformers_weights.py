@@ -1,0 +1,274 @@
+"""A checked model folder in, a transformers model ready to run out. Knows nothing of tokens.
+
+Loading is strict: transformers fills a missing tensor with random numbers and says so in a log only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from specgen.core.errors import DeviceError, ModelFileError, NumericalError, SpecgenError
+from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
+from specgen.core.progress import SILENT
+from specgen.core.results import ModelInfo
+from specgen.core.settings import ModelSettings
+from specgen.core.units import gigabytes
+from specgen.loading.config_check import ConfigFacts, check_folder
+from specgen.loading.memory import free_bytes, needed_bytes, shortage
+from specgen.loading.placement import Placement, choose_placement
+from specgen.loading.start.lean_import import loaded_lean
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory.
+
+    Args:
+        model: The `transformers.PreTrainedModel`, in eval mode, no gradients.
+        info: What really runs, read off the layers.
+        facts: What its config says.
+        notices: What the user should know, one line each.
+    """
+
+    model: Any
+    info: ModelInfo
+    facts: ConfigFacts
+    notices: tuple[str, ...] = ()
+
+
+def load_model(
+    folder: Path,
+    settings: ModelSettings,
+    *,
+    role: Literal["target", "draft"],
+    from_gguf: bool,
+    report_stage: Callable[[str], None] = SILENT.stage,
+    name: str | None = None,
+    revision: str | None = None,
+) -> LoadedModel:
+    """Load the weights of a model folder.
+
+    Args:
+        folder: config.json and safetensors.
+        settings: Device, compute type and weight format.
+        role: For messages.
+        from_gguf: The folder was converted from a GGUF, which is already quantized.
+        report_stage: Told what happens next.
+        name: What to call the model; default: the name in the settings.
+        revision: Commit of a hub model.
+
+    Raises:
+        ModelFileError: The folder is damaged, incomplete or unsafe.
+        DeviceError: The device or bitsandbytes is missing; `MemoryShortageError` if it is too small.
+        SettingsError: The weight format can't be applied to this checkpoint.
+        NumericalError: The weights hold NaN or infinity.
+    """
+    shown = name or settings.name or folder.name
+    facts = check_folder(folder)
+    placement = choose_placement(settings, facts, from_gguf=from_gguf, role=role)
+    needed = needed_bytes(facts, placement.dtype, placement.quant)
+    free = free_bytes(placement.device)
+    notices: tuple[str, ...] = ()
+    if placement.device == "cpu" and free is not None and needed > free:
+        # The Linux kernel kills a program that takes too much; nothing can be said at that point any more.
+        notices = (f"{shown} needs about {gigabytes(needed)}, {gigabytes(free)} are free: the system may stop it",)
+    report_stage(f"loading {role} {shown}")
+    try:
+        model, loading = _from_pretrained(folder, placement)
+    except library_failures() as error:
+        raise _translated(error, shown, folder, facts, placement) from error
+    check_complete(loading, folder)
+    _refuse_offload(model, shown, needed, placement)
+    model.eval()
+    model.requires_grad_(False)
+    check_finite(model, folder)
+    info = _info(model, shown, revision, placement, from_gguf)
+    if placement.narrow is not None:
+        info = _narrow(model, info, placement)
+    return LoadedModel(model, info, facts, notices)
+
+
+def _narrow(model: Any, info: ModelInfo, placement: Placement) -> ModelInfo:
+    """Give a model loaded as stored its narrow products, and say so."""
+    from specgen.models.formats import ByteLinear, HalfLinear, narrow
+
+    num_bytes = narrow(model, ByteLinear if placement.narrow == "byte" else HalfLinear)
+    return replace(
+        info,
+        dtype=placement.dtype,
+        quant="int8" if placement.narrow == "byte" else "none",
+        num_bytes=num_bytes + int(model.get_memory_footprint()),
+    )
+
+
+def check_complete(loading: dict[str, Any], folder: Path) -> None:
+    """Refuse a model with tensors missing, left over or of another shape (F17, F18).
+
+    Args:
+        loading: What `from_pretrained(..., output_loading_info=True)` says. Tied tensors don't count as missing.
+        folder: For messages.
+    """
+    for key, what, hint in (
+        ("missing_keys", "lacks {} the config asks for", "download it again"),
+        ("mismatched_keys", "has {} of another shape than the config says", "config and weights don't belong together"),
+        ("unexpected_keys", "holds {} the config has no place for", "config and weights don't belong together"),
+        ("error_msgs", "has {} that can't be read", "download it again"),
+    ):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in loading.get(key) or ())
+        if names:
+            count = "one tensor" if len(names) == 1 else f"{len(names)} tensors"
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise ModelFileError(f"{folder} {what.format(count)}: {listed}", hint)
+
+
+def check_finite(model: Any, folder: Path) -> None:
+    """Refuse weights with NaN or infinity (F19). Embeddings and norms are looked at: each token passes all of them.
+
+    Raises:
+        NumericalError: One of them is not finite.
+    """
+    import torch
+
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings = {id(layer.weight) for layer in (inputs, outputs) if layer is not None}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and (parameter.ndim == 1 or id(parameter) in embeddings):
+            # Extremes pass NaN on and take no copy; isfinite() would take a mask as large as the vocabulary.
+            low, high = torch.aminmax(parameter.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise NumericalError(
+                    f"{folder}: the tensor {name} holds NaN or infinity", "the file is damaged: download it again"
+                )
+
+
+def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:
+    import transformers
+
+    auto_config: Any = transformers.AutoConfig
+    auto_model: Any = transformers.AutoModelForCausalLM
+    options: dict[str, Any] = {"dtype": placement.torch_dtype if placement.narrow is None else "auto"}
+    if placement.narrow is None and placement.quant != "none":
+        options["quantization_config"] = _quantization(placement)
+    if placement.spread:
+        options["device_map"] = "auto"
+    elif placement.device != "cpu" or "quantization_config" in options:
+        options["device_map"] = {"": placement.device}
+
+    def load(attention: str) -> tuple[Any, dict[str, Any]]:
+        config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        # A config.json may name flash attention; the argument of the same name does not overrule it.
+        config._attn_implementation = attention
+        model, loading = auto_model.from_pretrained(
+            folder,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,  # they are refused in check_complete, by name
+            **options,
+        )
+        return model, loading
+
+    try:
+        return loaded_lean(lambda: load("sdpa"), placement.device)
+    except (ValueError, ImportError) as error:
+        # Some architectures have no sdpa; eager is the only other one every machine has.
+        if "attention" not in str(error).lower():
+            raise
+        return loaded_lean(lambda: load("eager"), placement.device)
+
+
+def _quantization(placement: Placement) -> Any:
+    import transformers
+
+    config: Any = transformers.BitsAndBytesConfig
+    if placement.quant == "int8":
+        # With the default threshold of 6.0, outlier columns are chosen over all rows at once: a later draft token
+        # then changes the logits of an earlier one (by up to 0.13), and the output is no longer the target's.
+        return config(load_in_8bit=True, llm_int8_threshold=0.0)
+    return config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=placement.quant,
+        bnb_4bit_compute_dtype=placement.torch_dtype,
+        bnb_4bit_use_double_quant=False,
+    )
+
+
+def _translated(error: Exception, shown: str, folder: Path, facts: ConfigFacts, placement: Placement) -> SpecgenError:
+    if is_out_of_memory(error):
+        needed = needed_bytes(facts, placement.dtype, placement.quant)
+        return shortage(shown, placement.device, needed, placement.quant)
+    if isinstance(error, ImportError) and facts.quant_method:
+        return DeviceError(
+            f"{shown} is quantized with {facts.quant_method}, whose library is missing: {first_line(error)}",
+            "install it, or choose a checkpoint that is not quantized",
+        )
+    return ModelFileError(
+        f"{folder} can't be loaded: {first_line(error)}", "its files are damaged, or don't belong together"
+    )
+
+
+def _refuse_offload(model: Any, shown: str, needed: int, placement: Placement) -> None:
+    """Refuse layers on the CPU or the disk that nobody asked for (F46): a hundred times slower, without a word."""
+    if placement.spread and {"cpu", "disk"} & {str(place) for place in model.hf_device_map.values()}:
+        raise shortage(shown, placement.device, needed, placement.quant)
+
+
+def _info(model: Any, shown: str, revision: str | None, placement: Placement, from_gguf: bool) -> ModelInfo:
+    quant, packed_bytes = _weight_format(model)
+    remarks = list(placement.remarks)
+    if from_gguf:
+        remarks.insert(0, "from GGUF")
+    if placement.narrow is None and placement.quant != "none" and quant == "none":
+        remarks.append(f"{placement.quant}: it has no layer that can be quantized")
+    return ModelInfo(
+        name=shown,
+        quant=quant,
+        dtype=_compute_type(model, placement),
+        device=_device_name(model),
+        revision=revision,
+        num_parameters=int(model.num_parameters()),
+        num_bytes=int(model.get_memory_footprint()) + packed_bytes,
+        remark="; ".join(remarks),
+    )
+
+
+def _compute_type(model: Any, placement: Placement) -> str:
+    """The coarsest type a product goes through: narrow layers hold float16, whatever the embedding is stored in."""
+    if placement.narrow == "half":
+        return "float16"
+    return str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+
+
+def _weight_format(model: Any) -> tuple[str, int]:
+    """How the layers really hold their weights, and the bytes of scales kept beside them."""
+    quant, extra = "none", 0
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind == "Linear4bit":
+            state = getattr(module.weight, "quant_state", None)
+            quant = str(getattr(module.weight, "quant_type", "4bit"))
+            extra += 0 if state is None else state.absmax.nbytes
+        elif kind == "Linear8bitLt":
+            quant = "int8"
+            scales = getattr(module.weight, "SCB", None)
+            extra += 0 if scales is None else scales.nbytes
+    # The library drops methods it does not know, and unpacks some; then a quantizer or its config is gone.
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quant == "none" and quantizer is not None and hasattr(model.config, "quantization_config"):
+        method = quantizer.quantization_config.quant_method
+        quant = str(getattr(method, "value", method))
+    return quant, extra
+
+
+def _device_name(model: Any) -> str:
+    """`cpu`, `cuda:0`, or `cuda:0-1` for layers on several."""
+    places = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(places) == 1:
+        return places[0]
+    return f"{places[0]}-{places[-1].rpartition(':')[2]}"

@@ -1,0 +1,227 @@
+"""A benchmark in; JSON documents, CSV rows and a Markdown table out. Raw runs are always in the JSON.
+
+Names follow `specgen.render.jsonl`: seconds end in `_s`, sizes in `_bytes`, rates are fractions, null is "no figure".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from specgen import __version__
+from specgen.bench.advice import Recommendation, cautions_of, command_words, recommend
+from specgen.bench.figures import Figures, figures_of
+from specgen.bench.results import BenchReport, Difference, Run, Setting
+from specgen.render.bench.columns import figure_columns, method_lines, name_columns
+from specgen.render.json_text import Document
+from specgen.render.jsonl import SCHEMA_VERSION, model_document, stats_document
+from specgen.render.theme import UNICODE_GLYPHS
+
+CSV_NAMES = (
+    *(
+        "engine",
+        "draft",
+        "k",
+        "prompt",
+        "category",
+        "repeat",
+        "started_s",
+        "tokens",
+        "prefill_s",
+        "ttft_s",
+        "decode_s",
+        "draft_s",
+        "verify_s",
+    ),
+    *("rounds", "drafted", "accepted", "rejected", "peak_memory_bytes"),
+)
+
+
+def bench_document(report: BenchReport) -> Document:
+    """The whole benchmark as one document."""
+    figures = figures_of(report)
+    return {
+        **start_document(report),
+        "type": "bench",
+        "is_complete": report.is_complete,
+        "is_out_of_time": report.is_out_of_time,
+        "results": [result_document(report, item) for item in figures],
+        "categories": _categories(report),
+        "costs": _costs(report),
+        "recommendation": recommendation_document(recommend(figures)),
+        "warnings": [asdict(caution) for caution in cautions_of(report, figures)],
+        "notices": list(report.notices),
+    }
+
+
+def start_document(report: BenchReport) -> Document:
+    """What is known before the first run."""
+    config = report.config
+    return {
+        "type": "start",
+        "schema_version": SCHEMA_VERSION,
+        "specgen_version": __version__,
+        "environment": dict(report.environment),
+        "target": model_document(report.target),
+        "other_target": None if report.other_target is None else model_document(report.other_target),
+        "drafts": {label: model_document(model) for label, model in report.drafts.items()},
+        "config": {
+            "max_new_tokens": config.num_tokens,
+            "repeats": config.num_repeats,
+            "warmups": config.num_warmups,
+            "temperature": config.sampling.temperature,
+            "seed": config.sampling.seed,
+            "ignore_eos": not config.stops_at_end,
+        },
+        "prompts": [
+            {"id": prompt.id, "category": prompt.category, "prompt_tokens": prompt.num_tokens}
+            for prompt in report.prompts
+        ],
+    }
+
+
+def result_document(report: BenchReport, figures: Figures) -> Document:
+    """A setting: its summary, and its runs one by one."""
+    return {
+        **_setting(figures.setting),
+        "summary": {
+            "num_runs": figures.num_runs,
+            "tokens_per_s": figures.counts.tokens_per_second,
+            "speedup": figures.speedup,
+            "speedup_interval_95": _pair(figures),
+            "speedup_by_repeat": list(figures.repeat_ratios),
+            "speedup_by_prompt": {report.prompts[i].id: ratio for i, ratio in figures.prompt_ratios.items()},
+            "predicted_speedup": figures.predicted_speedup,
+            "predicted_by_draft_tokens": {} if figures.forecast is None else dict(figures.forecast.by_length),
+            "ttft_s": figures.ttft_seconds,
+            "peak_memory_bytes": figures.peak_memory_bytes,
+            "text": figures.sameness,
+            "stats": stats_document(figures.counts),
+        },
+        "differences": [_difference(report, d) for d in report.differences if d.setting == figures.index],
+        "runs": [run_document(report, run) for run in report.runs if run.setting == figures.index],
+    }
+
+
+def run_document(report: BenchReport, run: Run) -> Document:
+    """One run, raw."""
+    counts = run.counts
+    return {
+        "type": "run",
+        **_setting(report.settings[run.setting]),
+        "prompt": report.prompts[run.prompt].id,
+        "category": report.prompts[run.prompt].category,
+        "repeat": run.repeat,
+        "started_s": run.started_seconds,
+        "tokens": counts.num_emitted,
+        "prefill_s": counts.prefill_seconds,
+        "ttft_s": counts.ttft_seconds,
+        "decode_s": counts.decode_seconds,
+        "draft_s": counts.draft_seconds,
+        "verify_s": counts.verify_seconds,
+        "rounds": counts.num_rounds,
+        "drafted": counts.num_drafted,
+        "accepted": counts.num_accepted,
+        "rejected": counts.num_rejected,
+        "peak_memory_bytes": run.peak_memory_bytes,
+        "token_ids": list(run.token_ids),
+    }
+
+
+def recommendation_document(advice: Recommendation) -> Document:
+    """What to use; `setting` is null for "do not speculate"."""
+    chosen = advice.figures
+    return {
+        "setting": None if chosen is None else _setting(chosen.setting),
+        "options": "-d none" if chosen is None else command_words(chosen.setting),
+        "reason": advice.reason,
+    }
+
+
+def csv_text(report: BenchReport) -> str:
+    """A row per run, raw."""
+    output = io.StringIO()
+    writer = csv.DictWriter(output, CSV_NAMES, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for run in report.runs:
+        writer.writerow(run_document(report, run))
+    return output.getvalue()
+
+
+def markdown_text(report: BenchReport, figures: Sequence[Figures], advice: Recommendation) -> str:
+    """For GitHub: what was measured, the table, the recommendation, and every reason to doubt a figure."""
+    best = None if advice.figures is None else advice.figures.index
+    names = name_columns(figures, None, UNICODE_GLYPHS, ascii_only=False)
+    columns = [*names, *figure_columns(figures, best, UNICODE_GLYPHS)]
+    lines = [
+        *(f"- {_escaped(line)}" for line in method_lines(report, ascii_only=False)),
+        "",
+        "| " + " | ".join(column.head for column in columns) + " |",
+        "|" + "|".join(":--" if column.is_left else "--:" for column in columns) + "|",
+    ]
+    for row in range(len(figures)):
+        lines.append("| " + " | ".join(_escaped(column.values[row]) for column in columns) + " |")
+    chosen = recommendation_document(advice)
+    head = "Do not speculate" if chosen["setting"] is None else "Recommended"
+    lines += ["", f"{head}: `{chosen['options']}`. {_escaped(advice.reason)}"]
+    doubts = [f"- {_escaped(caution.message)}" for caution in cautions_of(report, figures)]
+    return "\n".join([*lines, *(["", "To be read with care:", "", *doubts] if doubts else []), ""])
+
+
+def _escaped(text: str) -> str:
+    for character in "\\`*_<>|[]":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def _setting(setting: Setting) -> Document:
+    return {
+        "draft": None if setting.drafter == "none" else setting.label,
+        "k": setting.length,
+        "drafter": setting.drafter,
+        "engine": setting.engine or None,
+    }
+
+
+def _pair(figures: Figures) -> list[float] | None:
+    return None if figures.interval is None else [figures.interval.low, figures.interval.high]
+
+
+def _difference(report: BenchReport, found: Difference) -> Document:
+    return {
+        "prompt": report.prompts[found.prompt].id,
+        "position": found.position,
+        "logit_gap": found.gap.size,
+        "tolerance": found.gap.limit,
+        "is_near_tie": found.is_near_tie,
+    }
+
+
+def _categories(report: BenchReport) -> Document:
+    """Speedup and acceptance by category and setting."""
+    made: dict[str, list[dict[str, Any]]] = {}
+    for category in dict.fromkeys(prompt.category for prompt in report.prompts):
+        made[category] = [
+            {
+                **_setting(item.setting),
+                "tokens_per_s": item.counts.tokens_per_second,
+                "speedup": item.speedup,
+                "speedup_interval_95": _pair(item),
+                "draft_acceptance_rate": item.counts.acceptance_rate,
+            }
+            for item in figures_of(report, category)
+        ]
+    return made
+
+
+def _costs(report: BenchReport) -> Document | None:
+    if report.costs is None:
+        return None
+    return {
+        "verify_s": {str(n): seconds for n, seconds in sorted(report.costs.verify_seconds.items())},
+        "draft_token_s": dict(report.costs.draft_seconds),
+        "catch_up_s": dict(report.costs.catch_up_seconds),
+    }

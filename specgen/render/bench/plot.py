@@ -1,0 +1,150 @@
+"""A benchmark in, a picture of it as SVG or PNG out: speedup by draft length, and acceptance by position.
+
+Colours are Okabe and Ito's, which people with any colour vision can tell apart; markers and dashes differ as well.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specgen.bench.figures import Figures, modelled_speedup, total
+from specgen.bench.results import BASELINE, BenchReport
+from specgen.core.errors import SettingsError
+from specgen.render.sanitize import one_line
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (5, 5)))
+FORMS = (".svg", ".png")
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a plot that can't be made before anything is measured.
+
+    Raises:
+        SettingsError: The form is unknown, or matplotlib is missing.
+    """
+    if path.suffix.lower() not in FORMS:
+        raise SettingsError(f"--plot {path} is neither .svg nor .png", "choose one of the two by the file's name")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SettingsError("--plot needs matplotlib", "install it with: pip install 'specgen-cli[plot]'")
+
+
+def plot_bytes(report: BenchReport, figures: Sequence[Figures], suffix: str) -> bytes:
+    """The picture.
+
+    Args:
+        report: The runs.
+        figures: Of all settings.
+        suffix: `.svg` or `.png`.
+    """
+    # Not pyplot: it keeps state and may look for a display.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # A name is data: a pair of dollar signs in it is no formula.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "specgen", "text.parse_math": False}):
+        figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        measured = [item for item in figures if item.setting.drafter != "none" and item.speedup is not None]
+        labels = list(dict.fromkeys(_label(item) for item in measured))
+        _speedups(left, report, measured, labels)
+        _positions(right, measured, labels)
+        figure.suptitle(_title(report), fontsize=10)
+        output = io.BytesIO()
+        metadata = {"Date": None} if suffix.lower() == ".svg" else None
+        figure.savefig(output, format=suffix.lower().removeprefix("."), metadata=metadata)
+    return output.getvalue()
+
+
+def _title(report: BenchReport) -> str:
+    target = report.target
+    num_prompts, num_repeats = len({run.prompt for run in report.runs}), len({run.repeat for run in report.runs})
+    name = one_line(f"{target.name} {target.quant if target.quant != 'none' else target.dtype} on {target.device}")
+    return f"{name}: {report.config.num_tokens} tokens, prompts: {num_prompts}, repeats: {num_repeats}"
+
+
+def _label(figures: Figures) -> str:
+    """A draft, and its engine where two are compared."""
+    setting = figures.setting
+    return f"{setting.label} on {setting.engine}" if setting.engine else setting.label
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _speedups(axes: Any, report: BenchReport, measured: Sequence[Figures], labels: Sequence[str]) -> None:
+    """Measured points with their intervals, and the curve the costs of passes predict. `auto` stands on the right."""
+    lengths = sorted({item.setting.num_draft_tokens for item in measured if item.setting.schedule == "constant"})
+    places: dict[str, float] = {str(length): float(length) for length in lengths}
+    if any(item.setting.schedule == "auto" for item in measured):
+        places["auto"] = (lengths[-1] if lengths else 0) + max(1.0, 0.15 * (lengths[-1] if lengths else 0))
+    step = 0.02 * max(places.values(), default=1.0)
+    for number, label in enumerate(labels):
+        style = _style(number)
+        own = [item for item in measured if _label(item) == label]
+        # Drafts stand side by side where they have the same length.
+        shift = step * (number - (len(labels) - 1) / 2)
+        at = [places[item.setting.length] + shift for item in own]
+        values = [item.speedup or 0.0 for item in own]
+        low = [v - (i.interval.low if i.interval else v) for v, i in zip(values, own, strict=True)]
+        high = [(i.interval.high if i.interval else v) - v for v, i in zip(values, own, strict=True)]
+        errors = [[max(e, 0.0) for e in low], [max(e, 0.0) for e in high]]
+        axes.errorbar(
+            at, values, yerr=errors, linestyle="none", capsize=3, markersize=6, label=one_line(label), **style
+        )
+        _curve(axes, report, own, lengths, number)
+    axes.axhline(1.0, color="#666666", linewidth=1)
+    # At the left edge: the right one is where `auto` stands.
+    axes.annotate("target alone", (0.01, 1.0), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=8)
+    axes.set_xticks(list(places.values()), list(places))
+    axes.set_xlabel("draft length, tokens")
+    axes.set_ylabel("speedup over the target alone")
+    # An interval of two repeats that disagree may be any size: it leaves the picture instead of filling it.
+    axes.set_ylim(0, 1.3 * max([1.0, *(item.speedup or 0.0 for item in measured)]))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, title="measured, 95 % interval; dashed: model", title_fontsize=8)
+
+
+def _curve(axes: Any, report: BenchReport, own: Sequence[Figures], lengths: Sequence[int], number: int) -> None:
+    """Leviathan's model with the α of these runs and the measured costs. For a draft model only: lookup has no
+    chance that is the same at every position, and often drafts nothing."""
+    # The costs are the first engine's.
+    timed = [item for item in own if item.setting.engine == report.settings[BASELINE].engine]
+    fixed = [item for item in timed if item.setting.schedule == "constant" and item.setting.drafter == "model"]
+    if not fixed or report.costs is None or len(lengths) == 0:
+        return
+    indices = {item.index for item in fixed}
+    alpha = total([run for run in report.runs if run.setting in indices]).alpha
+    if alpha is None:
+        return
+    label = fixed[0].setting.label
+    points = [(k, modelled_speedup(alpha, k, report.costs, label)) for k in range(1, max(lengths) + 1)]
+    known = [(k, value) for k, value in points if value is not None]
+    colour = COLOURS[number % len(COLOURS)]
+    axes.plot(*zip(*known, strict=True), color=colour, linestyle=DASHES[number % len(DASHES)], linewidth=1.3)
+
+
+def _positions(axes: Any, measured: Sequence[Figures], labels: Sequence[str]) -> None:
+    """Acceptance among the tokens tested at each position, for the longest drafts of each kind."""
+    for number, label in enumerate(labels):
+        own = [item for item in measured if _label(item) == label]
+        longest = max(own, key=lambda item: len(item.counts.acceptance_by_position))
+        rates = longest.counts.acceptance_by_position
+        known = [(i, 100 * rate) for i, rate in enumerate(rates, 1) if rate is not None]
+        if known:
+            name = f"{one_line(label)} -k {longest.setting.length}"
+            dashes = DASHES[number % len(DASHES)]
+            axes.plot(*zip(*known, strict=True), linestyle=dashes, linewidth=1.3, label=name, **_style(number))
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("position in the draft")
+    axes.set_ylabel("accepted of the tokens tested there, %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y", alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=8)

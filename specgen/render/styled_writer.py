@@ -1,0 +1,125 @@
+"""Parts of text with roles in, one write and one flush to a text stream out. Knows no events.
+
+Rich's own printing is left out on purpose: it expands tabs by the chunk instead of the row, prints nothing at all when
+COLUMNS is 0, and ends the program when a pipe breaks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.style import Style
+
+from specgen.core.errors import OutputError
+from specgen.render.terminal import is_ascii_only
+from specgen.render.theme import PLAIN, ROLES, Glyphs, glyphs
+
+Part = tuple[str, str]
+"""A role of the theme (or `PLAIN`) and safe text."""
+
+_RESET = "\x1b[0m\x1b[?25h"
+
+
+def output_error(error: OSError) -> OutputError:
+    """The answer can't be written: said with the system's own words."""
+    return OutputError(f"cannot write the answer: {error.strerror or error}")
+
+
+class Pen:
+    """Writes on a console's stream.
+
+    After a failed write it writes nothing more, so that closing a view on a broken pipe is silent.
+
+    Args:
+        console: From `make_console`; says what the stream can show.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._at_line_start = True
+        self._failed = False
+        self._styles: dict[str, Style] = {}
+        if self.has_styles:
+            for role in ROLES:
+                style = console.get_style(role)
+                self._styles[role] = style.without_color if console.no_color else style
+
+    @property
+    def has_styles(self) -> bool:
+        """Whether escapes for colour or attributes are allowed; if not, states are told by marks."""
+        return self._console.color_system is not None
+
+    @property
+    def ascii_only(self) -> bool:
+        """Whether the output can show ASCII alone."""
+        return is_ascii_only(self._console)
+
+    @property
+    def glyphs(self) -> Glyphs:
+        """The signs it can show."""
+        return glyphs(ascii_only=self.ascii_only)
+
+    def can_move_cursor(self) -> bool:
+        """Whether text already shown may be rewritten."""
+        return self.has_styles and self._console.is_interactive
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal as they are now.
+
+        The terminal is asked before COLUMNS: erasing needs the truth, not a wish.
+        """
+        try:
+            columns, rows = os.get_terminal_size(self._console.file.fileno())
+        except (AttributeError, OSError, ValueError):
+            columns, rows = 0, 0
+        if columns > 0 and rows > 0:
+            return columns, rows
+        return self._console.size.width, self._console.size.height
+
+    def paint(self, role: str, text: str) -> str:
+        """The text in the style of its role, the style closed behind it."""
+        style = self._styles.get(role)
+        return style.render(text, color_system=ColorSystem.STANDARD) if style and text else text
+
+    def write(self, parts: Iterable[Part], *, before: str = "", after: str = "") -> None:
+        """Write all parts at once and flush.
+
+        Args:
+            parts: Roles and texts, in order.
+            before: Terminal control to send first; it counts as no text.
+            after: Terminal control to send last.
+
+        Raises:
+            BrokenPipeError: The reader is gone.
+            OutputError: Any other failure.
+        """
+        texts = [(role, text) for role, text in parts if text]
+        if texts:
+            self._at_line_start = texts[-1][1].endswith("\n")
+        self._send(before + "".join(self.paint(role, text) for role, text in texts) + after)
+
+    def finish(self, *, before: str = "") -> None:
+        """Leave the terminal sane: no style, a visible cursor, the next output on a line of its own."""
+        reset = _RESET if self.can_move_cursor() else ""
+        newline = [] if self._at_line_start else [(PLAIN, "\n")]
+        self.write(newline, before=before + reset)
+
+    def _send(self, data: str) -> None:
+        if self._failed or not data:
+            return
+        stream = self._console.file
+        try:
+            try:
+                stream.write(data)
+            except UnicodeEncodeError as error:
+                stream.write(data.encode(error.encoding, "backslashreplace").decode(error.encoding))
+            stream.flush()
+        except BrokenPipeError:
+            self._failed = True
+            raise
+        except OSError as error:
+            self._failed = True
+            raise output_error(error) from error

@@ -1,0 +1,256 @@
+"""A session and what was said in, replies that reuse its caches out. Knows no terminal and no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from specgen.core.errors import PromptError, SpecgenError
+from specgen.core.events import Prefill, Round, RoundText, TextEvent
+from specgen.core.metrics import Baseline, Counts
+from specgen.core.results import RunInfo
+from specgen.core.settings import DecodeSettings, DraftSchedule, SamplingSettings
+from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
+from specgen.runtime.loaded_models import Session
+from specgen.storage.transcript import ChatMessage, Figure
+from specgen.text.chat_template import Message, TemplateChoice
+from specgen.text.prefix_reuse import keep_cached_ids
+from specgen.text.reasoning import opens_thinking, split_thinking
+
+WARN_AT = 0.9
+"""Share of the context window from which a chat says how full it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplySettings:
+    """How replies are made.
+
+    Args:
+        sampling: The seed of each reply is this one plus the number of replies before it: a retry is another draw.
+        sampling_source: See `Request`.
+        max_new_tokens: Longest reply; the window may end it earlier.
+        num_draft_tokens: Longest draft.
+        schedule: Whether drafts are that long, or as long as pays.
+        stops: Stop strings.
+        strict: A failing drafter is an error.
+    """
+
+    sampling: SamplingSettings
+    sampling_source: str = "default"
+    max_new_tokens: int = 1024
+    num_draft_tokens: int = 5
+    schedule: DraftSchedule = "constant"
+    stops: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContextUse:
+    """How full the window is. `window` is None where the model names none."""
+
+    num_tokens: int
+    window: int | None
+
+    @property
+    def share(self) -> float:
+        """Used part of the window, 0 where it is not known."""
+        return 0.0 if self.window is None else self.num_tokens / self.window
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether a person should be warned."""
+        return self.share >= WARN_AT
+
+
+class Conversation:
+    """What was said, and the next reply to it.
+
+    Messages are a tuple that is replaced, so whoever may have to take a step back keeps the old one.
+    """
+
+    def __init__(
+        self, session: Session, settings: ReplySettings, template: TemplateChoice, system: str | None = None
+    ) -> None:
+        self.session = session
+        self.settings = settings
+        self.template = template
+        self.messages: tuple[ChatMessage, ...] = ()
+        self.totals = Counts()
+        self.num_replies = 0
+        self.baseline: Baseline | None = None
+        """The target alone, timed once; see `calibrate`."""
+        self.system: str | None = None
+        self.folds_system = False
+        """The template knows no system role: the system message goes in front of the first user message."""
+        self.set_system(system)
+
+    def set_system(self, text: str | None) -> None:
+        """Set the system message, or with None or "" take it away; what was said stays."""
+        self.system = text or None
+        self.folds_system = bool(text) and not self.template.has_system_role(self.session.plan.tokenizer)
+
+    def say(self, text: str) -> None:
+        """Add a user message. One that never got a reply is continued: templates want the roles to alternate."""
+        if self.messages and self.messages[-1].role == "user":
+            text = f"{self.messages[-1].content}\n\n{text}"
+            self.messages = self.messages[:-1]
+        self.messages = (*self.messages, ChatMessage("user", text))
+
+    @property
+    def last_user_text(self) -> str | None:
+        """What the person said last; None before."""
+        return next((message.content for message in reversed(self.messages) if message.role == "user"), None)
+
+    @property
+    def last_reply(self) -> ChatMessage | None:
+        """What the model said last; None before."""
+        return next((message for message in reversed(self.messages) if message.role == "assistant"), None)
+
+    def take_back(self) -> str | None:
+        """Forget the last user message and the reply to it; returns the message, None if there is none."""
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index].role == "user":
+                text = self.messages[index].content
+                self.messages = self.messages[:index]
+                return text
+        return None
+
+    def drop_reply(self) -> bool:
+        """Forget the last reply, so that the next one takes its place. False if there is nothing to reply to."""
+        while self.messages and self.messages[-1].role == "assistant":
+            self.messages = self.messages[:-1]
+        return bool(self.messages)
+
+    def begin_reply(self, settings: ReplySettings | None = None) -> Generation:
+        """The reply to what was said, ready to run with `stream`.
+
+        Args:
+            settings: For this reply only; default: the conversation's.
+
+        Raises:
+            PromptError: The conversation fills the window.
+            LoadError: The template refuses it.
+        """
+        settings = settings or self.settings
+        prompt_ids = self.prompt_ids()
+        use = ContextUse(len(prompt_ids), self.session.plan.facts.max_positions)
+        room = settings.max_new_tokens
+        if use.window is not None:
+            room = min(room, use.window - use.num_tokens)
+        if room < 1:
+            raise PromptError(
+                f"the conversation needs {use.num_tokens} tokens, and the model's window has {use.window}",
+                "/undo takes back the last exchange, /clear starts anew, a shorter message may fit",
+            )
+        limits = DecodeSettings(
+            room,
+            settings.num_draft_tokens,
+            schedule=settings.schedule,
+            end_ids=self.session.plan.end_ids,
+            strict=settings.strict,
+        )
+        sampling = replace(settings.sampling, seed=(settings.sampling.seed + self.num_replies) % 2**63)
+        self.num_replies += 1
+        return Generation(self.session, Request(prompt_ids, limits, sampling, settings.sampling_source, settings.stops))
+
+    def info(self, settings: ReplySettings) -> RunInfo:
+        """What runs, before anything was said."""
+        limits = DecodeSettings(settings.max_new_tokens, settings.num_draft_tokens, schedule=settings.schedule)
+        return run_info(self.session, Request((), limits, settings.sampling, settings.sampling_source))
+
+    def stream(self, generation: Generation) -> Iterator[TextEvent]:
+        """The events of a reply; counts them into the totals."""
+        for event in generation:
+            if isinstance(event, Prefill):
+                self.totals.observe_prefill(event)
+            elif isinstance(event, RoundText):
+                self.totals.observe(event.round)
+            yield event
+
+    def end_reply(self, generation: Generation) -> ChatMessage | None:
+        """Add what a reply came to, finished or not; None if it never got as far as a first token."""
+        counts = generation.counts
+        if not counts.num_rounds:
+            return None
+        generation.baseline = self.baseline
+        inside = opens_thinking(self.session.plan.tokenizer, generation.request.prompt_ids)
+        thinking, answer = split_thinking(generation.text, starts_inside=inside)
+        was_cut = generation.finish_reason != "stop"
+        message = ChatMessage("assistant", answer, thinking, was_cut, reply_figures(generation))
+        self.messages = (*self.messages, message)
+        return message
+
+    def forget_caches(self) -> None:
+        """Start from empty caches: after work on them was torn out of the middle."""
+        self.session.target.reset()
+        if self.session.draft is not None:
+            self.session.draft.reset()
+        self.session.lookup.rewind(0)
+        self.session.text_ids = []
+
+    def calibrate(self, generation: Generation) -> Baseline | None:
+        """Time the target alone on a few tokens behind a reply, and take them back: the caches stay as they are.
+
+        Returns:
+            None if there is nothing to compare (no drafter, a reply of fewer tokens) or no room left.
+        """
+        session, sampling = self.session, generation.request.sampling
+        text_ids, length = list(session.text_ids), session.target.length
+        num_tokens = NUM_CALIBRATION_TOKENS + 1
+        window = session.plan.facts.max_positions
+        is_short = len(generation.token_ids) < NUM_CALIBRATION_TOKENS
+        if generation.info.drafter == "none" or is_short or (window and len(text_ids) + num_tokens > window):
+            return None
+        counts = Counts()
+        try:
+            for event in target_alone(session, text_ids, sampling, num_tokens):
+                # The first step is a warm-up.
+                if isinstance(event, Round) and event.index > 0:
+                    counts.observe(event)
+        except SpecgenError:
+            return None
+        finally:
+            session.target.rewind(min(length, session.target.length))
+        assert counts.tpot_seconds is not None
+        self.baseline = generation.baseline = Baseline("calibrate", counts.num_emitted, counts.tpot_seconds)
+        return self.baseline
+
+    def context_use(self) -> ContextUse:
+        """How much of the window the conversation takes, the next reply's opening included."""
+        num_tokens = len(self.prompt_ids()) if self.messages else 0
+        return ContextUse(num_tokens, self.session.plan.facts.max_positions)
+
+    def prompt_ids(self) -> list[int]:
+        """Ids of all that was said, in the tokens the caches hold as far as they go.
+
+        Raises:
+            PromptError: A message can't be encoded safely.
+            LoadError: The template refuses the conversation.
+        """
+        tokenizer = self.session.plan.tokenizer
+        encoded = self.template.encode(tokenizer, self._turns())
+        return keep_cached_ids(tokenizer, self.session.text_ids, encoded)
+
+    def _turns(self) -> list[Message]:
+        turns = [Message(message.role, message.content) for message in self.messages]
+        if self.system is None:
+            return turns
+        if not self.folds_system:
+            return [Message("system", self.system), *turns]
+        return [Message("user", f"{self.system}\n\n{turns[0].content}"), *turns[1:]]
+
+
+def reply_figures(generation: Generation) -> dict[str, Figure]:
+    """What a saved session keeps of a reply's figures."""
+    counts = generation.counts
+    return {
+        "finish_reason": generation.finish_reason,
+        "num_tokens": counts.num_emitted,
+        "num_prompt_tokens": counts.num_prompt_tokens,
+        "num_reused_tokens": counts.num_reused_tokens,
+        "num_rounds": counts.num_rounds,
+        "num_drafted": counts.num_drafted,
+        "num_accepted": counts.num_accepted,
+        "decode_seconds": round(counts.decode_seconds, 6),
+        "tokens_per_second": counts.tokens_per_second,
+    }

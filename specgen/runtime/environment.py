@@ -1,0 +1,78 @@
+"""This computer and the libraries on it, as plain values: for reports of measurements and for `doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+from specgen import __version__
+from specgen.core.machine import Gpu, Machine, cpu_flags, processor_name, version_of
+from specgen.loading.memory import free_bytes, total_bytes
+
+LIBRARIES = (
+    *("torch", "transformers", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gguf", "huggingface-hub"),
+    *("llama-cpp-python", "scipy", "rich", "typer", "matplotlib"),
+)
+TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+"""What decides about speed of matrix products on a CPU."""
+
+
+def inspect_machine() -> Machine:
+    """Look at this computer. Imports torch."""
+    import torch
+
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=processor_name(),
+        num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        num_threads=torch.get_num_threads(),
+        flags=tuple(flag for flag in TELLING_FLAGS if flag in cpu_flags()),
+        total_bytes=total_bytes(),
+        free_bytes=free_bytes("cpu"),
+        gpus=_gpus(),
+        cuda_version=torch.version.cuda,
+    )
+
+
+def library_versions() -> dict[str, str | None]:
+    """Installed versions by name, without importing anything; None for what is not there."""
+    found: dict[str, str | None] = {"specgen": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        found[name] = version_of(name)
+    return found
+
+
+def environment(arguments: list[str] | None = None) -> dict[str, object]:
+    """What a measurement was taken with, ready for JSON."""
+    machine = inspect_machine()
+    return {
+        "command": ["specgen", *(sys.argv[1:] if arguments is None else arguments)],
+        "system": machine.system,
+        "processor": machine.processor,
+        "num_cores": machine.num_cores,
+        "num_threads": machine.num_threads,
+        "flags": list(machine.flags),
+        "total_memory_bytes": machine.total_bytes,
+        "gpus": [{"name": gpu.name, "total_bytes": gpu.total_bytes} for gpu in machine.gpus],
+        "cuda": machine.cuda_version,
+        "libraries": library_versions(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        try:
+            free, whole = torch.cuda.mem_get_info(index)
+        except RuntimeError:  # a device that is there and answers nobody
+            free, whole = 0, properties.total_memory
+        capability = f"{properties.major}.{properties.minor}"
+        found.append(Gpu(properties.name, f"cuda:{index}", int(whole), int(free), capability))
+    return tuple(found)

@@ -1,0 +1,264 @@
+"""A session and a request in, events with text and a report out: one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from specgen.core.cost_model import Forecast
+from specgen.core.errors import MemoryShortageError, NumericalError
+from specgen.core.events import Event, FinalText, Finish, FinishReason, Notice, Prefill, Round, RoundText, TextEvent
+from specgen.core.metrics import Baseline, Counts
+from specgen.core.results import RunInfo, RunReport
+from specgen.core.settings import BaselineMethod, DecodeSettings, SamplingSettings
+from specgen.engine.decoding import Clock, decode, device_clock
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.randomness import TorchRandomness
+from specgen.runtime.learned_costs import explain, learn
+from specgen.runtime.loaded_models import Session, peak_memory_bytes
+from specgen.text.detokenizer import Detokenizer
+from specgen.text.event_text import with_text
+from specgen.text.stop_strings import StopStrings
+
+NUM_CALIBRATION_TOKENS = 8
+"""Target-only steps timed for the quick baseline, after one that is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer wanted.
+
+    Args:
+        prompt_ids: At least one token.
+        decode: Limits.
+        sampling: How tokens are chosen.
+        sampling_source: Where that came from, for the report.
+        stops: Stop strings.
+        is_raw: The prompt is no chat: the answer continues its last word.
+    """
+
+    prompt_ids: Sequence[int]
+    decode: DecodeSettings
+    sampling: SamplingSettings
+    sampling_source: str = "default"
+    stops: tuple[str, ...] = ()
+    is_raw: bool = False
+
+
+class Generation:
+    """One answer: iterate for its events, then ask for its report.
+
+    After `interrupt()` the iteration ends behind the round in progress. If the target breaks, the iteration yields the
+    final text first and then raises, so nothing already produced is lost.
+    """
+
+    def __init__(self, session: Session, request: Request) -> None:
+        self.session = session
+        self.request = request
+        self.info = run_info(session, request)
+        self.counts = Counts()
+        self.baseline: Baseline | None = None
+        self.forecast: Forecast | None = None
+        """What the costs of passes predict; known with the baseline."""
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason = "interrupted"
+        self.stop_text: str | None = None
+        self.clock = device_clock(*session.devices)
+        """What the rounds are timed with; may be replaced before the iteration."""
+        self._notices = list(session.notices)
+        self._draft_window = _draft_window(session, request)
+        self.is_interrupted = False
+        """Somebody asked it to stop."""
+        self._error: Exception | None = None
+        self._started = perf_counter()
+        self._ended = self._started
+
+    def interrupt(self) -> None:
+        """End the answer after the round in progress. Safe to call from a signal handler."""
+        self.is_interrupted = True
+
+    def __iter__(self) -> Iterator[TextEvent]:
+        request, session = self.request, self.session
+        self._started = perf_counter()
+        session.roll_back_to(request.prompt_ids)
+        randomness = TorchRandomness(request.sampling.seed, session.target.device)
+        noise = session.noise(request.sampling)
+        detokenizer = self._detokenizer()
+        stop = StopStrings(detokenizer.fork(), request.stops) if request.stops else None
+        events = decode(
+            session.target,
+            session.drafter(request.sampling, randomness, noise),
+            request.prompt_ids,
+            request.decode,
+            request.sampling,
+            randomness,
+            lengths=session.lengths if request.decode.schedule == "auto" else None,
+            noise=noise,
+            stop=stop,
+            clock=self.clock,
+        )
+        for event in with_text(self._until_ended(events), detokenizer, request.stops):
+            self._observe(event)
+            yield event
+        self.stop_text = None if stop is None else stop.matched
+        self._ended = perf_counter()
+        if self._error is not None:
+            raise self._error
+
+    def measure_baseline(self, method: BaselineMethod) -> Baseline | None:
+        """Time the target alone on the same prompt, through the same loop; the caches are rolled back for it.
+
+        Returns:
+            None if there is nothing to compare with (no drafter, no answer) or `method` is `off`.
+        """
+        if method == "off" or self.info.drafter == "none" or not self.counts.num_rounds or self._wants_end():
+            return None
+        num_tokens = len(self.token_ids) if method == "full" else min(NUM_CALIBRATION_TOKENS, len(self.token_ids))
+        num_uncounted = 0 if method == "full" else 1
+        request, session = self.request, self.session
+        session.roll_back_to(request.prompt_ids)
+        counts = Counts()
+        ids: list[int] = []
+        steps = target_alone(session, request.prompt_ids, request.sampling, num_tokens + num_uncounted, self.clock)
+        for event in steps:
+            if isinstance(event, Round):
+                ids += event.token_ids
+                if event.index >= num_uncounted:
+                    counts.observe(event)
+                    session.lengths.costs.observe(1, event.verify_seconds)
+            if self._wants_end():
+                return None
+        compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
+        difference = _first_difference(ids, self.token_ids) if compared else None
+        self.forecast = explain(session, self.counts, counts)
+        num_timed, seconds = counts.num_emitted, counts.decode_seconds
+        if method == "calibrate":
+            # Rounds that drafted nothing are steps of the target alone, too, and in the middle of the run: with them
+            # a machine that was busier during the answer than after it is no slowdown of ours.
+            num_timed += self.counts.num_plain_rounds
+            seconds += self.counts.plain_seconds
+        self.baseline = Baseline(method, num_timed, seconds / num_timed, difference, compared)
+        return self.baseline
+
+    def report(self) -> RunReport:
+        """What is known of the run so far; at any time, also after an error."""
+        return RunReport(
+            info=self.info,
+            counts=self.counts,
+            text=self.text,
+            finish_reason=self.finish_reason,
+            total_seconds=self._ended - self._started,
+            peak_memory_bytes=peak_memory_bytes(self.session.devices),
+            baseline=self.baseline,
+            forecast=self.forecast,
+            stop_text=self.stop_text,
+            notices=tuple(self._notices),
+        )
+
+    @property
+    def notices(self) -> list[str]:
+        """What came up during the answer, loading's own notices left out."""
+        return self._notices[len(self.session.notices) :]
+
+    def _detokenizer(self) -> Detokenizer:
+        # Only a raw prompt is continued in the middle of a line, where its last tokens decide about spaces.
+        context = self.request.prompt_ids[-4:] if self.request.is_raw else ()
+        return Detokenizer(self.session.plan.tokenizer.backend_tokenizer, context)
+
+    def _until_ended(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Events up to an interrupt or an error; both become a `Finish`."""
+        try:
+            for event in events:
+                if isinstance(event, Round):
+                    self.session.text_ids += event.token_ids
+                yield event
+                if self._leaves_draft_window():
+                    yield Notice(
+                        "draft_window",
+                        f"the text is longer than the draft's window of {self._draft_window} "
+                        "tokens: from here on nothing is drafted",
+                    )
+                    self._draft_window = None
+                if self._wants_end() and not isinstance(event, Finish):
+                    yield Finish("interrupted")
+                    return
+        except Exception as error:  # noqa: BLE001 - whatever it is, `__iter__` raises it behind the final text
+            self._error = error
+            yield Finish(_reason(error))
+
+    def _leaves_draft_window(self) -> bool:
+        """Whether the draft model has no room to draft after the text so far, for the first time."""
+        return self._draft_window is not None and len(self.session.text_ids) >= self._draft_window
+
+    def _wants_end(self) -> bool:
+        return self.is_interrupted
+
+    def _observe(self, event: TextEvent) -> None:
+        if isinstance(event, Prefill):
+            self.counts.observe_prefill(event)
+        elif isinstance(event, RoundText):
+            self.counts.observe(event.round)
+            if self.request.decode.schedule == "constant":
+                learn(self.session, event.round)
+            self.token_ids += event.round.token_ids
+            self.text += event.kept
+        elif isinstance(event, Notice):
+            self._notices.append(event.message)
+        elif isinstance(event, FinalText):
+            self.text += event.text
+            self.finish_reason = event.finish.reason
+
+
+def target_alone(
+    session: Session,
+    text_ids: Sequence[int],
+    sampling: SamplingSettings,
+    num_tokens: int,
+    clock: Clock | None = None,
+) -> Iterator[Event]:
+    """The baseline of every speedup: the same loop and weights, nothing drafted, no end but the number of tokens."""
+    return decode(
+        session.target,
+        NoDrafter(),
+        text_ids,
+        DecodeSettings(num_tokens, num_draft_tokens=0),
+        sampling,
+        TorchRandomness(sampling.seed, session.target.device),
+        noise=session.noise(sampling),
+        clock=clock or device_clock(*session.devices),
+    )
+
+
+def _draft_window(session: Session, request: Request) -> int | None:
+    """Positions of the draft model, where there is one that drafts; None if nothing is known of them."""
+    facts = session.plan.draft_facts
+    return None if facts is None or not request.decode.num_draft_tokens else facts.max_positions
+
+
+def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+
+
+def _reason(error: Exception) -> FinishReason:
+    if isinstance(error, NumericalError):
+        return "numerical"
+    return "memory" if isinstance(error, MemoryShortageError) else "error"
+
+
+def run_info(session: Session, request: Request) -> RunInfo:
+    """What is known of an answer before its first token."""
+    kind = session.plan.settings.drafter
+    return RunInfo(
+        target=session.target_info,
+        draft=session.draft_info,
+        drafter=kind,
+        num_draft_tokens=0 if kind == "none" else request.decode.num_draft_tokens,
+        sampling=request.sampling,
+        sampling_source=request.sampling_source,
+        max_new_tokens=request.decode.max_new_tokens,
+        load_seconds=session.load_seconds,
+        schedule=request.decode.schedule,
+        row_check=session.row_check,
+    )

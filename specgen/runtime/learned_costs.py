@@ -1,0 +1,142 @@
+"""A session in; what its passes cost, as earlier runs on this machine found it, into its draft lengths, and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from specgen import __version__
+from specgen.core.cost_model import Forecast, PassCosts, forecast
+from specgen.core.events import Round
+from specgen.core.machine import processor_name, version_of
+from specgen.core.metrics import Counts
+from specgen.core.results import ModelInfo
+from specgen.core.settings import MAX_DRAFT_TOKENS, EngineSettings
+from specgen.engine.contract import LanguageModel
+from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.loading.resolve import ModelFolder
+from specgen.storage.cost_store import CostStore, Facts
+
+if TYPE_CHECKING:
+    from specgen.runtime.loaded_models import Session
+
+DECISIVE = ("torch", "transformers", "bitsandbytes", "llama-cpp-python")
+TOKEN = "token"  # noqa: S105 - a name in the file
+"""Name of a draft token's cost among a draft's entries; the target's are named after the length of the pass."""
+
+
+def recall(session: Session, store: CostStore | None = None) -> None:
+    """Let a session begin with the costs an earlier one of the same models found."""
+    store = store or CostStore()
+    passes = {int(name): seconds for name, seconds in store.read(target_facts(session)).items() if _is_length(name)}
+    costs = CostTable(passes)
+    session.lengths = CostAwareLength(costs, DraftCost(_token_seconds(session, store), costs))
+
+
+def recall_draft(session: Session, store: CostStore | None = None) -> None:
+    """Likewise for a draft that came later; what the session learned of its target stays."""
+    costs = session.lengths.costs
+    session.lengths = CostAwareLength(costs, DraftCost(_token_seconds(session, store or CostStore()), costs))
+
+
+def _token_seconds(session: Session, store: CostStore) -> float | None:
+    facts = draft_facts(session)
+    return None if facts is None else store.read(facts).get(TOKEN)
+
+
+def keep(session: Session, store: CostStore | None = None, measured: Mapping[int, float] | None = None) -> None:
+    """Remember what a session found out. Nothing happens where it measured nothing.
+
+    Args:
+        session: The session.
+        store: Where; default: the user's cache.
+        measured: Passes timed on their own, seconds by length; they count more than what was seen on the way.
+    """
+    store = store or CostStore()
+    costs, token = session.lengths.costs, session.lengths.draft_cost
+    passes = {**costs.known, **(measured or {})}
+    confirmed = costs.confirmed | set(measured or {})
+    if confirmed:
+        named = {str(n): seconds for n, seconds in passes.items() if n <= MAX_DRAFT_TOKENS + 1}
+        store.write(target_facts(session), named, map(str, confirmed))
+    drafting = draft_facts(session)
+    if drafting is not None and token.is_confirmed:
+        store.write(drafting, {TOKEN: token.seconds}, [TOKEN])
+
+
+def learn(session: Session, round_: Round) -> None:
+    """Learn costs from a round with a fixed draft length; `-k auto` learns from its rounds by itself."""
+    lengths, num_drafted = session.lengths, len(round_.draft_ids) + round_.num_cut
+    lengths.costs.observe(num_drafted + 1, round_.verify_seconds)
+    if num_drafted and round_.source == "model":
+        lengths.draft_cost.observe(num_drafted, round_.draft_seconds)
+
+
+def explain(session: Session, counts: Counts, alone: Counts) -> Forecast:
+    """What the costs a session has learned predict for an answer.
+
+    Args:
+        session: Has learned from this answer.
+        counts: Of the answer.
+        alone: Of the target alone, behind the same prompt.
+    """
+    lengths = session.lengths
+    return forecast(
+        counts,
+        PassCosts(
+            lengths.costs.known,
+            lengths.draft_cost.seconds,
+            round_seconds=counts.other_seconds / counts.num_rounds,
+            plain_round_seconds=alone.other_seconds / alone.num_rounds,
+        ),
+    )
+
+
+def target_facts(session: Session) -> Facts:
+    """What the cost of the target's passes depends on."""
+    plan = session.plan
+    return _facts("target", plan.target, session.target, session.target_info, plan.settings.target.engine)
+
+
+def draft_facts(session: Session) -> Facts | None:
+    """What the cost of a draft token depends on; None without a draft model."""
+    plan, settings = session.plan, session.plan.settings.draft
+    if session.draft is None or session.draft_info is None or plan.draft is None or settings is None:
+        return None
+    return _facts("draft", plan.draft, session.draft, session.draft_info, settings.engine)
+
+
+def _facts(role: str, folder: ModelFolder, model: LanguageModel, info: ModelInfo, engine: EngineSettings) -> Facts:
+    import torch
+
+    is_cuda = model.device.type == "cuda"
+    return {
+        "role": role,
+        "model": _identity(folder),
+        "parameters": info.num_parameters,
+        "bytes": info.num_bytes,
+        "quant": info.quant,
+        "dtype": info.dtype,
+        "device": info.device,
+        "processor": torch.cuda.get_device_name(model.device) if is_cuda else processor_name(),
+        # llama.cpp has threads of its own, and torch's number beside it says nothing.
+        "threads": getattr(model, "num_threads", torch.get_num_threads()),
+        "engine": f"{type(model).__name__} {engine}",
+        "versions": " ".join([f"specgen {__version__}", *(f"{name} {version_of(name)}" for name in DECISIVE)]),
+    }
+
+
+def _identity(folder: ModelFolder) -> str:
+    """A model by its shape. Costs depend on that and not on the numbers, so a folder may move or be trained further."""
+    try:
+        if folder.gguf is not None:
+            return f"gguf {folder.gguf.path.name} {folder.gguf.path.stat().st_size}"
+        return hashlib.sha256((folder.path / "config.json").read_bytes()).hexdigest()
+    except OSError:  # moved away while it runs
+        return folder.name
+
+
+def _is_length(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= 3 and 1 <= int(name) <= MAX_DRAFT_TOKENS + 1

@@ -1,0 +1,230 @@
+"""A plan in, loaded models whose caches live from one answer to the next out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from specgen.core.progress import SILENT, LoadReport
+from specgen.core.results import ModelInfo, RowCheck
+from specgen.core.settings import SamplingSettings
+from specgen.engine.contract import LanguageModel
+from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.randomness import PositionNoise, Randomness
+from specgen.loading.draft_head import open_shallow
+from specgen.loading.libraries import leave_imports_alone
+from specgen.loading.load import OpenedModel, open_model, share_threads
+from specgen.models.batch_invariance import check_rows, is_float32
+from specgen.models.draft_head import ShallowModel
+from specgen.runtime.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+
+def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
+    """Read the weights of a plan.
+
+    Raises:
+        LoadError: A file is damaged or incomplete.
+        DeviceError: No such device, or too little memory.
+    """
+    leave_imports_alone()
+    target = open_model(
+        plan.target,
+        plan.facts,
+        plan.tokenizer,
+        plan.settings.target,
+        role="target",
+        vocab_size=plan.num_tokens,
+        report=report,
+    )
+    row_check = _row_check(target)
+    notices = [*target.notices, *_row_notices(row_check, plan)]
+    draft, draft_info, draft_notices = _open_draft(plan, target.model, report)
+    share_threads(target.model, draft)
+    session = Session(plan, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
+    session.row_check = row_check
+    return session
+
+
+def _row_check(target: OpenedModel) -> RowCheck | None:
+    """The target's self-test, where its weights call for one; without a drafter, too: one may join later."""
+    if target.info.quant != "none":
+        return check_rows(target.model)
+    # Rows of plain float32 interact by rounding at most; the passes would only make the start longer.
+    return None if is_float32(target.model) else check_rows(target.model, num_tails=2)
+
+
+def _row_notices(row_check: RowCheck | None, plan: Plan) -> list[str]:
+    """What a plan's user must be told of the self-test: without a drafter no rows are checked together."""
+    if row_check is None or row_check.is_independent or plan.settings.drafter == "none":
+        return []
+    return [f"not lossless: {row_check.reason}; --draft none gives the target's own text"]
+
+
+def _open_draft(
+    plan: Plan, target: LanguageModel, report: LoadReport
+) -> tuple[LanguageModel | None, ModelInfo | None, list[str]]:
+    """The draft model of a plan, if it has one, and what loading it has to tell."""
+    settings = plan.settings.draft
+    if plan.draft is None or settings is None or plan.pairing is None or plan.draft_facts is None:
+        return None, None, []
+    if plan.shallow is not None:
+        report.stage(f"loading draft {plan.draft.name}")
+        model, info = open_shallow(plan.shallow, plan.draft.name, settings.quant, target, plan.pairing.num_shared)
+        return model, info, []
+    opened = open_model(
+        plan.draft,
+        plan.draft_facts,
+        plan.tokenizer,
+        settings,
+        role="draft",
+        vocab_size=plan.pairing.num_shared,
+        report=report,
+    )
+    notices = [*opened.notices, *([plan.pairing.notice] if plan.pairing.notice else [])]
+    return opened.model, opened.info, notices
+
+
+class Session:
+    """Loaded models, with caches that live from one answer to the next.
+
+    Args:
+        plan: What they were loaded from.
+        target: The target.
+        target_info: What really runs.
+        draft: The draft model, if there is one.
+        draft_info: Likewise.
+        notices: What loading has to tell.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        target: LanguageModel,
+        target_info: ModelInfo,
+        draft: LanguageModel | None,
+        draft_info: ModelInfo | None,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        self.plan = plan
+        self.target = target
+        self.draft = draft
+        self.target_info = target_info
+        self.draft_info = draft_info
+        self.notices = notices
+        self.load_seconds = perf_counter() - plan.started
+        self.row_check: RowCheck | None = None
+        """The target's self-test, where its weights called for one."""
+        self.lookup = LookupDrafter(plan.lookup_ids)
+        self.lengths = CostAwareLength(CostTable(), DraftCost())
+        """Decides draft lengths by cost; what it learns serves the next answer, too."""
+        self.text_ids: list[int] = []
+        """The text whose prefixes the caches hold."""
+
+    def check_rows(self) -> RowCheck:
+        """The self-test, run now whatever the weights are; empties the target's cache."""
+        self.row_check = check_rows(self.target)
+        self.text_ids = []
+        return self.row_check
+
+    def noise(self, sampling: SamplingSettings) -> PositionNoise | None:
+        """Chance tied to positions, if the settings want it."""
+        if sampling.is_greedy or not sampling.same_text:
+            return None
+        return PositionNoise(sampling.seed, self.target.vocab_size)
+
+    def drafter(
+        self, sampling: SamplingSettings, randomness: Randomness, noise: PositionNoise | None = None
+    ) -> Drafter:
+        """The drafter of the next answer."""
+        if self.draft is not None:
+            window = None if self.plan.draft_facts is None else self.plan.draft_facts.max_positions
+            columns = self.draft.columns if isinstance(self.draft, ShallowModel) else None
+            width = self.target.vocab_size
+            model = ModelDrafter(self.draft, width, sampling, randomness, window, noise, columns)
+            return RoutedDrafter(self.lookup, model) if self.plan.settings.drafter == "model+lookup" else model
+        return self.lookup if self.plan.settings.drafter == "lookup" else NoDrafter()
+
+    def roll_back_to(self, prompt_ids: Sequence[int]) -> None:
+        """Keep of the caches what `prompt_ids` begins with, and never its last token."""
+        shared = 0
+        for old, new in zip(self.text_ids, prompt_ids[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        self.target.rewind(min(shared, self.target.length))
+        if self.draft is not None:
+            self.draft.rewind(min(shared, self.draft.length))
+        self.lookup.rewind(shared)
+        self.text_ids = list(prompt_ids)
+
+    def use_drafter(self, plan: Plan, report: LoadReport = SILENT) -> list[str]:
+        """Go on with the drafter of another plan of the same target; an error leaves the old one in place.
+
+        Returns:
+            What loading has to tell.
+
+        Raises:
+            LoadError: A file is damaged.
+            DeviceError: Too little memory beside the old draft.
+        """
+        draft, draft_info, notices = _open_draft(plan, self.target, report)
+        if self.plan.settings.drafter == "none":
+            notices += _row_notices(self.row_check, plan)
+        self.plan, self.draft, self.draft_info = plan, draft, draft_info
+        share_threads(self.target, self.draft)
+        # What a target pass costs stays true; what a draft token costs, and how often it is right, does not.
+        self.lengths = CostAwareLength(self.lengths.costs, DraftCost())
+        return notices
+
+    def beside(self, plan: Plan, report: LoadReport = SILENT) -> Session:
+        """Another session over the same target in memory, with the drafter of another plan.
+
+        The two share the target's cache: each must `forget` before an answer that follows one of the other.
+
+        Raises:
+            LoadError: A file is damaged.
+            DeviceError: Too little memory beside what is loaded.
+        """
+        draft, draft_info, notices = _open_draft(plan, self.target, report)
+        share_threads(self.target, draft)
+        notices += _row_notices(self.row_check, plan)
+        session = Session(plan, self.target, self.target_info, draft, draft_info, tuple(notices))
+        session.row_check = self.row_check
+        return session
+
+    def forget(self) -> None:
+        """Empty all caches."""
+        self.target.rewind(0)
+        if self.draft is not None:
+            self.draft.rewind(0)
+        self.lookup.rewind(0)
+        self.text_ids = []
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Devices to wait for before a clock is read."""
+        return [self.target.device] if self.draft is None else [self.target.device, self.draft.device]
+
+
+def peak_memory_bytes(devices: Sequence[torch.device]) -> int:
+    """Most memory in use so far: of the CUDA devices if there are any, else the process's largest resident size."""
+    import torch
+
+    if any(device.type == "cuda" for device in devices):
+        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024

@@ -1,0 +1,150 @@
+"""A model folder in, its tokenizer, end ids and sampling defaults out. Reads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from specgen.core.errors import ModelFileError, PairError, SettingsError
+from specgen.core.library_errors import first_line, library_failures
+from specgen.core.model_files import MAX_JSON_BYTES, read_json
+from specgen.core.settings import SamplingSettings
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_READ = (
+    *("tokenizer*", "vocab*", "merges*", "added_tokens.json", "special_tokens_map.json", "tekken.json"),
+    *("*.model", "*.tiktoken", "*.jinja", "chat_template*", "additional_chat_templates/*"),
+)
+"""What transformers reads for a tokenizer, whole and into memory: by name, or by pattern where names vary."""
+
+T = TypeVar("T")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder: a `transformers.PreTrainedTokenizerBase`.
+
+    Raises:
+        ModelFileError: It is missing, damaged, or brings code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in _FILES):
+        raise ModelFileError(f"{folder} holds no tokenizer", f"copy {_FILES[0]} of the same model into it")
+    for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):
+        if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelFileError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a tokenizer")
+    if (folder / "tokenizer_config.json").exists():
+        _refuse_code(folder / "tokenizer_config.json")
+    return checked_library_call(
+        lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
+        f"the tokenizer of {folder} can't be loaded",
+    )
+
+
+def check_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:
+    """Refuse a tokenizer with ids the model has no row for (F28): on CUDA such an id ruins the whole process.
+
+    Args:
+        num_tokens: The tokenizer's `table_size`.
+        num_rows: Embeddings the model has; None where that is not known.
+        folder: For messages.
+
+    Raises:
+        PairError: The tokenizer belongs to another model.
+    """
+    if num_rows is not None and num_tokens > num_rows:
+        raise PairError(
+            f"the tokenizer of {folder} has ids up to {num_tokens - 1}, its model only {num_rows} rows",
+            "the tokenizer belongs to another model: download the folder again",
+        )
+
+
+def end_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
+    """Ids that end a text: those of generation_config.json (else config.json) and the tokenizer's own."""
+    ids = _ids(_generation_config(folder).get("eos_token_id"))
+    if not ids and (folder / "config.json").exists():
+        config = read_json(folder / "config.json")
+        ids = _ids(config.get("eos_token_id"))
+    if tokenizer.eos_token_id is not None:
+        ids |= {int(tokenizer.eos_token_id)}
+    return frozenset(ids)
+
+
+def generation_defaults(folder: Path) -> SamplingSettings | None:
+    """Sampling settings the model's authors recommend; None if they wrote none down.
+
+    As in transformers, `do_sample` false means greedy, and a repetition penalty holds then, too. Unlike it, a missing
+    top_k is off: its 50 is the library's habit, not the model's.
+
+    Raises:
+        ModelFileError: The file is damaged, or its values are out of range.
+    """
+    config = _generation_config(folder)
+    path = folder / "generation_config.json"
+
+    def value(key: str, default: float, kind: Callable[[Any], T]) -> T:
+        found = config.get(key)
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
+            raise ModelFileError(f"{path}: {key} is {found!r}, no number", "set it on the command line, or repair it")
+        return kind(default if found is None else found)
+
+    known = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    if not any(config.get(key) is not None for key in known):
+        return None
+    penalty = value("repetition_penalty", 1.0, float)
+    try:
+        if config.get("do_sample") is not True:
+            return SamplingSettings(repetition_penalty=penalty)
+        return SamplingSettings(
+            temperature=value("temperature", 1.0, float),
+            top_k=value("top_k", 0, int),
+            top_p=value("top_p", 1.0, float),
+            min_p=value("min_p", 0.0, float),
+            repetition_penalty=penalty,
+        )
+    except SettingsError as error:
+        raise ModelFileError(f"{path}: {error.message}", "repair the file or delete it") from error
+
+
+def checked_library_call(call: Callable[[], T], what: str) -> T:
+    """Run a library's loader; whatever it was seen to raise on a damaged file becomes one of our errors.
+
+    Raises:
+        ModelFileError: The loader failed.
+    """
+    hint = "its files are damaged, or need code or a newer library: download the model again"
+    try:
+        return call()
+    except library_failures() as error:
+        raise ModelFileError(f"{what}: {first_line(error)}", hint) from error
+    except Exception as error:
+        # The Rust tokenizers raise a bare Exception for a tokenizer.json they can't read.
+        if type(error) is not Exception:
+            raise
+        raise ModelFileError(f"{what}: {first_line(error)}", hint) from error
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _ids(value: object) -> set[int]:
+    items = value if isinstance(value, list) else [value]
+    return {item for item in items if type(item) is int and item >= 0}
+
+
+def _refuse_code(path: Path) -> None:
+    config = read_json(path)
+    known = config.get("tokenizer_class")
+    if "auto_map" not in config:
+        return
+    import transformers
+
+    # The class may exist in transformers as well; the folder's own code is then never looked at.
+    if not (isinstance(known, str) and hasattr(transformers, known)):
+        raise ModelFileError(
+            f"{path} brings its own code for {known!r}, and code from a model is never run",
+            "choose a model that transformers knows itself",
+        )

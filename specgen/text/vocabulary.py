@@ -1,0 +1,70 @@
+"""Two tokenizers in, the ids they share out, or an error. Knows nothing of weights; no torch.
+
+A draft token is an id: it means the same to both models only if both tables hold the same string there. Equal sizes
+prove nothing (llama.cpp#3812), and different sizes may be the same table with other padding (Qwen2.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from specgen.core.errors import PairError
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """What target and draft share.
+
+    Args:
+        num_shared: Ids below this mean the same to both; both models' logits are cut there.
+        notice: What differs and does no harm, in one line; None if nothing does.
+    """
+
+    num_shared: int
+    notice: str | None = None
+
+
+def table_size(tokenizer: Any) -> int:
+    """The highest id of a tokenizer plus one. `len()` is smaller where the table has gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def compare_tokenizers(target_tokenizer: Any, draft_tokenizer: Any) -> Pairing:
+    """Compare two token tables over the ids both have. More tokens at the end of one of them are accepted.
+
+    Raises:
+        PairError: An id means different strings.
+    """
+    target = {token_id: token for token, token_id in target_tokenizer.get_vocab().items()}
+    draft = {token_id: token for token, token_id in draft_tokenizer.get_vocab().items()}
+    num_target, num_draft = max(target, default=-1) + 1, max(draft, default=-1) + 1
+    num_shared = min(num_target, num_draft)
+    differing = [index for index in range(num_shared) if target.get(index) != draft.get(index)]
+    if differing or not num_shared:
+        raise _differs(target, draft, differing, num_shared)
+    return Pairing(num_shared, _notice(target_tokenizer, draft_tokenizer))
+
+
+def _differs(target: dict[int, str], draft: dict[int, str], differing: list[int], num_shared: int) -> PairError:
+    examples = ", ".join(f"{index} is {_shown(target, index)} and {_shown(draft, index)}" for index in differing[:3])
+    return PairError(
+        f"the draft's tokens differ from the target's in {len(differing)} of {num_shared} ids "
+        f"({len(target)} and {len(draft)} tokens): {examples or 'a table is empty'}",
+        "choose a draft of the same family, or --draft lookup, which needs no second model",
+    )
+
+
+def _shown(table: dict[int, str], index: int) -> str:
+    return repr(table[index][:40]) if index in table else "nothing"
+
+
+def _notice(target: Any, draft: Any) -> str | None:
+    """Special tokens that differ. The target's are used, so the text is the same; the draft may fit a little less."""
+    parts = []
+    for name in ("bos_token", "eos_token"):
+        ours, theirs = getattr(target, f"{name}_id", None), getattr(draft, f"{name}_id", None)
+        if ours != theirs:
+            words = f"{theirs} ({getattr(draft, name, None)!r}), the target's {ours} ({getattr(target, name, None)!r})"
+            parts.append(f"the draft's {name.removesuffix('_token')} token is {words}")
+    return "; ".join(parts) + "; the target's are used" if parts else None

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import torch
+
+from specgen.bench.results import Run
+from specgen.bench.text_comparison import Comparison, first_difference
+from specgen.core.metrics import Counts
+from specgen.core.results import ModelInfo
+from specgen.core.settings import SamplingSettings
+from specgen.engine.enumeration import TableModel
+from tests.fakes import GREEDY
+
+FLOAT32 = ModelInfo("table", "none", "float32", "cpu")
+
+
+def run(setting: int, *ids: int) -> Run:
+    return Run(setting, 0, 0, Counts(), ids)
+
+
+def table(gap: float) -> TableModel:
+    """After token 1 come 2 or 3, the first of them by `gap` logits."""
+    logits = torch.zeros(6, 6)
+    logits[1, 2], logits[1, 3] = 5.0, 5.0 - gap
+    return TableModel(logits)
+
+
+def test_texts_differ_where_a_token_differs_or_is_missing() -> None:
+    assert first_difference([1, 2, 3], [1, 2, 3]) is None
+    assert first_difference([1, 2, 3], [1, 5, 3]) == 1
+    assert first_difference([1, 2, 3], [1, 2]) == 2
+
+
+def test_a_clear_choice_that_was_missed_is_a_real_difference() -> None:
+    comparison = Comparison(table(gap=0.5), FLOAT32, GREEDY)
+
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3), run(2, 4, 1, 2)], [0])
+
+    (found,) = comparison.differences
+    assert (found.setting, found.position, found.is_near_tie) == (1, 2, False)
+    assert abs(found.gap.size - 0.5) < 1e-6
+
+
+def test_a_choice_within_rounding_is_a_near_tie() -> None:
+    comparison = Comparison(table(gap=1e-6), FLOAT32, GREEDY)
+
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
+
+    assert [found.is_near_tie for found in comparison.differences] == [True]
+
+
+def test_a_near_tie_does_not_hide_a_real_difference_of_another_repeat() -> None:
+    target = table(gap=1e-6)
+    target.table[2, 4] = 7.0
+    comparison = Comparison(target, FLOAT32, GREEDY)
+
+    comparison.observe([run(0, 1, 2, 4), run(1, 1, 3, 4)], [0])
+    comparison.observe([run(0, 1, 2, 4), run(1, 1, 2, 5)], [0])
+
+    assert [(found.position, found.is_near_tie) for found in comparison.differences] == [(2, False)]
+
+
+def test_a_near_tie_does_not_hide_another_token_at_the_same_place() -> None:
+    comparison = Comparison(table(gap=1e-6), FLOAT32, GREEDY)
+
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 5)], [0])
+
+    assert [(found.position, found.is_near_tie) for found in comparison.differences] == [(2, False)]
+
+
+def test_what_was_compared_is_known() -> None:
+    comparison = Comparison(table(gap=0.5), FLOAT32, GREEDY)
+
+    comparison.observe([run(1, 4, 1, 2)], [0])
+    assert comparison.compared == set()
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 2)], [0])
+    assert comparison.compared == {(1, 0)}
+
+
+def test_sampled_texts_are_not_compared() -> None:
+    comparison = Comparison(table(gap=0.5), FLOAT32, SamplingSettings(temperature=1.0))
+
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
+
+    assert comparison.differences == ()
+
+
+def test_an_answer_that_ended_early_is_no_near_tie() -> None:
+    comparison = Comparison(table(gap=0.0), FLOAT32, GREEDY)
+
+    comparison.observe([run(0, 4, 1, 2), run(1, 4, 1)], [0])
+
+    assert [found.is_near_tie for found in comparison.differences] == [False]

@@ -1,0 +1,12 @@
+"""Chat tests have a state folder of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_state(state: Path) -> Path:
+    return state

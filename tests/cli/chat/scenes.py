@@ -1,0 +1,150 @@
+"""Conversations on toy models: opened in a tenth of a second, deterministic, in float32 on the CPU."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specgen.core.events import Prefill, TextEvent
+from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.engine.decoding import decode
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.randomness import TorchRandomness
+from specgen.models.transformers_model import CachedModel
+from specgen.runtime.conversation import Conversation, ReplySettings
+from specgen.runtime.generation import Generation
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.storage.transcript import Transcript, from_json
+from specgen.text.chat_template import TemplateChoice
+from tests.fakes import CPU, ids_of
+from tests.toys import random_toy, save_toy, toy_tokenizer
+
+GREEDY = SamplingSettings()
+SHORT = ReplySettings(GREEDY, max_new_tokens=12, num_draft_tokens=3)
+OWN_TEMPLATE = TemplateChoice(None, {})
+
+QWEN_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}{%- if (message.role == 'user') or (message.role == 'system' and not loop.first) "
+    "or (message.role == 'assistant') %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+"""Qwen2.5's own template without its part for tools."""
+REWRITING_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}Earlier: {% endif %}{{ m['content'] }}"
+    "<|im_end|>\n{% endfor %}{{ messages|length }} so far\n<|im_start|>assistant\n"
+)
+"""Writes earlier replies in another way than the one being made, as templates do that drop reasoning blocks."""
+NO_SYSTEM_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+
+
+def noisy_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A toy whose replies depend on the whole conversation: any bytes at all, half characters too."""
+    return save_toy(folder, model=random_toy(seed, **changes))
+
+
+def wordy_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Likewise, but letters and words only, spelled in tokens the tokenizer itself would not choose."""
+    model = random_toy(seed, **changes)
+    tokenizer = toy_tokenizer()
+    strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    silent = [index for index, string in enumerate(strings) if not string.strip("Ġ").isalpha() or not string.isascii()]
+    silent = [index for index in silent if not strings[index].startswith("Ġ")] + list(range(len(tokenizer), 320))
+    with torch.no_grad():
+        model.lm_head.weight[silent] = 0.0
+    return save_toy(folder, model=model)
+
+
+@cache
+def _loaded(folder: Path, drafter: str, draft: Path | None) -> Session:
+    settings = SessionSettings(
+        ModelSettings(str(folder), "none", "float32", "cpu"),
+        drafter="model" if draft else drafter,  # type: ignore[arg-type]
+        draft=None if draft is None else ModelSettings(str(draft), "none", "float32", "cpu"),
+    )
+    return open_session(Plan(settings))
+
+
+def open_toy(folder: Path, *, drafter: str = "lookup", draft: Path | None = None) -> Session:
+    """A session with empty caches; weights are read once per test run."""
+    loaded = _loaded(folder, drafter, draft)
+    target = CachedModel(loaded.target.model, loaded.target.vocab_size)
+    small = None if loaded.draft is None else CachedModel(loaded.draft.model, loaded.draft.vocab_size)
+    return Session(loaded.plan, target, loaded.target_info, small, loaded.draft_info)
+
+
+def converse(
+    session: Session,
+    settings: ReplySettings = SHORT,
+    *,
+    template: TemplateChoice = OWN_TEMPLATE,
+    system: str | None = None,
+) -> Conversation:
+    return Conversation(session, settings, template, system)
+
+
+def reply(conversation: Conversation, text: str | None = None) -> Generation:
+    """Say something, or nothing, and run the reply to its end."""
+    if text is not None:
+        conversation.say(text)
+    generation = conversation.begin_reply()
+    for _ in conversation.stream(generation):
+        pass
+    conversation.end_reply(generation)
+    return generation
+
+
+def prefill_of(events: Sequence[TextEvent]) -> Prefill:
+    return next(event for event in events if isinstance(event, Prefill))
+
+
+def fresh_ids(session: Session, generation: Generation) -> list[int]:
+    """What the target alone writes from empty caches behind the same prompt."""
+    request = generation.request
+    target = CachedModel(session.target.model, session.target.vocab_size)
+    limits = DecodeSettings(request.decode.max_new_tokens, num_draft_tokens=0, end_ids=request.decode.end_ids)
+    randomness = TorchRandomness(request.sampling.seed, CPU)
+    return ids_of(list(decode(target, NoDrafter(), request.prompt_ids, limits, request.sampling, randomness)))
+
+
+def assert_caches_fit(session: Session) -> None:
+    """Both caches hold a prefix of the text: what they say next is what empty ones would say."""
+    models = [session.target] if session.draft is None else [session.target, session.draft]
+    for cached in models:
+        assert cached.length <= len(session.text_ids)
+        if cached.length == 0:
+            continue
+        text = session.text_ids[: cached.length + 1]
+        if len(text) == cached.length:
+            continue
+        length = cached.length
+        fresh = CachedModel(cached.model, cached.vocab_size)
+        got, wanted = cached.logits(text, 1), fresh.logits(text, 1)
+        cached.rewind(length)
+        assert (got - wanted).abs().max() < 1e-4
+    assert session.lookup._text.ids == session.text_ids[: session.lookup.num_indexed]
+
+
+def saved(path: Path) -> Transcript:
+    """A session file, read without taking its lock."""
+    return from_json(path.read_bytes())
+
+
+def random_text(seed: int) -> str:
+    """Words, code and characters of several bytes."""
+    chance = random.Random(seed)
+    words = ["The", "quick", "fox", "né", "日本", "🙂", "<|im_end|>", "a.b(c)", "\n", "<tool_call>"]
+    return " ".join(chance.choice(words) for _ in range(chance.randint(1, 6)))

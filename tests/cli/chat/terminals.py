@@ -1,0 +1,235 @@
+"""`specgen chat` on a real terminal of its own: a forked child, so that no test waits for torch's import again.
+
+A forked child shares the parent's libraries, and those with threads of their own (OpenMP, oneDNN) don't promise to work
+there. So tiny models only, in float32; a test that runs a real model asks for a fresh interpreter.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import sys
+import termios
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pexpect.fdpexpect
+
+PROMPT, ACCEPTED = "\x1b[?2004h", "\x1b[?2004l"
+"""What prompt_toolkit sends when it begins to read a line, and when it has one."""
+ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[78])")
+ENVIRONMENT = {"TERM": "xterm", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "SPECGEN_CACHE": "/proc/x"}
+DROPPED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR_FORCE")
+
+
+class Barrier:
+    """The model announces each round and waits; so a signal arrives at an exact one. No sleeps."""
+
+    def __init__(self) -> None:
+        self._told, self._tell = os.pipe()
+        self._wait, self._release = os.pipe()
+
+    def arm(self) -> None:
+        """In the child."""
+        from specgen.cli.signals import StopSignals
+        from specgen.models.transformers_model import CachedModel
+
+        real_logits, real_signal = CachedModel.logits, StopSignals._on_signal
+
+        def logits(model: CachedModel, *arguments: Any, **options: Any) -> Any:
+            os.write(self._tell, b"r")
+            os.read(self._wait, 1)
+            return real_logits(model, *arguments, **options)
+
+        def on_signal(signals: StopSignals, signum: int, frame: Any) -> None:
+            try:
+                real_signal(signals, signum, frame)
+            finally:
+                os.write(self._tell, b"s")
+
+        CachedModel.logits = logits  # type: ignore[method-assign]
+        StopSignals._on_signal = on_signal  # type: ignore[method-assign]
+
+    def await_rounds(self, count: int) -> None:
+        """Let rounds go by, and return while the model waits in the one with this number, counted from 1."""
+        for number in range(count):
+            if number:
+                os.write(self._release, b".")
+            assert os.read(self._told, 1) == b"r"
+
+    def await_signal(self) -> None:
+        assert os.read(self._told, 1) == b"s"
+
+    def open(self) -> None:
+        """Let everything go by from now on."""
+        os.write(self._release, b"." * 10_000)
+
+
+class Shell:
+    """As much of a shell as Ctrl-Z needs: tells that its job stopped, and lets it go on when asked."""
+
+    def __init__(self) -> None:
+        self._stopped, self._tell = os.pipe()
+        self._wait, self._go_on = os.pipe()
+
+    def run(self) -> None:
+        """In the child: returns in the job, and not in the shell."""
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        job = os.fork()
+        if job == 0:
+            os.setpgid(0, 0)
+            os.tcsetpgrp(0, os.getpid())
+            signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+            return
+        while True:
+            _, status = os.waitpid(job, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                os._exit(os.waitstatus_to_exitcode(status) % 256)
+            os.tcsetpgrp(0, os.getpid())
+            os.write(self._tell, b"z")
+            os.read(self._wait, 1)
+            os.tcsetpgrp(0, job)
+            os.kill(job, signal.SIGCONT)
+
+    def await_stop(self) -> None:
+        assert os.read(self._stopped, 1) == b"z"
+
+    def foreground(self) -> None:
+        os.write(self._go_on, b".")
+
+
+class Terminal:
+    """A chat on a pseudo terminal of 24 x 80.
+
+    Args:
+        arguments: Of `specgen chat`.
+        state: State folder.
+        prepare: Called in the child first.
+        log: Gets the prompt and reply ids of each reply, a JSON line each.
+        shell: Stands between the terminal and the chat, so that it can be stopped and go on.
+        env: Further environment.
+        command: Another one than `chat`.
+        fresh: Start a new interpreter instead of a forked child; `prepare` and `shell` are for forked ones.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        state: Path,
+        prepare: Callable[[], None] | None = None,
+        log: Path | None = None,
+        shell: Shell | None = None,
+        env: Mapping[str, str] | None = None,
+        command: str = "chat",
+        fresh: bool = False,
+    ) -> None:
+        environment = {**ENVIRONMENT, "SPECGEN_STATE": str(state), **(env or {})}
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            if fresh:
+                os.environ.update(environment)
+                os.execv(sys.executable, [sys.executable, "-m", __name__, str(log or ""), command, *arguments])
+            if shell is not None:
+                shell.run()
+            _child([command, *arguments], environment, prepare, log)
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.before = termios.tcgetattr(self.fd)
+        self.screen = pexpect.fdpexpect.fdspawn(self.fd, timeout=20, encoding="utf-8")
+        self.code: int | None = None
+
+    def expect(self, text: str) -> str:
+        """Wait for a text; returns what came before it."""
+        self.screen.expect_exact(text)
+        return ESCAPE.sub("", str(self.screen.before))
+
+    def prompt(self) -> str:
+        """Wait for the next prompt; returns what came before it."""
+        return self.expect(PROMPT)
+
+    def type(self, keys: str) -> None:
+        self.screen.send(keys)
+
+    def say(self, text: str) -> str:
+        """Type a line and wait for the prompt after it; returns what was shown between."""
+        self.type(text + "\r")
+        self.expect(ACCEPTED)
+        return self.prompt()
+
+    def ended(self) -> int:
+        """Wait for the end; returns the exit code, of a signal as a negative one."""
+        if self.code is None:
+            with suppress(OSError, pexpect.EOF):
+                self.screen.expect(pexpect.EOF)
+            _, status = os.waitpid(self.pid, 0)
+            self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def all_shown(self) -> str:
+        """Wait for the end; returns what was shown since the last wait."""
+        self.ended()
+        return ESCAPE.sub("", str(self.screen.before))
+
+    def close(self) -> None:
+        if self.code is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+        with suppress(OSError):
+            os.close(self.fd)
+
+
+def _child(
+    arguments: list[str], environment: Mapping[str, str], prepare: Callable[[], None] | None, log: Path | None
+) -> None:
+    code = 99
+    try:
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+        faulthandler.enable(sys.stderr)
+        for name in DROPPED:
+            os.environ.pop(name, None)
+        os.environ.update(environment)
+        if log is not None:
+            _log_replies(log)
+        if prepare is not None:
+            prepare()
+        from specgen.cli.app import run
+
+        code = run(arguments)
+        sys.stdout.flush()
+    except BaseException:
+        # Else the test sees the end of a terminal and nobody the reason.
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(code)
+
+
+def _log_replies(log: Path) -> None:
+    from specgen.runtime.conversation import Conversation
+
+    real = Conversation.end_reply
+
+    def end_reply(self: Conversation, generation: Any) -> Any:
+        with log.open("a") as file:
+            file.write(json.dumps([list(generation.request.prompt_ids), generation.token_ids]) + "\n")
+        return real(self, generation)
+
+    Conversation.end_reply = end_reply  # type: ignore[method-assign]
+
+
+def logged(log: Path) -> list[tuple[list[int], list[int]]]:
+    return [(prompt, reply) for prompt, reply in map(json.loads, log.read_text().splitlines())]
+
+
+if __name__ == "__main__":
+    _child(sys.argv[2:], {}, None, Path(sys.argv[1]) if sys.argv[1] else None)

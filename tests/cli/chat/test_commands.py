@@ -1,0 +1,146 @@
+"""Lines of a chat: what is a message, what a command, and what is neither."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specgen.cli.chat.actions import ACTIONS
+from specgen.cli.chat.commands import COMMANDS, NAMES, Command, Nothing, Say, Unknown, is_open_block, parse_line
+from specgen.cli.chat.settings import SETTING_NAMES, ChatSettings
+from specgen.cli.request import SamplingOptions
+from specgen.core.errors import SettingsError
+
+NOT_GIVEN = SamplingOptions(None, None, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("hello", Say("hello")),
+        ("  hello\nworld \n", Say("hello\nworld")),
+        ("", Nothing()),
+        (" \n ", Nothing()),
+        ("//undo", Say("/undo")),
+        ("//", Say("/")),
+        ("/undo", Command("/undo", "")),
+        ("  /undo  ", Command("/undo", "")),
+        ("/UNDO", Command("/undo", "")),
+        ("/quit", Command("/exit", "")),
+        ("/bye", Command("/exit", "")),
+        ("/system Be brief.\nVery.", Command("/system", "Be brief.\nVery.")),
+        ("/system\nBe brief.", Command("/system", "Be brief.")),
+        ('"""a\n /b\n"""', Say("a\n /b")),
+        ('"""/undo"""', Say("/undo")),
+        ('"""\n"""', Nothing()),
+        ('"""never closed', Say('"""never closed')),
+    ],
+)
+def test_a_line_means_one_thing(text: str, line: object) -> None:
+    assert parse_line(text) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [("/udno", "/undo"), ("/quti", "/quit"), ("/sess", "/sessions"), ("/etc/passwd holds what?", None), ("/", None)],
+)
+def test_an_unknown_command_suggests_the_nearest_one(text: str, nearest: str | None) -> None:
+    found = parse_line(text)
+
+    assert isinstance(found, Unknown)
+    assert found.nearest == nearest
+    assert ("did you mean" in found.hint) == (nearest is not None)
+
+
+@given(st.text(max_size=30))
+def test_what_starts_with_a_slash_is_never_sent(text: str) -> None:
+    assert not isinstance(parse_line("/" + text), Say) or text.startswith("/")
+
+
+@given(st.text(min_size=1, max_size=30))
+def test_two_slashes_send_anything_with_one(text: str) -> None:
+    assert parse_line("//" + text) == Say(("/" + text).strip())
+
+
+def test_every_command_of_the_help_does_something() -> None:
+    assert {command.name for command in COMMANDS} == {*ACTIONS, "/exit"}
+    assert set(NAMES) >= set(ACTIONS)
+
+
+def test_every_line_of_the_help_fits_eighty_columns() -> None:
+    width = max(len(command.usage) for command in COMMANDS) + 2
+
+    assert all(width + len(command.text) <= 80 for command in COMMANDS)
+
+
+def test_a_block_stays_open_until_its_second_quotes() -> None:
+    assert is_open_block('"""')
+    assert is_open_block('"""a\nb')
+    assert not is_open_block('"""a\nb"""')
+    assert not is_open_block('a """')
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("temperature", "0.5"), ("top-k", "3"), ("top_p", "0.9"), ("min-p", "0.1"), ("Repetition_Penalty", "1.1")],
+        *[("seed", "7"), ("max-new-tokens", "9")],
+    ],
+)
+def test_each_setting_takes_effect(name: str, value: str) -> None:
+    reply = ChatSettings(NOT_GIVEN).with_value(name, value).for_reply(None)
+
+    key = name.lower().replace("-", "_")
+    assert getattr(reply, key, None) == float(value) or getattr(reply.sampling, key) == float(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("temperature", "-1"), ("temperature", "nan"), ("top-k", "1.5"), ("top-p", "2"), ("seed", "-1")],
+        *[("max-new-tokens", "0"), ("temprature", "1"), ("temperature", "hot"), ("min-p", "1")],
+    ],
+)
+def test_a_setting_out_of_range_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError):
+        ChatSettings(NOT_GIVEN).with_value(name, value)
+
+
+def test_a_misspelled_setting_names_the_nearest() -> None:
+    with pytest.raises(SettingsError) as caught:
+        ChatSettings(NOT_GIVEN).with_value("temprature", "1")
+
+    assert caught.value.hint == "did you mean temperature?"
+
+
+@pytest.mark.parametrize(
+    ("seed", "same_text", "effective"),
+    [(None, None, False), (7, None, True), (7, False, False), (None, True, True)],
+)
+def test_only_a_seed_somebody_gave_ties_chance_to_positions(
+    seed: int | None, same_text: bool | None, effective: bool
+) -> None:
+    options = SamplingOptions(None, None, None, None, None, seed, same_text)
+
+    assert ChatSettings(options).for_reply(None).sampling.same_text is effective
+
+
+def test_default_gives_a_setting_back_to_the_model() -> None:
+    changed = ChatSettings(NOT_GIVEN).with_value("temperature", "1").with_value("temperature", "default")
+
+    assert changed.sampling.temperature is None
+
+
+def test_settings_survive_saving_and_what_is_given_now_goes_first() -> None:
+    saved = ChatSettings(NOT_GIVEN).with_value("temperature", "0.5").with_value("top-k", "3").with_draft_tokens("2")
+    given_now = ChatSettings(SamplingOptions(0.9, None, None, None, None, None))
+
+    found = given_now.with_saved(saved.to_figures(), keep_draft_tokens=False)
+
+    assert (found.sampling.temperature, found.sampling.top_k, found.draft_tokens) == (0.9, 3, "2")
+
+
+@given(st.dictionaries(st.sampled_from([*SETTING_NAMES, "draft-tokens", "x"]), st.none() | st.text() | st.floats()))
+def test_no_saved_setting_breaks_a_chat(figures: dict[str, object]) -> None:
+    ChatSettings(NOT_GIVEN).with_saved(figures, keep_draft_tokens=False).for_reply(None)  # type: ignore[arg-type]

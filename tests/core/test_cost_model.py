@@ -1,0 +1,106 @@
+"""The forecast of speedups, held against runs of simulated pairs on a clock that only their passes move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specgen.bench.figures import figures_of
+from specgen.bench.results import BenchSettings
+from specgen.core.cost_model import PassCosts, fixed_speedup, forecast, predicted_speedup
+from specgen.core.events import Round
+from specgen.core.metrics import Counts
+from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import LengthPolicy
+from tests.bench.virtual import VirtualClock, benchmark, finished
+from tests.engine.test_draft_length import FLAT, STEEP, STEPPED, Costs, Machine, auto
+from tests.toys import save_toy
+
+DRAFT = 0.1
+
+
+def counted(rounds: list[Round]) -> tuple[Counts, float]:
+    """Counts of a run, and its speedup over a target that takes 1 a token."""
+    counts = Counts()
+    for round_ in rounds:
+        counts.observe(round_)
+    return counts, counts.num_emitted / counts.decode_seconds
+
+
+def costs_of(verify_cost: Costs) -> PassCosts:
+    return PassCosts({n: verify_cost(n) for n in (*range(1, 10), 13, 17)}, DRAFT)
+
+
+@pytest.mark.parametrize("policy", [auto, FixedLength], ids=["auto", "fixed"])
+@pytest.mark.parametrize("quality", [0.5, 0.8])
+@pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
+def test_the_speedup_of_a_run_is_predicted(verify_cost: Costs, quality: float, policy: type[LengthPolicy]) -> None:
+    limit = 16 if policy is auto else 5
+    counts, measured = counted(Machine(verify_cost, DRAFT, quality).run(policy(), limit))
+
+    assert predicted_speedup(counts, costs_of(verify_cost)) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
+def test_one_run_with_a_fixed_length_tells_what_shorter_ones_give(verify_cost: Costs) -> None:
+    machine = (verify_cost, DRAFT, 0.8)
+    counts, _ = counted(Machine(*machine).run(FixedLength(), 6, num_tokens=1900))
+
+    by_length = forecast(counts, costs_of(verify_cost)).by_length
+
+    assert list(by_length) == [1, 2, 3, 4, 5, 6]
+    for length, predicted in by_length.items():
+        _, measured = counted(Machine(*machine).run(FixedLength(), length, num_tokens=1900))
+        assert predicted == pytest.approx(measured, rel=0.03)
+
+
+def test_time_around_the_passes_counts_on_both_sides() -> None:
+    counts = Counts()
+    for index in range(10):
+        counts.observe(Round(index, (1, 2), 1, 3, 0, 0.2, 1.2, 0.5))
+    costs = PassCosts({1: 1.0, 3: 1.2}, 0.1, round_seconds=0.5, plain_round_seconds=0.25)
+
+    # Two tokens a round, at 1.25 each alone; a round takes 0.2 + 1.2 + 0.5.
+    assert predicted_speedup(counts, costs) == pytest.approx(2 * 1.25 / 1.9)
+
+
+def test_reading_what_was_missed_while_nothing_was_drafted_counts() -> None:
+    counts = Counts()
+    for index in range(4):
+        counts.observe(Round(2 * index, (), 0, 3, 0, 0.0, 1.0, 0.0))
+        counts.observe(Round(2 * index + 1, (1,), 1, 3, 0, 0.6, 1.0, 0.0))
+
+    # The draft's token is 0.1; four times it took 0.6, since there was a text to read first.
+    assert predicted_speedup(counts, PassCosts({1: 1.0, 2: 1.0}, 0.1)) == pytest.approx(12 / (8 + 4 * 0.6))
+
+
+def test_what_was_not_measured_is_not_predicted() -> None:
+    counts, _ = counted(Machine(FLAT, DRAFT, 0.8).run(FixedLength(), 4))
+
+    assert predicted_speedup(counts, PassCosts({1: 1.0, 2: 1.0}, DRAFT)) is None
+    assert predicted_speedup(counts, PassCosts({5: 1.0}, DRAFT)) is None
+    assert predicted_speedup(Counts(), costs_of(FLAT)) is None
+    assert fixed_speedup(counts, costs_of(FLAT), 5) is None
+
+
+def dear_catching_up(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
+    """As in float32: two tokens cost the draft twice one, and the target has steps."""
+    return STEPPED(num_tokens) if is_target else 0.2 * num_tokens
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 7])
+def test_the_benchmarks_prediction_holds_where_the_draft_catches_up_at_a_price(
+    k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = VirtualClock(dear_catching_up)
+    clock.install(monkeypatch)
+    target, wrong = save_toy(tmp_path / "target"), save_toy(tmp_path / "wrong", fox=" quick")
+    config = BenchSettings(num_tokens=80, num_repeats=1, num_warmups=0)
+
+    report = finished(benchmark(clock, target, {"wrong": wrong}, (k,), config, num_prompts=1))
+
+    drafted = figures_of(report)[1]
+    assert report.costs is not None
+    assert report.costs.catch_up_seconds == pytest.approx({drafted.setting.label: 0.2})
+    assert drafted.predicted_speedup == pytest.approx(drafted.speedup, rel=0.03)

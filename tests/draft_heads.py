@@ -1,0 +1,169 @@
+"""Shallow drafts for tests, their folders written by hand from the format, and a slow forward pass as the oracle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from specgen.core.settings import SamplingSettings
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
+from specgen.loading.draft_head import open_shallow
+from specgen.loading.draft_head_folder import check_shallow, target_digest
+from specgen.models.draft_head import ShallowModel
+from specgen.models.transformers_model import CachedModel
+
+
+def draft_body(target: Any, num_layers: int, seed: int) -> Any:
+    """transformers' own base model of the target's kind, random, with so many layers."""
+    config = copy.deepcopy(target.config)
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1] * num_layers
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return type(target.model)(config).eval().to(target.dtype)
+
+
+def write_draft(
+    folder: Path,
+    target: Any,
+    *,
+    kind: str = "layers",
+    num_layers: int = 1,
+    draft_ids: Sequence[int] | None = None,
+    seed: int = 5,
+    copies_target: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """A draft for a transformers model in memory.
+
+    Args:
+        folder: Made.
+        target: Its target.
+        kind: `layers` or `features`.
+        num_layers: Its layers, random.
+        draft_ids: Tokens it can propose.
+        seed: Of its weights.
+        copies_target: Its layers are the target's first ones instead; with all of them it is the target itself.
+        dtype: Of the stored weights; default: the target's.
+    """
+    body = draft_body(target, num_layers, seed)
+    if copies_target:
+        body.load_state_dict(target.model.state_dict(), strict=False)
+    tensors = {name: value for name, value in body.state_dict().items() if not name.startswith("embed_tokens")}
+    hidden = target.config.hidden_size
+    if kind == "features":
+        generator = torch.Generator().manual_seed(seed)
+        tensors["fc.weight"] = torch.randn(hidden, 2 * hidden, generator=generator) / hidden**0.5
+        if copies_target:
+            tensors["fc.weight"] = torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1)
+    stored = {name: value.detach().to(dtype or target.dtype).contiguous() for name, value in tensors.items()}
+    if draft_ids is not None:
+        stored["draft_ids"] = torch.tensor(draft_ids, dtype=torch.int64)
+    config = {**target.config.to_dict(), "num_hidden_layers": num_layers}
+    if config.get("layer_types"):
+        config["layer_types"] = config["layer_types"][:1] * num_layers
+    config["specgen_draft"] = {
+        "format": 1,
+        "kind": kind,
+        "target_layers": list(range(num_layers)),
+        "target_name": "toy",
+        "target_digest": target_digest(target.get_input_embeddings().weight, target.config.to_dict()),
+        "num_draft_ids": None if draft_ids is None else len(draft_ids),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def open_draft(folder: Path, target: CachedModel) -> ShallowModel:
+    """The draft of a folder over a target in memory, not packed."""
+    return open_shallow(check_shallow(folder), folder.name, "none", target, target.vocab_size)[0]
+
+
+def shallow_drafter(
+    folder: Path,
+    target: CachedModel,
+    sampling: SamplingSettings,
+    randomness: Randomness | None = None,
+    noise: PositionNoise | None = None,
+) -> ModelDrafter:
+    """What a session makes of it."""
+    model = open_draft(folder, target)
+    chance = randomness or TorchRandomness(sampling.seed, torch.device("cpu"))
+    return ModelDrafter(model, target.vocab_size, sampling, chance, None, noise, model.columns)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "shallow layers": {"kind": "layers", "num_layers": 1},
+    "shallow features": {"kind": "features", "num_layers": 2},
+    "shallow subset": {"kind": "features", "draft_ids": tuple(range(0, 96, 3))},
+    "shallow oracle": {"kind": "layers", "num_layers": 2, "copies_target": True},
+    "shallow features oracle": {"kind": "features", "num_layers": 2, "copies_target": True},
+}
+"""Drafts for `tests.fakes.tiny_model`. Those called oracle compute what the target computes."""
+
+
+def tiny_draft(name: str, target: Any, key: str) -> Path:
+    """The folder of one of `SHAPES`, written once per `key`, which tells targets apart."""
+    folder = _keeper() / f"{name}-{key}".replace(" ", "-")
+    return folder if folder.exists() else write_draft(folder, target, **SHAPES[name])
+
+
+@cache
+def _keeper() -> Path:
+    # Removed when the process ends.
+    keeper: Any = tempfile.TemporaryDirectory(prefix="specgen-drafts-")
+    _KEPT.append(keeper)
+    return Path(keeper.name)
+
+
+_KEPT: list[Any] = []
+
+
+class SlowDraft:
+    """The forward pass as the format describes it, over the whole text each time, with transformers' own layers.
+
+    Args:
+        folder: A draft.
+        target: Its target, in memory.
+    """
+
+    def __init__(self, folder: Path, target: Any) -> None:
+        from safetensors.torch import load_file
+
+        tensors = load_file(folder / "model.safetensors")
+        about = json.loads((folder / "config.json").read_text())
+        self.target = target
+        self.ids = tensors.pop("draft_ids", None)
+        self.join = tensors.pop("fc.weight", None)
+        self.body = draft_body(target, about["num_hidden_layers"], 0)
+        self.body.load_state_dict(tensors, strict=False)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int], tail: Sequence[int] = (), start: int = 0) -> torch.Tensor:
+        """`[1, vocab]` behind a text and a drafted tail; the draft reads from index `start` on."""
+        whole = [*ids, *tail]
+        true = self.target.model(torch.tensor([ids])).last_hidden_state[0]
+        embedded = self.target.get_input_embeddings().weight[torch.tensor(whole)]
+        output = torch.zeros(0, embedded.shape[1])
+        # Own outputs stand in for features of index len(ids) - 1 on, so the drafted part goes a token at a time.
+        for length in range(len(ids), len(whole) + 1):
+            hidden = embedded[start:length]
+            if self.join is not None:
+                features = [true[: len(ids) - 1], output[len(ids) - 1 - start :]]
+                before = torch.cat([torch.zeros(1, embedded.shape[1]), torch.cat(features)[start:]])[: length - start]
+                hidden = torch.cat([hidden, before], dim=-1) @ self.join.float().T
+            output = self.body(inputs_embeds=hidden[None], use_cache=False).last_hidden_state[0]
+        logits = self.target.lm_head(output[-1:])
+        return logits if self.ids is None else logits[:, self.ids]

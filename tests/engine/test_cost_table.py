@@ -1,0 +1,122 @@
+"""The table of costs: what an earlier run found helps from the first round on, and can't do harm for long."""
+
+from __future__ import annotations
+
+import pytest
+
+from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from tests.engine.test_draft_length import FLAT, STEEP, STEPPED, Costs, Machine, auto
+
+SEEDS = range(6)
+"""One run is luck: which drafts are refused decides a few per cent."""
+EARLIER = {1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}
+
+
+def test_earlier_figures_are_known_and_not_confirmed() -> None:
+    table = CostTable(EARLIER)
+
+    assert table.is_known(1)
+    assert table.seconds(3) == pytest.approx(1.15)
+    assert table.confirmed == frozenset()
+
+
+def test_an_earlier_figure_counts_as_one_pass_where_the_first_one_is_slower() -> None:
+    table = CostTable(EARLIER)
+
+    table.observe(4, 1.8)
+    assert table.seconds(4) == pytest.approx(1.5)
+    table.observe(4, 1.8)
+
+    assert table.seconds(4) == 1.8
+    assert table.confirmed == {4}
+
+
+def test_a_faster_pass_than_an_earlier_run_found_is_believed_at_once() -> None:
+    table = CostTable(EARLIER)
+
+    table.observe(4, 0.6)
+
+    assert table.seconds(4) == 0.6
+
+
+def test_a_machine_that_became_slower_is_slower_at_every_length() -> None:
+    table = CostTable(EARLIER)
+
+    for _ in range(3):
+        table.observe(1, 2.0)
+
+    assert table.drift == 2.0
+    assert table.known == {1: 2.0, 2: 2.2, 4: 2.4, 8: 4.0}
+
+
+def test_one_length_that_was_disturbed_does_not_move_the_others() -> None:
+    table = CostTable(EARLIER)
+    for num_tokens in (1, 2, 4):
+        for _ in range(3):
+            table.observe(num_tokens, EARLIER[num_tokens] * (5 if num_tokens == 2 else 1))
+
+    assert table.seconds(8) == 2.0
+
+
+def test_without_an_earlier_run_nothing_drifts() -> None:
+    table = CostTable()
+
+    table.observe(1, 1.0)
+    table.observe(2, 9.0)
+
+    assert table.drift == 1.0
+
+
+def test_a_draft_tokens_cost_drifts_with_the_targets_until_it_is_measured() -> None:
+    table = CostTable({1: 1.0})
+    cost = DraftCost(0.1, table)
+    table.observe(1, 3.0)
+    table.observe(1, 3.0)
+
+    assert cost.seconds == pytest.approx(0.3 * 0.5 ** (2 / 16))
+    for _ in range(3):
+        cost.observe(2, 0.4)
+
+    assert cost.seconds == pytest.approx(0.2)
+    assert cost.is_confirmed
+
+
+@pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
+@pytest.mark.parametrize(
+    ("load", "draft_load"), [(1.0, 1.0), (3.0, 3.0), (1 / 3, 1 / 3), (1.0, 8.0), (1.0, 0.1), (3.0, 1.0)]
+)
+def test_figures_taken_beside_a_busy_neighbour_cost_next_to_nothing(
+    verify_cost: Costs, load: float, draft_load: float
+) -> None:
+    def speed(seed: int) -> float:
+        costs = CostTable({n: verify_cost(n) * load for n in range(1, 18)})
+        lengths = CostAwareLength(costs, DraftCost(0.1 * draft_load, costs))
+        return Machine(verify_cost, 0.1, 0.8, seed=seed).speed(lengths)
+
+    fresh = sum(Machine(verify_cost, 0.1, 0.8, seed=seed).speed(auto()) for seed in SEEDS)
+
+    assert sum(map(speed, SEEDS)) >= 0.97 * fresh
+
+
+def test_lengths_that_only_look_dear_are_tried_again() -> None:
+    """Every pass over several tokens was disturbed, single ones were not: the shape itself is wrong."""
+    costs = CostTable({n: FLAT(n) * (1 if n == 1 else 3) for n in range(1, 18)})
+
+    speed = Machine(FLAT, 0.1, 0.8).speed(CostAwareLength(costs, DraftCost(0.1, costs)))
+
+    assert speed >= 0.9 * Machine(FLAT, 0.1, 0.8).speed(auto())
+
+
+def test_known_costs_spare_the_first_rounds_their_tries() -> None:
+    verify_cost, draft_cost, quality = STEEP, 0.4, 0.6
+
+    def seconds(lengths: CostAwareLength, seed: int) -> float:
+        rounds = Machine(verify_cost, draft_cost, quality, seed=seed).run(lengths, 16, num_tokens=12)
+        return sum(round_.seconds for round_ in rounds)
+
+    def knowing() -> CostAwareLength:
+        costs = CostTable({n: verify_cost(n) for n in range(1, 18)})
+        return CostAwareLength(costs, DraftCost(draft_cost, costs))
+
+    assert sum(seconds(knowing(), seed) for seed in SEEDS) <= sum(seconds(auto(), seed) for seed in SEEDS)

@@ -1,0 +1,263 @@
+"""The libraries: silent, without foreign code, and never given more trust than they need."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import json
+import logging
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import specgen
+from specgen.loading.libraries import collector_at_rest, leave_imports_alone
+from tests.loading.builders import make_folder
+
+ROOT = Path(specgen.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+CHILD = """
+import json, sys
+from pathlib import Path
+import socket
+
+attempts = []
+
+def refuse(*args, **options):
+    attempts.append(repr(args[-1:]))  # a library may swallow the error
+    raise AssertionError("the network was asked")
+
+from specgen.loading.libraries import prepare_libraries
+prepare_libraries(verbose=False)
+from specgen.core.errors import SpecgenError
+from specgen.loading.resolve import prepare_folder
+from specgen.text.tokenizer import load_tokenizer
+from specgen.loading.transformers_weights import load_model
+from specgen.core.settings import ModelSettings
+
+for name in ("connect", "connect_ex", "sendto", "bind"):
+    setattr(socket.socket, name, refuse)
+for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+    setattr(socket, name, refuse)
+results = []
+for name, quant in json.loads(sys.argv[1]):
+    try:
+        settings = ModelSettings(name, quant=quant)
+        found = prepare_folder(settings)
+        load_tokenizer(found.path)
+        loaded = load_model(found.path, settings, role="target", from_gguf=found.from_gguf)
+        results.append(loaded.info.quant)
+    except SpecgenError as error:
+        results.append([error.exit_code, error.message])
+kernels = "kernels" in sys.modules and sys.modules["kernels"] is None
+found = {"results": results, "stdin": sys.stdin.read(), "kernels": kernels, "attempts": attempts}
+Path(sys.argv[2]).write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole folder beside folders that try to run code of their own; the code would leave a file `marker`."""
+    home = tmp_path_factory.mktemp("traps")
+    code = f"open({str(home / 'marker')!r}, 'w').close()\n"
+    for name in ("whole", "model-code", "known-model-code", "tokenizer-code", "kernel", "pickle", "generate"):
+        folder = make_folder(home / name, hidden_size=64)  # nf4 on a CPU wants blocks of 64
+        (folder / "evil.py").write_text(code + "class Evil: pass\n")
+    edits = {
+        "model-code": {
+            "model_type": "evil",
+            "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
+        },
+        "known-model-code": {"auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}},
+        "kernel": {"_attn_implementation_internal": "evil/kernel"},
+    }
+    for name, edit in edits.items():
+        path = home / name / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    path = home / "tokenizer-code" / "tokenizer_config.json"
+    evil = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **evil}))
+    (home / "generate" / "custom_generate").mkdir()
+    (home / "generate" / "custom_generate" / "generate.py").write_text(code)
+    (home / "pickle" / "model.safetensors").unlink()
+    pickled = b"cbuiltins\nexec\n(V" + code.strip().encode() + b"\ntR."
+    (home / "pickle" / "pytorch_model.bin").write_bytes(pickled)
+    return home
+
+
+@pytest.fixture(scope="module")
+def child(traps: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[bytes]:
+    """One fresh program that loads all of them, with `y` on its stdin."""
+    names = ["whole", "known-model-code", "generate", "model-code", "tokenizer-code", "kernel", "pickle"]
+    wanted = [[str(traps / name), "none"] for name in names] + [[str(traps / "whole"), "nf4"]]
+    command = [sys.executable, "-c", CHILD, json.dumps(wanted), str(traps / "result.json")]
+    return subprocess.run(command, input=b"y\ny\n", capture_output=True, cwd=ROOT.parent, timeout=200)
+
+
+def result(traps: Path) -> dict[str, object]:
+    value: dict[str, object] = json.loads((traps / "result.json").read_text())
+    return value
+
+
+@pytest.mark.fault("F37")
+def test_loading_writes_nothing_to_stdout_or_stderr(child: subprocess.CompletedProcess[bytes]) -> None:
+    assert (child.stdout, child.stderr, child.returncode) == (b"", b"", 0)
+
+
+def test_loading_asks_the_network_for_nothing_even_where_the_refusal_is_swallowed(child: object, traps: Path) -> None:
+    assert result(traps)["attempts"] == []
+
+
+def test_a_message_of_a_library_is_not_shown() -> None:
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.cextension", "torch", "accelerate.utils"):
+        assert logging.getLogger(name).getEffectiveLevel() == logging.CRITICAL
+
+
+def test_telemetry_is_off() -> None:
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+# F22, F23
+
+
+@pytest.mark.fault("F22", "F23")
+def test_each_trap_is_refused_and_the_rest_is_loaded(child: object, traps: Path) -> None:
+    results = result(traps)["results"]
+
+    assert isinstance(results, list)
+    assert results[:3] == ["none", "none", "none"]
+    assert results[7] == "nf4"
+    assert [entry[0] for entry in results[3:7]] == [3, 3, 3, 3]
+    words = ("code from a model is never run", "code from a model is never run", "foreign code", "can run code")
+    assert all(word in entry[1] for word, entry in zip(words, results[3:7], strict=True))
+
+
+@pytest.mark.fault("F21", "F22")
+def test_no_code_of_a_model_ran(child: object, traps: Path) -> None:
+    assert not (traps / "marker").exists()
+
+
+@pytest.mark.fault("F22")
+def test_stdin_is_never_taken_as_consent(child: object, traps: Path) -> None:
+    assert result(traps)["stdin"] == "y\ny\n"
+
+
+@pytest.mark.fault("F23")
+def test_the_kernels_package_can_not_be_imported(child: object, traps: Path) -> None:
+    assert result(traps)["kernels"] is True
+
+
+# by reading our own source
+
+
+def calls(path: Path) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+
+
+def called_name(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def test_every_from_pretrained_says_trust_remote_code_false() -> None:
+    found = 0
+    for path in SOURCES:
+        for call in calls(path):
+            if called_name(call) == "from_pretrained":
+                trust = [word.value for word in call.keywords if word.arg == "trust_remote_code"]
+                local = [word.value for word in call.keywords if word.arg == "local_files_only"]
+                assert [ast.unparse(value) for value in trust] == ["False"], f"{path}:{call.lineno}"
+                assert [ast.unparse(value) for value in local] == ["True"], f"{path}:{call.lineno}"
+                found += 1
+    assert found >= 5
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unpickles_or_evaluates(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+
+    assert not {"pickle", "marshal", "shelve", "yaml", "dill", "cloudpickle", "joblib"} & imported
+    for call in calls(path):
+        name = ast.unparse(call.func)
+        assert name not in ("eval", "exec", "torch.load", "os.system", "jinja2.Environment")
+        assert not any(word.arg == "shell" for word in call.keywords)
+
+
+@pytest.mark.parametrize(
+    "module", ["names", "gguf_scan", "builtin", "files", "cache", "pairs", "progress", "sources", "libraries"]
+)
+def test_light_modules_import_no_heavy_library(module: str) -> None:
+    heavy = {"torch", "transformers", "gguf", "huggingface_hub", "numpy", "rich", "typer"}
+    seen: set[str] = set()
+    pending = [f"specgen.loading.{module}"]
+    while pending:  # follows the imports at the top of our modules, without starting a program for each
+        name = pending.pop()
+        path = ROOT.parent / (name.replace(".", "/") + ".py")
+        if name in seen or not path.exists():
+            continue
+        seen.add(name)
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                pending.append(node.module)
+                assert node.module.split(".")[0] not in heavy, f"{name} imports {node.module}"
+            elif isinstance(node, ast.Import):
+                assert not heavy & {alias.name.split(".")[0] for alias in node.names}, name
+
+
+class Cycle:
+    """Lives until the collector finds it."""
+
+
+def make_garbage() -> weakref.ref[Cycle]:
+    one = Cycle()
+    one.itself = one  # type: ignore[attr-defined]
+    return weakref.ref(one)
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+def test_the_collector_rests_while_models_load_and_works_again(
+    monkeypatch: pytest.MonkeyPatch, collector: None
+) -> None:
+    with collector_at_rest():
+        leave_imports_alone()
+        garbage = make_garbage()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert garbage() is None, "what reading weights dropped must be gone"
+    with pytest.raises(RuntimeError, match="a load that fails"), collector_at_rest():
+        raise RuntimeError("a load that fails")
+    assert gc.isenabled()
+    monkeypatch.setattr(gc, "isenabled", lambda: False)
+    with collector_at_rest():
+        pass
+    monkeypatch.undo()
+    assert not gc.isenabled(), "one that was off stays off"
+
+
+def test_what_was_set_aside_is_looked_at_before_the_next_load(collector: None) -> None:
+    with collector_at_rest():
+        garbage = make_garbage()
+        leave_imports_alone()
+    assert garbage() is not None, "set aside"
+    with collector_at_rest():
+        assert garbage() is None, "the model before must be gone when the next is read"
+
+
+def test_where_the_collector_works_nothing_is_set_aside(collector: None) -> None:
+    gc.unfreeze()
+    leave_imports_alone()
+
+    assert gc.get_freeze_count() == 0

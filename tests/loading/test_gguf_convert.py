@@ -1,0 +1,343 @@
+"""GGUF files as folders in the cache: made once, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.core.errors import LoadError, MemoryShortageError, ModelFileError
+from specgen.core.progress import SILENT
+from specgen.core.settings import ModelSettings
+from specgen.loading.gguf import convert
+from specgen.loading.gguf.convert import convert_gguf
+from specgen.loading.libraries import collector_at_rest
+from specgen.loading.transformers_weights import load_model
+from specgen.storage import cache as cache_module
+from specgen.storage.cache import one_at_a_time
+from specgen.storage.paths import cache_root
+from specgen.text.tokenizer import end_ids, load_tokenizer
+from tests.loading.builders import CHAT_TEMPLATE, RecordedReport, array, fails, gguf, make_gguf, pair, text
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_gguf(tmp_path / "Tiny Model.Q4.gguf")
+
+
+def entries(cache: Path) -> list[str]:
+    """What a conversion left in the cache, lock files aside."""
+    models = cache / "models"
+    return sorted(path.name for path in models.iterdir() if path.suffix != ".lock") if models.exists() else []
+
+
+# the happy path
+
+
+def test_a_converted_file_holds_its_weights(source: Path) -> None:
+    import gguf as library
+
+    folder = convert_gguf(source)
+
+    loaded = load_model(folder, ModelSettings("tiny", dtype="float32"), role="target", from_gguf=True)
+    stored = {tensor.name: tensor.data for tensor in library.GGUFReader(source).tensors}
+    expected = torch.tensor(stored["blk.1.ffn_up.weight"]).to(torch.bfloat16).float()
+    assert torch.equal(loaded.model.model.layers[1].mlp.up_proj.weight, expected)
+    assert loaded.info.quant == "none"
+    assert "from GGUF" in loaded.info.remark
+
+
+def test_no_model_it_made_on_the_way_stays_in_memory(source: Path) -> None:
+    def models() -> int:
+        return sum(type(one).__name__ == "LlamaForCausalLM" for one in gc.get_objects())
+
+    # What an earlier test's load set aside would come to light in the middle.
+    gc.unfreeze()
+    gc.collect()
+    before = models()
+    with collector_at_rest():
+        convert_gguf(source)
+
+        assert models() == before
+
+
+def test_a_converted_file_holds_its_tokenizer_template_and_end_ids(source: Path) -> None:
+    folder = convert_gguf(source)
+
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer) == 64
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    assert tokenizer.convert_ids_to_tokens([1, 2, 3]) == ["<|im_start|>", "<|im_end|>", "AB"]
+    assert end_ids(tokenizer, folder) == {0, 2}
+
+
+def test_tokens_the_model_has_no_row_for_are_left_out(tmp_path: Path) -> None:
+    folder = convert_gguf(make_gguf(tmp_path / "model.gguf", tokens=["<a>", "<b>", "<c>", "AB", "A", "B"]))
+
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer) == 6
+    assert "<|endoftext|>" not in tokenizer.get_vocab()  # transformers adds it
+    assert max(tokenizer.encode("AB<|endoftext|>A", add_special_tokens=False)) < 6
+
+
+def test_a_converted_file_is_a_plain_checkpoint(source: Path) -> None:
+    folder = convert_gguf(source)
+
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    assert (folder / "model.safetensors").stat().st_size < 22_688 * 2 + 4000
+
+
+def test_the_second_time_nothing_is_done(source: Path) -> None:
+    first, report = convert_gguf(source), RecordedReport()
+
+    assert convert_gguf(source, report) == first
+    assert report.stages == []
+
+
+def test_the_stages_say_what_takes_so_long(source: Path) -> None:
+    report = RecordedReport()
+
+    convert_gguf(source, report)
+
+    assert report.stages == ["unpacking Tiny Model.Q4.gguf, once for this file", "checking Tiny Model.Q4.gguf"]
+
+
+def test_the_name_of_an_entry_is_readable(source: Path, cache: Path) -> None:
+    folder = convert_gguf(source)
+
+    assert folder.parent == cache / "models"
+    assert folder.name.startswith("tiny-model.q4-")
+    assert entries(cache) == [folder.name]
+
+
+def test_a_changed_file_is_converted_again(source: Path) -> None:
+    first = convert_gguf(source)
+    make_gguf(source, tokens=["<a>", "<b>", "<c>", "AB", "A", "B"])
+
+    second = convert_gguf(source)
+
+    assert first != second
+    assert len(load_tokenizer(second)) == 6
+
+
+def test_a_link_and_its_file_share_an_entry(source: Path, tmp_path: Path) -> None:
+    (tmp_path / source.name).parent.mkdir(exist_ok=True)
+    link = tmp_path / "sub" / source.name
+    link.parent.mkdir()
+    link.symlink_to(source)
+
+    assert convert_gguf(link) == convert_gguf(source)
+
+
+def test_an_entry_somebody_emptied_is_made_again(source: Path) -> None:
+    folder = convert_gguf(source)
+    (folder / "model.safetensors").unlink()
+
+    assert (convert_gguf(source) / "model.safetensors").exists()
+
+
+# F26, F27
+
+
+@pytest.mark.parametrize(
+    ("pairs", "parts"),
+    [
+        (
+            [pair("general.architecture", 8, text("newmodel")), pair("tokenizer.ggml.model", 8, text("gpt2"))],
+            ("architecture 'newmodel'", "upgrade transformers"),
+        ),
+        ([pair("general.architecture", 8, text("llama"))], ("holds no tokenizer",)),
+        (
+            [pair("general.architecture", 8, text("llama")), pair("split.count", 2, b"\3\0")],
+            ("one of 3 parts", "llama-gguf-split --merge"),
+        ),
+    ],
+)
+@pytest.mark.fault("F27")
+def test_a_file_that_can_not_be_unpacked_is_told_before_the_work(
+    tmp_path: Path, cache: Path, pairs: list[bytes], parts: tuple[str, ...]
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(pairs))
+
+    error = fails(ModelFileError, lambda: convert_gguf(path), str(path), *parts)
+
+    assert error.exit_code == 3
+    assert entries(cache) == []
+
+
+def test_a_missing_tensor_is_not_made_up(tmp_path: Path, cache: Path) -> None:
+    path = make_gguf(tmp_path / "model.gguf", skip="blk.1.ffn_up.weight")
+
+    fails(ModelFileError, lambda: convert_gguf(path), f"{path} lacks one tensor", "model.layers.1.mlp.up_proj.weight")
+    assert entries(cache) == []
+
+
+@pytest.mark.fault("F27")
+def test_a_tokenizer_the_library_refuses_is_told(tmp_path: Path, cache: Path) -> None:
+    path = make_gguf(tmp_path / "model.gguf", tokens=["<a>", "<b>", "<c>", "A", "B", "C"])  # its merge gives no token
+
+    fails(ModelFileError, lambda: convert_gguf(path), str(path), "tokenizer")
+    assert entries(cache) == []
+
+
+def test_a_header_that_lacks_what_the_library_needs_is_told(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "model.gguf"
+    tokens = pair("tokenizer.ggml.tokens", 9, array(8, 1, text("a")))
+    path.write_bytes(
+        gguf([pair("general.architecture", 8, text("llama")), pair("tokenizer.ggml.model", 8, text("gpt2")), tokens])
+    )
+
+    fails(ModelFileError, lambda: convert_gguf(path), str(path))
+    assert entries(cache) == []
+
+
+# atomicity
+
+
+class Stop(BaseException):
+    """Stands for a signal that ends the program."""
+
+
+@pytest.mark.parametrize("step", ["_save", "keep_end_ids", "_verify", "publish"])
+@pytest.mark.fault("F49")
+def test_an_interrupted_conversion_leaves_nothing(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def stop(*args: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, step, stop)
+        with pytest.raises(Stop):
+            convert_gguf(source)
+
+    assert entries(cache) == []
+    assert convert_gguf(source).exists()
+
+
+def test_what_a_killed_conversion_left_is_cleared_away(source: Path, cache: Path) -> None:
+    folder = convert_gguf(source)
+    left_over = cache / "models" / f".{folder.name}.abc"
+    folder.rename(left_over)
+
+    assert convert_gguf(source) == folder
+    assert entries(cache) == [folder.name]
+
+
+@pytest.mark.fault("F67")
+def test_two_at_once_convert_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves: list[Path] = []
+    save = convert._save
+
+    def counted(path: Path, folder: Path) -> None:
+        saves.append(path)
+        save(path, folder)
+
+    monkeypatch.setattr(convert, "_save", counted)
+    results: list[Path] = []
+    threads = [threading.Thread(target=lambda: results.append(convert_gguf(source))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(saves) == 1
+    assert results[0] == results[1]
+
+
+def test_waiting_for_another_program_is_told(cache: Path) -> None:
+    report, released = RecordedReport(), threading.Event()
+    held = threading.Event()
+
+    def hold() -> None:
+        with one_at_a_time(cache / "lock", SILENT):
+            held.set()
+            released.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    report.stage = lambda text: (RecordedReport.stage(report, text), released.set())  # type: ignore[method-assign, assignment]
+    with one_at_a_time(cache / "lock", report):
+        thread.join()
+
+    assert report.stages == ["waiting for another specgen that prepares the same model"]
+
+
+# F39, F72
+
+
+@pytest.mark.fault("F72")
+def test_a_disk_too_small_is_told_before_the_work(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(cache)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+
+    fails(LoadError, lambda: convert_gguf(source), "is full: 1.0 MB free, 35.0 MB needed", "SPECGEN_CACHE")
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_disk_that_fills_up_leaves_nothing(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    def full(*args: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(convert, "_save", full)
+
+    fails(LoadError, lambda: convert_gguf(source), "is full", "needed")
+    assert entries(cache) == []
+
+
+@pytest.mark.fault("F39")
+def test_too_little_memory_for_unpacking_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(convert, "_save", full)
+
+    fails(MemoryShortageError, lambda: convert_gguf(source), "Tiny Model.Q4.gguf")
+
+
+def test_a_cache_that_can_not_be_written_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPECGEN_CACHE", str(tmp_path / "file" / "cache"))
+
+    fails(LoadError, lambda: convert_gguf(source), "can't be made", "SPECGEN_CACHE")
+
+
+def test_without_a_wish_the_cache_is_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECGEN_CACHE")
+
+    assert cache_root().name == "specgen"
+
+
+def test_the_published_folder_is_synced_before_it_is_seen(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded(name: str, call: Any) -> Any:
+        return lambda *args: (calls.append(name), call(*args))[1]
+
+    monkeypatch.setattr(cache_module.os, "fsync", recorded("fsync", fsync))
+    monkeypatch.setattr(cache_module.os, "replace", recorded("replace", replace))
+    convert_gguf(source)
+
+    ours = calls[calls.index("fsync") :]
+    assert ours.index("replace") >= 6
+    assert ours[-1] == "fsync"

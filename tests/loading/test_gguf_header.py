@@ -1,0 +1,197 @@
+"""The GGUF scan: a header or a ModelFileError for any bytes, in milliseconds and in little memory."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specgen.core.errors import ModelFileError
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.gguf.types import GGML_TYPES
+from tests.loading.builders import array, fails, gguf, make_gguf, pair, tensor, text
+
+ARCHITECTURE = pair("general.architecture", 8, text("llama"))
+WHOLE = gguf([ARCHITECTURE], [tensor("a", [32, 2])], data=bytes(256))
+
+
+def written(folder: Path, data: bytes) -> Path:
+    path = folder / "model.gguf"
+    path.write_bytes(data)
+    return path
+
+
+def test_a_real_file_is_summarized(tmp_path: Path) -> None:
+    header = scan_gguf(make_gguf(tmp_path / "tiny.gguf"))
+
+    assert (header.version, header.architecture, header.name) == (3, "llama", "Tiny")
+    assert (header.tokenizer_model, header.has_chat_template, header.context_length) == ("gpt2", True, 128)
+    assert (header.quantization, header.num_tensors, header.num_parameters) == ("F32", 21, 22_688)
+    assert header.end_ids == (2, 0)
+    assert header.num_parts == 1
+
+
+def test_version_2_is_read(tmp_path: Path) -> None:
+    assert scan_gguf(written(tmp_path, gguf(version=2))).version == 2
+
+
+def test_the_type_table_is_the_one_of_the_gguf_package() -> None:
+    from gguf import GGML_QUANT_SIZES
+
+    theirs = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+    assert {kind: theirs[kind] for kind in GGML_TYPES if kind in theirs} == GGML_TYPES
+
+
+# F24
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"GG", "cut off"),
+        (b"GGML" + bytes(40), "does not begin with GGUF"),
+        (b"PK\3\4" + bytes(40), "does not begin with GGUF"),
+        (gguf(version=99), "version 99"),
+        (gguf(version=1), "version 1"),
+        (gguf(version=3 << 24), "big-endian"),
+    ],
+)
+@pytest.mark.fault("F24")
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data)), "corrupt", "model.gguf", reason, "delete it")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.5, 0.99, 0.999])
+@pytest.mark.fault("F24")
+def test_a_cut_file_is_refused(tmp_path: Path, share: float) -> None:
+    data = make_gguf(tmp_path / "tiny.gguf").read_bytes()
+
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data[: int(len(data) * share)])), "corrupt")
+
+
+@pytest.mark.fault("F27")
+def test_a_missing_architecture_is_refused(tmp_path: Path) -> None:
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([]))), "no general.architecture")
+
+
+# F25
+
+BOMBS = {
+    "array of 2^28": gguf([pair("a", 9, array(6, 2**28))]),
+    "array of 2^40": gguf([pair("a", 9, array(6, 2**40))]),
+    "string array of 2^28": gguf([pair("a", 9, array(8, 2**28))]),
+    "string array of 2^40": gguf([pair("a", 9, array(8, 2**40))]),
+    "nested arrays": gguf([pair("a", 9, array(9, 1) * 3000 + array(4, 0))]),
+    "string of 2^63": gguf([pair("a", 8, struct.pack("<Q", 2**63) + b"x" * 64)]),
+    "key of 2^63": gguf([struct.pack("<Q", 2**63) + b"x" * 64]),
+    "10^6 dimensions": gguf(None, [text("a") + struct.pack("<I", 10**6) + bytes(64)]),
+    "no dimensions": gguf(None, [text("a") + struct.pack("<I", 0) + bytes(64)]),
+    "2^40 pairs": gguf(num_pairs=2**40),
+    "65536 pairs in 100 bytes": gguf(num_pairs=65_536),
+    "2^40 tensors": gguf(num_tensors=2**40),
+    "65536 tensors in 100 bytes": gguf(num_tensors=65_536),
+    "2^33 x 2^33": gguf(None, [tensor("a", [2**33, 2**33])], data=bytes(64)),
+    "2^32 x 2^32, 0 modulo 2^64": gguf(None, [tensor("a", [2**32, 2**32])], data=bytes(64)),
+    "empty dimension": gguf(None, [tensor("a", [0, 4])], data=bytes(64)),
+    "offset 2^50": gguf(None, [tensor("a", [4], offset=2**50)], data=bytes(64)),
+    "offset 2^64 - 32": gguf(None, [tensor("a", [4], offset=2**64 - 32)], data=bytes(64)),
+    "offset off the grid": gguf(None, [tensor("a", [4], offset=1)], data=bytes(64)),
+    "alignment 0": gguf([ARCHITECTURE, pair("general.alignment", 4, struct.pack("<I", 0))]),
+    "alignment 3": gguf([ARCHITECTURE, pair("general.alignment", 4, struct.pack("<I", 3))]),
+    "alignment 2^31": gguf([ARCHITECTURE, pair("general.alignment", 4, struct.pack("<I", 2**31))]),
+    "alignment as text": gguf([ARCHITECTURE, pair("general.alignment", 8, text("32"))]),
+    "same key twice": gguf([ARCHITECTURE, ARCHITECTURE]),
+    "same tensor twice": gguf(None, [tensor("a", [4]), tensor("a", [4])], data=bytes(64)),
+    "unknown tensor type": gguf(None, [tensor("a", [4], kind=999)], data=bytes(64)),
+    "type that was taken out": gguf(None, [tensor("a", [32], kind=4)], data=bytes(64)),
+    "unknown value type": gguf([pair("a", 77, bytes(8))]),
+    "array of an unknown type": gguf([pair("a", 9, array(77, 1, bytes(8)))]),
+    "block cut in half": gguf(None, [tensor("a", [33], kind=8)], data=bytes(256)),
+    "key that is no UTF-8": gguf([pair("a", 0, b"\0").replace(b"a", b"\xff")]),
+    "architecture that is no UTF-8": gguf([pair("general.architecture", 8, text(b"\xff\xfe"))]),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.fault("F25")
+def test_a_bomb_is_refused_quickly_and_in_little_memory(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, BOMBS[name])
+    tracemalloc.start()
+    begin = time.process_time()
+
+    fails(ModelFileError, lambda: scan_gguf(path), "corrupt")
+
+    seconds, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 0.1
+    assert peak < 5 * 2**20
+
+
+def test_the_data_of_a_tensor_must_lie_in_the_file(tmp_path: Path) -> None:
+    scan_gguf(written(tmp_path, WHOLE))
+
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, WHOLE[:-1])), "'a' ends 1 bytes behind the file")
+
+
+def test_many_strings_are_counted_before_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.gguf"
+    with path.open("wb") as file:  # 2^26 empty strings would fit into this sparse file, and take half a minute
+        file.write(gguf([pair("a", 9, array(8, 2**26))]))
+        file.truncate(2**30)
+
+    fails(ModelFileError, lambda: scan_gguf(path), "claims 67108864 strings")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(data=st.binary(max_size=400))
+def test_any_bytes_give_a_header_or_an_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = written(tmp_path_factory.getbasetemp(), b"GGUF\3\0\0\0" + data)
+
+    with contextlib.suppress(ModelFileError):
+        scan_gguf(path)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(position=st.integers(0, len(WHOLE) - 1), change=st.binary(min_size=1, max_size=9))
+def test_any_change_of_a_whole_file_gives_a_header_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, position: int, change: bytes
+) -> None:
+    data = WHOLE[:position] + change + WHOLE[position + len(change) :]
+    path = written(tmp_path_factory.getbasetemp(), data)
+
+    with contextlib.suppress(ModelFileError):
+        scan_gguf(path)
+
+
+TOKENS = pair("tokenizer.ggml.tokens", 9, array(8, 2, text("a") + text("b")))
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ([pair("tokenizer.ggml.tokens", 9, array(4, 1, bytes(4)))], "of the type 4"),
+        ([TOKENS, pair("tokenizer.ggml.token_type", 9, array(6, 2, bytes(8)))], "of the type 6"),
+        ([TOKENS, pair("tokenizer.ggml.token_type", 9, array(5, 1, bytes(4)))], "1 entries"),
+        ([TOKENS, pair("tokenizer.ggml.scores", 9, array(6, 3, bytes(12)))], "3 entries"),
+        ([pair("tokenizer.ggml.scores", 9, array(6, 3, bytes(12)))], "0 tokens"),
+        ([TOKENS, pair("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2))], "there are 2 tokens"),
+    ],
+)
+@pytest.mark.fault("F25")
+def test_what_llama_cpp_reads_by_the_number_of_tokens_has_that_number(
+    tmp_path: Path, more: list[bytes], reason: str
+) -> None:
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *more]))), "corrupt", reason)
+
+
+def test_a_special_token_may_be_said_to_be_missing(tmp_path: Path) -> None:
+    missing = pair("tokenizer.ggml.padding_token_id", 4, struct.pack("<I", 2**32 - 1))
+
+    assert scan_gguf(written(tmp_path, gguf([ARCHITECTURE, TOKENS, missing]))).architecture == "llama"

@@ -1,0 +1,235 @@
+"""The start-up self-test: rows of a pass that change each other are found, and what follows from it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.core.results import RowCheck, RunInfo
+from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.loading.transformers_weights import load_model
+from specgen.models.batch_invariance import check_rows, outlier_threshold
+from specgen.models.decoder import lean_model
+from specgen.models.transformers_model import CachedModel
+from specgen.render.messages import format_banner
+from specgen.render.summary import format_summary
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from tests.cli.conftest import Cli, clean_environment, cli
+from tests.fakes import tiny_model
+from tests.render import runs
+from tests.toys import random_toy, save_toy
+
+__all__ = ["clean_environment", "cli"]
+INTERACTING = RowCheck(0.13, 6.0)
+
+
+@pytest.fixture(scope="module")
+def with_threshold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that bitsandbytes saved in int8 with its default threshold, with outliers behind some tokens."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    root = tmp_path_factory.mktemp("int8")
+    model = random_toy(0)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[200:].mul_(100)
+    plain = save_toy(root / "plain", model=model)
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        plain, quantization_config=config, trust_remote_code=False, local_files_only=True
+    )
+    return save_toy(root / "int8", model=quantized)
+
+
+@pytest.mark.parametrize("make", [CachedModel, lean_model])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
+def test_rows_of_plain_weights_are_independent(kind: str, make: Callable[..., CachedModel]) -> None:
+    model = make(tiny_model(kind), 96)
+
+    assert check_rows(model) == RowCheck(0.0, 0.0)
+    assert model.length == 0
+
+
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+def test_rows_of_our_own_quantizations_are_independent(quant: Any, tmp_path: Path) -> None:
+    folder = save_toy(tmp_path / "toy", model=random_toy(0, hidden_size=64))
+    settings = ModelSettings(str(folder), quant=quant, dtype="bfloat16", device="cpu")
+    model = load_model(folder, settings, role="target", from_gguf=False).model
+
+    assert check_rows(lean_model(model, 292)).is_independent
+
+
+def test_int8_with_the_librarys_threshold_is_found(with_threshold: Path) -> None:
+    settings = ModelSettings(str(with_threshold), device="cpu")
+    model = load_model(with_threshold, settings, role="target", from_gguf=False).model
+
+    found = check_rows(lean_model(model, 292))
+
+    assert outlier_threshold(model) == 6.0
+    assert not found.is_independent
+    # Not only by its name: the passes did differ.
+    assert found.max_difference > 0
+
+
+class Leaky(torch.nn.Module):
+    """A model whose first row sees the mean of all rows, as a kernel does that looks at a whole batch."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.inner, self.change = tiny_model(), change
+        self.config = self.inner.config
+
+    def get_input_embeddings(self) -> Any:
+        return self.inner.get_input_embeddings()
+
+    def forward(self, logits_to_keep: int = 0, **options: Any) -> Any:
+        output = self.inner(logits_to_keep=logits_to_keep, **options)
+        output.logits = self.change(output.logits)
+        return output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: logits + 1e-6 * logits.mean(),
+        lambda logits: logits + torch.where(logits.amax() > 0, torch.nan, 0.0),
+    ],
+    ids=["a millionth", "nan"],
+)
+def test_a_planted_leak_between_rows_is_found(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    assert not check_rows(CachedModel(Leaky(change), 96)).is_independent
+
+
+def test_a_nan_behind_one_of_several_tails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = iter([0.0, 0.0, float("nan")] * 2)
+    monkeypatch.setattr("specgen.models.batch_invariance._first_rows", lambda *_: torch.full((2, 2), next(rows)))
+
+    assert not check_rows(CachedModel(tiny_model(), 96)).is_independent
+
+
+def test_a_kernel_that_repacks_its_weights_in_the_first_pass_is_not_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = iter([1.0, *[2.0] * 5])
+    monkeypatch.setattr("specgen.models.batch_invariance._first_rows", lambda *_: torch.full((2, 2), next(rows)))
+
+    assert check_rows(CachedModel(tiny_model(), 96)) == RowCheck(0.0)
+
+
+# --- When it is made --------------------------------------------------------------------------------------------------
+
+
+def opened(folder: Path, dtype: str = "auto", drafter: str = "none") -> Session:
+    settings = ModelSettings(str(folder), quant="none", dtype=dtype, device="cpu")  # type: ignore[arg-type]
+    return open_session(Plan(SessionSettings(settings, drafter)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_weights_are_tested_at_the_start_in_two_passes(
+    dtype: str, stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that only the layers hold: the embeddings stay as the file has them."""
+    folder, passes = save_toy(tmp_path / "toy", model=random_toy(0).to(stored)), []
+    real = CachedModel.logits
+    monkeypatch.setattr(CachedModel, "logits", lambda *given: (passes.append(1), real(*given))[1])
+
+    session = opened(folder, dtype)
+
+    assert session.row_check == RowCheck(0.0)
+    assert len(passes) == 2
+
+
+def test_plain_float32_is_taken_at_its_word(tmp_path: Path) -> None:
+    assert opened(save_toy(tmp_path / "toy", model=random_toy(0)), "float32").row_check is None
+
+
+def test_a_leak_in_narrow_weights_is_told_whoever_brings_the_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.runtime.loaded_models.check_rows", lambda *_, **__: INTERACTING)
+    folder = save_toy(tmp_path / "toy", model=random_toy(0))
+
+    _tells_whoever_drafts(lambda drafter: opened(folder, "bfloat16", drafter))
+
+
+def test_int8_with_a_threshold_is_told_whoever_brings_the_draft(with_threshold: Path) -> None:
+    settings = ModelSettings(str(with_threshold), device="cpu")
+
+    _tells_whoever_drafts(lambda drafter: open_session(Plan(SessionSettings(settings, drafter))))  # type: ignore[arg-type]
+
+
+def _tells_whoever_drafts(opened: Callable[[str], Session]) -> None:
+    """From the start, in a session beside one that drafts nothing, as of bench, and in a chat that goes on with one."""
+    drafting, alone = opened("lookup"), opened("none")
+    with_lookup = alone.plan.with_drafter("lookup", None)
+    beside, also_alone = alone.beside(with_lookup), alone.beside(alone.plan)
+    said = alone.use_drafter(with_lookup)
+
+    for notices in (drafting.notices, beside.notices, said):
+        assert [notice.split(":")[0] for notice in notices] == ["not lossless"]
+    assert beside.row_check is alone.row_check is not None
+    assert alone.notices == also_alone.notices == ()
+    assert drafting.use_drafter(with_lookup) == [], "told at the start"
+
+
+# --- What is said of it -----------------------------------------------------------------------------------------------
+
+
+def info(check: RowCheck | None = INTERACTING, **changes: Any) -> RunInfo:
+    plain = runs.info()
+    names = ("target", "draft", "drafter", "num_draft_tokens", "sampling", "sampling_source", "max_new_tokens")
+    values = {name: getattr(plain, name) for name in names}
+    return RunInfo(**{**values, "load_seconds": 1.0, "row_check": check, **changes})
+
+
+def test_banner_and_summary_say_that_a_run_is_not_lossless() -> None:
+    report = runs.report(runs.counts((5, 2)), info=info())
+
+    banner, summary = format_banner(info()).plain, format_summary(report, 100).plain
+
+    assert "NOT LOSSLESS" in banner
+    assert "promise  NOT LOSSLESS: int8 with outlier threshold 6" in summary
+    assert "NOT LOSSLESS" not in format_banner(info(None)).plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "promise"),
+    [
+        ({}, "none"),
+        ({"drafter": "none"}, "exact"),
+        ({"num_draft_tokens": 0}, "exact"),
+        ({"check": RowCheck(0.0)}, "near_tie"),
+        ({"check": RowCheck(1e-9)}, "none"),
+        ({"check": RowCheck(float("nan"))}, "none"),
+        ({"check": None, "sampling": SamplingSettings(temperature=1.0)}, "same_law"),
+        ({"sampling": SamplingSettings(temperature=1.0)}, "none"),
+        ({"check": None, "target": runs.ModelInfo("toy", "none", "float32", "cpu")}, "exact"),
+        ({"check": None, "target": runs.ModelInfo("toy", "none", "bfloat16", "cpu")}, "near_tie"),
+    ],
+)
+def test_a_run_is_promised_what_its_weights_and_sampling_allow(changes: dict[str, Any], promise: str) -> None:
+    assert info(**{"check": INTERACTING, **changes}).promise == promise
+
+
+def test_the_command_line_says_it_in_json_and_as_a_warning(cli: Cli, with_threshold: Path) -> None:
+    ended = cli("generate", "hello", "-t", with_threshold, "--device", "cpu", "-n", 4, "--json", "--baseline", "off")
+
+    document = json.loads(ended.out)
+    assert ended.code == 0
+    assert document["promise"]["class"] == "none"
+    assert document["promise"]["is_lossless"] is False
+    assert document["promise"]["row_check"]["int8_threshold"] == 6.0
+    assert [notice.split(":")[0] for notice in document["notices"]] == ["not lossless"]
+    assert "warning: not lossless: int8 with outlier threshold 6" in ended.err
+    assert "promise  NOT LOSSLESS" in ended.err
+
+
+def test_without_a_draft_even_such_a_target_writes_its_own_text(cli: Cli, with_threshold: Path) -> None:
+    ended = cli("generate", "hello", "-t", with_threshold, "--device", "cpu", "-n", 4, "--json", "-d", "none")
+
+    assert json.loads(ended.out)["promise"]["is_lossless"] is True
+    assert "not lossless" not in ended.err

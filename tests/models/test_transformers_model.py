@@ -1,0 +1,149 @@
+"""The owner of the cache: whatever was fed and taken back, the next logits are those of a fresh prefill."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import MambaConfig, MambaForCausalLM
+
+from specgen.core.errors import LoadError, MemoryShortageError
+from specgen.engine.memory_errors import memory_errors
+from specgen.models.transformers_model import CachedModel
+from tests.fakes import cached, tiny_model
+
+KINDS = ["llama", "qwen2", "mistral"]
+
+
+def fresh_logits(kind: str, ids: list[int]) -> torch.Tensor:
+    return cached(tiny_model(kind)).logits(ids, 1)
+
+
+def check_rollback(kind: str, steps: list[tuple[int, int]], seed: int) -> None:
+    """Feed and take back at random; after each step the next logits must be a fresh prefill's."""
+    generator = torch.Generator().manual_seed(seed)
+    model = cached(tiny_model(kind))
+    ids: list[int] = [1]
+    for num_fed, num_removed in steps:
+        ids = [*ids, *torch.randint(0, 96, (num_fed,), generator=generator).tolist()]
+        model.logits(ids, 1)
+        ids = ids[: max(1, len(ids) - num_removed)]
+        model.rewind(len(ids) - 1)
+        assert torch.allclose(model.logits(ids, 1), fresh_logits(kind, ids), atol=1e-4)
+        model.rewind(len(ids) - 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
+def test_rolling_back_equals_a_fresh_prefill(kind: str, steps: list[tuple[int, int]], seed: int) -> None:
+    check_rollback(kind, steps, seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tail_gives_the_same_logits_as_the_whole_text(kind: str) -> None:
+    ids, tail = [1, 5, 9], [7, 3, 3]
+    whole = cached(tiny_model(kind)).logits(ids + tail, 4)
+
+    model = cached(tiny_model(kind))
+    first = model.logits(ids, 1, tail=torch.tensor([], dtype=torch.int64))
+    second = model.logits(ids, 1, tail=torch.tensor(tail[:1]))
+    rest = model.logits(ids, 2, tail=torch.tensor(tail))
+
+    assert torch.allclose(torch.cat([first, second, rest]), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_later_draft_tokens_do_not_touch_earlier_logits(kind: str) -> None:
+    first = cached(tiny_model(kind)).logits([1, 2, 3, 4, 5], 3)
+    second = cached(tiny_model(kind)).logits([1, 2, 3, 90, 80], 3)
+
+    assert torch.equal(first[0], second[0])
+
+
+def test_a_long_prompt_is_fed_in_chunks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.randint(0, 96, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    whole = cached(tiny_model()).logits(ids, 2)
+    monkeypatch.setattr("specgen.models.transformers_model.PREFILL_CHUNK", 16)
+
+    model = cached(tiny_model())
+    chunked = model.logits(ids, 2)
+
+    assert model.num_forwards == 4
+    assert torch.allclose(chunked, whole, atol=1e-5)
+
+
+@pytest.mark.fault("F29")
+def test_logits_are_cut_to_the_shared_vocabulary() -> None:
+    assert CachedModel(tiny_model(), 60).logits([1, 2], 1).shape == (1, 60)
+
+
+def test_rewinding_an_empty_cache_is_fine() -> None:
+    model = cached(tiny_model("mistral"))
+
+    model.rewind(0)
+
+    assert model.length == 0
+
+
+def test_a_failing_forward_empties_the_cache() -> None:
+    model = cached(tiny_model())
+    model.logits([1, 2, 3], 1)
+
+    with pytest.raises(IndexError):
+        model.logits([1, 2, 3, 4, 9999], 1)
+
+    assert model.length == 0
+    assert torch.allclose(model.logits([1, 2, 3], 1), fresh_logits("llama", [1, 2, 3]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] data. DefaultCPUAllocator: not enough memory: you tried to ..."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_running_out_of_memory_is_recognized(error: Exception) -> None:
+    with pytest.raises(MemoryShortageError), memory_errors():
+        raise error
+
+
+class Unwidened:
+    """Logits for whose float32 copy there is no memory."""
+
+    def __getitem__(self, _: object) -> Unwidened:
+        return self
+
+    def float(self) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+
+def test_memory_too_short_for_the_logits_in_float32_is_recognized_and_empties_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = cached(tiny_model())
+    model.feed([1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_run", lambda *_: Unwidened())
+        with pytest.raises(MemoryShortageError):
+            model.logits([1, 2, 3], 1)
+
+    assert model.length == 0
+    assert torch.allclose(model.logits([1, 2, 3], 1), fresh_logits("llama", [1, 2, 3]), atol=1e-5)
+
+
+def test_a_model_with_a_running_state_is_refused() -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1))
+
+    with pytest.raises(LoadError, match="running state"):
+        CachedModel(model, 32)
+
+
+def test_other_runtime_errors_pass_through() -> None:
+    with pytest.raises(RuntimeError, match="shape"), memory_errors():
+        raise RuntimeError("shape mismatch")

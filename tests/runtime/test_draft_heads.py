@@ -1,0 +1,337 @@
+"""Shallow drafts in sessions: chosen, refused, told of, kept through turns; the text is always the target's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specgen.bench.configurations import open_lanes
+from specgen.bench.pass_costs import measure_costs
+from specgen.bench.results import Setting
+from specgen.cli.bench.choices import DraftPlaces, draft_plans, drafts_from, settings_of
+from specgen.cli.chat.autosave import transcript_of
+from specgen.cli.chat.settings import ChatSettings
+from specgen.cli.request import SamplingOptions, session_settings
+from specgen.core.errors import ModelFileError, PairError, SettingsError
+from specgen.core.progress import SILENT
+from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.doctor.examine import examine_pair
+from specgen.loading.resolve import ModelFolder
+from specgen.models.draft_head import ShallowModel
+from specgen.models.formats import has_half_products
+from specgen.runtime.generation import Generation, Request
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from tests.cli.chat.scenes import SHORT, converse, reply
+from tests.draft_heads import SlowDraft, write_draft
+from tests.loading.builders import fails
+from tests.toys import random_toy, save_toy, toy_tokenizer
+
+GREEDY = SamplingSettings()
+PROMPT = [17, 40, 17, 40, 9, 88, 3]
+DRAFTS: dict[str, dict[str, Any]] = {
+    "layers": {"kind": "layers", "num_layers": 2},
+    "features": {"kind": "features", "num_layers": 1},
+    "subset": {"kind": "features", "draft_ids": range(0, 280, 2)},
+    "oracle": {"kind": "features", "num_layers": 2, "copies_target": True},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random target, drafts made for it, another target, and one of half the types."""
+    root = tmp_path_factory.mktemp("shallow")
+    target = random_toy(0)
+    made = {name: write_draft(root / name, target, **shape) for name, shape in DRAFTS.items()}
+    return {
+        **made,
+        "target": save_toy(root / "target", model=target),
+        "other": save_toy(root / "other", model=random_toy(1)),
+    }
+
+
+def model(path: Path, **changes: Any) -> ModelSettings:
+    return replace(ModelSettings(str(path), "none", "float32", "cpu"), **changes)
+
+
+def plan_of(folders: dict[str, Path], draft: str, **changes: Any) -> Plan:
+    return Plan(SessionSettings(model(folders["target"]), "model", model(folders[draft], **changes)))
+
+
+def run(session: Session, prompt: list[int] = PROMPT, **options: Any) -> Generation:
+    limits = DecodeSettings(options.pop("max_new_tokens", 40), options.pop("num_draft_tokens", 4), strict=True)
+    generation = Generation(session, Request(prompt, limits, options.pop("sampling", GREEDY)))
+    for _ in generation:
+        pass
+    return generation
+
+
+@pytest.fixture(scope="module")
+def alone(folders: dict[str, Path]) -> Session:
+    return open_session(Plan(SessionSettings(model(folders["target"]), "none")))
+
+
+# --- The text ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(DRAFTS))
+def test_answers_turns_and_retries_are_the_targets_own(folders: dict[str, Path], alone: Session, name: str) -> None:
+    session = open_session(plan_of(folders, name))
+    texts: list[list[int]] = [PROMPT]
+    for _ in range(3):
+        texts.append([*texts[-1], *run(alone, texts[-1]).token_ids, 5, 6])
+    # On and on, back to the first, a bit off the second, the last once more.
+    for prompt in [*texts, texts[0], [*texts[1][:-4], 9], texts[2], texts[2]]:
+        generation = run(session, prompt)
+        assert generation.token_ids == run(alone, prompt).token_ids
+        assert generation.counts.num_drafted > 0
+        if name == "oracle":
+            assert generation.counts.acceptance_rate == 1.0
+
+
+@pytest.mark.parametrize("name", ["features", "subset"])
+def test_what_a_draft_says_is_the_same_after_any_history(folders: dict[str, Path], name: str) -> None:
+    """Through turns, a baseline and a retry, its cache and the features it reads stay those of the text."""
+    session = open_session(plan_of(folders, name))
+    first = run(session)
+    first.measure_baseline("full")
+    second = run(session, [*PROMPT, *first.token_ids, 7])
+    text = [*PROMPT, *first.token_ids, 7, *second.token_ids, 11]
+    session.roll_back_to(text)
+    session.target.feed(text[:-1])
+    assert isinstance(session.draft, ShallowModel)
+    slow = SlowDraft(folders[name], session.target.model)  # type: ignore[attr-defined]
+
+    found = session.draft.logits(text, 1)
+
+    assert session.draft.start == 0
+    assert (found - slow.logits(text)[:, : found.shape[1]]).abs().max() < 1e-3
+
+
+def test_same_text_with_and_without_it(folders: dict[str, Path], alone: Session) -> None:
+    sampling = SamplingSettings(temperature=0.9, seed=4, same_text=True)
+    drafted = run(open_session(plan_of(folders, "subset")), sampling=sampling)
+
+    assert drafted.token_ids == run(alone, sampling=sampling).token_ids
+
+
+def test_a_chat_keeps_its_caches_between_turns(folders: dict[str, Path]) -> None:
+    conversation = converse(open_session(plan_of(folders, "features")))
+    reply(conversation, "hello")
+    draft = conversation.session.draft
+    assert draft is not None
+    held = draft.length
+    reply(conversation, "and now?")
+
+    assert held > 0
+    assert conversation.session.draft is draft
+    assert draft.length > held
+
+
+def test_a_draft_changed_in_a_chat_goes_on_behind_what_was_read(folders: dict[str, Path], alone: Session) -> None:
+    session = open_session(plan_of(folders, "layers"))
+    first = run(session)
+    session.use_drafter(session.plan.with_drafter("model", model(folders["features"])))
+    text = [*PROMPT, *first.token_ids, 7]
+
+    second = run(session, text)
+
+    assert second.token_ids == run(alone, text).token_ids
+    assert second.counts.num_drafted > 0
+    assert isinstance(session.draft, ShallowModel)
+    assert session.draft.start == len(text) - 2
+
+
+def test_a_target_on_transformers_own_forward_serves_it_too(
+    folders: dict[str, Path], alone: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.models.decoder.is_known", lambda found: False)
+    session = open_session(plan_of(folders, "features"))
+    assert type(session.target).__name__ == "CachedModel"
+
+    assert run(session).token_ids == run(alone).token_ids
+
+
+def test_a_quantized_target_serves_it_too(folders: dict[str, Path]) -> None:
+    target = model(folders["target"], quant="int8", dtype="float32")
+    plan = Plan(SessionSettings(target, "model", model(folders["features"])))
+    session = open_session(plan)
+    plain = open_session(Plan(SessionSettings(target, "none")))
+
+    generation = run(session)
+
+    assert session.target_info.quant == "int8"
+    assert generation.counts.num_drafted > 0
+    assert generation.token_ids[:8] == run(plain).token_ids[:8]
+
+
+@pytest.mark.skipif(not has_half_products(), reason="no product of float32 with float16 weights on this CPU")
+@pytest.mark.parametrize("quant", ["none", "int8", "auto"])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_target_with_narrow_weights_serves_it_too(tmp_path: Path, quant: Any, is_tied: bool) -> None:
+    made = random_toy(0, tie_word_embeddings=is_tied)
+    target = model(save_toy(tmp_path / "target", model=made), dtype="float16")
+    plain = open_session(Plan(SessionSettings(target, "none")))
+    for name, shape in DRAFTS.items():
+        draft = model(write_draft(tmp_path / name, made, **shape), quant=quant)
+        session = open_session(Plan(SessionSettings(target, "model", draft)))
+        generation = run(session)
+        assert generation.token_ids == run(plain).token_ids
+        assert session.draft_info is not None
+        if quant != "auto":
+            assert session.draft_info.quant == quant
+        if name == "oracle" and quant == "none":
+            assert generation.counts.acceptance_rate == 1.0
+
+
+# --- What is told -----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_says_what_it_is(folders: dict[str, Path]) -> None:
+    info = run(open_session(plan_of(folders, "subset"))).report().info
+
+    assert info.draft is not None
+    assert (info.drafter, info.draft.name, info.draft.dtype) == ("model", "subset", "float32")
+    assert info.draft.remark == "1 layer on the target's embeddings, reads the target's features, proposes 140 tokens"
+    assert 0 < info.draft.num_bytes < info.target.num_bytes
+
+
+def test_doctor_plans_its_memory_without_reading_it(folders: dict[str, Path]) -> None:
+    pair = examine_pair(plan_of(folders, "subset"), 512)
+
+    target, draft = pair.models
+    assert (draft.role, draft.device, draft.dtype, draft.quant) == ("draft", "cpu", "float32", "none")
+    assert 0 < draft.memory.weights < target.memory.weights
+    assert pair.num_shared_tokens == len(toy_tokenizer())
+
+
+def test_bench_measures_it_beside_others(folders: dict[str, Path]) -> None:
+    baseline = Plan(SessionSettings(model(folders["target"]), "none"))
+    names = ("features", "subset", "layers")
+    plans = {name: baseline.with_drafter("model", model(folders[name])) for name in names}
+    lanes = open_lanes(baseline, plans, [Setting("model", name, name, 4) for name in names])
+
+    costs = measure_costs({name: lane.session for name, lane in zip(names, lanes[1:], strict=True)}, PROMPT, 4, GREEDY)
+
+    assert [lane.setting.label for lane in lanes[1:]] == [f"{name} float32" for name in names]
+    assert set(costs.draft_seconds) == set(names)
+    for lane in lanes:
+        lane.session.forget()
+        assert run(lane.session).token_ids == run_alone(lanes[0].session)
+
+
+def run_alone(session: Session) -> list[int]:
+    session.forget()
+    return run(session).token_ids
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_of_another_target_is_refused_before_weights_are_read(folders: dict[str, Path]) -> None:
+    settings = SessionSettings(model(folders["other"]), "model", model(folders["features"]))
+
+    error = fails(PairError, lambda: Plan(settings), "draft features was made for another target (toy) than other")
+
+    assert error.exit_code == 4
+
+
+def test_it_can_be_no_target(folders: dict[str, Path]) -> None:
+    fails(ModelFileError, lambda: Plan(SessionSettings(model(folders["features"]))), "is a shallow draft", "--draft")
+
+
+def test_a_target_of_llama_cpp_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(SessionSettings(model(folders["target"]), "none"))
+    gguf: Any = object()
+    monkeypatch.setattr(plan, "target", ModelFolder(folders["target"], "toy", True, gguf=gguf))
+
+    fails(PairError, lambda: plan.with_drafter("model", model(folders["layers"])), "llama.cpp", "--backend")
+
+
+@pytest.mark.parametrize(("name", "value"), [("quant", "fp4"), ("device", "cuda:0")])
+def test_it_runs_where_and_as_its_target_does(folders: dict[str, Path], name: str, value: str) -> None:
+    fails(SettingsError, lambda: plan_of(folders, "layers", **{name: value}), f"--draft-{name} {value}", "leave it out")
+
+
+def test_a_draft_for_tokens_the_target_does_not_write_is_refused(tmp_path: Path) -> None:
+    target = random_toy(0)
+    folder = save_toy(tmp_path / "target", model=target)
+    # The toy has 320 rows, its tokenizer fewer tokens: the rest is padding.
+    draft = write_draft(tmp_path / "draft", target, draft_ids=[1, 319])
+
+    fails(PairError, lambda: open_session(Plan(SessionSettings(model(folder), "model", model(draft)))), "token 319")
+
+
+# --- The draft that comes with the package ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with a draft for `target`."""
+    for module in ("specgen.loading.draft_head_folder", "specgen.runtime.plan"):
+        monkeypatch.setattr(f"{module}.SHIPPED", tmp_path / "drafts")
+    return write_draft(tmp_path / "drafts" / "toy", random_toy(0), **DRAFTS["subset"])
+
+
+def chosen(target: Path, draft: str = "auto") -> Plan:
+    return Plan(session_settings(model(target), ModelSettings(draft, device="cpu")))
+
+
+def test_auto_takes_the_draft_that_is_shipped_for_a_target(folders: dict[str, Path], shipped: Path) -> None:
+    plan = chosen(folders["target"])
+
+    assert plan.settings.drafter == "model+lookup"
+    assert plan.draft is not None
+    assert (plan.draft.path, plan.draft.name) == (shipped, "toy-draft")
+    assert run(open_session(plan)).counts.num_drafted > 0
+
+
+def test_auto_is_lookup_for_every_other_target(folders: dict[str, Path], shipped: Path) -> None:
+    plan = chosen(folders["other"])
+
+    assert (plan.settings.drafter, plan.settings.draft, plan.draft) == ("lookup", None, None)
+
+
+def test_auto_is_lookup_where_nothing_is_shipped(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.loading.draft_head_folder.SHIPPED", tmp_path / "nothing")
+
+    assert chosen(folders["target"]).settings.drafter == "lookup"
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "none"])
+def test_another_drafter_can_be_had_by_name(folders: dict[str, Path], shipped: Path, drafter: str) -> None:
+    assert chosen(folders["target"], drafter).settings.drafter == drafter
+
+
+def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path) -> None:
+    choices = drafts_from(["auto"], "none")
+    for target, wanted in (("target", ("model+lookup", "toy-draft float32+lookup")), ("other", ("lookup", "lookup"))):
+        baseline = Plan(SessionSettings(model(folders[target]), "none"))
+        plans = draft_plans(baseline, choices, DraftPlaces("float32", "cpu", None, False), SILENT)
+        (_, lane) = open_lanes(baseline, {"auto": replace_quant(plans["auto"])}, settings_of(choices, ["4"]))
+        assert (lane.setting.drafter, lane.setting.label) == wanted
+
+
+def replace_quant(plan: Plan) -> Plan:
+    """Without a form of its own, so that the label is the same on every machine."""
+    draft = plan.settings.draft
+    return plan if draft is None else plan.with_drafter("auto", replace(draft, quant="none"))
+
+
+def test_a_saved_chat_does_not_name_a_draft_that_was_not_asked_for(folders: dict[str, Path], shipped: Path) -> None:
+    settings = ChatSettings(SamplingOptions(None, None, None, None, None, None), 8, "auto")
+    path = str(shipped)
+    for asked, drafter, saved in (
+        ("auto", "model+lookup", None),
+        (path, "model", path),
+        (f"{path}+lookup", "model+lookup", path),
+    ):
+        conversation = converse(open_session(chosen(folders["target"], asked)), SHORT)
+        transcript = transcript_of(conversation, settings, "2026-01-01")
+        assert transcript.drafter == drafter
+        assert (transcript.draft and transcript.draft.name) == saved

@@ -1,0 +1,592 @@
+"""One answer from prompt to report, on toys whose answer is known and on random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specgen.core.errors import MemoryShortageError, NumericalError, PairError, SpecgenError
+from specgen.core.events import FinalText, Finish, Prefill, RoundText, TextEvent
+from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.text.chat_template import Message, encode_messages, encode_text
+from tests.toys import ANSWER, END, random_toy, save_toy, token_id, toy_tokenizer
+
+GREEDY = SamplingSettings()
+CHAT = encode_messages(toy_tokenizer(), [Message("user", "hello")])
+Opener = Callable[..., Session]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`target`, a `wrong` draft that errs behind one word, a `short` one of 40 positions, and two random models."""
+    root = tmp_path_factory.mktemp("generation")
+    return {
+        "target": save_toy(root / "target"),
+        "wrong": save_toy(root / "wrong", fox=" quick"),
+        "short": save_toy(root / "short", num_positions=30),
+        "random": save_toy(root / "random", model=random_toy(0)),
+        "other": save_toy(root / "other", model=random_toy(1)),
+        "narrow": save_toy(root / "narrow", model=random_toy(0, max_position_embeddings=40)),
+    }
+
+
+@pytest.fixture
+def opened(folders: dict[str, Path]) -> Opener:
+    """Opens a session: `opened("target", "lookup")`, `opened("target", "wrong")`."""
+
+    def open_it(target: str = "target", drafter: str = "none") -> Session:
+        def model(name: str) -> ModelSettings:
+            return ModelSettings(str(folders[name]), quant="none", dtype="float32", device="cpu")
+
+        if drafter in ("none", "lookup"):
+            return open_session(Plan(SessionSettings(model(target), drafter)))
+        return open_session(Plan(SessionSettings(model(target), "model", model(drafter))))
+
+    return open_it
+
+
+def request(prompt: Sequence[int] = CHAT, *, sampling: SamplingSettings = GREEDY, **options: Any) -> Request:
+    decode = DecodeSettings(
+        max_new_tokens=options.pop("max_new_tokens", 64),
+        num_draft_tokens=options.pop("num_draft_tokens", 5),
+        end_ids=frozenset(options.pop("end_ids", {token_id(END)})),
+        strict=options.pop("strict", False),
+    )
+    return Request(list(prompt), decode, sampling, **options)
+
+
+def run(session: Session, **options: Any) -> Generation:
+    generation = Generation(session, request(**options))
+    for _ in generation:
+        pass
+    return generation
+
+
+def prefill_of(events: Sequence[TextEvent]) -> Prefill:
+    (only,) = [event for event in events if isinstance(event, Prefill)]
+    return only
+
+
+def collect(generation: Generation) -> tuple[list[TextEvent], Exception | None]:
+    """All events, and the error behind them if there is one."""
+    events: list[TextEvent] = []
+    try:
+        for event in generation:
+            events.append(event)
+    except (SpecgenError, RuntimeError) as error:
+        return events, error
+    return events, None
+
+
+def break_model(cached: Any, number: int, failure: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Let the pass of this number (from 0, the prefill) fail, and only that one."""
+    run, calls = cached._run, iter(range(10**6))
+
+    def broken(new: torch.Tensor, num_last: int) -> torch.Tensor:
+        logits: torch.Tensor = run(new, num_last)
+        return failure(logits) if next(calls) == number else logits
+
+    cached._run = broken
+
+
+def nan(logits: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(logits, float("nan"))
+
+
+def raised(error: BaseException) -> Callable[[torch.Tensor], torch.Tensor]:
+    def fail(logits: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    return fail
+
+
+# --- The answer and its figures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drafter", ["none", "lookup", "target", "wrong", "short"])
+def test_the_answer_is_the_targets_whatever_drafts(opened: Opener, drafter: str) -> None:
+    generation = run(opened(drafter=drafter))
+
+    assert generation.text == ANSWER
+    assert generation.finish_reason == "stop"
+
+
+def test_the_pieces_of_all_events_join_to_the_text_of_the_report(opened: Opener) -> None:
+    generation = Generation(opened(drafter="wrong"), request())
+
+    shown = "".join(e.kept if isinstance(e, RoundText) else e.text for e in generation if not isinstance(e, Prefill))
+
+    assert shown == generation.report().text == ANSWER
+
+
+def test_the_report_counts_what_the_draft_got_right(opened: Opener) -> None:
+    counts = run(opened(drafter="wrong")).report().counts
+
+    # The quick brown fox [quick] drinks | caf Ã © at æ + Ĺ | ¥ ð Ł Ļ Ĥ + . | end
+    assert (counts.num_rounds, counts.num_emitted, counts.num_drafted) == (4, 18, 16)
+    assert (counts.num_accepted, counts.num_rejected, counts.num_discarded, counts.num_cut) == (15, 1, 0, 4)
+    assert counts.accepted_histogram == [0, 1, 0, 0, 1, 2]
+    assert counts.num_prompt_tokens == len(CHAT)
+
+
+def test_the_report_names_what_ran(opened: Opener) -> None:
+    report = run(opened(drafter="wrong"), sampling_source="model", num_draft_tokens=3).report()
+
+    assert (report.info.target.name, report.info.target.dtype) == ("target", "float32")
+    assert report.info.draft is not None
+    assert (report.info.draft.name, report.info.drafter, report.info.num_draft_tokens) == ("wrong", "model", 3)
+    assert (report.info.sampling_source, report.info.max_new_tokens) == ("model", 64)
+
+
+def test_without_a_drafter_the_report_says_no_draft_tokens(opened: Opener) -> None:
+    info = run(opened()).report().info
+
+    assert (info.drafter, info.num_draft_tokens, info.draft) == ("none", 0, None)
+
+
+def test_the_times_of_the_report_fit_into_each_other(opened: Opener) -> None:
+    report = run(opened(drafter="wrong")).report()
+
+    counts = report.counts
+    assert 0 < counts.draft_seconds < counts.decode_seconds
+    assert counts.prefill_seconds + counts.decode_seconds <= report.total_seconds
+    assert report.peak_memory_bytes > 0
+
+
+def test_the_budget_ends_the_answer_with_reason_length_and_flushes_half_a_character(opened: Opener) -> None:
+    generation = run(opened(), max_new_tokens=7)
+
+    assert generation.finish_reason == "length"
+    assert generation.text == "The quick brown fox drinks caf\ufffd"
+
+
+def test_ignored_end_tokens_end_nothing(opened: Opener) -> None:
+    generation = run(opened(drafter="lookup"), end_ids=(), max_new_tokens=36)
+
+    assert generation.text == ANSWER * 2
+    assert generation.counts.num_accepted > 0
+
+
+def test_a_raw_prompt_is_continued_in_its_sentence(opened: Opener) -> None:
+    generation = run(opened(), prompt=encode_text(toy_tokenizer(), "The quick"), is_raw=True)
+
+    assert generation.text == ANSWER.removeprefix("The quick")
+
+
+def test_a_model_that_drafts_for_itself_is_always_accepted(opened: Opener) -> None:
+    counts = run(opened("random", "random"), end_ids=(), max_new_tokens=40).counts
+
+    assert counts.acceptance_rate == 1.0
+    assert counts.block_efficiency == 40 / counts.num_rounds > 5
+
+
+@pytest.mark.fault("F29", "F79")
+def test_padding_rows_of_the_model_are_never_chosen(opened: Opener) -> None:
+    session = opened("random")
+    session.target.model.lm_head.weight.data[len(toy_tokenizer()) :] *= 100
+
+    generation = run(session, end_ids=(), max_new_tokens=40)
+
+    assert max(generation.token_ids) < len(toy_tokenizer())
+
+
+# F02
+
+
+@pytest.mark.fault("F02")
+def test_past_the_drafts_window_the_target_goes_on_alone(opened: Opener) -> None:
+    session = opened(drafter="short")
+    assert len(CHAT) < 30 < len(CHAT) + 18
+
+    generation = Generation(session, request(num_draft_tokens=2))
+    rounds = [event.round for event in generation if isinstance(event, RoundText)]
+
+    assert generation.text == ANSWER
+    assert generation.notices == [
+        "the text is longer than the draft's window of 30 tokens: from here on nothing is drafted"
+    ]
+    assert rounds[0].draft_ids
+    assert not rounds[-1].draft_ids
+    assert session.draft is not None
+    assert session.draft.length <= 30
+
+
+@pytest.mark.fault("F02")
+def test_no_notice_of_a_window_where_nothing_is_drafted_or_all_of_it_fits(opened: Opener) -> None:
+    assert run(opened(drafter="short"), num_draft_tokens=0).notices == []
+    assert run(opened(drafter="short"), max_new_tokens=2).notices == []
+    assert run(opened(drafter="wrong")).notices == []
+
+
+# M1, M2, M7
+
+
+@settings(max_examples=12)
+@given(
+    words=st.lists(st.sampled_from(["The", " quick", " brown", "é", "日", "\n", "a"]), min_size=1, max_size=8),
+    num_draft_tokens=st.integers(1, 8),
+    drafter=st.sampled_from(["lookup", "random", "other", "narrow"]),
+)
+def test_every_drafter_gives_the_text_of_the_target_alone(
+    shared: dict[str, Session], words: list[str], num_draft_tokens: int, drafter: str
+) -> None:
+    prompt = encode_text(toy_tokenizer(), "".join(words))
+    plain = run(shared["none"], prompt=prompt, max_new_tokens=48)
+
+    speculative = run(shared[drafter], prompt=prompt, max_new_tokens=48, num_draft_tokens=num_draft_tokens)
+
+    assert speculative.token_ids == plain.token_ids
+    assert speculative.text == plain.text
+    assert speculative.finish_reason == plain.finish_reason
+
+
+@pytest.fixture(scope="module")
+def shared(folders: dict[str, Path]) -> dict[str, Session]:
+    """One session per drafter of the random target, used again and again: their caches are part of the test."""
+
+    def model(name: str) -> ModelSettings:
+        return ModelSettings(str(folders[name]), quant="none", dtype="float32", device="cpu")
+
+    target = model("random")
+    made = {kind: open_session(Plan(SessionSettings(target, kind))) for kind in ("none", "lookup")}
+    for name in ("random", "other", "narrow"):
+        made[name] = open_session(Plan(SessionSettings(target, "model", model(name))))
+    return made
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(opened: Opener) -> None:
+    texts = [
+        run(opened("random", "other"), sampling=SamplingSettings(temperature=1.5, seed=seed), end_ids=()).text
+        for seed in (1, 1, 2)
+    ]
+
+    assert texts[0] == texts[1] != texts[2]
+
+
+# --- Interrupts and errors --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drafter", ["none", "wrong"])
+def test_an_interrupt_ends_the_answer_behind_the_round_in_progress(opened: Opener, drafter: str) -> None:
+    generation = Generation(opened(drafter=drafter), request())
+    kept = ""
+    events = []
+    for event in generation:
+        events.append(event)
+        if isinstance(event, RoundText):
+            kept += event.kept
+            if event.round.index == 1:
+                generation.interrupt()
+
+    assert generation.counts.num_rounds == 2
+    assert isinstance(events[-1], FinalText)
+    assert events[-1].finish == Finish("interrupted")
+    assert generation.report().finish_reason == "interrupted"
+    assert generation.text == kept + events[-1].text
+    assert ANSWER.startswith(kept)
+
+
+def test_an_interrupt_in_the_prefill_ends_before_the_first_round(opened: Opener) -> None:
+    generation = Generation(opened(), request())
+
+    events = []
+    for event in generation:
+        events.append(event)
+        generation.interrupt()
+
+    assert [type(event) for event in events] == [Prefill, FinalText]
+    assert (generation.text, generation.finish_reason) == ("", "interrupted")
+    assert generation.report().counts.tokens_per_second is None
+
+
+# M9
+
+
+@pytest.mark.parametrize("drafter", ["none", "lookup", "random", "other"])
+def test_an_interrupted_answer_goes_on_where_it_stopped(opened: Opener, drafter: str) -> None:
+    session = opened("random", drafter)
+    whole = run(opened("random"), end_ids=(), max_new_tokens=40).token_ids
+    first = Generation(session, request(end_ids=(), max_new_tokens=40))
+    for event in first:
+        if isinstance(event, RoundText) and len(first.token_ids) > 10:
+            first.interrupt()
+    so_far = [*CHAT, *first.token_ids]
+
+    second = Generation(session, request(so_far, end_ids=(), max_new_tokens=40 - len(first.token_ids)))
+    reused = prefill_of(list(second)).num_reused_tokens
+
+    assert first.token_ids + second.token_ids == whole
+    assert reused == len(so_far) - 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "reason"),
+    [
+        (nan, NumericalError, "numerical"),
+        (raised(torch.OutOfMemoryError("CUDA out of memory")), MemoryShortageError, "memory"),
+        (raised(RuntimeError("DefaultCPUAllocator: can't allocate memory")), MemoryShortageError, "memory"),
+        (raised(RuntimeError("CUDA error: device-side assert triggered")), RuntimeError, "error"),
+    ],
+    ids=["nan", "cuda memory", "cpu memory", "anything else"],
+)
+def test_when_the_target_breaks_the_text_comes_first_and_then_the_error(
+    opened: Opener, failure: Callable[[torch.Tensor], torch.Tensor], kind: type[Exception], reason: str
+) -> None:
+    session = opened()
+    break_model(session.target, 8, failure)
+    generation = Generation(session, request())
+
+    events, error = collect(generation)
+
+    assert type(error) is kind
+    assert isinstance(events[-1], FinalText)
+    assert events[-1].finish == Finish(reason)
+    assert generation.text == "The quick brown fox drinks caf\ufffd"
+    assert generation.report().finish_reason == reason
+
+
+def test_a_session_is_as_good_as_new_after_an_error(opened: Opener) -> None:
+    session = opened("random", "other")
+    break_model(session.target, 5, nan)
+    _, error = collect(Generation(session, request(end_ids=())))
+    assert error is not None
+
+    generation = run(session, end_ids=(), max_new_tokens=30)
+
+    assert generation.token_ids == run(opened("random"), end_ids=(), max_new_tokens=30).token_ids
+
+
+def test_an_error_in_the_prefill_leaves_an_empty_report(opened: Opener) -> None:
+    session = opened()
+    break_model(session.target, 0, raised(torch.OutOfMemoryError("CUDA out of memory")))
+    generation = Generation(session, request())
+
+    events, error = collect(generation)
+
+    assert isinstance(error, MemoryShortageError)
+    assert events == [FinalText("", Finish("memory"))]
+    assert generation.report().counts.num_rounds == 0
+
+
+def test_a_draft_that_breaks_is_dropped_with_a_notice_and_the_text_stays(opened: Opener) -> None:
+    session = opened(drafter="target")
+    assert session.draft is not None
+    break_model(session.draft, 8, raised(RuntimeError("planted")))
+
+    generation = run(session)
+
+    assert generation.text == ANSWER
+    (notice,) = generation.notices
+    assert "planted" in notice
+    assert generation.report().notices == (notice,)
+    assert generation.counts.num_accepted > 0
+
+
+def test_the_next_answer_has_its_draft_again(opened: Opener) -> None:
+    session = opened(drafter="target")
+    assert session.draft is not None
+    break_model(session.draft, 3, raised(RuntimeError("planted")))
+    run(session)
+
+    generation = run(session)
+
+    assert generation.counts.acceptance_rate == 1.0
+    assert generation.notices == []
+
+
+def test_a_draft_dropped_half_way_leaves_nothing_wrong_in_its_cache(opened: Opener) -> None:
+    session = opened("random", "random")
+    assert session.draft is not None
+    # The third token of a draft: two are in the draft's cache that the text will not have.
+    break_model(session.draft, 3, nan)
+    sampling = SamplingSettings(temperature=2.0, seed=3)
+    first = run(session, sampling=sampling, end_ids=(), max_new_tokens=30)
+    assert len(first.notices) == 1
+
+    second = run(session, prompt=[*CHAT, *first.token_ids], end_ids=(), max_new_tokens=30)
+
+    assert second.counts.acceptance_rate == 1.0
+
+
+def test_strict_ends_with_the_drafts_error_behind_the_text_so_far(opened: Opener) -> None:
+    session = opened(drafter="target")
+    assert session.draft is not None
+    break_model(session.draft, 8, raised(RuntimeError("planted")))
+    generation = Generation(session, request(strict=True))
+
+    events, error = collect(generation)
+
+    assert isinstance(error, PairError)
+    assert isinstance(events[-1], FinalText)
+    assert events[-1].finish == Finish("error")
+    assert ANSWER.startswith(generation.text)
+    assert generation.text
+
+
+# --- Stop strings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drafter", ["none", "wrong"])
+@pytest.mark.parametrize("stop", ["quick", " brown fox", "é", "é at日", "日", "🙂.", "The", "x drinks c"])
+def test_the_answer_ends_before_a_stop_string(opened: Opener, stop: str, drafter: str) -> None:
+    generation = run(opened(drafter=drafter), stops=(stop,))
+
+    report = generation.report()
+    assert report.text == ANSWER[: ANSWER.index(stop)]
+    assert (report.finish_reason, report.stop_text) == ("stop", stop)
+
+
+def test_of_several_stop_strings_the_earliest_in_the_text_ends_it(opened: Opener) -> None:
+    report = run(opened(drafter="wrong"), stops=("fox", "brown", "zebra")).report()
+
+    assert (report.text, report.stop_text) == ("The quick ", "brown")
+
+
+def test_a_stop_string_that_only_begins_is_given_out_at_the_end(opened: Opener) -> None:
+    report = run(opened(drafter="wrong"), stops=("🙂.!",)).report()
+
+    assert (report.text, report.finish_reason, report.stop_text) == (ANSWER, "stop", None)
+
+
+# --- The baseline -----------------------------------------------------------------------------------------------------
+
+
+def test_the_quick_baseline_times_a_few_steps_of_the_target_alone(opened: Opener) -> None:
+    generation = run(opened(drafter="wrong"))
+
+    baseline = generation.measure_baseline("calibrate")
+
+    assert baseline is not None
+    assert (baseline.method, baseline.num_tokens, baseline.compared) == ("calibrate", NUM_CALIBRATION_TOKENS, False)
+    assert generation.report().baseline == baseline
+    assert generation.report().speedup == baseline.tpot_seconds / (generation.counts.tpot_seconds or 0)
+
+
+def test_a_short_answer_has_a_short_baseline(opened: Opener) -> None:
+    baseline = run(opened(drafter="wrong"), max_new_tokens=3).measure_baseline("calibrate")
+
+    assert baseline is not None
+    assert baseline.num_tokens == 3
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "other", "random"])
+def test_the_full_baseline_writes_the_same_tokens(opened: Opener, drafter: str) -> None:
+    generation = run(opened("random", drafter), end_ids=(), max_new_tokens=40)
+
+    baseline = generation.measure_baseline("full")
+
+    assert baseline is not None
+    assert (baseline.num_tokens, baseline.compared, baseline.first_difference) == (40, True, None)
+
+
+def test_the_full_baseline_names_the_first_token_that_differs(opened: Opener) -> None:
+    generation = run(opened(drafter="wrong"))
+    generation.token_ids[3] += 1
+
+    baseline = generation.measure_baseline("full")
+
+    assert baseline is not None
+    assert baseline.first_difference == 3
+
+
+def test_sampled_answers_are_not_compared(opened: Opener) -> None:
+    generation = run(opened("random", "other"), sampling=SamplingSettings(temperature=1.0), end_ids=())
+
+    baseline = generation.measure_baseline("full")
+
+    assert baseline is not None
+    assert (baseline.compared, baseline.first_difference) == (False, None)
+
+
+@pytest.mark.parametrize(("drafter", "method"), [("wrong", "off"), ("none", "calibrate"), ("none", "full")])
+def test_there_is_no_baseline_where_nothing_is_to_be_compared(opened: Opener, drafter: str, method: Any) -> None:
+    generation = run(opened(drafter=drafter))
+
+    assert generation.measure_baseline(method) is None
+    assert generation.report().speedup is None
+
+
+def test_an_interrupted_baseline_is_none(opened: Opener) -> None:
+    session = opened(drafter="wrong")
+    generation = run(session)
+    forward = session.target._forward
+
+    def interrupting(*arguments: Any) -> Any:
+        generation.interrupt()
+        return forward(*arguments)
+
+    session.target._forward = interrupting
+
+    assert generation.measure_baseline("full") is None
+    assert generation.report().finish_reason == "stop"
+
+
+def test_a_baseline_in_the_last_position_of_the_window_stays_inside_it(opened: Opener) -> None:
+    session = opened("narrow", "lookup")
+    prompt = (CHAT * 2)[:39]
+
+    generation = run(session, prompt=prompt, max_new_tokens=1, end_ids=())
+
+    assert generation.measure_baseline("calibrate") is not None
+    assert session.target.length <= 40
+
+
+@pytest.mark.parametrize("method", ["calibrate", "full"])
+def test_a_baseline_changes_nothing_about_the_next_answer(opened: Opener, method: Any) -> None:
+    session = opened("random", "other")
+    first = run(session, end_ids=(), max_new_tokens=20)
+    first.measure_baseline(method)
+    prompt = [*CHAT, *first.token_ids]
+
+    second = run(session, prompt=prompt, end_ids=(), max_new_tokens=20)
+
+    assert second.token_ids == run(opened("random"), prompt=prompt, end_ids=(), max_new_tokens=20).token_ids
+
+
+# --- Caches from one answer to the next -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drafter", ["none", "lookup", "random", "other"])
+def test_what_two_prompts_have_in_common_is_read_once(opened: Opener, drafter: str) -> None:
+    session = opened("random", drafter)
+    first = run(session, end_ids=(), max_new_tokens=12)
+    prompt = [*CHAT, *first.token_ids[:5], *CHAT]
+
+    second = Generation(session, request(prompt, end_ids=(), max_new_tokens=30))
+    events, _ = collect(second)
+
+    fresh = run(opened("random"), prompt=prompt, end_ids=(), max_new_tokens=30)
+    assert prefill_of(events).num_reused_tokens >= len(CHAT) + 5
+    assert second.token_ids == fresh.token_ids
+
+
+def test_another_prompt_reuses_nothing(opened: Opener) -> None:
+    session = opened("random", "other")
+    run(session, end_ids=())
+    prompt = [token_id("a"), *CHAT]
+
+    second = Generation(session, request(prompt, end_ids=(), max_new_tokens=20))
+    events, _ = collect(second)
+
+    assert prefill_of(events).num_reused_tokens == 0
+    assert second.token_ids == run(opened("random"), prompt=prompt, end_ids=(), max_new_tokens=20).token_ids
+
+
+def test_the_same_prompt_again_reads_its_last_token_only(opened: Opener) -> None:
+    session = opened("random", "random")
+    first = run(session, end_ids=())
+
+    second = Generation(session, request(end_ids=()))
+    events, _ = collect(second)
+
+    assert prefill_of(events).num_reused_tokens == len(CHAT) - 1
+    assert second.token_ids == first.token_ids

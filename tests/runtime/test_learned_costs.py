@@ -1,0 +1,113 @@
+"""Costs of a session on disk: found again by one of the same models, and by no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.runtime.generation import Generation, Request
+from specgen.runtime.learned_costs import keep, recall, recall_draft
+from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.plan import Plan, SessionSettings
+from specgen.storage.cost_store import CostStore
+from tests.toys import save_toy
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("toys")
+    return {"target": save_toy(root / "target"), "draft": save_toy(root / "draft", fox=" quick")}
+
+
+def session(toys: dict[str, Path], dtype: str = "float32", drafter: str = "model") -> Session:
+    target, draft = (
+        ModelSettings(str(toys[name]), quant="none", dtype=dtype, device="cpu")  # type: ignore[arg-type]
+        for name in ("target", "draft")
+    )
+    settings = SessionSettings(target, drafter, draft if drafter == "model" else None)  # type: ignore[arg-type]
+    return open_session(Plan(settings))
+
+
+def learn(session: Session) -> None:
+    """Twelve passes over one token of 20 ms, then drafts of three tokens at 6 ms."""
+    for _ in range(12):
+        session.lengths.costs.observe(1, 0.020)
+        session.lengths.costs.observe(4, 0.025)
+        session.lengths.draft_cost.observe(3, 0.018)
+
+
+def test_a_session_begins_with_what_the_last_one_found(toys: dict[str, Path], tmp_path: Path) -> None:
+    store, first, second = CostStore(tmp_path), session(toys), session(toys)
+    learn(first)
+
+    keep(first, store)
+    recall(second, store)
+
+    assert second.lengths.costs.known == pytest.approx({1: 0.020, 4: 0.025})
+    assert second.lengths.draft_cost.seconds == pytest.approx(0.006)
+
+
+def test_another_compute_type_has_costs_of_its_own(toys: dict[str, Path], tmp_path: Path) -> None:
+    store, first, second = CostStore(tmp_path), session(toys), session(toys, "bfloat16")
+    learn(first)
+
+    keep(first, store)
+    recall(second, store)
+
+    assert second.lengths.costs.known == {}
+    assert not second.lengths.draft_cost.is_known
+
+
+def test_the_target_keeps_its_costs_beside_another_drafter(toys: dict[str, Path], tmp_path: Path) -> None:
+    store, first, second = CostStore(tmp_path), session(toys), session(toys, drafter="lookup")
+    learn(first)
+
+    keep(first, store)
+    recall(second, store)
+
+    assert second.lengths.costs.known == pytest.approx({1: 0.020, 4: 0.025})
+    assert not second.lengths.draft_cost.is_known
+
+
+def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: dict[str, Path], tmp_path: Path) -> None:
+    store, first, second = CostStore(tmp_path), session(toys), session(toys, drafter="lookup")
+    learn(first)
+    keep(first, store)
+    second.lengths.costs.observe(1, 0.020)
+    costs = second.lengths.costs
+
+    second.use_drafter(first.plan)
+    recall_draft(second, store)
+
+    assert second.lengths.costs is costs
+    assert second.lengths.draft_cost.seconds == pytest.approx(0.006)
+
+
+def test_a_session_that_measured_nothing_writes_nothing(toys: dict[str, Path], tmp_path: Path) -> None:
+    store = CostStore(tmp_path / "costs")
+
+    keep(session(toys), store)
+
+    assert not (tmp_path / "costs").exists()
+
+
+def test_an_answer_is_the_same_with_known_costs_and_without(toys: dict[str, Path], tmp_path: Path) -> None:
+    store, cold, warm = CostStore(tmp_path), session(toys), session(toys)
+    request = Request((1, 2, 3), DecodeSettings(24, 16, "auto"), SamplingSettings())
+
+    first = Generation(cold, request)
+    for _ in first:
+        pass
+    learn(cold)
+    keep(cold, store)
+    recall(warm, store)
+    second = Generation(warm, request)
+    for _ in second:
+        pass
+
+    assert second.token_ids == first.token_ids
+    # The first round of a session that knows nothing is a plain one; this one drafts at once.
+    assert first.counts.drafted_histogram[0] >= 1
+    assert warm.lengths.costs.is_known(1)

@@ -1,0 +1,93 @@
+"""The one rule of near ties: so many steps of the compute type, whatever the target thinks of itself."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from specgen.core.results import Gap, ModelInfo
+from specgen.engine.enumeration import TableModel
+from specgen.runtime.near_ties import EXACT_GAP, NUM_STEPS, compute_type, gap_between, step
+from specgen.verify.results import TextCheck
+from tests.fakes import cached, tiny_model
+
+
+def info(dtype: str, quant: str = "none") -> ModelInfo:
+    return ModelInfo("model", quant, dtype, "cpu")
+
+
+def table(first: float, second: float) -> TableModel:
+    """After token 1, token 2 has the first logit and token 3 the second."""
+    logits = torch.full((6, 6), -50.0)
+    logits[1, 2], logits[1, 3] = first, second
+    return TableModel(logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("size", [0.75, 1.0, 7.5, 8.0, 15.0, 16.0, 31.0])
+def test_a_step_is_the_distance_to_the_next_number(dtype: torch.dtype, size: float) -> None:
+    number = torch.tensor(size, dtype=dtype)
+    bits = {torch.float32: torch.int32}.get(dtype, torch.int16)
+    above = (number.view(bits) + 1).view(dtype)
+
+    assert step(dtype, size) == float(above) - float(number)
+
+
+@pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
+def test_what_has_no_step_widens_nothing(size: float) -> None:
+    assert step(torch.bfloat16, size) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    # bfloat16 from 8 to 16: steps of 1/16, and four of them.
+    [("bfloat16", 0.25), ("float16", 4 * 8 / 1024), ("float32", EXACT_GAP)],
+)
+def test_the_limit_is_four_steps_at_the_logits_size_and_never_under_the_one_of_float32(
+    dtype: str, limit: float
+) -> None:
+    just_within = gap_between(table(9.0, 9.0 - limit * 0.99), info(dtype), [0, 1], 2, 3)
+    beyond = gap_between(table(9.0, 9.0 - limit * 1.01), info(dtype), [0, 1], 2, 3)
+
+    assert just_within.limit == beyond.limit == limit
+    assert (just_within.is_near_tie, beyond.is_near_tie) == (True, False)
+    assert NUM_STEPS == 4
+
+
+def test_it_does_not_matter_which_of_the_two_the_target_prefers() -> None:
+    there, back = (gap_between(table(9.0, 8.0), info("float32"), [0, 1], *pair) for pair in ((2, 3), (3, 2)))
+
+    assert there == back == Gap(1.0, EXACT_GAP)
+
+
+def test_no_number_is_no_near_tie() -> None:
+    assert not gap_between(table(math.nan, 8.0), info("bfloat16"), [0, 1], 2, 3).is_near_tie
+    assert not gap_between(table(math.inf, 8.0), info("bfloat16"), [0, 1], 2, 3).is_near_tie
+
+
+@pytest.mark.parametrize(
+    ("quant", "dtype"), [("Q4_K", torch.bfloat16), ("Q8_0", torch.bfloat16), ("F16", torch.float16)]
+)
+def test_llama_cpp_has_the_step_of_what_it_rounds_to(quant: str, dtype: torch.dtype) -> None:
+    assert compute_type(info("mixed", quant)) == dtype
+
+
+def test_the_logits_are_those_behind_the_whole_text() -> None:
+    model = tiny_model()
+    target, text = cached(model), list(range(5, 25))
+    target.feed([9, 9, 9])
+    wanted = model(torch.tensor([text])).logits[0, -1].detach()
+
+    gap = gap_between(target, info("float32"), text, 30, 31)
+
+    assert gap.size == pytest.approx(abs(float(wanted[30] - wanted[31])), abs=1e-4)
+    assert target.length == 0
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"), [(None, "same"), (Gap(1e-3, 1e-3), "near-tie"), (Gap(0.26, 0.25), "different")]
+)
+def test_a_texts_verdict_is_that_of_its_gap(gap: Gap | None, verdict: str) -> None:
+    assert TextCheck("p", 10, 5, 3, None if gap is None else 4, gap).verdict == verdict

@@ -1,0 +1,61 @@
+"""A chat template is a stranger's code: it ends in time, in memory and in size, and the program goes on."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+from time import process_time
+
+import pytest
+
+from specgen.core.errors import LoadError
+from specgen.text import template_sandbox as template_limits
+from specgen.text.chat_template import Message, encode_messages
+from tests.toys import toy_tokenizer
+
+HELLO = [Message("user", "Hello")]
+
+
+@pytest.mark.fault("F34")
+def test_an_endless_template_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.2)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    started = process_time()
+
+    with pytest.raises(LoadError, match=r"took more than 0\.2 s"):
+        encode_messages(toy_tokenizer(), HELLO, template=endless)
+
+    assert process_time() - started < 2
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+@pytest.mark.fault("F34")
+def test_a_template_that_wants_all_memory_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "MAX_EXTRA_BYTES", 64 * 2**20)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+
+    with pytest.raises(LoadError, match="too much memory"):
+        encode_messages(toy_tokenizer(), HELLO, template="{{ 'a' * 10 ** 10 }}")
+
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert encode_messages(toy_tokenizer(), HELLO)
+
+
+@pytest.mark.fault("F34")
+def test_a_template_that_writes_far_more_than_it_was_given_is_refused() -> None:
+    with pytest.raises(LoadError, match="it made 2000000 characters"):
+        encode_messages(toy_tokenizer(), HELLO, template="{{ 'a' * 2000000 }}")
+
+
+def test_a_long_conversation_is_no_long_template() -> None:
+    assert len(encode_messages(toy_tokenizer(), [Message("user", "fox " * 300_000)])) > 300_000
+
+
+def test_in_another_thread_a_template_is_rendered_without_a_clock() -> None:
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(encode_messages(toy_tokenizer(), HELLO)))
+    thread.start()
+    thread.join()
+
+    assert found == [encode_messages(toy_tokenizer(), HELLO)]

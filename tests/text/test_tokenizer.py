@@ -1,0 +1,170 @@
+"""Tokenizers, end ids and sampling defaults of a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specgen.core.errors import ModelFileError, PairError
+from specgen.core.settings import SamplingSettings
+from specgen.loading.config_check import check_folder
+from specgen.text.tokenizer import check_rows, end_ids, generation_defaults, load_tokenizer
+from specgen.text.vocabulary import table_size
+from tests.loading.builders import edit_json, fails, make_folder, make_tokenizer, words
+
+
+def write_defaults(folder: Path, **values: object) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(values))
+
+
+def test_a_tokenizer_is_loaded(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+
+    assert tokenizer.encode("w0 w1") == [3, 4]
+
+
+# F28
+
+
+@pytest.mark.fault("F28")
+def test_a_missing_tokenizer_is_told(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+    fails(ModelFileError, lambda: load_tokenizer(folder), "holds no tokenizer", "tokenizer.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xff", b'{"model": 7}', b'{"version": "1.0"}'])
+def test_a_damaged_tokenizer_is_told(folder: Path, content: bytes) -> None:
+    (folder / "tokenizer.json").write_bytes(content)
+
+    fails(ModelFileError, lambda: load_tokenizer(folder), "the tokenizer of", "can't be loaded")
+
+
+def test_a_tokenizer_of_a_gigabyte_is_not_read(folder: Path) -> None:
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(2**30)
+
+    fails(ModelFileError, lambda: load_tokenizer(folder), "larger than 64 MiB")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vocab.json", "vocab.bpe", "merges.txt", "added_tokens.json", "special_tokens_map.json", "qwen.tiktoken"),
+        *("tokenizer_config.json", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json"),
+        "additional_chat_templates/tools.jinja",
+    ],
+)
+def test_no_other_file_of_a_tokenizer_is_read_at_any_size(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    with (folder / name).open("wb") as file:
+        file.truncate(2**30)
+
+    fails(ModelFileError, lambda: load_tokenizer(folder), name, "larger than 64 MiB")
+
+
+def test_large_files_that_are_no_tokenizers_do_not_matter(folder: Path) -> None:
+    with (folder / "training_log.json").open("wb") as file:
+        file.truncate(2**30)
+
+    assert load_tokenizer(folder).encode("w0 w1") == [3, 4]
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+
+    fails(ModelFileError, lambda: load_tokenizer(folder), "brings its own code", "never run")
+
+
+@pytest.mark.fault("F28")
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tiny", tokens=words(80))
+
+    error = fails(
+        PairError,
+        lambda: check_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder),
+        "has ids up to 79, its model only 64 rows",
+    )
+    assert error.exit_code == 4
+
+
+def test_a_padded_model_has_rows_to_spare(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tiny", tokens=words(60))
+
+    check_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder)
+
+
+# end ids
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (7, {1, 7}),
+        ([7, 8], {1, 7, 8}),
+        ([1], {1}),
+        (None, {1, 5}),
+        (-1, {1, 5}),
+        ("x", {1, 5}),
+    ],
+)
+def test_every_end_token_of_the_model_ends_a_text(folder: Path, written: object, expected: set[int]) -> None:
+    write_defaults(folder, eos_token_id=written)
+    edit_json(folder / "config.json", eos_token_id=5)
+
+    assert end_ids(load_tokenizer(folder), folder) == expected
+
+
+def test_a_model_without_an_end_token_has_none(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    edit_json(folder / "config.json", eos_token_id=None)
+
+    assert end_ids(make_tokenizer(eos_token=None), folder) == frozenset()
+
+
+# sampling defaults
+
+
+def test_no_word_of_sampling_is_no_default(folder: Path) -> None:
+    write_defaults(folder, eos_token_id=1)
+
+    assert generation_defaults(folder) is None
+
+
+def test_no_file_is_no_default(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+
+    assert generation_defaults(folder) is None
+
+
+def test_a_model_that_samples_names_its_settings(folder: Path) -> None:
+    write_defaults(
+        folder, do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.1, typical_p=0.5
+    )
+
+    assert generation_defaults(folder) == SamplingSettings(0.7, 20, 0.8, 0.05, 1.1)
+
+
+def test_sampling_without_a_temperature_has_one_of_one(folder: Path) -> None:
+    write_defaults(folder, do_sample=True)
+
+    assert generation_defaults(folder) == SamplingSettings(temperature=1.0)
+
+
+@pytest.mark.parametrize("do_sample", [False, None])
+def test_a_greedy_model_keeps_its_repetition_penalty(folder: Path, do_sample: object) -> None:
+    write_defaults(folder, do_sample=do_sample, temperature=0.7, repetition_penalty=1.05)
+
+    assert generation_defaults(folder) == SamplingSettings(repetition_penalty=1.05)
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": -1}, {"top_p": 1.5}, {"temperature": "hot"}, {"top_k": True}, {"repetition_penalty": 0}]
+)
+def test_defaults_out_of_range_name_the_file(folder: Path, values: dict[str, object]) -> None:
+    write_defaults(folder, do_sample=True, **values)
+
+    fails(ModelFileError, lambda: generation_defaults(folder), "generation_config.json")

@@ -1,0 +1,91 @@
+"""Target and draft: one token table over the ids both have, or an error that shows the difference."""
+
+from __future__ import annotations
+
+import pytest
+
+from specgen.core.errors import PairError
+from specgen.text.vocabulary import Pairing, compare_tokenizers, table_size
+from tests.loading.builders import fails, make_tokenizer, words
+
+
+def test_the_same_tokenizer_shares_everything() -> None:
+    assert compare_tokenizers(make_tokenizer(), make_tokenizer()) == Pairing(64)
+
+
+# F29
+
+
+@pytest.mark.parametrize(("target", "draft"), [(64, 60), (60, 64)])
+@pytest.mark.fault("F29")
+def test_more_tokens_at_the_end_are_accepted(target: int, draft: int) -> None:
+    pairing = compare_tokenizers(make_tokenizer(words(target)), make_tokenizer(words(draft)))
+
+    assert pairing == Pairing(60)
+
+
+def test_added_tokens_at_the_end_are_accepted() -> None:
+    draft = make_tokenizer()
+    draft.add_tokens(["<tool>", "<think>"])
+
+    assert compare_tokenizers(make_tokenizer(), draft).num_shared == 64
+    assert table_size(draft) == 66
+
+
+# F30
+
+
+@pytest.mark.fault("F30")
+def test_a_permuted_table_of_the_same_size_is_refused() -> None:
+    permuted = words()
+    permuted[10:14] = permuted[13], permuted[10], permuted[11], permuted[12]
+
+    error = fails(
+        PairError,
+        lambda: compare_tokenizers(make_tokenizer(), make_tokenizer(permuted)),
+        "in 4 of 64 ids (64 and 64 tokens): 10 is 'w7' and 'w10', 11 is 'w8' and 'w7', 12 is 'w9' and 'w8'",
+        "same family",
+    )
+
+    assert error.exit_code == 4
+    assert "13 is" not in error.message
+
+
+def test_a_different_last_token_is_seen() -> None:
+    other = [*words()[:-1], "other"]
+
+    fails(
+        PairError,
+        lambda: compare_tokenizers(make_tokenizer(), make_tokenizer(other)),
+        "in 1 of 64 ids",
+        "63 is 'w60' and 'other'",
+    )
+
+
+def test_strings_are_shown_so_that_a_terminal_survives_them() -> None:
+    other = words()
+    other[5] = "\x1b[2J"
+
+    error = fails(PairError, lambda: compare_tokenizers(make_tokenizer(), make_tokenizer(other)), r"'\x1b[2J'")
+
+    assert "\x1b" not in error.message
+
+
+def test_an_added_token_in_the_middle_is_refused() -> None:
+    target, draft = make_tokenizer(words(60)), make_tokenizer(words(60))
+    target.add_tokens(["<a>", "<b>"])
+    draft.add_tokens(["<b>", "<a>"])
+
+    fails(PairError, lambda: compare_tokenizers(target, draft), "60 is '<a>' and '<b>'")
+
+
+# F31
+
+
+@pytest.mark.fault("F31")
+def test_another_end_token_is_a_notice() -> None:
+    pairing = compare_tokenizers(make_tokenizer(), make_tokenizer(eos_token="<unk>"))
+
+    assert pairing.notice is not None
+    assert "the draft's eos token is 2 ('<unk>'), the target's 1 ('<|im_end|>')" in pairing.notice
+    assert "the target's are used" in pairing.notice
