@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from specgen.core.settings import SamplingSettings
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
-from specgen.loading.draft_head import open_shallow
-from specgen.loading.draft_head_folder import check_shallow, target_digest
-from specgen.models.draft_head import ShallowModel
+from specgen.loading.draft_head import load_draft_head
+from specgen.loading.draft_head_folder import check_draft_head, target_digest
+from specgen.models.draft_head import DraftHeadModel
 from specgen.models.transformers_model import CachedModel
 
 
@@ -86,9 +86,9 @@ def write_draft(
     return folder
 
 
-def open_draft(folder: Path, target: CachedModel) -> ShallowModel:
+def open_draft(folder: Path, target: CachedModel) -> DraftHeadModel:
     """The draft of a folder over a target in memory, not packed."""
-    return open_shallow(check_shallow(folder), folder.name, "none", target, target.vocab_size)[0]
+    return load_draft_head(check_draft_head(folder), folder.name, "none", target, target.vocab_size)[0]
 
 
 def shallow_drafter(

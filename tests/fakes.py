@@ -16,12 +16,12 @@ from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import decode
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import empty_draft
-from specgen.engine.enumeration import TableModel, WalkedChance, every_path
+from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.verification import Draft
 from specgen.models.transformers_model import CachedModel
 
-__all__ = ["TableModel", "WalkedChance", "every_path"]
+__all__ = ["ScriptedRandomness", "TableModel", "every_outcome"]
 
 CPU = torch.device("cpu")
 GREEDY = SamplingSettings()
@@ -143,3 +143,18 @@ def rounds_of(events: Sequence[Event]) -> list[Round]:
 
 def cached(model: torch.nn.Module, vocab_size: int = 96) -> CachedModel:
     return CachedModel(model, vocab_size)
+
+
+NUM_ROUNDINGS = 2**13
+"""Rounding steps of the type that two orders of additions may lie apart: 1e-3 of the largest value in float32."""
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """Compare two results of the same sums in another order.
+
+    Kernels differ between processors, so the tolerance is relative to the largest value and follows from the type that
+    the sums were made in.
+    """
+    assert found.shape == expected.shape
+    difference = float((found - expected).abs().max())
+    assert difference <= NUM_ROUNDINGS * torch.finfo(dtype).eps * float(expected.abs().max()), difference

@@ -26,7 +26,7 @@ WORTHWHILE = 1.02
 
 
 @dataclass(frozen=True, slots=True)
-class Caution:
+class BenchWarning:
     """A reason to trust a figure less.
 
     Args:
@@ -107,33 +107,35 @@ def _balance(figures: Figures, everything: Sequence[Figures]) -> str:
     return f"{text} (drafting takes {share:.0f} % of the time)"
 
 
-def cautions_of(report: BenchReport, figures: Sequence[Figures] | None = None) -> list[Caution]:
+def warnings_of(report: BenchReport, figures: Sequence[Figures] | None = None) -> list[BenchWarning]:
     """Every reason to doubt a figure of the report."""
     figures = figures_of(report) if figures is None else figures
-    found = [Caution("failed", f"{report.settings[f.setting].name} was left out: {f.message}") for f in report.failures]
+    found = [
+        BenchWarning("failed", f"{report.settings[f.setting].name} was left out: {f.message}") for f in report.failures
+    ]
     if report.is_out_of_time:
         wanted = len(report.settings) * len(report.prompts) * report.config.num_repeats
         text = (
             f"the time ran out behind {len(report.runs)} of {wanted} runs, of which the figures are; leave --quick out"
         )
-        found.append(Caution("out_of_time", text))
+        found.append(BenchWarning("out_of_time", text))
     elif not report.is_complete:
-        found.append(Caution("incomplete", "the benchmark did not run to its end; these are the runs that did"))
+        found.append(BenchWarning("incomplete", "the benchmark did not run to its end; these are the runs that did"))
     found += _noise(report)
     if report.config.stops_at_end and len({len(run.token_ids) for run in report.runs}) > 1:
-        found.append(Caution("lengths", "answers have unequal lengths (--stop-at-eos)"))
+        found.append(BenchWarning("lengths", "answers have unequal lengths (--stop-at-eos)"))
     for item in figures:
         found += _about(item, report)
     return found
 
 
-def _noise(report: BenchReport) -> list[Caution]:
+def _noise(report: BenchReport) -> list[BenchWarning]:
     """How steady the target alone was: it does the same work every time."""
     found = []
     repeats = sorted({run.repeat for run in report.runs})
     if len(repeats) == 1:
         more = "" if report.is_out_of_time else "; give -r 5"
-        found.append(Caution("one_repeat", f"one repeat tells nothing about the uncertainty{more}"))
+        found.append(BenchWarning("one_repeat", f"one repeat tells nothing about the uncertainty{more}"))
     rates = []
     for repeat in repeats:
         runs = [run for run in report.runs if run.setting == BASELINE and run.repeat == repeat]
@@ -142,29 +144,29 @@ def _noise(report: BenchReport) -> list[Caution]:
     wide = spread(rates)
     if wide is not None and wide > NOISY_SPREAD:
         text = f"the target alone varied by {wide:.0%} between repeats: close other programs, or give more repeats"
-        found.append(Caution("noisy", text))
+        found.append(BenchWarning("noisy", text))
     if len(rates) > 2 and min(rates[1:]) > SLOW_START * rates[0]:
-        found.append(Caution("slow_start", "the first repeat was slower than all others: give more warm-up, -w 2"))
+        found.append(BenchWarning("slow_start", "the first repeat was slower than all others: give more warm-up, -w 2"))
     return found
 
 
-def _about(figures: Figures, report: BenchReport) -> list[Caution]:
+def _about(figures: Figures, report: BenchReport) -> list[BenchWarning]:
     """Doubts about one setting."""
     name, interval = figures.setting.name, figures.interval
     found = []
     strange = _num_outliers(figures.index, report)
     if strange:
-        found.append(Caution("outliers", f"{name}: {strange} runs took far longer or shorter than the others"))
+        found.append(BenchWarning("outliers", f"{name}: {strange} runs took far longer or shorter than the others"))
     if interval is not None and interval.contains(1.0):
         text = f"{name}: no measurable difference, the interval {interval.low:.2f} to {interval.high:.2f} holds 1"
-        found.append(Caution("spans_one", text))
+        found.append(BenchWarning("spans_one", text))
     elif interval is not None and interval.high - interval.low > WIDE_INTERVAL * (figures.speedup or 1):
         text = f"{name}: the interval {interval.low:.2f} to {interval.high:.2f} is wide; give more repeats"
-        found.append(Caution("wide_interval", text))
+        found.append(BenchWarning("wide_interval", text))
     predicted, speedup = figures.predicted_speedup, figures.speedup
     if is_unlike(speedup, predicted) or (interval is None and _contradict(speedup, predicted)):
         text = f"{name}: measured {speedup:.2f}x where the costs of passes predict {predicted:.2f}x: one was disturbed"
-        found.append(Caution("unlike_predicted", text))
+        found.append(BenchWarning("unlike_predicted", text))
     difference = figures.difference
     if figures.sameness == "different" and difference is not None:
         text = (
@@ -172,7 +174,7 @@ def _about(figures: Figures, report: BenchReport) -> list[Caution]:
             f"from token {difference.position} on, by {difference.gap.size:.2g} logits, where rounding explains "
             f"{difference.gap.limit:.2g}"
         )
-        found.append(Caution("different", text))
+        found.append(BenchWarning("different", text))
     return found
 
 
@@ -200,9 +202,9 @@ def best_speedup(figures: Sequence[Figures]) -> Figures | None:
     return max(_usable(figures), key=_speedup, default=None)
 
 
-def command_words(setting: Setting) -> str:
+def command_line_for(setting: Setting) -> str:
     """Options that make `generate` and `chat` run a setting."""
-    backend = f" --backend {setting.engine}" if setting.engine else ""
+    backend = f" --backend {setting.backend}" if setting.backend else ""
     if setting.drafter == "none":
         return f"-d none{backend}"
     quant = f" --draft-quant {setting.quant}" if setting.drafter.startswith("model") and setting.quant != "auto" else ""

@@ -7,25 +7,25 @@ from dataclasses import dataclass, replace
 
 from specgen.bench.results import Setting
 from specgen.core.progress import SILENT, LoadReport
-from specgen.runtime.loaded_models import Session, open_session
+from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.plan import Plan
 from specgen.text.vocabulary import compare_tokenizers
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class Configuration:
     """A setting and the session that runs it.
 
     All lanes of an engine share one target in memory; those of one draft, too, share a session.
     """
 
     setting: Setting
-    session: Session
+    session: LoadedModels
 
 
 def open_lanes(
     baseline: Plan, drafts: Mapping[str, Plan], settings: Sequence[Setting], report: LoadReport = SILENT
-) -> list[Lane]:
+) -> list[Configuration]:
     """Read the weights of a target and of every draft.
 
     Args:
@@ -41,18 +41,20 @@ def open_lanes(
         LoadError: A file is damaged.
         DeviceError: Too little memory for all of them.
     """
-    alone = open_session(baseline, report)
-    sessions: dict[str, Session] = {}
+    alone = load_models(baseline, report)
+    sessions: dict[str, LoadedModels] = {}
     for name, plan in drafts.items():
         report.stage(f"loading draft {name}")
-        sessions[name] = alone.beside(plan, report)
-    lanes = [Lane(with_label(setting, sessions[setting.draft]), sessions[setting.draft]) for setting in settings]
-    return [Lane(Setting("none"), alone), *_told_apart(lanes)]
+        sessions[name] = alone.with_draft(plan, report)
+    lanes = [
+        Configuration(with_label(setting, sessions[setting.draft]), sessions[setting.draft]) for setting in settings
+    ]
+    return [Configuration(Setting("none"), alone), *_told_apart(lanes)]
 
 
 def open_engines(
     plans: Mapping[str, tuple[Plan, Mapping[str, Plan]]], settings: Sequence[Setting], report: LoadReport = SILENT
-) -> list[Lane]:
+) -> list[Configuration]:
     """The lanes of one target on several engines, those of the first engine first.
 
     Args:
@@ -69,26 +71,26 @@ def open_engines(
     for other in others:
         compare_tokenizers(first.tokenizer, other.tokenizer)
     return [
-        replace(lane, setting=replace(lane.setting, engine=engine))
-        for engine, (baseline, drafts) in plans.items()
+        replace(lane, setting=replace(lane.setting, backend=backend))
+        for backend, (baseline, drafts) in plans.items()
         for lane in open_lanes(baseline, drafts, settings, report)
     ]
 
 
-def _told_apart(lanes: Sequence[Lane]) -> list[Lane]:
+def _told_apart(lanes: Sequence[Configuration]) -> list[Configuration]:
     """Two drafts of the same name and form, from two folders, get the words of the command line as their labels."""
     drafts: dict[str, set[str]] = {}
     for lane in lanes:
         drafts.setdefault(lane.setting.label, set()).add(lane.setting.draft)
     return [
-        Lane(replace(lane.setting, label=lane.setting.draft), lane.session)
+        Configuration(replace(lane.setting, label=lane.setting.draft), lane.session)
         if len(drafts[lane.setting.label]) > 1
         else lane
         for lane in lanes
     ]
 
 
-def with_label(setting: Setting, session: Session) -> Setting:
+def with_label(setting: Setting, session: LoadedModels) -> Setting:
     """The setting, named after its draft as it really runs: what `auto` means is decided by now."""
     info, drafter = session.draft_info, session.plan.settings.drafter
     if info is None:

@@ -83,7 +83,7 @@ def _figures(report: BenchReport, index: int, setting: Setting, own: Sequence[Ru
     peaks = [run.peak_memory_bytes for run in own if run.peak_memory_bytes is not None]
     waits = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
     sameness, difference = _sameness(report, index, {run.prompt for run in own})
-    is_timed = index != BASELINE and setting.engine == report.settings[BASELINE].engine
+    is_timed = index != BASELINE and setting.backend == report.settings[BASELINE].backend
     return Figures(
         index=index,
         setting=setting,

@@ -10,10 +10,10 @@ from specgen.core.errors import DraftError
 from specgen.core.settings import SamplingSettings
 from specgen.engine.decoding import Clock, device_clock
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.loading.load import share_threads
-from specgen.runtime.loaded_models import Session
+from specgen.runtime.loaded_models import LoadedModels
 
 NUM_SAMPLES = 5
 DENSE = 9
@@ -23,7 +23,7 @@ NUM_DRAFTED = 4
 
 
 def measure_costs(
-    drafts: Mapping[str, Session],
+    drafts: Mapping[str, LoadedModels],
     prompt_ids: Sequence[int],
     longest_draft: int,
     sampling: SamplingSettings,
@@ -50,7 +50,7 @@ def measure_costs(
     target = sessions[0].target
     read = clock or device_clock(*(device for session in sessions for device in session.devices))
     for session in sessions:
-        session.forget()
+        session.clear_caches()
     ids = list(prompt_ids)
     tail = [ids[-1]] * longest_draft
     lengths = [n for n in range(1, longest_draft + 2) if n <= DENSE or n % 4 == 1 or n == longest_draft + 1]
@@ -80,15 +80,17 @@ def measure_costs(
                 drafting[label].append(seconds)
                 catching_up[label].append(more)
     for session in sessions:
-        session.forget()
+        session.clear_caches()
     return _medians(verify, drafting, catching_up)
 
 
-def _draft_seconds(session: Session, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:
+def _draft_seconds(
+    session: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock
+) -> tuple[float, float]:
     """One draft token, or for lookup one proposal; and how much more it takes with one more token to read first."""
     share_threads(session.target, session.draft)
     drafter = session.drafter(sampling, TorchRandomness(sampling.seed, session.target.device))
-    if isinstance(drafter, RoutedDrafter):
+    if isinstance(drafter, CombinedDrafter):
         drafter = drafter.model
 
     def seconds(num_fed: int, num_drafted: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from specgen.core.cost_model import interpolated
 from specgen.core.errors import SettingsError
 from specgen.core.metrics import Counts
-from specgen.core.results import Gap, ModelInfo
+from specgen.core.results import LogitGap, ModelInfo
 from specgen.core.settings import DraftSchedule, Quantization, SamplingSettings
 
 BASELINE = 0
@@ -38,7 +38,7 @@ class Setting:
     schedule: DraftSchedule = "constant"
     quant: Quantization = "auto"
     num_draft_bytes: int = 0
-    engine: str = ""
+    backend: str = ""
 
     @property
     def length(self) -> str:
@@ -49,7 +49,7 @@ class Setting:
     def name(self) -> str:
         """`lookup -k auto`, for messages."""
         name = self.label if self.drafter == "none" else f"{self.label} -k {self.length}"
-        return f"{name} on {self.engine}" if self.engine else name
+        return f"{name} on {self.backend}" if self.backend else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Difference:
     setting: int
     prompt: int
     position: int
-    gap: Gap
+    gap: LogitGap
 
     @property
     def is_near_tie(self) -> bool:

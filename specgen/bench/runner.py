@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
-from specgen.bench.configurations import Lane
+from specgen.bench.configurations import Configuration
 from specgen.bench.pass_costs import measure_costs
 from specgen.bench.peak_memory import PeakMemory
 from specgen.bench.prompts import BenchPrompt
@@ -49,7 +49,7 @@ class Benchmark:
 
     def __init__(
         self,
-        lanes: Sequence[Lane],
+        lanes: Sequence[Configuration],
         prompts: Sequence[BenchPrompt],
         config: BenchSettings,
         *,
@@ -162,7 +162,7 @@ class Benchmark:
         )
 
     def _engine(self, lane: int) -> str:
-        return self.lanes[lane].setting.engine
+        return self.lanes[lane].setting.backend
 
     def _step(self, stage: Stage, run: Run | None = None) -> Step:
         self._num_done += stage in ("warmup", "run")
@@ -174,7 +174,9 @@ class Benchmark:
         else:
             ids = encode_messages(self._plan.tokenizer, messages, template=self._template)
         for lane in self._alone:
-            self.lanes[lane].session.plan.budget(len(ids), self.config.num_tokens, self.config.num_tokens)
+            self.lanes[lane].session.plan.resolve_max_new_tokens(
+                len(ids), self.config.num_tokens, self.config.num_tokens
+            )
         return ids
 
     def _answer_earlier_turns(self) -> None:
@@ -203,7 +205,7 @@ class Benchmark:
         self._shapes, self._prompt_ids = shapes, ids
 
     def _measure_costs(self) -> Costs:
-        own = [lane for lane in self.lanes if lane.setting.engine == self._engine(BASELINE)]
+        own = [lane for lane in self.lanes if lane.setting.backend == self._engine(BASELINE)]
         lanes = own[1:] or own
         drafts = {lane.setting.label: lane.session for lane in lanes}
         longest = max(min(lane.setting.num_draft_tokens, MAX_DRAFT_TOKENS) for lane in lanes)
@@ -219,7 +221,7 @@ class Benchmark:
 
     def _generation(self, lane: int, prompt_ids: Sequence[int], *, stops: bool) -> Generation:
         setting, session = self.lanes[lane].setting, self.lanes[lane].session
-        session.forget()
+        session.clear_caches()
         share_threads(session.target, session.draft)
         end_ids = self._plan.end_ids if stops else frozenset[int]()
         limits = DecodeSettings(

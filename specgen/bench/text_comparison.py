@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from specgen.bench.results import BASELINE, Difference, Run
-from specgen.core.results import Gap, ModelInfo
+from specgen.core.results import LogitGap, ModelInfo
 from specgen.core.settings import SamplingSettings
 from specgen.engine.contract import TargetModel
-from specgen.runtime.near_ties import gap_between
+from specgen.runtime.near_ties import logit_gap
 
 
 class Comparison:
@@ -60,12 +60,12 @@ class Comparison:
             if known is None or not found.is_near_tie:
                 self._found[key] = found
 
-    def _gap(self, prompt_ids: Sequence[int], alone: Sequence[int], drafted: Sequence[int], position: int) -> Gap:
+    def _gap(self, prompt_ids: Sequence[int], alone: Sequence[int], drafted: Sequence[int], position: int) -> LogitGap:
         """An answer that merely ended early is infinitely different."""
         if position >= len(alone) or position >= len(drafted):
-            return Gap(math.inf, 0.0)
+            return LogitGap(math.inf, 0.0)
         text = [*prompt_ids, *alone[:position]]
-        return gap_between(self._target, self._info, text, alone[position], drafted[position])
+        return logit_gap(self._target, self._info, text, alone[position], drafted[position])
 
 
 def _at(ids: Sequence[int], position: int) -> int | None:

@@ -164,7 +164,7 @@ def _tell(error: SpecgenError, arguments: list[str]) -> int:
     """An error that no command has told: on stderr, and as a document where one was asked for."""
     from specgen.cli.streams import Messages, write_error
 
-    if _wants_json(arguments) and not error.is_told:
+    if _wants_json(arguments) and not error.is_reported:
         write_error(error)
     if "-vv" in arguments and error.exit_code == SpecgenError.exit_code:
         traceback.print_exc()
@@ -192,7 +192,7 @@ def _wants_json(arguments: list[str]) -> bool:
 
 def _unforeseen(error: Exception, arguments: list[str]) -> int:
     """A wrong use of the command line, or a bug of ours."""
-    from specgen.cli.streams import unforeseen
+    from specgen.cli.streams import internal_error
 
     # Typer's usage errors have no public base class; these two attributes are what they are printed from.
     message, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
@@ -204,4 +204,4 @@ def _unforeseen(error: Exception, arguments: list[str]) -> int:
         if told := usage_error(error, describe(app)):
             _tell(told, arguments)
         return exit_code
-    return _tell(unforeseen(error), arguments)
+    return _tell(internal_error(error), arguments)

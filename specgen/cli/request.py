@@ -22,7 +22,7 @@ from specgen.core.settings import (
 
 if TYPE_CHECKING:
     from specgen.runtime.generation import Request
-    from specgen.runtime.plan import Plan, SessionSettings
+    from specgen.runtime.plan import PairSettings, Plan
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -83,18 +83,16 @@ BESIDE = "+lookup"
 """Behind a draft model's name: prompt lookup beside it, each round the one that is expected to bring more."""
 
 
-def session_settings(
-    target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()
-) -> SessionSettings:
+def pair_settings(target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()) -> PairSettings:
     """What to load: `draft` is named as on the command line."""
-    from specgen.runtime.plan import SessionSettings
+    from specgen.runtime.plan import PairSettings
 
     if draft.name in ("lookup", "none"):
-        return SessionSettings(target, "lookup" if draft.name == "lookup" else "none", None, lookup_texts)
+        return PairSettings(target, "lookup" if draft.name == "lookup" else "none", None, lookup_texts)
     if draft.name.endswith(BESIDE):
         model = replace(draft, name=draft.name.removesuffix(BESIDE))
-        return SessionSettings(target, "model+lookup", model, lookup_texts)
-    return SessionSettings(target, "auto" if draft.name == "auto" else "model", draft, lookup_texts)
+        return PairSettings(target, "model+lookup", model, lookup_texts)
+    return PairSettings(target, "auto" if draft.name == "auto" else "model", draft, lookup_texts)
 
 
 def lookup_texts_from(paths: Sequence[Path] | None, draft_names: Sequence[str]) -> tuple[str, ...]:
@@ -151,7 +149,7 @@ def build_request(
 
     ids = _prompt_ids(plan, prompt)
     sampling, source = sampling_options.resolve(plan.sampling_defaults)
-    budget = plan.budget(len(ids), max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
+    budget = plan.resolve_max_new_tokens(len(ids), max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
     num_draft_tokens, schedule = draft_length
     end_ids = frozenset[int]() if ignore_eos else plan.end_ids
     limits = DecodeSettings(budget, num_draft_tokens, schedule, end_ids, strict)

@@ -219,7 +219,7 @@ class Answer:
         write_whole(path, text.encode("utf-8", "replace"))
 
 
-def unforeseen(error: Exception) -> SpecgenError:
+def internal_error(error: Exception) -> SpecgenError:
     """How a bug of ours is told, and a device that broke under us."""
     if type(error).__name__ == "AcceleratorError" or "device-side assert" in str(error):
         return SpecgenError(

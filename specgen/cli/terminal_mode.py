@@ -18,7 +18,7 @@ _INPUT, _LOCAL = 0, 3
 """Places of two flag words in what termios calls attributes."""
 
 
-class Foreground:
+class TerminalMode:
     """Entered around a whole chat; the terminal is afterwards as it was before.
 
     What is typed while a model loads or writes is not shown and comes up at the next prompt. Ctrl-C and Ctrl-Z still
@@ -53,7 +53,7 @@ class Foreground:
         self._show_keys()
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def released(self) -> Iterator[None]:
         """The terminal as it was before, for another program."""
         self._show_keys()
         try:

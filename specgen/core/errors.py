@@ -35,7 +35,7 @@ class SpecgenError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.is_told = False
+        self.is_reported = False
         """Whether a document on stdout holds it already."""
 
 

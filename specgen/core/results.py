@@ -37,7 +37,7 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class RowCheck:
+class BatchInvarianceCheck:
     """What the start-up self-test found: may tokens checked together change each other's logits?
 
     Args:
@@ -49,7 +49,7 @@ class RowCheck:
     threshold: float = 0.0
 
     @property
-    def is_independent(self) -> bool:
+    def is_invariant(self) -> bool:
         """A difference of NaN is none that can be trusted."""
         return self.max_difference == 0.0 and self.threshold == 0.0
 
@@ -58,7 +58,7 @@ class RowCheck:
         """Why a run can't be called lossless; empty if it can."""
         if self.threshold > 0:
             return f"int8 with outlier threshold {self.threshold:g} lets draft tokens change the logits before them"
-        if not self.is_independent:
+        if not self.is_invariant:
             return f"tokens checked together change each other's logits by up to {self.max_difference:.2g}"
         return ""
 
@@ -93,13 +93,13 @@ class RunInfo:
     max_new_tokens: int
     load_seconds: float
     schedule: DraftSchedule = "constant"
-    row_check: RowCheck | None = None
+    batch_invariance: BatchInvarianceCheck | None = None
 
     @property
     def promise(self) -> Promise:
         """Which promise holds of the text, by what really runs."""
         is_plain = self.drafter == "none" or self.num_draft_tokens == 0
-        if not is_plain and self.row_check is not None and not self.row_check.is_independent:
+        if not is_plain and self.batch_invariance is not None and not self.batch_invariance.is_invariant:
             return "none"
         if is_plain:
             return "exact"
@@ -150,7 +150,7 @@ class RunReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class LogitGap:
     """How far apart the target holds two tokens at a place; `specgen.runtime.near_ties` has the rule.
 
     Args:

@@ -101,17 +101,17 @@ class DecodeSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What runs a model. All but the backend concerns llama.cpp only.
+class BackendSettings:
+    """What runs a model. All but the name concerns llama.cpp only.
 
     Args:
-        backend: `auto` gives GGUF files to llama.cpp where that is installed, everything else to transformers.
+        name: `auto` gives GGUF files to llama.cpp where that is installed, everything else to transformers.
         gpu_layers: Layers on a GPU; -1 is all, None as the device says.
         context_size: Positions of the cache; None: the model's window, but at most 8192.
         threads: None: one for each physical core.
     """
 
-    backend: BackendName = "auto"
+    name: BackendName = "auto"
     gpu_layers: int | None = None
     context_size: int | None = None
     threads: int | None = None
@@ -133,7 +133,7 @@ class ModelSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         revision: Branch, tag or commit of a hub model.
         offline: Use only files already on this machine.
-        engine: What runs it.
+        backend: What runs it.
     """
 
     name: str
@@ -142,7 +142,7 @@ class ModelSettings:
     device: str = "auto"
     revision: str | None = None
     offline: bool = False
-    engine: EngineSettings = field(default_factory=EngineSettings)
+    backend: BackendSettings = field(default_factory=BackendSettings)
 
 
 def _check(holds: bool, name: str, value: object, wanted: str) -> None:

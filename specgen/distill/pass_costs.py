@@ -10,8 +10,8 @@ from specgen.bench.pass_costs import measure_costs
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.distill.acceptance import MAX_DRAFT, Costs
-from specgen.runtime.loaded_models import open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import load_models
+from specgen.runtime.plan import PairSettings, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def time_costs(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) ->
         DeviceError: Too little memory.
     """
     own = ModelSettings(str(draft), device=target.device, offline=target.offline)
-    session = open_session(Plan(SessionSettings(target, "model", own)))
+    session = load_models(Plan(PairSettings(target, "model", own)))
     assert session.draft_info is not None
     found = measure_costs({"draft": session}, prompt_ids, MAX_DRAFT, SamplingSettings())
     passes = tuple(found.verify_seconds[n] for n in range(1, MAX_DRAFT + 2))

@@ -15,7 +15,7 @@ import torch
 
 from specgen.core.errors import SettingsError
 from specgen.core.progress import SILENT, LoadReport
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.distill.acceptance import Acceptance, measure
 from specgen.distill.card import Facts, format_card
 from specgen.distill.draft import Draft
@@ -32,7 +32,7 @@ from specgen.distill.writing import BatchTarget
 from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
 from specgen.loading.transformers_weights import load_model
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.plan import PairSettings, Plan
 
 WORK_FOLDER = ".distill"
 HELD_OUT = "held-out.safetensors"
@@ -93,8 +93,8 @@ class Distillation:
         self._held_out, self._own_prompts = list(held_out), list(own_prompts)
         self._work = folder / WORK_FOLDER
         self._texts_folder = texts_folder or self._work / "texts"
-        self._target = replace(target, engine=EngineSettings("transformers"))
-        self._plan = Plan(SessionSettings(self._target, drafter="none"), report)
+        self._target = replace(target, backend=BackendSettings("transformers"))
+        self._plan = Plan(PairSettings(self._target, drafter="none"), report)
         self._target_layers = choose_layers(self._plan.target.path, self._plan.target.name, settings)
         self._begin(texts_folder)
         loaded = load_model(

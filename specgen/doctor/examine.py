@@ -13,10 +13,10 @@ from specgen.core.errors import DeviceError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, LoadReport
 from specgen.core.settings import ModelSettings, SamplingSettings
-from specgen.doctor.memory_plan import plan_gguf_memory, plan_memory, plan_shallow_memory
+from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
 from specgen.loading.config_check import ConfigFacts
-from specgen.loading.draft_head_folder import ShallowFacts
+from specgen.loading.draft_head_folder import DraftHeadFacts
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
@@ -97,9 +97,9 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
     positions = whole or num_positions or min(window or 4096, 4096)
     models = [_model("target", plan.settings.target, plan.target, plan.facts, positions)]
     if plan.draft is not None and plan.draft_facts is not None and plan.settings.draft is not None:
-        if plan.shallow is not None:
+        if plan.draft_head is not None:
             settings = replace(plan.settings.target, quant=plan.settings.draft.quant)
-            models.append(_shallow(plan.shallow, plan.draft.name, settings, positions))
+            models.append(_shallow(plan.draft_head, plan.draft.name, settings, positions))
         else:
             models.append(_model("draft", plan.settings.draft, plan.draft, plan.draft_facts, positions))
     pairing = plan.pairing
@@ -157,7 +157,7 @@ def _gguf(role: str, settings: ModelSettings, name: str, header: GgufHeader, fac
     )
 
 
-def _shallow(facts: ShallowFacts, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
+def _shallow(facts: DraftHeadFacts, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
     """A draft that runs where its target does, in its compute type; `settings` are the target's but for the format."""
     placement = choose_placement(settings, facts.config, from_gguf=False, role="draft")
     is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
@@ -171,7 +171,7 @@ def _shallow(facts: ShallowFacts, name: str, settings: ModelSettings, num_positi
         quant="nf4" if is_packed else "int8" if placement.narrow == "byte" else "none",
         remarks=(facts.remark,),
         window=facts.config.max_positions,
-        memory=plan_shallow_memory(facts, placement, num_positions),
+        memory=plan_draft_head_memory(facts, placement, num_positions),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
 from specgen.loading.config_check import ConfigFacts
-from specgen.loading.draft_head_folder import ShallowFacts
+from specgen.loading.draft_head_folder import DraftHeadFacts
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.placement import Placement
 from specgen.loading.start.lean_import import empty_model
@@ -59,11 +59,11 @@ def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_posi
     return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, size), _activation_bytes(config, size))
 
 
-def plan_shallow_memory(facts: ShallowFacts, placement: Placement, num_positions: int) -> MemoryPlan:
+def plan_draft_head_memory(facts: DraftHeadFacts, placement: Placement, num_positions: int) -> MemoryPlan:
     """Estimate what a shallow draft takes beside its target, not packed.
 
     Args:
-        facts: What `check_shallow` said of it.
+        facts: What `check_draft_head` said of it.
         placement: Where and how it would run.
         num_positions: Length of text to plan the cache for.
     """

@@ -21,14 +21,14 @@ from specgen.engine.drafters.base import (
     NoDrafter,
     draft_errors,
     empty_draft,
+    failure_notice,
     failure_of,
-    give_up,
+    release_after_failure,
     strict_error,
-    told,
 )
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.randomness import PositionNoise, Randomness
-from specgen.engine.sampling import laws, likeliest_on_host, seen_rows
+from specgen.engine.sampling import likeliest_on_host, seen_rows, token_distributions
 from specgen.engine.verification import Draft, verify
 
 Clock = Callable[[], float]
@@ -99,15 +99,15 @@ def decode(
     reason: FinishReason | None = None
     while reason is None:
         if failure is not None:
-            give_up(drafter)
+            release_after_failure(drafter)
             if settings.strict:
                 raise strict_error(failure) from failure
-            notice = Notice("draft_dropped", told(failure))
+            notice = Notice("draft_dropped", failure_notice(failure))
             # The failure goes, too: its traceback holds what the failed pass had computed.
             drafter, failure = NoDrafter(), None
             yield notice
         started = clock()
-        lengths.begin()
+        lengths.start_round()
         draft, failure = _propose(drafter, ids, min(settings.num_draft_tokens, num_left - 1), lengths)
         if failure is not None:
             continue
@@ -150,7 +150,7 @@ def decode(
         yield round_
         index += 1
     if failure is not None:  # in the last round's rewind, which cost the text nothing
-        give_up(drafter)
+        release_after_failure(drafter)
     yield Finish(reason)
 
 
@@ -177,7 +177,7 @@ def _prefill(
         # A new one: the traceback of this one holds what the failed pass had computed.
         failure = MemoryShortageError(error.message, error.hint)
     if failure is not None:
-        give_up(drafter)
+        release_after_failure(drafter)
         num_reused = target.length
         with memory_errors():
             target.feed(ids[:-1])
@@ -244,9 +244,9 @@ def _weigh(
     draft = Draft(draft.ids.to(logits.device), None if draft.probs is None else draft.probs.to(logits.device))
     seen = seen_rows(ids, draft.ids, logits.shape[-1], sampling, logits.device)
     rows = None if noise is None else noise.rows(len(ids), logits.shape[0])
-    target_laws = laws(logits, sampling, seen, rows)
-    verdict = verify(target_laws, draft, randomness, rule)
-    decided = torch.stack([verdict.num_accepted, verdict.target_id, target_laws.is_finite.long()])
+    target_distributions = token_distributions(logits, sampling, seen, rows)
+    verdict = verify(target_distributions, draft, randomness, rule)
+    decided = torch.stack([verdict.num_accepted, verdict.target_id, target_distributions.is_finite.long()])
     found: list[int] = torch.cat([decided, draft.ids]).tolist()
     return found
 

@@ -56,7 +56,7 @@ class Path:
     probability: float = 1.0
 
 
-class WalkedChance:
+class ScriptedRandomness:
     """Chance replaced by a script of choices, so that every outcome can be walked and weighed."""
 
     def __init__(self, path: Path) -> None:
@@ -81,12 +81,12 @@ class WalkedChance:
         return torch.tensor(self._choose(probs.tolist()))
 
 
-def every_path(run: Callable[[WalkedChance], Result]) -> Iterator[tuple[float, Result]]:
+def every_outcome(run: Callable[[ScriptedRandomness], Result]) -> Iterator[tuple[float, Result]]:
     """Run `run` once per outcome of its choices; yields the outcome's probability and result."""
     choices: list[int] = []
     while True:
         path = Path(choices=choices)
-        result = run(WalkedChance(path))
+        result = run(ScriptedRandomness(path))
         yield path.probability, result
         while path.choices and path.choices[-1] + 1 == path.num_options[len(path.choices) - 1]:
             path.choices.pop()

@@ -12,7 +12,7 @@ from specgen.core.settings import SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Laws:
+class TokenDistributions:
     """Laws of the next token, a row per position, after all processors.
 
     Args:
@@ -27,7 +27,9 @@ class Laws:
     is_finite: Tensor
 
 
-def laws(logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None, noise: Tensor | None = None) -> Laws:
+def token_distributions(
+    logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None, noise: Tensor | None = None
+) -> TokenDistributions:
     """Turn logits into laws.
 
     Args:
@@ -40,7 +42,7 @@ def laws(logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None,
     top_logits, top_ids = likeliest(logits)
     is_finite = top_logits.isfinite().all()
     if settings.is_greedy:
-        return Laws(top_ids, None, is_finite)
+        return TokenDistributions(top_ids, None, is_finite)
     # Subtracting the maximum first keeps tiny temperatures from overflowing: 0 stays 0, the rest goes to -inf.
     scores = (logits - top_logits.unsqueeze(-1)) / settings.temperature
     scores = _keep_top_k(scores, settings.top_k)
@@ -51,8 +53,8 @@ def laws(logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None,
         noise = noise[:, : probs.shape[-1]]
         # MPS has no float64, so the division is done where the noise is.
         ratios = probs.cpu() / noise if probs.device.type == "mps" else probs / noise.to(probs.device)
-        return Laws(ratios.argmax(dim=-1).to(probs.device), None, is_finite)
-    return Laws(top_ids, probs, is_finite)
+        return TokenDistributions(ratios.argmax(dim=-1).to(probs.device), None, is_finite)
+    return TokenDistributions(top_ids, probs, is_finite)
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from specgen.core.events import DraftSource
 from specgen.core.settings import Verification
 from specgen.engine.randomness import Randomness
-from specgen.engine.sampling import Laws
+from specgen.engine.sampling import TokenDistributions
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Verdict:
     target_id: Tensor
 
 
-def verify(target: Laws, draft: Draft, randomness: Randomness, rule: Verification = "block") -> Verdict:
+def verify(target: TokenDistributions, draft: Draft, randomness: Randomness, rule: Verification = "block") -> Verdict:
     """Keep a prefix of the draft that the target accepts, and add one token of the target's.
 
     The text that results has the target's law exactly, whatever the draft and the rule.
@@ -65,7 +65,7 @@ def verify(target: Laws, draft: Draft, randomness: Randomness, rule: Verificatio
     probabilities = acceptance_probabilities(target.probs[:num_drafted], draft)
     num_accepted = _length_of_true_prefix(randomness.accept(probabilities))
     target_probs = target.probs.index_select(0, num_accepted.view(1)).squeeze(0)
-    draft_probs = _draft_law_at(num_accepted, draft, target_probs)
+    draft_probs = _draft_distribution_at(num_accepted, draft, target_probs)
     return Verdict(num_accepted, randomness.draw(residual_distribution(target_probs, draft_probs)))
 
 
@@ -130,7 +130,7 @@ def residual_distribution(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     return torch.where(total > 0, rest / torch.where(total > 0, total, 1.0), target_probs)
 
 
-def _draft_law_at(position: Tensor, draft: Draft, like: Tensor) -> Tensor:
+def _draft_distribution_at(position: Tensor, draft: Draft, like: Tensor) -> Tensor:
     """Draft law at `position`, zero everywhere if the position lies behind the draft. No host read."""
     num_drafted = draft.ids.shape[0]
     if num_drafted == 0:

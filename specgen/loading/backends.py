@@ -29,7 +29,7 @@ def choose_backend(settings: ModelSettings, place: ModelPlace) -> Engine:
         SettingsError: llama.cpp is asked for a model it can't run, or with a compute type.
         DeviceError: llama.cpp is asked for and not installed.
     """
-    if settings.engine.backend == "llama.cpp":
+    if settings.backend.name == "llama.cpp":
         if not place.is_gguf:
             raise SettingsError(
                 f"--backend llama.cpp runs GGUF files, and {place.name} is none",
@@ -43,6 +43,6 @@ def choose_backend(settings: ModelSettings, place: ModelPlace) -> Engine:
         if not has_llama_cpp():
             raise DeviceError("llama-cpp-python is not installed", INSTALL_LLAMA_CPP)
         return "llama.cpp"
-    if settings.engine.backend == "auto" and place.is_gguf and settings.dtype == "auto" and has_llama_cpp():
+    if settings.backend.name == "auto" and place.is_gguf and settings.dtype == "auto" and has_llama_cpp():
         return "llama.cpp"
     return "transformers"

@@ -13,19 +13,19 @@ from specgen.core.library_errors import first_line, library_failures
 from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
-from specgen.loading.draft_head_folder import ShallowFacts, load_tensors
+from specgen.loading.draft_head_folder import DraftHeadFacts, load_tensors
 from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.start.lean_import import empty_model
-from specgen.models.decoder import is_known
-from specgen.models.draft_head import ShallowModel, ShallowParts
-from specgen.models.formats import ByteLinear, HalfLinear, has_byte_products, narrow_layers, narrowed
-from specgen.models.linear import Product, dense, fits_packing, pack_layers, packed_copy
+from specgen.models.decoder import is_supported
+from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
+from specgen.models.formats import Float16Linear, Int8Linear, convert_layers, converted, has_int8_matmul
+from specgen.models.linear import MatMul, dense, fits_nf4, nf4_copy, pack_layers_nf4
 from specgen.models.transformers_model import CachedModel
 
 
-def open_shallow(
-    facts: ShallowFacts, name: str, quant: Quantization, target: LanguageModel, vocab_size: int
-) -> tuple[ShallowModel, ModelInfo]:
+def load_draft_head(
+    facts: DraftHeadFacts, name: str, quant: Quantization, target: LanguageModel, vocab_size: int
+) -> tuple[DraftHeadModel, ModelInfo]:
     """Read a shallow draft's weights and join them with its target's embeddings and head.
 
     Args:
@@ -54,16 +54,16 @@ def open_shallow(
     head = _head_rows(target.model, columns)
     form = _form(quant, body.layers[0].mlp.down_proj.weight, target.model)
     num_bytes = form.take(body.layers)
-    pieces = [form.product(weight.to(norm.dtype)) for weight in (head, join) if weight is not None]
-    model = ShallowModel(
-        ShallowParts(
+    pieces = [form.matmul_of(weight.to(norm.dtype)) for weight in (head, join) if weight is not None]
+    model = DraftHeadModel(
+        DraftHeadParts(
             body=body,
             embedding=embedding,
             head=pieces[0],
             vocab_size=vocab_size if columns is None else columns.shape[0],
             columns=None if columns is None else columns.to(norm.device),
             join=None if join is None else pieces[1],
-            features=None if join is None else target.keep_head_inputs(),
+            features=None if join is None else target.record_target_features(),
         )
     )
     num_bytes += sum(parameter.nbytes for parameter in body.parameters())
@@ -71,7 +71,7 @@ def open_shallow(
     info = ModelInfo(
         name=name,
         quant=form.quant,
-        dtype="float16" if form.kind is HalfLinear else str(norm.dtype).removeprefix("torch."),
+        dtype="float16" if form.kind is Float16Linear else str(norm.dtype).removeprefix("torch."),
         device=str(norm.device),
         num_parameters=facts.config.num_parameters,
         num_bytes=num_bytes,
@@ -81,7 +81,7 @@ def open_shallow(
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class _WeightFormat:
     """How the draft's products are computed: dense, 4 bits, or narrow weights under float32.
 
     What a draft computes decides its speed and its acceptance, never the text, so the fastest one is the default. The
@@ -89,7 +89,7 @@ class _Form:
     """
 
     quant: str = "none"
-    kind: type[HalfLinear] | type[ByteLinear] | None = None
+    kind: type[Float16Linear] | type[Int8Linear] | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -98,24 +98,24 @@ class _Form:
     def take(self, layers: nn.Module) -> int:
         """Bring layers into this form; bytes of what are no parameters any more."""
         if self.kind is not None:
-            return narrow_layers(layers, self.kind)
+            return convert_layers(layers, self.kind)
         if self.quant == "nf4":
-            pack_layers(layers)
+            pack_layers_nf4(layers)
         return 0
 
-    def product(self, weight: Tensor) -> Product:
+    def matmul_of(self, weight: Tensor) -> MatMul:
         if self.kind is not None:
-            return narrowed(weight, self.kind)
-        return packed_copy(weight) if self.quant == "nf4" and fits_packing(weight) else dense(weight)
+            return converted(weight, self.kind)
+        return nf4_copy(weight) if self.quant == "nf4" and fits_nf4(weight) else dense(weight)
 
     def num_bytes(self, weight: Tensor | None) -> int:
         if weight is None:
             return 0
-        size = {HalfLinear: 2.0, ByteLinear: 1.0}.get(self.kind) if self.kind is not None else None
+        size = {Float16Linear: 2.0, Int8Linear: 1.0}.get(self.kind) if self.kind is not None else None
         return int(weight.numel() * (size or (0.5625 if self.quant == "nf4" else weight.itemsize)))
 
 
-def _form(quant: Quantization, weight: Tensor, target: Any) -> _Form:
+def _form(quant: Quantization, weight: Tensor, target: Any) -> _WeightFormat:
     """The draft's form: what is asked for, else the fastest here.
 
     Args:
@@ -126,25 +126,25 @@ def _form(quant: Quantization, weight: Tensor, target: Any) -> _Form:
     Raises:
         SettingsError: It can't be had.
     """
-    can_pack = fits_packing(weight)
-    can_narrow = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_byte_products()
+    has_nf4_kernel = fits_nf4(weight)
+    can_narrow = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
     for form, is_possible, needed in (
-        (_Form("nf4"), can_pack, "bfloat16 on a CPU with AVX512-BF16"),
-        (_Form("int8", ByteLinear), can_narrow, "float32 arithmetic on a CPU"),
+        (_WeightFormat("nf4"), has_nf4_kernel, "bfloat16 on a CPU with AVX512-BF16"),
+        (_WeightFormat("int8", Int8Linear), can_narrow, "float32 arithmetic on a CPU"),
     ):
         if quant == form.quant and not is_possible:
             raise SettingsError(
                 f"--draft-quant {quant} can't be applied to a shallow draft here: it needs {needed}", "leave it out"
             )
-        if is_possible and (quant == form.quant or (quant == "auto" and (can_pack or not has_fast_bf16_cpu()))):
+        if is_possible and (quant == form.quant or (quant == "auto" and (has_nf4_kernel or not has_fast_bf16_cpu()))):
             return form
-    return _Form(kind=HalfLinear if isinstance(target.get_output_embeddings(), HalfLinear) else None)
+    return _WeightFormat(kind=Float16Linear if isinstance(target.get_output_embeddings(), Float16Linear) else None)
 
 
 def _head_rows(target: Any, columns: Tensor | None) -> Tensor:
     """The weights of a target's head, `[outputs, hidden]`: all, or those of some tokens."""
     head = target.get_output_embeddings()
-    if not isinstance(head, HalfLinear):
+    if not isinstance(head, Float16Linear):
         rows: Tensor = head.weight
     elif target.config.tie_word_embeddings:
         rows = target.get_input_embeddings().weight
@@ -153,11 +153,11 @@ def _head_rows(target: Any, columns: Tensor | None) -> Tensor:
     return rows if columns is None else rows[columns.to(rows.device)]
 
 
-def _body(facts: ShallowFacts, tensors: dict[str, Tensor]) -> Any:
+def _body(facts: DraftHeadFacts, tensors: dict[str, Tensor]) -> Any:
     """transformers' base model with the draft's layers and norm, and no embeddings."""
     try:
         model = empty_model(facts.folder, attention="sdpa")
-        if not is_known(model):
+        if not is_supported(model):
             raise ModelFileError(f"{facts.folder} has layers of a kind that no draft can be run with")
         body = model.model
         rotary = type(body.rotary_emb)(config=model.config)

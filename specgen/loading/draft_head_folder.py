@@ -42,7 +42,7 @@ _DIGEST_KEYS = (
 
 
 @dataclass(frozen=True, slots=True)
-class ShallowFacts:
+class DraftHeadFacts:
     """What is known of a shallow draft before its weights are read.
 
     Args:
@@ -98,7 +98,7 @@ def digest_of(folder: Path) -> str | None:
     return None if rows is None else target_digest(rows, read_config(folder))
 
 
-def is_shallow(folder: Path) -> bool:
+def is_draft_head(folder: Path) -> bool:
     """Whether a folder says it is a shallow draft; nothing but its config is read."""
     try:
         return SHALLOW_KEY in read_json(folder / "config.json")
@@ -106,7 +106,7 @@ def is_shallow(folder: Path) -> bool:
         return False
 
 
-def check_shallow(folder: Path) -> ShallowFacts:
+def check_draft_head(folder: Path) -> DraftHeadFacts:
     """Check a shallow draft's folder: config, names, shapes and types of all tensors.
 
     Raises:
@@ -125,7 +125,7 @@ def check_shallow(folder: Path) -> ShallowFacts:
         weight_files(folder, config)  # says what is there instead: a pickle, or nothing
     file = check_safetensors(folder / WEIGHTS)
     dtype, num_parameters = check_tensors(folder, wanted)
-    return ShallowFacts(
+    return DraftHeadFacts(
         folder=folder,
         config=ConfigFacts(
             model_type=str(model_type),
@@ -151,14 +151,14 @@ def shipped_draft(target: Path) -> Path | None:
     """The folder of the draft in this package that was made for a target; None if there is none."""
     for path in sorted(SHIPPED.glob("*/config.json")):
         try:
-            check_own_target(check_shallow(path.parent), "", target, "")
+            check_own_target(check_draft_head(path.parent), "", target, "")
         except (ModelFileError, PairError):
             continue
         return path.parent
     return None
 
 
-def check_own_target(facts: ShallowFacts, name: str, target: Path, target_name: str) -> None:
+def check_own_target(facts: DraftHeadFacts, name: str, target: Path, target_name: str) -> None:
     """Refuse a draft that was made for another target.
 
     Args:
@@ -178,7 +178,7 @@ def check_own_target(facts: ShallowFacts, name: str, target: Path, target_name: 
         )
 
 
-def load_tensors(facts: ShallowFacts) -> dict[str, Tensor]:
+def load_tensors(facts: DraftHeadFacts) -> dict[str, Tensor]:
     """Read the weights, as stored.
 
     Raises:

@@ -116,12 +116,12 @@ def _linear(name: str, weight: Any, dtype: str, device: str) -> Any:
     """A linear layer as the loader makes it for a draft."""
     import torch
 
-    from specgen.models.formats import ByteLinear, HalfLinear, has_byte_products, has_half_products, narrowed
+    from specgen.models.formats import Float16Linear, Int8Linear, converted, has_float16_matmul, has_int8_matmul
 
-    if device == "cpu" and name == "int8" and has_byte_products():
-        return narrowed(weight, ByteLinear)
-    if device == "cpu" and name == "none" and dtype == "float16" and has_half_products():
-        return narrowed(weight, HalfLinear)
+    if device == "cpu" and name == "int8" and has_int8_matmul():
+        return converted(weight, Int8Linear)
+    if device == "cpu" and name == "none" and dtype == "float16" and has_float16_matmul():
+        return converted(weight, Float16Linear)
     num_outputs, num_inputs = weight.shape
     compute = getattr(torch, dtype)
     if name == "none":

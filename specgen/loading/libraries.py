@@ -51,7 +51,7 @@ def prepare_libraries(verbose: bool) -> None:
 
 
 @contextmanager
-def collector_at_rest() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Load without Python's collector of cycles, and leave it nothing of what was loaded to look at.
 
     Importing torch and transformers makes half a million objects that stay; walking them again and again as they come
@@ -72,8 +72,8 @@ def collector_at_rest() -> Iterator[None]:
             gc.enable()
 
 
-def leave_imports_alone() -> None:
-    """Spare the walk at the end of `collector_at_rest` what is there by now; where the collector works, do nothing.
+def freeze_imported_objects() -> None:
+    """Spare the walk at the end of `gc_paused` what is there by now; where the collector works, do nothing.
 
     To be called after the imports and before weights are read. Imports leave next to no garbage; whoever made some
     since (a converted model) has it collected.

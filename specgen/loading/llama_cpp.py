@@ -11,7 +11,7 @@ from typing import Any, Literal
 from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError, SettingsError
 from specgen.core.progress import SILENT
 from specgen.core.results import ModelInfo
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.core.units import gigabytes
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.gguf.header import GgufHeader
@@ -73,7 +73,7 @@ class LoadedGguf:
 
 
 def gguf_facts(
-    header: GgufHeader, settings: EngineSettings, name: str, role: Literal["target", "draft"]
+    header: GgufHeader, settings: BackendSettings, name: str, role: Literal["target", "draft"]
 ) -> ConfigFacts:
     """What is known of a GGUF from its header. `max_positions` is the size of the cache it will get.
 
@@ -153,23 +153,23 @@ def gpu_layers(settings: ModelSettings, *, can_offload: bool) -> int:
         SettingsError: Layers on a GPU, and the device the CPU.
         DeviceError: A GPU is asked for, and this build of llama.cpp has none.
     """
-    if settings.engine.gpu_layers and settings.device == "cpu":
+    if settings.backend.gpu_layers and settings.device == "cpu":
         raise SettingsError(
-            f"--gpu-layers {settings.engine.gpu_layers} and --device cpu contradict each other", "leave one out"
+            f"--gpu-layers {settings.backend.gpu_layers} and --device cpu contradict each other", "leave one out"
         )
-    asked = settings.engine.gpu_layers or settings.device not in ("auto", "cpu")
+    asked = settings.backend.gpu_layers or settings.device not in ("auto", "cpu")
     if asked and not can_offload:
         option = (
-            f"--gpu-layers {settings.engine.gpu_layers}"
-            if settings.engine.gpu_layers
+            f"--gpu-layers {settings.backend.gpu_layers}"
+            if settings.backend.gpu_layers
             else f"--device {settings.device}"
         )
         raise DeviceError(
             f"{option}: this llama-cpp-python can't use a GPU",
             "build it for one, as with CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary :all: llama-cpp-python",
         )
-    if settings.engine.gpu_layers is not None:
-        return settings.engine.gpu_layers
+    if settings.backend.gpu_layers is not None:
+        return settings.backend.gpu_layers
     return -1 if can_offload and settings.device != "cpu" else 0
 
 

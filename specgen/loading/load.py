@@ -13,7 +13,7 @@ from specgen.engine.contract import LanguageModel
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.resolve import ModelFolder
 from specgen.loading.transformers_weights import LoadedModel, load_model
-from specgen.models.decoder import LeanModel, lean_model
+from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import CachedModel
 
@@ -63,16 +63,16 @@ def open_model(
         name=folder.name,
         revision=folder.revision,
     )
-    model = own_cache(loaded, vocab_size, role)
+    model = cached_model_for(loaded, vocab_size, role)
     return OpenedModel(model, loaded.info, loaded.notices)
 
 
-def own_cache(loaded: LoadedModel, vocab_size: int, role: Literal["target", "draft"]) -> CachedModel:
+def cached_model_for(loaded: LoadedModel, vocab_size: int, role: Literal["target", "draft"]) -> CachedModel:
     """The fastest owner of a transformers model's cache for its role; logits are cut to `vocab_size`."""
-    model = lean_model(loaded.model, vocab_size)
-    if role == "draft" and isinstance(model, LeanModel) and loaded.info.quant in ("nf4", "fp4"):
+    model = decoder_model(loaded.model, vocab_size)
+    if role == "draft" and isinstance(model, DecoderModel) and loaded.info.quant in ("nf4", "fp4"):
         # Left in bfloat16, the head alone would take as long as all the 4-bit layers below it.
-        model.pack_head()
+        model.use_nf4_head()
     return model
 
 
@@ -89,7 +89,7 @@ def _open_gguf(
 
     assert folder.gguf is not None
     assert facts.max_positions is not None
-    num_threads = settings.engine.threads or physical_cores()
+    num_threads = settings.backend.threads or physical_cores()
     loaded = load_gguf(
         folder.gguf.path,
         folder.gguf.header,

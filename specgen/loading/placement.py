@@ -72,9 +72,9 @@ def choose_placement(
         quant, why = _fastest(facts, device, dtype) or (quant, why)
     narrow: Literal["half", "byte"] | None = None
     if device == "cpu" and facts.quant_method is None:
-        if quant == "int8" and role == "draft" and has_byte_products():
+        if quant == "int8" and role == "draft" and has_int8_matmul():
             return Placement(device, False, "float32", quant, why, "byte")
-        if quant == "none" and dtype == "float16" and has_half_products():
+        if quant == "none" and dtype == "float16" and has_float16_matmul():
             narrow = "half"
     if quant != "none":
         try:
@@ -92,18 +92,18 @@ def has_fast_bf16_cpu() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
-def has_half_products() -> bool:
+def has_float16_matmul() -> bool:
     """Whether products of float32 with float16 weights are fast here."""
     from specgen.models import formats as narrow
 
-    return narrow.has_half_products()
+    return narrow.has_float16_matmul()
 
 
-def has_byte_products() -> bool:
+def has_int8_matmul() -> bool:
     """Whether products with int8 weights, good enough for drafts, are fast here."""
     from specgen.models import formats as narrow
 
-    return narrow.has_byte_products()
+    return narrow.has_int8_matmul()
 
 
 def check_bitsandbytes(quant: str, device: str) -> None:
@@ -164,7 +164,7 @@ def _dtype(settings: ModelSettings, device: str) -> tuple[str, tuple[str, ...]]:
     if device == "cpu":
         if has_fast_bf16_cpu():
             return "bfloat16", ()
-        if has_half_products():
+        if has_float16_matmul():
             return "float16", ("float16 weights, float32 arithmetic: this CPU has no AVX512-BF16",)
         return "float32", ("float32: this CPU has no AVX512-BF16",)
     if device == "mps":
@@ -195,7 +195,7 @@ def _quant(
         return settings.quant, ()
     if settings.quant == "none" or ready:
         return "none", ()
-    if device == "cpu" and role == "draft" and not has_fast_bf16_cpu() and has_byte_products():
+    if device == "cpu" and role == "draft" and not has_fast_bf16_cpu() and has_int8_matmul():
         return "int8", ()
     if not facts.widths_fit_blocks:
         return "none", ()
@@ -210,7 +210,7 @@ def _fastest(facts: ConfigFacts, device: str, dtype: str) -> tuple[str, tuple[st
     if facts.quant_method or facts.widths is None or facts.num_parameters < LEAST_MEASURED:
         return None
     formats = ["none"]
-    if device == "cpu" and has_byte_products():
+    if device == "cpu" and has_int8_matmul():
         formats.append("int8")
     # Elsewhere on CPUs 4-bit weights are unpacked before each product, which can't be fast.
     if device == "cpu" and "avx512_bf16" in cpu_flags() and facts.widths_fit_blocks:

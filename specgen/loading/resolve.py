@@ -89,7 +89,7 @@ def _as_it_is(place: ModelPlace, settings: ModelSettings, report: LoadReport) ->
         except ModelNotFoundError:
             # An older run may have left the unpacked model and not the file.
             folder = converted_builtin()
-            if settings.engine.backend != "auto" or folder is None:
+            if settings.backend.name != "auto" or folder is None:
                 raise
             return ModelFolder(folder, place.name, True)
     header = scan_gguf(path)

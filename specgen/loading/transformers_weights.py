@@ -93,9 +93,9 @@ def load_model(
 
 def _narrow(model: Any, info: ModelInfo, placement: Placement) -> ModelInfo:
     """Give a model loaded as stored its narrow products, and say so."""
-    from specgen.models.formats import ByteLinear, HalfLinear, narrow
+    from specgen.models.formats import Float16Linear, Int8Linear, narrow
 
-    num_bytes = narrow(model, ByteLinear if placement.narrow == "byte" else HalfLinear)
+    num_bytes = narrow(model, Int8Linear if placement.narrow == "byte" else Float16Linear)
     return replace(
         info,
         dtype=placement.dtype,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from specgen.core.results import RowCheck
+from specgen.core.results import BatchInvarianceCheck
 from specgen.engine.contract import LanguageModel
 from specgen.models.transformers_model import CachedModel
 
@@ -19,7 +19,7 @@ NUM_HEAD = 6
 NUM_TAIL = 4
 NUM_TAILS = 3
 """Tokens fed together, and how many different tails behind the same head are compared."""
-NARROW_LAYERS = {"HalfLinear", "ByteLinear"}
+NARROW_LAYERS = {"Float16Linear", "Int8Linear"}
 """Those of `specgen.models.formats`."""
 
 
@@ -33,7 +33,7 @@ def is_float32(target: LanguageModel) -> bool:
 
 
 @torch.inference_mode()
-def check_rows(target: LanguageModel, num_tails: int = NUM_TAILS) -> RowCheck:
+def check_batch_invariance(target: LanguageModel, num_tails: int = NUM_TAILS) -> BatchInvarianceCheck:
     """Compare the logits of the same tokens in passes that differ only behind them. Empties the cache.
 
     All passes have one shape, so the same kernels run, and equal rows are equal to the last bit.
@@ -51,7 +51,7 @@ def check_rows(target: LanguageModel, num_tails: int = NUM_TAILS) -> RowCheck:
         # Some kernels repack their weights in the first pass, so a difference must show again.
         difference = _difference(target, head, tails)
     threshold = outlier_threshold(target.model) if isinstance(target, CachedModel) else 0.0
-    return RowCheck(difference, threshold)
+    return BatchInvarianceCheck(difference, threshold)
 
 
 def _difference(target: LanguageModel, head: list[int], tails: list[list[int]]) -> float:

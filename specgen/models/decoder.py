@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specgen.models.layers import LayerStack, Norm
-from specgen.models.linear import Product, faster_of, fits_packing, packed_copy, product
+from specgen.models.linear import MatMul, faster_of, fits_nf4, matmul_of, nf4_copy
 from specgen.models.transformers_model import CachedModel
 
 ARCHITECTURES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -25,8 +25,8 @@ PROBE = ((1, 2, 3, 5, 8, 13), (21,), (34, 55, 2))
 """Passes of the comparison: a prompt, one token, several tokens."""
 
 
-class LeanModel(CachedModel):
-    """A `CachedModel` that runs the layers itself. Made by `lean_model`, which checks that it may.
+class DecoderModel(CachedModel):
+    """A `CachedModel` that runs the layers itself. Made by `decoder_model`, which checks that it may.
 
     Args:
         model: A model of one of `ARCHITECTURES`.
@@ -41,15 +41,15 @@ class LeanModel(CachedModel):
         self._dtype = like.dtype
         self._stack = LayerStack(body.layers[: config.num_hidden_layers], body.rotary_emb, config, like[None])
         self._norm = Norm(body.norm)
-        self._head: Product = product(model.lm_head)
+        self._head: MatMul = matmul_of(model.lm_head)
         super().__init__(model, vocab_size)
 
-    def pack_head(self) -> None:
+    def use_nf4_head(self) -> None:
         """Compute the logits with a 4-bit copy of the head. For drafts only; nothing happens where it is not faster."""
         weight = self.model.get_output_embeddings().weight
-        if fits_packing(weight):
+        if fits_nf4(weight):
             row = torch.ones(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-            self._head = faster_of(self._head, packed_copy(weight), row)
+            self._head = faster_of(self._head, nf4_copy(weight), row)
 
     def _new_cache(self) -> None:
         self._stack.release()
@@ -60,14 +60,14 @@ class LeanModel(CachedModel):
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         hidden = self._stack.run(functional.embedding(new, self._embedding).to(self._dtype), self.length)
-        if self.head_inputs is None:
+        if self.target_features is None:
             return self._head(self._norm(hidden[-num_last:]))
         inputs = self._norm(hidden)
-        self.head_inputs.keep(self.length, inputs)
+        self.target_features.keep(self.length, inputs)
         return self._head(inputs[-num_last:])
 
 
-def lean_model(model: Any, vocab_size: int) -> CachedModel:
+def decoder_model(model: Any, vocab_size: int) -> CachedModel:
     """The fastest owner of a model's cache that computes what transformers computes.
 
     Args:
@@ -75,14 +75,14 @@ def lean_model(model: Any, vocab_size: int) -> CachedModel:
         vocab_size: As in `CachedModel`.
 
     Returns:
-        A `LeanModel` if the model is of a known kind and its logits are transformers' own, bit for bit, in a short
+        A `DecoderModel` if the model is of a known kind and its logits are transformers' own, bit for bit, in a short
         comparison over its first layers; otherwise a plain `CachedModel`.
 
     Raises:
         LoadError: As in `CachedModel`.
     """
     plain = CachedModel(model, vocab_size)
-    if not is_known(model):
+    if not is_supported(model):
         return plain
     config = model.config
     num_layers = config.num_hidden_layers
@@ -90,16 +90,16 @@ def lean_model(model: Any, vocab_size: int) -> CachedModel:
         # A few layers tell whether the operations are the same; comparing all would double the first second.
         config.num_hidden_layers = min(NUM_CHECKED_LAYERS, num_layers)
         expected = _probe(plain)
-        found = _probe(LeanModel(model, vocab_size))
+        found = _probe(DecoderModel(model, vocab_size))
     finally:
         config.num_hidden_layers = num_layers
         plain.reset()
     if all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True)):
-        return LeanModel(model, vocab_size)
+        return DecoderModel(model, vocab_size)
     return plain
 
 
-def is_known(model: Any) -> bool:
+def is_supported(model: Any) -> bool:
     """Whether a model's layers are what `LayerStack` takes them for."""
     config = model.config
     window = getattr(config, "sliding_window", None)

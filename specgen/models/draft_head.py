@@ -21,13 +21,13 @@ from torch.nn import functional
 
 from specgen.engine.memory_errors import memory_errors
 from specgen.models.layers import LayerStack, Norm
-from specgen.models.linear import Product
-from specgen.models.target_features import HeadInputs
+from specgen.models.linear import MatMul
+from specgen.models.target_features import TargetFeatures
 from specgen.models.transformers_model import PREFILL_CHUNK
 
 
 @dataclass(frozen=True, slots=True)
-class ShallowParts:
+class DraftHeadParts:
     """What a shallow draft is put together from.
 
     Args:
@@ -42,14 +42,14 @@ class ShallowParts:
 
     body: Any
     embedding: Tensor
-    head: Product
+    head: MatMul
     vocab_size: int
     columns: Tensor | None = None
-    join: Product | None = None
-    features: HeadInputs | None = None
+    join: MatMul | None = None
+    features: TargetFeatures | None = None
 
 
-class ShallowModel:
+class DraftHeadModel:
     """A shallow draft and its cache; keeps the contract of `specgen.engine.contract.LanguageModel`, a row at a time.
 
     Features that are not known (the target read a text before this draft was there) are no error: the draft then
@@ -57,7 +57,7 @@ class ShallowModel:
     else changes; it sees less of the text and may be right less often. The target's text is never touched.
     """
 
-    def __init__(self, parts: ShallowParts) -> None:
+    def __init__(self, parts: DraftHeadParts) -> None:
         assert (parts.join is None) == (parts.features is None), "a draft that joins features needs some"
         self.vocab_size = parts.vocab_size
         self.num_embeddings = parts.embedding.shape[0]

@@ -25,15 +25,15 @@ JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @lru_cache(maxsize=1)
-def has_half_products() -> bool:
-    """Whether this torch and this CPU run `HalfLinear`."""
-    return _works(HalfLinear)
+def has_float16_matmul() -> bool:
+    """Whether this torch and this CPU run `Float16Linear`."""
+    return _works(Float16Linear)
 
 
 @lru_cache(maxsize=1)
-def has_byte_products() -> bool:
-    """Whether this torch and this CPU run `ByteLinear`. Its kind of tensor is to leave torch one day."""
-    return _works(ByteLinear)
+def has_int8_matmul() -> bool:
+    """Whether this torch and this CPU run `Int8Linear`. Its kind of tensor is to leave torch one day."""
+    return _works(Int8Linear)
 
 
 def _works(kind: NarrowKind) -> bool:
@@ -47,13 +47,13 @@ def _works(kind: NarrowKind) -> bool:
 
 @contextmanager
 def _no_farewell() -> Iterator[None]:
-    """torch announces the end of quantized tensors to whoever makes one; `has_byte_products` will notice it."""
+    """torch announces the end of quantized tensors to whoever makes one; `has_int8_matmul` will notice it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
         yield
 
 
-class HalfLinear(nn.Module):
+class Float16Linear(nn.Module):
     """A linear layer with float16 weights; inputs, sums and outputs are float32.
 
     Args:
@@ -77,7 +77,7 @@ class HalfLinear(nn.Module):
         return weight.float()
 
 
-class ByteLinear(nn.Module):
+class Int8Linear(nn.Module):
     """A linear layer with int8 weights, a scale per output; inputs are rounded to 8 bits, too, as they come.
 
     For drafts only: one scale serves all rows of the inputs, so a row's result depends on the others.
@@ -102,10 +102,10 @@ class ByteLinear(nn.Module):
         return outputs
 
 
-NarrowKind = type[HalfLinear] | type[ByteLinear]
+NarrowKind = type[Float16Linear] | type[Int8Linear]
 
 
-class RowsOf(nn.Module):
+class OutputSlice(nn.Module):
     """Some of the outputs of a joint layer: what one of the layers joined in it computes.
 
     Whoever wants all of them asks `joint`, and pays once.
@@ -116,7 +116,7 @@ class RowsOf(nn.Module):
         num_outputs: How many.
     """
 
-    def __init__(self, joint: HalfLinear | ByteLinear, first: int, num_outputs: int) -> None:
+    def __init__(self, joint: Float16Linear | Int8Linear, first: int, num_outputs: int) -> None:
         super().__init__()
         self.joint = joint
         self.first, self.in_features, self.out_features = first, joint.in_features, num_outputs
@@ -126,7 +126,7 @@ class RowsOf(nn.Module):
         return outputs[..., self.first : self.first + self.out_features]
 
 
-class WideEmbedding(nn.Embedding):
+class Float32Embedding(nn.Embedding):
     """An embedding that keeps its weights as stored and hands out float32."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name is torch's
@@ -146,12 +146,12 @@ def narrow(model: Any, kind: NarrowKind) -> int:
         Bytes that the new layers hold.
     """
     inputs = model.get_input_embeddings()
-    num_bytes = narrow_layers(model, kind)
+    num_bytes = convert_layers(model, kind)
     for parameter in model.parameters():
         if parameter is not inputs.weight:
             parameter.data = parameter.data.float()
     if type(inputs) is nn.Embedding:
-        inputs.__class__ = WideEmbedding
+        inputs.__class__ = Float32Embedding
         # The last tensor on the file's pages: with it they are let go.
         inputs.weight.data = inputs.weight.data.clone()
     else:
@@ -159,7 +159,7 @@ def narrow(model: Any, kind: NarrowKind) -> int:
     return num_bytes
 
 
-def narrow_layers(module: nn.Module, kind: type[HalfLinear] | type[ByteLinear]) -> int:
+def convert_layers(module: nn.Module, kind: type[Float16Linear] | type[Int8Linear]) -> int:
     """Replace a module's linear layers, in place; all else stays. Returns the bytes that the new layers hold."""
     work = [job for parent in module.modules() for job in _groups(parent)]
     # Packing is one long loop per layer that releases the interpreter; a long one begun last would run alone.
@@ -168,7 +168,7 @@ def narrow_layers(module: nn.Module, kind: type[HalfLinear] | type[ByteLinear]) 
         return sum(pool.map(lambda job: _replace(job[0], job[1], kind), work))
 
 
-def narrowed(weight: Tensor, kind: type[HalfLinear] | type[ByteLinear]) -> HalfLinear | ByteLinear:
+def converted(weight: Tensor, kind: type[Float16Linear] | type[Int8Linear]) -> Float16Linear | Int8Linear:
     """A layer of this kind with a copy of a weight `[outputs, inputs]`."""
     with _no_farewell():
         return kind(weight.detach().float(), None)
@@ -188,7 +188,7 @@ def _groups(parent: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
 
 def _replace(parent: nn.Module, names: tuple[str, ...], kind: NarrowKind) -> int:
     layers: list[nn.Linear] = [getattr(parent, name) for name in names]
-    if kind is HalfLinear and not all(_fits_half(layer.weight) for layer in layers):
+    if kind is Float16Linear and not all(_fits_half(layer.weight) for layer in layers):
         return 0
     weights = [layer.weight.detach() for layer in layers]
     weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).float()
@@ -196,7 +196,7 @@ def _replace(parent: nn.Module, names: tuple[str, ...], kind: NarrowKind) -> int
     joint = kind(weight, torch.cat(biases).float() if biases else None)
     first = 0
     for name, layer in zip(names, layers, strict=True):
-        setattr(parent, name, joint if len(names) == 1 else RowsOf(joint, first, layer.out_features))
+        setattr(parent, name, joint if len(names) == 1 else OutputSlice(joint, first, layer.out_features))
         first += layer.out_features
     return joint.num_bytes
 

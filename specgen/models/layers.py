@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specgen.models.linear import fused, product
+from specgen.models.linear import fused_matmul, matmul_of
 
 FIRST_CAPACITY = 512
 """Positions of a new cache; it doubles when it is full."""
@@ -101,10 +101,10 @@ class Layer:
     def __init__(self, module: Any, num_heads: int, num_kv_heads: int, head_size: int) -> None:
         attention, forward = module.self_attn, module.mlp
         self.norm_in, self.norm_out = Norm(module.input_layernorm), Norm(module.post_attention_layernorm)
-        self.project = fused([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.collect = product(attention.o_proj)
-        self.widen = fused([forward.gate_proj, forward.up_proj])
-        self.narrow = product(forward.down_proj)
+        self.project = fused_matmul([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.collect = matmul_of(attention.o_proj)
+        self.widen = fused_matmul([forward.gate_proj, forward.up_proj])
+        self.narrow = matmul_of(forward.down_proj)
         self.norms = None
         if hasattr(attention, "q_norm"):
             self.norms = Norm(attention.q_norm), Norm(attention.k_norm)

@@ -13,21 +13,21 @@ from torch.nn import functional
 NUM_TIMED = 3
 WORTHWHILE = 0.95
 """Share of the usual product's time from which on another one is worth its rounding."""
-Product = Callable[[Tensor], Tensor]
+MatMul = Callable[[Tensor], Tensor]
 """`[n, inputs]` to `[n, outputs]`."""
 
 
-def product(layer: Any) -> Product:
+def matmul_of(layer: Any) -> MatMul:
     """What a linear layer computes, bit for bit, as a function."""
     if type(layer) is torch.nn.Linear:
         return dense(layer.weight, layer.bias)
     if _is_packed(layer):
         return _four_bit(layer.weight.data, layer.weight.quant_state.absmax, layer)
-    module: Product = layer
+    module: MatMul = layer
     return module
 
 
-def fused(layers: Sequence[Any]) -> Product:
+def fused_matmul(layers: Sequence[Any]) -> MatMul:
     """Products of the same inputs as one, their outputs side by side. The layers keep working, on the same memory.
 
     Args:
@@ -43,13 +43,13 @@ def fused(layers: Sequence[Any]) -> Product:
         return _four_bit(weight, scales, *layers)
     joint = getattr(layers[0], "joint", None)
     if joint is not None and all(getattr(layer, "joint", None) is joint for layer in layers):
-        module: Product = joint  # the loader has joined them: see specgen.models.formats
+        module: MatMul = joint  # the loader has joined them: see specgen.models.formats
         return module
-    products = [product(layer) for layer in layers]
+    products = [matmul_of(layer) for layer in layers]
     return lambda inputs: torch.cat([one(inputs) for one in products], dim=-1)
 
 
-def can_pack(device: torch.device) -> bool:
+def has_nf4_kernel(device: torch.device) -> bool:
     """Whether 4-bit products of bfloat16 are fast here: bitsandbytes has a kernel for CPUs with AVX512-BF16."""
     if device.type != "cpu":
         return False
@@ -59,26 +59,26 @@ def can_pack(device: torch.device) -> bool:
     return bool(probe())
 
 
-def packed_copy(weight: Tensor) -> Product:
+def nf4_copy(weight: Tensor) -> MatMul:
     """A 4-bit copy (nf4) of a dense weight `[outputs, inputs]`: several times faster, and not the same numbers.
 
     For drafts only: what a draft computes decides its speed and its acceptance, never the text.
     """
-    return product(_packed_layer(weight, None))
+    return matmul_of(_packed_layer(weight, None))
 
 
-def fits_packing(weight: Tensor) -> bool:
+def fits_nf4(weight: Tensor) -> bool:
     """Whether a weight can be packed, and gains by it here."""
     fits = weight.shape[0] % 32 == 0 and weight.shape[1] % 64 == 0  # the kernel's blocks
-    return fits and weight.dtype == torch.bfloat16 and can_pack(weight.device)
+    return fits and weight.dtype == torch.bfloat16 and has_nf4_kernel(weight.device)
 
 
-def pack_layers(module: torch.nn.Module) -> None:
-    """Put 4-bit layers in the place of a module's linear ones. For drafts only, as `packed_copy`."""
+def pack_layers_nf4(module: torch.nn.Module) -> None:
+    """Put 4-bit layers in the place of a module's linear ones. For drafts only, as `nf4_copy`."""
     for name, child in module.named_children():
         if type(child) is not torch.nn.Linear:
-            pack_layers(child)
-        elif fits_packing(child.weight):
+            pack_layers_nf4(child)
+        elif fits_nf4(child.weight):
             setattr(module, name, _packed_layer(child.weight, child.bias))
 
 
@@ -95,7 +95,7 @@ def _packed_layer(weight: Tensor, bias: Tensor | None) -> Any:
     return layer.to(weight.device).eval()
 
 
-def faster_of(usual: Product, other: Product, row: Tensor, clock: Callable[[], float] = perf_counter) -> Product:
+def faster_of(usual: MatMul, other: MatMul, row: Tensor, clock: Callable[[], float] = perf_counter) -> MatMul:
     """The faster of two products by a few passes in turn; `usual` unless the other one is clearly faster.
 
     Args:
@@ -114,7 +114,7 @@ def faster_of(usual: Product, other: Product, row: Tensor, clock: Callable[[], f
     return other if least[1] < WORTHWHILE * least[0] else usual
 
 
-def dense(weight: Tensor, bias: Tensor | None = None) -> Product:
+def dense(weight: Tensor, bias: Tensor | None = None) -> MatMul:
     """The product with a weight `[outputs, inputs]`."""
     return lambda inputs: functional.linear(inputs, weight, bias)
 
@@ -122,7 +122,7 @@ def dense(weight: Tensor, bias: Tensor | None = None) -> Product:
 def _is_packed(layer: Any) -> bool:
     """Whether a layer is a 4-bit one in the layout of bitsandbytes' CPU kernel, which it takes on at its first use."""
     # Asked before the layer is used: without the kernel that pass would unpack all its weights for nothing.
-    if type(layer).__name__ != "Linear4bit" or not can_pack(layer.weight.device):
+    if type(layer).__name__ != "Linear4bit" or not has_nf4_kernel(layer.weight.device):
         return False
     if layer.compute_dtype != torch.bfloat16:
         return False
@@ -142,7 +142,7 @@ def _joined(weights: Sequence[Any]) -> Tensor:
     return whole
 
 
-def _four_bit(weight: Tensor, scales: Tensor, *layers: Any) -> Product:
+def _four_bit(weight: Tensor, scales: Tensor, *layers: Any) -> MatMul:
     """The product of packed weights: the operator that the layer ends up in, less some 40 microseconds of Python."""
     state = layers[0].weight.quant_state
     shape = [sum(layer.out_features for layer in layers), layers[0].in_features]

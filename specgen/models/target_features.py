@@ -9,7 +9,7 @@ FIRST_CAPACITY = 512
 """Rows of a new buffer; it doubles when it is full."""
 
 
-class HeadInputs:
+class TargetFeatures:
     """Inputs of a model's head, a row per position of its cache: the hidden state behind the last norm.
 
     Kept for as long as the cache holds the position, so that a drafter may be rewound to anywhere. It takes a row of

@@ -14,7 +14,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from specgen.core.errors import LoadError
 from specgen.engine.memory_errors import memory_errors
-from specgen.models.target_features import HeadInputs
+from specgen.models.target_features import TargetFeatures
 
 PREFILL_CHUNK = 512
 """Tokens of one prefill pass: bounds the memory for attention and the wait after Ctrl-C."""
@@ -42,8 +42,8 @@ class CachedModel:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.num_embeddings: int = model.get_input_embeddings().weight.shape[0]
         self.length = 0
-        self.head_inputs: HeadInputs | None = None
-        """What the head read at the positions held; kept if a drafter asks for it with `keep_head_inputs`."""
+        self.target_features: TargetFeatures | None = None
+        """What the head read at the positions held; kept if a drafter asks for it with `record_target_features`."""
         self._num_recorded = 0
         self._window: int | None = None
         self._cache: Any = None
@@ -93,8 +93,8 @@ class CachedModel:
             return
         self._drop(num_removed)
         self.length = length
-        if self.head_inputs is not None:
-            self.head_inputs.rewind(length)
+        if self.target_features is not None:
+            self.target_features.rewind(length)
 
     def _drop(self, num_removed: int) -> None:
         """Take the last tokens out of the cache."""
@@ -106,14 +106,14 @@ class CachedModel:
     def reset(self) -> None:
         """Forget everything, and give its memory back."""
         self._new_cache()
-        if self.head_inputs is not None:
-            self.head_inputs.rewind(0)
+        if self.target_features is not None:
+            self.target_features.rewind(0)
 
-    def keep_head_inputs(self) -> HeadInputs:
+    def record_target_features(self) -> TargetFeatures:
         """Keep, from the next pass on, what the head reads. Asked again, the same."""
-        if self.head_inputs is None:
-            self.head_inputs = HeadInputs(self.length)
-        return self.head_inputs
+        if self.target_features is None:
+            self.target_features = TargetFeatures(self.length)
+        return self.target_features
 
     def _new_cache(self) -> None:
         cache: Any = DynamicCache(config=self.model.config)
@@ -146,8 +146,8 @@ class CachedModel:
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         """The pass itself: `new` `[n]` behind what the cache holds, to logits `[num_last, width]`."""
-        if self.head_inputs is not None:
-            return self._run_in_two(new, num_last, self.head_inputs)
+        if self.target_features is not None:
+            return self._run_in_two(new, num_last, self.target_features)
         options = {"logits_to_keep": num_last} if self._cuts_logits else {}
         output = self.model(
             input_ids=new.unsqueeze(0), past_key_values=self._cache, use_cache=True, return_dict=True, **options
@@ -155,12 +155,12 @@ class CachedModel:
         logits: Tensor = output.logits[0, -num_last:]
         return logits
 
-    def _run_in_two(self, new: Tensor, num_last: int, head_inputs: HeadInputs) -> Tensor:
+    def _run_in_two(self, new: Tensor, num_last: int, target_features: TargetFeatures) -> Tensor:
         """The same, with the layers and the head one after the other: what lies between them is kept."""
         body, head = self.model.base_model, self.model.get_output_embeddings()
         output = body(input_ids=new.unsqueeze(0), past_key_values=self._cache, use_cache=True, return_dict=True)
         inputs: Tensor = output.last_hidden_state[0]
-        head_inputs.keep(self.length, inputs)
+        target_features.keep(self.length, inputs)
         logits: Tensor = head(inputs[-num_last:])
         return logits
 

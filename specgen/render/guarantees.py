@@ -18,19 +18,19 @@ _WORDS = {
 def format_promise(info: RunInfo) -> str:
     """What holds of the text, and why if nothing does."""
     words = _WORDS[info.promise]
-    return f"{words}: {info.row_check.reason}" if info.promise == "none" and info.row_check else words
+    return f"{words}: {info.batch_invariance.reason}" if info.promise == "none" and info.batch_invariance else words
 
 
 def promise_document(info: RunInfo) -> dict[str, Any]:
     """`class` is `exact`, `near_tie`, `same_law` or `none`; `row_check` is null in plain float32, which needs none."""
-    check = info.row_check
+    check = info.batch_invariance
     return {
         "class": info.promise,
         "is_lossless": info.promise != "none",
         "row_check": None
         if check is None
         else {
-            "is_independent": check.is_independent,
+            "is_independent": check.is_invariant,
             "max_difference": check.max_difference,
             "int8_threshold": check.threshold,
             "reason": check.reason or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from specgen.core.events import FinalText, RoundText, TextEvent, TokenState
-from specgen.render.styled_writer import Part, Pen
+from specgen.render.styled_writer import StyledText, StyledWriter
 from specgen.render.theme import PLAIN, mark_rejected
 from specgen.render.view import Sanitizer, flat, parts_of
 
@@ -19,7 +19,7 @@ class InlineView:
     """
 
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
-        self._pen = Pen(console)
+        self._pen = StyledWriter(console)
         self._sanitizer = sanitizer
 
     def show(self, event: TextEvent) -> None:
@@ -31,7 +31,7 @@ class InlineView:
     def close(self) -> None:
         self._pen.finish()
 
-    def _parts(self, round_text: RoundText) -> list[Part]:
+    def _parts(self, round_text: RoundText) -> list[StyledText]:
         marks = not self._pen.has_styles
         accepted = [piece for piece in round_text.pieces if piece.state is TokenState.ACCEPTED]
         own = [piece for piece in round_text.pieces if piece.state.is_kept and piece.state is not TokenState.ACCEPTED]
@@ -41,7 +41,7 @@ class InlineView:
             *parts_of(own, self._sanitizer, marks=marks),
         ]
 
-    def _refused_parts(self, round_text: RoundText, *, marks: bool) -> list[Part]:
+    def _refused_parts(self, round_text: RoundText, *, marks: bool) -> list[StyledText]:
         rejected = [piece for piece in round_text.pieces if piece.state is TokenState.REJECTED]
         if not rejected:
             return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from specgen.core.events import FinalText, Notice, RoundText, TextEvent
-from specgen.render.styled_writer import Part, Pen
+from specgen.render.styled_writer import StyledText, StyledWriter
 from specgen.render.text_width import Column, cut_to_cells
 from specgen.render.theme import PLAIN
 from specgen.render.view import Sanitizer, flat, kept_parts
@@ -34,7 +34,7 @@ class LiveView:
     """
 
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
-        self._pen = Pen(console)
+        self._pen = StyledWriter(console)
         self._sanitizer = sanitizer
         self._column = Column()
         self._size = self._pen.size()
@@ -53,7 +53,7 @@ class LiveView:
     def close(self) -> None:
         self._pen.finish(before=self._erase())
 
-    def _print(self, parts: list[Part], draft: str) -> None:
+    def _print(self, parts: list[StyledText], draft: str) -> None:
         size = self._pen.size()
         before = self._erase()
         if size != self._size:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from specgen.core.events import FinalText, Piece, RoundText, TextEvent, TokenState
-from specgen.render.styled_writer import Part, Pen
+from specgen.render.styled_writer import StyledText, StyledWriter
 from specgen.render.theme import PLAIN
 from specgen.render.view import Sanitizer, flat
 
@@ -29,7 +29,7 @@ class StepsView:
     """
 
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
-        self._pen = Pen(console)
+        self._pen = StyledWriter(console)
         self._sanitizer = sanitizer
 
     def show(self, event: TextEvent) -> None:
@@ -43,20 +43,20 @@ class StepsView:
     def close(self) -> None:
         self._pen.finish()
 
-    def _sections(self, round_text: RoundText) -> list[Part]:
+    def _sections(self, round_text: RoundText) -> list[StyledText]:
         pieces = round_text.pieces
         sections = (
             [piece for piece in pieces if piece.state is TokenState.ACCEPTED],
             [piece for piece in pieces if not piece.state.is_kept],
             [piece for piece in pieces if piece.state.is_kept and piece.state is not TokenState.ACCEPTED],
         )
-        parts: list[Part] = []
+        parts: list[StyledText] = []
         for section in filter(None, sections):
             parts.append(("muted", " | ") if parts else (PLAIN, "  "))
             parts.extend(self._tokens(section))
         return parts
 
-    def _tokens(self, pieces: Iterable[Piece]) -> Iterable[Part]:
+    def _tokens(self, pieces: Iterable[Piece]) -> Iterable[StyledText]:
         for index, piece in enumerate(pieces):
             if index:
                 yield PLAIN, " "

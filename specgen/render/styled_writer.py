@@ -17,7 +17,7 @@ from specgen.core.errors import OutputError
 from specgen.render.terminal import is_ascii_only
 from specgen.render.theme import PLAIN, ROLES, Glyphs, glyphs
 
-Part = tuple[str, str]
+StyledText = tuple[str, str]
 """A role of the theme (or `PLAIN`) and safe text."""
 
 _RESET = "\x1b[0m\x1b[?25h"
@@ -28,7 +28,7 @@ def output_error(error: OSError) -> OutputError:
     return OutputError(f"cannot write the answer: {error.strerror or error}")
 
 
-class Pen:
+class StyledWriter:
     """Writes on a console's stream.
 
     After a failed write it writes nothing more, so that closing a view on a broken pipe is silent.
@@ -84,7 +84,7 @@ class Pen:
         style = self._styles.get(role)
         return style.render(text, color_system=ColorSystem.STANDARD) if style and text else text
 
-    def write(self, parts: Iterable[Part], *, before: str = "", after: str = "") -> None:
+    def write(self, parts: Iterable[StyledText], *, before: str = "", after: str = "") -> None:
         """Write all parts at once and flush.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from specgen.core.events import FinalText, RoundText, TextEvent
-from specgen.render.styled_writer import Pen
+from specgen.render.styled_writer import StyledWriter
 from specgen.render.theme import PLAIN
 from specgen.render.view import Sanitizer, kept_parts
 
@@ -19,7 +19,7 @@ class TextView:
     """
 
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
-        self._pen = Pen(console)
+        self._pen = StyledWriter(console)
         self._sanitizer = sanitizer
 
     def show(self, event: TextEvent) -> None:

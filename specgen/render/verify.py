@@ -12,20 +12,26 @@ from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.messages import labelled
 from specgen.render.sanitize import one_line
-from specgen.verify.results import Proof, TextCheck
+from specgen.verify.results import TextCheck, VerifyReport
 
 PROMPT_CELLS = 40
 
 
-def format_proof(proof: Proof, *, ascii_only: bool = False) -> Text:
+def format_proof(proof: VerifyReport, *, ascii_only: bool = False) -> Text:
     """One line per check and per prompt, then the verdict."""
     rows = [
         ("target", format_model(proof.info.target, ascii_only=ascii_only)),
         ("draft", format_draft(proof.info, ascii_only=ascii_only)),
     ]
-    for law in proof.laws:
-        verdict = "same law" if law.is_exact else "DIFFERENT LAW"
-        rows.append(("law", f"{verdict}, {law.processors}: {law.num_outcomes} outcomes, error {law.error:.0e}"))
+    for distribution in proof.token_distributions:
+        verdict = "same law" if distribution.is_exact else "DIFFERENT LAW"
+        rows.append(
+            (
+                "law",
+                f"{verdict}, {distribution.processors}: {distribution.num_outcomes} outcomes, "
+                f"error {distribution.error:.0e}",
+            )
+        )
     rows.append(("rows", proof.rows.reason or "independent: no later token changes an earlier logit by a bit"))
     rows += [("greedy", one_line(_text_line(text), ascii_only=ascii_only)) for text in proof.texts]
     rows.append(("promise", format_promise(proof.info)))
@@ -43,7 +49,7 @@ def _text_line(text: TextCheck) -> str:
     )
 
 
-def proof_document(proof: Proof) -> Document:
+def proof_document(proof: VerifyReport) -> Document:
     """The one document of `specgen verify --json`."""
     return {
         "type": "proof",
@@ -53,11 +59,16 @@ def proof_document(proof: Proof) -> Document:
         "drafter": proof.info.drafter,
         "promise": proof.info.promise,
         "laws": [
-            {"processors": law.processors, "outcomes": law.num_outcomes, "error": law.error, "is_exact": law.is_exact}
-            for law in proof.laws
+            {
+                "processors": distribution.processors,
+                "outcomes": distribution.num_outcomes,
+                "error": distribution.error,
+                "is_exact": distribution.is_exact,
+            }
+            for distribution in proof.token_distributions
         ],
         "rows": {
-            "is_independent": proof.rows.is_independent,
+            "is_independent": proof.rows.is_invariant,
             "max_difference": proof.rows.max_difference,
             "int8_threshold": proof.rows.threshold,
         },

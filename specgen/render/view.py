@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Protocol
 
 from specgen.core.events import Piece, RoundText, TextEvent
-from specgen.render.styled_writer import Part
+from specgen.render.styled_writer import StyledText
 from specgen.render.theme import TARGET_ROLES, Glyphs, mark_target
 
 Sanitizer = Callable[[str], str]
@@ -34,14 +34,14 @@ def unchanged(text: str) -> str:
     return text
 
 
-def kept_parts(round_text: RoundText, sanitizer: Sanitizer, *, marks: bool) -> list[Part]:
+def kept_parts(round_text: RoundText, sanitizer: Sanitizer, *, marks: bool) -> list[StyledText]:
     """The kept text of a round, one part for each run of tokens with the same fate."""
     return parts_of([piece for piece in round_text.pieces if piece.state.is_kept], sanitizer, marks=marks)
 
 
-def parts_of(kept: list[Piece], sanitizer: Sanitizer, *, marks: bool) -> list[Part]:
+def parts_of(kept: list[Piece], sanitizer: Sanitizer, *, marks: bool) -> list[StyledText]:
     """Kept pieces as parts; `marks` wraps the target's own tokens, for streams without styles."""
-    parts: list[Part] = []
+    parts: list[StyledText] = []
     for state, run in groupby(kept, key=lambda piece: piece.state):
         text = sanitizer("".join(piece.text for piece in run))
         parts.append((state, mark_target(text) if marks and state in TARGET_ROLES else text))

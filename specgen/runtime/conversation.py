@@ -11,7 +11,7 @@ from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo
 from specgen.core.settings import DecodeSettings, DraftSchedule, SamplingSettings
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
-from specgen.runtime.loaded_models import Session
+from specgen.runtime.loaded_models import LoadedModels
 from specgen.storage.transcript import ChatMessage, Figure
 from specgen.text.chat_template import Message, TemplateChoice
 from specgen.text.prefix_reuse import keep_cached_ids
@@ -69,7 +69,7 @@ class Conversation:
     """
 
     def __init__(
-        self, session: Session, settings: ReplySettings, template: TemplateChoice, system: str | None = None
+        self, session: LoadedModels, settings: ReplySettings, template: TemplateChoice, system: str | None = None
     ) -> None:
         self.session = session
         self.settings = settings

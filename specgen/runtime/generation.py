@@ -15,8 +15,8 @@ from specgen.core.settings import BaselineMethod, DecodeSettings, SamplingSettin
 from specgen.engine.decoding import Clock, decode, device_clock
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.runtime.learned_costs import explain, learn
-from specgen.runtime.loaded_models import Session, peak_memory_bytes
+from specgen.runtime import learned_costs
+from specgen.runtime.loaded_models import LoadedModels, peak_memory_bytes
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.event_text import with_text
 from specgen.text.stop_strings import StopStrings
@@ -53,7 +53,7 @@ class Generation:
     final text first and then raises, so nothing already produced is lost.
     """
 
-    def __init__(self, session: Session, request: Request) -> None:
+    def __init__(self, session: LoadedModels, request: Request) -> None:
         self.session = session
         self.request = request
         self.info = run_info(session, request)
@@ -82,7 +82,7 @@ class Generation:
     def __iter__(self) -> Iterator[TextEvent]:
         request, session = self.request, self.session
         self._started = perf_counter()
-        session.roll_back_to(request.prompt_ids)
+        session.reuse_prefix(request.prompt_ids)
         randomness = TorchRandomness(request.sampling.seed, session.target.device)
         noise = session.noise(request.sampling)
         detokenizer = self._detokenizer()
@@ -118,7 +118,7 @@ class Generation:
         num_tokens = len(self.token_ids) if method == "full" else min(NUM_CALIBRATION_TOKENS, len(self.token_ids))
         num_uncounted = 0 if method == "full" else 1
         request, session = self.request, self.session
-        session.roll_back_to(request.prompt_ids)
+        session.reuse_prefix(request.prompt_ids)
         counts = Counts()
         ids: list[int] = []
         steps = target_alone(session, request.prompt_ids, request.sampling, num_tokens + num_uncounted, self.clock)
@@ -132,7 +132,7 @@ class Generation:
                 return None
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
         difference = _first_difference(ids, self.token_ids) if compared else None
-        self.forecast = explain(session, self.counts, counts)
+        self.forecast = learned_costs.predict(session, self.counts, counts)
         num_timed, seconds = counts.num_emitted, counts.decode_seconds
         if method == "calibrate":
             # Rounds that drafted nothing are steps of the target alone, too, and in the middle of the run: with them
@@ -201,7 +201,7 @@ class Generation:
         elif isinstance(event, RoundText):
             self.counts.observe(event.round)
             if self.request.decode.schedule == "constant":
-                learn(self.session, event.round)
+                learned_costs.observe(self.session, event.round)
             self.token_ids += event.round.token_ids
             self.text += event.kept
         elif isinstance(event, Notice):
@@ -212,7 +212,7 @@ class Generation:
 
 
 def target_alone(
-    session: Session,
+    session: LoadedModels,
     text_ids: Sequence[int],
     sampling: SamplingSettings,
     num_tokens: int,
@@ -231,7 +231,7 @@ def target_alone(
     )
 
 
-def _draft_window(session: Session, request: Request) -> int | None:
+def _draft_window(session: LoadedModels, request: Request) -> int | None:
     """Positions of the draft model, where there is one that drafts; None if nothing is known of them."""
     facts = session.plan.draft_facts
     return None if facts is None or not request.decode.num_draft_tokens else facts.max_positions
@@ -247,7 +247,7 @@ def _reason(error: Exception) -> FinishReason:
     return "memory" if isinstance(error, MemoryShortageError) else "error"
 
 
-def run_info(session: Session, request: Request) -> RunInfo:
+def run_info(session: LoadedModels, request: Request) -> RunInfo:
     """What is known of an answer before its first token."""
     kind = session.plan.settings.drafter
     return RunInfo(
@@ -260,5 +260,5 @@ def run_info(session: Session, request: Request) -> RunInfo:
         max_new_tokens=request.decode.max_new_tokens,
         load_seconds=session.load_seconds,
         schedule=request.decode.schedule,
-        row_check=session.row_check,
+        batch_invariance=session.batch_invariance,
     )

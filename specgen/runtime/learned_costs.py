@@ -12,7 +12,7 @@ from specgen.core.events import Round
 from specgen.core.machine import processor_name, version_of
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
-from specgen.core.settings import MAX_DRAFT_TOKENS, EngineSettings
+from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings
 from specgen.engine.contract import LanguageModel
 from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
@@ -20,14 +20,14 @@ from specgen.loading.resolve import ModelFolder
 from specgen.storage.cost_store import CostStore, Facts
 
 if TYPE_CHECKING:
-    from specgen.runtime.loaded_models import Session
+    from specgen.runtime.loaded_models import LoadedModels
 
 DECISIVE = ("torch", "transformers", "bitsandbytes", "llama-cpp-python")
 TOKEN = "token"  # noqa: S105 - a name in the file
 """Name of a draft token's cost among a draft's entries; the target's are named after the length of the pass."""
 
 
-def recall(session: Session, store: CostStore | None = None) -> None:
+def load(session: LoadedModels, store: CostStore | None = None) -> None:
     """Let a session begin with the costs an earlier one of the same models found."""
     store = store or CostStore()
     passes = {int(name): seconds for name, seconds in store.read(target_facts(session)).items() if _is_length(name)}
@@ -35,18 +35,18 @@ def recall(session: Session, store: CostStore | None = None) -> None:
     session.lengths = CostAwareLength(costs, DraftCost(_token_seconds(session, store), costs))
 
 
-def recall_draft(session: Session, store: CostStore | None = None) -> None:
+def load_draft(session: LoadedModels, store: CostStore | None = None) -> None:
     """Likewise for a draft that came later; what the session learned of its target stays."""
     costs = session.lengths.costs
     session.lengths = CostAwareLength(costs, DraftCost(_token_seconds(session, store or CostStore()), costs))
 
 
-def _token_seconds(session: Session, store: CostStore) -> float | None:
+def _token_seconds(session: LoadedModels, store: CostStore) -> float | None:
     facts = draft_facts(session)
     return None if facts is None else store.read(facts).get(TOKEN)
 
 
-def keep(session: Session, store: CostStore | None = None, measured: Mapping[int, float] | None = None) -> None:
+def save(session: LoadedModels, store: CostStore | None = None, measured: Mapping[int, float] | None = None) -> None:
     """Remember what a session found out. Nothing happens where it measured nothing.
 
     Args:
@@ -66,7 +66,7 @@ def keep(session: Session, store: CostStore | None = None, measured: Mapping[int
         store.write(drafting, {TOKEN: token.seconds}, [TOKEN])
 
 
-def learn(session: Session, round_: Round) -> None:
+def observe(session: LoadedModels, round_: Round) -> None:
     """Learn costs from a round with a fixed draft length; `-k auto` learns from its rounds by itself."""
     lengths, num_drafted = session.lengths, len(round_.draft_ids) + round_.num_cut
     lengths.costs.observe(num_drafted + 1, round_.verify_seconds)
@@ -74,7 +74,7 @@ def learn(session: Session, round_: Round) -> None:
         lengths.draft_cost.observe(num_drafted, round_.draft_seconds)
 
 
-def explain(session: Session, counts: Counts, alone: Counts) -> Forecast:
+def predict(session: LoadedModels, counts: Counts, alone: Counts) -> Forecast:
     """What the costs a session has learned predict for an answer.
 
     Args:
@@ -94,21 +94,21 @@ def explain(session: Session, counts: Counts, alone: Counts) -> Forecast:
     )
 
 
-def target_facts(session: Session) -> Facts:
+def target_facts(session: LoadedModels) -> Facts:
     """What the cost of the target's passes depends on."""
     plan = session.plan
-    return _facts("target", plan.target, session.target, session.target_info, plan.settings.target.engine)
+    return _facts("target", plan.target, session.target, session.target_info, plan.settings.target.backend)
 
 
-def draft_facts(session: Session) -> Facts | None:
+def draft_facts(session: LoadedModels) -> Facts | None:
     """What the cost of a draft token depends on; None without a draft model."""
     plan, settings = session.plan, session.plan.settings.draft
     if session.draft is None or session.draft_info is None or plan.draft is None or settings is None:
         return None
-    return _facts("draft", plan.draft, session.draft, session.draft_info, settings.engine)
+    return _facts("draft", plan.draft, session.draft, session.draft_info, settings.backend)
 
 
-def _facts(role: str, folder: ModelFolder, model: LanguageModel, info: ModelInfo, engine: EngineSettings) -> Facts:
+def _facts(role: str, folder: ModelFolder, model: LanguageModel, info: ModelInfo, backend: BackendSettings) -> Facts:
     import torch
 
     is_cuda = model.device.type == "cuda"
@@ -123,7 +123,7 @@ def _facts(role: str, folder: ModelFolder, model: LanguageModel, info: ModelInfo
         "processor": torch.cuda.get_device_name(model.device) if is_cuda else processor_name(),
         # llama.cpp has threads of its own, and torch's number beside it says nothing.
         "threads": getattr(model, "num_threads", torch.get_num_threads()),
-        "engine": f"{type(model).__name__} {engine}",
+        "engine": _backend_key(model, backend),
         "versions": " ".join([f"specgen {__version__}", *(f"{name} {version_of(name)}" for name in DECISIVE)]),
     }
 
@@ -140,3 +140,16 @@ def _identity(folder: ModelFolder) -> str:
 
 def _is_length(name: str) -> bool:
     return name.isascii() and name.isdigit() and len(name) <= 3 and 1 <= int(name) <= MAX_DRAFT_TOKENS + 1
+
+
+_NAMES_ON_DISK = {"DecoderModel": "LeanModel", "DraftHeadModel": "ShallowModel"}
+"""Classes as version 0.1.0 called them: its files stay valid."""
+
+
+def _backend_key(model: LanguageModel, backend: BackendSettings) -> str:
+    """Which code runs a model, in the spelling of version 0.1.0."""
+    kind = type(model).__name__
+    return (
+        f"{_NAMES_ON_DISK.get(kind, kind)} EngineSettings(backend={backend.name!r}, gpu_layers={backend.gpu_layers!r}, "
+        f"context_size={backend.context_size!r}, threads={backend.threads!r})"
+    )

@@ -8,35 +8,35 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from specgen.core.progress import SILENT, LoadReport
-from specgen.core.results import ModelInfo, RowCheck
+from specgen.core.results import BatchInvarianceCheck, ModelInfo
 from specgen.core.settings import SamplingSettings
 from specgen.engine.contract import LanguageModel
 from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.drafters.base import Drafter, NoDrafter
-from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, Randomness
-from specgen.loading.draft_head import open_shallow
-from specgen.loading.libraries import leave_imports_alone
+from specgen.loading.draft_head import load_draft_head
+from specgen.loading.libraries import freeze_imported_objects
 from specgen.loading.load import OpenedModel, open_model, share_threads
-from specgen.models.batch_invariance import check_rows, is_float32
-from specgen.models.draft_head import ShallowModel
+from specgen.models.batch_invariance import check_batch_invariance, is_float32
+from specgen.models.draft_head import DraftHeadModel
 from specgen.runtime.plan import Plan
 
 if TYPE_CHECKING:
     import torch
 
 
-def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
+def load_models(plan: Plan, report: LoadReport = SILENT) -> LoadedModels:
     """Read the weights of a plan.
 
     Raises:
         LoadError: A file is damaged or incomplete.
         DeviceError: No such device, or too little memory.
     """
-    leave_imports_alone()
+    freeze_imported_objects()
     target = open_model(
         plan.target,
         plan.facts,
@@ -46,28 +46,28 @@ def open_session(plan: Plan, report: LoadReport = SILENT) -> Session:
         vocab_size=plan.num_tokens,
         report=report,
     )
-    row_check = _row_check(target)
-    notices = [*target.notices, *_row_notices(row_check, plan)]
+    batch_invariance = _check_target(target)
+    notices = [*target.notices, *_batch_invariance_notices(batch_invariance, plan)]
     draft, draft_info, draft_notices = _open_draft(plan, target.model, report)
     share_threads(target.model, draft)
-    session = Session(plan, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
-    session.row_check = row_check
+    session = LoadedModels(plan, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
+    session.batch_invariance = batch_invariance
     return session
 
 
-def _row_check(target: OpenedModel) -> RowCheck | None:
+def _check_target(target: OpenedModel) -> BatchInvarianceCheck | None:
     """The target's self-test, where its weights call for one; without a drafter, too: one may join later."""
     if target.info.quant != "none":
-        return check_rows(target.model)
+        return check_batch_invariance(target.model)
     # Rows of plain float32 interact by rounding at most; the passes would only make the start longer.
-    return None if is_float32(target.model) else check_rows(target.model, num_tails=2)
+    return None if is_float32(target.model) else check_batch_invariance(target.model, num_tails=2)
 
 
-def _row_notices(row_check: RowCheck | None, plan: Plan) -> list[str]:
+def _batch_invariance_notices(batch_invariance: BatchInvarianceCheck | None, plan: Plan) -> list[str]:
     """What a plan's user must be told of the self-test: without a drafter no rows are checked together."""
-    if row_check is None or row_check.is_independent or plan.settings.drafter == "none":
+    if batch_invariance is None or batch_invariance.is_invariant or plan.settings.drafter == "none":
         return []
-    return [f"not lossless: {row_check.reason}; --draft none gives the target's own text"]
+    return [f"not lossless: {batch_invariance.reason}; --draft none gives the target's own text"]
 
 
 def _open_draft(
@@ -77,9 +77,9 @@ def _open_draft(
     settings = plan.settings.draft
     if plan.draft is None or settings is None or plan.pairing is None or plan.draft_facts is None:
         return None, None, []
-    if plan.shallow is not None:
+    if plan.draft_head is not None:
         report.stage(f"loading draft {plan.draft.name}")
-        model, info = open_shallow(plan.shallow, plan.draft.name, settings.quant, target, plan.pairing.num_shared)
+        model, info = load_draft_head(plan.draft_head, plan.draft.name, settings.quant, target, plan.pairing.num_shared)
         return model, info, []
     opened = open_model(
         plan.draft,
@@ -94,7 +94,7 @@ def _open_draft(
     return opened.model, opened.info, notices
 
 
-class Session:
+class LoadedModels:
     """Loaded models, with caches that live from one answer to the next.
 
     Args:
@@ -122,7 +122,7 @@ class Session:
         self.draft_info = draft_info
         self.notices = notices
         self.load_seconds = perf_counter() - plan.started
-        self.row_check: RowCheck | None = None
+        self.batch_invariance: BatchInvarianceCheck | None = None
         """The target's self-test, where its weights called for one."""
         self.lookup = LookupDrafter(plan.lookup_ids)
         self.lengths = CostAwareLength(CostTable(), DraftCost())
@@ -130,11 +130,11 @@ class Session:
         self.text_ids: list[int] = []
         """The text whose prefixes the caches hold."""
 
-    def check_rows(self) -> RowCheck:
+    def check_batch_invariance(self) -> BatchInvarianceCheck:
         """The self-test, run now whatever the weights are; empties the target's cache."""
-        self.row_check = check_rows(self.target)
+        self.batch_invariance = check_batch_invariance(self.target)
         self.text_ids = []
-        return self.row_check
+        return self.batch_invariance
 
     def noise(self, sampling: SamplingSettings) -> PositionNoise | None:
         """Chance tied to positions, if the settings want it."""
@@ -148,13 +148,13 @@ class Session:
         """The drafter of the next answer."""
         if self.draft is not None:
             window = None if self.plan.draft_facts is None else self.plan.draft_facts.max_positions
-            columns = self.draft.columns if isinstance(self.draft, ShallowModel) else None
+            columns = self.draft.columns if isinstance(self.draft, DraftHeadModel) else None
             width = self.target.vocab_size
             model = ModelDrafter(self.draft, width, sampling, randomness, window, noise, columns)
-            return RoutedDrafter(self.lookup, model) if self.plan.settings.drafter == "model+lookup" else model
+            return CombinedDrafter(self.lookup, model) if self.plan.settings.drafter == "model+lookup" else model
         return self.lookup if self.plan.settings.drafter == "lookup" else NoDrafter()
 
-    def roll_back_to(self, prompt_ids: Sequence[int]) -> None:
+    def reuse_prefix(self, prompt_ids: Sequence[int]) -> None:
         """Keep of the caches what `prompt_ids` begins with, and never its last token."""
         shared = 0
         for old, new in zip(self.text_ids, prompt_ids[:-1], strict=False):
@@ -167,7 +167,7 @@ class Session:
         self.lookup.rewind(shared)
         self.text_ids = list(prompt_ids)
 
-    def use_drafter(self, plan: Plan, report: LoadReport = SILENT) -> list[str]:
+    def replace_drafter(self, plan: Plan, report: LoadReport = SILENT) -> list[str]:
         """Go on with the drafter of another plan of the same target; an error leaves the old one in place.
 
         Returns:
@@ -179,14 +179,14 @@ class Session:
         """
         draft, draft_info, notices = _open_draft(plan, self.target, report)
         if self.plan.settings.drafter == "none":
-            notices += _row_notices(self.row_check, plan)
+            notices += _batch_invariance_notices(self.batch_invariance, plan)
         self.plan, self.draft, self.draft_info = plan, draft, draft_info
         share_threads(self.target, self.draft)
         # What a target pass costs stays true; what a draft token costs, and how often it is right, does not.
         self.lengths = CostAwareLength(self.lengths.costs, DraftCost())
         return notices
 
-    def beside(self, plan: Plan, report: LoadReport = SILENT) -> Session:
+    def with_draft(self, plan: Plan, report: LoadReport = SILENT) -> LoadedModels:
         """Another session over the same target in memory, with the drafter of another plan.
 
         The two share the target's cache: each must `forget` before an answer that follows one of the other.
@@ -197,12 +197,12 @@ class Session:
         """
         draft, draft_info, notices = _open_draft(plan, self.target, report)
         share_threads(self.target, draft)
-        notices += _row_notices(self.row_check, plan)
-        session = Session(plan, self.target, self.target_info, draft, draft_info, tuple(notices))
-        session.row_check = self.row_check
+        notices += _batch_invariance_notices(self.batch_invariance, plan)
+        session = LoadedModels(plan, self.target, self.target_info, draft, draft_info, tuple(notices))
+        session.batch_invariance = self.batch_invariance
         return session
 
-    def forget(self) -> None:
+    def clear_caches(self) -> None:
         """Empty all caches."""
         self.target.rewind(0)
         if self.draft is not None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from specgen.core.results import Gap, ModelInfo
+from specgen.core.results import LogitGap, ModelInfo
 from specgen.engine.contract import TargetModel
 
 NUM_STEPS = 4
@@ -29,7 +29,7 @@ _HALF_QUANTS = ("F32", "F16")
 bits, about bfloat16's step."""
 
 
-def gap_between(target: TargetModel, info: ModelInfo, text: Sequence[int], own: int, other: int) -> Gap:
+def logit_gap(target: TargetModel, info: ModelInfo, text: Sequence[int], own: int, other: int) -> LogitGap:
     """How far apart the target holds two tokens behind a text, and up to where rounding may decide between them.
 
     Args:
@@ -46,7 +46,7 @@ def gap_between(target: TargetModel, info: ModelInfo, text: Sequence[int], own: 
     first, second = float(logits[own]), float(logits[other])
     size = max(abs(first), abs(second))
     target.rewind(0)
-    return Gap(abs(first - second), max(NUM_STEPS * step(compute_type(info), size), EXACT_GAP))
+    return LogitGap(abs(first - second), max(NUM_STEPS * step(compute_type(info), size), EXACT_GAP))
 
 
 def step(dtype: torch.dtype, size: float) -> float:

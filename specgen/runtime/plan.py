@@ -13,14 +13,14 @@ from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.draft_head_folder import (
     SHIPPED,
-    ShallowFacts,
+    DraftHeadFacts,
+    check_draft_head,
     check_own_target,
-    check_shallow,
-    is_shallow,
+    is_draft_head,
     shipped_draft,
 )
 from specgen.loading.resolve import ModelFolder, prepare_folder
-from specgen.text.tokenizer import check_rows, end_ids, generation_defaults, load_tokenizer
+from specgen.text.tokenizer import check_num_rows, end_ids, generation_defaults, load_tokenizer
 from specgen.text.vocabulary import Pairing, compare_tokenizers, table_size
 
 DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
@@ -31,7 +31,7 @@ MAX_LOOKUP_TOKENS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class SessionSettings:
+class PairSettings:
     """Which models work together.
 
     Args:
@@ -61,8 +61,8 @@ class Plan:
         PromptError: The texts for lookup are too long.
     """
 
-    def __init__(self, settings: SessionSettings, report: LoadReport = SILENT) -> None:
-        self.asked = settings
+    def __init__(self, settings: PairSettings, report: LoadReport = SILENT) -> None:
+        self.requested = settings
         self.settings = settings
         """As asked, `auto` decided."""
         self.started = perf_counter()
@@ -74,12 +74,12 @@ class Plan:
         report.stage("checking files and tokenizers")
         self.facts: ConfigFacts = _facts(self.target, settings.target, "target")
         self.draft_facts: ConfigFacts | None = None
-        self.shallow: ShallowFacts | None = None
+        self.draft_head: DraftHeadFacts | None = None
         """The draft, if it is a shallow one."""
         self.tokenizer: Any = load_tokenizer(self.target.path)
         self.num_tokens = table_size(self.tokenizer)
         """The highest id plus one: the width of the target's laws. Kept, for it takes a look at every token."""
-        check_rows(self.num_tokens, self.facts.vocab_rows, self.target.path)
+        check_num_rows(self.num_tokens, self.facts.vocab_rows, self.target.path)
         self.pairing: Pairing | None = None
         self.end_ids = end_ids(self.tokenizer, self.target.path)
         self.sampling_defaults = generation_defaults(self.target.path)
@@ -101,13 +101,13 @@ class Plan:
 
     def _refuse_idle_settings(self) -> None:
         """An option that changes nothing is a mistake worth telling."""
-        engine = self.settings.target.engine
+        backend = self.settings.target.backend
         if self.target.gguf is not None or (self.draft is not None and self.draft.gguf is not None):
             return
         for name, value in (
-            ("gpu-layers", engine.gpu_layers),
-            ("context-size", engine.context_size),
-            ("threads", engine.threads),
+            ("gpu-layers", backend.gpu_layers),
+            ("context-size", backend.context_size),
+            ("threads", backend.threads),
         ):
             if value is not None:
                 raise SettingsError(
@@ -116,7 +116,7 @@ class Plan:
                 )
 
     def _plan_drafter(self, report: LoadReport, draft_folder: ModelFolder | None = None) -> None:
-        self.draft = self.draft_facts = self.pairing = self.shallow = None
+        self.draft = self.draft_facts = self.pairing = self.draft_head = None
         if self.settings.drafter == "auto":
             # A shallow draft runs on its target's embeddings, which llama.cpp does not give away.
             shipped = None if self.target.gguf is not None else shipped_draft(self.target.path)
@@ -133,17 +133,17 @@ class Plan:
         if self.draft.path.parent == SHIPPED:
             # It bears its target's name, and the two stand beside each other in every banner.
             self.draft = replace(self.draft, name=f"{self.draft.name}-draft")
-        if is_shallow(self.draft.path):
-            self._plan_shallow(settings, self.draft)
+        if is_draft_head(self.draft.path):
+            self._plan_draft_head(settings, self.draft)
             return
         self.draft_facts = _facts(self.draft, settings, "draft")
         tokenizer = load_tokenizer(self.draft.path)
-        check_rows(table_size(tokenizer), self.draft_facts.vocab_rows, self.draft.path)
+        check_num_rows(table_size(tokenizer), self.draft_facts.vocab_rows, self.draft.path)
         self.pairing = compare_tokenizers(self.tokenizer, tokenizer)
 
-    def _plan_shallow(self, settings: ModelSettings, folder: ModelFolder) -> None:
+    def _plan_draft_head(self, settings: ModelSettings, folder: ModelFolder) -> None:
         """A draft that borrows from the target: it runs where, and as, the target runs."""
-        facts = check_shallow(folder.path)
+        facts = check_draft_head(folder.path)
         if self.target.gguf is not None:
             raise PairError(
                 f"the draft {folder.name} runs on its target's embeddings, and llama.cpp does not give them away",
@@ -158,7 +158,7 @@ class Plan:
                 raise SettingsError(
                     f"--{name} {value} can't be applied to {folder.name}, which is a part of its target", "leave it out"
                 )
-        self.shallow, self.draft_facts = facts, facts.config
+        self.draft_head, self.draft_facts = facts, facts.config
         self.pairing = Pairing(self.num_tokens)
 
     def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, report: LoadReport = SILENT) -> Plan:
@@ -169,11 +169,11 @@ class Plan:
             PairError: It doesn't share the target's vocabulary.
         """
         other = copy.copy(self)
-        other.asked = other.settings = replace(self.settings, drafter=kind, draft=draft)
+        other.requested = other.settings = replace(self.settings, drafter=kind, draft=draft)
         other._plan_drafter(report)
         return other
 
-    def budget(self, num_prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:
+    def resolve_max_new_tokens(self, num_prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:
         """New tokens that fit behind the prompt.
 
         Args:
@@ -208,4 +208,4 @@ def _facts(folder: ModelFolder, settings: ModelSettings, role: Literal["target",
         return check_folder(folder.path)
     from specgen.loading.llama_cpp import gguf_facts
 
-    return gguf_facts(folder.gguf.header, settings.engine, folder.name, role)
+    return gguf_facts(folder.gguf.header, settings.backend, folder.name, role)

@@ -42,7 +42,7 @@ def load_tokenizer(folder: Path) -> Any:
     )
 
 
-def check_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:
+def check_num_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:
     """Refuse a tokenizer with ids the model has no row for (F28): on CUDA such an id ruins the whole process.
 
     Args:

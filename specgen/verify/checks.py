@@ -17,13 +17,13 @@ from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import decode
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.enumeration import TableModel, WalkedChance, every_path
+from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import TorchRandomness
-from specgen.engine.sampling import laws
+from specgen.engine.sampling import token_distributions
 from specgen.runtime.generation import target_alone
-from specgen.runtime.loaded_models import Session
-from specgen.runtime.near_ties import gap_between
-from specgen.verify.results import LawError, TextCheck
+from specgen.runtime.loaded_models import LoadedModels
+from specgen.runtime.near_ties import logit_gap
+from specgen.verify.results import DistributionError, TextCheck
 
 PROCESSORS = {
     "plain": SamplingSettings(temperature=1.0),
@@ -36,29 +36,29 @@ PROCESSORS = {
 _START = (0, 1)
 
 
-def law_errors(vocab_size: int = 3, num_draft_tokens: int = 2, num_tokens: int = 3) -> list[LawError]:
+def distribution_errors(vocab_size: int = 3, num_draft_tokens: int = 2, num_tokens: int = 3) -> list[DistributionError]:
     """Run the real loop over every outcome of its choices and compare its law with the target's, in float64."""
     target_table, draft_table = (_table(vocab_size, seed) for seed in (1, 2))
     found = []
     for name, sampling in PROCESSORS.items():
-        wanted = _target_law(target_table, sampling, num_tokens)
+        wanted = _target_distribution(target_table, sampling, num_tokens)
         limits = DecodeSettings(num_tokens, num_draft_tokens)
 
         def run(
-            chance: WalkedChance, sampling: SamplingSettings = sampling, limits: DecodeSettings = limits
+            chance: ScriptedRandomness, sampling: SamplingSettings = sampling, limits: DecodeSettings = limits
         ) -> tuple[int, ...]:
             draft: Any = TableModel(draft_table)
             drafter = ModelDrafter(draft, vocab_size, sampling, chance)
             events = decode(TableModel(target_table), drafter, _START, limits, sampling, chance)
             return tuple(token for event in events if isinstance(event, Round) for token in event.token_ids)
 
-        law: dict[tuple[int, ...], float] = defaultdict(float)
+        distribution: dict[tuple[int, ...], float] = defaultdict(float)
         num_outcomes = 0
-        for probability, text in every_path(run):
-            law[text] += probability
+        for probability, text in every_outcome(run):
+            distribution[text] += probability
             num_outcomes += 1
-        error = max(abs(law.get(text, 0.0) - wanted.get(text, 0.0)) for text in {*law, *wanted})
-        found.append(LawError(name, num_outcomes, error))
+        error = max(abs(distribution.get(text, 0.0) - wanted.get(text, 0.0)) for text in {*distribution, *wanted})
+        found.append(DistributionError(name, num_outcomes, error))
     return found
 
 
@@ -67,19 +67,21 @@ def _table(vocab_size: int, seed: int) -> torch.Tensor:
     return torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64) * 1.5
 
 
-def _target_law(table: torch.Tensor, sampling: SamplingSettings, num_tokens: int) -> dict[tuple[int, ...], float]:
+def _target_distribution(
+    table: torch.Tensor, sampling: SamplingSettings, num_tokens: int
+) -> dict[tuple[int, ...], float]:
     """The law of the next tokens, written down without any speculation."""
-    law: dict[tuple[int, ...], float] = {_START: 1.0}
+    distribution: dict[tuple[int, ...], float] = {_START: 1.0}
     for _ in range(num_tokens):
         longer: dict[tuple[int, ...], float] = {}
-        for text, weight in law.items():
+        for text, weight in distribution.items():
             seen = torch.zeros(1, table.shape[1], dtype=torch.bool)
             seen[0, list(text)] = True
-            probs = laws(table[text[-1]].unsqueeze(0), sampling, seen).probs
+            probs = token_distributions(table[text[-1]].unsqueeze(0), sampling, seen).probs
             assert probs is not None
             longer |= {(*text, token): weight * p for token, p in enumerate(probs[0].tolist()) if p > 0}
-        law = longer
-    return {text[len(_START) :]: weight for text, weight in law.items()}
+        distribution = longer
+    return {text[len(_START) :]: weight for text, weight in distribution.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Prompt:
     ids: Sequence[int]
 
 
-def compare(session: Session, prompt: Prompt, limits: DecodeSettings) -> TextCheck:
+def compare(session: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> TextCheck:
     """Answer greedily with the session's draft and with the target alone, and look at the first token that differs.
 
     Args:
@@ -99,7 +101,7 @@ def compare(session: Session, prompt: Prompt, limits: DecodeSettings) -> TextChe
         limits: Budget, draft length, end tokens.
     """
     sampling = SamplingSettings()
-    session.roll_back_to(prompt.ids)
+    session.reuse_prefix(prompt.ids)
     randomness = TorchRandomness(0, session.target.device)
     strict = replace(limits, strict=True)
     lengths = session.lengths if limits.schedule == "auto" else None
@@ -108,7 +110,7 @@ def compare(session: Session, prompt: Prompt, limits: DecodeSettings) -> TextChe
     rounds = [event for event in events if isinstance(event, Round)]
     drafted = [token for round_ in rounds for token in round_.token_ids]
     session.text_ids = [*prompt.ids, *drafted]
-    session.roll_back_to(prompt.ids)
+    session.reuse_prefix(prompt.ids)
     alone = [
         token
         for event in target_alone(session, prompt.ids, sampling, len(drafted))
@@ -121,6 +123,6 @@ def compare(session: Session, prompt: Prompt, limits: DecodeSettings) -> TextChe
     at = next((i for i, (a, b) in enumerate(zip(alone, drafted, strict=True)) if a != b), None)
     if at is None:
         return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted)
-    gap = gap_between(session.target, session.target_info, [*prompt.ids, *alone[:at]], alone[at], drafted[at])
+    gap = logit_gap(session.target, session.target_info, [*prompt.ids, *alone[:at]], alone[at], drafted[at])
     session.text_ids = []
     return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted, at, gap)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from specgen.core.results import Gap, RowCheck, RunInfo
+from specgen.core.results import BatchInvarianceCheck, LogitGap, RunInfo
 
 
 @dataclass(frozen=True, slots=True)
-class LawError:
+class DistributionError:
     """How far the law of the loop is from the target's, over all outcomes on a table.
 
     Args:
@@ -46,7 +46,7 @@ class TextCheck:
     num_drafted: int
     num_accepted: int
     position: int | None = None
-    gap: Gap | None = None
+    gap: LogitGap | None = None
 
     @property
     def verdict(self) -> Literal["same", "near-tie", "different"]:
@@ -57,7 +57,7 @@ class TextCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class VerifyReport:
     """What `specgen verify` found.
 
     Args:
@@ -68,11 +68,13 @@ class Proof:
     """
 
     info: RunInfo
-    laws: tuple[LawError, ...]
-    rows: RowCheck
+    token_distributions: tuple[DistributionError, ...]
+    rows: BatchInvarianceCheck
     texts: tuple[TextCheck, ...]
 
     @property
     def has_real_difference(self) -> bool:
         """Whether a text or a law is not the target's."""
-        return any(text.verdict == "different" for text in self.texts) or not all(law.is_exact for law in self.laws)
+        return any(text.verdict == "different" for text in self.texts) or not all(
+            distribution.is_exact for distribution in self.token_distributions
+        )

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from specgen.bench.advice import best_speedup, cautions_of, command_words, recommend
+from specgen.bench.advice import best_speedup, command_line_for, recommend, warnings_of
 from specgen.bench.figures import break_even_alpha, figures_of, modelled_speedup
 from specgen.bench.results import Costs, Difference, Setting
-from specgen.cli.request import session_settings
-from specgen.core.results import Gap
+from specgen.cli.request import pair_settings
+from specgen.core.results import LogitGap
 from specgen.core.settings import ModelSettings
 from tests.bench.reports import LABEL, SETTINGS, counts, report
 
@@ -33,7 +33,7 @@ def test_among_equals_the_smaller_draft_is_recommended() -> None:
 
 
 def test_a_setting_whose_text_is_wrong_is_never_recommended() -> None:
-    wrong = Difference(setting=1, prompt=0, position=3, gap=Gap(5.0, 0.1))
+    wrong = Difference(setting=1, prompt=0, position=3, gap=LogitGap(5.0, 0.1))
 
     advice = recommend(figures_of(report(differences=[wrong])))
 
@@ -42,7 +42,7 @@ def test_a_setting_whose_text_is_wrong_is_never_recommended() -> None:
 
 
 def test_a_near_tie_is_no_reason_against_a_setting() -> None:
-    near = Difference(setting=1, prompt=0, position=3, gap=Gap(0.05, 0.1))
+    near = Difference(setting=1, prompt=0, position=3, gap=LogitGap(0.05, 0.1))
 
     advice = recommend(figures_of(report(differences=[near])))
 
@@ -83,11 +83,11 @@ def test_runs_without_a_partner_count_for_no_ratio() -> None:
 
 
 def codes(made: object) -> set[str]:
-    return {caution.code for caution in cautions_of(made)}  # type: ignore[arg-type]
+    return {caution.code for caution in warnings_of(made)}  # type: ignore[arg-type]
 
 
 def test_doubts_are_told() -> None:
-    different = Difference(setting=1, prompt=0, position=3, gap=Gap(5.0, 0.1))
+    different = Difference(setting=1, prompt=0, position=3, gap=LogitGap(5.0, 0.1))
 
     assert codes(report()) == set()
     assert codes(report((0.05,), (0.08,))) == {"one_repeat"}
@@ -108,7 +108,7 @@ def test_one_repeat_that_loses_where_the_costs_predict_a_gain_is_doubted(
     made = replace(report(seconds, (0.2,) * len(seconds)), costs=costs)
 
     assert figures_of(made)[1].predicted_speedup == pytest.approx(1.25)
-    doubted = [c.message for c in cautions_of(made) if c.code == "unlike_predicted" and LABEL in c.message]
+    doubted = [c.message for c in warnings_of(made) if c.code == "unlike_predicted" and LABEL in c.message]
     assert [f"{0.1 / seconds[0]:.2f}x where the costs of passes predict 1.25x" in m for m in doubted] == [
         True
     ] * is_doubted
@@ -122,7 +122,7 @@ def test_one_repeat_is_called_so_beside_what_follows_from_it() -> None:
 def test_where_the_time_ran_out_more_repeats_are_not_asked_for() -> None:
     made = replace(report((0.05,), (0.08,)), is_out_of_time=True)
 
-    told = {caution.code: caution.message for caution in cautions_of(made)}
+    told = {caution.code: caution.message for caution in warnings_of(made)}
 
     assert "-r 5" not in told["one_repeat"]
     assert told["out_of_time"].endswith("leave --quick out")
@@ -142,7 +142,7 @@ def test_one_run_far_from_all_others_is_told_and_ordinary_noise_is_not() -> None
 
 def test_time_that_ran_out_is_told_with_what_was_measured() -> None:
     made = replace(report(), is_complete=False, is_out_of_time=True)
-    (told,) = [c for c in cautions_of(made) if c.code == "out_of_time"]
+    (told,) = [c for c in warnings_of(made) if c.code == "out_of_time"]
 
     assert "18 of 18 runs" in told.message
     assert codes(made) == {"out_of_time"}
@@ -157,7 +157,7 @@ def test_a_recommended_setting_is_surely_faster_itself() -> None:
 
 
 def test_a_fast_and_wrong_text_keeps_no_limit() -> None:
-    wrong = Difference(setting=1, prompt=0, position=3, gap=Gap(5.0, 0.1))
+    wrong = Difference(setting=1, prompt=0, position=3, gap=LogitGap(5.0, 0.1))
 
     best = best_speedup(figures_of(report(differences=[wrong])))
 
@@ -195,10 +195,10 @@ def test_what_a_model_reads_after_a_draft_that_was_taken_whole_is_in_the_curve()
 def test_recommended_words_mean_the_setting_to_the_command_line(
     setting: Setting, drafter: str, name: str | None, quant: str | None
 ) -> None:
-    words = dict(pairwise(shlex.split(command_words(setting))))
+    words = dict(pairwise(shlex.split(command_line_for(setting))))
 
     draft = ModelSettings(words["-d"], quant=words.get("--draft-quant", "auto"))  # type: ignore[arg-type]
-    made = session_settings(ModelSettings(""), draft)
+    made = pair_settings(ModelSettings(""), draft)
 
     assert made.drafter == drafter
     assert (None if made.draft is None else made.draft.name) == name
@@ -206,7 +206,7 @@ def test_recommended_words_mean_the_setting_to_the_command_line(
 
 
 def test_the_words_of_a_recommendation_can_be_given_to_generate() -> None:
-    assert [command_words(setting) for setting in SETTINGS] == [
+    assert [command_line_for(setting) for setting in SETTINGS] == [
         "-d none",
         "-d Qwen/0.5B --draft-quant nf4 -k 4",
         "-d lookup -k auto",

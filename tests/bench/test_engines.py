@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from specgen.bench.advice import command_words, recommend
+from specgen.bench.advice import command_line_for, recommend
 from specgen.bench.configurations import open_engines
 from specgen.bench.figures import figures_of
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.cli.bench.choices import DraftPlaces, on_both_engines
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.render.bench.columns import name_columns
 from specgen.render.theme import glyphs
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.text.chat_template import Message
 from tests.bench.virtual import VirtualClock, finished, model
 from tests.toys import save_toy
@@ -32,9 +32,9 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
     clock.install(monkeypatch)
     first, second = save_toy(tmp_path / "first"), save_toy(tmp_path / "second", fox=" quick")
     plans = {}
-    for engine, folder in (("llama.cpp", first), ("transformers", second)):
-        baseline = Plan(SessionSettings(model(folder), drafter="none"))
-        plans[engine] = (baseline, {"lookup": baseline.with_drafter("lookup", None)})
+    for backend, folder in (("llama.cpp", first), ("transformers", second)):
+        baseline = Plan(PairSettings(model(folder), drafter="none"))
+        plans[backend] = (baseline, {"lookup": baseline.with_drafter("lookup", None)})
     lanes = open_engines(plans, [Setting("lookup", "lookup", "lookup", 2)])
     clock.target = lanes[0].session.target.model
     prompts = [BenchPrompt(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]
@@ -44,16 +44,16 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
 def test_rows_stand_by_engine_and_are_named(report: BenchReport) -> None:
     figures = figures_of(report)
 
-    assert [(item.setting.engine, item.setting.drafter) for item in figures] == [
+    assert [(item.setting.backend, item.setting.drafter) for item in figures] == [
         *(("llama.cpp", "none"), ("llama.cpp", "lookup")),
         *(("transformers", "none"), ("transformers", "lookup")),
     ]
-    engines, drafts, _ = name_columns(figures, None, glyphs(ascii_only=True), ascii_only=True)
-    assert (engines.head, drafts.values[2]) == ("engine", "(target alone)")
+    backends, drafts, _ = name_columns(figures, None, glyphs(ascii_only=True), ascii_only=True)
+    assert (backends.head, drafts.values[2]) == ("engine", "(target alone)")
     assert report.other_target is not None
     assert (report.target.name, report.other_target.name) == ("first", "second")
-    assert command_words(figures[3].setting) == "-d lookup -k 2 --backend transformers"
-    assert command_words(figures[2].setting) == "-d none --backend transformers"
+    assert command_line_for(figures[3].setting) == "-d lookup -k 2 --backend transformers"
+    assert command_line_for(figures[2].setting) == "-d none --backend transformers"
 
 
 def test_every_speedup_is_over_the_first_engine_alone(report: BenchReport) -> None:
@@ -88,16 +88,16 @@ def test_the_other_engine_alone_is_recommended_where_it_is_the_fastest(report: B
     assert slow.figures is None
     assert "(target alone) on transformers, is 0.20x" in slow.reason
     assert fast.figures is not None
-    assert command_words(fast.figures.setting) == "-d none --backend transformers"
+    assert command_line_for(fast.figures.setting) == "-d none --backend transformers"
 
 
 def test_options_go_to_the_engine_they_are_for() -> None:
-    given = EngineSettings("auto", context_size=512, threads=2)
-    target = ModelSettings("model.gguf", dtype="float32", engine=given)
+    given = BackendSettings("auto", context_size=512, threads=2)
+    target = ModelSettings("model.gguf", dtype="float32", backend=given)
 
     native, unpacked = on_both_engines(target, DraftPlaces("float32", "cpu", None, False, given)).values()
 
-    assert native[0] == ModelSettings("model.gguf", engine=EngineSettings("llama.cpp", context_size=512, threads=2))
-    assert (native[1].dtype, native[1].engine) == ("auto", given)
-    assert unpacked[0] == ModelSettings("model.gguf", dtype="float32", engine=EngineSettings("transformers"))
-    assert (unpacked[1].dtype, unpacked[1].engine) == ("float32", EngineSettings("transformers"))
+    assert native[0] == ModelSettings("model.gguf", backend=BackendSettings("llama.cpp", context_size=512, threads=2))
+    assert (native[1].dtype, native[1].backend) == ("auto", given)
+    assert unpacked[0] == ModelSettings("model.gguf", dtype="float32", backend=BackendSettings("transformers"))
+    assert (unpacked[1].dtype, unpacked[1].backend) == ("float32", BackendSettings("transformers"))

@@ -14,7 +14,7 @@ from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.core.settings import ModelSettings
 from specgen.models.transformers_model import CachedModel
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.text.chat_template import Message
 from tests.toys import successors, token_id
 
@@ -61,7 +61,7 @@ def benchmark(
     num_prompts: int = 2,
 ) -> Benchmark:
     """A benchmark of toys, a session per draft; None stands for lookup."""
-    baseline = Plan(SessionSettings(model(target), drafter="none"))
+    baseline = Plan(PairSettings(model(target), drafter="none"))
     plans = {
         name: baseline.with_drafter("lookup", None) if path is None else baseline.with_drafter("model", model(path))
         for name, path in drafts.items()

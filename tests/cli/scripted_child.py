@@ -89,15 +89,15 @@ def main() -> None:
     def nothing(*_: Any) -> Any:
         return None
 
-    def open_session(*_: Any) -> Any:
+    def load_models(*_: Any) -> Any:
         reach("open")
 
     module: Any = generate
-    for name in ("session_settings", "build_request"):
+    for name in ("pair_settings", "build_request"):
         setattr(request, name, nothing)
     for name in ("_prepare", "_plan", "_keep_costs"):
         setattr(module, name, nothing)
-    module._open = open_session
+    module._open = load_models
     module._new_generation = lambda *_: ScriptedGeneration(num_rounds)
     others: Any = ((verify, "_prove"), (doctor, "_examine"), (bench_run, "open_benchmark"))
     for other, name in others:

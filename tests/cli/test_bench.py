@@ -231,7 +231,7 @@ def test_a_draft_may_name_the_form_of_its_weights() -> None:
 
 
 def test_a_draft_may_have_lookup_beside_it() -> None:
-    from specgen.bench.advice import command_words
+    from specgen.bench.advice import command_line_for
     from specgen.cli.bench.choices import drafts_from, settings_of
 
     found = drafts_from(["org/model:nf4+lookup", "m+lookup", "m", "lookup"], "auto")
@@ -240,7 +240,7 @@ def test_a_draft_may_have_lookup_beside_it() -> None:
         *(("org/model:nf4+lookup", "model+lookup"), ("m+lookup", "model+lookup")),
         *(("m", "model"), ("lookup", "lookup")),
     ]
-    words = [command_words(setting) for setting in settings_of(found, ["auto"])]
+    words = [command_line_for(setting) for setting in settings_of(found, ["auto"])]
     assert words[:2] == ["-d org/model+lookup --draft-quant nf4 -k auto", "-d m+lookup -k auto"]
 
 

@@ -272,7 +272,7 @@ def test_ctrl_z_stops_and_the_answer_goes_on_in_the_foreground(
         terminal.type("\x1a")
         shell.await_stop()
         assert termios.tcgetattr(terminal.fd)[:4] == terminal.before[:4]
-        shell.foreground()
+        shell.terminal_mode()
         barrier.open()
         shown = terminal.all_shown()
 

@@ -10,16 +10,16 @@ from itertools import count
 
 import pytest
 
-from specgen.cli import terminal_mode as foreground
-from specgen.cli.terminal_mode import Foreground
+from specgen.cli import terminal_mode as terminal_mode
+from specgen.cli.terminal_mode import TerminalMode
 
 
 def test_time_spent_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each look at the clock is a second; the program stands still from the first to the second.
     ticks = count()
-    monkeypatch.setattr(foreground, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(terminal_mode, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    with Foreground() as held:
+    with TerminalMode() as held:
         clock = held.running(lambda: 10.0)
         before = clock()
         signal.raise_signal(signal.SIGTSTP)
@@ -35,9 +35,9 @@ def test_the_terminal_is_set_back_and_lent_as_it_was(monkeypatch: pytest.MonkeyP
         before = termios.tcgetattr(sub)
         handler = signal.getsignal(signal.SIGTSTP)
 
-        with Foreground() as held:
+        with TerminalMode() as held:
             hidden = termios.tcgetattr(sub)
-            with held.lent():
+            with held.released():
                 lent = termios.tcgetattr(sub)
             again = termios.tcgetattr(sub)
 

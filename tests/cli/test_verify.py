@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.engine.sampling import Laws
+from specgen.engine.sampling import TokenDistributions
 from specgen.models.transformers_model import CachedModel
-from specgen.verify.checks import law_errors
+from specgen.verify.checks import distribution_errors
 from tests.cli.children import Ended
 from tests.cli.conftest import Cli
 
@@ -100,22 +100,22 @@ def test_a_loop_with_the_wrong_law_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(verification, "residual_distribution", lambda target_probs, draft_probs: target_probs)
 
-    assert any(not law.is_exact for law in law_errors())
+    assert any(not law.is_exact for law in distribution_errors())
 
 
 def test_the_target_law_of_the_proof_is_no_work_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     from specgen.engine.drafters import model as drafters
 
-    original = drafters.laws
+    original = drafters.token_distributions
 
-    def halved(*arguments: Any) -> Laws:
+    def halved(*arguments: Any) -> TokenDistributions:
         law = original(*arguments)
-        return Laws(law.ids, None if law.probs is None else law.probs.flip(-1), law.is_finite)
+        return TokenDistributions(law.ids, None if law.probs is None else law.probs.flip(-1), law.is_finite)
 
     # A draft with another law is no error: only the target's counts.
-    monkeypatch.setattr(drafters, "laws", halved)
+    monkeypatch.setattr(drafters, "token_distributions", halved)
 
-    assert all(law.is_exact for law in law_errors())
+    assert all(law.is_exact for law in distribution_errors())
 
 
 def test_a_failing_draft_is_an_error_and_no_proof(verify: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from specgen.distill.draft import Draft
 from specgen.distill.saving import draft_config, publish, save_draft
-from specgen.loading.draft_head_folder import check_shallow, target_digest
+from specgen.loading.draft_head_folder import check_draft_head, target_digest
 from tests.distill.targets import FAMILIES, make_target, make_text
 from tests.draft_heads import SlowDraft
 
@@ -63,7 +63,7 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
     (tmp_path / "d").mkdir()
     num_bytes = publish(tmp_path / "made", tmp_path / "d", "card")
 
-    facts = check_shallow(tmp_path / "d")
+    facts = check_draft_head(tmp_path / "d")
     assert (tmp_path / "d" / "README.md").read_text() == "card"
     assert (facts.kind, facts.num_layers, facts.num_draft_ids) == ("features", 1, 17)
     assert facts.config.num_weight_bytes <= num_bytes < 2 * facts.config.num_parameters + 5000

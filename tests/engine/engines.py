@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from specgen.engine.contract import LanguageModel
-from specgen.models.decoder import LeanModel
+from specgen.models.decoder import DecoderModel
 from tests.fakes import cached, tiny_model
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
@@ -44,7 +44,7 @@ class Engine:
         if self.name == "transformers":
             return cached(tiny_model(self.kind, seed), vocab_size)
         if self.name == "lean":
-            return LeanModel(_movable(self.kind, seed), vocab_size)
+            return DecoderModel(_movable(self.kind, seed), vocab_size)
         from tests.llamacpp.builders import tiny_llama_cpp
 
         return tiny_llama_cpp(_folder(), self.kind, seed, vocab_size)

@@ -109,7 +109,7 @@ def replay(trace: Trace, machine: Machine, kind: Kind, lengths: LengthPolicy, li
     lookup, rounds = LookupDrafter(), list[Round]()
     place = num_missed = 0
     while place < trace.num_new:
-        lengths.begin()
+        lengths.start_round()
         room = min(limit, trace.num_new - place - 1)
         draft, source, seconds = _drafted(trace, machine, kind, lengths, lookup, place, room)
         if source == "model":
@@ -131,13 +131,13 @@ def _drafted(
     trace: Trace, machine: Machine, kind: Kind, lengths: LengthPolicy, lookup: LookupDrafter, place: int, room: int
 ) -> tuple[Sequence[int], DraftSource | None, float]:
     """A draft, what made it, and what that cost."""
-    offer = lookup.offer(trace.ids[: trace.num_prompt + place], room) if room and kind in ("lookup", "routed") else None
-    num_taken = 0 if offer is None else lengths.take(offer, has_rival=kind == "routed")
-    if offer is not None and num_taken:
-        return offer.ids[:num_taken], "lookup", 0.0
+    match = lookup.match(trace.ids[: trace.num_prompt + place], room) if room and kind in ("lookup", "routed") else None
+    num_taken = 0 if match is None else lengths.tokens_to_take(match, has_draft_model=kind == "routed")
+    if match is not None and num_taken:
+        return match.ids[:num_taken], "lookup", 0.0
     num_drawn = 0
-    while kind in ("model", "routed") and num_drawn < room and lengths.wants_more():
-        lengths.drew(trace.confidence[place + num_drawn])
+    while kind in ("model", "routed") and num_drawn < room and lengths.should_draft():
+        lengths.on_token(trace.confidence[place + num_drawn])
         num_drawn += 1
     draft = trace.draft_ids[place : place + num_drawn]
     return draft, "model" if draft else None, num_drawn * machine.draft_cost

@@ -14,7 +14,7 @@ from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.contract import LanguageModel
 from specgen.engine.decoding import decode
 from specgen.engine.drafters.base import Drafter, NoDrafter
-from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, TorchRandomness
@@ -183,7 +183,7 @@ def make_drafter(name: str, engine: Engine) -> Drafter:
     if name == "lookup":
         return LookupDrafter()
     if name == "routed":
-        return RoutedDrafter(LookupDrafter(), make_drafter("other", engine))
+        return CombinedDrafter(LookupDrafter(), make_drafter("other", engine))
     if name in ("self", "other"):
         return ModelDrafter(engine.make(seed=0 if name == "self" else 1), 96, GREEDY, TorchRandomness(0, CPU))
     if name == "random":

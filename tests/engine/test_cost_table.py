@@ -16,7 +16,7 @@ EARLIER = {1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}
 def test_earlier_figures_are_known_and_not_confirmed() -> None:
     table = CostTable(EARLIER)
 
-    assert table.is_known(1)
+    assert table.is_supported(1)
     assert table.seconds(3) == pytest.approx(1.15)
     assert table.confirmed == frozenset()
 

@@ -21,7 +21,7 @@ from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import Drafter, NoDrafter
-from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
@@ -223,8 +223,8 @@ def test_ctrl_c_inside_a_drafter_is_no_broken_drafter(method: str) -> None:
 
 @pytest.mark.parametrize("route", ["lookup", "model"])
 def test_what_breaks_in_a_routed_drafter_drops_it(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = RoutedDrafter(LookupDrafter(), ModelDrafter(counting(), VOCAB, GREEDY, TorchRandomness(0, CPU)))
-    monkeypatch.setattr(getattr(drafter, route), "offer" if route == "lookup" else "propose", lambda *_: 1 / 0)
+    drafter = CombinedDrafter(LookupDrafter(), ModelDrafter(counting(), VOCAB, GREEDY, TorchRandomness(0, CPU)))
+    monkeypatch.setattr(getattr(drafter, route), "match" if route == "lookup" else "propose", lambda *_: 1 / 0)
 
     events = run_events(counting(), drafter, [3], max_new_tokens=6)
 
@@ -341,14 +341,14 @@ def test_memory_too_short_for_judging_one_token_ends_the_run_as_such(
 
 
 def _break_judging(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], error: Exception) -> None:
-    real = decoding.laws
+    real = decoding.token_distributions
 
     def broken(logits: torch.Tensor, *arguments: Any) -> Any:
         if when(logits.shape[0]):
             raise error
         return real(logits, *arguments)
 
-    monkeypatch.setattr(decoding, "laws", broken)
+    monkeypatch.setattr(decoding, "token_distributions", broken)
 
 
 class FullPrefill(TableModel):

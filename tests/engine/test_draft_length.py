@@ -63,12 +63,12 @@ class Machine:
 
             def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
                 drafted: list[int] = []
-                while len(drafted) < limit and lengths.wants_more():
+                while len(drafted) < limit and lengths.should_draft():
                     machine.now += machine.draft_cost
                     sure, right = machine.luck[len(ids) + len(drafted)]
                     # Half of the tokens are easy: a real draft knows which.
                     chance = machine.quality + (1 - machine.quality) * 0.6 if sure < 0.5 else machine.quality * 0.7
-                    lengths.drew(chance if machine.confidence_tells else 0.9)
+                    lengths.on_token(chance if machine.confidence_tells else 0.9)
                     step = 1 if right < chance else 7
                     drafted.append(((drafted[-1] if drafted else ids[-1]) + step) % VOCAB)
                 return Draft(torch.tensor(drafted, dtype=torch.int64))
@@ -176,7 +176,7 @@ def test_the_cost_table_interpolates_and_hopes() -> None:
 
     assert table.seconds(3) == 1.5
     assert table.seconds(7) == 2.5
-    assert 2.0 < table.hoped_seconds(7) < 2.5
+    assert 2.0 < table.optimistic_seconds(7) < 2.5
     assert table.known == {1: 1.0, 5: 2.0}
 
 
@@ -190,4 +190,4 @@ def test_one_slow_pass_does_not_spoil_the_table() -> None:
 
 def test_a_fixed_length_is_never_asked_for_confidence() -> None:
     assert not FixedLength().uses_confidence
-    assert all(FixedLength().wants_more() for _ in range(100))
+    assert all(FixedLength().should_draft() for _ in range(100))

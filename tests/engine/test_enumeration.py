@@ -15,9 +15,9 @@ from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.enumeration import TableModel, WalkedChance, every_path
+from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import Randomness
-from specgen.engine.sampling import laws
+from specgen.engine.sampling import token_distributions
 from specgen.engine.verification import Draft
 from tests.fakes import ScriptedDrafter, ids_of, rounds_of, run_events
 
@@ -52,7 +52,7 @@ def target_law(
             return
         seen = torch.zeros(1, logits.shape[1], dtype=torch.bool)
         seen[0, list(text)] = True
-        row = laws(logits[text[-1]].unsqueeze(0), sampling, seen)
+        row = token_distributions(logits[text[-1]].unsqueeze(0), sampling, seen)
         probs = torch.nn.functional.one_hot(row.ids, logits.shape[1]).double() if row.probs is None else row.probs
         for token, probability in enumerate(probs[0].tolist()):
             if probability > 0:
@@ -113,10 +113,10 @@ class _UntilUnsure(FixedLength):
     def __init__(self) -> None:
         self._confidences: list[float] = []
 
-    def drew(self, confidence: float) -> None:
+    def on_token(self, confidence: float) -> None:
         self._confidences.append(confidence)
 
-    def wants_more(self) -> bool:
+    def should_draft(self) -> bool:
         return all(confidence > 0.55 for confidence in self._confidences)
 
 
@@ -140,7 +140,7 @@ def speculative_law(
 ) -> dict[tuple[int, ...], float]:
     logits = table(vocab_size, 1)
 
-    def run(chance: WalkedChance) -> tuple[int, ...]:
+    def run(chance: ScriptedRandomness) -> tuple[int, ...]:
         events = run_events(
             TableModel(logits),
             case.make(vocab_size, sampling, chance),
@@ -155,7 +155,7 @@ def speculative_law(
         return tuple(ids_of(events))
 
     law: dict[tuple[int, ...], float] = defaultdict(float)
-    for probability, text in every_path(run):
+    for probability, text in every_outcome(run):
         law[text] += probability
     return law
 
@@ -211,7 +211,7 @@ def test_block_verification_keeps_more_than_token_verification() -> None:
     expected = {}
     for rule in ("token", "block"):
 
-        def run(chance: WalkedChance, rule: str = rule) -> int:
+        def run(chance: ScriptedRandomness, rule: str = rule) -> int:
             drafter = CASES[3].make(3, PROCESSORS["plain"], chance)
             events = run_events(
                 TableModel(table(3, 1)),
@@ -227,6 +227,6 @@ def test_block_verification_keeps_more_than_token_verification() -> None:
             # The prompt, and the round: what comes behind it has outcomes of its own, and no say.
             return rounds_of(events)[0].num_accepted
 
-        expected[rule] = sum(probability * accepted for probability, accepted in every_path(run))
+        expected[rule] = sum(probability * accepted for probability, accepted in every_outcome(run))
 
     assert expected["block"] > expected["token"] + 0.01

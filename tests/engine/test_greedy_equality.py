@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specgen.engine.drafters.base import Drafter, NoDrafter
-from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
@@ -40,7 +40,7 @@ def make_drafter(name: str, kind: str, target: CachedModel) -> Drafter:
     if name == "lookup":
         return LookupDrafter()
     if name == "routed":
-        return RoutedDrafter(LookupDrafter(), make_drafter("other", kind, target))
+        return CombinedDrafter(LookupDrafter(), make_drafter("other", kind, target))
     if name in ("self", "other"):
         model = tiny_model(kind, seed=0 if name == "self" else 1)
         return ModelDrafter(cached(model), 96, GREEDY, TorchRandomness(0, CPU))

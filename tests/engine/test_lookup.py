@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from specgen.core.events import Round
-from specgen.engine.draft_length.acceptance import MatchAcceptance, Offer
+from specgen.engine.draft_length.acceptance import LookupMatch, MatchAcceptance
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
@@ -15,8 +15,8 @@ from tests.fakes import CPU, GREEDY, cached, ids_of, rounds_of, run_events, tiny
 
 
 def offered(drafter: LookupDrafter, ids: list[int], limit: int = 8) -> list[int]:
-    offer = drafter.offer(ids, limit)
-    return [] if offer is None else list(offer.ids)
+    match = drafter.match(ids, limit)
+    return [] if match is None else list(match.ids)
 
 
 def test_a_file_is_searched_beside_the_text() -> None:
@@ -27,9 +27,9 @@ def test_no_match_and_no_offer_reaches_from_one_file_into_the_next() -> None:
     drafter = LookupDrafter([[5, 6], [7, 8]])
 
     assert offered(drafter, [1, 5, 6]) == []
-    offer = drafter.offer([6, 7], 8)
-    assert offer is not None
-    assert (list(offer.ids), offer.matched) == ([8], 1)
+    match = drafter.match([6, 7], 8)
+    assert match is not None
+    assert (list(match.ids), match.matched) == ([8], 1)
 
 
 def test_the_text_goes_before_a_file_unless_the_file_matches_longer() -> None:
@@ -57,29 +57,29 @@ def test_a_text_that_repeats_itself_is_expected_to_go_on() -> None:
 def test_a_match_is_trusted_more_the_longer_it_is_and_with_every_token_of_it() -> None:
     acceptance = MatchAcceptance()
 
-    short, long = acceptance.chances(Offer([1] * 4, 2)), acceptance.chances(Offer([1] * 4, 20))
+    short, long = acceptance.chances(LookupMatch([1] * 4, 2)), acceptance.chances(LookupMatch([1] * 4, 20))
 
     assert short == sorted(short)
     assert all(a < b for a, b in zip(short, long, strict=True))
-    assert acceptance.chances(Offer([1], 2, is_disputed=True))[0] < short[0]
+    assert acceptance.chances(LookupMatch([1], 2, is_ambiguous=True))[0] < short[0]
 
 
 @pytest.mark.parametrize("was_drafted", [True, False])
 def test_an_offer_teaches_whether_it_was_drafted_or_not(was_drafted: bool) -> None:
-    lengths, offer = FixedLength(), Offer([1, 2], 3)
-    before = lengths._matches.chances(offer)[0]
+    lengths, match = FixedLength(), LookupMatch([1, 2], 3)
+    before = lengths._matches.chances(match)[0]
     for index in range(20):
-        lengths.begin()
-        lengths.take(offer, has_rival=True)
+        lengths.start_round()
+        lengths.tokens_to_take(match, has_draft_model=True)
         drafted = (1, 2) if was_drafted else ()
         lengths.observe(Round(index, drafted, 0, 9, 0, 0.0, 1.0, 0.0, "lookup" if was_drafted else None))
 
-    assert lengths._matches.chances(offer)[0] < before / 3
+    assert lengths._matches.chances(match)[0] < before / 3
 
 
-def routed() -> RoutedDrafter:
+def routed() -> CombinedDrafter:
     model = ModelDrafter(cached(tiny_model(seed=1)), 96, GREEDY, TorchRandomness(0, CPU))
-    return RoutedDrafter(LookupDrafter(), model)
+    return CombinedDrafter(LookupDrafter(), model)
 
 
 def test_rounds_say_which_source_drafted() -> None:

@@ -19,7 +19,7 @@ from specgen.core.settings import SamplingSettings, Verification
 from specgen.engine import decoding, randomness, verification
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters import model as drafters
-from specgen.engine.sampling import Laws
+from specgen.engine.sampling import TokenDistributions
 from specgen.engine.verification import Draft, Verdict
 from specgen.models.transformers_model import CachedModel
 from tests.engine import test_decoding, test_enumeration, test_greedy_equality, test_statistics
@@ -71,7 +71,7 @@ def check_uniform_of_zero() -> None:
             return torch.zeros(count, dtype=torch.float64)
 
     law = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
-    target = Laws(law.argmax(-1), law, torch.tensor(True))
+    target = TokenDistributions(law.argmax(-1), law, torch.tensor(True))
     assert int(verification.verify(target, Draft(torch.tensor([1])), Zero(0, CPU)).num_accepted) == 0
 
 
@@ -81,10 +81,10 @@ def check_greedy(kind: str = "llama", name: str = "oracle") -> None:
 
 def soft_law_for_a_greedy_draft(plant: Plant) -> None:
     """The likeliest token, told as if it had been drawn from the draft's law."""
-    make, propose = drafters.laws, drafters.ModelDrafter._propose
+    make, propose = drafters.token_distributions, drafters.ModelDrafter._propose
     rows: list[torch.Tensor] = []
 
-    def remembering(logits: torch.Tensor, settings: SamplingSettings, *rest: torch.Tensor | None) -> Laws:
+    def remembering(logits: torch.Tensor, settings: SamplingSettings, *rest: torch.Tensor | None) -> TokenDistributions:
         rows.append(logits.softmax(-1))
         return make(logits, settings, *rest)
 
@@ -93,7 +93,7 @@ def soft_law_for_a_greedy_draft(plant: Plant) -> None:
         draft = propose(self, ids, limit, lengths)
         return Draft(draft.ids, self._whole(torch.cat(rows)))
 
-    plant.setattr(drafters, "laws", remembering)
+    plant.setattr(drafters, "token_distributions", remembering)
     plant.setattr(drafters.ModelDrafter, "_propose", soft)
 
 
@@ -142,7 +142,7 @@ def dropped_sampled_token(plant: Plant) -> None:
 def bonus_row_off_by_one(plant: Plant) -> None:
     original = decoding.verify
 
-    def shifted(target: Laws, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
+    def shifted(target: TokenDistributions, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
         verdict = original(target, draft, chance, rule)
         row = (verdict.num_accepted - 1).clamp(min=0)
         return Verdict(verdict.num_accepted, target.ids[row])
@@ -200,14 +200,14 @@ def temperature_on_the_target_only(plant: Plant) -> None:
 
 def draft_law_reported_before_its_processors(plant: Plant) -> None:
     """Drawn from the two likeliest tokens, told as the law of all."""
-    make, whole = drafters.laws, drafters.ModelDrafter._whole
+    make, whole = drafters.token_distributions, drafters.ModelDrafter._whole
     before: list[torch.Tensor] = []
 
-    def remembering(logits: torch.Tensor, settings: SamplingSettings, *rest: torch.Tensor | None) -> Laws:
+    def remembering(logits: torch.Tensor, settings: SamplingSettings, *rest: torch.Tensor | None) -> TokenDistributions:
         before[:] = [(logits / settings.temperature).softmax(-1)]
         return make(logits, settings, *rest)
 
-    plant.setattr(drafters, "laws", remembering)
+    plant.setattr(drafters, "token_distributions", remembering)
     plant.setattr(drafters.ModelDrafter, "_whole", lambda self, probs: whole(self, before[0]))
 
 
@@ -224,11 +224,11 @@ def one_uniform_for_all_choices(plant: Plant) -> None:
 def bonus_from_the_row_before(plant: Plant) -> None:
     original = verification.verify
 
-    def late(target: Laws, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
+    def late(target: TokenDistributions, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
         if target.probs is None or not len(draft.ids):
             return original(target, draft, chance, rule)
         probs = torch.cat([target.probs[:-1], target.probs[-2:-1]])
-        return original(Laws(target.ids, probs, target.is_finite), draft, chance, rule)
+        return original(TokenDistributions(target.ids, probs, target.is_finite), draft, chance, rule)
 
     plant.setattr(decoding, "verify", late)
 
@@ -259,7 +259,7 @@ def penalty_not_advanced_inside_the_draft(plant: Plant) -> None:
 def one_decision_for_all_positions(plant: Plant) -> None:
     original = decoding.verify
 
-    def once(target: Laws, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
+    def once(target: TokenDistributions, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
         class Once:
             def accept(self, probabilities: torch.Tensor) -> torch.Tensor:
                 return chance.accept(probabilities[:1]).repeat(len(probabilities))

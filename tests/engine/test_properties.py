@@ -32,7 +32,7 @@ from specgen.engine.decoding import decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.models.decoder import LeanModel, lean_model
+from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.transformers_model import CachedModel
 from tests.fakes import CPU, GREEDY, cached, ids_of, random_tokens, run_events, tiny_model
 
@@ -257,8 +257,8 @@ class LeanCacheMachine(CacheMachine):
     """The same with the lean pass and its preallocated cache, against transformers' own."""
 
     def make(self) -> CachedModel:
-        made = lean_model(tiny_model(self.kind), 96)
-        assert isinstance(made, LeanModel)
+        made = decoder_model(tiny_model(self.kind), 96)
+        assert isinstance(made, DecoderModel)
         return made
 
 

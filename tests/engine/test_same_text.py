@@ -12,12 +12,12 @@ from specgen.core.settings import SamplingSettings
 from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.drafters.base import Drafter, NoDrafter
-from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import PositionNoise, TorchRandomness
-from specgen.engine.sampling import laws
+from specgen.engine.sampling import token_distributions
 from tests.engine.test_enumeration import table, target_law
 from tests.fakes import CPU, cached, ids_of, random_tokens, rounds_of, run_events, tiny_model
 
@@ -38,7 +38,7 @@ def drafter(name: str) -> Drafter:
     if name == "lookup":
         return LookupDrafter()
     if name == "routed":
-        return RoutedDrafter(LookupDrafter([PROMPT]), drafter("other"))
+        return CombinedDrafter(LookupDrafter([PROMPT]), drafter("other"))
     if name == "random":
         return random_tokens(5, 96)
     model = cached(tiny_model(seed=0 if name == "self" else 1))
@@ -92,7 +92,10 @@ def test_a_law_of_many_tokens_is_drawn_without_a_tail_out_of_nowhere() -> None:
     logits[0, 7] = 0.0
     sampling = SamplingSettings(temperature=1.0, same_text=True)
 
-    drawn = [int(laws(logits, sampling, None, PositionNoise(seed, 150_000).rows(5, 1)).ids) for seed in range(400)]
+    drawn = [
+        int(token_distributions(logits, sampling, None, PositionNoise(seed, 150_000).rows(5, 1)).ids)
+        for seed in range(400)
+    ]
 
     assert set(drawn) == {7}
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from specgen.core.settings import SamplingSettings
-from specgen.engine.sampling import laws, likeliest, seen_rows
+from specgen.engine.sampling import likeliest, seen_rows, token_distributions
 from tests.fakes import CPU
 
 
@@ -50,7 +50,7 @@ def test_each_row_of_a_draft_has_transformers_law(
     logits = torch.randn(3, 12, generator=generator, dtype=torch.float64) * 3
     text, draft = [1, 4, 4], torch.tensor([7, 2])
 
-    rows = laws(logits, settings, seen_rows(text, draft, 12, settings, CPU))
+    rows = token_distributions(logits, settings, seen_rows(text, draft, 12, settings, CPU))
 
     for row in range(3):
         wanted = transformers_law(logits[row], [*text, *draft[:row].tolist()], settings)
@@ -58,7 +58,7 @@ def test_each_row_of_a_draft_has_transformers_law(
 
 
 def test_temperature_zero_is_a_point_mass() -> None:
-    rows = laws(torch.tensor([[1.0, 3.0, 2.0]]), SamplingSettings(temperature=0))
+    rows = token_distributions(torch.tensor([[1.0, 3.0, 2.0]]), SamplingSettings(temperature=0))
 
     assert rows.probs is None
     assert rows.ids.tolist() == [1]
@@ -66,7 +66,7 @@ def test_temperature_zero_is_a_point_mass() -> None:
 
 @pytest.mark.fault("F10")
 def test_a_tiny_temperature_equals_greedy() -> None:
-    rows = laws(torch.tensor([[1.0, 3.0, 2.999]]), SamplingSettings(temperature=1e-30))
+    rows = token_distributions(torch.tensor([[1.0, 3.0, 2.999]]), SamplingSettings(temperature=1e-30))
 
     assert rows.probs is not None
     assert rows.probs.tolist() == [[0.0, 1.0, 0.0]]
@@ -78,7 +78,7 @@ def test_broken_logits_are_noticed(bad: float, temperature: float) -> None:
     logits = torch.zeros(3, 5)
     logits[1, 2] = bad
 
-    assert not bool(laws(logits, SamplingSettings(temperature)).is_finite)
+    assert not bool(token_distributions(logits, SamplingSettings(temperature)).is_finite)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -109,4 +109,4 @@ def test_no_place_hides_a_broken_logit(bad: float) -> None:
 
 @pytest.mark.fault("F11")
 def test_a_row_of_nothing_but_minus_infinity_is_broken() -> None:
-    assert not bool(laws(torch.full((1, 4), -torch.inf), SamplingSettings(1.0)).is_finite)
+    assert not bool(token_distributions(torch.full((1, 4), -torch.inf), SamplingSettings(1.0)).is_finite)

@@ -28,7 +28,7 @@ from specgen.engine.drafters.base import Drafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import TorchRandomness, accepted, drawn
-from specgen.engine.sampling import Laws, laws, seen_rows
+from specgen.engine.sampling import TokenDistributions, seen_rows, token_distributions
 from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution
 from tests.engine.test_enumeration import table, target_law
 from tests.fakes import CPU, ScriptedDrafter, cached, random_tokens, rounds_of, run_events, tiny_model
@@ -64,14 +64,16 @@ def laws_made_once() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         for module in (decoding, drafters):
-            patch.setattr(module, "laws", _remembering(module.laws))
+            patch.setattr(module, "token_distributions", _remembering(module.token_distributions))
         yield
 
 
 def _remembering(make: Any) -> Any:
-    known: dict[object, Laws] = {}
+    known: dict[object, TokenDistributions] = {}
 
-    def remembered(logits: Tensor, settings: SamplingSettings, seen: Tensor | None, noise: Tensor | None) -> Laws:
+    def remembered(
+        logits: Tensor, settings: SamplingSettings, seen: Tensor | None, noise: Tensor | None
+    ) -> TokenDistributions:
         assert noise is None
         asked = (logits.shape, logits.numpy().tobytes(), settings, None if seen is None else seen.numpy().tobytes())
         if asked not in known:
@@ -292,7 +294,7 @@ def test_s6_with_all_processors_on_both_sides_the_law_is_the_processed_one(count
     sampling = SamplingSettings(temperature=0.7, top_k=3, top_p=0.9, repetition_penalty=1.2)
     logits = table(8, 1)
     seen = seen_rows([0, 1], torch.empty(0, dtype=torch.int64), 8, sampling, CPU)
-    wanted = laws(logits[1].unsqueeze(0), sampling, seen).probs
+    wanted = token_distributions(logits[1].unsqueeze(0), sampling, seen).probs
     assert wanted is not None
 
     found = first_tokens(count, 1, logits, table(8, TELLING_DRAFT), sampling, seed=41, num_draft_tokens=1)

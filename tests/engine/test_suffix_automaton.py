@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.engine.drafters.suffix_automaton import NUM_NOTED, Place, SuffixAutomaton
+from specgen.engine.drafters.suffix_automaton import NUM_NOTED, Cursor, SuffixAutomaton
 
 texts = st.integers(1, 4).flatmap(lambda size: st.lists(st.integers(0, size), min_size=1, max_size=NUM_NOTED))
 
@@ -28,7 +28,7 @@ def test_the_longest_run_that_occurred_before_is_found_at_its_latest_place(text:
     for place, token in enumerate(text):
         found = automaton.match(automaton.last, token)
 
-        assert (found and (found.length, found.end, found.num_occurrences, found.num_alike)) == searched(
+        assert (found and (found.length, found.end, found.num_occurrences, found.num_same_continuation)) == searched(
             text[:place], token
         )
         automaton.extend([token])
@@ -46,7 +46,7 @@ def test_the_index_grows_with_the_text_and_not_with_its_square() -> None:
 
 @given(texts, texts)
 def test_another_text_is_followed_through_the_index(text: list[int], other: list[int]) -> None:
-    automaton, place = SuffixAutomaton(), Place()
+    automaton, place = SuffixAutomaton(), Cursor()
     automaton.extend(text)
     for end, token in enumerate(other, 1):
         found = automaton.match(place, token)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specgen.engine.randomness import TorchRandomness, accepted, drawn
-from specgen.engine.sampling import Laws
+from specgen.engine.sampling import TokenDistributions
 from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution, verify
 from tests.fakes import CPU
 
@@ -21,13 +21,13 @@ def law(*weights: float) -> Tensor:
     return probs / probs.sum()
 
 
-def target(*rows: Tensor) -> Laws:
+def target(*rows: Tensor) -> TokenDistributions:
     probs = torch.stack(rows)
-    return Laws(probs.argmax(-1), probs, torch.tensor(True))
+    return TokenDistributions(probs.argmax(-1), probs, torch.tensor(True))
 
 
-def greedy_target(*ids: int) -> Laws:
-    return Laws(torch.tensor(ids), None, torch.tensor(True))
+def greedy_target(*ids: int) -> TokenDistributions:
+    return TokenDistributions(torch.tensor(ids), None, torch.tensor(True))
 
 
 class Scripted:

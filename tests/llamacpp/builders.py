@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.llama_cpp import LoadedGguf, load_gguf
 from specgen.models.llama_cpp import LlamaCppModel
 from tests.fakes import tiny_model
 
-LLAMA_CPP = ModelSettings("", engine=EngineSettings("llama.cpp", threads=1))
+LLAMA_CPP = ModelSettings("", backend=BackendSettings("llama.cpp", threads=1))
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def test_both_engines_stand_in_one_table(files: dict[str, Path], cache: Path, tm
     assert max(map(len, lines)) <= 120
     found: Any = json.loads(document.read_text())
     assert [(row["engine"], row["drafter"], row["summary"]["text"]) for row in found["results"]] == [
-        (engine, drafter, None if drafter == "none" else "same")
-        for engine in ("llama.cpp", "transformers")
+        (backend, drafter, None if drafter == "none" else "same")
+        for backend in ("llama.cpp", "transformers")
         for drafter in ("none", "lookup", "model")
     ]
     assert found["results"][3]["summary"]["speedup"] > 0
@@ -54,8 +54,8 @@ def test_both_engines_stand_in_one_table(files: dict[str, Path], cache: Path, tm
     assert all(len(row["runs"]) == 4 for row in found["results"])
     assert len({tuple(run["token_ids"]) for row in found["results"] for run in row["runs"]}) == 1
     assert list(found["costs"]["draft_token_s"]) == ["lookup", "wrong F32"]
-    engines = [row["engine"] for row in csv.DictReader(io.StringIO(rows.read_text()))]
-    assert (engines.count("llama.cpp"), engines.count("transformers")) == (12, 12)
+    backends = [row["engine"] for row in csv.DictReader(io.StringIO(rows.read_text()))]
+    assert (backends.count("llama.cpp"), backends.count("transformers")) == (12, 12)
 
 
 def test_one_engine_alone_has_no_column(files: dict[str, Path], cache: Path) -> None:

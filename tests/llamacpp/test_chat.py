@@ -37,7 +37,7 @@ class Chatting:
         settings = ReplySettings(SamplingSettings(), max_new_tokens=64, num_draft_tokens=5)
         self.conversation = Conversation(session, settings, OWN_TEMPLATE)
         # As with no --backend: a draft in a folder runs on transformers.
-        self.like = named(draft, backend="auto")
+        self.like = named(draft, name="auto")
 
     def turn(self) -> tuple[Generation, Prefill]:
         self.conversation.say("hello")

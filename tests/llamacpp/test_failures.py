@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from specgen.core.errors import DeviceError, LoadError, MemoryShortageError, ModelFileError, PromptError
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading.gguf.header import scan_gguf
 from specgen.models.llama_cpp import LlamaCppModel
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.plan import PairSettings, Plan
 from tests.fakes import tiny_model
 from tests.llamacpp.builders import LLAMA_CPP, letters, load, tiny_weights, write_gguf
 from tests.loading.builders import fails
@@ -95,8 +95,8 @@ def test_a_damaged_file_is_refused_before_llama_cpp_sees_it(
     changed = {"cut": data[: len(data) - 5000], "magic": b"GGML" + data[4:], "empty": b""}
     damaged.write_bytes(changed.get(damage, data[:8] + b"\xff" * 4 + data[12:]))
 
-    settings = ModelSettings(str(damaged), engine=EngineSettings("llama.cpp"))
-    fails(ModelFileError, lambda: Plan(SessionSettings(settings)), "corrupt: ", "damaged.gguf")
+    settings = ModelSettings(str(damaged), backend=BackendSettings("llama.cpp"))
+    fails(ModelFileError, lambda: Plan(PairSettings(settings)), "corrupt: ", "damaged.gguf")
 
 
 def test_a_model_with_a_running_state_is_refused(path: Path) -> None:
@@ -214,4 +214,4 @@ def test_context_and_weights_are_freed_once_and_in_order(path: Path) -> None:
 
 
 def test_the_settings_of_tests_are_those_of_llama_cpp() -> None:
-    assert LLAMA_CPP.engine.backend == "llama.cpp"
+    assert LLAMA_CPP.backend.name == "llama.cpp"

@@ -13,7 +13,7 @@ import torch
 
 from specgen.core.errors import PairError, PromptError, SettingsError
 from specgen.core.events import Prefill, RoundText
-from specgen.core.settings import DecodeSettings, EngineSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, SamplingSettings
 from specgen.doctor.examine import examine_pair
 from specgen.loading import backends
 from specgen.loading.gguf.header import scan_gguf
@@ -23,8 +23,8 @@ from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation, Request
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.text.chat_template import Message, encode_messages
 from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.cli.children import run_child
@@ -57,19 +57,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def named(path: Path, **engine: Any) -> ModelSettings:
+def named(path: Path, **backend: Any) -> ModelSettings:
     if path.suffix == ".gguf":
-        return ModelSettings(str(path), engine=EngineSettings(**{"backend": "llama.cpp", "threads": 1, **engine}))
+        return ModelSettings(str(path), backend=BackendSettings(**{"name": "llama.cpp", "threads": 1, **backend}))
     return ModelSettings(str(path), "none", "float32", "cpu")
 
 
-def opened(target: ModelSettings, draft: ModelSettings | str = "none") -> Session:
+def opened(target: ModelSettings, draft: ModelSettings | str = "none") -> LoadedModels:
     if isinstance(draft, ModelSettings):
-        return open_session(Plan(SessionSettings(target, "model", draft)))
-    return open_session(Plan(SessionSettings(target, draft)))  # type: ignore[arg-type]
+        return load_models(Plan(PairSettings(target, "model", draft)))
+    return load_models(Plan(PairSettings(target, draft)))  # type: ignore[arg-type]
 
 
-def answer(session: Session, text: str = "hello") -> Generation:
+def answer(session: LoadedModels, text: str = "hello") -> Generation:
     ids = encode_messages(session.plan.tokenizer, [Message("user", text)])
     limits = DecodeSettings(64, 5, end_ids=session.plan.end_ids)
     generation = Generation(session, Request(ids, limits, SamplingSettings()))
@@ -94,9 +94,9 @@ def test_a_gguf_answers_with_its_own_tokenizer_template_and_end(files: dict[str,
 
 def test_its_tokenizer_is_unpacked_once_and_its_weights_never(files: dict[str, Path], cache: Path) -> None:
     report = RecordedReport()
-    first = Plan(SessionSettings(named(files["gguf"]), "none"), report)
+    first = Plan(PairSettings(named(files["gguf"]), "none"), report)
     again = RecordedReport()
-    second = Plan(SessionSettings(named(files["gguf"]), "none"), again)
+    second = Plan(PairSettings(named(files["gguf"]), "none"), again)
 
     assert first.target.path == second.target.path
     assert "reading the tokenizer of toy.gguf, once for this file" in report.stages
@@ -105,7 +105,7 @@ def test_its_tokenizer_is_unpacked_once_and_its_weights_never(files: dict[str, P
 
 
 def test_the_other_engine_gives_the_same_answer(files: dict[str, Path]) -> None:
-    through_transformers = ModelSettings(str(files["gguf"]), engine=EngineSettings("transformers"), device="cpu")
+    through_transformers = ModelSettings(str(files["gguf"]), backend=BackendSettings("transformers"), device="cpu")
 
     session = opened(through_transformers)
 
@@ -116,23 +116,28 @@ def test_the_other_engine_gives_the_same_answer(files: dict[str, Path]) -> None:
 def test_auto_without_the_extra_converts_as_before(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "has_llama_cpp", lambda: False)
 
-    plan = Plan(SessionSettings(ModelSettings(str(files["gguf"])), "none"))
+    plan = Plan(PairSettings(ModelSettings(str(files["gguf"])), "none"))
 
     assert plan.target.gguf is None
     assert (plan.target.path / "model.safetensors").exists()
 
 
 def test_the_context_bounds_prompt_and_answer(files: dict[str, Path]) -> None:
-    plan = Plan(SessionSettings(named(files["gguf"], context_size=300), "none"))
+    plan = Plan(PairSettings(named(files["gguf"], context_size=300), "none"))
 
-    assert plan.budget(200, None, 256) == 100
-    fails(PromptError, lambda: plan.budget(300, 1, 256), "> 300 positions of toy", "--context-size (up to 512)")
+    assert plan.resolve_max_new_tokens(200, None, 256) == 100
+    fails(
+        PromptError,
+        lambda: plan.resolve_max_new_tokens(300, 1, 256),
+        "> 300 positions of toy",
+        "--context-size (up to 512)",
+    )
 
 
 def test_options_of_llama_cpp_for_transformers_alone_are_refused(files: dict[str, Path]) -> None:
-    settings = ModelSettings(str(files["folder"]), engine=EngineSettings(threads=2))
+    settings = ModelSettings(str(files["folder"]), backend=BackendSettings(threads=2))
 
-    fails(SettingsError, lambda: Plan(SessionSettings(settings, "none")), "--threads 2 is for llama.cpp")
+    fails(SettingsError, lambda: Plan(PairSettings(settings, "none")), "--threads 2 is for llama.cpp")
 
 
 # pairs
@@ -159,7 +164,7 @@ def test_a_wrong_draft_changes_no_text(files: dict[str, Path], target: str) -> N
 
 
 def test_tables_that_differ_are_no_pair(files: dict[str, Path]) -> None:
-    settings = SessionSettings(named(files["folder"]), "model", named(files["foreign"]))
+    settings = PairSettings(named(files["folder"]), "model", named(files["foreign"]))
 
     fails(PairError, lambda: Plan(settings), "the draft's tokens differ from the target's")
 
@@ -215,7 +220,7 @@ def corpus() -> list[str]:
     return [unicodedata.normalize("NFC", text) for text in [*texts, PROBE]]
 
 
-def check_tokens(session: Session) -> None:
+def check_tokens(session: LoadedModels) -> None:
     """Ids equal llama.cpp's own on the corpus, and every id is spelled alike."""
     tokenizer, weights = session.plan.tokenizer, load(session.plan.target.gguf.path).weights  # type: ignore[union-attr]
     differing = [
@@ -231,7 +236,7 @@ def test_the_ids_of_a_toy_are_llama_cpps_own(files: dict[str, Path]) -> None:
 
 
 def test_a_tokenizer_that_splits_otherwise_is_told(files: dict[str, Path]) -> None:
-    tokenizer = Plan(SessionSettings(named(files["gguf"]), "none")).tokenizer
+    tokenizer = Plan(PairSettings(named(files["gguf"]), "none")).tokenizer
     weights = load(files["gguf"]).weights
     assert tokenizer_notice(tokenizer, weights) is None
 
@@ -282,7 +287,7 @@ def test_in_a_pipe_there_is_the_answer_and_nothing_of_llama_cpp(files: dict[str,
 
 
 def test_doctor_plans_the_memory_of_a_gguf_by_its_header(files: dict[str, Path]) -> None:
-    report = examine_pair(Plan(SessionSettings(named(files["gguf"]), "none")))
+    report = examine_pair(Plan(PairSettings(named(files["gguf"]), "none")))
 
     (target,) = report.models
     header = scan_gguf(files["gguf"])

@@ -13,7 +13,7 @@ from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
-from specgen.runtime.near_ties import gap_between
+from specgen.runtime.near_ties import logit_gap
 from tests.fakes import CPU, GREEDY, ids_of, tiny_model
 from tests.llamacpp.builders import letters, load, write_gguf
 
@@ -42,4 +42,4 @@ def test_the_greedy_text_is_what_llama_cpp_python_writes_itself(path: Path, prom
     # Weights in float32, but a cache in float16: where they part, rounding must explain it.
     at = next((i for i, (a, b) in enumerate(zip(text, expected, strict=True)) if a != b), None)
     if at is not None:
-        assert gap_between(ours, load(path).info, [*prompt, *expected[:at]], expected[at], text[at]).is_near_tie
+        assert logit_gap(ours, load(path).info, [*prompt, *expected[:at]], expected[at], text[at]).is_near_tie

@@ -12,5 +12,5 @@ prepare_libraries(verbose=False)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(cache: Path) -> Path:
+def cached_model_for(cache: Path) -> Path:
     return cache

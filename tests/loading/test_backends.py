@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from specgen.core.errors import DeviceError, SettingsError
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading import backends
 from specgen.loading.backends import choose_backend
 from specgen.loading.gguf.header import scan_gguf
@@ -21,8 +21,8 @@ BUILT_IN = ModelPlace("built-in", "smollm2-135m-instruct")
 FOLDER = ModelPlace("folder", "model", Path("model"))
 
 
-def settings(backend: str = "auto", dtype: str = "auto", device: str = "auto", **engine: int) -> ModelSettings:
-    return ModelSettings("", dtype=dtype, device=device, engine=EngineSettings(backend, **engine))  # type: ignore[arg-type]
+def settings(backend: str = "auto", dtype: str = "auto", device: str = "auto", **options: int) -> ModelSettings:
+    return ModelSettings("", dtype=dtype, device=device, backend=BackendSettings(backend, **options))  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=[True, False], ids=["with-extra", "without-extra"])
@@ -75,20 +75,20 @@ def test_llama_cpp_that_is_missing_is_told_with_the_cure(monkeypatch: pytest.Mon
     ],
 )
 def test_layers_go_where_a_gpu_is(device: str, layers: int | None, can_offload: bool, expected: int) -> None:
-    engine = EngineSettings(gpu_layers=layers)
+    backend = BackendSettings(gpu_layers=layers)
 
-    assert gpu_layers(ModelSettings("", device=device, engine=engine), can_offload=can_offload) == expected
+    assert gpu_layers(ModelSettings("", device=device, backend=backend), can_offload=can_offload) == expected
 
 
 @pytest.mark.parametrize(("device", "layers"), [("cuda", None), ("auto", 3), ("auto", -1), ("mps", None)])
 def test_a_gpu_that_llama_cpp_can_not_use_is_told(device: str, layers: int | None) -> None:
-    asked = ModelSettings("", device=device, engine=EngineSettings(gpu_layers=layers))
+    asked = ModelSettings("", device=device, backend=BackendSettings(gpu_layers=layers))
 
     fails(DeviceError, lambda: gpu_layers(asked, can_offload=False), "can't use a GPU")
 
 
 def test_layers_on_a_gpu_and_the_cpu_as_device_contradict_each_other() -> None:
-    asked = ModelSettings("", device="cpu", engine=EngineSettings(gpu_layers=5))
+    asked = ModelSettings("", device="cpu", backend=BackendSettings(gpu_layers=5))
 
     fails(SettingsError, lambda: gpu_layers(asked, can_offload=True), "contradict")
 
@@ -96,14 +96,14 @@ def test_layers_on_a_gpu_and_the_cpu_as_device_contradict_each_other() -> None:
 @pytest.mark.parametrize(("name", "value"), [("gpu_layers", -2), ("context_size", 1), ("threads", 0)])
 def test_values_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(SettingsError, match=f"--{name.replace('_', '-')} {value}"):
-        EngineSettings(**{name: value})  # type: ignore[arg-type]
+        BackendSettings(**{name: value})  # type: ignore[arg-type]
 
 
 def test_the_facts_of_a_gguf_come_from_its_header(tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "tiny.gguf")
     header = scan_gguf(path)
 
-    facts = gguf_facts(header, EngineSettings(), "tiny", "target")
+    facts = gguf_facts(header, BackendSettings(), "tiny", "target")
 
     assert (facts.vocab_rows, facts.max_positions, facts.model_type, facts.dtype) == (64, 128, "llama", "F32")
     assert facts.num_weight_bytes == 4 * facts.num_parameters
@@ -112,11 +112,11 @@ def test_the_facts_of_a_gguf_come_from_its_header(tmp_path: Path) -> None:
 
 def test_a_cache_larger_than_the_window_is_refused_for_a_target_and_cut_for_a_draft(tmp_path: Path) -> None:
     header = scan_gguf(make_gguf(tmp_path / "tiny.gguf"))
-    large = EngineSettings(context_size=129)
+    large = BackendSettings(context_size=129)
 
     fails(SettingsError, lambda: gguf_facts(header, large, "tiny", "target"), "--context-size 129", "128 positions")
     assert gguf_facts(header, large, "tiny", "draft").max_positions == 128
-    assert gguf_facts(header, EngineSettings(context_size=64), "tiny", "target").max_positions == 64
+    assert gguf_facts(header, BackendSettings(context_size=64), "tiny", "target").max_positions == 64
     assert DEFAULT_CONTEXT > 128
 
 

@@ -13,9 +13,9 @@ import torch
 from specgen.core.errors import ModelFileError, PairError
 from specgen.loading.config_check import check_folder
 from specgen.loading.draft_head_folder import (
+    check_draft_head,
     check_own_target,
-    check_shallow,
-    is_shallow,
+    is_draft_head,
     load_tensors,
     shipped_draft,
     target_digest,
@@ -39,7 +39,7 @@ def about(folder: Path, **changes: Any) -> None:
 
 
 def test_facts_of_a_draft(folder: Path) -> None:
-    facts = check_shallow(folder)
+    facts = check_draft_head(folder)
 
     assert (facts.kind, facts.num_layers, facts.num_draft_ids, facts.hidden_size) == ("features", 2, 3, 32)
     assert (facts.config.model_type, facts.config.dtype, facts.config.max_positions) == ("llama", "float32", 128)
@@ -62,9 +62,9 @@ def test_the_tensors_asked_for_are_those_of_transformers_layers(kind: str) -> No
 
 
 def test_a_folder_is_told_apart_by_its_config(folder: Path, tmp_path: Path) -> None:
-    assert is_shallow(folder)
-    assert not is_shallow(make_folder(tmp_path / "model"))
-    assert not is_shallow(tmp_path / "nothing")
+    assert is_draft_head(folder)
+    assert not is_draft_head(make_folder(tmp_path / "model"))
+    assert not is_draft_head(tmp_path / "nothing")
 
 
 def test_it_is_no_model_of_its_own(folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_it_is_no_model_of_its_own(folder: Path) -> None:
 def test_what_its_config_says_of_it_is_checked(folder: Path, changes: dict[str, Any], told: str) -> None:
     about(folder, **changes)
 
-    fails(ModelFileError, lambda: check_shallow(folder), told)
+    fails(ModelFileError, lambda: check_draft_head(folder), told)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_its_config_says_of_it_is_checked(folder: Path, changes: dict[str, 
 def test_the_rest_of_its_config_is_checked(folder: Path, changes: dict[str, Any], told: str) -> None:
     edit_json(folder / "config.json", **changes)
 
-    fails(ModelFileError, lambda: check_shallow(folder), told)
+    fails(ModelFileError, lambda: check_draft_head(folder), told)
 
 
 def drop(name: str) -> Callable[[dict[str, Any]], None]:
@@ -137,7 +137,7 @@ def test_its_tensors_are_checked_by_name_shape_and_type(
 ) -> None:
     edit_weights(folder, change)
 
-    fails(ModelFileError, lambda: check_shallow(folder), told)
+    fails(ModelFileError, lambda: check_draft_head(folder), told)
 
 
 @pytest.mark.parametrize(
@@ -156,24 +156,24 @@ def test_values_no_draft_can_have_are_refused(
 ) -> None:
     edit_weights(folder, change)
 
-    fails(ModelFileError, lambda: load_tensors(check_shallow(folder)), told)
+    fails(ModelFileError, lambda: load_tensors(check_draft_head(folder)), told)
 
 
 def test_a_cut_file_and_a_pickle_are_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    fails(ModelFileError, lambda: check_shallow(folder), "corrupt")
+    fails(ModelFileError, lambda: check_draft_head(folder), "corrupt")
 
     path.rename(folder / "pytorch_model.bin")
-    fails(ModelFileError, lambda: check_shallow(folder), "only safetensors")
+    fails(ModelFileError, lambda: check_draft_head(folder), "only safetensors")
 
     (folder / "pytorch_model.bin").unlink()
-    fails(ModelFileError, lambda: check_shallow(folder), "holds no model.safetensors")
+    fails(ModelFileError, lambda: check_draft_head(folder), "holds no model.safetensors")
 
 
 def test_a_draft_fits_its_own_target_only(folder: Path, tmp_path: Path) -> None:
-    facts = check_shallow(folder)
+    facts = check_draft_head(folder)
     own, other = make_folder(tmp_path / "own"), make_folder(tmp_path / "other", seed=1)
 
     check_own_target(facts, "draft", own, "own")

@@ -103,7 +103,7 @@ def test_a_draft_on_a_cpu_chooses_among_what_has_kernels_there(
     monkeypatch: pytest.MonkeyPatch, asked: list[list[str]], flags: set[str], has_bytes: bool, formats: list[str]
 ) -> None:
     monkeypatch.setattr(placement, "cpu_flags", lambda: frozenset(flags))
-    monkeypatch.setattr(placement, "has_byte_products", lambda: has_bytes)
+    monkeypatch.setattr(placement, "has_int8_matmul", lambda: has_bytes)
 
     chosen = placement.choose_placement(ModelSettings("m", device="cpu"), FACTS, from_gguf=False, role="draft")
 

@@ -19,7 +19,7 @@ from specgen.core.progress import SILENT
 from specgen.core.settings import ModelSettings
 from specgen.loading.gguf import convert
 from specgen.loading.gguf.convert import convert_gguf
-from specgen.loading.libraries import collector_at_rest
+from specgen.loading.libraries import gc_paused
 from specgen.loading.transformers_weights import load_model
 from specgen.storage import cache as cache_module
 from specgen.storage.cache import one_at_a_time
@@ -63,7 +63,7 @@ def test_no_model_it_made_on_the_way_stays_in_memory(source: Path) -> None:
     gc.unfreeze()
     gc.collect()
     before = models()
-    with collector_at_rest():
+    with gc_paused():
         convert_gguf(source)
 
         assert models() == before

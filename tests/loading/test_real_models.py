@@ -14,7 +14,7 @@ from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.resolve import prepare_folder
 from specgen.loading.transformers_weights import load_model
-from specgen.text.tokenizer import check_rows, end_ids, load_tokenizer
+from specgen.text.tokenizer import check_num_rows, end_ids, load_tokenizer
 from specgen.text.vocabulary import compare_tokenizers, table_size
 from tests.loading.builders import fails
 
@@ -34,7 +34,7 @@ def test_smollm2_loads_and_answers() -> None:
     need(SMOLLM / "model.safetensors")
     tokenizer = load_tokenizer(SMOLLM)
     loaded = load_model(SMOLLM, ModelSettings("smollm2"), role="target", from_gguf=True)
-    check_rows(table_size(tokenizer), loaded.facts.vocab_rows, SMOLLM)
+    check_num_rows(table_size(tokenizer), loaded.facts.vocab_rows, SMOLLM)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
 

@@ -28,8 +28,8 @@ def load(folder: Path, *, from_gguf: bool = False, **settings: Any) -> LoadedMod
 @pytest.fixture(autouse=True)
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a CPU that knows no bfloat16 and no narrow products, and nothing else."""
-    monkeypatch.setattr(placement, "has_half_products", lambda: False)
-    monkeypatch.setattr(placement, "has_byte_products", lambda: False)
+    monkeypatch.setattr(placement, "has_float16_matmul", lambda: False)
+    monkeypatch.setattr(placement, "has_int8_matmul", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)

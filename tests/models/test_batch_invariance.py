@@ -10,23 +10,23 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.core.results import RowCheck, RunInfo
+from specgen.core.results import BatchInvarianceCheck, RunInfo
 from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.loading.transformers_weights import load_model
-from specgen.models.batch_invariance import check_rows, outlier_threshold
-from specgen.models.decoder import lean_model
+from specgen.models.batch_invariance import check_batch_invariance, outlier_threshold
+from specgen.models.decoder import decoder_model
 from specgen.models.transformers_model import CachedModel
 from specgen.render.messages import format_banner
 from specgen.render.summary import format_summary
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.plan import PairSettings, Plan
 from tests.cli.conftest import Cli, clean_environment, cli
 from tests.fakes import tiny_model
 from tests.render import runs
 from tests.toys import random_toy, save_toy
 
 __all__ = ["clean_environment", "cli"]
-INTERACTING = RowCheck(0.13, 6.0)
+INTERACTING = BatchInvarianceCheck(0.13, 6.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,12 @@ def with_threshold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_toy(root / "int8", model=quantized)
 
 
-@pytest.mark.parametrize("make", [CachedModel, lean_model])
+@pytest.mark.parametrize("make", [CachedModel, decoder_model])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
 def test_rows_of_plain_weights_are_independent(kind: str, make: Callable[..., CachedModel]) -> None:
     model = make(tiny_model(kind), 96)
 
-    assert check_rows(model) == RowCheck(0.0, 0.0)
+    assert check_batch_invariance(model) == BatchInvarianceCheck(0.0, 0.0)
     assert model.length == 0
 
 
@@ -61,17 +61,17 @@ def test_rows_of_our_own_quantizations_are_independent(quant: Any, tmp_path: Pat
     settings = ModelSettings(str(folder), quant=quant, dtype="bfloat16", device="cpu")
     model = load_model(folder, settings, role="target", from_gguf=False).model
 
-    assert check_rows(lean_model(model, 292)).is_independent
+    assert check_batch_invariance(decoder_model(model, 292)).is_invariant
 
 
 def test_int8_with_the_librarys_threshold_is_found(with_threshold: Path) -> None:
     settings = ModelSettings(str(with_threshold), device="cpu")
     model = load_model(with_threshold, settings, role="target", from_gguf=False).model
 
-    found = check_rows(lean_model(model, 292))
+    found = check_batch_invariance(decoder_model(model, 292))
 
     assert outlier_threshold(model) == 6.0
-    assert not found.is_independent
+    assert not found.is_invariant
     # Not only by its name: the passes did differ.
     assert found.max_difference > 0
 
@@ -102,29 +102,29 @@ class Leaky(torch.nn.Module):
     ids=["a millionth", "nan"],
 )
 def test_a_planted_leak_between_rows_is_found(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    assert not check_rows(CachedModel(Leaky(change), 96)).is_independent
+    assert not check_batch_invariance(CachedModel(Leaky(change), 96)).is_invariant
 
 
 def test_a_nan_behind_one_of_several_tails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = iter([0.0, 0.0, float("nan")] * 2)
     monkeypatch.setattr("specgen.models.batch_invariance._first_rows", lambda *_: torch.full((2, 2), next(rows)))
 
-    assert not check_rows(CachedModel(tiny_model(), 96)).is_independent
+    assert not check_batch_invariance(CachedModel(tiny_model(), 96)).is_invariant
 
 
 def test_a_kernel_that_repacks_its_weights_in_the_first_pass_is_not_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = iter([1.0, *[2.0] * 5])
     monkeypatch.setattr("specgen.models.batch_invariance._first_rows", lambda *_: torch.full((2, 2), next(rows)))
 
-    assert check_rows(CachedModel(tiny_model(), 96)) == RowCheck(0.0)
+    assert check_batch_invariance(CachedModel(tiny_model(), 96)) == BatchInvarianceCheck(0.0)
 
 
 # --- When it is made --------------------------------------------------------------------------------------------------
 
 
-def opened(folder: Path, dtype: str = "auto", drafter: str = "none") -> Session:
+def opened(folder: Path, dtype: str = "auto", drafter: str = "none") -> LoadedModels:
     settings = ModelSettings(str(folder), quant="none", dtype=dtype, device="cpu")  # type: ignore[arg-type]
-    return open_session(Plan(SessionSettings(settings, drafter)))  # type: ignore[arg-type]
+    return load_models(Plan(PairSettings(settings, drafter)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
@@ -139,18 +139,18 @@ def test_narrow_weights_are_tested_at_the_start_in_two_passes(
 
     session = opened(folder, dtype)
 
-    assert session.row_check == RowCheck(0.0)
+    assert session.batch_invariance == BatchInvarianceCheck(0.0)
     assert len(passes) == 2
 
 
 def test_plain_float32_is_taken_at_its_word(tmp_path: Path) -> None:
-    assert opened(save_toy(tmp_path / "toy", model=random_toy(0)), "float32").row_check is None
+    assert opened(save_toy(tmp_path / "toy", model=random_toy(0)), "float32").batch_invariance is None
 
 
 def test_a_leak_in_narrow_weights_is_told_whoever_brings_the_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specgen.runtime.loaded_models.check_rows", lambda *_, **__: INTERACTING)
+    monkeypatch.setattr("specgen.runtime.loaded_models.check_batch_invariance", lambda *_, **__: INTERACTING)
     folder = save_toy(tmp_path / "toy", model=random_toy(0))
 
     _tells_whoever_drafts(lambda drafter: opened(folder, "bfloat16", drafter))
@@ -159,31 +159,31 @@ def test_a_leak_in_narrow_weights_is_told_whoever_brings_the_draft(
 def test_int8_with_a_threshold_is_told_whoever_brings_the_draft(with_threshold: Path) -> None:
     settings = ModelSettings(str(with_threshold), device="cpu")
 
-    _tells_whoever_drafts(lambda drafter: open_session(Plan(SessionSettings(settings, drafter))))  # type: ignore[arg-type]
+    _tells_whoever_drafts(lambda drafter: load_models(Plan(PairSettings(settings, drafter))))  # type: ignore[arg-type]
 
 
-def _tells_whoever_drafts(opened: Callable[[str], Session]) -> None:
+def _tells_whoever_drafts(opened: Callable[[str], LoadedModels]) -> None:
     """From the start, in a session beside one that drafts nothing, as of bench, and in a chat that goes on with one."""
     drafting, alone = opened("lookup"), opened("none")
     with_lookup = alone.plan.with_drafter("lookup", None)
-    beside, also_alone = alone.beside(with_lookup), alone.beside(alone.plan)
-    said = alone.use_drafter(with_lookup)
+    beside, also_alone = alone.with_draft(with_lookup), alone.with_draft(alone.plan)
+    said = alone.replace_drafter(with_lookup)
 
     for notices in (drafting.notices, beside.notices, said):
         assert [notice.split(":")[0] for notice in notices] == ["not lossless"]
-    assert beside.row_check is alone.row_check is not None
+    assert beside.batch_invariance is alone.batch_invariance is not None
     assert alone.notices == also_alone.notices == ()
-    assert drafting.use_drafter(with_lookup) == [], "told at the start"
+    assert drafting.replace_drafter(with_lookup) == [], "told at the start"
 
 
 # --- What is said of it -----------------------------------------------------------------------------------------------
 
 
-def info(check: RowCheck | None = INTERACTING, **changes: Any) -> RunInfo:
+def info(check: BatchInvarianceCheck | None = INTERACTING, **changes: Any) -> RunInfo:
     plain = runs.info()
     names = ("target", "draft", "drafter", "num_draft_tokens", "sampling", "sampling_source", "max_new_tokens")
     values = {name: getattr(plain, name) for name in names}
-    return RunInfo(**{**values, "load_seconds": 1.0, "row_check": check, **changes})
+    return RunInfo(**{**values, "load_seconds": 1.0, "batch_invariance": check, **changes})
 
 
 def test_banner_and_summary_say_that_a_run_is_not_lossless() -> None:
@@ -202,9 +202,9 @@ def test_banner_and_summary_say_that_a_run_is_not_lossless() -> None:
         ({}, "none"),
         ({"drafter": "none"}, "exact"),
         ({"num_draft_tokens": 0}, "exact"),
-        ({"check": RowCheck(0.0)}, "near_tie"),
-        ({"check": RowCheck(1e-9)}, "none"),
-        ({"check": RowCheck(float("nan"))}, "none"),
+        ({"check": BatchInvarianceCheck(0.0)}, "near_tie"),
+        ({"check": BatchInvarianceCheck(1e-9)}, "none"),
+        ({"check": BatchInvarianceCheck(float("nan"))}, "none"),
         ({"check": None, "sampling": SamplingSettings(temperature=1.0)}, "same_law"),
         ({"sampling": SamplingSettings(temperature=1.0)}, "none"),
         ({"check": None, "target": runs.ModelInfo("toy", "none", "float32", "cpu")}, "exact"),

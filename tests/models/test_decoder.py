@@ -17,14 +17,14 @@ from specgen.core.errors import MemoryShortageError
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
-from specgen.models import layers
-from specgen.models.decoder import LeanModel, lean_model
-from specgen.models.linear import can_pack, fused, packed_copy, product
+from specgen.models import decoder, layers
+from specgen.models.decoder import DecoderModel, decoder_model
+from specgen.models.linear import fused_matmul, has_nf4_kernel, matmul_of, nf4_copy
 from specgen.models.transformers_model import CachedModel
 from tests.fakes import CPU, GREEDY, TINY, ids_of, run_events, tiny_model
 
 needs_kernel = pytest.mark.skipif(
-    not can_pack(torch.device("cpu")), reason="bitsandbytes has no 4-bit kernel for this CPU (AVX512-BF16)"
+    not has_nf4_kernel(torch.device("cpu")), reason="bitsandbytes has no 4-bit kernel for this CPU (AVX512-BF16)"
 )
 BUILDERS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**TINY)),
@@ -60,8 +60,8 @@ def test_logits_are_transformers_own_bit_for_bit(
     kind: str, dtype: torch.dtype, steps: list[tuple[int, int]], seed: int
 ) -> None:
     model = build(kind, dtype)
-    plain, ours = CachedModel(model, 96), lean_model(model, 96)
-    assert isinstance(ours, LeanModel)
+    plain, ours = CachedModel(model, 96), decoder_model(model, 96)
+    assert isinstance(ours, DecoderModel)
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = [1]
     for num_fed, num_removed in steps:
@@ -76,7 +76,7 @@ def test_logits_are_transformers_own_bit_for_bit(
 def test_a_cache_that_grows_keeps_what_it_holds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
     model = build(kind)
-    plain, ours = CachedModel(model, 96), lean_model(model, 96)
+    plain, ours = CachedModel(model, 96), decoder_model(model, 96)
     ids = torch.randint(0, 96, (70,), generator=torch.Generator().manual_seed(1)).tolist()
 
     for end in (3, 8, 9, 10, 40, 70):
@@ -104,7 +104,7 @@ def test_memory_that_runs_out_anywhere_while_the_cache_grows_leaves_a_model_that
     monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
     model = build("llama")
     ids = torch.randint(0, 96, (70,), generator=torch.Generator().manual_seed(1)).tolist()
-    plain, ours = CachedModel(model, 96), lean_model(model, 96)
+    plain, ours = CachedModel(model, 96), decoder_model(model, 96)
     grow, expected = layers.LayerStack._grow, [plain.logits(ids[:end], 1) for end in (20, 70)]
     num_failures = 0
 
@@ -136,7 +136,7 @@ def test_layers_whose_cache_could_not_grow_still_hold_the_old_one(monkeypatch: p
     hidden = torch.randn(12, TINY["hidden_size"], generator=torch.Generator().manual_seed(1))
     num_failures = 0
     while True:
-        ours, whole = lean_model(model, 96)._stack, lean_model(model, 96)._stack  # type: ignore[attr-defined]
+        ours, whole = decoder_model(model, 96)._stack, decoder_model(model, 96)._stack  # type: ignore[attr-defined]
         with torch.inference_mode():
             for stack in (ours, whole):
                 stack.run(hidden[:8], 0)
@@ -156,8 +156,8 @@ def test_layers_whose_cache_could_not_grow_still_hold_the_old_one(monkeypatch: p
 def test_a_draft_given_up_for_memory_has_let_go_of_its_cache_when_the_step_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    target, draft = lean_model(build("llama"), 96), lean_model(build("qwen2"), 96)
-    assert isinstance(draft, LeanModel)
+    target, draft = decoder_model(build("llama"), 96), decoder_model(build("qwen2"), 96)
+    assert isinstance(draft, DecoderModel)
     held: list[Any] = []
     run, calls = target._run, iter(range(10**6))
 
@@ -174,7 +174,7 @@ def test_a_draft_given_up_for_memory_has_let_go_of_its_cache_when_the_step_is_tr
     events = run_events(target, ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU)), [1, 2, 3])
 
     assert len(held) == 2 * TINY["num_hidden_layers"]
-    assert ids_of(events) == ids_of(run_events(lean_model(build("llama"), 96), NoDrafter(), [1, 2, 3]))
+    assert ids_of(events) == ids_of(run_events(decoder_model(build("llama"), 96), NoDrafter(), [1, 2, 3]))
 
 
 def test_the_model_it_was_made_of_still_works() -> None:
@@ -182,7 +182,7 @@ def test_the_model_it_was_made_of_still_works() -> None:
     ids = torch.tensor([[1, 2, 3, 4]])
     before = model(ids).logits
 
-    lean_model(model, 96)
+    decoder_model(model, 96)
 
     assert torch.equal(model(ids).logits, before)
 
@@ -192,7 +192,7 @@ def test_layers_joined_into_one_product_share_its_memory() -> None:
     attention = model.model.layers[0].self_attn
     weights = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
 
-    fused([attention.q_proj, attention.k_proj, attention.v_proj])
+    fused_matmul([attention.q_proj, attention.k_proj, attention.v_proj])
 
     assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
 
@@ -209,11 +209,11 @@ def test_layers_joined_into_one_product_share_its_memory() -> None:
     ],
 )
 def test_what_it_does_not_know_is_left_to_transformers(config: Any, model_class: Any) -> None:
-    assert type(lean_model(model_class(config).eval(), 96)) is CachedModel
+    assert type(decoder_model(model_class(config).eval(), 96)) is CachedModel
 
 
 def test_a_sliding_window_is_left_to_transformers() -> None:
-    assert type(lean_model(tiny_model("mistral"), 96)) is CachedModel
+    assert type(decoder_model(tiny_model("mistral"), 96)) is CachedModel
 
 
 def test_a_forward_that_computes_something_else_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,14 +221,14 @@ def test_a_forward_that_computes_something_else_is_noticed(monkeypatch: pytest.M
     real = LlamaRMSNorm.forward
     monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, hidden: real(self, hidden) * (1 + 2**-20))
 
-    assert type(lean_model(build("llama"), 96)) is CachedModel
+    assert type(decoder_model(build("llama"), 96)) is CachedModel
 
 
 def test_the_check_leaves_the_config_as_it_was() -> None:
     model = build("llama")
     model.config.num_hidden_layers = 2
 
-    lean_model(model, 96)
+    decoder_model(model, 96)
 
     assert model.config.num_hidden_layers == 2
 
@@ -252,8 +252,8 @@ def test_joined_4_bit_products_are_the_layers_own_bit_for_bit(bias: bool) -> Non
     inputs = torch.randn(5, 128, dtype=torch.bfloat16)
     expected = torch.cat([layer(inputs) for layer in layers], dim=-1)
 
-    assert torch.equal(fused(layers)(inputs), expected)
-    assert torch.equal(torch.cat([product(layer)(inputs) for layer in layers], dim=-1), expected)
+    assert torch.equal(fused_matmul(layers)(inputs), expected)
+    assert torch.equal(torch.cat([matmul_of(layer)(inputs) for layer in layers], dim=-1), expected)
     assert torch.equal(torch.cat([layer(inputs) for layer in layers], dim=-1), expected), "the layers work as before"
 
 
@@ -263,19 +263,21 @@ def test_a_packed_copy_is_close_to_its_original() -> None:
     weight = torch.randn(256, 128, dtype=torch.bfloat16)
     inputs = torch.randn(3, 128, dtype=torch.bfloat16)
 
-    copy, original = packed_copy(weight)(inputs).float(), (inputs @ weight.T).float()
+    copy, original = nf4_copy(weight)(inputs).float(), (inputs @ weight.T).float()
 
     assert 0.98 < float(torch.cosine_similarity(copy.flatten(), original.flatten(), dim=0)) < 0.9999
 
 
 @needs_kernel
-def test_a_packed_head_leaves_the_layers_alone() -> None:
+def test_a_packed_head_leaves_the_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Which product is faster is not what is tested here.
+    monkeypatch.setattr(decoder, "faster_of", lambda usual, other, row: other)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**TINY, "hidden_size": 64})).to(torch.bfloat16).eval()
-    ours, packed = lean_model(model, 96), lean_model(model, 96)
-    assert isinstance(packed, LeanModel)
+    ours, packed = decoder_model(model, 96), decoder_model(model, 96)
+    assert isinstance(packed, DecoderModel)
 
-    packed.pack_head()
+    packed.use_nf4_head()
 
     first, second = ours.logits([1, 2, 3], 3), packed.logits([1, 2, 3], 3)
     assert not torch.equal(first, second)

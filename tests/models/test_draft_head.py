@@ -21,16 +21,16 @@ from specgen.engine.decoding import decode
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.enumeration import WalkedChance, every_path
+from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.randomness import PositionNoise, TorchRandomness
-from specgen.engine.sampling import laws
-from specgen.models import draft_head as shallow
+from specgen.engine.sampling import token_distributions
+from specgen.models import draft_head as draft_head
 from specgen.models import transformers_model as engine_model
-from specgen.models.decoder import LeanModel, lean_model
-from specgen.models.draft_head import ShallowModel
+from specgen.models.decoder import DecoderModel, decoder_model
+from specgen.models.draft_head import DraftHeadModel
 from specgen.models.transformers_model import CachedModel
 from tests.draft_heads import SHAPES, SlowDraft, open_draft, shallow_drafter, tiny_draft, write_draft
-from tests.fakes import CPU, GREEDY, ids_of, rounds_of, run_events, tiny_model
+from tests.fakes import CPU, GREEDY, assert_close, ids_of, rounds_of, run_events, tiny_model
 from tests.models.test_decoder import BUILDERS, build
 
 FAMILIES = ["llama", "llama-bias", "llama3-rope", "tied", "qwen2", "qwen3"]
@@ -50,8 +50,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain_or_lean(name: str, model: Any) -> CachedModel:
-    made = CachedModel(model, 96) if name == "transformers" else lean_model(model, 96)
-    assert isinstance(made, LeanModel) == (name == "lean")
+    made = CachedModel(model, 96) if name == "transformers" else decoder_model(model, 96)
+    assert isinstance(made, DecoderModel) == (name == "lean")
     return made
 
 
@@ -74,7 +74,7 @@ def test_logits_are_those_of_the_format(
     root: Path, name: str, kind: str, ids: list[int] | None, forward: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_model, "PREFILL_CHUNK", 3)
-    monkeypatch.setattr(shallow, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(draft_head, "PREFILL_CHUNK", 4)
     model = family(name)
     folder = write_draft(root / f"{name}{kind}{ids is None}", model, kind=kind, num_layers=2, draft_ids=ids)
     target, slow = plain_or_lean(forward, model), SlowDraft(folder, model)
@@ -84,7 +84,7 @@ def test_logits_are_those_of_the_format(
     for tail in ([], [5], [5, 7], [5, 7, 60]):
         found = draft.logits(PROMPT, 1, torch.tensor(tail, dtype=torch.int64))
         assert found.dtype == torch.float32
-        assert torch.allclose(found, slow.logits(PROMPT, tail), atol=1e-4)
+        assert_close(found, slow.logits(PROMPT, tail))
     assert draft.vocab_size == (96 if ids is None else len(SUBSET))
 
 
@@ -117,7 +117,7 @@ class DraftMachine(RuleBasedStateMachine):
         self.target.feed(self.ids[:-1])
         for length in range(len(tail) + 1):
             found = self.draft.logits(self.ids, 1, torch.tensor(tail[:length], dtype=torch.int64))
-            assert torch.allclose(found, self.slow.logits(self.ids, tail[:length]), atol=1e-4)
+            assert_close(found, self.slow.logits(self.ids, tail[:length]))
         self.target.logits(self.ids, len(tail) + 1, torch.tensor(tail, dtype=torch.int64))
         self.ids += [*tail[: data.draw(st.integers(0, len(tail)))], data.draw(st.integers(0, 95))]
         self.rewind()
@@ -162,7 +162,7 @@ def test_any_order_of_rounds_and_taking_back_equals_a_pass_over_the_whole_text(
 def test_a_draft_that_comes_late_begins_where_features_are_known(root: Path) -> None:
     model = family("llama")
     folder = write_draft(root / "late", model, kind="features")
-    target, slow = lean_model(model, 96), SlowDraft(folder, model)
+    target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     target.feed(PROMPT[:5])
     draft = open_draft(folder, target)
     target.feed(PROMPT[:-1])
@@ -170,28 +170,28 @@ def test_a_draft_that_comes_late_begins_where_features_are_known(root: Path) -> 
     found = draft.logits(PROMPT, 1, torch.tensor([7]))
 
     assert draft.start == 5
-    assert torch.allclose(found, slow.logits(PROMPT, [7], start=5), atol=1e-4)
+    assert_close(found, slow.logits(PROMPT, [7], start=5))
     draft.rewind(5)
     assert (draft.length, draft.start) == (0, 0)
-    assert torch.allclose(draft.logits(PROMPT, 1), slow.logits(PROMPT, start=5), atol=1e-4)
+    assert_close(draft.logits(PROMPT, 1), slow.logits(PROMPT, start=5))
 
 
 def test_a_late_draft_reads_the_whole_text_once_the_target_has_read_it_again(root: Path) -> None:
     model = family("llama")
     folder = write_draft(root / "again", model, kind="features")
-    target, slow = lean_model(model, 96), SlowDraft(folder, model)
+    target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     target.feed(PROMPT)
     draft = open_draft(folder, target)
     target.rewind(0)
     target.feed(PROMPT[:-1])
 
-    assert torch.allclose(draft.logits(PROMPT, 1), slow.logits(PROMPT), atol=1e-4)
+    assert_close(draft.logits(PROMPT, 1), slow.logits(PROMPT))
 
 
 def test_a_failure_empties_the_draft_and_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = family("llama")
     folder = write_draft(root / "failing", model, kind="features")
-    target, slow = lean_model(model, 96), SlowDraft(folder, model)
+    target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     draft = open_draft(folder, target)
     target.feed(PROMPT[:-1])
     draft.logits(PROMPT, 1)
@@ -203,12 +203,12 @@ def test_a_failure_empties_the_draft_and_it_goes_on(root: Path, monkeypatch: pyt
 
     assert draft.length == 0
     assert draft._head is whole
-    assert torch.allclose(draft.logits(PROMPT, 1), slow.logits(PROMPT), atol=1e-4)
+    assert_close(draft.logits(PROMPT, 1), slow.logits(PROMPT))
 
 
 def test_a_draft_taken_back_to_nothing_gives_its_memory_back(root: Path) -> None:
     model = family("llama")
-    target = lean_model(model, 96)
+    target = decoder_model(model, 96)
     drafter = shallow_drafter(write_draft(root / "given-back", model, kind="features"), target, GREEDY)
     run_events(target, drafter, PROMPT, max_new_tokens=6)
     stack = drafter.model._stack  # type: ignore[attr-defined]
@@ -222,11 +222,11 @@ def test_a_draft_taken_back_to_nothing_gives_its_memory_back(root: Path) -> None
 def test_a_text_of_one_token_has_a_draft_from_the_start(root: Path) -> None:
     model = family("llama")
     folder = write_draft(root / "one-token", model, kind="features")
-    target, slow = lean_model(model, 96), SlowDraft(folder, model)
+    target, slow = decoder_model(model, 96), SlowDraft(folder, model)
 
     found = open_draft(folder, target).logits([5], 1)
 
-    assert torch.allclose(found, slow.logits([5]), atol=1e-4)
+    assert_close(found, slow.logits([5]))
 
 
 # what the target keeps for it
@@ -240,13 +240,13 @@ def test_head_inputs_are_the_models_last_hidden_states(
     monkeypatch.setattr(engine_model, "PREFILL_CHUNK", 3)
     model = build(name)
     target = plain_or_lean(forward, model)
-    kept = target.keep_head_inputs()
+    kept = target.record_target_features()
     target.feed(PROMPT[:-1])
     target.logits(PROMPT, 3, torch.tensor([4, 5]))
 
     with torch.inference_mode():
         wanted = model.model(torch.tensor([[*PROMPT, 4, 5]])).last_hidden_state[0]
-    assert torch.allclose(kept.rows(0, 10), wanted, atol=1e-5)
+    assert_close(kept.rows(0, 10), wanted)
     target.rewind(6)
     assert (kept.first, kept.end) == (0, 6)
     target.reset()
@@ -258,7 +258,7 @@ def test_head_inputs_are_the_models_last_hidden_states(
 def test_keeping_head_inputs_changes_no_logit(forward: str, dtype: torch.dtype) -> None:
     model = build("llama", dtype)
     plain, keeping = plain_or_lean(forward, model), plain_or_lean(forward, model)
-    keeping.keep_head_inputs()
+    keeping.record_target_features()
 
     for ids in (PROMPT, [*PROMPT, 4], [*PROMPT, 4, 9, 9]):
         num_last = len(ids) - plain.length
@@ -266,24 +266,24 @@ def test_keeping_head_inputs_changes_no_logit(forward: str, dtype: torch.dtype) 
 
 
 def test_nothing_is_kept_where_no_draft_asks(root: Path) -> None:
-    target = lean_model(family("llama"), 96)
+    target = decoder_model(family("llama"), 96)
     open_draft(write_draft(root / "no-features", family("llama"), kind="layers"), target)
     target.feed(PROMPT)
 
-    assert target.head_inputs is None
+    assert target.target_features is None
 
 
 def test_memory_grows_with_the_text_and_not_with_what_was_tried(root: Path) -> None:
-    target = lean_model(family("llama"), 96)
+    target = decoder_model(family("llama"), 96)
     drafter = shallow_drafter(write_draft(root / "memory", family("llama"), kind="features"), target, GREEDY)
     sizes = set()
     for _ in range(6):
         run_events(target, drafter, PROMPT, max_new_tokens=60, num_draft_tokens=4)
         target.rewind(4)
         drafter.rewind(4)
-        assert target.head_inputs is not None
+        assert target.target_features is not None
         held = drafter.model._stack._keys[0].untyped_storage().nbytes()  # type: ignore[attr-defined]
-        sizes.add((target.head_inputs._rows.untyped_storage().nbytes(), held))  # type: ignore[union-attr]
+        sizes.add((target.target_features._rows.untyped_storage().nbytes(), held))  # type: ignore[union-attr]
 
     assert len(sizes) == 1
 
@@ -310,7 +310,7 @@ def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: 
 
 def test_a_subset_proposes_nothing_else() -> None:
     model = family("llama")
-    target = lean_model(model, 96)
+    target = decoder_model(model, 96)
     drafter = shallow_drafter(tiny_draft("shallow subset", model, "llama"), target, SamplingSettings(temperature=2.0))
 
     events = run_events(target, drafter, PROMPT, max_new_tokens=60, sampling=SamplingSettings(temperature=2.0))
@@ -324,7 +324,7 @@ def test_a_subset_proposes_nothing_else() -> None:
 def test_one_seed_gives_one_text_with_any_draft(name: str) -> None:
     sampling = SamplingSettings(temperature=0.9, top_k=40, repetition_penalty=1.1, seed=7, same_text=True)
     model = family("llama")
-    target = lean_model(model, 96)
+    target = decoder_model(model, 96)
     noise = PositionNoise(7, 96)
     drafter = shallow_drafter(tiny_draft(name, model, "llama"), target, sampling, noise=noise)
     options = {"sampling": sampling, "max_new_tokens": 30}
@@ -340,7 +340,7 @@ def test_one_seed_gives_one_text_with_any_draft(name: str) -> None:
 
 def test_a_broken_draft_is_dropped_and_the_text_stays(root: Path) -> None:
     model = family("llama")
-    target = lean_model(model, 96)
+    target = decoder_model(model, 96)
     drafter = shallow_drafter(tiny_draft("shallow features", model, "llama"), target, GREEDY)
     drafter.model._head = lambda rows: torch.full((1, 96), torch.nan)  # type: ignore[attr-defined]
 
@@ -365,7 +365,7 @@ def test_the_law_of_the_text_is_the_targets_over_all_outcomes(
     target = CachedModel(model, 3)
     draft = open_draft(folder, target)
 
-    def run(chance: WalkedChance) -> tuple[int, ...]:
+    def run(chance: ScriptedRandomness) -> tuple[int, ...]:
         target.reset()
         draft.reset()
         drafter = ModelDrafter(draft, 3, sampling, chance, columns=draft.columns)
@@ -373,7 +373,7 @@ def test_the_law_of_the_text_is_the_targets_over_all_outcomes(
         return tuple(ids_of(run_events(target, drafter, [0, 1], sampling=sampling, randomness=chance, **options)))
 
     law: dict[tuple[int, ...], float] = defaultdict(float)
-    for probability, text in every_path(run):
+    for probability, text in every_outcome(run):
         law[text] += probability
 
     wanted = target_law(model, sampling, [0, 1], 3)
@@ -390,7 +390,7 @@ def target_law(model: Any, sampling: SamplingSettings, text: Sequence[int], num_
         for new, weight in law.items():
             with torch.inference_mode():
                 logits = model(torch.tensor([[*text, *new]])).logits[0, -1:].float()
-            probs = laws(logits, sampling).probs
+            probs = token_distributions(logits, sampling).probs
             assert probs is not None
             longer |= {(*new, token): weight * p for token, p in enumerate(probs[0].tolist())}
         law = longer
@@ -399,14 +399,14 @@ def target_law(model: Any, sampling: SamplingSettings, text: Sequence[int], num_
 
 def test_the_decode_loop_leaves_both_caches_on_the_text() -> None:
     model = family("llama")
-    target = lean_model(model, 96)
+    target = decoder_model(model, 96)
     drafter = shallow_drafter(tiny_draft("shallow features", model, "llama"), target, GREEDY)
     text = list(PROMPT)
     for event in decode(target, drafter, PROMPT, DecodeSettings(24, 4), GREEDY, TorchRandomness(0, CPU)):
         if isinstance(event, Round):
             text += event.token_ids
             assert target.length == len(text) - 1
-            assert isinstance(drafter.model, ShallowModel)
+            assert isinstance(drafter.model, DraftHeadModel)
             if event.draft_ids:
                 # Nothing of its own features is left: it stands where the round began.
                 assert drafter.model.length == len(text) - len(event.token_ids)

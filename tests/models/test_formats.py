@@ -17,14 +17,14 @@ from specgen.loading.config_check import check_folder
 from specgen.loading.placement import choose_placement
 from specgen.loading.transformers_weights import load_model
 from specgen.models import formats as narrowing
-from specgen.models.decoder import LeanModel, lean_model
-from specgen.models.formats import ByteLinear, HalfLinear, RowsOf, has_byte_products, has_half_products, narrow
+from specgen.models.decoder import DecoderModel, decoder_model
+from specgen.models.formats import Float16Linear, Int8Linear, OutputSlice, has_float16_matmul, has_int8_matmul, narrow
 from tests.fakes import always_wrong, ids_of, oracle, run_events
 from tests.loading.builders import make_folder
 from tests.models.test_decoder import BUILDERS, build
 
 needs_kernels = pytest.mark.skipif(
-    not (has_half_products() and has_byte_products()), reason="this CPU or torch has no FBGEMM kernels"
+    not (has_float16_matmul() and has_int8_matmul()), reason="this CPU or torch has no FBGEMM kernels"
 )
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 
@@ -47,7 +47,7 @@ def test_a_half_layer_multiplies_by_the_rounded_weights(num_rows: int, num_outpu
     weight, bias = torch.randn(num_outputs, num_inputs), torch.randn(num_outputs)
     inputs = torch.randn(num_rows, num_inputs)
 
-    found = HalfLinear(weight, bias)(inputs)
+    found = Float16Linear(weight, bias)(inputs)
 
     expected = inputs.double() @ weight.half().double().T + bias.double()
     assert found.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_a_half_layer_multiplies_by_the_rounded_weights(num_rows: int, num_outpu
 def test_bfloat16_weights_lose_nothing_in_a_half_layer() -> None:
     weight = torch.randn(64, 64).bfloat16().float()
 
-    found = HalfLinear(weight, None)(torch.eye(64))
+    found = Float16Linear(weight, None)(torch.eye(64))
 
     assert torch.equal(found.T, weight)
 
@@ -68,7 +68,7 @@ def test_a_byte_layer_is_right_within_its_steps() -> None:
     torch.manual_seed(0)
     weight, inputs = torch.randn(96, 64), torch.randn(1, 64)
 
-    found = ByteLinear(weight, None)(inputs)
+    found = Int8Linear(weight, None)(inputs)
 
     expected = inputs @ weight.T
     assert 0 < float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
@@ -78,7 +78,7 @@ def test_a_byte_layer_is_right_within_its_steps() -> None:
 def test_a_byte_layer_bears_an_output_of_zero_weights() -> None:
     weight = torch.zeros(2, 16)
 
-    assert torch.equal(ByteLinear(weight, None)(torch.ones(1, 16)), torch.zeros(1, 2))
+    assert torch.equal(Int8Linear(weight, None)(torch.ones(1, 16)), torch.zeros(1, 2))
 
 
 # models
@@ -94,24 +94,24 @@ def test_a_narrowed_model_computes_what_its_rounded_weights_give_in_float32(kind
             # Not in place: a tied embedding keeps its own numbers.
             layer.weight = nn.Parameter(layer.weight.half().float())
 
-    narrow(model, HalfLinear)
+    narrow(model, Float16Linear)
 
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     torch.testing.assert_close(model(ids).logits, rounded(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [HalfLinear, ByteLinear])
+@pytest.mark.parametrize("kind", [Float16Linear, Int8Linear])
 def test_layers_of_the_same_inputs_are_one_for_the_lean_pass(kind: Any) -> None:
     model = build("llama-bias")
 
     narrow(model, kind)
 
     attention = model.model.layers[0].self_attn
-    assert isinstance(attention.q_proj, RowsOf)
+    assert isinstance(attention.q_proj, OutputSlice)
     assert attention.q_proj.joint is attention.v_proj.joint
-    lean = lean_model(model, 96)
-    assert isinstance(lean, LeanModel)
+    lean = decoder_model(model, 96)
+    assert isinstance(lean, DecoderModel)
     assert lean._stack._layers[0].project is attention.q_proj.joint
 
 
@@ -121,23 +121,23 @@ def test_a_weight_beyond_float16_keeps_its_layer_in_float32() -> None:
     with torch.no_grad():
         model.model.layers[0].self_attn.k_proj.weight[0, 0] = 1e6
 
-    narrow(model, HalfLinear)
+    narrow(model, Float16Linear)
 
     assert type(model.model.layers[0].self_attn.k_proj) is nn.Linear
-    assert type(model.model.layers[1].self_attn.k_proj) is RowsOf
+    assert type(model.model.layers[1].self_attn.k_proj) is OutputSlice
     assert bool(torch.isfinite(model(torch.tensor([[5, 6]])).logits).all())
 
 
 @needs_kernels
 def test_a_draft_of_any_length_leaves_the_greedy_text_alone() -> None:
     model = build("llama")
-    narrow(model, HalfLinear)
+    narrow(model, Float16Linear)
     prompt = [5, 6, 7]
-    plain = ids_of(run_events(lean_model(model, 96), NoDrafter(), prompt, max_new_tokens=40))
+    plain = ids_of(run_events(decoder_model(model, 96), NoDrafter(), prompt, max_new_tokens=40))
 
     for num_draft_tokens in (1, 3, 6, 11):
         for drafter in (oracle(plain, len(prompt)), always_wrong(plain, len(prompt), 96)):
-            target = lean_model(model, 96)
+            target = decoder_model(model, 96)
             events = run_events(target, drafter, prompt, max_new_tokens=40, num_draft_tokens=num_draft_tokens)
             assert ids_of(events) == plain
 
@@ -153,7 +153,7 @@ def test_auto_takes_float16_weights_on_a_cpu_without_bfloat16(tmp_path: Path) ->
 
     assert (loaded.info.dtype, loaded.info.quant) == ("float16", "none")
     assert loaded.info.remark == "float16 weights, float32 arithmetic: this CPU has no AVX512-BF16"
-    assert any(isinstance(layer, HalfLinear) for layer in loaded.model.modules())
+    assert any(isinstance(layer, Float16Linear) for layer in loaded.model.modules())
 
 
 @needs_kernels
@@ -173,7 +173,7 @@ def test_a_draft_gets_int8_products_and_a_target_never_does(tmp_path: Path) -> N
     draft = load_model(folder, ModelSettings(str(folder)), role="draft", from_gguf=False)
 
     assert (draft.info.quant, draft.info.dtype) == ("int8", "float32")
-    assert any(isinstance(layer, ByteLinear) for layer in draft.model.modules())
+    assert any(isinstance(layer, Int8Linear) for layer in draft.model.modules())
     assert choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False).narrow == "half"
 
 
@@ -186,8 +186,8 @@ def test_float32_asked_for_is_float32(tmp_path: Path) -> None:
 
 
 def test_without_the_kernels_float32_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(narrowing, "has_half_products", lambda: False)
-    monkeypatch.setattr(narrowing, "has_byte_products", lambda: False)
+    monkeypatch.setattr(narrowing, "has_float16_matmul", lambda: False)
+    monkeypatch.setattr(narrowing, "has_int8_matmul", lambda: False)
     facts = check_folder(make_folder(tmp_path / "tiny"))
 
     assert choose_placement(ModelSettings(""), facts, from_gguf=False).dtype == "float32"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specgen.models.linear import Product, faster_of
+from specgen.models.linear import MatMul, faster_of
 
 
 class Stopwatch:
@@ -16,7 +16,7 @@ class Stopwatch:
     def __call__(self) -> float:
         return self.now
 
-    def product(self, *seconds: float) -> Product:
+    def matmul_of(self, *seconds: float) -> MatMul:
         """Takes these times, the last one ever after."""
         left = list(seconds)
 
@@ -41,7 +41,7 @@ class Stopwatch:
 )
 def test_the_faster_product_is_taken(usual: tuple[float, ...], other: tuple[float, ...], takes_other: bool) -> None:
     clock = Stopwatch()
-    first, second = clock.product(*usual), clock.product(*other)
+    first, second = clock.matmul_of(*usual), clock.matmul_of(*other)
 
     chosen = faster_of(first, second, torch.zeros(1, 4), clock)
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from specgen.core.settings import ModelSettings, Verification
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import own_cache
+from specgen.loading.load import cached_model_for
 from specgen.loading.transformers_weights import load_model
 from specgen.models.transformers_model import CachedModel
 from specgen.text.chat_template import Message, encode_messages
@@ -67,7 +67,7 @@ def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel)
         label = Path(name).name if ":" in name else f"{Path(name).name}:{arguments.dtype}"
         drafts[label] = load(name, arguments.dtype, "draft")
     for label, draft in drafts.items():
-        modes += our_modes(arguments, target, label, own_cache(draft, target.vocab_size, "draft"))
+        modes += our_modes(arguments, target, label, cached_model_for(draft, target.vocab_size, "draft"))
     if arguments.lookup:
         modes += our_modes(arguments, target, "lookup", "lookup")
     if arguments.peers:
@@ -149,7 +149,7 @@ def main() -> None:
     prepare_libraries(False)
     loaded = load(arguments.target, arguments.dtype, "target")
     tokenizer = load_tokenizer(Path(arguments.target.partition(":")[0]))
-    modes = build_modes(arguments, loaded, own_cache(loaded, table_size(tokenizer), "target"))
+    modes = build_modes(arguments, loaded, cached_model_for(loaded, table_size(tokenizer), "target"))
     prompts = choose_prompts(arguments)
     encoded = [(p["id"], encode_messages(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
     num_done = saved.read(Path(arguments.json), vars(arguments), modes) if arguments.resume else 0

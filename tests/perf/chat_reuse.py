@@ -17,8 +17,8 @@ from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.loading.libraries import prepare_libraries
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation
-from specgen.runtime.loaded_models import open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import load_models
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.text.chat_template import TemplateChoice
 
 FACT = "The harbour keeps a list of every ship, its cargo, its captain and the day it came in. "
@@ -44,7 +44,7 @@ def main() -> None:
     prepare_libraries(False)
     kind = arguments.draft if arguments.draft in ("lookup", "none") else "model"
     draft = ModelSettings(arguments.draft) if kind == "model" else None
-    session = open_session(Plan(SessionSettings(ModelSettings(arguments.target), drafter=kind, draft=draft)))
+    session = load_models(Plan(PairSettings(ModelSettings(arguments.target), drafter=kind, draft=draft)))
     settings = ReplySettings(SamplingSettings(), max_new_tokens=8)
     conversation = Conversation(session, settings, TemplateChoice(None, {}))
     per_turn = len(session.plan.tokenizer.encode(FACT, add_special_tokens=False))
@@ -67,7 +67,7 @@ def main() -> None:
         cold.append(first_token(conversation, fresh))
         assert fresh.counts.num_reused_tokens == 0
         # The caches hold the conversation again, up to where the fifth turn begins.
-        session.roll_back_to([*held, held[-1]])
+        session.reuse_prefix([*held, held[-1]])
     print(f"target       {session.target_info.name} {session.target_info.dtype} {session.target_info.device}")
     print(f"prompt       {figures.num_prompt_tokens} tokens, {figures.num_reused_tokens} reused")
     print(f"first token  {median(warm):.3f} s reused, {median(cold):.3f} s cold: {median(cold) / median(warm):.1f}x")

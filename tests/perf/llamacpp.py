@@ -26,13 +26,13 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from specgen.core.settings import EngineSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, ModelSettings, SamplingSettings
 from specgen.loading.libraries import prepare_libraries
 from specgen.loading.load import physical_cores
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.near_ties import gap_between
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.near_ties import logit_gap
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.text.chat_template import Message, encode_messages
 from tests.perf.__main__ import prompts_from
 from tests.perf.modes import PROMPT_OF, Mode, Run, ours, ratio_with_interval
@@ -83,7 +83,7 @@ def peer(path: str, threads: int, context: int, *, speculates: bool) -> Any:
     )
 
 
-def build_modes(arguments: argparse.Namespace, session: Session, threads: int) -> list[Mode]:
+def build_modes(arguments: argparse.Namespace, session: LoadedModels, threads: int) -> list[Mode]:
     n, context = arguments.n, arguments.context
     plain = peer(arguments.target, threads, context, speculates=False)
     modes = [theirs("llama-cpp-python plain", plain, n)]
@@ -122,7 +122,7 @@ class Agreement:
         return self.gap is not None and self.gap <= self.limit
 
 
-def agreement(run: Run, reference: Run, prompt: list[int], session: Session) -> Agreement:
+def agreement(run: Run, reference: Run, prompt: list[int], session: LoadedModels) -> Agreement:
     """Judged as `verify` and `bench` do: from a pass of the target over one token at that place."""
     pairs = zip(run.ids, reference.ids, strict=False)
     position = next((i for i, (ours_, theirs_) in enumerate(pairs) if ours_ != theirs_), None)
@@ -130,7 +130,7 @@ def agreement(run: Run, reference: Run, prompt: list[int], session: Session) -> 
         return Agreement(run.mode, run.prompt, None, None)
     PROMPT_OF.pop(id(session.target), None)
     text = [*prompt, *reference.ids[:position]]
-    gap = gap_between(session.target, session.target_info, text, reference.ids[position], run.ids[position])
+    gap = logit_gap(session.target, session.target_info, text, reference.ids[position], run.ids[position])
     return Agreement(run.mode, run.prompt, position, gap.size, gap.limit)
 
 
@@ -182,13 +182,13 @@ def agreements_text(found: Sequence[Agreement], modes: Sequence[Mode]) -> str:
     return "\n".join(lines)
 
 
-def open_pair(arguments: argparse.Namespace, threads: int) -> Session:
-    engine = EngineSettings("llama.cpp", context_size=arguments.context, threads=threads)
-    target = ModelSettings(arguments.target, engine=engine, device="cpu")
+def open_pair(arguments: argparse.Namespace, threads: int) -> LoadedModels:
+    backend = BackendSettings("llama.cpp", context_size=arguments.context, threads=threads)
+    target = ModelSettings(arguments.target, backend=backend, device="cpu")
     if arguments.draft is None:
-        return open_session(Plan(SessionSettings(target, "none")))
-    draft = ModelSettings(arguments.draft, engine=engine, device="cpu")
-    return open_session(Plan(SessionSettings(target, "model", draft)))
+        return load_models(Plan(PairSettings(target, "none")))
+    draft = ModelSettings(arguments.draft, backend=backend, device="cpu")
+    return load_models(Plan(PairSettings(target, "model", draft)))
 
 
 def main() -> None:

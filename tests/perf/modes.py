@@ -21,7 +21,7 @@ from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import NoDrafter
-from specgen.engine.drafters.combined import RoutedDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
@@ -114,7 +114,7 @@ def ours(
         if draft is not None and not isinstance(draft, str):
             drafter = ModelDrafter(draft, target.vocab_size, sampling, randomness, draft_window)
             if has_lookup:
-                drafter = RoutedDrafter(LookupDrafter(), drafter)
+                drafter = CombinedDrafter(LookupDrafter(), drafter)
             models.append(draft)
         for model in models:
             _keep_prompt(model, prompt)

@@ -22,9 +22,9 @@ from torch.nn import functional
 
 from specgen.core.settings import ModelSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import own_cache
+from specgen.loading.load import cached_model_for
 from specgen.loading.transformers_weights import load_model
-from specgen.models.decoder import LeanModel
+from specgen.models.decoder import DecoderModel
 from specgen.models.transformers_model import CachedModel
 
 PARTS = ("products", "head", "attention", "norms")
@@ -71,7 +71,7 @@ def watch_theirs(model: Any, watch: Stopwatch) -> None:
             module.forward = watch.timed(part, module.forward)
 
 
-def watch_ours(model: LeanModel, watch: Stopwatch) -> None:
+def watch_ours(model: DecoderModel, watch: Stopwatch) -> None:
     """Time the pieces of our forward pass."""
     for layer in model._stack._layers:
         for name, part in OURS.items():
@@ -125,10 +125,10 @@ def main() -> None:
     settings = ModelSettings(arguments.model, quant=arguments.quant, dtype=arguments.dtype)
     loaded = load_model(Path(arguments.model), settings, role="draft", from_gguf=False)
     vocab_size = loaded.model.get_input_embeddings().weight.shape[0]
-    ours = own_cache(loaded, vocab_size, "draft")
+    ours = cached_model_for(loaded, vocab_size, "draft")
     models, watch = {"before": CachedModel(loaded.model, vocab_size)}, Stopwatch()
     watch_theirs(loaded.model, watch)
-    if isinstance(ours, LeanModel):
+    if isinstance(ours, DecoderModel):
         watch_ours(ours, watch)
         models["after"] = ours
     usual = functional.scaled_dot_product_attention

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from specgen.models.decoder import LeanModel
+from specgen.models.decoder import DecoderModel
 from specgen.models.transformers_model import CachedModel
 from tests.fakes import tiny_model
 from tests.perf.parts import PARTS, Stopwatch, measure, watch_ours, watch_theirs
@@ -14,7 +14,7 @@ from tests.perf.parts import PARTS, Stopwatch, measure, watch_ours, watch_theirs
 
 def test_parts_sum_to_the_whole_and_the_logits_stay() -> None:
     inner = copy.deepcopy(tiny_model("qwen2"))
-    ours, theirs, watch = LeanModel(inner, 96), CachedModel(inner, 96), Stopwatch()
+    ours, theirs, watch = DecoderModel(inner, 96), CachedModel(inner, 96), Stopwatch()
     before = theirs.logits([1, 5, 9], 1)
     watch_theirs(inner, watch)
     watch_ours(ours, watch)

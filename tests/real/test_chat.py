@@ -11,8 +11,8 @@ import torch
 from specgen.core.errors import ModelNotFoundError
 from specgen.core.settings import ModelSettings
 from specgen.loading.builtin import fetch_builtin
-from specgen.runtime.loaded_models import open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import load_models
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.storage.paths import STATE_VARIABLE
 from specgen.storage.transcript import from_json
 from tests.cli.chat.terminals import Terminal, logged
@@ -69,9 +69,7 @@ def test_five_turns_undone_retried_saved_and_resumed_are_each_a_fresh_prefill(
     ]
     replies = logged(log)
     assert len(replies) == 7
-    target = open_session(
-        Plan(SessionSettings(ModelSettings("", "none", "float32", "cpu", offline=True), drafter="none"))
-    )
+    target = load_models(Plan(PairSettings(ModelSettings("", "none", "float32", "cpu", offline=True), drafter="none")))
     for prompt, reply in replies:
         whole = target.target.model.generate(
             torch.tensor([prompt]),

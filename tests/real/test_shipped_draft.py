@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from specgen.cli.request import session_settings
+from specgen.cli.request import pair_settings
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.loading.builtin import fetch_builtin
-from specgen.loading.draft_head_folder import SHIPPED, check_shallow
+from specgen.loading.draft_head_folder import SHIPPED, check_draft_head
 from specgen.loading.libraries import prepare_libraries
 from specgen.runtime.generation import Generation, Request
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.text.chat_template import Message, encode_messages
 
 pytestmark = pytest.mark.real
@@ -32,23 +32,23 @@ prepare_libraries(verbose=False)
 
 
 @pytest.fixture(scope="module")
-def alone() -> Session:
+def alone() -> LoadedModels:
     fetch_builtin()
-    return open_session(Plan(SessionSettings(target(), "none")))
+    return load_models(Plan(PairSettings(target(), "none")))
 
 
 @pytest.fixture(scope="module")
-def drafted() -> Session:
+def drafted() -> LoadedModels:
     """What `specgen generate` opens when nothing is asked for but the type and the engine."""
     fetch_builtin()
-    return open_session(Plan(session_settings(target(), ModelSettings("auto", quant="none", device="cpu"))))
+    return load_models(Plan(pair_settings(target(), ModelSettings("auto", quant="none", device="cpu"))))
 
 
 def target() -> ModelSettings:
     return ModelSettings("", quant="none", dtype="float32", device="cpu")
 
 
-def generation(session: Session, text: str, sampling: SamplingSettings, num_draft_tokens: int) -> Generation:
+def generation(session: LoadedModels, text: str, sampling: SamplingSettings, num_draft_tokens: int) -> Generation:
     ids = encode_messages(session.plan.tokenizer, [Message("user", text)])
     limits = DecodeSettings(NUM_TOKENS, num_draft_tokens, end_ids=session.plan.end_ids, strict=True)
     made = Generation(session, Request(ids, limits, sampling))
@@ -57,7 +57,7 @@ def generation(session: Session, text: str, sampling: SamplingSettings, num_draf
     return made
 
 
-def test_auto_takes_it(drafted: Session) -> None:
+def test_auto_takes_it(drafted: LoadedModels) -> None:
     assert drafted.plan.settings.drafter == "model+lookup"
     assert drafted.plan.draft is not None
     assert drafted.plan.draft.path.is_relative_to(SHIPPED)
@@ -65,7 +65,9 @@ def test_auto_takes_it(drafted: Session) -> None:
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 5])
 @pytest.mark.parametrize("text", PROMPTS)
-def test_the_greedy_text_is_the_targets_own(alone: Session, drafted: Session, text: str, num_draft_tokens: int) -> None:
+def test_the_greedy_text_is_the_targets_own(
+    alone: LoadedModels, drafted: LoadedModels, text: str, num_draft_tokens: int
+) -> None:
     made = generation(drafted, text, SamplingSettings(), num_draft_tokens)
 
     assert made.token_ids == generation(alone, text, SamplingSettings(), 0).token_ids
@@ -73,7 +75,7 @@ def test_the_greedy_text_is_the_targets_own(alone: Session, drafted: Session, te
 
 
 @pytest.mark.parametrize("text", PROMPTS[:2])
-def test_one_seed_gives_one_text_with_it_and_without(alone: Session, drafted: Session, text: str) -> None:
+def test_one_seed_gives_one_text_with_it_and_without(alone: LoadedModels, drafted: LoadedModels, text: str) -> None:
     sampling = SamplingSettings(temperature=0.8, seed=11, same_text=True)
 
     made = generation(drafted, text, sampling, 4)
@@ -81,11 +83,11 @@ def test_one_seed_gives_one_text_with_it_and_without(alone: Session, drafted: Se
     assert made.token_ids == generation(alone, text, sampling, 0).token_ids
 
 
-def test_it_guesses_well(drafted: Session) -> None:
+def test_it_guesses_well(drafted: LoadedModels) -> None:
     """Without lookup beside it, which alone is right wherever one of these texts repeats."""
     assert drafted.plan.draft is not None
     settings = ModelSettings(str(drafted.plan.draft.path), quant="none", device="cpu")
-    alone = open_session(Plan(session_settings(target(), settings)))
+    alone = load_models(Plan(pair_settings(target(), settings)))
 
     counts = [generation(alone, text, SamplingSettings(), 3).counts for text in PROMPTS]
 
@@ -95,7 +97,7 @@ def test_it_guesses_well(drafted: Session) -> None:
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob("*/config.json")), ids=lambda p: p.name)
 def test_it_is_small_and_has_a_card(folder: Path) -> None:
-    facts: Any = check_shallow(folder)
+    facts: Any = check_draft_head(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
 
     assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST_BYTES

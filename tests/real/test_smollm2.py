@@ -18,8 +18,8 @@ from specgen.loading.builtin import fetch_builtin
 from specgen.loading.libraries import prepare_libraries
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.generation import Generation, Request
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.storage.paths import cache_root
 from specgen.text.chat_template import Message, encode_messages, encode_text
 from tests.cli.children import run_child
@@ -50,20 +50,20 @@ prepare_libraries(verbose=False)
 
 
 @pytest.fixture(scope="module")
-def sessions() -> dict[str, Session]:
+def sessions() -> dict[str, LoadedModels]:
     """The target alone, with lookup, and drafting for itself; the weights are in memory once."""
     fetch_builtin()
     settings = ModelSettings("", quant="none", dtype="float32", device="cpu")
-    lookup = open_session(Plan(SessionSettings(settings, "lookup")))
+    lookup = load_models(Plan(PairSettings(settings, "lookup")))
     made = {"lookup": lookup}
     for drafter, draft in (("none", None), ("model", settings)):
-        plan = Plan(SessionSettings(settings, drafter, draft))
+        plan = Plan(PairSettings(settings, drafter, draft))
         # Caches are cheap and of each session's own; the model is not.
-        made[drafter] = Session(plan, *_copies(lookup, has_draft=draft is not None))
+        made[drafter] = LoadedModels(plan, *_copies(lookup, has_draft=draft is not None))
     return made
 
 
-def _copies(session: Session, *, has_draft: bool) -> tuple[Any, ...]:
+def _copies(session: LoadedModels, *, has_draft: bool) -> tuple[Any, ...]:
     from specgen.models.transformers_model import CachedModel
 
     target = CachedModel(session.target.model, session.target.vocab_size)
@@ -95,7 +95,7 @@ def prompt_ids(text: str, is_raw: bool) -> list[int]:
 
 
 def generation(
-    session: Session, ids: list[int], num_draft_tokens: int, *, is_raw: bool = False, num_new: int = SHORT
+    session: LoadedModels, ids: list[int], num_draft_tokens: int, *, is_raw: bool = False, num_new: int = SHORT
 ) -> Generation:
     limits = DecodeSettings(num_new, num_draft_tokens, end_ids=session.plan.end_ids)
     made = Generation(session, Request(ids, limits, SamplingSettings(), is_raw=is_raw))
@@ -105,7 +105,7 @@ def generation(
 
 
 @torch.inference_mode()
-def library_ids(session: Session, ids: list[int], num_new: int) -> list[int]:
+def library_ids(session: LoadedModels, ids: list[int], num_new: int) -> list[int]:
     """What transformers' own greedy `generate` adds."""
     given = torch.tensor([ids])
     made = session.target.model.generate(
@@ -121,7 +121,7 @@ def library_ids(session: Session, ids: list[int], num_new: int) -> list[int]:
 
 @pytest.mark.parametrize(("text", "is_raw", "lengths"), prompts())
 def test_every_drafter_gives_the_librarys_own_greedy_text(
-    sessions: dict[str, Session], text: str, is_raw: bool, lengths: tuple[int, ...]
+    sessions: dict[str, LoadedModels], text: str, is_raw: bool, lengths: tuple[int, ...]
 ) -> None:
     ids = prompt_ids(text, is_raw)
     num_new = LONG if lengths == LENGTHS else SHORT
@@ -139,7 +139,7 @@ def test_every_drafter_gives_the_librarys_own_greedy_text(
 
 @pytest.mark.parametrize(("text", "is_raw", "lengths"), prompts())
 def test_hopeless_and_perfect_drafts_give_the_same_text(
-    sessions: dict[str, Session], text: str, is_raw: bool, lengths: tuple[int, ...]
+    sessions: dict[str, LoadedModels], text: str, is_raw: bool, lengths: tuple[int, ...]
 ) -> None:
     session, ids = sessions["none"], prompt_ids(text, is_raw)
     plain = generation(session, ids, 0, is_raw=is_raw, num_new=SHORT).token_ids
@@ -147,7 +147,7 @@ def test_hopeless_and_perfect_drafts_give_the_same_text(
     other = CachedModel(tiny_model(vocab_size=session.target.num_embeddings), size)
 
     def run(drafter: Any) -> list[int]:
-        session.roll_back_to(ids)
+        session.reuse_prefix(ids)
         limits = DecodeSettings(SHORT, lengths[0], end_ids=session.plan.end_ids)
         chance = TorchRandomness(0, session.target.device)
         return ids_of(list(decode(session.target, drafter, ids, limits, SamplingSettings(), chance)))
@@ -161,7 +161,7 @@ def test_hopeless_and_perfect_drafts_give_the_same_text(
     assert [run(drafter) for drafter in drafters] == [plain] * len(drafters)
 
 
-def test_lookup_is_accepted_where_the_text_repeats(sessions: dict[str, Session]) -> None:
+def test_lookup_is_accepted_where_the_text_repeats(sessions: dict[str, LoadedModels]) -> None:
     ids = encode_text(tokenizer(), "the cat sat on the mat, " * 6)
 
     counts = generation(sessions["lookup"], ids, 8, is_raw=True, num_new=LONG).counts
@@ -169,7 +169,7 @@ def test_lookup_is_accepted_where_the_text_repeats(sessions: dict[str, Session])
     assert counts.num_rounds < LONG / 2
 
 
-def test_the_command_line_answers_with_the_built_in_model(sessions: dict[str, Session], tmp_path: Path) -> None:
+def test_the_command_line_answers_with_the_built_in_model(sessions: dict[str, LoadedModels], tmp_path: Path) -> None:
     path = tmp_path / "answer.txt"
     options = ["-k", "4", "-n", str(SHORT), "--dtype", "float32", "--device", "cpu", "--json", "-o", str(path)]
 

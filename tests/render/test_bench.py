@@ -12,7 +12,7 @@ import pytest
 from specgen.bench.advice import recommend
 from specgen.bench.figures import figures_of
 from specgen.bench.results import Difference
-from specgen.core.results import Gap
+from specgen.core.results import LogitGap
 from specgen.render.bench.columns import shorten
 from specgen.render.bench.documents import bench_document, csv_text, markdown_text
 from specgen.render.bench.plot import plot_bytes
@@ -20,7 +20,7 @@ from specgen.render.bench.table import format_bench
 from specgen.render.json_text import dumps
 from tests.bench.reports import LABEL, report
 
-NEAR = Difference(setting=1, prompt=0, position=41, gap=Gap(0.03, 0.1))
+NEAR = Difference(setting=1, prompt=0, position=41, gap=LogitGap(0.03, 0.1))
 
 
 def table(width: int, **options: bool) -> str:

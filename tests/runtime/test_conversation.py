@@ -421,9 +421,9 @@ def test_another_drafter_goes_on_with_the_target_cache(toy: Path, other_toy: Pat
     held = session.target.length
 
     settings_ = ModelSettings(str(other_toy), "none", "float32", "cpu")
-    session.use_drafter(session.plan.with_drafter("model", settings_))
+    session.replace_drafter(session.plan.with_drafter("model", settings_))
     with_draft = reply(conversation, "And?")
-    session.use_drafter(session.plan.with_drafter("none", None))
+    session.replace_drafter(session.plan.with_drafter("none", None))
     without = reply(conversation, "And then?")
 
     assert with_draft.counts.num_reused_tokens == held

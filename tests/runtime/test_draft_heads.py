@@ -14,17 +14,17 @@ from specgen.bench.results import Setting
 from specgen.cli.bench.choices import DraftPlaces, draft_plans, drafts_from, settings_of
 from specgen.cli.chat.autosave import transcript_of
 from specgen.cli.chat.settings import ChatSettings
-from specgen.cli.request import SamplingOptions, session_settings
+from specgen.cli.request import SamplingOptions, pair_settings
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.progress import SILENT
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.doctor.examine import examine_pair
 from specgen.loading.resolve import ModelFolder
-from specgen.models.draft_head import ShallowModel
-from specgen.models.formats import has_half_products
+from specgen.models.draft_head import DraftHeadModel
+from specgen.models.formats import has_float16_matmul
 from specgen.runtime.generation import Generation, Request
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.plan import PairSettings, Plan
 from tests.cli.chat.scenes import SHORT, converse, reply
 from tests.draft_heads import SlowDraft, write_draft
 from tests.loading.builders import fails
@@ -58,10 +58,10 @@ def model(path: Path, **changes: Any) -> ModelSettings:
 
 
 def plan_of(folders: dict[str, Path], draft: str, **changes: Any) -> Plan:
-    return Plan(SessionSettings(model(folders["target"]), "model", model(folders[draft], **changes)))
+    return Plan(PairSettings(model(folders["target"]), "model", model(folders[draft], **changes)))
 
 
-def run(session: Session, prompt: list[int] = PROMPT, **options: Any) -> Generation:
+def run(session: LoadedModels, prompt: list[int] = PROMPT, **options: Any) -> Generation:
     limits = DecodeSettings(options.pop("max_new_tokens", 40), options.pop("num_draft_tokens", 4), strict=True)
     generation = Generation(session, Request(prompt, limits, options.pop("sampling", GREEDY)))
     for _ in generation:
@@ -70,16 +70,18 @@ def run(session: Session, prompt: list[int] = PROMPT, **options: Any) -> Generat
 
 
 @pytest.fixture(scope="module")
-def alone(folders: dict[str, Path]) -> Session:
-    return open_session(Plan(SessionSettings(model(folders["target"]), "none")))
+def alone(folders: dict[str, Path]) -> LoadedModels:
+    return load_models(Plan(PairSettings(model(folders["target"]), "none")))
 
 
 # --- The text ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(DRAFTS))
-def test_answers_turns_and_retries_are_the_targets_own(folders: dict[str, Path], alone: Session, name: str) -> None:
-    session = open_session(plan_of(folders, name))
+def test_answers_turns_and_retries_are_the_targets_own(
+    folders: dict[str, Path], alone: LoadedModels, name: str
+) -> None:
+    session = load_models(plan_of(folders, name))
     texts: list[list[int]] = [PROMPT]
     for _ in range(3):
         texts.append([*texts[-1], *run(alone, texts[-1]).token_ids, 5, 6])
@@ -95,14 +97,14 @@ def test_answers_turns_and_retries_are_the_targets_own(folders: dict[str, Path],
 @pytest.mark.parametrize("name", ["features", "subset"])
 def test_what_a_draft_says_is_the_same_after_any_history(folders: dict[str, Path], name: str) -> None:
     """Through turns, a baseline and a retry, its cache and the features it reads stay those of the text."""
-    session = open_session(plan_of(folders, name))
+    session = load_models(plan_of(folders, name))
     first = run(session)
     first.measure_baseline("full")
     second = run(session, [*PROMPT, *first.token_ids, 7])
     text = [*PROMPT, *first.token_ids, 7, *second.token_ids, 11]
-    session.roll_back_to(text)
+    session.reuse_prefix(text)
     session.target.feed(text[:-1])
-    assert isinstance(session.draft, ShallowModel)
+    assert isinstance(session.draft, DraftHeadModel)
     slow = SlowDraft(folders[name], session.target.model)  # type: ignore[attr-defined]
 
     found = session.draft.logits(text, 1)
@@ -111,15 +113,15 @@ def test_what_a_draft_says_is_the_same_after_any_history(folders: dict[str, Path
     assert (found - slow.logits(text)[:, : found.shape[1]]).abs().max() < 1e-3
 
 
-def test_same_text_with_and_without_it(folders: dict[str, Path], alone: Session) -> None:
+def test_same_text_with_and_without_it(folders: dict[str, Path], alone: LoadedModels) -> None:
     sampling = SamplingSettings(temperature=0.9, seed=4, same_text=True)
-    drafted = run(open_session(plan_of(folders, "subset")), sampling=sampling)
+    drafted = run(load_models(plan_of(folders, "subset")), sampling=sampling)
 
     assert drafted.token_ids == run(alone, sampling=sampling).token_ids
 
 
 def test_a_chat_keeps_its_caches_between_turns(folders: dict[str, Path]) -> None:
-    conversation = converse(open_session(plan_of(folders, "features")))
+    conversation = converse(load_models(plan_of(folders, "features")))
     reply(conversation, "hello")
     draft = conversation.session.draft
     assert draft is not None
@@ -131,25 +133,25 @@ def test_a_chat_keeps_its_caches_between_turns(folders: dict[str, Path]) -> None
     assert draft.length > held
 
 
-def test_a_draft_changed_in_a_chat_goes_on_behind_what_was_read(folders: dict[str, Path], alone: Session) -> None:
-    session = open_session(plan_of(folders, "layers"))
+def test_a_draft_changed_in_a_chat_goes_on_behind_what_was_read(folders: dict[str, Path], alone: LoadedModels) -> None:
+    session = load_models(plan_of(folders, "layers"))
     first = run(session)
-    session.use_drafter(session.plan.with_drafter("model", model(folders["features"])))
+    session.replace_drafter(session.plan.with_drafter("model", model(folders["features"])))
     text = [*PROMPT, *first.token_ids, 7]
 
     second = run(session, text)
 
     assert second.token_ids == run(alone, text).token_ids
     assert second.counts.num_drafted > 0
-    assert isinstance(session.draft, ShallowModel)
+    assert isinstance(session.draft, DraftHeadModel)
     assert session.draft.start == len(text) - 2
 
 
 def test_a_target_on_transformers_own_forward_serves_it_too(
-    folders: dict[str, Path], alone: Session, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], alone: LoadedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specgen.models.decoder.is_known", lambda found: False)
-    session = open_session(plan_of(folders, "features"))
+    monkeypatch.setattr("specgen.models.decoder.is_supported", lambda found: False)
+    session = load_models(plan_of(folders, "features"))
     assert type(session.target).__name__ == "CachedModel"
 
     assert run(session).token_ids == run(alone).token_ids
@@ -157,9 +159,9 @@ def test_a_target_on_transformers_own_forward_serves_it_too(
 
 def test_a_quantized_target_serves_it_too(folders: dict[str, Path]) -> None:
     target = model(folders["target"], quant="int8", dtype="float32")
-    plan = Plan(SessionSettings(target, "model", model(folders["features"])))
-    session = open_session(plan)
-    plain = open_session(Plan(SessionSettings(target, "none")))
+    plan = Plan(PairSettings(target, "model", model(folders["features"])))
+    session = load_models(plan)
+    plain = load_models(Plan(PairSettings(target, "none")))
 
     generation = run(session)
 
@@ -168,16 +170,16 @@ def test_a_quantized_target_serves_it_too(folders: dict[str, Path]) -> None:
     assert generation.token_ids[:8] == run(plain).token_ids[:8]
 
 
-@pytest.mark.skipif(not has_half_products(), reason="no product of float32 with float16 weights on this CPU")
+@pytest.mark.skipif(not has_float16_matmul(), reason="no product of float32 with float16 weights on this CPU")
 @pytest.mark.parametrize("quant", ["none", "int8", "auto"])
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_a_target_with_narrow_weights_serves_it_too(tmp_path: Path, quant: Any, is_tied: bool) -> None:
     made = random_toy(0, tie_word_embeddings=is_tied)
     target = model(save_toy(tmp_path / "target", model=made), dtype="float16")
-    plain = open_session(Plan(SessionSettings(target, "none")))
+    plain = load_models(Plan(PairSettings(target, "none")))
     for name, shape in DRAFTS.items():
         draft = model(write_draft(tmp_path / name, made, **shape), quant=quant)
-        session = open_session(Plan(SessionSettings(target, "model", draft)))
+        session = load_models(Plan(PairSettings(target, "model", draft)))
         generation = run(session)
         assert generation.token_ids == run(plain).token_ids
         assert session.draft_info is not None
@@ -191,7 +193,7 @@ def test_a_target_with_narrow_weights_serves_it_too(tmp_path: Path, quant: Any, 
 
 
 def test_the_report_says_what_it_is(folders: dict[str, Path]) -> None:
-    info = run(open_session(plan_of(folders, "subset"))).report().info
+    info = run(load_models(plan_of(folders, "subset"))).report().info
 
     assert info.draft is not None
     assert (info.drafter, info.draft.name, info.draft.dtype) == ("model", "subset", "float32")
@@ -209,7 +211,7 @@ def test_doctor_plans_its_memory_without_reading_it(folders: dict[str, Path]) ->
 
 
 def test_bench_measures_it_beside_others(folders: dict[str, Path]) -> None:
-    baseline = Plan(SessionSettings(model(folders["target"]), "none"))
+    baseline = Plan(PairSettings(model(folders["target"]), "none"))
     names = ("features", "subset", "layers")
     plans = {name: baseline.with_drafter("model", model(folders[name])) for name in names}
     lanes = open_lanes(baseline, plans, [Setting("model", name, name, 4) for name in names])
@@ -219,12 +221,12 @@ def test_bench_measures_it_beside_others(folders: dict[str, Path]) -> None:
     assert [lane.setting.label for lane in lanes[1:]] == [f"{name} float32" for name in names]
     assert set(costs.draft_seconds) == set(names)
     for lane in lanes:
-        lane.session.forget()
+        lane.session.clear_caches()
         assert run(lane.session).token_ids == run_alone(lanes[0].session)
 
 
-def run_alone(session: Session) -> list[int]:
-    session.forget()
+def run_alone(session: LoadedModels) -> list[int]:
+    session.clear_caches()
     return run(session).token_ids
 
 
@@ -232,7 +234,7 @@ def run_alone(session: Session) -> list[int]:
 
 
 def test_a_draft_of_another_target_is_refused_before_weights_are_read(folders: dict[str, Path]) -> None:
-    settings = SessionSettings(model(folders["other"]), "model", model(folders["features"]))
+    settings = PairSettings(model(folders["other"]), "model", model(folders["features"]))
 
     error = fails(PairError, lambda: Plan(settings), "draft features was made for another target (toy) than other")
 
@@ -240,11 +242,11 @@ def test_a_draft_of_another_target_is_refused_before_weights_are_read(folders: d
 
 
 def test_it_can_be_no_target(folders: dict[str, Path]) -> None:
-    fails(ModelFileError, lambda: Plan(SessionSettings(model(folders["features"]))), "is a shallow draft", "--draft")
+    fails(ModelFileError, lambda: Plan(PairSettings(model(folders["features"]))), "is a shallow draft", "--draft")
 
 
 def test_a_target_of_llama_cpp_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(SessionSettings(model(folders["target"]), "none"))
+    plan = Plan(PairSettings(model(folders["target"]), "none"))
     gguf: Any = object()
     monkeypatch.setattr(plan, "target", ModelFolder(folders["target"], "toy", True, gguf=gguf))
 
@@ -262,7 +264,7 @@ def test_a_draft_for_tokens_the_target_does_not_write_is_refused(tmp_path: Path)
     # The toy has 320 rows, its tokenizer fewer tokens: the rest is padding.
     draft = write_draft(tmp_path / "draft", target, draft_ids=[1, 319])
 
-    fails(PairError, lambda: open_session(Plan(SessionSettings(model(folder), "model", model(draft)))), "token 319")
+    fails(PairError, lambda: load_models(Plan(PairSettings(model(folder), "model", model(draft)))), "token 319")
 
 
 # --- The draft that comes with the package ----------------------------------------------------------------------------
@@ -277,7 +279,7 @@ def shipped(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def chosen(target: Path, draft: str = "auto") -> Plan:
-    return Plan(session_settings(model(target), ModelSettings(draft, device="cpu")))
+    return Plan(pair_settings(model(target), ModelSettings(draft, device="cpu")))
 
 
 def test_auto_takes_the_draft_that_is_shipped_for_a_target(folders: dict[str, Path], shipped: Path) -> None:
@@ -286,7 +288,7 @@ def test_auto_takes_the_draft_that_is_shipped_for_a_target(folders: dict[str, Pa
     assert plan.settings.drafter == "model+lookup"
     assert plan.draft is not None
     assert (plan.draft.path, plan.draft.name) == (shipped, "toy-draft")
-    assert run(open_session(plan)).counts.num_drafted > 0
+    assert run(load_models(plan)).counts.num_drafted > 0
 
 
 def test_auto_is_lookup_for_every_other_target(folders: dict[str, Path], shipped: Path) -> None:
@@ -311,7 +313,7 @@ def test_another_drafter_can_be_had_by_name(folders: dict[str, Path], shipped: P
 def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path) -> None:
     choices = drafts_from(["auto"], "none")
     for target, wanted in (("target", ("model+lookup", "toy-draft float32+lookup")), ("other", ("lookup", "lookup"))):
-        baseline = Plan(SessionSettings(model(folders[target]), "none"))
+        baseline = Plan(PairSettings(model(folders[target]), "none"))
         plans = draft_plans(baseline, choices, DraftPlaces("float32", "cpu", None, False), SILENT)
         (_, lane) = open_lanes(baseline, {"auto": replace_quant(plans["auto"])}, settings_of(choices, ["4"]))
         assert (lane.setting.drafter, lane.setting.label) == wanted
@@ -331,7 +333,7 @@ def test_a_saved_chat_does_not_name_a_draft_that_was_not_asked_for(folders: dict
         (path, "model", path),
         (f"{path}+lookup", "model+lookup", path),
     ):
-        conversation = converse(open_session(chosen(folders["target"], asked)), SHORT)
+        conversation = converse(load_models(chosen(folders["target"], asked)), SHORT)
         transcript = transcript_of(conversation, settings, "2026-01-01")
         assert transcript.drafter == drafter
         assert (transcript.draft and transcript.draft.name) == saved

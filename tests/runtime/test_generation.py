@@ -15,14 +15,14 @@ from specgen.core.errors import MemoryShortageError, NumericalError, PairError, 
 from specgen.core.events import FinalText, Finish, Prefill, RoundText, TextEvent
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.text.chat_template import Message, encode_messages, encode_text
 from tests.toys import ANSWER, END, random_toy, save_toy, token_id, toy_tokenizer
 
 GREEDY = SamplingSettings()
 CHAT = encode_messages(toy_tokenizer(), [Message("user", "hello")])
-Opener = Callable[..., Session]
+Opener = Callable[..., LoadedModels]
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def opened(folders: dict[str, Path]) -> Opener:
     """Opens a session: `opened("target", "lookup")`, `opened("target", "wrong")`."""
 
-    def open_it(target: str = "target", drafter: str = "none") -> Session:
+    def open_it(target: str = "target", drafter: str = "none") -> LoadedModels:
         def model(name: str) -> ModelSettings:
             return ModelSettings(str(folders[name]), quant="none", dtype="float32", device="cpu")
 
         if drafter in ("none", "lookup"):
-            return open_session(Plan(SessionSettings(model(target), drafter)))
-        return open_session(Plan(SessionSettings(model(target), "model", model(drafter))))
+            return load_models(Plan(PairSettings(model(target), drafter)))
+        return load_models(Plan(PairSettings(model(target), "model", model(drafter))))
 
     return open_it
 
@@ -64,7 +64,7 @@ def request(prompt: Sequence[int] = CHAT, *, sampling: SamplingSettings = GREEDY
     return Request(list(prompt), decode, sampling, **options)
 
 
-def run(session: Session, **options: Any) -> Generation:
+def run(session: LoadedModels, **options: Any) -> Generation:
     generation = Generation(session, request(**options))
     for _ in generation:
         pass
@@ -237,7 +237,7 @@ def test_no_notice_of_a_window_where_nothing_is_drafted_or_all_of_it_fits(opened
     drafter=st.sampled_from(["lookup", "random", "other", "narrow"]),
 )
 def test_every_drafter_gives_the_text_of_the_target_alone(
-    shared: dict[str, Session], words: list[str], num_draft_tokens: int, drafter: str
+    shared: dict[str, LoadedModels], words: list[str], num_draft_tokens: int, drafter: str
 ) -> None:
     prompt = encode_text(toy_tokenizer(), "".join(words))
     plain = run(shared["none"], prompt=prompt, max_new_tokens=48)
@@ -250,16 +250,16 @@ def test_every_drafter_gives_the_text_of_the_target_alone(
 
 
 @pytest.fixture(scope="module")
-def shared(folders: dict[str, Path]) -> dict[str, Session]:
+def shared(folders: dict[str, Path]) -> dict[str, LoadedModels]:
     """One session per drafter of the random target, used again and again: their caches are part of the test."""
 
     def model(name: str) -> ModelSettings:
         return ModelSettings(str(folders[name]), quant="none", dtype="float32", device="cpu")
 
     target = model("random")
-    made = {kind: open_session(Plan(SessionSettings(target, kind))) for kind in ("none", "lookup")}
+    made = {kind: load_models(Plan(PairSettings(target, kind))) for kind in ("none", "lookup")}
     for name in ("random", "other", "narrow"):
-        made[name] = open_session(Plan(SessionSettings(target, "model", model(name))))
+        made[name] = load_models(Plan(PairSettings(target, "model", model(name))))
     return made
 
 

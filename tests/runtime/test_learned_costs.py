@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
-from specgen.runtime.learned_costs import keep, recall, recall_draft
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.storage.cost_store import CostStore
 from tests.toys import save_toy
 
@@ -21,16 +21,16 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"target": save_toy(root / "target"), "draft": save_toy(root / "draft", fox=" quick")}
 
 
-def session(toys: dict[str, Path], dtype: str = "float32", drafter: str = "model") -> Session:
+def session(toys: dict[str, Path], dtype: str = "float32", drafter: str = "model") -> LoadedModels:
     target, draft = (
         ModelSettings(str(toys[name]), quant="none", dtype=dtype, device="cpu")  # type: ignore[arg-type]
         for name in ("target", "draft")
     )
-    settings = SessionSettings(target, drafter, draft if drafter == "model" else None)  # type: ignore[arg-type]
-    return open_session(Plan(settings))
+    settings = PairSettings(target, drafter, draft if drafter == "model" else None)  # type: ignore[arg-type]
+    return load_models(Plan(settings))
 
 
-def learn(session: Session) -> None:
+def learn(session: LoadedModels) -> None:
     """Twelve passes over one token of 20 ms, then drafts of three tokens at 6 ms."""
     for _ in range(12):
         session.lengths.costs.observe(1, 0.020)
@@ -42,8 +42,8 @@ def test_a_session_begins_with_what_the_last_one_found(toys: dict[str, Path], tm
     store, first, second = CostStore(tmp_path), session(toys), session(toys)
     learn(first)
 
-    keep(first, store)
-    recall(second, store)
+    learned_costs.save(first, store)
+    learned_costs.load(second, store)
 
     assert second.lengths.costs.known == pytest.approx({1: 0.020, 4: 0.025})
     assert second.lengths.draft_cost.seconds == pytest.approx(0.006)
@@ -53,33 +53,33 @@ def test_another_compute_type_has_costs_of_its_own(toys: dict[str, Path], tmp_pa
     store, first, second = CostStore(tmp_path), session(toys), session(toys, "bfloat16")
     learn(first)
 
-    keep(first, store)
-    recall(second, store)
+    learned_costs.save(first, store)
+    learned_costs.load(second, store)
 
     assert second.lengths.costs.known == {}
-    assert not second.lengths.draft_cost.is_known
+    assert not second.lengths.draft_cost.is_supported
 
 
 def test_the_target_keeps_its_costs_beside_another_drafter(toys: dict[str, Path], tmp_path: Path) -> None:
     store, first, second = CostStore(tmp_path), session(toys), session(toys, drafter="lookup")
     learn(first)
 
-    keep(first, store)
-    recall(second, store)
+    learned_costs.save(first, store)
+    learned_costs.load(second, store)
 
     assert second.lengths.costs.known == pytest.approx({1: 0.020, 4: 0.025})
-    assert not second.lengths.draft_cost.is_known
+    assert not second.lengths.draft_cost.is_supported
 
 
 def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: dict[str, Path], tmp_path: Path) -> None:
     store, first, second = CostStore(tmp_path), session(toys), session(toys, drafter="lookup")
     learn(first)
-    keep(first, store)
+    learned_costs.save(first, store)
     second.lengths.costs.observe(1, 0.020)
     costs = second.lengths.costs
 
-    second.use_drafter(first.plan)
-    recall_draft(second, store)
+    second.replace_drafter(first.plan)
+    learned_costs.load_draft(second, store)
 
     assert second.lengths.costs is costs
     assert second.lengths.draft_cost.seconds == pytest.approx(0.006)
@@ -88,7 +88,7 @@ def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: d
 def test_a_session_that_measured_nothing_writes_nothing(toys: dict[str, Path], tmp_path: Path) -> None:
     store = CostStore(tmp_path / "costs")
 
-    keep(session(toys), store)
+    learned_costs.save(session(toys), store)
 
     assert not (tmp_path / "costs").exists()
 
@@ -101,8 +101,8 @@ def test_an_answer_is_the_same_with_known_costs_and_without(toys: dict[str, Path
     for _ in first:
         pass
     learn(cold)
-    keep(cold, store)
-    recall(warm, store)
+    learned_costs.save(cold, store)
+    learned_costs.load(warm, store)
     second = Generation(warm, request)
     for _ in second:
         pass
@@ -110,4 +110,4 @@ def test_an_answer_is_the_same_with_known_costs_and_without(toys: dict[str, Path
     assert second.token_ids == first.token_ids
     # The first round of a session that knows nothing is a plain one; this one drafts at once.
     assert first.counts.drafted_histogram[0] >= 1
-    assert warm.lengths.costs.is_known(1)
+    assert warm.lengths.costs.is_supported(1)

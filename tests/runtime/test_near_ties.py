@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from specgen.core.results import Gap, ModelInfo
+from specgen.core.results import LogitGap, ModelInfo
 from specgen.engine.enumeration import TableModel
-from specgen.runtime.near_ties import EXACT_GAP, NUM_STEPS, compute_type, gap_between, step
+from specgen.runtime.near_ties import EXACT_GAP, NUM_STEPS, compute_type, logit_gap, step
 from specgen.verify.results import TextCheck
 from tests.fakes import cached, tiny_model
 
@@ -48,8 +48,8 @@ def test_what_has_no_step_widens_nothing(size: float) -> None:
 def test_the_limit_is_four_steps_at_the_logits_size_and_never_under_the_one_of_float32(
     dtype: str, limit: float
 ) -> None:
-    just_within = gap_between(table(9.0, 9.0 - limit * 0.99), info(dtype), [0, 1], 2, 3)
-    beyond = gap_between(table(9.0, 9.0 - limit * 1.01), info(dtype), [0, 1], 2, 3)
+    just_within = logit_gap(table(9.0, 9.0 - limit * 0.99), info(dtype), [0, 1], 2, 3)
+    beyond = logit_gap(table(9.0, 9.0 - limit * 1.01), info(dtype), [0, 1], 2, 3)
 
     assert just_within.limit == beyond.limit == limit
     assert (just_within.is_near_tie, beyond.is_near_tie) == (True, False)
@@ -57,14 +57,14 @@ def test_the_limit_is_four_steps_at_the_logits_size_and_never_under_the_one_of_f
 
 
 def test_it_does_not_matter_which_of_the_two_the_target_prefers() -> None:
-    there, back = (gap_between(table(9.0, 8.0), info("float32"), [0, 1], *pair) for pair in ((2, 3), (3, 2)))
+    there, back = (logit_gap(table(9.0, 8.0), info("float32"), [0, 1], *pair) for pair in ((2, 3), (3, 2)))
 
-    assert there == back == Gap(1.0, EXACT_GAP)
+    assert there == back == LogitGap(1.0, EXACT_GAP)
 
 
 def test_no_number_is_no_near_tie() -> None:
-    assert not gap_between(table(math.nan, 8.0), info("bfloat16"), [0, 1], 2, 3).is_near_tie
-    assert not gap_between(table(math.inf, 8.0), info("bfloat16"), [0, 1], 2, 3).is_near_tie
+    assert not logit_gap(table(math.nan, 8.0), info("bfloat16"), [0, 1], 2, 3).is_near_tie
+    assert not logit_gap(table(math.inf, 8.0), info("bfloat16"), [0, 1], 2, 3).is_near_tie
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_the_logits_are_those_behind_the_whole_text() -> None:
     target.feed([9, 9, 9])
     wanted = model(torch.tensor([text])).logits[0, -1].detach()
 
-    gap = gap_between(target, info("float32"), text, 30, 31)
+    gap = logit_gap(target, info("float32"), text, 30, 31)
 
     assert gap.size == pytest.approx(abs(float(wanted[30] - wanted[31])), abs=1e-4)
     assert target.length == 0
 
 
 @pytest.mark.parametrize(
-    ("gap", "verdict"), [(None, "same"), (Gap(1e-3, 1e-3), "near-tie"), (Gap(0.26, 0.25), "different")]
+    ("gap", "verdict"), [(None, "same"), (LogitGap(1e-3, 1e-3), "near-tie"), (LogitGap(0.26, 0.25), "different")]
 )
-def test_a_texts_verdict_is_that_of_its_gap(gap: Gap | None, verdict: str) -> None:
+def test_a_texts_verdict_is_that_of_its_gap(gap: LogitGap | None, verdict: str) -> None:
     assert TextCheck("p", 10, 5, 3, None if gap is None else 4, gap).verdict == verdict

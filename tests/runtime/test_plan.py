@@ -10,7 +10,7 @@ import pytest
 from specgen.core.errors import ModelFileError, ModelNotFoundError, PairError, PromptError
 from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.loading.resolve import ModelFolder
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.plan import PairSettings, Plan
 from tests.loading.builders import RecordedReport, edit_json, make_folder
 from tests.toys import END, save_toy, token_id, toy_tokenizer
 
@@ -23,8 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of(target: Path, draft: Path | None = None) -> Plan:
     if draft is None:
-        return Plan(SessionSettings(ModelSettings(str(target))))
-    return Plan(SessionSettings(ModelSettings(str(target)), "model", ModelSettings(str(draft))))
+        return Plan(PairSettings(ModelSettings(str(target))))
+    return Plan(PairSettings(ModelSettings(str(target)), "model", ModelSettings(str(draft))))
 
 
 # F01
@@ -33,28 +33,28 @@ def plan_of(target: Path, draft: Path | None = None) -> Plan:
 @pytest.mark.parametrize(("num_prompt", "max_new", "budget"), [(63, 1, 1), (63, None, 1), (62, None, 2), (1, 63, 63)])
 @pytest.mark.fault("F01")
 def test_prompt_and_answer_may_fill_the_window(folder: Path, num_prompt: int, max_new: int | None, budget: int) -> None:
-    assert plan_of(folder).budget(num_prompt, max_new, 256) == budget
+    assert plan_of(folder).resolve_max_new_tokens(num_prompt, max_new, 256) == budget
 
 
 @pytest.mark.parametrize(("num_prompt", "max_new"), [(63, 2), (64, 1), (64, None), (65, None), (65, 1), (1, 10**12)])
 @pytest.mark.fault("F01")
 def test_more_than_the_window_is_refused_with_the_sum(folder: Path, num_prompt: int, max_new: int | None) -> None:
     with pytest.raises(PromptError) as caught:
-        plan_of(folder).budget(num_prompt, max_new, 256)
+        plan_of(folder).resolve_max_new_tokens(num_prompt, max_new, 256)
 
     assert caught.value.message == f"prompt {num_prompt} + {max_new or 1} new tokens > 64 positions of small-window"
     assert caught.value.exit_code == 2
 
 
 def test_without_a_wish_the_default_holds_where_it_fits(folder: Path) -> None:
-    assert plan_of(folder).budget(10, None, 20) == 20
+    assert plan_of(folder).resolve_max_new_tokens(10, None, 20) == 20
 
 
 def test_a_model_that_names_no_window_bounds_nothing(tmp_path: Path) -> None:
     folder = save_toy(tmp_path / "toy")
     edit_json(folder / "config.json", max_position_embeddings=None)
 
-    assert plan_of(folder).budget(10**6, 10**6, 256) == 10**6
+    assert plan_of(folder).resolve_max_new_tokens(10**6, 10**6, 256) == 10**6
 
 
 def test_a_draft_that_is_not_there_is_told_before_the_tokenizers_are_loaded(
@@ -130,7 +130,7 @@ def test_a_damaged_draft_is_told_as_a_damaged_file(folder: Path, tmp_path: Path)
 def test_a_plan_tells_what_it_is_doing(folder: Path) -> None:
     report = RecordedReport()
 
-    plan = Plan(SessionSettings(ModelSettings(str(folder))), report)
+    plan = Plan(PairSettings(ModelSettings(str(folder))), report)
 
     assert report.stages == ["checking files and tokenizers"]
     assert plan.target == ModelFolder(folder, "small-window", from_gguf=False)

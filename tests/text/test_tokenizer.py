@@ -10,7 +10,7 @@ import pytest
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.settings import SamplingSettings
 from specgen.loading.config_check import check_folder
-from specgen.text.tokenizer import check_rows, end_ids, generation_defaults, load_tokenizer
+from specgen.text.tokenizer import check_num_rows, end_ids, generation_defaults, load_tokenizer
 from specgen.text.vocabulary import table_size
 from tests.loading.builders import edit_json, fails, make_folder, make_tokenizer, words
 
@@ -85,7 +85,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 
     error = fails(
         PairError,
-        lambda: check_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder),
+        lambda: check_num_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder),
         "has ids up to 79, its model only 64 rows",
     )
     assert error.exit_code == 4
@@ -94,7 +94,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_padded_model_has_rows_to_spare(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny", tokens=words(60))
 
-    check_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder)
+    check_num_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder)
 
 
 # end ids

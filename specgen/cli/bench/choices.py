@@ -14,7 +14,7 @@ from specgen.cli.engine_options import ENGINE
 from specgen.cli.prompt_input import decode, read_capped
 from specgen.cli.request import BESIDE, draft_length_from
 from specgen.core.errors import PromptError, SettingsError
-from specgen.core.settings import MAX_DRAFT_TOKENS, DtypeName, EngineSettings, ModelSettings, Quantization
+from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, DtypeName, ModelSettings, Quantization
 
 if TYPE_CHECKING:
     from specgen.bench.prompts import BenchPrompt
@@ -141,7 +141,7 @@ class DraftPlaces:
     device: str
     revision: str | None
     offline: bool
-    engine: EngineSettings = field(default_factory=EngineSettings)
+    backend: BackendSettings = field(default_factory=BackendSettings)
 
 
 def draft_plans(
@@ -159,7 +159,7 @@ def draft_plans(
             plans[draft.key] = baseline.with_drafter("lookup", None, report)
             continue
         model = ModelSettings(
-            draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.engine
+            draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.backend
         )
         plans[draft.key] = baseline.with_drafter(draft.kind, model, report)
     return plans
@@ -170,12 +170,12 @@ def on_both_engines(target: ModelSettings, places: DraftPlaces) -> dict[str, tup
 
     `--dtype` then concerns what runs beside or on transformers' target, and llama.cpp's options llama.cpp alone.
     """
-    native, unpacked = replace(target.engine, backend="llama.cpp"), EngineSettings("transformers")
+    native, unpacked = replace(target.backend, name="llama.cpp"), BackendSettings("transformers")
     # A draft that is no GGUF file runs on transformers beside either.
-    drafts = replace(places, dtype="auto", engine=replace(native, backend="auto"))
+    drafts = replace(places, dtype="auto", backend=replace(native, name="auto"))
     return {
-        "llama.cpp": (replace(target, engine=native, dtype="auto"), drafts),
-        "transformers": (replace(target, engine=unpacked), replace(places, engine=unpacked)),
+        "llama.cpp": (replace(target, backend=native, dtype="auto"), drafts),
+        "transformers": (replace(target, backend=unpacked), replace(places, backend=unpacked)),
     }
 
 

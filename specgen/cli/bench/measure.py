@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from specgen.bench.advice import best_speedup, cautions_of
+from specgen.bench.advice import best_speedup, warnings_of
 from specgen.bench.figures import figures_of
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings
@@ -47,28 +47,28 @@ def open_benchmark(
         SpecgenError: Something does not fit or is missing.
     """
     from specgen.cli.request import template_source
-    from specgen.loading.libraries import collector_at_rest, prepare_libraries
+    from specgen.loading.libraries import gc_paused, prepare_libraries
     from specgen.render.progress import LoadProgress
 
     raw = chat_template == "none"
     template = None if raw else template_source(chat_template)
     loading = LoadProgress(messages.console, quiet=messages.quiet, verbose=verbose > 0)
-    with loading as progress, collector_at_rest():
+    with loading as progress, gc_paused():
         progress.stage("starting")
         prepare_libraries(verbose > 1)
         from specgen.bench.configurations import open_engines
         from specgen.bench.runner import Benchmark
+        from specgen.runtime import learned_costs
         from specgen.runtime.environment import environment
-        from specgen.runtime.learned_costs import recall
-        from specgen.runtime.plan import Plan, SessionSettings
+        from specgen.runtime.plan import PairSettings, Plan
 
         plans = {}
         for engine, (target, places) in engines.items():
-            baseline = Plan(SessionSettings(target, drafter="none", lookup_texts=lookup_texts), progress)
+            baseline = Plan(PairSettings(target, drafter="none", lookup_texts=lookup_texts), progress)
             plans[engine] = (baseline, b.draft_plans(baseline, drafts, places, progress))
         lanes = open_engines(plans, b.settings_of(drafts, lengths), progress)
         for session in {id(lane.session): lane.session for lane in lanes}.values():
-            recall(session)
+            learned_costs.load(session)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
 
 
@@ -103,12 +103,14 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
 
 
 def _keep_costs(benchmark: Benchmark) -> None:
-    from specgen.runtime.learned_costs import keep
+    from specgen.runtime import learned_costs
 
     costs, timed = benchmark.report().costs, benchmark.lanes[0].session.target
     for session in {id(lane.session): lane.session for lane in benchmark.lanes}.values():
         # On a second engine the target is another one.
-        keep(session, measured=costs.verify_seconds if costs is not None and session.target is timed else None)
+        learned_costs.save(
+            session, measured=costs.verify_seconds if costs is not None and session.target is timed else None
+        )
 
 
 def tell(
@@ -135,7 +137,7 @@ def tell(
         output.finish_empty(report, error)
         return
     output.finish(report, error, by_category=by_category, chart=chart)
-    for caution in cautions_of(report):
+    for caution in warnings_of(report):
         messages.warning(caution.message)
 
 

@@ -116,7 +116,7 @@ class BenchOutput:
                 told = None if error is None else error_document(error)
                 self._line(dumps({**bench_document(report), "error": told}))
                 if error is not None:
-                    error.is_told = True
+                    error.is_reported = True
             case "csv":
                 self._sink.write(csv_text(report).encode())
             case "md":
@@ -125,7 +125,7 @@ class BenchOutput:
                 self._table(report, by_category=by_category, chart=chart)
         self._is_finished = True
         if failed is not None:
-            failed.is_told = self.form in ("json", "ndjson")  # one document only; stderr has it, too
+            failed.is_reported = self.form in ("json", "ndjson")  # one document only; stderr has it, too
             raise failed
 
     def finish_empty(self, report: BenchReport, error: SpecgenError | None) -> None:
@@ -139,7 +139,7 @@ class BenchOutput:
         if self.form in ("json", "ndjson") and not self._is_finished:
             self._is_finished = True
             self._line(dumps(error_document(error)))
-            error.is_told = True
+            error.is_reported = True
 
     def _export(self, report: BenchReport, figures: Sequence[Figures], advice: Recommendation) -> OutputError | None:
         """Write the files asked for, each of them whatever became of the others; the first error."""

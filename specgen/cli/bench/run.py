@@ -14,7 +14,7 @@ from specgen.cli.bench import choices as b
 from specgen.cli.interruption import Interrupted
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.core.errors import SettingsError, SpecgenError
-from specgen.core.settings import EngineSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, ModelSettings, SamplingSettings
 
 MEASURING = "Measuring"
 
@@ -220,7 +220,7 @@ def bench(
     exports = Exports(export_json, export_csv, export_markdown, plot)
     exports.check()
     output = BenchOutput(form, exports, color, messages)
-    engine = EngineSettings("auto" if backend == "both" else backend, gpu_layers, context_size, threads)
+    engine = BackendSettings("auto" if backend == "both" else backend, gpu_layers, context_size, threads)
     models = ModelSettings(target, quant, dtype, device, revision, offline, engine)
     places = b.DraftPlaces(dtype, draft_device or device, draft_revision, offline, engine)
     engines = b.on_both_engines(models, places) if backend == "both" else {"": (models, places)}

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from specgen.cli.chat import files
 from specgen.cli.chat.commands import COMMANDS, nearest
-from specgen.cli.chat.files import brief
+from specgen.cli.chat.files import one_line_preview
 from specgen.core.errors import SettingsError
 from specgen.core.events import FinalText, Finish
 from specgen.render.formatting import format_drafter, format_rate
@@ -64,7 +64,7 @@ def _undo(chat: Chat, argument: str) -> None:  # noqa: ARG001
     if text is None:
         raise SettingsError("there is nothing to undo")
     chat.save()
-    chat.tell(f"took back: {brief(text, ascii_only=chat.ascii_only)}")
+    chat.tell(f"took back: {one_line_preview(text, ascii_only=chat.ascii_only)}")
 
 
 def _retry(chat: Chat, argument: str) -> ReplySettings:
@@ -88,14 +88,14 @@ def _edit(chat: Chat, argument: str) -> ReplySettings | None:  # noqa: ARG001
     from specgen.cli.chat.line_editor import edit_text
 
     old = chat.conversation.last_user_text
-    with chat.foreground.lent():
+    with chat.terminal_mode.released():
         new = edit_text(old or "").strip()
     if not new or new == old:
         chat.tell("unchanged; nothing is sent" if new else "empty; nothing is sent")
         return None
     chat.conversation.take_back()
     chat.conversation.say(new)
-    chat.tell(f"sending: {brief(new, ascii_only=chat.ascii_only)}")
+    chat.tell(f"sending: {one_line_preview(new, ascii_only=chat.ascii_only)}")
     return chat.settings.for_reply(chat.conversation.session.plan.sampling_defaults)
 
 
@@ -107,7 +107,7 @@ def _system(chat: Chat, argument: str) -> None:
     if conversation.system is None:
         chat.tell("no system message; the chat template may bring its own")
     else:
-        chat.tell(f"system message: {brief(conversation.system, 200, ascii_only=chat.ascii_only)}")
+        chat.tell(f"system message: {one_line_preview(conversation.system, 200, ascii_only=chat.ascii_only)}")
     chat.tell_folding()
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from specgen.runtime.conversation import Conversation
 
 
-class Saving:
+class Autosave:
     """The session file of a running chat.
 
     Args:
@@ -109,7 +109,7 @@ class Saving:
 def transcript_of(conversation: Conversation, settings: ChatSettings, created: str) -> Transcript:
     """A conversation as it is saved."""
     session = conversation.session
-    asked, used = session.plan.asked, session.plan.settings
+    asked, used = session.plan.requested, session.plan.settings
     # A draft that `auto` chose is not named: it lies in the package, which may be elsewhere when the chat goes on.
     named = None if asked.drafter == "auto" else asked.draft
     return Transcript(

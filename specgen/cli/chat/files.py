@@ -67,7 +67,7 @@ def load(chat: Chat, argument: str) -> None:
         raise
     chat.save()
     chat.saving.switch_to(file)
-    chat.take_over(transcript)
+    chat.resume_from(transcript)
     chat.tell_folding()
 
 
@@ -84,6 +84,6 @@ def sessions(chat: Chat, argument: str) -> None:  # noqa: ARG001
         chat.tell(f"and {len(entries) - MAX_LISTED} older ones in {chat.saving.folder.path}")
 
 
-def brief(text: str, longest: int = 60, *, ascii_only: bool = False) -> str:
+def one_line_preview(text: str, longest: int = 60, *, ascii_only: bool = False) -> str:
     """A text on one safe line, cut to so many cells."""
     return cut_to_cells(one_line(re.sub(r"\s+", " ", text), ascii_only=ascii_only), longest, "...")

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from specgen.cli.chat.actions import run_command
-from specgen.cli.chat.autosave import Saving, transcript_of, whole_name
+from specgen.cli.chat.autosave import Autosave, transcript_of, whole_name
 from specgen.cli.chat.commands import Command, Nothing, Say, Unknown, parse_line
-from specgen.cli.chat.files import brief
+from specgen.cli.chat.files import one_line_preview
 from specgen.cli.chat.lines import read_line
-from specgen.cli.chat.reply import Look, show_reply
+from specgen.cli.chat.reply import DisplayOptions, show_reply
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.streams import Messages
-from specgen.cli.terminal_mode import Foreground
+from specgen.cli.terminal_mode import TerminalMode
 from specgen.core.errors import SettingsError, SpecgenError
 from specgen.core.results import RunReport
 from specgen.render.diagnosis import why_doubtful
@@ -56,10 +56,10 @@ class Chat:
     editor: LineEditor
     messages: Messages
     signals: StopSignals
-    saving: Saving
+    saving: Autosave
     settings: ChatSettings
-    look: Look
-    foreground: Foreground
+    look: DisplayOptions
+    terminal_mode: TerminalMode
     open_draft: Callable[[str], list[str]]
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     attached: str = ""
@@ -69,7 +69,7 @@ class Chat:
     is_baseline_doubtful: bool = False
     """The last speedup can't be: perhaps its timing was disturbed, and the next reply repeats it."""
 
-    def greet(self, resumed: Transcript | None, system: str | None) -> None:
+    def print_banner(self, resumed: Transcript | None, system: str | None) -> None:
         """Say what runs and how to find out more; go on with a saved session, a system message given now first."""
         conversation = self.conversation
         session = conversation.session
@@ -78,7 +78,7 @@ class Chat:
         for notice in session.notices:
             self.messages.warning(notice)
         if resumed is not None:
-            self.take_over(resumed)
+            self.resume_from(resumed)
         if system is not None:
             conversation.set_system(system)
         self.tell_folding()
@@ -147,7 +147,7 @@ class Chat:
             conversation.messages = before
             self.messages.error(error)
             return False
-        ending = show_reply(conversation, generation, self.look, self.signals, self.foreground)
+        ending = show_reply(conversation, generation, self.look, self.signals, self.terminal_mode)
         message = conversation.end_reply(generation)
         signum, self.signals.signum = self.signals.signum, None
         is_over = isinstance(ending, Stopped) or (signum is not None and 128 + signum != INTERRUPTED)
@@ -230,7 +230,7 @@ class Chat:
         """Write the session as it is now, if sessions are saved; a failure is told and is no error."""
         self.saving.save(self.transcript())
 
-    def take_over(self, transcript: Transcript) -> None:
+    def resume_from(self, transcript: Transcript) -> None:
         """Go on with a saved conversation, and say where it stood."""
         conversation, messages = self.conversation, transcript.messages
         conversation.messages = messages
@@ -243,7 +243,7 @@ class Chat:
         for message in messages[-2:]:
             who = "you  " if message.role == "user" else "model"
             room = max(min(self.messages.console.width - len(who) - 1, 70), 10)
-            self.tell(f"{who} {brief(message.content, room, ascii_only=self.ascii_only)}")
+            self.tell(f"{who} {one_line_preview(message.content, room, ascii_only=self.ascii_only)}")
         if messages and messages[-1].role == "user":
             self.tell("your last message has no reply yet; /retry gets one")
 

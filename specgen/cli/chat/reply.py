@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.terminal_mode import Foreground
+from specgen.cli.terminal_mode import TerminalMode
 from specgen.core.errors import OutputError, SpecgenError
 from specgen.render.terminal import ColorMode, is_terminal, make_console
 from specgen.render.view import View
@@ -25,7 +25,7 @@ class ReplyAborted(BaseException):
 
 
 @dataclass
-class Look:
+class DisplayOptions:
     """How replies are shown."""
 
     view: ViewName = "auto"
@@ -52,7 +52,11 @@ class Look:
 
 
 def show_reply(
-    conversation: Conversation, generation: Generation, look: Look, signals: StopSignals, foreground: Foreground
+    conversation: Conversation,
+    generation: Generation,
+    look: DisplayOptions,
+    signals: StopSignals,
+    terminal_mode: TerminalMode,
 ) -> BaseException | None:
     """Run a reply and show it.
 
@@ -66,14 +70,14 @@ def show_reply(
         generation.interrupt()
 
     view = look.new_view()
-    generation.clock = foreground.running(generation.clock)
-    foreground.was_stopped = False
+    generation.clock = terminal_mode.running(generation.clock)
+    terminal_mode.was_stopped = False
     signals.listener = stop
     try:
         for event in conversation.stream(generation):
-            if foreground.was_stopped:
+            if terminal_mode.was_stopped:
                 # The shell has written since, so an erasable tail of the old view is somewhere else now.
-                foreground.was_stopped = False
+                terminal_mode.was_stopped = False
                 view = look.new_view()
             view.show(event)
     except ReplyAborted as aborted:

@@ -14,7 +14,7 @@ from specgen.cli import engine_options as e
 from specgen.cli import options as o
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.core.errors import SettingsError
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 
 if TYPE_CHECKING:
     from specgen.cli.chat.line_editor import Choices
@@ -135,16 +135,16 @@ def chat(
     require_stdout("the replies")
     if not is_terminal(sys.stdin):
         raise SettingsError("chat needs a terminal, and stdin is none", 'use: specgen generate "your question"')
-    from specgen.cli.chat.autosave import Saving
+    from specgen.cli.chat.autosave import Autosave
     from specgen.cli.chat.line_editor import LineEditor
     from specgen.cli.chat.loop import Chat
-    from specgen.cli.chat.reply import Look
+    from specgen.cli.chat.reply import DisplayOptions
     from specgen.cli.chat.resume import Resumed, resume_session, resumed_models, resumed_settings
     from specgen.cli.chat.settings import DEFAULT_MAX_NEW_TOKENS, ChatSettings
     from specgen.cli.request import SamplingOptions, check_stops, draft_length_from, lookup_texts_from, system_message
     from specgen.cli.streams import Messages
-    from specgen.cli.terminal_mode import Foreground
-    from specgen.loading.libraries import collector_at_rest
+    from specgen.cli.terminal_mode import TerminalMode
+    from specgen.loading.libraries import gc_paused
     from specgen.render.progress import LoadProgress
     from specgen.storage.paths import state_folder
     from specgen.storage.saved_chats import SessionFolder
@@ -158,11 +158,11 @@ def chat(
     settings = ChatSettings(sampling, length, draft_tokens, stops=tuple(stop or ()), strict=strict)
     given_system = system_message(system, system_file)
     template = _template(chat_template, chat_template_kwargs)
-    engine = EngineSettings(backend, gpu_layers, context_size, threads)
+    engine = BackendSettings(backend, gpu_layers, context_size, threads)
     target_settings = ModelSettings(target, quant, dtype, device, revision, offline, engine)
     draft_settings = ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine)
     folder, resumed, exit_code = SessionFolder(), Resumed(), 0
-    with StopSignals() as signals, Foreground() as foreground:
+    with StopSignals() as signals, TerminalMode() as terminal_mode:
         try:
             if resume is not None:
                 resumed = resume_session(folder, resume, messages, keeps=save)
@@ -170,20 +170,20 @@ def chat(
             lookup_texts = lookup_texts_from(lookup_file, [models[1].name])
             settings = resumed_settings(context, resumed.transcript, settings)
             loading = LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0)
-            with loading as progress, collector_at_rest():
+            with loading as progress, gc_paused():
                 conversation = _load(models, lookup_texts, template, settings, progress, verbose=verbose > 1)
             running = Chat(
                 conversation,
                 LineEditor(state_folder() / "history" if history else None, _choices(folder)),
                 messages,
                 signals,
-                Saving(folder, resumed.file, is_on=save, warn=messages.warning),
+                Autosave(folder, resumed.file, is_on=save, warn=messages.warning),
                 settings,
-                Look(view, color, sanitize, stats, calibrate),
-                foreground,
+                DisplayOptions(view, color, sanitize, stats, calibrate),
+                terminal_mode,
                 partial(_open_draft, conversation, models[1], messages),
             )
-            running.greet(resumed.transcript, given_system)
+            running.print_banner(resumed.transcript, given_system)
             exit_code = running.run()
             _keep_costs(conversation)
         except Stopped as stopped:
@@ -216,16 +216,16 @@ def _load(
     from specgen.loading.libraries import prepare_libraries
 
     prepare_libraries(verbose)
-    from specgen.cli.request import session_settings
+    from specgen.cli.request import pair_settings
+    from specgen.runtime import learned_costs
     from specgen.runtime.conversation import Conversation
-    from specgen.runtime.learned_costs import recall
-    from specgen.runtime.loaded_models import open_session
+    from specgen.runtime.loaded_models import load_models
     from specgen.runtime.plan import Plan
 
-    plan = Plan(session_settings(*models, lookup_texts), progress)
+    plan = Plan(pair_settings(*models, lookup_texts), progress)
     template.check(plan.tokenizer, plan.target.name)
-    session = open_session(plan, progress)
-    recall(session)
+    session = load_models(plan, progress)
+    learned_costs.load(session)
     return Conversation(session, settings.for_reply(plan.sampling_defaults), template)
 
 
@@ -248,22 +248,22 @@ def _choices(folder: SessionFolder) -> dict[str, Choices]:
 
 def _open_draft(conversation: Conversation, like: ModelSettings, messages: Messages, name: str) -> list[str]:
     """Change what drafts; weight format and device as for the draft the chat began with."""
-    from specgen.cli.request import session_settings
-    from specgen.loading.libraries import collector_at_rest
+    from specgen.cli.request import pair_settings
+    from specgen.loading.libraries import gc_paused
     from specgen.render.progress import LoadProgress
-    from specgen.runtime.learned_costs import recall_draft
+    from specgen.runtime import learned_costs
 
     session = conversation.session
-    wanted = session_settings(session.plan.settings.target, replace(like, name=os.path.expanduser(name), revision=None))
-    with LoadProgress(messages.console, quiet=messages.quiet) as progress, collector_at_rest():
+    wanted = pair_settings(session.plan.settings.target, replace(like, name=os.path.expanduser(name), revision=None))
+    with LoadProgress(messages.console, quiet=messages.quiet) as progress, gc_paused():
         plan = session.plan.with_drafter(wanted.drafter, wanted.draft, progress)
         _keep_costs(conversation)
-        notices = session.use_drafter(plan, progress)
-    recall_draft(session)
+        notices = session.replace_drafter(plan, progress)
+    learned_costs.load_draft(session)
     return notices
 
 
 def _keep_costs(conversation: Conversation) -> None:
-    from specgen.runtime.learned_costs import keep
+    from specgen.runtime import learned_costs
 
-    keep(conversation.session)
+    learned_costs.save(conversation.session)

@@ -17,13 +17,13 @@ from specgen.cli.interruption import leave
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.stdout import require_stdout, write_utf8
 from specgen.core.errors import MemoryShortageError, PairError, SettingsError, SpecgenError
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 
 if TYPE_CHECKING:
     from specgen.cli.streams import Messages
     from specgen.core.progress import LoadReport
     from specgen.doctor.results import PairReport, TerminalState
-    from specgen.runtime.plan import SessionSettings
+    from specgen.runtime.plan import PairSettings
 
 EPILOG = "\n\n".join(
     [
@@ -96,7 +96,7 @@ def doctor(
     verbose: o.Verbose = 0,
 ) -> None:
     """Tell what this machine and its libraries can do, and whether a pair of models fits it and each other."""
-    from specgen.cli.request import session_settings
+    from specgen.cli.request import pair_settings
     from specgen.cli.streams import Messages
 
     if target is None and (draft != "none" or measure):
@@ -105,8 +105,8 @@ def doctor(
     require_stdout("the findings")
     wanted = None
     if target is not None:
-        engine = EngineSettings(backend, gpu_layers, context_size, threads)
-        wanted = session_settings(
+        engine = BackendSettings(backend, gpu_layers, context_size, threads)
+        wanted = pair_settings(
             ModelSettings(target, quant, dtype, device, revision, offline, engine),
             ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine),
         )
@@ -127,7 +127,7 @@ def doctor(
 
 
 def _examine(
-    wanted: SessionSettings | None,
+    wanted: PairSettings | None,
     context: int | None,
     measure: bool,
     alphas: Sequence[float] | None,
@@ -171,7 +171,7 @@ def _examine(
         document = doctor_document(machine, libraries, terminal, caches, pair, told, alphas or ALPHAS)
         ByteSink(sys.stdout.buffer).write((dumps(document) + "\n").encode())
         if error is not None:
-            error.is_told = True
+            error.is_reported = True
         return error
     console = make_console(sys.stdout, "auto", os.environ)
     ascii_only = is_ascii_only(console)
@@ -184,7 +184,7 @@ def _examine(
 
 
 def _pair(
-    wanted: SessionSettings, context: int | None, measure: bool, progress: LoadReport
+    wanted: PairSettings, context: int | None, measure: bool, progress: LoadReport
 ) -> tuple[PairReport | None, SpecgenError | None]:
     """What is known of a pair, and what went wrong: a plan stands when its measurement fails, the target's when the
     draft does not go with it."""

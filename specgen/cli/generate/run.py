@@ -12,16 +12,16 @@ from specgen.cli import options as o
 from specgen.cli.interruption import end_early, end_stopped, save_what_there_is, saving_error
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.core.errors import SettingsError, SpecgenError
-from specgen.core.settings import EngineSettings, ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
 
 if TYPE_CHECKING:
     from specgen.cli.streams import Answer, Messages
-    from specgen.cli.terminal_mode import Foreground
+    from specgen.cli.terminal_mode import TerminalMode
     from specgen.core.settings import BaselineMethod
     from specgen.render.progress import LoadProgress
     from specgen.runtime.generation import Generation, Request
-    from specgen.runtime.loaded_models import Session
-    from specgen.runtime.plan import Plan, SessionSettings
+    from specgen.runtime.loaded_models import LoadedModels
+    from specgen.runtime.plan import PairSettings, Plan
 
 EPILOG = """Examples:
 
@@ -125,23 +125,23 @@ def generate(
         check_stops,
         draft_length_from,
         lookup_texts_from,
-        session_settings,
+        pair_settings,
         system_message,
         template_options_from,
     )
-    from specgen.cli.streams import Answer, Messages, silence_stdout, unforeseen
-    from specgen.cli.terminal_mode import Foreground
-    from specgen.loading.libraries import collector_at_rest
+    from specgen.cli.streams import Answer, Messages, internal_error, silence_stdout
+    from specgen.cli.terminal_mode import TerminalMode
+    from specgen.loading.libraries import gc_paused
     from specgen.render.progress import LoadProgress
 
     if as_json and form not in ("auto", "json"):
         raise SettingsError(f"--json and --format {form} exclude each other", "give one of them")
     form = "json" if as_json else form
-    engine = EngineSettings(backend, gpu_layers, context_size, threads)
+    engine = BackendSettings(backend, gpu_layers, context_size, threads)
     messages = Messages(color, quiet)
     answer = Answer(form, view, color, sanitize, output)
     generation: Generation | None = None
-    with StopSignals() as signals, Foreground(hides_keys=False) as foreground:
+    with StopSignals() as signals, TerminalMode(hides_keys=False) as terminal_mode:
         try:
             sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed, same_text)
             # Range errors are told before anything is read or loaded.
@@ -158,11 +158,11 @@ def generate(
             if seed is not None and same_text is False and draft_length[1] == "auto":
                 messages.warning("with --no-same-text and -k auto a seed repeats nothing: add -k N")
             loading = LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0)
-            with loading as progress, collector_at_rest():
+            with loading as progress, gc_paused():
                 progress.stage("starting")
                 _prepare(verbose > 1)
                 plan = _plan(
-                    session_settings(
+                    pair_settings(
                         ModelSettings(target, quant, dtype, device, revision, offline, engine),
                         ModelSettings(
                             draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine
@@ -178,7 +178,7 @@ def generate(
             generation = _new_generation(session, request)
             if view != "off" and answer.view is not None:
                 messages.banner(generation.info, answer.view_name)
-            _run(generation, answer, messages, signals, foreground)
+            _run(generation, answer, messages, signals, terminal_mode)
             # The file first: the document and the summary still are whole if it can't be written.
             failed = saving_error(answer)
             if ((stats and not quiet) or form in ("json", "ndjson")) and not signals.exit_code:
@@ -203,25 +203,25 @@ def generate(
             messages.error(error)
             raise typer.Exit(error.exit_code) from error
         except Exception as error:
-            told = unforeseen(error)
+            told = internal_error(error)
             end_early(told, answer, messages, generation, stats)
-            told.is_told = True
+            told.is_reported = True
             raise told from error
         if signals.exit_code:
             raise typer.Exit(signals.exit_code)
 
 
 def _run(
-    generation: Generation, answer: Answer, messages: Messages, signals: StopSignals, foreground: Foreground
+    generation: Generation, answer: Answer, messages: Messages, signals: StopSignals, terminal_mode: TerminalMode
 ) -> None:
-    generation.clock = foreground.running(generation.clock)
+    generation.clock = terminal_mode.running(generation.clock)
     for notice in generation.session.notices:
         messages.warning(notice)
     answer.start(generation.info)
     try:
         for event in generation:
-            if foreground.was_stopped:
-                foreground.was_stopped = False
+            if terminal_mode.was_stopped:
+                terminal_mode.was_stopped = False
                 answer.renew()
             answer.show(event)
             # From here on there is a next round to stop behind. A long prompt is stopped where it is.
@@ -235,13 +235,13 @@ def _run(
 
 def _measure_baseline(generation: Generation, method: BaselineMethod, messages: Messages, signals: StopSignals) -> None:
     """Time the target alone. The answer is finished: what goes wrong here costs the comparison, nothing else."""
-    from specgen.cli.streams import unforeseen
+    from specgen.cli.streams import internal_error
 
     signals.listener = generation.interrupt
     try:
         generation.measure_baseline(method)
     except Exception as error:  # noqa: BLE001 - a bug of ours included
-        told = error if isinstance(error, SpecgenError) else unforeseen(error)
+        told = error if isinstance(error, SpecgenError) else internal_error(error)
         messages.warning(f"the target alone was not timed: {told.message}")
     finally:
         signals.listener = None
@@ -253,28 +253,28 @@ def _prepare(verbose: bool) -> None:
     prepare_libraries(verbose)
 
 
-def _plan(settings: SessionSettings, progress: LoadProgress) -> Plan:
+def _plan(settings: PairSettings, progress: LoadProgress) -> Plan:
     from specgen.runtime.plan import Plan
 
     return Plan(settings, progress)
 
 
-def _open(plan: Plan, progress: LoadProgress) -> Session:
-    from specgen.runtime.learned_costs import recall
-    from specgen.runtime.loaded_models import open_session
+def _open(plan: Plan, progress: LoadProgress) -> LoadedModels:
+    from specgen.runtime import learned_costs
+    from specgen.runtime.loaded_models import load_models
 
-    session = open_session(plan, progress)
-    recall(session)
+    session = load_models(plan, progress)
+    learned_costs.load(session)
     return session
 
 
-def _keep_costs(session: Session) -> None:
-    from specgen.runtime.learned_costs import keep
+def _keep_costs(session: LoadedModels) -> None:
+    from specgen.runtime import learned_costs
 
-    keep(session)
+    learned_costs.save(session)
 
 
-def _new_generation(session: Session, request: Request) -> Generation:
+def _new_generation(session: LoadedModels, request: Request) -> Generation:
     from specgen.runtime.generation import Generation
 
     return Generation(session, request)

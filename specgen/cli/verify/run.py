@@ -13,13 +13,13 @@ from specgen.cli.interruption import leave
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.stdout import require_stdout
 from specgen.core.errors import DifferenceError, SettingsError
-from specgen.core.settings import DecodeSettings, EngineSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from specgen.render.progress import LoadProgress
     from specgen.runtime.plan import Plan
     from specgen.verify.checks import Prompt
-    from specgen.verify.results import Proof, TextCheck
+    from specgen.verify.results import TextCheck, VerifyReport
 
 EPILOG = """Examples:
 
@@ -77,7 +77,7 @@ def verify(
     if draft == "none" or not num_draft_tokens:
         raise SettingsError("without drafts there is nothing to verify", "give --draft MODEL or lookup, and -k above 0")
     limits = DecodeSettings(max_new_tokens, num_draft_tokens, schedule)
-    engine = EngineSettings(backend, gpu_layers, context_size, threads)
+    engine = BackendSettings(backend, gpu_layers, context_size, threads)
     models = (
         ModelSettings(target, quant, dtype, device, revision, offline, engine),
         ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine),
@@ -109,33 +109,35 @@ def _prove(
     progress: LoadProgress,
     *,
     verbose: bool,
-) -> Proof:
+) -> VerifyReport:
     progress.stage("starting")
     from specgen.loading.libraries import prepare_libraries
 
     prepare_libraries(verbose)
-    from specgen.cli.request import session_settings
+    from specgen.cli.request import pair_settings
     from specgen.runtime.generation import Request, run_info
-    from specgen.runtime.loaded_models import open_session
+    from specgen.runtime.loaded_models import load_models
     from specgen.runtime.plan import Plan
-    from specgen.verify.checks import compare, law_errors
-    from specgen.verify.results import Proof
+    from specgen.verify.checks import compare, distribution_errors
+    from specgen.verify.results import VerifyReport
 
-    plan = Plan(session_settings(*models), progress)
+    plan = Plan(pair_settings(*models), progress)
     limits = replace(limits, end_ids=plan.end_ids)
     made = [_prompt(plan, text) for text in prompts]
-    budgets = [plan.budget(len(prompt.ids), limits.max_new_tokens, limits.max_new_tokens) for prompt in made]
+    budgets = [
+        plan.resolve_max_new_tokens(len(prompt.ids), limits.max_new_tokens, limits.max_new_tokens) for prompt in made
+    ]
     progress.stage("walking every outcome on tables")
-    laws = tuple(law_errors())
-    session = open_session(plan, progress)
+    token_distributions = tuple(distribution_errors())
+    session = load_models(plan, progress)
     progress.stage("comparing passes with different tails")
-    rows = session.check_rows()
+    rows = session.check_batch_invariance()
     texts: list[TextCheck] = []
     for number, (prompt, budget) in enumerate(zip(made, budgets, strict=True), 1):
         progress.stage(f"answering prompt {number} of {len(made)} with the draft and without")
         texts.append(compare(session, prompt, replace(limits, max_new_tokens=budget)))
     info = run_info(session, Request((), limits, SamplingSettings()))
-    return Proof(info, laws, rows, tuple(texts))
+    return VerifyReport(info, token_distributions, rows, tuple(texts))
 
 
 def _prompt(plan: Plan, text: str) -> Prompt:
@@ -149,7 +151,7 @@ def _prompt(plan: Plan, text: str) -> Prompt:
     return Prompt(text, encode_text(plan.tokenizer, text))
 
 
-def _difference(proof: Proof) -> DifferenceError:
+def _difference(proof: VerifyReport) -> DifferenceError:
     different = [(text, text.gap) for text in proof.texts if text.gap is not None and not text.gap.is_near_tie]
     if not different:
         return DifferenceError("the loop's law on tables is not the target's", "this is a bug of specgen: report it")

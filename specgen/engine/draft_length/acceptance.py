@@ -17,7 +17,7 @@ ROUND_STEP = 0.1
 """Weight of the latest round in an average over rounds."""
 
 
-class Surprise:
+class RejectionDrift:
     """Refusals against those expected over the last few tokens.
 
     A drafter can be wrong for a whole text (an edit it would not make): the ratio scales every chance of a refusal.
@@ -41,7 +41,7 @@ class Acceptance:
     """Chance that a model's draft token is accepted, given that those before it were, by the drafter's confidence.
 
     The first guess is the confidence itself; each bin is then corrected by what the target said. A bin forgets slowly;
-    see `Surprise` for what a text does to it.
+    see `RejectionDrift` for what a text does to it.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Acceptance:
         self.mean = 0.7
         """Over all confidences: the guess for a token not drawn yet. Starts where real pairs are."""
         self._num_tested = 0
-        self._surprise = Surprise()
+        self._surprise = RejectionDrift()
 
     def estimate(self, confidence: float) -> float:
         """Chance that the target accepts a token drawn with this confidence."""
@@ -76,7 +76,7 @@ def _bin(confidence: float) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class LookupMatch:
     """A draft that costs nothing to make: what followed the same tokens elsewhere.
 
     Args:
@@ -87,7 +87,7 @@ class Offer:
 
     ids: Sequence[int]
     matched: int
-    is_disputed: bool = False
+    is_ambiguous: bool = False
 
 
 # By length of the match: the first length of each bin, and the first guess of its acceptance.
@@ -109,31 +109,31 @@ class MatchAcceptance:
             [chance * factor * MATCH_PRIOR_WEIGHT for _, chance in MATCH_BINS] for factor in (1, DISPUTED)
         ]
         self._tested = [[MATCH_PRIOR_WEIGHT] * len(MATCH_BINS) for _ in range(2)]
-        self._surprise = Surprise()
+        self._surprise = RejectionDrift()
 
-    def chances(self, offer: Offer) -> list[float]:
+    def chances(self, match: LookupMatch) -> list[float]:
         """Chance of each token of an offer."""
-        return [self._surprise.corrected(self._usual(offer, position)) for position in range(len(offer.ids))]
+        return [self._surprise.corrected(self._usual(match, position)) for position in range(len(match.ids))]
 
-    def observe(self, offer: Offer, written: Sequence[int]) -> None:
+    def observe(self, match: LookupMatch, written: Sequence[int]) -> None:
         """Learn from what the target wrote where an offer was made."""
-        for position, (offered, token) in enumerate(zip(offer.ids, written, strict=False)):
-            self._surprise.observe(self._usual(offer, position), offered == token)
-            accepted, tested, index = self._bin(offer, position)
+        for position, (offered, token) in enumerate(zip(match.ids, written, strict=False)):
+            self._surprise.observe(self._usual(match, position), offered == token)
+            accepted, tested, index = self._bin(match, position)
             accepted[index] = accepted[index] * MEMORY + (offered == token)
             tested[index] = tested[index] * MEMORY + 1
             if offered != token:
                 break
 
-    def _usual(self, offer: Offer, position: int) -> float:
-        accepted, tested, index = self._bin(offer, position)
+    def _usual(self, match: LookupMatch, position: int) -> float:
+        accepted, tested, index = self._bin(match, position)
         return accepted[index] / tested[index]
 
-    def _bin(self, offer: Offer, position: int) -> tuple[list[float], list[float], int]:
+    def _bin(self, match: LookupMatch, position: int) -> tuple[list[float], list[float], int]:
         """Only an offer's first token is disputed: the way that was chosen there is one."""
-        length = offer.matched + position
+        length = match.matched + position
         index = max(i for i, (first, _) in enumerate(MATCH_BINS) if first <= length)
-        kind = int(offer.is_disputed and position == 0)
+        kind = int(match.is_ambiguous and position == 0)
         return self._accepted[kind], self._tested[kind], index
 
 
@@ -160,7 +160,7 @@ class RecentRounds:
         self.seconds += (seconds - self.seconds) * step
 
 
-class ModelWorth:
+class DraftModelStats:
     """What a round that the draft model drafted brought and cost, on average over the recent ones."""
 
     def __init__(self) -> None:

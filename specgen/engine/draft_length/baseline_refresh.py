@@ -18,7 +18,7 @@ MOST_IN_A_ROW = 4
 """More than half of the samples whose median is the known figure: then it has moved, too."""
 
 
-class PlainChecks:
+class BaselineRefresh:
     """Counts rounds since the last plain one."""
 
     def __init__(self) -> None:

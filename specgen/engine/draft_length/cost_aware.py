@@ -12,8 +12,14 @@ from operator import mul
 
 from specgen.core.events import Round
 from specgen.core.settings import LONGEST_AUTO_DRAFT
-from specgen.engine.draft_length.acceptance import Acceptance, MatchAcceptance, ModelWorth, Offer, RecentRounds
-from specgen.engine.draft_length.baseline_refresh import PlainChecks
+from specgen.engine.draft_length.acceptance import (
+    Acceptance,
+    DraftModelStats,
+    LookupMatch,
+    MatchAcceptance,
+    RecentRounds,
+)
+from specgen.engine.draft_length.baseline_refresh import BaselineRefresh
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 
 FIRST_DRAFT = 1
@@ -24,9 +30,9 @@ RATE_STEP = 0.05
 PROBE_LENGTHS = (1, 3, 4, 5, 7)
 """Not 2: in float32 a pass over three tokens was measured dearer than one over four, and whoever has paid for it hopes
 for nothing cheaper behind it."""
-FIRST_ALLOWANCE, LARGEST_ALLOWANCE = 1.5, 4.0
+FIRST_EXPLORATION_BUDGET, LARGEST_EXPLORATION_BUDGET = 1.5, 4.0
 """Tokens that tries of a draft that does not pay may cost: at first, and at most."""
-SHARE_OF_TRIES = 0.01
+EXPLORATION_SHARE = 0.01
 """What is added to that with each token written: tries cost about this share of the time, however bad the draft."""
 MARGIN = 0.5
 """Tokens by which an offer must be worth more than the model's draft: where a match is good, the model is, too."""
@@ -58,38 +64,38 @@ class CostAwareLength:
         self.acceptance = Acceptance()
         self.matches = MatchAcceptance()
         self._confidences: list[float] = []
-        self._offer: Offer | None = None
+        self._offer: LookupMatch | None = None
         self._reach = 1.0
         self._recent = RecentRounds(RATE_STEP)
         """Those that were no tries."""
-        self._allowance = FIRST_ALLOWANCE
+        self._exploration_budget = FIRST_EXPLORATION_BUDGET
         self._is_probe = False
         self._probe_length, self._probe_yield = 0, 0.0
-        self._worth = ModelWorth()
-        self._plain_checks = PlainChecks()
+        self._worth = DraftModelStats()
+        self._plain_checks = BaselineRefresh()
 
-    def begin(self) -> None:
+    def start_round(self) -> None:
         self._confidences = []
         self._offer = None
         self._reach = 1.0
         self._is_probe = False
 
-    def drew(self, confidence: float) -> None:
+    def on_token(self, confidence: float) -> None:
         self._confidences.append(confidence)
         self._reach *= self.acceptance.estimate(confidence)
 
-    def take(self, offer: Offer, *, has_rival: bool) -> int:
-        self._offer = offer
-        if not self.costs.is_known(1):
+    def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
+        self._offer = match
+        if not self.costs.is_supported(1):
             return 0
-        chances = self.matches.chances(offer)[: self._longest_to_try()]
+        chances = self.matches.chances(match)[: self._longest_to_try()]
         best, gain = self._best_length(chances, self.costs.seconds)
-        if not best and self._allowance >= 1:
+        if not best and self._exploration_budget >= 1:
             # What longer passes cost is not known: it may be little.
-            best, gain = self._best_length(chances, self.costs.hoped_seconds)
+            best, gain = self._best_length(chances, self.costs.optimistic_seconds)
             self._is_probe = best > 0
             self._probe_yield = sum(accumulate(chances[:best], mul))
-        if best and has_rival and not self._beats_the_model(gain, sum(accumulate(chances[:best], mul)) + 1):
+        if best and has_draft_model and not self._beats_the_model(gain, sum(accumulate(chances[:best], mul)) + 1):
             self._is_probe = False
             return 0
         return best
@@ -117,12 +123,12 @@ class CostAwareLength:
             rival = self._gain_ahead(0)
         return gain > rival + MARGIN + (rate * self._worth.seconds_missed * num_tokens if rival > 0 else 0.0)
 
-    def wants_more(self) -> bool:
+    def should_draft(self) -> bool:
         length = len(self._confidences)
         # The first round is a plain one: it tells what a token of the target costs, and nobody waits for a draft.
-        if not self.costs.is_known(1) or length >= min(LONGEST_AUTO_DRAFT, self._longest_to_try()):
+        if not self.costs.is_supported(1) or length >= min(LONGEST_AUTO_DRAFT, self._longest_to_try()):
             return False
-        if not self.draft_cost.is_known and length >= FIRST_DRAFT:
+        if not self.draft_cost.is_supported and length >= FIRST_DRAFT:
             return False
         if not length and self._plain_checks.is_due(self._rate() * self.costs.seconds(1) - 1):
             return False
@@ -133,7 +139,7 @@ class CostAwareLength:
         if length == 0:
             self._probe_length, loss = self._least_bad_length()
             self._probe_yield = self._yield(self._probe_length)
-            self._is_probe = loss <= self._allowance
+            self._is_probe = loss <= self._exploration_budget
         return self._is_probe
 
     def observe(self, round_: Round) -> None:
@@ -157,7 +163,7 @@ class CostAwareLength:
 
     def _learn_draft_cost(self, round_: Round, num_drafted: int) -> None:
         # After a pause the drafter first reads what it missed; that is not the price of a token.
-        if not self._worth.num_missed or (not self.draft_cost.is_known and self._worth.num_missed <= FIRST_DRAFT):
+        if not self._worth.num_missed or (not self.draft_cost.is_supported and self._worth.num_missed <= FIRST_DRAFT):
             self.draft_cost.observe(num_drafted, round_.draft_seconds)
         self._worth.observe(round_, num_drafted * self.draft_cost.seconds)
 
@@ -167,8 +173,10 @@ class CostAwareLength:
         Not less those that came: bad luck with a few tokens is no reason to stop trying.
         """
         if self._is_probe:
-            self._allowance -= max(round_.seconds / self.costs.seconds(1) - 1 - self._probe_yield, 0.0)
-        self._allowance = min(self._allowance + SHARE_OF_TRIES * len(round_.token_ids), LARGEST_ALLOWANCE)
+            self._exploration_budget -= max(round_.seconds / self.costs.seconds(1) - 1 - self._probe_yield, 0.0)
+        self._exploration_budget = min(
+            self._exploration_budget + EXPLORATION_SHARE * len(round_.token_ids), LARGEST_EXPLORATION_BUDGET
+        )
 
     def _rate(self) -> float:
         plain = self.costs.seconds(1)
@@ -177,14 +185,14 @@ class CostAwareLength:
 
     def _gain_ahead(self, length: int) -> float:
         """Best of yield - rate * cost over numbers of further tokens."""
-        here = self.costs.hoped_seconds(length + 1)
+        here = self.costs.optimistic_seconds(length + 1)
         # Drafting pays at all if it beats plain decoding; a lucky rate of late says nothing about that.
         rate = self._rate() if length else 1 / here
         gain, best, chance = 0.0, -1.0, self._reach
         for further in range(1, min(LONGEST_AUTO_DRAFT, self._longest_to_try()) - length + 1):
             chance *= self.acceptance.mean
             gain += chance
-            cost = further * self.draft_cost.seconds + self.costs.hoped_seconds(length + further + 1) - here
+            cost = further * self.draft_cost.seconds + self.costs.optimistic_seconds(length + further + 1) - here
             best = max(best, gain - rate * cost)
         return best
 
@@ -196,14 +204,14 @@ class CostAwareLength:
         """What it costs the draft model to read what it missed: as many of its steps as it would take the target."""
         num_missed = self._worth.num_missed
         share = self.draft_cost.seconds / self.costs.seconds(1)
-        expected = share * (self.costs.hoped_seconds(num_missed + 1) - self.costs.seconds(1))
+        expected = share * (self.costs.optimistic_seconds(num_missed + 1) - self.costs.seconds(1))
         return max(expected, num_missed * self._worth.seconds_missed)
 
     def _least_bad_length(self) -> tuple[int, float]:
         """Length of a try: where drafting would come closest to paying; and the tokens it is expected to lose."""
 
         def loss(length: int) -> float:
-            extra = self.costs.hoped_seconds(length + 1) - self.costs.seconds(1)
+            extra = self.costs.optimistic_seconds(length + 1) - self.costs.seconds(1)
             seconds = length * self.draft_cost.seconds + extra + self._reading_seconds()
             return seconds / self.costs.seconds(1) - self._yield(length)
 

@@ -9,7 +9,7 @@ from statistics import median
 NUM_SAMPLES = 7
 """Samples kept per length. Their median shrugs off a busy neighbour and still follows a growing context."""
 
-HOPED_SLOPE = 0.05
+OPTIMISTIC_SLOPE = 0.05
 """Cost of a further token, as a share of one pass, where nothing is known: hopeful, so that lengths get tried."""
 
 HALF_LIFE = 16
@@ -75,7 +75,7 @@ class CostTable:
         """Passes of this run."""
         return self._num_passes.total()
 
-    def is_known(self, num_tokens: int) -> bool:
+    def is_supported(self, num_tokens: int) -> bool:
         """Whether a pass over so many tokens was timed."""
         return num_tokens in self._medians
 
@@ -93,19 +93,19 @@ class CostTable:
         share = (num_tokens - below) / (above - below)
         return self._medians[below] * (1 - share) + self._medians[above] * share
 
-    def hoped_seconds(self, num_tokens: int) -> float:
+    def optimistic_seconds(self, num_tokens: int) -> float:
         """As `seconds`, but where nothing is known every further token is next to free."""
         longest = max(self._medians, default=0)
         if num_tokens <= longest or not longest:
             return self.seconds(num_tokens)
-        return self._medians[longest] + self._medians[min(self._medians)] * HOPED_SLOPE * (num_tokens - longest)
+        return self._medians[longest] + self._medians[min(self._medians)] * OPTIMISTIC_SLOPE * (num_tokens - longest)
 
     def _slope_behind(self, longest: int) -> float:
         """Of a token beyond the longest known pass: what a token cost on average up to there."""
         shortest = min(self._medians)
         one = self._medians[shortest]
         mean = (self._medians[longest] - one) / (longest - shortest) if longest > shortest else one
-        return max(HOPED_SLOPE * one, mean)
+        return max(OPTIMISTIC_SLOPE * one, mean)
 
 
 class DraftCost:
@@ -134,7 +134,7 @@ class DraftCost:
         self._num_rounds += 1
 
     @property
-    def is_known(self) -> bool:
+    def is_supported(self) -> bool:
         """Whether a drafted token was timed, now or in an earlier run."""
         return bool(self._samples) or self._earlier is not None
 

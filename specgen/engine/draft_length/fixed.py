@@ -6,7 +6,7 @@ from itertools import accumulate
 from operator import mul
 
 from specgen.core.events import Round
-from specgen.engine.draft_length.acceptance import MatchAcceptance, Offer
+from specgen.engine.draft_length.acceptance import LookupMatch, MatchAcceptance
 
 NUM_RECENT = 10
 """Rounds an average is taken over, roughly."""
@@ -27,25 +27,25 @@ class FixedLength:
 
     def __init__(self) -> None:
         self._matches = MatchAcceptance()
-        self._offer: Offer | None = None
+        self._offer: LookupMatch | None = None
         self._num_accepted = FIRST_GUESS
         """Tokens kept of a model's draft, over the recent ones."""
 
-    def begin(self) -> None:
+    def start_round(self) -> None:
         self._offer = None
 
-    def wants_more(self) -> bool:
+    def should_draft(self) -> bool:
         return True
 
-    def drew(self, confidence: float) -> None:
+    def on_token(self, confidence: float) -> None:
         """Nothing to note."""
 
-    def take(self, offer: Offer, *, has_rival: bool) -> int:
-        self._offer = offer
-        if has_rival:
-            expected = sum(accumulate(self._matches.chances(offer), mul))
-            return len(offer.ids) if expected >= self._num_accepted else 0
-        return len(offer.ids) if offer.matched >= SHORTEST_MATCH else 0
+    def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
+        self._offer = match
+        if has_draft_model:
+            expected = sum(accumulate(self._matches.chances(match), mul))
+            return len(match.ids) if expected >= self._num_accepted else 0
+        return len(match.ids) if match.matched >= SHORTEST_MATCH else 0
 
     def observe(self, round_: Round) -> None:
         if self._offer is not None:

@@ -5,25 +5,25 @@ from __future__ import annotations
 from typing import Protocol
 
 from specgen.core.events import Round
-from specgen.engine.draft_length.acceptance import Offer
+from specgen.engine.draft_length.acceptance import LookupMatch
 
 
 class LengthPolicy(Protocol):
     """Decides the length of each draft."""
 
     uses_confidence: bool
-    """Whether `drew` is wanted: for a greedy draft the confidence costs a pass over the vocabulary."""
+    """Whether `on_token` is wanted: for a greedy draft the confidence costs a pass over the vocabulary."""
 
-    def begin(self) -> None:
+    def start_round(self) -> None:
         """A round begins."""
 
-    def wants_more(self) -> bool:
+    def should_draft(self) -> bool:
         """Whether to draft one more token."""
 
-    def drew(self, confidence: float) -> None:
+    def on_token(self, confidence: float) -> None:
         """A token was drawn and is kept; `confidence`, 0 to 1, is how sure the drafter was of it."""
 
-    def take(self, offer: Offer, *, has_rival: bool) -> int:
+    def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         """A draft is at hand that costs nothing but its verification: how many of its tokens to propose.
 
         Args:

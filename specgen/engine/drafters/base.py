@@ -90,12 +90,12 @@ def failure_of(work: Callable[[], object]) -> DraftError | None:
     return None
 
 
-def give_up(drafter: Drafter) -> None:
+def release_after_failure(drafter: Drafter) -> None:
     """Let a drafter give its cache back, of which nobody knows any more what it holds; it may be too broken for it."""
     failure_of(lambda: drafter.rewind(0))
 
 
-def told(failure: Failure) -> str:
+def failure_notice(failure: Failure) -> str:
     """The notice that a drafter was given up."""
     if isinstance(failure, MemoryShortageError):
         return f"{failure.message}: the draft was dropped; the text is not affected"

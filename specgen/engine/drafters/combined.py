@@ -10,7 +10,7 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.verification import Draft
 
 
-class RoutedDrafter:
+class CombinedDrafter:
     """A draft model with prompt lookup beside it.
 
     The tokens of a match cost nothing to draft, but a wrong one wastes the round: so the policy weighs the match, by
@@ -27,11 +27,11 @@ class RoutedDrafter:
         self.model.feed(ids)
 
     def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
-        offer = self.lookup.offer(ids, limit)
-        if offer is not None:
-            num_taken = lengths.take(offer, has_rival=True)
+        match = self.lookup.match(ids, limit)
+        if match is not None:
+            num_taken = lengths.tokens_to_take(match, has_draft_model=True)
             if num_taken:
-                return drafted(offer, num_taken)
+                return drafted(match, num_taken)
         return self.model.propose(ids, limit, lengths)
 
     def rewind(self, length: int) -> None:

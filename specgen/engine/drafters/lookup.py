@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from specgen.engine.draft_length.acceptance import Offer
+from specgen.engine.draft_length.acceptance import LookupMatch
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import empty_draft
-from specgen.engine.drafters.suffix_automaton import Match, Place, SuffixAutomaton
+from specgen.engine.drafters.suffix_automaton import Cursor, Match, SuffixAutomaton
 from specgen.engine.verification import Draft
 
 BORDER = -1
@@ -32,7 +32,7 @@ class LookupDrafter:
         for text in texts:
             self._given.extend([*text, BORDER])
         self._text = SuffixAutomaton()
-        self._place = Place()
+        self._place = Cursor()
         """Of the text so far in the given ones."""
 
     @property
@@ -49,10 +49,10 @@ class LookupDrafter:
                 self._place = self._given.step(self._place, token)
 
     def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
-        offer = self.offer(ids, limit)
-        return empty_draft() if offer is None else drafted(offer, lengths.take(offer, has_rival=False))
+        match = self.match(ids, limit)
+        return empty_draft() if match is None else drafted(match, lengths.tokens_to_take(match, has_draft_model=False))
 
-    def offer(self, ids: Sequence[int], limit: int) -> Offer | None:
+    def match(self, ids: Sequence[int], limit: int) -> LookupMatch | None:
         """What followed the longest end of `ids` that occurred before, at most `limit` tokens; None if none did."""
         self.feed(ids)
         here = self._text.match(self._text.last, ids[-1])
@@ -67,16 +67,16 @@ class LookupDrafter:
     def rewind(self, length: int) -> None:
         """Start over if indexed text was taken back (a chat turn undone); rejected drafts never were in the index."""
         if length < len(self._text.ids):
-            self._text, self._place = SuffixAutomaton(), Place()
+            self._text, self._place = SuffixAutomaton(), Cursor()
 
 
-def drafted(offer: Offer, num_tokens: int) -> Draft:
+def drafted(match: LookupMatch, num_tokens: int) -> Draft:
     """The first tokens of an offer as a draft."""
-    return Draft(torch.tensor(offer.ids[:num_tokens], dtype=torch.int64), source="lookup")
+    return Draft(torch.tensor(match.ids[:num_tokens], dtype=torch.int64), source="lookup")
 
 
-def _offer(match: Match, ids: Sequence[int]) -> Offer | None:
-    return Offer(ids, match.length, match.num_alike < match.num_occurrences) if ids else None
+def _offer(match: Match, ids: Sequence[int]) -> LookupMatch | None:
+    return LookupMatch(ids, match.length, match.num_same_continuation < match.num_occurrences) if ids else None
 
 
 def _repeated(ids: Sequence[int], start: int, count: int) -> list[int]:

@@ -13,7 +13,7 @@ from specgen.engine.contract import LanguageModel
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import draft_errors, empty_draft
 from specgen.engine.randomness import PositionNoise, Randomness
-from specgen.engine.sampling import Laws, laws, seen_rows
+from specgen.engine.sampling import TokenDistributions, seen_rows, token_distributions
 from specgen.engine.verification import Draft
 
 
@@ -66,23 +66,27 @@ class ModelDrafter:
     def _propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
         drafted = torch.empty(0, dtype=torch.int64, device=self.model.device)
         rows: list[Tensor] = []
-        while drafted.shape[0] < limit and lengths.wants_more():
+        while drafted.shape[0] < limit and lengths.should_draft():
             logits = self.model.logits(ids, 1, tail=drafted)
             seen = seen_rows(ids, drafted, self._vocab_size, self._sampling, self.model.device)
             position = len(ids) + drafted.shape[0]
             noise = None if self._noise is None else self._noise.rows(position, 1)
-            law = laws(logits, self._sampling, self._own(None if seen is None else seen[-1:]), self._own(noise))
+            distribution = token_distributions(
+                logits, self._sampling, self._own(None if seen is None else seen[-1:]), self._own(noise)
+            )
             # A greedy draft on CUDA is spared the host read: whatever comes of NaN there, the target checks it.
-            if (law.probs is not None or lengths.uses_confidence or not logits.is_cuda) and not bool(law.is_finite):
+            if (distribution.probs is not None or lengths.uses_confidence or not logits.is_cuda) and not bool(
+                distribution.is_finite
+            ):
                 raise NumericalError("the draft model's logits hold NaN or infinity")
-            if law.probs is None:
-                column = law.ids
+            if distribution.probs is None:
+                column = distribution.ids
             else:
-                column = self._randomness.draw(law.probs[0]).view(1).to(self.model.device)
-                rows.append(self._whole(law.probs))
+                column = self._randomness.draw(distribution.probs[0]).view(1).to(self.model.device)
+                rows.append(self._whole(distribution.probs))
             drafted = torch.cat([drafted, column if self._columns is None else self._columns[column]])
             if lengths.uses_confidence:
-                lengths.drew(_confidence(logits, law))
+                lengths.on_token(_confidence(logits, distribution))
         return Draft(drafted, torch.cat(rows) if rows else None)
 
     def rewind(self, length: int) -> None:
@@ -107,8 +111,8 @@ class ModelDrafter:
         return max(ids[self.model.length :], default=0) < self.model.num_embeddings
 
 
-def _confidence(logits: Tensor, law: Laws) -> float:
+def _confidence(logits: Tensor, distribution: TokenDistributions) -> float:
     """Probability of the likeliest token. A host read, which on CUDA waits for the draft's step."""
-    if law.probs is not None:
-        return float(law.probs.max())
+    if distribution.probs is not None:
+        return float(distribution.probs.max())
     return float((logits.max() - logits.logsumexp(dim=-1)).exp())

@@ -25,11 +25,11 @@ class Match:
     length: int
     end: int
     num_occurrences: int
-    num_alike: int
+    num_same_continuation: int
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Cursor:
     """The longest end of some text that occurs in an automaton's: a state, and how many tokens."""
 
     state: int = ROOT
@@ -58,19 +58,19 @@ class SuffixAutomaton:
             self._add(token)
 
     @property
-    def last(self) -> Place:
+    def last(self) -> Cursor:
         """The place of the automaton's own text."""
-        return Place(self._last, self._length[self._last])
+        return Cursor(self._last, self._length[self._last])
 
-    def step(self, place: Place, token: int) -> Place:
+    def step(self, place: Cursor, token: int) -> Cursor:
         """The place of a text that has grown by `token`."""
         state, length = place.state, place.length
         while state != NONE and token not in self._next[state]:
             state = self._link[state]
             length = self._length[state] if state != NONE else 0
-        return Place() if state == NONE else Place(self._next[state][token], length + 1)
+        return Cursor() if state == NONE else Cursor(self._next[state][token], length + 1)
 
-    def match(self, place: Place, token: int) -> Match | None:
+    def match(self, place: Cursor, token: int) -> Match | None:
         """The longest run that ends a text followed by `token` and occurs here; None if `token` does not.
 
         Args:
@@ -85,8 +85,8 @@ class SuffixAutomaton:
         # A run that ended with the text went on with `token`, which is not indexed yet.
         is_last = end == len(self.ids)
         following = self._next[state].get(token if is_last else self.ids[end])
-        num_alike = is_last + (0 if following is None else self._count[following])
-        return Match(length, end, self._count[state], num_alike)
+        num_same_continuation = is_last + (0 if following is None else self._count[following])
+        return Match(length, end, self._count[state], num_same_continuation)
 
     def _add(self, token: int) -> None:
         self.ids.append(token)

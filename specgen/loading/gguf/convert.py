@@ -163,12 +163,12 @@ def _verify(folder: Path) -> None:
 
     from specgen.loading.config_check import check_folder
     from specgen.loading.transformers_weights import check_complete
-    from specgen.text.tokenizer import check_rows, load_tokenizer
+    from specgen.text.tokenizer import check_num_rows, load_tokenizer
     from specgen.text.vocabulary import table_size
 
     auto: Any = transformers.AutoModelForCausalLM
     facts = check_folder(folder)
-    check_rows(table_size(load_tokenizer(folder)), facts.vocab_rows, folder)
+    check_num_rows(table_size(load_tokenizer(folder)), facts.vocab_rows, folder)
     _, loading = auto.from_pretrained(
         folder,
         trust_remote_code=False,

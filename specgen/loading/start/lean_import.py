@@ -97,7 +97,7 @@ def meta_without_sympy() -> Iterator[None]:
         torch.empty(0)  # torch lists what makes tensors as the first such context needs it, and must not list these
 
     def normal_of(real: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda tensor, *law, **named: tensor if tensor.is_meta else real(tensor, *law, **named)
+        return lambda tensor, *distribution, **named: tensor if tensor.is_meta else real(tensor, *distribution, **named)
 
     def arange_of(real: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *bounds, **named: real(*bounds, **{"device": "cpu", **named})

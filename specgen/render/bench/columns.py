@@ -83,8 +83,8 @@ def name_columns(figures: Sequence[Figures], num_cells: int | None, signs: Glyph
         names = [shorten(name, num_cells, signs.cut) for name in names]
     lengths = [NOTHING if item.setting.drafter == "none" else item.setting.length for item in figures]
     columns = [Cells("draft", tuple(names), is_left=True), Cells("k", tuple(lengths))]
-    if any(item.setting.engine for item in figures):
-        columns.insert(0, Cells("engine", tuple(item.setting.engine for item in figures), is_left=True))
+    if any(item.setting.backend for item in figures):
+        columns.insert(0, Cells("engine", tuple(item.setting.backend for item in figures), is_left=True))
     return columns
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from specgen import __version__
-from specgen.bench.advice import Recommendation, cautions_of, command_words, recommend
+from specgen.bench.advice import Recommendation, command_line_for, recommend, warnings_of
 from specgen.bench.figures import Figures, figures_of
 from specgen.bench.results import BenchReport, Difference, Run, Setting
 from specgen.render.bench.columns import figure_columns, method_lines, name_columns
@@ -52,7 +52,7 @@ def bench_document(report: BenchReport) -> Document:
         "categories": _categories(report),
         "costs": _costs(report),
         "recommendation": recommendation_document(recommend(figures)),
-        "warnings": [asdict(caution) for caution in cautions_of(report, figures)],
+        "warnings": [asdict(caution) for caution in warnings_of(report, figures)],
         "notices": list(report.notices),
     }
 
@@ -136,7 +136,7 @@ def recommendation_document(advice: Recommendation) -> Document:
     chosen = advice.figures
     return {
         "setting": None if chosen is None else _setting(chosen.setting),
-        "options": "-d none" if chosen is None else command_words(chosen.setting),
+        "options": "-d none" if chosen is None else command_line_for(chosen.setting),
         "reason": advice.reason,
     }
 
@@ -167,7 +167,7 @@ def markdown_text(report: BenchReport, figures: Sequence[Figures], advice: Recom
     chosen = recommendation_document(advice)
     head = "Do not speculate" if chosen["setting"] is None else "Recommended"
     lines += ["", f"{head}: `{chosen['options']}`. {_escaped(advice.reason)}"]
-    doubts = [f"- {_escaped(caution.message)}" for caution in cautions_of(report, figures)]
+    doubts = [f"- {_escaped(caution.message)}" for caution in warnings_of(report, figures)]
     return "\n".join([*lines, *(["", "To be read with care:", "", *doubts] if doubts else []), ""])
 
 
@@ -182,7 +182,7 @@ def _setting(setting: Setting) -> Document:
         "draft": None if setting.drafter == "none" else setting.label,
         "k": setting.length,
         "drafter": setting.drafter,
-        "engine": setting.engine or None,
+        "engine": setting.backend or None,
     }
 
 

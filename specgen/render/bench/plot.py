@@ -71,7 +71,7 @@ def _title(report: BenchReport) -> str:
 def _label(figures: Figures) -> str:
     """A draft, and its engine where two are compared."""
     setting = figures.setting
-    return f"{setting.label} on {setting.engine}" if setting.engine else setting.label
+    return f"{setting.label} on {setting.backend}" if setting.backend else setting.label
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _curve(axes: Any, report: BenchReport, own: Sequence[Figures], lengths: Sequ
     """Leviathan's model with the α of these runs and the measured costs. For a draft model only: lookup has no
     chance that is the same at every position, and often drafts nothing."""
     # The costs are the first engine's.
-    timed = [item for item in own if item.setting.engine == report.settings[BASELINE].engine]
+    timed = [item for item in own if item.setting.backend == report.settings[BASELINE].backend]
     fixed = [item for item in timed if item.setting.schedule == "constant" and item.setting.drafter == "model"]
     if not fixed or report.costs is None or len(lengths) == 0:
         return

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from specgen.bench.advice import Recommendation, command_words
+from specgen.bench.advice import Recommendation, command_line_for
 from specgen.bench.figures import Figures, break_even_alpha, figures_of
 from specgen.bench.results import BASELINE, BenchReport
 from specgen.render.bench.columns import Cells, figure_columns, method_lines, name_columns, speedup_words
@@ -68,7 +68,7 @@ def format_advice(advice: Recommendation, width: int) -> Text:
     if advice.figures is None:
         text.append("do not speculate", "label").append(" with these: -d none")
     else:
-        text.append("recommended: ", "label").append(one_line(command_words(advice.figures.setting)))
+        text.append("recommended: ", "label").append(one_line(command_line_for(advice.figures.setting)))
     for line in textwrap.wrap(advice.reason, width, break_long_words=False, break_on_hyphens=False):
         text.append("\n").append(line)
     return text
@@ -110,7 +110,7 @@ def _row_of(figures: Sequence[Figures], index: int | None) -> int | None:
 def _names(figures: Sequence[Figures], width: int, signs: Glyphs, *, ascii_only: bool) -> list[Cells]:
     """Name columns; names are cut so far that the figures fit beside them in one part, if that leaves enough."""
     figures_width = sum(GAP + column.width for column in figure_columns(figures, None, signs)) + GAP + len("auto")
-    engine_width = max(len(item.setting.engine) for item in figures)
+    engine_width = max(len(item.setting.backend) for item in figures)
     room = width - figures_width - len(" best") - (GAP + engine_width if engine_width else 0)
     return name_columns(figures, room if room >= SMALLEST_NAME else width // 4, signs, ascii_only=ascii_only)
 
@@ -186,8 +186,8 @@ def _costs(report: BenchReport, width: int, signs: Glyphs) -> Text | None:
         needs = [(k, break_even_alpha(k, costs, label)) for k in lengths]
         words = [f"-k {k} {'never' if need is None else f'{100 * need:.0f} %'}" for k, need in needs]
         lines.append(f"{text}; {signs.alpha} from which it pays: {', '.join(words)}")
-    engine = report.settings[BASELINE].engine
-    title = Text(f"costs on {engine}" if engine else "costs", "label")
+    backend = report.settings[BASELINE].backend
+    title = Text(f"costs on {backend}" if backend else "costs", "label")
     return Text("\n").join([title, *(Text(part) for line in lines for part in _wrapped(line, width))])
 
 

@@ -18,8 +18,8 @@ from specgen.engine.randomness import TorchRandomness
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation
-from specgen.runtime.loaded_models import Session, open_session
-from specgen.runtime.plan import Plan, SessionSettings
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.plan import PairSettings, Plan
 from specgen.storage.transcript import Transcript, from_json
 from specgen.text.chat_template import TemplateChoice
 from tests.fakes import CPU, ids_of
@@ -69,25 +69,25 @@ def wordy_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 
 @cache
-def _loaded(folder: Path, drafter: str, draft: Path | None) -> Session:
-    settings = SessionSettings(
+def _loaded(folder: Path, drafter: str, draft: Path | None) -> LoadedModels:
+    settings = PairSettings(
         ModelSettings(str(folder), "none", "float32", "cpu"),
         drafter="model" if draft else drafter,  # type: ignore[arg-type]
         draft=None if draft is None else ModelSettings(str(draft), "none", "float32", "cpu"),
     )
-    return open_session(Plan(settings))
+    return load_models(Plan(settings))
 
 
-def open_toy(folder: Path, *, drafter: str = "lookup", draft: Path | None = None) -> Session:
+def open_toy(folder: Path, *, drafter: str = "lookup", draft: Path | None = None) -> LoadedModels:
     """A session with empty caches; weights are read once per test run."""
     loaded = _loaded(folder, drafter, draft)
     target = CachedModel(loaded.target.model, loaded.target.vocab_size)
     small = None if loaded.draft is None else CachedModel(loaded.draft.model, loaded.draft.vocab_size)
-    return Session(loaded.plan, target, loaded.target_info, small, loaded.draft_info)
+    return LoadedModels(loaded.plan, target, loaded.target_info, small, loaded.draft_info)
 
 
 def converse(
-    session: Session,
+    session: LoadedModels,
     settings: ReplySettings = SHORT,
     *,
     template: TemplateChoice = OWN_TEMPLATE,
@@ -111,7 +111,7 @@ def prefill_of(events: Sequence[TextEvent]) -> Prefill:
     return next(event for event in events if isinstance(event, Prefill))
 
 
-def fresh_ids(session: Session, generation: Generation) -> list[int]:
+def fresh_ids(session: LoadedModels, generation: Generation) -> list[int]:
     """What the target alone writes from empty caches behind the same prompt."""
     request = generation.request
     target = CachedModel(session.target.model, session.target.vocab_size)
@@ -120,7 +120,7 @@ def fresh_ids(session: Session, generation: Generation) -> list[int]:
     return ids_of(list(decode(target, NoDrafter(), request.prompt_ids, limits, request.sampling, randomness)))
 
 
-def assert_caches_fit(session: Session) -> None:
+def assert_caches_fit(session: LoadedModels) -> None:
     """Both caches hold a prefix of the text: what they say next is what empty ones would say."""
     models = [session.target] if session.draft is None else [session.target, session.draft]
     for cached in models:

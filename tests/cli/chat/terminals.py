@@ -103,7 +103,7 @@ class Shell:
     def await_stop(self) -> None:
         assert os.read(self._stopped, 1) == b"z"
 
-    def foreground(self) -> None:
+    def terminal_mode(self) -> None:
         os.write(self._go_on, b".")
 
 

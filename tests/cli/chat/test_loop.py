@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from specgen.cli.chat import loop as chat_loop
-from specgen.cli.chat.autosave import Saving
+from specgen.cli.chat.autosave import Autosave
 from specgen.cli.chat.loop import Chat
-from specgen.cli.chat.reply import Look
+from specgen.cli.chat.reply import DisplayOptions
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.request import SamplingOptions
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages
-from specgen.cli.terminal_mode import Foreground
+from specgen.cli.terminal_mode import TerminalMode
 from specgen.core.events import RoundText
 from specgen.core.settings import ModelSettings
 from specgen.models.transformers_model import CachedModel
@@ -103,14 +103,14 @@ def open_stage(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> It
         messages = Messages("never", quiet=False, environ={})
         # Left in the order opposite to the entering, or the first handler would outlive the test.
         signals = entered.enter_context(StopSignals())
-        saving = Saving(SessionFolder(), changes.pop("file", None), is_on=True, warn=messages.warning)
+        saving = Autosave(SessionFolder(), changes.pop("file", None), is_on=True, warn=messages.warning)
 
         def open_draft(name: str) -> list[str]:
             draft = None if name in ("lookup", "none") else ModelSettings(name, "none", "float32", "cpu")
-            return session.use_drafter(session.plan.with_drafter("model" if draft else name, draft))  # type: ignore[arg-type]
+            return session.replace_drafter(session.plan.with_drafter("model" if draft else name, draft))  # type: ignore[arg-type]
 
-        terminal = Foreground()
-        chat = Chat(conversation, None, messages, signals, saving, settings, Look(), terminal, open_draft)  # type: ignore[arg-type]
+        terminal = TerminalMode()
+        chat = Chat(conversation, None, messages, signals, saving, settings, DisplayOptions(), terminal, open_draft)  # type: ignore[arg-type]
         stage = Stage(chat, out, err, monkeypatch)
         chat.editor = stage  # type: ignore[assignment]
         opened.append(stage)
@@ -463,7 +463,7 @@ def test_the_first_ctrl_c_keeps_the_reply_and_the_chat_goes_on(open_stage: Opene
     stage = open_stage(toy, settings=ChatSettings(GREEDY, max_new_tokens=30, draft_tokens="2"))
     at_round(stage, 3, raise_signal(signal.SIGINT))
 
-    assert stage.play("a", lambda: setattr(stage.chat, "look", Look()), "b") == 0
+    assert stage.play("a", lambda: setattr(stage.chat, "look", DisplayOptions()), "b") == 0
 
     first, second = [message for message in stage.chat.conversation.messages if message.role == "assistant"]
     assert (first.interrupted, first.stats["num_rounds"]) == (True, 4)
@@ -486,7 +486,7 @@ def test_a_stopped_reply_is_not_followed_by_a_measurement(open_stage: Opener, to
         "a",
         lambda: lengths.append(0 if stage.chat.last is None else len(stage.chat.last.token_ids)),
         lambda: found.append(stage.chat.conversation.baseline),
-        lambda: setattr(stage.chat, "look", Look()),
+        lambda: setattr(stage.chat, "look", DisplayOptions()),
         "b",
         lambda: found.append(stage.chat.conversation.baseline),
     )

@@ -292,13 +292,13 @@ def test_ctrl_z_stops_and_the_reply_goes_on_in_the_foreground(
     chat.type("\x1a")
     shell.await_stop()
     assert termios.tcgetattr(chat.fd)[:4] == chat.before[:4]
-    shell.foreground()
+    shell.terminal_mode()
     barrier.open()
     chat.prompt()
     chat.expect(">\b")
     chat.type("\x1a")
     shell.await_stop()
-    shell.foreground()
+    shell.terminal_mode()
     chat.expect(">\b")  # the prompt is drawn again
     chat.say("two")
     chat.type("\x04")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import specgen
-from specgen.loading.libraries import collector_at_rest, leave_imports_alone
+from specgen.loading.libraries import freeze_imported_objects, gc_paused
 from tests.loading.builders import make_folder
 
 ROOT = Path(specgen.__file__).parent
@@ -231,33 +231,33 @@ def collector() -> Iterator[None]:
 def test_the_collector_rests_while_models_load_and_works_again(
     monkeypatch: pytest.MonkeyPatch, collector: None
 ) -> None:
-    with collector_at_rest():
-        leave_imports_alone()
+    with gc_paused():
+        freeze_imported_objects()
         garbage = make_garbage()
         assert not gc.isenabled()
     assert gc.isenabled()
     assert garbage() is None, "what reading weights dropped must be gone"
-    with pytest.raises(RuntimeError, match="a load that fails"), collector_at_rest():
+    with pytest.raises(RuntimeError, match="a load that fails"), gc_paused():
         raise RuntimeError("a load that fails")
     assert gc.isenabled()
     monkeypatch.setattr(gc, "isenabled", lambda: False)
-    with collector_at_rest():
+    with gc_paused():
         pass
     monkeypatch.undo()
     assert not gc.isenabled(), "one that was off stays off"
 
 
 def test_what_was_set_aside_is_looked_at_before_the_next_load(collector: None) -> None:
-    with collector_at_rest():
+    with gc_paused():
         garbage = make_garbage()
-        leave_imports_alone()
+        freeze_imported_objects()
     assert garbage() is not None, "set aside"
-    with collector_at_rest():
+    with gc_paused():
         assert garbage() is None, "the model before must be gone when the next is read"
 
 
 def test_where_the_collector_works_nothing_is_set_aside(collector: None) -> None:
     gc.unfreeze()
-    leave_imports_alone()
+    freeze_imported_objects()
 
     assert gc.get_freeze_count() == 0

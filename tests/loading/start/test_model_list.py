@@ -23,7 +23,7 @@ FOUND = {
 }
 
 
-class Look:
+class DisplayOptions:
     """Stands for transformers' own, and counts."""
 
     def __init__(self, found: dict[Any, Any]) -> None:
@@ -46,7 +46,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_was_found_is_kept_as_it_was(models: Path) -> None:
-    look = Look(FOUND)
+    look = DisplayOptions(FOUND)
 
     assert [listed(models, look), listed(models, look), listed(models, look)] == [FOUND] * 3
     assert look.num_looks == 1
@@ -68,9 +68,9 @@ def test_what_was_found_is_kept_as_it_was(models: Path) -> None:
     ],
 )
 def test_a_change_of_any_file_is_seen(models: Path, change: Any) -> None:
-    listed(models, Look(FOUND))
+    listed(models, DisplayOptions(FOUND))
     change(models)
-    look = Look({"albert": {}})
+    look = DisplayOptions({"albert": {}})
 
     assert listed(models, look) == {"albert": {}}
     assert listed(models, look) == {"albert": {}}
@@ -90,17 +90,17 @@ def test_a_change_of_any_file_is_seen(models: Path, change: Any) -> None:
     ids=range(6),
 )
 def test_a_damaged_body_is_looked_for_anew(models: Path, body: str) -> None:
-    listed(models, Look(FOUND))
+    listed(models, DisplayOptions(FOUND))
     path = file_for(models)
     state = json.loads(path.read_text())["state"]
     path.write_text(f'{{"state": "{state}", "found": {body}}}')
 
-    assert listed(models, Look(FOUND)) == FOUND
+    assert listed(models, DisplayOptions(FOUND)) == FOUND
 
 
 def test_files_that_can_not_be_looked_after_are_looked_at_every_time(models: Path) -> None:
     (models.parent / "utils" / "import_utils.py").unlink()
-    look = Look(FOUND)
+    look = DisplayOptions(FOUND)
 
     assert [listed(models, look), listed(models, look)] == [FOUND] * 2
     assert look.num_looks == 2
@@ -115,7 +115,7 @@ def test_where_nothing_can_be_written_the_list_is_made_every_time(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPECGEN_CACHE", str(tmp_path / "file" / "cache"))
-    look = Look(FOUND)
+    look = DisplayOptions(FOUND)
 
     assert [listed(models, look), listed(models, look)] == [FOUND] * 2
     assert look.num_looks == 2
@@ -123,7 +123,7 @@ def test_where_nothing_can_be_written_the_list_is_made_every_time(
 
 @pytest.mark.parametrize("strange", [{"albert": 3}, {("a", "b"): {"c": 4}}, {frozenset({1}): {"a": ["b", "b"]}}])
 def test_a_list_of_another_form_is_passed_on_and_not_kept(models: Path, strange: dict[Any, Any]) -> None:
-    assert listed(models, Look(strange)) == strange
+    assert listed(models, DisplayOptions(strange)) == strange
     assert not file_for(models).exists()
 
 
