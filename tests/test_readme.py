@@ -74,6 +74,6 @@ def errors(base: type[SpecgenError]) -> Iterator[type[SpecgenError]]:
 
 
 def test_the_list_of_folders_is_complete_and_in_order() -> None:
-    (plan,) = [block for block in blocks("") if block.startswith("core/")]
+    (pair,) = [block for block in blocks("") if block.startswith("core/")]
 
-    assert tuple(line.split("/")[0] for line in plan.splitlines()) == ORDER[:-1]
+    assert tuple(line.split("/")[0] for line in pair.splitlines()) == ORDER[:-1]

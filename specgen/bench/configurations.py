@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from specgen.bench.results import Setting
 from specgen.core.progress import SILENT, LoadReport
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import Plan
+from specgen.runtime.pair import Pair
 from specgen.text.vocabulary import compare_tokenizers
 
 
@@ -20,11 +20,11 @@ class Configuration:
     """
 
     setting: Setting
-    session: LoadedModels
+    models: LoadedModels
 
 
 def open_lanes(
-    baseline: Plan, drafts: Mapping[str, Plan], settings: Sequence[Setting], report: LoadReport = SILENT
+    baseline: Pair, drafts: Mapping[str, Pair], settings: Sequence[Setting], report: LoadReport = SILENT
 ) -> list[Configuration]:
     """Read the weights of a target and of every draft.
 
@@ -42,18 +42,16 @@ def open_lanes(
         DeviceError: Too little memory for all of them.
     """
     alone = load_models(baseline, report)
-    sessions: dict[str, LoadedModels] = {}
-    for name, plan in drafts.items():
+    loaded: dict[str, LoadedModels] = {}
+    for name, pair in drafts.items():
         report.stage(f"loading draft {name}")
-        sessions[name] = alone.with_draft(plan, report)
-    lanes = [
-        Configuration(with_label(setting, sessions[setting.draft]), sessions[setting.draft]) for setting in settings
-    ]
+        loaded[name] = alone.with_draft(pair, report)
+    lanes = [Configuration(with_label(setting, loaded[setting.draft]), loaded[setting.draft]) for setting in settings]
     return [Configuration(Setting("none"), alone), *_told_apart(lanes)]
 
 
 def open_engines(
-    plans: Mapping[str, tuple[Plan, Mapping[str, Plan]]], settings: Sequence[Setting], report: LoadReport = SILENT
+    pairs: Mapping[str, tuple[Pair, Mapping[str, Pair]]], settings: Sequence[Setting], report: LoadReport = SILENT
 ) -> list[Configuration]:
     """The lanes of one target on several engines, those of the first engine first.
 
@@ -67,12 +65,12 @@ def open_engines(
         LoadError: A file is damaged.
         DeviceError: Too little memory for all of them.
     """
-    first, *others = [baseline for baseline, _ in plans.values()]
+    first, *others = [baseline for baseline, _ in pairs.values()]
     for other in others:
         compare_tokenizers(first.tokenizer, other.tokenizer)
     return [
         replace(lane, setting=replace(lane.setting, backend=backend))
-        for backend, (baseline, drafts) in plans.items()
+        for backend, (baseline, drafts) in pairs.items()
         for lane in open_lanes(baseline, drafts, settings, report)
     ]
 
@@ -83,16 +81,16 @@ def _told_apart(lanes: Sequence[Configuration]) -> list[Configuration]:
     for lane in lanes:
         drafts.setdefault(lane.setting.label, set()).add(lane.setting.draft)
     return [
-        Configuration(replace(lane.setting, label=lane.setting.draft), lane.session)
+        Configuration(replace(lane.setting, label=lane.setting.draft), lane.models)
         if len(drafts[lane.setting.label]) > 1
         else lane
         for lane in lanes
     ]
 
 
-def with_label(setting: Setting, session: LoadedModels) -> Setting:
+def with_label(setting: Setting, models: LoadedModels) -> Setting:
     """The setting, named after its draft as it really runs: what `auto` means is decided by now."""
-    info, drafter = session.draft_info, session.plan.settings.drafter
+    info, drafter = models.draft_info, models.pair.settings.drafter
     if info is None:
         return replace(setting, drafter=drafter, draft=drafter, label=drafter)
     form = info.dtype if info.quant == "none" else info.quant

@@ -46,11 +46,11 @@ def measure_costs(
     Returns:
         The costs; a draft that fails has none.
     """
-    sessions = list(drafts.values())
-    target = sessions[0].target
-    read = clock or device_clock(*(device for session in sessions for device in session.devices))
-    for session in sessions:
-        session.clear_caches()
+    loaded = list(drafts.values())
+    target = loaded[0].target
+    read = clock or device_clock(*(device for models in loaded for device in models.devices))
+    for models in loaded:
+        models.clear_caches()
     ids = list(prompt_ids)
     tail = [ids[-1]] * longest_draft
     lengths = [n for n in range(1, longest_draft + 2) if n <= DENSE or n % 4 == 1 or n == longest_draft + 1]
@@ -69,9 +69,9 @@ def measure_costs(
             target.rewind(len(ids) - 1)
             if sample:
                 verify[n].append(seconds)
-        for label, session in list(working.items()):
+        for label, models in list(working.items()):
             try:
-                seconds, more = _draft_seconds(session, ids, sampling, read)
+                seconds, more = _draft_seconds(models, ids, sampling, read)
             except DraftError:
                 # Its runs will tell why.
                 del working[label], drafting[label], catching_up[label]
@@ -79,17 +79,17 @@ def measure_costs(
             if sample:
                 drafting[label].append(seconds)
                 catching_up[label].append(more)
-    for session in sessions:
-        session.clear_caches()
+    for models in loaded:
+        models.clear_caches()
     return _medians(verify, drafting, catching_up)
 
 
 def _draft_seconds(
-    session: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock
+    models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock
 ) -> tuple[float, float]:
     """One draft token, or for lookup one proposal; and how much more it takes with one more token to read first."""
-    share_threads(session.target, session.draft)
-    drafter = session.drafter(sampling, TorchRandomness(sampling.seed, session.target.device))
+    share_threads(models.target, models.draft)
+    drafter = models.drafter(sampling, TorchRandomness(sampling.seed, models.target.device))
     if isinstance(drafter, CombinedDrafter):
         drafter = drafter.model
 
@@ -102,7 +102,7 @@ def _draft_seconds(
 
     drafter.feed(ids[:-1])
     whole = seconds(len(ids) - 1, NUM_DRAFTED)
-    if session.draft is None:
+    if models.draft is None:
         return whole, 0.0
     more = seconds(len(ids) - 2, 1) - seconds(len(ids) - 1, 1) if len(ids) > 1 else 0.0
     drafter.rewind(len(ids) - 1)

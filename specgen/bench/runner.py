@@ -61,7 +61,7 @@ class Benchmark:
     ) -> None:
         self.lanes = list(lanes)
         self.config = config
-        self._plan = lanes[BASELINE].session.plan
+        self._pair = lanes[BASELINE].models.pair
         self._alone = [index for index, lane in enumerate(lanes) if lane.setting.drafter == "none"]
         self._raw, self._template = raw, template
         self._clock, self._budget = clock, TimeBudget(config.budget_seconds, wall)
@@ -71,7 +71,7 @@ class Benchmark:
         self._shapes = [Prompt(p.id, p.category, len(ids)) for p, ids in zip(prompts, self._prompt_ids, strict=True)]
         self._environment = dict(environment or {})
         self._runs: list[Run] = []
-        alone = [(i, lanes[i].session) for i in self._alone]
+        alone = [(i, lanes[i].models) for i in self._alone]
         self._comparisons = [Comparison(one.target, one.target_info, config.sampling, i) for i, one in alone]
         self._failures: list[Failure] = []
         self._costs: Costs | None = None
@@ -139,9 +139,9 @@ class Benchmark:
 
     def report(self) -> BenchReport:
         """What is known so far."""
-        baseline = self.lanes[BASELINE].session
+        baseline = self.lanes[BASELINE].models
         drafts = {
-            lane.setting.label: lane.session.draft_info for lane in self.lanes if lane.session.draft_info is not None
+            lane.setting.label: lane.models.draft_info for lane in self.lanes if lane.models.draft_info is not None
         }
         return BenchReport(
             target=baseline.target_info,
@@ -154,11 +154,11 @@ class Benchmark:
             compared=frozenset(pair for comparison in self._comparisons for pair in comparison.compared),
             costs=self._costs,
             failures=tuple(self._failures),
-            notices=tuple(dict.fromkeys(notice for lane in self.lanes for notice in lane.session.notices)),
+            notices=tuple(dict.fromkeys(notice for lane in self.lanes for notice in lane.models.notices)),
             environment=self._environment,
             is_complete=self._is_complete,
             is_out_of_time=self._budget.is_spent,
-            other_target=self.lanes[self._alone[1]].session.target_info if len(self._alone) > 1 else None,
+            other_target=self.lanes[self._alone[1]].models.target_info if len(self._alone) > 1 else None,
         )
 
     def _engine(self, lane: int) -> str:
@@ -170,11 +170,11 @@ class Benchmark:
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         if self._raw:
-            ids = encode_text(self._plan.tokenizer, "\n\n".join(message.content for message in messages))
+            ids = encode_text(self._pair.tokenizer, "\n\n".join(message.content for message in messages))
         else:
-            ids = encode_messages(self._plan.tokenizer, messages, template=self._template)
+            ids = encode_messages(self._pair.tokenizer, messages, template=self._template)
         for lane in self._alone:
-            self.lanes[lane].session.plan.resolve_max_new_tokens(
+            self.lanes[lane].models.pair.resolve_max_new_tokens(
                 len(ids), self.config.num_tokens, self.config.num_tokens
             )
         return ids
@@ -207,7 +207,7 @@ class Benchmark:
     def _measure_costs(self) -> Costs:
         own = [lane for lane in self.lanes if lane.setting.backend == self._engine(BASELINE)]
         lanes = own[1:] or own
-        drafts = {lane.setting.label: lane.session for lane in lanes}
+        drafts = {lane.setting.label: lane.models for lane in lanes}
         longest = max(min(lane.setting.num_draft_tokens, MAX_DRAFT_TOKENS) for lane in lanes)
         context = max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS]
         return measure_costs(
@@ -220,14 +220,14 @@ class Benchmark:
         )
 
     def _generation(self, lane: int, prompt_ids: Sequence[int], *, stops: bool) -> Generation:
-        setting, session = self.lanes[lane].setting, self.lanes[lane].session
-        session.clear_caches()
-        share_threads(session.target, session.draft)
-        end_ids = self._plan.end_ids if stops else frozenset[int]()
+        setting, models = self.lanes[lane].setting, self.lanes[lane].models
+        models.clear_caches()
+        share_threads(models.target, models.draft)
+        end_ids = self._pair.end_ids if stops else frozenset[int]()
         limits = DecodeSettings(
             self.config.num_tokens, setting.num_draft_tokens, setting.schedule, end_ids, strict=True
         )
-        generation = Generation(session, Request(prompt_ids, limits, self.config.sampling))
+        generation = Generation(models, Request(prompt_ids, limits, self.config.sampling))
         if self._clock is not None:
             generation.clock = self._clock
         return generation
@@ -240,8 +240,8 @@ class Benchmark:
         """
         if any(failure.setting == lane for failure in self._failures):
             return None
-        session = self.lanes[lane].session
-        memory = PeakMemory(session.devices)
+        models = self.lanes[lane].models
+        memory = PeakMemory(models.devices)
         memory.begin()
         generation = self._generation(lane, self._prompt_ids[prompt], stops=self.config.stops_at_end)
         self._current = generation
@@ -266,8 +266,8 @@ class Benchmark:
         peak = memory.read()
         if peak is None:
             return None
-        others = {id(other.session.draft): other.setting.num_draft_bytes for other in self.lanes}
-        others |= {id(other.session.target): other.session.target_info.num_bytes for other in self.lanes}
-        for model in (self.lanes[lane].session.target, self.lanes[lane].session.draft):
+        others = {id(other.models.draft): other.setting.num_draft_bytes for other in self.lanes}
+        others |= {id(other.models.target): other.models.target_info.num_bytes for other in self.lanes}
+        for model in (self.lanes[lane].models.target, self.lanes[lane].models.draft):
             others.pop(id(model), None)
         return max(peak - sum(others.values()), 0)

@@ -22,7 +22,7 @@ from specgen.core.settings import (
 
 if TYPE_CHECKING:
     from specgen.runtime.generation import Request
-    from specgen.runtime.plan import PairSettings, Plan
+    from specgen.runtime.pair import Pair, PairSettings
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -85,7 +85,7 @@ BESIDE = "+lookup"
 
 def pair_settings(target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()) -> PairSettings:
     """What to load: `draft` is named as on the command line."""
-    from specgen.runtime.plan import PairSettings
+    from specgen.runtime.pair import PairSettings
 
     if draft.name in ("lookup", "none"):
         return PairSettings(target, "lookup" if draft.name == "lookup" else "none", None, lookup_texts)
@@ -129,7 +129,7 @@ def draft_length_from(text: str) -> tuple[int, DraftSchedule]:
 
 
 def build_request(
-    plan: Plan,
+    pair: Pair,
     prompt: PromptOptions,
     sampling_options: SamplingOptions,
     max_new_tokens: int | None,
@@ -147,25 +147,25 @@ def build_request(
     """
     from specgen.runtime.generation import Request
 
-    ids = _prompt_ids(plan, prompt)
-    sampling, source = sampling_options.resolve(plan.sampling_defaults)
-    budget = plan.resolve_max_new_tokens(len(ids), max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
+    ids = _prompt_ids(pair, prompt)
+    sampling, source = sampling_options.resolve(pair.sampling_defaults)
+    budget = pair.resolve_max_new_tokens(len(ids), max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
     num_draft_tokens, schedule = draft_length
-    end_ids = frozenset[int]() if ignore_eos else plan.end_ids
+    end_ids = frozenset[int]() if ignore_eos else pair.end_ids
     limits = DecodeSettings(budget, num_draft_tokens, schedule, end_ids, strict)
     return Request(ids, limits, sampling, source, stops, prompt.is_raw)
 
 
-def _prompt_ids(plan: Plan, prompt: PromptOptions) -> list[int]:
+def _prompt_ids(pair: Pair, prompt: PromptOptions) -> list[int]:
     from specgen.text.chat_template import Message, encode_messages, encode_text
 
     if prompt.is_raw:
         if prompt.system is not None:
             raise SettingsError("--system needs a chat template", "leave out --chat-template none")
-        return encode_text(plan.tokenizer, prompt.text)
+        return encode_text(pair.tokenizer, prompt.text)
     messages = [] if prompt.system is None else [Message("system", prompt.system)]
     return encode_messages(
-        plan.tokenizer,
+        pair.tokenizer,
         [*messages, Message("user", prompt.text)],
         template=template_source(prompt.template),
         template_options=prompt.template_options,

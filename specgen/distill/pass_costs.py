@@ -11,7 +11,7 @@ from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.distill.acceptance import MAX_DRAFT, Costs
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ def time_costs(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) ->
         DeviceError: Too little memory.
     """
     own = ModelSettings(str(draft), device=target.device, offline=target.offline)
-    session = load_models(Plan(PairSettings(target, "model", own)))
-    assert session.draft_info is not None
-    found = measure_costs({"draft": session}, prompt_ids, MAX_DRAFT, SamplingSettings())
+    models = load_models(resolve_pair(PairSettings(target, "model", own)))
+    assert models.draft_info is not None
+    found = measure_costs({"draft": models}, prompt_ids, MAX_DRAFT, SamplingSettings())
     passes = tuple(found.verify_seconds[n] for n in range(1, MAX_DRAFT + 2))
-    return Timed(Costs(found.draft_seconds["draft"], passes), session.target_info, session.draft_info)
+    return Timed(Costs(found.draft_seconds["draft"], passes), models.target_info, models.draft_info)

@@ -32,7 +32,7 @@ from specgen.distill.writing import BatchTarget
 from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
 from specgen.loading.transformers_weights import load_model
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 
 WORK_FOLDER = ".distill"
 HELD_OUT = "held-out.safetensors"
@@ -94,20 +94,20 @@ class Distillation:
         self._work = folder / WORK_FOLDER
         self._texts_folder = texts_folder or self._work / "texts"
         self._target = replace(target, backend=BackendSettings("transformers"))
-        self._plan = Plan(PairSettings(self._target, drafter="none"), report)
-        self._target_layers = choose_layers(self._plan.target.path, self._plan.target.name, settings)
+        self._pair = resolve_pair(PairSettings(self._target, drafter="none"), report)
+        self._target_layers = choose_layers(self._pair.target.path, self._pair.target.name, settings)
         self._begin(texts_folder)
         loaded = load_model(
-            self._plan.target.path,
+            self._pair.target.path,
             replace(self._target, quant="none", dtype="float32"),
             role="target",
-            from_gguf=self._plan.target.from_gguf,
+            from_gguf=self._pair.target.from_gguf,
             report_stage=report.stage,
-            name=self._plan.target.name,
+            name=self._pair.target.name,
         )
         self._model: Any = loaded.model
         # Rows behind the tokenizer's table are padding, and no tokens.
-        self._vocab_size = min(int(self._model.config.vocab_size), self._plan.num_tokens)
+        self._vocab_size = min(int(self._model.config.vocab_size), self._pair.num_tokens)
 
     def run(self, tell: Callable[[DistillProgress], None]) -> Distilled:
         """Do what is left to do.
@@ -139,7 +139,7 @@ class Distillation:
         texts, held_out, num_new = self._texts(tell)
         embedding = self._model.get_input_embeddings().weight.detach().float()
         head = self._model.get_output_embeddings().weight.detach().float()
-        ids = frequent_ids(texts, settings.num_draft_ids, self._vocab_size, sorted(self._plan.end_ids))
+        ids = frequent_ids(texts, settings.num_draft_ids, self._vocab_size, sorted(self._pair.end_ids))
         shared = share(embedding, head, ids.to(head.device))
         draft = Draft(self._model, settings.kind, self._target_layers)
         explained = fit_input(draft, self._model, texts)
@@ -157,10 +157,10 @@ class Distillation:
 
     def _begin(self, texts_folder: Path | None) -> None:
         """Make the folders, or find what an earlier run of the same settings left."""
-        path, settings = self._plan.target.path, self.settings
+        path, settings = self._pair.target.path, self.settings
         hidden, texts = int(read_config(path)["hidden_size"]), settings.texts
         about: dict[str, Any] = {
-            "target": self._plan.target.name,
+            "target": self._pair.target.name,
             "target_digest": digest_of(path),
             "prompts": self._own_prompts,
         }
@@ -181,9 +181,9 @@ class Distillation:
 
     def _texts(self, tell: Callable[[DistillProgress], None]) -> tuple[list[Text], list[Text], int]:
         """The target's texts, the held-out ones, and the tokens it wrote; what is missing is written."""
-        writer = BatchTarget(self._model, self._vocab_size, self._plan.end_ids)
+        writer = BatchTarget(self._model, self._vocab_size, self._pair.end_ids)
         texts = self.settings.texts
-        folder = TextFolder(self._texts_folder, writer, self._plan.tokenizer, texts, self.settings.seed)
+        folder = TextFolder(self._texts_folder, writer, self._pair.tokenizer, texts, self.settings.seed)
 
         def tell_written(done: int, total: int) -> None:
             tell(DistillProgress("writing", done, total, folder.num_tokens))
@@ -217,6 +217,6 @@ class Distillation:
         return curve
 
     def _config(self, draft: Draft, num_ids: int, embedding: torch.Tensor) -> dict[str, Any]:
-        config = read_config(self._plan.target.path)
+        config = read_config(self._pair.target.path)
         digest = target_digest(embedding, config)
-        return draft_config(config, draft, self._plan.target.name, digest, num_ids)
+        return draft_config(config, draft, self._pair.target.name, digest, num_ids)

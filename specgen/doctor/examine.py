@@ -22,7 +22,7 @@ from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
 from specgen.loading.resolve import ModelFolder
 from specgen.runtime.environment import library_versions
-from specgen.runtime.plan import Plan
+from specgen.runtime.pair import Pair
 from specgen.storage.paths import cache_root
 
 LONGEST_MEASURED_DRAFT = 12
@@ -78,11 +78,11 @@ def _size(path: Path) -> int:
     return total
 
 
-def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
-    """What is known of a plan's models before their weights are read.
+def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
+    """What is known of a pair's models before their weights are read.
 
     Args:
-        plan: Its making has checked files, tokenizers and whether they fit together.
+        pair: Resolving it has checked files, tokenizers and whether they fit together.
         num_positions: Length of text to plan memory for; default: the window, at most 4096. On llama.cpp always the
             window.
 
@@ -90,19 +90,19 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
         DeviceError: A device asked for is missing.
         SettingsError: A weight format can't be applied.
     """
-    windows = [facts.max_positions for facts in (plan.facts, plan.draft_facts) if facts and facts.max_positions]
+    windows = [facts.max_positions for facts in (pair.facts, pair.draft_facts) if facts and facts.max_positions]
     window = min(windows, default=None)
     # llama.cpp makes its cache for the whole window at the start, whatever is written.
-    whole = window if plan.target.gguf is not None else None
+    whole = window if pair.target.gguf is not None else None
     positions = whole or num_positions or min(window or 4096, 4096)
-    models = [_model("target", plan.settings.target, plan.target, plan.facts, positions)]
-    if plan.draft is not None and plan.draft_facts is not None and plan.settings.draft is not None:
-        if plan.draft_head is not None:
-            settings = replace(plan.settings.target, quant=plan.settings.draft.quant)
-            models.append(_shallow(plan.draft_head, plan.draft.name, settings, positions))
+    models = [_model("target", pair.settings.target, pair.target, pair.facts, positions)]
+    if pair.draft is not None and pair.draft_facts is not None and pair.settings.draft is not None:
+        if pair.draft_head is not None:
+            settings = replace(pair.settings.target, quant=pair.settings.draft.quant)
+            models.append(_shallow(pair.draft_head, pair.draft.name, settings, positions))
         else:
-            models.append(_model("draft", plan.settings.draft, plan.draft, plan.draft_facts, positions))
-    pairing = plan.pairing
+            models.append(_model("draft", pair.settings.draft, pair.draft, pair.draft_facts, positions))
+    pairing = pair.pairing
     return PairReport(
         models=tuple(models),
         devices=tuple(_devices(models)),
@@ -111,7 +111,7 @@ def examine_pair(plan: Plan, num_positions: int | None = None) -> PairReport:
         window=window,
         num_positions=positions,
         library_bytes=_resident_bytes(),
-        drafter=plan.settings.drafter,
+        drafter=pair.settings.drafter,
     )
 
 
@@ -192,7 +192,7 @@ def _resident_bytes() -> int | None:
 
 
 def measure_pair(
-    plan: Plan, report: PairReport, prompt_ids: Sequence[int], progress: LoadReport = SILENT
+    pair: Pair, report: PairReport, prompt_ids: Sequence[int], progress: LoadReport = SILENT
 ) -> PairReport:
     """Read the weights and time passes: the only part of `doctor` that loads models.
 
@@ -203,13 +203,13 @@ def measure_pair(
     from specgen.bench.configurations import open_lanes
     from specgen.bench.pass_costs import measure_costs
 
-    baseline = plan.with_drafter("none", None)
-    drafter = plan.settings.drafter
+    baseline = pair.with_drafter("none", None)
+    drafter = pair.settings.drafter
     setting = Setting(drafter, "draft", "draft", LONGEST_MEASURED_DRAFT)
     has_draft = drafter != "none"
-    lanes = open_lanes(baseline, {"draft": plan} if has_draft else {}, [setting] if has_draft else [], progress)
+    lanes = open_lanes(baseline, {"draft": pair} if has_draft else {}, [setting] if has_draft else [], progress)
     progress.stage("timing passes")
     label = "lookup" if drafter == "lookup" else "draft"
-    costs: Costs = measure_costs({label: lanes[-1].session}, prompt_ids, LONGEST_MEASURED_DRAFT, SamplingSettings())
+    costs: Costs = measure_costs({label: lanes[-1].models}, prompt_ids, LONGEST_MEASURED_DRAFT, SamplingSettings())
     # Without a draft the last lane is the target alone: its "drafts" cost nothing and mean nothing.
     return replace(report, costs=costs if has_draft else Costs(costs.verify_seconds, {}))

@@ -69,9 +69,9 @@ class Conversation:
     """
 
     def __init__(
-        self, session: LoadedModels, settings: ReplySettings, template: TemplateChoice, system: str | None = None
+        self, models: LoadedModels, settings: ReplySettings, template: TemplateChoice, system: str | None = None
     ) -> None:
-        self.session = session
+        self.models = models
         self.settings = settings
         self.template = template
         self.messages: tuple[ChatMessage, ...] = ()
@@ -87,7 +87,7 @@ class Conversation:
     def set_system(self, text: str | None) -> None:
         """Set the system message, or with None or "" take it away; what was said stays."""
         self.system = text or None
-        self.folds_system = bool(text) and not self.template.has_system_role(self.session.plan.tokenizer)
+        self.folds_system = bool(text) and not self.template.has_system_role(self.models.pair.tokenizer)
 
     def say(self, text: str) -> None:
         """Add a user message. One that never got a reply is continued: templates want the roles to alternate."""
@@ -133,7 +133,7 @@ class Conversation:
         """
         settings = settings or self.settings
         prompt_ids = self.prompt_ids()
-        use = ContextUse(len(prompt_ids), self.session.plan.facts.max_positions)
+        use = ContextUse(len(prompt_ids), self.models.pair.facts.max_positions)
         room = settings.max_new_tokens
         if use.window is not None:
             room = min(room, use.window - use.num_tokens)
@@ -146,17 +146,17 @@ class Conversation:
             room,
             settings.num_draft_tokens,
             schedule=settings.schedule,
-            end_ids=self.session.plan.end_ids,
+            end_ids=self.models.pair.end_ids,
             strict=settings.strict,
         )
         sampling = replace(settings.sampling, seed=(settings.sampling.seed + self.num_replies) % 2**63)
         self.num_replies += 1
-        return Generation(self.session, Request(prompt_ids, limits, sampling, settings.sampling_source, settings.stops))
+        return Generation(self.models, Request(prompt_ids, limits, sampling, settings.sampling_source, settings.stops))
 
     def info(self, settings: ReplySettings) -> RunInfo:
         """What runs, before anything was said."""
         limits = DecodeSettings(settings.max_new_tokens, settings.num_draft_tokens, schedule=settings.schedule)
-        return run_info(self.session, Request((), limits, settings.sampling, settings.sampling_source))
+        return run_info(self.models, Request((), limits, settings.sampling, settings.sampling_source))
 
     def stream(self, generation: Generation) -> Iterator[TextEvent]:
         """The events of a reply; counts them into the totals."""
@@ -173,7 +173,7 @@ class Conversation:
         if not counts.num_rounds:
             return None
         generation.baseline = self.baseline
-        inside = opens_thinking(self.session.plan.tokenizer, generation.request.prompt_ids)
+        inside = opens_thinking(self.models.pair.tokenizer, generation.request.prompt_ids)
         thinking, answer = split_thinking(generation.text, starts_inside=inside)
         was_cut = generation.finish_reason != "stop"
         message = ChatMessage("assistant", answer, thinking, was_cut, reply_figures(generation))
@@ -182,11 +182,11 @@ class Conversation:
 
     def forget_caches(self) -> None:
         """Start from empty caches: after work on them was torn out of the middle."""
-        self.session.target.reset()
-        if self.session.draft is not None:
-            self.session.draft.reset()
-        self.session.lookup.rewind(0)
-        self.session.text_ids = []
+        self.models.target.reset()
+        if self.models.draft is not None:
+            self.models.draft.reset()
+        self.models.lookup.rewind(0)
+        self.models.text_ids = []
 
     def calibrate(self, generation: Generation) -> Baseline | None:
         """Time the target alone on a few tokens behind a reply, and take them back: the caches stay as they are.
@@ -194,23 +194,23 @@ class Conversation:
         Returns:
             None if there is nothing to compare (no drafter, a reply of fewer tokens) or no room left.
         """
-        session, sampling = self.session, generation.request.sampling
-        text_ids, length = list(session.text_ids), session.target.length
+        models, sampling = self.models, generation.request.sampling
+        text_ids, length = list(models.text_ids), models.target.length
         num_tokens = NUM_CALIBRATION_TOKENS + 1
-        window = session.plan.facts.max_positions
+        window = models.pair.facts.max_positions
         is_short = len(generation.token_ids) < NUM_CALIBRATION_TOKENS
         if generation.info.drafter == "none" or is_short or (window and len(text_ids) + num_tokens > window):
             return None
         counts = Counts()
         try:
-            for event in target_alone(session, text_ids, sampling, num_tokens):
+            for event in target_alone(models, text_ids, sampling, num_tokens):
                 # The first step is a warm-up.
                 if isinstance(event, Round) and event.index > 0:
                     counts.observe(event)
         except SpecgenError:
             return None
         finally:
-            session.target.rewind(min(length, session.target.length))
+            models.target.rewind(min(length, models.target.length))
         assert counts.tpot_seconds is not None
         self.baseline = generation.baseline = Baseline("calibrate", counts.num_emitted, counts.tpot_seconds)
         return self.baseline
@@ -218,7 +218,7 @@ class Conversation:
     def context_use(self) -> ContextUse:
         """How much of the window the conversation takes, the next reply's opening included."""
         num_tokens = len(self.prompt_ids()) if self.messages else 0
-        return ContextUse(num_tokens, self.session.plan.facts.max_positions)
+        return ContextUse(num_tokens, self.models.pair.facts.max_positions)
 
     def prompt_ids(self) -> list[int]:
         """Ids of all that was said, in the tokens the caches hold as far as they go.
@@ -227,9 +227,9 @@ class Conversation:
             PromptError: A message can't be encoded safely.
             LoadError: The template refuses the conversation.
         """
-        tokenizer = self.session.plan.tokenizer
+        tokenizer = self.models.pair.tokenizer
         encoded = self.template.encode(tokenizer, self._turns())
-        return keep_cached_ids(tokenizer, self.session.text_ids, encoded)
+        return keep_cached_ids(tokenizer, self.models.text_ids, encoded)
 
     def _turns(self) -> list[Message]:
         turns = [Message(message.role, message.content) for message in self.messages]

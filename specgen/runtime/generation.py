@@ -53,10 +53,10 @@ class Generation:
     final text first and then raises, so nothing already produced is lost.
     """
 
-    def __init__(self, session: LoadedModels, request: Request) -> None:
-        self.session = session
+    def __init__(self, models: LoadedModels, request: Request) -> None:
+        self.models = models
         self.request = request
-        self.info = run_info(session, request)
+        self.info = run_info(models, request)
         self.counts = Counts()
         self.baseline: Baseline | None = None
         self.forecast: Forecast | None = None
@@ -65,10 +65,10 @@ class Generation:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason = "interrupted"
         self.stop_text: str | None = None
-        self.clock = device_clock(*session.devices)
+        self.clock = device_clock(*models.devices)
         """What the rounds are timed with; may be replaced before the iteration."""
-        self._notices = list(session.notices)
-        self._draft_window = _draft_window(session, request)
+        self._notices = list(models.notices)
+        self._draft_window = _draft_window(models, request)
         self.is_interrupted = False
         """Somebody asked it to stop."""
         self._error: Exception | None = None
@@ -80,21 +80,21 @@ class Generation:
         self.is_interrupted = True
 
     def __iter__(self) -> Iterator[TextEvent]:
-        request, session = self.request, self.session
+        request, models = self.request, self.models
         self._started = perf_counter()
-        session.reuse_prefix(request.prompt_ids)
-        randomness = TorchRandomness(request.sampling.seed, session.target.device)
-        noise = session.noise(request.sampling)
+        models.reuse_prefix(request.prompt_ids)
+        randomness = TorchRandomness(request.sampling.seed, models.target.device)
+        noise = models.noise(request.sampling)
         detokenizer = self._detokenizer()
         stop = StopStrings(detokenizer.fork(), request.stops) if request.stops else None
         events = decode(
-            session.target,
-            session.drafter(request.sampling, randomness, noise),
+            models.target,
+            models.drafter(request.sampling, randomness, noise),
             request.prompt_ids,
             request.decode,
             request.sampling,
             randomness,
-            lengths=session.lengths if request.decode.schedule == "auto" else None,
+            lengths=models.lengths if request.decode.schedule == "auto" else None,
             noise=noise,
             stop=stop,
             clock=self.clock,
@@ -117,22 +117,22 @@ class Generation:
             return None
         num_tokens = len(self.token_ids) if method == "full" else min(NUM_CALIBRATION_TOKENS, len(self.token_ids))
         num_uncounted = 0 if method == "full" else 1
-        request, session = self.request, self.session
-        session.reuse_prefix(request.prompt_ids)
+        request, models = self.request, self.models
+        models.reuse_prefix(request.prompt_ids)
         counts = Counts()
         ids: list[int] = []
-        steps = target_alone(session, request.prompt_ids, request.sampling, num_tokens + num_uncounted, self.clock)
+        steps = target_alone(models, request.prompt_ids, request.sampling, num_tokens + num_uncounted, self.clock)
         for event in steps:
             if isinstance(event, Round):
                 ids += event.token_ids
                 if event.index >= num_uncounted:
                     counts.observe(event)
-                    session.lengths.costs.observe(1, event.verify_seconds)
+                    models.lengths.costs.observe(1, event.verify_seconds)
             if self._wants_end():
                 return None
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
         difference = _first_difference(ids, self.token_ids) if compared else None
-        self.forecast = learned_costs.predict(session, self.counts, counts)
+        self.forecast = learned_costs.predict(models, self.counts, counts)
         num_timed, seconds = counts.num_emitted, counts.decode_seconds
         if method == "calibrate":
             # Rounds that drafted nothing are steps of the target alone, too, and in the middle of the run: with them
@@ -150,7 +150,7 @@ class Generation:
             text=self.text,
             finish_reason=self.finish_reason,
             total_seconds=self._ended - self._started,
-            peak_memory_bytes=peak_memory_bytes(self.session.devices),
+            peak_memory_bytes=peak_memory_bytes(self.models.devices),
             baseline=self.baseline,
             forecast=self.forecast,
             stop_text=self.stop_text,
@@ -160,19 +160,19 @@ class Generation:
     @property
     def notices(self) -> list[str]:
         """What came up during the answer, loading's own notices left out."""
-        return self._notices[len(self.session.notices) :]
+        return self._notices[len(self.models.notices) :]
 
     def _detokenizer(self) -> Detokenizer:
         # Only a raw prompt is continued in the middle of a line, where its last tokens decide about spaces.
         context = self.request.prompt_ids[-4:] if self.request.is_raw else ()
-        return Detokenizer(self.session.plan.tokenizer.backend_tokenizer, context)
+        return Detokenizer(self.models.pair.tokenizer.backend_tokenizer, context)
 
     def _until_ended(self, events: Iterator[Event]) -> Iterator[Event]:
         """Events up to an interrupt or an error; both become a `Finish`."""
         try:
             for event in events:
                 if isinstance(event, Round):
-                    self.session.text_ids += event.token_ids
+                    self.models.text_ids += event.token_ids
                 yield event
                 if self._leaves_draft_window():
                     yield Notice(
@@ -190,7 +190,7 @@ class Generation:
 
     def _leaves_draft_window(self) -> bool:
         """Whether the draft model has no room to draft after the text so far, for the first time."""
-        return self._draft_window is not None and len(self.session.text_ids) >= self._draft_window
+        return self._draft_window is not None and len(self.models.text_ids) >= self._draft_window
 
     def _wants_end(self) -> bool:
         return self.is_interrupted
@@ -201,7 +201,7 @@ class Generation:
         elif isinstance(event, RoundText):
             self.counts.observe(event.round)
             if self.request.decode.schedule == "constant":
-                learned_costs.observe(self.session, event.round)
+                learned_costs.observe(self.models, event.round)
             self.token_ids += event.round.token_ids
             self.text += event.kept
         elif isinstance(event, Notice):
@@ -212,7 +212,7 @@ class Generation:
 
 
 def target_alone(
-    session: LoadedModels,
+    models: LoadedModels,
     text_ids: Sequence[int],
     sampling: SamplingSettings,
     num_tokens: int,
@@ -220,20 +220,20 @@ def target_alone(
 ) -> Iterator[Event]:
     """The baseline of every speedup: the same loop and weights, nothing drafted, no end but the number of tokens."""
     return decode(
-        session.target,
+        models.target,
         NoDrafter(),
         text_ids,
         DecodeSettings(num_tokens, num_draft_tokens=0),
         sampling,
-        TorchRandomness(sampling.seed, session.target.device),
-        noise=session.noise(sampling),
-        clock=clock or device_clock(*session.devices),
+        TorchRandomness(sampling.seed, models.target.device),
+        noise=models.noise(sampling),
+        clock=clock or device_clock(*models.devices),
     )
 
 
-def _draft_window(session: LoadedModels, request: Request) -> int | None:
+def _draft_window(models: LoadedModels, request: Request) -> int | None:
     """Positions of the draft model, where there is one that drafts; None if nothing is known of them."""
-    facts = session.plan.draft_facts
+    facts = models.pair.draft_facts
     return None if facts is None or not request.decode.num_draft_tokens else facts.max_positions
 
 
@@ -247,18 +247,18 @@ def _reason(error: Exception) -> FinishReason:
     return "memory" if isinstance(error, MemoryShortageError) else "error"
 
 
-def run_info(session: LoadedModels, request: Request) -> RunInfo:
+def run_info(models: LoadedModels, request: Request) -> RunInfo:
     """What is known of an answer before its first token."""
-    kind = session.plan.settings.drafter
+    kind = models.pair.settings.drafter
     return RunInfo(
-        target=session.target_info,
-        draft=session.draft_info,
+        target=models.target_info,
+        draft=models.draft_info,
         drafter=kind,
         num_draft_tokens=0 if kind == "none" else request.decode.num_draft_tokens,
         sampling=request.sampling,
         sampling_source=request.sampling_source,
         max_new_tokens=request.decode.max_new_tokens,
-        load_seconds=session.load_seconds,
+        load_seconds=models.load_seconds,
         schedule=request.decode.schedule,
-        batch_invariance=session.batch_invariance,
+        batch_invariance=models.batch_invariance,
     )

@@ -27,26 +27,26 @@ TOKEN = "token"  # noqa: S105 - a name in the file
 """Name of a draft token's cost among a draft's entries; the target's are named after the length of the pass."""
 
 
-def load(session: LoadedModels, store: CostStore | None = None) -> None:
+def load(models: LoadedModels, store: CostStore | None = None) -> None:
     """Let a session begin with the costs an earlier one of the same models found."""
     store = store or CostStore()
-    passes = {int(name): seconds for name, seconds in store.read(target_facts(session)).items() if _is_length(name)}
+    passes = {int(name): seconds for name, seconds in store.read(target_facts(models)).items() if _is_length(name)}
     costs = CostTable(passes)
-    session.lengths = CostAwareLength(costs, DraftCost(_token_seconds(session, store), costs))
+    models.lengths = CostAwareLength(costs, DraftCost(_token_seconds(models, store), costs))
 
 
-def load_draft(session: LoadedModels, store: CostStore | None = None) -> None:
+def load_draft(models: LoadedModels, store: CostStore | None = None) -> None:
     """Likewise for a draft that came later; what the session learned of its target stays."""
-    costs = session.lengths.costs
-    session.lengths = CostAwareLength(costs, DraftCost(_token_seconds(session, store or CostStore()), costs))
+    costs = models.lengths.costs
+    models.lengths = CostAwareLength(costs, DraftCost(_token_seconds(models, store or CostStore()), costs))
 
 
-def _token_seconds(session: LoadedModels, store: CostStore) -> float | None:
-    facts = draft_facts(session)
+def _token_seconds(models: LoadedModels, store: CostStore) -> float | None:
+    facts = draft_facts(models)
     return None if facts is None else store.read(facts).get(TOKEN)
 
 
-def save(session: LoadedModels, store: CostStore | None = None, measured: Mapping[int, float] | None = None) -> None:
+def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping[int, float] | None = None) -> None:
     """Remember what a session found out. Nothing happens where it measured nothing.
 
     Args:
@@ -55,26 +55,26 @@ def save(session: LoadedModels, store: CostStore | None = None, measured: Mappin
         measured: Passes timed on their own, seconds by length; they count more than what was seen on the way.
     """
     store = store or CostStore()
-    costs, token = session.lengths.costs, session.lengths.draft_cost
+    costs, token = models.lengths.costs, models.lengths.draft_cost
     passes = {**costs.known, **(measured or {})}
     confirmed = costs.confirmed | set(measured or {})
     if confirmed:
         named = {str(n): seconds for n, seconds in passes.items() if n <= MAX_DRAFT_TOKENS + 1}
-        store.write(target_facts(session), named, map(str, confirmed))
-    drafting = draft_facts(session)
+        store.write(target_facts(models), named, map(str, confirmed))
+    drafting = draft_facts(models)
     if drafting is not None and token.is_confirmed:
         store.write(drafting, {TOKEN: token.seconds}, [TOKEN])
 
 
-def observe(session: LoadedModels, round_: Round) -> None:
+def observe(models: LoadedModels, round_: Round) -> None:
     """Learn costs from a round with a fixed draft length; `-k auto` learns from its rounds by itself."""
-    lengths, num_drafted = session.lengths, len(round_.draft_ids) + round_.num_cut
+    lengths, num_drafted = models.lengths, len(round_.draft_ids) + round_.num_cut
     lengths.costs.observe(num_drafted + 1, round_.verify_seconds)
     if num_drafted and round_.source == "model":
         lengths.draft_cost.observe(num_drafted, round_.draft_seconds)
 
 
-def predict(session: LoadedModels, counts: Counts, alone: Counts) -> Forecast:
+def predict(models: LoadedModels, counts: Counts, alone: Counts) -> Forecast:
     """What the costs a session has learned predict for an answer.
 
     Args:
@@ -82,7 +82,7 @@ def predict(session: LoadedModels, counts: Counts, alone: Counts) -> Forecast:
         counts: Of the answer.
         alone: Of the target alone, behind the same prompt.
     """
-    lengths = session.lengths
+    lengths = models.lengths
     return forecast(
         counts,
         PassCosts(
@@ -94,18 +94,18 @@ def predict(session: LoadedModels, counts: Counts, alone: Counts) -> Forecast:
     )
 
 
-def target_facts(session: LoadedModels) -> Facts:
+def target_facts(models: LoadedModels) -> Facts:
     """What the cost of the target's passes depends on."""
-    plan = session.plan
-    return _facts("target", plan.target, session.target, session.target_info, plan.settings.target.backend)
+    pair = models.pair
+    return _facts("target", pair.target, models.target, models.target_info, pair.settings.target.backend)
 
 
-def draft_facts(session: LoadedModels) -> Facts | None:
+def draft_facts(models: LoadedModels) -> Facts | None:
     """What the cost of a draft token depends on; None without a draft model."""
-    plan, settings = session.plan, session.plan.settings.draft
-    if session.draft is None or session.draft_info is None or plan.draft is None or settings is None:
+    pair, settings = models.pair, models.pair.settings.draft
+    if models.draft is None or models.draft_info is None or pair.draft is None or settings is None:
         return None
-    return _facts("draft", plan.draft, session.draft, session.draft_info, settings.backend)
+    return _facts("draft", pair.draft, models.draft, models.draft_info, settings.backend)
 
 
 def _facts(role: str, folder: ModelFolder, model: LanguageModel, info: ModelInfo, backend: BackendSettings) -> Facts:

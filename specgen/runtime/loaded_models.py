@@ -23,13 +23,13 @@ from specgen.loading.libraries import freeze_imported_objects
 from specgen.loading.load import OpenedModel, open_model, share_threads
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
 from specgen.models.draft_head import DraftHeadModel
-from specgen.runtime.plan import Plan
+from specgen.runtime.pair import Pair
 
 if TYPE_CHECKING:
     import torch
 
 
-def load_models(plan: Plan, report: LoadReport = SILENT) -> LoadedModels:
+def load_models(pair: Pair, report: LoadReport = SILENT) -> LoadedModels:
     """Read the weights of a plan.
 
     Raises:
@@ -38,21 +38,21 @@ def load_models(plan: Plan, report: LoadReport = SILENT) -> LoadedModels:
     """
     freeze_imported_objects()
     target = open_model(
-        plan.target,
-        plan.facts,
-        plan.tokenizer,
-        plan.settings.target,
+        pair.target,
+        pair.facts,
+        pair.tokenizer,
+        pair.settings.target,
         role="target",
-        vocab_size=plan.num_tokens,
+        vocab_size=pair.num_tokens,
         report=report,
     )
     batch_invariance = _check_target(target)
-    notices = [*target.notices, *_batch_invariance_notices(batch_invariance, plan)]
-    draft, draft_info, draft_notices = _open_draft(plan, target.model, report)
+    notices = [*target.notices, *_batch_invariance_notices(batch_invariance, pair)]
+    draft, draft_info, draft_notices = _open_draft(pair, target.model, report)
     share_threads(target.model, draft)
-    session = LoadedModels(plan, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
-    session.batch_invariance = batch_invariance
-    return session
+    models = LoadedModels(pair, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
+    models.batch_invariance = batch_invariance
+    return models
 
 
 def _check_target(target: OpenedModel) -> BatchInvarianceCheck | None:
@@ -63,34 +63,34 @@ def _check_target(target: OpenedModel) -> BatchInvarianceCheck | None:
     return None if is_float32(target.model) else check_batch_invariance(target.model, num_tails=2)
 
 
-def _batch_invariance_notices(batch_invariance: BatchInvarianceCheck | None, plan: Plan) -> list[str]:
+def _batch_invariance_notices(batch_invariance: BatchInvarianceCheck | None, pair: Pair) -> list[str]:
     """What a plan's user must be told of the self-test: without a drafter no rows are checked together."""
-    if batch_invariance is None or batch_invariance.is_invariant or plan.settings.drafter == "none":
+    if batch_invariance is None or batch_invariance.is_invariant or pair.settings.drafter == "none":
         return []
     return [f"not lossless: {batch_invariance.reason}; --draft none gives the target's own text"]
 
 
 def _open_draft(
-    plan: Plan, target: LanguageModel, report: LoadReport
+    pair: Pair, target: LanguageModel, report: LoadReport
 ) -> tuple[LanguageModel | None, ModelInfo | None, list[str]]:
     """The draft model of a plan, if it has one, and what loading it has to tell."""
-    settings = plan.settings.draft
-    if plan.draft is None or settings is None or plan.pairing is None or plan.draft_facts is None:
+    settings = pair.settings.draft
+    if pair.draft is None or settings is None or pair.pairing is None or pair.draft_facts is None:
         return None, None, []
-    if plan.draft_head is not None:
-        report.stage(f"loading draft {plan.draft.name}")
-        model, info = load_draft_head(plan.draft_head, plan.draft.name, settings.quant, target, plan.pairing.num_shared)
+    if pair.draft_head is not None:
+        report.stage(f"loading draft {pair.draft.name}")
+        model, info = load_draft_head(pair.draft_head, pair.draft.name, settings.quant, target, pair.pairing.num_shared)
         return model, info, []
     opened = open_model(
-        plan.draft,
-        plan.draft_facts,
-        plan.tokenizer,
+        pair.draft,
+        pair.draft_facts,
+        pair.tokenizer,
         settings,
         role="draft",
-        vocab_size=plan.pairing.num_shared,
+        vocab_size=pair.pairing.num_shared,
         report=report,
     )
-    notices = [*opened.notices, *([plan.pairing.notice] if plan.pairing.notice else [])]
+    notices = [*opened.notices, *([pair.pairing.notice] if pair.pairing.notice else [])]
     return opened.model, opened.info, notices
 
 
@@ -108,23 +108,23 @@ class LoadedModels:
 
     def __init__(
         self,
-        plan: Plan,
+        pair: Pair,
         target: LanguageModel,
         target_info: ModelInfo,
         draft: LanguageModel | None,
         draft_info: ModelInfo | None,
         notices: tuple[str, ...] = (),
     ) -> None:
-        self.plan = plan
+        self.pair = pair
         self.target = target
         self.draft = draft
         self.target_info = target_info
         self.draft_info = draft_info
         self.notices = notices
-        self.load_seconds = perf_counter() - plan.started
+        self.load_seconds = perf_counter() - pair.started
         self.batch_invariance: BatchInvarianceCheck | None = None
         """The target's self-test, where its weights called for one."""
-        self.lookup = LookupDrafter(plan.lookup_ids)
+        self.lookup = LookupDrafter(pair.lookup_ids)
         self.lengths = CostAwareLength(CostTable(), DraftCost())
         """Decides draft lengths by cost; what it learns serves the next answer, too."""
         self.text_ids: list[int] = []
@@ -147,12 +147,12 @@ class LoadedModels:
     ) -> Drafter:
         """The drafter of the next answer."""
         if self.draft is not None:
-            window = None if self.plan.draft_facts is None else self.plan.draft_facts.max_positions
+            window = None if self.pair.draft_facts is None else self.pair.draft_facts.max_positions
             columns = self.draft.columns if isinstance(self.draft, DraftHeadModel) else None
             width = self.target.vocab_size
             model = ModelDrafter(self.draft, width, sampling, randomness, window, noise, columns)
-            return CombinedDrafter(self.lookup, model) if self.plan.settings.drafter == "model+lookup" else model
-        return self.lookup if self.plan.settings.drafter == "lookup" else NoDrafter()
+            return CombinedDrafter(self.lookup, model) if self.pair.settings.drafter == "model+lookup" else model
+        return self.lookup if self.pair.settings.drafter == "lookup" else NoDrafter()
 
     def reuse_prefix(self, prompt_ids: Sequence[int]) -> None:
         """Keep of the caches what `prompt_ids` begins with, and never its last token."""
@@ -167,7 +167,7 @@ class LoadedModels:
         self.lookup.rewind(shared)
         self.text_ids = list(prompt_ids)
 
-    def replace_drafter(self, plan: Plan, report: LoadReport = SILENT) -> list[str]:
+    def replace_drafter(self, pair: Pair, report: LoadReport = SILENT) -> list[str]:
         """Go on with the drafter of another plan of the same target; an error leaves the old one in place.
 
         Returns:
@@ -177,16 +177,16 @@ class LoadedModels:
             LoadError: A file is damaged.
             DeviceError: Too little memory beside the old draft.
         """
-        draft, draft_info, notices = _open_draft(plan, self.target, report)
-        if self.plan.settings.drafter == "none":
-            notices += _batch_invariance_notices(self.batch_invariance, plan)
-        self.plan, self.draft, self.draft_info = plan, draft, draft_info
+        draft, draft_info, notices = _open_draft(pair, self.target, report)
+        if self.pair.settings.drafter == "none":
+            notices += _batch_invariance_notices(self.batch_invariance, pair)
+        self.pair, self.draft, self.draft_info = pair, draft, draft_info
         share_threads(self.target, self.draft)
         # What a target pass costs stays true; what a draft token costs, and how often it is right, does not.
         self.lengths = CostAwareLength(self.lengths.costs, DraftCost())
         return notices
 
-    def with_draft(self, plan: Plan, report: LoadReport = SILENT) -> LoadedModels:
+    def with_draft(self, pair: Pair, report: LoadReport = SILENT) -> LoadedModels:
         """Another session over the same target in memory, with the drafter of another plan.
 
         The two share the target's cache: each must `forget` before an answer that follows one of the other.
@@ -195,12 +195,12 @@ class LoadedModels:
             LoadError: A file is damaged.
             DeviceError: Too little memory beside what is loaded.
         """
-        draft, draft_info, notices = _open_draft(plan, self.target, report)
+        draft, draft_info, notices = _open_draft(pair, self.target, report)
         share_threads(self.target, draft)
-        notices += _batch_invariance_notices(self.batch_invariance, plan)
-        session = LoadedModels(plan, self.target, self.target_info, draft, draft_info, tuple(notices))
-        session.batch_invariance = self.batch_invariance
-        return session
+        notices += _batch_invariance_notices(self.batch_invariance, pair)
+        models = LoadedModels(pair, self.target, self.target_info, draft, draft_info, tuple(notices))
+        models.batch_invariance = self.batch_invariance
+        return models
 
     def clear_caches(self) -> None:
         """Empty all caches."""

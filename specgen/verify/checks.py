@@ -92,7 +92,7 @@ class Prompt:
     ids: Sequence[int]
 
 
-def compare(session: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> TextCheck:
+def compare(models: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> TextCheck:
     """Answer greedily with the session's draft and with the target alone, and look at the first token that differs.
 
     Args:
@@ -101,28 +101,28 @@ def compare(session: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> Te
         limits: Budget, draft length, end tokens.
     """
     sampling = SamplingSettings()
-    session.reuse_prefix(prompt.ids)
-    randomness = TorchRandomness(0, session.target.device)
+    models.reuse_prefix(prompt.ids)
+    randomness = TorchRandomness(0, models.target.device)
     strict = replace(limits, strict=True)
-    lengths = session.lengths if limits.schedule == "auto" else None
-    drafter = session.drafter(sampling, randomness)
-    events = decode(session.target, drafter, prompt.ids, strict, sampling, randomness, lengths=lengths)
+    lengths = models.lengths if limits.schedule == "auto" else None
+    drafter = models.drafter(sampling, randomness)
+    events = decode(models.target, drafter, prompt.ids, strict, sampling, randomness, lengths=lengths)
     rounds = [event for event in events if isinstance(event, Round)]
     drafted = [token for round_ in rounds for token in round_.token_ids]
-    session.text_ids = [*prompt.ids, *drafted]
-    session.reuse_prefix(prompt.ids)
+    models.text_ids = [*prompt.ids, *drafted]
+    models.reuse_prefix(prompt.ids)
     alone = [
         token
-        for event in target_alone(session, prompt.ids, sampling, len(drafted))
+        for event in target_alone(models, prompt.ids, sampling, len(drafted))
         if isinstance(event, Round)
         for token in event.token_ids
     ]
-    session.text_ids = [*prompt.ids, *alone]
+    models.text_ids = [*prompt.ids, *alone]
     num_drafted = sum(len(round_.draft_ids) for round_ in rounds)
     num_accepted = sum(round_.num_accepted for round_ in rounds)
     at = next((i for i, (a, b) in enumerate(zip(alone, drafted, strict=True)) if a != b), None)
     if at is None:
         return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted)
-    gap = logit_gap(session.target, session.target_info, [*prompt.ids, *alone[:at]], alone[at], drafted[at])
-    session.text_ids = []
+    gap = logit_gap(models.target, models.target_info, [*prompt.ids, *alone[:at]], alone[at], drafted[at])
+    models.text_ids = []
     return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted, at, gap)

@@ -17,7 +17,7 @@ from specgen.cli.bench.choices import DraftPlaces, on_both_engines
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.render.bench.columns import name_columns
 from specgen.render.theme import glyphs
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message
 from tests.bench.virtual import VirtualClock, finished, model
 from tests.toys import save_toy
@@ -31,12 +31,12 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
     clock = VirtualClock(lambda _, is_first, num_tokens: 1 + (num_tokens - 1) / 10 if is_first else 5.0)
     clock.install(monkeypatch)
     first, second = save_toy(tmp_path / "first"), save_toy(tmp_path / "second", fox=" quick")
-    plans = {}
+    pairs = {}
     for backend, folder in (("llama.cpp", first), ("transformers", second)):
-        baseline = Plan(PairSettings(model(folder), drafter="none"))
-        plans[backend] = (baseline, {"lookup": baseline.with_drafter("lookup", None)})
-    lanes = open_engines(plans, [Setting("lookup", "lookup", "lookup", 2)])
-    clock.target = lanes[0].session.target.model
+        baseline = resolve_pair(PairSettings(model(folder), drafter="none"))
+        pairs[backend] = (baseline, {"lookup": baseline.with_drafter("lookup", None)})
+    lanes = open_engines(pairs, [Setting("lookup", "lookup", "lookup", 2)])
+    clock.target = lanes[0].models.target.model
     prompts = [BenchPrompt(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]
     return finished(Benchmark(lanes, prompts, CONFIG, clock=clock, wall=clock))
 

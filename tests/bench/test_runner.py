@@ -170,7 +170,7 @@ def test_a_broken_draft_is_left_out_and_said(
     toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, from_the_start: bool
 ) -> None:
     made = benchmark(clock, toys["target"], {"wrong": toys["wrong"], "lookup": None}, (2,), SMALL)
-    broken, forward = made.lanes[1].session.draft, CachedModel._forward
+    broken, forward = made.lanes[1].models.draft, CachedModel._forward
 
     def breaking(model: CachedModel, *arguments: object) -> object:
         if model is broken and (from_the_start or made.report().runs):

@@ -14,7 +14,7 @@ from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.core.settings import ModelSettings
 from specgen.models.transformers_model import CachedModel
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message
 from tests.toys import successors, token_id
 
@@ -61,14 +61,14 @@ def benchmark(
     num_prompts: int = 2,
 ) -> Benchmark:
     """A benchmark of toys, a session per draft; None stands for lookup."""
-    baseline = Plan(PairSettings(model(target), drafter="none"))
-    plans = {
+    baseline = resolve_pair(PairSettings(model(target), drafter="none"))
+    pairs = {
         name: baseline.with_drafter("lookup", None) if path is None else baseline.with_drafter("model", model(path))
         for name, path in drafts.items()
     }
     settings = [Setting("model" if drafts[n] else "lookup", n, n, k) for n in drafts for k in lengths]
-    lanes = open_lanes(baseline, plans, settings)
-    clock.target = lanes[0].session.target.model
+    lanes = open_lanes(baseline, pairs, settings)
+    clock.target = lanes[0].models.target.model
     prompts = [BenchPrompt(f"p{i}", f"c{i}", (Message("user", "hello"),)) for i in range(num_prompts)]
     return Benchmark(lanes, prompts, config, clock=clock, wall=clock)
 

@@ -36,7 +36,7 @@ class ScriptedGeneration:
 
     def __init__(self, num_rounds: int) -> None:
         self.info = runs.info()
-        self.session = SimpleNamespace(notices=())
+        self.models = SimpleNamespace(notices=())
         self.counts = Counts()
         self.notices: list[str] = []
         self.clock = perf_counter

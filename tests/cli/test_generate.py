@@ -148,7 +148,7 @@ def test_a_lookup_file_that_nothing_searches_is_refused(generate: Cli, toys: dic
 
 
 def test_lookup_files_are_bounded(generate: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specgen.runtime.plan.MAX_LOOKUP_TOKENS", 10)
+    monkeypatch.setattr("specgen.runtime.pair.MAX_LOOKUP_TOKENS", 10)
     file = tmp_path / "long.txt"
     file.write_text("many words " * 50)
 

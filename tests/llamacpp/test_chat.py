@@ -33,9 +33,9 @@ class Chatting:
     """Turns of a chat, and what the last prefill read."""
 
     def __init__(self, target: Path, draft: Path) -> None:
-        session = opened(named(target), named(draft))
+        models = opened(named(target), named(draft))
         settings = ReplySettings(SamplingSettings(), max_new_tokens=64, num_draft_tokens=5)
-        self.conversation = Conversation(session, settings, OWN_TEMPLATE)
+        self.conversation = Conversation(models, settings, OWN_TEMPLATE)
         # As with no --backend: a draft in a folder runs on transformers.
         self.like = named(draft, name="auto")
 
@@ -53,15 +53,15 @@ class Chatting:
 
 def test_the_drafter_changes_and_comes_back_while_the_targets_cache_stays(files: dict[str, Path]) -> None:
     chat = Chatting(files["gguf"], files["gguf"])
-    session = chat.conversation.session
+    models = chat.conversation.models
     held = 0
     kinds, rates = [], []
     for name in (files["gguf"], files["folder"], "none", "lookup", files["gguf"], files["folder"], files["gguf"]):
         chat.draft(name)
         generation, prefill = chat.turn()
         assert prefill.num_reused_tokens >= held, "the target reads only what is new"
-        held = len(session.text_ids) - 2
-        kinds.append(type(session.draft))
+        held = len(models.text_ids) - 2
+        kinds.append(type(models.draft))
         rates.append(generation.counts.acceptance_rate)
 
     assert kinds == [LlamaCppModel, kinds[1], type(None), type(None), LlamaCppModel, kinds[1], LlamaCppModel]
@@ -73,7 +73,7 @@ def test_the_drafter_changes_and_comes_back_while_the_targets_cache_stays(files:
 def test_a_draft_that_was_left_gives_its_memory_back(files: dict[str, Path]) -> None:
     chat = Chatting(files["gguf"], files["gguf"])
     chat.turn()
-    draft = chat.conversation.session.draft
+    draft = chat.conversation.models.draft
     assert isinstance(draft, LlamaCppModel)
     gone = [weakref.ref(draft), weakref.ref(draft._owner), weakref.ref(draft._weights)]
     del draft
@@ -104,12 +104,12 @@ def test_a_draft_that_can_not_be_loaded_leaves_the_old_one(files: dict[str, Path
 
     chat = Chatting(files["gguf"], files["gguf"])
     chat.turn()
-    before = chat.conversation.session.draft
+    before = chat.conversation.models.draft
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(files["gguf"].read_bytes()[:2000])
 
     with pytest.raises(ModelFileError):
         chat.draft(broken)
 
-    assert chat.conversation.session.draft is before
+    assert chat.conversation.models.draft is before
     assert chat.turn()[0].counts.acceptance_rate == 1.0

@@ -17,7 +17,7 @@ from specgen.core.errors import DeviceError, LoadError, MemoryShortageError, Mod
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading.gguf.header import scan_gguf
 from specgen.models.llama_cpp import LlamaCppModel
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.fakes import tiny_model
 from tests.llamacpp.builders import LLAMA_CPP, letters, load, tiny_weights, write_gguf
 from tests.loading.builders import fails
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_refused_before_llama_cpp_sees_it(
     damaged.write_bytes(changed.get(damage, data[:8] + b"\xff" * 4 + data[12:]))
 
     settings = ModelSettings(str(damaged), backend=BackendSettings("llama.cpp"))
-    fails(ModelFileError, lambda: Plan(PairSettings(settings)), "corrupt: ", "damaged.gguf")
+    fails(ModelFileError, lambda: resolve_pair(PairSettings(settings)), "corrupt: ", "damaged.gguf")
 
 
 def test_a_model_with_a_running_state_is_refused(path: Path) -> None:

@@ -24,7 +24,7 @@ from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message, encode_messages
 from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.cli.children import run_child
@@ -65,14 +65,14 @@ def named(path: Path, **backend: Any) -> ModelSettings:
 
 def opened(target: ModelSettings, draft: ModelSettings | str = "none") -> LoadedModels:
     if isinstance(draft, ModelSettings):
-        return load_models(Plan(PairSettings(target, "model", draft)))
-    return load_models(Plan(PairSettings(target, draft)))  # type: ignore[arg-type]
+        return load_models(resolve_pair(PairSettings(target, "model", draft)))
+    return load_models(resolve_pair(PairSettings(target, draft)))  # type: ignore[arg-type]
 
 
-def answer(session: LoadedModels, text: str = "hello") -> Generation:
-    ids = encode_messages(session.plan.tokenizer, [Message("user", text)])
-    limits = DecodeSettings(64, 5, end_ids=session.plan.end_ids)
-    generation = Generation(session, Request(ids, limits, SamplingSettings()))
+def answer(models: LoadedModels, text: str = "hello") -> Generation:
+    ids = encode_messages(models.pair.tokenizer, [Message("user", text)])
+    limits = DecodeSettings(64, 5, end_ids=models.pair.end_ids)
+    generation = Generation(models, Request(ids, limits, SamplingSettings()))
     for _ in generation:
         pass
     return generation
@@ -82,21 +82,21 @@ def answer(session: LoadedModels, text: str = "hello") -> Generation:
 
 
 def test_a_gguf_answers_with_its_own_tokenizer_template_and_end(files: dict[str, Path]) -> None:
-    session = opened(named(files["gguf"]))
+    models = opened(named(files["gguf"]))
 
-    generation = answer(session)
+    generation = answer(models)
 
-    assert isinstance(session.target, LlamaCppModel)
+    assert isinstance(models.target, LlamaCppModel)
     assert (generation.text, generation.finish_reason) == (ANSWER, "stop")
-    assert session.notices == ()
-    assert "llama.cpp" in session.target_info.remark
+    assert models.notices == ()
+    assert "llama.cpp" in models.target_info.remark
 
 
 def test_its_tokenizer_is_unpacked_once_and_its_weights_never(files: dict[str, Path], cache: Path) -> None:
     report = RecordedReport()
-    first = Plan(PairSettings(named(files["gguf"]), "none"), report)
+    first = resolve_pair(PairSettings(named(files["gguf"]), "none"), report)
     again = RecordedReport()
-    second = Plan(PairSettings(named(files["gguf"]), "none"), again)
+    second = resolve_pair(PairSettings(named(files["gguf"]), "none"), again)
 
     assert first.target.path == second.target.path
     assert "reading the tokenizer of toy.gguf, once for this file" in report.stages
@@ -107,28 +107,28 @@ def test_its_tokenizer_is_unpacked_once_and_its_weights_never(files: dict[str, P
 def test_the_other_engine_gives_the_same_answer(files: dict[str, Path]) -> None:
     through_transformers = ModelSettings(str(files["gguf"]), backend=BackendSettings("transformers"), device="cpu")
 
-    session = opened(through_transformers)
+    models = opened(through_transformers)
 
-    assert isinstance(session.target, CachedModel)
-    assert answer(session).text == ANSWER
+    assert isinstance(models.target, CachedModel)
+    assert answer(models).text == ANSWER
 
 
 def test_auto_without_the_extra_converts_as_before(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "has_llama_cpp", lambda: False)
 
-    plan = Plan(PairSettings(ModelSettings(str(files["gguf"])), "none"))
+    pair = resolve_pair(PairSettings(ModelSettings(str(files["gguf"])), "none"))
 
-    assert plan.target.gguf is None
-    assert (plan.target.path / "model.safetensors").exists()
+    assert pair.target.gguf is None
+    assert (pair.target.path / "model.safetensors").exists()
 
 
 def test_the_context_bounds_prompt_and_answer(files: dict[str, Path]) -> None:
-    plan = Plan(PairSettings(named(files["gguf"], context_size=300), "none"))
+    pair = resolve_pair(PairSettings(named(files["gguf"], context_size=300), "none"))
 
-    assert plan.resolve_max_new_tokens(200, None, 256) == 100
+    assert pair.resolve_max_new_tokens(200, None, 256) == 100
     fails(
         PromptError,
-        lambda: plan.resolve_max_new_tokens(300, 1, 256),
+        lambda: pair.resolve_max_new_tokens(300, 1, 256),
         "> 300 positions of toy",
         "--context-size (up to 512)",
     )
@@ -137,7 +137,7 @@ def test_the_context_bounds_prompt_and_answer(files: dict[str, Path]) -> None:
 def test_options_of_llama_cpp_for_transformers_alone_are_refused(files: dict[str, Path]) -> None:
     settings = ModelSettings(str(files["folder"]), backend=BackendSettings(threads=2))
 
-    fails(SettingsError, lambda: Plan(PairSettings(settings, "none")), "--threads 2 is for llama.cpp")
+    fails(SettingsError, lambda: resolve_pair(PairSettings(settings, "none")), "--threads 2 is for llama.cpp")
 
 
 # pairs
@@ -145,14 +145,14 @@ def test_options_of_llama_cpp_for_transformers_alone_are_refused(files: dict[str
 
 @pytest.mark.parametrize(("target", "draft"), [("gguf", "gguf"), ("gguf", "folder"), ("folder", "gguf")])
 def test_either_engine_drafts_for_either(files: dict[str, Path], target: str, draft: str) -> None:
-    session = opened(named(files[target]), named(files[draft]))
+    models = opened(named(files[target]), named(files[draft]))
 
-    generation = answer(session)
+    generation = answer(models)
 
     assert generation.text == ANSWER
     assert generation.counts.acceptance_rate == 1.0
-    assert isinstance(session.target, LlamaCppModel) is (target == "gguf")
-    assert isinstance(session.draft, LlamaCppModel) is (draft == "gguf")
+    assert isinstance(models.target, LlamaCppModel) is (target == "gguf")
+    assert isinstance(models.draft, LlamaCppModel) is (draft == "gguf")
 
 
 @pytest.mark.parametrize("target", ["gguf", "folder"])
@@ -166,7 +166,7 @@ def test_a_wrong_draft_changes_no_text(files: dict[str, Path], target: str) -> N
 def test_tables_that_differ_are_no_pair(files: dict[str, Path]) -> None:
     settings = PairSettings(named(files["folder"]), "model", named(files["foreign"]))
 
-    fails(PairError, lambda: Plan(settings), "the draft's tokens differ from the target's")
+    fails(PairError, lambda: resolve_pair(settings), "the draft's tokens differ from the target's")
 
 
 def test_torch_leaves_the_cores_to_llama_cpp_where_it_runs_no_model(files: dict[str, Path]) -> None:
@@ -185,8 +185,8 @@ def test_torch_leaves_the_cores_to_llama_cpp_where_it_runs_no_model(files: dict[
 
 
 def test_a_chat_reuses_the_cache(files: dict[str, Path]) -> None:
-    session = opened(named(files["gguf"]), named(files["gguf"]))
-    conversation = Conversation(session, ReplySettings(SamplingSettings(), max_new_tokens=64), OWN_TEMPLATE)
+    models = opened(named(files["gguf"]), named(files["gguf"]))
+    conversation = Conversation(models, ReplySettings(SamplingSettings(), max_new_tokens=64), OWN_TEMPLATE)
     prefills, texts = [], []
     for message in ("hello", "again"):
         conversation.say(message)
@@ -203,7 +203,7 @@ def test_a_chat_reuses_the_cache(files: dict[str, Path]) -> None:
     assert second.num_reused_tokens >= first.num_prompt_tokens
     conversation.take_back()
     conversation.forget_caches()
-    assert session.target.length == 0
+    assert models.target.length == 0
 
 
 # tokens
@@ -220,9 +220,9 @@ def corpus() -> list[str]:
     return [unicodedata.normalize("NFC", text) for text in [*texts, PROBE]]
 
 
-def check_tokens(session: LoadedModels) -> None:
+def check_tokens(models: LoadedModels) -> None:
     """Ids equal llama.cpp's own on the corpus, and every id is spelled alike."""
-    tokenizer, weights = session.plan.tokenizer, load(session.plan.target.gguf.path).weights  # type: ignore[union-attr]
+    tokenizer, weights = models.pair.tokenizer, load(models.pair.target.gguf.path).weights  # type: ignore[union-attr]
     differing = [
         text for text in corpus() if tokenizer.encode(text, add_special_tokens=False) != weights.tokenize(text)
     ]
@@ -236,7 +236,7 @@ def test_the_ids_of_a_toy_are_llama_cpps_own(files: dict[str, Path]) -> None:
 
 
 def test_a_tokenizer_that_splits_otherwise_is_told(files: dict[str, Path]) -> None:
-    tokenizer = Plan(PairSettings(named(files["gguf"]), "none")).tokenizer
+    tokenizer = resolve_pair(PairSettings(named(files["gguf"]), "none")).tokenizer
     weights = load(files["gguf"]).weights
     assert tokenizer_notice(tokenizer, weights) is None
 
@@ -287,7 +287,7 @@ def test_in_a_pipe_there_is_the_answer_and_nothing_of_llama_cpp(files: dict[str,
 
 
 def test_doctor_plans_the_memory_of_a_gguf_by_its_header(files: dict[str, Path]) -> None:
-    report = examine_pair(Plan(PairSettings(named(files["gguf"]), "none")))
+    report = examine_pair(resolve_pair(PairSettings(named(files["gguf"]), "none")))
 
     (target,) = report.models
     header = scan_gguf(files["gguf"])

@@ -19,7 +19,7 @@ from specgen.models.transformers_model import CachedModel
 from specgen.render.messages import format_banner
 from specgen.render.summary import format_summary
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.cli.conftest import Cli, clean_environment, cli
 from tests.fakes import tiny_model
 from tests.render import runs
@@ -124,7 +124,7 @@ def test_a_kernel_that_repacks_its_weights_in_the_first_pass_is_not_suspected(mo
 
 def opened(folder: Path, dtype: str = "auto", drafter: str = "none") -> LoadedModels:
     settings = ModelSettings(str(folder), quant="none", dtype=dtype, device="cpu")  # type: ignore[arg-type]
-    return load_models(Plan(PairSettings(settings, drafter)))  # type: ignore[arg-type]
+    return load_models(resolve_pair(PairSettings(settings, drafter)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
@@ -137,9 +137,9 @@ def test_narrow_weights_are_tested_at_the_start_in_two_passes(
     real = CachedModel.logits
     monkeypatch.setattr(CachedModel, "logits", lambda *given: (passes.append(1), real(*given))[1])
 
-    session = opened(folder, dtype)
+    models = opened(folder, dtype)
 
-    assert session.batch_invariance == BatchInvarianceCheck(0.0)
+    assert models.batch_invariance == BatchInvarianceCheck(0.0)
     assert len(passes) == 2
 
 
@@ -159,14 +159,14 @@ def test_a_leak_in_narrow_weights_is_told_whoever_brings_the_draft(
 def test_int8_with_a_threshold_is_told_whoever_brings_the_draft(with_threshold: Path) -> None:
     settings = ModelSettings(str(with_threshold), device="cpu")
 
-    _tells_whoever_drafts(lambda drafter: load_models(Plan(PairSettings(settings, drafter))))  # type: ignore[arg-type]
+    _tells_whoever_drafts(lambda drafter: load_models(resolve_pair(PairSettings(settings, drafter))))  # type: ignore[arg-type]
 
 
 def _tells_whoever_drafts(opened: Callable[[str], LoadedModels]) -> None:
     """From the start, in a session beside one that drafts nothing, as of bench, and in a chat that goes on with one."""
     drafting, alone = opened("lookup"), opened("none")
-    with_lookup = alone.plan.with_drafter("lookup", None)
-    beside, also_alone = alone.with_draft(with_lookup), alone.with_draft(alone.plan)
+    with_lookup = alone.pair.with_drafter("lookup", None)
+    beside, also_alone = alone.with_draft(with_lookup), alone.with_draft(alone.pair)
     said = alone.replace_drafter(with_lookup)
 
     for notices in (drafting.notices, beside.notices, said):

@@ -18,7 +18,7 @@ from specgen.loading.libraries import prepare_libraries
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import TemplateChoice
 
 FACT = "The harbour keeps a list of every ship, its cargo, its captain and the day it came in. "
@@ -44,17 +44,17 @@ def main() -> None:
     prepare_libraries(False)
     kind = arguments.draft if arguments.draft in ("lookup", "none") else "model"
     draft = ModelSettings(arguments.draft) if kind == "model" else None
-    session = load_models(Plan(PairSettings(ModelSettings(arguments.target), drafter=kind, draft=draft)))
+    models = load_models(resolve_pair(PairSettings(ModelSettings(arguments.target), drafter=kind, draft=draft)))
     settings = ReplySettings(SamplingSettings(), max_new_tokens=8)
-    conversation = Conversation(session, settings, TemplateChoice(None, {}))
-    per_turn = len(session.plan.tokenizer.encode(FACT, add_special_tokens=False))
+    conversation = Conversation(models, settings, TemplateChoice(None, {}))
+    per_turn = len(models.pair.tokenizer.encode(FACT, add_special_tokens=False))
     for turn in range(4):
         conversation.say(FACT * max(1, arguments.tokens // 4 // per_turn) + f"Say {turn}.")
         generation = conversation.begin_reply()
         for _ in conversation.stream(generation):
             pass
         conversation.end_reply(generation)
-    warm, cold, held = [], [], list(session.text_ids)
+    warm, cold, held = [], [], list(models.text_ids)
     before = conversation.messages
     for _ in range(arguments.repeat):
         conversation.messages = before
@@ -63,12 +63,12 @@ def main() -> None:
         warm.append(first_token(conversation, generation))
         figures = generation.counts
         conversation.forget_caches()
-        fresh = Generation(session, replace(generation.request))
+        fresh = Generation(models, replace(generation.request))
         cold.append(first_token(conversation, fresh))
         assert fresh.counts.num_reused_tokens == 0
         # The caches hold the conversation again, up to where the fifth turn begins.
-        session.reuse_prefix([*held, held[-1]])
-    print(f"target       {session.target_info.name} {session.target_info.dtype} {session.target_info.device}")
+        models.reuse_prefix([*held, held[-1]])
+    print(f"target       {models.target_info.name} {models.target_info.dtype} {models.target_info.device}")
     print(f"prompt       {figures.num_prompt_tokens} tokens, {figures.num_reused_tokens} reused")
     print(f"first token  {median(warm):.3f} s reused, {median(cold):.3f} s cold: {median(cold) / median(warm):.1f}x")
 

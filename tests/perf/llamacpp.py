@@ -32,7 +32,7 @@ from specgen.loading.load import physical_cores
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.near_ties import logit_gap
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message, encode_messages
 from tests.perf.__main__ import prompts_from
 from tests.perf.modes import PROMPT_OF, Mode, Run, ours, ratio_with_interval
@@ -83,7 +83,7 @@ def peer(path: str, threads: int, context: int, *, speculates: bool) -> Any:
     )
 
 
-def build_modes(arguments: argparse.Namespace, session: LoadedModels, threads: int) -> list[Mode]:
+def build_modes(arguments: argparse.Namespace, models: LoadedModels, threads: int) -> list[Mode]:
     n, context = arguments.n, arguments.context
     plain = peer(arguments.target, threads, context, speculates=False)
     modes = [theirs("llama-cpp-python plain", plain, n)]
@@ -91,14 +91,14 @@ def build_modes(arguments: argparse.Namespace, session: LoadedModels, threads: i
         guessing = peer(arguments.target, threads, context, speculates=True)
         lengths = arguments.lookup.split(",")
         modes += [theirs(f"llama-cpp-python lookup {length}", guessing, n, int(length)) for length in lengths]
-    modes.append(ours("ours plain", session.target, None, "0", n))
+    modes.append(ours("ours plain", models.target, None, "0", n))
     if not arguments.k:
         return modes
-    modes += [ours(f"ours lookup -k {k}", session.target, "lookup", k, n) for k in arguments.k.split(",")]
-    draft = session.draft
+    modes += [ours(f"ours lookup -k {k}", models.target, "lookup", k, n) for k in arguments.k.split(",")]
+    draft = models.draft
     if isinstance(draft, LlamaCppModel):
         modes += [
-            ours(name, session.target, draft, k, n, draft.context_size, has_lookup=bool(beside))
+            ours(name, models.target, draft, k, n, draft.context_size, has_lookup=bool(beside))
             for k in arguments.k.split(",")
             for beside in ("", "+lookup")
             for name in [f"ours draft{beside} -k {k}"]
@@ -122,15 +122,15 @@ class Agreement:
         return self.gap is not None and self.gap <= self.limit
 
 
-def agreement(run: Run, reference: Run, prompt: list[int], session: LoadedModels) -> Agreement:
+def agreement(run: Run, reference: Run, prompt: list[int], models: LoadedModels) -> Agreement:
     """Judged as `verify` and `bench` do: from a pass of the target over one token at that place."""
     pairs = zip(run.ids, reference.ids, strict=False)
     position = next((i for i, (ours_, theirs_) in enumerate(pairs) if ours_ != theirs_), None)
     if position is None:
         return Agreement(run.mode, run.prompt, None, None)
-    PROMPT_OF.pop(id(session.target), None)
+    PROMPT_OF.pop(id(models.target), None)
     text = [*prompt, *reference.ids[:position]]
-    gap = logit_gap(session.target, session.target_info, text, reference.ids[position], run.ids[position])
+    gap = logit_gap(models.target, models.target_info, text, reference.ids[position], run.ids[position])
     return Agreement(run.mode, run.prompt, position, gap.size, gap.limit)
 
 
@@ -186,9 +186,9 @@ def open_pair(arguments: argparse.Namespace, threads: int) -> LoadedModels:
     backend = BackendSettings("llama.cpp", context_size=arguments.context, threads=threads)
     target = ModelSettings(arguments.target, backend=backend, device="cpu")
     if arguments.draft is None:
-        return load_models(Plan(PairSettings(target, "none")))
+        return load_models(resolve_pair(PairSettings(target, "none")))
     draft = ModelSettings(arguments.draft, backend=backend, device="cpu")
-    return load_models(Plan(PairSettings(target, "model", draft)))
+    return load_models(resolve_pair(PairSettings(target, "model", draft)))
 
 
 def main() -> None:
@@ -209,8 +209,8 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare_libraries(False)
     threads = arguments.threads or physical_cores()
-    session = open_pair(arguments, threads)
-    modes = build_modes(arguments, session, threads)
+    models = open_pair(arguments, threads)
+    modes = build_modes(arguments, models, threads)
     prompts = prompts_from(arguments.prompts)
     categories = {p["id"]: p.get("category", p["id"]) for p in prompts}
     if arguments.limit:
@@ -218,7 +218,7 @@ def main() -> None:
             c: [p["id"] for p in prompts if categories[p["id"]] == c][: arguments.limit] for c in categories.values()
         }
         prompts = [p for p in prompts if p["id"] in kept[categories[p["id"]]]]
-    tokenizer = session.plan.tokenizer
+    tokenizer = models.pair.tokenizer
     encoded = [(p["id"], encode_messages(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
     categories = {name: categories[name] for name, _ in encoded}
     for mode in modes:
@@ -229,11 +229,11 @@ def main() -> None:
             run = mode.run(ids)
             run.prompt = name
             mode.runs.append(run)
-        found += [agreement(mode.runs[-1], modes[0].runs[-1], ids, session) for mode in modes[1:]]
+        found += [agreement(mode.runs[-1], modes[0].runs[-1], ids, models) for mode in modes[1:]]
         print(f"{turn + 1}/{len(encoded) * arguments.r} {name}", file=sys.stderr, flush=True)
         write(arguments, threads, modes, found)
     version = metadata.version("llama-cpp-python")
-    print(f"{session.target_info.name} {session.target_info.quant}, llama-cpp-python {version}, {threads} threads")
+    print(f"{models.target_info.name} {models.target_info.quant}, llama-cpp-python {version}, {threads} threads")
     print(f"{arguments.n} tokens, {len(encoded)} prompts\n\n{figures(modes)}")
     plain = next(mode for mode in modes if mode.name == "ours plain")
     for baseline in (modes[0], plain):

@@ -12,7 +12,7 @@ from specgen.core.errors import ModelNotFoundError
 from specgen.core.settings import ModelSettings
 from specgen.loading.builtin import fetch_builtin
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.paths import STATE_VARIABLE
 from specgen.storage.transcript import from_json
 from tests.cli.chat.terminals import Terminal, logged
@@ -69,13 +69,15 @@ def test_five_turns_undone_retried_saved_and_resumed_are_each_a_fresh_prefill(
     ]
     replies = logged(log)
     assert len(replies) == 7
-    target = load_models(Plan(PairSettings(ModelSettings("", "none", "float32", "cpu", offline=True), drafter="none")))
+    target = load_models(
+        resolve_pair(PairSettings(ModelSettings("", "none", "float32", "cpu", offline=True), drafter="none"))
+    )
     for prompt, reply in replies:
         whole = target.target.model.generate(
             torch.tensor([prompt]),
             do_sample=False,
             max_new_tokens=len(reply),
-            eos_token_id=list(target.plan.end_ids),
+            eos_token_id=list(target.pair.end_ids),
             pad_token_id=0,
         )
         assert reply == whole[0, len(prompt) :].tolist()

@@ -14,7 +14,7 @@ from specgen.loading.draft_head_folder import SHIPPED, check_draft_head
 from specgen.loading.libraries import prepare_libraries
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message, encode_messages
 
 pytestmark = pytest.mark.real
@@ -34,33 +34,33 @@ prepare_libraries(verbose=False)
 @pytest.fixture(scope="module")
 def alone() -> LoadedModels:
     fetch_builtin()
-    return load_models(Plan(PairSettings(target(), "none")))
+    return load_models(resolve_pair(PairSettings(target(), "none")))
 
 
 @pytest.fixture(scope="module")
 def drafted() -> LoadedModels:
     """What `specgen generate` opens when nothing is asked for but the type and the engine."""
     fetch_builtin()
-    return load_models(Plan(pair_settings(target(), ModelSettings("auto", quant="none", device="cpu"))))
+    return load_models(resolve_pair(pair_settings(target(), ModelSettings("auto", quant="none", device="cpu"))))
 
 
 def target() -> ModelSettings:
     return ModelSettings("", quant="none", dtype="float32", device="cpu")
 
 
-def generation(session: LoadedModels, text: str, sampling: SamplingSettings, num_draft_tokens: int) -> Generation:
-    ids = encode_messages(session.plan.tokenizer, [Message("user", text)])
-    limits = DecodeSettings(NUM_TOKENS, num_draft_tokens, end_ids=session.plan.end_ids, strict=True)
-    made = Generation(session, Request(ids, limits, sampling))
+def generation(models: LoadedModels, text: str, sampling: SamplingSettings, num_draft_tokens: int) -> Generation:
+    ids = encode_messages(models.pair.tokenizer, [Message("user", text)])
+    limits = DecodeSettings(NUM_TOKENS, num_draft_tokens, end_ids=models.pair.end_ids, strict=True)
+    made = Generation(models, Request(ids, limits, sampling))
     for _ in made:
         pass
     return made
 
 
 def test_auto_takes_it(drafted: LoadedModels) -> None:
-    assert drafted.plan.settings.drafter == "model+lookup"
-    assert drafted.plan.draft is not None
-    assert drafted.plan.draft.path.is_relative_to(SHIPPED)
+    assert drafted.pair.settings.drafter == "model+lookup"
+    assert drafted.pair.draft is not None
+    assert drafted.pair.draft.path.is_relative_to(SHIPPED)
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 5])
@@ -85,9 +85,9 @@ def test_one_seed_gives_one_text_with_it_and_without(alone: LoadedModels, drafte
 
 def test_it_guesses_well(drafted: LoadedModels) -> None:
     """Without lookup beside it, which alone is right wherever one of these texts repeats."""
-    assert drafted.plan.draft is not None
-    settings = ModelSettings(str(drafted.plan.draft.path), quant="none", device="cpu")
-    alone = load_models(Plan(pair_settings(target(), settings)))
+    assert drafted.pair.draft is not None
+    settings = ModelSettings(str(drafted.pair.draft.path), quant="none", device="cpu")
+    alone = load_models(resolve_pair(pair_settings(target(), settings)))
 
     counts = [generation(alone, text, SamplingSettings(), 3).counts for text in PROMPTS]
 

@@ -19,7 +19,7 @@ from specgen.loading.libraries import prepare_libraries
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.paths import cache_root
 from specgen.text.chat_template import Message, encode_messages, encode_text
 from tests.cli.children import run_child
@@ -50,25 +50,25 @@ prepare_libraries(verbose=False)
 
 
 @pytest.fixture(scope="module")
-def sessions() -> dict[str, LoadedModels]:
+def loaded() -> dict[str, LoadedModels]:
     """The target alone, with lookup, and drafting for itself; the weights are in memory once."""
     fetch_builtin()
     settings = ModelSettings("", quant="none", dtype="float32", device="cpu")
-    lookup = load_models(Plan(PairSettings(settings, "lookup")))
+    lookup = load_models(resolve_pair(PairSettings(settings, "lookup")))
     made = {"lookup": lookup}
     for drafter, draft in (("none", None), ("model", settings)):
-        plan = Plan(PairSettings(settings, drafter, draft))
+        pair = resolve_pair(PairSettings(settings, drafter, draft))
         # Caches are cheap and of each session's own; the model is not.
-        made[drafter] = LoadedModels(plan, *_copies(lookup, has_draft=draft is not None))
+        made[drafter] = LoadedModels(pair, *_copies(lookup, has_draft=draft is not None))
     return made
 
 
-def _copies(session: LoadedModels, *, has_draft: bool) -> tuple[Any, ...]:
+def _copies(models: LoadedModels, *, has_draft: bool) -> tuple[Any, ...]:
     from specgen.models.transformers_model import CachedModel
 
-    target = CachedModel(session.target.model, session.target.vocab_size)
-    draft = CachedModel(session.target.model, session.target.vocab_size) if has_draft else None
-    return target, session.target_info, draft, session.target_info if has_draft else None
+    target = CachedModel(models.target.model, models.target.vocab_size)
+    draft = CachedModel(models.target.model, models.target.vocab_size) if has_draft else None
+    return target, models.target_info, draft, models.target_info if has_draft else None
 
 
 @cache
@@ -95,25 +95,25 @@ def prompt_ids(text: str, is_raw: bool) -> list[int]:
 
 
 def generation(
-    session: LoadedModels, ids: list[int], num_draft_tokens: int, *, is_raw: bool = False, num_new: int = SHORT
+    models: LoadedModels, ids: list[int], num_draft_tokens: int, *, is_raw: bool = False, num_new: int = SHORT
 ) -> Generation:
-    limits = DecodeSettings(num_new, num_draft_tokens, end_ids=session.plan.end_ids)
-    made = Generation(session, Request(ids, limits, SamplingSettings(), is_raw=is_raw))
+    limits = DecodeSettings(num_new, num_draft_tokens, end_ids=models.pair.end_ids)
+    made = Generation(models, Request(ids, limits, SamplingSettings(), is_raw=is_raw))
     for _ in made:
         pass
     return made
 
 
 @torch.inference_mode()
-def library_ids(session: LoadedModels, ids: list[int], num_new: int) -> list[int]:
+def library_ids(models: LoadedModels, ids: list[int], num_new: int) -> list[int]:
     """What transformers' own greedy `generate` adds."""
     given = torch.tensor([ids])
-    made = session.target.model.generate(
+    made = models.target.model.generate(
         given,
         attention_mask=torch.ones_like(given),
         do_sample=False,
         max_new_tokens=num_new,
-        eos_token_id=sorted(session.plan.end_ids),
+        eos_token_id=sorted(models.pair.end_ids),
         pad_token_id=tokenizer().eos_token_id,
     )
     return list(made[0, len(ids) :].tolist())
@@ -121,15 +121,15 @@ def library_ids(session: LoadedModels, ids: list[int], num_new: int) -> list[int
 
 @pytest.mark.parametrize(("text", "is_raw", "lengths"), prompts())
 def test_every_drafter_gives_the_librarys_own_greedy_text(
-    sessions: dict[str, LoadedModels], text: str, is_raw: bool, lengths: tuple[int, ...]
+    loaded: dict[str, LoadedModels], text: str, is_raw: bool, lengths: tuple[int, ...]
 ) -> None:
     ids = prompt_ids(text, is_raw)
     num_new = LONG if lengths == LENGTHS else SHORT
 
     def run(drafter: str, length: int) -> Generation:
-        return generation(sessions[drafter], ids, length, is_raw=is_raw, num_new=num_new)
+        return generation(loaded[drafter], ids, length, is_raw=is_raw, num_new=num_new)
 
-    expected = library_ids(sessions["none"], ids, num_new)
+    expected = library_ids(loaded["none"], ids, num_new)
 
     plain, lookups, own = run("none", 0), [run("lookup", length) for length in lengths], run("model", 3)
     assert all(made.token_ids == expected for made in (plain, *lookups, own))
@@ -139,44 +139,44 @@ def test_every_drafter_gives_the_librarys_own_greedy_text(
 
 @pytest.mark.parametrize(("text", "is_raw", "lengths"), prompts())
 def test_hopeless_and_perfect_drafts_give_the_same_text(
-    sessions: dict[str, LoadedModels], text: str, is_raw: bool, lengths: tuple[int, ...]
+    loaded: dict[str, LoadedModels], text: str, is_raw: bool, lengths: tuple[int, ...]
 ) -> None:
-    session, ids = sessions["none"], prompt_ids(text, is_raw)
-    plain = generation(session, ids, 0, is_raw=is_raw, num_new=SHORT).token_ids
-    size = session.target.vocab_size
-    other = CachedModel(tiny_model(vocab_size=session.target.num_embeddings), size)
+    models, ids = loaded["none"], prompt_ids(text, is_raw)
+    plain = generation(models, ids, 0, is_raw=is_raw, num_new=SHORT).token_ids
+    size = models.target.vocab_size
+    other = CachedModel(tiny_model(vocab_size=models.target.num_embeddings), size)
 
     def run(drafter: Any) -> list[int]:
-        session.reuse_prefix(ids)
-        limits = DecodeSettings(SHORT, lengths[0], end_ids=session.plan.end_ids)
-        chance = TorchRandomness(0, session.target.device)
-        return ids_of(list(decode(session.target, drafter, ids, limits, SamplingSettings(), chance)))
+        models.reuse_prefix(ids)
+        limits = DecodeSettings(SHORT, lengths[0], end_ids=models.pair.end_ids)
+        chance = TorchRandomness(0, models.target.device)
+        return ids_of(list(decode(models.target, drafter, ids, limits, SamplingSettings(), chance)))
 
     drafters = [
         oracle(plain, len(ids)),
         always_wrong(plain, len(ids), size),
         random_tokens(1, size),
-        ModelDrafter(other, size, SamplingSettings(), TorchRandomness(0, session.target.device)),
+        ModelDrafter(other, size, SamplingSettings(), TorchRandomness(0, models.target.device)),
     ]
     assert [run(drafter) for drafter in drafters] == [plain] * len(drafters)
 
 
-def test_lookup_is_accepted_where_the_text_repeats(sessions: dict[str, LoadedModels]) -> None:
+def test_lookup_is_accepted_where_the_text_repeats(loaded: dict[str, LoadedModels]) -> None:
     ids = encode_text(tokenizer(), "the cat sat on the mat, " * 6)
 
-    counts = generation(sessions["lookup"], ids, 8, is_raw=True, num_new=LONG).counts
+    counts = generation(loaded["lookup"], ids, 8, is_raw=True, num_new=LONG).counts
 
     assert counts.num_rounds < LONG / 2
 
 
-def test_the_command_line_answers_with_the_built_in_model(sessions: dict[str, LoadedModels], tmp_path: Path) -> None:
+def test_the_command_line_answers_with_the_built_in_model(loaded: dict[str, LoadedModels], tmp_path: Path) -> None:
     path = tmp_path / "answer.txt"
     options = ["-k", "4", "-n", str(SHORT), "--dtype", "float32", "--device", "cpu", "--json", "-o", str(path)]
 
     ended = run_child("generate", CHATS[1], *options, module="specgen", env={"SPECGEN_CACHE": str(cache_root())})
 
     made = json.loads(ended.out)
-    expected = generation(sessions["none"], prompt_ids(CHATS[1], is_raw=False), 0)
+    expected = generation(loaded["none"], prompt_ids(CHATS[1], is_raw=False), 0)
     assert ended.code == 0
     assert made["text"] == expected.text
     assert path.read_text().rstrip("\n") == expected.text.rstrip("\n")

@@ -48,8 +48,8 @@ def play(conversation: Conversation, steps: list[str]) -> None:
         if step in ("say", "edit", "system"):
             conversation.say(random_text(number))
         generation = reply(conversation)
-        assert generation.token_ids == fresh_ids(conversation.session, generation), (number, step)
-        assert_caches_fit(conversation.session)
+        assert generation.token_ids == fresh_ids(conversation.models, generation), (number, step)
+        assert_caches_fit(conversation.models)
 
 
 SCRIPT = ["say", "say", "say", "undo", "say", "retry", "system", "say", "edit", "undo", "undo", "say", "say"]
@@ -58,9 +58,9 @@ SCRIPT = ["say", "say", "say", "undo", "say", "retry", "system", "say", "edit", 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "model"])
 @pytest.mark.parametrize("template", [None, QWEN_TEMPLATE, REWRITING_TEMPLATE, NO_SYSTEM_TEMPLATE])
 def test_each_reply_is_that_of_a_fresh_prefill(toy: Path, other_toy: Path, drafter: str, template: str | None) -> None:
-    session = open_toy(toy, drafter=drafter, draft=other_toy if drafter == "model" else None)
+    models = open_toy(toy, drafter=drafter, draft=other_toy if drafter == "model" else None)
 
-    play(converse(session, template=TemplateChoice(template, {})), SCRIPT)
+    play(converse(models, template=TemplateChoice(template, {})), SCRIPT)
 
 
 @pytest.mark.parametrize("drafter", ["lookup", "model"])
@@ -86,7 +86,7 @@ def test_a_later_turn_reads_only_its_own_tokens(toy: Path) -> None:
     conversation = converse(open_toy(toy), replace(SHORT, max_new_tokens=40))
     for turn in range(4):
         reply(conversation, f"Question {turn}: " + "the quick brown fox " * 20)
-    held = len(conversation.session.text_ids)
+    held = len(conversation.models.text_ids)
     conversation.say("And now?")
     generation = conversation.begin_reply()
 
@@ -94,20 +94,20 @@ def test_a_later_turn_reads_only_its_own_tokens(toy: Path) -> None:
 
     # The last token of the reply before was still to be fed.
     assert prefill.num_reused_tokens == held - 1
-    assert list(generation.request.prompt_ids[:held]) == conversation.session.text_ids[:held]
+    assert list(generation.request.prompt_ids[:held]) == conversation.models.text_ids[:held]
 
 
 def test_the_lookup_index_lives_across_turns(toy: Path) -> None:
     conversation = converse(open_toy(toy, drafter="lookup"))
     reply(conversation, "The quick brown fox")
-    indexed = conversation.session.lookup.num_indexed
+    indexed = conversation.models.lookup.num_indexed
 
     conversation.say("The quick brown fox")
     generation = conversation.begin_reply()
     events = iter(conversation.stream(generation))
     next(events)
 
-    assert conversation.session.lookup.num_indexed > indexed > 0
+    assert conversation.models.lookup.num_indexed > indexed > 0
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2, 4])
@@ -127,23 +127,23 @@ def test_an_interrupted_reply_is_kept_and_leaves_the_caches_right(toy: Path, oth
     assert message.interrupted
     assert message.content == generation.text
     assert generation.counts.num_rounds == num_rounds
-    assert_caches_fit(conversation.session)
+    assert_caches_fit(conversation.models)
     following = reply(conversation, "And?")
-    assert following.token_ids == fresh_ids(conversation.session, following)
+    assert following.token_ids == fresh_ids(conversation.models, following)
     assert following.counts.num_reused_tokens >= len(generation.request.prompt_ids)
 
 
 def test_interrupted_text_continued_is_the_uninterrupted_text(toy: Path) -> None:
     conversation = converse(open_toy(toy), replace(SHORT, max_new_tokens=30))
     conversation.say("Hello")
-    whole = fresh_ids(conversation.session, conversation.begin_reply())
+    whole = fresh_ids(conversation.models, conversation.begin_reply())
     generation = conversation.begin_reply()
     for event in conversation.stream(generation):
         if isinstance(event, RoundText) and event.round.index == 2:
             generation.interrupt()
     rest = replace(generation.request, prompt_ids=[*generation.request.prompt_ids, *generation.token_ids])
 
-    continued = type(generation)(conversation.session, rest)
+    continued = type(generation)(conversation.models, rest)
     list(continued)
 
     assert (generation.token_ids + continued.token_ids)[: len(whole)] == whole
@@ -153,13 +153,13 @@ def test_a_reply_that_breaks_keeps_its_text_and_leaves_the_caches_right(
     toy: Path, other_toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversation = converse(open_toy(toy, draft=other_toy), replace(SHORT, max_new_tokens=40))
-    session = conversation.session
+    models = conversation.models
     real, calls = CachedModel.logits, []
 
     def breaking(self: CachedModel, *args: object, **options: object) -> torch.Tensor:
         logits = real(self, *args, **options)  # type: ignore[arg-type]
-        calls.append(self is session.target)
-        return logits * float("nan") if sum(calls) == 4 and self is session.target else logits
+        calls.append(self is models.target)
+        return logits * float("nan") if sum(calls) == 4 and self is models.target else logits
 
     conversation.say("Hello")
     generation = conversation.begin_reply()
@@ -173,19 +173,19 @@ def test_a_reply_that_breaks_keeps_its_text_and_leaves_the_caches_right(
     assert message.interrupted
     assert message.stats["finish_reason"] == "numerical"
     following = reply(conversation, "And?")
-    assert following.token_ids == fresh_ids(session, following)
-    assert_caches_fit(session)
+    assert following.token_ids == fresh_ids(models, following)
+    assert_caches_fit(models)
 
 
 def test_a_draft_that_breaks_is_dropped_and_comes_back_with_the_next_reply(
     toy: Path, other_toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversation = converse(open_toy(toy, draft=other_toy), replace(SHORT, max_new_tokens=20))
-    session = conversation.session
+    models = conversation.models
     real = CachedModel._forward
 
     def breaking(self: CachedModel, new: torch.Tensor, num_last: int) -> torch.Tensor:
-        if self is session.draft and self.length > len(session.text_ids) + 4:
+        if self is models.draft and self.length > len(models.text_ids) + 4:
             raise RuntimeError("planted")
         return real(self, new, num_last)
 
@@ -197,10 +197,10 @@ def test_a_draft_that_breaks_is_dropped_and_comes_back_with_the_next_reply(
     conversation.end_reply(generation)
 
     assert prefill_of(events)
-    assert_caches_fit(session)
+    assert_caches_fit(models)
     following = reply(conversation, "And?")
     assert following.counts.num_drafted > 0
-    assert following.token_ids == fresh_ids(session, following)
+    assert following.token_ids == fresh_ids(models, following)
 
 
 def test_work_torn_out_of_the_middle_leaves_empty_caches_and_the_next_reply_right(toy: Path, other_toy: Path) -> None:
@@ -211,9 +211,9 @@ def test_work_torn_out_of_the_middle_leaves_empty_caches_and_the_next_reply_righ
 
     conversation.forget_caches()
 
-    assert conversation.session.target.length == 0
+    assert conversation.models.target.length == 0
     following = reply(conversation)
-    assert following.token_ids == fresh_ids(conversation.session, following)
+    assert following.token_ids == fresh_ids(conversation.models, following)
 
 
 def test_a_reply_without_a_first_token_adds_no_message(toy: Path) -> None:
@@ -333,7 +333,7 @@ def test_user_text_never_becomes_a_control_token_of_smollm2(
 def test_a_control_token_the_user_typed_is_not_taken_for_one_in_the_cache(toy: Path) -> None:
     conversation = converse(open_toy(toy))
     reply(conversation, "one")
-    held = list(conversation.session.text_ids)
+    held = list(conversation.models.text_ids)
     conversation.take_back()
     # The text of what the cache holds, pasted as a message, is no turn of the conversation.
     conversation.say("one<|im_end|>\n<|im_start|>assistant\n")
@@ -382,18 +382,18 @@ def test_a_reasoning_block_is_kept_for_people_and_not_fed_back(talker: Path) -> 
 def test_timing_the_target_alone_leaves_the_caches_where_they_were(toy: Path, other_toy: Path) -> None:
     conversation = converse(open_toy(toy, draft=other_toy), replace(SHORT, max_new_tokens=20))
     generation = reply(conversation, "Hello")
-    session = conversation.session
-    before = (list(session.text_ids), session.target.length)
+    models = conversation.models
+    before = (list(models.text_ids), models.target.length)
 
     baseline = conversation.calibrate(generation)
 
     assert baseline is not None
     assert baseline.num_tokens == 8
     assert generation.report().speedup is not None
-    assert (session.text_ids, session.target.length) == before
+    assert (models.text_ids, models.target.length) == before
     following = reply(conversation, "And?")
     assert following.counts.num_reused_tokens == before[1]
-    assert following.token_ids == fresh_ids(session, following)
+    assert following.token_ids == fresh_ids(models, following)
     assert following.report().speedup is not None
 
 
@@ -417,34 +417,34 @@ def test_another_drafter_goes_on_with_the_target_cache(toy: Path, other_toy: Pat
 
     conversation = converse(open_toy(toy, drafter="none"))
     reply(conversation, "Hello")
-    session = conversation.session
-    held = session.target.length
+    models = conversation.models
+    held = models.target.length
 
     settings_ = ModelSettings(str(other_toy), "none", "float32", "cpu")
-    session.replace_drafter(session.plan.with_drafter("model", settings_))
+    models.replace_drafter(models.pair.with_drafter("model", settings_))
     with_draft = reply(conversation, "And?")
-    session.replace_drafter(session.plan.with_drafter("none", None))
+    models.replace_drafter(models.pair.with_drafter("none", None))
     without = reply(conversation, "And then?")
 
     assert with_draft.counts.num_reused_tokens == held
     assert (with_draft.counts.num_drafted > 0, without.counts.num_drafted) == (True, 0)
     for generation in (with_draft, without):
-        assert generation.token_ids == fresh_ids(session, generation)
+        assert generation.token_ids == fresh_ids(models, generation)
 
 
 def test_a_draft_that_can_t_be_loaded_leaves_the_old_one(toy: Path, other_toy: Path, tmp_path: Path) -> None:
     from specgen.core.settings import ModelSettings
 
-    session = open_toy(toy, draft=other_toy)
-    plan, draft = session.plan, session.draft
+    models = open_toy(toy, draft=other_toy)
+    pair, draft = models.pair, models.draft
     (tmp_path / "broken").mkdir()
 
     with pytest.raises(LoadError):
-        session.plan.with_drafter("model", ModelSettings(str(tmp_path / "broken")))
+        models.pair.with_drafter("model", ModelSettings(str(tmp_path / "broken")))
 
-    assert (session.plan, session.draft) == (plan, draft)
-    assert session.plan.settings.draft is not None
-    assert session.plan.settings.draft.name == str(other_toy)
+    assert (models.pair, models.draft) == (pair, draft)
+    assert models.pair.settings.draft is not None
+    assert models.pair.settings.draft.name == str(other_toy)
 
 
 def test_the_toy_says_its_answer(talker: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from specgen.bench.configurations import open_lanes
 from specgen.bench.pass_costs import measure_costs
 from specgen.bench.results import Setting
-from specgen.cli.bench.choices import DraftPlaces, draft_plans, drafts_from, settings_of
+from specgen.cli.bench.choices import DraftPlaces, draft_pairs, drafts_from, settings_of
 from specgen.cli.chat.autosave import transcript_of
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.request import SamplingOptions, pair_settings
@@ -24,7 +24,7 @@ from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import has_float16_matmul
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import Pair, PairSettings, resolve_pair
 from tests.cli.chat.scenes import SHORT, converse, reply
 from tests.draft_heads import SlowDraft, write_draft
 from tests.loading.builders import fails
@@ -57,13 +57,13 @@ def model(path: Path, **changes: Any) -> ModelSettings:
     return replace(ModelSettings(str(path), "none", "float32", "cpu"), **changes)
 
 
-def plan_of(folders: dict[str, Path], draft: str, **changes: Any) -> Plan:
-    return Plan(PairSettings(model(folders["target"]), "model", model(folders[draft], **changes)))
+def pair_of(folders: dict[str, Path], draft: str, **changes: Any) -> Pair:
+    return resolve_pair(PairSettings(model(folders["target"]), "model", model(folders[draft], **changes)))
 
 
-def run(session: LoadedModels, prompt: list[int] = PROMPT, **options: Any) -> Generation:
+def run(models: LoadedModels, prompt: list[int] = PROMPT, **options: Any) -> Generation:
     limits = DecodeSettings(options.pop("max_new_tokens", 40), options.pop("num_draft_tokens", 4), strict=True)
-    generation = Generation(session, Request(prompt, limits, options.pop("sampling", GREEDY)))
+    generation = Generation(models, Request(prompt, limits, options.pop("sampling", GREEDY)))
     for _ in generation:
         pass
     return generation
@@ -71,7 +71,7 @@ def run(session: LoadedModels, prompt: list[int] = PROMPT, **options: Any) -> Ge
 
 @pytest.fixture(scope="module")
 def alone(folders: dict[str, Path]) -> LoadedModels:
-    return load_models(Plan(PairSettings(model(folders["target"]), "none")))
+    return load_models(resolve_pair(PairSettings(model(folders["target"]), "none")))
 
 
 # --- The text ---------------------------------------------------------------------------------------------------------
@@ -81,13 +81,13 @@ def alone(folders: dict[str, Path]) -> LoadedModels:
 def test_answers_turns_and_retries_are_the_targets_own(
     folders: dict[str, Path], alone: LoadedModels, name: str
 ) -> None:
-    session = load_models(plan_of(folders, name))
+    models = load_models(pair_of(folders, name))
     texts: list[list[int]] = [PROMPT]
     for _ in range(3):
         texts.append([*texts[-1], *run(alone, texts[-1]).token_ids, 5, 6])
     # On and on, back to the first, a bit off the second, the last once more.
     for prompt in [*texts, texts[0], [*texts[1][:-4], 9], texts[2], texts[2]]:
-        generation = run(session, prompt)
+        generation = run(models, prompt)
         assert generation.token_ids == run(alone, prompt).token_ids
         assert generation.counts.num_drafted > 0
         if name == "oracle":
@@ -97,75 +97,75 @@ def test_answers_turns_and_retries_are_the_targets_own(
 @pytest.mark.parametrize("name", ["features", "subset"])
 def test_what_a_draft_says_is_the_same_after_any_history(folders: dict[str, Path], name: str) -> None:
     """Through turns, a baseline and a retry, its cache and the features it reads stay those of the text."""
-    session = load_models(plan_of(folders, name))
-    first = run(session)
+    models = load_models(pair_of(folders, name))
+    first = run(models)
     first.measure_baseline("full")
-    second = run(session, [*PROMPT, *first.token_ids, 7])
+    second = run(models, [*PROMPT, *first.token_ids, 7])
     text = [*PROMPT, *first.token_ids, 7, *second.token_ids, 11]
-    session.reuse_prefix(text)
-    session.target.feed(text[:-1])
-    assert isinstance(session.draft, DraftHeadModel)
-    slow = SlowDraft(folders[name], session.target.model)  # type: ignore[attr-defined]
+    models.reuse_prefix(text)
+    models.target.feed(text[:-1])
+    assert isinstance(models.draft, DraftHeadModel)
+    slow = SlowDraft(folders[name], models.target.model)  # type: ignore[attr-defined]
 
-    found = session.draft.logits(text, 1)
+    found = models.draft.logits(text, 1)
 
-    assert session.draft.start == 0
+    assert models.draft.start == 0
     assert (found - slow.logits(text)[:, : found.shape[1]]).abs().max() < 1e-3
 
 
 def test_same_text_with_and_without_it(folders: dict[str, Path], alone: LoadedModels) -> None:
     sampling = SamplingSettings(temperature=0.9, seed=4, same_text=True)
-    drafted = run(load_models(plan_of(folders, "subset")), sampling=sampling)
+    drafted = run(load_models(pair_of(folders, "subset")), sampling=sampling)
 
     assert drafted.token_ids == run(alone, sampling=sampling).token_ids
 
 
 def test_a_chat_keeps_its_caches_between_turns(folders: dict[str, Path]) -> None:
-    conversation = converse(load_models(plan_of(folders, "features")))
+    conversation = converse(load_models(pair_of(folders, "features")))
     reply(conversation, "hello")
-    draft = conversation.session.draft
+    draft = conversation.models.draft
     assert draft is not None
     held = draft.length
     reply(conversation, "and now?")
 
     assert held > 0
-    assert conversation.session.draft is draft
+    assert conversation.models.draft is draft
     assert draft.length > held
 
 
 def test_a_draft_changed_in_a_chat_goes_on_behind_what_was_read(folders: dict[str, Path], alone: LoadedModels) -> None:
-    session = load_models(plan_of(folders, "layers"))
-    first = run(session)
-    session.replace_drafter(session.plan.with_drafter("model", model(folders["features"])))
+    models = load_models(pair_of(folders, "layers"))
+    first = run(models)
+    models.replace_drafter(models.pair.with_drafter("model", model(folders["features"])))
     text = [*PROMPT, *first.token_ids, 7]
 
-    second = run(session, text)
+    second = run(models, text)
 
     assert second.token_ids == run(alone, text).token_ids
     assert second.counts.num_drafted > 0
-    assert isinstance(session.draft, DraftHeadModel)
-    assert session.draft.start == len(text) - 2
+    assert isinstance(models.draft, DraftHeadModel)
+    assert models.draft.start == len(text) - 2
 
 
 def test_a_target_on_transformers_own_forward_serves_it_too(
     folders: dict[str, Path], alone: LoadedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("specgen.models.decoder.is_supported", lambda found: False)
-    session = load_models(plan_of(folders, "features"))
-    assert type(session.target).__name__ == "CachedModel"
+    models = load_models(pair_of(folders, "features"))
+    assert type(models.target).__name__ == "CachedModel"
 
-    assert run(session).token_ids == run(alone).token_ids
+    assert run(models).token_ids == run(alone).token_ids
 
 
 def test_a_quantized_target_serves_it_too(folders: dict[str, Path]) -> None:
     target = model(folders["target"], quant="int8", dtype="float32")
-    plan = Plan(PairSettings(target, "model", model(folders["features"])))
-    session = load_models(plan)
-    plain = load_models(Plan(PairSettings(target, "none")))
+    pair = resolve_pair(PairSettings(target, "model", model(folders["features"])))
+    models = load_models(pair)
+    plain = load_models(resolve_pair(PairSettings(target, "none")))
 
-    generation = run(session)
+    generation = run(models)
 
-    assert session.target_info.quant == "int8"
+    assert models.target_info.quant == "int8"
     assert generation.counts.num_drafted > 0
     assert generation.token_ids[:8] == run(plain).token_ids[:8]
 
@@ -176,15 +176,15 @@ def test_a_quantized_target_serves_it_too(folders: dict[str, Path]) -> None:
 def test_a_target_with_narrow_weights_serves_it_too(tmp_path: Path, quant: Any, is_tied: bool) -> None:
     made = random_toy(0, tie_word_embeddings=is_tied)
     target = model(save_toy(tmp_path / "target", model=made), dtype="float16")
-    plain = load_models(Plan(PairSettings(target, "none")))
+    plain = load_models(resolve_pair(PairSettings(target, "none")))
     for name, shape in DRAFTS.items():
         draft = model(write_draft(tmp_path / name, made, **shape), quant=quant)
-        session = load_models(Plan(PairSettings(target, "model", draft)))
-        generation = run(session)
+        models = load_models(resolve_pair(PairSettings(target, "model", draft)))
+        generation = run(models)
         assert generation.token_ids == run(plain).token_ids
-        assert session.draft_info is not None
+        assert models.draft_info is not None
         if quant != "auto":
-            assert session.draft_info.quant == quant
+            assert models.draft_info.quant == quant
         if name == "oracle" and quant == "none":
             assert generation.counts.acceptance_rate == 1.0
 
@@ -193,7 +193,7 @@ def test_a_target_with_narrow_weights_serves_it_too(tmp_path: Path, quant: Any, 
 
 
 def test_the_report_says_what_it_is(folders: dict[str, Path]) -> None:
-    info = run(load_models(plan_of(folders, "subset"))).report().info
+    info = run(load_models(pair_of(folders, "subset"))).report().info
 
     assert info.draft is not None
     assert (info.drafter, info.draft.name, info.draft.dtype) == ("model", "subset", "float32")
@@ -202,32 +202,32 @@ def test_the_report_says_what_it_is(folders: dict[str, Path]) -> None:
 
 
 def test_doctor_plans_its_memory_without_reading_it(folders: dict[str, Path]) -> None:
-    pair = examine_pair(plan_of(folders, "subset"), 512)
+    pair_report = examine_pair(pair_of(folders, "subset"), 512)
 
-    target, draft = pair.models
+    target, draft = pair_report.models
     assert (draft.role, draft.device, draft.dtype, draft.quant) == ("draft", "cpu", "float32", "none")
     assert 0 < draft.memory.weights < target.memory.weights
-    assert pair.num_shared_tokens == len(toy_tokenizer())
+    assert pair_report.num_shared_tokens == len(toy_tokenizer())
 
 
 def test_bench_measures_it_beside_others(folders: dict[str, Path]) -> None:
-    baseline = Plan(PairSettings(model(folders["target"]), "none"))
+    baseline = resolve_pair(PairSettings(model(folders["target"]), "none"))
     names = ("features", "subset", "layers")
-    plans = {name: baseline.with_drafter("model", model(folders[name])) for name in names}
-    lanes = open_lanes(baseline, plans, [Setting("model", name, name, 4) for name in names])
+    pairs = {name: baseline.with_drafter("model", model(folders[name])) for name in names}
+    lanes = open_lanes(baseline, pairs, [Setting("model", name, name, 4) for name in names])
 
-    costs = measure_costs({name: lane.session for name, lane in zip(names, lanes[1:], strict=True)}, PROMPT, 4, GREEDY)
+    costs = measure_costs({name: lane.models for name, lane in zip(names, lanes[1:], strict=True)}, PROMPT, 4, GREEDY)
 
     assert [lane.setting.label for lane in lanes[1:]] == [f"{name} float32" for name in names]
     assert set(costs.draft_seconds) == set(names)
     for lane in lanes:
-        lane.session.clear_caches()
-        assert run(lane.session).token_ids == run_alone(lanes[0].session)
+        lane.models.clear_caches()
+        assert run(lane.models).token_ids == run_alone(lanes[0].models)
 
 
-def run_alone(session: LoadedModels) -> list[int]:
-    session.clear_caches()
-    return run(session).token_ids
+def run_alone(models: LoadedModels) -> list[int]:
+    models.clear_caches()
+    return run(models).token_ids
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------
@@ -236,26 +236,30 @@ def run_alone(session: LoadedModels) -> list[int]:
 def test_a_draft_of_another_target_is_refused_before_weights_are_read(folders: dict[str, Path]) -> None:
     settings = PairSettings(model(folders["other"]), "model", model(folders["features"]))
 
-    error = fails(PairError, lambda: Plan(settings), "draft features was made for another target (toy) than other")
+    error = fails(
+        PairError, lambda: resolve_pair(settings), "draft features was made for another target (toy) than other"
+    )
 
     assert error.exit_code == 4
 
 
 def test_it_can_be_no_target(folders: dict[str, Path]) -> None:
-    fails(ModelFileError, lambda: Plan(PairSettings(model(folders["features"]))), "is a shallow draft", "--draft")
+    fails(
+        ModelFileError, lambda: resolve_pair(PairSettings(model(folders["features"]))), "is a shallow draft", "--draft"
+    )
 
 
 def test_a_target_of_llama_cpp_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(PairSettings(model(folders["target"]), "none"))
+    pair = resolve_pair(PairSettings(model(folders["target"]), "none"))
     gguf: Any = object()
-    monkeypatch.setattr(plan, "target", ModelFolder(folders["target"], "toy", True, gguf=gguf))
+    monkeypatch.setattr(pair, "target", ModelFolder(folders["target"], "toy", True, gguf=gguf))
 
-    fails(PairError, lambda: plan.with_drafter("model", model(folders["layers"])), "llama.cpp", "--backend")
+    fails(PairError, lambda: pair.with_drafter("model", model(folders["layers"])), "llama.cpp", "--backend")
 
 
 @pytest.mark.parametrize(("name", "value"), [("quant", "fp4"), ("device", "cuda:0")])
 def test_it_runs_where_and_as_its_target_does(folders: dict[str, Path], name: str, value: str) -> None:
-    fails(SettingsError, lambda: plan_of(folders, "layers", **{name: value}), f"--draft-{name} {value}", "leave it out")
+    fails(SettingsError, lambda: pair_of(folders, "layers", **{name: value}), f"--draft-{name} {value}", "leave it out")
 
 
 def test_a_draft_for_tokens_the_target_does_not_write_is_refused(tmp_path: Path) -> None:
@@ -264,7 +268,7 @@ def test_a_draft_for_tokens_the_target_does_not_write_is_refused(tmp_path: Path)
     # The toy has 320 rows, its tokenizer fewer tokens: the rest is padding.
     draft = write_draft(tmp_path / "draft", target, draft_ids=[1, 319])
 
-    fails(PairError, lambda: load_models(Plan(PairSettings(model(folder), "model", model(draft)))), "token 319")
+    fails(PairError, lambda: load_models(resolve_pair(PairSettings(model(folder), "model", model(draft)))), "token 319")
 
 
 # --- The draft that comes with the package ----------------------------------------------------------------------------
@@ -273,28 +277,28 @@ def test_a_draft_for_tokens_the_target_does_not_write_is_refused(tmp_path: Path)
 @pytest.fixture
 def shipped(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package with a draft for `target`."""
-    for module in ("specgen.loading.draft_head_folder", "specgen.runtime.plan"):
+    for module in ("specgen.loading.draft_head_folder", "specgen.runtime.pair"):
         monkeypatch.setattr(f"{module}.SHIPPED", tmp_path / "drafts")
     return write_draft(tmp_path / "drafts" / "toy", random_toy(0), **DRAFTS["subset"])
 
 
-def chosen(target: Path, draft: str = "auto") -> Plan:
-    return Plan(pair_settings(model(target), ModelSettings(draft, device="cpu")))
+def chosen(target: Path, draft: str = "auto") -> Pair:
+    return resolve_pair(pair_settings(model(target), ModelSettings(draft, device="cpu")))
 
 
 def test_auto_takes_the_draft_that_is_shipped_for_a_target(folders: dict[str, Path], shipped: Path) -> None:
-    plan = chosen(folders["target"])
+    pair = chosen(folders["target"])
 
-    assert plan.settings.drafter == "model+lookup"
-    assert plan.draft is not None
-    assert (plan.draft.path, plan.draft.name) == (shipped, "toy-draft")
-    assert run(load_models(plan)).counts.num_drafted > 0
+    assert pair.settings.drafter == "model+lookup"
+    assert pair.draft is not None
+    assert (pair.draft.path, pair.draft.name) == (shipped, "toy-draft")
+    assert run(load_models(pair)).counts.num_drafted > 0
 
 
 def test_auto_is_lookup_for_every_other_target(folders: dict[str, Path], shipped: Path) -> None:
-    plan = chosen(folders["other"])
+    pair = chosen(folders["other"])
 
-    assert (plan.settings.drafter, plan.settings.draft, plan.draft) == ("lookup", None, None)
+    assert (pair.settings.drafter, pair.settings.draft, pair.draft) == ("lookup", None, None)
 
 
 def test_auto_is_lookup_where_nothing_is_shipped(
@@ -313,16 +317,16 @@ def test_another_drafter_can_be_had_by_name(folders: dict[str, Path], shipped: P
 def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path) -> None:
     choices = drafts_from(["auto"], "none")
     for target, wanted in (("target", ("model+lookup", "toy-draft float32+lookup")), ("other", ("lookup", "lookup"))):
-        baseline = Plan(PairSettings(model(folders[target]), "none"))
-        plans = draft_plans(baseline, choices, DraftPlaces("float32", "cpu", None, False), SILENT)
-        (_, lane) = open_lanes(baseline, {"auto": replace_quant(plans["auto"])}, settings_of(choices, ["4"]))
+        baseline = resolve_pair(PairSettings(model(folders[target]), "none"))
+        pairs = draft_pairs(baseline, choices, DraftPlaces("float32", "cpu", None, False), SILENT)
+        (_, lane) = open_lanes(baseline, {"auto": replace_quant(pairs["auto"])}, settings_of(choices, ["4"]))
         assert (lane.setting.drafter, lane.setting.label) == wanted
 
 
-def replace_quant(plan: Plan) -> Plan:
+def replace_quant(pair: Pair) -> Pair:
     """Without a form of its own, so that the label is the same on every machine."""
-    draft = plan.settings.draft
-    return plan if draft is None else plan.with_drafter("auto", replace(draft, quant="none"))
+    draft = pair.settings.draft
+    return pair if draft is None else pair.with_drafter("auto", replace(draft, quant="none"))
 
 
 def test_a_saved_chat_does_not_name_a_draft_that_was_not_asked_for(folders: dict[str, Path], shipped: Path) -> None:

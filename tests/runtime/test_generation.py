@@ -16,7 +16,7 @@ from specgen.core.events import FinalText, Finish, Prefill, RoundText, TextEvent
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message, encode_messages, encode_text
 from tests.toys import ANSWER, END, random_toy, save_toy, token_id, toy_tokenizer
 
@@ -48,8 +48,8 @@ def opened(folders: dict[str, Path]) -> Opener:
             return ModelSettings(str(folders[name]), quant="none", dtype="float32", device="cpu")
 
         if drafter in ("none", "lookup"):
-            return load_models(Plan(PairSettings(model(target), drafter)))
-        return load_models(Plan(PairSettings(model(target), "model", model(drafter))))
+            return load_models(resolve_pair(PairSettings(model(target), drafter)))
+        return load_models(resolve_pair(PairSettings(model(target), "model", model(drafter))))
 
     return open_it
 
@@ -64,8 +64,8 @@ def request(prompt: Sequence[int] = CHAT, *, sampling: SamplingSettings = GREEDY
     return Request(list(prompt), decode, sampling, **options)
 
 
-def run(session: LoadedModels, **options: Any) -> Generation:
-    generation = Generation(session, request(**options))
+def run(models: LoadedModels, **options: Any) -> Generation:
+    generation = Generation(models, request(**options))
     for _ in generation:
         pass
     return generation
@@ -191,10 +191,10 @@ def test_a_model_that_drafts_for_itself_is_always_accepted(opened: Opener) -> No
 
 @pytest.mark.fault("F29", "F79")
 def test_padding_rows_of_the_model_are_never_chosen(opened: Opener) -> None:
-    session = opened("random")
-    session.target.model.lm_head.weight.data[len(toy_tokenizer()) :] *= 100
+    models = opened("random")
+    models.target.model.lm_head.weight.data[len(toy_tokenizer()) :] *= 100
 
-    generation = run(session, end_ids=(), max_new_tokens=40)
+    generation = run(models, end_ids=(), max_new_tokens=40)
 
     assert max(generation.token_ids) < len(toy_tokenizer())
 
@@ -204,10 +204,10 @@ def test_padding_rows_of_the_model_are_never_chosen(opened: Opener) -> None:
 
 @pytest.mark.fault("F02")
 def test_past_the_drafts_window_the_target_goes_on_alone(opened: Opener) -> None:
-    session = opened(drafter="short")
+    models = opened(drafter="short")
     assert len(CHAT) < 30 < len(CHAT) + 18
 
-    generation = Generation(session, request(num_draft_tokens=2))
+    generation = Generation(models, request(num_draft_tokens=2))
     rounds = [event.round for event in generation if isinstance(event, RoundText)]
 
     assert generation.text == ANSWER
@@ -216,8 +216,8 @@ def test_past_the_drafts_window_the_target_goes_on_alone(opened: Opener) -> None
     ]
     assert rounds[0].draft_ids
     assert not rounds[-1].draft_ids
-    assert session.draft is not None
-    assert session.draft.length <= 30
+    assert models.draft is not None
+    assert models.draft.length <= 30
 
 
 @pytest.mark.fault("F02")
@@ -257,9 +257,9 @@ def shared(folders: dict[str, Path]) -> dict[str, LoadedModels]:
         return ModelSettings(str(folders[name]), quant="none", dtype="float32", device="cpu")
 
     target = model("random")
-    made = {kind: load_models(Plan(PairSettings(target, kind))) for kind in ("none", "lookup")}
+    made = {kind: load_models(resolve_pair(PairSettings(target, kind))) for kind in ("none", "lookup")}
     for name in ("random", "other", "narrow"):
-        made[name] = load_models(Plan(PairSettings(target, "model", model(name))))
+        made[name] = load_models(resolve_pair(PairSettings(target, "model", model(name))))
     return made
 
 
@@ -313,15 +313,15 @@ def test_an_interrupt_in_the_prefill_ends_before_the_first_round(opened: Opener)
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "random", "other"])
 def test_an_interrupted_answer_goes_on_where_it_stopped(opened: Opener, drafter: str) -> None:
-    session = opened("random", drafter)
+    models = opened("random", drafter)
     whole = run(opened("random"), end_ids=(), max_new_tokens=40).token_ids
-    first = Generation(session, request(end_ids=(), max_new_tokens=40))
+    first = Generation(models, request(end_ids=(), max_new_tokens=40))
     for event in first:
         if isinstance(event, RoundText) and len(first.token_ids) > 10:
             first.interrupt()
     so_far = [*CHAT, *first.token_ids]
 
-    second = Generation(session, request(so_far, end_ids=(), max_new_tokens=40 - len(first.token_ids)))
+    second = Generation(models, request(so_far, end_ids=(), max_new_tokens=40 - len(first.token_ids)))
     reused = prefill_of(list(second)).num_reused_tokens
 
     assert first.token_ids + second.token_ids == whole
@@ -341,9 +341,9 @@ def test_an_interrupted_answer_goes_on_where_it_stopped(opened: Opener, drafter:
 def test_when_the_target_breaks_the_text_comes_first_and_then_the_error(
     opened: Opener, failure: Callable[[torch.Tensor], torch.Tensor], kind: type[Exception], reason: str
 ) -> None:
-    session = opened()
-    break_model(session.target, 8, failure)
-    generation = Generation(session, request())
+    models = opened()
+    break_model(models.target, 8, failure)
+    generation = Generation(models, request())
 
     events, error = collect(generation)
 
@@ -355,20 +355,20 @@ def test_when_the_target_breaks_the_text_comes_first_and_then_the_error(
 
 
 def test_a_session_is_as_good_as_new_after_an_error(opened: Opener) -> None:
-    session = opened("random", "other")
-    break_model(session.target, 5, nan)
-    _, error = collect(Generation(session, request(end_ids=())))
+    models = opened("random", "other")
+    break_model(models.target, 5, nan)
+    _, error = collect(Generation(models, request(end_ids=())))
     assert error is not None
 
-    generation = run(session, end_ids=(), max_new_tokens=30)
+    generation = run(models, end_ids=(), max_new_tokens=30)
 
     assert generation.token_ids == run(opened("random"), end_ids=(), max_new_tokens=30).token_ids
 
 
 def test_an_error_in_the_prefill_leaves_an_empty_report(opened: Opener) -> None:
-    session = opened()
-    break_model(session.target, 0, raised(torch.OutOfMemoryError("CUDA out of memory")))
-    generation = Generation(session, request())
+    models = opened()
+    break_model(models.target, 0, raised(torch.OutOfMemoryError("CUDA out of memory")))
+    generation = Generation(models, request())
 
     events, error = collect(generation)
 
@@ -378,11 +378,11 @@ def test_an_error_in_the_prefill_leaves_an_empty_report(opened: Opener) -> None:
 
 
 def test_a_draft_that_breaks_is_dropped_with_a_notice_and_the_text_stays(opened: Opener) -> None:
-    session = opened(drafter="target")
-    assert session.draft is not None
-    break_model(session.draft, 8, raised(RuntimeError("planted")))
+    models = opened(drafter="target")
+    assert models.draft is not None
+    break_model(models.draft, 8, raised(RuntimeError("planted")))
 
-    generation = run(session)
+    generation = run(models)
 
     assert generation.text == ANSWER
     (notice,) = generation.notices
@@ -392,36 +392,36 @@ def test_a_draft_that_breaks_is_dropped_with_a_notice_and_the_text_stays(opened:
 
 
 def test_the_next_answer_has_its_draft_again(opened: Opener) -> None:
-    session = opened(drafter="target")
-    assert session.draft is not None
-    break_model(session.draft, 3, raised(RuntimeError("planted")))
-    run(session)
+    models = opened(drafter="target")
+    assert models.draft is not None
+    break_model(models.draft, 3, raised(RuntimeError("planted")))
+    run(models)
 
-    generation = run(session)
+    generation = run(models)
 
     assert generation.counts.acceptance_rate == 1.0
     assert generation.notices == []
 
 
 def test_a_draft_dropped_half_way_leaves_nothing_wrong_in_its_cache(opened: Opener) -> None:
-    session = opened("random", "random")
-    assert session.draft is not None
+    models = opened("random", "random")
+    assert models.draft is not None
     # The third token of a draft: two are in the draft's cache that the text will not have.
-    break_model(session.draft, 3, nan)
+    break_model(models.draft, 3, nan)
     sampling = SamplingSettings(temperature=2.0, seed=3)
-    first = run(session, sampling=sampling, end_ids=(), max_new_tokens=30)
+    first = run(models, sampling=sampling, end_ids=(), max_new_tokens=30)
     assert len(first.notices) == 1
 
-    second = run(session, prompt=[*CHAT, *first.token_ids], end_ids=(), max_new_tokens=30)
+    second = run(models, prompt=[*CHAT, *first.token_ids], end_ids=(), max_new_tokens=30)
 
     assert second.counts.acceptance_rate == 1.0
 
 
 def test_strict_ends_with_the_drafts_error_behind_the_text_so_far(opened: Opener) -> None:
-    session = opened(drafter="target")
-    assert session.draft is not None
-    break_model(session.draft, 8, raised(RuntimeError("planted")))
-    generation = Generation(session, request(strict=True))
+    models = opened(drafter="target")
+    assert models.draft is not None
+    break_model(models.draft, 8, raised(RuntimeError("planted")))
+    generation = Generation(models, request(strict=True))
 
     events, error = collect(generation)
 
@@ -516,38 +516,38 @@ def test_there_is_no_baseline_where_nothing_is_to_be_compared(opened: Opener, dr
 
 
 def test_an_interrupted_baseline_is_none(opened: Opener) -> None:
-    session = opened(drafter="wrong")
-    generation = run(session)
-    forward = session.target._forward
+    models = opened(drafter="wrong")
+    generation = run(models)
+    forward = models.target._forward
 
     def interrupting(*arguments: Any) -> Any:
         generation.interrupt()
         return forward(*arguments)
 
-    session.target._forward = interrupting
+    models.target._forward = interrupting
 
     assert generation.measure_baseline("full") is None
     assert generation.report().finish_reason == "stop"
 
 
 def test_a_baseline_in_the_last_position_of_the_window_stays_inside_it(opened: Opener) -> None:
-    session = opened("narrow", "lookup")
+    models = opened("narrow", "lookup")
     prompt = (CHAT * 2)[:39]
 
-    generation = run(session, prompt=prompt, max_new_tokens=1, end_ids=())
+    generation = run(models, prompt=prompt, max_new_tokens=1, end_ids=())
 
     assert generation.measure_baseline("calibrate") is not None
-    assert session.target.length <= 40
+    assert models.target.length <= 40
 
 
 @pytest.mark.parametrize("method", ["calibrate", "full"])
 def test_a_baseline_changes_nothing_about_the_next_answer(opened: Opener, method: Any) -> None:
-    session = opened("random", "other")
-    first = run(session, end_ids=(), max_new_tokens=20)
+    models = opened("random", "other")
+    first = run(models, end_ids=(), max_new_tokens=20)
     first.measure_baseline(method)
     prompt = [*CHAT, *first.token_ids]
 
-    second = run(session, prompt=prompt, end_ids=(), max_new_tokens=20)
+    second = run(models, prompt=prompt, end_ids=(), max_new_tokens=20)
 
     assert second.token_ids == run(opened("random"), prompt=prompt, end_ids=(), max_new_tokens=20).token_ids
 
@@ -557,11 +557,11 @@ def test_a_baseline_changes_nothing_about_the_next_answer(opened: Opener, method
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "random", "other"])
 def test_what_two_prompts_have_in_common_is_read_once(opened: Opener, drafter: str) -> None:
-    session = opened("random", drafter)
-    first = run(session, end_ids=(), max_new_tokens=12)
+    models = opened("random", drafter)
+    first = run(models, end_ids=(), max_new_tokens=12)
     prompt = [*CHAT, *first.token_ids[:5], *CHAT]
 
-    second = Generation(session, request(prompt, end_ids=(), max_new_tokens=30))
+    second = Generation(models, request(prompt, end_ids=(), max_new_tokens=30))
     events, _ = collect(second)
 
     fresh = run(opened("random"), prompt=prompt, end_ids=(), max_new_tokens=30)
@@ -570,11 +570,11 @@ def test_what_two_prompts_have_in_common_is_read_once(opened: Opener, drafter: s
 
 
 def test_another_prompt_reuses_nothing(opened: Opener) -> None:
-    session = opened("random", "other")
-    run(session, end_ids=())
+    models = opened("random", "other")
+    run(models, end_ids=())
     prompt = [token_id("a"), *CHAT]
 
-    second = Generation(session, request(prompt, end_ids=(), max_new_tokens=20))
+    second = Generation(models, request(prompt, end_ids=(), max_new_tokens=20))
     events, _ = collect(second)
 
     assert prefill_of(events).num_reused_tokens == 0
@@ -582,10 +582,10 @@ def test_another_prompt_reuses_nothing(opened: Opener) -> None:
 
 
 def test_the_same_prompt_again_reads_its_last_token_only(opened: Opener) -> None:
-    session = opened("random", "random")
-    first = run(session, end_ids=())
+    models = opened("random", "random")
+    first = run(models, end_ids=())
 
-    second = Generation(session, request(end_ids=()))
+    second = Generation(models, request(end_ids=()))
     events, _ = collect(second)
 
     assert prefill_of(events).num_reused_tokens == len(CHAT) - 1

@@ -10,7 +10,7 @@ from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSetting
 from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.cost_store import CostStore
 from tests.toys import save_toy
 
@@ -21,25 +21,25 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"target": save_toy(root / "target"), "draft": save_toy(root / "draft", fox=" quick")}
 
 
-def session(toys: dict[str, Path], dtype: str = "float32", drafter: str = "model") -> LoadedModels:
+def open_models(toys: dict[str, Path], dtype: str = "float32", drafter: str = "model") -> LoadedModels:
     target, draft = (
         ModelSettings(str(toys[name]), quant="none", dtype=dtype, device="cpu")  # type: ignore[arg-type]
         for name in ("target", "draft")
     )
     settings = PairSettings(target, drafter, draft if drafter == "model" else None)  # type: ignore[arg-type]
-    return load_models(Plan(settings))
+    return load_models(resolve_pair(settings))
 
 
-def learn(session: LoadedModels) -> None:
+def learn(models: LoadedModels) -> None:
     """Twelve passes over one token of 20 ms, then drafts of three tokens at 6 ms."""
     for _ in range(12):
-        session.lengths.costs.observe(1, 0.020)
-        session.lengths.costs.observe(4, 0.025)
-        session.lengths.draft_cost.observe(3, 0.018)
+        models.lengths.costs.observe(1, 0.020)
+        models.lengths.costs.observe(4, 0.025)
+        models.lengths.draft_cost.observe(3, 0.018)
 
 
 def test_a_session_begins_with_what_the_last_one_found(toys: dict[str, Path], tmp_path: Path) -> None:
-    store, first, second = CostStore(tmp_path), session(toys), session(toys)
+    store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys)
     learn(first)
 
     learned_costs.save(first, store)
@@ -50,7 +50,7 @@ def test_a_session_begins_with_what_the_last_one_found(toys: dict[str, Path], tm
 
 
 def test_another_compute_type_has_costs_of_its_own(toys: dict[str, Path], tmp_path: Path) -> None:
-    store, first, second = CostStore(tmp_path), session(toys), session(toys, "bfloat16")
+    store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys, "bfloat16")
     learn(first)
 
     learned_costs.save(first, store)
@@ -61,7 +61,7 @@ def test_another_compute_type_has_costs_of_its_own(toys: dict[str, Path], tmp_pa
 
 
 def test_the_target_keeps_its_costs_beside_another_drafter(toys: dict[str, Path], tmp_path: Path) -> None:
-    store, first, second = CostStore(tmp_path), session(toys), session(toys, drafter="lookup")
+    store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys, drafter="lookup")
     learn(first)
 
     learned_costs.save(first, store)
@@ -72,13 +72,13 @@ def test_the_target_keeps_its_costs_beside_another_drafter(toys: dict[str, Path]
 
 
 def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: dict[str, Path], tmp_path: Path) -> None:
-    store, first, second = CostStore(tmp_path), session(toys), session(toys, drafter="lookup")
+    store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys, drafter="lookup")
     learn(first)
     learned_costs.save(first, store)
     second.lengths.costs.observe(1, 0.020)
     costs = second.lengths.costs
 
-    second.replace_drafter(first.plan)
+    second.replace_drafter(first.pair)
     learned_costs.load_draft(second, store)
 
     assert second.lengths.costs is costs
@@ -88,13 +88,13 @@ def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: d
 def test_a_session_that_measured_nothing_writes_nothing(toys: dict[str, Path], tmp_path: Path) -> None:
     store = CostStore(tmp_path / "costs")
 
-    learned_costs.save(session(toys), store)
+    learned_costs.save(open_models(toys), store)
 
     assert not (tmp_path / "costs").exists()
 
 
 def test_an_answer_is_the_same_with_known_costs_and_without(toys: dict[str, Path], tmp_path: Path) -> None:
-    store, cold, warm = CostStore(tmp_path), session(toys), session(toys)
+    store, cold, warm = CostStore(tmp_path), open_models(toys), open_models(toys)
     request = Request((1, 2, 3), DecodeSettings(24, 16, "auto"), SamplingSettings())
 
     first = Generation(cold, request)

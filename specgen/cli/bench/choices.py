@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from specgen.bench.prompts import BenchPrompt
     from specgen.bench.results import Setting
     from specgen.core.progress import LoadReport
-    from specgen.runtime.plan import DrafterKind, Plan
+    from specgen.runtime.pair import DrafterKind, Pair
 
 Backend = Annotated[
     Literal["auto", "transformers", "llama.cpp", "both"],
@@ -144,25 +144,25 @@ class DraftPlaces:
     backend: BackendSettings = field(default_factory=BackendSettings)
 
 
-def draft_plans(
-    baseline: Plan, drafts: Sequence[DraftChoice], places: DraftPlaces, report: LoadReport
-) -> dict[str, Plan]:
+def draft_pairs(
+    baseline: Pair, drafts: Sequence[DraftChoice], places: DraftPlaces, report: LoadReport
+) -> dict[str, Pair]:
     """A plan for each draft, by its key: files and tokenizers are checked, no weights read.
 
     Raises:
         LoadError: A draft is missing or damaged.
         PairError: A draft does not share the target's vocabulary.
     """
-    plans = {}
+    pairs = {}
     for draft in drafts:
         if draft.is_lookup:
-            plans[draft.key] = baseline.with_drafter("lookup", None, report)
+            pairs[draft.key] = baseline.with_drafter("lookup", None, report)
             continue
         model = ModelSettings(
             draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.backend
         )
-        plans[draft.key] = baseline.with_drafter(draft.kind, model, report)
-    return plans
+        pairs[draft.key] = baseline.with_drafter(draft.kind, model, report)
+    return pairs
 
 
 def on_both_engines(target: ModelSettings, places: DraftPlaces) -> dict[str, tuple[ModelSettings, DraftPlaces]]:

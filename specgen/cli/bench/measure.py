@@ -60,15 +60,15 @@ def open_benchmark(
         from specgen.bench.runner import Benchmark
         from specgen.runtime import learned_costs
         from specgen.runtime.environment import environment
-        from specgen.runtime.plan import PairSettings, Plan
+        from specgen.runtime.pair import PairSettings, resolve_pair
 
-        plans = {}
+        pairs = {}
         for engine, (target, places) in engines.items():
-            baseline = Plan(PairSettings(target, drafter="none", lookup_texts=lookup_texts), progress)
-            plans[engine] = (baseline, b.draft_plans(baseline, drafts, places, progress))
-        lanes = open_engines(plans, b.settings_of(drafts, lengths), progress)
-        for session in {id(lane.session): lane.session for lane in lanes}.values():
-            learned_costs.load(session)
+            baseline = resolve_pair(PairSettings(target, drafter="none", lookup_texts=lookup_texts), progress)
+            pairs[engine] = (baseline, b.draft_pairs(baseline, drafts, places, progress))
+        lanes = open_engines(pairs, b.settings_of(drafts, lengths), progress)
+        for models in {id(lane.models): lane.models for lane in lanes}.values():
+            learned_costs.load(models)
         return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
 
 
@@ -105,11 +105,11 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
 def _keep_costs(benchmark: Benchmark) -> None:
     from specgen.runtime import learned_costs
 
-    costs, timed = benchmark.report().costs, benchmark.lanes[0].session.target
-    for session in {id(lane.session): lane.session for lane in benchmark.lanes}.values():
+    costs, timed = benchmark.report().costs, benchmark.lanes[0].models.target
+    for models in {id(lane.models): lane.models for lane in benchmark.lanes}.values():
         # On a second engine the target is another one.
         learned_costs.save(
-            session, measured=costs.verify_seconds if costs is not None and session.target is timed else None
+            models, measured=costs.verify_seconds if costs is not None and models.target is timed else None
         )
 
 

@@ -76,7 +76,7 @@ def _retry(chat: Chat, argument: str) -> ReplySettings:
         settings = settings.with_value(name, value)
     if not chat.conversation.drop_reply():
         raise SettingsError("there is no message to reply to")
-    wanted = settings.for_reply(chat.conversation.session.plan.sampling_defaults)
+    wanted = settings.for_reply(chat.conversation.models.pair.sampling_defaults)
     last = chat.last.request if chat.last is not None else None
     same_prompt = last is not None and list(last.prompt_ids) == chat.conversation.prompt_ids()
     if same_prompt and wanted.sampling.is_greedy and settings == chat.settings:
@@ -96,7 +96,7 @@ def _edit(chat: Chat, argument: str) -> ReplySettings | None:  # noqa: ARG001
     chat.conversation.take_back()
     chat.conversation.say(new)
     chat.tell(f"sending: {one_line_preview(new, ascii_only=chat.ascii_only)}")
-    return chat.settings.for_reply(chat.conversation.session.plan.sampling_defaults)
+    return chat.settings.for_reply(chat.conversation.models.pair.sampling_defaults)
 
 
 def _system(chat: Chat, argument: str) -> None:
@@ -118,7 +118,7 @@ def _set(chat: Chat, argument: str) -> None:
             raise SettingsError(f"/set {name} needs a value", "as in: /set temperature 0.8")
         chat.settings = chat.settings.with_value(name, value.strip())
         chat.save()
-    reply = chat.settings.for_reply(chat.conversation.session.plan.sampling_defaults)
+    reply = chat.settings.for_reply(chat.conversation.models.pair.sampling_defaults)
     sampling = reply.sampling
     shown = {
         "temperature": f"{sampling.temperature:g}{'  (greedy)' if sampling.is_greedy else ''}",
@@ -151,9 +151,9 @@ def _draft(chat: Chat, argument: str) -> None:
             chat.messages.warning(notice)
         chat.is_baseline_stale = True
         chat.save()
-    session = chat.conversation.session
-    drafter = session.plan.settings.drafter
-    chat.tell(f"draft: {format_drafter(session.draft_info, drafter, ascii_only=chat.ascii_only)}")
+    models = chat.conversation.models
+    drafter = models.pair.settings.drafter
+    chat.tell(f"draft: {format_drafter(models.draft_info, drafter, ascii_only=chat.ascii_only)}")
 
 
 def _k(chat: Chat, argument: str) -> None:

@@ -108,16 +108,16 @@ class Autosave:
 
 def transcript_of(conversation: Conversation, settings: ChatSettings, created: str) -> Transcript:
     """A conversation as it is saved."""
-    session = conversation.session
-    asked, used = session.plan.requested, session.plan.settings
+    models = conversation.models
+    asked, used = models.pair.requested, models.pair.settings
     # A draft that `auto` chose is not named: it lies in the package, which may be elsewhere when the chat goes on.
     named = None if asked.drafter == "auto" else asked.draft
     return Transcript(
         messages=conversation.messages,
         system=conversation.system,
-        target=_saved_model(asked.target, session.target_info),
+        target=_saved_model(asked.target, models.target_info),
         drafter=used.drafter,
-        draft=_saved_model(named, session.draft_info) if named and session.draft_info else None,
+        draft=_saved_model(named, models.draft_info) if named and models.draft_info else None,
         settings=settings.to_figures(),
         created=created,
     )

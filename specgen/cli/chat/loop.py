@@ -72,10 +72,10 @@ class Chat:
     def print_banner(self, resumed: Transcript | None, system: str | None) -> None:
         """Say what runs and how to find out more; go on with a saved session, a system message given now first."""
         conversation = self.conversation
-        session = conversation.session
-        settings = self.settings.for_reply(session.plan.sampling_defaults)
+        models = conversation.models
+        settings = self.settings.for_reply(models.pair.sampling_defaults)
         self.messages.chat_banner(conversation.info(settings), self.look.shown)
-        for notice in session.notices:
+        for notice in models.notices:
             self.messages.warning(notice)
         if resumed is not None:
             self.resume_from(resumed)
@@ -140,7 +140,7 @@ class Chat:
             Stopped: The program is to end; what there is of the reply is saved.
         """
         conversation = self.conversation
-        conversation.settings = self.settings.for_reply(conversation.session.plan.sampling_defaults)
+        conversation.settings = self.settings.for_reply(conversation.models.pair.sampling_defaults)
         try:
             generation = conversation.begin_reply(settings)
         except SpecgenError as error:
@@ -236,7 +236,7 @@ class Chat:
         conversation.messages = messages
         conversation.set_system(transcript.system)
         self.created, self.last, self.attached = transcript.created, None, ""
-        ours = whole_name(conversation.session.plan.settings.target.name)
+        ours = whole_name(conversation.models.pair.settings.target.name)
         if transcript.target.name != ours:
             self.messages.warning(f"this session was with {transcript.target.ran_as or transcript.target.name}")
         self.tell(f"{len(messages)} messages are back" if messages else "nothing was said in it yet")

@@ -166,12 +166,12 @@ def chat(
         try:
             if resume is not None:
                 resumed = resume_session(folder, resume, messages, keeps=save)
-            models = resumed_models(context, resumed.transcript, target_settings, draft_settings)
-            lookup_texts = lookup_texts_from(lookup_file, [models[1].name])
+            model_settings = resumed_models(context, resumed.transcript, target_settings, draft_settings)
+            lookup_texts = lookup_texts_from(lookup_file, [model_settings[1].name])
             settings = resumed_settings(context, resumed.transcript, settings)
             loading = LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0)
             with loading as progress, gc_paused():
-                conversation = _load(models, lookup_texts, template, settings, progress, verbose=verbose > 1)
+                conversation = _load(model_settings, lookup_texts, template, settings, progress, verbose=verbose > 1)
             running = Chat(
                 conversation,
                 LineEditor(state_folder() / "history" if history else None, _choices(folder)),
@@ -181,7 +181,7 @@ def chat(
                 settings,
                 DisplayOptions(view, color, sanitize, stats, calibrate),
                 terminal_mode,
-                partial(_open_draft, conversation, models[1], messages),
+                partial(_open_draft, conversation, model_settings[1], messages),
             )
             running.print_banner(resumed.transcript, given_system)
             exit_code = running.run()
@@ -204,7 +204,7 @@ def _template(choice: str, options: str | None) -> TemplateChoice:
 
 
 def _load(
-    models: tuple[ModelSettings, ModelSettings],
+    model_settings: tuple[ModelSettings, ModelSettings],
     lookup_texts: tuple[str, ...],
     template: TemplateChoice,
     settings: ChatSettings,
@@ -220,13 +220,13 @@ def _load(
     from specgen.runtime import learned_costs
     from specgen.runtime.conversation import Conversation
     from specgen.runtime.loaded_models import load_models
-    from specgen.runtime.plan import Plan
+    from specgen.runtime.pair import resolve_pair
 
-    plan = Plan(pair_settings(*models, lookup_texts), progress)
-    template.check(plan.tokenizer, plan.target.name)
-    session = load_models(plan, progress)
-    learned_costs.load(session)
-    return Conversation(session, settings.for_reply(plan.sampling_defaults), template)
+    pair = resolve_pair(pair_settings(*model_settings, lookup_texts), progress)
+    template.check(pair.tokenizer, pair.target.name)
+    models = load_models(pair, progress)
+    learned_costs.load(models)
+    return Conversation(models, settings.for_reply(pair.sampling_defaults), template)
 
 
 def _choices(folder: SessionFolder) -> dict[str, Choices]:
@@ -253,17 +253,17 @@ def _open_draft(conversation: Conversation, like: ModelSettings, messages: Messa
     from specgen.render.progress import LoadProgress
     from specgen.runtime import learned_costs
 
-    session = conversation.session
-    wanted = pair_settings(session.plan.settings.target, replace(like, name=os.path.expanduser(name), revision=None))
+    models = conversation.models
+    wanted = pair_settings(models.pair.settings.target, replace(like, name=os.path.expanduser(name), revision=None))
     with LoadProgress(messages.console, quiet=messages.quiet) as progress, gc_paused():
-        plan = session.plan.with_drafter(wanted.drafter, wanted.draft, progress)
+        pair = models.pair.with_drafter(wanted.drafter, wanted.draft, progress)
         _keep_costs(conversation)
-        notices = session.replace_drafter(plan, progress)
-    learned_costs.load_draft(session)
+        notices = models.replace_drafter(pair, progress)
+    learned_costs.load_draft(models)
     return notices
 
 
 def _keep_costs(conversation: Conversation) -> None:
     from specgen.runtime import learned_costs
 
-    learned_costs.save(conversation.session)
+    learned_costs.save(conversation.models)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from specgen.cli.streams import Messages
     from specgen.core.progress import LoadReport
     from specgen.doctor.results import PairReport, TerminalState
-    from specgen.runtime.plan import PairSettings
+    from specgen.runtime.pair import PairSettings
 
 EPILOG = "\n\n".join(
     [
@@ -152,23 +152,23 @@ def _examine(
     from specgen.runtime.environment import inspect_machine
 
     error: SpecgenError | None = None
-    pair: PairReport | None = None
+    pair_report: PairReport | None = None
     with LoadProgress(messages.console, quiet=messages.quiet, verbose=verbose > 0) as progress:
         progress.stage("looking at the machine")
         machine = inspect_machine()
         libraries, caches = examine_libraries(machine), examine_caches()
         if wanted is not None:
-            pair, error = _pair(wanted, context, measure, progress)
+            pair_report, error = _pair(wanted, context, measure, progress)
     terminal = _terminal()
-    if error is None and pair is not None and any(device.fits is False for device in pair.devices):
-        tight = next(device for device in pair.devices if device.fits is False)
-        fix = "--context-size or " if pair.models[0].dtype == "mixed" else "--quant nf4 or "
+    if error is None and pair_report is not None and any(device.fits is False for device in pair_report.devices):
+        tight = next(device for device in pair_report.devices if device.fits is False)
+        fix = "--context-size or " if pair_report.models[0].dtype == "mixed" else "--quant nf4 or "
         error = MemoryShortageError(
             f"the models do not fit into the memory of {tight.device}", f"try {fix}a smaller model, or no draft"
         )
     if as_json:
         told = None if error is None else error_document(error)
-        document = doctor_document(machine, libraries, terminal, caches, pair, told, alphas or ALPHAS)
+        document = doctor_document(machine, libraries, terminal, caches, pair_report, told, alphas or ALPHAS)
         ByteSink(sys.stdout.buffer).write((dumps(document) + "\n").encode())
         if error is not None:
             error.is_reported = True
@@ -177,8 +177,8 @@ def _examine(
     ascii_only = is_ascii_only(console)
     write_utf8()  # only now: the signs of ours are those the terminal knows, and paths are what they are
     blocks = [format_machine(machine, libraries, terminal, caches, ascii_only=ascii_only)]
-    if pair is not None:
-        blocks.append(format_pair(pair, alphas or ALPHAS, ascii_only=ascii_only))
+    if pair_report is not None:
+        blocks.append(format_pair(pair_report, alphas or ALPHAS, ascii_only=ascii_only))
     console.print(fitted(Text("\n\n").join(blocks), console))
     return error
 
@@ -190,24 +190,24 @@ def _pair(
     draft does not go with it."""
     from specgen.bench.prompts import bundled_prompts
     from specgen.doctor.examine import examine_pair, measure_pair
-    from specgen.runtime.plan import Plan
+    from specgen.runtime.pair import resolve_pair
     from specgen.text.chat_template import encode_text
 
-    pair: PairReport | None = None
+    pair_report: PairReport | None = None
     try:
         try:
-            plan = Plan(wanted, progress)
+            pair = resolve_pair(wanted, progress)
         except PairError:
             with suppress(SpecgenError):
-                pair = examine_pair(Plan(replace(wanted, drafter="none", draft=None), progress), context)
+                pair_report = examine_pair(resolve_pair(replace(wanted, drafter="none", draft=None), progress), context)
             raise
-        pair = examine_pair(plan, context)
-        if not measure or any(device.fits is False for device in pair.devices):
-            return pair, None
+        pair_report = examine_pair(pair, context)
+        if not measure or any(device.fits is False for device in pair_report.devices):
+            return pair_report, None
         longest = max((prompt.messages[0].content for prompt in bundled_prompts()), key=len)
-        return measure_pair(plan, pair, encode_text(plan.tokenizer, longest), progress), None
+        return measure_pair(pair, pair_report, encode_text(pair.tokenizer, longest), progress), None
     except SpecgenError as error:
-        return pair, error
+        return pair_report, error
 
 
 def _terminal() -> TerminalState:

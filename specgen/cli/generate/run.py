@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from specgen.render.progress import LoadProgress
     from specgen.runtime.generation import Generation, Request
     from specgen.runtime.loaded_models import LoadedModels
-    from specgen.runtime.plan import PairSettings, Plan
+    from specgen.runtime.pair import Pair, PairSettings
 
 EPILOG = """Examples:
 
@@ -161,7 +161,7 @@ def generate(
             with loading as progress, gc_paused():
                 progress.stage("starting")
                 _prepare(verbose > 1)
-                plan = _plan(
+                pair = _pair(
                     pair_settings(
                         ModelSettings(target, quant, dtype, device, revision, offline, engine),
                         ModelSettings(
@@ -172,10 +172,10 @@ def generate(
                     progress,
                 )
                 request = build_request(
-                    plan, prompt, sampling, max_new_tokens, draft_length, tuple(stop or ()), ignore_eos, strict
+                    pair, prompt, sampling, max_new_tokens, draft_length, tuple(stop or ()), ignore_eos, strict
                 )
-                session = _open(plan, progress)
-            generation = _new_generation(session, request)
+                models = _open(pair, progress)
+            generation = _new_generation(models, request)
             if view != "off" and answer.view is not None:
                 messages.banner(generation.info, answer.view_name)
             _run(generation, answer, messages, signals, terminal_mode)
@@ -189,7 +189,7 @@ def generate(
             answer.finish(report)
             if stats:
                 messages.summary(report)
-            _keep_costs(session)
+            _keep_costs(models)
         except BrokenPipeError:
             silence_stdout()
             # Who left did not want the rest; whoever named a file still does.
@@ -215,7 +215,7 @@ def _run(
     generation: Generation, answer: Answer, messages: Messages, signals: StopSignals, terminal_mode: TerminalMode
 ) -> None:
     generation.clock = terminal_mode.running(generation.clock)
-    for notice in generation.session.notices:
+    for notice in generation.models.notices:
         messages.warning(notice)
     answer.start(generation.info)
     try:
@@ -253,28 +253,28 @@ def _prepare(verbose: bool) -> None:
     prepare_libraries(verbose)
 
 
-def _plan(settings: PairSettings, progress: LoadProgress) -> Plan:
-    from specgen.runtime.plan import Plan
+def _pair(settings: PairSettings, progress: LoadProgress) -> Pair:
+    from specgen.runtime.pair import resolve_pair
 
-    return Plan(settings, progress)
+    return resolve_pair(settings, progress)
 
 
-def _open(plan: Plan, progress: LoadProgress) -> LoadedModels:
+def _open(pair: Pair, progress: LoadProgress) -> LoadedModels:
     from specgen.runtime import learned_costs
     from specgen.runtime.loaded_models import load_models
 
-    session = load_models(plan, progress)
-    learned_costs.load(session)
-    return session
+    models = load_models(pair, progress)
+    learned_costs.load(models)
+    return models
 
 
-def _keep_costs(session: LoadedModels) -> None:
+def _keep_costs(models: LoadedModels) -> None:
     from specgen.runtime import learned_costs
 
-    learned_costs.save(session)
+    learned_costs.save(models)
 
 
-def _new_generation(session: LoadedModels, request: Request) -> Generation:
+def _new_generation(models: LoadedModels, request: Request) -> Generation:
     from specgen.runtime.generation import Generation
 
-    return Generation(session, request)
+    return Generation(models, request)

@@ -17,7 +17,7 @@ from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings
 
 if TYPE_CHECKING:
     from specgen.render.progress import LoadProgress
-    from specgen.runtime.plan import Plan
+    from specgen.runtime.pair import Pair
     from specgen.verify.checks import Prompt
     from specgen.verify.results import TextCheck, VerifyReport
 
@@ -78,7 +78,7 @@ def verify(
         raise SettingsError("without drafts there is nothing to verify", "give --draft MODEL or lookup, and -k above 0")
     limits = DecodeSettings(max_new_tokens, num_draft_tokens, schedule)
     engine = BackendSettings(backend, gpu_layers, context_size, threads)
-    models = (
+    model_settings = (
         ModelSettings(target, quant, dtype, device, revision, offline, engine),
         ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine),
     )
@@ -87,7 +87,7 @@ def verify(
     with StopSignals():
         try:
             with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
-                proof = _prove(models, prompts or list(PROMPTS), limits, progress, verbose=verbose > 1)
+                proof = _prove(model_settings, prompts or list(PROMPTS), limits, progress, verbose=verbose > 1)
         except Stopped as stopped:
             leave(stopped, as_json=as_json)
     try:
@@ -103,7 +103,7 @@ def verify(
 
 
 def _prove(
-    models: tuple[ModelSettings, ModelSettings],
+    model_settings: tuple[ModelSettings, ModelSettings],
     prompts: list[str],
     limits: DecodeSettings,
     progress: LoadProgress,
@@ -117,38 +117,38 @@ def _prove(
     from specgen.cli.request import pair_settings
     from specgen.runtime.generation import Request, run_info
     from specgen.runtime.loaded_models import load_models
-    from specgen.runtime.plan import Plan
+    from specgen.runtime.pair import resolve_pair
     from specgen.verify.checks import compare, distribution_errors
     from specgen.verify.results import VerifyReport
 
-    plan = Plan(pair_settings(*models), progress)
-    limits = replace(limits, end_ids=plan.end_ids)
-    made = [_prompt(plan, text) for text in prompts]
+    pair = resolve_pair(pair_settings(*model_settings), progress)
+    limits = replace(limits, end_ids=pair.end_ids)
+    made = [_prompt(pair, text) for text in prompts]
     budgets = [
-        plan.resolve_max_new_tokens(len(prompt.ids), limits.max_new_tokens, limits.max_new_tokens) for prompt in made
+        pair.resolve_max_new_tokens(len(prompt.ids), limits.max_new_tokens, limits.max_new_tokens) for prompt in made
     ]
     progress.stage("walking every outcome on tables")
     token_distributions = tuple(distribution_errors())
-    session = load_models(plan, progress)
+    models = load_models(pair, progress)
     progress.stage("comparing passes with different tails")
-    rows = session.check_batch_invariance()
+    rows = models.check_batch_invariance()
     texts: list[TextCheck] = []
     for number, (prompt, budget) in enumerate(zip(made, budgets, strict=True), 1):
         progress.stage(f"answering prompt {number} of {len(made)} with the draft and without")
-        texts.append(compare(session, prompt, replace(limits, max_new_tokens=budget)))
-    info = run_info(session, Request((), limits, SamplingSettings()))
+        texts.append(compare(models, prompt, replace(limits, max_new_tokens=budget)))
+    info = run_info(models, Request((), limits, SamplingSettings()))
     return VerifyReport(info, token_distributions, rows, tuple(texts))
 
 
-def _prompt(plan: Plan, text: str) -> Prompt:
+def _prompt(pair: Pair, text: str) -> Prompt:
     from specgen.cli.prompt_input import as_utf8
     from specgen.text.chat_template import Message, encode_messages, encode_text
     from specgen.verify.checks import Prompt
 
     text = as_utf8(text, "the prompt")
-    if plan.tokenizer.chat_template:
-        return Prompt(text, encode_messages(plan.tokenizer, [Message("user", text)]))
-    return Prompt(text, encode_text(plan.tokenizer, text))
+    if pair.tokenizer.chat_template:
+        return Prompt(text, encode_messages(pair.tokenizer, [Message("user", text)]))
+    return Prompt(text, encode_text(pair.tokenizer, text))
 
 
 def _difference(proof: VerifyReport) -> DifferenceError:

@@ -19,7 +19,7 @@ from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.transcript import Transcript, from_json
 from specgen.text.chat_template import TemplateChoice
 from tests.fakes import CPU, ids_of
@@ -75,7 +75,7 @@ def _loaded(folder: Path, drafter: str, draft: Path | None) -> LoadedModels:
         drafter="model" if draft else drafter,  # type: ignore[arg-type]
         draft=None if draft is None else ModelSettings(str(draft), "none", "float32", "cpu"),
     )
-    return load_models(Plan(settings))
+    return load_models(resolve_pair(settings))
 
 
 def open_toy(folder: Path, *, drafter: str = "lookup", draft: Path | None = None) -> LoadedModels:
@@ -83,17 +83,17 @@ def open_toy(folder: Path, *, drafter: str = "lookup", draft: Path | None = None
     loaded = _loaded(folder, drafter, draft)
     target = CachedModel(loaded.target.model, loaded.target.vocab_size)
     small = None if loaded.draft is None else CachedModel(loaded.draft.model, loaded.draft.vocab_size)
-    return LoadedModels(loaded.plan, target, loaded.target_info, small, loaded.draft_info)
+    return LoadedModels(loaded.pair, target, loaded.target_info, small, loaded.draft_info)
 
 
 def converse(
-    session: LoadedModels,
+    models: LoadedModels,
     settings: ReplySettings = SHORT,
     *,
     template: TemplateChoice = OWN_TEMPLATE,
     system: str | None = None,
 ) -> Conversation:
-    return Conversation(session, settings, template, system)
+    return Conversation(models, settings, template, system)
 
 
 def reply(conversation: Conversation, text: str | None = None) -> Generation:
@@ -111,23 +111,23 @@ def prefill_of(events: Sequence[TextEvent]) -> Prefill:
     return next(event for event in events if isinstance(event, Prefill))
 
 
-def fresh_ids(session: LoadedModels, generation: Generation) -> list[int]:
+def fresh_ids(models: LoadedModels, generation: Generation) -> list[int]:
     """What the target alone writes from empty caches behind the same prompt."""
     request = generation.request
-    target = CachedModel(session.target.model, session.target.vocab_size)
+    target = CachedModel(models.target.model, models.target.vocab_size)
     limits = DecodeSettings(request.decode.max_new_tokens, num_draft_tokens=0, end_ids=request.decode.end_ids)
     randomness = TorchRandomness(request.sampling.seed, CPU)
     return ids_of(list(decode(target, NoDrafter(), request.prompt_ids, limits, request.sampling, randomness)))
 
 
-def assert_caches_fit(session: LoadedModels) -> None:
+def assert_caches_fit(models: LoadedModels) -> None:
     """Both caches hold a prefix of the text: what they say next is what empty ones would say."""
-    models = [session.target] if session.draft is None else [session.target, session.draft]
-    for cached in models:
-        assert cached.length <= len(session.text_ids)
+    caches = [models.target] if models.draft is None else [models.target, models.draft]
+    for cached in caches:
+        assert cached.length <= len(models.text_ids)
         if cached.length == 0:
             continue
-        text = session.text_ids[: cached.length + 1]
+        text = models.text_ids[: cached.length + 1]
         if len(text) == cached.length:
             continue
         length = cached.length
@@ -135,7 +135,7 @@ def assert_caches_fit(session: LoadedModels) -> None:
         got, wanted = cached.logits(text, 1), fresh.logits(text, 1)
         cached.rewind(length)
         assert (got - wanted).abs().max() < 1e-4
-    assert session.lookup._text.ids == session.text_ids[: session.lookup.num_indexed]
+    assert models.lookup._text.ids == models.text_ids[: models.lookup.num_indexed]
 
 
 def saved(path: Path) -> Transcript:

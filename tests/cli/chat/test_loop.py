@@ -98,8 +98,8 @@ def open_stage(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> It
         out, err = io.BytesIO(), io.StringIO()
         monkeypatch.setattr(sys, "stderr", err)
         settings = changes.pop("settings", None) or ChatSettings(GREEDY, max_new_tokens=60, draft_tokens="3")
-        session = open_toy(folder, drafter=changes.pop("drafter", "lookup"))
-        conversation = Conversation(session, settings.for_reply(None), OWN_TEMPLATE)
+        models = open_toy(folder, drafter=changes.pop("drafter", "lookup"))
+        conversation = Conversation(models, settings.for_reply(None), OWN_TEMPLATE)
         messages = Messages("never", quiet=False, environ={})
         # Left in the order opposite to the entering, or the first handler would outlive the test.
         signals = entered.enter_context(StopSignals())
@@ -107,7 +107,7 @@ def open_stage(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> It
 
         def open_draft(name: str) -> list[str]:
             draft = None if name in ("lookup", "none") else ModelSettings(name, "none", "float32", "cpu")
-            return session.replace_drafter(session.plan.with_drafter("model" if draft else name, draft))  # type: ignore[arg-type]
+            return models.replace_drafter(models.pair.with_drafter("model" if draft else name, draft))  # type: ignore[arg-type]
 
         terminal = TerminalMode()
         chat = Chat(conversation, None, messages, signals, saving, settings, DisplayOptions(), terminal, open_draft)  # type: ignore[arg-type]
@@ -222,7 +222,7 @@ def test_each_reply_after_commands_is_that_of_a_fresh_prefill(open_stage: Opener
     def check() -> None:
         generation = stage.chat.last
         assert generation is not None
-        seen.append(generation.token_ids == fresh_ids(generation.session, generation))
+        seen.append(generation.token_ids == fresh_ids(generation.models, generation))
 
     stage.play("a", check, "b", check, "/undo", "c", check, "/system x", "/retry", check, "/k 1", "d", check)
 
@@ -472,7 +472,7 @@ def test_the_first_ctrl_c_keeps_the_reply_and_the_chat_goes_on(open_stage: Opene
     assert "interrupted" in stage.told
     generation = stage.chat.last
     assert generation is not None
-    assert generation.token_ids == fresh_ids(generation.session, generation)
+    assert generation.token_ids == fresh_ids(generation.models, generation)
 
 
 def test_a_stopped_reply_is_not_followed_by_a_measurement(open_stage: Opener, toy: Path) -> None:

@@ -47,10 +47,10 @@ def open_terminal(state: Path) -> Iterator[Opener]:
 
 def alone(folder: Path, prompt_ids: list[int], count: int) -> list[int]:
     """What transformers' own greedy generate writes behind a prompt."""
-    session = open_toy(folder)
+    models = open_toy(folder)
     ids = torch.tensor([prompt_ids])
-    ends = list(session.plan.end_ids)
-    whole = session.target.model.generate(ids, do_sample=False, max_new_tokens=count, eos_token_id=ends, pad_token_id=0)
+    ends = list(models.pair.end_ids)
+    whole = models.target.model.generate(ids, do_sample=False, max_new_tokens=count, eos_token_id=ends, pad_token_id=0)
     return [int(token) for token in whole[0, len(prompt_ids) :]]
 
 

@@ -10,7 +10,7 @@ import pytest
 from specgen.core.errors import ModelFileError, ModelNotFoundError, PairError, PromptError
 from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.loading.resolve import ModelFolder
-from specgen.runtime.plan import PairSettings, Plan
+from specgen.runtime.pair import Pair, PairSettings, resolve_pair
 from tests.loading.builders import RecordedReport, edit_json, make_folder
 from tests.toys import END, save_toy, token_id, toy_tokenizer
 
@@ -21,10 +21,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_toy(tmp_path_factory.mktemp("plan") / "small-window", num_positions=64)
 
 
-def plan_of(target: Path, draft: Path | None = None) -> Plan:
+def pair_of(target: Path, draft: Path | None = None) -> Pair:
     if draft is None:
-        return Plan(PairSettings(ModelSettings(str(target))))
-    return Plan(PairSettings(ModelSettings(str(target)), "model", ModelSettings(str(draft))))
+        return resolve_pair(PairSettings(ModelSettings(str(target))))
+    return resolve_pair(PairSettings(ModelSettings(str(target)), "model", ModelSettings(str(draft))))
 
 
 # F01
@@ -33,38 +33,38 @@ def plan_of(target: Path, draft: Path | None = None) -> Plan:
 @pytest.mark.parametrize(("num_prompt", "max_new", "budget"), [(63, 1, 1), (63, None, 1), (62, None, 2), (1, 63, 63)])
 @pytest.mark.fault("F01")
 def test_prompt_and_answer_may_fill_the_window(folder: Path, num_prompt: int, max_new: int | None, budget: int) -> None:
-    assert plan_of(folder).resolve_max_new_tokens(num_prompt, max_new, 256) == budget
+    assert pair_of(folder).resolve_max_new_tokens(num_prompt, max_new, 256) == budget
 
 
 @pytest.mark.parametrize(("num_prompt", "max_new"), [(63, 2), (64, 1), (64, None), (65, None), (65, 1), (1, 10**12)])
 @pytest.mark.fault("F01")
 def test_more_than_the_window_is_refused_with_the_sum(folder: Path, num_prompt: int, max_new: int | None) -> None:
     with pytest.raises(PromptError) as caught:
-        plan_of(folder).resolve_max_new_tokens(num_prompt, max_new, 256)
+        pair_of(folder).resolve_max_new_tokens(num_prompt, max_new, 256)
 
     assert caught.value.message == f"prompt {num_prompt} + {max_new or 1} new tokens > 64 positions of small-window"
     assert caught.value.exit_code == 2
 
 
 def test_without_a_wish_the_default_holds_where_it_fits(folder: Path) -> None:
-    assert plan_of(folder).resolve_max_new_tokens(10, None, 20) == 20
+    assert pair_of(folder).resolve_max_new_tokens(10, None, 20) == 20
 
 
 def test_a_model_that_names_no_window_bounds_nothing(tmp_path: Path) -> None:
     folder = save_toy(tmp_path / "toy")
     edit_json(folder / "config.json", max_position_embeddings=None)
 
-    assert plan_of(folder).resolve_max_new_tokens(10**6, 10**6, 256) == 10**6
+    assert pair_of(folder).resolve_max_new_tokens(10**6, 10**6, 256) == 10**6
 
 
 def test_a_draft_that_is_not_there_is_told_before_the_tokenizers_are_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specgen.runtime.plan.load_tokenizer", lambda _: pytest.fail("too early"))
-    monkeypatch.setattr("specgen.runtime.plan.check_folder", lambda _: pytest.fail("too early"))
+    monkeypatch.setattr("specgen.runtime.pair.load_tokenizer", lambda _: pytest.fail("too early"))
+    monkeypatch.setattr("specgen.runtime.pair.check_folder", lambda _: pytest.fail("too early"))
 
     with pytest.raises(ModelNotFoundError, match="nowhere"):
-        plan_of(folder, tmp_path / "nowhere")
+        pair_of(folder, tmp_path / "nowhere")
 
 
 def test_a_plan_reads_no_weights(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_plan_reads_no_weights(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(length)
 
-    assert plan_of(folder).facts.num_parameters == sum(
+    assert pair_of(folder).facts.num_parameters == sum(
         _product(entry["shape"]) for name, entry in json.loads(header[8:]).items() if name != "__metadata__"
     )
 
@@ -91,29 +91,29 @@ def _product(shape: list[int]) -> int:
 
 
 def test_a_plan_knows_the_tokens_that_end_a_text(folder: Path) -> None:
-    assert plan_of(folder).end_ids == {token_id(END)}
+    assert pair_of(folder).end_ids == {token_id(END)}
 
 
 def test_a_plan_takes_sampling_from_the_models_own_settings(tmp_path: Path) -> None:
     folder = save_toy(tmp_path / "toy")
     edit_json(folder / "generation_config.json", do_sample=True, temperature=0.7, top_k=20)
 
-    assert plan_of(folder).sampling_defaults == SamplingSettings(temperature=0.7, top_k=20)
-    assert plan_of(save_toy(tmp_path / "plain")).sampling_defaults is None
+    assert pair_of(folder).sampling_defaults == SamplingSettings(temperature=0.7, top_k=20)
+    assert pair_of(save_toy(tmp_path / "plain")).sampling_defaults is None
 
 
 def test_a_pair_of_one_family_shares_its_tokens(folder: Path, tmp_path: Path) -> None:
-    plan = plan_of(folder, save_toy(tmp_path / "draft"))
+    pair = pair_of(folder, save_toy(tmp_path / "draft"))
 
-    assert plan.pairing is not None
-    assert plan.pairing.num_shared == len(toy_tokenizer())
-    assert plan.draft_facts is not None
-    assert (plan.facts.max_positions, plan.draft_facts.max_positions) == (64, 512)
+    assert pair.pairing is not None
+    assert pair.pairing.num_shared == len(toy_tokenizer())
+    assert pair.draft_facts is not None
+    assert (pair.facts.max_positions, pair.draft_facts.max_positions) == (64, 512)
 
 
 def test_a_draft_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PairError) as caught:
-        plan_of(folder, make_folder(tmp_path / "stranger"))
+        pair_of(folder, make_folder(tmp_path / "stranger"))
 
     assert caught.value.exit_code == 4
     assert "same family" in str(caught.value.hint)
@@ -124,13 +124,13 @@ def test_a_damaged_draft_is_told_as_a_damaged_file(folder: Path, tmp_path: Path)
     (draft / "model.safetensors").write_bytes(b"short")
 
     with pytest.raises(ModelFileError, match=r"model\.safetensors"):
-        plan_of(folder, draft)
+        pair_of(folder, draft)
 
 
 def test_a_plan_tells_what_it_is_doing(folder: Path) -> None:
     report = RecordedReport()
 
-    plan = Plan(PairSettings(ModelSettings(str(folder))), report)
+    pair = resolve_pair(PairSettings(ModelSettings(str(folder))), report)
 
     assert report.stages == ["checking files and tokenizers"]
-    assert plan.target == ModelFolder(folder, "small-window", from_gguf=False)
+    assert pair.target == ModelFolder(folder, "small-window", from_gguf=False)

@@ -48,7 +48,7 @@ class PairSettings:
     lookup_texts: tuple[str, ...] = ()
 
 
-class Plan:
+class Pair:
     """A session before its weights are read.
 
     Args:
@@ -161,7 +161,7 @@ class Plan:
         self.draft_head, self.draft_facts = facts, facts.config
         self.pairing = Pairing(self.num_tokens)
 
-    def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, report: LoadReport = SILENT) -> Plan:
+    def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, report: LoadReport = SILENT) -> Pair:
         """The same target with another drafter; this plan stays as it is.
 
         Raises:
@@ -209,3 +209,8 @@ def _facts(folder: ModelFolder, settings: ModelSettings, role: Literal["target",
     from specgen.loading.llama_cpp import gguf_facts
 
     return gguf_facts(folder.gguf.header, settings.backend, folder.name, role)
+
+
+def resolve_pair(settings: PairSettings, report: LoadReport = SILENT) -> Pair:
+    """Finds, downloads and checks the models of a pair; loads no weights."""
+    return Pair(settings, report)
