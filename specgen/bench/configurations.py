@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from specgen.bench.results import Setting
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import Pair
 from specgen.text.vocabulary import compare_tokenizers
@@ -24,7 +24,7 @@ class Configuration:
 
 
 def open_lanes(
-    baseline: Pair, drafts: Mapping[str, Pair], settings: Sequence[Setting], report: LoadReport = SILENT
+    baseline: Pair, drafts: Mapping[str, Pair], settings: Sequence[Setting], progress: ProgressListener = SILENT
 ) -> list[Configuration]:
     """Read the weights of a target and of every draft.
 
@@ -32,7 +32,7 @@ def open_lanes(
         baseline: The target without a drafter.
         drafts: A plan of the same target for each draft, by the name the settings have for it.
         settings: What to run, the target alone left out.
-        report: Told about loading.
+        progress: Receives the progress of loading.
 
     Returns:
         The target alone, then a lane per setting.
@@ -41,24 +41,26 @@ def open_lanes(
         LoadError: A file is damaged.
         DeviceError: Too little memory for all of them.
     """
-    alone = load_models(baseline, report)
+    alone = load_models(baseline, progress)
     loaded: dict[str, LoadedModels] = {}
     for name, pair in drafts.items():
-        report.stage(f"loading draft {name}")
-        loaded[name] = alone.with_draft(pair, report)
+        progress.stage(f"loading draft {name}")
+        loaded[name] = alone.with_draft(pair, progress)
     lanes = [Configuration(with_label(setting, loaded[setting.draft]), loaded[setting.draft]) for setting in settings]
     return [Configuration(Setting("none"), alone), *_told_apart(lanes)]
 
 
 def open_engines(
-    pairs: Mapping[str, tuple[Pair, Mapping[str, Pair]]], settings: Sequence[Setting], report: LoadReport = SILENT
+    pairs: Mapping[str, tuple[Pair, Mapping[str, Pair]]],
+    settings: Sequence[Setting],
+    progress: ProgressListener = SILENT,
 ) -> list[Configuration]:
     """The lanes of one target on several engines, those of the first engine first.
 
     Args:
         plans: By the engine's name, what `open_lanes` takes.
         settings: What to run on each engine.
-        report: Told about loading.
+        progress: Receives the progress of loading.
 
     Raises:
         PairError: The engines read the target's tokens differently.
@@ -71,7 +73,7 @@ def open_engines(
     return [
         replace(lane, setting=replace(lane.setting, backend=backend))
         for backend, (baseline, drafts) in pairs.items()
-        for lane in open_lanes(baseline, drafts, settings, report)
+        for lane in open_lanes(baseline, drafts, settings, progress)
     ]
 
 

@@ -27,7 +27,7 @@ from specgen.render.summary import format_summary
 from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_ascii_only, is_terminal, make_console
 from specgen.render.view import View
 from specgen.render.views import SanitizeMode, ViewName, choose_view, resolve_view
-from specgen.storage.atomic_write import check_place, write_whole
+from specgen.storage.atomic_write import check_output_path, write_output
 
 
 class Messages:
@@ -120,7 +120,7 @@ class Answer:
         self, form: Format, view: ViewName, color: ColorMode, sanitize_mode: SanitizeMode, path: Path | None
     ) -> None:
         require_stdout("the answer")
-        check_place(path, "the answer")
+        check_output_path(path, "the answer")
         self.form = form
         self._path = path
         self._is_finished = False
@@ -216,7 +216,7 @@ class Answer:
             return
         text = "".join(self._text)
         text = text if text.endswith("\n") or not text else text + "\n"
-        write_whole(path, text.encode("utf-8", "replace"))
+        write_output(path, text.encode("utf-8", "replace"))
 
 
 def internal_error(error: Exception) -> SpecgenError:

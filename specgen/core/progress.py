@@ -1,22 +1,22 @@
-"""What loading tells while it works: a stage in words, bytes done of bytes known. Standard library only."""
+"""Defines how loading reports its progress: the current stage, and the bytes done of the bytes known."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 
-class LoadReport(Protocol):
-    """Receives the progress of loading. Called often and from the loading thread: be quick, and never raise."""
+class ProgressListener(Protocol):
+    """Receives the progress of loading. Called often, from the loading thread: return quickly and never raise."""
 
     def stage(self, text: str) -> None:
-        """A new step begins; `text` is a short phrase such as `loading smollm2-135m-instruct`."""
+        """Starts a new stage; `text` is a short phrase such as `loading smollm2-135m-instruct`."""
 
     def bytes(self, done: int, total: int | None) -> None:
-        """`done` of `total` bytes of the current stage are there; `total` is None while it is unknown."""
+        """Reports `done` of `total` bytes of the current stage; `total` is None while it is unknown."""
 
 
-class SilentReport:
-    """A report nobody reads."""
+class SilentProgress:
+    """Ignores all progress."""
 
     def stage(self, text: str) -> None:
         pass
@@ -25,4 +25,4 @@ class SilentReport:
         pass
 
 
-SILENT: LoadReport = SilentReport()
+SILENT: ProgressListener = SilentProgress()

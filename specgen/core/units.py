@@ -1,8 +1,10 @@
-"""Sizes for people."""
+"""Formats sizes for people."""
 
 from __future__ import annotations
 
 
-def gigabytes(num_bytes: float) -> str:
-    """A size for people, in decimal units as disks and hubs count."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+def format_size(num_bytes: float) -> str:
+    """Returns `1.5 GiB`, `300 MiB` below one GiB, or `12 KiB` below one MiB."""
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:.1f} GiB"
+    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"

@@ -10,7 +10,7 @@ from typing import Any
 from specgen.core.results import ModelInfo
 from specgen.distill.acceptance import Acceptance
 from specgen.distill.pass_costs import Timed
-from specgen.distill.values import DistillSettings
+from specgen.distill.settings import DistillSettings
 
 
 @dataclass(frozen=True, slots=True)

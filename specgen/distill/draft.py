@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specgen.distill.layers import Layer, RmsNorm, rotation
-from specgen.distill.values import Kind
+from specgen.distill.settings import Kind
 
 
 class Draft(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from specgen.core.errors import SettingsError
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.distill.acceptance import Acceptance, measure
 from specgen.distill.card import Facts, format_card
@@ -24,11 +24,11 @@ from specgen.distill.folders import Place, claim, held
 from specgen.distill.pass_costs import time_costs
 from specgen.distill.prompts import SeedPrompt
 from specgen.distill.saving import draft_config, publish, save_draft
+from specgen.distill.settings import DistillProgress, DistillSettings
 from specgen.distill.target_layers import choose_layers
+from specgen.distill.text_generation import BatchGenerator
 from specgen.distill.texts import Text, TextFolder, read_shard, save_shard
 from specgen.distill.training import Trainer, frequent_ids, share
-from specgen.distill.values import DistillProgress, DistillSettings
-from specgen.distill.writing import BatchTarget
 from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
 from specgen.loading.transformers_weights import load_model
@@ -43,7 +43,7 @@ MEAN_LOSS_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Distilled:
+class DistillResult:
     """What came of it.
 
     Args:
@@ -71,7 +71,7 @@ class Distillation:
         own_prompts: Prompts to train on instead of the bundled set.
         texts_folder: Where the target's texts are kept for other drafts; None drops them with all else that is
             unfinished.
-        report: Told about loading.
+        progress: Receives the progress of loading.
 
     Raises:
         SettingsError: The folder holds something else, or a run with other settings.
@@ -87,14 +87,14 @@ class Distillation:
         held_out: Sequence[str],
         own_prompts: Sequence[str] = (),
         texts_folder: Path | None = None,
-        report: LoadReport = SILENT,
+        progress: ProgressListener = SILENT,
     ) -> None:
         self.settings, self.folder = settings, folder
         self._held_out, self._own_prompts = list(held_out), list(own_prompts)
         self._work = folder / WORK_FOLDER
         self._texts_folder = texts_folder or self._work / "texts"
         self._target = replace(target, backend=BackendSettings("transformers"))
-        self._pair = resolve_pair(PairSettings(self._target, drafter="none"), report)
+        self._pair = resolve_pair(PairSettings(self._target, drafter="none"), progress)
         self._target_layers = choose_layers(self._pair.target.path, self._pair.target.name, settings)
         self._begin(texts_folder)
         loaded = load_model(
@@ -102,14 +102,14 @@ class Distillation:
             replace(self._target, quant="none", dtype="float32"),
             role="target",
             from_gguf=self._pair.target.from_gguf,
-            report_stage=report.stage,
+            on_stage=progress.stage,
             name=self._pair.target.name,
         )
         self._model: Any = loaded.model
         # Rows behind the tokenizer's table are padding, and no tokens.
         self._vocab_size = min(int(self._model.config.vocab_size), self._pair.num_tokens)
 
-    def run(self, tell: Callable[[DistillProgress], None]) -> Distilled:
+    def run(self, tell: Callable[[DistillProgress], None]) -> DistillResult:
         """Do what is left to do.
 
         Raises:
@@ -121,7 +121,7 @@ class Distillation:
         with held(self._work), held(self._texts_folder):
             return self._made(tell)
 
-    def _made(self, tell: Callable[[DistillProgress], None]) -> Distilled:
+    def _made(self, tell: Callable[[DistillProgress], None]) -> DistillResult:
         made = self._work / "made"
         facts, acceptance, prompt_ids = self._trained(made, tell)
         # Timed as it will run, in the target's usual form: the float32 copy it was trained with goes first.
@@ -131,7 +131,7 @@ class Distillation:
         tell(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
         num_bytes = publish(made, self.folder, format_card(facts, acceptance, timed))
         shutil.rmtree(self._work)
-        return Distilled(self.folder, num_bytes, acceptance, length, speedup)
+        return DistillResult(self.folder, num_bytes, acceptance, length, speedup)
 
     def _trained(self, made: Path, tell: Callable[[DistillProgress], None]) -> tuple[Facts, Acceptance, list[int]]:
         """Train a draft and leave it in a folder; what is known of it, and the longest prompt it was measured on."""
@@ -181,7 +181,7 @@ class Distillation:
 
     def _texts(self, tell: Callable[[DistillProgress], None]) -> tuple[list[Text], list[Text], int]:
         """The target's texts, the held-out ones, and the tokens it wrote; what is missing is written."""
-        writer = BatchTarget(self._model, self._vocab_size, self._pair.end_ids)
+        writer = BatchGenerator(self._model, self._vocab_size, self._pair.end_ids)
         texts = self.settings.texts
         folder = TextFolder(self._texts_folder, writer, self._pair.tokenizer, texts, self.settings.seed)
 

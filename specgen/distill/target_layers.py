@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from specgen.core.errors import LoadError, SettingsError
-from specgen.distill.values import DistillSettings
+from specgen.distill.settings import DistillSettings
 from specgen.loading.draft_head_folder import MODEL_TYPES
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from specgen.core.errors import OutputError, PromptError
 from specgen.distill.prompts import SeedPrompt, compose, sources_from
-from specgen.distill.values import TextSettings
-from specgen.distill.writing import BatchTarget, Written
+from specgen.distill.settings import TextSettings
+from specgen.distill.text_generation import BatchGenerator, GeneratedText
 from specgen.text.chat_template import Message, encode_messages, encode_text
 
 SORTED_BATCHES = 8
@@ -50,7 +50,7 @@ class TextFolder:
         seed: Of prompts and drawn answers.
     """
 
-    def __init__(self, folder: Path, target: BatchTarget, tokenizer: Any, settings: TextSettings, seed: int) -> None:
+    def __init__(self, folder: Path, target: BatchGenerator, tokenizer: Any, settings: TextSettings, seed: int) -> None:
         self.folder = folder
         self.target = target
         self.tokenizer = tokenizer
@@ -182,7 +182,7 @@ class Text:
     features: Tensor
 
 
-def save_shard(path: Path, written: Sequence[Written]) -> None:
+def save_shard(path: Path, written: Sequence[GeneratedText]) -> None:
     """Write a batch of texts, whole or not at all.
 
     Raises:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from specgen.distill.draft import Draft
 from specgen.distill.loss import feature_loss, head_loss
+from specgen.distill.settings import TrainSettings
 from specgen.distill.texts import Text, save_tensors
-from specgen.distill.values import TrainSettings
 
 CHECKPOINT_SECONDS = 120.0
 CLIP_NORM = 1.0

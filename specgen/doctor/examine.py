@@ -11,7 +11,7 @@ from pathlib import Path
 from specgen.bench.results import Costs, Setting
 from specgen.core.errors import DeviceError
 from specgen.core.machine import Machine
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
@@ -192,7 +192,7 @@ def _resident_bytes() -> int | None:
 
 
 def measure_pair(
-    pair: Pair, report: PairReport, prompt_ids: Sequence[int], progress: LoadReport = SILENT
+    pair: Pair, report: PairReport, prompt_ids: Sequence[int], progress: ProgressListener = SILENT
 ) -> PairReport:
     """Read the weights and time passes: the only part of `doctor` that loads models.
 

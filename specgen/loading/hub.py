@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError, SpecgenError
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import has_weights
 from specgen.loading.names import hint_for
@@ -27,7 +27,7 @@ PROBE_SECONDS = 1.8
 """For a connection, and as much again for the first byte of an answer."""
 
 
-def fetch_snapshot(settings: ModelSettings, report: LoadReport = SILENT) -> Path:
+def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT) -> Path:
     """Find a hub model in the cache, or download it. The folder's name is the commit.
 
     Raises:
@@ -59,9 +59,9 @@ def fetch_snapshot(settings: ModelSettings, report: LoadReport = SILENT) -> Path
             f"{name} is not on this machine, and {hub_host()} can't be reached",
             hint_for(name, "check the network, or give a folder or a .gguf file that is already here"),
         )
-    report.stage(f"downloading {name}")
+    progress.stage(f"downloading {name}")
     try:
-        return Path(snapshot_download(name, tqdm_class=_bar_class(report), max_workers=4, **wanted))
+        return Path(snapshot_download(name, tqdm_class=_bar_class(progress), max_workers=4, **wanted))
     except _failures() as error:
         raise _translated(error, name, revision) from error
 
@@ -204,7 +204,7 @@ def _status_hint(status: int) -> str:
     return "check the name and the revision"
 
 
-def _bar_class(report: LoadReport) -> type[Any]:
+def _bar_class(progress: ProgressListener) -> type[Any]:
     """A progress bar that draws nothing and reports the bytes of the bar that is furthest."""
     # By name, for tqdm has no types: a subclass of Any is what it is here anyway.
     base: Any = importlib.import_module("tqdm.std").tqdm
@@ -219,6 +219,6 @@ def _bar_class(report: LoadReport) -> type[Any]:
         def update(self, n: float | None = 1) -> None:
             self.done += n or 0
             if self.counts_bytes:
-                report.bytes(int(self.done), int(self.total) if self.total else None)
+                progress.bytes(int(self.done), int(self.total) if self.total else None)
 
     return ReportingBar

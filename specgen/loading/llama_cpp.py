@@ -12,7 +12,7 @@ from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError
 from specgen.core.progress import SILENT
 from specgen.core.results import ModelInfo
 from specgen.core.settings import BackendSettings, ModelSettings
-from specgen.core.units import gigabytes
+from specgen.core.units import format_size
 from specgen.loading.config_check import ConfigFacts
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.llama_cpp_library import llama_library, messages
@@ -106,7 +106,7 @@ def load_gguf(
     role: Literal["target", "draft"],
     name: str,
     num_threads: int,
-    report_stage: Callable[[str], None] = SILENT.stage,
+    on_stage: Callable[[str], None] = SILENT.stage,
 ) -> LoadedGguf:
     """Load a GGUF with llama.cpp.
 
@@ -117,7 +117,7 @@ def load_gguf(
         role: For messages.
         name: What to call the model.
         num_threads: For the banner.
-        report_stage: Told what happens next.
+        on_stage: Called with the text of each new stage.
 
     Raises:
         ModelFileError: llama.cpp can't read the file.
@@ -129,8 +129,8 @@ def load_gguf(
     needed, free = header.num_weight_bytes, free_bytes("cpu")
     notices: tuple[str, ...] = ()
     if layers == 0 and free is not None and needed > free:
-        notices = (f"{name} needs about {gigabytes(needed)}, {gigabytes(free)} are free: the system may stop it",)
-    report_stage(f"loading {role} {name}")
+        notices = (f"{name} needs about {format_size(needed)}, {format_size(free)} are free: the system may stop it",)
+    on_stage(f"loading {role} {name}")
     messages.errors.clear()
     params = library.llama_model_default_params()
     params.n_gpu_layers = layers

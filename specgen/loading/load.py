@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
 from specgen.engine.contract import LanguageModel
@@ -35,7 +35,7 @@ def open_model(
     *,
     role: Literal["target", "draft"],
     vocab_size: int,
-    report: LoadReport = SILENT,
+    progress: ProgressListener = SILENT,
 ) -> OpenedModel:
     """Read the weights of a model.
 
@@ -46,20 +46,20 @@ def open_model(
         settings: How to load them.
         role: For messages.
         vocab_size: Logits are cut to this width.
-        report: Told what happens.
+        progress: Receives the progress of loading.
 
     Raises:
         LoadError: A file is damaged or incomplete.
         DeviceError: No such device, or too little memory.
     """
     if folder.gguf is not None:
-        return _open_gguf(folder, facts, tokenizer, settings, role, vocab_size, report)
+        return _open_gguf(folder, facts, tokenizer, settings, role, vocab_size, progress)
     loaded = load_model(
         folder.path,
         settings,
         role=role,
         from_gguf=folder.from_gguf,
-        report_stage=report.stage,
+        on_stage=progress.stage,
         name=folder.name,
         revision=folder.revision,
     )
@@ -83,7 +83,7 @@ def _open_gguf(
     settings: ModelSettings,
     role: Literal["target", "draft"],
     vocab_size: int,
-    report: LoadReport,
+    progress: ProgressListener,
 ) -> OpenedModel:
     from specgen.loading.llama_cpp import load_gguf, tokenizer_notice
 
@@ -97,7 +97,7 @@ def _open_gguf(
         role=role,
         name=folder.name,
         num_threads=num_threads,
-        report_stage=report.stage,
+        on_stage=progress.stage,
     )
     notice = tokenizer_notice(tokenizer, loaded.weights) if role == "target" else None
     model = LlamaCppModel(loaded.weights, vocab_size, facts.max_positions, num_threads)

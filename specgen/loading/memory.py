@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from specgen.core.errors import MemoryShortageError
-from specgen.core.units import gigabytes
+from specgen.core.units import format_size
 from specgen.loading.config_check import ConfigFacts
 
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
@@ -46,11 +46,11 @@ def total_bytes() -> int | None:
 def shortage(what: str, device: str, needed: int, quant: str) -> MemoryShortageError:
     """The error for a model that does not fit, with the fix that frees most first."""
     free = free_bytes(device)
-    have = "" if free is None else f", {gigabytes(free)} free"
+    have = "" if free is None else f", {format_size(free)} free"
     fixes = [] if quant != "none" else ["--quant nf4"]
     fixes += ["a smaller model", "no draft (--draft none)", "a shorter context"]
     return MemoryShortageError(
-        f"not enough memory on {device} for {what}: about {gigabytes(needed)} needed{have}", f"try {', '.join(fixes)}"
+        f"not enough memory on {device} for {what}: about {format_size(needed)} needed{have}", f"try {', '.join(fixes)}"
     )
 
 

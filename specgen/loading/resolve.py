@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specgen.core.errors import ModelNotFoundError
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.backends import choose_backend
 from specgen.loading.gguf.header import GgufHeader, scan_gguf
@@ -41,7 +41,7 @@ class GgufFile:
     header: GgufHeader
 
 
-def prepare_folder(settings: ModelSettings, report: LoadReport = SILENT) -> ModelFolder:
+def prepare_folder(settings: ModelSettings, progress: ProgressListener = SILENT) -> ModelFolder:
     """Find a model, and fetch or convert it where that is needed. The second time this takes milliseconds.
 
     Raises:
@@ -53,27 +53,27 @@ def prepare_folder(settings: ModelSettings, report: LoadReport = SILENT) -> Mode
     """
     place = find_place(settings)
     if choose_backend(settings, place) == "llama.cpp":
-        return _as_it_is(place, settings, report)
+        return _as_it_is(place, settings, progress)
     if place.kind == "built-in":
         from specgen.loading.builtin import fetch_builtin
         from specgen.loading.hub import is_offline
 
-        return ModelFolder(fetch_builtin(report, offline=settings.offline or is_offline()), place.name, True)
+        return ModelFolder(fetch_builtin(progress, offline=settings.offline or is_offline()), place.name, True)
     if place.kind == "hub":
         from specgen.loading.hub import fetch_snapshot
 
-        snapshot = fetch_snapshot(settings, report)
+        snapshot = fetch_snapshot(settings, progress)
         commit = snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None
         return ModelFolder(snapshot, place.name, False, commit)
     assert place.path is not None
     if place.kind == "gguf":
         from specgen.loading.gguf.convert import convert_gguf
 
-        return ModelFolder(convert_gguf(place.path, report), place.name, True)
+        return ModelFolder(convert_gguf(place.path, progress), place.name, True)
     return ModelFolder(place.path, place.name, False)
 
 
-def _as_it_is(place: ModelPlace, settings: ModelSettings, report: LoadReport) -> ModelFolder:
+def _as_it_is(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFolder:
     """A GGUF for llama.cpp: only its tokenizer is unpacked."""
     from specgen.loading.gguf.tokenizer import tokenizer_folder
 
@@ -85,7 +85,7 @@ def _as_it_is(place: ModelPlace, settings: ModelSettings, report: LoadReport) ->
 
         sha256 = GGUF_SHA256
         try:
-            path = fetch_builtin_gguf(report, offline=settings.offline or is_offline())
+            path = fetch_builtin_gguf(progress, offline=settings.offline or is_offline())
         except ModelNotFoundError:
             # An older run may have left the unpacked model and not the file.
             folder = converted_builtin()
@@ -93,5 +93,5 @@ def _as_it_is(place: ModelPlace, settings: ModelSettings, report: LoadReport) ->
                 raise
             return ModelFolder(folder, place.name, True)
     header = scan_gguf(path)
-    folder = tokenizer_folder(path, header, report, sha256=sha256)
+    folder = tokenizer_folder(path, header, progress, sha256=sha256)
     return ModelFolder(folder, place.name, True, gguf=GgufFile(path, header))

@@ -15,7 +15,7 @@ from specgen.core.library_errors import first_line, is_out_of_memory, library_fa
 from specgen.core.progress import SILENT
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
-from specgen.core.units import gigabytes
+from specgen.core.units import format_size
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.placement import Placement, choose_placement
@@ -45,7 +45,7 @@ def load_model(
     *,
     role: Literal["target", "draft"],
     from_gguf: bool,
-    report_stage: Callable[[str], None] = SILENT.stage,
+    on_stage: Callable[[str], None] = SILENT.stage,
     name: str | None = None,
     revision: str | None = None,
 ) -> LoadedModel:
@@ -56,7 +56,7 @@ def load_model(
         settings: Device, compute type and weight format.
         role: For messages.
         from_gguf: The folder was converted from a GGUF, which is already quantized.
-        report_stage: Told what happens next.
+        on_stage: Called with the text of each new stage.
         name: What to call the model; default: the name in the settings.
         revision: Commit of a hub model.
 
@@ -74,8 +74,8 @@ def load_model(
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
         # The Linux kernel kills a program that takes too much; nothing can be said at that point any more.
-        notices = (f"{shown} needs about {gigabytes(needed)}, {gigabytes(free)} are free: the system may stop it",)
-    report_stage(f"loading {role} {shown}")
+        notices = (f"{shown} needs about {format_size(needed)}, {format_size(free)} are free: the system may stop it",)
+    on_stage(f"loading {role} {shown}")
     try:
         model, loading = _from_pretrained(folder, placement)
     except library_failures() as error:

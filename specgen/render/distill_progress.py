@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from specgen.render.terminal import is_ascii_only
 
 if TYPE_CHECKING:
-    from specgen.distill.values import DistillProgress
+    from specgen.distill.settings import DistillProgress
 
 LINE_SECONDS = 30.0
 """Plain lines come at most so often, and at the beginning and end of a stage."""

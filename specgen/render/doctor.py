@@ -10,8 +10,9 @@ from rich.text import Text
 from specgen.bench.figures import break_even_alpha, modelled_speedup
 from specgen.bench.results import Costs
 from specgen.core.machine import Machine
+from specgen.core.units import format_size
 from specgen.doctor.results import CacheState, LibraryState, ModelPlan, PairReport, TerminalState
-from specgen.render.formatting import format_count, format_drafter, format_size
+from specgen.render.formatting import format_count, format_drafter
 from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.messages import labelled

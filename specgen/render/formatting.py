@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from specgen.core.results import ModelInfo, RunInfo
+from specgen.core.units import format_size
 from specgen.render.guarantees import NOT_LOSSLESS
 from specgen.render.sanitize import one_line
 
@@ -15,11 +16,6 @@ def format_rate(rate: float | None) -> str:
 def format_duration(seconds: float) -> str:
     """`0.12 s`, or `12.3 ms` below a tenth of a second."""
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
-
-
-def format_size(num_bytes: int) -> str:
-    """`1.5 GiB`, or `300 MiB` below one."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
 def format_count(number: int, word: str) -> str:

@@ -9,14 +9,9 @@ from rich.text import Text
 
 from specgen.core.metrics import Baseline
 from specgen.core.results import RunReport
+from specgen.core.units import format_size
 from specgen.render.diagnosis import what_to_try, why_doubtful, why_slower
-from specgen.render.formatting import (
-    format_draft,
-    format_duration,
-    format_model,
-    format_rate,
-    format_size,
-)
+from specgen.render.formatting import format_draft, format_duration, format_model, format_rate
 from specgen.render.guarantees import format_promise
 from specgen.render.messages import LABEL_CELLS, at_words, labelled
 from specgen.render.sanitize import one_line

@@ -23,7 +23,7 @@ def format_proof(proof: VerifyReport, *, ascii_only: bool = False) -> Text:
         ("target", format_model(proof.info.target, ascii_only=ascii_only)),
         ("draft", format_draft(proof.info, ascii_only=ascii_only)),
     ]
-    for distribution in proof.token_distributions:
+    for distribution in proof.distributions:
         verdict = "same law" if distribution.is_exact else "DIFFERENT LAW"
         rows.append(
             (
@@ -32,7 +32,9 @@ def format_proof(proof: VerifyReport, *, ascii_only: bool = False) -> Text:
                 f"error {distribution.error:.0e}",
             )
         )
-    rows.append(("rows", proof.rows.reason or "independent: no later token changes an earlier logit by a bit"))
+    rows.append(
+        ("rows", proof.batch_invariance.reason or "independent: no later token changes an earlier logit by a bit")
+    )
     rows += [("greedy", one_line(_text_line(text), ascii_only=ascii_only)) for text in proof.texts]
     rows.append(("promise", format_promise(proof.info)))
     return Text("\n").join(labelled(label, words) for label, words in rows)
@@ -65,12 +67,12 @@ def proof_document(proof: VerifyReport) -> Document:
                 "error": distribution.error,
                 "is_exact": distribution.is_exact,
             }
-            for distribution in proof.token_distributions
+            for distribution in proof.distributions
         ],
         "rows": {
-            "is_independent": proof.rows.is_invariant,
-            "max_difference": proof.rows.max_difference,
-            "int8_threshold": proof.rows.threshold,
+            "is_independent": proof.batch_invariance.is_invariant,
+            "max_difference": proof.batch_invariance.max_difference,
+            "int8_threshold": proof.batch_invariance.threshold,
         },
         "texts": [_text_document(text) for text in proof.texts],
         "has_real_difference": proof.has_real_difference,

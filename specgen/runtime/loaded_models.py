@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import BatchInvarianceCheck, ModelInfo
 from specgen.core.settings import SamplingSettings
 from specgen.engine.contract import LanguageModel
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_models(pair: Pair, report: LoadReport = SILENT) -> LoadedModels:
+def load_models(pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:
     """Read the weights of a plan.
 
     Raises:
@@ -44,11 +44,11 @@ def load_models(pair: Pair, report: LoadReport = SILENT) -> LoadedModels:
         pair.settings.target,
         role="target",
         vocab_size=pair.num_tokens,
-        report=report,
+        progress=progress,
     )
     batch_invariance = _check_target(target)
     notices = [*target.notices, *_batch_invariance_notices(batch_invariance, pair)]
-    draft, draft_info, draft_notices = _open_draft(pair, target.model, report)
+    draft, draft_info, draft_notices = _open_draft(pair, target.model, progress)
     share_threads(target.model, draft)
     models = LoadedModels(pair, target.model, target.info, draft, draft_info, (*notices, *draft_notices))
     models.batch_invariance = batch_invariance
@@ -71,14 +71,14 @@ def _batch_invariance_notices(batch_invariance: BatchInvarianceCheck | None, pai
 
 
 def _open_draft(
-    pair: Pair, target: LanguageModel, report: LoadReport
+    pair: Pair, target: LanguageModel, progress: ProgressListener
 ) -> tuple[LanguageModel | None, ModelInfo | None, list[str]]:
     """The draft model of a plan, if it has one, and what loading it has to tell."""
     settings = pair.settings.draft
     if pair.draft is None or settings is None or pair.pairing is None or pair.draft_facts is None:
         return None, None, []
     if pair.draft_head is not None:
-        report.stage(f"loading draft {pair.draft.name}")
+        progress.stage(f"loading draft {pair.draft.name}")
         model, info = load_draft_head(pair.draft_head, pair.draft.name, settings.quant, target, pair.pairing.num_shared)
         return model, info, []
     opened = open_model(
@@ -88,7 +88,7 @@ def _open_draft(
         settings,
         role="draft",
         vocab_size=pair.pairing.num_shared,
-        report=report,
+        progress=progress,
     )
     notices = [*opened.notices, *([pair.pairing.notice] if pair.pairing.notice else [])]
     return opened.model, opened.info, notices
@@ -167,7 +167,7 @@ class LoadedModels:
         self.lookup.rewind(shared)
         self.text_ids = list(prompt_ids)
 
-    def replace_drafter(self, pair: Pair, report: LoadReport = SILENT) -> list[str]:
+    def replace_drafter(self, pair: Pair, progress: ProgressListener = SILENT) -> list[str]:
         """Go on with the drafter of another plan of the same target; an error leaves the old one in place.
 
         Returns:
@@ -177,7 +177,7 @@ class LoadedModels:
             LoadError: A file is damaged.
             DeviceError: Too little memory beside the old draft.
         """
-        draft, draft_info, notices = _open_draft(pair, self.target, report)
+        draft, draft_info, notices = _open_draft(pair, self.target, progress)
         if self.pair.settings.drafter == "none":
             notices += _batch_invariance_notices(self.batch_invariance, pair)
         self.pair, self.draft, self.draft_info = pair, draft, draft_info
@@ -186,7 +186,7 @@ class LoadedModels:
         self.lengths = CostAwareLength(self.lengths.costs, DraftCost())
         return notices
 
-    def with_draft(self, pair: Pair, report: LoadReport = SILENT) -> LoadedModels:
+    def with_draft(self, pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:
         """Another session over the same target in memory, with the drafter of another plan.
 
         The two share the target's cache: each must `forget` before an answer that follows one of the other.
@@ -195,7 +195,7 @@ class LoadedModels:
             LoadError: A file is damaged.
             DeviceError: Too little memory beside what is loaded.
         """
-        draft, draft_info, notices = _open_draft(pair, self.target, report)
+        draft, draft_info, notices = _open_draft(pair, self.target, progress)
         share_threads(self.target, draft)
         notices += _batch_invariance_notices(self.batch_invariance, pair)
         models = LoadedModels(pair, self.target, self.target_info, draft, draft_info, tuple(notices))

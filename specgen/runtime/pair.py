@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from specgen.core.errors import PairError, PromptError, SettingsError
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.draft_head_folder import (
@@ -53,7 +53,7 @@ class Pair:
 
     Args:
         settings: The models.
-        report: Told about downloads and conversions.
+        progress: Receives the progress of loading.
 
     Raises:
         LoadError: A model is missing or damaged.
@@ -61,17 +61,17 @@ class Pair:
         PromptError: The texts for lookup are too long.
     """
 
-    def __init__(self, settings: PairSettings, report: LoadReport = SILENT) -> None:
+    def __init__(self, settings: PairSettings, progress: ProgressListener = SILENT) -> None:
         self.requested = settings
         self.settings = settings
         """As asked, `auto` decided."""
         self.started = perf_counter()
-        self.target: ModelFolder = prepare_folder(settings.target, report)
+        self.target: ModelFolder = prepare_folder(settings.target, progress)
         # Before the libraries are imported: a draft that is not there is told at once.
         given = settings.draft if settings.drafter != "auto" else None
-        draft = None if given is None else prepare_folder(given, report)
+        draft = None if given is None else prepare_folder(given, progress)
         self.draft: ModelFolder | None = None
-        report.stage("checking files and tokenizers")
+        progress.stage("checking files and tokenizers")
         self.facts: ConfigFacts = _facts(self.target, settings.target, "target")
         self.draft_facts: ConfigFacts | None = None
         self.draft_head: DraftHeadFacts | None = None
@@ -83,7 +83,7 @@ class Pair:
         self.pairing: Pairing | None = None
         self.end_ids = end_ids(self.tokenizer, self.target.path)
         self.sampling_defaults = generation_defaults(self.target.path)
-        self._plan_drafter(report, draft)
+        self._plan_drafter(progress, draft)
         self._refuse_idle_settings()
         self.lookup_ids = self._lookup_ids()
 
@@ -115,7 +115,7 @@ class Pair:
                     "leave it out, or give a .gguf file with the extra gguf installed",
                 )
 
-    def _plan_drafter(self, report: LoadReport, draft_folder: ModelFolder | None = None) -> None:
+    def _plan_drafter(self, progress: ProgressListener, draft_folder: ModelFolder | None = None) -> None:
         self.draft = self.draft_facts = self.pairing = self.draft_head = None
         if self.settings.drafter == "auto":
             # A shallow draft runs on its target's embeddings, which llama.cpp does not give away.
@@ -126,7 +126,7 @@ class Pair:
             draft = self.settings.draft or ModelSettings("", device=self.settings.target.device)
             self.settings = replace(self.settings, drafter="model+lookup", draft=replace(draft, name=str(shipped)))
         if self.settings.draft is not None:
-            self._plan_draft(self.settings.draft, draft_folder or prepare_folder(self.settings.draft, report))
+            self._plan_draft(self.settings.draft, draft_folder or prepare_folder(self.settings.draft, progress))
 
     def _plan_draft(self, settings: ModelSettings, folder: ModelFolder) -> None:
         self.draft = folder
@@ -161,7 +161,7 @@ class Pair:
         self.draft_head, self.draft_facts = facts, facts.config
         self.pairing = Pairing(self.num_tokens)
 
-    def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, report: LoadReport = SILENT) -> Pair:
+    def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, progress: ProgressListener = SILENT) -> Pair:
         """The same target with another drafter; this plan stays as it is.
 
         Raises:
@@ -170,7 +170,7 @@ class Pair:
         """
         other = copy.copy(self)
         other.requested = other.settings = replace(self.settings, drafter=kind, draft=draft)
-        other._plan_drafter(report)
+        other._plan_drafter(progress)
         return other
 
     def resolve_max_new_tokens(self, num_prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:
@@ -211,6 +211,6 @@ def _facts(folder: ModelFolder, settings: ModelSettings, role: Literal["target",
     return gguf_facts(folder.gguf.header, settings.backend, folder.name, role)
 
 
-def resolve_pair(settings: PairSettings, report: LoadReport = SILENT) -> Pair:
+def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) -> Pair:
     """Finds, downloads and checks the models of a pair; loads no weights."""
-    return Pair(settings, report)
+    return Pair(settings, progress)

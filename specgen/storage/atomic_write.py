@@ -15,7 +15,7 @@ _OUTPUTS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
 
-def check_place(path: Path | None, what: str) -> None:
+def check_output_path(path: Path | None, what: str) -> None:
     """Refuse a file that can't be written before anything is worked for it.
 
     Args:
@@ -34,22 +34,22 @@ def check_place(path: Path | None, what: str) -> None:
         raise OutputError(f"cannot write {what}: {path} is a folder", "give a file in it")
 
 
-def is_stream(path: Path) -> bool:
+def is_output_stream(path: Path) -> bool:
     """Whether it is no file to replace: a device, a pipe, or an output of this program by another name."""
     return _own_output(path) is not None or (os.path.exists(path) and not os.path.isfile(path))
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_output(path: Path, data: bytes) -> None:
     """Replace a file, with the permissions of any new one; a link stays one.
 
-    A stream (see `is_stream`) is written to: replacing it would take it from everybody else.
+    A stream (see `is_output_stream`) is written to: replacing it would take it from everybody else.
 
     Raises:
         OutputError: Any step failed; an old file is untouched.
     """
     temporary: str | None = None
     try:
-        if is_stream(path):
+        if is_output_stream(path):
             own = _own_output(path)
             with open(path if own is None else os.dup(own), "wb") as stream:
                 stream.write(data)

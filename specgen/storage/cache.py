@@ -15,12 +15,12 @@ from pathlib import Path
 
 from specgen.core.errors import LoadError
 from specgen.core.model_files import reason
-from specgen.core.progress import LoadReport
-from specgen.core.units import gigabytes
+from specgen.core.progress import ProgressListener
+from specgen.core.units import format_size
 
 
 @contextmanager
-def one_at_a_time(path: Path, report: LoadReport) -> Iterator[None]:
+def single_writer(path: Path, progress: ProgressListener) -> Iterator[None]:
     """Hold the lock file `path`; a second program waits here until the first is done.
 
     The lock belongs to the process: one that was killed holds nothing, and the file it leaves is harmless.
@@ -31,7 +31,7 @@ def one_at_a_time(path: Path, report: LoadReport) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        report.stage("waiting for another specgen that prepares the same model")
+        progress.stage("waiting for another specgen that prepares the same model")
         lock.acquire(timeout=-1, poll_interval=0.1)
     except OSError as error:
         raise LoadError(
@@ -96,8 +96,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _disk_full(folder: Path, needed_bytes: int | None) -> LoadError:
-    needed = "" if needed_bytes is None else f", {gigabytes(needed_bytes)} needed"
-    free = gigabytes(shutil.disk_usage(folder if folder.exists() else folder.parent).free)
+    needed = "" if needed_bytes is None else f", {format_size(needed_bytes)} needed"
+    free = format_size(shutil.disk_usage(folder if folder.exists() else folder.parent).free)
     return LoadError(
         f"the disk of {folder} is full: {free} free{needed}", "free some space, or name another disk in SPECGEN_CACHE"
     )

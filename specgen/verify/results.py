@@ -62,19 +62,19 @@ class VerifyReport:
 
     Args:
         info: What ran.
-        laws: The loop on tables.
-        rows: The target's passes.
+        distributions: The sampler on toy models.
+        batch_invariance: Whether later tokens of a pass change earlier logits.
         texts: Greedy answers.
     """
 
     info: RunInfo
-    token_distributions: tuple[DistributionError, ...]
-    rows: BatchInvarianceCheck
+    distributions: tuple[DistributionError, ...]
+    batch_invariance: BatchInvarianceCheck
     texts: tuple[TextCheck, ...]
 
     @property
     def has_real_difference(self) -> bool:
         """Whether a text or a law is not the target's."""
         return any(text.verdict == "different" for text in self.texts) or not all(
-            distribution.is_exact for distribution in self.token_distributions
+            distribution.is_exact for distribution in self.distributions
         )

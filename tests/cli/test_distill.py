@@ -71,7 +71,7 @@ def test_the_card_tells_data_loss_acceptance_and_cost(distill: Any, tmp_path: Pa
 def test_a_killed_run_goes_on_and_makes_the_same_draft(
     distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    from specgen.distill import training, writing
+    from specgen.distill import text_generation, training
 
     assert distill().code == 0
     whole = load_file(tmp_path / "draft" / "model.safetensors")
@@ -80,7 +80,9 @@ def test_a_killed_run_goes_on_and_makes_the_same_draft(
     written: list[int] = []
     with monkeypatch.context() as killer:
         # What a kill leaves is what was on disk at that moment; nothing tidies up behind this error.
-        owner, name = (writing.BatchTarget, "write") if place == "writing" else (training.Trainer, "_train_on")
+        owner, name = (
+            (text_generation.BatchGenerator, "write") if place == "writing" else (training.Trainer, "_train_on")
+        )
         original = getattr(owner, name)
 
         def die(*arguments: Any) -> Any:
@@ -109,16 +111,16 @@ def test_a_killed_run_goes_on_and_makes_the_same_draft(
 
 
 def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    from specgen.distill.writing import BatchTarget
+    from specgen.distill.text_generation import BatchGenerator
 
     calls: list[int] = []
-    original = BatchTarget.write
+    original = BatchGenerator.write
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(BatchTarget, "write", counted)
+    monkeypatch.setattr(BatchGenerator, "write", counted)
     return calls
 
 

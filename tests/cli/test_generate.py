@@ -17,7 +17,7 @@ from specgen.core.errors import ModelFileError, NumericalError
 from specgen.engine.verification import verify
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.generation import Generation
-from specgen.storage.atomic_write import write_whole
+from specgen.storage.atomic_write import write_output
 from tests.cli.children import Ended, run_child
 from tests.cli.conftest import EXACT, Cli
 from tests.loading.builders import edit_json, make_folder
@@ -612,7 +612,7 @@ def test_an_output_of_our_own_gets_the_answer_behind_what_it_holds(
         kept = os.dup(1)
         os.dup2(log.fileno(), 1)
         try:
-            write_whole(Path(name), b"answer\n")
+            write_output(Path(name), b"answer\n")
             os.write(1, b"behind\n")
         finally:
             os.dup2(kept, 1)

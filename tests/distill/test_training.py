@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from specgen.distill.draft import Draft
 from specgen.distill.loss import CHUNK, head_loss
+from specgen.distill.settings import TrainSettings
 from specgen.distill.training import Shared, Trainer, batches, frequent_ids, share
-from specgen.distill.values import TrainSettings
 from tests.distill.targets import make_target, make_text
 
 MODEL = make_target()

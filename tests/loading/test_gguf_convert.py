@@ -22,7 +22,7 @@ from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.libraries import gc_paused
 from specgen.loading.transformers_weights import load_model
 from specgen.storage import cache as cache_module
-from specgen.storage.cache import one_at_a_time
+from specgen.storage.cache import single_writer
 from specgen.storage.paths import cache_root
 from specgen.text.tokenizer import end_ids, load_tokenizer
 from tests.loading.builders import CHAT_TEMPLATE, RecordedReport, array, fails, gguf, make_gguf, pair, text
@@ -259,7 +259,7 @@ def test_waiting_for_another_program_is_told(cache: Path) -> None:
     held = threading.Event()
 
     def hold() -> None:
-        with one_at_a_time(cache / "lock", SILENT):
+        with single_writer(cache / "lock", SILENT):
             held.set()
             released.wait()
 
@@ -267,7 +267,7 @@ def test_waiting_for_another_program_is_told(cache: Path) -> None:
     thread.start()
     held.wait()
     report.stage = lambda text: (RecordedReport.stage(report, text), released.set())  # type: ignore[method-assign, assignment]
-    with one_at_a_time(cache / "lock", report):
+    with single_writer(cache / "lock", report):
         thread.join()
 
     assert report.stages == ["waiting for another specgen that prepares the same model"]
@@ -281,7 +281,7 @@ def test_a_disk_too_small_is_told_before_the_work(source: Path, cache: Path, mon
     usage = shutil.disk_usage(cache)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
 
-    fails(LoadError, lambda: convert_gguf(source), "is full: 1.0 MB free, 35.0 MB needed", "SPECGEN_CACHE")
+    fails(LoadError, lambda: convert_gguf(source), "is full: 977 KiB free, 33 MiB needed", "SPECGEN_CACHE")
     assert entries(cache) == []
 
 

@@ -72,9 +72,7 @@ def test_a_converted_gguf_says_so(folder: Path) -> None:
 def test_the_stage_names_role_and_model(folder: Path) -> None:
     stages: list[str] = []
 
-    load_model(
-        folder, ModelSettings(str(folder)), role="draft", from_gguf=False, report_stage=stages.append, name="tiny"
-    )
+    load_model(folder, ModelSettings(str(folder)), role="draft", from_gguf=False, on_stage=stages.append, name="tiny")
 
     assert stages == ["loading draft tiny"]
 
@@ -205,7 +203,7 @@ def test_a_model_too_large_for_all_gpus_is_not_put_on_the_cpu(monkeypatch: pytes
     fails(
         MemoryShortageError,
         lambda: choose_placement(ModelSettings("m", quant="none"), FACTS, from_gguf=False),
-        "2.0 GB needed",
+        "1.9 GiB needed",
         "try --quant nf4",
     )
 
@@ -415,7 +413,7 @@ def test_too_little_memory_is_told_with_the_largest_fix_first(
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
 
     error = fails(
-        MemoryShortageError, lambda: load(folder), "not enough memory on cpu for tiny", "0.1 MB needed", "1.0 GB free"
+        MemoryShortageError, lambda: load(folder), "not enough memory on cpu for tiny", "KiB needed", "954 MiB free"
     )
 
     assert error.exit_code == 5

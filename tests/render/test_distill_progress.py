@@ -6,7 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from specgen.distill.values import DistillProgress
+from specgen.distill.settings import DistillProgress
 from specgen.render.distill_progress import LINE_SECONDS, DistillBar, format_figures
 from specgen.render.theme import THEME
 

@@ -14,18 +14,12 @@ MODULES = sorted(
     ".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("*.py") if path.stem != "__init__"
 )
 ALLOWED = (
-    "specgen.core.errors",
-    "specgen.core.settings",
-    "specgen.core.events",
-    "specgen.core.metrics",
-    "specgen.core.results",
-    "specgen.core.cost_model",
+    "specgen.core",
     "specgen.bench.advice",
     "specgen.bench.figures",
     "specgen.bench.results",
-    "specgen.distill.values",
+    "specgen.distill.settings",
     "specgen.doctor.results",
-    "specgen.core.machine",
     "specgen.verify.results",
     "specgen.render",
 )

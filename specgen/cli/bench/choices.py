@@ -19,7 +19,7 @@ from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, DtypeName, 
 if TYPE_CHECKING:
     from specgen.bench.prompts import BenchPrompt
     from specgen.bench.results import Setting
-    from specgen.core.progress import LoadReport
+    from specgen.core.progress import ProgressListener
     from specgen.runtime.pair import DrafterKind, Pair
 
 Backend = Annotated[
@@ -145,7 +145,7 @@ class DraftPlaces:
 
 
 def draft_pairs(
-    baseline: Pair, drafts: Sequence[DraftChoice], places: DraftPlaces, report: LoadReport
+    baseline: Pair, drafts: Sequence[DraftChoice], places: DraftPlaces, progress: ProgressListener
 ) -> dict[str, Pair]:
     """A plan for each draft, by its key: files and tokenizers are checked, no weights read.
 
@@ -156,12 +156,12 @@ def draft_pairs(
     pairs = {}
     for draft in drafts:
         if draft.is_lookup:
-            pairs[draft.key] = baseline.with_drafter("lookup", None, report)
+            pairs[draft.key] = baseline.with_drafter("lookup", None, progress)
             continue
         model = ModelSettings(
             draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.backend
         )
-        pairs[draft.key] = baseline.with_drafter(draft.kind, model, report)
+        pairs[draft.key] = baseline.with_drafter(draft.kind, model, progress)
     return pairs
 
 

@@ -27,7 +27,7 @@ from specgen.render.json_text import dumps
 from specgen.render.jsonl import error_document
 from specgen.render.plain import ByteSink
 from specgen.render.terminal import ColorMode, is_ascii_only, is_terminal, make_console
-from specgen.storage.atomic_write import check_place, is_stream, write_whole
+from specgen.storage.atomic_write import check_output_path, is_output_stream, write_output
 from specgen.storage.paths import private_folder, state_folder
 
 PIPE_WIDTH = 120
@@ -52,7 +52,7 @@ class Exports:
             SettingsError: A plot of an unknown form, or matplotlib is missing.
         """
         for path in (self.json, self.csv, self.markdown, self.plot):
-            check_place(path, "the results")
+            check_output_path(path, "the results")
         if self.plot is not None:
             from specgen.render.bench.plot import check_plot
 
@@ -153,7 +153,7 @@ class BenchOutput:
             if path is None:
                 continue
             try:
-                write_whole(path, _file_bytes(report, figures, advice, suffix or path.suffix.lower()))
+                write_output(path, _file_bytes(report, figures, advice, suffix or path.suffix.lower()))
             except OutputError as error:
                 failed = failed or error
         return failed
@@ -180,9 +180,9 @@ class BenchOutput:
             return
         try:
             path = self._exports.json
-            if path is None or is_stream(path):  # who reads a stream wants one document, at the end
+            if path is None or is_output_stream(path):  # who reads a stream wants one document, at the end
                 path = private_folder(state_folder() / "bench") / LAST_RESULTS
-            write_whole(path, (dumps(bench_document(report)) + "\n").encode())
+            write_output(path, (dumps(bench_document(report)) + "\n").encode())
         except OutputError as error:
             self._keeps_results = False
             self._messages.warning(f"the runs are not kept on disk: {error.message}")

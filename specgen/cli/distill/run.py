@@ -14,8 +14,8 @@ from specgen.core.settings import ModelSettings
 
 if TYPE_CHECKING:
     from specgen.cli.streams import Messages
-    from specgen.distill.run import Distilled
-    from specgen.distill.values import DistillSettings
+    from specgen.distill.run import DistillResult
+    from specgen.distill.settings import DistillSettings
 
 DRAFT = "Draft"
 DATA = "Data"
@@ -136,7 +136,7 @@ def distill(
 
     from specgen.cli.bench.choices import prompts_for
     from specgen.cli.streams import Messages
-    from specgen.distill.values import DistillSettings, TextSettings, TrainSettings
+    from specgen.distill.settings import DistillSettings, TextSettings, TrainSettings
 
     chosen = _layers_from(layers)
     settings = DistillSettings(
@@ -176,7 +176,7 @@ def _distill(
     prompts: tuple[list[str], list[str]],
     messages: Messages,
     verbose: int,
-) -> Distilled:
+) -> DistillResult:
     from specgen.render.distill_progress import DistillBar
     from specgen.render.progress import LoadProgress
 
@@ -202,7 +202,7 @@ def _layers_from(text: str | None) -> tuple[int, ...]:
         raise SettingsError(f"layers {text!r}: numbers with commas are wanted, like 27,29") from None
 
 
-def _tell(made: Distilled, messages: Messages) -> None:
+def _tell(made: DistillResult, messages: Messages) -> None:
     from rich.text import Text
 
     from specgen.render.sanitize import one_line

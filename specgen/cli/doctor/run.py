@@ -21,7 +21,7 @@ from specgen.core.settings import BackendSettings, ModelSettings
 
 if TYPE_CHECKING:
     from specgen.cli.streams import Messages
-    from specgen.core.progress import LoadReport
+    from specgen.core.progress import ProgressListener
     from specgen.doctor.results import PairReport, TerminalState
     from specgen.runtime.pair import PairSettings
 
@@ -184,7 +184,7 @@ def _examine(
 
 
 def _pair(
-    wanted: PairSettings, context: int | None, measure: bool, progress: LoadReport
+    wanted: PairSettings, context: int | None, measure: bool, progress: ProgressListener
 ) -> tuple[PairReport | None, SpecgenError | None]:
     """What is known of a pair, and what went wrong: a plan stands when its measurement fails, the target's when the
     draft does not go with it."""

@@ -128,16 +128,16 @@ def _prove(
         pair.resolve_max_new_tokens(len(prompt.ids), limits.max_new_tokens, limits.max_new_tokens) for prompt in made
     ]
     progress.stage("walking every outcome on tables")
-    token_distributions = tuple(distribution_errors())
+    distributions = tuple(distribution_errors())
     models = load_models(pair, progress)
     progress.stage("comparing passes with different tails")
-    rows = models.check_batch_invariance()
+    batch_invariance = models.check_batch_invariance()
     texts: list[TextCheck] = []
     for number, (prompt, budget) in enumerate(zip(made, budgets, strict=True), 1):
         progress.stage(f"answering prompt {number} of {len(made)} with the draft and without")
         texts.append(compare(models, prompt, replace(limits, max_new_tokens=budget)))
     info = run_info(models, Request((), limits, SamplingSettings()))
-    return VerifyReport(info, token_distributions, rows, tuple(texts))
+    return VerifyReport(info, distributions, batch_invariance, tuple(texts))
 
 
 def _prompt(pair: Pair, text: str) -> Prompt:

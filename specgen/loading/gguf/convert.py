@@ -13,21 +13,21 @@ from typing import Any
 from specgen.core.errors import ModelFileError, NumericalError, PairError
 from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
 from specgen.core.model_files import read_json
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.config_check import has_weights
 from specgen.loading.gguf.header import GgufHeader, scan_gguf
 from specgen.loading.gguf.tokenizer import check_whole, content_key, drop_added_tokens, keep_end_ids, read_tokenizer
 from specgen.loading.memory import shortage
-from specgen.storage.cache import check_space, disk_error, is_disk_full, one_at_a_time, publish, staging
+from specgen.storage.cache import check_space, disk_error, is_disk_full, publish, single_writer, staging
 from specgen.storage.paths import cache_folder, cache_root
 
 
-def convert_gguf(path: Path, report: LoadReport = SILENT, *, sha256: str | None = None) -> Path:
+def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str | None = None) -> Path:
     """Convert a GGUF, or find the folder an earlier run made of it.
 
     Args:
         path: The file.
-        report: Told what happens.
+        progress: Receives the progress of loading.
         sha256: The file's hash where it is known; else its path, size and time stand for its content.
 
     Raises:
@@ -42,7 +42,7 @@ def convert_gguf(path: Path, report: LoadReport = SILENT, *, sha256: str | None 
         return final
     header = scan_gguf(path)
     _check_supported(header, path)
-    with one_at_a_time(models / f"{key}.lock", report):
+    with single_writer(models / f"{key}.lock", progress):
         if has_weights(final):  # the program waited for has made it
             return final
         # bfloat16 takes two bytes a value; config and tokenizer have 35 MB at most.
@@ -50,7 +50,7 @@ def convert_gguf(path: Path, report: LoadReport = SILENT, *, sha256: str | None 
         check_space(models, needed)
         with staging(models, key) as folder:
             try:
-                _unpack(path, folder, header, report)
+                _unpack(path, folder, header, progress)
                 publish(folder, final)
             except OSError as error:
                 raise disk_error(error, models, needed) from error
@@ -87,15 +87,15 @@ def _known_architectures() -> set[str]:
     return known
 
 
-def _unpack(path: Path, folder: Path, header: GgufHeader, report: LoadReport) -> None:
-    report.stage(f"unpacking {path.name}, once for this file")
+def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressListener) -> None:
+    progress.stage(f"unpacking {path.name}, once for this file")
     try:
         _save(path, folder)
         # The model holds itself, the collector may be at rest, and what is made next needs its memory.
         gc.collect()
         keep_end_ids(folder, header)
         drop_added_tokens(folder, _rows(folder))
-        report.stage(f"checking {path.name}")
+        progress.stage(f"checking {path.name}")
         _verify(folder)
         gc.collect()
     except library_failures() as error:

@@ -14,9 +14,9 @@ from typing import Any
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
-from specgen.core.progress import SILENT, LoadReport
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.gguf.header import GgufHeader
-from specgen.storage.cache import check_space, disk_error, one_at_a_time, publish, staging
+from specgen.storage.cache import check_space, disk_error, publish, single_writer, staging
 from specgen.storage.paths import cache_folder
 from specgen.text.tokenizer import checked_library_call, load_tokenizer
 
@@ -32,13 +32,15 @@ _FOLDER_BYTES = 40_000_000
 """Room for a tokenizer: the largest tokenizer.json seen has 34 MB."""
 
 
-def tokenizer_folder(path: Path, header: GgufHeader, report: LoadReport = SILENT, *, sha256: str | None = None) -> Path:
+def tokenizer_folder(
+    path: Path, header: GgufHeader, progress: ProgressListener = SILENT, *, sha256: str | None = None
+) -> Path:
     """Unpack the tokenizer of a GGUF, or find the folder an earlier run made of it.
 
     Args:
         path: The file.
         header: Its header, already checked.
-        report: Told what happens.
+        progress: Receives the progress of loading.
         sha256: The file's hash where it is known.
 
     Raises:
@@ -51,12 +53,12 @@ def tokenizer_folder(path: Path, header: GgufHeader, report: LoadReport = SILENT
     final = parent / key
     if _is_complete(final):
         return final
-    with one_at_a_time(parent / f"{key}.lock", report):
+    with single_writer(parent / f"{key}.lock", progress):
         if _is_complete(final):
             return final
         check_space(parent, _FOLDER_BYTES)
         with staging(parent, key) as folder:
-            report.stage(f"reading the tokenizer of {path.name}, once for this file")
+            progress.stage(f"reading the tokenizer of {path.name}, once for this file")
             try:
                 tokenizer = read_tokenizer(path)
                 _split_digits(tokenizer, header)

@@ -9,7 +9,8 @@ from rich.cells import cell_len
 
 from specgen.bench.figures import Figures
 from specgen.bench.results import BenchReport
-from specgen.render.formatting import format_count, format_drafter, format_duration, format_model, format_size
+from specgen.core.units import format_size
+from specgen.render.formatting import format_count, format_drafter, format_duration, format_model
 from specgen.render.sanitize import one_line
 from specgen.render.text_width import cut_to_cells
 from specgen.render.theme import Glyphs

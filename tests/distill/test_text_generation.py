@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.distill.writing import BatchTarget, Written
+from specgen.distill.text_generation import BatchGenerator, GeneratedText
 from tests.distill.targets import FAMILIES, make_target
 
 PROMPTS = [[5, 9, 2, 40, 7], [3], [11, 12, 13, 14, 15, 16, 17, 18, 19], [8, 8], [60, 1, 4, 30]]
@@ -18,8 +18,8 @@ def alone(model: Any, prompt: list[int], num_new: int) -> list[int]:
     return list(made[0].tolist())
 
 
-def write(model: Any, num_new: int = 20, ends: frozenset[int] = frozenset([1])) -> list[Written]:
-    writer = BatchTarget(model, model.config.vocab_size, ends)
+def write(model: Any, num_new: int = 20, ends: frozenset[int] = frozenset([1])) -> list[GeneratedText]:
+    writer = BatchGenerator(model, model.config.vocab_size, ends)
     return writer.write(PROMPTS, [0.0] * len(PROMPTS), num_new, seed=0)
 
 
@@ -63,7 +63,7 @@ def alone_until(model: Any, prompt: list[int], num_new: int, ends: frozenset[int
 
 def test_drawn_texts_repeat_with_the_seed_and_vary_without() -> None:
     model = make_target()
-    writer = BatchTarget(model, 61, frozenset([1]))
+    writer = BatchGenerator(model, 61, frozenset([1]))
 
     def draw(seed: int) -> list[list[int]]:
         return [text.ids for text in writer.write(PROMPTS, [1.0] * 5, 12, seed)]
@@ -74,7 +74,7 @@ def test_drawn_texts_repeat_with_the_seed_and_vary_without() -> None:
 
 def test_draws_follow_the_law_of_the_target() -> None:
     model = make_target()
-    writer = BatchTarget(model, 61, frozenset())
+    writer = BatchGenerator(model, 61, frozenset())
     num_rows, temperature = 4000, 0.8
 
     drawn = writer.write([[5, 9]] * num_rows, [temperature] * num_rows, 1, seed=0)

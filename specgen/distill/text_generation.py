@@ -19,7 +19,7 @@ PREFILL_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GeneratedText:
     """A text of the target.
 
     Args:
@@ -33,7 +33,7 @@ class Written:
     features: Tensor
 
 
-class BatchTarget:
+class BatchGenerator:
     """The target in float32, for many texts at once. The weights are copied: bfloat16 products are slow on most CPUs.
 
     Args:
@@ -60,7 +60,7 @@ class BatchTarget:
     @torch.inference_mode()
     def write(
         self, prompts: Sequence[Sequence[int]], temperatures: Sequence[float], max_new_tokens: int, seed: int
-    ) -> list[Written]:
+    ) -> list[GeneratedText]:
         """Answer prompts.
 
         Args:
@@ -140,7 +140,7 @@ class _Batch:
 
     def __init__(
         self,
-        target: BatchTarget,
+        target: BatchGenerator,
         prompts: Sequence[Sequence[int]],
         temperatures: Sequence[float],
         max_new_tokens: int,
@@ -218,9 +218,9 @@ class _Batch:
                 held.keep(places)
         return True
 
-    def finish(self) -> list[Written]:
+    def finish(self) -> list[GeneratedText]:
         return [
-            Written(text, len(prompt), torch.cat(features)[: len(text) - 1])
+            GeneratedText(text, len(prompt), torch.cat(features)[: len(text) - 1])
             for text, prompt, features in zip(self.texts, self.prompts, self.features, strict=True)
         ]
 
