@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 from contextlib import suppress
@@ -21,12 +20,14 @@ from specgen.cli.distill.run import EPILOG as DISTILL_EPILOG
 from specgen.cli.distill.run import distill
 from specgen.cli.doctor.run import EPILOG as DOCTOR_EPILOG
 from specgen.cli.doctor.run import doctor
+from specgen.cli.errors import Interrupted, disk_error, internal_error
 from specgen.cli.generate.run import EPILOG, generate
 from specgen.cli.help import help_classes, page
 from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.stdout import discard_stdout
 from specgen.cli.verify.run import EPILOG as VERIFY_EPILOG
 from specgen.cli.verify.run import verify
-from specgen.core.errors import OutputError, SpecgenError
+from specgen.core.errors import SpecgenError
 
 app = typer.Typer(
     name="specgen",
@@ -119,19 +120,15 @@ def run(arguments: list[str]) -> int:
         # Click turns a reader that left into an exit with 1, and exits in no other way here.
         if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
             raise
-        from specgen.cli.streams import silence_stdout
-
-        silence_stdout()
+        discard_stdout()
         return 0
     except SpecgenError as error:
         return _tell(error, arguments)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        if (failure := disk_error(error)) is None:
             return _unforeseen(error, arguments)
-        from specgen.cli.streams import silence_stdout
-
-        silence_stdout()
-        return _tell(OutputError(f"cannot write the output: {error.strerror or error}"), [])
+        discard_stdout()
+        return _tell(failure, [])
     except Exception as error:  # noqa: BLE001 - the one place where anything at all is met
         return _unforeseen(error, arguments)
 
@@ -162,10 +159,10 @@ def _run_command(arguments: list[str]) -> int:
 
 def _tell(error: SpecgenError, arguments: list[str]) -> int:
     """An error that no command has told: on stderr, and as a document where one was asked for."""
-    from specgen.cli.streams import Messages, write_error
+    from specgen.cli.streams import Messages, write_error_document
 
     if _wants_json(arguments) and not error.is_reported:
-        write_error(error)
+        write_error_document(error)
     if "-vv" in arguments and error.exit_code == SpecgenError.exit_code:
         traceback.print_exc()
     Messages("auto", quiet=False).error(error)
@@ -175,10 +172,9 @@ def _tell(error: SpecgenError, arguments: list[str]) -> int:
 def _stopped_early(stopped: Stopped, arguments: list[str]) -> int:
     """A signal that came before the command watched for one, and so before it wrote anything."""
     if _wants_json(arguments):
-        from specgen.cli.interruption import Interrupted
-        from specgen.cli.streams import write_error
+        from specgen.cli.streams import write_error_document
 
-        write_error(Interrupted(stopped.exit_code))
+        write_error_document(Interrupted(stopped.exit_code))
     return stopped.exit_code
 
 
@@ -192,8 +188,6 @@ def _wants_json(arguments: list[str]) -> bool:
 
 def _unforeseen(error: Exception, arguments: list[str]) -> int:
     """A wrong use of the command line, or a bug of ours."""
-    from specgen.cli.streams import internal_error
-
     # Typer's usage errors have no public base class; these two attributes are what they are printed from.
     message, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
     if callable(message) and isinstance(exit_code, int):

@@ -1,4 +1,4 @@
-"""How an answer ends that does not end by itself: what was written stays, and is saved."""
+"""Finishes an answer that a signal or an error cut short: keeps its text, and still writes its file and documents."""
 
 from __future__ import annotations
 
@@ -8,40 +8,33 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from specgen.cli.errors import Interrupted
+from specgen.cli.stdout import discard_stdout
 from specgen.core.errors import SpecgenError
 
 if TYPE_CHECKING:
+    from specgen.cli.answer_output import AnswerOutput
     from specgen.cli.signals import Stopped
-    from specgen.cli.streams import Answer, Messages
+    from specgen.cli.streams import Messages
     from specgen.core.results import RunReport
     from specgen.runtime.generation import Generation
 
 
-class Interrupted(SpecgenError):
-    """A signal ended the program; told only where a script waits for a document.
+def exit_stopped(stopped: Stopped, *, as_json: bool) -> NoReturn:
+    """Exits a command that a signal stopped before it wrote anything.
 
-    Args:
-        exit_code: 128 and the signal's number.
+    Raises:
+        Exit: Always, with the exit code of the signal.
     """
-
-    code = "interrupted"
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("a signal ended the run")
-        self.exit_code = exit_code
-
-
-def leave(stopped: Stopped, *, as_json: bool) -> NoReturn:
-    """End a command that a signal ended before it had written anything."""
     if as_json:
-        from specgen.cli.streams import write_error
+        from specgen.cli.streams import write_error_document
 
-        write_error(Interrupted(stopped.exit_code))
+        write_error_document(Interrupted(stopped.exit_code))
     raise typer.Exit(stopped.exit_code) from None
 
 
-def saving_error(answer: Answer) -> SpecgenError | None:
-    """Write the answer's file; why that failed, for whoever has something to do before it is told."""
+def try_save(answer: AnswerOutput) -> SpecgenError | None:
+    """Writes the file of an answer; returns the error if that failed, to be reported later."""
     try:
         answer.save()
     except SpecgenError as error:
@@ -49,22 +42,22 @@ def saving_error(answer: Answer) -> SpecgenError | None:
     return None
 
 
-def save_what_there_is(answer: Answer, messages: Messages) -> int:
-    """Write the file of an answer that ended early, if there is anything to write.
+def save_partial_answer(answer: AnswerOutput, messages: Messages) -> int:
+    """Writes the file of an answer that ended early, if it has any text, and reports an error.
 
     Returns:
-        The exit code: 0, or that of an error, which has been told.
+        The exit code: 0, or that of the error.
     """
-    error = saving_error(answer) if answer.has_text else None
+    error = try_save(answer) if answer.has_text else None
     if error is None:
         return 0
     messages.error(error)
     return error.exit_code
 
 
-def end_stopped(stopped: Stopped, answer: Answer, messages: Messages, generation: Generation | None) -> None:
-    """Bring an answer to its end that a signal stopped where it was."""
-    save_what_there_is(answer, messages)
+def finish_stopped(stopped: Stopped, answer: AnswerOutput, messages: Messages, generation: Generation | None) -> None:
+    """Finishes an answer that a signal stopped."""
+    save_partial_answer(answer, messages)
     with suppress(BrokenPipeError, SpecgenError):
         answer.close()
         if generation is None:
@@ -73,26 +66,24 @@ def end_stopped(stopped: Stopped, answer: Answer, messages: Messages, generation
             answer.finish(generation.report())
 
 
-def _ended_by_error(generation: Generation) -> RunReport:
-    report = generation.report()
-    if report.finish_reason == "interrupted" and not generation.is_interrupted:
-        return replace(report, finish_reason="error")
-    return report
-
-
-def end_early(
-    error: SpecgenError, answer: Answer, messages: Messages, generation: Generation | None, stats: bool
+def finish_failed(
+    error: SpecgenError, answer: AnswerOutput, messages: Messages, generation: Generation | None, stats: bool
 ) -> None:
-    """Bring an answer to its end that an error stopped; what was produced before stands."""
-    from specgen.cli.streams import silence_stdout
-
-    report = None if generation is None or not generation.counts.num_rounds else _ended_by_error(generation)
+    """Finishes an answer that an error stopped; the text before the error stays."""
+    report = _failed_report(generation) if generation is not None and generation.counts.num_rounds else None
     try:
         answer.close()
         answer.fail(error, report)
         if report is not None:
             answer.save()
     except (BrokenPipeError, SpecgenError):
-        silence_stdout()
+        discard_stdout()
     if report is not None and stats:
         messages.summary(report)
+
+
+def _failed_report(generation: Generation) -> RunReport:
+    report = generation.report()
+    if report.finish_reason == "interrupted" and not generation.is_interrupted:
+        return replace(report, finish_reason="error")
+    return report

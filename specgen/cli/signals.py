@@ -1,4 +1,4 @@
-"""Ctrl-C and its relatives: the first one asks the work to stop, the second one stops it."""
+"""Handles SIGINT, SIGTERM and SIGHUP: the first signal requests a stop, the second one stops the program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WATCHED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class Stopped(BaseException):
-    """A signal ended the program where it was. A BaseException: nothing on the way may take it for an error."""
+    """A signal stopped the program. A BaseException, so that no `except Exception` catches it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -21,15 +21,15 @@ class Stopped(BaseException):
 class StopSignals:
     """Turns SIGINT, SIGTERM and SIGHUP into a request to stop, while it is entered.
 
-    While a `listener` is set, the first signal calls it and work goes on to a good place to stop. Without one, and at
-    the second signal, `Stopped` is raised where the program is. An ignored signal stays ignored: a shell starts
-    background jobs that way.
+    While a `listener` is set, the first signal calls it, and the work continues to the next point where it can stop.
+    Without a listener, and at the second signal, `Stopped` is raised at once. An ignored signal stays ignored: a shell
+    starts background jobs that way.
     """
 
     def __init__(self) -> None:
         self.listener: Callable[[], None] | None = None
         self.signum: int | None = None
-        """The signal that came, if one did."""
+        """The signal received, if any."""
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Self:
@@ -49,7 +49,7 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """128 + signal, or 0 if none came."""
+        """128 plus the signal's number; 0 if none was received."""
         return 0 if self.signum is None else 128 + self.signum
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""The terminal for as long as a chat runs: keys wait for the prompt, Ctrl-Z stops, and that time counts nowhere."""
+"""Switches the terminal's input mode during a chat, handles Ctrl-Z, and takes suspended time out of measurements."""
 
 from __future__ import annotations
 
@@ -14,82 +14,83 @@ from typing import Any, Self
 
 Clock = Callable[[], float]
 
-_INPUT, _LOCAL = 0, 3
-"""Places of two flag words in what termios calls attributes."""
+_INPUT_FLAGS, _LOCAL_FLAGS = 0, 3
+"""Indices of two flag words in the attributes of termios."""
 
 
 class TerminalMode:
-    """Entered around a whole chat; the terminal is afterwards as it was before.
+    """Hides typed keys while it is entered, and restores the terminal afterwards.
 
-    What is typed while a model loads or writes is not shown and comes up at the next prompt. Ctrl-C and Ctrl-Z still
-    are signals. The prompt changes the terminal further and sets it back to this.
+    Keys typed while a model loads or generates are not echoed; the next prompt receives them. Ctrl-C and Ctrl-Z stay
+    signals. The prompt changes the terminal further and then restores this mode.
 
     Args:
-        hides_keys: False leaves the terminal alone, for a command that never reads keys; only the time stopped counts.
+        hides_keys: False leaves the terminal unchanged, for a command that reads no keys: only the suspended time is
+            measured.
     """
 
     def __init__(self, *, hides_keys: bool = True) -> None:
         self._hides_keys = hides_keys
-        self.stopped_seconds = 0.0
-        self.was_stopped = False
-        """The shell has written on the terminal since; set back by whoever has seen it."""
-        self._before: list[Any] | None = None
-        self._previous: Any = None
+        self.suspended_seconds = 0.0
+        self.was_suspended = False
+        """The shell has written to the terminal since; the reader of this flag resets it."""
+        self._original: list[Any] | None = None
+        self._previous_handler: Any = None
 
     def __enter__(self) -> Self:
         if self._hides_keys:
             with suppress(termios.error, OSError, ValueError):
-                self._before = termios.tcgetattr(sys.stdin.fileno())
+                self._original = termios.tcgetattr(sys.stdin.fileno())
         self._hide_keys()
-        self._previous = signal.getsignal(signal.SIGTSTP)
-        if self._previous is not signal.SIG_IGN:
-            signal.signal(signal.SIGTSTP, self._on_stop)
+        self._previous_handler = signal.getsignal(signal.SIGTSTP)
+        if self._previous_handler is not signal.SIG_IGN:
+            signal.signal(signal.SIGTSTP, self._on_suspend)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGTSTP, self._previous)
+        signal.signal(signal.SIGTSTP, self._previous_handler)
         self._show_keys()
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """The terminal as it was before, for another program."""
+        """Restores the original terminal mode for another program, while it is entered."""
         self._show_keys()
         try:
             yield
         finally:
             self._hide_keys()
 
-    def running(self, clock: Clock) -> Clock:
-        """The clock, standing still while the program is stopped."""
-        return lambda: clock() - self.stopped_seconds
+    def without_suspension(self, clock: Clock) -> Clock:
+        """Returns a clock that stands still while the program is suspended."""
+        return lambda: clock() - self.suspended_seconds
 
-    def _on_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _on_suspend(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         started = perf_counter()
         self._show_keys()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
-        # Here the program stands still, until the shell lets it go on.
-        signal.signal(signal.SIGTSTP, self._on_stop)
+        # The program is suspended here until the shell continues it.
+        signal.signal(signal.SIGTSTP, self._on_suspend)
         self._hide_keys()
-        self.was_stopped = True
-        self.stopped_seconds += perf_counter() - started
+        self.was_suspended = True
+        self.suspended_seconds += perf_counter() - started
 
     def _hide_keys(self) -> None:
-        if self._before is None:
+        if self._original is None:
             return
-        changed = list(self._before)
-        # Without lines and without turning Enter into a newline, keys reach the prompt as if typed there.
-        changed[_LOCAL] &= ~(termios.ECHO | termios.ICANON)
-        changed[_INPUT] &= ~termios.ICRNL
-        self._set(changed)
+        hidden = list(self._original)
+        # Without line mode and without translation of Enter, the prompt receives keys as if they were typed there.
+        hidden[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON)
+        hidden[_INPUT_FLAGS] &= ~termios.ICRNL
+        self._set(hidden)
 
     def _show_keys(self) -> None:
-        if self._before is not None:
-            self._set(self._before)
+        if self._original is not None:
+            self._set(self._original)
 
     def _set(self, attributes: list[Any]) -> None:
-        # The terminal may be gone.
+        # The terminal may have been closed.
         with suppress(termios.error, OSError, ValueError):
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, attributes)

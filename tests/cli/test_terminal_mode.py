@@ -20,12 +20,12 @@ def test_time_spent_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(terminal_mode, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(os, "kill", lambda *_: None)
     with TerminalMode() as held:
-        clock = held.running(lambda: 10.0)
+        clock = held.without_suspension(lambda: 10.0)
         before = clock()
         signal.raise_signal(signal.SIGTSTP)
 
         assert (before, clock()) == (10.0, 9.0)
-        assert held.was_stopped
+        assert held.was_suspended
 
 
 def test_the_terminal_is_set_back_and_lent_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

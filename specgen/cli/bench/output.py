@@ -12,7 +12,7 @@ from specgen.bench.advice import Recommendation, recommend
 from specgen.bench.figures import Figures, figures_of
 from specgen.bench.results import BenchReport, Step
 from specgen.cli.bench.choices import BenchFormat
-from specgen.cli.stdout import require_stdout, write_utf8
+from specgen.cli.stdout import require_stdout, use_utf8_stdout
 from specgen.cli.streams import Messages
 from specgen.core.errors import OutputError, SpecgenError
 from specgen.render.bench.documents import (
@@ -74,7 +74,7 @@ class BenchOutput:
 
     def __init__(self, form: BenchFormat, exports: Exports, color: ColorMode, messages: Messages) -> None:
         require_stdout("the results")
-        write_utf8()
+        use_utf8_stdout()
         self.form = "table" if form == "auto" else form
         self._exports = exports
         self._color = color

@@ -11,8 +11,9 @@ import typer
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
 from specgen.cli.bench import choices as b
-from specgen.cli.interruption import Interrupted
+from specgen.cli.errors import Interrupted
 from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.stdout import discard_stdout
 from specgen.core.errors import SettingsError, SpecgenError
 from specgen.core.settings import BackendSettings, ModelSettings, SamplingSettings
 
@@ -239,9 +240,7 @@ def bench(
             output.fail(failure)
             raise
         except BrokenPipeError:
-            from specgen.cli.streams import silence_stdout
-
-            silence_stdout()
+            discard_stdout()
             # A reader that left hides the table, and no limit that was missed.
             if error is None:
                 return

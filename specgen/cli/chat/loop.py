@@ -179,17 +179,17 @@ class Chat:
         report = generation.report()
         self.is_baseline_doubtful = report.counts.num_drafted > 0 and why_doubtful(report) != ""
         if self.look.stats:
-            self.messages.note(self._turn_line(report))
+            self.messages.info(self._turn_line(report))
             if is_new:
                 text = f"(the target alone was timed {'once' if is_first else 'again'}, on 8 tokens, for the speedup)"
-                self.messages.note(Text(text, style="muted"))
+                self.messages.info(Text(text, style="muted"))
         use = self.conversation.context_use()
         if use.is_nearly_full:
             how_full = f"{100 * use.share:.0f} % full" if use.share < 1 else "full"
             self.messages.warning(
                 f"the context is {how_full} ({use.num_tokens} of {use.window} tokens): /clear or /undo makes room"
             )
-        self.messages.note(Text())
+        self.messages.info(Text())
 
     def _calibrate(self, generation: Generation) -> bool:
         self.signals.listener = generation.interrupt
@@ -217,7 +217,7 @@ class Chat:
 
     def tell(self, text: str | Text) -> None:
         """Say something a command was asked for, or that has to be known."""
-        self.messages.tell(Text(text, style="muted") if isinstance(text, str) else text)
+        self.messages.print(Text(text, style="muted") if isinstance(text, str) else text)
 
     def tell_folding(self) -> None:
         """Say so where the template knows no system role."""
@@ -256,7 +256,7 @@ class Chat:
         self.save()
         self.saving.close()
         if exit_code in (0, INTERRUPTED) and (name := self.saving.name):
-            self.messages.note(Text(f"saved; specgen chat --resume {name} goes on", style="muted"))
+            self.messages.info(Text(f"saved; specgen chat --resume {name} goes on", style="muted"))
         if self.saving.failure is not None and exit_code == 0:
             self.messages.error(self.saving.failure)
             return self.saving.failure.exit_code

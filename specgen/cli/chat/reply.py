@@ -70,14 +70,14 @@ def show_reply(
         generation.interrupt()
 
     view = look.new_view()
-    generation.clock = terminal_mode.running(generation.clock)
-    terminal_mode.was_stopped = False
+    generation.clock = terminal_mode.without_suspension(generation.clock)
+    terminal_mode.was_suspended = False
     signals.listener = stop
     try:
         for event in conversation.stream(generation):
-            if terminal_mode.was_stopped:
+            if terminal_mode.was_suspended:
                 # The shell has written since, so an erasable tail of the old view is somewhere else now.
-                terminal_mode.was_stopped = False
+                terminal_mode.was_suspended = False
                 view = look.new_view()
             view.show(event)
     except ReplyAborted as aborted:

@@ -162,7 +162,7 @@ def distill(
                 verbose,
             )
         except Stopped as stopped:
-            messages.note(Text("stopped; the same command goes on with what is on disk"))
+            messages.info(Text("stopped; the same command goes on with what is on disk"))
             raise typer.Exit(stopped.exit_code) from None
         except MemoryError as error:
             raise MemoryShortageError("out of memory while making a draft", "lower --batch-size") from error
@@ -208,7 +208,7 @@ def _tell(made: DistillResult, messages: Messages) -> None:
     from specgen.render.sanitize import one_line
 
     alpha = made.acceptance.alpha(made.length)
-    messages.note(
+    messages.info(
         Text(
             f"{one_line(str(made.folder))}: {made.num_bytes / 1e6:.1f} MB, α {alpha:.2f} on held-out prompts, drafts "
             f"of {made.length} should give {made.speedup:.2f}x; its card is README.md there"

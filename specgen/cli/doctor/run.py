@@ -13,9 +13,9 @@ import typer
 
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
-from specgen.cli.interruption import leave
+from specgen.cli.interruption import exit_stopped
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.stdout import require_stdout, write_utf8
+from specgen.cli.stdout import discard_stdout, require_stdout, use_utf8_stdout
 from specgen.core.errors import MemoryShortageError, PairError, SettingsError, SpecgenError
 from specgen.core.settings import BackendSettings, ModelSettings
 
@@ -114,12 +114,10 @@ def doctor(
         try:
             error = _examine(wanted, context, measure, alphas, as_json, messages, verbose)
         except BrokenPipeError:
-            from specgen.cli.streams import silence_stdout
-
-            silence_stdout()
+            discard_stdout()
             return
         except Stopped as stopped:
-            leave(stopped, as_json=as_json)
+            exit_stopped(stopped, as_json=as_json)
         if signals.exit_code:
             raise typer.Exit(signals.exit_code)
     if error is not None:
@@ -175,7 +173,7 @@ def _examine(
         return error
     console = make_console(sys.stdout, "auto", os.environ)
     ascii_only = is_ascii_only(console)
-    write_utf8()  # only now: the signs of ours are those the terminal knows, and paths are what they are
+    use_utf8_stdout()  # only now: the signs of ours are those the terminal knows, and paths are what they are
     blocks = [format_machine(machine, libraries, terminal, caches, ascii_only=ascii_only)]
     if pair_report is not None:
         blocks.append(format_pair(pair_report, alphas or ALPHAS, ascii_only=ascii_only))

@@ -9,13 +9,16 @@ import typer
 
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
-from specgen.cli.interruption import end_early, end_stopped, save_what_there_is, saving_error
+from specgen.cli.errors import internal_error
+from specgen.cli.interruption import finish_failed, finish_stopped, save_partial_answer, try_save
 from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.stdout import discard_stdout
 from specgen.core.errors import SettingsError, SpecgenError
 from specgen.core.settings import BackendSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from specgen.cli.streams import Answer, Messages
+    from specgen.cli.answer_output import AnswerOutput
+    from specgen.cli.streams import Messages
     from specgen.cli.terminal_mode import TerminalMode
     from specgen.core.settings import BaselineMethod
     from specgen.render.progress import LoadProgress
@@ -117,6 +120,7 @@ def generate(
 ) -> None:
     """Answer one prompt: the draft guesses, the target checks, and you see which guesses it kept."""
     # Rich and the renderers take 0.1 s to import, and help and completion need none of them.
+    from specgen.cli.answer_output import AnswerOutput
     from specgen.cli.prompt_input import read_prompt
     from specgen.cli.request import (
         PromptOptions,
@@ -129,8 +133,9 @@ def generate(
         system_message,
         template_options_from,
     )
-    from specgen.cli.streams import Answer, Messages, internal_error, silence_stdout
+    from specgen.cli.streams import Messages
     from specgen.cli.terminal_mode import TerminalMode
+    from specgen.cli.view_options import ViewOptions
     from specgen.loading.libraries import gc_paused
     from specgen.render.progress import LoadProgress
 
@@ -138,8 +143,10 @@ def generate(
         raise SettingsError(f"--json and --format {form} exclude each other", "give one of them")
     form = "json" if as_json else form
     engine = BackendSettings(backend, gpu_layers, context_size, threads)
+    target_settings = ModelSettings(target, quant, dtype, device, revision, offline, engine)
+    draft_settings = ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine)
     messages = Messages(color, quiet)
-    answer = Answer(form, view, color, sanitize, output)
+    answer = AnswerOutput(form, ViewOptions(view, color, sanitize), output)
     generation: Generation | None = None
     with StopSignals() as signals, TerminalMode(hides_keys=False) as terminal_mode:
         try:
@@ -161,16 +168,7 @@ def generate(
             with loading as progress, gc_paused():
                 progress.stage("starting")
                 _prepare(verbose > 1)
-                pair = _pair(
-                    pair_settings(
-                        ModelSettings(target, quant, dtype, device, revision, offline, engine),
-                        ModelSettings(
-                            draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine
-                        ),
-                        lookup_texts,
-                    ),
-                    progress,
-                )
+                pair = _pair(pair_settings(target_settings, draft_settings, lookup_texts), progress)
                 request = build_request(
                     pair, prompt, sampling, max_new_tokens, draft_length, tuple(stop or ()), ignore_eos, strict
                 )
@@ -180,7 +178,7 @@ def generate(
                 messages.banner(generation.info, answer.view_name)
             _run(generation, answer, messages, signals, terminal_mode)
             # The file first: the document and the summary still are whole if it can't be written.
-            failed = saving_error(answer)
+            failed = try_save(answer)
             if ((stats and not quiet) or form in ("json", "ndjson")) and not signals.exit_code:
                 _measure_baseline(generation, baseline, messages, signals)
             if failed:
@@ -191,20 +189,20 @@ def generate(
                 messages.summary(report)
             _keep_costs(models)
         except BrokenPipeError:
-            silence_stdout()
+            discard_stdout()
             # Who left did not want the rest; whoever named a file still does.
-            if code := save_what_there_is(answer, messages):
+            if code := save_partial_answer(answer, messages):
                 raise typer.Exit(signals.exit_code or code) from None
         except Stopped as stopped:
-            end_stopped(stopped, answer, messages, generation)
+            finish_stopped(stopped, answer, messages, generation)
             raise typer.Exit(stopped.exit_code) from None
         except SpecgenError as error:
-            end_early(error, answer, messages, generation, stats)
+            finish_failed(error, answer, messages, generation, stats)
             messages.error(error)
             raise typer.Exit(error.exit_code) from error
         except Exception as error:
             told = internal_error(error)
-            end_early(told, answer, messages, generation, stats)
+            finish_failed(told, answer, messages, generation, stats)
             told.is_reported = True
             raise told from error
         if signals.exit_code:
@@ -212,17 +210,17 @@ def generate(
 
 
 def _run(
-    generation: Generation, answer: Answer, messages: Messages, signals: StopSignals, terminal_mode: TerminalMode
+    generation: Generation, answer: AnswerOutput, messages: Messages, signals: StopSignals, terminal_mode: TerminalMode
 ) -> None:
-    generation.clock = terminal_mode.running(generation.clock)
+    generation.clock = terminal_mode.without_suspension(generation.clock)
     for notice in generation.models.notices:
         messages.warning(notice)
     answer.start(generation.info)
     try:
         for event in generation:
-            if terminal_mode.was_stopped:
-                terminal_mode.was_stopped = False
-                answer.renew()
+            if terminal_mode.was_suspended:
+                terminal_mode.was_suspended = False
+                answer.restart_view()
             answer.show(event)
             # From here on there is a next round to stop behind. A long prompt is stopped where it is.
             signals.listener = generation.interrupt
@@ -235,8 +233,6 @@ def _run(
 
 def _measure_baseline(generation: Generation, method: BaselineMethod, messages: Messages, signals: StopSignals) -> None:
     """Time the target alone. The answer is finished: what goes wrong here costs the comparison, nothing else."""
-    from specgen.cli.streams import internal_error
-
     signals.listener = generation.interrupt
     try:
         generation.measure_baseline(method)

@@ -9,9 +9,9 @@ import typer
 
 from specgen.cli import engine_options as e
 from specgen.cli import options as o
-from specgen.cli.interruption import leave
+from specgen.cli.interruption import exit_stopped
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.stdout import require_stdout
+from specgen.cli.stdout import discard_stdout, require_stdout
 from specgen.core.errors import DifferenceError, SettingsError
 from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, SamplingSettings
 
@@ -69,7 +69,7 @@ def verify(
 ) -> None:
     """Prove on your own pair that the text is the target's: laws on tables, rows of a pass, greedy answers."""
     from specgen.cli.request import draft_length_from
-    from specgen.cli.streams import Messages, print_text, silence_stdout, write_document
+    from specgen.cli.streams import Messages, print_text, write_document
     from specgen.render.progress import LoadProgress
     from specgen.render.verify import format_proof, proof_document
 
@@ -89,14 +89,14 @@ def verify(
             with LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0) as progress:
                 proof = _prove(model_settings, prompts or list(PROMPTS), limits, progress, verbose=verbose > 1)
         except Stopped as stopped:
-            leave(stopped, as_json=as_json)
+            exit_stopped(stopped, as_json=as_json)
     try:
         if as_json:
             write_document(proof_document(proof))
         else:
             print_text(format_proof(proof), color)
     except BrokenPipeError:
-        silence_stdout()
+        discard_stdout()
     if proof.has_real_difference:
         messages.error(_difference(proof))
         raise typer.Exit(DifferenceError.exit_code)
