@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from specgen.bench.figures import Figures, figures_of, total
+from specgen.bench.figures import SettingFigures, figures_by_setting, total
 from specgen.bench.results import BASELINE, BenchReport, Setting
 from specgen.bench.statistics import outliers, spread
 from specgen.core.cost_model import is_unlike
@@ -48,11 +48,11 @@ class Recommendation:
         reason: Why, one or two sentences.
     """
 
-    figures: Figures | None
+    figures: SettingFigures | None
     reason: str
 
 
-def recommend(figures: Sequence[Figures]) -> Recommendation:
+def recommend(figures: Sequence[SettingFigures]) -> Recommendation:
     """The fastest setting whose text is right; among settings as fast, the one with the smallest draft.
 
     None if the target alone may be as fast: the interval of the fastest reaches 1, or its speedup is under 1.02.
@@ -70,15 +70,15 @@ def recommend(figures: Sequence[Figures]) -> Recommendation:
     return Recommendation(chosen, _why(chosen, best, figures))
 
 
-def _usable(figures: Sequence[Figures]) -> list[Figures]:
-    return [f for f in figures if f.index != BASELINE and f.speedup is not None and f.sameness != "different"]
+def _usable(figures: Sequence[SettingFigures]) -> list[SettingFigures]:
+    return [f for f in figures if f.index != BASELINE and f.speedup is not None and f.text_verdict != "different"]
 
 
-def _speedup(figures: Figures) -> float:
+def _speedup(figures: SettingFigures) -> float:
     return figures.speedup or 0.0
 
 
-def _why(chosen: Figures, best: Figures, figures: Sequence[Figures]) -> str:
+def _why(chosen: SettingFigures, best: SettingFigures, figures: Sequence[SettingFigures]) -> str:
     rank = "the fastest measured"
     if chosen is not best:
         rank = f"within {CLOSE:.0%} of the fastest ({best.setting.name}, {_speedup(best):.2f}x), with a smaller draft"
@@ -86,7 +86,7 @@ def _why(chosen: Figures, best: Figures, figures: Sequence[Figures]) -> str:
     return f"{_speedup(chosen):.2f}x{once}, {rank}: {_balance(chosen, figures)}"
 
 
-def _why_not(best: Figures, figures: Sequence[Figures]) -> str:
+def _why_not(best: SettingFigures, figures: Sequence[SettingFigures]) -> str:
     found = f"The fastest setting, {best.setting.name}, is {_speedup(best):.2f}x"
     if best.interval is not None:
         found += f" (95 % interval {best.interval.low:.2f} to {best.interval.high:.2f})"
@@ -95,7 +95,7 @@ def _why_not(best: Figures, figures: Sequence[Figures]) -> str:
     return f"{found}: {_balance(best, figures)}"
 
 
-def _balance(figures: Figures, everything: Sequence[Figures]) -> str:
+def _balance(figures: SettingFigures, everything: Sequence[SettingFigures]) -> str:
     """What a round costs and yields, in steps of the target alone."""
     counts = figures.counts
     alone = next((f.counts.tpot_seconds for f in everything if f.index == BASELINE), None)
@@ -107,9 +107,9 @@ def _balance(figures: Figures, everything: Sequence[Figures]) -> str:
     return f"{text} (drafting takes {share:.0f} % of the time)"
 
 
-def warnings_of(report: BenchReport, figures: Sequence[Figures] | None = None) -> list[BenchWarning]:
+def warnings_of(report: BenchReport, figures: Sequence[SettingFigures] | None = None) -> list[BenchWarning]:
     """Every reason to doubt a figure of the report."""
-    figures = figures_of(report) if figures is None else figures
+    figures = figures_by_setting(report) if figures is None else figures
     found = [
         BenchWarning("failed", f"{report.settings[f.setting].name} was left out: {f.message}") for f in report.failures
     ]
@@ -150,7 +150,7 @@ def _noise(report: BenchReport) -> list[BenchWarning]:
     return found
 
 
-def _about(figures: Figures, report: BenchReport) -> list[BenchWarning]:
+def _about(figures: SettingFigures, report: BenchReport) -> list[BenchWarning]:
     """Doubts about one setting."""
     name, interval = figures.setting.name, figures.interval
     found = []
@@ -168,7 +168,7 @@ def _about(figures: Figures, report: BenchReport) -> list[BenchWarning]:
         text = f"{name}: measured {speedup:.2f}x where the costs of passes predict {predicted:.2f}x: one was disturbed"
         found.append(BenchWarning("unlike_predicted", text))
     difference = figures.difference
-    if figures.sameness == "different" and difference is not None:
+    if figures.text_verdict == "different" and difference is not None:
         text = (
             f"{name}: the text differs from the target's own on prompt {report.prompts[difference.prompt].id} "
             f"from token {difference.position} on, by {difference.gap.size:.2g} logits, where rounding explains "
@@ -197,7 +197,7 @@ def _num_outliers(index: int, report: BenchReport) -> int:
     return len([i for i in outliers(shares) if abs(shares[i] - 1) > LEAST_OUTLIER])
 
 
-def best_speedup(figures: Sequence[Figures]) -> Figures | None:
+def best_speedup(figures: Sequence[SettingFigures]) -> SettingFigures | None:
     """The fastest setting whose text is right: what limits of scripts are held against."""
     return max(_usable(figures), key=_speedup, default=None)
 

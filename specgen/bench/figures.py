@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from specgen.bench.results import BASELINE, BenchReport, Costs, Difference, Run, Setting
+from specgen.bench.results import BASELINE, BenchReport, Difference, MeasuredCosts, Run, Setting
 from specgen.bench.statistics import Interval, ratio_interval
 from specgen.core.cost_model import Forecast, PassCosts, forecast
 from specgen.core.metrics import Counts, expected_block_efficiency
 
-Sameness = Literal["same", "near-tie", "different"]
+TextVerdict = Literal["same", "near-tie", "different"]
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class SettingFigures:
     """What is told about one setting.
 
     Args:
@@ -47,7 +47,7 @@ class Figures:
     prompt_ratios: dict[int, float]
     ttft_seconds: float | None
     peak_memory_bytes: int | None
-    sameness: Sameness | None
+    text_verdict: TextVerdict | None
     difference: Difference | None
     forecast: Forecast | None
 
@@ -57,7 +57,7 @@ class Figures:
         return None if self.forecast is None else self.forecast.speedup
 
 
-def figures_of(report: BenchReport, category: str | None = None) -> list[Figures]:
+def figures_by_setting(report: BenchReport, category: str | None = None) -> list[SettingFigures]:
     """Figures of every setting that has runs, in order.
 
     Args:
@@ -75,16 +75,18 @@ def figures_of(report: BenchReport, category: str | None = None) -> list[Figures
     return made
 
 
-def _figures(report: BenchReport, index: int, setting: Setting, own: Sequence[Run], baseline: Sequence[Run]) -> Figures:
+def _figures(
+    report: BenchReport, index: int, setting: Setting, own: Sequence[Run], baseline: Sequence[Run]
+) -> SettingFigures:
     counts = total(own)
     pairs = paired(baseline, own) if index != BASELINE else []
     repeats = _whole_repeats(pairs)
     prompts = sorted({run.prompt for run, _ in pairs})
     peaks = [run.peak_memory_bytes for run in own if run.peak_memory_bytes is not None]
     waits = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
-    sameness, difference = _sameness(report, index, {run.prompt for run in own})
+    text_verdict, difference = _compared_text(report, index, {run.prompt for run in own})
     is_timed = index != BASELINE and setting.backend == report.settings[BASELINE].backend
-    return Figures(
+    return SettingFigures(
         index=index,
         setting=setting,
         counts=counts,
@@ -95,7 +97,7 @@ def _figures(report: BenchReport, index: int, setting: Setting, own: Sequence[Ru
         prompt_ratios={p: ratio for p in prompts if (ratio := ratio_of_sums([q for q in pairs if q[0].prompt == p]))},
         ttft_seconds=fmean(waits) if waits else None,
         peak_memory_bytes=max(peaks) if peaks else None,
-        sameness=sameness,
+        text_verdict=text_verdict,
         difference=difference,
         forecast=forecast_of(counts, total(baseline), report.costs, setting) if is_timed else None,
     )
@@ -133,7 +135,7 @@ def _whole_repeats(pairs: Sequence[tuple[Run, Run]]) -> list[float]:
     return [ratio for ratio in ratios if ratio is not None]
 
 
-def _sameness(report: BenchReport, index: int, prompts: set[int]) -> tuple[Sameness | None, Difference | None]:
+def _compared_text(report: BenchReport, index: int, prompts: set[int]) -> tuple[TextVerdict | None, Difference | None]:
     if report.settings[index].drafter == "none" or not report.config.sampling.is_greedy:
         return None, None
     if not any((index, prompt) in report.compared for prompt in prompts):
@@ -145,7 +147,7 @@ def _sameness(report: BenchReport, index: int, prompts: set[int]) -> tuple[Samen
     return ("near-tie", found[0]) if found else ("same", None)
 
 
-def forecast_of(counts: Counts, alone: Counts, costs: Costs | None, setting: Setting) -> Forecast | None:
+def forecast_of(counts: Counts, alone: Counts, costs: MeasuredCosts | None, setting: Setting) -> Forecast | None:
     """What the costs of passes predict for the rounds of a setting; None where they were not measured."""
     if costs is None or setting.label not in costs.draft_seconds:
         return None
@@ -162,7 +164,7 @@ def forecast_of(counts: Counts, alone: Counts, costs: Costs | None, setting: Set
     )
 
 
-def modelled_speedup(alpha: float, num_draft_tokens: int, costs: Costs, label: str) -> float | None:
+def modelled_speedup(alpha: float, num_draft_tokens: int, costs: MeasuredCosts, label: str) -> float | None:
     """Speedup at a draft length if each token is accepted with probability α: the curve of the plot.
 
     Source: Leviathan et al. 2023 (arXiv:2211.17192), Theorem 3.8, with the measured v(k + 1) in place of v(1).
@@ -177,7 +179,7 @@ def modelled_speedup(alpha: float, num_draft_tokens: int, costs: Costs, label: s
     return expected_block_efficiency(alpha, num_draft_tokens) * one / cost
 
 
-def break_even_alpha(num_draft_tokens: int, costs: Costs, label: str) -> float | None:
+def break_even_alpha(num_draft_tokens: int, costs: MeasuredCosts, label: str) -> float | None:
     """The α from which drafts of this length pay; None if they can't even if every token is accepted."""
     best = modelled_speedup(1.0, num_draft_tokens, costs, label)
     if best is None or best <= 1:

@@ -1,11 +1,12 @@
-"""Loaded models in, what their passes cost out: v(n) of the target and a draft token's price, apart from any run."""
+"""Measures the costs of passes outside of any run: v(n) of the target, and the time of a draft token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
-from specgen.bench.results import Costs
+from specgen.bench.results import MeasuredCosts
 from specgen.core.errors import DraftError
 from specgen.core.settings import SamplingSettings
 from specgen.engine.decoding import Clock, device_clock
@@ -16,78 +17,102 @@ from specgen.loading.load import share_threads
 from specgen.runtime.loaded_models import LoadedModels
 
 NUM_SAMPLES = 5
-DENSE = 9
-"""Up to here every length is timed: v(n) has steps there. Beyond, every fourth."""
+LONGEST_DENSE = 9
+"""Up to here every length is timed, since v(n) has steps there; beyond, every fourth."""
 NUM_DRAFTED = 4
-"""Draft tokens timed together: the first one of a draft also feeds what the draft model missed."""
+"""Draft tokens timed together: the first one of a draft also feeds what the draft model has not read yet."""
 
 
-def measure_costs(
+@dataclass(frozen=True, slots=True)
+class TimingOptions:
+    """Options of `measure_pass_costs`.
+
+    Args:
+        sampling: How the draft chooses its tokens.
+        clock: Seconds; None: a clock that waits for the devices.
+        is_interrupted: Called between passes; true ends the measurement with the samples so far.
+    """
+
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    clock: Clock | None = None
+    is_interrupted: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """Seconds of passes: of the target by number of tokens, of drafting and of catching up by the draft's label."""
+
+    verify: dict[int, list[float]]
+    drafting: dict[str, list[float]]
+    catching_up: dict[str, list[float]]
+
+    def medians(self) -> MeasuredCosts:
+        return MeasuredCosts(
+            {n: median(values) for n, values in self.verify.items() if values},
+            {label: median(values) for label, values in self.drafting.items() if values},
+            {label: max(median(values), 0.0) for label, values in self.catching_up.items() if values},
+        )
+
+
+def measure_pass_costs(
     drafts: Mapping[str, LoadedModels],
     prompt_ids: Sequence[int],
     longest_draft: int,
-    sampling: SamplingSettings,
-    clock: Clock | None = None,
-    wants_end: Callable[[], bool] = lambda: False,
-) -> Costs:
-    """Time passes over 1 to `longest_draft` + 1 tokens behind a prompt, and draft tokens; medians of several rounds.
+    options: TimingOptions | None = None,
+) -> MeasuredCosts:
+    """Times passes over 1 to `longest_draft` + 1 tokens after a prompt, and draft tokens; returns medians.
 
-    All lengths are timed in turn before any is timed again, forwards and backwards, so that a machine that slows down
-    does not bend the curve.
+    All lengths are timed once before any is timed again, alternately forwards and backwards, so that a machine that
+    slows down does not bend the curve.
 
     Args:
-        drafts: A session for each draft, by its label; all of them over one target. At least one.
-        prompt_ids: The context; a realistic length is best.
+        drafts: The models of each draft, by its label, all with the same target. At least one.
+        prompt_ids: The tokens in the cache; a realistic number is best.
         longest_draft: Longest draft of interest.
-        sampling: For the draft's own choice of tokens.
-        clock: Seconds; default: one that waits for the devices.
-        wants_end: Asked between passes; a true answer ends the measurement with what there is.
+        options: See `TimingOptions`.
 
     Returns:
-        The costs; a draft that fails has none.
+        The costs, without those of drafts that failed.
     """
-    loaded = list(drafts.values())
-    target = loaded[0].target
-    read = clock or device_clock(*(device for models in loaded for device in models.devices))
-    for models in loaded:
+    options = options or TimingOptions()
+    target = next(iter(drafts.values())).target
+    read = options.clock or device_clock(*(device for models in drafts.values() for device in models.devices))
+    for models in drafts.values():
         models.clear_caches()
     ids = list(prompt_ids)
     tail = [ids[-1]] * longest_draft
-    lengths = [n for n in range(1, longest_draft + 2) if n <= DENSE or n % 4 == 1 or n == longest_draft + 1]
-    verify: dict[int, list[float]] = {n: [] for n in lengths}
-    drafting: dict[str, list[float]] = {label: [] for label in drafts}
-    catching_up: dict[str, list[float]] = {label: [] for label in drafts}
+    lengths = [n for n in range(1, longest_draft + 2) if n <= LONGEST_DENSE or n % 4 == 1 or n == longest_draft + 1]
+    samples = _Samples({n: [] for n in lengths}, {label: [] for label in drafts}, {label: [] for label in drafts})
     working = dict(drafts)
     target.feed(ids[:-1])
-    for sample in range(NUM_SAMPLES + 1):  # the first one warms up
-        for n in sorted(verify, reverse=sample % 2 == 1):
-            if wants_end():
-                return _medians(verify, drafting, catching_up)
+    for number in range(NUM_SAMPLES + 1):
+        is_warmup = number == 0
+        for n in sorted(lengths, reverse=number % 2 == 1):
+            if options.is_interrupted():
+                return samples.medians()
             started = read()
             target.logits([*ids, *tail[: n - 1]], n)
             seconds = read() - started
             target.rewind(len(ids) - 1)
-            if sample:
-                verify[n].append(seconds)
+            if not is_warmup:
+                samples.verify[n].append(seconds)
         for label, models in list(working.items()):
             try:
-                seconds, more = _draft_seconds(models, ids, sampling, read)
+                seconds, catch_up_seconds = _time_draft(models, ids, options.sampling, read)
             except DraftError:
-                # Its runs will tell why.
-                del working[label], drafting[label], catching_up[label]
+                # Its runs will report the reason.
+                del working[label], samples.drafting[label], samples.catching_up[label]
                 continue
-            if sample:
-                drafting[label].append(seconds)
-                catching_up[label].append(more)
-    for models in loaded:
+            if not is_warmup:
+                samples.drafting[label].append(seconds)
+                samples.catching_up[label].append(catch_up_seconds)
+    for models in drafts.values():
         models.clear_caches()
-    return _medians(verify, drafting, catching_up)
+    return samples.medians()
 
 
-def _draft_seconds(
-    models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock
-) -> tuple[float, float]:
-    """One draft token, or for lookup one proposal; and how much more it takes with one more token to read first."""
+def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:
+    """Returns the seconds of one draft token (for lookup: of one proposal), and of reading one more token before it."""
     share_threads(models.target, models.draft)
     drafter = models.drafter(sampling, TorchRandomness(sampling.seed, models.target.device))
     if isinstance(drafter, CombinedDrafter):
@@ -104,18 +129,6 @@ def _draft_seconds(
     whole = seconds(len(ids) - 1, NUM_DRAFTED)
     if models.draft is None:
         return whole, 0.0
-    more = seconds(len(ids) - 2, 1) - seconds(len(ids) - 1, 1) if len(ids) > 1 else 0.0
+    catch_up = seconds(len(ids) - 2, 1) - seconds(len(ids) - 1, 1) if len(ids) > 1 else 0.0
     drafter.rewind(len(ids) - 1)
-    return whole / NUM_DRAFTED, more
-
-
-def _medians(
-    verify: Mapping[int, Sequence[float]],
-    drafting: Mapping[str, Sequence[float]],
-    catching_up: Mapping[str, Sequence[float]],
-) -> Costs:
-    return Costs(
-        {n: median(values) for n, values in verify.items() if values},
-        {label: median(values) for label, values in drafting.items() if values},
-        {label: max(median(values), 0.0) for label, values in catching_up.items() if values},
-    )
+    return whole / NUM_DRAFTED, catch_up

@@ -1,4 +1,4 @@
-"""The most memory a stretch of work takes: the counter set back before it, read after it."""
+"""Measures the peak memory of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """Peak of device memory on CUDA, of the process's resident size on Linux; elsewhere it knows nothing.
+    """Measures the peak of device memory on CUDA, and of the resident set size on Linux; elsewhere it returns None.
 
     Args:
         devices: The devices of the models.
@@ -24,8 +24,8 @@ class PeakMemory:
         self._uses_cuda = any(device.type == "cuda" for device in devices)
         self._is_known = self._uses_cuda
 
-    def begin(self) -> None:
-        """Forget the peak so far."""
+    def reset(self) -> None:
+        """Starts a new measurement."""
         if self._uses_cuda:
             import torch
 
@@ -39,7 +39,7 @@ class PeakMemory:
             self._is_known = False
 
     def read(self) -> int | None:
-        """Bytes at the peak since `begin`; None if the system does not tell."""
+        """Returns the peak since `reset` in bytes; None if the system does not report it."""
         if not self._is_known:
             return None
         if self._uses_cuda:

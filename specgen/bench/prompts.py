@@ -1,4 +1,4 @@
-"""What to run a benchmark on: a file or the bundled set in, prompts as conversations out. No torch."""
+"""Reads the prompts of a benchmark, from a file or the bundled set, and encodes them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from importlib import resources
 from typing import Any
 
 from specgen.core.errors import PromptError
-from specgen.text.chat_template import Message
+from specgen.text.chat_template import Message, encode_messages, encode_text
 
 _ROLES = ("system", "user", "assistant")
-_WANTED = "give one JSON object per line with prompt, messages or turns; or plain text, a prompt per line"
+_HINT = "give one JSON object per line with prompt, messages or turns; or plain text, one prompt per line"
 
 
 @dataclass(frozen=True, slots=True)
 class BenchPrompt:
-    """A conversation to answer.
+    """Holds a conversation to answer.
 
     Args:
         id: Unique name.
-        category: What kind of text it asks for.
-        messages: Up to the user's turn.
-        later_turns: Further turns of the user; the target answers the earlier ones first, untimed.
+        category: Kind of the text to write.
+        messages: Messages up to the first reply that is measured.
+        later_turns: Further messages of the user; the target answers the earlier ones first, untimed.
     """
 
     id: str
@@ -32,25 +32,44 @@ class BenchPrompt:
     later_turns: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """Encodes prompts.
+
+    Args:
+        is_raw: Continue the text as it is, without a chat template.
+        template: Jinja source to use instead of the model's own chat template.
+    """
+
+    is_raw: bool = False
+    template: str | None = None
+
+    def encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+        """Returns the ids of a conversation, up to where the answer begins."""
+        if self.is_raw:
+            return encode_text(tokenizer, "\n\n".join(message.content for message in messages))
+        return encode_messages(tokenizer, messages, template=self.template)
+
+
 def bundled_prompts() -> list[BenchPrompt]:
-    """The prompts that come with the program, written for it: one per category, the kinds of work people do."""
+    """Returns the prompts in the package, written for it: one for each category of common work."""
     text = resources.files("specgen.bench").joinpath("prompts.jsonl").read_text(encoding="utf-8")
     return parse_prompts(text, "the bundled prompts")
 
 
 def parse_prompts(text: str, source: str) -> list[BenchPrompt]:
-    """Prompts from the text of a file: JSON lines if its first line begins with `{`, else a prompt per line.
+    """Parses the text of a file: JSON lines if its first line begins with `{`, else one prompt per line.
 
     Args:
         text: The file's text.
         source: Its name, for messages.
 
     Raises:
-        PromptError: A line is no prompt, or there is none.
+        PromptError: A line is invalid, or there are no prompts.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
-        raise PromptError(f"{source} holds no prompt", _WANTED)
+        raise PromptError(f"{source} contains no prompts", _HINT)
     if lines[0][1].startswith("{"):
         prompts = [_from_json(line, number, f"{source}, line {number}") for number, line in lines]
     else:
@@ -62,16 +81,16 @@ def _from_json(line: str, number: int, place: str) -> BenchPrompt:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise PromptError(f"{place} is not JSON: {error}", _WANTED) from error
+        raise PromptError(f"{place} is not JSON: {error}", _HINT) from error
     if not isinstance(entry, dict):
-        raise PromptError(f"{place} is no JSON object", _WANTED)
+        raise PromptError(f"{place} is not a JSON object", _HINT)
     name = entry.get("id", entry.get("question_id", number))
     messages, later = _conversation(entry, place)
     return BenchPrompt(str(name), str(entry.get("category", "all")), messages, later)
 
 
 def _conversation(entry: dict[str, Any], place: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """The prompt of an entry, in any of its three forms."""
+    """Returns the messages and later turns of an entry, in any of its three forms."""
     if isinstance(prompt := entry.get("prompt"), str) and prompt:
         return (Message("user", prompt),), ()
     if isinstance(messages := entry.get("messages"), list) and messages:
@@ -79,13 +98,13 @@ def _conversation(entry: dict[str, Any], place: str) -> tuple[tuple[Message, ...
     turns = entry.get("turns")
     if isinstance(turns, list) and turns and all(isinstance(turn, str) and turn for turn in turns):
         return (Message("user", turns[0]),), tuple(turns[1:])
-    raise PromptError(f"{place} has no prompt, messages or turns", _WANTED)
+    raise PromptError(f"{place} has no prompt, messages or turns", _HINT)
 
 
 def _message(message: Any, place: str) -> Message:
     if isinstance(message, dict) and message.get("role") in _ROLES and isinstance(message.get("content"), str):
         return Message(message["role"], message["content"])
-    raise PromptError(f"{place}: a message needs role ({', '.join(_ROLES)}) and content, both text", _WANTED)
+    raise PromptError(f"{place} has an invalid message: role ({', '.join(_ROLES)}) and content must be strings", _HINT)
 
 
 def _with_unique_ids(prompts: Sequence[BenchPrompt]) -> list[BenchPrompt]:
@@ -99,7 +118,7 @@ def _with_unique_ids(prompts: Sequence[BenchPrompt]) -> list[BenchPrompt]:
 
 
 def choose_evenly(prompts: Sequence[BenchPrompt], num_prompts: int) -> list[BenchPrompt]:
-    """At most so many prompts, of as many categories as that allows, in their order."""
+    """Returns at most `num_prompts` prompts, from as many categories as that allows, in their order."""
     order = sorted(range(len(prompts)), key=lambda i: _rank_in_category(prompts, i))
     return [prompts[i] for i in sorted(order[:num_prompts])]
 

@@ -72,8 +72,8 @@ class BenchSettings:
     num_warmups: int = 1
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops_at_end: bool = False
-    budget_seconds: float | None = None
-    probes_costs: bool = True
+    time_limit_seconds: float | None = None
+    times_passes: bool = True
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -141,7 +141,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class MeasuredCosts:
     """What passes cost on this machine, in seconds, measured apart from any run.
 
     Args:
@@ -197,7 +197,7 @@ class BenchReport:
     runs: tuple[Run, ...] = ()
     differences: tuple[Difference, ...] = ()
     compared: frozenset[tuple[int, int]] = frozenset()
-    costs: Costs | None = None
+    costs: MeasuredCosts | None = None
     failures: tuple[Failure, ...] = ()
     notices: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -210,7 +210,7 @@ Stage = Literal["reading", "costs", "warmup", "run", "prompt", "repeat", "end"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class BenchStep:
     """Something is done.
 
     Args:

@@ -1,273 +1,269 @@
-"""Sessions and prompts in, a report that grows run by run out. Measures; judges and prints nothing."""
+"""Runs a benchmark: every prompt in every configuration, in turn. It measures; it judges and prints nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from specgen.bench.configurations import Configuration
-from specgen.bench.pass_costs import measure_costs
+from specgen.bench.configurations import Configuration, idle_weight_bytes
+from specgen.bench.pass_costs import TimingOptions, measure_pass_costs
 from specgen.bench.peak_memory import PeakMemory
-from specgen.bench.prompts import BenchPrompt
-from specgen.bench.results import BASELINE, BenchReport, BenchSettings, Costs, Failure, Prompt, Run, Stage, Step
-from specgen.bench.text_comparison import Comparison
-from specgen.bench.time_limit import TimeBudget
+from specgen.bench.prompts import BenchPrompt, PromptFormat
+from specgen.bench.results import (
+    BASELINE,
+    BenchReport,
+    BenchSettings,
+    BenchStep,
+    Failure,
+    MeasuredCosts,
+    Prompt,
+    Run,
+    Stage,
+)
+from specgen.bench.text_comparison import TextComparison
+from specgen.bench.time_limit import TimeLimit
 from specgen.core.errors import SpecgenError
 from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings
 from specgen.engine.decoding import Clock
 from specgen.loading.load import share_threads
 from specgen.runtime.generation import Generation, Request
-from specgen.text.chat_template import Message, encode_messages, encode_text
+from specgen.text.chat_template import Message
 
 NUM_CONTEXT_TOKENS = 256
-"""Prompt tokens behind which passes are timed for the prediction."""
-SLOWEST_CURVE = 17
-"""Longest pass that is timed; v(n) for `auto` needs no more."""
+"""Prompt tokens in the cache while passes are timed for the prediction."""
+LONGEST_TIMED_PASS = 17
+"""v(n) of longer passes is not needed for `auto`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Describes where a benchmark runs.
+
+    Args:
+        environment: Versions and hardware, for the report.
+        clock: Seconds of passes; None: the engine's own clock, which waits for the devices.
+        wall_clock: Seconds for the time limit.
+    """
+
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    clock: Clock | None = None
+    wall_clock: Clock = perf_counter
 
 
 class Benchmark:
-    """Runs every prompt in every setting, in turn: iterate for its steps, ask for its report at any time.
+    """Runs every prompt in every configuration. Iterate for its steps; `report` may be called at any time.
 
-    Within a prompt the settings follow each other, forwards and backwards by turns: what changes slowly over the run
-    (heat, other programs) reaches all settings alike. Caches are emptied before every run, so that each reads its
-    whole prompt and no run sees numbers another one left.
+    Within a prompt the configurations run in turn, alternately forwards and backwards: slow changes of the machine
+    (heat, other programs) then affect all of them alike. Caches are emptied before every run, so that each run reads
+    its whole prompt and sees nothing that another run computed.
 
     Args:
-        lanes: The target alone first; the lanes of a second engine behind all of the first one's, likewise.
+        configurations: The baseline first. Those of a second backend follow all of the first one's, likewise.
         prompts: What to answer.
         config: How to measure.
-        raw: Prompts are continued as they are, without a chat template.
-        template: Jinja source instead of the model's own chat template.
-        clock: Seconds, for tests; default: the engine's own.
-        wall: Seconds for the time budget.
-        environment: For the report.
+        prompt_format: How prompts become token ids.
+        host: Clocks and environment.
 
     Raises:
-        PromptError: A prompt does not fit the target's window.
+        PromptError: A prompt does not fit the target's context window.
     """
 
     def __init__(
         self,
-        lanes: Sequence[Configuration],
+        configurations: Sequence[Configuration],
         prompts: Sequence[BenchPrompt],
         config: BenchSettings,
         *,
-        raw: bool = False,
-        template: str | None = None,
-        clock: Clock | None = None,
-        wall: Clock = perf_counter,
-        environment: Mapping[str, Any] | None = None,
+        prompt_format: PromptFormat | None = None,
+        host: Host | None = None,
     ) -> None:
-        self.lanes = list(lanes)
+        self.configurations = list(configurations)
         self.config = config
-        self._pair = lanes[BASELINE].models.pair
-        self._alone = [index for index, lane in enumerate(lanes) if lane.setting.drafter == "none"]
-        self._raw, self._template = raw, template
-        self._clock, self._budget = clock, TimeBudget(config.budget_seconds, wall)
-        self._prompts = list(prompts)
-        # Known before anything is timed: an error at the hundredth run would come late.
+        self._pair = configurations[BASELINE].models.pair
+        self._baselines = [i for i, one in enumerate(configurations) if one.setting.drafter == "none"]
+        self._prompt_format, self._host = prompt_format or PromptFormat(), host or Host()
+        self._time_limit = TimeLimit(config.time_limit_seconds, self._host.wall_clock)
+        self._conversations = list(prompts)
+        # Encoded before anything is timed: an error at the hundredth run would come late.
         self._prompt_ids = [self._encode(prompt.messages) for prompt in prompts]
-        self._shapes = [Prompt(p.id, p.category, len(ids)) for p, ids in zip(prompts, self._prompt_ids, strict=True)]
-        self._environment = dict(environment or {})
+        self._prompts = [Prompt(p.id, p.category, len(ids)) for p, ids in zip(prompts, self._prompt_ids, strict=True)]
         self._runs: list[Run] = []
-        alone = [(i, lanes[i].models) for i in self._alone]
-        self._comparisons = [Comparison(one.target, one.target_info, config.sampling, i) for i, one in alone]
+        baselines = [(index, configurations[index].models) for index in self._baselines]
+        self._comparisons = [
+            TextComparison(models.target, models.target_info, config.sampling, index) for index, models in baselines
+        ]
         self._failures: list[Failure] = []
-        self._costs: Costs | None = None
+        self._costs: MeasuredCosts | None = None
         self._num_done = 0
         self._is_complete = False
         self._is_interrupted = False
-        self._current: Generation | None = None
+        self._generation: Generation | None = None
 
     def interrupt(self) -> None:
-        """End after the round in progress; the run it belongs to does not count. Safe in a signal handler."""
+        """Ends after the round in progress; the run it belongs to does not count. Safe in a signal handler."""
         self._is_interrupted = True
-        if self._current is not None:
-            self._current.interrupt()
+        if self._generation is not None:
+            self._generation.interrupt()
 
     @property
     def num_steps(self) -> int:
-        """Runs in all, warm-up among them."""
+        """All runs, warm-up included."""
         config = self.config
-        return len(self.lanes) * (config.num_warmups + len(self._prompt_ids) * config.num_repeats)
+        return len(self.configurations) * (config.num_warmups + len(self._prompt_ids) * config.num_repeats)
 
-    def __iter__(self) -> Iterator[Step]:
-        self._budget.begin()
+    def __iter__(self) -> Iterator[BenchStep]:
+        self._time_limit.start()
         self._answer_earlier_turns()
         yield self._step("reading")
-        if self.config.probes_costs and not self._is_interrupted:
-            self._costs = self._measure_costs()
+        if self.config.times_passes and not self._is_interrupted:
+            self._costs = self._time_passes()
             yield self._step("costs")
         for _ in range(self.config.num_warmups):
-            for lane in range(len(self.lanes)):
+            for index in range(len(self.configurations)):
                 if not self._is_interrupted:
-                    self._try_run(lane, 0, 0)
+                    self._run(index, 0, 0)
                     yield self._step("warmup")
-        self._budget.begin_repeats()
+        self._time_limit.start_repeats()
         for repeat in range(self.config.num_repeats):
-            if self._is_interrupted or not self._budget.allows_repeat(repeat):
+            if self._is_interrupted or not self._time_limit.allows_repeat(repeat):
                 break
             yield from self._repeat(repeat)
             yield self._step("repeat")
-        self._is_complete = not self._is_interrupted and not self._budget.is_spent
+        self._is_complete = not self._is_interrupted and not self._time_limit.is_reached
         yield self._step("end")
 
-    def _repeat(self, repeat: int) -> Iterator[Step]:
+    def report(self) -> BenchReport:
+        """Returns what is known so far."""
+        every = self.configurations
+        others = [every[index].models.target_info for index in self._baselines[1:]]
+        return BenchReport(
+            target=every[BASELINE].models.target_info,
+            drafts={one.setting.label: one.models.draft_info for one in every if one.models.draft_info is not None},
+            settings=tuple(one.setting for one in every),
+            prompts=tuple(self._prompts),
+            config=self.config,
+            runs=tuple(self._runs),
+            differences=tuple(item for comparison in self._comparisons for item in comparison.differences),
+            compared=frozenset(key for comparison in self._comparisons for key in comparison.compared),
+            costs=self._costs,
+            failures=tuple(self._failures),
+            notices=tuple(dict.fromkeys(notice for one in every for notice in one.models.notices)),
+            environment=self._host.environment,
+            is_complete=self._is_complete,
+            is_out_of_time=self._time_limit.is_reached,
+            other_target=others[0] if others else None,
+        )
+
+    def _step(self, stage: Stage, run: Run | None = None) -> BenchStep:
+        self._num_done += stage in ("warmup", "run")
+        return BenchStep(stage, self._num_done, self.num_steps, run)
+
+    def _repeat(self, repeat: int) -> Iterator[BenchStep]:
         for prompt in range(len(self._prompt_ids)):
-            if prompt and not self._budget.allows_prompt():
+            if prompt and not self._time_limit.allows_prompt():
                 return
-            order = list(range(len(self.lanes)))
-            # By turns within a repeat, and for each prompt by turns from repeat to repeat.
+            order = list(range(len(self.configurations)))
+            # The direction alternates from prompt to prompt and, for each prompt, from repeat to repeat.
             if (prompt + repeat) % 2:
                 order.reverse()
             finished: list[Run] = []
-            for lane in order:
+            for index in order:
                 if self._is_interrupted:
                     break
-                run = self._try_run(lane, prompt, repeat)
+                run = self._run(index, prompt, repeat)
                 if run is not None:
                     self._runs.append(run)
                     finished.append(run)
                 yield self._step("run", run)
             for comparison in self._comparisons:
-                own = [run for run in finished if self._engine(run.setting) == self._engine(comparison.alone)]
+                own = [run for run in finished if self._backend(run.setting) == self._backend(comparison.baseline)]
                 comparison.observe(own, self._prompt_ids[prompt])
             if self._is_interrupted:
                 return
             yield self._step("prompt")
 
-    def report(self) -> BenchReport:
-        """What is known so far."""
-        baseline = self.lanes[BASELINE].models
-        drafts = {
-            lane.setting.label: lane.models.draft_info for lane in self.lanes if lane.models.draft_info is not None
-        }
-        return BenchReport(
-            target=baseline.target_info,
-            drafts=drafts,
-            settings=tuple(lane.setting for lane in self.lanes),
-            prompts=tuple(self._shapes),
-            config=self.config,
-            runs=tuple(self._runs),
-            differences=tuple(found for comparison in self._comparisons for found in comparison.differences),
-            compared=frozenset(pair for comparison in self._comparisons for pair in comparison.compared),
-            costs=self._costs,
-            failures=tuple(self._failures),
-            notices=tuple(dict.fromkeys(notice for lane in self.lanes for notice in lane.models.notices)),
-            environment=self._environment,
-            is_complete=self._is_complete,
-            is_out_of_time=self._budget.is_spent,
-            other_target=self.lanes[self._alone[1]].models.target_info if len(self._alone) > 1 else None,
-        )
-
-    def _engine(self, lane: int) -> str:
-        return self.lanes[lane].setting.backend
-
-    def _step(self, stage: Stage, run: Run | None = None) -> Step:
-        self._num_done += stage in ("warmup", "run")
-        return Step(stage, self._num_done, self.num_steps, run)
+    def _backend(self, index: int) -> str:
+        return self.configurations[index].setting.backend
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        if self._raw:
-            ids = encode_text(self._pair.tokenizer, "\n\n".join(message.content for message in messages))
-        else:
-            ids = encode_messages(self._pair.tokenizer, messages, template=self._template)
-        for lane in self._alone:
-            self.lanes[lane].models.pair.resolve_max_new_tokens(
-                len(ids), self.config.num_tokens, self.config.num_tokens
-            )
+        ids = self._prompt_format.encode(self._pair.tokenizer, messages)
+        for index in self._baselines:
+            pair = self.configurations[index].models.pair
+            pair.resolve_max_new_tokens(len(ids), self.config.num_tokens, self.config.num_tokens)
         return ids
 
     def _answer_earlier_turns(self) -> None:
-        """Make a prompt of every later turn: the target answers those before it, untimed and with its end token."""
-        shapes, ids = [], []
-        for prompt, shape, first_ids in zip(self._prompts, self._shapes, self._prompt_ids, strict=True):
-            messages = list(prompt.messages)
-            shapes.append(shape)
-            ids.append(first_ids)
-            turn_ids = first_ids
-            for number, turn in enumerate(prompt.later_turns, 2):
+        """Makes a prompt of every later turn: the target answers the turns before it, untimed, up to its end token."""
+        prompts, all_ids = [], []
+        for conversation, prompt, ids in zip(self._conversations, self._prompts, self._prompt_ids, strict=True):
+            messages = list(conversation.messages)
+            prompts.append(prompt)
+            all_ids.append(ids)
+            for number, turn in enumerate(conversation.later_turns, 2):
                 if self._is_interrupted:
                     break
-                reply = self._current = self._generation(BASELINE, turn_ids, stops=True)
-                try:
-                    for _ in reply:
-                        pass
-                finally:
-                    self._current = None
+                reply = self._generate(BASELINE, all_ids[-1], stops_at_end=True)
                 if reply.finish_reason == "interrupted":
                     break
                 messages += [Message("assistant", reply.text), Message("user", turn)]
-                turn_ids = self._encode(messages)
-                ids.append(turn_ids)
-                shapes.append(Prompt(f"{prompt.id}.{number}", prompt.category, len(turn_ids)))
-        self._shapes, self._prompt_ids = shapes, ids
+                all_ids.append(self._encode(messages))
+                prompts.append(Prompt(f"{prompt.id}.{number}", prompt.category, len(all_ids[-1])))
+        self._prompts, self._prompt_ids = prompts, all_ids
 
-    def _measure_costs(self) -> Costs:
-        own = [lane for lane in self.lanes if lane.setting.backend == self._engine(BASELINE)]
-        lanes = own[1:] or own
-        drafts = {lane.setting.label: lane.models for lane in lanes}
-        longest = max(min(lane.setting.num_draft_tokens, MAX_DRAFT_TOKENS) for lane in lanes)
-        context = max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS]
-        return measure_costs(
-            drafts,
-            context,
-            min(longest, SLOWEST_CURVE - 1),
-            self.config.sampling,
-            self._clock,
-            lambda: self._is_interrupted,
+    def _time_passes(self) -> MeasuredCosts:
+        own = [one for one in self.configurations if one.setting.backend == self._backend(BASELINE)]
+        timed = own[1:] or own
+        longest = max(min(one.setting.num_draft_tokens, MAX_DRAFT_TOKENS) for one in timed)
+        return measure_pass_costs(
+            {one.setting.label: one.models for one in timed},
+            max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS],
+            min(longest, LONGEST_TIMED_PASS - 1),
+            TimingOptions(self.config.sampling, self._host.clock, lambda: self._is_interrupted),
         )
 
-    def _generation(self, lane: int, prompt_ids: Sequence[int], *, stops: bool) -> Generation:
-        setting, models = self.lanes[lane].setting, self.lanes[lane].models
+    def _generate(self, index: int, prompt_ids: Sequence[int], *, stops_at_end: bool) -> Generation:
+        """Runs one generation to its end, or until `interrupt`."""
+        setting, models = self.configurations[index].setting, self.configurations[index].models
         models.clear_caches()
         share_threads(models.target, models.draft)
-        end_ids = self._pair.end_ids if stops else frozenset[int]()
-        limits = DecodeSettings(
+        end_ids = self._pair.end_ids if stops_at_end else frozenset[int]()
+        decoding = DecodeSettings(
             self.config.num_tokens, setting.num_draft_tokens, setting.schedule, end_ids, strict=True
         )
-        generation = Generation(models, Request(prompt_ids, limits, self.config.sampling))
-        if self._clock is not None:
-            generation.clock = self._clock
-        return generation
-
-    def _try_run(self, lane: int, prompt: int, repeat: int) -> Run | None:
-        """One run; None if the setting is broken or the run was interrupted. A broken target ends everything.
-
-        Raises:
-            SpecgenError: The target alone failed.
-        """
-        if any(failure.setting == lane for failure in self._failures):
-            return None
-        models = self.lanes[lane].models
-        memory = PeakMemory(models.devices)
-        memory.begin()
-        generation = self._generation(lane, self._prompt_ids[prompt], stops=self.config.stops_at_end)
-        self._current = generation
-        started = self._budget.elapsed_seconds
+        generation = Generation(models, Request(prompt_ids, decoding, self.config.sampling))
+        if self._host.clock is not None:
+            generation.clock = self._host.clock
+        self._generation = generation
         try:
             for _ in generation:
                 pass
-        except SpecgenError as error:
-            if lane == BASELINE:
-                raise
-            self._failures.append(Failure(lane, error.message))
-            return None
         finally:
-            self._current = None
+            self._generation = None
+        return generation
+
+    def _run(self, index: int, prompt: int, repeat: int) -> Run | None:
+        """Returns one run; None if its configuration failed, now or earlier, or the run was interrupted.
+
+        Raises:
+            SpecgenError: The baseline failed.
+        """
+        if any(failure.setting == index for failure in self._failures):
+            return None
+        configuration = self.configurations[index]
+        memory = PeakMemory(configuration.models.devices)
+        memory.reset()
+        started = self._time_limit.elapsed_seconds
+        try:
+            generation = self._generate(index, self._prompt_ids[prompt], stops_at_end=self.config.stops_at_end)
+        except SpecgenError as error:
+            if index == BASELINE:
+                raise
+            self._failures.append(Failure(index, error.message))
+            return None
         if generation.finish_reason == "interrupted":
             return None
-        ids, peak = tuple(generation.token_ids), self._own_part(memory, lane)
-        return Run(lane, prompt, repeat, generation.counts, ids, peak, started)
-
-    def _own_part(self, memory: PeakMemory, lane: int) -> int | None:
-        """Peak of a run, less the weights that only wait for their turn."""
         peak = memory.read()
-        if peak is None:
-            return None
-        others = {id(other.models.draft): other.setting.num_draft_bytes for other in self.lanes}
-        others |= {id(other.models.target): other.models.target_info.num_bytes for other in self.lanes}
-        for model in (self.lanes[lane].models.target, self.lanes[lane].models.draft):
-            others.pop(id(model), None)
-        return max(peak - sum(others.values()), 0)
+        own_peak = None if peak is None else max(peak - idle_weight_bytes(self.configurations, configuration), 0)
+        return Run(index, prompt, repeat, generation.counts, tuple(generation.token_ids), own_peak, started)

@@ -1,4 +1,4 @@
-"""Two greedy answers in; where they part, and whether rounding can have decided it, out."""
+"""Compares greedy answers with the baseline's, and decides whether rounding explains a difference."""
 
 from __future__ import annotations
 
@@ -13,65 +13,66 @@ from specgen.engine.contract import TargetModel
 from specgen.runtime.near_ties import logit_gap
 
 
-class Comparison:
-    """Collects where greedy answers part from the target's own, each difference looked into once.
+class TextComparison:
+    """Collects the differences of greedy answers from the baseline's; each one is examined once.
 
     Args:
-        target: Its cache is emptied whenever a difference is looked into.
+        target: Its cache is emptied whenever a difference is examined.
         info: The target as it really runs.
         sampling: Only greedy answers are compared.
-        alone: Index of the target alone; only settings of its engine may be observed.
+        baseline: Index of the baseline; `observe` takes runs of its backend only.
     """
 
-    def __init__(self, target: TargetModel, info: ModelInfo, sampling: SamplingSettings, alone: int = BASELINE) -> None:
-        self._target = target
-        self._info = info
-        self.alone = alone
-        self._is_wanted = sampling.is_greedy
-        self._found: dict[tuple[int, int], Difference] = {}
-        self._looked_into: set[tuple[int, int, int, int | None, int | None]] = set()
+    def __init__(
+        self, target: TargetModel, info: ModelInfo, sampling: SamplingSettings, baseline: int = BASELINE
+    ) -> None:
+        self.baseline = baseline
         self.compared: set[tuple[int, int]] = set()
-        """Setting and prompt of every answer that was held beside the target's own."""
+        """Setting and prompt of every answer that was compared with the baseline's."""
+        self._target, self._info = target, info
+        self._is_enabled = sampling.is_greedy
+        self._worst: dict[tuple[int, int], Difference] = {}
+        self._examined: set[tuple[int, int, int, int | None, int | None]] = set()
 
     @property
     def differences(self) -> tuple[Difference, ...]:
         """The worst one of each setting and prompt."""
-        return tuple(self._found.values())
+        return tuple(self._worst.values())
 
     def observe(self, runs: Sequence[Run], prompt_ids: Sequence[int]) -> None:
-        """Compare the runs of one prompt with the target alone among them."""
-        alone = next((run for run in runs if run.setting == self.alone), None)
-        if alone is None or not self._is_wanted:
+        """Compares the runs of one prompt with the baseline's run among them."""
+        baseline = next((run for run in runs if run.setting == self.baseline), None)
+        if baseline is None or not self._is_enabled:
             return
-        for run in (other for other in runs if other is not alone):
+        for run in (other for other in runs if other is not baseline):
             key = (run.setting, run.prompt)
-            known = self._found.get(key)
+            known = self._worst.get(key)
             self.compared.add(key)
-            position = first_difference(alone.token_ids, run.token_ids)
-            # A near tie must not hide what another repeat shows, there or elsewhere.
+            position = first_difference(baseline.token_ids, run.token_ids)
+            # A near tie must not hide a real difference that another repeat shows.
             if position is None or (known is not None and not known.is_near_tie):
                 continue
-            case = (*key, position, _at(alone.token_ids, position), _at(run.token_ids, position))
-            if case in self._looked_into:
+            case = (*key, position, _at(baseline.token_ids, position), _at(run.token_ids, position))
+            if case in self._examined:
                 continue
-            self._looked_into.add(case)
-            gap = self._gap(prompt_ids, alone.token_ids, run.token_ids, position)
-            found = Difference(run.setting, run.prompt, position, gap)
-            if known is None or not found.is_near_tie:
-                self._found[key] = found
+            self._examined.add(case)
+            gap = self._gap(prompt_ids, baseline.token_ids, run.token_ids, position)
+            difference = Difference(run.setting, run.prompt, position, gap)
+            if known is None or not difference.is_near_tie:
+                self._worst[key] = difference
 
-    def _gap(self, prompt_ids: Sequence[int], alone: Sequence[int], drafted: Sequence[int], position: int) -> LogitGap:
-        """An answer that merely ended early is infinitely different."""
-        if position >= len(alone) or position >= len(drafted):
+    def _gap(self, prompt_ids: Sequence[int], baseline: Sequence[int], other: Sequence[int], position: int) -> LogitGap:
+        """Returns the gap of the two tokens there; infinite if one answer ended earlier."""
+        if position >= len(baseline) or position >= len(other):
             return LogitGap(math.inf, 0.0)
-        text = [*prompt_ids, *alone[:position]]
-        return logit_gap(self._target, self._info, text, alone[position], drafted[position])
+        text = [*prompt_ids, *baseline[:position]]
+        return logit_gap(self._target, self._info, text, baseline[position], other[position])
 
 
 def _at(ids: Sequence[int], position: int) -> int | None:
     return ids[position] if position < len(ids) else None
 
 
-def first_difference(alone: Sequence[int], drafted: Sequence[int]) -> int | None:
-    """Index of the first token that differs, a missing one included."""
-    return next((i for i, (a, b) in enumerate(zip_longest(alone, drafted)) if a != b), None)
+def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
+    """Returns the index of the first token that differs or is missing; None if the two are equal."""
+    return next((i for i, (a, b) in enumerate(zip_longest(first, second)) if a != b), None)

@@ -1,45 +1,45 @@
-"""How long a benchmark may take: begin no repeat that would end too late, and know whether that ever mattered."""
+"""Limits the time of a benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 
-class TimeBudget:
-    """Counts from `begin`.
+class TimeLimit:
+    """Decides whether another repeat or prompt may start, by the time since `start`.
 
     Args:
         limit_seconds: None: no limit.
-        wall: Seconds.
+        clock: Seconds.
     """
 
-    def __init__(self, limit_seconds: float | None, wall: Callable[[], float]) -> None:
-        self._limit, self._wall = limit_seconds, wall
-        self._started = self._repeats_began = 0.0
-        self.is_spent = False
-        """Whether something was left undone for want of time."""
+    def __init__(self, limit_seconds: float | None, clock: Callable[[], float]) -> None:
+        self._limit, self._clock = limit_seconds, clock
+        self._start = self._start_of_repeats = 0.0
+        self.is_reached = False
+        """Whether something was left out for lack of time."""
 
-    def begin(self) -> None:
-        """The run starts now."""
-        self._started = self._repeats_began = self._wall()
+    def start(self) -> None:
+        """Starts the clock."""
+        self._start = self._start_of_repeats = self._clock()
 
-    def begin_repeats(self) -> None:
-        """What comes now is repeated; what came before was not."""
-        self._repeats_began = self._wall()
+    def start_repeats(self) -> None:
+        """Marks the start of the repeats; the time before them does not count towards the length of one."""
+        self._start_of_repeats = self._clock()
 
     @property
     def elapsed_seconds(self) -> float:
-        """Seconds since `begin`, what came before the repeats included."""
-        return self._wall() - self._started
+        """Seconds since `start`."""
+        return self._clock() - self._start
 
     def allows_repeat(self, num_done: int) -> bool:
-        """Whether another repeat, as long as those so far, ends in time. The first one is always begun."""
+        """Returns whether another repeat, as long as those so far, would end in time; true for the first."""
         if self._limit is not None and num_done:
-            expected = (self._wall() - self._repeats_began) / num_done
-            self.is_spent |= self.elapsed_seconds + expected > self._limit
-        return not self.is_spent
+            expected = (self._clock() - self._start_of_repeats) / num_done
+            self.is_reached |= self.elapsed_seconds + expected > self._limit
+        return not self.is_reached
 
     def allows_prompt(self) -> bool:
-        """Whether a first repeat may go on with another prompt."""
-        self.is_spent |= self._limit is not None and self.elapsed_seconds > self._limit
-        return not self.is_spent
+        """Returns whether the repeat in progress may continue with another prompt."""
+        self.is_reached |= self._limit is not None and self.elapsed_seconds > self._limit
+        return not self.is_reached

@@ -63,8 +63,8 @@ class BatchInvarianceCheck:
         return ""
 
 
-Promise = Literal["exact", "near_tie", "same_law", "none"]
-"""What holds of a run's text: the target's own tokens; the same up to rounding; the same law; nothing."""
+Guarantee = Literal["exact", "near_tie", "same_distribution", "none"]
+"""Guarantee of a text: the target's own tokens; the same up to rounding; the same distribution; nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,15 @@ class RunInfo:
     batch_invariance: BatchInvarianceCheck | None = None
 
     @property
-    def promise(self) -> Promise:
-        """Which promise holds of the text, by what really runs."""
+    def guarantee(self) -> Guarantee:
+        """Returns the guarantee of the text, by the formats and the sampling that really run."""
         is_plain = self.drafter == "none" or self.num_draft_tokens == 0
         if not is_plain and self.batch_invariance is not None and not self.batch_invariance.is_invariant:
             return "none"
         if is_plain:
             return "exact"
         if not self.sampling.is_greedy:
-            return "same_law"
+            return "same_distribution"
         return "exact" if (self.target.dtype, self.target.quant) == ("float32", "none") else "near_tie"
 
     @property

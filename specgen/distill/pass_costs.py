@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specgen.bench.pass_costs import measure_costs
+from specgen.bench.pass_costs import measure_pass_costs
 from specgen.core.results import ModelInfo
-from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.core.settings import ModelSettings
 from specgen.distill.acceptance import MAX_DRAFT, Costs
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
@@ -38,6 +38,6 @@ def time_costs(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) ->
     own = ModelSettings(str(draft), device=target.device, offline=target.offline)
     models = load_models(resolve_pair(PairSettings(target, "model", own)))
     assert models.draft_info is not None
-    found = measure_costs({"draft": models}, prompt_ids, MAX_DRAFT, SamplingSettings())
+    found = measure_pass_costs({"draft": models}, prompt_ids, MAX_DRAFT)
     passes = tuple(found.verify_seconds[n] for n in range(1, MAX_DRAFT + 2))
     return Timed(Costs(found.draft_seconds["draft"], passes), models.target_info, models.draft_info)

@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from specgen.bench.results import Costs, Setting
+from specgen.bench.results import MeasuredCosts, Setting
 from specgen.core.errors import DeviceError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.core.settings import ModelSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
 from specgen.loading.config_check import ConfigFacts
@@ -200,16 +200,18 @@ def measure_pair(
         LoadError: A file is damaged.
         DeviceError: Too little memory.
     """
-    from specgen.bench.configurations import open_lanes
-    from specgen.bench.pass_costs import measure_costs
+    from specgen.bench.configurations import open_configurations
+    from specgen.bench.pass_costs import measure_pass_costs
 
     baseline = pair.with_drafter("none", None)
     drafter = pair.settings.drafter
     setting = Setting(drafter, "draft", "draft", LONGEST_MEASURED_DRAFT)
     has_draft = drafter != "none"
-    lanes = open_lanes(baseline, {"draft": pair} if has_draft else {}, [setting] if has_draft else [], progress)
+    configurations = open_configurations(
+        baseline, {"draft": pair} if has_draft else {}, [setting] if has_draft else [], progress
+    )
     progress.stage("timing passes")
     label = "lookup" if drafter == "lookup" else "draft"
-    costs: Costs = measure_costs({label: lanes[-1].models}, prompt_ids, LONGEST_MEASURED_DRAFT, SamplingSettings())
+    costs: MeasuredCosts = measure_pass_costs({label: configurations[-1].models}, prompt_ids, LONGEST_MEASURED_DRAFT)
     # Without a draft the last lane is the target alone: its "drafts" cost nothing and mean nothing.
-    return replace(report, costs=costs if has_draft else Costs(costs.verify_seconds, {}))
+    return replace(report, costs=costs if has_draft else MeasuredCosts(costs.verify_seconds, {}))

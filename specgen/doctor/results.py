@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specgen.bench.results import Costs
+from specgen.bench.results import MeasuredCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class PairReport:
     window: int | None
     num_positions: int
     library_bytes: int | None
-    costs: Costs | None = None
+    costs: MeasuredCosts | None = None
     drafter: str = "none"
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.text import Text
 
 from specgen.bench.figures import break_even_alpha, modelled_speedup
-from specgen.bench.results import Costs
+from specgen.bench.results import MeasuredCosts
 from specgen.core.machine import Machine
 from specgen.core.units import format_size
 from specgen.doctor.results import CacheState, LibraryState, ModelPlan, PairReport, TerminalState
@@ -89,7 +89,7 @@ def _model_lines(model: ModelPlan) -> list[Text]:
     return [labelled(model.role, f"{form} {model.device}{why}"), labelled("", parts + copies)]
 
 
-def _measured(costs: Costs, alphas: Sequence[float], ascii_only: bool) -> Text:
+def _measured(costs: MeasuredCosts, alphas: Sequence[float], ascii_only: bool) -> Text:
     """v(n), draft cost, break-even acceptance, best length by acceptance."""
     alpha = glyphs(ascii_only=ascii_only).alpha
     one = costs.verify(1)
@@ -114,7 +114,7 @@ def _measured(costs: Costs, alphas: Sequence[float], ascii_only: bool) -> Text:
     return Text("\n").join(lines)
 
 
-def best_length(alpha: float, costs: Costs) -> tuple[int, float]:
+def best_length(alpha: float, costs: MeasuredCosts) -> tuple[int, float]:
     """The draft length with the best modelled speedup, and that speedup; 0 and 1 if none pays."""
     longest = max(costs.verify_seconds, default=1) - 1
     label = next(iter(costs.draft_seconds), "")
@@ -123,7 +123,7 @@ def best_length(alpha: float, costs: Costs) -> tuple[int, float]:
     return (k, speedup) if speedup > 1 else (0, 1.0)
 
 
-def _best_length(alpha: float, costs: Costs) -> str:
+def _best_length(alpha: float, costs: MeasuredCosts) -> str:
     k, speedup = best_length(alpha, costs)
     return f"-k {k} ({speedup:.2f}x)" if k else "none"
 

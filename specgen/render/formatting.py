@@ -62,6 +62,6 @@ def format_settings(info: RunInfo) -> str:
         words += [f"seed {sampling.seed}"] if sampling.same_text else []
     if sampling.repetition_penalty != 1:
         words.append(f"repetition penalty {sampling.repetition_penalty:g}")
-    if info.promise == "none":
+    if info.guarantee == "none":
         words.append(NOT_LOSSLESS)
     return ", ".join(words) + (" (sampling from the model's own settings)" if info.sampling_source == "model" else "")

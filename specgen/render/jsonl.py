@@ -18,7 +18,7 @@ from specgen.core.errors import SpecgenError
 from specgen.core.events import FinalText, Notice, Prefill, RoundText, TextEvent
 from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import ModelInfo, RunInfo, RunReport
-from specgen.render.guarantees import promise_document
+from specgen.render.guarantees import guarantee_documents
 from specgen.render.json_text import Document, dumps
 from specgen.render.plain import ByteSink
 
@@ -141,7 +141,7 @@ def _header(info: RunInfo) -> Document:
             "source": info.sampling_source,
         },
         "max_new_tokens": info.max_new_tokens,
-        "promise": promise_document(info),
+        **guarantee_documents(info),
     }
 
 

@@ -11,8 +11,13 @@ from specgen.core.metrics import Baseline
 from specgen.core.results import RunReport
 from specgen.core.units import format_size
 from specgen.render.diagnosis import what_to_try, why_doubtful, why_slower
-from specgen.render.formatting import format_draft, format_duration, format_model, format_rate
-from specgen.render.guarantees import format_promise
+from specgen.render.formatting import (
+    format_draft,
+    format_duration,
+    format_model,
+    format_rate,
+)
+from specgen.render.guarantees import format_guarantee
 from specgen.render.messages import LABEL_CELLS, at_words, labelled
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
@@ -93,8 +98,8 @@ def _rows(report: RunReport, ascii_only: bool) -> list[_Row]:
     rows.append(_acceptance_row(report))
     if report.counts.num_drafted:
         rows.append(_Row("rounds", _round_figures(report, ascii_only)))
-    if report.info.promise == "none":
-        rows.append(_Row("promise", words=format_promise(report.info)))
+    if report.info.guarantee == "none":
+        rows.append(_Row("output", words=format_guarantee(report.info)))
     rows.append(_Row("speedup", words=_speedup(report)))
     return rows
 

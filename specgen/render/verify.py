@@ -1,4 +1,4 @@
-"""A proof in, its lines for people and its JSON document out; nothing is printed here."""
+"""Formats a `VerifyReport` as lines for people and as its JSON document."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from specgen.render.formatting import format_draft, format_model
-from specgen.render.guarantees import format_promise
+from specgen.render.guarantees import format_guarantee, old_guarantee
 from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.messages import labelled
@@ -17,69 +17,73 @@ from specgen.verify.results import TextCheck, VerifyReport
 PROMPT_CELLS = 40
 
 
-def format_proof(proof: VerifyReport, *, ascii_only: bool = False) -> Text:
-    """One line per check and per prompt, then the verdict."""
+def format_verify_report(report: VerifyReport, *, ascii_only: bool = False) -> Text:
+    """Formats one line per check and per prompt, then the guarantee."""
     rows = [
-        ("target", format_model(proof.info.target, ascii_only=ascii_only)),
-        ("draft", format_draft(proof.info, ascii_only=ascii_only)),
+        ("target", format_model(report.info.target, ascii_only=ascii_only)),
+        ("draft", format_draft(report.info, ascii_only=ascii_only)),
     ]
-    for distribution in proof.distributions:
-        verdict = "same law" if distribution.is_exact else "DIFFERENT LAW"
-        rows.append(
-            (
-                "law",
-                f"{verdict}, {distribution.processors}: {distribution.num_outcomes} outcomes, "
-                f"error {distribution.error:.0e}",
-            )
-        )
+    for check in report.distributions:
+        verdict = "exact" if check.is_exact else "DIFFERENT DISTRIBUTION"
+        figures = f"{check.num_outcomes} outcomes, error {check.error:.0e}"
+        rows.append(("sampling", f"{verdict}, {check.processors}: {figures}"))
     rows.append(
-        ("rows", proof.batch_invariance.reason or "independent: no later token changes an earlier logit by a bit")
+        ("logits", report.batch_invariance.reason or "batch invariant: later tokens do not change earlier logits")
     )
-    rows += [("greedy", one_line(_text_line(text), ascii_only=ascii_only)) for text in proof.texts]
-    rows.append(("promise", format_promise(proof.info)))
+    rows += [("greedy", one_line(_text_line(text), ascii_only=ascii_only)) for text in report.texts]
+    rows.append(("output", format_guarantee(report.info)))
     return Text("\n").join(labelled(label, words) for label, words in rows)
 
 
 def _text_line(text: TextCheck) -> str:
-    shown = text.prompt if len(text.prompt) <= PROMPT_CELLS else text.prompt[: PROMPT_CELLS - 1] + "…"
+    prompt = text.prompt if len(text.prompt) <= PROMPT_CELLS else text.prompt[: PROMPT_CELLS - 1] + "…"
     counts = f"{text.num_tokens} tokens, {text.num_accepted} of {text.num_drafted} drafted accepted"
     if text.gap is None:
-        return f"same: {counts}: {shown}"
-    word = text.verdict if text.verdict == "near-tie" else "DIFFERENT"
-    return (
-        f"{word} at {text.position} (gap {text.gap.size:.2g}, rounding up to {text.gap.limit:.2g}): {counts}: {shown}"
-    )
+        return f"same: {counts}: {prompt}"
+    verdict = text.verdict if text.verdict == "near-tie" else "DIFFERENT"
+    gap = f"logits {text.gap.size:.2g} apart, rounding explains {text.gap.limit:.2g}"
+    return f"{verdict} at {text.position} ({gap}): {counts}: {prompt}"
 
 
-def proof_document(proof: VerifyReport) -> Document:
-    """The one document of `specgen verify --json`."""
+def verify_document(report: VerifyReport) -> Document:
+    """Returns the one document of `specgen verify --json`.
+
+    Schema version 1 keeps the names of 0.1.0: the type `proof`, and `promise`, `laws`, `rows`, `gap` and `limit` next
+    to the new names.
+    """
+    figures = {
+        "max_difference": report.batch_invariance.max_difference,
+        "int8_threshold": report.batch_invariance.threshold,
+    }
+    distributions = [
+        {
+            "processors": check.processors,
+            "outcomes": check.num_outcomes,
+            "error": check.error,
+            "is_exact": check.is_exact,
+        }
+        for check in report.distributions
+    ]
     return {
         "type": "proof",
         "schema_version": SCHEMA_VERSION,
-        "target": proof.info.target.name,
-        "draft": None if proof.info.draft is None else proof.info.draft.name,
-        "drafter": proof.info.drafter,
-        "promise": proof.info.promise,
-        "laws": [
-            {
-                "processors": distribution.processors,
-                "outcomes": distribution.num_outcomes,
-                "error": distribution.error,
-                "is_exact": distribution.is_exact,
-            }
-            for distribution in proof.distributions
-        ],
-        "rows": {
-            "is_independent": proof.batch_invariance.is_invariant,
-            "max_difference": proof.batch_invariance.max_difference,
-            "int8_threshold": proof.batch_invariance.threshold,
-        },
-        "texts": [_text_document(text) for text in proof.texts],
-        "has_real_difference": proof.has_real_difference,
+        "target": report.info.target.name,
+        "draft": None if report.info.draft is None else report.info.draft.name,
+        "drafter": report.info.drafter,
+        "guarantee": report.info.guarantee,
+        "promise": old_guarantee(report.info),
+        "distributions": distributions,
+        "laws": distributions,
+        "batch_invariance": {"is_invariant": report.batch_invariance.is_invariant, **figures},
+        "rows": {"is_independent": report.batch_invariance.is_invariant, **figures},
+        "texts": [_text_document(text) for text in report.texts],
+        "has_real_difference": report.has_real_difference,
     }
 
 
 def _text_document(text: TextCheck) -> dict[str, Any]:
+    distance = None if text.gap is None else text.gap.size
+    tolerance = None if text.gap is None else text.gap.limit
     return {
         "prompt": text.prompt,
         "verdict": text.verdict,
@@ -87,6 +91,8 @@ def _text_document(text: TextCheck) -> dict[str, Any]:
         "drafted": text.num_drafted,
         "accepted": text.num_accepted,
         "first_difference": text.position,
-        "gap": None if text.gap is None else text.gap.size,
-        "limit": None if text.gap is None else text.gap.limit,
+        "logit_gap": distance,
+        "gap": distance,
+        "tolerance": tolerance,
+        "limit": tolerance,
     }

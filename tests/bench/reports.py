@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specgen.bench.results import BenchReport, BenchSettings, Costs, Difference, Prompt, Run, Setting
+from specgen.bench.results import BenchReport, BenchSettings, Difference, MeasuredCosts, Prompt, Run, Setting
 from specgen.core.events import Prefill, Round
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
@@ -50,7 +50,7 @@ def report(
         config=BenchSettings(num_repeats=len(model_seconds)),
         runs=tuple(runs),
         differences=tuple(differences),
-        costs=Costs({n: 0.1 + 0.01 * (n - 1) for n in range(1, 10)}, {LABEL: 0.015, "lookup": 1e-5}),
+        costs=MeasuredCosts({n: 0.1 + 0.01 * (n - 1) for n in range(1, 10)}, {LABEL: 0.015, "lookup": 1e-5}),
         compared=frozenset((i, prompt) for i in (1, 2) for prompt in range(2)),
         environment={"processor": "test"},
         is_complete=True,

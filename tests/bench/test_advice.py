@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from specgen.bench.advice import best_speedup, command_line_for, recommend, warnings_of
-from specgen.bench.figures import break_even_alpha, figures_of, modelled_speedup
-from specgen.bench.results import Costs, Difference, Setting
+from specgen.bench.figures import break_even_alpha, figures_by_setting, modelled_speedup
+from specgen.bench.results import Difference, MeasuredCosts, Setting
 from specgen.cli.request import pair_settings
 from specgen.core.results import LogitGap
 from specgen.core.settings import ModelSettings
@@ -16,7 +16,7 @@ from tests.bench.reports import LABEL, SETTINGS, counts, report
 
 
 def test_the_fastest_setting_is_recommended_with_its_reason() -> None:
-    advice = recommend(figures_of(report()))
+    advice = recommend(figures_by_setting(report()))
 
     assert advice.figures is not None
     assert advice.figures.setting.label == LABEL
@@ -25,7 +25,7 @@ def test_the_fastest_setting_is_recommended_with_its_reason() -> None:
 
 
 def test_among_equals_the_smaller_draft_is_recommended() -> None:
-    advice = recommend(figures_of(report((0.05,) * 3, (0.0502,) * 3)))
+    advice = recommend(figures_by_setting(report((0.05,) * 3, (0.0502,) * 3)))
 
     assert advice.figures is not None
     assert advice.figures.setting.drafter == "lookup"
@@ -35,7 +35,7 @@ def test_among_equals_the_smaller_draft_is_recommended() -> None:
 def test_a_setting_whose_text_is_wrong_is_never_recommended() -> None:
     wrong = Difference(setting=1, prompt=0, position=3, gap=LogitGap(5.0, 0.1))
 
-    advice = recommend(figures_of(report(differences=[wrong])))
+    advice = recommend(figures_by_setting(report(differences=[wrong])))
 
     assert advice.figures is not None
     assert advice.figures.setting.drafter == "lookup"
@@ -44,7 +44,7 @@ def test_a_setting_whose_text_is_wrong_is_never_recommended() -> None:
 def test_a_near_tie_is_no_reason_against_a_setting() -> None:
     near = Difference(setting=1, prompt=0, position=3, gap=LogitGap(0.05, 0.1))
 
-    advice = recommend(figures_of(report(differences=[near])))
+    advice = recommend(figures_by_setting(report(differences=[near])))
 
     assert advice.figures is not None
     assert advice.figures.setting.label == LABEL
@@ -61,14 +61,14 @@ def test_a_near_tie_is_no_reason_against_a_setting() -> None:
 def test_do_not_speculate_where_it_may_not_pay(model_seconds: tuple[float, ...], why: str) -> None:
     made = report(model_seconds, (0.2,) * len(model_seconds))
 
-    advice = recommend(figures_of(made))
+    advice = recommend(figures_by_setting(made))
 
     assert advice.figures is None
     assert why in advice.reason
 
 
 def test_the_speedup_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
-    figures = figures_of(report((0.025, 0.1), (0.2, 0.2)))[1]
+    figures = figures_by_setting(report((0.025, 0.1), (0.2, 0.2)))[1]
 
     assert figures.repeat_ratios == pytest.approx((4.0, 1.0))
     assert figures.speedup == pytest.approx(1.6)
@@ -78,8 +78,8 @@ def test_runs_without_a_partner_count_for_no_ratio() -> None:
     whole = report()
     torn = replace(whole, runs=tuple(r for r in whole.runs if not (r.setting == 0 and r.repeat == 2)))
 
-    assert figures_of(torn)[1].repeat_ratios == pytest.approx((2.0, 2.0))
-    assert figures_of(torn)[1].num_runs == 6
+    assert figures_by_setting(torn)[1].repeat_ratios == pytest.approx((2.0, 2.0))
+    assert figures_by_setting(torn)[1].num_runs == 6
 
 
 def codes(made: object) -> set[str]:
@@ -104,10 +104,10 @@ def test_doubts_are_told() -> None:
 def test_one_repeat_that_loses_where_the_costs_predict_a_gain_is_doubted(
     seconds: tuple[float, ...], is_doubted: bool
 ) -> None:
-    costs = Costs({1: 0.1, 2: 0.2, 3: 0.22, 4: 0.24, 5: 0.26}, {LABEL: 0.015, "lookup": 1.0})
+    costs = MeasuredCosts({1: 0.1, 2: 0.2, 3: 0.22, 4: 0.24, 5: 0.26}, {LABEL: 0.015, "lookup": 1.0})
     made = replace(report(seconds, (0.2,) * len(seconds)), costs=costs)
 
-    assert figures_of(made)[1].predicted_speedup == pytest.approx(1.25)
+    assert figures_by_setting(made)[1].predicted_speedup == pytest.approx(1.25)
     doubted = [c.message for c in warnings_of(made) if c.code == "unlike_predicted" and LABEL in c.message]
     assert [f"{0.1 / seconds[0]:.2f}x where the costs of passes predict 1.25x" in m for m in doubted] == [
         True
@@ -115,8 +115,8 @@ def test_one_repeat_that_loses_where_the_costs_predict_a_gain_is_doubted(
 
 
 def test_one_repeat_is_called_so_beside_what_follows_from_it() -> None:
-    assert recommend(figures_of(report((0.05,), (0.08,)))).reason.startswith("2.00x in one repeat, the fastest")
-    assert "is 0.91x in one repeat: " in recommend(figures_of(report((0.11,), (0.2,)))).reason
+    assert recommend(figures_by_setting(report((0.05,), (0.08,)))).reason.startswith("2.00x in one repeat, the fastest")
+    assert "is 0.91x in one repeat: " in recommend(figures_by_setting(report((0.11,), (0.2,)))).reason
 
 
 def test_where_the_time_ran_out_more_repeats_are_not_asked_for() -> None:
@@ -150,7 +150,7 @@ def test_time_that_ran_out_is_told_with_what_was_measured() -> None:
 
 def test_a_recommended_setting_is_surely_faster_itself() -> None:
     # The model's draft is larger and surely faster; lookup is as fast in sum, and nobody knows.
-    advice = recommend(figures_of(report((0.05,) * 3, (0.02, 0.11, 0.02))))
+    advice = recommend(figures_by_setting(report((0.05,) * 3, (0.02, 0.11, 0.02))))
 
     assert advice.figures is not None
     assert advice.figures.setting.drafter == "model"
@@ -159,7 +159,7 @@ def test_a_recommended_setting_is_surely_faster_itself() -> None:
 def test_a_fast_and_wrong_text_keeps_no_limit() -> None:
     wrong = Difference(setting=1, prompt=0, position=3, gap=LogitGap(5.0, 0.1))
 
-    best = best_speedup(figures_of(report(differences=[wrong])))
+    best = best_speedup(figures_by_setting(report(differences=[wrong])))
 
     assert best is not None
     assert best.setting.drafter == "lookup"
@@ -168,7 +168,7 @@ def test_a_fast_and_wrong_text_keeps_no_limit() -> None:
 def test_texts_nobody_compared_are_not_called_the_same() -> None:
     made = replace(report(), compared=frozenset({(2, 0), (2, 1)}))
 
-    assert [f.sameness for f in figures_of(made)] == [None, None, "same"]
+    assert [f.text_verdict for f in figures_by_setting(made)] == [None, None, "same"]
 
 
 def test_what_a_model_reads_after_a_draft_that_was_taken_whole_is_in_the_curve() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from specgen.bench.advice import command_line_for, recommend
-from specgen.bench.configurations import open_engines
-from specgen.bench.figures import figures_of
+from specgen.bench.configurations import open_backends
+from specgen.bench.figures import figures_by_setting
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
-from specgen.bench.runner import Benchmark
+from specgen.bench.runner import Benchmark, Host
 from specgen.cli.bench.choices import DraftPlaces, on_both_engines
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.render.bench.columns import name_columns
@@ -35,14 +35,14 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
     for backend, folder in (("llama.cpp", first), ("transformers", second)):
         baseline = resolve_pair(PairSettings(model(folder), drafter="none"))
         pairs[backend] = (baseline, {"lookup": baseline.with_drafter("lookup", None)})
-    lanes = open_engines(pairs, [Setting("lookup", "lookup", "lookup", 2)])
-    clock.target = lanes[0].models.target.model
+    configurations = open_backends(pairs, [Setting("lookup", "lookup", "lookup", 2)])
+    clock.target = configurations[0].models.target.model
     prompts = [BenchPrompt(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]
-    return finished(Benchmark(lanes, prompts, CONFIG, clock=clock, wall=clock))
+    return finished(Benchmark(configurations, prompts, CONFIG, host=Host(clock=clock, wall_clock=clock)))
 
 
 def test_rows_stand_by_engine_and_are_named(report: BenchReport) -> None:
-    figures = figures_of(report)
+    figures = figures_by_setting(report)
 
     assert [(item.setting.backend, item.setting.drafter) for item in figures] == [
         *(("llama.cpp", "none"), ("llama.cpp", "lookup")),
@@ -57,7 +57,7 @@ def test_rows_stand_by_engine_and_are_named(report: BenchReport) -> None:
 
 
 def test_every_speedup_is_over_the_first_engine_alone(report: BenchReport) -> None:
-    alone, drafted, other_alone, other_drafted = figures_of(report)
+    alone, drafted, other_alone, other_drafted = figures_by_setting(report)
 
     assert alone.speedup is None
     assert other_alone.speedup == pytest.approx(1 / 5)
@@ -76,12 +76,12 @@ def test_a_text_is_compared_with_its_own_engines(report: BenchReport) -> None:
     texts = {run.setting: run.token_ids for run in report.runs}
 
     assert texts[0] == texts[1] != texts[2] == texts[3]
-    assert [item.sameness for item in figures_of(report)] == [None, "same", None, "same"]
+    assert [item.text_verdict for item in figures_by_setting(report)] == [None, "same", None, "same"]
     assert report.differences == ()
 
 
 def test_the_other_engine_alone_is_recommended_where_it_is_the_fastest(report: BenchReport) -> None:
-    alone, _, other_alone, _ = figures_of(report)
+    alone, _, other_alone, _ = figures_by_setting(report)
 
     slow, fast = (recommend([alone, replace(other_alone, speedup=speedup, interval=None)]) for speedup in (0.2, 5.0))
 

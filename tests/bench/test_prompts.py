@@ -17,7 +17,7 @@ def test_the_bundled_prompts_cover_at_least_eight_categories() -> None:
     assert all(len(prompt.messages[0].content) > 60 for prompt in prompts)
 
 
-def test_json_lines_may_hold_a_prompt_messages_or_turns() -> None:
+def test_json_lines_may_have_a_prompt_messages_or_turns() -> None:
     lines = [
         {"id": "a", "category": "code", "prompt": "one"},
         {"id": "b", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "two"}]},
@@ -31,31 +31,31 @@ def test_json_lines_may_hold_a_prompt_messages_or_turns() -> None:
     assert (three.id, three.messages, three.later_turns) == ("81", (Message("user", "first"),), ("second",))
 
 
-def test_plain_text_holds_a_prompt_per_line() -> None:
+def test_plain_text_has_a_prompt_per_line() -> None:
     prompts = parse_prompts("one\n\n  two\n", "file")
 
     assert [prompt.messages[0].content for prompt in prompts] == ["one", "two"]
 
 
-def test_equal_names_are_told_apart() -> None:
+def test_equal_ids_get_a_number() -> None:
     prompts = parse_prompts('{"id": "x", "prompt": "a"}\n{"id": "x", "prompt": "b"}', "file")
 
     assert [prompt.id for prompt in prompts] == ["x", "x-2"]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place"),
     [
-        ("", "holds no prompt"),
-        ("{", "line 1 is not JSON"),
-        ('{"prompt": "a"}\nb', "line 2 is not JSON"),
-        ('{"text": "a"}', "line 1 has no prompt, messages or turns"),
-        ('{"turns": [1]}', "has no prompt"),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', "a message needs role"),
+        ("", "file"),
+        ("{", "file, line 1"),
+        ('{"prompt": "a"}\nb', "file, line 2"),
+        ('{"text": "a"}', "file, line 1"),
+        ('{"turns": [1]}', "file, line 1"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "file, line 1"),
     ],
 )
-def test_what_is_no_prompt_is_refused_with_its_line(text: str, message: str) -> None:
-    with pytest.raises(PromptError, match=message):
+def test_an_invalid_prompt_is_reported_with_its_line(text: str, place: str) -> None:
+    with pytest.raises(PromptError, match=place):
         parse_prompts(text, "file")
 
 

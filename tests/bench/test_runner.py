@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from specgen.bench.figures import figures_of
+from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchSettings
 from specgen.bench.runner import Benchmark
 from specgen.core.errors import PromptError
@@ -42,7 +42,7 @@ def test_every_figure_of_a_scripted_pair_is_exact(toys: dict[str, Path], clock: 
     report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (k,), SMALL))
 
     rounds = expected_rounds(40, k)
-    alone, drafted = figures_of(report)
+    alone, drafted = figures_by_setting(report)
     counts = drafted.counts
     num_drafted, num_accepted = sum(d for d, _ in rounds), sum(a for _, a in rounds)
     num_tested = sum(min(a + 1, d) for d, a in rounds)
@@ -59,7 +59,7 @@ def test_every_figure_of_a_scripted_pair_is_exact(toys: dict[str, Path], clock: 
     assert drafted.interval is not None
     assert (drafted.interval.low, drafted.interval.high) == pytest.approx((drafted.speedup, drafted.speedup))
     assert counts.draft_share == pytest.approx(0.2 * num_drafted / speculative_seconds(rounds))
-    assert drafted.sameness == "same"
+    assert drafted.text_verdict == "same"
     # The costs of passes are the clock's own rule, so what they predict is what was measured.
     assert report.costs is not None
     assert report.costs.verify_seconds[k + 1] == pytest.approx(1 + k / 10)
@@ -85,11 +85,11 @@ def test_a_drift_of_six_percent_over_the_run_biases_the_ratio_by_less_than_one(
             total = totals[0] if totals else 1.0
             clock.rule = lambda c, t, n, drift=drift, total=total: plain_rule(c, t, n) * (1 + drift * c.now / total)
             clock.install(patch)
-            config = BenchSettings(num_tokens=40, num_repeats=num_repeats, num_warmups=0, probes_costs=False)
+            config = BenchSettings(num_tokens=40, num_repeats=num_repeats, num_warmups=0, times_passes=False)
             drafts = {"wrong": toys["wrong"], "lookup": None}
             report = finished(benchmark(clock, toys["target"], drafts, (2, 5), config, num_prompts=num_prompts))
         totals.append(clock.now)
-        speedups.append([item.speedup for item in figures_of(report)[1:]])
+        speedups.append([item.speedup for item in figures_by_setting(report)[1:]])
 
     # Over so short a run the drift is all there is; measured one setting after the other, the last one loses 5 %.
     for still, drifting in zip(*speedups, strict=True):
@@ -98,7 +98,7 @@ def test_a_drift_of_six_percent_over_the_run_biases_the_ratio_by_less_than_one(
 
 
 def test_settings_follow_each_other_forwards_and_backwards(toys: dict[str, Path], clock: VirtualClock) -> None:
-    config = BenchSettings(num_tokens=4, num_repeats=2, num_warmups=0, probes_costs=False)
+    config = BenchSettings(num_tokens=4, num_repeats=2, num_warmups=0, times_passes=False)
 
     report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (1, 2), config, num_prompts=2))
 
@@ -115,7 +115,7 @@ def test_a_planted_slowdown_of_ten_percent_shows(toys: dict[str, Path], monkeypa
             )
             clock.install(patch)
             report = finished(benchmark(clock, toys["target"], {"lookup": None}, (4,), SMALL))
-        speedups.append(figures_of(report)[1].speedup)
+        speedups.append(figures_by_setting(report)[1].speedup)
 
     assert 1.02 < speedups[0] / speedups[1] < 1.11
 
@@ -143,7 +143,7 @@ def test_an_interrupted_prompt_is_compared_as_far_as_it_went(toys: dict[str, Pat
             made.interrupt()
 
     assert {pair for pair in made.report().compared if pair[0]} == {(1, 0)}
-    assert [item.sameness for item in figures_of(made.report())] == [None, "same"]
+    assert [item.text_verdict for item in figures_by_setting(made.report())] == [None, "same"]
 
 
 def test_an_interrupt_in_the_middle_of_a_run_drops_that_run(
@@ -170,7 +170,7 @@ def test_a_broken_draft_is_left_out_and_said(
     toys: dict[str, Path], clock: VirtualClock, monkeypatch: pytest.MonkeyPatch, from_the_start: bool
 ) -> None:
     made = benchmark(clock, toys["target"], {"wrong": toys["wrong"], "lookup": None}, (2,), SMALL)
-    broken, forward = made.lanes[1].models.draft, CachedModel._forward
+    broken, forward = made.configurations[1].models.draft, CachedModel._forward
 
     def breaking(model: CachedModel, *arguments: object) -> object:
         if model is broken and (from_the_start or made.report().runs):
@@ -188,7 +188,7 @@ def test_a_broken_draft_is_left_out_and_said(
 
 
 def test_time_that_runs_out_ends_behind_a_whole_prompt(toys: dict[str, Path], clock: VirtualClock) -> None:
-    config = BenchSettings(num_tokens=40, num_repeats=9, num_warmups=0, budget_seconds=50.0, probes_costs=False)
+    config = BenchSettings(num_tokens=40, num_repeats=9, num_warmups=0, time_limit_seconds=50.0, times_passes=False)
 
     report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), config, num_prompts=5))
 
@@ -198,7 +198,7 @@ def test_time_that_runs_out_ends_behind_a_whole_prompt(toys: dict[str, Path], cl
 
 
 def test_no_repeat_is_begun_that_would_end_too_late(toys: dict[str, Path], clock: VirtualClock) -> None:
-    config = BenchSettings(num_tokens=40, num_repeats=9, num_warmups=0, budget_seconds=200.0, probes_costs=False)
+    config = BenchSettings(num_tokens=40, num_repeats=9, num_warmups=0, time_limit_seconds=200.0, times_passes=False)
 
     report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), config, num_prompts=1))
 
@@ -240,7 +240,7 @@ def test_the_interval_is_that_of_the_repeats_as_computed_by_hand(
         plain_rule(c, is_target, n) * (factors[min(len(made.report().runs) // 4, 2)] if is_target and n > 1 else 1.0)
     )
     clock.install(monkeypatch)
-    drafted = figures_of(finished(made))[1]
+    drafted = figures_by_setting(finished(made))[1]
 
     rounds = expected_rounds(40, 2)
     ratios = [40 / sum(0.2 * d + (1 + d / 10) * (f if d else 1) for d, _ in rounds) for f in factors]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from specgen.bench.results import Run
-from specgen.bench.text_comparison import Comparison, first_difference
+from specgen.bench.text_comparison import TextComparison, first_difference
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
 from specgen.core.settings import SamplingSettings
@@ -31,7 +31,7 @@ def test_texts_differ_where_a_token_differs_or_is_missing() -> None:
 
 
 def test_a_clear_choice_that_was_missed_is_a_real_difference() -> None:
-    comparison = Comparison(table(gap=0.5), FLOAT32, GREEDY)
+    comparison = TextComparison(table(gap=0.5), FLOAT32, GREEDY)
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3), run(2, 4, 1, 2)], [0])
 
@@ -41,7 +41,7 @@ def test_a_clear_choice_that_was_missed_is_a_real_difference() -> None:
 
 
 def test_a_choice_within_rounding_is_a_near_tie() -> None:
-    comparison = Comparison(table(gap=1e-6), FLOAT32, GREEDY)
+    comparison = TextComparison(table(gap=1e-6), FLOAT32, GREEDY)
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
 
@@ -51,7 +51,7 @@ def test_a_choice_within_rounding_is_a_near_tie() -> None:
 def test_a_near_tie_does_not_hide_a_real_difference_of_another_repeat() -> None:
     target = table(gap=1e-6)
     target.table[2, 4] = 7.0
-    comparison = Comparison(target, FLOAT32, GREEDY)
+    comparison = TextComparison(target, FLOAT32, GREEDY)
 
     comparison.observe([run(0, 1, 2, 4), run(1, 1, 3, 4)], [0])
     comparison.observe([run(0, 1, 2, 4), run(1, 1, 2, 5)], [0])
@@ -60,7 +60,7 @@ def test_a_near_tie_does_not_hide_a_real_difference_of_another_repeat() -> None:
 
 
 def test_a_near_tie_does_not_hide_another_token_at_the_same_place() -> None:
-    comparison = Comparison(table(gap=1e-6), FLOAT32, GREEDY)
+    comparison = TextComparison(table(gap=1e-6), FLOAT32, GREEDY)
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 5)], [0])
@@ -69,7 +69,7 @@ def test_a_near_tie_does_not_hide_another_token_at_the_same_place() -> None:
 
 
 def test_what_was_compared_is_known() -> None:
-    comparison = Comparison(table(gap=0.5), FLOAT32, GREEDY)
+    comparison = TextComparison(table(gap=0.5), FLOAT32, GREEDY)
 
     comparison.observe([run(1, 4, 1, 2)], [0])
     assert comparison.compared == set()
@@ -78,7 +78,7 @@ def test_what_was_compared_is_known() -> None:
 
 
 def test_sampled_texts_are_not_compared() -> None:
-    comparison = Comparison(table(gap=0.5), FLOAT32, SamplingSettings(temperature=1.0))
+    comparison = TextComparison(table(gap=0.5), FLOAT32, SamplingSettings(temperature=1.0))
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
 
@@ -86,7 +86,7 @@ def test_sampled_texts_are_not_compared() -> None:
 
 
 def test_an_answer_that_ended_early_is_no_near_tie() -> None:
-    comparison = Comparison(table(gap=0.0), FLOAT32, GREEDY)
+    comparison = TextComparison(table(gap=0.0), FLOAT32, GREEDY)
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1)], [0])
 

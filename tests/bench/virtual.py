@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from specgen.bench.configurations import open_lanes
+from specgen.bench.configurations import open_configurations
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
-from specgen.bench.runner import Benchmark
+from specgen.bench.runner import Benchmark, Host
 from specgen.core.settings import ModelSettings
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.pair import PairSettings, resolve_pair
@@ -67,10 +67,10 @@ def benchmark(
         for name, path in drafts.items()
     }
     settings = [Setting("model" if drafts[n] else "lookup", n, n, k) for n in drafts for k in lengths]
-    lanes = open_lanes(baseline, pairs, settings)
-    clock.target = lanes[0].models.target.model
+    configurations = open_configurations(baseline, pairs, settings)
+    clock.target = configurations[0].models.target.model
     prompts = [BenchPrompt(f"p{i}", f"c{i}", (Message("user", "hello"),)) for i in range(num_prompts)]
-    return Benchmark(lanes, prompts, config, clock=clock, wall=clock)
+    return Benchmark(configurations, prompts, config, host=Host(clock=clock, wall_clock=clock))
 
 
 def finished(made: Benchmark) -> BenchReport:

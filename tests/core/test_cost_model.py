@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specgen.bench.figures import figures_of
+from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchSettings
 from specgen.core.cost_model import PassCosts, fixed_speedup, forecast, predicted_speedup
 from specgen.core.events import Round
@@ -100,7 +100,7 @@ def test_the_benchmarks_prediction_holds_where_the_draft_catches_up_at_a_price(
 
     report = finished(benchmark(clock, target, {"wrong": wrong}, (k,), config, num_prompts=1))
 
-    drafted = figures_of(report)[1]
+    drafted = figures_by_setting(report)[1]
     assert report.costs is not None
     assert report.costs.catch_up_seconds == pytest.approx({drafted.setting.label: 0.2})
     assert drafted.predicted_speedup == pytest.approx(drafted.speedup, rel=0.03)

@@ -192,12 +192,12 @@ def test_banner_and_summary_say_that_a_run_is_not_lossless() -> None:
     banner, summary = format_banner(info()).plain, format_summary(report, 100).plain
 
     assert "NOT LOSSLESS" in banner
-    assert "promise  NOT LOSSLESS: int8 with outlier threshold 6" in summary
+    assert "output   NOT LOSSLESS: int8 with outlier threshold 6" in summary
     assert "NOT LOSSLESS" not in format_banner(info(None)).plain
 
 
 @pytest.mark.parametrize(
-    ("changes", "promise"),
+    ("changes", "guarantee"),
     [
         ({}, "none"),
         ({"drafter": "none"}, "exact"),
@@ -205,14 +205,14 @@ def test_banner_and_summary_say_that_a_run_is_not_lossless() -> None:
         ({"check": BatchInvarianceCheck(0.0)}, "near_tie"),
         ({"check": BatchInvarianceCheck(1e-9)}, "none"),
         ({"check": BatchInvarianceCheck(float("nan"))}, "none"),
-        ({"check": None, "sampling": SamplingSettings(temperature=1.0)}, "same_law"),
+        ({"check": None, "sampling": SamplingSettings(temperature=1.0)}, "same_distribution"),
         ({"sampling": SamplingSettings(temperature=1.0)}, "none"),
         ({"check": None, "target": runs.ModelInfo("toy", "none", "float32", "cpu")}, "exact"),
         ({"check": None, "target": runs.ModelInfo("toy", "none", "bfloat16", "cpu")}, "near_tie"),
     ],
 )
-def test_a_run_is_promised_what_its_weights_and_sampling_allow(changes: dict[str, Any], promise: str) -> None:
-    assert info(**{"check": INTERACTING, **changes}).promise == promise
+def test_the_guarantee_follows_from_weights_and_sampling(changes: dict[str, Any], guarantee: str) -> None:
+    assert info(**{"check": INTERACTING, **changes}).guarantee == guarantee
 
 
 def test_the_command_line_says_it_in_json_and_as_a_warning(cli: Cli, with_threshold: Path) -> None:
@@ -220,16 +220,18 @@ def test_the_command_line_says_it_in_json_and_as_a_warning(cli: Cli, with_thresh
 
     document = json.loads(ended.out)
     assert ended.code == 0
-    assert document["promise"]["class"] == "none"
-    assert document["promise"]["is_lossless"] is False
+    assert document["guarantee"]["class"] == document["promise"]["class"] == "none"
+    assert document["guarantee"]["is_lossless"] is document["promise"]["is_lossless"] is False
+    assert document["guarantee"]["batch_invariance"]["is_invariant"] is False
+    assert document["guarantee"]["batch_invariance"]["int8_threshold"] == 6.0
     assert document["promise"]["row_check"]["int8_threshold"] == 6.0
     assert [notice.split(":")[0] for notice in document["notices"]] == ["not lossless"]
     assert "warning: not lossless: int8 with outlier threshold 6" in ended.err
-    assert "promise  NOT LOSSLESS" in ended.err
+    assert "output   NOT LOSSLESS" in ended.err
 
 
 def test_without_a_draft_even_such_a_target_writes_its_own_text(cli: Cli, with_threshold: Path) -> None:
     ended = cli("generate", "hello", "-t", with_threshold, "--device", "cpu", "-n", 4, "--json", "-d", "none")
 
-    assert json.loads(ended.out)["promise"]["is_lossless"] is True
+    assert json.loads(ended.out)["guarantee"]["is_lossless"] is True
     assert "not lossless" not in ended.err

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from specgen.bench.advice import recommend
-from specgen.bench.figures import figures_of
+from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import Difference
 from specgen.core.results import LogitGap
 from specgen.render.bench.columns import shorten
@@ -25,7 +25,7 @@ NEAR = Difference(setting=1, prompt=0, position=41, gap=LogitGap(0.03, 0.1))
 
 def table(width: int, **options: bool) -> str:
     made = report(differences=[NEAR])
-    figures = figures_of(made)
+    figures = figures_by_setting(made)
     return format_bench(made, figures, recommend(figures), width, **options).plain
 
 
@@ -45,7 +45,7 @@ def test_a_terminal_of_ascii_gets_ascii() -> None:
 
 def test_an_interval_that_says_nothing_shows_no_digits() -> None:
     made = report((0.02, 0.2), (0.08, 0.08))
-    figures = figures_of(made)
+    figures = figures_by_setting(made)
 
     assert "0.91x ±?" in format_bench(made, figures, recommend(figures), 120).plain
 
@@ -79,7 +79,7 @@ def test_csv_has_a_row_per_run() -> None:
 
 def test_markdown_is_the_method_one_table_the_recommendation_and_every_doubt() -> None:
     made = report()
-    figures = figures_of(made)
+    figures = figures_by_setting(made)
 
     text = markdown_text(made, figures, recommend(figures))
     doubtful = markdown_text(replace(made, is_complete=False), figures, recommend(figures))
@@ -103,11 +103,11 @@ def test_a_name_is_cut_before_what_tells_drafts_apart() -> None:
 def test_the_plot_is_a_picture_with_every_draft_in_it() -> None:
     made = report()
 
-    svg = plot_bytes(made, figures_of(made), ".svg")
+    svg = plot_bytes(made, figures_by_setting(made), ".svg")
 
     text = " ".join(ElementTree.fromstring(svg).itertext())
     assert LABEL in text
     assert "lookup" in text
-    assert plot_bytes(made, figures_of(made), ".png").startswith(b"\x89PNG")
+    assert plot_bytes(made, figures_by_setting(made), ".png").startswith(b"\x89PNG")
     # The same runs give the same file.
-    assert plot_bytes(made, figures_of(made), ".svg") == svg
+    assert plot_bytes(made, figures_by_setting(made), ".svg") == svg

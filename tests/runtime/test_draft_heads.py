@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from specgen.bench.configurations import open_lanes
-from specgen.bench.pass_costs import measure_costs
+from specgen.bench.configurations import open_configurations
+from specgen.bench.pass_costs import measure_pass_costs
 from specgen.bench.results import Setting
 from specgen.cli.bench.choices import DraftPlaces, draft_pairs, drafts_from, settings_of
 from specgen.cli.chat.autosave import transcript_of
@@ -214,15 +214,17 @@ def test_bench_measures_it_beside_others(folders: dict[str, Path]) -> None:
     baseline = resolve_pair(PairSettings(model(folders["target"]), "none"))
     names = ("features", "subset", "layers")
     pairs = {name: baseline.with_drafter("model", model(folders[name])) for name in names}
-    lanes = open_lanes(baseline, pairs, [Setting("model", name, name, 4) for name in names])
+    configurations = open_configurations(baseline, pairs, [Setting("model", name, name, 4) for name in names])
 
-    costs = measure_costs({name: lane.models for name, lane in zip(names, lanes[1:], strict=True)}, PROMPT, 4, GREEDY)
+    costs = measure_pass_costs(
+        {name: lane.models for name, lane in zip(names, configurations[1:], strict=True)}, PROMPT, 4
+    )
 
-    assert [lane.setting.label for lane in lanes[1:]] == [f"{name} float32" for name in names]
+    assert [lane.setting.label for lane in configurations[1:]] == [f"{name} float32" for name in names]
     assert set(costs.draft_seconds) == set(names)
-    for lane in lanes:
+    for lane in configurations:
         lane.models.clear_caches()
-        assert run(lane.models).token_ids == run_alone(lanes[0].models)
+        assert run(lane.models).token_ids == run_alone(configurations[0].models)
 
 
 def run_alone(models: LoadedModels) -> list[int]:
@@ -319,7 +321,7 @@ def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path)
     for target, wanted in (("target", ("model+lookup", "toy-draft float32+lookup")), ("other", ("lookup", "lookup"))):
         baseline = resolve_pair(PairSettings(model(folders[target]), "none"))
         pairs = draft_pairs(baseline, choices, DraftPlaces("float32", "cpu", None, False), SILENT)
-        (_, lane) = open_lanes(baseline, {"auto": replace_quant(pairs["auto"])}, settings_of(choices, ["4"]))
+        (_, lane) = open_configurations(baseline, {"auto": replace_quant(pairs["auto"])}, settings_of(choices, ["4"]))
         assert (lane.setting.drafter, lane.setting.label) == wanted
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from specgen.bench.advice import best_speedup, warnings_of
-from specgen.bench.figures import figures_of
-from specgen.bench.prompts import BenchPrompt
+from specgen.bench.figures import figures_by_setting
+from specgen.bench.prompts import BenchPrompt, PromptFormat
 from specgen.bench.results import BenchReport, BenchSettings
 from specgen.cli.bench import choices as b
 from specgen.cli.bench.output import BenchOutput
@@ -56,8 +56,8 @@ def open_benchmark(
     with loading as progress, gc_paused():
         progress.stage("starting")
         prepare_libraries(verbose > 1)
-        from specgen.bench.configurations import open_engines
-        from specgen.bench.runner import Benchmark
+        from specgen.bench.configurations import open_backends
+        from specgen.bench.runner import Benchmark, Host
         from specgen.runtime import learned_costs
         from specgen.runtime.environment import environment
         from specgen.runtime.pair import PairSettings, resolve_pair
@@ -66,10 +66,16 @@ def open_benchmark(
         for engine, (target, places) in engines.items():
             baseline = resolve_pair(PairSettings(target, drafter="none", lookup_texts=lookup_texts), progress)
             pairs[engine] = (baseline, b.draft_pairs(baseline, drafts, places, progress))
-        lanes = open_engines(pairs, b.settings_of(drafts, lengths), progress)
-        for models in {id(lane.models): lane.models for lane in lanes}.values():
+        configurations = open_backends(pairs, b.settings_of(drafts, lengths), progress)
+        for models in {id(lane.models): lane.models for lane in configurations}.values():
             learned_costs.load(models)
-        return Benchmark(lanes, prompts, config, raw=raw, template=template, environment=environment())
+        return Benchmark(
+            configurations,
+            prompts,
+            config,
+            prompt_format=PromptFormat(raw, template),
+            host=Host(environment()),
+        )
 
 
 def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signals: StopSignals) -> BenchReport:
@@ -78,13 +84,13 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
     Raises:
         SpecgenError: The target itself failed.
     """
-    from specgen.render.bench.progress import BenchProgress
+    from specgen.render.bench.progress import BenchProgressBar
 
     for notice in benchmark.report().notices:
         messages.warning(notice)
     signals.listener = benchmark.interrupt
     try:
-        with BenchProgress(messages.console, quiet=messages.quiet) as progress:
+        with BenchProgressBar(messages.console, quiet=messages.quiet) as progress:
             for step in benchmark:
                 progress.step(step.stage, step.num_done, step.num_steps)
                 output.step(step, benchmark.report())
@@ -105,8 +111,8 @@ def measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signa
 def _keep_costs(benchmark: Benchmark) -> None:
     from specgen.runtime import learned_costs
 
-    costs, timed = benchmark.report().costs, benchmark.lanes[0].models.target
-    for models in {id(lane.models): lane.models for lane in benchmark.lanes}.values():
+    costs, timed = benchmark.report().costs, benchmark.configurations[0].models.target
+    for models in {id(lane.models): lane.models for lane in benchmark.configurations}.values():
         # On a second engine the target is another one.
         learned_costs.save(
             models, measured=costs.verify_seconds if costs is not None and models.target is timed else None
@@ -162,7 +168,7 @@ def limit_error(report: BenchReport, least_speedup: float | None, least_tar: flo
     """What `--fail-under-...` says."""
     if least_speedup is None and least_tar is None:
         return None
-    best = best_speedup(figures_of(report))
+    best = best_speedup(figures_by_setting(report))
     if best is None or best.speedup is None:
         return LimitError("no setting was measured to the end, so no limit is kept")
     name = best.setting.name

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specgen.bench.advice import Recommendation, recommend
-from specgen.bench.figures import Figures, figures_of
-from specgen.bench.results import BenchReport, Step
+from specgen.bench.figures import SettingFigures, figures_by_setting
+from specgen.bench.results import BenchReport, BenchStep
 from specgen.cli.bench.choices import BenchFormat
 from specgen.cli.stdout import require_stdout, use_utf8_stdout
 from specgen.cli.streams import Messages
@@ -84,7 +84,7 @@ class BenchOutput:
         self._is_finished = False
         self._keeps_results = True
 
-    def step(self, step: Step, report: BenchReport) -> None:
+    def step(self, step: BenchStep, report: BenchReport) -> None:
         """Follow the benchmark: a line per run for ndjson, and the raw runs on disk after every prompt."""
         if self.form == "ndjson":
             if not self._started:
@@ -108,7 +108,7 @@ class BenchOutput:
             OutputError: A file or stdout can't be written; the raw runs then are in the state folder.
         """
         self.keep(report)
-        figures = figures_of(report)
+        figures = figures_by_setting(report)
         advice = recommend(figures)
         failed = self._export(report, figures, advice)
         match self.form:
@@ -141,7 +141,9 @@ class BenchOutput:
             self._line(dumps(error_document(error)))
             error.is_reported = True
 
-    def _export(self, report: BenchReport, figures: Sequence[Figures], advice: Recommendation) -> OutputError | None:
+    def _export(
+        self, report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation
+    ) -> OutputError | None:
         """Write the files asked for, each of them whatever became of the others; the first error."""
         failed = None
         for path, suffix in (
@@ -161,7 +163,7 @@ class BenchOutput:
     def _table(self, report: BenchReport, *, by_category: bool, chart: bool) -> None:
         console = make_console(sys.stdout, self._color, os.environ)
         on_terminal = is_terminal(sys.stdout)
-        figures = figures_of(report)
+        figures = figures_by_setting(report)
         console.print(
             format_bench(
                 report,
@@ -191,7 +193,7 @@ class BenchOutput:
         self._sink.write((text + "\n").encode())
 
 
-def _file_bytes(report: BenchReport, figures: Sequence[Figures], advice: Recommendation, suffix: str) -> bytes:
+def _file_bytes(report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation, suffix: str) -> bytes:
     """A file's content by its form."""
     match suffix:
         case ".json":

@@ -214,7 +214,7 @@ def bench(
         num_warmups=warmup,
         sampling=SamplingSettings(temperature=temperature, seed=seed),
         stops_at_end=not ignore_eos,
-        budget_seconds=b.QUICK_SECONDS if quick else None,
+        time_limit_seconds=b.QUICK_SECONDS if quick else None,
     )
     lookup_texts = lookup_texts_from(lookup_file, drafts or ["lookup"])
     chosen = b.prompts_for(prompts, num_prompts or (b.QUICK_PROMPTS if quick else None))

@@ -71,7 +71,7 @@ def verify(
     from specgen.cli.request import draft_length_from
     from specgen.cli.streams import Messages, print_text, write_document
     from specgen.render.progress import LoadProgress
-    from specgen.render.verify import format_proof, proof_document
+    from specgen.render.verify import format_verify_report, verify_document
 
     num_draft_tokens, schedule = draft_length_from(draft_tokens)
     if draft == "none" or not num_draft_tokens:
@@ -92,9 +92,9 @@ def verify(
             exit_stopped(stopped, as_json=as_json)
     try:
         if as_json:
-            write_document(proof_document(proof))
+            write_document(verify_document(proof))
         else:
-            print_text(format_proof(proof), color)
+            print_text(format_verify_report(proof), color)
     except BrokenPipeError:
         discard_stdout()
     if proof.has_real_difference:
@@ -157,7 +157,7 @@ def _difference(proof: VerifyReport) -> DifferenceError:
         return DifferenceError("the loop's law on tables is not the target's", "this is a bug of specgen: report it")
     hint = (
         "--draft none gives the target's own text"
-        if proof.info.promise == "none"
+        if proof.info.guarantee == "none"
         else "with --dtype float32 --quant none on both sides this is a bug: report it"
     )
     first, gap = different[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from specgen.bench.figures import Figures
+from specgen.bench.figures import SettingFigures
 from specgen.bench.results import BenchReport
 from specgen.core.units import format_size
 from specgen.render.formatting import format_count, format_drafter, format_duration, format_model
@@ -19,7 +19,7 @@ NOTHING = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class Column:
     """A column.
 
     Args:
@@ -70,7 +70,9 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
     ]
 
 
-def name_columns(figures: Sequence[Figures], num_cells: int | None, signs: Glyphs, *, ascii_only: bool) -> list[Cells]:
+def name_columns(
+    figures: Sequence[SettingFigures], num_cells: int | None, signs: Glyphs, *, ascii_only: bool
+) -> list[Column]:
     """Engine where two are compared, draft and draft length: what every part of a table begins with.
 
     Args:
@@ -83,9 +85,9 @@ def name_columns(figures: Sequence[Figures], num_cells: int | None, signs: Glyph
     if num_cells is not None:
         names = [shorten(name, num_cells, signs.cut) for name in names]
     lengths = [NOTHING if item.setting.drafter == "none" else item.setting.length for item in figures]
-    columns = [Cells("draft", tuple(names), is_left=True), Cells("k", tuple(lengths))]
+    columns = [Column("draft", tuple(names), is_left=True), Column("k", tuple(lengths))]
     if any(item.setting.backend for item in figures):
-        columns.insert(0, Cells("engine", tuple(item.setting.backend for item in figures), is_left=True))
+        columns.insert(0, Column("engine", tuple(item.setting.backend for item in figures), is_left=True))
     return columns
 
 
@@ -98,7 +100,7 @@ def shorten(name: str, num_cells: int, cut: str) -> str:
     return cut_to_cells(name, num_cells - cell_len(tail), cut) + tail
 
 
-def figure_columns(figures: Sequence[Figures], best: int | None, signs: Glyphs) -> list[Cells]:
+def figure_columns(figures: Sequence[SettingFigures], best: int | None, signs: Glyphs) -> list[Column]:
     """All figures, the most wanted first.
 
     Args:
@@ -107,8 +109,8 @@ def figure_columns(figures: Sequence[Figures], best: int | None, signs: Glyphs) 
         signs: For α.
     """
 
-    def column(head: str, words: Callable[[Figures], str]) -> Cells:
-        return Cells(head, tuple(words(item) for item in figures))
+    def column(head: str, words: Callable[[SettingFigures], str]) -> Column:
+        return Column(head, tuple(words(item) for item in figures))
 
     return [
         column("tok/s", lambda f: _number(f.counts.tokens_per_second, 1)),
@@ -124,7 +126,7 @@ def figure_columns(figures: Sequence[Figures], best: int | None, signs: Glyphs) 
     ]
 
 
-def speedup_words(figures: Figures, signs: Glyphs) -> str:
+def speedup_words(figures: SettingFigures, signs: Glyphs) -> str:
     """`1.62x ±0.02`: half of the 95 % interval, where there is one; `±?` if it is wider than the figure is large."""
     if figures.speedup is None:
         return "1.00x" if figures.setting.drafter == "none" else NOTHING
@@ -143,11 +145,11 @@ def _percent(rate: float | None) -> str:
     return NOTHING if rate is None else f"{100 * rate:.0f} %"
 
 
-def _text(figures: Figures) -> str:
+def _text(figures: SettingFigures) -> str:
     """Whether greedy answers were the target's own."""
-    if figures.sameness is None:
+    if figures.text_verdict is None:
         return NOTHING
-    if figures.sameness == "same" or figures.difference is None:
+    if figures.text_verdict == "same" or figures.difference is None:
         return "same"
-    word = "near-tie" if figures.sameness == "near-tie" else "DIFFERENT"
+    word = "near-tie" if figures.text_verdict == "near-tie" else "DIFFERENT"
     return f"{word}@{figures.difference.position}"

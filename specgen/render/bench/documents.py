@@ -13,7 +13,7 @@ from typing import Any
 
 from specgen import __version__
 from specgen.bench.advice import Recommendation, command_line_for, recommend, warnings_of
-from specgen.bench.figures import Figures, figures_of
+from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BenchReport, Difference, Run, Setting
 from specgen.render.bench.columns import figure_columns, method_lines, name_columns
 from specgen.render.json_text import Document
@@ -42,7 +42,7 @@ CSV_NAMES = (
 
 def bench_document(report: BenchReport) -> Document:
     """The whole benchmark as one document."""
-    figures = figures_of(report)
+    figures = figures_by_setting(report)
     return {
         **start_document(report),
         "type": "bench",
@@ -83,7 +83,7 @@ def start_document(report: BenchReport) -> Document:
     }
 
 
-def result_document(report: BenchReport, figures: Figures) -> Document:
+def result_document(report: BenchReport, figures: SettingFigures) -> Document:
     """A setting: its summary, and its runs one by one."""
     return {
         **_setting(figures.setting),
@@ -98,7 +98,7 @@ def result_document(report: BenchReport, figures: Figures) -> Document:
             "predicted_by_draft_tokens": {} if figures.forecast is None else dict(figures.forecast.by_length),
             "ttft_s": figures.ttft_seconds,
             "peak_memory_bytes": figures.peak_memory_bytes,
-            "text": figures.sameness,
+            "text": figures.text_verdict,
             "stats": stats_document(figures.counts),
         },
         "differences": [_difference(report, d) for d in report.differences if d.setting == figures.index],
@@ -151,7 +151,7 @@ def csv_text(report: BenchReport) -> str:
     return output.getvalue()
 
 
-def markdown_text(report: BenchReport, figures: Sequence[Figures], advice: Recommendation) -> str:
+def markdown_text(report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation) -> str:
     """For GitHub: what was measured, the table, the recommendation, and every reason to doubt a figure."""
     best = None if advice.figures is None else advice.figures.index
     names = name_columns(figures, None, UNICODE_GLYPHS, ascii_only=False)
@@ -182,11 +182,12 @@ def _setting(setting: Setting) -> Document:
         "draft": None if setting.drafter == "none" else setting.label,
         "k": setting.length,
         "drafter": setting.drafter,
-        "engine": setting.backend or None,
+        "backend": setting.backend or None,
+        "engine": setting.backend or None,  # its name in 0.1.0, kept in schema version 1
     }
 
 
-def _pair(figures: Figures) -> list[float] | None:
+def _pair(figures: SettingFigures) -> list[float] | None:
     return None if figures.interval is None else [figures.interval.low, figures.interval.high]
 
 
@@ -212,7 +213,7 @@ def _categories(report: BenchReport) -> Document:
                 "speedup_interval_95": _pair(item),
                 "draft_acceptance_rate": item.counts.acceptance_rate,
             }
-            for item in figures_of(report, category)
+            for item in figures_by_setting(report, category)
         ]
     return made
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specgen.bench.figures import Figures, modelled_speedup, total
+from specgen.bench.figures import SettingFigures, modelled_speedup, total
 from specgen.bench.results import BASELINE, BenchReport
 from specgen.core.errors import SettingsError
 from specgen.render.sanitize import one_line
@@ -34,7 +34,7 @@ def check_plot(path: Path) -> None:
         raise SettingsError("--plot needs matplotlib", "install it with: pip install 'specgen-cli[plot]'")
 
 
-def plot_bytes(report: BenchReport, figures: Sequence[Figures], suffix: str) -> bytes:
+def plot_bytes(report: BenchReport, figures: Sequence[SettingFigures], suffix: str) -> bytes:
     """The picture.
 
     Args:
@@ -68,7 +68,7 @@ def _title(report: BenchReport) -> str:
     return f"{name}: {report.config.num_tokens} tokens, prompts: {num_prompts}, repeats: {num_repeats}"
 
 
-def _label(figures: Figures) -> str:
+def _label(figures: SettingFigures) -> str:
     """A draft, and its engine where two are compared."""
     setting = figures.setting
     return f"{setting.label} on {setting.backend}" if setting.backend else setting.label
@@ -78,7 +78,7 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-def _speedups(axes: Any, report: BenchReport, measured: Sequence[Figures], labels: Sequence[str]) -> None:
+def _speedups(axes: Any, report: BenchReport, measured: Sequence[SettingFigures], labels: Sequence[str]) -> None:
     """Measured points with their intervals, and the curve the costs of passes predict. `auto` stands on the right."""
     lengths = sorted({item.setting.num_draft_tokens for item in measured if item.setting.schedule == "constant"})
     places: dict[str, float] = {str(length): float(length) for length in lengths}
@@ -111,7 +111,7 @@ def _speedups(axes: Any, report: BenchReport, measured: Sequence[Figures], label
     axes.legend(fontsize=8, title="measured, 95 % interval; dashed: model", title_fontsize=8)
 
 
-def _curve(axes: Any, report: BenchReport, own: Sequence[Figures], lengths: Sequence[int], number: int) -> None:
+def _curve(axes: Any, report: BenchReport, own: Sequence[SettingFigures], lengths: Sequence[int], number: int) -> None:
     """Leviathan's model with the α of these runs and the measured costs. For a draft model only: lookup has no
     chance that is the same at every position, and often drafts nothing."""
     # The costs are the first engine's.
@@ -130,7 +130,7 @@ def _curve(axes: Any, report: BenchReport, own: Sequence[Figures], lengths: Sequ
     axes.plot(*zip(*known, strict=True), color=colour, linestyle=DASHES[number % len(DASHES)], linewidth=1.3)
 
 
-def _positions(axes: Any, measured: Sequence[Figures], labels: Sequence[str]) -> None:
+def _positions(axes: Any, measured: Sequence[SettingFigures], labels: Sequence[str]) -> None:
     """Acceptance among the tokens tested at each position, for the longest drafts of each kind."""
     for number, label in enumerate(labels):
         own = [item for item in measured if _label(item) == label]

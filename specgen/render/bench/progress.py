@@ -18,7 +18,7 @@ WORDS = {
 }
 
 
-class BenchProgress:
+class BenchProgressBar:
     """How far a benchmark is, on a terminal only; elsewhere a line per repeat.
 
     Args:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from specgen.bench.advice import Recommendation, command_line_for
-from specgen.bench.figures import Figures, break_even_alpha, figures_of
+from specgen.bench.figures import SettingFigures, break_even_alpha, figures_by_setting
 from specgen.bench.results import BASELINE, BenchReport
-from specgen.render.bench.columns import Cells, figure_columns, method_lines, name_columns, speedup_words
+from specgen.render.bench.columns import Column, figure_columns, method_lines, name_columns, speedup_words
 from specgen.render.sanitize import one_line
 from specgen.render.theme import Glyphs, glyphs
 
@@ -26,7 +26,7 @@ CURVE_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17)
 
 def format_bench(
     report: BenchReport,
-    figures: Sequence[Figures],
+    figures: Sequence[SettingFigures],
     advice: Recommendation,
     width: int,
     *,
@@ -74,7 +74,7 @@ def format_advice(advice: Recommendation, width: int) -> Text:
     return text
 
 
-def fold(columns: Sequence[Cells], num_names: int, width: int, marked: int | None = None) -> list[Text]:
+def fold(columns: Sequence[Column], num_names: int, width: int, marked: int | None = None) -> list[Text]:
     """A table as one or several parts that fit the width, each beginning with the same columns.
 
     Args:
@@ -84,7 +84,7 @@ def fold(columns: Sequence[Cells], num_names: int, width: int, marked: int | Non
         marked: A row to set off.
     """
     names, rest = list(columns[:num_names]), list(columns[num_names:])
-    parts: list[list[Cells]] = []
+    parts: list[list[Column]] = []
     used = 0
     for column in rest:
         if not parts or used + GAP + column.width > width:
@@ -95,7 +95,7 @@ def fold(columns: Sequence[Cells], num_names: int, width: int, marked: int | Non
     return [_table(part, marked) for part in parts]
 
 
-def _table(columns: Sequence[Cells], marked: int | None) -> Text:
+def _table(columns: Sequence[Column], marked: int | None) -> Text:
     lines = [Text((" " * GAP).join(column.cell(None) for column in columns).rstrip(), "label")]
     for row in range(len(columns[0].values)):
         style = "accepted" if row == marked else ""
@@ -103,11 +103,11 @@ def _table(columns: Sequence[Cells], marked: int | None) -> Text:
     return Text("\n").join(lines)
 
 
-def _row_of(figures: Sequence[Figures], index: int | None) -> int | None:
+def _row_of(figures: Sequence[SettingFigures], index: int | None) -> int | None:
     return next((row for row, item in enumerate(figures) if item.index == index), None)
 
 
-def _names(figures: Sequence[Figures], width: int, signs: Glyphs, *, ascii_only: bool) -> list[Cells]:
+def _names(figures: Sequence[SettingFigures], width: int, signs: Glyphs, *, ascii_only: bool) -> list[Column]:
     """Name columns; names are cut so far that the figures fit beside them in one part, if that leaves enough."""
     figures_width = sum(GAP + column.width for column in figure_columns(figures, None, signs)) + GAP + len("auto")
     engine_width = max(len(item.setting.backend) for item in figures)
@@ -119,7 +119,7 @@ def _head(lines: Sequence[str], width: int) -> Text:
     return Text("\n".join(part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="       ")))
 
 
-def _chart(figures: Sequence[Figures], names: Sequence[Cells], width: int, signs: Glyphs) -> Text:
+def _chart(figures: Sequence[SettingFigures], names: Sequence[Column], width: int, signs: Glyphs) -> Text:
     """Bars of the speedups, as long as the figures are large; a bar of 1 is the target alone."""
     values = [item.speedup or 1.0 for item in figures]
     words = [speedup_words(item, signs) for item in figures]
@@ -134,14 +134,14 @@ def _chart(figures: Sequence[Figures], names: Sequence[Cells], width: int, signs
     return Text("\n").join(lines)
 
 
-def _positions(figures: Sequence[Figures], names: Sequence[Cells], width: int) -> list[Text]:
+def _positions(figures: Sequence[SettingFigures], names: Sequence[Column], width: int) -> list[Text]:
     """Acceptance at each draft position, among the tokens tested there."""
     rates = [item.counts.acceptance_by_position for item in figures]
     longest = min(max((len(row) for row in rates), default=0), MOST_POSITIONS)
     if not longest:
         return []
     columns = [
-        Cells(
+        Column(
             str(position + 1),
             tuple(
                 "-" if position >= len(row) or (rate := row[position]) is None else f"{100 * rate:.0f} %"
@@ -159,14 +159,14 @@ def _titled(title: Text, parts: list[Text]) -> list[Text]:
 
 
 def _categories(
-    report: BenchReport, figures: Sequence[Figures], names: Sequence[Cells], width: int, signs: Glyphs
+    report: BenchReport, figures: Sequence[SettingFigures], names: Sequence[Column], width: int, signs: Glyphs
 ) -> list[Text]:
     """Speedup by category of the prompts."""
     columns = []
     for category in dict.fromkeys(prompt.category for prompt in report.prompts):
-        here = {item.index: item for item in figures_of(report, category)}
+        here = {item.index: item for item in figures_by_setting(report, category)}
         cells = (speedup_words(here[item.index], signs) if item.index in here else "-" for item in figures)
-        columns.append(Cells(one_line(category), tuple(cells)))
+        columns.append(Column(one_line(category), tuple(cells)))
     return _titled(Text("speedup by category", "label"), fold([*names, *columns], len(names), width))
 
 
