@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from specgen.core.settings import SamplingSettings
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
+from specgen.engine.sampling import Sampler
 from specgen.loading.draft_head import load_draft_head
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
 from specgen.models.draft_head import DraftHeadModel
@@ -101,7 +102,7 @@ def shallow_drafter(
     """What a session makes of it."""
     model = open_draft(folder, target)
     chance = randomness or TorchRandomness(sampling.seed, torch.device("cpu"))
-    return ModelDrafter(model, target.vocab_size, sampling, chance, None, noise, model.columns)
+    return ModelDrafter(model, target.vocab_size, Sampler(sampling, chance, noise), columns=model.columns)
 
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -13,11 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from specgen.core.errors import DraftError
 from specgen.core.events import Event, Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.sampling import Sampler
 from specgen.engine.verification import Draft
 from specgen.models.transformers_model import CachedModel
 
@@ -65,7 +66,7 @@ class ScriptedDrafter:
     def feed(self, ids: Sequence[int]) -> None:
         pass
 
-    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         return Draft(torch.tensor(self.script(list(ids), limit)[:limit], dtype=torch.int64))
 
     def rewind(self, length: int) -> None:
@@ -79,11 +80,11 @@ class FailingDrafter(ScriptedDrafter):
         super().__init__(lambda ids, limit: [5])
         self.num_left = num_good
 
-    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         if self.num_left == 0:
             raise DraftError("planted")
         self.num_left -= 1
-        return super().propose(ids, limit, lengths)
+        return super().propose(ids, limit, draft_length)
 
 
 def oracle(answer: Sequence[int], num_prompt: int) -> ScriptedDrafter:
@@ -111,8 +112,13 @@ class EmptyDrafter(ScriptedDrafter):
     def __init__(self) -> None:
         super().__init__(lambda ids, limit: [])
 
-    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         return empty_draft()
+
+
+def sampler(sampling: SamplingSettings = GREEDY, seed: int = 0) -> Sampler:
+    """A sampler on the CPU, without position noise."""
+    return Sampler(sampling, TorchRandomness(seed, CPU))
 
 
 def run_events(target: object, drafter: object, prompt: Sequence[int], **options: object) -> list[Event]:
@@ -126,10 +132,11 @@ def run_events(target: object, drafter: object, prompt: Sequence[int], **options
         verification=options.pop("verification", "block"),
     )
     sampling = options.pop("sampling", GREEDY)
-    randomness = options.pop("randomness", None) or TorchRandomness(sampling.seed, CPU)
-    return list(
-        itertools.islice(decode(target, drafter, prompt, settings, sampling, randomness, **options), num_events)
+    sampler = Sampler(
+        sampling, options.pop("randomness", None) or TorchRandomness(sampling.seed, CPU), options.pop("noise", None)
     )
+    events = decode(target, drafter, prompt, sampler, DecodeOptions(settings, **options))
+    return list(itertools.islice(events, num_events))
 
 
 def ids_of(events: Sequence[Event]) -> list[int]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from specgen.core.settings import DecodeSettings, SamplingSettings
-from specgen.engine.decoding import decode, device_clock
+from specgen.engine.decoding import DecodeOptions, decode, device_clock
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.randomness import PositionNoise, TorchRandomness
+from specgen.engine.sampling import Sampler
 from specgen.models.transformers_model import CachedModel
 from tests.fakes import ids_of, tiny_model
 
@@ -27,12 +27,10 @@ def on(device: str, seed: int) -> CachedModel:
 
 
 def generated(target: CachedModel, draft: CachedModel | None, sampling: SamplingSettings) -> list[int]:
-    randomness = TorchRandomness(sampling.seed, target.device)
-    noise = PositionNoise(sampling.seed, 96) if sampling.same_text else None
-    drafter = NoDrafter() if draft is None else ModelDrafter(draft, 96, sampling, randomness, noise=noise)
-    clock = device_clock(target.device)
-    settings = DecodeSettings(32, 4)
-    return ids_of(list(decode(target, drafter, PROMPT, settings, sampling, randomness, noise=noise, clock=clock)))
+    sampler = Sampler.seeded(sampling, target.device, 96)
+    drafter = NoDrafter() if draft is None else ModelDrafter(draft, 96, sampler)
+    options = DecodeOptions(DecodeSettings(32, 4), clock=device_clock(target.device))
+    return ids_of(list(decode(target, drafter, PROMPT, sampler, options)))
 
 
 @pytest.mark.parametrize(("target", "draft"), PLACES)

@@ -17,14 +17,13 @@ from tokenizers import Tokenizer
 
 from specgen.core.events import Piece, Round, RoundText, TokenState
 from specgen.core.settings import DecodeSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.render.plain import PlainView
 from specgen.text.detokenizer import Detokenizer
 from tests.cli.conftest import Cli, clean_environment, cli, toy_arguments, toys
-from tests.fakes import CPU, GREEDY, ScriptedDrafter, cached, ids_of, random_tokens, tiny_model
+from tests.fakes import ScriptedDrafter, cached, ids_of, random_tokens, run_events, sampler, tiny_model
 from tests.toys import ANSWER, toy_tokenizer
 
 __all__ = ["clean_environment", "cli", "toy_arguments", "toys"]
@@ -40,11 +39,9 @@ def test_one_thread_or_two_give_one_text(has_draft: bool) -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(num_threads)
         try:
-            chance = TorchRandomness(0, CPU)
             draft = cached(tiny_model(seed=1))
-            drafter = ModelDrafter(draft, 96, GREEDY, chance) if has_draft else NoDrafter()
-            events = decode(cached(tiny_model()), drafter, [1, 2, 3], DecodeSettings(40, 4), GREEDY, chance)
-            texts.append(ids_of(list(events)))
+            drafter = ModelDrafter(draft, 96, sampler()) if has_draft else NoDrafter()
+            texts.append(ids_of(run_events(cached(tiny_model()), drafter, [1, 2, 3], max_new_tokens=40)))
         finally:
             torch.set_num_threads(before)
 
@@ -110,11 +107,11 @@ def test_the_thousandth_and_the_last_token_cost_the_same_to_show(num_tokens: int
 
 def test_twenty_windows_of_sliding_attention_equal_a_fresh_prefill() -> None:
     window, length = 16, 20 * 16
-    plain = decode(cached(tiny_model("mistral")), NoDrafter(), [1], DecodeSettings(length, 0), GREEDY, chance())
-    expected = ids_of(list(plain))
+    plain = run_events(cached(tiny_model("mistral")), NoDrafter(), [1], max_new_tokens=length, num_draft_tokens=0)
+    expected = ids_of(plain)
     target, drafter = cached(tiny_model("mistral")), random_tokens(3, 96)
     text: list[int] = [1]
-    for event in decode(target, drafter, [1], DecodeSettings(length, 5), GREEDY, chance()):
+    for event in decode(target, drafter, [1], sampler(), DecodeOptions(DecodeSettings(length, 5))):
         if not isinstance(event, Round):
             continue
         text += event.token_ids
@@ -127,15 +124,11 @@ def test_twenty_windows_of_sliding_attention_equal_a_fresh_prefill() -> None:
     assert text[1:] == expected
 
 
-def chance() -> TorchRandomness:
-    return TorchRandomness(0, CPU)
-
-
 def test_an_always_wrong_draft_over_twenty_windows_changes_nothing() -> None:
     length = 20 * 16
     wrong = ScriptedDrafter(lambda ids, limit: [(ids[-1] + 1) % 96] * limit)
     texts = [
-        ids_of(list(decode(cached(tiny_model("mistral")), drafter, [1], DecodeSettings(length, k), GREEDY, chance())))
+        ids_of(run_events(cached(tiny_model("mistral")), drafter, [1], max_new_tokens=length, num_draft_tokens=k))
         for drafter, k in ((NoDrafter(), 0), (wrong, 4))
     ]
 

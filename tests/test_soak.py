@@ -14,12 +14,11 @@ import pytest
 from specgen.core.errors import DraftError
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
-from specgen.engine.randomness import TorchRandomness
 from tests.cli.chat.test_growth import Levels, levels
 from tests.cli.conftest import Cli, clean_environment, cli, toy_arguments, toys
-from tests.fakes import CPU, GREEDY, FailingDrafter, ScriptedDrafter, cached, ids_of, tiny_model
+from tests.fakes import FailingDrafter, ScriptedDrafter, cached, ids_of, sampler, tiny_model
 from tests.toys import ANSWER
 
 __all__ = ["clean_environment", "cli", "toy_arguments", "toys"]
@@ -42,7 +41,7 @@ def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int) -> 
     drafter = ScriptedDrafter(lambda ids, limit: [3, 5, 7, 11][:limit])
     done, before, warm = 0, levels(), None
     while done < num_rollbacks:
-        events = decode(model, drafter, [1, 2, 3], DecodeSettings(num_text, 4), GREEDY, TorchRandomness(0, CPU))
+        events = decode(model, drafter, [1, 2, 3], sampler(), DecodeOptions(DecodeSettings(num_text, 4)))
         for event in events:
             if isinstance(event, Round):
                 done += event.num_rejected
@@ -99,7 +98,7 @@ def test_drafts_that_fail_leave_nothing_behind(num_runs: int) -> None:
 
 def _run(model: object, make: Callable[[], object]) -> object:
     model.reset()  # type: ignore[attr-defined]
-    return decode(model, make(), [1, 2, 3], DecodeSettings(12, 3), GREEDY, TorchRandomness(0, CPU))  # type: ignore[arg-type]
+    return decode(model, make(), [1, 2, 3], sampler(), DecodeOptions(DecodeSettings(12, 3)))  # type: ignore[arg-type]
 
 
 def assert_flat(warm: Levels, last: Levels, num_bytes: int) -> None:

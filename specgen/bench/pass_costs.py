@@ -12,7 +12,6 @@ from specgen.core.settings import SamplingSettings
 from specgen.engine.decoding import Clock, device_clock
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.combined import CombinedDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.loading.load import share_threads
 from specgen.runtime.loaded_models import LoadedModels
 
@@ -114,7 +113,7 @@ def measure_pass_costs(
 def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:
     """Returns the seconds of one draft token (for lookup: of one proposal), and of reading one more token before it."""
     share_threads(models.target, models.draft)
-    drafter = models.drafter(sampling, TorchRandomness(sampling.seed, models.target.device))
+    drafter = models.drafter(models.sampler(sampling))
     if isinstance(drafter, CombinedDrafter):
         drafter = drafter.model
 

@@ -1,7 +1,7 @@
-"""What the loop and the drafters need of a language model with a cache, whichever backend runs it.
+"""Defines the interface of a language model with a cache, for the loop and the drafters.
 
-`specgen.models.transformers_model.CachedModel` runs transformers models,
-`specgen.models.llama_cpp.LlamaCppModel` runs GGUF files.
+Implementations: `models.decoder.DecoderModel` (our forward pass), `models.transformers_model.CachedModel`
+(transformers) and `models.llama_cpp.LlamaCppModel` (GGUF files).
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from torch import Tensor
 
 
 class TargetModel(Protocol):
-    """What the decoding loop needs of a model. `CachedModel` is the real one; tests have a table of laws."""
+    """Computes logits for the decoding loop. `TableModel` in `enumeration.py` is the smallest implementation."""
 
     device: torch.device
     vocab_size: int
     length: int
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Bring the cache up to `ids`, without wanting logits; `ids` begins with what the cache holds."""
+        """Extend the cache to `ids`, without computing logits. `ids` must start with the cached tokens."""
 
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
-        """Logits at the last positions of `ids` followed by `tail`; extends the cache by what it lacks.
+        """Compute the logits at the last positions of `ids` followed by `tail`, and extend the cache to them.
 
         Args:
-            ids: The text; begins with what the cache holds.
-            num_last: Positions wanted, at least 1; none of them may be in the cache already.
-            tail: `[n]` further ids that may live on a device; their beginning may be in the cache already.
+            ids: The text; starts with the cached tokens.
+            num_last: Number of positions, at least 1; none of them may be in the cache already.
+            tail: `[n]` further ids, possibly on a device; the first of them may be in the cache already.
 
         Returns:
             float32 `[num_last, vocab_size]`, on the model's device.
         """
 
     def rewind(self, length: int) -> None:
-        """Take tokens back: at most `length` are held then, or fewer where the model can't stop there."""
+        """Shorten the cache to at most `length` tokens; to fewer if the model can't stop there."""
 
 
 class LanguageModel(TargetModel, Protocol):
-    """A model that can be target and draft.
+    """A model that can be target or draft.
 
-    The rule of the cache: between rounds it holds a prefix of `ids[:-1]`; what is missing is fed at the next call.
-    The logits that `logits` returns may be overwritten by the model's next call: whoever needs them longer copies.
+    Cache rule: between rounds the cache holds a prefix of `ids[:-1]`; the next call feeds what is missing.
+    The model's next call may overwrite the tensor that `logits` returned: copy it to keep it.
     """
 
     num_embeddings: int
-    """Ids from here on can't be fed."""
+    """Ids from this one on can't be fed."""
     forward_seconds: float
-    """Time inside the model's forward, summed."""
+    """Total time inside the model's forward."""
     num_forwards: int
 
     def reset(self) -> None:
-        """Forget everything, and give back what memory it took where the engine can."""
+        """Empty the cache and free its memory if the backend can."""

@@ -1,4 +1,4 @@
-"""Recognizes that memory ran out, whatever exception torch raised for it."""
+"""Recognizes out-of-memory errors among the exceptions that torch raises."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from specgen.core.errors import MemoryShortageError
 
 SHORTAGES = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What a plain RuntimeError of torch says where it means memory: on CPU, on MPS, and in CUDA's libraries."""
+"""Texts of torch's plain RuntimeErrors that mean out of memory: on CPU, on MPS and in CUDA's libraries."""
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Tell running out of memory apart from other failures: on CPU torch raises a plain RuntimeError for it.
+    """Turn out-of-memory errors into `MemoryShortageError`: on CPU torch raises a plain RuntimeError.
 
     Raises:
         MemoryShortageError: Memory ran out inside the block.

@@ -1,4 +1,7 @@
-"""Logits in, laws of the next token out. The same function serves target and draft, so both see the same processors."""
+"""Turns logits into distributions of the next token: temperature, top-k, top-p, min-p and repetition penalty.
+
+Target and draft use the same function, so both apply the same processors.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,40 @@ import torch
 from torch import Tensor
 
 from specgen.core.settings import SamplingSettings
+from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Chooses the tokens of one run: the settings and the randomness that target and draft model share.
+
+    Args:
+        settings: Processors, applied alike to target and draft.
+        randomness: The run's only source of random numbers.
+        noise: Ties random choices to positions; `randomness` is not used then.
+    """
+
+    settings: SamplingSettings
+    randomness: Randomness
+    noise: PositionNoise | None = None
+
+    @classmethod
+    def seeded(cls, settings: SamplingSettings, device: torch.device, vocab_size: int) -> Sampler:
+        """Make a sampler from the settings' seed, for a target on this device with logits of this width."""
+        is_tied = settings.same_text and not settings.is_greedy
+        noise = PositionNoise(settings.seed, vocab_size) if is_tied else None
+        return cls(settings, TorchRandomness(settings.seed, device), noise)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenDistributions:
-    """Laws of the next token, a row per position, after all processors.
+    """Distributions of the next token, one row per position, after all processors.
 
     Args:
-        ids: `[rows]`, the likeliest token of each row, or the one that was drawn from it.
-        probs: `[rows, vocab]`; None where each row is a point mass at `ids` (greedy, or drawn already).
-        is_finite: `[]` bool, False if a row of logits had NaN, +inf or nothing but -inf. A tensor, so that
-            looking at it can wait for the round's one host read.
+        ids: `[rows]`, the likeliest token of each row, or the token that was drawn from it.
+        probs: `[rows, vocab]`; None if each row is a point mass at `ids` (greedy, or drawn already).
+        is_finite: `[]` bool, False if a row of logits contained NaN, +inf or only -inf. A tensor, so that the check
+            can wait for the round's single host read.
     """
 
     ids: Tensor
@@ -30,13 +56,13 @@ class TokenDistributions:
 def token_distributions(
     logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None, noise: Tensor | None = None
 ) -> TokenDistributions:
-    """Turn logits into laws.
+    """Turn logits into distributions.
 
     Args:
         logits: `[rows, vocab]`, float.
         settings: Processors, in transformers' order: penalty, temperature, top-k, top-p, min-p.
         seen: `[rows, vocab]` bool, tokens already in the text of each row; needed for the repetition penalty.
-        noise: `[rows, vocab or more]`, see `PositionNoise`: draw from each law with it, and return the draws.
+        noise: `[rows, vocab or more]`, see `PositionNoise`: draw a token from each distribution with it.
     """
     logits = penalize(logits, settings.repetition_penalty, seen)
     top_logits, top_ids = likeliest(logits)
@@ -58,7 +84,7 @@ def token_distributions(
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest logit of each row, and the first token that has it; a NaN counts as larger than all others.
+    """Find the largest logit of each row and the first token that has it; NaN counts as larger than all others.
 
     Args:
         logits: `[rows, vocab]`, float.
@@ -66,17 +92,17 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Logits and ids, `[rows]` each, on the device of `logits`.
     """
-    found = likeliest_on_host(logits)
-    if found is None:
+    on_host = likeliest_on_host(logits)
+    if on_host is None:
         top = logits.max(dim=-1)
         return top.values, top.indices
-    return torch.tensor(found[0], dtype=logits.dtype), torch.tensor(found[1], dtype=torch.int64)
+    return torch.tensor(on_host[0], dtype=logits.dtype), torch.tensor(on_host[1], dtype=torch.int64)
 
 
 def likeliest_on_host(logits: Tensor) -> tuple[list[float], list[int]] | None:
-    """`likeliest` as plain numbers, without a single operation of torch; None where that would need a copy.
+    """Compute `likeliest` with numpy, as Python numbers; None if that would need a copy.
 
-    numpy looks through a row of 150,000 in 13 us, torch in 150: it carries an index beside every value it compares.
+    numpy searches a row of 150,000 values in 13 us. torch takes 150 us: it carries an index with every value.
     """
     if logits.device.type != "cpu" or logits.dtype not in (torch.float32, torch.float64):
         return None
@@ -86,7 +112,7 @@ def likeliest_on_host(logits: Tensor) -> tuple[list[float], list[int]] | None:
 
 
 def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:
-    """Make tokens already in the text less likely.
+    """Make tokens that are already in the text less likely.
 
     Source: Keskar et al. 2019 (arXiv:1909.05858), with the sign rule all libraries use.
     """
@@ -121,19 +147,19 @@ def _keep_min_p(scores: Tensor, min_p: float) -> Tensor:
 def seen_rows(
     ids: Sequence[int], draft_ids: Tensor, vocab_size: int, settings: SamplingSettings, device: torch.device
 ) -> Tensor | None:
-    """Which tokens are in the text at each position of a draft.
+    """Mark the tokens that are in the text at each position of a draft.
 
     Args:
-        ids: Text so far.
-        draft_ids: `[drafted]`; row i also counts the first i of them.
+        ids: The text so far.
+        draft_ids: `[drafted]`; row i also includes the first i of them.
 
     Returns:
-        `[drafted + 1, vocab_size]` bool, or None where no processor asks for it.
+        `[drafted + 1, vocab_size]` bool, or None if no processor needs it.
     """
     if settings.repetition_penalty == 1.0:
         return None
     row = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-    # A draft may know fewer ids than the target's text holds; on CUDA an index past the end ruins the process.
+    # A draft's vocabulary may be smaller than the text's ids; on CUDA an index past the end ruins the process.
     known = [token for token in ids if token < vocab_size]
     row[torch.tensor(known, dtype=torch.int64, device=device)] = True
     rows = row.repeat(draft_ids.shape[0] + 1, 1)

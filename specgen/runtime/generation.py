@@ -12,9 +12,8 @@ from specgen.core.events import Event, FinalText, Finish, FinishReason, Notice, 
 from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo, RunReport
 from specgen.core.settings import BaselineMethod, DecodeSettings, SamplingSettings
-from specgen.engine.decoding import Clock, decode, device_clock
+from specgen.engine.decoding import Clock, DecodeOptions, decode, device_clock
 from specgen.engine.drafters.base import NoDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.runtime import learned_costs
 from specgen.runtime.loaded_models import LoadedModels, peak_memory_bytes
 from specgen.text.detokenizer import Detokenizer
@@ -83,21 +82,20 @@ class Generation:
         request, models = self.request, self.models
         self._started = perf_counter()
         models.reuse_prefix(request.prompt_ids)
-        randomness = TorchRandomness(request.sampling.seed, models.target.device)
-        noise = models.noise(request.sampling)
+        sampler = models.sampler(request.sampling)
         detokenizer = self._detokenizer()
         stop = StopStrings(detokenizer.fork(), request.stops) if request.stops else None
         events = decode(
             models.target,
-            models.drafter(request.sampling, randomness, noise),
+            models.drafter(sampler),
             request.prompt_ids,
-            request.decode,
-            request.sampling,
-            randomness,
-            lengths=models.lengths if request.decode.schedule == "auto" else None,
-            noise=noise,
-            stop=stop,
-            clock=self.clock,
+            sampler,
+            DecodeOptions(
+                request.decode,
+                draft_length=models.draft_length if request.decode.schedule == "auto" else None,
+                stop=stop,
+                clock=self.clock,
+            ),
         )
         for event in with_text(self._until_ended(events), detokenizer, request.stops):
             self._observe(event)
@@ -127,7 +125,7 @@ class Generation:
                 ids += event.token_ids
                 if event.index >= num_uncounted:
                     counts.observe(event)
-                    models.lengths.costs.observe(1, event.verify_seconds)
+                    models.draft_length.costs.observe(1, event.verify_seconds)
             if self._wants_end():
                 return None
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
@@ -223,11 +221,8 @@ def target_alone(
         models.target,
         NoDrafter(),
         text_ids,
-        DecodeSettings(num_tokens, num_draft_tokens=0),
-        sampling,
-        TorchRandomness(sampling.seed, models.target.device),
-        noise=models.noise(sampling),
-        clock=clock or device_clock(*models.devices),
+        models.sampler(sampling),
+        DecodeOptions(DecodeSettings(num_tokens, num_draft_tokens=0), clock=clock or device_clock(*models.devices)),
     )
 
 

@@ -32,13 +32,13 @@ def load(models: LoadedModels, store: CostStore | None = None) -> None:
     store = store or CostStore()
     passes = {int(name): seconds for name, seconds in store.read(target_facts(models)).items() if _is_length(name)}
     costs = CostTable(passes)
-    models.lengths = CostAwareLength(costs, DraftCost(_token_seconds(models, store), costs))
+    models.draft_length = CostAwareLength(costs, DraftCost(_token_seconds(models, store), costs))
 
 
 def load_draft(models: LoadedModels, store: CostStore | None = None) -> None:
     """Likewise for a draft that came later; what the session learned of its target stays."""
-    costs = models.lengths.costs
-    models.lengths = CostAwareLength(costs, DraftCost(_token_seconds(models, store or CostStore()), costs))
+    costs = models.draft_length.costs
+    models.draft_length = CostAwareLength(costs, DraftCost(_token_seconds(models, store or CostStore()), costs))
 
 
 def _token_seconds(models: LoadedModels, store: CostStore) -> float | None:
@@ -55,7 +55,7 @@ def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping
         measured: Passes timed on their own, seconds by length; they count more than what was seen on the way.
     """
     store = store or CostStore()
-    costs, token = models.lengths.costs, models.lengths.draft_cost
+    costs, token = models.draft_length.costs, models.draft_length.draft_cost
     passes = {**costs.known, **(measured or {})}
     confirmed = costs.confirmed | set(measured or {})
     if confirmed:
@@ -68,10 +68,10 @@ def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping
 
 def observe(models: LoadedModels, round_: Round) -> None:
     """Learn costs from a round with a fixed draft length; `-k auto` learns from its rounds by itself."""
-    lengths, num_drafted = models.lengths, len(round_.draft_ids) + round_.num_cut
-    lengths.costs.observe(num_drafted + 1, round_.verify_seconds)
+    draft_length, num_drafted = models.draft_length, len(round_.draft_ids) + round_.num_cut
+    draft_length.costs.observe(num_drafted + 1, round_.verify_seconds)
     if num_drafted and round_.source == "model":
-        lengths.draft_cost.observe(num_drafted, round_.draft_seconds)
+        draft_length.draft_cost.observe(num_drafted, round_.draft_seconds)
 
 
 def predict(models: LoadedModels, counts: Counts, alone: Counts) -> Forecast:
@@ -82,12 +82,12 @@ def predict(models: LoadedModels, counts: Counts, alone: Counts) -> Forecast:
         counts: Of the answer.
         alone: Of the target alone, behind the same prompt.
     """
-    lengths = models.lengths
+    draft_length = models.draft_length
     return forecast(
         counts,
         PassCosts(
-            lengths.costs.known,
-            lengths.draft_cost.seconds,
+            draft_length.costs.known,
+            draft_length.draft_cost.seconds,
             round_seconds=counts.other_seconds / counts.num_rounds,
             plain_round_seconds=alone.other_seconds / alone.num_rounds,
         ),

@@ -17,7 +17,7 @@ from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.randomness import PositionNoise, Randomness
+from specgen.engine.sampling import Sampler
 from specgen.loading.draft_head import load_draft_head
 from specgen.loading.libraries import freeze_imported_objects
 from specgen.loading.load import OpenedModel, open_model, share_threads
@@ -125,7 +125,7 @@ class LoadedModels:
         self.batch_invariance: BatchInvarianceCheck | None = None
         """The target's self-test, where its weights called for one."""
         self.lookup = LookupDrafter(pair.lookup_ids)
-        self.lengths = CostAwareLength(CostTable(), DraftCost())
+        self.draft_length = CostAwareLength(CostTable(), DraftCost())
         """Decides draft lengths by cost; what it learns serves the next answer, too."""
         self.text_ids: list[int] = []
         """The text whose prefixes the caches hold."""
@@ -136,21 +136,16 @@ class LoadedModels:
         self.text_ids = []
         return self.batch_invariance
 
-    def noise(self, sampling: SamplingSettings) -> PositionNoise | None:
-        """Chance tied to positions, if the settings want it."""
-        if sampling.is_greedy or not sampling.same_text:
-            return None
-        return PositionNoise(sampling.seed, self.target.vocab_size)
+    def sampler(self, sampling: SamplingSettings) -> Sampler:
+        """Make the sampler of the next answer, from the settings' seed."""
+        return Sampler.seeded(sampling, self.target.device, self.target.vocab_size)
 
-    def drafter(
-        self, sampling: SamplingSettings, randomness: Randomness, noise: PositionNoise | None = None
-    ) -> Drafter:
-        """The drafter of the next answer."""
+    def drafter(self, sampler: Sampler) -> Drafter:
+        """Make the drafter of the next answer."""
         if self.draft is not None:
             window = None if self.pair.draft_facts is None else self.pair.draft_facts.max_positions
             columns = self.draft.columns if isinstance(self.draft, DraftHeadModel) else None
-            width = self.target.vocab_size
-            model = ModelDrafter(self.draft, width, sampling, randomness, window, noise, columns)
+            model = ModelDrafter(self.draft, self.target.vocab_size, sampler, window, columns)
             return CombinedDrafter(self.lookup, model) if self.pair.settings.drafter == "model+lookup" else model
         return self.lookup if self.pair.settings.drafter == "lookup" else NoDrafter()
 
@@ -183,7 +178,7 @@ class LoadedModels:
         self.pair, self.draft, self.draft_info = pair, draft, draft_info
         share_threads(self.target, self.draft)
         # What a target pass costs stays true; what a draft token costs, and how often it is right, does not.
-        self.lengths = CostAwareLength(self.lengths.costs, DraftCost())
+        self.draft_length = CostAwareLength(self.draft_length.costs, DraftCost())
         return notices
 
     def with_draft(self, pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:

@@ -15,11 +15,10 @@ import torch
 
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
-from specgen.engine.randomness import TorchRandomness
-from specgen.engine.sampling import token_distributions
+from specgen.engine.sampling import Sampler, token_distributions
 from specgen.runtime.generation import target_alone
 from specgen.runtime.loaded_models import LoadedModels
 from specgen.runtime.near_ties import logit_gap
@@ -48,8 +47,9 @@ def distribution_errors(vocab_size: int = 3, num_draft_tokens: int = 2, num_toke
             chance: ScriptedRandomness, sampling: SamplingSettings = sampling, limits: DecodeSettings = limits
         ) -> tuple[int, ...]:
             draft: Any = TableModel(draft_table)
-            drafter = ModelDrafter(draft, vocab_size, sampling, chance)
-            events = decode(TableModel(target_table), drafter, _START, limits, sampling, chance)
+            sampler = Sampler(sampling, chance)
+            drafter = ModelDrafter(draft, vocab_size, sampler)
+            events = decode(TableModel(target_table), drafter, _START, sampler, DecodeOptions(limits))
             return tuple(token for event in events if isinstance(event, Round) for token in event.token_ids)
 
         distribution: dict[tuple[int, ...], float] = defaultdict(float)
@@ -102,11 +102,11 @@ def compare(models: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> Tex
     """
     sampling = SamplingSettings()
     models.reuse_prefix(prompt.ids)
-    randomness = TorchRandomness(0, models.target.device)
+    sampler = models.sampler(sampling)
     strict = replace(limits, strict=True)
-    lengths = models.lengths if limits.schedule == "auto" else None
-    drafter = models.drafter(sampling, randomness)
-    events = decode(models.target, drafter, prompt.ids, strict, sampling, randomness, lengths=lengths)
+    draft_length = models.draft_length if limits.schedule == "auto" else None
+    drafter = models.drafter(sampler)
+    events = decode(models.target, drafter, prompt.ids, sampler, DecodeOptions(strict, draft_length))
     rounds = [event for event in events if isinstance(event, Round)]
     drafted = [token for round_ in rounds for token in round_.token_ids]
     models.text_ids = [*prompt.ids, *drafted]

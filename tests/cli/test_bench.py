@@ -151,13 +151,13 @@ def test_check_passes_for_texts_that_are_the_targets_own(bench: Cli) -> None:
 def test_check_catches_a_planted_bug_in_the_accept_rule(bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from specgen.engine import decoding
 
-    honest = decoding._judge
+    honest = decoding._verify_draft
 
     def credulous(logits: Any, ids: Any, draft: Any, *rest: Any) -> Any:
         draft_ids, _, target_id = honest(logits, ids, draft, *rest)
         return draft_ids, len(draft_ids), target_id
 
-    monkeypatch.setattr(decoding, "_judge", credulous)
+    monkeypatch.setattr(decoding, "_verify_draft", credulous)
     ended = bench("-k", "4", "--check")
 
     assert ended.code == 6

@@ -104,14 +104,14 @@ class Machine:
     reading_cost: float = 0.0
 
 
-def replay(trace: Trace, machine: Machine, kind: Kind, lengths: LengthPolicy, limit: int = 16) -> list[Round]:
+def replay(trace: Trace, machine: Machine, kind: Kind, draft_length: LengthPolicy, limit: int = 16) -> list[Round]:
     """The loop's rounds on a text that is known."""
     lookup, rounds = LookupDrafter(), list[Round]()
     place = num_missed = 0
     while place < trace.num_new:
-        lengths.start_round()
+        draft_length.start_round()
         room = min(limit, trace.num_new - place - 1)
-        draft, source, seconds = _drafted(trace, machine, kind, lengths, lookup, place, room)
+        draft, source, seconds = _drafted(trace, machine, kind, draft_length, lookup, place, room)
         if source == "model":
             seconds += num_missed * machine.reading_cost
         truth = trace.ids[trace.num_prompt + place :]
@@ -120,7 +120,7 @@ def replay(trace: Trace, machine: Machine, kind: Kind, lengths: LengthPolicy, li
         round_ = Round(
             len(rounds), tuple(draft), num_right, truth[num_right], 0, seconds, verify, 0.0, source if draft else None
         )
-        lengths.observe(round_)
+        draft_length.observe(round_)
         rounds.append(round_)
         place += num_right + 1
         num_missed = 0 if source == "model" else num_missed + num_right + 1
@@ -128,23 +128,25 @@ def replay(trace: Trace, machine: Machine, kind: Kind, lengths: LengthPolicy, li
 
 
 def _drafted(
-    trace: Trace, machine: Machine, kind: Kind, lengths: LengthPolicy, lookup: LookupDrafter, place: int, room: int
+    trace: Trace, machine: Machine, kind: Kind, draft_length: LengthPolicy, lookup: LookupDrafter, place: int, room: int
 ) -> tuple[Sequence[int], DraftSource | None, float]:
     """A draft, what made it, and what that cost."""
     match = lookup.match(trace.ids[: trace.num_prompt + place], room) if room and kind in ("lookup", "routed") else None
-    num_taken = 0 if match is None else lengths.tokens_to_take(match, has_draft_model=kind == "routed")
+    num_taken = 0 if match is None else draft_length.tokens_to_take(match, has_draft_model=kind == "routed")
     if match is not None and num_taken:
         return match.ids[:num_taken], "lookup", 0.0
     num_drawn = 0
-    while kind in ("model", "routed") and num_drawn < room and lengths.should_draft():
-        lengths.on_token(trace.confidence[place + num_drawn])
+    while kind in ("model", "routed") and num_drawn < room and draft_length.should_draft():
+        draft_length.on_token(trace.confidence[place + num_drawn])
         num_drawn += 1
     draft = trace.draft_ids[place : place + num_drawn]
     return draft, "model" if draft else None, num_drawn * machine.draft_cost
 
 
-def speed(trace: Trace, machine: Machine, kind: Kind, lengths: LengthPolicy | None = None, limit: int = 16) -> float:
-    """Tokens per step of the target; without `lengths`, of a policy that knows nothing yet."""
-    policy = lengths or CostAwareLength(CostTable(), DraftCost())
+def speed(
+    trace: Trace, machine: Machine, kind: Kind, draft_length: LengthPolicy | None = None, limit: int = 16
+) -> float:
+    """Tokens per step of the target; without `draft_length`, of a policy that knows nothing yet."""
+    policy = draft_length or CostAwareLength(CostTable(), DraftCost())
     rounds = replay(trace, machine, kind, policy, limit)
     return sum(len(r.token_ids) for r in rounds) / sum(r.seconds for r in rounds)

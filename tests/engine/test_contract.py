@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from specgen.core.events import Finish, Prefill
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.contract import LanguageModel
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, TorchRandomness
+from specgen.engine.sampling import Sampler
 from tests.engine.engines import ENGINES, Engine
-from tests.fakes import CPU, GREEDY, always_wrong, ids_of, oracle, random_tokens, run_events, tiny_model
+from tests.fakes import CPU, always_wrong, ids_of, oracle, random_tokens, run_events, sampler, tiny_model
 
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 NUM_TOKENS = 40
@@ -185,7 +186,7 @@ def make_drafter(name: str, engine: Engine) -> Drafter:
     if name == "routed":
         return CombinedDrafter(LookupDrafter(), make_drafter("other", engine))
     if name in ("self", "other"):
-        return ModelDrafter(engine.make(seed=0 if name == "self" else 1), 96, GREEDY, TorchRandomness(0, CPU))
+        return ModelDrafter(engine.make(seed=0 if name == "self" else 1), 96, sampler())
     if name == "random":
         return random_tokens(3, 96)
     text = transformers_text(engine.kind)
@@ -219,7 +220,7 @@ def test_one_seed_gives_one_text_with_any_draft(engine: Engine, name: str) -> No
         drafter: Drafter = NoDrafter()
         if with_draft and name in ("self", "other"):
             model = engine.make(seed=0 if name == "self" else 1)
-            drafter = ModelDrafter(model, 96, sampling, TorchRandomness(0, CPU), noise=noise)
+            drafter = ModelDrafter(model, 96, Sampler(sampling, TorchRandomness(0, CPU), noise))
         elif with_draft and name == "random":
             drafter = random_tokens(3, 96)
         return ids_of(run_events(engine.make(), drafter, PROMPT, sampling=sampling, noise=noise, max_new_tokens=24))
@@ -230,10 +231,10 @@ def test_one_seed_gives_one_text_with_any_draft(engine: Engine, name: str) -> No
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_caches_hold_the_text_but_its_last_token_after_every_round(engine: Engine) -> None:
     target, draft = engine.make(), engine.make(seed=1)
-    drafter = ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU))
+    drafter = ModelDrafter(draft, 96, sampler())
     length = len(PROMPT)
 
-    for event in decode(target, drafter, PROMPT, DecodeSettings(20, 4), GREEDY, TorchRandomness(0, CPU)):
+    for event in decode(target, drafter, PROMPT, sampler(), DecodeOptions(DecodeSettings(20, 4))):
         if not isinstance(event, Prefill | Finish):
             length += len(event.token_ids)
             assert target.length == length - 1
@@ -243,7 +244,7 @@ def test_the_caches_hold_the_text_but_its_last_token_after_every_round(engine: E
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_reader_that_leaves_early_leaves_the_cache_usable(engine: Engine) -> None:
     target = engine.make()
-    run = decode(target, random_tokens(1, 96), PROMPT, DecodeSettings(20, 4), GREEDY, TorchRandomness(0, CPU))
+    run = decode(target, random_tokens(1, 96), PROMPT, sampler(), DecodeOptions(DecodeSettings(20, 4)))
     text = list(PROMPT)
     for event in run:
         text += ids_of([event])

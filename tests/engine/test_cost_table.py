@@ -91,8 +91,8 @@ def test_figures_taken_beside_a_busy_neighbour_cost_next_to_nothing(
 ) -> None:
     def speed(seed: int) -> float:
         costs = CostTable({n: verify_cost(n) * load for n in range(1, 18)})
-        lengths = CostAwareLength(costs, DraftCost(0.1 * draft_load, costs))
-        return Machine(verify_cost, 0.1, 0.8, seed=seed).speed(lengths)
+        draft_length = CostAwareLength(costs, DraftCost(0.1 * draft_load, costs))
+        return Machine(verify_cost, 0.1, 0.8, seed=seed).speed(draft_length)
 
     fresh = sum(Machine(verify_cost, 0.1, 0.8, seed=seed).speed(auto()) for seed in SEEDS)
 
@@ -111,8 +111,8 @@ def test_lengths_that_only_look_dear_are_tried_again() -> None:
 def test_known_costs_spare_the_first_rounds_their_tries() -> None:
     verify_cost, draft_cost, quality = STEEP, 0.4, 0.6
 
-    def seconds(lengths: CostAwareLength, seed: int) -> float:
-        rounds = Machine(verify_cost, draft_cost, quality, seed=seed).run(lengths, 16, num_tokens=12)
+    def seconds(draft_length: CostAwareLength, seed: int) -> float:
+        rounds = Machine(verify_cost, draft_cost, quality, seed=seed).run(draft_length, 16, num_tokens=12)
         return sum(round_.seconds for round_ in rounds)
 
     def knowing() -> CostAwareLength:

@@ -15,7 +15,7 @@ from specgen.core.events import Event, Finish, Notice, Prefill
 from specgen.core.metrics import Counts
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine import decoding
-from specgen.engine.decoding import _match, _weigh, decode
+from specgen.engine.decoding import DecodeOptions, _verify_greedy, _verify_on_device, decode
 from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
@@ -40,6 +40,7 @@ from tests.fakes import (
     random_tokens,
     rounds_of,
     run_events,
+    sampler,
     tiny_model,
 )
 
@@ -135,10 +136,10 @@ def test_the_earlier_of_end_token_and_stop_check_wins() -> None:
 
 def test_the_caches_hold_the_text_but_its_last_token_after_every_round() -> None:
     target, draft = cached(tiny_model()), cached(tiny_model(seed=1))
-    drafter = ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU))
+    drafter = ModelDrafter(draft, 96, sampler())
     length = 3
 
-    for event in decode(target, drafter, [1, 2, 3], DecodeSettings(20, 4), GREEDY, TorchRandomness(0, CPU)):
+    for event in decode(target, drafter, [1, 2, 3], sampler(), DecodeOptions(DecodeSettings(20, 4))):
         if not isinstance(event, Prefill | Finish):
             length += len(event.token_ids)
             assert target.length == length - 1
@@ -148,7 +149,7 @@ def test_the_caches_hold_the_text_but_its_last_token_after_every_round() -> None
 def test_a_reader_that_leaves_early_leaves_the_caches_usable() -> None:
     target = cached(tiny_model())
     prompt = [1, 2, 3]
-    run = decode(target, random_tokens(1, 96), prompt, DecodeSettings(20, 4), GREEDY, TorchRandomness(0, CPU))
+    run = decode(target, random_tokens(1, 96), prompt, sampler(), DecodeOptions(DecodeSettings(20, 4)))
     text = list(prompt)
     for event in run:
         text += ids_of([event])
@@ -223,7 +224,7 @@ def test_ctrl_c_inside_a_drafter_is_no_broken_drafter(method: str) -> None:
 
 @pytest.mark.parametrize("route", ["lookup", "model"])
 def test_what_breaks_in_a_routed_drafter_drops_it(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = CombinedDrafter(LookupDrafter(), ModelDrafter(counting(), VOCAB, GREEDY, TorchRandomness(0, CPU)))
+    drafter = CombinedDrafter(LookupDrafter(), ModelDrafter(counting(), VOCAB, sampler()))
     monkeypatch.setattr(getattr(drafter, route), "match" if route == "lookup" else "propose", lambda *_: 1 / 0)
 
     events = run_events(counting(), drafter, [3], max_new_tokens=6)
@@ -255,7 +256,7 @@ def test_strict_tells_a_nan_of_the_draft_by_its_code() -> None:
     broken = TableModel(torch.full((VOCAB, VOCAB), float("nan")))
 
     with pytest.raises(NumericalError, match="the draft model's logits"):
-        run_events(counting(), ModelDrafter(broken, VOCAB, GREEDY, TorchRandomness(0, CPU)), [3], strict=True)
+        run_events(counting(), ModelDrafter(broken, VOCAB, sampler()), [3], strict=True)
 
 
 class FullMemory(TableModel):
@@ -292,7 +293,7 @@ def test_without_a_draft_to_give_up_memory_that_runs_out_ends_the_run(drafter: D
     settings = DecodeSettings(12, 4, strict=strict)
 
     with pytest.raises(MemoryShortageError):
-        _collect(decode(FullMemory(1), drafter, [3], settings, GREEDY, TorchRandomness(0, CPU)), seen)
+        _collect(decode(FullMemory(1), drafter, [3], sampler(), DecodeOptions(settings)), seen)
 
     assert ids_of(seen)
 
@@ -300,9 +301,8 @@ def test_without_a_draft_to_give_up_memory_that_runs_out_ends_the_run(drafter: D
 @pytest.mark.fault("F40")
 def test_memory_that_stays_short_ends_the_run_behind_one_retry() -> None:
     seen: list[Event] = []
-    run = decode(
-        FullMemory(1, 2), ScriptedDrafter(successor), [3], DecodeSettings(12, 4), GREEDY, TorchRandomness(0, CPU)
-    )
+    options = DecodeOptions(DecodeSettings(12, 4))
+    run = decode(FullMemory(1, 2), ScriptedDrafter(successor), [3], sampler(), options)
 
     with pytest.raises(MemoryShortageError):
         _collect(run, seen)
@@ -414,7 +414,7 @@ def _collect(run: Iterator[Event], into: list[Event]) -> None:
 def test_broken_target_logits_stop_the_run_and_keep_what_was_yielded(row: int, sampling: SamplingSettings) -> None:
     target = counting()
     target.table[7 + row, 0] = float("nan")
-    run = decode(target, ScriptedDrafter(successor), [3], DecodeSettings(20, 3), sampling, TorchRandomness(0, CPU))
+    run = decode(target, ScriptedDrafter(successor), [3], sampler(sampling), DecodeOptions(DecodeSettings(20, 3)))
     seen: list[Event] = []
 
     with pytest.raises(NumericalError):
@@ -428,7 +428,7 @@ def test_broken_target_logits_stop_the_run_and_keep_what_was_yielded(row: int, s
 def test_a_nan_in_the_drafts_law_drops_the_draft_and_keeps_the_text() -> None:
     broken = TableModel(torch.full((VOCAB, VOCAB), float("nan")))
     sampling = SamplingSettings(temperature=1e-6)
-    drafter = ModelDrafter(broken, VOCAB, sampling, TorchRandomness(0, CPU))
+    drafter = ModelDrafter(broken, VOCAB, sampler(sampling))
 
     events = run_events(counting(), drafter, [3], sampling=sampling, max_new_tokens=5)
 
@@ -436,12 +436,12 @@ def test_a_nan_in_the_drafts_law_drops_the_draft_and_keeps_the_text() -> None:
     assert any(isinstance(event, Notice) for event in events)
 
 
-@pytest.mark.parametrize("lengths", [FixedLength(), CostAwareLength(CostTable({1: 1.0}), DraftCost())])
+@pytest.mark.parametrize("draft_length", [FixedLength(), CostAwareLength(CostTable({1: 1.0}), DraftCost())])
 @pytest.mark.fault("F43")
-def test_a_nan_in_a_greedy_draft_drops_the_draft_and_keeps_the_text(lengths: LengthPolicy) -> None:
+def test_a_nan_in_a_greedy_draft_drops_the_draft_and_keeps_the_text(draft_length: LengthPolicy) -> None:
     drafter = ModelDrafter(TableModel(torch.full((VOCAB, VOCAB), float("nan"))), VOCAB, GREEDY, TorchRandomness(0, CPU))
 
-    events = run_events(counting(), drafter, [3], lengths=lengths, max_new_tokens=5)
+    events = run_events(counting(), drafter, [3], draft_length=draft_length, max_new_tokens=5)
 
     assert ids_of(events) == [4, 5, 6, 7, 8]
     assert [e.code for e in events if isinstance(e, Notice)] == ["draft_dropped"]
@@ -450,7 +450,7 @@ def test_a_nan_in_a_greedy_draft_drops_the_draft_and_keeps_the_text(lengths: Len
 def test_a_token_the_draft_does_not_know_does_not_break_its_repetition_penalty() -> None:
     known = TableModel(torch.eye(VOCAB).roll(1, dims=1)[:, :10])
     sampling = SamplingSettings(repetition_penalty=1.1)
-    drafter = ModelDrafter(known, VOCAB, sampling, TorchRandomness(0, CPU))
+    drafter = ModelDrafter(known, VOCAB, sampler(sampling))
 
     events = run_events(counting(), drafter, [20], sampling=sampling, max_new_tokens=5)
 
@@ -460,7 +460,7 @@ def test_a_token_the_draft_does_not_know_does_not_break_its_repetition_penalty()
 @pytest.mark.fault("F02")
 def test_the_draft_stops_at_its_own_window() -> None:
     draft = cached(tiny_model(seed=0))
-    drafter = ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU), max_positions=10)
+    drafter = ModelDrafter(draft, 96, sampler(), max_positions=10)
 
     events = run_events(cached(tiny_model()), drafter, [1, 2, 3], max_new_tokens=20)
 
@@ -472,7 +472,7 @@ def test_the_draft_stops_at_its_own_window() -> None:
 
 def test_a_token_the_draft_has_no_embedding_for_ends_drafting_not_the_run() -> None:
     small = TableModel(torch.eye(8).roll(1, dims=1))
-    drafter = ModelDrafter(small, VOCAB, GREEDY, TorchRandomness(0, CPU))
+    drafter = ModelDrafter(small, VOCAB, sampler())
 
     events = run_events(counting(), drafter, [3], max_new_tokens=12)
 
@@ -488,7 +488,7 @@ def test_time_spent_by_the_reader_is_in_no_figure() -> None:
         return now[0]
 
     counts = Counts()
-    run = decode(counting(), EmptyDrafter(), [3], DecodeSettings(4, 2), GREEDY, TorchRandomness(0, CPU), clock=clock)
+    run = decode(counting(), EmptyDrafter(), [3], sampler(), DecodeOptions(DecodeSettings(4, 2), clock=clock))
     for event in run:
         now[0] += 1000.0
         if isinstance(event, Prefill):
@@ -580,6 +580,6 @@ def test_a_greedy_target_in_host_memory_is_matched_as_on_any_device(rows: list[l
     top = likeliest_on_host(logits)
 
     assert top is not None
-    by_torch = _weigh(logits, [0], draft, GREEDY, TorchRandomness(0, CPU), None, "block")
-    assert _match(*top, draft) == by_torch
+    by_torch = _verify_on_device(logits, [0], draft, sampler(), "block")
+    assert _verify_greedy(*top, draft) == by_torch
     assert by_torch[2] == (bad is None)

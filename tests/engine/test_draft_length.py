@@ -11,15 +11,14 @@ from torch import Tensor
 
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.enumeration import TableModel
-from specgen.engine.randomness import TorchRandomness
 from specgen.engine.verification import Draft
-from tests.fakes import CPU, GREEDY, ids_of, rounds_of
+from tests.fakes import ids_of, rounds_of, sampler
 
 VOCAB = 64
 Costs = Callable[[int], float]
@@ -46,7 +45,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.luck = torch.rand(2000, 2, generator=torch.Generator().manual_seed(self.seed)).tolist()
 
-    def run(self, lengths: LengthPolicy, limit: int, num_tokens: int = 600) -> list[Round]:
+    def run(self, draft_length: LengthPolicy, limit: int, num_tokens: int = 600) -> list[Round]:
         machine = self
 
         class Target(TableModel):
@@ -61,14 +60,14 @@ class Machine:
             def rewind(self, length: int) -> None:
                 pass
 
-            def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+            def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
                 drafted: list[int] = []
-                while len(drafted) < limit and lengths.should_draft():
+                while len(drafted) < limit and draft_length.should_draft():
                     machine.now += machine.draft_cost
                     sure, right = machine.luck[len(ids) + len(drafted)]
                     # Half of the tokens are easy: a real draft knows which.
                     chance = machine.quality + (1 - machine.quality) * 0.6 if sure < 0.5 else machine.quality * 0.7
-                    lengths.on_token(chance if machine.confidence_tells else 0.9)
+                    draft_length.on_token(chance if machine.confidence_tells else 0.9)
                     step = 1 if right < chance else 7
                     drafted.append(((drafted[-1] if drafted else ids[-1]) + step) % VOCAB)
                 return Draft(torch.tensor(drafted, dtype=torch.int64))
@@ -78,19 +77,16 @@ class Machine:
                 Target(torch.eye(VOCAB).roll(1, dims=1)),
                 Guesser(),
                 [0],
-                DecodeSettings(num_tokens, limit),
-                GREEDY,
-                TorchRandomness(0, CPU),
-                lengths=lengths,
-                clock=lambda: machine.now,
+                sampler(),
+                DecodeOptions(DecodeSettings(num_tokens, limit), draft_length=draft_length, clock=lambda: machine.now),
             )
         )
         assert ids_of(events) == [i % VOCAB for i in range(1, num_tokens + 1)]
         return rounds_of(events)
 
-    def speed(self, lengths: LengthPolicy, limit: int = 16) -> float:
+    def speed(self, draft_length: LengthPolicy, limit: int = 16) -> float:
         """Tokens per target step."""
-        rounds = self.run(lengths, limit)
+        rounds = self.run(draft_length, limit)
         return sum(len(r.token_ids) for r in rounds) / sum(r.seconds for r in rounds)
 
 
@@ -133,11 +129,11 @@ def test_a_hopeless_draft_costs_at_most_five_percent(verify_cost: Costs, draft_c
 
 def test_a_draft_that_gets_better_is_taken_up_again() -> None:
     machine = Machine(FLAT, 0.1, quality=0.0)
-    lengths = auto()
-    machine.run(lengths, 16, num_tokens=200)
+    draft_length = auto()
+    machine.run(draft_length, 16, num_tokens=200)
     machine.quality = 0.9
 
-    rounds = machine.run(lengths, 16, num_tokens=800)
+    rounds = machine.run(draft_length, 16, num_tokens=800)
 
     assert sum(r.num_accepted for r in rounds) > 400
 
@@ -149,11 +145,11 @@ def test_a_machine_that_becomes_faster_or_slower_does_not_keep_a_draft_that_lost
         return STEEP(num_tokens) * (factor if machine.has_changed else 1.0)
 
     machine = Drifting(costs, draft_cost=0.3, quality=0.75)
-    lengths = auto()
-    machine.run(lengths, 16, num_tokens=300)
+    draft_length = auto()
+    machine.run(draft_length, 16, num_tokens=300)
     machine.has_changed = True
 
-    rounds = machine.run(lengths, 16, num_tokens=900)
+    rounds = machine.run(draft_length, 16, num_tokens=900)
 
     speed = sum(len(r.token_ids) for r in rounds) / sum(r.seconds for r in rounds)
     alone = 1 / costs(1)
@@ -162,11 +158,11 @@ def test_a_machine_that_becomes_faster_or_slower_does_not_keep_a_draft_that_lost
 
 
 def test_what_was_learned_helps_the_next_answer() -> None:
-    lengths = auto()
+    draft_length = auto()
     machine = Machine(FLAT, 0.1, quality=0.8)
-    machine.run(lengths, 16)
+    machine.run(draft_length, 16)
 
-    first = machine.run(lengths, 16, num_tokens=20)[0]
+    first = machine.run(draft_length, 16, num_tokens=20)[0]
 
     assert first.draft_ids
 

@@ -17,7 +17,7 @@ from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import Randomness
-from specgen.engine.sampling import token_distributions
+from specgen.engine.sampling import Sampler, token_distributions
 from specgen.engine.verification import Draft
 from tests.fakes import ScriptedDrafter, ids_of, rounds_of, run_events
 
@@ -82,10 +82,10 @@ class Case:
             # A draft over some of the ids, as one with a shortened head: the rest has probability zero.
             columns = torch.tensor([0, vocab_size - 1])
             few = ColumnsOf(table(vocab_size, 2), columns)
-            return ModelDrafter(few, vocab_size, sampling, chance, columns=columns)
+            return ModelDrafter(few, vocab_size, Sampler(sampling, chance), columns=columns)
         if self.name == "greedy draft":
             sampling = SamplingSettings(repetition_penalty=sampling.repetition_penalty)
-        return ModelDrafter(model, vocab_size, sampling, chance)
+        return ModelDrafter(model, vocab_size, Sampler(sampling, chance))
 
 
 class ColumnsOf(TableModel):
@@ -103,7 +103,7 @@ class ColumnsOf(TableModel):
 class StopsWhenUnsure(ModelDrafter):
     """A model draft under a policy that looks at confidences, as `auto` does: what was drawn is kept."""
 
-    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         return super().propose(ids, limit, _UntilUnsure())
 
 

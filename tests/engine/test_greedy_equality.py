@@ -11,10 +11,19 @@ from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.models.transformers_model import CachedModel
 from tests.draft_heads import SHAPES, shallow_drafter, tiny_draft
-from tests.fakes import CPU, GREEDY, always_wrong, cached, ids_of, oracle, random_tokens, run_events, tiny_model
+from tests.fakes import (
+    GREEDY,
+    always_wrong,
+    cached,
+    ids_of,
+    oracle,
+    random_tokens,
+    run_events,
+    sampler,
+    tiny_model,
+)
 
 KINDS = ["llama", "qwen2", "mistral"]
 DRAFTERS = ["none", "self", "other", "lookup", "routed", "random", "always-wrong", "oracle"]
@@ -43,7 +52,7 @@ def make_drafter(name: str, kind: str, target: CachedModel) -> Drafter:
         return CombinedDrafter(LookupDrafter(), make_drafter("other", kind, target))
     if name in ("self", "other"):
         model = tiny_model(kind, seed=0 if name == "self" else 1)
-        return ModelDrafter(cached(model), 96, GREEDY, TorchRandomness(0, CPU))
+        return ModelDrafter(cached(model), 96, sampler())
     if name == "random":
         return random_tokens(3, 96)
     make = {"oracle": lambda: oracle(reference(kind), len(PROMPT))}

@@ -10,8 +10,7 @@ from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.randomness import TorchRandomness
-from tests.fakes import CPU, GREEDY, cached, ids_of, rounds_of, run_events, tiny_model
+from tests.fakes import cached, ids_of, rounds_of, run_events, sampler, tiny_model
 
 
 def offered(drafter: LookupDrafter, ids: list[int], limit: int = 8) -> list[int]:
@@ -66,19 +65,19 @@ def test_a_match_is_trusted_more_the_longer_it_is_and_with_every_token_of_it() -
 
 @pytest.mark.parametrize("was_drafted", [True, False])
 def test_an_offer_teaches_whether_it_was_drafted_or_not(was_drafted: bool) -> None:
-    lengths, match = FixedLength(), LookupMatch([1, 2], 3)
-    before = lengths._matches.chances(match)[0]
+    draft_length, match = FixedLength(), LookupMatch([1, 2], 3)
+    before = draft_length._matches.chances(match)[0]
     for index in range(20):
-        lengths.start_round()
-        lengths.tokens_to_take(match, has_draft_model=True)
+        draft_length.start_round()
+        draft_length.tokens_to_take(match, has_draft_model=True)
         drafted = (1, 2) if was_drafted else ()
-        lengths.observe(Round(index, drafted, 0, 9, 0, 0.0, 1.0, 0.0, "lookup" if was_drafted else None))
+        draft_length.observe(Round(index, drafted, 0, 9, 0, 0.0, 1.0, 0.0, "lookup" if was_drafted else None))
 
-    assert lengths._matches.chances(match)[0] < before / 3
+    assert draft_length._matches.chances(match)[0] < before / 3
 
 
 def routed() -> CombinedDrafter:
-    model = ModelDrafter(cached(tiny_model(seed=1)), 96, GREEDY, TorchRandomness(0, CPU))
+    model = ModelDrafter(cached(tiny_model(seed=1)), 96, sampler())
     return CombinedDrafter(LookupDrafter(), model)
 
 

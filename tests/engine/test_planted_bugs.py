@@ -88,10 +88,10 @@ def soft_law_for_a_greedy_draft(plant: Plant) -> None:
         rows.append(logits.softmax(-1))
         return make(logits, settings, *rest)
 
-    def soft(self: drafters.ModelDrafter, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+    def soft(self: drafters.ModelDrafter, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         rows.clear()
-        draft = propose(self, ids, limit, lengths)
-        return Draft(draft.ids, self._whole(torch.cat(rows)))
+        draft = propose(self, ids, limit, draft_length)
+        return Draft(draft.ids, self._over_target_vocab(torch.cat(rows)))
 
     plant.setattr(drafters, "token_distributions", remembering)
     plant.setattr(drafters.ModelDrafter, "_propose", soft)
@@ -129,8 +129,8 @@ def at_most_instead_of_below(plant: Plant) -> None:
 def dropped_sampled_token(plant: Plant) -> None:
     original = drafters.ModelDrafter._propose
 
-    def unsure(self: drafters.ModelDrafter, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
-        draft = original(self, ids, limit, lengths)
+    def unsure(self: drafters.ModelDrafter, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+        draft = original(self, ids, limit, draft_length)
         assert draft.probs is not None
         keep = draft.probs.gather(-1, draft.ids.unsqueeze(-1)).squeeze(-1) > 0.4
         length = int(keep.long().cumprod(0).sum())
@@ -147,14 +147,14 @@ def bonus_row_off_by_one(plant: Plant) -> None:
         row = (verdict.num_accepted - 1).clamp(min=0)
         return Verdict(verdict.num_accepted, target.ids[row])
 
-    match = decoding._match
+    match = decoding._verify_greedy
 
     def shifted_on_the_host(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:
         num_accepted, _, *rest = match(top_logits, top_ids, draft)
         return [num_accepted, top_ids[max(num_accepted - 1, 0)], *rest]
 
     plant.setattr(decoding, "verify", shifted)
-    plant.setattr(decoding, "_match", shifted_on_the_host)
+    plant.setattr(decoding, "_verify_greedy", shifted_on_the_host)
 
 
 def target_rows_off_by_one(plant: Plant) -> None:
@@ -189,18 +189,18 @@ def no_cut_at_the_end_token(plant: Plant) -> None:
 
 def temperature_on_the_target_only(plant: Plant) -> None:
     """The draft draws at the temperature, and tells its law as if there were none."""
-    original = drafters.ModelDrafter._whole
+    original = drafters.ModelDrafter._over_target_vocab
 
     def without(self: drafters.ModelDrafter, probs: torch.Tensor) -> torch.Tensor:
-        flat = probs.pow(self._sampling.temperature)
+        flat = probs.pow(self._sampler.settings.temperature)
         return original(self, flat / flat.sum(dim=-1, keepdim=True))
 
-    plant.setattr(drafters.ModelDrafter, "_whole", without)
+    plant.setattr(drafters.ModelDrafter, "_over_target_vocab", without)
 
 
 def draft_law_reported_before_its_processors(plant: Plant) -> None:
     """Drawn from the two likeliest tokens, told as the law of all."""
-    make, whole = drafters.token_distributions, drafters.ModelDrafter._whole
+    make, whole = drafters.token_distributions, drafters.ModelDrafter._over_target_vocab
     before: list[torch.Tensor] = []
 
     def remembering(logits: torch.Tensor, settings: SamplingSettings, *rest: torch.Tensor | None) -> TokenDistributions:
@@ -208,7 +208,7 @@ def draft_law_reported_before_its_processors(plant: Plant) -> None:
         return make(logits, settings, *rest)
 
     plant.setattr(drafters, "token_distributions", remembering)
-    plant.setattr(drafters.ModelDrafter, "_whole", lambda self, probs: whole(self, before[0]))
+    plant.setattr(drafters.ModelDrafter, "_over_target_vocab", lambda self, probs: whole(self, before[0]))
 
 
 def one_uniform_for_all_choices(plant: Plant) -> None:

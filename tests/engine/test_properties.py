@@ -28,13 +28,12 @@ from specgen.cli.request import SamplingOptions, draft_length_from
 from specgen.core.errors import MemoryShortageError, NumericalError, SettingsError
 from specgen.core.events import Notice, Round
 from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings, SamplingSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.transformers_model import CachedModel
-from tests.fakes import CPU, GREEDY, cached, ids_of, random_tokens, run_events, tiny_model
+from tests.fakes import GREEDY, cached, ids_of, random_tokens, run_events, sampler, tiny_model
 
 # The nightly profile tries eighty times as much as the usual one.
 pytestmark = pytest.mark.timeout(300 if settings().max_examples < 1000 else 3600)
@@ -54,7 +53,7 @@ SAMPLED = SamplingSettings(temperature=0.8, top_k=20)
 def test_p1_any_draft_model_gives_the_ids_of_plain_decoding(
     prompt: list[int], budget: int, k: int, draft_seed: int
 ) -> None:
-    drafter = ModelDrafter(cached(tiny_model(seed=draft_seed)), 96, GREEDY, TorchRandomness(0, CPU))
+    drafter = ModelDrafter(cached(tiny_model(seed=draft_seed)), 96, sampler())
 
     drafted = run_events(cached(tiny_model()), drafter, prompt, max_new_tokens=budget, num_draft_tokens=k)
 
@@ -128,10 +127,10 @@ def test_p4_caches_hold_a_prefix_of_the_text_whatever_happened(
 ) -> None:
     target, draft = _Failing(tiny_model(), 96), cached(tiny_model(seed=1))
     target.fails_at, target.with_nan = fails_at, with_nan
-    chance = TorchRandomness(3, CPU)
+    shared = sampler(sampling, seed=3)
     limits = DecodeSettings(16, 4, end_ids=frozenset(ends))
     stop = None if stop_behind is None else _StopBehind(stop_behind)
-    run = decode(target, ModelDrafter(draft, 96, sampling, chance), prompt, limits, sampling, chance, stop=stop)
+    run = decode(target, ModelDrafter(draft, 96, shared), prompt, shared, DecodeOptions(limits, stop=stop))
     text, num_in_draft = list(prompt), len(prompt) - 1
     with suppress(NumericalError, MemoryShortageError):
         for index, event in enumerate(run):

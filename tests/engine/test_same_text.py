@@ -17,7 +17,7 @@ from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import PositionNoise, TorchRandomness
-from specgen.engine.sampling import token_distributions
+from specgen.engine.sampling import Sampler, token_distributions
 from tests.engine.test_enumeration import table, target_law
 from tests.fakes import CPU, cached, ids_of, random_tokens, rounds_of, run_events, tiny_model
 
@@ -42,7 +42,7 @@ def drafter(name: str) -> Drafter:
     if name == "random":
         return random_tokens(5, 96)
     model = cached(tiny_model(seed=0 if name == "self" else 1))
-    return ModelDrafter(model, 96, SAMPLING, TorchRandomness(0, CPU), noise=noise())
+    return ModelDrafter(model, 96, Sampler(SAMPLING, TorchRandomness(0, CPU), noise()))
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 3, 8])
@@ -52,7 +52,7 @@ def test_one_seed_gives_one_text_with_any_draft(name: str, num_draft_tokens: int
 
 
 def test_one_seed_gives_one_text_with_lengths_that_depend_on_the_clock() -> None:
-    text = sampled(drafter("other"), lengths=CostAwareLength(CostTable(), DraftCost()), num_draft_tokens=8)
+    text = sampled(drafter("other"), draft_length=CostAwareLength(CostTable(), DraftCost()), num_draft_tokens=8)
 
     assert text == sampled(NoDrafter())
 
@@ -73,7 +73,7 @@ def test_draws_tied_to_positions_have_the_targets_law() -> None:
     found: Counter[tuple[int, ...]] = Counter()
     for seed in range(6000):
         tied = PositionNoise(seed, 3)
-        draft = ModelDrafter(TableModel(table(3, 2)), 3, sampling, TorchRandomness(0, CPU), noise=tied)
+        draft = ModelDrafter(TableModel(table(3, 2)), 3, Sampler(sampling, TorchRandomness(0, CPU), tied))
         events = run_events(
             TableModel(logits), draft, [0, 1], sampling=sampling, noise=tied, max_new_tokens=2, num_draft_tokens=1
         )

@@ -22,16 +22,16 @@ from torch import Tensor
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine import decoding
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters import model as drafters
 from specgen.engine.drafters.base import Drafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import TorchRandomness, accepted, drawn
-from specgen.engine.sampling import TokenDistributions, seen_rows, token_distributions
+from specgen.engine.sampling import Sampler, TokenDistributions, seen_rows, token_distributions
 from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution
 from tests.engine.test_enumeration import table, target_law
-from tests.fakes import CPU, ScriptedDrafter, cached, random_tokens, rounds_of, run_events, tiny_model
+from tests.fakes import CPU, ScriptedDrafter, cached, random_tokens, rounds_of, run_events, sampler, tiny_model
 
 ALPHA = 1e-6
 PLAIN = SamplingSettings(temperature=1.0)
@@ -90,14 +90,14 @@ def first_tokens(
 
     The budget leaves room for a whole draft behind the last token counted: it is never what cuts a draft short.
     """
-    vocab_size, chance = target.shape[1], TorchRandomness(seed, CPU)
+    vocab_size, shared = target.shape[1], sampler(sampling, seed)
     settings = DecodeSettings(wanted + options["num_draft_tokens"], **options)
     found: Counter[tuple[int, ...]] = Counter()
     with laws_made_once():
         for _ in range(count):
-            drafter = ModelDrafter(TableModel(draft), vocab_size, sampling, chance)
+            drafter = ModelDrafter(TableModel(draft), vocab_size, shared)
             text: list[int] = []
-            with closing(decode(TableModel(target), drafter, [0, 1], settings, sampling, chance)) as run:
+            with closing(decode(TableModel(target), drafter, [0, 1], shared, DecodeOptions(settings))) as run:
                 while len(text) < wanted:
                     event = next(run)
                     text += event.token_ids if isinstance(event, Round) else ()
@@ -201,7 +201,7 @@ def _drafter(name: str, chance: TorchRandomness) -> Drafter:
     if name == "constant":
         return ScriptedDrafter(lambda ids, limit: [2] * limit)
     seed = {"other law": 2, "same law": 1}[name]
-    return ModelDrafter(TableModel(table(STATES, seed)), STATES, PLAIN, chance)
+    return ModelDrafter(TableModel(table(STATES, seed)), STATES, Sampler(PLAIN, chance))
 
 
 @cache
@@ -308,7 +308,7 @@ def test_s6_with_all_processors_on_both_sides_the_law_is_the_processed_one(count
 
 @pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_s7_two_tokens_of_a_real_architecture_with_a_real_draft_have_the_targets_joint_law(count: int) -> None:
-    prompt, sampling, chance = [1, 5, 9], PLAIN, TorchRandomness(11, CPU)
+    prompt, shared = [1, 5, 9], sampler(PLAIN, 11)
     target, draft = cached(tiny_model(vocab_size=16), 16), cached(tiny_model(seed=1, vocab_size=16), 16)
     with torch.inference_mode():
         # Known without our loop: the library's own forward over the prompt, and over it with each first token.
@@ -320,9 +320,9 @@ def test_s7_two_tokens_of_a_real_architecture_with_a_real_draft_have_the_targets
     for _ in range(count):
         target.rewind(min(target.length, len(prompt) - 1))
         draft.rewind(min(draft.length, len(prompt) - 1))
-        drafter = ModelDrafter(draft, 16, sampling, chance)
+        drafter = ModelDrafter(draft, 16, shared)
         text: list[int] = []
-        with closing(decode(target, drafter, prompt, DecodeSettings(5, 3), sampling, chance)) as run:
+        with closing(decode(target, drafter, prompt, shared, DecodeOptions(DecodeSettings(5, 3)))) as run:
             while len(text) < 2:
                 event = next(run)
                 text += event.token_ids if isinstance(event, Round) else ()

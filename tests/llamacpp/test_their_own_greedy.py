@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from specgen.core.settings import DecodeSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.runtime.near_ties import logit_gap
-from tests.fakes import CPU, GREEDY, ids_of, tiny_model
+from tests.fakes import ids_of, sampler, tiny_model
 from tests.llamacpp.builders import letters, load, write_gguf
 
 PROMPTS = ([1, 7, 9], [1, 20, 20, 20, 21, 22], [1, *range(10, 60)])
@@ -36,7 +35,7 @@ def test_the_greedy_text_is_what_llama_cpp_python_writes_itself(path: Path, prom
     ours = LlamaCppModel(load(path).weights, 96, 256, 1)
     drafter = LookupDrafter() if k else NoDrafter()
 
-    events = list(decode(ours, drafter, prompt, DecodeSettings(40, k), GREEDY, TorchRandomness(0, CPU)))
+    events = list(decode(ours, drafter, prompt, sampler(), DecodeOptions(DecodeSettings(40, k))))
     text = ids_of(events)
 
     # Weights in float32, but a cache in float16: where they part, rounding must explain it.

@@ -16,12 +16,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from specgen.core.errors import MemoryShortageError
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.models import decoder, layers
 from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.linear import fused_matmul, has_nf4_kernel, matmul_of, nf4_copy
 from specgen.models.transformers_model import CachedModel
-from tests.fakes import CPU, GREEDY, TINY, ids_of, run_events, tiny_model
+from tests.fakes import TINY, ids_of, run_events, sampler, tiny_model
 
 needs_kernel = pytest.mark.skipif(
     not has_nf4_kernel(torch.device("cpu")), reason="bitsandbytes has no 4-bit kernel for this CPU (AVX512-BF16)"
@@ -171,7 +170,7 @@ def test_a_draft_given_up_for_memory_has_let_go_of_its_cache_when_the_step_is_tr
         return run(new, num_last)
 
     monkeypatch.setattr(target, "_run", full)
-    events = run_events(target, ModelDrafter(draft, 96, GREEDY, TorchRandomness(0, CPU)), [1, 2, 3])
+    events = run_events(target, ModelDrafter(draft, 96, sampler()), [1, 2, 3])
 
     assert len(held) == 2 * TINY["num_hidden_layers"]
     assert ids_of(events) == ids_of(run_events(decoder_model(build("llama"), 96), NoDrafter(), [1, 2, 3]))

@@ -17,20 +17,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from specgen.core.errors import DraftError
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
-from specgen.engine.randomness import PositionNoise, TorchRandomness
-from specgen.engine.sampling import token_distributions
+from specgen.engine.randomness import PositionNoise
+from specgen.engine.sampling import Sampler, token_distributions
 from specgen.models import draft_head as draft_head
 from specgen.models import transformers_model as engine_model
 from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.transformers_model import CachedModel
 from tests.draft_heads import SHAPES, SlowDraft, open_draft, shallow_drafter, tiny_draft, write_draft
-from tests.fakes import CPU, GREEDY, assert_close, ids_of, rounds_of, run_events, tiny_model
+from tests.fakes import GREEDY, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
 from tests.models.test_decoder import BUILDERS, build
 
 FAMILIES = ["llama", "llama-bias", "llama3-rope", "tied", "qwen2", "qwen3"]
@@ -368,7 +368,7 @@ def test_the_law_of_the_text_is_the_targets_over_all_outcomes(
     def run(chance: ScriptedRandomness) -> tuple[int, ...]:
         target.reset()
         draft.reset()
-        drafter = ModelDrafter(draft, 3, sampling, chance, columns=draft.columns)
+        drafter = ModelDrafter(draft, 3, Sampler(sampling, chance), columns=draft.columns)
         options = {"max_new_tokens": 3, "num_draft_tokens": 2, "verification": verification}
         return tuple(ids_of(run_events(target, drafter, [0, 1], sampling=sampling, randomness=chance, **options)))
 
@@ -402,7 +402,7 @@ def test_the_decode_loop_leaves_both_caches_on_the_text() -> None:
     target = decoder_model(model, 96)
     drafter = shallow_drafter(tiny_draft("shallow features", model, "llama"), target, GREEDY)
     text = list(PROMPT)
-    for event in decode(target, drafter, PROMPT, DecodeSettings(24, 4), GREEDY, TorchRandomness(0, CPU)):
+    for event in decode(target, drafter, PROMPT, sampler(), DecodeOptions(DecodeSettings(24, 4))):
         if isinstance(event, Round):
             text += event.token_ids
             assert target.length == len(text) - 1

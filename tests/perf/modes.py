@@ -16,7 +16,7 @@ from specgen.core.events import Finish, Prefill
 from specgen.core.metrics import Counts
 from specgen.core.settings import LONGEST_AUTO_DRAFT, DecodeSettings, SamplingSettings, Verification
 from specgen.engine.contract import LanguageModel
-from specgen.engine.decoding import decode, device_clock
+from specgen.engine.decoding import DecodeOptions, decode, device_clock
 from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
@@ -25,6 +25,7 @@ from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.sampling import Sampler
 
 GREEDY = SamplingSettings()
 
@@ -101,18 +102,18 @@ def ours(
 
     With `has_lookup` lookup stands beside the draft model.
     """
-    lengths = CostAwareLength(CostTable(), DraftCost()) if k == "auto" else FixedLength()
+    draft_length = CostAwareLength(CostTable(), DraftCost()) if k == "auto" else FixedLength()
     num_draft_tokens = LONGEST_AUTO_DRAFT if k == "auto" else int(k)
     usual = num_tokens
 
     def run(prompt: list[int], seed: int = 0, num_tokens: int | None = None) -> Run:
         sampling = SamplingSettings(temperature=temperature, seed=seed)
         settings = DecodeSettings(num_tokens or usual, num_draft_tokens, verification=rule)
-        randomness = TorchRandomness(seed, target.device)
+        sampler = Sampler(sampling, TorchRandomness(seed, target.device))
         drafter: Any = NoDrafter() if draft is None else LookupDrafter()
         models = [target]
         if draft is not None and not isinstance(draft, str):
-            drafter = ModelDrafter(draft, target.vocab_size, sampling, randomness, draft_window)
+            drafter = ModelDrafter(draft, target.vocab_size, sampler, draft_window)
             if has_lookup:
                 drafter = CombinedDrafter(LookupDrafter(), drafter)
             models.append(draft)
@@ -121,7 +122,8 @@ def ours(
         counts, ids, forwards = Counts(), [], 0.0
         steps: list[float] = []
         clock = device_clock(*(model.device for model in models))
-        for event in decode(target, drafter, prompt, settings, sampling, randomness, lengths=lengths, clock=clock):
+        options = DecodeOptions(settings, draft_length=draft_length, clock=clock)
+        for event in decode(target, drafter, prompt, sampler, options):
             if isinstance(event, Prefill):
                 counts.observe_prefill(event)
                 forwards = sum(model.forward_seconds for model in models)

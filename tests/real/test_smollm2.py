@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.randomness import TorchRandomness
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.libraries import prepare_libraries
 from specgen.models.transformers_model import CachedModel
@@ -144,19 +143,19 @@ def test_hopeless_and_perfect_drafts_give_the_same_text(
     models, ids = loaded["none"], prompt_ids(text, is_raw)
     plain = generation(models, ids, 0, is_raw=is_raw, num_new=SHORT).token_ids
     size = models.target.vocab_size
+    sampler = models.sampler(SamplingSettings())
     other = CachedModel(tiny_model(vocab_size=models.target.num_embeddings), size)
 
     def run(drafter: Any) -> list[int]:
         models.reuse_prefix(ids)
         limits = DecodeSettings(SHORT, lengths[0], end_ids=models.pair.end_ids)
-        chance = TorchRandomness(0, models.target.device)
-        return ids_of(list(decode(models.target, drafter, ids, limits, SamplingSettings(), chance)))
+        return ids_of(list(decode(models.target, drafter, ids, sampler, DecodeOptions(limits))))
 
     drafters = [
         oracle(plain, len(ids)),
         always_wrong(plain, len(ids), size),
         random_tokens(1, size),
-        ModelDrafter(other, size, SamplingSettings(), TorchRandomness(0, models.target.device)),
+        ModelDrafter(other, size, sampler),
     ]
     assert [run(drafter) for drafter in drafters] == [plain] * len(drafters)
 

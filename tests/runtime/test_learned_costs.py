@@ -33,9 +33,9 @@ def open_models(toys: dict[str, Path], dtype: str = "float32", drafter: str = "m
 def learn(models: LoadedModels) -> None:
     """Twelve passes over one token of 20 ms, then drafts of three tokens at 6 ms."""
     for _ in range(12):
-        models.lengths.costs.observe(1, 0.020)
-        models.lengths.costs.observe(4, 0.025)
-        models.lengths.draft_cost.observe(3, 0.018)
+        models.draft_length.costs.observe(1, 0.020)
+        models.draft_length.costs.observe(4, 0.025)
+        models.draft_length.draft_cost.observe(3, 0.018)
 
 
 def test_a_session_begins_with_what_the_last_one_found(toys: dict[str, Path], tmp_path: Path) -> None:
@@ -45,8 +45,8 @@ def test_a_session_begins_with_what_the_last_one_found(toys: dict[str, Path], tm
     learned_costs.save(first, store)
     learned_costs.load(second, store)
 
-    assert second.lengths.costs.known == pytest.approx({1: 0.020, 4: 0.025})
-    assert second.lengths.draft_cost.seconds == pytest.approx(0.006)
+    assert second.draft_length.costs.known == pytest.approx({1: 0.020, 4: 0.025})
+    assert second.draft_length.draft_cost.seconds == pytest.approx(0.006)
 
 
 def test_another_compute_type_has_costs_of_its_own(toys: dict[str, Path], tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ def test_another_compute_type_has_costs_of_its_own(toys: dict[str, Path], tmp_pa
     learned_costs.save(first, store)
     learned_costs.load(second, store)
 
-    assert second.lengths.costs.known == {}
-    assert not second.lengths.draft_cost.is_supported
+    assert second.draft_length.costs.known == {}
+    assert not second.draft_length.draft_cost.is_supported
 
 
 def test_the_target_keeps_its_costs_beside_another_drafter(toys: dict[str, Path], tmp_path: Path) -> None:
@@ -67,22 +67,22 @@ def test_the_target_keeps_its_costs_beside_another_drafter(toys: dict[str, Path]
     learned_costs.save(first, store)
     learned_costs.load(second, store)
 
-    assert second.lengths.costs.known == pytest.approx({1: 0.020, 4: 0.025})
-    assert not second.lengths.draft_cost.is_supported
+    assert second.draft_length.costs.known == pytest.approx({1: 0.020, 4: 0.025})
+    assert not second.draft_length.draft_cost.is_supported
 
 
 def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: dict[str, Path], tmp_path: Path) -> None:
     store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys, drafter="lookup")
     learn(first)
     learned_costs.save(first, store)
-    second.lengths.costs.observe(1, 0.020)
-    costs = second.lengths.costs
+    second.draft_length.costs.observe(1, 0.020)
+    costs = second.draft_length.costs
 
     second.replace_drafter(first.pair)
     learned_costs.load_draft(second, store)
 
-    assert second.lengths.costs is costs
-    assert second.lengths.draft_cost.seconds == pytest.approx(0.006)
+    assert second.draft_length.costs is costs
+    assert second.draft_length.draft_cost.seconds == pytest.approx(0.006)
 
 
 def test_a_session_that_measured_nothing_writes_nothing(toys: dict[str, Path], tmp_path: Path) -> None:
@@ -110,4 +110,4 @@ def test_an_answer_is_the_same_with_known_costs_and_without(toys: dict[str, Path
     assert second.token_ids == first.token_ids
     # The first round of a session that knows nothing is a plain one; this one drafts at once.
     assert first.counts.drafted_histogram[0] >= 1
-    assert warm.lengths.costs.is_supported(1)
+    assert warm.draft_length.costs.is_supported(1)

@@ -1,4 +1,4 @@
-"""What decides how long a draft gets, seen from the drafters and the loop."""
+"""Defines the interface of draft-length policies, for the drafters and the loop."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ class LengthPolicy(Protocol):
     """Decides the length of each draft."""
 
     uses_confidence: bool
-    """Whether `on_token` is wanted: for a greedy draft the confidence costs a pass over the vocabulary."""
+    """Whether to call `on_token`: for a greedy draft the confidence costs a pass over the vocabulary."""
 
     def start_round(self) -> None:
-        """A round begins."""
+        """Prepare for a new round."""
 
     def should_draft(self) -> bool:
-        """Whether to draft one more token."""
+        """Decide whether to draft one more token."""
 
     def on_token(self, confidence: float) -> None:
-        """A token was drawn and is kept; `confidence`, 0 to 1, is how sure the drafter was of it."""
+        """Note that a token was drafted, with this confidence of the drafter (0 to 1)."""
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
-        """A draft is at hand that costs nothing but its verification: how many of its tokens to propose.
+        """Decide how many tokens of a lookup match to propose; they cost only their verification.
 
         Args:
-            offer: The draft.
-            has_rival: 0 leaves the round to a draft model, which may do better; otherwise to plain decoding.
+            match: The tokens that followed the same text before.
+            has_draft_model: Whether a draft model drafts the round if the answer is 0; otherwise nothing is drafted.
         """
 
     def observe(self, round_: Round) -> None:

@@ -1,4 +1,4 @@
-"""Things that propose: text so far in, a draft out. Know ids and laws; nothing of text or verification."""
+"""Defines drafters: given the tokens so far, propose the next ones. They see ids and distributions only."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from specgen.engine.memory_errors import memory_errors
 from specgen.engine.verification import Draft
 
 Failure = DraftError | MemoryShortageError
-"""Why a drafter is given up: it broke, or the target needs the memory."""
+"""Why a drafter is dropped: it failed, or the target needs its memory."""
 
 
 class Drafter(Protocol):
-    """Proposes tokens for the target to check."""
+    """Proposes tokens for the target to verify."""
 
     def feed(self, ids: Sequence[int]) -> None:
-        """See the prompt, ahead of the first round; `ids` is a prefix of what `propose` will get.
+        """Read the prompt before the first round; `ids` is a prefix of the next call's `ids`.
 
         Raises:
             DraftError: As in `propose`.
         """
 
-    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
-        """Guess what follows `ids`.
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+        """Propose the tokens after `ids`.
 
         Args:
             ids: The text so far, never empty.
-            limit: Longest draft wanted, at least 1. A shorter or empty one is fine.
-            lengths: Asked before each token whether it is wanted.
+            limit: Longest draft, at least 1. A shorter or empty one is fine.
+            draft_length: Decides before each token whether to draft it.
 
         Raises:
-            DraftError: The drafter is broken; the caller goes on without it.
+            DraftError: The drafter failed; the caller continues without it.
         """
 
     def rewind(self, length: int) -> None:
-        """Forget what was learned of the text behind its first `length` tokens."""
+        """Forget the text after its first `length` tokens."""
 
 
 class NoDrafter:
-    """Proposes nothing: the same loop is then plain decoding, the baseline of every comparison."""
+    """Proposes nothing. The loop is then plain decoding, the baseline of every comparison."""
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Nothing to see."""
+        """Do nothing."""
 
-    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:  # noqa: ARG002
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:  # noqa: ARG002
         return empty_draft()
 
     def rewind(self, length: int) -> None:
-        """Nothing to forget."""
+        """Do nothing."""
 
 
 @contextmanager
 def draft_errors() -> Iterator[None]:
-    """Whatever breaks inside a drafter is a broken draft, not a broken answer.
+    """Turn any exception inside a drafter into a `DraftError`: the draft fails, and the answer continues.
 
     Raises:
-        DraftError: Anything broke inside the block; the cause is kept.
+        DraftError: An exception occurred inside the block; it is the cause.
     """
     try:
         with memory_errors():
@@ -69,19 +69,19 @@ def draft_errors() -> Iterator[None]:
     except DraftError:
         raise
     except Exception as error:
-        raise DraftError(_in_a_line(error)) from error
+        raise DraftError(_one_line(error)) from error
 
 
-def _in_a_line(error: Exception) -> str:
-    """What an error says. Those of Python name no more than a key or a number: their kind is needed with it."""
-    kind, said = type(error).__name__, str(error).partition("\n")[0]
-    if not said:
+def _one_line(error: Exception) -> str:
+    """Describe an error. Python's own often consist of a key or a number only, so their class goes in front."""
+    kind, message = type(error).__name__, str(error).partition("\n")[0]
+    if not message:
         return kind
-    return said if isinstance(error, SpecgenError | RuntimeError) else f"{kind}: {said}"
+    return message if isinstance(error, SpecgenError | RuntimeError) else f"{kind}: {message}"
 
 
 def failure_of(work: Callable[[], object]) -> DraftError | None:
-    """Why a drafter could not do what it was told to; None if it could."""
+    """Run a drafter's method and return its error; None if it succeeded."""
     try:
         with draft_errors():
             work()
@@ -91,24 +91,24 @@ def failure_of(work: Callable[[], object]) -> DraftError | None:
 
 
 def release_after_failure(drafter: Drafter) -> None:
-    """Let a drafter give its cache back, of which nobody knows any more what it holds; it may be too broken for it."""
+    """Empty the cache of a drafter that failed: its content is unknown now. A second error is ignored."""
     failure_of(lambda: drafter.rewind(0))
 
 
 def failure_notice(failure: Failure) -> str:
-    """The notice that a drafter was given up."""
+    """Describe for the user why a drafter was dropped."""
     if isinstance(failure, MemoryShortageError):
         return f"{failure.message}: the draft was dropped; the text is not affected"
     return f"the drafter failed and was dropped; the text is not affected: {failure}"
 
 
 def strict_error(failure: Failure) -> SpecgenError:
-    """The error that a failed drafter is under `--strict`; its class, and so the exit code, says what went wrong."""
+    """Return the error for a failed drafter under `--strict`. Its class, and so the exit code, is the cause's."""
     cause = failure.__cause__ if isinstance(failure, DraftError) else failure
     kind = type(cause) if isinstance(cause, SpecgenError) else PairError
-    return kind(f"the drafter failed: {failure}", "leave out --strict to go on without it")
+    return kind(f"the drafter failed: {failure}", "omit --strict to continue without the drafter")
 
 
 def empty_draft() -> Draft:
-    """A draft of no tokens."""
+    """Return a draft of no tokens."""
     return Draft(torch.empty(0, dtype=torch.int64))

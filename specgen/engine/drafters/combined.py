@@ -1,4 +1,4 @@
-"""Two drafters as one: each round goes to lookup or to the draft model, whichever is expected to bring more."""
+"""Combines prompt lookup with a draft model: each round uses the one with the larger expected gain."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from specgen.engine.verification import Draft
 
 
 class CombinedDrafter:
-    """A draft model with prompt lookup beside it.
+    """A draft model together with prompt lookup.
 
-    The tokens of a match cost nothing to draft, but a wrong one wastes the round: so the policy weighs the match, by
-    its length and by what became of such matches before, against what the model's rounds brought. Lookup first,
-    whenever there is a match, was measured slower than the model alone.
+    The tokens of a match cost nothing to draft, but a wrong one wastes the round. So the policy compares the match, by
+    its length and by how often such matches were right, with the gain of the model's recent rounds. Using lookup
+    whenever there is a match was measured slower than the model alone.
     """
 
     def __init__(self, lookup: LookupDrafter, model: ModelDrafter) -> None:
@@ -26,13 +26,13 @@ class CombinedDrafter:
         self.lookup.feed(ids)
         self.model.feed(ids)
 
-    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         match = self.lookup.match(ids, limit)
         if match is not None:
-            num_taken = lengths.tokens_to_take(match, has_draft_model=True)
+            num_taken = draft_length.tokens_to_take(match, has_draft_model=True)
             if num_taken:
                 return drafted(match, num_taken)
-        return self.model.propose(ids, limit, lengths)
+        return self.model.propose(ids, limit, draft_length)
 
     def rewind(self, length: int) -> None:
         self.lookup.rewind(length)

@@ -48,9 +48,13 @@ class LookupDrafter:
             for token in new:
                 self._place = self._given.step(self._place, token)
 
-    def propose(self, ids: Sequence[int], limit: int, lengths: LengthPolicy) -> Draft:
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         match = self.match(ids, limit)
-        return empty_draft() if match is None else drafted(match, lengths.tokens_to_take(match, has_draft_model=False))
+        return (
+            empty_draft()
+            if match is None
+            else drafted(match, draft_length.tokens_to_take(match, has_draft_model=False))
+        )
 
     def match(self, ids: Sequence[int], limit: int) -> LookupMatch | None:
         """What followed the longest end of `ids` that occurred before, at most `limit` tokens; None if none did."""

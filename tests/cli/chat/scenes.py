@@ -12,9 +12,10 @@ import torch
 
 from specgen.core.events import Prefill, TextEvent
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
-from specgen.engine.decoding import decode
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.randomness import TorchRandomness
+from specgen.engine.sampling import Sampler
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation
@@ -116,8 +117,8 @@ def fresh_ids(models: LoadedModels, generation: Generation) -> list[int]:
     request = generation.request
     target = CachedModel(models.target.model, models.target.vocab_size)
     limits = DecodeSettings(request.decode.max_new_tokens, num_draft_tokens=0, end_ids=request.decode.end_ids)
-    randomness = TorchRandomness(request.sampling.seed, CPU)
-    return ids_of(list(decode(target, NoDrafter(), request.prompt_ids, limits, request.sampling, randomness)))
+    sampler = Sampler(request.sampling, TorchRandomness(request.sampling.seed, CPU))
+    return ids_of(list(decode(target, NoDrafter(), request.prompt_ids, sampler, DecodeOptions(limits))))
 
 
 def assert_caches_fit(models: LoadedModels) -> None:

@@ -646,7 +646,7 @@ def test_a_reply_that_breaks_is_told_and_the_chat_goes_on(stage: Stage, monkeypa
 
     assert stage.play("a", "b") == 0
 
-    assert "the target's logits hold NaN" in stage.told
+    assert "NaN" in stage.told
     assert stage.chat.conversation.messages[1].interrupted
     assert stage.texts[-1] == ANSWER
 
