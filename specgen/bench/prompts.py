@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from specgen.core.errors import PromptError
-from specgen.text.chat_template import Message, encode_messages, encode_text
+from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
 _ROLES = ("system", "user", "assistant")
 _HINT = "give one JSON object per line with prompt, messages or turns; or plain text, one prompt per line"
@@ -48,7 +48,7 @@ class PromptFormat:
         """Returns the ids of a conversation, up to where the answer begins."""
         if self.is_raw:
             return encode_text(tokenizer, "\n\n".join(message.content for message in messages))
-        return encode_messages(tokenizer, messages, template=self.template)
+        return ChatTemplate(self.template).encode(tokenizer, messages)
 
 
 def bundled_prompts() -> list[BenchPrompt]:

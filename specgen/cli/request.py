@@ -157,18 +157,15 @@ def build_request(
 
 
 def _prompt_ids(pair: Pair, prompt: PromptOptions) -> list[int]:
-    from specgen.text.chat_template import Message, encode_messages, encode_text
+    from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
     if prompt.is_raw:
         if prompt.system is not None:
             raise SettingsError("--system needs a chat template", "leave out --chat-template none")
         return encode_text(pair.tokenizer, prompt.text)
     messages = [] if prompt.system is None else [Message("system", prompt.system)]
-    return encode_messages(
-        pair.tokenizer,
-        [*messages, Message("user", prompt.text)],
-        template=template_source(prompt.template),
-        template_options=prompt.template_options,
+    return ChatTemplate(template_source(prompt.template), prompt.template_options).encode(
+        pair.tokenizer, [*messages, Message("user", prompt.text)]
     )
 
 

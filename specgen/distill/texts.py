@@ -18,7 +18,7 @@ from specgen.core.errors import OutputError, PromptError
 from specgen.distill.prompts import SeedPrompt, compose, sources_from
 from specgen.distill.settings import TextSettings
 from specgen.distill.text_generation import BatchGenerator, GeneratedText
-from specgen.text.chat_template import Message, encode_messages, encode_text
+from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
 SORTED_BATCHES = 8
 """Batches whose prompts are sorted by length together: less padding, and still a mixture in each stretch."""
@@ -89,7 +89,7 @@ class TextFolder:
     def encoded(self, text: str) -> list[int]:
         """Ids of a prompt: in the chat template if there is one."""
         if self.tokenizer.chat_template:
-            return encode_messages(self.tokenizer, [Message("user", text)])
+            return ChatTemplate().encode(self.tokenizer, [Message("user", text)])
         return encode_text(self.tokenizer, text)
 
     def _shards(self, stage: str, prompts: Sequence[SeedPrompt]) -> list[Shard]:

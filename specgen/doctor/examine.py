@@ -23,6 +23,7 @@ from specgen.loading.placement import check_bitsandbytes, choose_placement
 from specgen.loading.resolve import ModelFolder
 from specgen.runtime.environment import library_versions
 from specgen.runtime.pair import Pair
+from specgen.storage.cost_store import CostStore
 from specgen.storage.paths import cache_root
 
 LONGEST_MEASURED_DRAFT = 12
@@ -121,7 +122,11 @@ def _model(
     if folder.gguf is not None:
         return _gguf(role, settings, folder.name, folder.gguf.header, facts)
     placement = choose_placement(
-        settings, facts, from_gguf=folder.from_gguf, role="draft" if role == "draft" else "target"
+        settings,
+        facts,
+        from_gguf=folder.from_gguf,
+        role="draft" if role == "draft" else "target",
+        times=CostStore(),
     )
     return ModelPlan(
         role=role,
@@ -159,7 +164,7 @@ def _gguf(role: str, settings: ModelSettings, name: str, header: GgufHeader, fac
 
 def _shallow(facts: DraftHeadFacts, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
     """A draft that runs where its target does, in its compute type; `settings` are the target's but for the format."""
-    placement = choose_placement(settings, facts.config, from_gguf=False, role="draft")
+    placement = choose_placement(settings, facts.config, from_gguf=False, role="draft", times=CostStore())
     is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
     return ModelPlan(
         role="draft",
@@ -168,7 +173,7 @@ def _shallow(facts: DraftHeadFacts, name: str, settings: ModelSettings, num_posi
         num_parameters=facts.config.num_parameters,
         device=placement.device,
         dtype=placement.dtype,
-        quant="nf4" if is_packed else "int8" if placement.narrow == "byte" else "none",
+        quant="nf4" if is_packed else "int8" if placement.packed_dtype == "int8" else "none",
         remarks=(facts.remark,),
         window=facts.config.max_positions,
         memory=plan_draft_head_memory(facts, placement, num_positions),

@@ -37,8 +37,8 @@ def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_posi
     model = empty_model(folder)
     model.tie_weights()
     config = model.config.get_text_config()
-    if placement.narrow is not None:
-        weights, largest = _narrow_weights(model, facts, 1 if placement.narrow == "byte" else 2)
+    if placement.packed_dtype is not None:
+        weights, largest = _narrow_weights(model, facts, 1 if placement.packed_dtype == "int8" else 2)
         # What is packed comes from the file's mapped pages, a layer at a time through float32.
         copies = facts.num_weight_bytes + 4 * largest
         return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, 4), _activation_bytes(config, 4))
@@ -71,7 +71,7 @@ def plan_draft_head_memory(facts: DraftHeadFacts, placement: Placement, num_posi
 
     auto_config: Any = AutoConfig
     config = auto_config.from_pretrained(facts.folder, trust_remote_code=False, local_files_only=True)
-    narrow = {"half": 2, "byte": 1}.get(placement.narrow or "")
+    narrow = {"float16": 2, "int8": 1}.get(placement.packed_dtype or "")
     size = narrow or placement.torch_dtype.itemsize
     wide = 4 if narrow else size
     # A head in a form of its own is a copy of all its rows.

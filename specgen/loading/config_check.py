@@ -19,7 +19,7 @@ from specgen.loading.start.lean_import import import_models_alone
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-SHALLOW_KEY = "specgen_draft"
+DRAFT_HEAD_KEY = "specgen_draft"
 """In a config: the folder is a shallow draft (`specgen.loading.draft_head_folder`), no model of its own."""
 
 _WIDTH_KEYS = ("hidden_size", "intermediate_size")
@@ -65,7 +65,7 @@ def check_folder(folder: Path) -> ConfigFacts:
         ModelFileError: A file is missing, damaged or unsafe, or the model is none that can be run here.
     """
     config = read_config(folder)
-    if SHALLOW_KEY in config:
+    if DRAFT_HEAD_KEY in config:
         raise ModelFileError(
             f"{folder} is a shallow draft: a few layers that run on the embeddings of the target they were made for",
             "give it with --draft, beside its target",

@@ -1,36 +1,42 @@
-"""The tensors of a shallow draft: a config in, their names and shapes out; a file's header compared with them."""
+"""The tensors in a draft head's weight file: the names and shapes its config requires, their check, their reading."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from specgen.core.errors import ModelFileError
+from specgen.core.library_errors import first_line, library_failures
+from specgen.loading.weights_check import listed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["layers", "features"]
-"""`layers` reads tokens; `features` reads the inputs of the target's head as well."""
+"""`layers` reads tokens; `features` also reads the inputs of the target's head."""
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 WEIGHTS = "model.safetensors"
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 def tensor_shapes(config: Mapping[str, Any], kind: Kind, num_draft_ids: int | None) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors a draft's folder holds, by its config."""
+    """Returns the shapes of the tensors that a draft head's config requires, by name."""
     hidden, inner, num_heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     num_kv_heads = config.get("num_key_value_heads") or num_heads
     head = config.get("head_dim") or hidden // num_heads
     model_type = config["model_type"]
     has_bias = bool(config.get("attention_bias", False)) and model_type != "mistral"
+    has_mlp_bias = bool(config.get("mlp_bias", False)) and model_type == "llama"
     products = {
         "self_attn.q_proj": ((num_heads * head, hidden), has_bias or model_type == "qwen2"),
         "self_attn.k_proj": ((num_kv_heads * head, hidden), has_bias or model_type == "qwen2"),
         "self_attn.v_proj": ((num_kv_heads * head, hidden), has_bias or model_type == "qwen2"),
         "self_attn.o_proj": ((hidden, num_heads * head), has_bias and model_type != "qwen2"),
-        "mlp.gate_proj": ((inner, hidden), _has_mlp_bias(config)),
-        "mlp.up_proj": ((inner, hidden), _has_mlp_bias(config)),
-        "mlp.down_proj": ((hidden, inner), _has_mlp_bias(config)),
+        "mlp.gate_proj": ((inner, hidden), has_mlp_bias),
+        "mlp.up_proj": ((inner, hidden), has_mlp_bias),
+        "mlp.down_proj": ((hidden, inner), has_mlp_bias),
     }
     shapes: dict[str, tuple[int, ...]] = {"norm.weight": (hidden,)}
     for layer in range(config["num_hidden_layers"]):
@@ -39,9 +45,9 @@ def tensor_shapes(config: Mapping[str, Any], kind: Kind, num_draft_ids: int | No
         if model_type == "qwen3":
             for name in ("q_norm", "k_norm"):
                 shapes[f"layers.{layer}.self_attn.{name}.weight"] = (head,)
-        for name, (shape, biased) in products.items():
+        for name, (shape, is_biased) in products.items():
             shapes[f"layers.{layer}.{name}.weight"] = shape
-            if biased:
+            if is_biased:
                 shapes[f"layers.{layer}.{name}.bias"] = shape[:1]
     if kind == "features":
         shapes["fc.weight"] = (hidden, 2 * hidden)
@@ -50,46 +56,69 @@ def tensor_shapes(config: Mapping[str, Any], kind: Kind, num_draft_ids: int | No
     return shapes
 
 
-def _has_mlp_bias(config: Mapping[str, Any]) -> bool:
-    return config["model_type"] == "llama" and bool(config.get("mlp_bias", False))
-
-
-def check_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> tuple[str, int]:
-    """Compare the header of a draft's weights with what its config asks for.
+def check_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> tuple[str, int]:
+    """Compares the header of a draft head's weight file with what its config requires.
 
     Args:
-        folder: The draft.
-        wanted: See `tensor_shapes`.
+        folder: The draft head.
+        expected: See `tensor_shapes`.
 
     Returns:
-        The type its norm is stored in, `bfloat16`, and the number of its parameters.
+        The type of the stored norm, `bfloat16`, and the number of parameters.
 
     Raises:
-        ModelFileError: A tensor is missing, left over, or of another shape or type.
+        ModelFileError: A tensor is missing, unexpected, or of a wrong shape or type.
     """
     from safetensors import safe_open
 
     with safe_open(folder / WEIGHTS, "pt") as file:
-        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-        shapes = {name: tuple(part.get_shape()) for name, part in found.items()}
-        types = {name: str(part.get_dtype()) for name, part in found.items()}
-    for names, what in (
-        (sorted(wanted.keys() - shapes.keys()), "lacks {} the config asks for"),
-        (sorted(shapes.keys() - wanted.keys()), "holds {} the config has no place for"),
-        (sorted(name for name in wanted if shapes.get(name) != wanted[name]), "has {} of another shape"),
-        (
-            sorted(n for n in types if (types[n] != "I64" if n == "draft_ids" else types[n] not in FLOATS)),
-            "has {} of a type it can't have",
-        ),
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        types = {name: str(part.get_dtype()) for name, part in slices.items()}
+    for problem, names in (
+        ("missing tensors", expected.keys() - shapes.keys()),
+        ("unexpected tensors", shapes.keys() - expected.keys()),
+        ("tensors with a wrong shape", {name for name in expected if shapes.get(name) != expected[name]}),
+        ("tensors of a wrong type", {name for name, dtype in types.items() if not _is_valid_type(name, dtype)}),
     ):
         if names:
-            count = "one tensor" if len(names) == 1 else f"{len(names)} tensors"
-            raise bad_draft(
-                folder, f"it {what.format(count)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-            )
+            raise invalid_draft_head(folder, f"{problem}: {listed(sorted(names))}")
     return FLOATS[types["norm.weight"]], sum(math.prod(shape) for name, shape in shapes.items() if name != "draft_ids")
 
 
-def bad_draft(folder: Path, why: str) -> ModelFileError:
-    """The error for a folder that is damaged or not what it says."""
-    return ModelFileError(f"{folder} is no shallow draft that can be run: {why}", "make it again with specgen distill")
+def load_tensors(folder: Path, num_target_ids: int) -> dict[str, Tensor]:
+    """Reads the weights, as stored.
+
+    Args:
+        folder: The draft head; its tensors must have been checked.
+        num_target_ids: Rows of the target's embeddings.
+
+    Raises:
+        ModelFileError: They can't be read, contain NaN or infinity, or `draft_ids` are not ascending target ids.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except library_failures() as error:
+        raise ModelFileError(f"{path} can't be read: {first_line(error)}", "make the draft again") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
+            raise invalid_draft_head(folder, f"the tensor {name} contains NaN or infinity")
+    ids = tensors.get("draft_ids")
+    if ids is not None:
+        is_ascending = bool((ids[1:] > ids[:-1]).all())
+        if not is_ascending or int(ids[0]) < 0 or int(ids[-1]) >= num_target_ids:
+            raise invalid_draft_head(folder, "draft_ids are not ascending ids of the target's vocabulary")
+    return tensors
+
+
+def invalid_draft_head(folder: Path, reason: str) -> ModelFileError:
+    """Returns the error for a draft head's folder that is damaged or inconsistent."""
+    return ModelFileError(f"invalid draft head {folder}: {reason}", "make it again with specgen distill")
+
+
+def _is_valid_type(name: str, dtype: str) -> bool:
+    return dtype == "I64" if name == "draft_ids" else dtype in FLOATS

@@ -16,6 +16,7 @@ from specgen.loading.transformers_weights import LoadedModel, load_model
 from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import CachedModel
+from specgen.storage.cost_store import CostStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ def open_model(
         on_stage=progress.stage,
         name=folder.name,
         revision=folder.revision,
+        times=CostStore(),
     )
     model = cached_model_for(loaded, vocab_size, role)
     return OpenedModel(model, loaded.info, loaded.notices)

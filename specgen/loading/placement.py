@@ -1,23 +1,27 @@
-"""Decides where a model runs, in which compute type and weight format, and says why. Loads nothing."""
+"""Chooses device, compute type and weight format of a model, with the reasons. Loads nothing."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
 
 from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.library_errors import first_line
 from specgen.core.machine import cpu_flags
 from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import ConfigFacts
-from specgen.loading.format_autotune import LEAST_MEASURED, fastest_format
+from specgen.loading.format_autotune import LEAST_MEASURED, FormatTimes, Layer, fastest_format
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
-
-if TYPE_CHECKING:
-    import torch
+from specgen.models.formats import has_float16_matmul, has_int8_matmul
 
 INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.49', or use --quant none"
+
+Role = Literal["target", "draft"]
+Choice = tuple[str, tuple[str, ...]]
+"""A value, and the remarks that explain it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,11 @@ class Placement:
 
     Args:
         device: `cpu`, `mps`, `cuda:0`.
-        spread: Layers go over all CUDA devices; `device` is the first of them.
+        spread: Layers are spread over all CUDA devices; `device` is the first of them.
         dtype: Compute type, `bfloat16`.
-        quant: `none`, `int8`, `nf4` or `fp4`: what is done to the weights at load.
-        remarks: Why an `auto` was decided so.
-        narrow: Weights narrower than the arithmetic, which is float32: see `specgen.models.formats`.
+        quant: `none`, `int8`, `nf4` or `fp4`: how the weights are quantized at load.
+        remarks: Why `auto` was resolved so.
+        packed_dtype: Type of packed weights on a CPU; the arithmetic is float32. See `specgen.models.formats`.
     """
 
     device: str
@@ -38,82 +42,70 @@ class Placement:
     dtype: str
     quant: str
     remarks: tuple[str, ...]
-    narrow: Literal["half", "byte"] | None = None
+    packed_dtype: Literal["float16", "int8"] | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The type as torch names it."""
-        import torch
-
+        """Returns the compute type as torch's object."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
 
 def choose_placement(
-    settings: ModelSettings, facts: ConfigFacts, *, from_gguf: bool, role: Literal["target", "draft"] = "target"
+    settings: ModelSettings,
+    facts: ConfigFacts,
+    *,
+    from_gguf: bool,
+    role: Role = "target",
+    times: FormatTimes | None = None,
 ) -> Placement:
-    """Decide device, compute type and weight format of a model.
+    """Chooses device, compute type and weight format of a model.
 
     Args:
-        settings: What is asked for.
-        facts: What the model is.
+        settings: The requested ones.
+        facts: What the config says.
         from_gguf: It was converted from a GGUF, which is already quantized.
-        role: A draft may have products that a target may not: what it computes never decides the text.
+        role: A draft may use less exact kernels than a target: its numbers never decide the text.
+        times: Stored measurements of a draft's formats; None: they are measured again.
 
     Raises:
-        DeviceError: The device asked for, or bitsandbytes, is missing or unusable.
-        SettingsError: A weight format is asked for that the checkpoint rules out.
+        DeviceError: The requested device, or bitsandbytes, is missing or unusable.
+        SettingsError: The requested weight format can't be applied to the checkpoint.
     """
     device, remarks = _device(settings.device)
-    dtype, why = _dtype(settings, device)
-    remarks += why
-    quant, why = _quant(settings, facts, device, from_gguf, role)
+    dtype, reason = _dtype(settings, device)
+    remarks += reason
+    quant, reason = _quant(settings, facts, device, from_gguf, role)
     if settings.quant == "auto" and role == "draft" and not from_gguf:
-        quant, why = _fastest(facts, device, dtype) or (quant, why)
-    narrow: Literal["half", "byte"] | None = None
+        quant, reason = _fastest(facts, device, dtype, times) or (quant, reason)
+    packed_dtype: Literal["float16", "int8"] | None = None
     if device == "cpu" and facts.quant_method is None:
         if quant == "int8" and role == "draft" and has_int8_matmul():
-            return Placement(device, False, "float32", quant, why, "byte")
+            return Placement(device, False, "float32", quant, reason, "int8")
         if quant == "none" and dtype == "float16" and has_float16_matmul():
-            narrow = "half"
+            packed_dtype = "float16"
     if quant != "none":
         try:
             check_bitsandbytes(quant, device)
         except DeviceError as error:
             if settings.quant != "auto":
                 raise
-            quant, why = "none", (f"not quantized: {error.message}",)
-    remarks += why
-    return Placement(device, _is_spread(settings, facts, device, dtype, quant), dtype, quant, remarks, narrow)
+            quant, reason = "none", (f"not quantized: {error.message}",)
+    remarks += reason
+    return Placement(device, _is_spread(settings, facts, device, dtype, quant), dtype, quant, remarks, packed_dtype)
 
 
 def has_fast_bf16_cpu() -> bool:
-    """Whether the processor multiplies bfloat16 itself. Without it, bfloat16 is slower than float32."""
+    """Returns whether the processor has bfloat16 products. Without them, bfloat16 is slower than float32."""
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
-def has_float16_matmul() -> bool:
-    """Whether products of float32 with float16 weights are fast here."""
-    from specgen.models import formats as narrow
-
-    return narrow.has_float16_matmul()
-
-
-def has_int8_matmul() -> bool:
-    """Whether products with int8 weights, good enough for drafts, are fast here."""
-    from specgen.models import formats as narrow
-
-    return narrow.has_int8_matmul()
-
-
 def check_bitsandbytes(quant: str, device: str) -> None:
-    """Quantize one tiny tensor, so that an unusable library is told before gigabytes are read (F36, F37).
+    """Quantizes one tiny tensor, so that an unusable library is reported before gigabytes are read (F36, F37).
 
     Raises:
         DeviceError: bitsandbytes is missing, or has no code for this device.
     """
-    import torch
-
     try:
         from bitsandbytes import functional
     except ImportError as error:
@@ -132,33 +124,34 @@ def check_bitsandbytes(quant: str, device: str) -> None:
         ) from error
 
 
-def _device(wanted: str) -> tuple[str, tuple[str, ...]]:
-    import torch
-
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", wanted):
-        raise SettingsError(f"--device {wanted} is no device", "give auto, cpu, cuda, cuda:1 or mps")
+def _device(requested: str) -> Choice:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", requested):
+        raise SettingsError(f"invalid --device {requested!r}", "give auto, cpu, cuda, cuda:1 or mps")
     num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "auto":
+    if requested == "auto":
         if num_cuda:
             return "cuda:0", ()
         if torch.backends.mps.is_available():
             return "mps", ()
-        # A CUDA build that finds no device is worth a word: often the driver is too old.
+        # A CUDA build that finds no device is reported: often the driver is too old.
         return "cpu", (("no usable CUDA device",) if torch.version.cuda else ())
-    if wanted.startswith("cuda"):
-        index = int(wanted.partition(":")[2] or 0)
+    if requested.startswith("cuda"):
+        index = int(requested.partition(":")[2] or 0)
         if num_cuda == 0:
             built = "check the driver with nvidia-smi" if torch.version.cuda else "this torch is built without CUDA"
-            raise DeviceError(f"--device {wanted}: no CUDA device here", f"{built}; or use --device cpu")
+            raise DeviceError(f"--device {requested}: no CUDA device found", f"{built}; or use --device cpu")
         if index >= num_cuda:
-            raise DeviceError(f"--device {wanted}: only {num_cuda} CUDA devices here", "they are counted from 0")
+            raise DeviceError(
+                f"--device {requested}: this machine has {num_cuda} CUDA device{'' if num_cuda == 1 else 's'}",
+                f"the last one is cuda:{num_cuda - 1}",
+            )
         return f"cuda:{index}", ()
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("--device mps: no Apple GPU here", "use --device cpu")
-    return wanted, ()
+    if requested == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("--device mps: no Apple GPU found", "use --device cpu")
+    return requested, ()
 
 
-def _dtype(settings: ModelSettings, device: str) -> tuple[str, tuple[str, ...]]:
+def _dtype(settings: ModelSettings, device: str) -> Choice:
     if settings.dtype != "auto":
         return settings.dtype, ()
     if device == "cpu":
@@ -169,31 +162,27 @@ def _dtype(settings: ModelSettings, device: str) -> tuple[str, tuple[str, ...]]:
         return "float32", ("float32: this CPU has no AVX512-BF16",)
     if device == "mps":
         return "float16", ()
-    import torch
-
-    # Asked per device: the first one may be newer than this one.
+    # Of this device: the first one may be newer.
     if torch.cuda.get_device_capability(torch.device(device)) >= (8, 0) or torch.version.hip:
         return "bfloat16", ()
     return "float16", ("float16: this GPU has no bfloat16",)
 
 
-def _quant(
-    settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: bool, role: Literal["target", "draft"]
-) -> tuple[str, tuple[str, ...]]:
-    ready = "a GGUF" if from_gguf else f"a {facts.quant_method} checkpoint" if facts.quant_method else None
+def _quant(settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: bool, role: Role) -> Choice:
+    quantized = "a GGUF" if from_gguf else f"a {facts.quant_method} checkpoint" if facts.quant_method else None
     if settings.quant not in ("auto", "none"):
-        if ready:
+        if quantized:
             raise SettingsError(
-                f"--quant {settings.quant} can't be applied: {ready} is already quantized", "leave --quant out"
+                f"--quant {settings.quant} can't be applied: {quantized} is already quantized", "omit --quant"
             )
-        is_packed = device == "cpu" and "avx512_bf16" in cpu_flags() and settings.quant in ("nf4", "fp4")
-        if is_packed and not facts.widths_fit_blocks:
+        has_blocks = device == "cpu" and "avx512_bf16" in cpu_flags() and settings.quant in ("nf4", "fp4")
+        if has_blocks and not facts.widths_fit_blocks:
             raise SettingsError(
-                f"--quant {settings.quant} can't be applied on this CPU: the layers' widths are no multiples of 64",
+                f"--quant {settings.quant} can't be applied on this CPU: layer widths must be multiples of 64",
                 "use --quant none or int8",
             )
         return settings.quant, ()
-    if settings.quant == "none" or ready:
+    if settings.quant == "none" or quantized:
         return "none", ()
     if device == "cpu" and role == "draft" and not has_fast_bf16_cpu() and has_int8_matmul():
         return "int8", ()
@@ -205,22 +194,22 @@ def _quant(
     return "none", ()
 
 
-def _fastest(facts: ConfigFacts, device: str, dtype: str) -> tuple[str, tuple[str, ...]] | None:
-    """A draft's format by measurement; None for one that is ready quantized, or too small for products to matter."""
+def _fastest(facts: ConfigFacts, device: str, dtype: str, times: FormatTimes | None) -> Choice | None:
+    """Measures a draft's fastest format; None if it is quantized already, or too small for products to matter."""
     if facts.quant_method or facts.widths is None or facts.num_parameters < LEAST_MEASURED:
         return None
     formats = ["none"]
     if device == "cpu" and has_int8_matmul():
         formats.append("int8")
-    # Elsewhere on CPUs 4-bit weights are unpacked before each product, which can't be fast.
+    # Other CPUs unpack 4-bit weights before each product, which can't be fast.
     if device == "cpu" and "avx512_bf16" in cpu_flags() and facts.widths_fit_blocks:
         formats.append("nf4")
     if device.startswith("cuda") and facts.widths_fit_blocks:
         formats = [name for name in ("none", "int8", "nf4") if name == "nf4" or _fits(facts, device, dtype, name)]
     if len(formats) == 1:
         return formats[0], ()
-    quant, why = fastest_format(formats, facts.widths, dtype, device)
-    return quant, (why,)
+    quant, reason = fastest_format(formats, Layer(*facts.widths, dtype, device), times)
+    return quant, (reason,)
 
 
 def _fits(facts: ConfigFacts, device: str, dtype: str, quant: str) -> bool:
@@ -229,9 +218,7 @@ def _fits(facts: ConfigFacts, device: str, dtype: str, quant: str) -> bool:
 
 
 def _is_spread(settings: ModelSettings, facts: ConfigFacts, device: str, dtype: str, quant: str) -> bool:
-    """Whether `auto` must take several GPUs. What does not fit them all is refused, never put on the CPU in silence."""
-    import torch
-
+    """Returns whether `auto` needs several GPUs. A model too large for all of them is refused, never put on the CPU."""
     if settings.device != "auto" or not device.startswith("cuda") or torch.cuda.device_count() < 2:
         return False
     needed = needed_bytes(facts, dtype, quant)

@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from specgen.core.errors import DeviceError, ModelFileError, NumericalError, SpecgenError
+from specgen.core.errors import DeviceError, ModelFileError, SpecgenError
 from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
 from specgen.core.progress import SILENT
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
 from specgen.core.units import format_size
 from specgen.loading.config_check import ConfigFacts, check_folder
+from specgen.loading.format_autotune import FormatTimes
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.start.lean_import import loaded_lean
+from specgen.loading.weights_check import check_complete, check_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ def load_model(
     on_stage: Callable[[str], None] = SILENT.stage,
     name: str | None = None,
     revision: str | None = None,
+    times: FormatTimes | None = None,
 ) -> LoadedModel:
     """Load the weights of a model folder.
 
@@ -59,6 +62,7 @@ def load_model(
         on_stage: Called with the text of each new stage.
         name: What to call the model; default: the name in the settings.
         revision: Commit of a hub model.
+        times: As in `choose_placement`.
 
     Raises:
         ModelFileError: The folder is damaged, incomplete or unsafe.
@@ -68,7 +72,7 @@ def load_model(
     """
     shown = name or settings.name or folder.name
     facts = check_folder(folder)
-    placement = choose_placement(settings, facts, from_gguf=from_gguf, role=role)
+    placement = choose_placement(settings, facts, from_gguf=from_gguf, role=role, times=times)
     needed = needed_bytes(facts, placement.dtype, placement.quant)
     free = free_bytes(placement.device)
     notices: tuple[str, ...] = ()
@@ -86,62 +90,22 @@ def load_model(
     model.requires_grad_(False)
     check_finite(model, folder)
     info = _info(model, shown, revision, placement, from_gguf)
-    if placement.narrow is not None:
+    if placement.packed_dtype is not None:
         info = _narrow(model, info, placement)
     return LoadedModel(model, info, facts, notices)
 
 
 def _narrow(model: Any, info: ModelInfo, placement: Placement) -> ModelInfo:
     """Give a model loaded as stored its narrow products, and say so."""
-    from specgen.models.formats import Float16Linear, Int8Linear, narrow
+    from specgen.models.formats import Float16Linear, Int8Linear, pack_model
 
-    num_bytes = narrow(model, Int8Linear if placement.narrow == "byte" else Float16Linear)
+    num_bytes = pack_model(model, Int8Linear if placement.packed_dtype == "int8" else Float16Linear)
     return replace(
         info,
         dtype=placement.dtype,
-        quant="int8" if placement.narrow == "byte" else "none",
+        quant="int8" if placement.packed_dtype == "int8" else "none",
         num_bytes=num_bytes + int(model.get_memory_footprint()),
     )
-
-
-def check_complete(loading: dict[str, Any], folder: Path) -> None:
-    """Refuse a model with tensors missing, left over or of another shape (F17, F18).
-
-    Args:
-        loading: What `from_pretrained(..., output_loading_info=True)` says. Tied tensors don't count as missing.
-        folder: For messages.
-    """
-    for key, what, hint in (
-        ("missing_keys", "lacks {} the config asks for", "download it again"),
-        ("mismatched_keys", "has {} of another shape than the config says", "config and weights don't belong together"),
-        ("unexpected_keys", "holds {} the config has no place for", "config and weights don't belong together"),
-        ("error_msgs", "has {} that can't be read", "download it again"),
-    ):
-        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in loading.get(key) or ())
-        if names:
-            count = "one tensor" if len(names) == 1 else f"{len(names)} tensors"
-            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            raise ModelFileError(f"{folder} {what.format(count)}: {listed}", hint)
-
-
-def check_finite(model: Any, folder: Path) -> None:
-    """Refuse weights with NaN or infinity (F19). Embeddings and norms are looked at: each token passes all of them.
-
-    Raises:
-        NumericalError: One of them is not finite.
-    """
-    import torch
-
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    embeddings = {id(layer.weight) for layer in (inputs, outputs) if layer is not None}
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and (parameter.ndim == 1 or id(parameter) in embeddings):
-            # Extremes pass NaN on and take no copy; isfinite() would take a mask as large as the vocabulary.
-            low, high = torch.aminmax(parameter.detach())
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise NumericalError(
-                    f"{folder}: the tensor {name} holds NaN or infinity", "the file is damaged: download it again"
-                )
 
 
 def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:
@@ -149,8 +113,8 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
 
     auto_config: Any = transformers.AutoConfig
     auto_model: Any = transformers.AutoModelForCausalLM
-    options: dict[str, Any] = {"dtype": placement.torch_dtype if placement.narrow is None else "auto"}
-    if placement.narrow is None and placement.quant != "none":
+    options: dict[str, Any] = {"dtype": placement.torch_dtype if placement.packed_dtype is None else "auto"}
+    if placement.packed_dtype is None and placement.quant != "none":
         options["quantization_config"] = _quantization(placement)
     if placement.spread:
         options["device_map"] = "auto"
@@ -224,7 +188,7 @@ def _info(model: Any, shown: str, revision: str | None, placement: Placement, fr
     remarks = list(placement.remarks)
     if from_gguf:
         remarks.insert(0, "from GGUF")
-    if placement.narrow is None and placement.quant != "none" and quant == "none":
+    if placement.packed_dtype is None and placement.quant != "none" and quant == "none":
         remarks.append(f"{placement.quant}: it has no layer that can be quantized")
     return ModelInfo(
         name=shown,
@@ -240,7 +204,7 @@ def _info(model: Any, shown: str, revision: str | None, placement: Placement, fr
 
 def _compute_type(model: Any, placement: Placement) -> str:
     """The coarsest type a product goes through: narrow layers hold float16, whatever the embedding is stored in."""
-    if placement.narrow == "half":
+    if placement.packed_dtype == "float16":
         return "float16"
     return str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 

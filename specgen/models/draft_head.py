@@ -1,11 +1,12 @@
-"""A shallow draft: a few layers between the target's own embeddings and head. Ids in, logits out, like any model.
+"""Draft heads: a few decoder layers between the target's own embeddings and head.
 
-Two kinds. One is a small language model on borrowed embeddings. The other also reads the target's features, the inputs
-of its head: at index i the token's embedding and the feature of index i - 1 are joined by one product. Features of
-tokens the target has not seen are replaced by the draft's own outputs, and what was computed from those is forgotten
-when the round ends: the cache that stays holds true features only.
-Source: Li et al. 2024 (EAGLE, arXiv:2401.15077) for the second kind; Yan et al. 2024 (arXiv:2402.01528) for depth as
-what a draft's latency follows.
+There are two kinds. One is a small language model on the target's embeddings. The other, as in EAGLE, also reads the
+target's features, the inputs of its head: at index i it joins the token's embedding and the feature of index i - 1 by
+one matrix product. For drafted tokens, which the target has not seen, its own outputs replace the features. Cache
+entries computed from such outputs are dropped when the round ends: only entries of true features stay.
+
+Sources: Li et al. 2024 (EAGLE, arXiv:2401.15077) for the second kind; Yan et al. 2024 (arXiv:2402.01528): the latency
+of a draft follows its depth.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specgen.engine.memory_errors import memory_errors
-from specgen.models.layers import LayerStack, Norm
+from specgen.models.layers import LayerStack, RMSNorm
 from specgen.models.linear import MatMul
 from specgen.models.target_features import TargetFeatures
 from specgen.models.transformers_model import PREFILL_CHUNK
@@ -28,16 +29,16 @@ from specgen.models.transformers_model import PREFILL_CHUNK
 
 @dataclass(frozen=True, slots=True)
 class DraftHeadParts:
-    """What a shallow draft is put together from.
+    """The parts of a draft head.
 
     Args:
-        body: A transformers base model with the draft's layers, norm and rotation; its embeddings are not used.
+        body: A transformers base model with the draft's layers, norm and rotary embedding; its embeddings are not used.
         embedding: The target's, `[rows, hidden]`.
         head: The target's head, or some of its rows: `[n, hidden]` to `[n, logits]`.
-        vocab_size: Logits wanted; further ones are cut.
+        vocab_size: Logits are cut to this width.
         columns: `[logits]` ids of the logits, ascending; None: column i is id i.
         join: `[n, 2 * hidden]` to `[n, hidden]`, embedding first, feature second; None: it reads no features.
-        features: The target's; needed with `join`.
+        features: The target's; required with `join`.
     """
 
     body: Any
@@ -50,40 +51,40 @@ class DraftHeadParts:
 
 
 class DraftHeadModel:
-    """A shallow draft and its cache; keeps the contract of `specgen.engine.contract.LanguageModel`, a row at a time.
+    """A draft head and its cache; implements `specgen.engine.contract.LanguageModel` for one row at a time.
 
-    Features that are not known (the target read a text before this draft was there) are no error: the draft then
-    begins anew at the first one that is, as if the text began there. Rotation depends on distances only, so nothing
-    else changes; it sees less of the text and may be right less often. The target's text is never touched.
+    Some features may be unknown, because the target read a text before this draft was loaded. The draft then starts
+    over at the first known feature, as if the text began there. Rotary embeddings depend on distances only, so nothing
+    else changes: the draft sees less of the text and may be accepted less often, but the target's text stays the same.
     """
 
     def __init__(self, parts: DraftHeadParts) -> None:
-        assert (parts.join is None) == (parts.features is None), "a draft that joins features needs some"
+        assert (parts.join is None) == (parts.features is None), "join and features belong together"
         self.vocab_size = parts.vocab_size
         self.num_embeddings = parts.embedding.shape[0]
         self.columns = parts.columns
         self.length = 0
         self.start = 0
-        """Index of the first token it has read; before it, features were not known."""
+        """Index of the first token in the cache; the features before it are unknown."""
         self.forward_seconds = 0.0
         self.num_forwards = 0
         body = parts.body
-        like = body.norm.weight
-        self.device: torch.device = like.device
-        self._dtype: torch.dtype = like.dtype
+        weight = body.norm.weight
+        self.device: torch.device = weight.device
+        self._dtype: torch.dtype = weight.dtype
         self._embedding, self._head = parts.embedding, parts.head
         self._join, self._features = parts.join, parts.features
-        self._stack = LayerStack(body.layers, body.rotary_emb, body.config, like[None])
-        self._norm = Norm(body.norm)
+        self._stack = LayerStack(body.layers, body.rotary_emb, body.config, weight.dtype, weight.device)
+        self._norm = RMSNorm(body.norm)
         self._num_true = 0
-        """Length of the text whose entries hold after the round: all, or those of true features."""
+        """Tokens whose cache entries stay after the round: all, or those computed from true features."""
         self._last: Tensor | None = None
-        """Its output at the last index, `[1, hidden]`: the next token's feature until the target's is known."""
+        """`[1, hidden]`: the output at the last position."""
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> None:
-        """Bring the cache up to `ids`, of which the target has seen all but the last one at least."""
-        self._begin_where_known()
+        """Extends the cache to `ids`; the target must have seen all of them but the last."""
+        self._skip_unknown_features()
         while self.length < len(ids):
             first = self.length
             last = min(len(ids), first + PREFILL_CHUNK)
@@ -93,29 +94,29 @@ class DraftHeadModel:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
-        """Logits behind `ids` and a drafted `tail`, of which the cache may hold a beginning; extends the cache.
+        """Returns the logits after `ids` and a drafted `tail`; extends the cache by what it lacks.
 
         Args:
-            ids: The text; the target has seen all of it but the last token at least.
+            ids: The text; the target must have seen all of it but the last token.
             num_last: 1.
             tail: `[n]` drafted ids.
 
         Returns:
             float32 `[1, vocab_size]`; see `columns`.
         """
-        assert num_last == 1, "a shallow draft gives a row at a time"
+        assert num_last == 1, "a draft head computes one row of logits at a time"
         self.feed(ids)
         num_tail = 0 if tail is None else tail.shape[0]
         while tail is not None and self.length < len(ids) + num_tail:
-            at = self.length - len(ids)
-            self._last = self._forward(tail[at : at + 1], self._last)
+            index = self.length - len(ids)
+            self._last = self._forward(tail[index : index + 1], self._last)
             if self._join is None:
                 self._num_true = self.length
-        assert self._last is not None, "positions already in the cache have no logits any more"
+        assert self._last is not None, "the logits of cached positions are not stored"
         return self._head(self._last)[:, : self.vocab_size].float()
 
     def rewind(self, length: int) -> None:
-        """Forget what lies after `length` tokens, and all that was computed from features of its own."""
+        """Drops positions from `length` on, and all that were computed from the draft's own outputs."""
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         length = min(length, self._num_true)
         if length <= self.start:
@@ -125,18 +126,18 @@ class DraftHeadModel:
         self._last = None
 
     def reset(self) -> None:
-        """Forget everything, and give its memory back."""
+        """Empties the cache and frees its memory."""
         self._stack.release()
         self.length = self.start = self._num_true = 0
         self._last = None
 
-    def _begin_where_known(self) -> None:
-        """Begin anew behind a gap: the first known feature is that of a later index than the next one needed."""
+    def _skip_unknown_features(self) -> None:
+        """Starts over after a gap: the first known feature belongs to a later index than the next one needed."""
         if self._features is not None and self._features.first > self.length:
             self.length = self.start = self._num_true = self._features.first
 
     def _known_features(self, first: int, last: int) -> Tensor | None:
-        """The target's features of indices `first - 1` to `last - 2`; zero before the first that is known."""
+        """Returns the target's features of indices `first - 1` to `last - 2`; zeros before the first known one."""
         features = self._features
         if features is None:
             return None
@@ -144,12 +145,12 @@ class DraftHeadModel:
         num_unknown = last - first - known.shape[0]
         if num_unknown == 0:
             return known
-        # Where none is known, as for a text of one token, nothing tells how wide they are but the embeddings.
+        # If no feature is known, as for a text of one token, only the embeddings show the width.
         unknown = torch.zeros(num_unknown, self._embedding.shape[1], dtype=self._dtype, device=self.device)
         return torch.cat([unknown, known]) if known.shape[0] else unknown
 
     def _forward(self, new: Tensor, features: Tensor | None) -> Tensor:
-        """Feed `new` `[n]` with their features; the output at the last one, `[1, hidden]`. A failure empties it."""
+        """Feeds `new` `[n]` with its features; returns the last output, `[1, hidden]`. A failure empties the cache."""
         started = perf_counter()
         try:
             with memory_errors():

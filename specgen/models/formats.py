@@ -1,9 +1,9 @@
-"""Linear layers with weights narrower than the arithmetic, for CPUs without bfloat16 instructions.
+"""Linear layers with packed weights, smaller than the float32 they compute in: for CPUs without bfloat16 instructions.
 
-There a product of a few rows in bfloat16 costs a full pass per row, and one in float32 reads twice the bytes and takes
-three times as long at three rows as at one. torch's FBGEMM kernels read float16 weights and compute in float32:
-measured on two Zen 3 cores, 8960 x 1536, one row 0.89 ms (bfloat16 1.55, float32 3.08), six rows 1.17 ms (8.0, 10.6).
-So a draft of five tokens is checked for the price of 1.3 single ones, and even plain decoding gains.
+On such a CPU a product of a few rows in bfloat16 costs a full pass per row, and one in float32 reads twice the bytes
+and takes three times as long at three rows as at one. torch's FBGEMM kernels read float16 weights and compute in
+float32: measured on two Zen 3 cores, 8960 x 1536, one row 0.89 ms (bfloat16 1.55, float32 3.08), six rows 1.17 ms
+(8.0, 10.6). So checking a draft of five tokens costs 1.3 single passes, and plain decoding is faster too.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LARGEST_HALF = 65504.0
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of the same inputs, by their names in the Llama family: held as one."""
+MAX_FLOAT16 = 65504.0
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers with the same inputs, by their names in the Llama family: packed as one layer."""
 
 
 @lru_cache(maxsize=1)
 def has_float16_matmul() -> bool:
-    """Whether this torch and this CPU run `Float16Linear`."""
+    """Returns whether this torch and this CPU run `Float16Linear`."""
     return _works(Float16Linear)
 
 
 @lru_cache(maxsize=1)
 def has_int8_matmul() -> bool:
-    """Whether this torch and this CPU run `Int8Linear`. Its kind of tensor is to leave torch one day."""
+    """Returns whether this torch and this CPU run `Int8Linear`. torch has announced to remove its quantized tensors."""
     return _works(Int8Linear)
 
 
-def _works(kind: NarrowKind) -> bool:
+def _works(kind: PackedKind) -> bool:
     try:
-        with _no_farewell():
+        with _without_deprecation_warning():
             kind(torch.zeros(16, 16), None)(torch.zeros(1, 16))
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
@@ -46,41 +46,53 @@ def _works(kind: NarrowKind) -> bool:
 
 
 @contextmanager
-def _no_farewell() -> Iterator[None]:
-    """torch announces the end of quantized tensors to whoever makes one; `has_int8_matmul` will notice it."""
+def _without_deprecation_warning() -> Iterator[None]:
+    """Hides torch's warning that quantized tensors will be removed; `has_int8_matmul` detects the removal."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
         yield
 
 
-class Float16Linear(nn.Module):
+class PackedLinear(nn.Module):
+    """Base of the linear layers whose weights are packed for a kernel: they are no parameters.
+
+    Args:
+        weight: float32 `[outputs, inputs]`.
+        num_bytes: Size of the packed weights.
+    """
+
+    def __init__(self, weight: Tensor, num_bytes: int) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.num_bytes = num_bytes
+
+
+class Float16Linear(PackedLinear):
     """A linear layer with float16 weights; inputs, sums and outputs are float32.
 
     Args:
-        weight: float32 `[outputs, inputs]`, rounded to float16 once; no value may be beyond its range.
+        weight: float32 `[outputs, inputs]`, rounded to float16 once; no value may be out of its range.
         bias: float32 `[outputs]`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, 2 * weight.numel())
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-        self.num_bytes = 2 * self.in_features * self.out_features
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16(inputs, self._packed)
         return outputs
 
     def unpacked(self) -> Tensor:
-        """The weight, float32 `[outputs, inputs]`, made anew."""
+        """Returns a new copy of the weight, float32 `[outputs, inputs]`."""
         weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
         return weight.float()
 
 
-class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, a scale per output; inputs are rounded to 8 bits, too, as they come.
+class Int8Linear(PackedLinear):
+    """A linear layer with int8 weights and one scale per output; inputs are rounded to 8 bits at run time.
 
-    For drafts only: one scale serves all rows of the inputs, so a row's result depends on the others.
+    For drafts only: all rows of the inputs share one scale, so a row's result depends on the other rows.
 
     Args:
         weight: float32 `[outputs, inputs]`.
@@ -88,119 +100,118 @@ class Int8Linear(nn.Module):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, weight.numel() + 4 * weight.shape[0])
         scales = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         zeros = torch.zeros(self.out_features, dtype=torch.int64)
         rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self._packed = torch.ops.quantized.linear_prepack(rounded, bias)
-        self.num_bytes = (self.in_features + 4) * self.out_features
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # Without spare bits the sums of two products overflow on CPUs without VNNI.
+        # reduce_range: with all 8 bits, the sum of two products overflows on CPUs without VNNI.
         outputs: Tensor = torch.ops.quantized.linear_dynamic(inputs, self._packed, True)
         return outputs
 
 
-NarrowKind = type[Float16Linear] | type[Int8Linear]
+PackedKind = type[Float16Linear] | type[Int8Linear]
 
 
 class OutputSlice(nn.Module):
-    """Some of the outputs of a joint layer: what one of the layers joined in it computes.
+    """Some of the outputs of a fused layer: what one of the layers fused in it computes.
 
-    Whoever wants all of them asks `joint`, and pays once.
+    Code that needs all of the outputs calls `fused` once.
 
     Args:
-        joint: The layer that holds the weights.
+        fused: The layer with the weights.
         first: First output.
-        num_outputs: How many.
+        num_outputs: Number of outputs.
     """
 
-    def __init__(self, joint: Float16Linear | Int8Linear, first: int, num_outputs: int) -> None:
+    def __init__(self, fused: PackedLinear, first: int, num_outputs: int) -> None:
         super().__init__()
-        self.joint = joint
-        self.first, self.in_features, self.out_features = first, joint.in_features, num_outputs
+        self.fused = fused
+        self.first, self.in_features, self.out_features = first, fused.in_features, num_outputs
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.joint(inputs)
+        outputs: Tensor = self.fused(inputs)
         return outputs[..., self.first : self.first + self.out_features]
 
 
 class Float32Embedding(nn.Embedding):
-    """An embedding that keeps its weights as stored and hands out float32."""
+    """An embedding that keeps its weights as stored and returns float32."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name is torch's
         return functional.embedding(input, self.weight).float()
 
 
-def narrow(model: Any, kind: NarrowKind) -> int:
-    """Replace a model's linear layers, in place; what remains computes in float32.
+def pack_model(model: Any, kind: PackedKind) -> int:
+    """Replaces a model's linear layers, in place; everything else computes in float32.
 
-    A layer with a weight beyond float16's range stays, in float32.
+    A layer with a weight out of float16's range stays, in float32.
 
     Args:
         model: A transformers model on the CPU, weights as stored.
-        kind: What to put in place of `torch.nn.Linear`.
+        kind: Replaces `torch.nn.Linear`.
 
     Returns:
-        Bytes that the new layers hold.
+        Bytes of the packed weights.
     """
     inputs = model.get_input_embeddings()
-    num_bytes = convert_layers(model, kind)
+    num_bytes = pack_layers(model, kind)
     for parameter in model.parameters():
         if parameter is not inputs.weight:
             parameter.data = parameter.data.float()
     if type(inputs) is nn.Embedding:
         inputs.__class__ = Float32Embedding
-        # The last tensor on the file's pages: with it they are let go.
+        # The last tensor that maps the file's pages: copying it releases them.
         inputs.weight.data = inputs.weight.data.clone()
     else:
         inputs.weight.data = inputs.weight.data.float()
     return num_bytes
 
 
-def convert_layers(module: nn.Module, kind: type[Float16Linear] | type[Int8Linear]) -> int:
-    """Replace a module's linear layers, in place; all else stays. Returns the bytes that the new layers hold."""
-    work = [job for parent in module.modules() for job in _groups(parent)]
-    # Packing is one long loop per layer that releases the interpreter; a long one begun last would run alone.
-    work.sort(key=lambda job: -sum(getattr(job[0], name).weight.numel() for name in job[1]))
-    with _no_farewell(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return sum(pool.map(lambda job: _replace(job[0], job[1], kind), work))
+def pack_layers(module: nn.Module, kind: PackedKind) -> int:
+    """Replaces a module's linear layers, in place. Returns the bytes of the packed weights."""
+    jobs = [job for parent in module.modules() for job in _fused_groups(parent)]
+    # Packing a layer is one long loop without the interpreter lock. The longest jobs go first, so that none of them
+    # runs alone at the end.
+    jobs.sort(key=lambda job: -sum(getattr(job[0], name).weight.numel() for name in job[1]))
+    with _without_deprecation_warning(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return sum(pool.map(lambda job: _replace(job[0], job[1], kind), jobs))
 
 
-def converted(weight: Tensor, kind: type[Float16Linear] | type[Int8Linear]) -> Float16Linear | Int8Linear:
-    """A layer of this kind with a copy of a weight `[outputs, inputs]`."""
-    with _no_farewell():
+def packed_linear(weight: Tensor, kind: PackedKind) -> Float16Linear | Int8Linear:
+    """Returns a layer without bias, with a packed copy of a weight `[outputs, inputs]`."""
+    with _without_deprecation_warning():
         return kind(weight.detach().float(), None)
 
 
-def _groups(parent: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
-    """The linear layers right under a module, by name; those that can be held as one together."""
+def _fused_groups(parent: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
+    """Returns the names of the linear layers directly below a module; those to be fused form one group."""
     names = [name for name, layer in parent.named_children() if type(layer) is nn.Linear]
-    found: list[tuple[str, ...]] = []
-    for group in JOINED:
-        biases = {getattr(parent, name).bias is None for name in group if name in names}
-        if set(group) <= set(names) and len(biases) == 1:
-            found.append(group)
+    groups: list[tuple[str, ...]] = []
+    for group in FUSED:
+        has_bias = {getattr(parent, name).bias is not None for name in group if name in names}
+        if set(group) <= set(names) and len(has_bias) == 1:
+            groups.append(group)
             names = [name for name in names if name not in group]
-    return [(parent, group) for group in [*found, *((name,) for name in names)]]
+    return [(parent, group) for group in [*groups, *((name,) for name in names)]]
 
 
-def _replace(parent: nn.Module, names: tuple[str, ...], kind: NarrowKind) -> int:
+def _replace(parent: nn.Module, names: tuple[str, ...], kind: PackedKind) -> int:
     layers: list[nn.Linear] = [getattr(parent, name) for name in names]
-    if kind is Float16Linear and not all(_fits_half(layer.weight) for layer in layers):
+    if kind is Float16Linear and not all(_fits_float16(layer.weight) for layer in layers):
         return 0
     weights = [layer.weight.detach() for layer in layers]
     weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).float()
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-    joint = kind(weight, torch.cat(biases).float() if biases else None)
+    fused = kind(weight, torch.cat(biases).float() if biases else None)
     first = 0
     for name, layer in zip(names, layers, strict=True):
-        setattr(parent, name, joint if len(names) == 1 else OutputSlice(joint, first, layer.out_features))
+        setattr(parent, name, fused if len(names) == 1 else OutputSlice(fused, first, layer.out_features))
         first += layer.out_features
-    return joint.num_bytes
+    return fused.num_bytes
 
 
-def _fits_half(weight: Tensor) -> bool:
+def _fits_float16(weight: Tensor) -> bool:
     low, high = torch.aminmax(weight.detach())
-    return float(low) >= -LARGEST_HALF and float(high) <= LARGEST_HALF
+    return float(low) >= -MAX_FLOAT16 and float(high) <= MAX_FLOAT16

@@ -160,7 +160,7 @@ class CachedModel:
         body, head = self.model.base_model, self.model.get_output_embeddings()
         output = body(input_ids=new.unsqueeze(0), past_key_values=self._cache, use_cache=True, return_dict=True)
         inputs: Tensor = output.last_hidden_state[0]
-        target_features.keep(self.length, inputs)
+        target_features.append(self.length, inputs)
         logits: Tensor = head(inputs[-num_last:])
         return logits
 

@@ -13,7 +13,7 @@ from specgen.core.settings import DecodeSettings, DraftSchedule, SamplingSetting
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
 from specgen.runtime.loaded_models import LoadedModels
 from specgen.storage.transcript import ChatMessage, Figure
-from specgen.text.chat_template import Message, TemplateChoice
+from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.prefix_reuse import keep_cached_ids
 from specgen.text.reasoning import opens_thinking, split_thinking
 
@@ -69,7 +69,7 @@ class Conversation:
     """
 
     def __init__(
-        self, models: LoadedModels, settings: ReplySettings, template: TemplateChoice, system: str | None = None
+        self, models: LoadedModels, settings: ReplySettings, template: ChatTemplate, system: str | None = None
     ) -> None:
         self.models = models
         self.settings = settings

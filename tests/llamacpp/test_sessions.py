@@ -25,7 +25,7 @@ from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
-from specgen.text.chat_template import Message, encode_messages
+from specgen.text.chat_template import ChatTemplate, Message
 from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.cli.children import run_child
 from tests.llamacpp.builders import load, toy_vocabulary, write_gguf
@@ -70,7 +70,7 @@ def opened(target: ModelSettings, draft: ModelSettings | str = "none") -> Loaded
 
 
 def answer(models: LoadedModels, text: str = "hello") -> Generation:
-    ids = encode_messages(models.pair.tokenizer, [Message("user", text)])
+    ids = ChatTemplate().encode(models.pair.tokenizer, [Message("user", text)])
     limits = DecodeSettings(64, 5, end_ids=models.pair.end_ids)
     generation = Generation(models, Request(ids, limits, SamplingSettings()))
     for _ in generation:

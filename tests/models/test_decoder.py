@@ -141,7 +141,7 @@ def test_layers_whose_cache_could_not_grow_still_hold_the_old_one(monkeypatch: p
                 stack.run(hidden[:8], 0)
             try:
                 with FullMemory(num_failures):
-                    ours._reserve(8, 12)
+                    ours._grow(8, 16)
                 break
             except RuntimeError:
                 num_failures += 1

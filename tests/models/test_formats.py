@@ -16,9 +16,15 @@ from specgen.loading import placement
 from specgen.loading.config_check import check_folder
 from specgen.loading.placement import choose_placement
 from specgen.loading.transformers_weights import load_model
-from specgen.models import formats as narrowing
 from specgen.models.decoder import DecoderModel, decoder_model
-from specgen.models.formats import Float16Linear, Int8Linear, OutputSlice, has_float16_matmul, has_int8_matmul, narrow
+from specgen.models.formats import (
+    Float16Linear,
+    Int8Linear,
+    OutputSlice,
+    has_float16_matmul,
+    has_int8_matmul,
+    pack_model,
+)
 from tests.fakes import always_wrong, ids_of, oracle, run_events
 from tests.loading.builders import make_folder
 from tests.models.test_decoder import BUILDERS, build
@@ -94,7 +100,7 @@ def test_a_narrowed_model_computes_what_its_rounded_weights_give_in_float32(kind
             # Not in place: a tied embedding keeps its own numbers.
             layer.weight = nn.Parameter(layer.weight.half().float())
 
-    narrow(model, Float16Linear)
+    pack_model(model, Float16Linear)
 
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     torch.testing.assert_close(model(ids).logits, rounded(ids).logits, rtol=1e-4, atol=1e-4)
@@ -105,14 +111,14 @@ def test_a_narrowed_model_computes_what_its_rounded_weights_give_in_float32(kind
 def test_layers_of_the_same_inputs_are_one_for_the_lean_pass(kind: Any) -> None:
     model = build("llama-bias")
 
-    narrow(model, kind)
+    pack_model(model, kind)
 
     attention = model.model.layers[0].self_attn
     assert isinstance(attention.q_proj, OutputSlice)
-    assert attention.q_proj.joint is attention.v_proj.joint
+    assert attention.q_proj.fused is attention.v_proj.fused
     lean = decoder_model(model, 96)
     assert isinstance(lean, DecoderModel)
-    assert lean._stack._layers[0].project is attention.q_proj.joint
+    assert lean._stack._layers[0].qkv_proj is attention.q_proj.fused
 
 
 @needs_kernels
@@ -121,7 +127,7 @@ def test_a_weight_beyond_float16_keeps_its_layer_in_float32() -> None:
     with torch.no_grad():
         model.model.layers[0].self_attn.k_proj.weight[0, 0] = 1e6
 
-    narrow(model, Float16Linear)
+    pack_model(model, Float16Linear)
 
     assert type(model.model.layers[0].self_attn.k_proj) is nn.Linear
     assert type(model.model.layers[1].self_attn.k_proj) is OutputSlice
@@ -131,7 +137,7 @@ def test_a_weight_beyond_float16_keeps_its_layer_in_float32() -> None:
 @needs_kernels
 def test_a_draft_of_any_length_leaves_the_greedy_text_alone() -> None:
     model = build("llama")
-    narrow(model, Float16Linear)
+    pack_model(model, Float16Linear)
     prompt = [5, 6, 7]
     plain = ids_of(run_events(decoder_model(model, 96), NoDrafter(), prompt, max_new_tokens=40))
 
@@ -174,7 +180,7 @@ def test_a_draft_gets_int8_products_and_a_target_never_does(tmp_path: Path) -> N
 
     assert (draft.info.quant, draft.info.dtype) == ("int8", "float32")
     assert any(isinstance(layer, Int8Linear) for layer in draft.model.modules())
-    assert choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False).narrow == "half"
+    assert choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False).packed_dtype == "float16"
 
 
 def test_float32_asked_for_is_float32(tmp_path: Path) -> None:
@@ -182,12 +188,12 @@ def test_float32_asked_for_is_float32(tmp_path: Path) -> None:
 
     chosen = choose_placement(ModelSettings("", dtype="float32", quant="none"), check_folder(folder), from_gguf=False)
 
-    assert (chosen.dtype, chosen.narrow) == ("float32", None)
+    assert (chosen.dtype, chosen.packed_dtype) == ("float32", None)
 
 
 def test_without_the_kernels_float32_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(narrowing, "has_float16_matmul", lambda: False)
-    monkeypatch.setattr(narrowing, "has_int8_matmul", lambda: False)
+    monkeypatch.setattr(placement, "has_float16_matmul", lambda: False)
+    monkeypatch.setattr(placement, "has_int8_matmul", lambda: False)
     facts = check_folder(make_folder(tmp_path / "tiny"))
 
     assert choose_placement(ModelSettings(""), facts, from_gguf=False).dtype == "float32"

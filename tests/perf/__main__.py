@@ -30,7 +30,7 @@ from specgen.loading.libraries import prepare_libraries
 from specgen.loading.load import cached_model_for
 from specgen.loading.transformers_weights import load_model
 from specgen.models.transformers_model import CachedModel
-from specgen.text.chat_template import Message, encode_messages
+from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.vocabulary import table_size
 from tests.perf import saved, tables
@@ -151,7 +151,7 @@ def main() -> None:
     tokenizer = load_tokenizer(Path(arguments.target.partition(":")[0]))
     modes = build_modes(arguments, loaded, cached_model_for(loaded, table_size(tokenizer), "target"))
     prompts = choose_prompts(arguments)
-    encoded = [(p["id"], encode_messages(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
+    encoded = [(p["id"], ChatTemplate().encode(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
     num_done = saved.read(Path(arguments.json), vars(arguments), modes) if arguments.resume else 0
     run_all(arguments, modes, encoded, num_done, asdict(loaded.info))
     num_turns = min(len(mode.runs) for mode in modes)

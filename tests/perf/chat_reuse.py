@@ -19,7 +19,7 @@ from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
-from specgen.text.chat_template import TemplateChoice
+from specgen.text.chat_template import ChatTemplate
 
 FACT = "The harbour keeps a list of every ship, its cargo, its captain and the day it came in. "
 
@@ -46,7 +46,7 @@ def main() -> None:
     draft = ModelSettings(arguments.draft) if kind == "model" else None
     models = load_models(resolve_pair(PairSettings(ModelSettings(arguments.target), drafter=kind, draft=draft)))
     settings = ReplySettings(SamplingSettings(), max_new_tokens=8)
-    conversation = Conversation(models, settings, TemplateChoice(None, {}))
+    conversation = Conversation(models, settings, ChatTemplate())
     per_turn = len(models.pair.tokenizer.encode(FACT, add_special_tokens=False))
     for turn in range(4):
         conversation.say(FACT * max(1, arguments.tokens // 4 // per_turn) + f"Say {turn}.")

@@ -33,7 +33,7 @@ from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.near_ties import logit_gap
 from specgen.runtime.pair import PairSettings, resolve_pair
-from specgen.text.chat_template import Message, encode_messages
+from specgen.text.chat_template import ChatTemplate, Message
 from tests.perf.__main__ import prompts_from
 from tests.perf.modes import PROMPT_OF, Mode, Run, ours, ratio_with_interval
 
@@ -219,7 +219,7 @@ def main() -> None:
         }
         prompts = [p for p in prompts if p["id"] in kept[categories[p["id"]]]]
     tokenizer = models.pair.tokenizer
-    encoded = [(p["id"], encode_messages(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
+    encoded = [(p["id"], ChatTemplate().encode(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
     categories = {name: categories[name] for name, _ in encoded}
     for mode in modes:
         mode.run(encoded[0][1])

@@ -29,8 +29,8 @@ from specgen.models.transformers_model import CachedModel
 
 PARTS = ("products", "head", "attention", "norms")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-OURS = {"norm_in": "norms", "norm_out": "norms", "project": "products", "collect": "products"}
-OURS |= {"widen": "products", "narrow": "products"}
+OURS = {"input_norm": "norms", "post_attention_norm": "norms", "qkv_proj": "products", "o_proj": "products"}
+OURS |= {"gate_up_proj": "products", "down_proj": "products"}
 
 
 class Stopwatch:
@@ -76,8 +76,8 @@ def watch_ours(model: DecoderModel, watch: Stopwatch) -> None:
     for layer in model._stack._layers:
         for name, part in OURS.items():
             setattr(layer, name, watch.timed(part, getattr(layer, name)))
-        if layer.norms is not None:
-            layer.norms = tuple(watch.timed("norms", norm) for norm in layer.norms)  # type: ignore[assignment]
+        if layer.qk_norm is not None:
+            layer.qk_norm = tuple(watch.timed("norms", norm) for norm in layer.qk_norm)  # type: ignore[assignment]
     model._norm = watch.timed("norms", model._norm)  # type: ignore[assignment]
     model._head = watch.timed("head", model._head)
 

@@ -15,7 +15,7 @@ from specgen.loading.libraries import prepare_libraries
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
-from specgen.text.chat_template import Message, encode_messages
+from specgen.text.chat_template import ChatTemplate, Message
 
 pytestmark = pytest.mark.real
 
@@ -49,7 +49,7 @@ def target() -> ModelSettings:
 
 
 def generation(models: LoadedModels, text: str, sampling: SamplingSettings, num_draft_tokens: int) -> Generation:
-    ids = encode_messages(models.pair.tokenizer, [Message("user", text)])
+    ids = ChatTemplate().encode(models.pair.tokenizer, [Message("user", text)])
     limits = DecodeSettings(NUM_TOKENS, num_draft_tokens, end_ids=models.pair.end_ids, strict=True)
     made = Generation(models, Request(ids, limits, sampling))
     for _ in made:

@@ -20,7 +20,7 @@ from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.paths import cache_root
-from specgen.text.chat_template import Message, encode_messages, encode_text
+from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from tests.cli.children import run_child
 from tests.fakes import always_wrong, ids_of, oracle, random_tokens, tiny_model
 
@@ -90,7 +90,7 @@ def prompts() -> list[Any]:
 
 
 def prompt_ids(text: str, is_raw: bool) -> list[int]:
-    return encode_text(tokenizer(), text) if is_raw else encode_messages(tokenizer(), [Message("user", text)])
+    return encode_text(tokenizer(), text) if is_raw else ChatTemplate().encode(tokenizer(), [Message("user", text)])
 
 
 def generation(

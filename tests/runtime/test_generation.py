@@ -17,11 +17,11 @@ from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSetting
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
-from specgen.text.chat_template import Message, encode_messages, encode_text
+from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from tests.toys import ANSWER, END, random_toy, save_toy, token_id, toy_tokenizer
 
 GREEDY = SamplingSettings()
-CHAT = encode_messages(toy_tokenizer(), [Message("user", "hello")])
+CHAT = ChatTemplate().encode(toy_tokenizer(), [Message("user", "hello")])
 Opener = Callable[..., LoadedModels]
 
 

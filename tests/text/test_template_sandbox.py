@@ -11,7 +11,7 @@ import pytest
 
 from specgen.core.errors import LoadError
 from specgen.text import template_sandbox as template_limits
-from specgen.text.chat_template import Message, encode_messages
+from specgen.text.chat_template import ChatTemplate, Message
 from tests.toys import toy_tokenizer
 
 HELLO = [Message("user", "Hello")]
@@ -24,7 +24,7 @@ def test_an_endless_template_ends_after_its_time(monkeypatch: pytest.MonkeyPatch
     started = process_time()
 
     with pytest.raises(LoadError, match=r"took more than 0\.2 s"):
-        encode_messages(toy_tokenizer(), HELLO, template=endless)
+        ChatTemplate(endless).encode(toy_tokenizer(), HELLO)
 
     assert process_time() - started < 2
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
@@ -36,26 +36,26 @@ def test_a_template_that_wants_all_memory_gets_none(monkeypatch: pytest.MonkeyPa
     before = resource.getrlimit(resource.RLIMIT_AS)
 
     with pytest.raises(LoadError, match="too much memory"):
-        encode_messages(toy_tokenizer(), HELLO, template="{{ 'a' * 10 ** 10 }}")
+        ChatTemplate("{{ 'a' * 10 ** 10 }}").encode(toy_tokenizer(), HELLO)
 
     assert resource.getrlimit(resource.RLIMIT_AS) == before
-    assert encode_messages(toy_tokenizer(), HELLO)
+    assert ChatTemplate().encode(toy_tokenizer(), HELLO)
 
 
 @pytest.mark.fault("F34")
 def test_a_template_that_writes_far_more_than_it_was_given_is_refused() -> None:
     with pytest.raises(LoadError, match="it made 2000000 characters"):
-        encode_messages(toy_tokenizer(), HELLO, template="{{ 'a' * 2000000 }}")
+        ChatTemplate("{{ 'a' * 2000000 }}").encode(toy_tokenizer(), HELLO)
 
 
 def test_a_long_conversation_is_no_long_template() -> None:
-    assert len(encode_messages(toy_tokenizer(), [Message("user", "fox " * 300_000)])) > 300_000
+    assert len(ChatTemplate().encode(toy_tokenizer(), [Message("user", "fox " * 300_000)])) > 300_000
 
 
 def test_in_another_thread_a_template_is_rendered_without_a_clock() -> None:
     found: list[list[int]] = []
-    thread = threading.Thread(target=lambda: found.append(encode_messages(toy_tokenizer(), HELLO)))
+    thread = threading.Thread(target=lambda: found.append(ChatTemplate().encode(toy_tokenizer(), HELLO)))
     thread.start()
     thread.join()
 
-    assert found == [encode_messages(toy_tokenizer(), HELLO)]
+    assert found == [ChatTemplate().encode(toy_tokenizer(), HELLO)]

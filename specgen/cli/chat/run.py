@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from specgen.render.progress import LoadProgress
     from specgen.runtime.conversation import Conversation
     from specgen.storage.saved_chats import SessionFolder
-    from specgen.text.chat_template import TemplateChoice
+    from specgen.text.chat_template import ChatTemplate
 
 EPILOG = """Examples:
 
@@ -194,19 +194,19 @@ def chat(
     raise typer.Exit(exit_code)
 
 
-def _template(choice: str, options: str | None) -> TemplateChoice:
+def _template(choice: str, options: str | None) -> ChatTemplate:
     from specgen.cli.request import template_options_from, template_source
-    from specgen.text.chat_template import TemplateChoice
+    from specgen.text.chat_template import ChatTemplate
 
     if choice == "none":
         raise SettingsError("a chat needs a chat template", "for raw completion: specgen generate --chat-template none")
-    return TemplateChoice(template_source(choice), template_options_from(options))
+    return ChatTemplate(template_source(choice), template_options_from(options))
 
 
 def _load(
     model_settings: tuple[ModelSettings, ModelSettings],
     lookup_texts: tuple[str, ...],
-    template: TemplateChoice,
+    template: ChatTemplate,
     settings: ChatSettings,
     progress: LoadProgress,
     *,

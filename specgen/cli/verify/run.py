@@ -142,12 +142,12 @@ def _prove(
 
 def _prompt(pair: Pair, text: str) -> Prompt:
     from specgen.cli.prompt_input import as_utf8
-    from specgen.text.chat_template import Message, encode_messages, encode_text
+    from specgen.text.chat_template import ChatTemplate, Message, encode_text
     from specgen.verify.checks import Prompt
 
     text = as_utf8(text, "the prompt")
     if pair.tokenizer.chat_template:
-        return Prompt(text, encode_messages(pair.tokenizer, [Message("user", text)]))
+        return Prompt(text, ChatTemplate().encode(pair.tokenizer, [Message("user", text)]))
     return Prompt(text, encode_text(pair.tokenizer, text))
 
 

@@ -118,7 +118,7 @@ def _save(path: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    from specgen.loading.transformers_weights import check_complete, check_finite
+    from specgen.loading.weights_check import check_complete, check_finite
 
     auto: Any = transformers.AutoModelForCausalLM
     source = path.resolve()
@@ -162,7 +162,7 @@ def _verify(folder: Path) -> None:
     import transformers
 
     from specgen.loading.config_check import check_folder
-    from specgen.loading.transformers_weights import check_complete
+    from specgen.loading.weights_check import check_complete
     from specgen.text.tokenizer import check_num_rows, load_tokenizer
     from specgen.text.vocabulary import table_size
 

@@ -22,13 +22,13 @@ from specgen.runtime.generation import Generation
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.transcript import Transcript, from_json
-from specgen.text.chat_template import TemplateChoice
+from specgen.text.chat_template import ChatTemplate
 from tests.fakes import CPU, ids_of
 from tests.toys import random_toy, save_toy, toy_tokenizer
 
 GREEDY = SamplingSettings()
 SHORT = ReplySettings(GREEDY, max_new_tokens=12, num_draft_tokens=3)
-OWN_TEMPLATE = TemplateChoice(None, {})
+OWN_TEMPLATE = ChatTemplate()
 
 QWEN_TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
@@ -91,7 +91,7 @@ def converse(
     models: LoadedModels,
     settings: ReplySettings = SHORT,
     *,
-    template: TemplateChoice = OWN_TEMPLATE,
+    template: ChatTemplate = OWN_TEMPLATE,
     system: str | None = None,
 ) -> Conversation:
     return Conversation(models, settings, template, system)
