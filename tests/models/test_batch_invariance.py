@@ -107,14 +107,14 @@ def test_a_planted_leak_between_rows_is_found(change: Callable[[torch.Tensor], t
 
 def test_a_nan_behind_one_of_several_tails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = iter([0.0, 0.0, float("nan")] * 2)
-    monkeypatch.setattr("specgen.models.batch_invariance._first_rows", lambda *_: torch.full((2, 2), next(rows)))
+    monkeypatch.setattr("specgen.models.batch_invariance._head_logits", lambda *_: torch.full((2, 2), next(rows)))
 
     assert not check_batch_invariance(CachedModel(tiny_model(), 96)).is_invariant
 
 
 def test_a_kernel_that_repacks_its_weights_in_the_first_pass_is_not_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = iter([1.0, *[2.0] * 5])
-    monkeypatch.setattr("specgen.models.batch_invariance._first_rows", lambda *_: torch.full((2, 2), next(rows)))
+    monkeypatch.setattr("specgen.models.batch_invariance._head_logits", lambda *_: torch.full((2, 2), next(rows)))
 
     assert check_batch_invariance(CachedModel(tiny_model(), 96)) == BatchInvarianceCheck(0.0)
 
