@@ -16,7 +16,7 @@ from specgen.core.results import RunInfo, RunReport
 from specgen.render.jsonl import NdjsonView, error_document, result_document, start_document
 from specgen.render.view import View
 from specgen.render.views import ViewName
-from specgen.storage.atomic_write import check_output_path, write_output
+from specgen.storage.output_file import check_output_path, write_output
 
 
 class AnswerOutput:

@@ -1,9 +1,8 @@
-"""Folders that hold the work of one set of settings: made, found again, or refused. No torch."""
+"""Creates, finds again or refuses the work folders of a distillation: each belongs to one set of settings."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,111 +11,111 @@ from pathlib import Path
 from typing import Any
 
 from specgen.core.errors import OutputError, SettingsError
+from specgen.core.units import format_size
 from specgen.storage.atomic_write import replace_file
-from specgen.storage.lock import locked
+from specgen.storage.lock import FileLock, LockedError
 
 SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A folder for work.
+class WorkFolder:
+    """A folder for the work with one set of settings.
 
     Args:
-        folder: New or empty, or claimed before.
-        inside: The folder itself or one in it: where the settings are kept.
-        wanted: Settings, as plain values for JSON.
-        what: What lies in the folder, for people.
-        num_bytes: What the work will take there.
+        folder: New, empty, or prepared by an earlier run.
+        inner: Where its settings file is: the folder itself, or a folder in it.
+        settings: As plain values for JSON.
+        content: What the folder contains, for messages.
+        num_bytes: Disk space that the work needs.
     """
 
     folder: Path
-    inside: Path
-    wanted: Mapping[str, Any]
-    what: str
+    inner: Path
+    settings: Mapping[str, Any]
+    content: str
     num_bytes: float
 
 
-def claim(places: Sequence[Place]) -> None:
-    """Make folders for work with these settings, or find them with the same ones; all of them or none.
+def prepare_folders(folders: Sequence[WorkFolder]) -> None:
+    """Creates all of the folders, or none; accepts those that an earlier run prepared with the same settings.
 
     Raises:
-        SettingsError: One holds something else, or work with other settings.
-        OutputError: One can't be made, or there is too little room: told at once, and not after an hour.
+        SettingsError: A folder contains something else, or work with other settings.
+        OutputError: A folder cannot be created, or the disk has too little space.
     """
-    new = [place for place in places if not _is_claimed(place)]
-    _check_room(new)
-    for place in new:
+    new = [folder for folder in folders if not _is_prepared(folder)]
+    _check_space(new)
+    for folder in new:
         try:
-            place.inside.mkdir(parents=True, exist_ok=True)
+            folder.inner.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _failure(place, error) from error
-        replace_file(place.inside / SETTINGS, json.dumps(place.wanted).encode())
+            raise _write_error(folder, error) from error
+        replace_file(folder.inner / SETTINGS, json.dumps(folder.settings).encode())
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Work in a folder that no other process works in; the lock ends with the process.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Runs the block while no other process works in the folder.
 
     Raises:
-        SettingsError: Another one does.
-        OutputError: The folder can't be written.
+        SettingsError: Another process works in it.
+        OutputError: The folder cannot be written to.
     """
-
-    def in_use(owner: str) -> SettingsError:  # noqa: ARG001  the process has no name that would tell more
-        return SettingsError(f"another process works in {folder}", "wait for its end, or give another folder")
-
-    descriptor = locked(folder / ".lock", in_use)
     try:
+        lock = FileLock(folder / ".lock")
+    except LockedError as error:
+        raise SettingsError(
+            f"process {error.owner} is using {folder}", "wait until it ends, or give another folder"
+        ) from error
+    with lock:
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _is_claimed(place: Place) -> bool:
-    """Whether the folder holds this work; False where it is free for it."""
-    state = place.inside / SETTINGS
+def _is_prepared(work: WorkFolder) -> bool:
+    """Returns whether an earlier run prepared the folder; False if the folder is free."""
+    path = work.inner / SETTINGS
     try:
-        if state.exists():
-            if _read(state) != json.loads(json.dumps(place.wanted)):
+        if path.exists():
+            if _read(path) != json.loads(json.dumps(work.settings)):
                 raise SettingsError(
-                    f"{place.folder} holds {place.what} of other settings",
-                    "give the same options to go on, or another folder",
+                    f"{work.folder} contains {work.content} made with other settings",
+                    "give the same options to continue, or another folder",
                 )
             return True
-        # A run that was killed at its very beginning leaves an empty folder of ours.
-        is_free = not place.folder.exists() or all(
-            entry == place.inside and not any(entry.iterdir()) for entry in place.folder.iterdir()
+        # A run that was killed at its start leaves `inner` empty.
+        is_free = not work.folder.exists() or all(
+            entry == work.inner and not any(entry.iterdir()) for entry in work.folder.iterdir()
         )
     except OSError as error:
-        raise _failure(place, error) from error
+        raise _write_error(work, error) from error
     if not is_free:
-        raise SettingsError(f"{place.folder} is not empty", "give a new folder")
+        raise SettingsError(f"{work.folder} is not empty", "give a new folder")
     return False
 
 
-def _read(state: Path) -> Any:
+def _read(path: Path) -> Any:
     try:
-        return json.loads(state.read_bytes())
+        return json.loads(path.read_bytes())
     except ValueError:
         return None
 
 
-def _check_room(places: Sequence[Place]) -> None:
-    """What is needed on one disk counts together."""
+def _check_space(folders: Sequence[WorkFolder]) -> None:
+    """Adds up what the folders on one disk need."""
     needed: dict[int, float] = {}
-    for place in places:
-        existing = next(parent for parent in (place.folder, *place.folder.absolute().parents) if parent.exists())
+    for work in folders:
+        existing = next(parent for parent in (work.folder, *work.folder.absolute().parents) if parent.exists())
         disk = existing.stat().st_dev
-        needed[disk] = needed.get(disk, 0) + place.num_bytes
+        needed[disk] = needed.get(disk, 0) + work.num_bytes
         free = shutil.disk_usage(existing).free
         if needed[disk] > free:
             raise OutputError(
-                f"{place.folder} needs about {needed[disk] / 1e9:.1f} GB while a draft is made, {free / 1e9:.1f} GB "
-                "are free",
-                "make room, choose another folder, or take fewer prompts with --num-prompts",
+                f"not enough disk space for {work.folder}: about {format_size(needed[disk])} needed, "
+                f"{format_size(free)} free",
+                "free some space, choose another folder, or use fewer prompts with --num-prompts",
             )
 
 
-def _failure(place: Place, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {place.folder}: {error.strerror or error}", "choose another folder")
+def _write_error(work: WorkFolder, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {work.folder}: {error.strerror or error}", "choose another folder")

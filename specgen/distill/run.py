@@ -20,7 +20,7 @@ from specgen.distill.acceptance import Acceptance, measure
 from specgen.distill.card import Facts, format_card
 from specgen.distill.draft import Draft
 from specgen.distill.fitting import fit_input
-from specgen.distill.folders import Place, claim, held
+from specgen.distill.folders import WorkFolder, lock_folder, prepare_folders
 from specgen.distill.pass_costs import time_costs
 from specgen.distill.prompts import SeedPrompt
 from specgen.distill.saving import draft_config, publish, save_draft
@@ -118,7 +118,7 @@ class Distillation:
             SettingsError: Another process makes the same draft, or writes into the same texts.
         """
         self._texts_folder.mkdir(exist_ok=True)
-        with held(self._work), held(self._texts_folder):
+        with lock_folder(self._work), lock_folder(self._texts_folder):
             return self._made(tell)
 
     def _made(self, tell: Callable[[DistillProgress], None]) -> DistillResult:
@@ -174,10 +174,10 @@ class Distillation:
             if kept == ours or ours in kept.parents or kept in ours.parents:
                 raise SettingsError(f"{texts_folder} and {self.folder} lie in each other", "give folders apart")
             wanted = {**about, "seed": settings.seed, "texts": asdict(texts)}
-            places.append(Place(texts_folder, texts_folder, wanted, "texts of the target", for_texts))
+            places.append(WorkFolder(texts_folder, texts_folder, wanted, "texts of the target", for_texts))
             about["texts_folder"] = str(kept)
         wanted = {**about, **settings.as_document()}
-        claim([*places, Place(self.folder, self._work, wanted, "an unfinished draft", needed)])
+        prepare_folders([*places, WorkFolder(self.folder, self._work, wanted, "an unfinished draft", needed)])
 
     def _texts(self, tell: Callable[[DistillProgress], None]) -> tuple[list[Text], list[Text], int]:
         """The target's texts, the held-out ones, and the tokens it wrote; what is missing is written."""

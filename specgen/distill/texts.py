@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from specgen.core.errors import OutputError, PromptError
 from specgen.distill.prompts import SeedPrompt, compose, sources_from
 from specgen.distill.settings import TextSettings
 from specgen.distill.text_generation import BatchGenerator, GeneratedText
+from specgen.storage.atomic_write import replacement, sync
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
 SORTED_BATCHES = 8
@@ -204,14 +204,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     Raises:
         OutputError: There is no room, or no right to write.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
+        with replacement(path) as temporary:
+            save_file(tensors, temporary, metadata)
+            sync(temporary)
     except Exception as error:  # the library has an error class of its own for a full disk
-        temporary.unlink(missing_ok=True)
         raise OutputError(
-            f"cannot write {path}: {error}", "make room, or choose other folders with -o and --texts"
+            f"cannot write {path}: {error}", "free some space, or choose other folders with -o and --texts"
         ) from error
 
 

@@ -23,17 +23,17 @@ WORTHWHILE = 0.95
 LEAST_MEASURED = 20_000_000
 """Parameters; in a smaller draft, matrix products don't decide the speed."""
 
-Facts = Mapping[str, str | int]
+CostKey = Mapping[str, str | int]
 """All that a measurement depends on: widths, compute type, device, threads, versions."""
 
 
 class FormatTimes(Protocol):
     """Storage of measured times, as `specgen.storage.cost_store.CostStore`."""
 
-    def read(self, facts: Facts, /) -> dict[str, float]:
+    def read(self, facts: CostKey, /) -> dict[str, float]:
         """Returns seconds by format; empty if there are none for these facts."""
 
-    def write(self, facts: Facts, seconds: Mapping[str, float], confirmed: Sequence[str], /) -> None:
+    def write(self, facts: CostKey, seconds: Mapping[str, float], confirmed: Sequence[str], /) -> None:
         """Stores seconds by format; `confirmed` names the formats measured now."""
 
 
@@ -170,7 +170,7 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _facts(layer: Layer) -> Facts:
+def _facts(layer: Layer) -> CostKey:
     import torch
 
     device = layer.device

@@ -12,7 +12,7 @@ from specgen.core.results import RunInfo
 from specgen.core.settings import DecodeSettings, DraftSchedule, SamplingSettings
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
 from specgen.runtime.loaded_models import LoadedModels
-from specgen.storage.transcript import ChatMessage, Figure
+from specgen.storage.transcript import ChatMessage, Scalar
 from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.prefix_reuse import keep_cached_ids
 from specgen.text.reasoning import opens_thinking, split_thinking
@@ -240,7 +240,7 @@ class Conversation:
         return [Message("user", f"{self.system}\n\n{turns[0].content}"), *turns[1:]]
 
 
-def reply_figures(generation: Generation) -> dict[str, Figure]:
+def reply_figures(generation: Generation) -> dict[str, Scalar]:
     """What a saved session keeps of a reply's figures."""
     counts = generation.counts
     return {

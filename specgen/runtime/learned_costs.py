@@ -17,7 +17,7 @@ from specgen.engine.contract import LanguageModel
 from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.loading.resolve import ModelFolder
-from specgen.storage.cost_store import CostStore, Facts
+from specgen.storage.cost_store import CostKey, CostStore
 
 if TYPE_CHECKING:
     from specgen.runtime.loaded_models import LoadedModels
@@ -94,13 +94,13 @@ def predict(models: LoadedModels, counts: Counts, alone: Counts) -> Forecast:
     )
 
 
-def target_facts(models: LoadedModels) -> Facts:
+def target_facts(models: LoadedModels) -> CostKey:
     """What the cost of the target's passes depends on."""
     pair = models.pair
     return _facts("target", pair.target, models.target, models.target_info, pair.settings.target.backend)
 
 
-def draft_facts(models: LoadedModels) -> Facts | None:
+def draft_facts(models: LoadedModels) -> CostKey | None:
     """What the cost of a draft token depends on; None without a draft model."""
     pair, settings = models.pair, models.pair.settings.draft
     if models.draft is None or models.draft_info is None or pair.draft is None or settings is None:
@@ -108,7 +108,7 @@ def draft_facts(models: LoadedModels) -> Facts | None:
     return _facts("draft", pair.draft, models.draft, models.draft_info, settings.backend)
 
 
-def _facts(role: str, folder: ModelFolder, model: LanguageModel, info: ModelInfo, backend: BackendSettings) -> Facts:
+def _facts(role: str, folder: ModelFolder, model: LanguageModel, info: ModelInfo, backend: BackendSettings) -> CostKey:
     import torch
 
     is_cuda = model.device.type == "cuda"

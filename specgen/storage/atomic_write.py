@@ -1,115 +1,82 @@
-"""A file somebody asked for: written whole or not at all."""
+"""Replaces files and publishes folders atomically: a reader, or a crash at any point, sees the old content or the new.
+
+New content is written under a hidden temporary name in the same folder, synced to disk, and renamed.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import secrets
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specgen.core.errors import OutputError
 
-_OUTPUTS = {"/dev/stdout": 1, "/dev/stderr": 2}
-_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
+PRIVATE = 0o600
+"""Mode of files that only their owner may read."""
+USER_FILE = 0o666
+"""Mode of files that a user requested; the umask applies."""
 
 
-def check_output_path(path: Path | None, what: str) -> None:
-    """Refuse a file that can't be written before anything is worked for it.
-
-    Args:
-        path: None where none was asked for.
-        what: Goes into it, for the message.
+def replace_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
+    """Replaces a file. A symbolic link at `path` is replaced, not followed.
 
     Raises:
-        OutputError: Its folder does not exist, or it is a folder.
+        OutputError: Any step failed. The old file is unchanged and the temporary file is removed.
     """
-    if path is None:
-        return
-    place = Path(os.path.realpath(path))
-    if not place.parent.is_dir():
-        raise OutputError(f"cannot write {what}: no folder {place.parent}", "make it first")
-    if os.path.isdir(place):  # Path's own raises on a name too long, which the writing tells
-        raise OutputError(f"cannot write {what}: {path} is a folder", "give a file in it")
-
-
-def is_output_stream(path: Path) -> bool:
-    """Whether it is no file to replace: a device, a pipe, or an output of this program by another name."""
-    return _own_output(path) is not None or (os.path.exists(path) and not os.path.isfile(path))
-
-
-def write_output(path: Path, data: bytes) -> None:
-    """Replace a file, with the permissions of any new one; a link stays one.
-
-    A stream (see `is_output_stream`) is written to: replacing it would take it from everybody else.
-
-    Raises:
-        OutputError: Any step failed; an old file is untouched.
-    """
-    temporary: str | None = None
     try:
-        if is_output_stream(path):
-            own = _own_output(path)
-            with open(path if own is None else os.dup(own), "wb") as stream:
-                stream.write(data)
-            return
-        place = Path(os.path.realpath(path))
-        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, place)
+        with replacement(path) as temporary:
+            _write_new(temporary, data, mode)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _own_output(path: Path) -> int | None:
-    """The descriptor that `/dev/stdout`, `/dev/fd/3` or `/proc/self/fd/3` names: opened anew, a file begins anew."""
-    name = os.path.abspath(path)
-    found = _DESCRIPTOR.fullmatch(name)
-    return int(found[1]) if found else _OUTPUTS.get(name)
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """Yields a temporary name in the folder of `path`; the block writes and syncs that file, then it replaces `path`.
 
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a private file: into a new one beside it, then over it.
-
-    Raises:
-        OutputError: Any step failed; the old file is untouched and nothing is left behind.
+    If the block or the replacement raises, the temporary file is removed and the error passes on.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
+    except BaseException:
+        with suppress(OSError):
             temporary.unlink()
-        raise OutputError(f"cannot save {path}: {error.strerror or error}") from error
-    # The new file is there whatever a folder says that can't be synced, as on some network disks.
-    with contextlib.suppress(OSError):
-        _sync_folder(path.parent)
+        raise
+    # The new file is in place even if the folder cannot be synced, as on some network disks.
+    with suppress(OSError):
+        sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def publish_folder(folder: Path, final: Path) -> None:
+    """Syncs a finished folder with its files, then renames it to its final name on the same disk."""
+    for path in [*folder.iterdir(), folder]:
+        sync(path)
+    if final.exists():  # an incomplete entry, for example one that a user emptied
+        shutil.rmtree(final)
+    os.replace(folder, final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or the entries of a folder are on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

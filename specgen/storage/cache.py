@@ -1,53 +1,46 @@
-"""The folder of converted models: where it is, one writer at a time, entries that appear whole or not at all.
-
-No torch. `SPECGEN_CACHE` names another folder.
-"""
+"""Guards the cache of converted models: one writer at a time, staging folders, free disk space."""
 
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from specgen.core.errors import LoadError
+from specgen.core.errors import LoadError, OutputError
 from specgen.core.model_files import reason
 from specgen.core.progress import ProgressListener
 from specgen.core.units import format_size
+from specgen.storage.lock import wait_for_lock
+
+_OTHER_FOLDER = "choose another cache folder with SPECGEN_CACHE"
 
 
 @contextmanager
-def single_writer(path: Path, progress: ProgressListener) -> Iterator[None]:
-    """Hold the lock file `path`; a second program waits here until the first is done.
+def single_writer(lock_path: Path, progress: ProgressListener) -> Iterator[None]:
+    """Runs the block while this process alone writes a cache entry; waits for another process that writes it.
 
-    The lock belongs to the process: one that was killed holds nothing, and the file it leaves is harmless.
+    Raises:
+        LoadError: The lock file cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.stage("waiting for another specgen that prepares the same model")
-        lock.acquire(timeout=-1, poll_interval=0.1)
-    except OSError as error:
-        raise LoadError(
-            f"{path} can't be written: {reason(error)}", "name another cache folder in SPECGEN_CACHE"
-        ) from error
-    try:
+        lock = wait_for_lock(lock_path, lambda: progress.stage("waiting for another specgen to prepare the same model"))
+    except OutputError as error:
+        raise LoadError(error.message, _OTHER_FOLDER) from error
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
 def staging(parent: Path, name: str) -> Iterator[Path]:
-    """A fresh hidden folder in `parent`, gone at the end of the block whatever happens.
+    """Yields a new hidden folder in `parent` and removes it at the end of the block.
 
-    Call it under the lock of `name`: folders an earlier, killed program left for it are removed first.
+    Call it under the lock of `name`: folders that a killed process left for this name are removed first.
+
+    Raises:
+        LoadError: The folder cannot be created.
     """
     for left_over in parent.glob(f".{name}.*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -61,18 +54,8 @@ def staging(parent: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(folder: Path, final: Path) -> None:
-    """Make a finished folder visible under its final name: all of it or nothing, also if the power fails."""
-    for path in [*folder.iterdir(), folder]:
-        _sync(path)
-    if final.exists():  # an entry somebody emptied: it is no use to anyone
-        shutil.rmtree(final)
-    os.replace(folder, final)
-    _sync(final.parent)
-
-
 def check_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse to begin what the disk can't hold.
+    """Refuses work that the disk has no space for.
 
     Raises:
         LoadError: Fewer than `needed_bytes` are free.
@@ -82,14 +65,14 @@ def check_space(folder: Path, needed_bytes: int) -> None:
 
 
 def disk_error(error: OSError, folder: Path, needed_bytes: int | None) -> LoadError:
-    """The error for a failed write below `folder`."""
+    """Returns the error for a failed write below `folder`."""
     if is_disk_full(error):
         return _disk_full(folder, needed_bytes)
-    return LoadError(f"{folder} can't be written: {reason(error)}", "name another cache folder in SPECGEN_CACHE")
+    return LoadError(f"cannot write to {folder}: {reason(error)}", _OTHER_FOLDER)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space; safetensors tells it only in the text of its own exception."""
+    """Returns whether a write failed for lack of space; safetensors says so only in the text of its own exception."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return any(text in str(error) for text in ("No space left", "os error 28", "os error 122", "os error 27"))
@@ -99,13 +82,5 @@ def _disk_full(folder: Path, needed_bytes: int | None) -> LoadError:
     needed = "" if needed_bytes is None else f", {format_size(needed_bytes)} needed"
     free = format_size(shutil.disk_usage(folder if folder.exists() else folder.parent).free)
     return LoadError(
-        f"the disk of {folder} is full: {free} free{needed}", "free some space, or name another disk in SPECGEN_CACHE"
+        f"the disk of {folder} is full: {free} free{needed}", "free some space, or use another disk with SPECGEN_CACHE"
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,51 +1,112 @@
-"""One writer per session file or folder: a lock that dies with its process, and the process that holds it."""
+"""Locks files, so that one process at a time writes what they guard. The kernel releases the locks of a dead process.
+
+`flock` directly, because filelock truncates the file it waits for (up to 3.29), so that the owner's process id is lost,
+and has changed twice whether a released lock file stays.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
-from specgen.core.errors import OutputError, SettingsError
+from specgen.core.errors import OutputError
+
+POLL_SECONDS = 0.1
 
 
-def locked(lock_path: Path, in_use: Callable[[str], SettingsError]) -> int:
-    """Lock something for this process.
+class LockedError(Exception):
+    """Another process, or another lock of this one, owns the lock.
 
     Args:
-        lock_path: A file beside it or in it: what gets replaced can't carry the lock itself.
-        in_use: Makes the error to raise, out of the process that holds the lock.
+        owner: Its process id, or `unknown`.
+    """
 
-    Returns:
-        The open lock file, with our process id in it. The lock ends when it is closed, or with the process.
+    def __init__(self, owner: str) -> None:
+        super().__init__(f"locked by process {owner}")
+        self.owner = owner
+
+
+class FileLock:
+    """An exclusive lock, acquired on construction and released by `release`, `with`, or the end of the process.
+
+    Args:
+        path: The lock file, which contains the owner's process id. It differs from the file that it guards: a file
+            that gets replaced cannot carry its own lock.
 
     Raises:
-        SettingsError: Another process holds it.
-        OutputError: The lock file can't be made.
+        LockedError: The lock has an owner.
+        OutputError: The lock file cannot be written.
     """
-    try:
-        while True:
-            descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_still_there(descriptor, lock_path):
-                    os.ftruncate(descriptor, 0)
-                    os.write(descriptor, f"{os.getpid()}\n".encode())
-                    return descriptor
-                os.close(descriptor)
-            except BlockingIOError as error:
-                owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
-                os.close(descriptor)
-                raise in_use(owner) from error
-    except OSError as error:
-        hint = "make the folder first" if isinstance(error, FileNotFoundError) else None
-        raise OutputError(f"cannot write to {lock_path.parent}: {error.strerror or error}", hint) from error
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        try:
+            while self._descriptor is None:
+                self._descriptor = _try_lock(path)
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            hint = "create the folder first" if isinstance(error, FileNotFoundError) else None
+            raise OutputError(f"cannot write to {path.parent}: {error.strerror or error}", hint) from error
+
+    def release(self, *, remove: bool = False) -> None:
+        """Releases the lock and optionally removes its file. Can be called again."""
+        if self._descriptor is None:
+            return
+        if remove:
+            # Removed before the release: a process that waits for this lock notices and opens the new file.
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
 
 
-def _is_still_there(descriptor: int, path: Path) -> bool:
+def wait_for_lock(path: Path, on_wait: Callable[[], None]) -> FileLock:
+    """Acquires a lock as soon as its owner releases it.
+
+    Args:
+        path: The lock file.
+        on_wait: Called once if the lock has an owner.
+
+    Raises:
+        OutputError: The lock file cannot be written.
+    """
+    is_waiting = False
+    while True:
+        try:
+            return FileLock(path)
+        except LockedError:
+            if not is_waiting:
+                on_wait()
+            is_waiting = True
+            time.sleep(POLL_SECONDS)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Returns the locked descriptor; None if the file was removed meanwhile, by an owner that released it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        there, ours = os.stat(path, follow_symlinks=False), os.fstat(descriptor)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor
+    except BlockingIOError as error:
+        owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        raise LockedError(owner) from error
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None

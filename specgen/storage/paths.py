@@ -1,4 +1,4 @@
-"""Folders of the program: cache and state."""
+"""Locates and creates the folders of the program: the cache, and the state (input history and saved chats)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 from specgen.core.errors import LoadError, OutputError
 from specgen.core.model_files import reason
 
+CACHE_VARIABLE = "SPECGEN_CACHE"
+STATE_VARIABLE = "SPECGEN_STATE"
+
 
 def cache_root() -> Path:
-    """The cache folder; it need not exist yet."""
-    chosen = os.environ.get("SPECGEN_CACHE")
+    """Returns the cache folder, which may not exist yet."""
+    chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(os.path.expanduser(chosen))
     from platformdirs import user_cache_path
@@ -21,38 +24,36 @@ def cache_root() -> Path:
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder inside the cache, made if it is missing.
+    """Returns a folder inside the cache, created if it is missing.
 
     Raises:
-        LoadError: It can't be made.
+        LoadError: It cannot be created.
     """
     folder = cache_root().joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LoadError(
-            f"the cache folder {folder} can't be made: {reason(error)}", "name another one in SPECGEN_CACHE"
+            f"cannot create the cache folder {folder}: {reason(error)}", f"choose another one with {CACHE_VARIABLE}"
         ) from error
     return folder
 
 
-STATE_VARIABLE = "SPECGEN_STATE"
-"""Moves the state folder: history and sessions."""
-
-
 def state_folder() -> Path:
-    """Where history and sessions live; may not exist yet."""
-    import platformdirs
-
+    """Returns the folder of input history and saved chats, which may not exist yet."""
     chosen = os.environ.get(STATE_VARIABLE)
-    return Path(chosen) if chosen else platformdirs.user_state_path("specgen")
+    if chosen:
+        return Path(chosen)
+    from platformdirs import user_state_path
+
+    return user_state_path("specgen")
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder only its owner can look into, and its parents where they are missing.
+    """Creates a folder that only its owner can read, and its missing parents; returns it.
 
     Raises:
-        OutputError: It can't be made.
+        OutputError: It cannot be created.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,5 +61,5 @@ def private_folder(path: Path) -> Path:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o700)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {path}: {error.strerror or error}") from error
+        raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
     return path

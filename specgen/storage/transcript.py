@@ -1,6 +1,6 @@
-"""What was said in a chat, as frozen values, and the same as JSON: the versioned form of a saved session.
+"""Defines the content of a saved chat session, and converts it to and from versioned JSON.
 
-Standard library only. A document holds text and settings, never token ids: those belong to one tokenizer.
+A session contains text and settings, never token ids, because these belong to one tokenizer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeVar, cast
 SCHEMA_VERSION = 1
 
 Role = Literal["user", "assistant"]
-Figure = float | int | str | None
+Scalar = float | int | str | None
 T = TypeVar("T")
 
 
 class TranscriptError(Exception):
-    """A document that is no saved session, or one of a later version. Its text says which, in one line."""
+    """A document is not a saved session, or has a later version. The text gives the reason, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +26,18 @@ class ChatMessage:
     """One message.
 
     Args:
-        role: Who said it.
-        content: What the other side gets to read in later turns.
-        thinking: A reasoning block in front of it, kept for people and never fed back.
-        interrupted: It was cut off: by Ctrl-C, the length limit or an error.
-        stats: Figures of the reply.
+        role: Its author.
+        content: The text that later turns contain.
+        thinking: A reasoning block before it, shown to the user and left out of later turns.
+        interrupted: Whether Ctrl-C, the length limit or an error cut it off.
+        stats: Statistics of the reply.
     """
 
     role: Role
     content: str
     thinking: str = ""
     interrupted: bool = False
-    stats: Mapping[str, Figure] = field(default_factory=dict)
+    stats: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class SavedModel:
     """A model of a saved session.
 
     Args:
-        name: What the user called it; empty for the built-in one.
-        quant: The weight format asked for.
-        revision: Commit of a hub model, where known.
-        ran_as: What really ran, in words; for people only.
+        name: The name the user gave; empty for the built-in model.
+        quant: The requested weight format.
+        revision: Commit of a hub model; None if unknown.
+        ran_as: Description of the model as it ran, for display only.
     """
 
     name: str
@@ -59,16 +59,16 @@ class SavedModel:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """A whole session.
+    """A session.
 
     Args:
         messages: All of them, oldest first.
         system: System message.
         target: The target.
         drafter: `model`, `lookup`, `model+lookup` or `none`.
-        draft: The draft model, for `model`.
-        settings: What was set with options and `/set`, by name.
-        created: When the session began, ISO 8601.
+        draft: The draft model; None for other drafters.
+        settings: Values of options and `/set`, by name.
+        created: When the session started, ISO 8601.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -76,16 +76,16 @@ class Transcript:
     target: SavedModel
     drafter: str
     draft: SavedModel | None
-    settings: Mapping[str, Figure]
+    settings: Mapping[str, Scalar]
     created: str
 
 
 def to_json(transcript: Transcript, version: str) -> bytes:
-    """The document of a session. Pure ASCII, so that no terminal acts on it and lone surrogates survive.
+    """Encodes a session as JSON in ASCII, so that it has no terminal control sequences and keeps lone surrogates.
 
     Args:
         transcript: The session.
-        version: Version of the program that writes it.
+        version: Version of the program, recorded in the document.
     """
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -102,22 +102,22 @@ def to_json(transcript: Transcript, version: str) -> bytes:
 
 
 def from_json(data: bytes) -> Transcript:
-    """The session of a document.
+    """Decodes a session.
 
     Raises:
-        TranscriptError: It is damaged, of a later version, or something else altogether.
+        TranscriptError: The document is damaged, has a later version, or is not a session.
     """
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise TranscriptError(f"it is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise TranscriptError("it is no JSON object")
+        raise TranscriptError("it is not a JSON object")
     version = document.get("schema_version")
     if type(version) is not int or version < 1:
-        raise TranscriptError("it has no schema_version, so it is no session")
+        raise TranscriptError("it has no schema_version, so it is not a session")
     if version > SCHEMA_VERSION:
-        raise TranscriptError(f"it was written by a newer specgen (schema {version}, this one knows {SCHEMA_VERSION})")
+        raise TranscriptError(f"it was written by a newer specgen (schema {version}, supported up to {SCHEMA_VERSION})")
     draft = document.get("draft")
     return Transcript(
         messages=tuple(_message(item) for item in _value(document, "messages", list)),
@@ -125,7 +125,7 @@ def from_json(data: bytes) -> Transcript:
         target=_model(_value(document, "target", dict)),
         drafter=_value(document, "drafter", str),
         draft=None if draft is None else _model(_value(document, "draft", dict)),
-        settings=_figures(document, "settings"),
+        settings=_scalars(document, "settings"),
         created=_value(document, "created", str),
     )
 
@@ -143,16 +143,16 @@ def _message_document(message: ChatMessage) -> dict[str, Any]:
 
 def _message(item: object) -> ChatMessage:
     if not isinstance(item, dict):
-        raise TranscriptError("a message is no JSON object")
+        raise TranscriptError("a message is not a JSON object")
     role = _value(item, "role", str)
     if role not in ("user", "assistant"):
-        raise TranscriptError(f"a message has the role {role[:40]!r}")
+        raise TranscriptError(f"invalid role {role[:40]!r} of a message")
     return ChatMessage(
         cast(Role, role),
         _value(item, "content", str),
         _value(item, "thinking", str, ""),
         _value(item, "interrupted", bool, False),
-        _figures(item, "stats"),
+        _scalars(item, "stats"),
     )
 
 
@@ -170,22 +170,22 @@ def _model(item: dict[str, Any]) -> SavedModel:
 
 
 def _value(document: Mapping[str, Any], key: str, kind: type[T], default: T | None = None) -> T:
-    found = document.get(key, default)
-    if not isinstance(found, kind):
-        raise TranscriptError(f"{key} is missing or no {kind.__name__}")
-    return found
+    value = document.get(key, default)
+    if not isinstance(value, kind):
+        raise TranscriptError(f"{key} is missing or not of type {kind.__name__}")
+    return value
 
 
 def _text_or_none(document: Mapping[str, Any], key: str) -> str | None:
-    found = document.get(key)
-    if found is not None and not isinstance(found, str):
-        raise TranscriptError(f"{key} is no text")
-    return found
+    value = document.get(key)
+    if value is not None and not isinstance(value, str):
+        raise TranscriptError(f"{key} is not a text")
+    return value
 
 
-def _figures(document: Mapping[str, Any], key: str) -> dict[str, Figure]:
-    found = _value(document, key, dict, {})
-    for value in found.values():
+def _scalars(document: Mapping[str, Any], key: str) -> dict[str, Scalar]:
+    values = _value(document, key, dict, {})
+    for value in values.values():
         if value is not None and not isinstance(value, int | float | str):
-            raise TranscriptError(f"{key} holds more than numbers and text")
-    return found
+            raise TranscriptError(f"{key} contains a value that is not a number or text")
+    return values

@@ -1,8 +1,9 @@
-"""`specgen distill` on a toy: a draft that loads, one that was killed on the way, and what it refuses."""
+"""`specgen distill` on a toy: a draft that loads, one whose run was interrupted, and what is refused."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_draft_comes_out_that_generates_the_targets_own_text(
     assert drafted["stats"]["num_draft_tokens"] > 0
 
 
-def test_the_card_tells_data_loss_acceptance_and_cost(distill: Any, tmp_path: Path) -> None:
+def test_the_card_reports_data_loss_acceptance_and_cost(distill: Any, tmp_path: Path) -> None:
     distill("--kind", "layers", "--num-layers", 2)
 
     card = (tmp_path / "draft" / "README.md").read_text()
@@ -68,7 +69,7 @@ def test_the_card_tells_data_loss_acceptance_and_cost(distill: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("place", ["writing", "training"])
-def test_a_killed_run_goes_on_and_makes_the_same_draft(
+def test_an_interrupted_run_continues_and_makes_the_same_draft(
     distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     from specgen.distill import text_generation, training
@@ -79,7 +80,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_draft(
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     written: list[int] = []
     with monkeypatch.context() as killer:
-        # What a kill leaves is what was on disk at that moment; nothing tidies up behind this error.
+        # A kill leaves what is on disk at that moment; nothing cleans up after this error.
         owner, name = (
             (text_generation.BatchGenerator, "write") if place == "writing" else (training.Trainer, "_train_on")
         )
@@ -94,7 +95,6 @@ def test_a_killed_run_goes_on_and_makes_the_same_draft(
         killer.setattr(owner, name, die)
         stopped = distill()
     assert stopped.code == 130
-    assert "the same command goes on" in stopped.err
     left = list((tmp_path / "draft" / ".distill").rglob("*.safetensors"))
     assert left
     times = {path: path.stat().st_mtime_ns for path in left}
@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_draft(
     again = load_file(tmp_path / "draft" / "model.safetensors")
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-    # Held-out texts and two batches in all: what was there was not written again.
+    # Held-out texts and two batches in all: existing files are not generated again.
     assert len(calls) == 3 - len(times)
 
 
@@ -124,7 +124,7 @@ def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_other_options_do_not_go_on_with_an_unfinished_draft(
+def test_other_options_do_not_continue_an_unfinished_draft(
     distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from specgen.distill.training import Trainer
@@ -139,12 +139,10 @@ def test_other_options_do_not_go_on_with_an_unfinished_draft(
     ended = distill("--seed", 5)
 
     assert ended.code == 2
-    assert "unfinished draft of other settings" in ended.err
+    assert str(tmp_path / "draft") in ended.err
 
 
-def test_another_draft_is_made_from_texts_that_were_kept(
-    distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_draft_is_trained_on_saved_texts(distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "texts"
     assert distill("--texts", kept).code == 0
     (tmp_path / "draft").rename(tmp_path / "first")
@@ -153,7 +151,7 @@ def test_another_draft_is_made_from_texts_that_were_kept(
     ended = distill("--texts", kept, "--layers", "0,2", "--epochs", 1)
 
     assert ended.code == 0, ended.err
-    assert len(calls) == 1, "only the held-out texts are written again"
+    assert len(calls) == 1, "only the held-out texts are generated again"
     about = json.loads((tmp_path / "draft" / "config.json").read_text())["specgen_draft"]
     assert about["target_layers"] == [0, 2]
     (tmp_path / "draft").rename(tmp_path / "second")
@@ -161,7 +159,7 @@ def test_another_draft_is_made_from_texts_that_were_kept(
     assert distill("--texts", kept).code == 0
     assert len(calls) == 1
     whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "draft"))
-    assert all(torch.equal(whole[name], again[name]) for name in whole), "kept texts make the same draft"
+    assert all(torch.equal(whole[name], again[name]) for name in whole), "saved texts make the same draft"
 
 
 def test_texts_of_another_model_of_the_same_name_are_refused(distill: Any, tmp_path: Path) -> None:
@@ -172,31 +170,29 @@ def test_texts_of_another_model_of_the_same_name_are_refused(distill: Any, tmp_p
 
     ended = distill("--texts", tmp_path / "texts", model=namesake)
 
-    assert (ended.code, "of other settings" in ended.err) == (2, True)
+    assert (ended.code, str(tmp_path / "texts") in ended.err) == (2, True)
 
 
 @pytest.mark.parametrize("texts", ["draft", "draft/texts", "draft/.distill/mine", "."])
-def test_texts_and_draft_in_each_other_are_refused(distill: Any, tmp_path: Path, texts: str) -> None:
+def test_nested_folders_of_texts_and_draft_are_refused(distill: Any, tmp_path: Path, texts: str) -> None:
     ended = distill("--texts", tmp_path / texts)
 
-    assert (ended.code, "lie in each other" in ended.err) == (2, True)
-    assert distill().code == 0, "nothing is left behind"
+    assert (ended.code, str(tmp_path / texts) in ended.err) == (2, True)
+    assert distill().code == 0, "the refused run left something"
 
 
-def test_a_file_in_place_of_a_folder_is_told(distill: Any, tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_an_error(distill: Any, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
 
     for words in (["--texts", tmp_path / "notes"], ["--texts", tmp_path / "notes" / "texts"]):
         ended = distill(*words)
 
-        assert (ended.code, "cannot write" in ended.err) == (7, True), ended.err
+        assert (ended.code, str(words[1]) in ended.err) == (7, True), ended.err
     assert (tmp_path / "notes").read_text() == "mine"
 
 
 @pytest.mark.parametrize("state", [None, "", '{"target"'])
-def test_a_run_that_was_killed_at_its_very_beginning_does_no_harm(
-    distill: Any, tmp_path: Path, state: str | None
-) -> None:
+def test_a_run_that_was_killed_at_its_start_can_be_repeated(distill: Any, tmp_path: Path, state: str | None) -> None:
     work = tmp_path / "draft" / ".distill"
     work.mkdir(parents=True)
     if state is not None:
@@ -204,19 +200,19 @@ def test_a_run_that_was_killed_at_its_very_beginning_does_no_harm(
 
     ended = distill()
 
-    assert (ended.code, "of other settings" in ended.err) == ((0, False) if state is None else (2, True))
+    assert ended.code == (0 if state is None else 2), ended.err
 
 
 def test_two_processes_do_not_write_into_the_same_texts(distill: Any, tmp_path: Path) -> None:
-    from specgen.distill.folders import held
+    from specgen.distill.folders import lock_folder
 
     assert distill("--texts", tmp_path / "texts").code == 0
     (tmp_path / "draft").rename(tmp_path / "first")
 
-    with held(tmp_path / "texts"):
+    with lock_folder(tmp_path / "texts"):
         ended = distill("--texts", tmp_path / "texts")
 
-    assert (ended.code, "another process works in" in ended.err) == (2, True)
+    assert (ended.code, f"process {os.getpid()}" in ended.err) == (2, True)
     assert distill("--texts", tmp_path / "texts").code == 0
 
 
@@ -227,26 +223,19 @@ def test_texts_of_other_settings_are_refused(distill: Any, tmp_path: Path) -> No
     ended = distill("--texts", tmp_path / "texts", "--num-prompts", 5)
 
     assert ended.code == 2
-    assert "holds texts of the target of other settings" in ended.err
+    assert str(tmp_path / "texts") in ended.err
     assert not (tmp_path / "draft").exists()
 
 
 @pytest.mark.parametrize(
-    ("layers", "said"),
-    [
-        ("2,0", "ascending"),
-        ("-1", "ascending"),
-        ("1,1", "ascending"),
-        ("0,3", "the target's layers are 0 to 2"),
-        ("0;1", "numbers with commas"),
-        ("", "numbers with commas"),
-    ],
+    ("layers", "value"),
+    [("2,0", "2, 0"), ("-1", "-1"), ("1,1", "1, 1"), ("0,3", "3"), ("0;1", "0;1"), ("", "--layers")],
 )
-def test_layers_the_target_does_not_have_are_refused(distill: Any, layers: str, said: str) -> None:
+def test_layers_that_the_target_does_not_have_are_refused(distill: Any, layers: str, value: str) -> None:
     ended = distill("--layers", layers)
 
-    assert (ended.code, said in ended.err) == (2, True), ended.err
-    assert distill().code == 0, "nothing is left behind that stands in the way of the right words"
+    assert (ended.code, value in ended.err) == (2, True), ended.err
+    assert distill().code == 0, "the refused run left something"
 
 
 def test_a_folder_with_something_in_it_is_refused(distill: Any, tmp_path: Path) -> None:
@@ -255,7 +244,7 @@ def test_a_folder_with_something_in_it_is_refused(distill: Any, tmp_path: Path) 
 
     ended = distill()
 
-    assert (ended.code, "is not empty" in ended.err) == (2, True)
+    assert (ended.code, str(tmp_path / "draft") in ended.err) == (2, True)
     assert (tmp_path / "draft" / "mine.txt").read_text() == "keep"
 
 
@@ -270,12 +259,13 @@ def test_an_unknown_architecture_is_refused_before_its_weights_are_read(
     ended = distill(model=other)
 
     assert ended.code == 3
-    assert "no draft can be made of" in ended.err
     assert "gpt2" in ended.err
     assert not (tmp_path / "draft").exists()
 
 
-def test_a_disk_without_room_is_told_at_once(distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_an_error_before_any_work(
+    distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from specgen.distill import folders
 
     usage = folders.shutil.disk_usage(tmp_path)
@@ -284,11 +274,13 @@ def test_a_disk_without_room_is_told_at_once(distill: Any, tmp_path: Path, monke
     ended = distill()
 
     assert ended.code == 7
-    assert "0.0 GB are free" in ended.err
+    assert "1 KiB" in ended.err
     assert not (tmp_path / "draft").exists()
 
 
-def test_a_disk_that_fills_up_on_the_way_is_told(distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_during_the_work_is_an_error(
+    distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from specgen.distill import texts
 
     def full(*_: Any) -> None:
@@ -300,20 +292,17 @@ def test_a_disk_that_fills_up_on_the_way_is_told(distill: Any, tmp_path: Path, m
 
     assert ended.code == 7
     assert "No space left on device" in ended.err
-    assert not list((tmp_path / "draft" / ".distill").rglob(".*safetensors*")), "half a file was left"
+    assert not list((tmp_path / "draft" / ".distill").rglob(".*safetensors*")), "a temporary file was left"
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [("", "holds no prompt"), ("\n \n", "holds no prompt"), ('{"text": "x"}', "has no prompt")],
-)
-def test_a_file_without_prompts_is_refused(distill: Any, tmp_path: Path, content: str, said: str) -> None:
+@pytest.mark.parametrize("content", ["", "\n \n", '{"text": "x"}'])
+def test_a_file_without_prompts_is_refused(distill: Any, tmp_path: Path, content: str) -> None:
     (tmp_path / "prompts.txt").write_text(content)
 
     ended = distill()
 
     assert ended.code == 2
-    assert said in ended.err
+    assert "prompts.txt" in ended.err
     assert not (tmp_path / "draft").exists()
 
 
@@ -337,11 +326,10 @@ def test_a_setting_out_of_range_is_refused(distill: Any, wrong: list[object]) ->
 def test_more_layers_than_the_target_has_are_refused(distill: Any) -> None:
     ended = distill("--num-layers", 4)
 
-    assert (ended.code, "the target has 3 layers" in ended.err) == (2, True)
+    assert (ended.code, "4" in ended.err) == (2, True)
 
 
 def test_the_bundled_prompts_are_the_default(cli: Cli, target: Path, tmp_path: Path) -> None:
     ended = cli("distill", target, "-o", tmp_path / "draft", *SMALL)
 
     assert ended.code == 0, ended.err
-    assert "the target writes" in ended.err

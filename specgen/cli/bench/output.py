@@ -27,7 +27,7 @@ from specgen.render.json_text import dumps
 from specgen.render.jsonl import error_document
 from specgen.render.plain import ByteSink
 from specgen.render.terminal import ColorMode, is_ascii_only, is_terminal, make_console
-from specgen.storage.atomic_write import check_output_path, is_output_stream, write_output
+from specgen.storage.output_file import check_output_path, is_output_stream, write_output
 from specgen.storage.paths import private_folder, state_folder
 
 PIPE_WIDTH = 120

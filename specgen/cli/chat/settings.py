@@ -12,7 +12,7 @@ from specgen.cli.chat.commands import nearest
 from specgen.cli.request import SamplingOptions, draft_length_from
 from specgen.core.errors import SettingsError
 from specgen.core.settings import SamplingSettings
-from specgen.storage.transcript import Figure
+from specgen.storage.transcript import Scalar
 
 if TYPE_CHECKING:
     from specgen.runtime.conversation import ReplySettings
@@ -109,16 +109,16 @@ class ChatSettings:
             sampling, source, self.max_new_tokens, num_draft_tokens, schedule, stops=self.stops, strict=self.strict
         )
 
-    def to_figures(self) -> dict[str, Figure]:
+    def to_figures(self) -> dict[str, Scalar]:
         """For the session file: what was given, and nothing that was not."""
-        figures: dict[str, Figure] = {"max-new-tokens": self.max_new_tokens, "draft-tokens": self.draft_tokens}
+        figures: dict[str, Scalar] = {"max-new-tokens": self.max_new_tokens, "draft-tokens": self.draft_tokens}
         for name in SETTING_NAMES:
             value = getattr(self.sampling, name.replace("-", "_"), None)
             if value is not None:
                 figures[name] = value
         return figures
 
-    def with_saved(self, figures: Mapping[str, Figure], *, keep_draft_tokens: bool) -> ChatSettings:
+    def with_saved(self, figures: Mapping[str, Scalar], *, keep_draft_tokens: bool) -> ChatSettings:
         """Take over what a saved session had, where nothing was given now. Values that are not ours are left out."""
         settings = self
         for name, value in figures.items():

@@ -199,7 +199,7 @@ def _layers_from(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(map(int, text.split(",")))
     except ValueError:
-        raise SettingsError(f"layers {text!r}: numbers with commas are wanted, like 27,29") from None
+        raise SettingsError(f"invalid --layers {text!r}", "give numbers with commas, like 27,29") from None
 
 
 def _tell(made: DistillResult, messages: Messages) -> None:

@@ -18,7 +18,8 @@ from specgen.loading.config_check import has_weights
 from specgen.loading.gguf.header import GgufHeader, scan_gguf
 from specgen.loading.gguf.tokenizer import check_whole, content_key, drop_added_tokens, keep_end_ids, read_tokenizer
 from specgen.loading.memory import shortage
-from specgen.storage.cache import check_space, disk_error, is_disk_full, publish, single_writer, staging
+from specgen.storage.atomic_write import publish_folder
+from specgen.storage.cache import check_space, disk_error, is_disk_full, single_writer, staging
 from specgen.storage.paths import cache_folder, cache_root
 
 
@@ -51,7 +52,7 @@ def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str
         with staging(models, key) as folder:
             try:
                 _unpack(path, folder, header, progress)
-                publish(folder, final)
+                publish_folder(folder, final)
             except OSError as error:
                 raise disk_error(error, models, needed) from error
     return final

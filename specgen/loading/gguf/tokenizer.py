@@ -16,7 +16,8 @@ from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.gguf.header import GgufHeader
-from specgen.storage.cache import check_space, disk_error, publish, single_writer, staging
+from specgen.storage.atomic_write import publish_folder
+from specgen.storage.cache import check_space, disk_error, single_writer, staging
 from specgen.storage.paths import cache_folder
 from specgen.text.tokenizer import checked_library_call, load_tokenizer
 
@@ -66,7 +67,7 @@ def tokenizer_folder(
                 keep_end_ids(folder, header)
                 drop_added_tokens(folder, header.vocab_rows)
                 load_tokenizer(folder)
-                publish(folder, final)
+                publish_folder(folder, final)
             except ModelFileError as error:
                 # It names the staging folder, which is gone by now.
                 raise ModelFileError(error.message.replace(str(folder), str(path)), error.hint) from error
