@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from specgen.core.events import Round
-from specgen.engine.draft_length.acceptance import LookupMatch, MatchAcceptance
+from specgen.engine.draft_length.acceptance import AcceptanceByMatch, LookupMatch
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
@@ -28,7 +28,7 @@ def test_no_match_and_no_offer_reaches_from_one_file_into_the_next() -> None:
     assert offered(drafter, [1, 5, 6]) == []
     match = drafter.match([6, 7], 8)
     assert match is not None
-    assert (list(match.ids), match.matched) == ([8], 1)
+    assert (list(match.ids), match.num_matched) == ([8], 1)
 
 
 def test_the_text_goes_before_a_file_unless_the_file_matches_longer() -> None:
@@ -54,26 +54,26 @@ def test_a_text_that_repeats_itself_is_expected_to_go_on() -> None:
 
 
 def test_a_match_is_trusted_more_the_longer_it_is_and_with_every_token_of_it() -> None:
-    acceptance = MatchAcceptance()
+    acceptance = AcceptanceByMatch()
 
-    short, long = acceptance.chances(LookupMatch([1] * 4, 2)), acceptance.chances(LookupMatch([1] * 4, 20))
+    short, long = acceptance.estimates(LookupMatch([1] * 4, 2)), acceptance.estimates(LookupMatch([1] * 4, 20))
 
     assert short == sorted(short)
     assert all(a < b for a, b in zip(short, long, strict=True))
-    assert acceptance.chances(LookupMatch([1], 2, is_ambiguous=True))[0] < short[0]
+    assert acceptance.estimates(LookupMatch([1], 2, is_ambiguous=True))[0] < short[0]
 
 
 @pytest.mark.parametrize("was_drafted", [True, False])
 def test_an_offer_teaches_whether_it_was_drafted_or_not(was_drafted: bool) -> None:
     draft_length, match = FixedLength(), LookupMatch([1, 2], 3)
-    before = draft_length._matches.chances(match)[0]
+    before = draft_length._acceptance.estimates(match)[0]
     for index in range(20):
         draft_length.start_round()
         draft_length.tokens_to_take(match, has_draft_model=True)
         drafted = (1, 2) if was_drafted else ()
         draft_length.observe(Round(index, drafted, 0, 9, 0, 0.0, 1.0, 0.0, "lookup" if was_drafted else None))
 
-    assert draft_length._matches.chances(match)[0] < before / 3
+    assert draft_length._acceptance.estimates(match)[0] < before / 3
 
 
 def routed() -> CombinedDrafter:

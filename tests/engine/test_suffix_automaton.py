@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.engine.drafters.suffix_automaton import NUM_NOTED, Cursor, SuffixAutomaton
+from specgen.engine.drafters.suffix_automaton import NUM_UPDATED, Cursor, SuffixAutomaton
 
-texts = st.integers(1, 4).flatmap(lambda size: st.lists(st.integers(0, size), min_size=1, max_size=NUM_NOTED))
+texts = st.integers(1, 4).flatmap(lambda size: st.lists(st.integers(0, size), min_size=1, max_size=NUM_UPDATED))
 
 
 def searched(ids: Sequence[int], token: int) -> tuple[int, int, int, int] | None:
@@ -26,7 +26,7 @@ def searched(ids: Sequence[int], token: int) -> tuple[int, int, int, int] | None
 def test_the_longest_run_that_occurred_before_is_found_at_its_latest_place(text: list[int]) -> None:
     automaton = SuffixAutomaton()
     for place, token in enumerate(text):
-        found = automaton.match(automaton.last, token)
+        found = automaton.longest_match(automaton.end, token)
 
         assert (found and (found.length, found.end, found.num_occurrences, found.num_same_continuation)) == searched(
             text[:place], token
@@ -39,7 +39,7 @@ def test_the_index_grows_with_the_text_and_not_with_its_square() -> None:
     automaton.extend([7] * 5000)
 
     assert len(automaton._length) <= 2 * 5000
-    match = automaton.match(automaton.last, 7)
+    match = automaton.longest_match(automaton.end, 7)
     assert match is not None
     assert match.length == 5000
 
@@ -49,7 +49,7 @@ def test_another_text_is_followed_through_the_index(text: list[int], other: list
     automaton, place = SuffixAutomaton(), Cursor()
     automaton.extend(text)
     for end, token in enumerate(other, 1):
-        found = automaton.match(place, token)
+        found = automaton.longest_match(place, token)
         runs = [other[end - length : end] for length in range(1, end + 1)]
         lengths = [len(run) for run in runs if any(text[i : i + len(run)] == run for i in range(len(text)))]
 

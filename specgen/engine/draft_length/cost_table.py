@@ -1,4 +1,4 @@
-"""What a pass over n tokens costs: seconds in, a table out. A table and not a line, since real machines are no line."""
+"""Learns what a target pass over n tokens and a draft token cost, in seconds."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from statistics import median
 
+from specgen.core.cost_model import interpolated
+
 NUM_SAMPLES = 7
-"""Samples kept per length. Their median shrugs off a busy neighbour and still follows a growing context."""
+"""Samples kept per length. Their median ignores a busy neighbour and still follows a growing context."""
 
 OPTIMISTIC_SLOPE = 0.05
-"""Cost of a further token, as a share of one pass, where nothing is known: hopeful, so that lengths get tried."""
+"""Assumed cost of a further token where nothing is known, as a share of one pass: low, so that lengths get tried."""
 
 HALF_LIFE = 16
-"""Target passes after which an earlier figure of a draft token's cost, not measured again, is believed half."""
+"""Target passes after which an earlier run's cost of a draft token counts half, if it is not measured again."""
 
 NUM_CONFIRMING = 2
-"""Passes of one run that make a length worth remembering: a single one may have been a slow one."""
+"""Passes of one run before a length is worth saving: a single one may have been slow."""
 
 
 class CostTable:
-    """Seconds of a target pass over n tokens, v(n), learned from the passes that happen anyway.
+    """Seconds of a target pass over n tokens, v(n), learned from the passes of the rounds.
 
     Measured on a CPU in float32, v(2) = 2.1, v(3) = 3.0 and v(4) = 2.1 single passes: small products run as separate
-    matrix-vector products, larger ones as one. So neither a line nor any monotone curve will do.
+    matrix-vector products, larger ones as one. So neither a line nor any monotone curve fits.
 
-    What an earlier run found gives the shape of the table, and this run's own passes its scale: a table that was
-    measured beside a busy neighbour must not make every draft look dear. Of a length seen again the earlier figure
+    An earlier run gives the shape of the table, this run's own passes give its scale: a table that was measured next
+    to a busy neighbour must not make every draft look expensive. Once a length is measured again, its earlier value
     counts as one pass.
 
     Args:
@@ -39,10 +41,10 @@ class CostTable:
         self._earlier: dict[int, float] = dict(known or {})
         self._medians: dict[int, float] = dict(self._earlier)
         self.drift = 1.0
-        """How much slower passes are than the earlier run found; 1 without one."""
+        """Ratio of this run's passes to the earlier run's; 1 without an earlier run."""
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Add one pass. The first of a length may be a slow one: what was expected then counts as a sample, too."""
+        """Add one pass. The first pass of a length may be slow: the expected value then counts as a sample, too."""
         samples = self._samples.get(num_tokens)
         if samples is None:
             expected = self.seconds(num_tokens) if self._medians else seconds
@@ -55,9 +57,9 @@ class CostTable:
             self._rescale()
 
     def _rescale(self) -> None:
-        seen = self._samples.keys() & self._earlier.keys()
-        self.drift = median(self._medians[n] / self._earlier[n] for n in seen)
-        for num_tokens in self._earlier.keys() - seen:
+        measured = self._samples.keys() & self._earlier.keys()
+        self.drift = median(self._medians[n] / self._earlier[n] for n in measured)
+        for num_tokens in self._earlier.keys() - measured:
             self._medians[num_tokens] = self._earlier[num_tokens] * self.drift
 
     @property
@@ -67,7 +69,7 @@ class CostTable:
 
     @property
     def confirmed(self) -> frozenset[int]:
-        """Lengths measured often enough in this run to be worth remembering."""
+        """Lengths measured often enough in this run to be worth saving."""
         return frozenset(n for n, num_passes in self._num_passes.items() if num_passes >= NUM_CONFIRMING)
 
     @property
@@ -75,48 +77,45 @@ class CostTable:
         """Passes of this run."""
         return self._num_passes.total()
 
+    @property
+    def longest_trial(self) -> int:
+        """Longest draft to try: a pass of unknown cost may be expensive, so it has at most twice the known tokens."""
+        return 2 * max(self._medians) - 1
+
     def is_supported(self, num_tokens: int) -> bool:
-        """Whether a pass over so many tokens was timed."""
+        """Whether a pass over so many tokens was measured."""
         return num_tokens in self._medians
 
     def seconds(self, num_tokens: int) -> float:
-        """Cost of a pass: measured, or interpolated between measured lengths, or hoped for beyond them."""
-        found = self._medians.get(num_tokens)
-        if found is not None:
-            return found
-        below = max((n for n in self._medians if n < num_tokens), default=None)
-        above = min((n for n in self._medians if n > num_tokens), default=None)
-        if below is None:
-            return 0.0 if above is None else self._medians[above]
-        if above is None:
-            return self._medians[below] + self._slope_behind(below) * (num_tokens - below)
-        share = (num_tokens - below) / (above - below)
-        return self._medians[below] * (1 - share) + self._medians[above] * share
+        """Return the cost of a pass: measured, interpolated, or extrapolated beyond the longest known pass."""
+        known = self._medians
+        inside = interpolated(known, num_tokens)
+        if inside is not None or not known:
+            return inside or 0.0
+        shortest, longest = min(known), max(known)
+        if num_tokens < shortest:
+            return known[shortest]
+        # A further token costs what a token cost on average so far.
+        mean = (known[longest] - known[shortest]) / (longest - shortest) if longest > shortest else known[shortest]
+        return known[longest] + max(OPTIMISTIC_SLOPE * known[shortest], mean) * (num_tokens - longest)
 
     def optimistic_seconds(self, num_tokens: int) -> float:
-        """As `seconds`, but where nothing is known every further token is next to free."""
+        """Return `seconds`, except that tokens beyond the longest known pass are nearly free."""
         longest = max(self._medians, default=0)
         if num_tokens <= longest or not longest:
             return self.seconds(num_tokens)
         return self._medians[longest] + self._medians[min(self._medians)] * OPTIMISTIC_SLOPE * (num_tokens - longest)
 
-    def _slope_behind(self, longest: int) -> float:
-        """Of a token beyond the longest known pass: what a token cost on average up to there."""
-        shortest = min(self._medians)
-        one = self._medians[shortest]
-        mean = (self._medians[longest] - one) / (longest - shortest) if longest > shortest else one
-        return max(OPTIMISTIC_SLOPE * one, mean)
-
 
 class DraftCost:
-    """Seconds of one draft token, from rounds in which the drafter had little else to do.
+    """Seconds of one draft token, from rounds in which the drafter read little else.
 
-    An earlier figure that is too high would keep the draft from being tried, and itself from being corrected: until
-    this run has measured one of its own, it sinks with every pass of the target.
+    An earlier value that is too high would prevent drafting, and so its own correction: until this run has measured a
+    draft, the earlier value shrinks with every pass of the target.
 
     Args:
-        seconds: What an earlier run found.
-        costs: The target's table: where its passes have become slower, an earlier figure is taken to have, too.
+        seconds: From an earlier run.
+        costs: The target's table: if its passes became slower, the earlier value is scaled in the same way.
     """
 
     def __init__(self, seconds: float | None = None, costs: CostTable | None = None) -> None:
@@ -127,7 +126,7 @@ class DraftCost:
         self._num_rounds = 0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Add one round's draft. What an earlier run found counts as a round."""
+        """Add the draft of one round. An earlier run's value counts as one round."""
         if not self._samples and self._earlier is not None:
             self._samples.append(self.seconds)
         self._samples.append(seconds / num_tokens)
@@ -135,17 +134,17 @@ class DraftCost:
 
     @property
     def is_supported(self) -> bool:
-        """Whether a drafted token was timed, now or in an earlier run."""
+        """Whether a draft token was measured, now or in an earlier run."""
         return bool(self._samples) or self._earlier is not None
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether this run measured it often enough to be worth remembering."""
+        """Whether this run measured it often enough to be worth saving."""
         return self._num_rounds >= NUM_CONFIRMING
 
     @property
     def seconds(self) -> float:
-        """Cost of a token; 0 while nothing is known, so that drafting gets tried."""
+        """Cost of a token; 0 while unknown, so that drafting gets tried."""
         if self._samples:
             return median(self._samples)
         trust: float = 0.5 ** ((self._costs.num_passes - self._first_pass) / HALF_LIFE)

@@ -1,4 +1,4 @@
-"""A drafter without a model: guesses that the text goes on as it, or a given text, did after the same tokens before."""
+"""Drafts by prompt lookup: proposes the tokens that followed the longest earlier occurrence of the text's end."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from specgen.engine.draft_length.acceptance import LookupMatch
 from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import empty_draft
-from specgen.engine.drafters.suffix_automaton import Cursor, Match, SuffixAutomaton
+from specgen.engine.drafters.suffix_automaton import Cursor, Occurrence, SuffixAutomaton
 from specgen.engine.verification import Draft
 
-BORDER = -1
-"""Ends a given text in the index. No token has this id, so no match reaches across."""
+SEPARATOR = -1
+"""Ends a given text in the index. No token has this id, so no match crosses texts."""
 
 
 class LookupDrafter:
-    """Prompt lookup over the text so far, prompt and answer alike, and over given texts.
+    """Looks up the end of the text in the text so far (prompt and answer) and in given texts.
 
-    The longest end of the text that occurred before decides: in the text so far if it is as long there, since the text
-    itself is nearer than any file. A proposal costs constant time however long the texts are.
-    Source: Saxena 2023 (prompt lookup decoding); a point-mass draft, so verification keeps the target's law.
+    The longest match wins; the text so far wins a tie, because it is closer than any file. A proposal takes constant
+    time, however long the texts are.
+    Source: Saxena 2023 (prompt lookup decoding). The draft is a point mass, so verification keeps the target's
+    distribution.
 
     Args:
         texts: Token ids of texts the answer may repeat.
@@ -30,10 +31,10 @@ class LookupDrafter:
     def __init__(self, texts: Iterable[Sequence[int]] = ()) -> None:
         self._given = SuffixAutomaton()
         for text in texts:
-            self._given.extend([*text, BORDER])
+            self._given.extend([*text, SEPARATOR])
         self._text = SuffixAutomaton()
-        self._place = Cursor()
-        """Of the text so far in the given ones."""
+        self._cursor = Cursor()
+        """Of the text so far in the given texts."""
 
     @property
     def num_indexed(self) -> int:
@@ -41,12 +42,12 @@ class LookupDrafter:
         return len(self._text.ids)
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Index `ids` up to its last token, with which a proposal looks for a match."""
+        """Index `ids` without its last token, which the next proposal searches with."""
         new = ids[len(self._text.ids) : -1]
         self._text.extend(new)
         if self._given.ids:
             for token in new:
-                self._place = self._given.step(self._place, token)
+                self._cursor = self._given.step(self._cursor, token)
 
     def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         match = self.match(ids, limit)
@@ -57,33 +58,34 @@ class LookupDrafter:
         )
 
     def match(self, ids: Sequence[int], limit: int) -> LookupMatch | None:
-        """What followed the longest end of `ids` that occurred before, at most `limit` tokens; None if none did."""
+        """Return at most `limit` tokens that followed the longest earlier occurrence of the end of `ids`, if any."""
         self.feed(ids)
-        here = self._text.match(self._text.last, ids[-1])
-        given = self._given.match(self._place, ids[-1])
+        here = self._text.longest_match(self._text.end, ids[-1])
+        given = self._given.longest_match(self._cursor, ids[-1])
         if here is not None and (given is None or here.length >= given.length):
-            return _offer(here, _repeated(ids, here.end, limit))
+            return _lookup_match(here, _repeated(ids, here.end, limit))
         if given is None:
             return None
         following = self._given.ids[given.end : given.end + limit]
-        return _offer(given, following[: following.index(BORDER)] if BORDER in following else following)
+        return _lookup_match(given, following[: following.index(SEPARATOR)] if SEPARATOR in following else following)
 
     def rewind(self, length: int) -> None:
-        """Start over if indexed text was taken back (a chat turn undone); rejected drafts never were in the index."""
+        """Drop the index if indexed text was removed (a chat turn undone); rejected drafts are never indexed."""
         if length < len(self._text.ids):
-            self._text, self._place = SuffixAutomaton(), Cursor()
+            self._text, self._cursor = SuffixAutomaton(), Cursor()
 
 
 def drafted(match: LookupMatch, num_tokens: int) -> Draft:
-    """The first tokens of an offer as a draft."""
+    """Return the first tokens of a match as a draft."""
     return Draft(torch.tensor(match.ids[:num_tokens], dtype=torch.int64), source="lookup")
 
 
-def _offer(match: Match, ids: Sequence[int]) -> LookupMatch | None:
-    return LookupMatch(ids, match.length, match.num_same_continuation < match.num_occurrences) if ids else None
+def _lookup_match(occurrence: Occurrence, ids: Sequence[int]) -> LookupMatch | None:
+    is_ambiguous = occurrence.num_same_continuation < occurrence.num_occurrences
+    return LookupMatch(ids, occurrence.length, is_ambiguous) if ids else None
 
 
 def _repeated(ids: Sequence[int], start: int, count: int) -> list[int]:
-    """The text from `start` on; behind its end it is expected to go on repeating itself."""
+    """Return `count` tokens from `start` on; after its end the text is expected to repeat itself."""
     period = len(ids) - start
     return [ids[start + index % period] for index in range(count)]

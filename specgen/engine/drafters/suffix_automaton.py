@@ -1,4 +1,4 @@
-"""A text that grows, in; for its end, the longest run of tokens that occurred before, and where. Plain Python."""
+"""Finds the longest end of a growing text that occurred before, with a suffix automaton in plain Python."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 ROOT = 0
 NONE = -1
-NUM_NOTED = 32
-"""Shorter suffixes that learn of a new occurrence. Real texts have fewer; a run of one token has as many as tokens."""
+NUM_UPDATED = 32
+"""Shorter suffixes to update for a new occurrence. Real texts have fewer; a run of one token has one per token."""
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """The longest end of a text that occurred before.
+class Occurrence:
+    """The longest end of a text that occurred before, and where.
 
     Args:
-        length: Its tokens.
-        end: Index behind its latest occurrence: where the text went on then.
+        length: Its number of tokens.
+        end: Index after its latest occurrence: of the token that followed.
         num_occurrences: How often it occurred.
-        num_alike: How often it went on with the same token as at `end`.
+        num_same_continuation: How often the token that followed was the one at `end`.
     """
 
     length: int
@@ -30,17 +30,17 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The longest end of some text that occurs in an automaton's: a state, and how many tokens."""
+    """The longest end of some text that occurs in an automaton's text: a state, and its number of tokens."""
 
     state: int = ROOT
     length: int = 0
 
 
 class SuffixAutomaton:
-    """All runs of tokens of a text, found in amortized constant time per token.
+    """Indexes all runs of tokens of a text in amortized constant time per token.
 
-    A state stands for runs that end at the same places; its link leads to the longest shorter run that also ends
-    elsewhere. Source: Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text".
+    A state represents runs that end at the same positions; its link leads to the longest shorter run that also ends
+    at others. Source: Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text".
     """
 
     def __init__(self) -> None:
@@ -58,35 +58,35 @@ class SuffixAutomaton:
             self._add(token)
 
     @property
-    def last(self) -> Cursor:
-        """The place of the automaton's own text."""
+    def end(self) -> Cursor:
+        """The cursor of the automaton's own text."""
         return Cursor(self._last, self._length[self._last])
 
-    def step(self, place: Cursor, token: int) -> Cursor:
-        """The place of a text that has grown by `token`."""
-        state, length = place.state, place.length
+    def step(self, cursor: Cursor, token: int) -> Cursor:
+        """Return the cursor of a text after it has grown by `token`."""
+        state, length = cursor.state, cursor.length
         while state != NONE and token not in self._next[state]:
             state = self._link[state]
             length = self._length[state] if state != NONE else 0
         return Cursor() if state == NONE else Cursor(self._next[state][token], length + 1)
 
-    def match(self, place: Cursor, token: int) -> Match | None:
-        """The longest run that ends a text followed by `token` and occurs here; None if `token` does not.
+    def longest_match(self, cursor: Cursor, token: int) -> Occurrence | None:
+        """Return the longest end of a text followed by `token` that occurs here; None if `token` does not occur.
 
         Args:
-            place: Of the text, which may be the automaton's own.
-            token: What comes behind it.
+            cursor: Of the text, which may be the automaton's own.
+            token: The token after it.
         """
-        found = self.step(place, token)
-        if not found.length:
+        after = self.step(cursor, token)
+        if not after.length:
             return None
-        length, state = found.length, found.state
+        state = after.state
         end = self._end[state]
-        # A run that ended with the text went on with `token`, which is not indexed yet.
+        # A run at the end of the text is followed by `token`, which is not indexed yet.
         is_last = end == len(self.ids)
         following = self._next[state].get(token if is_last else self.ids[end])
         num_same_continuation = is_last + (0 if following is None else self._count[following])
-        return Match(length, end, self._count[state], num_same_continuation)
+        return Occurrence(after.length, end, self._count[state], num_same_continuation)
 
     def _add(self, token: int) -> None:
         self.ids.append(token)
@@ -98,10 +98,10 @@ class SuffixAutomaton:
         if state != NONE:
             self._link[new] = self._split(state, token)
         self._last = new
-        self._note(self._link[new])
+        self._update_suffixes(self._link[new])
 
     def _split(self, state: int, token: int) -> int:
-        """The state of the run of `state` followed by `token` alone, parted from longer runs it shared one with."""
+        """Return a state of its own for the run of `state` followed by `token`, split from longer runs."""
         shared = self._next[state][token]
         if self._length[shared] == self._length[state] + 1:
             return shared
@@ -121,9 +121,9 @@ class SuffixAutomaton:
         self._count.append(count)
         return len(self._length) - 1
 
-    def _note(self, state: int) -> None:
-        """The runs of `state` and of its links have just ended here, too."""
-        for _ in range(NUM_NOTED):
+    def _update_suffixes(self, state: int) -> None:
+        """Record that the runs of `state` and of its links also end here."""
+        for _ in range(NUM_UPDATED):
             if state == ROOT:
                 return
             self._end[state] = len(self.ids)

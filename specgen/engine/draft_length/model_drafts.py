@@ -1,0 +1,159 @@
+"""Decides how long a model's draft gets, token by token, and what the model's rounds yielded."""
+
+from __future__ import annotations
+
+from specgen.core.events import Round
+from specgen.core.settings import LONGEST_AUTO_DRAFT
+from specgen.engine.draft_length.acceptance import AcceptanceByConfidence
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.throughput import RecentRounds, Throughput
+
+FIRST_DRAFT = 1
+"""Longest draft while the cost of a draft token is unknown."""
+TRIAL_LENGTHS = (1, 3, 4, 5, 7)
+"""Not 2: in float32 a pass over three tokens was measured more expensive than one over four, and after paying for it
+the policy expects nothing cheaper from longer ones."""
+ACCEPTED_LOSS = 0.05
+"""Expected loss, in tokens a round, that still counts as paying: only rounds with drafts show what the model yields."""
+STATS_STEP = 0.1
+"""Weight of the latest round in the statistics of the draft model."""
+
+
+class DraftModelStats:
+    """What the rounds that the draft model drafted yielded and cost, averaged over the recent ones."""
+
+    def __init__(self) -> None:
+        self.num_missed = 0
+        """Tokens written since the model last drafted: it reads them first."""
+        self.seconds_per_missed = 0.0
+        """Cost of reading one of them."""
+        self._rounds = RecentRounds(STATS_STEP)
+        """Counts accepted tokens only."""
+
+    def gain(self, rate: float, plain_seconds: float) -> float | None:
+        """Return the accepted tokens of a round, less those lost in its extra time; None before the first round."""
+        rounds = self._rounds
+        return rounds.tokens - rate * (rounds.seconds - plain_seconds) if rounds.num_rounds else None
+
+    def observe(self, round_: Round, draft_seconds: float) -> None:
+        """Add a round of the model. `draft_seconds` is the cost of its tokens without reading missed ones."""
+        if self.num_missed:
+            per_missed = max(round_.draft_seconds - draft_seconds, 0.0) / self.num_missed
+            self.seconds_per_missed += (per_missed - self.seconds_per_missed) * STATS_STEP
+        self.num_missed = 0
+        self._rounds.observe(round_.num_accepted, draft_seconds + round_.verify_seconds)
+
+
+class ModelDrafts:
+    """Weighs the expected tokens of a longer draft against the time of drafting and verifying it.
+
+    A token at position m costs a draft step and v(m + 1) - v(m) of the target; it yields its probability of being
+    reached and accepted. Drafting continues if yield - rate * cost is positive for some number of further tokens:
+    looking further than one token matters where v has steps.
+
+    Args:
+        costs: The target's.
+        draft_cost: Of a draft token.
+        throughput: Values the time.
+    """
+
+    def __init__(self, costs: CostTable, draft_cost: DraftCost, throughput: Throughput) -> None:
+        self._costs = costs
+        self._draft_cost = draft_cost
+        self._throughput = throughput
+        self._acceptance = AcceptanceByConfidence()
+        self._stats = DraftModelStats()
+        self._confidences: list[float] = []
+        self._reach = 1.0
+
+    def start_round(self) -> None:
+        """Prepare for a new round."""
+        self._confidences = []
+        self._reach = 1.0
+
+    def on_token(self, confidence: float) -> None:
+        """Note that a token was drafted."""
+        self._confidences.append(confidence)
+        self._reach *= self._acceptance.estimate(confidence)
+
+    @property
+    def num_drafted(self) -> int:
+        """Tokens drafted in this round."""
+        return len(self._confidences)
+
+    @property
+    def limit(self) -> int:
+        """Longest draft at this time."""
+        longest = min(LONGEST_AUTO_DRAFT, self._costs.longest_trial)
+        return longest if self._draft_cost.is_supported else min(longest, FIRST_DRAFT)
+
+    def pays(self) -> bool:
+        """Whether to draft one more token."""
+        return self._gain_ahead() > (0 if self.num_drafted else -ACCEPTED_LOSS)
+
+    def exceeds(self, gain: float, num_tokens: float, margin: float) -> bool:
+        """Whether a draft of the model gains more than a lookup draft.
+
+        Args:
+            gain: Of the lookup draft.
+            num_tokens: Tokens of the lookup round, which the model would have to read later.
+            margin: Tokens by which the lookup draft must be better.
+        """
+        rate = self._throughput.rate
+        own_gain = self._stats.gain(rate, self._costs.seconds(1))
+        if own_gain is None:
+            own_gain = self._gain_ahead()
+        return gain <= own_gain + margin + (rate * self._stats.seconds_per_missed * num_tokens if own_gain > 0 else 0.0)
+
+    def best_trial(self) -> tuple[int, float]:
+        """Return the length that comes closest to paying, and the tokens that it is expected to lose."""
+
+        def loss(length: int) -> float:
+            extra = self._costs.optimistic_seconds(length + 1) - self._costs.seconds(1)
+            seconds = length * self._draft_cost.seconds + extra + self._reading_seconds()
+            return seconds / self._costs.seconds(1) - self.expected_tokens(length)
+
+        best = min((length for length in TRIAL_LENGTHS if length <= self._costs.longest_trial), key=loss)
+        return best, loss(best)
+
+    def expected_tokens(self, length: int) -> float:
+        """Return the expected number of accepted tokens of a draft of this length."""
+        return sum(self._acceptance.mean**position for position in range(1, length + 1))
+
+    def observe(self, round_: Round) -> None:
+        """Learn from a finished round."""
+        if round_.index == 0:
+            # The drafter has just read the prompt.
+            self._stats.num_missed = 0
+        if round_.source != "model":
+            self._stats.num_missed += len(round_.token_ids)
+            return
+        for position, confidence in enumerate(self._confidences[: round_.num_accepted + round_.num_rejected]):
+            self._acceptance.observe(confidence, position < round_.num_accepted)
+        num_drafted = len(round_.draft_ids) + round_.num_cut
+        num_missed = self._stats.num_missed
+        # After a pause the drafter first reads what it missed; that time is not the cost of a token.
+        if not num_missed or (not self._draft_cost.is_supported and num_missed <= FIRST_DRAFT):
+            self._draft_cost.observe(num_drafted, round_.draft_seconds)
+        self._stats.observe(round_, num_drafted * self._draft_cost.seconds)
+
+    def _gain_ahead(self) -> float:
+        """Return the largest yield - rate * cost over numbers of further tokens."""
+        length = self.num_drafted
+        here = self._costs.optimistic_seconds(length + 1)
+        # Drafting pays at all if it is faster than plain decoding; a lucky recent rate does not change that.
+        rate = self._throughput.rate if length else 1 / here
+        gain, best, reach = 0.0, -1.0, self._reach
+        for further in range(1, min(LONGEST_AUTO_DRAFT, self._costs.longest_trial) - length + 1):
+            reach *= self._acceptance.mean
+            gain += reach
+            cost = further * self._draft_cost.seconds + self._costs.optimistic_seconds(length + further + 1) - here
+            best = max(best, gain - rate * cost)
+        return best
+
+    def _reading_seconds(self) -> float:
+        """Estimate the draft model's time to read missed tokens: as many of its steps as the target would need."""
+        num_missed = self._stats.num_missed
+        share = self._draft_cost.seconds / self._costs.seconds(1)
+        expected = share * (self._costs.optimistic_seconds(num_missed + 1) - self._costs.seconds(1))
+        return max(expected, num_missed * self._stats.seconds_per_missed)
