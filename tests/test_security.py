@@ -86,7 +86,7 @@ def test_no_command_contacts_anything(
     # A chat wants a terminal; typed is what the script says.
     monkeypatch.setattr("specgen.render.terminal.is_terminal", lambda stream: stream is sys.stdin)
     monkeypatch.setattr("specgen.cli.chat.line_editor.LineEditor.read", read)
-    monkeypatch.setattr("specgen.cli.chat.loop.Chat._hangup_code", lambda self: self.signals.exit_code)
+    monkeypatch.setattr("specgen.cli.chat.loop.end_of_input_code", lambda signals: signals.exit_code)
 
     ended = cli(*COMMANDS[command], "-t", save_toy(tmp_path / "toy"), *EXACT)
 

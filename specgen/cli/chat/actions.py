@@ -1,4 +1,4 @@
-"""What each command of a chat does, to the chat it is given."""
+"""The commands of a chat: each one is a function over the chat's state."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, get_args
 
 from rich.text import Text
 
-from specgen.cli.chat import files
-from specgen.cli.chat.commands import COMMANDS, nearest
-from specgen.cli.chat.files import one_line_preview
+from specgen.cli.chat import file_commands
+from specgen.cli.chat.calibration import refresh_baseline
+from specgen.cli.chat.commands import COMMANDS, closest_name
+from specgen.cli.chat.external_editor import edit_text
+from specgen.cli.chat.state import ChatState
 from specgen.core.errors import SettingsError
 from specgen.core.events import FinalText, Finish
 from specgen.render.formatting import format_drafter, format_rate
@@ -19,108 +21,105 @@ from specgen.render.summary import format_summary
 from specgen.render.views import ViewName
 
 if TYPE_CHECKING:
-    from specgen.cli.chat.loop import Chat
     from specgen.runtime.conversation import ReplySettings
 
-VIEW_NAMES: tuple[str, ...] = get_args(ViewName)
+VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 HELP_LINES = (
     "Alt-Enter or Ctrl-J: a new line. Ctrl-X Ctrl-E: edit the line in $EDITOR.",
     'Lines between """ and """ are one message. // sends a literal slash.',
-    "Ctrl-C stops a reply, a second one leaves.",
+    "Ctrl-C stops a reply; a second Ctrl-C leaves the chat.",
 )
 
 
-def run_command(chat: Chat, name: str, argument: str) -> ReplySettings | None:
-    """Run a command.
+def run_command(state: ChatState, name: str, argument: str) -> ReplySettings | None:
+    """Runs a command.
 
     Returns:
-        Settings of a reply that is now wanted, None if none is.
+        Settings of a reply to generate now; None for commands that need no reply.
 
     Raises:
-        SpecgenError: It can't be done; nothing has changed.
+        SpecgenError: The command failed and has changed nothing.
     """
-    return ACTIONS[name](chat, argument)
+    return ACTIONS[name](state, argument)
 
 
-def _help(chat: Chat, argument: str) -> None:  # noqa: ARG001
+def _help(state: ChatState, argument: str) -> None:  # noqa: ARG001
     width = max(len(command.usage) for command in COMMANDS) + 2
     for command in COMMANDS:
-        chat.tell(Text().append(f"{command.usage:<{width}}", "label").append(command.text))
+        state.print(Text().append(f"{command.usage:<{width}}", "label").append(command.text))
     for line in HELP_LINES:
-        chat.tell(line)
+        state.print(line)
 
 
-def _clear(chat: Chat, argument: str) -> None:  # noqa: ARG001
-    chat.conversation.messages = ()
-    chat.attached = ""
-    chat.last = None
-    # The old session stays on disk as it is; what follows is another one.
-    chat.saving.switch_to(None)
-    chat.tell("cleared; the next message starts a new session")
+def _clear(state: ChatState, argument: str) -> None:  # noqa: ARG001
+    state.conversation.messages = ()
+    state.attached_text = ""
+    state.last_generation = None
+    # The old session stays on disk; the next message starts another one.
+    state.autosave.switch_to(None)
+    state.print("cleared; the next message starts a new session")
 
 
-def _undo(chat: Chat, argument: str) -> None:  # noqa: ARG001
-    text = chat.conversation.take_back()
+def _undo(state: ChatState, argument: str) -> None:  # noqa: ARG001
+    text = state.conversation.take_back()
     if text is None:
-        raise SettingsError("there is nothing to undo")
-    chat.save()
-    chat.tell(f"took back: {one_line_preview(text, ascii_only=chat.ascii_only)}")
+        raise SettingsError("there is no message to undo")
+    state.save()
+    state.print(f"removed: {state.preview(text)}")
 
 
-def _retry(chat: Chat, argument: str) -> ReplySettings:
-    settings = chat.settings
+def _retry(state: ChatState, argument: str) -> ReplySettings:
+    settings = state.settings
     for pair in argument.split():
         name, sign, value = pair.partition("=")
         if not sign:
-            raise SettingsError(f"{pair} is no NAME=VALUE", "as in: /retry temperature=0.8")
+            raise SettingsError(f"invalid argument {pair!r}", "give NAME=VALUE, as in: /retry temperature=0.8")
         settings = settings.with_value(name, value)
-    if not chat.conversation.drop_reply():
+    if not state.conversation.drop_reply():
         raise SettingsError("there is no message to reply to")
-    wanted = settings.for_reply(chat.conversation.models.pair.sampling_defaults)
-    last = chat.last.request if chat.last is not None else None
-    same_prompt = last is not None and list(last.prompt_ids) == chat.conversation.prompt_ids()
-    if same_prompt and wanted.sampling.is_greedy and settings == chat.settings:
-        chat.tell("greedy: the reply will be the same; /retry temperature=0.8 draws another")
-    return wanted
+    reply_settings = settings.for_reply(state.conversation.models.pair.sampling_defaults)
+    last = state.last_generation.request if state.last_generation is not None else None
+    same_prompt = last is not None and list(last.prompt_ids) == state.conversation.prompt_ids()
+    if same_prompt and reply_settings.sampling.is_greedy and settings == state.settings:
+        state.print("greedy decoding repeats the reply; /retry temperature=0.8 samples another")
+    return reply_settings
 
 
-def _edit(chat: Chat, argument: str) -> ReplySettings | None:  # noqa: ARG001
-    from specgen.cli.chat.line_editor import edit_text
-
-    old = chat.conversation.last_user_text
-    with chat.terminal_mode.released():
+def _edit(state: ChatState, argument: str) -> ReplySettings | None:  # noqa: ARG001
+    old = state.conversation.last_user_text
+    with state.terminal.mode.released():
         new = edit_text(old or "").strip()
     if not new or new == old:
-        chat.tell("unchanged; nothing is sent" if new else "empty; nothing is sent")
+        state.print("unchanged; nothing was sent" if new else "empty; nothing was sent")
         return None
-    chat.conversation.take_back()
-    chat.conversation.say(new)
-    chat.tell(f"sending: {one_line_preview(new, ascii_only=chat.ascii_only)}")
-    return chat.settings.for_reply(chat.conversation.models.pair.sampling_defaults)
+    state.conversation.take_back()
+    state.conversation.say(new)
+    state.print(f"sending: {state.preview(new)}")
+    return state.reply_settings
 
 
-def _system(chat: Chat, argument: str) -> None:
-    conversation = chat.conversation
+def _system(state: ChatState, argument: str) -> None:
+    conversation = state.conversation
     if argument:
         conversation.set_system(None if argument.lower() == "none" else argument)
-        chat.save()
+        state.save()
     if conversation.system is None:
-        chat.tell("no system message; the chat template may bring its own")
+        state.print("no system message; the chat template may add its own")
     else:
-        chat.tell(f"system message: {one_line_preview(conversation.system, 200, ascii_only=chat.ascii_only)}")
-    chat.tell_folding()
+        state.print(f"system message: {state.preview(conversation.system, 200)}")
+    state.warn_of_system_role()
 
 
-def _set(chat: Chat, argument: str) -> None:
+def _set(state: ChatState, argument: str) -> None:
     if argument:
         name, _, value = argument.replace("=", " ", 1).partition(" ")
         if not value.strip():
             raise SettingsError(f"/set {name} needs a value", "as in: /set temperature 0.8")
-        chat.settings = chat.settings.with_value(name, value.strip())
-        chat.save()
-    reply = chat.settings.for_reply(chat.conversation.models.pair.sampling_defaults)
+        state.settings = state.settings.with_value(name, value.strip())
+        state.save()
+    reply = state.reply_settings
     sampling = reply.sampling
-    shown = {
+    values = {
         "temperature": f"{sampling.temperature:g}{'  (greedy)' if sampling.is_greedy else ''}",
         "top-k": f"{sampling.top_k or 'off'}",
         "top-p": f"{sampling.top_p:g}",
@@ -129,61 +128,62 @@ def _set(chat: Chat, argument: str) -> None:
         "seed": f"{sampling.seed}",
         "max-new-tokens": f"{reply.max_new_tokens}",
     }
-    for name, value in shown.items():
-        chat.tell(Text().append(f"{name:<20}", "label").append(value))
+    for name, value in values.items():
+        state.print(Text().append(f"{name:<20}", "label").append(value))
 
 
-def _view(chat: Chat, argument: str) -> None:
-    known = f"there are {', '.join(VIEW_NAMES)}"
+def _view(state: ChatState, argument: str) -> None:
+    choices = f"choose from {', '.join(VIEW_NAMES)}"
     if not argument:
-        chat.tell(f"view: {chat.look.shown}; {known}")
+        state.print(f"view: {state.display.view.resolved_view}; {choices}")
         return
-    if argument not in VIEW_NAMES:
-        near = nearest(argument, list(VIEW_NAMES))
-        raise SettingsError(f"there is no view {argument}", f"did you mean {near}?" if near else known)
-    chat.look.view = next(view for view in get_args(ViewName) if view == argument)
-    chat.tell(f"view: {chat.look.shown}")
+    view = next((view for view in VIEW_NAMES if view == argument), None)
+    if view is None:
+        suggestion = closest_name(argument, list(VIEW_NAMES))
+        raise SettingsError(f"unknown view {argument}", f"did you mean {suggestion}?" if suggestion else choices)
+    state.display = replace(state.display, view=replace(state.display.view, view=view))
+    state.print(f"view: {state.display.view.resolved_view}")
 
 
-def _draft(chat: Chat, argument: str) -> None:
+def _draft(state: ChatState, argument: str) -> None:
     if argument:
-        for notice in chat.open_draft(argument):
-            chat.messages.warning(notice)
-        chat.is_baseline_stale = True
-        chat.save()
-    models = chat.conversation.models
+        for notice in state.load_draft(argument):
+            state.terminal.messages.warning(notice)
+        state.is_baseline_stale = True
+        state.save()
+    models = state.conversation.models
     drafter = models.pair.settings.drafter
-    chat.tell(f"draft: {format_drafter(models.draft_info, drafter, ascii_only=chat.ascii_only)}")
+    state.print(f"draft: {format_drafter(models.draft_info, drafter, ascii_only=state.ascii_only)}")
 
 
-def _k(chat: Chat, argument: str) -> None:
+def _draft_length(state: ChatState, argument: str) -> None:
     if argument:
-        chat.settings = chat.settings.with_draft_tokens(argument.lower())
-        chat.is_baseline_stale = True
-        chat.save()
-    longest = chat.settings.draft_tokens
-    chat.tell("drafts as long as pays (auto)" if longest == "auto" else f"drafts of {longest} tokens")
+        state.settings = state.settings.with_draft_tokens(argument.lower())
+        state.is_baseline_stale = True
+        state.save()
+    length = state.settings.draft_tokens
+    state.print("draft length: auto" if length == "auto" else f"draft length: {length} tokens")
 
 
-def _stats(chat: Chat, argument: str) -> None:
+def _stats(state: ChatState, argument: str) -> None:
     if argument:
         if argument not in ("on", "off"):
-            raise SettingsError(f"/stats {argument} is neither on nor off")
-        chat.look.stats = argument == "on"
-        chat.tell(f"a line of figures after each reply: {argument}")
+            raise SettingsError(f"invalid argument {argument!r} of /stats", "give on or off")
+        state.display = replace(state.display, stats=argument == "on")
+        state.print(f"statistics after each reply: {argument}")
         return
-    if chat.last is None:
-        raise SettingsError("there are no figures yet", "they come with the first reply")
-    if chat.calibrate_again():
-        chat.tell("the target alone was timed anew, on 8 tokens, since the draft was changed")
-    report = chat.last.report()
-    chat.tell(format_summary(report, chat.messages.console.width, ascii_only=chat.ascii_only))
-    counts, totals = report.counts, chat.conversation.totals
-    chat.tell(
+    if state.last_generation is None:
+        raise SettingsError("there are no statistics yet", "send a message first")
+    if refresh_baseline(state):
+        state.print("measured the baseline again on 8 tokens, because the draft has changed")
+    report = state.last_generation.report()
+    state.print(format_summary(report, state.terminal.messages.console.width, ascii_only=state.ascii_only))
+    counts, totals = report.counts, state.conversation.totals
+    state.print(
         labelled("reused", f"{counts.num_reused_tokens} of {counts.num_prompt_tokens} prompt tokens were in the cache")
     )
-    replies = f"{chat.conversation.num_replies} {'reply' if chat.conversation.num_replies == 1 else 'replies'}"
-    chat.tell(
+    replies = f"{state.conversation.num_replies} {'reply' if state.conversation.num_replies == 1 else 'replies'}"
+    state.print(
         labelled(
             "session",
             f"{replies}   {totals.num_emitted} tokens   TAR {format_rate(totals.acceptance_rate)}   "
@@ -192,25 +192,24 @@ def _stats(chat: Chat, argument: str) -> None:
     )
 
 
-def _last(chat: Chat, argument: str) -> None:  # noqa: ARG001
-    reply = chat.conversation.last_reply
+def _last(state: ChatState, argument: str) -> None:  # noqa: ARG001
+    reply = state.conversation.last_reply
     if reply is None:
         raise SettingsError("there is no reply yet")
-    look = replace(chat.look, view="off")
-    view = look.new_view()
+    view = replace(state.display.view, view="off").new_view()
     view.show(FinalText(reply.content, Finish("stop")))
     view.close()
 
 
-def _tokens(chat: Chat, argument: str) -> None:  # noqa: ARG001
-    use = chat.conversation.context_use()
+def _tokens(state: ChatState, argument: str) -> None:  # noqa: ARG001
+    use = state.conversation.context_use()
     if use.window is None:
-        chat.tell(f"{use.num_tokens} tokens; the model names no window")
+        state.print(f"{use.num_tokens} tokens; the model does not state the size of its context window")
     else:
-        chat.tell(f"{use.num_tokens} of {use.window} tokens ({100 * use.share:.0f} %)")
+        state.print(f"{use.num_tokens} of {use.window} tokens ({100 * use.share:.0f} %)")
 
 
-ACTIONS: dict[str, Callable[[Chat, str], ReplySettings | None]] = {
+ACTIONS: dict[str, Callable[[ChatState, str], ReplySettings | None]] = {
     "/help": _help,
     "/clear": _clear,
     "/undo": _undo,
@@ -220,12 +219,12 @@ ACTIONS: dict[str, Callable[[Chat, str], ReplySettings | None]] = {
     "/set": _set,
     "/view": _view,
     "/draft": _draft,
-    "/k": _k,
+    "/k": _draft_length,
     "/stats": _stats,
     "/last": _last,
-    "/read": files.read,
-    "/save": files.save,
-    "/load": files.load,
-    "/sessions": files.sessions,
+    "/read": file_commands.read,
+    "/save": file_commands.save,
+    "/load": file_commands.load,
+    "/sessions": file_commands.sessions,
     "/tokens": _tokens,
 }

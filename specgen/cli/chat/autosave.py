@@ -1,4 +1,4 @@
-"""Keeps a chat's session on disk: transcripts in, a file after every turn out. A chat goes on where saving fails."""
+"""Saves the session of a chat after every turn. The chat continues if saving fails."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Autosave:
     """The session file of a running chat.
 
     Args:
-        folder: Where sessions live.
-        file: The session that is continued; None: a new one, made at the first turn.
+        folder: The folder of all sessions.
+        file: The session to continue; None creates a new one at the first turn.
         is_on: Save after every turn.
-        warn: Told about what can't be saved.
+        warn: Reports what can't be saved.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Autosave:
         self.file = file
         self.is_on = is_on
         self.failure: OutputError | None = None
-        """Why the session on disk is not the one in memory."""
+        """Why the session on disk is older than the one in memory."""
         self._warn = warn
 
     def save(self, transcript: Transcript) -> None:
-        """Save if there is something to save. Says once why it can't."""
+        """Saves the session if it has messages. Warns once if that fails."""
         if not self.is_on or not (transcript.messages or self.file):
             return
         if self.file is None:
@@ -57,77 +57,77 @@ class Autosave:
             self.failure = None
         except OutputError as error:
             if self.failure is None:
-                self._warn(f"{error.message}; the next turn tries again")
+                self._warn(f"{error.message}; will try again after the next turn")
             self.failure = error
 
     def save_as(self, name: str, transcript: Transcript) -> SessionFile:
-        """Save under a name, and from now on there.
+        """Saves the session under a name, and continues to save it there.
 
         Raises:
-            SettingsError: No such name can be, another session has it, or another chat writes it.
-            OutputError: It can't be written.
+            SettingsError: The name is invalid, another session has it, or another chat writes to it.
+            OutputError: The file can't be written.
         """
         path = self.folder.path_of(name)
-        if self.file is None or path != self.file.path:
-            if path.exists():
-                raise SettingsError(f"there is a session {name} already", "choose another name, or /load it")
-            if path.parent == self.folder.path:
-                self.folder.make()
-            new = SessionFile(path)
-            try:
-                new.save(transcript)
-            except OutputError:
-                new.close()
-                raise
-            self.switch_to(new)
-        elif self.file is not None:
+        if self.file is not None and path == self.file.path:
             self.file.save(transcript)
-        assert self.file is not None
+            self.failure = None
+            return self.file
+        if path.exists():
+            raise SettingsError(f"a session named {name} already exists", "choose another name, or /load it")
+        if path.parent == self.folder.path:
+            self.folder.make()
+        file = SessionFile(path)
+        try:
+            file.save(transcript)
+        except OutputError:
+            file.close()
+            raise
+        self.switch_to(file)
         self.failure = None
-        return self.file
+        return file
 
     @property
-    def name(self) -> str | None:
-        """What `--resume` takes, safe for a shell and a terminal; None if nothing is on disk."""
+    def resume_name(self) -> str | None:
+        """The argument of `--resume`, quoted for a shell and a terminal; None if the session is not on disk."""
         if self.file is None or self.failure is not None:
             return None
-        is_ours = self.file.path.parent == self.folder.path
-        return shlex.quote(one_line(self.file.name if is_ours else os.path.abspath(self.file.path)))
+        is_in_folder = self.file.path.parent == self.folder.path
+        return shlex.quote(one_line(self.file.name if is_in_folder else os.path.abspath(self.file.path)))
 
     def switch_to(self, file: SessionFile | None) -> None:
-        """Go on in another session; None: a new one at the next turn."""
+        """Continues in another session; None creates a new one at the next turn."""
         self.close()
         self.file = file
         self.is_on = self.is_on or file is not None
 
     def close(self) -> None:
-        """Let go of the session's lock."""
+        """Releases the lock of the session."""
         if self.file is not None:
             self.file.close()
 
 
 def transcript_of(conversation: Conversation, settings: ChatSettings, created: str) -> Transcript:
-    """A conversation as it is saved."""
+    """Returns a conversation as it is saved."""
     models = conversation.models
-    asked, used = models.pair.requested, models.pair.settings
-    # A draft that `auto` chose is not named: it lies in the package, which may be elsewhere when the chat goes on.
-    named = None if asked.drafter == "auto" else asked.draft
+    requested, used = models.pair.requested, models.pair.settings
+    # The draft that `auto` chooses is not saved: its path is in the package, which may be elsewhere at the next start.
+    draft = None if requested.drafter == "auto" else requested.draft
     return Transcript(
         messages=conversation.messages,
         system=conversation.system,
-        target=_saved_model(asked.target, models.target_info),
+        target=_saved_model(requested.target, models.target_info),
         drafter=used.drafter,
-        draft=_saved_model(named, models.draft_info) if named and models.draft_info else None,
+        draft=_saved_model(draft, models.draft_info) if draft and models.draft_info else None,
         settings=settings.to_figures(),
         created=created,
     )
 
 
-def _saved_model(asked: ModelSettings, info: ModelInfo) -> SavedModel:
-    return SavedModel(whole_name(asked.name), asked.quant, info.revision, format_model(info))
+def _saved_model(requested: ModelSettings, info: ModelInfo) -> SavedModel:
+    return SavedModel(absolute_name(requested.name), requested.quant, info.revision, format_model(info))
 
 
-def whole_name(name: str) -> str:
-    """A model's name, a path made absolute: a session may be resumed from another folder."""
+def absolute_name(name: str) -> str:
+    """Returns a model's name with a path made absolute: a session may be resumed from another folder."""
     path = os.path.expanduser(name)
     return os.path.abspath(path) if name and os.path.exists(path) else name

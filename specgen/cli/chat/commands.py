@@ -1,4 +1,4 @@
-"""A line typed into a chat in; what it asks for, out: a message, a command, or a word about a mistake. Does nothing."""
+"""Parses a line typed into a chat as a message or a command. Runs nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ BLOCK = '"""'
 
 @dataclass(frozen=True, slots=True)
 class CommandHelp:
-    """A command.
+    """The help entry of a command.
 
     Args:
         name: With its slash.
-        argument: What may follow it, as shown in the help.
-        text: What it does.
+        argument: Its arguments, as the help shows them.
+        text: What the command does.
         aliases: Other names, with their slashes.
     """
 
@@ -26,35 +26,35 @@ class CommandHelp:
 
     @property
     def usage(self) -> str:
-        """Name and argument, as help shows them."""
+        """Name and arguments."""
         return f"{self.name} {self.argument}".rstrip()
 
 
 COMMANDS = (
-    CommandHelp("/help", "", "this list", ("/?",)),
-    CommandHelp("/exit", "", "leave; so does Ctrl-D", ("/bye", "/quit")),
-    CommandHelp("/clear", "", "forget what was said; the saved session stays"),
-    CommandHelp("/undo", "", "take back your last message and its reply"),
-    CommandHelp("/retry", "[NAME=VALUE ...]", "another reply, with other settings once"),
-    CommandHelp("/edit", "", "change your last message in $EDITOR, send it again"),
+    CommandHelp("/help", "", "show this list", ("/?",)),
+    CommandHelp("/exit", "", "leave the chat; Ctrl-D leaves too", ("/bye", "/quit")),
+    CommandHelp("/clear", "", "start a new conversation; keep the saved session"),
+    CommandHelp("/undo", "", "remove your last message and its reply"),
+    CommandHelp("/retry", "[NAME=VALUE ...]", "generate another reply, with other settings if given"),
+    CommandHelp("/edit", "", "edit your last message in $EDITOR and send it again"),
     CommandHelp("/system", "[TEXT|none]", "show, set or remove the system message"),
     CommandHelp("/set", "[NAME VALUE]", "show the settings, or change one"),
     CommandHelp("/view", "NAME", "inline, live, text, steps or off"),
-    CommandHelp("/draft", "NAME[+lookup]|none", "what drafts: a model, auto, lookup, or nothing"),
-    CommandHelp("/k", "N|auto", "change the longest draft"),
-    CommandHelp("/stats", "[on|off]", "figures of reply and session; the line per reply"),
-    CommandHelp("/last", "", "the last reply as plain text"),
-    CommandHelp("/read", "FILE", "put a text file in front of your next message"),
-    CommandHelp("/save", "[NAME]", "save now; under a name, or in a file if it has a /"),
-    CommandHelp("/load", "NAME", "go on with a saved session"),
-    CommandHelp("/sessions", "", "saved sessions"),
-    CommandHelp("/tokens", "", "how full the context window is"),
+    CommandHelp("/draft", "NAME[+lookup]|none", "set the drafter: a model, auto, lookup or none"),
+    CommandHelp("/k", "N|auto", "set the maximum draft length"),
+    CommandHelp("/stats", "[on|off]", "show statistics, or switch the line per reply"),
+    CommandHelp("/last", "", "show the last reply as plain text"),
+    CommandHelp("/read", "FILE", "prepend a text file to your next message"),
+    CommandHelp("/save", "[NAME]", "save now, under a name or as a file if it has a /"),
+    CommandHelp("/load", "NAME", "continue a saved session"),
+    CommandHelp("/sessions", "", "list the saved sessions"),
+    CommandHelp("/tokens", "", "show how full the context window is"),
 )
 NAMES = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class UserText:
     """A message for the model."""
 
     text: str
@@ -62,62 +62,62 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that exists, by its main name."""
+    """A known command, by its main name."""
 
     name: str
     argument: str
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
-    """A command that does not exist, and the nearest one that does. It never goes to the model."""
+class UnknownCommand:
+    """A command that does not exist, and the most similar one that does. It is never sent to the model."""
 
     name: str
-    nearest: str | None
+    suggestion: str | None
 
     @property
     def hint(self) -> str:
-        """What the person may have meant."""
-        meant = f"did you mean {self.nearest}? " if self.nearest else ""
+        """What the user may have meant, and where to look."""
+        meant = f"did you mean {self.suggestion}? " if self.suggestion else ""
         return f"{meant}/help lists commands; // sends a literal slash"
 
 
 @dataclass(frozen=True, slots=True)
-class Nothing:
-    """An empty line."""
+class EmptyLine:
+    """A line without content."""
 
 
-Line = Say | Command | Unknown | Nothing
+ParsedLine = UserText | Command | UnknownCommand | EmptyLine
 
 
-def parse_line(text: str) -> Line:
-    """What a line, or several, asks for.
+def parse_line(text: str) -> ParsedLine:
+    """Parses one entry, of one or several lines.
 
-    A first character `/` makes it a command, `//` a message that begins with one slash; a block between triple quotes
-    is always a message, line by line as it stands.
+    An entry that starts with `/` is a command; one that starts with `//` is a message that begins with one slash. A
+    block between triple quotes is always a message, and is kept line by line.
     """
     block = unquoted_block(text)
     if block is not None:
-        return Say(block) if block.strip() else Nothing()
+        return UserText(block) if block.strip() else EmptyLine()
     stripped = text.strip()
     if not stripped:
-        return Nothing()
+        return EmptyLine()
     if stripped.startswith("//"):
-        return Say(stripped[1:])
+        return UserText(stripped[1:])
     if not stripped.startswith("/"):
-        return Say(stripped)
-    # Commands are in lower case, and people on phones type /Undo.
+        return UserText(stripped)
+    # Commands are in lower case, but the keyboard of a phone types /Undo.
     name, _, argument = stripped.partition(" ")
     if "\n" in name:
         name, _, argument = stripped.partition("\n")
-    known = NAMES.get(name.lower())
-    if known is None:
-        return Unknown(name, nearest(name.lower(), list(NAMES)))
-    return Command(known.name, argument.strip())
+    command = NAMES.get(name.lower())
+    if command is None:
+        return UnknownCommand(name, closest_name(name.lower(), list(NAMES)))
+    return Command(command.name, argument.strip())
 
 
 def unquoted_block(text: str) -> str | None:
-    """The text between triple quotes; None if it is no such block."""
+    """Returns the text between triple quotes; None if the text is not a complete block."""
     stripped = text.strip()
     if len(stripped) < 2 * len(BLOCK) or not (stripped.startswith(BLOCK) and stripped.endswith(BLOCK)):
         return None
@@ -129,9 +129,9 @@ def is_open_block(text: str) -> bool:
     return text.lstrip().startswith(BLOCK) and unquoted_block(text) is None
 
 
-def nearest(name: str, names: list[str]) -> str | None:
-    """The known name most like this one, if any is."""
+def closest_name(name: str, names: list[str]) -> str | None:
+    """Returns the most similar of the known names; None if there is no similar one."""
     if len(name) < 2:
         return None
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return found[0] if found else next((known for known in sorted(names) if known.startswith(name)), None)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return matches[0] if matches else next((known for known in sorted(names) if known.startswith(name)), None)

@@ -1,271 +1,185 @@
-"""The loop of `specgen chat`: lines in, replies and what commands say out. Heavy modules are already there."""
+"""The loop of `specgen chat`: reads lines, runs commands, generates replies, and saves the session."""
 
 from __future__ import annotations
 
 import sys
 import termios
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from specgen.cli.chat.actions import run_command
-from specgen.cli.chat.autosave import Autosave, transcript_of, whole_name
-from specgen.cli.chat.commands import Command, Nothing, Say, Unknown, parse_line
-from specgen.cli.chat.files import one_line_preview
-from specgen.cli.chat.lines import read_line
-from specgen.cli.chat.reply import DisplayOptions, show_reply
-from specgen.cli.chat.settings import ChatSettings
+from specgen.cli.chat.calibration import is_doubtful, update_baseline
+from specgen.cli.chat.commands import Command, EmptyLine, UnknownCommand, UserText, parse_line
+from specgen.cli.chat.line_reader import read_line
+from specgen.cli.chat.reply import show_reply
+from specgen.cli.chat.state import ChatState
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.streams import Messages
-from specgen.cli.terminal_mode import TerminalMode
 from specgen.core.errors import SettingsError, SpecgenError
-from specgen.core.results import RunReport
-from specgen.render.diagnosis import why_doubtful
 from specgen.render.summary import format_turn
-from specgen.render.terminal import is_ascii_only
 from specgen.storage.transcript import ChatMessage, Transcript
 
 if TYPE_CHECKING:
     from specgen.cli.chat.line_editor import LineEditor
-    from specgen.runtime.conversation import Conversation, ReplySettings
+    from specgen.runtime.conversation import ReplySettings
     from specgen.runtime.generation import Generation
 
-INTERRUPTED = 130
+CTRL_C_EXIT_CODE, HANGUP_EXIT_CODE = 130, 129
 
 
-@dataclass
-class Chat:
-    """A running chat.
+@dataclass(frozen=True, slots=True)
+class ChatLoop:
+    """Runs a chat until the user leaves.
 
     Args:
-        conversation: What was said.
-        editor: Where lines come from.
-        messages: What is told on stderr.
-        signals: Entered by the caller.
-        saving: The session on disk.
-        settings: What the user decided about replies.
-        look: What the user decided about their looks.
-        foreground: The terminal.
-        open_draft: Loads another drafter by name; returns what loading has to tell.
+        state: Changed by commands and replies.
+        editor: Reads the lines.
     """
 
-    conversation: Conversation
+    state: ChatState
     editor: LineEditor
-    messages: Messages
-    signals: StopSignals
-    saving: Autosave
-    settings: ChatSettings
-    look: DisplayOptions
-    terminal_mode: TerminalMode
-    open_draft: Callable[[str], list[str]]
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    attached: str = ""
-    """Text of files that goes in front of the next message."""
-    last: Generation | None = None
-    is_baseline_stale: bool = False
-    is_baseline_doubtful: bool = False
-    """The last speedup can't be: perhaps its timing was disturbed, and the next reply repeats it."""
 
     def print_banner(self, resumed: Transcript | None, system: str | None) -> None:
-        """Say what runs and how to find out more; go on with a saved session, a system message given now first."""
-        conversation = self.conversation
-        models = conversation.models
-        settings = self.settings.for_reply(models.pair.sampling_defaults)
-        self.messages.chat_banner(conversation.info(settings), self.look.shown)
-        for notice in models.notices:
-            self.messages.warning(notice)
+        """Prints what runs; continues a saved session, and sets a system message that replaces the saved one."""
+        state = self.state
+        conversation, messages = state.conversation, state.terminal.messages
+        messages.chat_banner(conversation.info(state.reply_settings), state.display.view.resolved_view)
+        for notice in conversation.models.notices:
+            messages.warning(notice)
         if resumed is not None:
-            self.resume_from(resumed)
+            state.resume_from(resumed)
         if system is not None:
             conversation.set_system(system)
-        self.tell_folding()
+        state.warn_of_system_role()
 
     def run(self) -> int:
-        """Read and answer until the person leaves; returns the exit code."""
+        """Reads lines and replies until the user leaves; returns the exit code."""
+        signals = self.state.terminal.signals
         try:
             while True:
                 try:
-                    text = read_line(self.editor, self.signals)
+                    text = read_line(self.editor, signals)
                 except KeyboardInterrupt:
-                    self.tell("Ctrl-D or /exit leaves")
+                    self.state.print("Ctrl-D or /exit leaves the chat")
                     continue
-                if not self.take(text):
-                    return self.leave()
+                if not self.handle_line(text):
+                    return self._leave()
         except EOFError:
-            return self.leave(self._hangup_code())
+            return self._leave(end_of_input_code(signals))
         except Stopped as stopped:
-            return self.leave(stopped.exit_code)
+            return self._leave(stopped.exit_code)
 
-    def take(self, text: str) -> bool:
-        """Do what a line asks for; False if that is to leave."""
+    def handle_line(self, text: str) -> bool:
+        """Handles an entry; returns False for `/exit`."""
+        state = self.state
         match parse_line(text):
-            case Nothing():
+            case EmptyLine():
                 pass
-            case Unknown(name, _) as unknown:
-                self.messages.error(SettingsError(f"there is no command {name}", unknown.hint))
-            case Say(message):
-                before = self.conversation.messages
-                self.conversation.say(f"{self.attached}{message}")
-                if self.reply(before):
-                    self.attached = ""
+            case UnknownCommand(name, _) as unknown:
+                state.terminal.messages.error(SettingsError(f"unknown command {name}", unknown.hint))
+            case UserText(message):
+                before = state.conversation.messages
+                state.conversation.say(f"{state.attached_text}{message}")
+                if self._reply(before):
+                    state.attached_text = ""
             case Command("/exit", _):
                 return False
             case Command(name, argument):
-                self._run(name, argument)
+                self._run_command(name, argument)
         return True
 
-    def _run(self, name: str, argument: str) -> None:
-        before = self.conversation.messages
+    def _run_command(self, name: str, argument: str) -> None:
+        before = self.state.conversation.messages
         try:
-            wanted = run_command(self, name, argument)
+            reply_settings = run_command(self.state, name, argument)
         except SpecgenError as error:
-            self.messages.error(error)
+            self.state.terminal.messages.error(error)
             return
         except Stopped as stopped:
-            if stopped.exit_code != INTERRUPTED:
+            if stopped.exit_code != CTRL_C_EXIT_CODE:
                 raise
-            self.signals.signum = None
-            self.tell("stopped")
+            self.state.terminal.signals.signum = None
+            self.state.print("stopped")
             return
-        if wanted is not None:
-            self.reply(before, wanted)
+        if reply_settings is not None:
+            self._reply(before, reply_settings)
 
-    def reply(self, before: tuple[ChatMessage, ...], settings: ReplySettings | None = None) -> bool:
-        """Reply to the conversation; without a first token it is again what it was `before`.
+    def _reply(self, before: tuple[ChatMessage, ...], settings: ReplySettings | None = None) -> bool:
+        """Generates a reply; restores the messages to `before` if it has no token.
+
+        Returns:
+            Whether there is a reply.
 
         Raises:
-            Stopped: The program is to end; what there is of the reply is saved.
+            Stopped: The program has to end; the part of the reply that exists is saved.
         """
-        conversation = self.conversation
-        conversation.settings = self.settings.for_reply(conversation.models.pair.sampling_defaults)
+        conversation, signals = self.state.conversation, self.state.terminal.signals
+        conversation.settings = self.state.reply_settings
         try:
             generation = conversation.begin_reply(settings)
         except SpecgenError as error:
             conversation.messages = before
-            self.messages.error(error)
+            self.state.terminal.messages.error(error)
             return False
-        ending = show_reply(conversation, generation, self.look, self.signals, self.terminal_mode)
+        failure = show_reply(self.state, generation)
         message = conversation.end_reply(generation)
-        signum, self.signals.signum = self.signals.signum, None
-        is_over = isinstance(ending, Stopped) or (signum is not None and 128 + signum != INTERRUPTED)
-        if message is None and not is_over:
+        signum, signals.signum = signals.signum, None
+        if isinstance(failure, Stopped):
+            raise failure
+        if signum is not None and 128 + signum != CTRL_C_EXIT_CODE:
+            raise Stopped(signum)
+        for notice in generation.notices:
+            self.state.terminal.messages.warning(notice)
+        if isinstance(failure, SpecgenError):
+            self.state.terminal.messages.error(failure)
+        if message is None:
             conversation.messages = before
-        if is_over:
-            raise ending if isinstance(ending, Stopped) else Stopped(signum or 0)
-        # Whoever pressed Ctrl-C waits for a prompt, and a second one is for leaving, not for a measurement.
-        self._tell_ending(generation, ending, has_reply=message is not None, may_calibrate=signum is None)
-        if self.signals.signum is not None:
-            raise Stopped(self.signals.signum)
-        self.save()
+            self.state.print("no reply; your message was removed, and the Up key brings it back")
+        else:
+            # After Ctrl-C the user waits for a prompt, and a second Ctrl-C leaves: no measurement then.
+            self._finish_reply(generation, may_calibrate=signum is None)
+        if signals.signum is not None:
+            raise Stopped(signals.signum)
+        self.state.save()
         return message is not None
 
-    def _tell_ending(
-        self, generation: Generation, ending: BaseException | None, *, has_reply: bool, may_calibrate: bool
-    ) -> None:
-        for notice in generation.notices:
-            self.messages.warning(notice)
-        if isinstance(ending, SpecgenError):
-            self.messages.error(ending)
-        if not has_reply:
-            self.tell("no reply; your message is taken back, and the Up key brings it again")
-            return
-        self.last = generation
-        is_first = self.conversation.baseline is None
-        is_due = may_calibrate and self.look.calibrates and (is_first or self.is_baseline_doubtful)
-        is_new = is_due and self._calibrate(generation)
+    def _finish_reply(self, generation: Generation, *, may_calibrate: bool) -> None:
+        """Measures the baseline if necessary, then prints the statistics and the state of the context window."""
+        state, messages = self.state, self.state.terminal.messages
+        state.last_generation = generation
+        note = update_baseline(state, generation) if may_calibrate else None
         report = generation.report()
-        self.is_baseline_doubtful = report.counts.num_drafted > 0 and why_doubtful(report) != ""
-        if self.look.stats:
-            self.messages.info(self._turn_line(report))
-            if is_new:
-                text = f"(the target alone was timed {'once' if is_first else 'again'}, on 8 tokens, for the speedup)"
-                self.messages.info(Text(text, style="muted"))
-        use = self.conversation.context_use()
+        state.is_baseline_doubtful = is_doubtful(report)
+        if state.display.stats:
+            messages.info(format_turn(report, ascii_only=state.ascii_only))
+            if note is not None:
+                messages.info(note)
+        use = state.conversation.context_use()
         if use.is_nearly_full:
-            how_full = f"{100 * use.share:.0f} % full" if use.share < 1 else "full"
-            self.messages.warning(
-                f"the context is {how_full} ({use.num_tokens} of {use.window} tokens): /clear or /undo makes room"
+            share = f"{100 * use.share:.0f} % full" if use.share < 1 else "full"
+            messages.warning(
+                f"the context is {share} ({use.num_tokens} of {use.window} tokens); free some with /undo or /clear"
             )
-        self.messages.info(Text())
+        messages.info(Text())
 
-    def _calibrate(self, generation: Generation) -> bool:
-        self.signals.listener = generation.interrupt
-        try:
-            return self.conversation.calibrate(generation) is not None
-        finally:
-            self.signals.listener = None
-            if self.signals.exit_code == INTERRUPTED:
-                self.signals.signum = None
-
-    def calibrate_again(self) -> bool:
-        """Time the target alone anew, if the drafter changed since; whether that was done."""
-        if self.last is None or not self.is_baseline_stale or not self.look.calibrates:
-            return False
-        self.is_baseline_stale = not self._calibrate(self.last)
-        return not self.is_baseline_stale
-
-    def _turn_line(self, report: RunReport) -> Text:
-        return format_turn(report, ascii_only=self.ascii_only)
-
-    @property
-    def ascii_only(self) -> bool:
-        """Whether the terminal can show ASCII alone."""
-        return is_ascii_only(self.messages.console)
-
-    def tell(self, text: str | Text) -> None:
-        """Say something a command was asked for, or that has to be known."""
-        self.messages.print(Text(text, style="muted") if isinstance(text, str) else text)
-
-    def tell_folding(self) -> None:
-        """Say so where the template knows no system role."""
-        if self.conversation.folds_system:
-            self.messages.warning(
-                "this model's chat template has no system role; the system message goes in front of your first message"
-            )
-
-    def save(self) -> None:
-        """Write the session as it is now, if sessions are saved; a failure is told and is no error."""
-        self.saving.save(self.transcript())
-
-    def resume_from(self, transcript: Transcript) -> None:
-        """Go on with a saved conversation, and say where it stood."""
-        conversation, messages = self.conversation, transcript.messages
-        conversation.messages = messages
-        conversation.set_system(transcript.system)
-        self.created, self.last, self.attached = transcript.created, None, ""
-        ours = whole_name(conversation.models.pair.settings.target.name)
-        if transcript.target.name != ours:
-            self.messages.warning(f"this session was with {transcript.target.ran_as or transcript.target.name}")
-        self.tell(f"{len(messages)} messages are back" if messages else "nothing was said in it yet")
-        for message in messages[-2:]:
-            who = "you  " if message.role == "user" else "model"
-            room = max(min(self.messages.console.width - len(who) - 1, 70), 10)
-            self.tell(f"{who} {one_line_preview(message.content, room, ascii_only=self.ascii_only)}")
-        if messages and messages[-1].role == "user":
-            self.tell("your last message has no reply yet; /retry gets one")
-
-    def transcript(self) -> Transcript:
-        """The session as it is saved."""
-        return transcript_of(self.conversation, self.settings, self.created)
-
-    def leave(self, exit_code: int = 0) -> int:
-        """Save for the last time and let go of the session."""
-        self.save()
-        self.saving.close()
-        if exit_code in (0, INTERRUPTED) and (name := self.saving.name):
-            self.messages.info(Text(f"saved; specgen chat --resume {name} goes on", style="muted"))
-        if self.saving.failure is not None and exit_code == 0:
-            self.messages.error(self.saving.failure)
-            return self.saving.failure.exit_code
+    def _leave(self, exit_code: int = 0) -> int:
+        """Saves and closes the session; returns the exit code."""
+        state, messages = self.state, self.state.terminal.messages
+        state.save()
+        state.autosave.close()
+        if exit_code in (0, CTRL_C_EXIT_CODE) and (name := state.autosave.resume_name):
+            messages.info(Text(f"saved; continue with: specgen chat --resume {name}", style="muted"))
+        if state.autosave.failure is not None and exit_code == 0:
+            messages.error(state.autosave.failure)
+            return state.autosave.failure.exit_code
         return exit_code
 
-    def _hangup_code(self) -> int:
-        """0 for Ctrl-D, 129 where the terminal is gone: its end looks like one more Ctrl-D."""
-        try:
-            termios.tcgetattr(sys.stdin.fileno())
-        except (OSError, ValueError, termios.error):
-            return 129
-        return self.signals.exit_code
+
+def end_of_input_code(signals: StopSignals) -> int:
+    """Returns the exit code at the end of input: a closed terminal looks like Ctrl-D, but exits as after SIGHUP."""
+    try:
+        termios.tcgetattr(sys.stdin.fileno())
+    except (OSError, ValueError, termios.error):
+        return HANGUP_EXIT_CODE
+    return signals.exit_code

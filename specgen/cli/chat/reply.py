@@ -1,87 +1,49 @@
-"""Runs one reply of a chat on the screen: a generation in, what ended it out. Ctrl-C and Ctrl-Z are dealt with here."""
+"""Runs one reply of a chat and shows it. Handles Ctrl-C and Ctrl-Z on the way."""
 
 from __future__ import annotations
 
-import os
-import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.terminal_mode import TerminalMode
+from specgen.cli.chat.state import ChatState
+from specgen.cli.signals import Stopped
 from specgen.core.errors import OutputError, SpecgenError
-from specgen.render.terminal import ColorMode, is_terminal, make_console
-from specgen.render.view import View
-from specgen.render.views import SanitizeMode, ViewName, choose_view, resolve_view
 
 if TYPE_CHECKING:
-    from specgen.runtime.conversation import Conversation
     from specgen.runtime.generation import Generation
 
 
 class ReplyAborted(BaseException):
-    """Ctrl-C before the prompt was read: there is nothing to keep, and nobody wants to wait for the rest of it."""
+    """Ctrl-C before the end of the prefill: there is no text to keep, and the rest of the prefill is not needed."""
 
 
-@dataclass
-class DisplayOptions:
-    """How replies are shown."""
-
-    view: ViewName = "auto"
-    color: ColorMode = "auto"
-    sanitize: SanitizeMode = "auto"
-    stats: bool = True
-    calibrates: bool = True
-
-    @property
-    def shown(self) -> ViewName:
-        """The view that `auto` means now."""
-        return resolve_view(self.view, is_terminal=is_terminal(sys.stdout), color=self.color, default="live")
-
-    def new_view(self) -> View:
-        """A view for one reply, for what stdout is now."""
-        return choose_view(
-            self.shown,
-            console=make_console(sys.stdout, self.color, os.environ),
-            binary=sys.stdout.buffer,
-            is_terminal=is_terminal(sys.stdout),
-            color=self.color,
-            sanitize_mode=self.sanitize,
-        )
-
-
-def show_reply(
-    conversation: Conversation,
-    generation: Generation,
-    look: DisplayOptions,
-    signals: StopSignals,
-    terminal_mode: TerminalMode,
-) -> BaseException | None:
-    """Run a reply and show it.
+def show_reply(state: ChatState, generation: Generation) -> BaseException | None:
+    """Runs a reply and shows it.
 
     Returns:
-        What ended it, if it did not end by itself or at the first Ctrl-C: `ReplyAborted`, `Stopped` or an error.
+        `ReplyAborted`, `Stopped` or an error if one of them ended the reply; None if it ended by itself or at the
+        first Ctrl-C.
     """
+    signals, mode = state.terminal.signals, state.terminal.mode
 
     def stop() -> None:
         if not generation.counts.num_prompt_tokens:
             raise ReplyAborted
         generation.interrupt()
 
-    view = look.new_view()
-    generation.clock = terminal_mode.without_suspension(generation.clock)
-    terminal_mode.was_suspended = False
+    view = state.display.view.new_view()
+    generation.clock = mode.without_suspension(generation.clock)
+    mode.was_suspended = False
     signals.listener = stop
     try:
-        for event in conversation.stream(generation):
-            if terminal_mode.was_suspended:
-                # The shell has written since, so an erasable tail of the old view is somewhere else now.
-                terminal_mode.was_suspended = False
-                view = look.new_view()
+        for event in state.conversation.stream(generation):
+            if mode.was_suspended:
+                # The shell has written to the terminal since, so the cursor is no longer at the end of the old view.
+                mode.was_suspended = False
+                view = state.display.view.new_view()
             view.show(event)
     except ReplyAborted as aborted:
-        conversation.forget_caches()
+        state.conversation.forget_caches()
         return aborted
     except (Stopped, SpecgenError) as error:
         return error

@@ -1,4 +1,4 @@
-"""A saved session and the options of this chat in; the session opened, and what of it still holds, out."""
+"""Opens a saved session, and merges its models and settings with the options of this chat."""
 
 from __future__ import annotations
 
@@ -17,29 +17,34 @@ from specgen.storage.transcript import Transcript
 
 
 @dataclass(frozen=True, slots=True)
-class Resumed:
-    """The saved session a chat goes on with, if any; `file` is held by this process."""
+class ResumedSession:
+    """The saved session that a chat continues.
+
+    Args:
+        file: Locked by this process; None if the chat does not save.
+        transcript: Its content; None for a new session.
+    """
 
     file: SessionFile | None = None
     transcript: Transcript | None = None
 
 
-def resume_session(folder: SessionFolder, name: str, messages: Messages, *, keeps: bool) -> Resumed:
-    """Open a saved session. One that can't be read is set aside, and a new one begins."""
+def resume_session(folder: SessionFolder, name: str, messages: Messages, *, keeps_file: bool) -> ResumedSession:
+    """Opens a saved session. A damaged one is set aside, and a new one begins."""
     file = SessionFile(folder.existing(name))
     try:
         transcript = file.load()
-    except SessionSetAside as aside:
+    except SessionSetAside as error:
         file.close()
-        messages.warning(f"{aside}; this is a new session")
-        return Resumed()
+        messages.warning(f"{error}; starting a new session")
+        return ResumedSession()
     except BaseException:
         file.close()
         raise
-    if not keeps:
+    if not keeps_file:
         file.close()
-        return Resumed(None, transcript)
-    return Resumed(file, transcript)
+        return ResumedSession(None, transcript)
+    return ResumedSession(file, transcript)
 
 
 def _is_default(context: typer.Context, name: str) -> bool:
@@ -50,7 +55,7 @@ def _is_default(context: typer.Context, name: str) -> bool:
 def resumed_models(
     context: typer.Context, transcript: Transcript | None, target: ModelSettings, draft: ModelSettings
 ) -> tuple[ModelSettings, ModelSettings]:
-    """The models of a saved session, where the command line names none."""
+    """Returns target and draft: those of the command line, else those of the saved session."""
     if transcript is None:
         return target, draft
     if _is_default(context, "target"):
@@ -71,12 +76,12 @@ def resumed_models(
 
 
 def resumed_settings(context: typer.Context, transcript: Transcript | None, settings: ChatSettings) -> ChatSettings:
-    """What was set in a saved session, where the command line says nothing."""
+    """Returns the settings of the command line, completed by those of the saved session."""
     if transcript is None:
         return settings
     return settings.with_saved(transcript.settings, keep_draft_tokens=not _is_default(context, "draft_tokens"))
 
 
 def _quantization(name: str) -> Quantization:
-    """A weight format by its name; `auto` for one that is unknown."""
+    """Returns the weight format of that name; `auto` if it is unknown."""
     return next((known for known in get_args(Quantization) if known == name), "auto")

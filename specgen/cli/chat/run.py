@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,12 +15,6 @@ from specgen.core.errors import SettingsError
 from specgen.core.settings import BackendSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from specgen.cli.chat.line_editor import Choices
-    from specgen.cli.chat.settings import ChatSettings
-    from specgen.cli.streams import Messages
-    from specgen.render.progress import LoadProgress
-    from specgen.runtime.conversation import Conversation
-    from specgen.storage.saved_chats import SessionFolder
     from specgen.text.chat_template import ChatTemplate
 
 EPILOG = """Examples:
@@ -134,18 +126,19 @@ def chat(
 
     require_stdout("the replies")
     if not is_terminal(sys.stdin):
-        raise SettingsError("chat needs a terminal, and stdin is none", 'use: specgen generate "your question"')
+        raise SettingsError("chat needs a terminal, but stdin is not one", 'use: specgen generate "your question"')
     from specgen.cli.chat.autosave import Autosave
+    from specgen.cli.chat.completion import argument_choices
     from specgen.cli.chat.line_editor import LineEditor
-    from specgen.cli.chat.loop import Chat
-    from specgen.cli.chat.reply import DisplayOptions
-    from specgen.cli.chat.resume import Resumed, resume_session, resumed_models, resumed_settings
+    from specgen.cli.chat.loading import ChatModels, load_conversation, load_draft, save_costs
+    from specgen.cli.chat.loop import ChatLoop
+    from specgen.cli.chat.resume import ResumedSession, resume_session, resumed_models, resumed_settings
     from specgen.cli.chat.settings import DEFAULT_MAX_NEW_TOKENS, ChatSettings
+    from specgen.cli.chat.state import ChatState, ChatTerminal, DisplayOptions
     from specgen.cli.request import SamplingOptions, check_stops, draft_length_from, lookup_texts_from, system_message
     from specgen.cli.streams import Messages
     from specgen.cli.terminal_mode import TerminalMode
-    from specgen.loading.libraries import gc_paused
-    from specgen.render.progress import LoadProgress
+    from specgen.cli.view_options import ViewOptions
     from specgen.storage.paths import state_folder
     from specgen.storage.saved_chats import SessionFolder
 
@@ -161,31 +154,32 @@ def chat(
     engine = BackendSettings(backend, gpu_layers, context_size, threads)
     target_settings = ModelSettings(target, quant, dtype, device, revision, offline, engine)
     draft_settings = ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine)
-    folder, resumed, exit_code = SessionFolder(), Resumed(), 0
+    display = DisplayOptions(ViewOptions(view, color, sanitize, default="live"), stats, calibrate)
+    folder, resumed, exit_code = SessionFolder(), ResumedSession(), 0
     with StopSignals() as signals, TerminalMode() as terminal_mode:
         try:
             if resume is not None:
-                resumed = resume_session(folder, resume, messages, keeps=save)
-            model_settings = resumed_models(context, resumed.transcript, target_settings, draft_settings)
-            lookup_texts = lookup_texts_from(lookup_file, [model_settings[1].name])
+                resumed = resume_session(folder, resume, messages, keeps_file=save)
+            target_settings, draft_settings = resumed_models(
+                context, resumed.transcript, target_settings, draft_settings
+            )
             settings = resumed_settings(context, resumed.transcript, settings)
-            loading = LoadProgress(messages.console, quiet=quiet, verbose=verbose > 0)
-            with loading as progress, gc_paused():
-                conversation = _load(model_settings, lookup_texts, template, settings, progress, verbose=verbose > 1)
-            running = Chat(
+            lookup_texts = lookup_texts_from(lookup_file, [draft_settings.name])
+            chosen = ChatModels(target_settings, draft_settings, lookup_texts)
+            conversation = load_conversation(chosen, template, settings, messages, verbose)
+            state = ChatState(
                 conversation,
-                LineEditor(state_folder() / "history" if history else None, _choices(folder)),
-                messages,
-                signals,
+                ChatTerminal(messages, signals, terminal_mode),
                 Autosave(folder, resumed.file, is_on=save, warn=messages.warning),
                 settings,
-                DisplayOptions(view, color, sanitize, stats, calibrate),
-                terminal_mode,
-                partial(_open_draft, conversation, model_settings[1], messages),
+                display,
+                partial(load_draft, conversation, draft_settings, messages),
             )
-            running.print_banner(resumed.transcript, given_system)
-            exit_code = running.run()
-            _keep_costs(conversation)
+            editor = LineEditor(state_folder() / "history" if history else None, argument_choices(folder))
+            loop = ChatLoop(state, editor)
+            loop.print_banner(resumed.transcript, given_system)
+            exit_code = loop.run()
+            save_costs(conversation)
         except Stopped as stopped:
             exit_code = stopped.exit_code
         finally:
@@ -201,69 +195,3 @@ def _template(choice: str, options: str | None) -> ChatTemplate:
     if choice == "none":
         raise SettingsError("a chat needs a chat template", "for raw completion: specgen generate --chat-template none")
     return ChatTemplate(template_source(choice), template_options_from(options))
-
-
-def _load(
-    model_settings: tuple[ModelSettings, ModelSettings],
-    lookup_texts: tuple[str, ...],
-    template: ChatTemplate,
-    settings: ChatSettings,
-    progress: LoadProgress,
-    *,
-    verbose: bool,
-) -> Conversation:
-    progress.stage("starting")
-    from specgen.loading.libraries import prepare_libraries
-
-    prepare_libraries(verbose)
-    from specgen.cli.request import pair_settings
-    from specgen.runtime import learned_costs
-    from specgen.runtime.conversation import Conversation
-    from specgen.runtime.loaded_models import load_models
-    from specgen.runtime.pair import resolve_pair
-
-    pair = resolve_pair(pair_settings(*model_settings, lookup_texts), progress)
-    template.check(pair.tokenizer, pair.target.name)
-    models = load_models(pair, progress)
-    learned_costs.load(models)
-    return Conversation(models, settings.for_reply(pair.sampling_defaults), template)
-
-
-def _choices(folder: SessionFolder) -> dict[str, Choices]:
-    """Arguments that can be completed, by command."""
-    from specgen.cli.chat.actions import VIEW_NAMES
-    from specgen.cli.chat.settings import SETTING_NAMES
-
-    return {
-        "/draft": lambda: ("auto", "lookup", "none"),
-        "/k": lambda: ("auto",),
-        "/load": lambda: [entry.name for entry in folder.entries()],
-        "/retry": lambda: [f"{name}=" for name in SETTING_NAMES],
-        "/set": lambda: SETTING_NAMES,
-        "/stats": lambda: ("on", "off"),
-        "/system": lambda: ("none",),
-        "/view": lambda: VIEW_NAMES,
-    }
-
-
-def _open_draft(conversation: Conversation, like: ModelSettings, messages: Messages, name: str) -> list[str]:
-    """Change what drafts; weight format and device as for the draft the chat began with."""
-    from specgen.cli.request import pair_settings
-    from specgen.loading.libraries import gc_paused
-    from specgen.render.progress import LoadProgress
-    from specgen.runtime import learned_costs
-
-    models = conversation.models
-    wanted = pair_settings(models.pair.settings.target, replace(like, name=os.path.expanduser(name), revision=None))
-    with LoadProgress(messages.console, quiet=messages.quiet) as progress, gc_paused():
-        pair = models.pair.with_drafter(wanted.drafter, wanted.draft, progress)
-        _keep_costs(conversation)
-        notices = models.replace_drafter(pair, progress)
-    learned_costs.load_draft(models)
-    return notices
-
-
-def _keep_costs(conversation: Conversation) -> None:
-    from specgen.runtime import learned_costs
-
-    learned_costs.save(conversation.models)

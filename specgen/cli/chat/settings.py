@@ -1,4 +1,4 @@
-"""What `/set`, `/k` and the options of a chat decide about replies: names and values in, checked settings out."""
+"""Checks and stores the settings of replies, from the options of a chat, `/set` and `/k`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from specgen.cli.chat.commands import nearest
+from specgen.cli.chat.commands import closest_name
 from specgen.cli.request import SamplingOptions, draft_length_from
 from specgen.core.errors import SettingsError
 from specgen.core.settings import SamplingSettings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 
-_KINDS: dict[str, Callable[[str], float | int]] = {
+_TYPES: dict[str, Callable[[str], float | int]] = {
     "temperature": float,
     "top-p": float,
     "min-p": float,
@@ -28,25 +28,25 @@ _KINDS: dict[str, Callable[[str], float | int]] = {
     "seed": int,
     "max-new-tokens": int,
 }
-SETTING_NAMES = tuple(_KINDS)
-_UNSET = ("default", "none", "auto")
+SETTING_NAMES = tuple(_TYPES)
+_DEFAULT_WORDS = ("default", "none", "auto")
 
 
-def _draw_seed() -> int:
+def _random_seed() -> int:
     return random.SystemRandom().randrange(2**31)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """How replies are made, as far as the user decided; None means the model's own.
+    """How replies are generated, as chosen by the user; None means the model's own value.
 
     Args:
-        sampling: As given.
-        max_new_tokens: Longest reply.
-        draft_tokens: `auto` or a number.
+        sampling: As given by the user.
+        max_new_tokens: Maximum length of a reply.
+        draft_tokens: `auto` or an integer.
         stops: Stop strings.
         strict: A failing drafter is an error.
-        drawn_seed: Used where none was given.
+        default_seed: Used if the user gives no seed.
     """
 
     sampling: SamplingOptions
@@ -54,33 +54,31 @@ class ChatSettings:
     draft_tokens: str = "auto"
     stops: tuple[str, ...] = ()
     strict: bool = False
-    drawn_seed: int = field(default_factory=_draw_seed)
+    default_seed: int = field(default_factory=_random_seed)
 
     def with_value(self, name: str, text: str) -> ChatSettings:
-        """One setting changed; `default` gives a sampling setting back to the model.
+        """Returns the settings with one of them changed; `default` restores the model's own value.
 
         Raises:
-            SettingsError: No such setting, or a value out of its range.
+            SettingsError: The setting does not exist, or its value is invalid.
         """
         key = name.lower().replace("_", "-")
-        kind = _KINDS.get(key)
-        if kind is None:
-            near = nearest(key, list(_KINDS))
-            known = ", ".join(_KINDS)
-            raise SettingsError(
-                f"there is no setting {name}", f"did you mean {near}?" if near else f"there are {known}"
-            )
+        value_type = _TYPES.get(key)
+        if value_type is None:
+            suggestion = closest_name(key, list(_TYPES))
+            hint = f"did you mean {suggestion}?" if suggestion else f"choose from {', '.join(_TYPES)}"
+            raise SettingsError(f"unknown setting {name}", hint)
         value: float | int | None = None
-        if text.lower() not in _UNSET:
+        if text.lower() not in _DEFAULT_WORDS:
             try:
-                value = kind(text)
+                value = value_type(text)
             except ValueError:
-                wanted = "an integer" if kind is int else "a number"
-                raise SettingsError(f"{key} {text} is no number", f"give {wanted}, or default") from None
+                expected = "an integer" if value_type is int else "a number"
+                raise SettingsError(f"invalid {key} {text!r}", f"give {expected}, or default") from None
         if key == "max-new-tokens":
             changed = replace(self, max_new_tokens=DEFAULT_MAX_NEW_TOKENS if value is None else int(value))
             if changed.max_new_tokens < 1:
-                raise SettingsError(f"max-new-tokens {text} is out of range", "give an integer >= 1")
+                raise SettingsError(f"invalid max-new-tokens {text}", "give an integer of at least 1")
             return changed
         values: dict[str, Any] = {key.replace("-", "_"): value}
         changed = replace(self, sampling=replace(self.sampling, **values))
@@ -88,20 +86,20 @@ class ChatSettings:
         return changed
 
     def with_draft_tokens(self, text: str) -> ChatSettings:
-        """Another longest draft.
+        """Returns the settings with another draft length.
 
         Raises:
-            SettingsError: It is neither `auto` nor in range.
+            SettingsError: It is neither `auto` nor an integer in range.
         """
         draft_length_from(text)
         return replace(self, draft_tokens=text)
 
     def for_reply(self, defaults: SamplingSettings | None) -> ReplySettings:
-        """Settings of a reply, the model's own filled in."""
+        """Returns the settings of a reply, completed by the model's own values."""
         from specgen.runtime.conversation import ReplySettings
 
-        seed = self.drawn_seed if self.sampling.seed is None else self.sampling.seed
-        # Chance that is tied to positions accepts a little less; only a seed somebody chose is worth that.
+        seed = self.default_seed if self.sampling.seed is None else self.sampling.seed
+        # Randomness tied to positions lowers the acceptance rate a little: only a seed that was given is worth that.
         same_text = self.sampling.seed is not None if self.sampling.same_text is None else self.sampling.same_text
         sampling, source = replace(self.sampling, seed=seed, same_text=same_text).resolve(defaults)
         num_draft_tokens, schedule = draft_length_from(self.draft_tokens)
@@ -110,7 +108,7 @@ class ChatSettings:
         )
 
     def to_figures(self) -> dict[str, Scalar]:
-        """For the session file: what was given, and nothing that was not."""
+        """Returns the settings for the session file, without values that the user did not give."""
         figures: dict[str, Scalar] = {"max-new-tokens": self.max_new_tokens, "draft-tokens": self.draft_tokens}
         for name in SETTING_NAMES:
             value = getattr(self.sampling, name.replace("-", "_"), None)
@@ -119,15 +117,15 @@ class ChatSettings:
         return figures
 
     def with_saved(self, figures: Mapping[str, Scalar], *, keep_draft_tokens: bool) -> ChatSettings:
-        """Take over what a saved session had, where nothing was given now. Values that are not ours are left out."""
+        """Returns the settings, completed by those of a saved session. Invalid saved values are ignored."""
         settings = self
         for name, value in figures.items():
-            is_open = getattr(self.sampling, name.replace("-", "_"), 0) is None
+            is_unset = getattr(self.sampling, name.replace("-", "_"), 0) is None
             if name == "max-new-tokens":
-                is_open = self.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
+                is_unset = self.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
             with suppress(SettingsError):
                 if name == "draft-tokens" and not keep_draft_tokens:
                     settings = settings.with_draft_tokens(str(value))
-                elif is_open:
+                elif is_unset:
                     settings = settings.with_value(name, str(value))
         return settings

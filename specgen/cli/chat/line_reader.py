@@ -1,4 +1,4 @@
-"""A line of a chat, or the signal that came instead."""
+"""Reads a line of a chat, or reports the signal that arrived instead."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 
 def read_line(editor: LineEditor, signals: StopSignals) -> str:
-    """Wait for a line.
+    """Waits for a line.
 
     Args:
-        editor: Where it comes from.
-        signals: Entered by the caller; Ctrl-C leaves no trace in it.
+        editor: Reads the line.
+        signals: Entered by the caller. Ctrl-C is not left pending in it.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, and no other signal.
         Stopped: Another signal.
-        EOFError: There are no more lines.
+        EOFError: End of input.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def on_signal() -> None:
-        # None again: a later one, which may be of another kind, finds us here, too, and not in the event loop.
+        # Reset, so that a later signal, maybe of another kind, calls this again instead of raising in the event loop.
         signum, signals.signum = signals.signum or 0, None
-        came.append(signum)
+        received.append(signum)
         if not editor.interrupt():
             raise Stopped(signum)
 
@@ -37,14 +37,14 @@ def read_line(editor: LineEditor, signals: StopSignals) -> str:
     try:
         text = editor.read()
     except Stopped as stopped:
-        came.append(stopped.exit_code - 128)
+        received.append(stopped.exit_code - 128)
     except KeyboardInterrupt:
-        came.append(signal.SIGINT)
+        received.append(signal.SIGINT)
     finally:
         signals.listener = None
-        signals.signum = next((signum for signum in came if signum != signal.SIGINT), None)
+        signals.signum = next((signum for signum in received if signum != signal.SIGINT), None)
     if signals.signum is not None:
         raise Stopped(signals.signum)
-    if came or text is None:
+    if received or text is None:
         raise KeyboardInterrupt
     return text
