@@ -171,8 +171,8 @@ def _about(figures: SettingFigures, report: BenchReport) -> list[BenchWarning]:
     if figures.text_verdict == "different" and difference is not None:
         text = (
             f"{name}: the text differs from the target's own on prompt {report.prompts[difference.prompt].id} "
-            f"from token {difference.position} on, by {difference.gap.size:.2g} logits, where rounding explains "
-            f"{difference.gap.limit:.2g}"
+            f"from token {difference.position} on, by {difference.gap.distance:.2g} logits, where rounding explains "
+            f"{difference.gap.tolerance:.2g}"
         )
         found.append(BenchWarning("different", text))
     return found

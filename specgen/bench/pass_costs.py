@@ -12,7 +12,6 @@ from specgen.core.settings import SamplingSettings
 from specgen.engine.decoding import Clock, device_clock
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.combined import CombinedDrafter
-from specgen.loading.load import share_threads
 from specgen.runtime.loaded_models import LoadedModels
 
 NUM_SAMPLES = 5
@@ -112,7 +111,7 @@ def measure_pass_costs(
 
 def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:
     """Returns the seconds of one draft token (for lookup: of one proposal), and of reading one more token before it."""
-    share_threads(models.target, models.draft)
+    models.limit_torch_threads()
     drafter = models.drafter(models.sampler(sampling))
     if isinstance(drafter, CombinedDrafter):
         drafter = drafter.model

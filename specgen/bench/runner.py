@@ -27,7 +27,6 @@ from specgen.bench.time_limit import TimeLimit
 from specgen.core.errors import SpecgenError
 from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings
 from specgen.engine.decoding import Clock
-from specgen.loading.load import share_threads
 from specgen.runtime.generation import Generation, Request
 from specgen.text.chat_template import Message
 
@@ -227,7 +226,7 @@ class Benchmark:
         """Runs one generation to its end, or until `interrupt`."""
         setting, models = self.configurations[index].setting, self.configurations[index].models
         models.clear_caches()
-        share_threads(models.target, models.draft)
+        models.limit_torch_threads()
         end_ids = self._pair.end_ids if stops_at_end else frozenset[int]()
         decoding = DecodeSettings(
             self.config.num_tokens, setting.num_draft_tokens, setting.schedule, end_ids, strict=True

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
 
 from specgen.bench.results import BASELINE, Difference, Run
 from specgen.core.results import LogitGap, ModelInfo
 from specgen.core.settings import SamplingSettings
 from specgen.engine.contract import TargetModel
-from specgen.runtime.near_ties import logit_gap
+from specgen.runtime.near_ties import first_difference, logit_gap
 
 
 class TextComparison:
@@ -71,8 +70,3 @@ class TextComparison:
 
 def _at(ids: Sequence[int], position: int) -> int | None:
     return ids[position] if position < len(ids) else None
-
-
-def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
-    """Returns the index of the first token that differs or is missing; None if the two are equal."""
-    return next((i for i, (a, b) in enumerate(zip_longest(first, second)) if a != b), None)

@@ -151,17 +151,17 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True)
 class LogitGap:
-    """How far apart the target holds two tokens at a place; `specgen.runtime.near_ties` has the rule.
+    """How far apart two tokens are in the target's logits; see `specgen.runtime.near_ties`.
 
     Args:
-        size: Distance of their logits.
-        limit: Up to which distance rounding may decide between them, in logits.
+        distance: Distance of their logits.
+        tolerance: Largest distance that rounding explains.
     """
 
-    size: float
-    limit: float
+    distance: float
+    tolerance: float
 
     @property
     def is_near_tie(self) -> bool:
-        """A distance of NaN is none."""
-        return self.size <= self.limit
+        """Whether rounding explains the difference; False for a distance of NaN."""
+        return self.distance <= self.tolerance

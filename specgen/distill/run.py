@@ -31,7 +31,7 @@ from specgen.distill.texts import Text, TextFolder, read_shard, save_shard
 from specgen.distill.training import Trainer, frequent_ids, share
 from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.transformers_weights import load_weights
 from specgen.runtime.pair import PairSettings, resolve_pair
 
 WORK_FOLDER = ".distill"
@@ -97,17 +97,11 @@ class Distillation:
         self._pair = resolve_pair(PairSettings(self._target, drafter="none"), progress)
         self._target_layers = choose_layers(self._pair.target.path, self._pair.target.name, settings)
         self._begin(texts_folder)
-        loaded = load_model(
-            self._pair.target.path,
-            replace(self._target, quant="none", dtype="float32"),
-            role="target",
-            from_gguf=self._pair.target.from_gguf,
-            on_stage=progress.stage,
-            name=self._pair.target.name,
-        )
+        trained = replace(self._pair.target, settings=replace(self._target, quant="none", dtype="float32"))
+        loaded = load_weights(trained, progress)
         self._model: Any = loaded.model
         # Rows behind the tokenizer's table are padding, and no tokens.
-        self._vocab_size = min(int(self._model.config.vocab_size), self._pair.num_tokens)
+        self._vocab_size = min(int(self._model.config.vocab_size), self._pair.target.num_tokens)
 
     def run(self, tell: Callable[[DistillProgress], None]) -> DistillResult:
         """Do what is left to do.

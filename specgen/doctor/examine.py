@@ -15,12 +15,11 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
-from specgen.loading.config_check import ConfigFacts
 from specgen.loading.draft_head_folder import DraftHeadFacts
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
-from specgen.loading.resolve import ModelFolder
+from specgen.loading.resolved_model import ResolvedModel
 from specgen.runtime.environment import library_versions
 from specgen.runtime.pair import Pair
 from specgen.storage.cost_store import CostStore
@@ -91,24 +90,21 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
         DeviceError: A device asked for is missing.
         SettingsError: A weight format can't be applied.
     """
-    windows = [facts.max_positions for facts in (pair.facts, pair.draft_facts) if facts and facts.max_positions]
-    window = min(windows, default=None)
+    window = min((size for size in (pair.window, pair.draft_window) if size), default=None)
     # llama.cpp makes its cache for the whole window at the start, whatever is written.
     whole = window if pair.target.gguf is not None else None
     positions = whole or num_positions or min(window or 4096, 4096)
-    models = [_model("target", pair.settings.target, pair.target, pair.facts, positions)]
-    if pair.draft is not None and pair.draft_facts is not None and pair.settings.draft is not None:
-        if pair.draft_head is not None:
-            settings = replace(pair.settings.target, quant=pair.settings.draft.quant)
-            models.append(_shallow(pair.draft_head, pair.draft.name, settings, positions))
-        else:
-            models.append(_model("draft", pair.settings.draft, pair.draft, pair.draft_facts, positions))
-    pairing = pair.pairing
+    models = [_model(pair.target, positions)]
+    if pair.draft is not None and pair.draft.draft_head is not None:
+        settings = replace(pair.target.settings, quant=pair.draft.settings.quant)
+        models.append(_shallow(pair.draft.draft_head, pair.draft.name, settings, positions))
+    elif pair.draft is not None:
+        models.append(_model(pair.draft, positions))
     return PairReport(
         models=tuple(models),
         devices=tuple(_devices(models)),
-        num_shared_tokens=None if pairing is None else pairing.num_shared,
-        notice=None if pairing is None else pairing.notice,
+        num_shared_tokens=None if pair.shared is None else pair.shared.num_shared,
+        notice=None if pair.shared is None else pair.shared.notice,
         window=window,
         num_positions=positions,
         library_bytes=_resident_bytes(),
@@ -116,21 +112,14 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     )
 
 
-def _model(
-    role: str, settings: ModelSettings, folder: ModelFolder, facts: ConfigFacts, num_positions: int
-) -> ModelPlan:
-    if folder.gguf is not None:
-        return _gguf(role, settings, folder.name, folder.gguf.header, facts)
-    placement = choose_placement(
-        settings,
-        facts,
-        from_gguf=folder.from_gguf,
-        role="draft" if role == "draft" else "target",
-        times=CostStore(),
-    )
+def _model(model: ResolvedModel, num_positions: int) -> ModelPlan:
+    facts, files = model.config, model.files
+    if files.gguf is not None:
+        return _gguf(model, files.gguf.header)
+    placement = choose_placement(model.settings, facts, from_gguf=files.from_gguf, role=model.role, times=CostStore())
     return ModelPlan(
-        role=role,
-        name=folder.name,
+        role=model.role,
+        name=model.name,
         model_type=facts.model_type,
         num_parameters=facts.num_parameters,
         device=placement.device,
@@ -138,27 +127,27 @@ def _model(
         quant=facts.quant_method or placement.quant,
         remarks=placement.remarks,
         window=facts.max_positions,
-        memory=plan_memory(folder.path, facts, placement, num_positions),
+        memory=plan_memory(files.path, facts, placement, num_positions),
     )
 
 
-def _gguf(role: str, settings: ModelSettings, name: str, header: GgufHeader, facts: ConfigFacts) -> ModelPlan:
+def _gguf(model: ResolvedModel, header: GgufHeader) -> ModelPlan:
     """A GGUF file as llama.cpp would run it."""
     from specgen.loading.llama_cpp import gpu_layers
     from specgen.loading.llama_cpp_library import llama_library
 
-    on_gpu = gpu_layers(settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
+    on_gpu = gpu_layers(model.settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
     return ModelPlan(
-        role=role,
-        name=name,
-        model_type=facts.model_type,
-        num_parameters=facts.num_parameters,
+        role=model.role,
+        name=model.name,
+        model_type=model.config.model_type,
+        num_parameters=model.config.num_parameters,
         device="gpu" if on_gpu else "cpu",
         dtype="mixed",
         quant=header.quantization,
         remarks=("llama.cpp",),
         window=header.context_length,
-        memory=plan_gguf_memory(header, facts),
+        memory=plan_gguf_memory(header, model.config),
     )
 
 
@@ -208,7 +197,7 @@ def measure_pair(
     from specgen.bench.configurations import open_configurations
     from specgen.bench.pass_costs import measure_pass_costs
 
-    baseline = pair.with_drafter("none", None)
+    baseline = pair.with_draft("none", None)
     drafter = pair.settings.drafter
     setting = Setting(drafter, "draft", "draft", LONGEST_MEASURED_DRAFT)
     has_draft = drafter != "none"

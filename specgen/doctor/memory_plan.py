@@ -91,7 +91,7 @@ def plan_gguf_memory(header: GgufHeader, facts: ConfigFacts) -> MemoryPlan:
 
     Args:
         header: The file's.
-        facts: What `gguf_facts` said of it.
+        facts: What `gguf_config` said of it.
     """
     from specgen.models.llama_cpp import MAX_ROWS
 

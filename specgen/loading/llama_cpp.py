@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError, SettingsError
-from specgen.core.progress import SILENT
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
-from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.core.settings import ModelSettings
 from specgen.core.units import format_size
-from specgen.loading.config_check import ConfigFacts
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.llama_cpp_library import llama_library, messages
 from specgen.loading.memory import free_bytes
-
-DEFAULT_CONTEXT = 8192
-"""Positions of the cache where nothing is asked for: its memory is taken at once, and windows of 131,072 are common."""
+from specgen.loading.resolved_model import ResolvedModel
 
 PROBE = "The café isn't open — 3,141 × 2 = 6282.\n\n\tdef f(x):  return x # 日本語 🙂\r\n   <|im_start|>user don't\n"
 """Text where tokenizers come apart: digits, white space, apostrophes, accents, other scripts, control strings."""
@@ -72,65 +68,29 @@ class LoadedGguf:
     notices: tuple[str, ...] = ()
 
 
-def gguf_facts(
-    header: GgufHeader, settings: BackendSettings, name: str, role: Literal["target", "draft"]
-) -> ConfigFacts:
-    """What is known of a GGUF from its header. `max_positions` is the size of the cache it will get.
-
-    Raises:
-        SettingsError: A larger cache is asked for than the target has positions. A draft gets what it can take.
-    """
-    window, wanted = header.context_length, settings.context_size
-    if wanted is not None and window is not None and wanted > window:
-        if role == "target":
-            raise SettingsError(
-                f"--context-size {wanted} is more than the {window} positions of {name}", f"give at most {window}"
-            )
-        wanted = window
-    return ConfigFacts(
-        model_type=header.architecture,
-        vocab_rows=header.vocab_rows,
-        max_positions=wanted or min(window or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
-        quant_method=None,
-        dtype=header.quantization,
-        num_parameters=header.num_parameters,
-        num_weight_bytes=header.num_weight_bytes,
-    )
-
-
-def load_gguf(
-    path: Path,
-    header: GgufHeader,
-    settings: ModelSettings,
-    *,
-    role: Literal["target", "draft"],
-    name: str,
-    num_threads: int,
-    on_stage: Callable[[str], None] = SILENT.stage,
-) -> LoadedGguf:
-    """Load a GGUF with llama.cpp.
+def load_gguf(resolved: ResolvedModel, num_threads: int, progress: ProgressListener = SILENT) -> LoadedGguf:
+    """Loads a GGUF file with llama.cpp.
 
     Args:
-        path: The file.
-        header: Its header as `scan_gguf` checked it: llama.cpp never sees a file that was not scanned.
-        settings: Device and GPU layers.
-        role: For messages.
-        name: What to call the model.
+        resolved: The model; its header was checked by `scan_gguf`, so llama.cpp never sees an unchecked file.
         num_threads: For the banner.
-        on_stage: Called with the text of each new stage.
+        progress: Receives the progress of loading.
 
     Raises:
         ModelFileError: llama.cpp can't read the file.
-        DeviceError: llama.cpp, or a GPU that was asked for, is missing.
+        DeviceError: llama.cpp or the requested GPU is missing.
         MemoryShortageError: The weights don't fit.
     """
+    assert resolved.gguf is not None
+    path, header = resolved.gguf.path, resolved.gguf.header
+    settings, name = resolved.settings, resolved.name
     library = llama_library()
     layers = gpu_layers(settings, can_offload=bool(library.llama_supports_gpu_offload()))
     needed, free = header.num_weight_bytes, free_bytes("cpu")
     notices: tuple[str, ...] = ()
     if layers == 0 and free is not None and needed > free:
         notices = (f"{name} needs about {format_size(needed)}, {format_size(free)} are free: the system may stop it",)
-    on_stage(f"loading {role} {name}")
+    progress.stage(f"loading {resolved.role} {name}")
     messages.errors.clear()
     params = library.llama_model_default_params()
     params.n_gpu_layers = layers

@@ -1,18 +1,18 @@
-"""A model of a plan in, the model on the engine that runs it out: transformers, or llama.cpp."""
+"""Loads the weights of a resolved model into the backend that runs it: transformers, llama.cpp, or a draft head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+
+import torch
 
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
-from specgen.core.settings import ModelSettings
 from specgen.engine.contract import LanguageModel
-from specgen.loading.config_check import ConfigFacts
-from specgen.loading.resolve import ModelFolder
-from specgen.loading.transformers_weights import LoadedModel, load_model
+from specgen.loading.draft_head import load_draft_head
+from specgen.loading.resolved_model import ResolvedModel, Role
+from specgen.loading.transformers_weights import LoadedWeights, load_weights
 from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import CachedModel
@@ -20,107 +20,82 @@ from specgen.storage.cost_store import CostStore
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedModel:
-    """A model that is ready to run; `notices` is what loading has to tell."""
+class LoadedModel:
+    """A model that is ready to run.
+
+    Args:
+        model: Computes logits.
+        info: What really runs.
+        notices: What the user should know, one line each.
+    """
 
     model: LanguageModel
     info: ModelInfo
-    notices: tuple[str, ...]
+    notices: tuple[str, ...] = ()
 
 
-def open_model(
-    folder: ModelFolder,
-    facts: ConfigFacts,
-    tokenizer: Any,
-    settings: ModelSettings,
-    *,
-    role: Literal["target", "draft"],
-    vocab_size: int,
+def load(
+    resolved: ResolvedModel,
+    num_tokens: int,
     progress: ProgressListener = SILENT,
-) -> OpenedModel:
-    """Read the weights of a model.
+    *,
+    target: LanguageModel | None = None,
+) -> LoadedModel:
+    """Reads the weights of a model.
 
     Args:
-        folder: Where they lie, and which engine runs them.
-        facts: What is known of them; for llama.cpp also how large a cache to make.
-        tokenizer: What the text will be encoded with.
-        settings: How to load them.
-        role: For messages.
-        vocab_size: Logits are cut to this width.
+        resolved: The model.
+        num_tokens: Its logits are cut to this width.
         progress: Receives the progress of loading.
+        target: The loaded target; required for a draft head, which uses its embeddings.
 
     Raises:
         LoadError: A file is damaged or incomplete.
-        DeviceError: No such device, or too little memory.
+        DeviceError: The device is missing or has too little memory.
     """
-    if folder.gguf is not None:
-        return _open_gguf(folder, facts, tokenizer, settings, role, vocab_size, progress)
-    loaded = load_model(
-        folder.path,
-        settings,
-        role=role,
-        from_gguf=folder.from_gguf,
-        on_stage=progress.stage,
-        name=folder.name,
-        revision=folder.revision,
-        times=CostStore(),
-    )
-    model = cached_model_for(loaded, vocab_size, role)
-    return OpenedModel(model, loaded.info, loaded.notices)
+    if resolved.draft_head is not None:
+        assert target is not None, "a draft head is loaded after its target"
+        progress.stage(f"loading draft {resolved.name}")
+        model, info = load_draft_head(resolved.draft_head, resolved.name, resolved.settings.quant, target, num_tokens)
+        return LoadedModel(model, info)
+    if resolved.gguf is not None:
+        return _load_llama_cpp(resolved, num_tokens, progress)
+    weights = load_weights(resolved, progress, CostStore())
+    return LoadedModel(cached_model(weights, num_tokens, resolved.role), weights.info, weights.notices)
 
 
-def cached_model_for(loaded: LoadedModel, vocab_size: int, role: Literal["target", "draft"]) -> CachedModel:
-    """The fastest owner of a transformers model's cache for its role; logits are cut to `vocab_size`."""
-    model = decoder_model(loaded.model, vocab_size)
-    if role == "draft" and isinstance(model, DecoderModel) and loaded.info.quant in ("nf4", "fp4"):
-        # Left in bfloat16, the head alone would take as long as all the 4-bit layers below it.
+def _load_llama_cpp(resolved: ResolvedModel, num_tokens: int, progress: ProgressListener) -> LoadedModel:
+    from specgen.loading.llama_cpp import load_gguf, tokenizer_notice
+
+    context_size = resolved.config.max_positions
+    assert context_size is not None, "gguf_config sets a size"
+    num_threads = resolved.settings.backend.threads or default_num_threads()
+    loaded = load_gguf(resolved, num_threads, progress)
+    notice = tokenizer_notice(resolved.tokenizer, loaded.weights) if resolved.role == "target" else None
+    model = LlamaCppModel(loaded.weights, num_tokens, context_size, num_threads)
+    return LoadedModel(model, loaded.info, (*loaded.notices, *([notice] if notice else [])))
+
+
+def cached_model(weights: LoadedWeights, num_tokens: int, role: Role) -> CachedModel:
+    """Wraps a transformers model with the fastest cache it supports; logits are cut to `num_tokens`."""
+    model = decoder_model(weights.model, num_tokens)
+    if role == "draft" and isinstance(model, DecoderModel) and weights.info.quant in ("nf4", "fp4"):
+        # In bfloat16, the head alone would take as long as all the 4-bit layers below it.
         model.use_nf4_head()
     return model
 
 
-def _open_gguf(
-    folder: ModelFolder,
-    facts: ConfigFacts,
-    tokenizer: Any,
-    settings: ModelSettings,
-    role: Literal["target", "draft"],
-    vocab_size: int,
-    progress: ProgressListener,
-) -> OpenedModel:
-    from specgen.loading.llama_cpp import load_gguf, tokenizer_notice
-
-    assert folder.gguf is not None
-    assert facts.max_positions is not None
-    num_threads = settings.backend.threads or physical_cores()
-    loaded = load_gguf(
-        folder.gguf.path,
-        folder.gguf.header,
-        settings,
-        role=role,
-        name=folder.name,
-        num_threads=num_threads,
-        on_stage=progress.stage,
-    )
-    notice = tokenizer_notice(tokenizer, loaded.weights) if role == "target" else None
-    model = LlamaCppModel(loaded.weights, vocab_size, facts.max_positions, num_threads)
-    return OpenedModel(model, loaded.info, (*loaded.notices, *([notice] if notice else [])))
-
-
 @lru_cache(maxsize=1)
-def physical_cores() -> int:
-    """What torch would use: physical cores, or what OMP_NUM_THREADS says. Read once, before `share_threads`."""
-    import torch
-
+def default_num_threads() -> int:
+    """Returns torch's number of threads at start: the physical cores, or OMP_NUM_THREADS."""
     return torch.get_num_threads()
 
 
-def share_threads(*models: LanguageModel | None) -> None:
-    """Leave the cores to llama.cpp where no torch model runs.
+def limit_torch_threads(*models: LanguageModel | None) -> None:
+    """Leaves all cores to llama.cpp if no model here runs on torch.
 
-    torch's threads spin for a while after each sum over the vocabulary, just when llama.cpp's are to begin.
+    torch's threads spin for a while after each sum over the vocabulary, just when llama.cpp's threads start.
     """
-    import torch
-
-    cores = physical_cores()
-    is_torch = any(model is not None and not isinstance(model, LlamaCppModel) for model in models)
-    torch.set_num_threads(cores if is_torch else 1)
+    num_threads = default_num_threads()
+    uses_torch = any(model is not None and not isinstance(model, LlamaCppModel) for model in models)
+    torch.set_num_threads(num_threads if uses_torch else 1)

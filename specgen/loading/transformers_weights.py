@@ -5,63 +5,47 @@ Loading is strict: transformers fills a missing tensor with random numbers and s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from specgen.core.errors import DeviceError, ModelFileError, SpecgenError
 from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
-from specgen.core.progress import SILENT
+from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
-from specgen.core.settings import ModelSettings
 from specgen.core.units import format_size
-from specgen.loading.config_check import ConfigFacts, check_folder
+from specgen.loading.config_check import ConfigFacts
 from specgen.loading.format_autotune import FormatTimes
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.placement import Placement, choose_placement
+from specgen.loading.resolved_model import ResolvedModel
 from specgen.loading.start.lean_import import loaded_lean
 from specgen.loading.weights_check import check_complete, check_finite
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
+class LoadedWeights:
     """A model in memory.
 
     Args:
         model: The `transformers.PreTrainedModel`, in eval mode, no gradients.
         info: What really runs, read off the layers.
-        facts: What its config says.
         notices: What the user should know, one line each.
     """
 
     model: Any
     info: ModelInfo
-    facts: ConfigFacts
     notices: tuple[str, ...] = ()
 
 
-def load_model(
-    folder: Path,
-    settings: ModelSettings,
-    *,
-    role: Literal["target", "draft"],
-    from_gguf: bool,
-    on_stage: Callable[[str], None] = SILENT.stage,
-    name: str | None = None,
-    revision: str | None = None,
-    times: FormatTimes | None = None,
-) -> LoadedModel:
-    """Load the weights of a model folder.
+def load_weights(
+    resolved: ResolvedModel, progress: ProgressListener = SILENT, times: FormatTimes | None = None
+) -> LoadedWeights:
+    """Loads the weights of a model folder.
 
     Args:
-        folder: config.json and safetensors.
-        settings: Device, compute type and weight format.
-        role: For messages.
-        from_gguf: The folder was converted from a GGUF, which is already quantized.
-        on_stage: Called with the text of each new stage.
-        name: What to call the model; default: the name in the settings.
-        revision: Commit of a hub model.
+        resolved: The model.
+        progress: Receives the progress of loading.
         times: As in `choose_placement`.
 
     Raises:
@@ -70,16 +54,16 @@ def load_model(
         SettingsError: The weight format can't be applied to this checkpoint.
         NumericalError: The weights hold NaN or infinity.
     """
-    shown = name or settings.name or folder.name
-    facts = check_folder(folder)
-    placement = choose_placement(settings, facts, from_gguf=from_gguf, role=role, times=times)
+    files, facts, shown = resolved.files, resolved.config, resolved.name
+    folder = files.path
+    placement = choose_placement(resolved.settings, facts, from_gguf=files.from_gguf, role=resolved.role, times=times)
     needed = needed_bytes(facts, placement.dtype, placement.quant)
     free = free_bytes(placement.device)
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
         # The Linux kernel kills a program that takes too much; nothing can be said at that point any more.
         notices = (f"{shown} needs about {format_size(needed)}, {format_size(free)} are free: the system may stop it",)
-    on_stage(f"loading {role} {shown}")
+    progress.stage(f"loading {resolved.role} {shown}")
     try:
         model, loading = _from_pretrained(folder, placement)
     except library_failures() as error:
@@ -89,10 +73,10 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     check_finite(model, folder)
-    info = _info(model, shown, revision, placement, from_gguf)
+    info = _info(model, shown, files.revision, placement, files.from_gguf)
     if placement.packed_dtype is not None:
         info = _narrow(model, info, placement)
-    return LoadedModel(model, info, facts, notices)
+    return LoadedWeights(model, info, notices)
 
 
 def _narrow(model: Any, info: ModelInfo, placement: Placement) -> ModelInfo:

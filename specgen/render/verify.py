@@ -41,7 +41,7 @@ def _text_line(text: TextCheck) -> str:
     if text.gap is None:
         return f"same: {counts}: {prompt}"
     verdict = text.verdict if text.verdict == "near-tie" else "DIFFERENT"
-    gap = f"logits {text.gap.size:.2g} apart, rounding explains {text.gap.limit:.2g}"
+    gap = f"logits {text.gap.distance:.2g} apart, rounding explains {text.gap.tolerance:.2g}"
     return f"{verdict} at {text.position} ({gap}): {counts}: {prompt}"
 
 
@@ -82,8 +82,8 @@ def verify_document(report: VerifyReport) -> Document:
 
 
 def _text_document(text: TextCheck) -> dict[str, Any]:
-    distance = None if text.gap is None else text.gap.size
-    tolerance = None if text.gap is None else text.gap.limit
+    distance = None if text.gap is None else text.gap.distance
+    tolerance = None if text.gap is None else text.gap.tolerance
     return {
         "prompt": text.prompt,
         "verdict": text.verdict,

@@ -1,4 +1,4 @@
-"""A session and what was said in, replies that reuse its caches out. Knows no terminal and no files."""
+"""Keeps the messages of a chat and generates replies that reuse the caches. Knows nothing of terminals and files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from specgen.text.prefix_reuse import keep_cached_ids
 from specgen.text.reasoning import opens_thinking, split_thinking
 
 WARN_AT = 0.9
-"""Share of the context window from which a chat says how full it is."""
+"""Used share of the context window from which a chat warns the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplySettings:
-    """How replies are made.
+    """How replies are generated.
 
     Args:
-        sampling: The seed of each reply is this one plus the number of replies before it: a retry is another draw.
+        sampling: The seed of each reply is this seed plus the number of replies before it, so a retry differs.
         sampling_source: See `Request`.
         max_new_tokens: Longest reply; the window may end it earlier.
         num_draft_tokens: Longest draft.
-        schedule: Whether drafts are that long, or as long as pays.
+        schedule: `constant`, or `auto`: lengths chosen by measured cost.
         stops: Stop strings.
-        strict: A failing drafter is an error.
+        strict: A failing drafter is an error, not a warning.
     """
 
     sampling: SamplingSettings
@@ -46,26 +46,26 @@ class ReplySettings:
 
 @dataclass(frozen=True, slots=True)
 class ContextUse:
-    """How full the window is. `window` is None where the model names none."""
+    """How full the context window is; `window` is None if the model does not name it."""
 
     num_tokens: int
     window: int | None
 
     @property
     def share(self) -> float:
-        """Used part of the window, 0 where it is not known."""
+        """Used share of the window; 0 if the window is unknown."""
         return 0.0 if self.window is None else self.num_tokens / self.window
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether a person should be warned."""
+        """Whether to warn the user."""
         return self.share >= WARN_AT
 
 
 class Conversation:
-    """What was said, and the next reply to it.
+    """The messages of a chat, and the next reply.
 
-    Messages are a tuple that is replaced, so whoever may have to take a step back keeps the old one.
+    `messages` is a tuple that is replaced on each change, so callers can keep an old one to go back to.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class Conversation:
         self.totals = Counts()
         self.num_replies = 0
         self.baseline: Baseline | None = None
-        """The target alone, timed once; see `calibrate`."""
+        """Speed of the target alone, measured once; see `calibrate`."""
         self.system: str | None = None
         self.folds_system = False
-        """The template knows no system role: the system message goes in front of the first user message."""
+        """The template has no system role: the system message is put before the first user message."""
         self.set_system(system)
 
     def set_system(self, text: str | None) -> None:
-        """Set the system message, or with None or "" take it away; what was said stays."""
+        """Sets the system message, or removes it (None or ""); the other messages stay."""
         self.system = text or None
         self.folds_system = bool(text) and not self.template.has_system_role(self.models.pair.tokenizer)
 
     def say(self, text: str) -> None:
-        """Add a user message. One that never got a reply is continued: templates want the roles to alternate."""
+        """Adds a user message. A message without a reply is continued, because templates require alternating roles."""
         if self.messages and self.messages[-1].role == "user":
             text = f"{self.messages[-1].content}\n\n{text}"
             self.messages = self.messages[:-1]
@@ -98,16 +98,16 @@ class Conversation:
 
     @property
     def last_user_text(self) -> str | None:
-        """What the person said last; None before."""
+        """The last user message; None if there is none."""
         return next((message.content for message in reversed(self.messages) if message.role == "user"), None)
 
     @property
     def last_reply(self) -> ChatMessage | None:
-        """What the model said last; None before."""
+        """The last reply; None if there is none."""
         return next((message for message in reversed(self.messages) if message.role == "assistant"), None)
 
     def take_back(self) -> str | None:
-        """Forget the last user message and the reply to it; returns the message, None if there is none."""
+        """Removes the last user message and the reply to it; returns the message, None if there is none."""
         for index in range(len(self.messages) - 1, -1, -1):
             if self.messages[index].role == "user":
                 text = self.messages[index].content
@@ -116,34 +116,34 @@ class Conversation:
         return None
 
     def drop_reply(self) -> bool:
-        """Forget the last reply, so that the next one takes its place. False if there is nothing to reply to."""
+        """Removes the last reply, so that the next one replaces it. Returns False if there is nothing to reply to."""
         while self.messages and self.messages[-1].role == "assistant":
             self.messages = self.messages[:-1]
         return bool(self.messages)
 
     def begin_reply(self, settings: ReplySettings | None = None) -> Generation:
-        """The reply to what was said, ready to run with `stream`.
+        """Returns the next reply, to be run with `stream`.
 
         Args:
             settings: For this reply only; default: the conversation's.
 
         Raises:
             PromptError: The conversation fills the window.
-            LoadError: The template refuses it.
+            LoadError: The template rejects it.
         """
         settings = settings or self.settings
         prompt_ids = self.prompt_ids()
-        use = ContextUse(len(prompt_ids), self.models.pair.facts.max_positions)
-        room = settings.max_new_tokens
+        use = ContextUse(len(prompt_ids), self.models.pair.window)
+        max_new_tokens = settings.max_new_tokens
         if use.window is not None:
-            room = min(room, use.window - use.num_tokens)
-        if room < 1:
+            max_new_tokens = min(max_new_tokens, use.window - use.num_tokens)
+        if max_new_tokens < 1:
             raise PromptError(
-                f"the conversation needs {use.num_tokens} tokens, and the model's window has {use.window}",
-                "/undo takes back the last exchange, /clear starts anew, a shorter message may fit",
+                f"the conversation needs {use.num_tokens} tokens, but the model's window has {use.window}",
+                "remove the last exchange with /undo, start again with /clear, or shorten the message",
             )
         limits = DecodeSettings(
-            room,
+            max_new_tokens,
             settings.num_draft_tokens,
             schedule=settings.schedule,
             end_ids=self.models.pair.end_ids,
@@ -154,12 +154,12 @@ class Conversation:
         return Generation(self.models, Request(prompt_ids, limits, sampling, settings.sampling_source, settings.stops))
 
     def info(self, settings: ReplySettings) -> RunInfo:
-        """What runs, before anything was said."""
+        """Returns what runs, before the first reply."""
         limits = DecodeSettings(settings.max_new_tokens, settings.num_draft_tokens, schedule=settings.schedule)
         return run_info(self.models, Request((), limits, settings.sampling, settings.sampling_source))
 
     def stream(self, generation: Generation) -> Iterator[TextEvent]:
-        """The events of a reply; counts them into the totals."""
+        """Yields the events of a reply and adds them to the totals."""
         for event in generation:
             if isinstance(event, Prefill):
                 self.totals.observe_prefill(event)
@@ -168,7 +168,7 @@ class Conversation:
             yield event
 
     def end_reply(self, generation: Generation) -> ChatMessage | None:
-        """Add what a reply came to, finished or not; None if it never got as far as a first token."""
+        """Adds a reply to the messages, finished or not; returns None if it has no token."""
         counts = generation.counts
         if not counts.num_rounds:
             return None
@@ -180,24 +180,16 @@ class Conversation:
         self.messages = (*self.messages, message)
         return message
 
-    def forget_caches(self) -> None:
-        """Start from empty caches: after work on them was torn out of the middle."""
-        self.models.target.reset()
-        if self.models.draft is not None:
-            self.models.draft.reset()
-        self.models.lookup.rewind(0)
-        self.models.text_ids = []
-
     def calibrate(self, generation: Generation) -> Baseline | None:
-        """Time the target alone on a few tokens behind a reply, and take them back: the caches stay as they are.
+        """Times the target alone on a few tokens after a reply, then removes them from its cache.
 
         Returns:
-            None if there is nothing to compare (no drafter, a reply of fewer tokens) or no room left.
+            None if there is nothing to compare (no drafter, a shorter reply) or the window is full.
         """
         models, sampling = self.models, generation.request.sampling
         text_ids, length = list(models.text_ids), models.target.length
         num_tokens = NUM_CALIBRATION_TOKENS + 1
-        window = models.pair.facts.max_positions
+        window = models.pair.window
         is_short = len(generation.token_ids) < NUM_CALIBRATION_TOKENS
         if generation.info.drafter == "none" or is_short or (window and len(text_ids) + num_tokens > window):
             return None
@@ -216,16 +208,16 @@ class Conversation:
         return self.baseline
 
     def context_use(self) -> ContextUse:
-        """How much of the window the conversation takes, the next reply's opening included."""
+        """Returns how much of the window the conversation takes, including the start of the next reply."""
         num_tokens = len(self.prompt_ids()) if self.messages else 0
-        return ContextUse(num_tokens, self.models.pair.facts.max_positions)
+        return ContextUse(num_tokens, self.models.pair.window)
 
     def prompt_ids(self) -> list[int]:
-        """Ids of all that was said, in the tokens the caches hold as far as they go.
+        """Encodes the conversation; where the caches contain the same text, returns the tokens in the caches.
 
         Raises:
             PromptError: A message can't be encoded safely.
-            LoadError: The template refuses the conversation.
+            LoadError: The template rejects the conversation.
         """
         tokenizer = self.models.pair.tokenizer
         encoded = self.template.encode(tokenizer, self._turns())
@@ -241,7 +233,7 @@ class Conversation:
 
 
 def reply_figures(generation: Generation) -> dict[str, Scalar]:
-    """What a saved session keeps of a reply's figures."""
+    """Returns the figures of a reply that are saved with a chat."""
     counts = generation.counts
     return {
         "finish_reason": generation.finish_reason,

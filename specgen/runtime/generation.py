@@ -1,4 +1,4 @@
-"""A session and a request in, events with text and a report out: one answer."""
+"""Generates one answer: yields events with their text, then reports on the run."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from specgen.engine.decoding import Clock, DecodeOptions, decode, device_clock
 from specgen.engine.drafters.base import NoDrafter
 from specgen.runtime import learned_costs
 from specgen.runtime.loaded_models import LoadedModels, peak_memory_bytes
+from specgen.runtime.near_ties import first_difference
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.event_text import with_text
 from specgen.text.stop_strings import StopStrings
 
 NUM_CALIBRATION_TOKENS = 8
-"""Target-only steps timed for the quick baseline, after one that is not counted."""
+"""Steps of the target alone that are timed for the quick baseline, after a warm-up step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer wanted.
+    """What an answer is generated from.
 
     Args:
         prompt_ids: At least one token.
         decode: Limits.
         sampling: How tokens are chosen.
-        sampling_source: Where that came from, for the report.
+        sampling_source: Where the sampling settings come from, for the report.
         stops: Stop strings.
-        is_raw: The prompt is no chat: the answer continues its last word.
+        is_raw: The prompt is plain text, not a chat: the answer continues its last word.
     """
 
     prompt_ids: Sequence[int]
@@ -46,10 +47,10 @@ class Request:
 
 
 class Generation:
-    """One answer: iterate for its events, then ask for its report.
+    """Generates an answer: iterate over its events, then call `report`.
 
-    After `interrupt()` the iteration ends behind the round in progress. If the target breaks, the iteration yields the
-    final text first and then raises, so nothing already produced is lost.
+    After `interrupt()` the iteration ends with the round in progress. If the target fails, the iteration yields the
+    final text and then raises, so that no generated text is lost.
     """
 
     def __init__(self, models: LoadedModels, request: Request) -> None:
@@ -59,23 +60,22 @@ class Generation:
         self.counts = Counts()
         self.baseline: Baseline | None = None
         self.forecast: Forecast | None = None
-        """What the costs of passes predict; known with the baseline."""
+        """What the pass costs predict; set together with the baseline."""
         self.text = ""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason = "interrupted"
         self.stop_text: str | None = None
         self.clock = device_clock(*models.devices)
-        """What the rounds are timed with; may be replaced before the iteration."""
+        """Times the rounds; may be replaced before the iteration."""
         self._notices = list(models.notices)
-        self._draft_window = _draft_window(models, request)
+        self._draft_window = models.pair.draft_window if request.decode.num_draft_tokens else None
         self.is_interrupted = False
-        """Somebody asked it to stop."""
         self._error: Exception | None = None
         self._started = perf_counter()
         self._ended = self._started
 
     def interrupt(self) -> None:
-        """End the answer after the round in progress. Safe to call from a signal handler."""
+        """Ends the answer after the round in progress. Safe to call from a signal handler."""
         self.is_interrupted = True
 
     def __iter__(self) -> Iterator[TextEvent]:
@@ -106,12 +106,12 @@ class Generation:
             raise self._error
 
     def measure_baseline(self, method: BaselineMethod) -> Baseline | None:
-        """Time the target alone on the same prompt, through the same loop; the caches are rolled back for it.
+        """Times the target alone on the same prompt, with the same loop; the caches are rewound to the prompt.
 
         Returns:
-            None if there is nothing to compare with (no drafter, no answer) or `method` is `off`.
+            None if there is nothing to compare (no drafter, no answer) or `method` is `off`.
         """
-        if method == "off" or self.info.drafter == "none" or not self.counts.num_rounds or self._wants_end():
+        if method == "off" or self.info.drafter == "none" or not self.counts.num_rounds or self._should_end():
             return None
         num_tokens = len(self.token_ids) if method == "full" else min(NUM_CALIBRATION_TOKENS, len(self.token_ids))
         num_uncounted = 0 if method == "full" else 1
@@ -126,22 +126,22 @@ class Generation:
                 if event.index >= num_uncounted:
                     counts.observe(event)
                     models.draft_length.costs.observe(1, event.verify_seconds)
-            if self._wants_end():
+            if self._should_end():
                 return None
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
-        difference = _first_difference(ids, self.token_ids) if compared else None
+        difference = first_difference(ids, self.token_ids) if compared else None
         self.forecast = learned_costs.predict(models, self.counts, counts)
         num_timed, seconds = counts.num_emitted, counts.decode_seconds
         if method == "calibrate":
-            # Rounds that drafted nothing are steps of the target alone, too, and in the middle of the run: with them
-            # a machine that was busier during the answer than after it is no slowdown of ours.
+            # Rounds without a draft are steps of the target alone, too, measured during the run: with them, a machine
+            # that was busier during the answer than after it does not look like a slowdown.
             num_timed += self.counts.num_plain_rounds
             seconds += self.counts.plain_seconds
         self.baseline = Baseline(method, num_timed, seconds / num_timed, difference, compared)
         return self.baseline
 
     def report(self) -> RunReport:
-        """What is known of the run so far; at any time, also after an error."""
+        """Returns what is known of the run so far; may be called at any time, also after an error."""
         return RunReport(
             info=self.info,
             counts=self.counts,
@@ -157,40 +157,41 @@ class Generation:
 
     @property
     def notices(self) -> list[str]:
-        """What came up during the answer, loading's own notices left out."""
+        """What the user should know about this answer; the notices of loading are not included."""
         return self._notices[len(self.models.notices) :]
 
     def _detokenizer(self) -> Detokenizer:
-        # Only a raw prompt is continued in the middle of a line, where its last tokens decide about spaces.
+        # Only a raw prompt is continued in the middle of a line; its last tokens decide about leading spaces.
         context = self.request.prompt_ids[-4:] if self.request.is_raw else ()
         return Detokenizer(self.models.pair.tokenizer.backend_tokenizer, context)
 
     def _until_ended(self, events: Iterator[Event]) -> Iterator[Event]:
-        """Events up to an interrupt or an error; both become a `Finish`."""
+        """Yields events up to an interruption or an error; both become a `Finish`."""
         try:
             for event in events:
                 if isinstance(event, Round):
-                    self.models.text_ids += event.token_ids
+                    self.models.append(event.token_ids)
                 yield event
                 if self._leaves_draft_window():
                     yield Notice(
                         "draft_window",
-                        f"the text is longer than the draft's window of {self._draft_window} "
-                        "tokens: from here on nothing is drafted",
+                        f"the text is longer than the draft's window of {self._draft_window} tokens: "
+                        "drafting stops here",
                     )
                     self._draft_window = None
-                if self._wants_end() and not isinstance(event, Finish):
+                if self._should_end() and not isinstance(event, Finish):
                     yield Finish("interrupted")
                     return
-        except Exception as error:  # noqa: BLE001 - whatever it is, `__iter__` raises it behind the final text
+        except Exception as error:  # noqa: BLE001 - `__iter__` raises it after the final text
             self._error = error
             yield Finish(_reason(error))
 
     def _leaves_draft_window(self) -> bool:
-        """Whether the draft model has no room to draft after the text so far, for the first time."""
+        """Returns whether the text has just filled the draft model's window."""
         return self._draft_window is not None and len(self.models.text_ids) >= self._draft_window
 
-    def _wants_end(self) -> bool:
+    def _should_end(self) -> bool:
+        """Returns whether `interrupt` was called; a method, because a signal handler may change it at any time."""
         return self.is_interrupted
 
     def _observe(self, event: TextEvent) -> None:
@@ -216,7 +217,7 @@ def target_alone(
     num_tokens: int,
     clock: Clock | None = None,
 ) -> Iterator[Event]:
-    """The baseline of every speedup: the same loop and weights, nothing drafted, no end but the number of tokens."""
+    """Yields the events of the baseline: the same loop and weights without drafts, for exactly `num_tokens` tokens."""
     return decode(
         models.target,
         NoDrafter(),
@@ -226,16 +227,6 @@ def target_alone(
     )
 
 
-def _draft_window(models: LoadedModels, request: Request) -> int | None:
-    """Positions of the draft model, where there is one that drafts; None if nothing is known of them."""
-    facts = models.pair.draft_facts
-    return None if facts is None or not request.decode.num_draft_tokens else facts.max_positions
-
-
-def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
-
-
 def _reason(error: Exception) -> FinishReason:
     if isinstance(error, NumericalError):
         return "numerical"
@@ -243,7 +234,7 @@ def _reason(error: Exception) -> FinishReason:
 
 
 def run_info(models: LoadedModels, request: Request) -> RunInfo:
-    """What is known of an answer before its first token."""
+    """Returns what is known of an answer before its first token."""
     kind = models.pair.settings.drafter
     return RunInfo(
         target=models.target_info,

@@ -1,33 +1,25 @@
-"""Model settings in, all that is known without weights out: folders, tokenizers, windows, whether the pair fits."""
+"""Resolves a target and its drafter: finds and checks the files, compares the tokenizers. Loads no weights."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
 
 from specgen.core.errors import PairError, PromptError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import ModelSettings
-from specgen.loading.config_check import ConfigFacts, check_folder
-from specgen.loading.draft_head_folder import (
-    SHIPPED,
-    DraftHeadFacts,
-    check_draft_head,
-    check_own_target,
-    is_draft_head,
-    shipped_draft,
-)
-from specgen.loading.resolve import ModelFolder, prepare_folder
-from specgen.text.tokenizer import check_num_rows, end_ids, generation_defaults, load_tokenizer
-from specgen.text.vocabulary import Pairing, compare_tokenizers, table_size
+from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.loading.draft_head_folder import SHIPPED, check_own_target, shipped_draft
+from specgen.loading.resolve import find_files, resolve
+from specgen.loading.resolved_model import ModelFiles, ResolvedModel
+from specgen.text.tokenizer import end_ids, generation_defaults
+from specgen.text.vocabulary import Pairing, compare_tokenizers
 
 DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
-"""`auto`: the draft that is shipped for the target with lookup beside it, if there is one, else lookup alone."""
+"""`auto`: the draft that is shipped for the target together with lookup, if there is one, else lookup alone."""
 
 MAX_LOOKUP_TOKENS = 100_000
-"""Tokens of all given texts together: their index takes half a kilobyte each."""
+"""Tokens of all lookup texts together: their index takes half a KiB per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +27,10 @@ class PairSettings:
     """Which models work together.
 
     Args:
-        target: The model whose text is wanted.
-        drafter: What drafts.
-        draft: The draft model, for `drafter="model"` and `"model+lookup"`; for `auto` how to load a shipped one, its
-            name left open.
+        target: The model whose text is generated.
+        drafter: Proposes tokens.
+        draft: The draft model, for `drafter="model"` and `"model+lookup"`; for `auto`, how to load a shipped one (its
+            name is ignored).
         lookup_texts: Texts the answer may repeat; prompt lookup searches them, too.
     """
 
@@ -48,169 +40,183 @@ class PairSettings:
     lookup_texts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
 class Pair:
-    """A session before its weights are read.
+    """A target and its drafter, checked and ready to load.
 
     Args:
-        settings: The models.
-        progress: Receives the progress of loading.
-
-    Raises:
-        LoadError: A model is missing or damaged.
-        PairError: Draft and target don't share a vocabulary.
-        PromptError: The texts for lookup are too long.
+        requested: The settings as given.
+        settings: The settings with `auto` resolved.
+        target: The target.
+        draft: The draft model or draft head, if there is one.
+        shared: Which token ids target and draft share; None without a draft.
+        lookup_ids: The lookup texts, encoded without special tokens.
+        end_ids: Token ids that end a text.
+        sampling_defaults: What the target's authors recommend, if they do.
+        started: `perf_counter()` when resolving started.
     """
 
-    def __init__(self, settings: PairSettings, progress: ProgressListener = SILENT) -> None:
-        self.requested = settings
-        self.settings = settings
-        """As asked, `auto` decided."""
-        self.started = perf_counter()
-        self.target: ModelFolder = prepare_folder(settings.target, progress)
-        # Before the libraries are imported: a draft that is not there is told at once.
-        given = settings.draft if settings.drafter != "auto" else None
-        draft = None if given is None else prepare_folder(given, progress)
-        self.draft: ModelFolder | None = None
-        progress.stage("checking files and tokenizers")
-        self.facts: ConfigFacts = _facts(self.target, settings.target, "target")
-        self.draft_facts: ConfigFacts | None = None
-        self.draft_head: DraftHeadFacts | None = None
-        """The draft, if it is a shallow one."""
-        self.tokenizer: Any = load_tokenizer(self.target.path)
-        self.num_tokens = table_size(self.tokenizer)
-        """The highest id plus one: the width of the target's laws. Kept, for it takes a look at every token."""
-        check_num_rows(self.num_tokens, self.facts.vocab_rows, self.target.path)
-        self.pairing: Pairing | None = None
-        self.end_ids = end_ids(self.tokenizer, self.target.path)
-        self.sampling_defaults = generation_defaults(self.target.path)
-        self._plan_drafter(progress, draft)
-        self._refuse_idle_settings()
-        self.lookup_ids = self._lookup_ids()
+    requested: PairSettings
+    settings: PairSettings
+    target: ResolvedModel
+    draft: ResolvedModel | None
+    shared: Pairing | None
+    lookup_ids: tuple[list[int], ...]
+    end_ids: frozenset[int]
+    sampling_defaults: SamplingSettings | None
+    started: float
 
-    def _lookup_ids(self) -> list[list[int]]:
-        """The texts for lookup as an answer would write them: without special tokens."""
-        texts = self.settings.lookup_texts
-        ids: list[list[int]] = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        num_tokens = sum(map(len, ids))
-        if num_tokens > MAX_LOOKUP_TOKENS:
-            raise PromptError(
-                f"the files for lookup have {num_tokens} tokens; at most {MAX_LOOKUP_TOKENS} are searched",
-                "give the parts that the answer may repeat",
-            )
-        return ids
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that prompts and answers are encoded with: the target's."""
+        return self.target.tokenizer
 
-    def _refuse_idle_settings(self) -> None:
-        """An option that changes nothing is a mistake worth telling."""
-        backend = self.settings.target.backend
-        if self.target.gguf is not None or (self.draft is not None and self.draft.gguf is not None):
-            return
-        for name, value in (
-            ("gpu-layers", backend.gpu_layers),
-            ("context-size", backend.context_size),
-            ("threads", backend.threads),
-        ):
-            if value is not None:
-                raise SettingsError(
-                    f"--{name} {value} is for llama.cpp, and no model here runs on it",
-                    "leave it out, or give a .gguf file with the extra gguf installed",
-                )
+    @property
+    def window(self) -> int | None:
+        """Positions of the target; None if its config does not name them."""
+        return self.target.config.max_positions
 
-    def _plan_drafter(self, progress: ProgressListener, draft_folder: ModelFolder | None = None) -> None:
-        self.draft = self.draft_facts = self.pairing = self.draft_head = None
-        if self.settings.drafter == "auto":
-            # A shallow draft runs on its target's embeddings, which llama.cpp does not give away.
-            shipped = None if self.target.gguf is not None else shipped_draft(self.target.path)
-            if shipped is None:
-                self.settings = replace(self.settings, drafter="lookup", draft=None)
-                return
-            draft = self.settings.draft or ModelSettings("", device=self.settings.target.device)
-            self.settings = replace(self.settings, drafter="model+lookup", draft=replace(draft, name=str(shipped)))
-        if self.settings.draft is not None:
-            self._plan_draft(self.settings.draft, draft_folder or prepare_folder(self.settings.draft, progress))
+    @property
+    def draft_window(self) -> int | None:
+        """Positions of the draft model; None without one, or if its config does not name them."""
+        return None if self.draft is None else self.draft.config.max_positions
 
-    def _plan_draft(self, settings: ModelSettings, folder: ModelFolder) -> None:
-        self.draft = folder
-        if self.draft.path.parent == SHIPPED:
-            # It bears its target's name, and the two stand beside each other in every banner.
-            self.draft = replace(self.draft, name=f"{self.draft.name}-draft")
-        if is_draft_head(self.draft.path):
-            self._plan_draft_head(settings, self.draft)
-            return
-        self.draft_facts = _facts(self.draft, settings, "draft")
-        tokenizer = load_tokenizer(self.draft.path)
-        check_num_rows(table_size(tokenizer), self.draft_facts.vocab_rows, self.draft.path)
-        self.pairing = compare_tokenizers(self.tokenizer, tokenizer)
-
-    def _plan_draft_head(self, settings: ModelSettings, folder: ModelFolder) -> None:
-        """A draft that borrows from the target: it runs where, and as, the target runs."""
-        facts = check_draft_head(folder.path)
-        if self.target.gguf is not None:
-            raise PairError(
-                f"the draft {folder.name} runs on its target's embeddings, and llama.cpp does not give them away",
-                "add --backend transformers, or choose another draft",
-            )
-        check_own_target(facts, folder.name, self.target.path, self.target.name)
-        for name, value, known in (
-            ("draft-device", settings.device, ("auto", self.settings.target.device)),
-            ("draft-quant", settings.quant, ("auto", "none", "nf4", "int8")),
-        ):
-            if value not in known:
-                raise SettingsError(
-                    f"--{name} {value} can't be applied to {folder.name}, which is a part of its target", "leave it out"
-                )
-        self.draft_head, self.draft_facts = facts, facts.config
-        self.pairing = Pairing(self.num_tokens)
-
-    def with_drafter(self, kind: DrafterKind, draft: ModelSettings | None, progress: ProgressListener = SILENT) -> Pair:
-        """The same target with another drafter; this plan stays as it is.
+    def with_draft(self, kind: DrafterKind, draft: ModelSettings | None, progress: ProgressListener = SILENT) -> Pair:
+        """Returns the same target with another drafter.
 
         Raises:
             LoadError: The draft is missing or damaged.
             PairError: It doesn't share the target's vocabulary.
         """
-        other = copy.copy(self)
-        other.requested = other.settings = replace(self.settings, drafter=kind, draft=draft)
-        other._plan_drafter(progress)
-        return other
+        requested = replace(self.settings, drafter=kind, draft=draft)
+        settings = _resolve_auto(requested, self.target)
+        resolved, shared = _resolve_draft(settings, self.target, progress)
+        return replace(self, requested=requested, settings=settings, draft=resolved, shared=shared)
 
     def resolve_max_new_tokens(self, num_prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:
-        """New tokens that fit behind the prompt.
+        """Returns the number of new tokens that fit after the prompt.
 
         Args:
             num_prompt_tokens: Length of the prompt.
-            max_new_tokens: What was asked for; None: `default`, or less if the window ends before.
-            default: Budget where nothing was asked for.
+            max_new_tokens: The requested number; None: `default`, or less if the window ends before.
+            default: Used if no number is requested.
 
         Raises:
-            PromptError: Prompt and budget don't fit into the target's window.
+            PromptError: Prompt and answer don't fit into the target's window.
         """
-        window = self.facts.max_positions
-        if window is None:
+        if self.window is None:
             return max_new_tokens or default
-        wanted = 1 if max_new_tokens is None else max_new_tokens
-        if num_prompt_tokens + wanted > window:
+        least = 1 if max_new_tokens is None else max_new_tokens
+        if num_prompt_tokens + least > self.window:
             raise PromptError(
-                f"prompt {num_prompt_tokens} + {wanted} new tokens > {window} positions of {self.target.name}",
+                f"prompt {num_prompt_tokens} + {least} new tokens > {self.window} positions of {self.target.name}",
                 "shorten the prompt or lower --max-new-tokens" + self._larger_context(),
             )
-        return max_new_tokens or min(default, window - num_prompt_tokens)
+        return max_new_tokens or min(default, self.window - num_prompt_tokens)
 
     def _larger_context(self) -> str:
-        """llama.cpp's cache may be smaller than the model's window."""
-        gguf, window = self.target.gguf, self.facts.max_positions
-        if gguf is None or window is None or (gguf.header.context_length or 0) <= window:
+        """Returns a hint if llama.cpp's cache is smaller than the model's window."""
+        gguf = self.target.gguf
+        if gguf is None or self.window is None or (gguf.header.context_length or 0) <= self.window:
             return ""
-        return f", or give a larger --context-size (up to {gguf.header.context_length})"
-
-
-def _facts(folder: ModelFolder, settings: ModelSettings, role: Literal["target", "draft"]) -> ConfigFacts:
-    if folder.gguf is None:
-        return check_folder(folder.path)
-    from specgen.loading.llama_cpp import gguf_facts
-
-    return gguf_facts(folder.gguf.header, settings.backend, folder.name, role)
+        return f", or use a larger --context-size (up to {gguf.header.context_length})"
 
 
 def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) -> Pair:
-    """Finds, downloads and checks the models of a pair; loads no weights."""
-    return Pair(settings, progress)
+    """Finds and checks the models of a pair; downloads and converts them where needed.
+
+    Raises:
+        LoadError: A model is missing or damaged.
+        PairError: Draft and target don't share a vocabulary.
+        PromptError: The lookup texts are too long.
+        SettingsError: An option has no effect on these models.
+    """
+    started = perf_counter()
+    target_files = find_files(settings.target, progress)
+    # Before the libraries are imported: a missing draft is reported at once.
+    named = settings.draft if settings.drafter != "auto" else None
+    draft_files = None if named is None else find_files(named, progress)
+    progress.stage("checking files and tokenizers")
+    target = resolve(target_files, settings.target, "target")
+    eos_ids, defaults = end_ids(target.tokenizer, target_files.path), generation_defaults(target_files.path)
+    decided = _resolve_auto(settings, target)
+    draft, shared = _resolve_draft(decided, target, progress, draft_files)
+    if target.gguf is None and (draft is None or draft.gguf is None):
+        _refuse_llama_cpp_options(settings.target)
+    lookup_ids = _encode_lookup_texts(settings.lookup_texts, target.tokenizer)
+    return Pair(settings, decided, target, draft, shared, lookup_ids, eos_ids, defaults, started)
+
+
+def _resolve_auto(settings: PairSettings, target: ResolvedModel) -> PairSettings:
+    """Decides what `auto` means for a target: its shipped draft head with lookup, else lookup alone."""
+    if settings.drafter != "auto":
+        return settings
+    # A draft head runs on its target's embeddings, which llama.cpp does not expose.
+    shipped = None if target.gguf is not None else shipped_draft(target.path)
+    if shipped is None:
+        return replace(settings, drafter="lookup", draft=None)
+    draft = settings.draft or ModelSettings("", device=settings.target.device)
+    return replace(settings, drafter="model+lookup", draft=replace(draft, name=str(shipped)))
+
+
+def _resolve_draft(
+    settings: PairSettings, target: ResolvedModel, progress: ProgressListener, files: ModelFiles | None = None
+) -> tuple[ResolvedModel | None, Pairing | None]:
+    """Checks the draft and compares its tokenizer with the target's."""
+    if settings.draft is None:
+        return None, None
+    files = files or find_files(settings.draft, progress)
+    if files.path.parent == SHIPPED:
+        # Its folder has the target's name, and banners show both names.
+        files = replace(files, name=f"{files.name}-draft")
+    draft = resolve(files, settings.draft, "draft")
+    if draft.draft_head is not None:
+        _check_draft_head(draft, target)
+        return draft, Pairing(target.num_tokens)
+    return draft, compare_tokenizers(target.tokenizer, draft.tokenizer)
+
+
+def _check_draft_head(draft: ResolvedModel, target: ResolvedModel) -> None:
+    """Refuses a draft head that can't run on this target. It runs on its target's device, in its compute type."""
+    assert draft.draft_head is not None
+    if target.gguf is not None:
+        raise PairError(
+            f"the draft {draft.name} runs on its target's embeddings, which llama.cpp does not expose",
+            "add --backend transformers, or choose another draft",
+        )
+    check_own_target(draft.draft_head, draft.name, target.path, target.name)
+    for option, value, accepted in (
+        ("draft-device", draft.settings.device, ("auto", target.settings.device)),
+        ("draft-quant", draft.settings.quant, ("auto", "none", "nf4", "int8")),
+    ):
+        if value not in accepted:
+            raise SettingsError(
+                f"--{option} {value} can't be applied to {draft.name}, which is a part of its target", "omit it"
+            )
+
+
+def _refuse_llama_cpp_options(settings: ModelSettings) -> None:
+    """Refuses options without effect: they are a mistake worth reporting."""
+    backend = settings.backend
+    for option, value in (
+        ("gpu-layers", backend.gpu_layers),
+        ("context-size", backend.context_size),
+        ("threads", backend.threads),
+    ):
+        if value is not None:
+            raise SettingsError(
+                f"--{option} {value} is for llama.cpp, but no model here runs on it",
+                "omit it, or use a .gguf file with the extra gguf installed",
+            )
+
+
+def _encode_lookup_texts(texts: tuple[str, ...], tokenizer: Any) -> tuple[list[int], ...]:
+    """Encodes the lookup texts without special tokens, as an answer would contain them."""
+    ids: tuple[list[int], ...] = tuple(tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    num_tokens = sum(map(len, ids))
+    if num_tokens > MAX_LOOKUP_TOKENS:
+        raise PromptError(
+            f"the files for lookup have {num_tokens} tokens; at most {MAX_LOOKUP_TOKENS} are searched",
+            "give only the parts that the answer may repeat",
+        )
+    return ids

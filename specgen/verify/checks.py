@@ -21,7 +21,7 @@ from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_out
 from specgen.engine.sampling import Sampler, token_distributions
 from specgen.runtime.generation import target_alone
 from specgen.runtime.loaded_models import LoadedModels
-from specgen.runtime.near_ties import logit_gap
+from specgen.runtime.near_ties import first_difference, logit_gap
 from specgen.verify.results import DistributionError, TextCheck
 
 PROCESSORS = {
@@ -109,7 +109,7 @@ def compare(models: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> Tex
     events = decode(models.target, drafter, prompt.ids, sampler, DecodeOptions(strict, draft_length))
     rounds = [event for event in events if isinstance(event, Round)]
     drafted = [token for round_ in rounds for token in round_.token_ids]
-    models.text_ids = [*prompt.ids, *drafted]
+    models.append(drafted)
     models.reuse_prefix(prompt.ids)
     alone = [
         token
@@ -117,12 +117,12 @@ def compare(models: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> Tex
         if isinstance(event, Round)
         for token in event.token_ids
     ]
-    models.text_ids = [*prompt.ids, *alone]
+    models.append(alone)
     num_drafted = sum(len(round_.draft_ids) for round_ in rounds)
     num_accepted = sum(round_.num_accepted for round_ in rounds)
-    at = next((i for i, (a, b) in enumerate(zip(alone, drafted, strict=True)) if a != b), None)
+    at = first_difference(alone, drafted)
     if at is None:
         return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted)
     gap = logit_gap(models.target, models.target_info, [*prompt.ids, *alone[:at]], alone[at], drafted[at])
-    models.text_ids = []
+    models.clear_caches()
     return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted, at, gap)

@@ -34,7 +34,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
     pairs = {}
     for backend, folder in (("llama.cpp", first), ("transformers", second)):
         baseline = resolve_pair(PairSettings(model(folder), drafter="none"))
-        pairs[backend] = (baseline, {"lookup": baseline.with_drafter("lookup", None)})
+        pairs[backend] = (baseline, {"lookup": baseline.with_draft("lookup", None)})
     configurations = open_backends(pairs, [Setting("lookup", "lookup", "lookup", 2)])
     clock.target = configurations[0].models.target.model
     prompts = [BenchPrompt(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]

@@ -3,11 +3,12 @@ from __future__ import annotations
 import torch
 
 from specgen.bench.results import Run
-from specgen.bench.text_comparison import TextComparison, first_difference
+from specgen.bench.text_comparison import TextComparison
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
 from specgen.core.settings import SamplingSettings
 from specgen.engine.enumeration import TableModel
+from specgen.runtime.near_ties import first_difference
 from tests.fakes import GREEDY
 
 FLOAT32 = ModelInfo("table", "none", "float32", "cpu")
@@ -37,7 +38,7 @@ def test_a_clear_choice_that_was_missed_is_a_real_difference() -> None:
 
     (found,) = comparison.differences
     assert (found.setting, found.position, found.is_near_tie) == (1, 2, False)
-    assert abs(found.gap.size - 0.5) < 1e-6
+    assert abs(found.gap.distance - 0.5) < 1e-6
 
 
 def test_a_choice_within_rounding_is_a_near_tie() -> None:

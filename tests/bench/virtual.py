@@ -63,7 +63,7 @@ def benchmark(
     """A benchmark of toys, a session per draft; None stands for lookup."""
     baseline = resolve_pair(PairSettings(model(target), drafter="none"))
     pairs = {
-        name: baseline.with_drafter("lookup", None) if path is None else baseline.with_drafter("model", model(path))
+        name: baseline.with_draft("lookup", None) if path is None else baseline.with_draft("model", model(path))
         for name, path in drafts.items()
     }
     settings = [Setting("model" if drafts[n] else "lookup", n, n, k) for n in drafts for k in lengths]

@@ -18,7 +18,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise ModelFileError("weights were read")
 
-    monkeypatch.setattr("specgen.loading.load.load_model", refuse)
+    monkeypatch.setattr("specgen.loading.load.load_weights", refuse)
 
 
 def test_the_machine_is_told_without_any_model(cli: Cli) -> None:

@@ -43,7 +43,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise ModelFileError("weights were read")
 
-    monkeypatch.setattr("specgen.loading.load.load_model", refuse)
+    monkeypatch.setattr("specgen.loading.load.load_weights", refuse)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.loading.gguf.config import gguf_config
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.llama_cpp import LoadedGguf, load_gguf
+from specgen.loading.resolved_model import GgufFile, ModelFiles, ResolvedModel
 from specgen.models.llama_cpp import LlamaCppModel
 from tests.fakes import tiny_model
 
@@ -132,7 +134,10 @@ def _tensors(model: Any, kind: str) -> list[tuple[str, Any]]:
 
 
 def load(path: Path, settings: ModelSettings = LLAMA_CPP) -> LoadedGguf:
-    return load_gguf(path, scan_gguf(path), settings, role="target", name=path.stem, num_threads=1)
+    header = scan_gguf(path)
+    files = ModelFiles(path.parent, path.stem, from_gguf=True, gguf=GgufFile(path, header))
+    config = gguf_config(header, settings.backend, path.stem, "target")
+    return load_gguf(ResolvedModel(files, settings, "target", config), num_threads=1)
 
 
 @cache

@@ -22,5 +22,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def cached_model_for(cache: Path) -> Path:
+def own_cache(cache: Path) -> Path:
     return cache

@@ -13,7 +13,7 @@ from specgen.cli.chat.loading import load_draft
 from specgen.cli.streams import Messages
 from specgen.core.events import Prefill
 from specgen.core.settings import SamplingSettings
-from specgen.loading.load import physical_cores
+from specgen.loading.load import default_num_threads
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
@@ -87,7 +87,7 @@ def test_a_draft_that_was_left_gives_its_memory_back(files: dict[str, Path]) -> 
 
 def test_torchs_threads_follow_the_drafter(files: dict[str, Path]) -> None:
     chat = Chatting(files["gguf"], files["gguf"])
-    cores = physical_cores()
+    cores = default_num_threads()
     try:
         found = []
         for name in (files["gguf"], files["folder"], files["gguf"]):

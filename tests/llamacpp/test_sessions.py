@@ -18,7 +18,7 @@ from specgen.doctor.examine import examine_pair
 from specgen.loading import backends
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.llama_cpp import PROBE, tokenizer_notice
-from specgen.loading.load import physical_cores, share_threads
+from specgen.loading.load import default_num_threads, limit_torch_threads
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
@@ -170,12 +170,12 @@ def test_tables_that_differ_are_no_pair(files: dict[str, Path]) -> None:
 
 
 def test_torch_leaves_the_cores_to_llama_cpp_where_it_runs_no_model(files: dict[str, Path]) -> None:
-    cores = physical_cores()
+    cores = default_num_threads()
     native, torch_model = opened(named(files["gguf"])).target, opened(named(files["folder"])).target
     try:
-        share_threads(native, None)
+        limit_torch_threads(native, None)
         assert torch.get_num_threads() == 1
-        share_threads(native, torch_model)
+        limit_torch_threads(native, torch_model)
         assert torch.get_num_threads() == cores
     finally:
         torch.set_num_threads(1)
@@ -202,7 +202,7 @@ def test_a_chat_reuses_the_cache(files: dict[str, Path]) -> None:
     assert texts == [ANSWER, ANSWER]
     assert second.num_reused_tokens >= first.num_prompt_tokens
     conversation.take_back()
-    conversation.forget_caches()
+    conversation.models.reset_caches()
     assert models.target.length == 0
 
 

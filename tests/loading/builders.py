@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from specgen.core.errors import SpecgenError
+from specgen.core.settings import ModelSettings
+from specgen.loading.config_check import check_folder
+from specgen.loading.resolved_model import ModelFiles, ResolvedModel, Role
 
 VOCAB = 64
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -108,6 +111,14 @@ def fails(kind: type[SpecgenError], call: Callable[[], object], *parts: str) -> 
     for part in parts:
         assert part in f"{error.message} | {error.hint}"
     return error
+
+
+def resolved(
+    folder: Path, settings: ModelSettings, *, role: Role = "target", from_gguf: bool = False, name: str = ""
+) -> ResolvedModel:
+    """A folder whose config is checked, without its tokenizer."""
+    files = ModelFiles(folder, name or settings.name or folder.name, from_gguf)
+    return ResolvedModel(files, settings, role, check_folder(folder))
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------

@@ -12,5 +12,5 @@ prepare_libraries(verbose=False)
 
 
 @pytest.fixture(autouse=True)
-def cached_model_for(cache: Path) -> Path:
+def own_cache(cache: Path) -> Path:
     return cache

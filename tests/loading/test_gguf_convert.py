@@ -20,12 +20,12 @@ from specgen.core.settings import ModelSettings
 from specgen.loading.gguf import convert
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.libraries import gc_paused
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.transformers_weights import load_weights
 from specgen.storage import cache as cache_module
 from specgen.storage.cache import single_writer
 from specgen.storage.paths import cache_root
 from specgen.text.tokenizer import end_ids, load_tokenizer
-from tests.loading.builders import CHAT_TEMPLATE, RecordedReport, array, fails, gguf, make_gguf, pair, text
+from tests.loading.builders import CHAT_TEMPLATE, RecordedReport, array, fails, gguf, make_gguf, pair, resolved, text
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_converted_file_holds_its_weights(source: Path) -> None:
 
     folder = convert_gguf(source)
 
-    loaded = load_model(folder, ModelSettings("tiny", dtype="float32"), role="target", from_gguf=True)
+    loaded = load_weights(resolved(folder, ModelSettings("tiny", dtype="float32"), from_gguf=True))
     stored = {tensor.name: tensor.data for tensor in library.GGUFReader(source).tensors}
     expected = torch.tensor(stored["blk.1.ffn_up.weight"]).to(torch.bfloat16).float()
     assert torch.equal(loaded.model.model.layers[1].mlp.up_proj.weight, expected)

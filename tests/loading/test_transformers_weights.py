@@ -15,14 +15,14 @@ from specgen.core.settings import ModelSettings
 from specgen.loading import memory, placement
 from specgen.loading.config_check import ConfigFacts, check_folder
 from specgen.loading.placement import choose_placement
-from specgen.loading.transformers_weights import LoadedModel, load_model
-from tests.loading.builders import edit_json, edit_weights, fails, make_folder, make_model
+from specgen.loading.transformers_weights import LoadedWeights, load_weights
+from tests.loading.builders import RecordedReport, edit_json, edit_weights, fails, make_folder, make_model, resolved
 
 IDS = torch.tensor([[3, 4, 5, 6]])
 
 
-def load(folder: Path, *, from_gguf: bool = False, **settings: Any) -> LoadedModel:
-    return load_model(folder, ModelSettings(str(folder), **settings), role="target", from_gguf=from_gguf, name="tiny")
+def load(folder: Path, *, from_gguf: bool = False, **settings: Any) -> LoadedWeights:
+    return load_weights(resolved(folder, ModelSettings(str(folder), **settings), from_gguf=from_gguf, name="tiny"))
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +67,13 @@ def test_the_info_of_a_converted_gguf_names_its_source(folder: Path) -> None:
 
 
 def test_the_stage_names_role_and_model(folder: Path) -> None:
-    stages: list[str] = []
+    report = RecordedReport()
 
-    load_model(folder, ModelSettings(str(folder)), role="draft", from_gguf=False, on_stage=stages.append, name="tiny")
+    load_weights(resolved(folder, ModelSettings(str(folder)), role="draft", name="tiny"), report)
 
-    assert len(stages) == 1
-    assert "draft" in stages[0]
-    assert "tiny" in stages[0]
+    assert len(report.stages) == 1
+    assert "draft" in report.stages[0]
+    assert "tiny" in report.stages[0]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -416,7 +416,7 @@ def test_the_memory_estimate_is_within_a_quarter(tmp_path: Path, quant: str) -> 
     folder = make_folder(tmp_path / "wide", hidden_size=256, intermediate_size=1024, num_hidden_layers=3)
     loaded = load(folder, quant=quant)
 
-    estimate = memory.needed_bytes(loaded.facts, loaded.info.dtype, quant)
+    estimate = memory.needed_bytes(check_folder(folder), loaded.info.dtype, quant)
 
     assert 0.75 < estimate / loaded.info.num_bytes < 1.25
 

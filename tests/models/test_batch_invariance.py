@@ -12,7 +12,7 @@ import torch
 
 from specgen.core.results import BatchInvarianceCheck, RunInfo
 from specgen.core.settings import ModelSettings, SamplingSettings
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.transformers_weights import load_weights
 from specgen.models.batch_invariance import check_batch_invariance, outlier_threshold
 from specgen.models.decoder import decoder_model
 from specgen.models.transformers_model import CachedModel
@@ -22,6 +22,7 @@ from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.cli.conftest import Cli, clean_environment, cli
 from tests.fakes import tiny_model
+from tests.loading.builders import resolved
 from tests.render import runs
 from tests.toys import random_toy, save_toy
 
@@ -59,14 +60,14 @@ def test_rows_of_plain_weights_are_independent(kind: str, make: Callable[..., Ca
 def test_rows_of_our_own_quantizations_are_independent(quant: Any, tmp_path: Path) -> None:
     folder = save_toy(tmp_path / "toy", model=random_toy(0, hidden_size=64))
     settings = ModelSettings(str(folder), quant=quant, dtype="bfloat16", device="cpu")
-    model = load_model(folder, settings, role="target", from_gguf=False).model
+    model = load_weights(resolved(folder, settings)).model
 
     assert check_batch_invariance(decoder_model(model, 292)).is_invariant
 
 
 def test_int8_with_the_librarys_threshold_is_found(with_threshold: Path) -> None:
     settings = ModelSettings(str(with_threshold), device="cpu")
-    model = load_model(with_threshold, settings, role="target", from_gguf=False).model
+    model = load_weights(resolved(with_threshold, settings)).model
 
     found = check_batch_invariance(decoder_model(model, 292))
 
@@ -165,15 +166,15 @@ def test_int8_with_a_threshold_is_told_whoever_brings_the_draft(with_threshold: 
 def _tells_whoever_drafts(opened: Callable[[str], LoadedModels]) -> None:
     """From the start, in a session beside one that drafts nothing, as of bench, and in a chat that goes on with one."""
     drafting, alone = opened("lookup"), opened("none")
-    with_lookup = alone.pair.with_drafter("lookup", None)
+    with_lookup = alone.pair.with_draft("lookup", None)
     beside, also_alone = alone.with_draft(with_lookup), alone.with_draft(alone.pair)
-    said = alone.replace_drafter(with_lookup)
+    said = alone.replace_draft(with_lookup)
 
     for notices in (drafting.notices, beside.notices, said):
         assert [notice.split(":")[0] for notice in notices] == ["not lossless"]
     assert beside.batch_invariance is alone.batch_invariance is not None
     assert alone.notices == also_alone.notices == ()
-    assert drafting.replace_drafter(with_lookup) == [], "told at the start"
+    assert drafting.replace_draft(with_lookup) == [], "told at the start"
 
 
 # --- What is said of it -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from specgen.engine.drafters.base import NoDrafter
 from specgen.loading import placement
 from specgen.loading.config_check import check_folder
 from specgen.loading.placement import choose_placement
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.transformers_weights import load_weights
 from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.formats import (
     Float16Linear,
@@ -26,7 +26,7 @@ from specgen.models.formats import (
     pack_model,
 )
 from tests.fakes import always_wrong, ids_of, oracle, run_events
-from tests.loading.builders import make_folder
+from tests.loading.builders import make_folder, resolved
 from tests.models.test_decoder import BUILDERS, build
 
 needs_kernels = pytest.mark.skipif(
@@ -155,7 +155,7 @@ def test_a_draft_of_any_length_leaves_the_greedy_text_alone() -> None:
 def test_auto_takes_float16_weights_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
 
-    loaded = load_model(folder, ModelSettings(str(folder), quant="none"), role="target", from_gguf=False)
+    loaded = load_weights(resolved(folder, ModelSettings(str(folder), quant="none")))
 
     assert (loaded.info.dtype, loaded.info.quant) == ("float16", "none")
     assert loaded.info.remark == "float16 weights, float32 arithmetic: this CPU has no AVX512-BF16"
@@ -166,8 +166,8 @@ def test_auto_takes_float16_weights_on_a_cpu_without_bfloat16(tmp_path: Path) ->
 def test_the_info_counts_parameters_as_stored_and_bytes_as_held(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
     settings = ModelSettings(str(folder), quant="none", dtype="float32")
-    wide = load_model(folder, settings, role="target", from_gguf=False).info
-    half = load_model(folder, ModelSettings(str(folder), quant="none"), role="target", from_gguf=False).info
+    wide = load_weights(resolved(folder, settings)).info
+    half = load_weights(resolved(folder, ModelSettings(str(folder), quant="none"))).info
 
     assert half.num_parameters == wide.num_parameters
     assert 0.5 * wide.num_bytes < half.num_bytes < 0.75 * wide.num_bytes  # this file's embedding is float32
@@ -176,7 +176,7 @@ def test_the_info_counts_parameters_as_stored_and_bytes_as_held(tmp_path: Path) 
 @needs_kernels
 def test_a_draft_gets_int8_products_and_a_target_never_does(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
-    draft = load_model(folder, ModelSettings(str(folder)), role="draft", from_gguf=False)
+    draft = load_weights(resolved(folder, ModelSettings(str(folder)), role="draft"))
 
     assert (draft.info.quant, draft.info.dtype) == ("int8", "float32")
     assert any(isinstance(layer, Int8Linear) for layer in draft.model.modules())

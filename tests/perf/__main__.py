@@ -27,12 +27,13 @@ from typing import Any
 
 from specgen.core.settings import ModelSettings, Verification
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import cached_model_for
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.load import cached_model
+from specgen.loading.transformers_weights import load_weights
 from specgen.models.transformers_model import CachedModel
 from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.vocabulary import table_size
+from tests.loading.builders import resolved
 from tests.perf import saved, tables
 from tests.perf.modes import PROMPT_OF, SWEEP, Mode, Run, ours, ratio_with_interval, theirs
 
@@ -49,7 +50,7 @@ def load(name: str, dtype: str, role: Any) -> Any:
     """A model by `folder` or `folder:quant`."""
     folder, _, quant = name.partition(":")
     settings = ModelSettings(folder, quant=quant or "none", dtype=dtype)  # type: ignore[arg-type]
-    return load_model(Path(folder), settings, role=role, from_gguf=False)
+    return load_weights(resolved(Path(folder), settings, role=role))
 
 
 def prompts_from(path: str | None) -> list[dict[str, str]]:
@@ -67,7 +68,7 @@ def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel)
         label = Path(name).name if ":" in name else f"{Path(name).name}:{arguments.dtype}"
         drafts[label] = load(name, arguments.dtype, "draft")
     for label, draft in drafts.items():
-        modes += our_modes(arguments, target, label, cached_model_for(draft, target.vocab_size, "draft"))
+        modes += our_modes(arguments, target, label, cached_model(draft, target.vocab_size, "draft"))
     if arguments.lookup:
         modes += our_modes(arguments, target, "lookup", "lookup")
     if arguments.peers:
@@ -149,7 +150,7 @@ def main() -> None:
     prepare_libraries(False)
     loaded = load(arguments.target, arguments.dtype, "target")
     tokenizer = load_tokenizer(Path(arguments.target.partition(":")[0]))
-    modes = build_modes(arguments, loaded, cached_model_for(loaded, table_size(tokenizer), "target"))
+    modes = build_modes(arguments, loaded, cached_model(loaded, table_size(tokenizer), "target"))
     prompts = choose_prompts(arguments)
     encoded = [(p["id"], ChatTemplate().encode(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
     num_done = saved.read(Path(arguments.json), vars(arguments), modes) if arguments.resume else 0

@@ -62,7 +62,7 @@ def main() -> None:
         generation = conversation.begin_reply()
         warm.append(first_token(conversation, generation))
         figures = generation.counts
-        conversation.forget_caches()
+        conversation.models.reset_caches()
         fresh = Generation(models, replace(generation.request))
         cold.append(first_token(conversation, fresh))
         assert fresh.counts.num_reused_tokens == 0

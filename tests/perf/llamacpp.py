@@ -28,7 +28,7 @@ from typing import Any
 
 from specgen.core.settings import BackendSettings, ModelSettings, SamplingSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import physical_cores
+from specgen.loading.load import default_num_threads
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.near_ties import logit_gap
@@ -131,7 +131,7 @@ def agreement(run: Run, reference: Run, prompt: list[int], models: LoadedModels)
     PROMPT_OF.pop(id(models.target), None)
     text = [*prompt, *reference.ids[:position]]
     gap = logit_gap(models.target, models.target_info, text, reference.ids[position], run.ids[position])
-    return Agreement(run.mode, run.prompt, position, gap.size, gap.limit)
+    return Agreement(run.mode, run.prompt, position, gap.distance, gap.tolerance)
 
 
 def _part(mode: Mode, category: str | None, categories: dict[str, str]) -> Mode:
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--json", help="write all runs to this file")
     arguments = parser.parse_args()
     prepare_libraries(False)
-    threads = arguments.threads or physical_cores()
+    threads = arguments.threads or default_num_threads()
     models = open_pair(arguments, threads)
     modes = build_modes(arguments, models, threads)
     prompts = prompts_from(arguments.prompts)

@@ -22,10 +22,11 @@ from torch.nn import functional
 
 from specgen.core.settings import ModelSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import cached_model_for
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.load import cached_model
+from specgen.loading.transformers_weights import load_weights
 from specgen.models.decoder import DecoderModel
 from specgen.models.transformers_model import CachedModel
+from tests.loading.builders import resolved
 
 PARTS = ("products", "head", "attention", "norms")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -123,9 +124,9 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare_libraries(False)
     settings = ModelSettings(arguments.model, quant=arguments.quant, dtype=arguments.dtype)
-    loaded = load_model(Path(arguments.model), settings, role="draft", from_gguf=False)
+    loaded = load_weights(resolved(Path(arguments.model), settings, role="draft"))
     vocab_size = loaded.model.get_input_embeddings().weight.shape[0]
-    ours = cached_model_for(loaded, vocab_size, "draft")
+    ours = cached_model(loaded, vocab_size, "draft")
     models, watch = {"before": CachedModel(loaded.model, vocab_size)}, Stopwatch()
     watch_theirs(loaded.model, watch)
     if isinstance(ours, DecoderModel):

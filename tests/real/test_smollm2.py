@@ -63,11 +63,13 @@ def loaded() -> dict[str, LoadedModels]:
 
 
 def _copies(models: LoadedModels, *, has_draft: bool) -> tuple[Any, ...]:
+    from specgen.loading.load import LoadedModel
     from specgen.models.transformers_model import CachedModel
 
-    target = CachedModel(models.target.model, models.target.vocab_size)
-    draft = CachedModel(models.target.model, models.target.vocab_size) if has_draft else None
-    return target, models.target_info, draft, models.target_info if has_draft else None
+    def copy() -> LoadedModel:
+        return LoadedModel(CachedModel(models.target.model, models.target.vocab_size), models.target_info)
+
+    return copy(), copy() if has_draft else None
 
 
 @cache

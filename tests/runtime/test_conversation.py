@@ -209,7 +209,7 @@ def test_work_torn_out_of_the_middle_leaves_empty_caches_and_the_next_reply_righ
     conversation.say("Go on")
     next(iter(conversation.stream(conversation.begin_reply())))
 
-    conversation.forget_caches()
+    conversation.models.reset_caches()
 
     assert conversation.models.target.length == 0
     following = reply(conversation)
@@ -421,9 +421,9 @@ def test_another_drafter_goes_on_with_the_target_cache(toy: Path, other_toy: Pat
     held = models.target.length
 
     settings_ = ModelSettings(str(other_toy), "none", "float32", "cpu")
-    models.replace_drafter(models.pair.with_drafter("model", settings_))
+    models.replace_draft(models.pair.with_draft("model", settings_))
     with_draft = reply(conversation, "And?")
-    models.replace_drafter(models.pair.with_drafter("none", None))
+    models.replace_draft(models.pair.with_draft("none", None))
     without = reply(conversation, "And then?")
 
     assert with_draft.counts.num_reused_tokens == held
@@ -440,7 +440,7 @@ def test_a_draft_that_can_t_be_loaded_leaves_the_old_one(toy: Path, other_toy: P
     (tmp_path / "broken").mkdir()
 
     with pytest.raises(LoadError):
-        models.pair.with_drafter("model", ModelSettings(str(tmp_path / "broken")))
+        models.pair.with_draft("model", ModelSettings(str(tmp_path / "broken")))
 
     assert (models.pair, models.draft) == (pair, draft)
     assert models.pair.settings.draft is not None

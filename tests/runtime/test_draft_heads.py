@@ -19,7 +19,6 @@ from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.progress import SILENT
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.doctor.examine import examine_pair
-from specgen.loading.resolve import ModelFolder
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import has_float16_matmul
 from specgen.runtime.generation import Generation, Request
@@ -136,7 +135,7 @@ def test_a_chat_keeps_its_caches_between_turns(folders: dict[str, Path]) -> None
 def test_a_draft_changed_in_a_chat_goes_on_behind_what_was_read(folders: dict[str, Path], alone: LoadedModels) -> None:
     models = load_models(pair_of(folders, "layers"))
     first = run(models)
-    models.replace_drafter(models.pair.with_drafter("model", model(folders["features"])))
+    models.replace_draft(models.pair.with_draft("model", model(folders["features"])))
     text = [*PROMPT, *first.token_ids, 7]
 
     second = run(models, text)
@@ -213,7 +212,7 @@ def test_doctor_plans_its_memory_without_reading_it(folders: dict[str, Path]) ->
 def test_bench_measures_it_beside_others(folders: dict[str, Path]) -> None:
     baseline = resolve_pair(PairSettings(model(folders["target"]), "none"))
     names = ("features", "subset", "layers")
-    pairs = {name: baseline.with_drafter("model", model(folders[name])) for name in names}
+    pairs = {name: baseline.with_draft("model", model(folders[name])) for name in names}
     configurations = open_configurations(baseline, pairs, [Setting("model", name, name, 4) for name in names])
 
     costs = measure_pass_costs(
@@ -251,17 +250,18 @@ def test_it_can_be_no_target(folders: dict[str, Path]) -> None:
     )
 
 
-def test_a_target_of_llama_cpp_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_of_llama_cpp_is_refused(folders: dict[str, Path]) -> None:
     pair = resolve_pair(PairSettings(model(folders["target"]), "none"))
     gguf: Any = object()
-    monkeypatch.setattr(pair, "target", ModelFolder(folders["target"], "toy", True, gguf=gguf))
+    files = replace(pair.target.files, gguf=gguf)
+    pair = replace(pair, target=replace(pair.target, files=files))
 
-    fails(PairError, lambda: pair.with_drafter("model", model(folders["layers"])), "llama.cpp", "--backend")
+    fails(PairError, lambda: pair.with_draft("model", model(folders["layers"])), "llama.cpp", "--backend")
 
 
 @pytest.mark.parametrize(("name", "value"), [("quant", "fp4"), ("device", "cuda:0")])
 def test_it_runs_where_and_as_its_target_does(folders: dict[str, Path], name: str, value: str) -> None:
-    fails(SettingsError, lambda: pair_of(folders, "layers", **{name: value}), f"--draft-{name} {value}", "leave it out")
+    fails(SettingsError, lambda: pair_of(folders, "layers", **{name: value}), f"--draft-{name} {value}")
 
 
 def test_a_draft_for_tokens_the_target_does_not_write_is_refused(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path)
 def replace_quant(pair: Pair) -> Pair:
     """Without a form of its own, so that the label is the same on every machine."""
     draft = pair.settings.draft
-    return pair if draft is None else pair.with_drafter("auto", replace(draft, quant="none"))
+    return pair if draft is None else pair.with_draft("auto", replace(draft, quant="none"))
 
 
 def test_a_saved_chat_does_not_name_a_draft_that_was_not_asked_for(folders: dict[str, Path], shipped: Path) -> None:

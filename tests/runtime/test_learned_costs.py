@@ -78,7 +78,7 @@ def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: d
     second.draft_length.costs.observe(1, 0.020)
     costs = second.draft_length.costs
 
-    second.replace_drafter(first.pair)
+    second.replace_draft(first.pair)
     learned_costs.load_draft(second, store)
 
     assert second.draft_length.costs is costs

@@ -9,7 +9,7 @@ import torch
 
 from specgen.core.results import LogitGap, ModelInfo
 from specgen.engine.enumeration import TableModel
-from specgen.runtime.near_ties import EXACT_GAP, NUM_STEPS, compute_type, logit_gap, step
+from specgen.runtime.near_ties import MIN_TOLERANCE, NUM_ULPS, compute_type, logit_gap, ulp
 from specgen.verify.results import TextCheck
 from tests.fakes import cached, tiny_model
 
@@ -32,18 +32,18 @@ def test_a_step_is_the_distance_to_the_next_number(dtype: torch.dtype, size: flo
     bits = {torch.float32: torch.int32}.get(dtype, torch.int16)
     above = (number.view(bits) + 1).view(dtype)
 
-    assert step(dtype, size) == float(above) - float(number)
+    assert ulp(dtype, size) == float(above) - float(number)
 
 
 @pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
 def test_what_has_no_step_widens_nothing(size: float) -> None:
-    assert step(torch.bfloat16, size) == 0.0
+    assert ulp(torch.bfloat16, size) == 0.0
 
 
 @pytest.mark.parametrize(
     ("dtype", "limit"),
     # bfloat16 from 8 to 16: steps of 1/16, and four of them.
-    [("bfloat16", 0.25), ("float16", 4 * 8 / 1024), ("float32", EXACT_GAP)],
+    [("bfloat16", 0.25), ("float16", 4 * 8 / 1024), ("float32", MIN_TOLERANCE)],
 )
 def test_the_limit_is_four_steps_at_the_logits_size_and_never_under_the_one_of_float32(
     dtype: str, limit: float
@@ -51,15 +51,15 @@ def test_the_limit_is_four_steps_at_the_logits_size_and_never_under_the_one_of_f
     just_within = logit_gap(table(9.0, 9.0 - limit * 0.99), info(dtype), [0, 1], 2, 3)
     beyond = logit_gap(table(9.0, 9.0 - limit * 1.01), info(dtype), [0, 1], 2, 3)
 
-    assert just_within.limit == beyond.limit == limit
+    assert just_within.tolerance == beyond.tolerance == limit
     assert (just_within.is_near_tie, beyond.is_near_tie) == (True, False)
-    assert NUM_STEPS == 4
+    assert NUM_ULPS == 4
 
 
 def test_it_does_not_matter_which_of_the_two_the_target_prefers() -> None:
     there, back = (logit_gap(table(9.0, 8.0), info("float32"), [0, 1], *pair) for pair in ((2, 3), (3, 2)))
 
-    assert there == back == LogitGap(1.0, EXACT_GAP)
+    assert there == back == LogitGap(1.0, MIN_TOLERANCE)
 
 
 def test_no_number_is_no_near_tie() -> None:
@@ -82,7 +82,7 @@ def test_the_logits_are_those_behind_the_whole_text() -> None:
 
     gap = logit_gap(target, info("float32"), text, 30, 31)
 
-    assert gap.size == pytest.approx(abs(float(wanted[30] - wanted[31])), abs=1e-4)
+    assert gap.distance == pytest.approx(abs(float(wanted[30] - wanted[31])), abs=1e-4)
     assert target.length == 0
 
 

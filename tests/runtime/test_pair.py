@@ -9,7 +9,7 @@ import pytest
 
 from specgen.core.errors import ModelFileError, ModelNotFoundError, PairError, PromptError
 from specgen.core.settings import ModelSettings, SamplingSettings
-from specgen.loading.resolve import ModelFolder
+from specgen.loading.resolved_model import ModelFiles
 from specgen.runtime.pair import Pair, PairSettings, resolve_pair
 from tests.loading.builders import RecordedReport, edit_json, make_folder
 from tests.toys import END, save_toy, token_id, toy_tokenizer
@@ -60,8 +60,8 @@ def test_a_model_that_names_no_window_bounds_nothing(tmp_path: Path) -> None:
 def test_a_draft_that_is_not_there_is_told_before_the_tokenizers_are_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("specgen.runtime.pair.load_tokenizer", lambda _: pytest.fail("too early"))
-    monkeypatch.setattr("specgen.runtime.pair.check_folder", lambda _: pytest.fail("too early"))
+    monkeypatch.setattr("specgen.loading.resolve.load_tokenizer", lambda _: pytest.fail("too early"))
+    monkeypatch.setattr("specgen.loading.resolve.check_folder", lambda _: pytest.fail("too early"))
 
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         pair_of(folder, tmp_path / "nowhere")
@@ -78,7 +78,7 @@ def test_a_plan_reads_no_weights(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(length)
 
-    assert pair_of(folder).facts.num_parameters == sum(
+    assert pair_of(folder).target.config.num_parameters == sum(
         _product(entry["shape"]) for name, entry in json.loads(header[8:]).items() if name != "__metadata__"
     )
 
@@ -105,10 +105,9 @@ def test_a_plan_takes_sampling_from_the_models_own_settings(tmp_path: Path) -> N
 def test_a_pair_of_one_family_shares_its_tokens(folder: Path, tmp_path: Path) -> None:
     pair = pair_of(folder, save_toy(tmp_path / "draft"))
 
-    assert pair.pairing is not None
-    assert pair.pairing.num_shared == len(toy_tokenizer())
-    assert pair.draft_facts is not None
-    assert (pair.facts.max_positions, pair.draft_facts.max_positions) == (64, 512)
+    assert pair.shared is not None
+    assert pair.shared.num_shared == len(toy_tokenizer())
+    assert (pair.window, pair.draft_window) == (64, 512)
 
 
 def test_a_draft_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -133,4 +132,4 @@ def test_a_plan_tells_what_it_is_doing(folder: Path) -> None:
     pair = resolve_pair(PairSettings(ModelSettings(str(folder))), report)
 
     assert report.stages == ["checking files and tokenizers"]
-    assert pair.target == ModelFolder(folder, "small-window", from_gguf=False)
+    assert pair.target.files == ModelFiles(folder, "small-window")

@@ -156,12 +156,12 @@ def draft_pairs(
     pairs = {}
     for draft in drafts:
         if draft.is_lookup:
-            pairs[draft.key] = baseline.with_drafter("lookup", None, progress)
+            pairs[draft.key] = baseline.with_draft("lookup", None, progress)
             continue
         model = ModelSettings(
             draft.name, draft.quant, places.dtype, places.device, places.revision, places.offline, places.backend
         )
-        pairs[draft.key] = baseline.with_drafter(draft.kind, model, progress)
+        pairs[draft.key] = baseline.with_draft(draft.kind, model, progress)
     return pairs
 
 

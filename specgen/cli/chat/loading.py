@@ -74,9 +74,9 @@ def load_draft(conversation: Conversation, first: ModelSettings, messages: Messa
     models = conversation.models
     requested = pair_settings(models.pair.settings.target, replace(first, name=os.path.expanduser(name), revision=None))
     with LoadProgress(messages.console, quiet=messages.quiet) as progress, gc_paused():
-        pair = models.pair.with_drafter(requested.drafter, requested.draft, progress)
+        pair = models.pair.with_draft(requested.drafter, requested.draft, progress)
         save_costs(conversation)
-        notices = models.replace_drafter(pair, progress)
+        notices = models.replace_draft(pair, progress)
     learned_costs.load_draft(models)
     return notices
 

@@ -43,7 +43,7 @@ def show_reply(state: ChatState, generation: Generation) -> BaseException | None
                 view = state.display.view.new_view()
             view.show(event)
     except ReplyAborted as aborted:
-        state.conversation.forget_caches()
+        state.conversation.models.reset_caches()
         return aborted
     except (Stopped, SpecgenError) as error:
         return error

@@ -163,6 +163,6 @@ def _difference(proof: VerifyReport) -> DifferenceError:
     first, gap = different[0]
     return DifferenceError(
         f"{len(different)} of {len(proof.texts)} greedy texts differ from the target's own, the first at token "
-        f"{first.position} by {gap.size:.2g} where rounding explains {gap.limit:.2g}",
+        f"{first.position} by {gap.distance:.2g} where rounding explains {gap.tolerance:.2g}",
         hint,
     )

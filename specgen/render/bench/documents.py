@@ -195,8 +195,8 @@ def _difference(report: BenchReport, found: Difference) -> Document:
     return {
         "prompt": report.prompts[found.prompt].id,
         "position": found.position,
-        "logit_gap": found.gap.size,
-        "tolerance": found.gap.limit,
+        "logit_gap": found.gap.distance,
+        "tolerance": found.gap.tolerance,
         "is_near_tie": found.is_near_tie,
     }
 

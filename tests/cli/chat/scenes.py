@@ -16,6 +16,7 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.sampling import Sampler
+from specgen.loading.load import LoadedModel
 from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation
@@ -83,8 +84,10 @@ def open_toy(folder: Path, *, drafter: str = "lookup", draft: Path | None = None
     """A session with empty caches; weights are read once per test run."""
     loaded = _loaded(folder, drafter, draft)
     target = CachedModel(loaded.target.model, loaded.target.vocab_size)
-    small = None if loaded.draft is None else CachedModel(loaded.draft.model, loaded.draft.vocab_size)
-    return LoadedModels(loaded.pair, target, loaded.target_info, small, loaded.draft_info)
+    draft = None
+    if loaded.draft is not None and loaded.draft_info is not None:
+        draft = LoadedModel(CachedModel(loaded.draft.model, loaded.draft.vocab_size), loaded.draft_info)
+    return LoadedModels(loaded.pair, LoadedModel(target, loaded.target_info), draft)
 
 
 def converse(

@@ -125,7 +125,7 @@ def open_chat(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> Ite
 
         def load_draft(name: str) -> list[str]:
             draft = None if name in ("lookup", "none") else ModelSettings(name, "none", "float32", "cpu")
-            return models.replace_drafter(models.pair.with_drafter("model" if draft else name, draft))  # type: ignore[arg-type]
+            return models.replace_draft(models.pair.with_draft("model" if draft else name, draft))  # type: ignore[arg-type]
 
         terminal = ChatTerminal(messages, signals, TerminalMode())
         chat_state = ChatState(conversation, terminal, autosave, settings, DisplayOptions(), load_draft)

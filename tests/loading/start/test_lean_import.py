@@ -21,12 +21,11 @@ from specgen.loading.libraries import prepare_libraries
 prepare_libraries(False)
 """
 _LOAD = """
-from specgen.loading.resolve import prepare_folder
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.resolve import find_files, resolve
+from specgen.loading.transformers_weights import load_weights
 from specgen.core.settings import ModelSettings
 settings = ModelSettings(sys.argv[1], quant="none")
-found = prepare_folder(settings)
-model = load_model(found.path, settings, role="target", from_gguf=False).model
+model = load_weights(resolve(find_files(settings), settings, "target")).model
 """
 
 

@@ -36,9 +36,8 @@ def refuse(*args, **options):
 from specgen.loading.libraries import prepare_libraries
 prepare_libraries(verbose=False)
 from specgen.core.errors import SpecgenError
-from specgen.loading.resolve import prepare_folder
-from specgen.text.tokenizer import load_tokenizer
-from specgen.loading.transformers_weights import load_model
+from specgen.loading.resolve import find_files, resolve
+from specgen.loading.transformers_weights import load_weights
 from specgen.core.settings import ModelSettings
 
 for name in ("connect", "connect_ex", "sendto", "bind"):
@@ -49,9 +48,7 @@ results = []
 for name, quant in json.loads(sys.argv[1]):
     try:
         settings = ModelSettings(name, quant=quant)
-        found = prepare_folder(settings)
-        load_tokenizer(found.path)
-        loaded = load_model(found.path, settings, role="target", from_gguf=found.from_gguf)
+        loaded = load_weights(resolve(find_files(settings), settings, "target"))
         results.append(loaded.info.quant)
     except SpecgenError as error:
         results.append([error.exit_code, error.message])
