@@ -10,7 +10,7 @@ from typing import Any
 
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
-from specgen.loading.config_check import ConfigFacts
+from specgen.loading.config_check import ModelConfig
 from specgen.loading.draft_head_folder import DraftHeadFacts
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.placement import Placement
@@ -25,7 +25,7 @@ _JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Layers whose products are done together, from a copy of their weights (`specgen.models.decoder`)."""
 
 
-def plan_memory(folder: Path, facts: ConfigFacts, placement: Placement, num_positions: int) -> MemoryPlan:
+def plan_memory(folder: Path, facts: ModelConfig, placement: Placement, num_positions: int) -> MemoryPlan:
     """Estimate what a model takes.
 
     Args:
@@ -86,7 +86,7 @@ def plan_draft_head_memory(facts: DraftHeadFacts, placement: Placement, num_posi
     )
 
 
-def plan_gguf_memory(header: GgufHeader, facts: ConfigFacts) -> MemoryPlan:
+def plan_gguf_memory(header: GgufHeader, facts: ModelConfig) -> MemoryPlan:
     """Estimate what a GGUF takes on llama.cpp: its cache is made for the whole window, in float16, at the start.
 
     Args:
@@ -119,7 +119,7 @@ def _weights(model: Any, size: int, quant: str) -> tuple[int, int]:
     return whole, joined
 
 
-def _narrow_weights(model: Any, facts: ConfigFacts, size: int) -> tuple[int, int]:
+def _narrow_weights(model: Any, facts: ModelConfig, size: int) -> tuple[int, int]:
     """Bytes of narrow layers and what stays beside them, and the number of values in the largest layer.
 
     A tied head is packed like any layer, and the embedding stays as stored; the rest is float32.

@@ -32,7 +32,7 @@ _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigFacts:
+class ModelConfig:
     """What is known of a model before its weights are read.
 
     Args:
@@ -58,7 +58,7 @@ class ConfigFacts:
     widths: tuple[int, int] | None = None
 
 
-def check_folder(folder: Path) -> ConfigFacts:
+def check_folder(folder: Path) -> ModelConfig:
     """Check a model folder and say what is in it.
 
     Raises:
@@ -79,7 +79,7 @@ def check_folder(folder: Path) -> ConfigFacts:
         for dtype, num_values in file.dtypes.items():
             dtypes[dtype] = dtypes.get(dtype, 0) + num_values
     stored = max(dtypes, key=lambda dtype: dtypes[dtype], default="F32")
-    return ConfigFacts(
+    return ModelConfig(
         model_type=model_type,
         vocab_rows=_number(config, ("vocab_size",)),
         max_positions=_number(config, _WINDOW_KEYS),

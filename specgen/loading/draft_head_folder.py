@@ -17,7 +17,7 @@ from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import read_json
 from specgen.loading.config_check import (
     DRAFT_HEAD_KEY,
-    ConfigFacts,
+    ModelConfig,
     check_sizes,
     read_config,
     refuse_kernels,
@@ -57,7 +57,7 @@ class DraftHeadFacts:
     """
 
     folder: Path
-    config: ConfigFacts
+    config: ModelConfig
     kind: Kind
     num_layers: int
     target_layers: tuple[int, ...]
@@ -104,7 +104,7 @@ def check_draft_head(folder: Path) -> DraftHeadFacts:
     dtype, num_parameters = check_tensors(folder, expected)
     return DraftHeadFacts(
         folder=folder,
-        config=ConfigFacts(
+        config=ModelConfig(
             model_type=str(model_type),
             vocab_rows=config["vocab_size"],
             max_positions=config.get("max_position_embeddings"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from specgen.core.errors import MemoryShortageError
 from specgen.core.units import format_size
-from specgen.loading.config_check import ConfigFacts
+from specgen.loading.config_check import ModelConfig
 
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
@@ -16,7 +16,7 @@ _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def needed_bytes(facts: ConfigFacts, dtype: str, quant: str) -> int:
+def needed_bytes(facts: ModelConfig, dtype: str, quant: str) -> int:
     """Memory the weights will take; without the cache and the activations."""
     if facts.quant_method is not None:
         return facts.num_weight_bytes

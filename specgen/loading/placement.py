@@ -12,7 +12,7 @@ from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.library_errors import first_line
 from specgen.core.machine import cpu_flags
 from specgen.core.settings import ModelSettings
-from specgen.loading.config_check import ConfigFacts
+from specgen.loading.config_check import ModelConfig
 from specgen.loading.format_autotune import LEAST_MEASURED, FormatTimes, Layer, fastest_format
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
@@ -53,7 +53,7 @@ class Placement:
 
 def choose_placement(
     settings: ModelSettings,
-    facts: ConfigFacts,
+    facts: ModelConfig,
     *,
     from_gguf: bool,
     role: Role = "target",
@@ -168,7 +168,7 @@ def _dtype(settings: ModelSettings, device: str) -> Choice:
     return "float16", ("float16: this GPU has no bfloat16",)
 
 
-def _quant(settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: bool, role: Role) -> Choice:
+def _quant(settings: ModelSettings, facts: ModelConfig, device: str, from_gguf: bool, role: Role) -> Choice:
     quantized = "a GGUF" if from_gguf else f"a {facts.quant_method} checkpoint" if facts.quant_method else None
     if settings.quant not in ("auto", "none"):
         if quantized:
@@ -194,7 +194,7 @@ def _quant(settings: ModelSettings, facts: ConfigFacts, device: str, from_gguf: 
     return "none", ()
 
 
-def _fastest(facts: ConfigFacts, device: str, dtype: str, times: FormatTimes | None) -> Choice | None:
+def _fastest(facts: ModelConfig, device: str, dtype: str, times: FormatTimes | None) -> Choice | None:
     """Measures a draft's fastest format; None if it is quantized already, or too small for products to matter."""
     if facts.quant_method or facts.widths is None or facts.num_parameters < LEAST_MEASURED:
         return None
@@ -212,12 +212,12 @@ def _fastest(facts: ConfigFacts, device: str, dtype: str, times: FormatTimes | N
     return quant, (reason,)
 
 
-def _fits(facts: ConfigFacts, device: str, dtype: str, quant: str) -> bool:
+def _fits(facts: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     free = free_bytes(device)
     return free is None or needed_bytes(facts, dtype, quant) <= free * 0.9
 
 
-def _is_spread(settings: ModelSettings, facts: ConfigFacts, device: str, dtype: str, quant: str) -> bool:
+def _is_spread(settings: ModelSettings, facts: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     """Returns whether `auto` needs several GPUs. A model too large for all of them is refused, never put on the CPU."""
     if settings.device != "auto" or not device.startswith("cuda") or torch.cuda.device_count() < 2:
         return False

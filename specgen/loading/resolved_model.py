@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from specgen.core.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from specgen.loading.config_check import ConfigFacts
+    from specgen.loading.config_check import ModelConfig
     from specgen.loading.draft_head_folder import DraftHeadFacts
     from specgen.loading.gguf.header import GgufHeader
 
@@ -61,7 +61,7 @@ class ResolvedModel:
     files: ModelFiles
     settings: ModelSettings
     role: Role
-    config: ConfigFacts
+    config: ModelConfig
     tokenizer: Any = None
     num_tokens: int = 0
     draft_head: DraftHeadFacts | None = None

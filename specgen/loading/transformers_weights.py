@@ -14,7 +14,7 @@ from specgen.core.library_errors import first_line, is_out_of_memory, library_fa
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.units import format_size
-from specgen.loading.config_check import ConfigFacts
+from specgen.loading.config_check import ModelConfig
 from specgen.loading.format_autotune import FormatTimes
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.placement import Placement, choose_placement
@@ -147,7 +147,7 @@ def _quantization(placement: Placement) -> Any:
     )
 
 
-def _translated(error: Exception, shown: str, folder: Path, facts: ConfigFacts, placement: Placement) -> SpecgenError:
+def _translated(error: Exception, shown: str, folder: Path, facts: ModelConfig, placement: Placement) -> SpecgenError:
     if is_out_of_memory(error):
         needed = needed_bytes(facts, placement.dtype, placement.quant)
         return shortage(shown, placement.device, needed, placement.quant)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from specgen.core.errors import ModelFileError
-from specgen.loading.config_check import ConfigFacts, check_folder, has_weights
+from specgen.loading.config_check import ModelConfig, check_folder, has_weights
 from tests.loading.builders import edit_json, fails, make_model
 
 
 def test_a_whole_folder_gives_its_facts(folder: Path) -> None:
     facts = check_folder(folder)
 
-    assert facts == ConfigFacts(
+    assert facts == ModelConfig(
         model_type="llama",
         vocab_rows=64,
         max_positions=128,

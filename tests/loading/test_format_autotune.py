@@ -10,14 +10,14 @@ import pytest
 
 from specgen.core.settings import ModelSettings
 from specgen.loading import placement
-from specgen.loading.config_check import ConfigFacts
+from specgen.loading.config_check import ModelConfig
 from specgen.loading.format_autotune import Layer, decide, fastest_format, measured_seconds
 from specgen.storage.cost_store import CostStore
 
 WIDTHS = (896, 4864)
 LAYER = Layer(*WIDTHS, "bfloat16", "cpu")
 ALL = ("none", "int8", "nf4")
-FACTS = ConfigFacts("qwen2", 151936, 32768, None, "bfloat16", 494_032_768, 988_065_536, True, WIDTHS)
+FACTS = ModelConfig("qwen2", 151936, 32768, None, "bfloat16", 494_032_768, 988_065_536, True, WIDTHS)
 
 
 class Stopwatch:
@@ -126,7 +126,7 @@ def test_a_draft_on_a_cpu_chooses_among_what_has_kernels_there(
     ids=["target", "asked-for", "ready-quantized", "tiny", "unknown-widths"],
 )
 def test_what_is_no_large_unquantized_draft_is_not_measured(
-    asked: list[list[str]], settings: ModelSettings, facts: ConfigFacts, role: str
+    asked: list[list[str]], settings: ModelSettings, facts: ModelConfig, role: str
 ) -> None:
     placement.choose_placement(settings, facts, from_gguf=False, role=role)  # type: ignore[arg-type]
 

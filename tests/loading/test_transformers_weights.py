@@ -13,7 +13,7 @@ import torch
 from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError, NumericalError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading import memory, placement
-from specgen.loading.config_check import ConfigFacts, check_folder
+from specgen.loading.config_check import ModelConfig, check_folder
 from specgen.loading.placement import choose_placement
 from specgen.loading.transformers_weights import LoadedWeights, load_weights
 from tests.loading.builders import RecordedReport, edit_json, edit_weights, fails, make_folder, make_model, resolved
@@ -161,7 +161,7 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, *free: int, capability: tuple[
     monkeypatch.setattr(placement, "check_bitsandbytes", lambda quant, device: None)
 
 
-FACTS = ConfigFacts("llama", 64, 128, None, "bfloat16", num_parameters=10**9, num_weight_bytes=2 * 10**9)
+FACTS = ModelConfig("llama", 64, 128, None, "bfloat16", num_parameters=10**9, num_weight_bytes=2 * 10**9)
 
 
 def test_auto_chooses_nf4_and_bfloat16_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from specgen.core.errors import SettingsError
 from specgen.core.settings import BackendSettings
-from specgen.loading.config_check import ConfigFacts
+from specgen.loading.config_check import ModelConfig
 from specgen.loading.gguf.header import GgufHeader
 
 DEFAULT_CONTEXT = 8192
@@ -15,7 +15,7 @@ DEFAULT_CONTEXT = 8192
 
 def gguf_config(
     header: GgufHeader, settings: BackendSettings, name: str, role: Literal["target", "draft"]
-) -> ConfigFacts:
+) -> ModelConfig:
     """Returns what a GGUF header says of a model. `max_positions` is the size of the cache it will get.
 
     Raises:
@@ -28,7 +28,7 @@ def gguf_config(
                 f"--context-size {requested} is more than the {window} positions of {name}", f"use at most {window}"
             )
         requested = window
-    return ConfigFacts(
+    return ModelConfig(
         model_type=header.architecture,
         vocab_rows=header.vocab_rows,
         max_positions=requested or min(window or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
