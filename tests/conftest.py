@@ -15,6 +15,7 @@ from specgen.core.errors import ModelNotFoundError
 from specgen.loading.builtin import fetch_builtin
 from specgen.storage.paths import STATE_VARIABLE
 from specgen.text.tokenizer import load_tokenizer
+from tests import collection
 from tests.cli.chat.scenes import noisy_folder, wordy_folder
 from tests.loading.builders import make_folder
 from tests.toys import save_toy
@@ -35,6 +36,14 @@ settings.register_profile(
     "nightly", deadline=None, max_examples=5000, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("SPECGEN_HYPOTHESIS", "ci"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    collection.mark_processes(items)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    collection.report_needs(config)
 
 
 @pytest.fixture(scope="session")

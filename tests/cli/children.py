@@ -1,4 +1,7 @@
-"""The command line in processes of its own: plain ones, ones stopped at an exact place, and ones on a terminal."""
+"""The command line in processes: plain ones, ones stopped at an exact place, and ones on a terminal.
+
+All are forks of the fork server (`tests.processes.server`) unless a test asks for a new interpreter.
+"""
 
 from __future__ import annotations
 
@@ -13,57 +16,70 @@ import sys
 import termios
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from tests.cli.barrier import VARIABLE
+from tests.processes.environment import ROOT, TIMEOUT_SECONDS, environment
+from tests.processes.forked import ForkedProcess, Pipes, client_command
 
-ROOT = Path(__file__).parent.parent.parent
+__all__ = ["ROOT", "SCRIPTED", "TIMEOUT_SECONDS", "TOY", "Child", "Ended", "environment", "run_child", "shell"]
+
 SCRIPTED = "tests.cli.scripted_child"
 TOY = "tests.cli.toy_child"
-TIMEOUT_SECONDS = 100
+_ANNOUNCE, _WAIT = 200, 201
+"""A child's numbers of the barrier's pipes."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a child left behind."""
+    """What a process left: its exit code, stdout and stderr."""
 
     code: int
     out: bytes
     err: str
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """Ours, without what would change a result: options, colours, the terminal's size."""
-    dropped = ("SPECGEN_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "COLUMNS", "LINES", "PYTEST_", "HF_HUB_OFFLINE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    ours = {"OMP_NUM_THREADS": "1", "TERM": "xterm", "SPECGEN_CACHE": "/proc/x", "SPECGEN_BACKEND": "transformers"}
-    return {**kept, **ours, **changes}
-
-
 def run_child(
-    *arguments: str, module: str = SCRIPTED, stdin: bytes | None = None, env: Mapping[str, str] | None = None
+    *arguments: str,
+    module: str = SCRIPTED,
+    stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    fresh: bool = False,
 ) -> Ended:
-    """Run the command line to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        env=environment(**(env or {})),
-        cwd=ROOT,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr.decode())
+    """Runs the command line to its end.
+
+    Args:
+        *arguments: Of the command line.
+        module: As for `python -m`.
+        stdin: Comes through a pipe; None: stdin is /dev/null.
+        env: Further environment.
+        fresh: Start a new interpreter, for what an interpreter decides as it starts.
+    """
+    if fresh:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            env=environment(**(env or {})),
+            cwd=ROOT,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr.decode())
+    pipes = Pipes(stdin)
+    process = ForkedProcess(module, arguments, environment(**(env or {})), pipes.descriptors)
+    pipes.started()
+    out, err = pipes.result()
+    return Ended(process.wait(), out, err.decode())
 
 
 def shell(script: str, *, module: str = SCRIPTED, **env: str) -> Ended:
-    """Run a bash script in which `specgen` is the command line."""
-    function = f'specgen() {{ "{sys.executable}" -m {module} "$@"; }}\n'
+    """Runs a bash script in which `specgen` is the command line."""
+    words = " ".join(f'"{word}"' for word in client_command(module))
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", function + script],
+        ["bash", "-o", "pipefail", "-c", f'specgen() {{ {words} "$@"; }}\n{script}'],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=environment(**env),
@@ -98,30 +114,26 @@ class Child:
         self._announced, announce = os.pipe()
         wait, self._go = os.pipe()
         self._master: int | None = None
-        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        slave: int | None = None
+        self._pipes: Pipes | None = None
         if on_terminal:
             self._master, slave = pty.openpty()
             fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-            streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
-
-        def prepare() -> None:
-            if on_terminal:
-                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            if ignores is not None:
-                signal.signal(ignores, signal.SIG_IGN)
-
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            **streams,
-            env=environment(**{VARIABLE: f"{place}:{announce}:{wait}"}, **env),
-            cwd=ROOT,
-            pass_fds=(announce, wait),
-            start_new_session=on_terminal,
-            preexec_fn=prepare,
+            streams = dict.fromkeys((0, 1, 2), slave)
+        else:
+            self._pipes = Pipes()
+            streams = self._pipes.descriptors
+        self.process = ForkedProcess(
+            module,
+            arguments,
+            environment(**{VARIABLE: f"{place}:{_ANNOUNCE}:{_WAIT}"}, **env),
+            {**streams, _ANNOUNCE: announce, _WAIT: wait},
+            ignored_signals=[] if ignores is None else [ignores],
+            is_session=on_terminal,
         )
-        for descriptor in (announce, wait, *([] if slave is None else [slave])):
+        for descriptor in (announce, wait, *([slave] if on_terminal else [])):
             os.close(descriptor)
+        if self._pipes is not None:
+            self._pipes.started()
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +144,6 @@ class Child:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream is not None:
-                stream.close()
         for descriptor in (self._announced, self._go, *([] if self._master is None else [self._master])):
             os.close(descriptor)
 
@@ -156,9 +165,10 @@ class Child:
 
     def finish(self) -> Ended:
         """Wait for its end."""
-        if self._master is None:
-            out, err = self.process.communicate(timeout=TIMEOUT_SECONDS)
-            return Ended(self.process.returncode, out, err.decode())
+        if self._pipes is not None:
+            out, err = self._pipes.result()
+            return Ended(self.process.wait(), out, err.decode())
+        assert self._master is not None
         shown = b""
         while True:
             try:
@@ -168,7 +178,7 @@ class Child:
             if not chunk:
                 break
             shown += chunk
-        return Ended(self.process.wait(TIMEOUT_SECONDS), shown, "")
+        return Ended(self.process.wait(), shown, "")
 
     def _read_announcement(self) -> bytes:
         ready, _, _ = select.select([self._announced], [], [], TIMEOUT_SECONDS)

@@ -1,25 +1,24 @@
-"""The real command line with a scripted answer instead of a model: starts in a third of a second, imports no torch.
-
-    python -m tests.cli.scripted_child generate "..."
+"""The real command line with a scripted answer instead of a model.
 
 Places of the barrier: `start`, before a command watches signals; `open`, where any command would load models; `round N`
-and `baseline` of an answer. SPECGEN_TEST_ROUNDS: rounds of the answer, default 3.
+and `baseline` of an answer. SPECGEN_TEST_ROUNDS: rounds of the answer, default 3. SPECGEN_TEST_COUNT: a file that gets
+the number of finished rounds before each event, however the program ends.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
-from specgen.cli import app, request
-from specgen.cli import streams as output
-from specgen.cli.app import run as doctor
-from specgen.cli.app import run as generate
-from specgen.cli.app import run as verify
-from specgen.cli.bench import measure as bench_run
+import specgen.cli.bench.measure as measure
+import specgen.cli.doctor.run as doctor
+import specgen.cli.generate.run as generate
+import specgen.cli.verify.run as verify
+from specgen.cli import app, request, streams
 from specgen.core.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
 from specgen.core.metrics import Counts
 from specgen.core.results import RunReport
@@ -32,7 +31,7 @@ def answer(num_rounds: int) -> str:
 
 
 class ScriptedGeneration:
-    """What the command line needs of a `Generation`. Each round is a word, a rejected token and a character."""
+    """What the command line needs of a `Generation`. A round is a word, a rejected token and a character."""
 
     def __init__(self, num_rounds: int) -> None:
         self.info = runs.info()
@@ -49,6 +48,13 @@ class ScriptedGeneration:
         self.is_interrupted = True
 
     def __iter__(self) -> Iterator[TextEvent]:
+        path = os.environ.get("SPECGEN_TEST_COUNT")
+        for event in self._events():
+            if path is not None:
+                Path(path).write_text(str(self.counts.num_rounds))
+            yield event
+
+    def _events(self) -> Iterator[TextEvent]:
         yield Prefill(9, 0, 0.01, 0.01)
         for index in range(self._num_rounds):
             reach(f"round {index}")
@@ -99,10 +105,10 @@ def main() -> None:
         setattr(module, name, nothing)
     module._open = load_models
     module._new_generation = lambda *_: ScriptedGeneration(num_rounds)
-    others: Any = ((verify, "_prove"), (doctor, "_examine"), (bench_run, "open_benchmark"))
+    others: Any = ((verify, "_prove"), (doctor, "_examine"), (measure, "open_benchmark"))
     for other, name in others:
         setattr(other, name, lambda *_, **__: reach("open"))
-    messages: Any = output.Messages
+    messages: Any = streams.Messages
     messages.__init__ = starting(messages.__init__)
     announce_signals()
     app.main()

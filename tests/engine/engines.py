@@ -19,7 +19,7 @@ from tests.fakes import cached, tiny_model
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 needs_llama_cpp = [
     pytest.mark.llamacpp,
-    pytest.mark.skipif(not HAS_LLAMA_CPP, reason="llama-cpp-python is not installed: pip install '.[gguf]'"),
+    pytest.mark.skipif(not HAS_LLAMA_CPP, reason="needs the extra gguf"),
 ]
 
 

@@ -29,9 +29,7 @@ from tests.fakes import always_wrong, ids_of, oracle, run_events
 from tests.loading.builders import make_folder, resolved
 from tests.models.test_decoder import BUILDERS, build
 
-needs_kernels = pytest.mark.skipif(
-    not (has_float16_matmul() and has_int8_matmul()), reason="this CPU or torch has no FBGEMM kernels"
-)
+needs_kernels = pytest.mark.skipif(not (has_float16_matmul() and has_int8_matmul()), reason="needs FBGEMM's kernels")
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 
 

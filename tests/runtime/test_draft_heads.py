@@ -169,7 +169,7 @@ def test_a_quantized_target_serves_it_too(folders: dict[str, Path]) -> None:
     assert generation.token_ids[:8] == run(plain).token_ids[:8]
 
 
-@pytest.mark.skipif(not has_float16_matmul(), reason="no product of float32 with float16 weights on this CPU")
+@pytest.mark.skipif(not has_float16_matmul(), reason="needs FBGEMM's kernels")
 @pytest.mark.parametrize("quant", ["none", "int8", "auto"])
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_a_target_with_narrow_weights_serves_it_too(tmp_path: Path, quant: Any, is_tied: bool) -> None:

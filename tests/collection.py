@@ -1,0 +1,68 @@
+"""Marks tests that start processes, and reports tests that this machine could not run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+import pexpect
+import pytest
+
+from tests.processes.forked import ForkedProcess, server_socket
+
+STARTERS: tuple[object, ...] = (subprocess, pexpect, ForkedProcess, server_socket)
+FORKS = {"fork", "forkpty"}
+"""Functions of `os`."""
+NEED = "needs "
+"""How the reason of a skip begins that is for want of a kernel, a device or a library."""
+
+
+def mark_processes(items: Iterable[pytest.Item]) -> None:
+    """Marks with `process` each test that reaches a starter of processes, itself or through fixtures and helpers."""
+    known: dict[object, bool] = {}
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        functions = [getattr(item, "function", None), *(one.func for found in fixtures for one in found)]
+        if any(_starts_process(function, known) for function in functions):
+            item.add_marker("process")
+
+
+def _starts_process(thing: Any, known: dict[object, bool]) -> bool:
+    function = getattr(thing, "__wrapped__", thing)
+    if isinstance(function, type):
+        return any(_starts_process(one, known) for one in vars(function).values() if isinstance(one, FunctionType))
+    if not isinstance(function, FunctionType) or not function.__module__.startswith("tests."):
+        return False
+    if function not in known:
+        known[function] = False  # ends recursion
+        names = set(_names(function.__code__))
+        values = [function.__globals__[name] for name in names if name in function.__globals__]
+        known[function] = (
+            (bool(names & FORKS) and any(value is os for value in values))
+            or any(value is starter for value in values for starter in STARTERS)
+            or any(_starts_process(value, known) for value in values)
+        )
+    return known[function]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def report_needs(config: pytest.Config) -> None:
+    """Writes, as the last line of a run, which tests were not run and what they need."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):
+        return
+    reasons = (report.longrepr[2] for report in reporter.stats.get("skipped", ()))
+    needs = Counter(reason.partition(NEED)[2] for reason in reasons if NEED in reason)
+    if needs:
+        listed = ", ".join(f"{count} tests need {need}" for need, count in sorted(needs.items()))
+        reporter.write_line(f"not run here: {listed}")
