@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tests.cli.children import ROOT, SCRIPTED, TIMEOUT_SECONDS, environment, run_child, shell
 from tests.cli.scripted_child import answer
+from tests.processes.forked import ForkedProcess
 
 ANSWER = answer(3)
 FULL = "error: cannot write the answer: No space left on device\n"
@@ -157,22 +157,21 @@ def test_a_stderr_that_takes_nothing_changes_nothing_about_an_error(redirection:
 
 @pytest.mark.fault("F60")
 def test_a_slow_reader_holds_the_run_up_and_memory_stays_flat() -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-m", SCRIPTED, "generate", "hi", "--no-stats"],
-        stdout=subprocess.PIPE,
-        env=environment(SPECGEN_TEST_ROUNDS="200000", PYTHONDONTWRITEBYTECODE="1"),
-        cwd=ROOT,
+    descriptor, stdout = os.pipe()
+    streams = {1: stdout, 2: 2}
+    child = ForkedProcess(
+        SCRIPTED, ["generate", "hi", "--no-stats"], environment(SPECGEN_TEST_ROUNDS="200000"), streams
     )
-    assert child.stdout is not None
-    descriptor, num_read, sizes, leads = child.stdout.fileno(), 0, [], []
+    os.close(stdout)
+    num_read, sizes, leads = 0, [], []
     for _ in range(60):
         num_read += len(os.read(descriptor, 1024))
         _wait_until_asleep(child.pid)
         sizes.append(_figure(child.pid, "status", "VmRSS"))
         leads.append(_figure(child.pid, "io", "wchar") - num_read)
-    child.stdout.close()
+    os.close(descriptor)
 
-    assert child.wait(TIMEOUT_SECONDS) == 0
+    assert child.wait() == 0
     assert max(sizes[5:]) - sizes[5] < 1024
     # Ahead of the reader by what a pipe holds, and no more: the rest was never made.
     assert max(leads) <= PIPE_BYTES + 4096
