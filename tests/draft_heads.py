@@ -1,4 +1,4 @@
-"""Shallow drafts for tests, their folders written by hand from the format, and a slow forward pass as the oracle."""
+"""Draft heads for tests: folders written by hand in their format, and a slow forward pass as the oracle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from specgen.models.transformers_model import CachedModel
 
 
 def draft_body(target: Any, num_layers: int, seed: int) -> Any:
-    """transformers' own base model of the target's kind, random, with so many layers."""
+    """Returns transformers' base model of the target's kind, with random weights and `num_layers` layers."""
     config = copy.deepcopy(target.config)
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
@@ -45,16 +45,16 @@ def write_draft(
     copies_target: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """A draft for a transformers model in memory.
+    """Writes a draft head for a transformers model in memory.
 
     Args:
-        folder: Made.
+        folder: Created.
         target: Its target.
         kind: `layers` or `features`.
-        num_layers: Its layers, random.
+        num_layers: Layers with random weights.
         draft_ids: Tokens it can propose.
         seed: Of its weights.
-        copies_target: Its layers are the target's first ones instead; with all of them it is the target itself.
+        copies_target: Its layers are copies of the target's first ones; with all of them it is the target itself.
         dtype: Of the stored weights; default: the target's.
     """
     body = draft_body(target, num_layers, seed)
@@ -88,52 +88,52 @@ def write_draft(
 
 
 def open_draft(folder: Path, target: CachedModel) -> DraftHeadModel:
-    """The draft of a folder over a target in memory, not packed."""
+    """Loads the draft head of a folder for a target in memory, in its stored weight format."""
     return load_draft_head(check_draft_head(folder), folder.name, "none", target, target.vocab_size)[0]
 
 
-def shallow_drafter(
+def head_drafter(
     folder: Path,
     target: CachedModel,
     sampling: SamplingSettings,
     randomness: Randomness | None = None,
     noise: PositionNoise | None = None,
 ) -> ModelDrafter:
-    """What a session makes of it."""
+    """Returns a drafter with the draft head of a folder."""
     model = open_draft(folder, target)
-    chance = randomness or TorchRandomness(sampling.seed, torch.device("cpu"))
-    return ModelDrafter(model, target.vocab_size, Sampler(sampling, chance, noise), columns=model.columns)
+    randomness = randomness or TorchRandomness(sampling.seed, torch.device("cpu"))
+    return ModelDrafter(model, target.vocab_size, Sampler(sampling, randomness, noise), columns=model.columns)
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "shallow layers": {"kind": "layers", "num_layers": 1},
-    "shallow features": {"kind": "features", "num_layers": 2},
-    "shallow subset": {"kind": "features", "draft_ids": tuple(range(0, 96, 3))},
-    "shallow oracle": {"kind": "layers", "num_layers": 2, "copies_target": True},
-    "shallow features oracle": {"kind": "features", "num_layers": 2, "copies_target": True},
+    "head layers": {"kind": "layers", "num_layers": 1},
+    "head features": {"kind": "features", "num_layers": 2},
+    "head subset": {"kind": "features", "draft_ids": tuple(range(0, 96, 3))},
+    "head oracle": {"kind": "layers", "num_layers": 2, "copies_target": True},
+    "head features oracle": {"kind": "features", "num_layers": 2, "copies_target": True},
 }
-"""Drafts for `tests.fakes.tiny_model`. Those called oracle compute what the target computes."""
+"""Draft heads for `tests.fakes.tiny_model`. Those named oracle compute what the target computes."""
 
 
 def tiny_draft(name: str, target: Any, key: str) -> Path:
-    """The folder of one of `SHAPES`, written once per `key`, which tells targets apart."""
-    folder = _keeper() / f"{name}-{key}".replace(" ", "-")
+    """Returns the folder of one of `SHAPES`, written once per `key`, which identifies the target."""
+    folder = _temporary_folder() / f"{name}-{key}".replace(" ", "-")
     return folder if folder.exists() else write_draft(folder, target, **SHAPES[name])
 
 
 @cache
-def _keeper() -> Path:
+def _temporary_folder() -> Path:
     # Removed when the process ends.
-    keeper: Any = tempfile.TemporaryDirectory(prefix="specgen-drafts-")
-    _KEPT.append(keeper)
-    return Path(keeper.name)
+    folder: Any = tempfile.TemporaryDirectory(prefix="specgen-drafts-")
+    _FOLDERS.append(folder)
+    return Path(folder.name)
 
 
-_KEPT: list[Any] = []
+_FOLDERS: list[Any] = []
 
 
 class SlowDraft:
-    """The forward pass as the format describes it, over the whole text each time, with transformers' own layers.
+    """The forward pass as the format defines it: over the whole text each time, with transformers' own layers.
 
     Args:
         folder: A draft.
@@ -144,22 +144,22 @@ class SlowDraft:
         from safetensors.torch import load_file
 
         tensors = load_file(folder / "model.safetensors")
-        about = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
         self.target = target
         self.ids = tensors.pop("draft_ids", None)
         self.join = tensors.pop("fc.weight", None)
-        self.body = draft_body(target, about["num_hidden_layers"], 0)
+        self.body = draft_body(target, config["num_hidden_layers"], 0)
         self.body.load_state_dict(tensors, strict=False)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], tail: Sequence[int] = (), start: int = 0) -> torch.Tensor:
-        """`[1, vocab]` behind a text and a drafted tail; the draft reads from index `start` on."""
-        whole = [*ids, *tail]
+        """Returns `[1, vocab]` after a text and a drafted tail; the draft reads from index `start` on."""
+        text = [*ids, *tail]
         true = self.target.model(torch.tensor([ids])).last_hidden_state[0]
-        embedded = self.target.get_input_embeddings().weight[torch.tensor(whole)]
+        embedded = self.target.get_input_embeddings().weight[torch.tensor(text)]
         output = torch.zeros(0, embedded.shape[1])
-        # Own outputs stand in for features of index len(ids) - 1 on, so the drafted part goes a token at a time.
-        for length in range(len(ids), len(whole) + 1):
+        # From index len(ids) - 1 on, its own outputs replace the features, so drafted tokens run one at a time.
+        for length in range(len(ids), len(text) + 1):
             hidden = embedded[start:length]
             if self.join is not None:
                 features = [true[: len(ids) - 1], output[len(ids) - 1 - start :]]

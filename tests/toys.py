@@ -1,7 +1,7 @@
-"""Toy model folders whose answers are known in advance: the next token is a table of the last one, weights and all.
+"""Toy models whose answers are known in advance: a table gives the next token for the last one.
 
-A toy is a real Llama with a real byte-level tokenizer, so it goes through the same loading, engine and text code as
-any other model. Its attention and MLP add nothing, its embedding is the identity, and its output layer is the table.
+A toy is a real Llama with a real byte-level tokenizer, so it uses the same loading, engine and text code as any other
+model. Its attention and MLP add nothing, its embedding is the identity, and its output layer is the table.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CHAIN = ("\n", "The", " quick", " brown", " fox", " drinks", " caf", b"\xc3", b"\xa9", " at", b"\xe6", b"\x97", b"\xa5")
-"""What a toy says after the line end of `assistant\\n`: words, then characters in several tokens each."""
+"""What a toy answers after the line end of `assistant\\n`: words, then characters of several tokens each."""
 END = "<|im_end|>"
 ANSWER = "The quick brown fox drinks café at日🙂."
 
 
 @cache
 def toy_tokenizer(*, extra: Sequence[str] = (), template: str | None = CHAT_TEMPLATE, normalizer: Any = None) -> Any:
-    """A byte-level BPE of 292 tokens: every byte, some words, special tokens, and tool tokens that are not special.
+    """Returns a byte-level BPE of 292 tokens: all bytes, some words, special tokens, tool tokens that are not special.
 
     Args:
         extra: Further tokens at the end.
         template: Chat template.
-        normalizer: Applied to text that is no special token.
+        normalizer: Applied to text other than special tokens.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
@@ -60,7 +60,7 @@ def toy_tokenizer(*, extra: Sequence[str] = (), template: str | None = CHAT_TEMP
 
 
 def token_id(token: str | bytes) -> int:
-    """The one id of a word, or of one byte of a character."""
+    """Returns the only id of a word, or of one byte of a character."""
     tokenizer = toy_tokenizer()
     if isinstance(token, bytes):
         from tokenizers import pre_tokenizers
@@ -74,14 +74,14 @@ def token_id(token: str | bytes) -> int:
 
 
 def _byte_characters() -> list[str]:
-    """GPT-2's printable stand-in for each byte."""
+    """Returns GPT-2's printable character for each byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def successors(**changes: str | bytes) -> dict[int, int]:
-    """The chain of `ANSWER`, closed to a circle behind its end token.
+    """Returns the next token of each token of `ANSWER`; its end token is followed by its start.
 
     Args:
         **changes: Other successors of words: `fox=" quick"`.
@@ -95,7 +95,7 @@ def successors(**changes: str | bytes) -> dict[int, int]:
 
 
 def table_model(table: Mapping[int, int], num_positions: int = 512) -> Any:
-    """A Llama whose next token after i is `table[i]`; float32, a millisecond a forward."""
+    """Returns a Llama whose next token after i is `table[i]`; float32, one millisecond per pass."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -131,13 +131,13 @@ def table_model(table: Mapping[int, int], num_positions: int = 512) -> Any:
 def save_toy(
     folder: Path, *, num_positions: int = 512, tokenizer: Any = None, model: Any = None, **changes: str | bytes
 ) -> Path:
-    """A whole model folder that answers `ANSWER` to any chat.
+    """Writes a complete model folder that answers `ANSWER` in any chat.
 
     Args:
-        folder: Made.
+        folder: Created.
         num_positions: The model's window.
-        tokenizer: Another one than `toy_tokenizer()`.
-        model: Another one than `table_model`.
+        tokenizer: Default: `toy_tokenizer()`.
+        model: Default: `table_model`.
         **changes: See `successors`.
     """
     (model or table_model(successors(**changes), num_positions)).save_pretrained(folder)
@@ -146,7 +146,7 @@ def save_toy(
 
 
 def random_toy(seed: int = 0, **changes: Any) -> Any:
-    """A random Llama over the toy tokenizer's ids: any bytes at all, half characters and control tokens included."""
+    """Returns a random Llama over the toy tokenizer's ids: it generates any bytes, and control tokens."""
     from tests.loading.builders import make_model
 
     return make_model(

@@ -1,31 +1,25 @@
-"""Recognizes out-of-memory errors among the exceptions that torch raises."""
+"""Converts out-of-memory errors of a library during generation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from specgen.core.errors import MemoryShortageError
-
-SHORTAGES = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Texts of torch's plain RuntimeErrors that mean out of memory: on CPU, on MPS and in CUDA's libraries."""
+from specgen.core.library_errors import is_out_of_memory
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn out-of-memory errors into `MemoryShortageError`: on CPU torch raises a plain RuntimeError.
+    """Raises `MemoryShortageError` for the out-of-memory errors of a block; other errors pass.
 
     Raises:
         MemoryShortageError: Memory ran out inside the block.
     """
-    hint = "use a smaller draft, --quant nf4 or a shorter --max-new-tokens"
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise MemoryShortageError("out of memory during generation", hint) from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in SHORTAGES):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
+        hint = "use a smaller draft, --quant nf4 or a shorter --max-new-tokens"
         raise MemoryShortageError("out of memory during generation", hint) from error

@@ -20,7 +20,7 @@ from specgen.loading.start.lean_import import import_models_alone
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DRAFT_HEAD_KEY = "specgen_draft"
-"""In a config: the folder is a shallow draft (`specgen.loading.draft_head_folder`), no model of its own."""
+"""In a config: the folder is a draft head (`specgen.loading.draft_head_folder`), not a complete model."""
 
 _WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
@@ -67,7 +67,7 @@ def check_folder(folder: Path) -> ModelConfig:
     config = read_config(folder)
     if DRAFT_HEAD_KEY in config:
         raise ModelFileError(
-            f"{folder} is a shallow draft: a few layers that run on the embeddings of the target they were made for",
+            f"{folder} is a draft head, which runs only with the target it was made for",
             "give it with --draft, beside its target",
         )
     refuse_kernels(config, folder)

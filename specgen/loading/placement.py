@@ -53,7 +53,7 @@ class Placement:
 
 def choose_placement(
     settings: ModelSettings,
-    facts: ModelConfig,
+    config: ModelConfig,
     *,
     from_gguf: bool,
     role: Role = "target",
@@ -63,7 +63,7 @@ def choose_placement(
 
     Args:
         settings: The requested ones.
-        facts: What the config says.
+        config: The model's config.
         from_gguf: It was converted from a GGUF, which is already quantized.
         role: A draft may use less exact kernels than a target: its numbers never decide the text.
         times: Stored measurements of a draft's formats; None: they are measured again.
@@ -75,11 +75,11 @@ def choose_placement(
     device, remarks = _device(settings.device)
     dtype, reason = _dtype(settings, device)
     remarks += reason
-    quant, reason = _quant(settings, facts, device, from_gguf, role)
+    quant, reason = _quant(settings, config, device, from_gguf, role)
     if settings.quant == "auto" and role == "draft" and not from_gguf:
-        quant, reason = _fastest(facts, device, dtype, times) or (quant, reason)
+        quant, reason = _fastest(config, device, dtype, times) or (quant, reason)
     packed_dtype: Literal["float16", "int8"] | None = None
-    if device == "cpu" and facts.quant_method is None:
+    if device == "cpu" and config.quant_method is None:
         if quant == "int8" and role == "draft" and has_int8_matmul():
             return Placement(device, False, "float32", quant, reason, "int8")
         if quant == "none" and dtype == "float16" and has_float16_matmul():
@@ -92,7 +92,7 @@ def choose_placement(
                 raise
             quant, reason = "none", (f"not quantized: {error.message}",)
     remarks += reason
-    return Placement(device, _is_spread(settings, facts, device, dtype, quant), dtype, quant, remarks, packed_dtype)
+    return Placement(device, _is_spread(settings, config, device, dtype, quant), dtype, quant, remarks, packed_dtype)
 
 
 def has_fast_bf16_cpu() -> bool:
@@ -168,15 +168,15 @@ def _dtype(settings: ModelSettings, device: str) -> Choice:
     return "float16", ("float16: this GPU has no bfloat16",)
 
 
-def _quant(settings: ModelSettings, facts: ModelConfig, device: str, from_gguf: bool, role: Role) -> Choice:
-    quantized = "a GGUF" if from_gguf else f"a {facts.quant_method} checkpoint" if facts.quant_method else None
+def _quant(settings: ModelSettings, config: ModelConfig, device: str, from_gguf: bool, role: Role) -> Choice:
+    quantized = "a GGUF" if from_gguf else f"a {config.quant_method} checkpoint" if config.quant_method else None
     if settings.quant not in ("auto", "none"):
         if quantized:
             raise SettingsError(
                 f"--quant {settings.quant} can't be applied: {quantized} is already quantized", "omit --quant"
             )
         has_blocks = device == "cpu" and "avx512_bf16" in cpu_flags() and settings.quant in ("nf4", "fp4")
-        if has_blocks and not facts.widths_fit_blocks:
+        if has_blocks and not config.widths_fit_blocks:
             raise SettingsError(
                 f"--quant {settings.quant} can't be applied on this CPU: layer widths must be multiples of 64",
                 "use --quant none or int8",
@@ -186,7 +186,7 @@ def _quant(settings: ModelSettings, facts: ModelConfig, device: str, from_gguf: 
         return "none", ()
     if device == "cpu" and role == "draft" and not has_fast_bf16_cpu() and has_int8_matmul():
         return "int8", ()
-    if not facts.widths_fit_blocks:
+    if not config.widths_fit_blocks:
         return "none", ()
     # On a CPU without AVX512-BF16, nf4 is unpacked before each product: smaller, but slower than float32.
     if device.startswith("cuda") or (device == "cpu" and "avx512_bf16" in cpu_flags()):
@@ -194,34 +194,34 @@ def _quant(settings: ModelSettings, facts: ModelConfig, device: str, from_gguf: 
     return "none", ()
 
 
-def _fastest(facts: ModelConfig, device: str, dtype: str, times: FormatTimes | None) -> Choice | None:
+def _fastest(config: ModelConfig, device: str, dtype: str, times: FormatTimes | None) -> Choice | None:
     """Measures a draft's fastest format; None if it is quantized already, or too small for products to matter."""
-    if facts.quant_method or facts.widths is None or facts.num_parameters < LEAST_MEASURED:
+    if config.quant_method or config.widths is None or config.num_parameters < LEAST_MEASURED:
         return None
     formats = ["none"]
     if device == "cpu" and has_int8_matmul():
         formats.append("int8")
     # Other CPUs unpack 4-bit weights before each product, which can't be fast.
-    if device == "cpu" and "avx512_bf16" in cpu_flags() and facts.widths_fit_blocks:
+    if device == "cpu" and "avx512_bf16" in cpu_flags() and config.widths_fit_blocks:
         formats.append("nf4")
-    if device.startswith("cuda") and facts.widths_fit_blocks:
-        formats = [name for name in ("none", "int8", "nf4") if name == "nf4" or _fits(facts, device, dtype, name)]
+    if device.startswith("cuda") and config.widths_fit_blocks:
+        formats = [name for name in ("none", "int8", "nf4") if name == "nf4" or _fits(config, device, dtype, name)]
     if len(formats) == 1:
         return formats[0], ()
-    quant, reason = fastest_format(formats, Layer(*facts.widths, dtype, device), times)
+    quant, reason = fastest_format(formats, Layer(*config.widths, dtype, device), times)
     return quant, (reason,)
 
 
-def _fits(facts: ModelConfig, device: str, dtype: str, quant: str) -> bool:
+def _fits(config: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     free = free_bytes(device)
-    return free is None or needed_bytes(facts, dtype, quant) <= free * 0.9
+    return free is None or needed_bytes(config, dtype, quant) <= free * 0.9
 
 
-def _is_spread(settings: ModelSettings, facts: ModelConfig, device: str, dtype: str, quant: str) -> bool:
+def _is_spread(settings: ModelSettings, config: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     """Returns whether `auto` needs several GPUs. A model too large for all of them is refused, never put on the CPU."""
     if settings.device != "auto" or not device.startswith("cuda") or torch.cuda.device_count() < 2:
         return False
-    needed = needed_bytes(facts, dtype, quant)
+    needed = needed_bytes(config, dtype, quant)
     free = [free_bytes(f"cuda:{index}") or 0 for index in range(torch.cuda.device_count())]
     # A tenth for the cache, the activations and the allocator.
     if needed <= free[0] * 0.9:

@@ -1,7 +1,4 @@
-"""A checked model folder in, a transformers model ready to run out. Knows nothing of tokens.
-
-Loading is strict: transformers fills a missing tensor with random numbers and says so in a log only.
-"""
+"""Loads the weights of a model folder with transformers, strictly: incomplete or damaged weights are errors."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.loading.start.lean_import import loaded_lean
 from specgen.loading.weights_check import check_complete, check_finite
+from specgen.models.formats import Float16Linear, Int8Linear, pack_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +27,8 @@ class LoadedWeights:
 
     Args:
         model: The `transformers.PreTrainedModel`, in eval mode, no gradients.
-        info: What really runs, read off the layers.
-        notices: What the user should know, one line each.
+        info: What runs, read from the layers.
+        notices: For the user, one line each.
     """
 
     model: Any
@@ -52,22 +50,22 @@ def load_weights(
         ModelFileError: The folder is damaged, incomplete or unsafe.
         DeviceError: The device or bitsandbytes is missing; `MemoryShortageError` if it is too small.
         SettingsError: The weight format can't be applied to this checkpoint.
-        NumericalError: The weights hold NaN or infinity.
+        NumericalError: The weights contain NaN or infinity.
     """
-    files, facts, shown = resolved.files, resolved.config, resolved.name
+    files, config, shown = resolved.files, resolved.config, resolved.name
     folder = files.path
-    placement = choose_placement(resolved.settings, facts, from_gguf=files.from_gguf, role=resolved.role, times=times)
-    needed = needed_bytes(facts, placement.dtype, placement.quant)
+    placement = choose_placement(resolved.settings, config, from_gguf=files.from_gguf, role=resolved.role, times=times)
+    needed = needed_bytes(config, placement.dtype, placement.quant)
     free = free_bytes(placement.device)
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
-        # The Linux kernel kills a program that takes too much; nothing can be said at that point any more.
-        notices = (f"{shown} needs about {format_size(needed)}, {format_size(free)} are free: the system may stop it",)
+        # Reported before loading: the Linux kernel may kill a program that uses too much memory, without a message.
+        notices = (f"{shown} needs about {format_size(needed)}, but only {format_size(free)} are free",)
     progress.stage(f"loading {resolved.role} {shown}")
     try:
         model, loading = _from_pretrained(folder, placement)
     except library_failures() as error:
-        raise _translated(error, shown, folder, facts, placement) from error
+        raise _load_error(error, shown, folder, config, placement) from error
     check_complete(loading, folder)
     _refuse_offload(model, shown, needed, placement)
     model.eval()
@@ -75,14 +73,12 @@ def load_weights(
     check_finite(model, folder)
     info = _info(model, shown, files.revision, placement, files.from_gguf)
     if placement.packed_dtype is not None:
-        info = _narrow(model, info, placement)
+        info = _pack(model, info, placement)
     return LoadedWeights(model, info, notices)
 
 
-def _narrow(model: Any, info: ModelInfo, placement: Placement) -> ModelInfo:
-    """Give a model loaded as stored its narrow products, and say so."""
-    from specgen.models.formats import Float16Linear, Int8Linear, pack_model
-
+def _pack(model: Any, info: ModelInfo, placement: Placement) -> ModelInfo:
+    """Replaces the linear layers of a model loaded as stored by packed ones; returns its new description."""
     num_bytes = pack_model(model, Int8Linear if placement.packed_dtype == "int8" else Float16Linear)
     return replace(
         info,
@@ -107,7 +103,7 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
 
     def load(attention: str) -> tuple[Any, dict[str, Any]]:
         config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        # A config.json may name flash attention; the argument of the same name does not overrule it.
+        # A config.json may name flash attention, which the argument of the same name does not override.
         config._attn_implementation = attention
         model, loading = auto_model.from_pretrained(
             folder,
@@ -117,7 +113,7 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
             local_files_only=True,
             output_loading_info=True,
             attn_implementation=attention,
-            ignore_mismatched_sizes=True,  # they are refused in check_complete, by name
+            ignore_mismatched_sizes=True,  # check_complete refuses them, with their names
             **options,
         )
         return model, loading
@@ -125,7 +121,7 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
     try:
         return loaded_lean(lambda: load("sdpa"), placement.device)
     except (ValueError, ImportError) as error:
-        # Some architectures have no sdpa; eager is the only other one every machine has.
+        # Some architectures have no sdpa; eager is the only other implementation that every machine has.
         if "attention" not in str(error).lower():
             raise
         return loaded_lean(lambda: load("eager"), placement.device)
@@ -147,13 +143,13 @@ def _quantization(placement: Placement) -> Any:
     )
 
 
-def _translated(error: Exception, shown: str, folder: Path, facts: ModelConfig, placement: Placement) -> SpecgenError:
+def _load_error(error: Exception, shown: str, folder: Path, config: ModelConfig, placement: Placement) -> SpecgenError:
     if is_out_of_memory(error):
-        needed = needed_bytes(facts, placement.dtype, placement.quant)
+        needed = needed_bytes(config, placement.dtype, placement.quant)
         return shortage(shown, placement.device, needed, placement.quant)
-    if isinstance(error, ImportError) and facts.quant_method:
+    if isinstance(error, ImportError) and config.quant_method:
         return DeviceError(
-            f"{shown} is quantized with {facts.quant_method}, whose library is missing: {first_line(error)}",
+            f"{shown} is quantized with {config.quant_method}, whose library is missing: {first_line(error)}",
             "install it, or choose a checkpoint that is not quantized",
         )
     return ModelFileError(
@@ -162,7 +158,7 @@ def _translated(error: Exception, shown: str, folder: Path, facts: ModelConfig, 
 
 
 def _refuse_offload(model: Any, shown: str, needed: int, placement: Placement) -> None:
-    """Refuse layers on the CPU or the disk that nobody asked for (F46): a hundred times slower, without a word."""
+    """Refuses layers that were silently placed on the CPU or the disk (F46), where they are 100 times slower."""
     if placement.spread and {"cpu", "disk"} & {str(place) for place in model.hf_device_map.values()}:
         raise shortage(shown, placement.device, needed, placement.quant)
 
@@ -173,7 +169,7 @@ def _info(model: Any, shown: str, revision: str | None, placement: Placement, fr
     if from_gguf:
         remarks.insert(0, "from GGUF")
     if placement.packed_dtype is None and placement.quant != "none" and quant == "none":
-        remarks.append(f"{placement.quant}: it has no layer that can be quantized")
+        remarks.append(f"not quantized: no layer fits {placement.quant}")
     return ModelInfo(
         name=shown,
         quant=quant,
@@ -187,14 +183,14 @@ def _info(model: Any, shown: str, revision: str | None, placement: Placement, fr
 
 
 def _compute_type(model: Any, placement: Placement) -> str:
-    """The coarsest type a product goes through: narrow layers hold float16, whatever the embedding is stored in."""
+    """Returns the least precise type of the products: float16 in packed layers, whatever type the embedding has."""
     if placement.packed_dtype == "float16":
         return "float16"
     return str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
 
 def _weight_format(model: Any) -> tuple[str, int]:
-    """How the layers really hold their weights, and the bytes of scales kept beside them."""
+    """Returns the weight format of the layers, and the bytes of their scales."""
     quant, extra = "none", 0
     for module in model.modules():
         kind = type(module).__name__
@@ -206,7 +202,7 @@ def _weight_format(model: Any) -> tuple[str, int]:
             quant = "int8"
             scales = getattr(module.weight, "SCB", None)
             extra += 0 if scales is None else scales.nbytes
-    # The library drops methods it does not know, and unpacks some; then a quantizer or its config is gone.
+    # transformers ignores unknown methods, and unpacks some; then the quantizer or its config is missing.
     quantizer = getattr(model, "hf_quantizer", None)
     if quant == "none" and quantizer is not None and hasattr(model.config, "quantization_config"):
         method = quantizer.quantization_config.quant_method
@@ -215,7 +211,7 @@ def _weight_format(model: Any) -> tuple[str, int]:
 
 
 def _device_name(model: Any) -> str:
-    """`cpu`, `cuda:0`, or `cuda:0-1` for layers on several."""
+    """Returns `cpu`, `cuda:0`, or `cuda:0-1` for layers on several devices."""
     places = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(places) == 1:
         return places[0]

@@ -1,4 +1,4 @@
-"""Token ids in, text out, a round at a time: never half a character or a stop string; rejected tokens in context."""
+"""Decodes tokens to text one at a time; holds incomplete characters back, and previews rejected tokens in context."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Incremental decoding of one text.
+    """Decodes one text incrementally.
 
-    `tokenizers.DecodeStream` holds a character back until its bytes are complete. It can't say what it holds, and it
-    gives up on some invalid byte sequences; this class adds the flush and starts a fresh stream in that case.
+    `tokenizers.DecodeStream` buffers a character until its bytes are complete. It doesn't expose its buffer, and it
+    fails on some invalid byte sequences: this class adds `flush`, and starts a new stream after a failure.
 
     Args:
-        tokenizer: The fast tokenizer behind a transformers one (`tokenizer.backend_tokenizer`).
+        tokenizer: The fast tokenizer inside a transformers one (`tokenizer.backend_tokenizer`).
         context_ids: Last tokens before the text, for raw completion: they decide about leading spaces.
-        skip_special_tokens: Leave special tokens out of the text.
+        skip_special_tokens: Omit special tokens from the text.
     """
 
     def __init__(
@@ -26,13 +26,13 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._skips_special = skip_special_tokens
-        # The stream holds back text that ends in U+FFFD: given such a context, it would repeat it in the answer.
+        # The stream buffers text that ends in U+FFFD: with such a context, it would repeat it in the answer.
         self._context = [] if self._decode(context_ids).endswith("\ufffd") else list(context_ids)
         self._pending: list[int] = []
         self._stream = self._new_stream(self._context)
 
     def commit(self, token_id: int) -> str:
-        """Add a token; returns the text it completes, `""` while a character is incomplete."""
+        """Adds a token; returns the text it completes, `""` while a character is incomplete."""
         self._pending.append(token_id)
         text = self._step(self._stream, token_id)
         if text is None:
@@ -43,30 +43,30 @@ class Detokenizer:
         return text
 
     def peek(self, token_ids: Sequence[int]) -> list[str]:
-        """Text each of the tokens would add if it came next; nothing is kept."""
+        """Returns the text that each of the next tokens would add; changes nothing."""
         stream = copy.copy(self._stream)
         return [self._step(stream, token_id) or "" for token_id in token_ids]
 
     def flush(self) -> str:
-        """The text still held back: an incomplete character becomes U+FFFD."""
+        """Returns the buffered text; an incomplete character becomes U+FFFD."""
         if not self._pending:
             return ""
-        whole = self._decode([*self._context, *self._pending])
-        before = self._decode(self._context)
+        text = self._decode([*self._context, *self._pending])
+        context = self._decode(self._context)
         self._context, self._pending = self._pending, []
-        return whole[len(before) :] if whole.startswith(before) else ""
+        return text[len(context) :] if text.startswith(context) else ""
 
     def fork(self) -> Detokenizer:
-        """An independent copy at the same place."""
+        """Returns an independent copy with the same state."""
         other = copy.copy(self)
         other._stream = copy.copy(self._stream)
         other._context, other._pending = list(self._context), list(self._pending)
         return other
 
     def _restart(self) -> str:
-        """Go on with a fresh stream where the next bytes would change text already given out.
+        """Continues with a new stream if the next bytes would change text that was returned already.
 
-        It ends: the old stream had given out text, so fewer tokens are left than it was fed.
+        The recursion ends: the old stream had returned text, so fewer tokens are pending than it had consumed.
         """
         pending, self._context, self._pending = self._pending, [], []
         self._stream = self._new_stream([])
@@ -76,7 +76,7 @@ class Detokenizer:
         return DecodeStream(ids=list(ids) or None, skip_special_tokens=self._skips_special)
 
     def _step(self, stream: DecodeStream, token_id: int) -> str | None:
-        """`""` while bytes are incomplete, None where the stream can't go on."""
+        """Returns `""` while bytes are incomplete, and None if the stream can't continue."""
         try:
             return stream.step(self._tokenizer, token_id) or ""
         except Exception as error:

@@ -6,32 +6,32 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from specgen.core.events import Event, FinalText, Finish, Piece, Round, RoundText, TextEvent, TokenState
 from specgen.text.detokenizer import Detokenizer
-from specgen.text.stop_strings import StopHold
+from specgen.text.stop_strings import StopBuffer
 
 
 def with_text(events: Iterable[Event], detokenizer: Detokenizer, stops: Sequence[str] = ()) -> Iterator[TextEvent]:
-    """Add text to the events of a generation.
+    """Adds text to the events of a generation.
 
     The texts of all kept pieces and of the final event, joined, are the answer.
     """
-    hold = StopHold(stops)
+    buffer = StopBuffer(stops)
     for event in events:
         if isinstance(event, Round):
-            yield RoundText(event, tuple(_pieces(event, detokenizer, hold)))
+            yield RoundText(event, tuple(_pieces(event, detokenizer, buffer)))
         elif isinstance(event, Finish):
-            yield FinalText(hold.feed(detokenizer.flush()) + hold.release(), event)
+            yield FinalText(buffer.feed(detokenizer.flush()) + buffer.flush(), event)
         else:
             yield event
 
 
-def _pieces(round_: Round, detokenizer: Detokenizer, hold: StopHold) -> Iterator[Piece]:
-    kept, refused = round_.draft_ids[: round_.num_accepted], round_.draft_ids[round_.num_accepted :]
-    for token_id in kept:
-        yield Piece(token_id, hold.feed(detokenizer.commit(token_id)), TokenState.ACCEPTED)
-    for position, (token_id, text) in enumerate(zip(refused, detokenizer.peek(refused), strict=True)):
+def _pieces(round_: Round, detokenizer: Detokenizer, buffer: StopBuffer) -> Iterator[Piece]:
+    accepted, rejected = round_.draft_ids[: round_.num_accepted], round_.draft_ids[round_.num_accepted :]
+    for token_id in accepted:
+        yield Piece(token_id, buffer.feed(detokenizer.commit(token_id)), TokenState.ACCEPTED)
+    for position, (token_id, text) in enumerate(zip(rejected, detokenizer.peek(rejected), strict=True)):
         yield Piece(token_id, text, TokenState.DISCARDED if position else TokenState.REJECTED)
     if round_.target_id is not None:
-        yield Piece(round_.target_id, hold.feed(detokenizer.commit(round_.target_id)), _target_state(round_))
+        yield Piece(round_.target_id, buffer.feed(detokenizer.commit(round_.target_id)), _target_state(round_))
 
 
 def _target_state(round_: Round) -> TokenState:

@@ -1,4 +1,4 @@
-"""Keeps the tokens that the caches hold where a conversation renders to the same text again."""
+"""Keeps the cached tokens of a conversation where it renders to the same text again."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ from typing import Any
 
 
 def keep_cached_ids(tokenizer: Any, cached: Sequence[int], encoded: Sequence[int]) -> list[int]:
-    """The text of `encoded`, in the tokens of `cached` for as long as both hold the same text.
+    """Returns the text of `encoded`, with the tokens of `cached` as far as both spell the same text.
 
-    A reply read back from its text may come out in other tokens than the model chose. Keeping the model's own spares
-    reading it again, and is what the model saw itself write. Control tokens are never taken for the text that looks
-    like them: both sides must hold the very same ones.
+    The text of a reply may encode to other tokens than the model generated. Keeping the generated ones avoids
+    computing them again, and they are what the model itself wrote. Control tokens are never matched with text that
+    looks like them: both sides must have the same control tokens.
 
     Args:
         tokenizer: A transformers tokenizer.
-        cached: Ids the caches hold.
+        cached: Ids in the caches.
         encoded: Ids of the conversation as the template renders it now.
     """
     control = set(tokenizer.added_tokens_decoder)
-    at, to = 0, 0
-    while at < len(cached) and to < len(encoded):
-        if cached[at] == encoded[to]:
-            at, to = at + 1, to + 1
+    num_cached, num_encoded = 0, 0
+    while num_cached < len(cached) and num_encoded < len(encoded):
+        if cached[num_cached] == encoded[num_encoded]:
+            num_cached, num_encoded = num_cached + 1, num_encoded + 1
             continue
-        both = _next_meeting(tokenizer, cached[at:], encoded[to:], control)
-        if both is None:
+        step = _next_alignment(tokenizer, cached[num_cached:], encoded[num_encoded:], control)
+        if step is None:
             break
-        at, to = at + both[0], to + both[1]
-    return [*cached[:at], *encoded[to:]]
+        num_cached, num_encoded = num_cached + step[0], num_encoded + step[1]
+    return [*cached[:num_cached], *encoded[num_encoded:]]
 
 
-def _next_meeting(
+def _next_alignment(
     tokenizer: Any, left: Sequence[int], right: Sequence[int], control: set[int]
 ) -> tuple[int, int] | None:
-    """How many tokens of each side spell the same text; None if they part for good."""
-    spelled, counts, sides = ["", ""], [0, 0], (left, right)
+    """Returns how many tokens of each side spell the same text; None if the texts differ."""
+    texts, counts, sides = ["", ""], [0, 0], (left, right)
     while True:
-        shorter = 0 if len(spelled[0]) <= len(spelled[1]) else 1
+        shorter = 0 if len(texts[0]) <= len(texts[1]) else 1
         if counts[shorter] == len(sides[shorter]) or sides[shorter][counts[shorter]] in control:
             return None
-        # Token strings and not decoded text: half characters decode to the same U+FFFD, whatever their bytes.
+        # Token strings, not decoded text: any incomplete character decodes to the same U+FFFD.
         piece = tokenizer.convert_ids_to_tokens(sides[shorter][counts[shorter]])
         if not piece:
             return None
-        spelled[shorter] += piece
+        texts[shorter] += piece
         counts[shorter] += 1
-        if spelled[0] == spelled[1]:
+        if texts[0] == texts[1]:
             return counts[0], counts[1]
-        if not (spelled[0].startswith(spelled[1]) or spelled[1].startswith(spelled[0])):
+        if not (texts[0].startswith(texts[1]) or texts[1].startswith(texts[0])):
             return None

@@ -1,4 +1,4 @@
-"""Small rules of a conversation's turns: pure functions over text and ids. Knows no model and no terminal."""
+"""Separates a reply's reasoning (`<think>...</think>`) from its answer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 def split_thinking(text: str, *, starts_inside: bool) -> tuple[str, str]:
-    """A reply's reasoning block and what comes after it.
+    """Splits a reply into its reasoning and its answer.
 
     Args:
         text: The reply.
         starts_inside: The template opened the block already, at the end of the prompt.
 
     Returns:
-        Thinking and answer. A reply without a block is all answer; one that ends inside it is all thinking.
+        Reasoning and answer. A reply without a block is all answer; one that ends inside the block is all reasoning.
     """
     stripped = text.lstrip()
     if not starts_inside and not stripped.startswith(_OPEN):
@@ -26,6 +26,6 @@ def split_thinking(text: str, *, starts_inside: bool) -> tuple[str, str]:
 
 
 def opens_thinking(tokenizer: Any, prompt_ids: Sequence[int]) -> bool:
-    """Whether a prompt ends with an open reasoning block."""
+    """Returns whether a prompt ends with an open reasoning block."""
     end: str = tokenizer.decode(list(prompt_ids[-8:]), skip_special_tokens=False)
     return end.rstrip().endswith(_OPEN)

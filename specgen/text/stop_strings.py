@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from specgen.text.detokenizer import Detokenizer
 
 
-class StopHold:
-    """Lets text through up to the first stop string; holds back what may be the beginning of one.
+class StopBuffer:
+    """Passes text on up to the first stop string, and buffers what may be the start of one.
 
     Args:
         stops: Stop strings, none of them empty.
@@ -16,32 +16,32 @@ class StopHold:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        self._held = ""
+        self._buffer = ""
         self.matched: str | None = None
-        """The stop string that was met."""
+        """The stop string that was found."""
 
     def feed(self, text: str) -> str:
-        """Add text; returns what may be shown. After a match that is nothing."""
+        """Adds text; returns what can be shown: nothing after a match."""
         if self.matched is not None or not self._stops:
             return "" if self.matched is not None else text
-        whole = self._held + text
-        found = [(whole.find(stop), -len(stop), stop) for stop in self._stops if stop in whole]
-        if found:
-            position, _, self.matched = min(found)
-            self._held = ""
-            return whole[:position]
-        num_held = max(_overlap(whole, stop) for stop in self._stops)
-        self._held = whole[len(whole) - num_held :]
-        return whole[: len(whole) - num_held]
+        text = self._buffer + text
+        matches = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        if matches:
+            position, _, self.matched = min(matches)
+            self._buffer = ""
+            return text[:position]
+        num_buffered = max(_overlap(text, stop) for stop in self._stops)
+        self._buffer = text[len(text) - num_buffered :]
+        return text[: len(text) - num_buffered]
 
-    def release(self) -> str:
-        """The text held back, when the answer ends without a match."""
-        held, self._held = self._held, ""
-        return held
+    def flush(self) -> str:
+        """Returns the buffered text when the answer ends without a match."""
+        text, self._buffer = self._buffer, ""
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    """Returns the length of the longest end of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
@@ -49,23 +49,23 @@ class StopStrings:
     """The engine's stop check: finds the token that completes a stop string.
 
     Args:
-        detokenizer: At the place where the answer begins; this object uses it up.
+        detokenizer: A detokenizer at the start of the answer; this object advances it.
         stops: Stop strings.
     """
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
         self._detokenizer = detokenizer
-        self._hold = StopHold(stops)
+        self._buffer = StopBuffer(stops)
 
     def cut(self, ids: Sequence[int]) -> int | None:
-        """How many of the next ids to keep, the one that completes a stop string included; None for all."""
+        """Returns how many of the next ids to keep, up to and with the one that completes a stop; None: all."""
         for position, token_id in enumerate(ids):
-            self._hold.feed(self._detokenizer.commit(token_id))
-            if self._hold.matched is not None:
+            self._buffer.feed(self._detokenizer.commit(token_id))
+            if self._buffer.matched is not None:
                 return position + 1
         return None
 
     @property
     def matched(self) -> str | None:
-        """The stop text that was met; None before."""
-        return self._hold.matched
+        """The stop string that was found."""
+        return self._buffer.matched

@@ -1,4 +1,4 @@
-"""Bounds the time and memory of a chat template. It is a stranger's code, and Jinja's sandbox bounds neither."""
+"""Limits the time and memory of a chat template. It is untrusted code, and Jinja's sandbox limits neither."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from types import FrameType
 MAX_SECONDS = 2.0
 """Processor time. Templates of real models take milliseconds; nested ranges run for hours."""
 MAX_EXTRA_BYTES = 2 * 1024**3
-"""Address space above what the process has. `'a' * 10**10` fails then, instead of the machine."""
+"""Address space above what the process uses: `'a' * 10**10` fails instead of exhausting the machine."""
 MAX_EXTRA_CHARS = 2**20
-"""A template may render each message a few times, and this much around them."""
+"""Characters that a template may add to the messages."""
 MAX_COPIES = 4
+"""How often a template may render each message."""
 
 
 class TemplateLimit(Exception):
@@ -24,18 +25,18 @@ class TemplateLimit(Exception):
 
 @contextmanager
 def template_limits() -> Iterator[None]:
-    """Render a template inside. Bounds time in the main thread, memory on Linux; elsewhere it does nothing.
+    """Limits the rendering inside the block: its time in the main thread, its memory on Linux.
 
     Raises:
-        TemplateLimit: The time is over.
-        MemoryError: The memory is.
+        TemplateLimit: It took too long.
+        MemoryError: It took too much memory.
     """
     with _memory_limit(), _time_limit():
         yield
 
 
 def max_rendered_chars(num_content_chars: int) -> int:
-    """Longest prompt a template may make of contents of this length."""
+    """Returns the longest prompt that a template may render from contents of this length."""
     return MAX_COPIES * num_content_chars + MAX_EXTRA_CHARS
 
 
@@ -64,10 +65,10 @@ def _memory_limit() -> Iterator[None]:
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         before = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = pages * resource.getpagesize() + MAX_EXTRA_BYTES
+        limit = pages * resource.getpagesize() + MAX_EXTRA_BYTES
         if before[0] != resource.RLIM_INFINITY:
-            wanted = min(wanted, before[0])
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
+            limit = min(limit, before[0])
+        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
     except (ImportError, OSError, ValueError):
         yield
         return

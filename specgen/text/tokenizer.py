@@ -1,4 +1,4 @@
-"""A model folder in, its tokenizer, end ids and sampling defaults out. Reads no weights."""
+"""Loads a model folder's tokenizer, end ids and sampling defaults. Reads no weights."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _READ = (
     *("tokenizer*", "vocab*", "merges*", "added_tokens.json", "special_tokens_map.json", "tekken.json"),
     *("*.model", "*.tiktoken", "*.jinja", "chat_template*", "additional_chat_templates/*"),
 )
-"""What transformers reads for a tokenizer, whole and into memory: by name, or by pattern where names vary."""
+"""Files that transformers reads into memory for a tokenizer: by name, or by pattern where names vary."""
 
 T = TypeVar("T")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder: a `transformers.PreTrainedTokenizerBase`.
+    """Loads the tokenizer of a model folder: a `transformers.PreTrainedTokenizerBase`.
 
     Raises:
-        ModelFileError: It is missing, damaged, or brings code of its own.
+        ModelFileError: It is missing, damaged, or comes with its own code.
     """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _FILES):
-        raise ModelFileError(f"{folder} holds no tokenizer", f"copy {_FILES[0]} of the same model into it")
+        raise ModelFileError(f"{folder} has no tokenizer", f"copy {_FILES[0]} of the same model into it")
     for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):
         if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelFileError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a tokenizer")
+            raise ModelFileError(f"{path} is too large for a tokenizer: more than {MAX_JSON_BYTES >> 20} MiB")
     if (folder / "tokenizer_config.json").exists():
         _refuse_code(folder / "tokenizer_config.json")
     return checked_library_call(
@@ -43,11 +43,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def check_num_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:
-    """Refuse a tokenizer with ids the model has no row for (F28): on CUDA such an id ruins the whole process.
+    """Refuses a tokenizer with ids beyond the model's embeddings (F28): on CUDA such an id breaks the whole process.
 
     Args:
         num_tokens: The tokenizer's `table_size`.
-        num_rows: Embeddings the model has; None where that is not known.
+        num_rows: Rows of the model's embeddings; None if unknown.
         folder: For messages.
 
     Raises:
@@ -55,13 +55,13 @@ def check_num_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:
     """
     if num_rows is not None and num_tokens > num_rows:
         raise PairError(
-            f"the tokenizer of {folder} has ids up to {num_tokens - 1}, its model only {num_rows} rows",
+            f"the tokenizer of {folder} has ids up to {num_tokens - 1}, but its model has {num_rows} embeddings",
             "the tokenizer belongs to another model: download the folder again",
         )
 
 
 def end_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
-    """Ids that end a text: those of generation_config.json (else config.json) and the tokenizer's own."""
+    """Returns the ids that end a text: those of generation_config.json (else config.json) and the tokenizer's own."""
     ids = _ids(_generation_config(folder).get("eos_token_id"))
     if not ids and (folder / "config.json").exists():
         config = read_json(folder / "config.json")
@@ -72,10 +72,10 @@ def end_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
 
 
 def generation_defaults(folder: Path) -> SamplingSettings | None:
-    """Sampling settings the model's authors recommend; None if they wrote none down.
+    """Returns the sampling settings that the model's authors recommend; None if there are none.
 
-    As in transformers, `do_sample` false means greedy, and a repetition penalty holds then, too. Unlike it, a missing
-    top_k is off: its 50 is the library's habit, not the model's.
+    As in transformers, `do_sample` false means greedy, and the repetition penalty still applies. Unlike there, a
+    missing top_k is off: 50 is the library's default, not the model's.
 
     Raises:
         ModelFileError: The file is damaged, or its values are out of range.
@@ -84,10 +84,12 @@ def generation_defaults(folder: Path) -> SamplingSettings | None:
     path = folder / "generation_config.json"
 
     def value(key: str, default: float, kind: Callable[[Any], T]) -> T:
-        found = config.get(key)
-        if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
-            raise ModelFileError(f"{path}: {key} is {found!r}, no number", "set it on the command line, or repair it")
-        return kind(default if found is None else found)
+        setting = config.get(key)
+        if setting is not None and (isinstance(setting, bool) or not isinstance(setting, int | float)):
+            raise ModelFileError(
+                f"{path}: {key} is {setting!r}, which is not a number", "set it on the command line, or repair the file"
+            )
+        return kind(default if setting is None else setting)
 
     known = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     if not any(config.get(key) is not None for key in known):
@@ -104,11 +106,11 @@ def generation_defaults(folder: Path) -> SamplingSettings | None:
             repetition_penalty=penalty,
         )
     except SettingsError as error:
-        raise ModelFileError(f"{path}: {error.message}", "repair the file or delete it") from error
+        raise ModelFileError(f"{path}: {error.message}", "repair or delete the file") from error
 
 
 def checked_library_call(call: Callable[[], T], what: str) -> T:
-    """Run a library's loader; whatever it was seen to raise on a damaged file becomes one of our errors.
+    """Calls a library's loader and converts the exceptions it raises for a damaged file.
 
     Raises:
         ModelFileError: The loader failed.
@@ -142,9 +144,9 @@ def _refuse_code(path: Path) -> None:
         return
     import transformers
 
-    # The class may exist in transformers as well; the folder's own code is then never looked at.
+    # If transformers has the class too, it is used, and the folder's code is never loaded.
     if not (isinstance(known, str) and hasattr(transformers, known)):
         raise ModelFileError(
-            f"{path} brings its own code for {known!r}, and code from a model is never run",
-            "choose a model that transformers knows itself",
+            f"{path} needs its own code for {known!r}, and code from a model is never run",
+            "choose a model whose tokenizer is part of transformers",
         )

@@ -1,7 +1,7 @@
-"""Two tokenizers in, the ids they share out, or an error. Knows nothing of weights; no torch.
+"""Compares the vocabularies of target and draft, and finds the ids they share. Reads no weights.
 
-A draft token is an id: it means the same to both models only if both tables hold the same string there. Equal sizes
-prove nothing (llama.cpp#3812), and different sizes may be the same table with other padding (Qwen2.5).
+A draft token is an id: it means the same to both models only if both vocabularies have the same string there. Equal
+sizes prove nothing (llama.cpp#3812), and different sizes may be the same vocabulary with other padding (Qwen2.5).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from specgen.core.errors import PairError
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """What target and draft share.
+    """The shared vocabulary of target and draft.
 
     Args:
-        num_shared: Ids below this mean the same to both; both models' logits are cut there.
-        notice: What differs and does no harm, in one line; None if nothing does.
+        num_shared: Ids below this mean the same to both; both models' logits are cut to this width.
+        notice: A harmless difference, in one line; None if there is none.
     """
 
     num_shared: int
@@ -26,12 +26,12 @@ class Pairing:
 
 
 def table_size(tokenizer: Any) -> int:
-    """The highest id of a tokenizer plus one. `len()` is smaller where the table has gaps."""
+    """Returns the highest id of a tokenizer plus one. `len()` is smaller if the ids have gaps."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def compare_tokenizers(target_tokenizer: Any, draft_tokenizer: Any) -> Pairing:
-    """Compare two token tables over the ids both have. More tokens at the end of one of them are accepted.
+    """Compares two vocabularies over the ids that both have. One of them may have more tokens at the end.
 
     Raises:
         PairError: An id means different strings.
@@ -50,7 +50,7 @@ def _differs(target: dict[int, str], draft: dict[int, str], differing: list[int]
     examples = ", ".join(f"{index} is {_shown(target, index)} and {_shown(draft, index)}" for index in differing[:3])
     return PairError(
         f"the draft's tokens differ from the target's in {len(differing)} of {num_shared} ids "
-        f"({len(target)} and {len(draft)} tokens): {examples or 'a table is empty'}",
+        f"({len(target)} and {len(draft)} tokens): {examples or 'a vocabulary is empty'}",
         "choose a draft of the same family, or --draft lookup, which needs no second model",
     )
 
@@ -60,11 +60,11 @@ def _shown(table: dict[int, str], index: int) -> str:
 
 
 def _notice(target: Any, draft: Any) -> str | None:
-    """Special tokens that differ. The target's are used, so the text is the same; the draft may fit a little less."""
+    """Describes differing special tokens. The target's are used: the draft may be accepted a little less often."""
     parts = []
     for name in ("bos_token", "eos_token"):
         ours, theirs = getattr(target, f"{name}_id", None), getattr(draft, f"{name}_id", None)
         if ours != theirs:
-            words = f"{theirs} ({getattr(draft, name, None)!r}), the target's {ours} ({getattr(target, name, None)!r})"
-            parts.append(f"the draft's {name.removesuffix('_token')} token is {words}")
+            pair = f"{theirs} ({getattr(draft, name, None)!r}), the target's {ours} ({getattr(target, name, None)!r})"
+            parts.append(f"the draft's {name.removesuffix('_token')} token is {pair}")
     return "; ".join(parts) + "; the target's are used" if parts else None

@@ -12,7 +12,7 @@ from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.models.transformers_model import CachedModel
-from tests.draft_heads import SHAPES, shallow_drafter, tiny_draft
+from tests.draft_heads import SHAPES, head_drafter, tiny_draft
 from tests.fakes import (
     GREEDY,
     always_wrong,
@@ -43,7 +43,7 @@ def reference(kind: str) -> tuple[int, ...]:
 
 def make_drafter(name: str, kind: str, target: CachedModel) -> Drafter:
     if name in SHAPES:
-        return shallow_drafter(tiny_draft(name, tiny_model(kind), f"tiny-{kind}"), target, GREEDY)
+        return head_drafter(tiny_draft(name, tiny_model(kind), f"tiny-{kind}"), target, GREEDY)
     if name == "none":
         return NoDrafter()
     if name == "lookup":

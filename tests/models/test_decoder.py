@@ -1,4 +1,4 @@
-"""The lean forward pass: transformers' logits, bit for bit, whatever was fed and taken back."""
+"""The decoder: its logits equal transformers' bit for bit, after any sequence of passes and rewinds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def build(kind: str, dtype: torch.dtype = torch.float32) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", list(BUILDERS))
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 14)), min_size=1, max_size=5), st.integers(0, 99))
-def test_logits_are_transformers_own_bit_for_bit(
+def test_logits_equal_transformers_bit_for_bit(
     kind: str, dtype: torch.dtype, steps: list[tuple[int, int]], seed: int
 ) -> None:
     model = build(kind, dtype)
@@ -65,12 +65,12 @@ def test_logits_are_transformers_own_bit_for_bit(
         ids = [*ids, *torch.randint(0, 96, (num_fed,), generator=generator).tolist()]
         assert torch.equal(ours.logits(ids, num_fed), plain.logits(ids, num_fed))
         ids = ids[: max(1, len(ids) - num_removed)]
-        for one in (ours, plain):
-            one.rewind(len(ids) - 1)
+        for model_ in (ours, plain):
+            model_.rewind(len(ids) - 1)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_a_cache_that_grows_keeps_what_it_holds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_grows_keeps_its_entries(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
     model = build(kind)
     plain, ours = CachedModel(model, 96), decoder_model(model, 96)
@@ -81,7 +81,7 @@ def test_a_cache_that_grows_keeps_what_it_holds(kind: str, monkeypatch: pytest.M
 
 
 class FullMemory(TorchFunctionMode):
-    """Memory runs out at the operation of this number, from 0."""
+    """Makes memory run out at operation `number`, counted from 0."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class FullMemory(TorchFunctionMode):
 
 
 @pytest.mark.fault("F40")
-def test_memory_that_runs_out_anywhere_while_the_cache_grows_leaves_a_model_that_works(
+def test_running_out_of_memory_while_the_cache_grows_leaves_a_usable_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
@@ -105,29 +105,29 @@ def test_memory_that_runs_out_anywhere_while_the_cache_grows_leaves_a_model_that
     grow, expected = layers.LayerStack._grow, [plain.logits(ids[:end], 1) for end in (20, 70)]
     num_failures = 0
 
-    def short(self: Any, held: int, capacity: int) -> None:
+    def fail(self: Any, length: int, capacity: int) -> None:
         with FullMemory(num_failures):
-            grow(self, held, capacity)
+            grow(self, length, capacity)
 
     while True:
         ours.reset()
         ours.logits(ids[:3], 1)
         try:
             with monkeypatch.context() as patch:
-                patch.setattr(layers.LayerStack, "_grow", short)
+                patch.setattr(layers.LayerStack, "_grow", fail)
                 ours.logits(ids[:20], 1)
             break
         except MemoryShortageError:
             num_failures += 1
         assert (ours.length, ours._stack._keys) == (0, [])  # type: ignore[attr-defined]
-        # In the passes of the plain model: the same numbers, bit for bit.
-        found = [ours.logits(ids[:end], 1) for end in (20, 70)]
-        assert all(torch.equal(ours_, theirs) for ours_, theirs in zip(found, expected, strict=True))
+        # In the same passes as the plain model, so equal bit for bit.
+        logits = [ours.logits(ids[:end], 1) for end in (20, 70)]
+        assert all(torch.equal(ours_, theirs) for ours_, theirs in zip(logits, expected, strict=True))
 
-    assert num_failures > 2 * 2 * TINY["num_hidden_layers"], "keys and values of every layer, and the rotation"
+    assert num_failures > 2 * 2 * TINY["num_hidden_layers"], "keys and values of every layer, and the rotary embedding"
 
 
-def test_layers_whose_cache_could_not_grow_still_hold_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_whose_cache_can_not_grow_keep_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
     model = build("llama")
     hidden = torch.randn(12, TINY["hidden_size"], generator=torch.Generator().manual_seed(1))
@@ -143,38 +143,38 @@ def test_layers_whose_cache_could_not_grow_still_hold_the_old_one(monkeypatch: p
                 break
             except RuntimeError:
                 num_failures += 1
-            assert torch.equal(ours.run(hidden[7:8], 7), whole.run(hidden[7:8], 7)), "in the old room"
-            assert torch.equal(ours.run(hidden[8:], 8), whole.run(hidden[8:], 8)), "in the new one"
+            assert torch.equal(ours.run(hidden[7:8], 7), whole.run(hidden[7:8], 7)), "in the old cache"
+            assert torch.equal(ours.run(hidden[8:], 8), whole.run(hidden[8:], 8)), "in the grown cache"
 
     assert num_failures > 2 * 2 * TINY["num_hidden_layers"]
 
 
 @pytest.mark.fault("F40")
-def test_a_draft_given_up_for_memory_has_let_go_of_its_cache_when_the_step_is_tried_again(
+def test_a_draft_dropped_for_memory_has_freed_its_cache_before_the_step_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target, draft = decoder_model(build("llama"), 96), decoder_model(build("qwen2"), 96)
     assert isinstance(draft, DecoderModel)
-    held: list[Any] = []
+    tensors: list[Any] = []
     run, calls = target._run, iter(range(10**6))
 
     def full(new: torch.Tensor, num_last: int) -> torch.Tensor:
         number = next(calls)
         if number == 2:
-            held.extend(map(weakref.ref, (*draft._stack._keys, *draft._stack._values)))
+            tensors.extend(map(weakref.ref, (*draft._stack._keys, *draft._stack._values)))
             raise torch.OutOfMemoryError("CUDA out of memory")
         if number > 2:
-            assert all(reference() is None for reference in held)
+            assert all(reference() is None for reference in tensors)
         return run(new, num_last)
 
     monkeypatch.setattr(target, "_run", full)
     events = run_events(target, ModelDrafter(draft, 96, sampler()), [1, 2, 3])
 
-    assert len(held) == 2 * TINY["num_hidden_layers"]
+    assert len(tensors) == 2 * TINY["num_hidden_layers"]
     assert ids_of(events) == ids_of(run_events(decoder_model(build("llama"), 96), NoDrafter(), [1, 2, 3]))
 
 
-def test_the_model_it_was_made_of_still_works() -> None:
+def test_the_transformers_model_still_works() -> None:
     model = build("qwen2")
     ids = torch.tensor([[1, 2, 3, 4]])
     before = model(ids).logits
@@ -184,7 +184,7 @@ def test_the_model_it_was_made_of_still_works() -> None:
     assert torch.equal(model(ids).logits, before)
 
 
-def test_layers_joined_into_one_product_share_its_memory() -> None:
+def test_fused_layers_share_the_memory_of_their_product() -> None:
     model = build("qwen2")
     attention = model.model.layers[0].self_attn
     weights = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
@@ -205,23 +205,23 @@ def test_layers_joined_into_one_product_share_its_memory() -> None:
         (LlamaConfig(**TINY, attn_implementation="eager"), LlamaForCausalLM),
     ],
 )
-def test_what_it_does_not_know_is_left_to_transformers(config: Any, model_class: Any) -> None:
+def test_an_unsupported_model_is_run_by_transformers(config: Any, model_class: Any) -> None:
     assert type(decoder_model(model_class(config).eval(), 96)) is CachedModel
 
 
-def test_a_sliding_window_is_left_to_transformers() -> None:
+def test_a_sliding_window_is_run_by_transformers() -> None:
     assert type(decoder_model(tiny_model("mistral"), 96)) is CachedModel
 
 
-def test_a_forward_that_computes_something_else_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_that_computes_something_else_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later transformers may reorder its operations: then its own forward is used."""
-    real = LlamaRMSNorm.forward
-    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, hidden: real(self, hidden) * (1 + 2**-20))
+    forward = LlamaRMSNorm.forward
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, hidden: forward(self, hidden) * (1 + 2**-20))
 
     assert type(decoder_model(build("llama"), 96)) is CachedModel
 
 
-def test_the_check_leaves_the_config_as_it_was() -> None:
+def test_the_check_restores_the_config() -> None:
     model = build("llama")
     model.config.num_hidden_layers = 2
 
@@ -243,7 +243,7 @@ def four_bit(num_inputs: int, num_outputs: int, *, bias: bool) -> Any:
 
 @needs_kernel
 @pytest.mark.parametrize("bias", [False, True])
-def test_joined_4_bit_products_are_the_layers_own_bit_for_bit(bias: bool) -> None:
+def test_fused_4_bit_products_equal_the_layers_bit_for_bit(bias: bool) -> None:
     torch.manual_seed(0)
     layers = [four_bit(128, size, bias=bias) for size in (128, 64, 64)]
     inputs = torch.randn(5, 128, dtype=torch.bfloat16)
@@ -255,7 +255,7 @@ def test_joined_4_bit_products_are_the_layers_own_bit_for_bit(bias: bool) -> Non
 
 
 @needs_kernel
-def test_a_packed_copy_is_close_to_its_original() -> None:
+def test_a_4_bit_copy_is_close_to_its_original() -> None:
     torch.manual_seed(0)
     weight = torch.randn(256, 128, dtype=torch.bfloat16)
     inputs = torch.randn(3, 128, dtype=torch.bfloat16)
@@ -266,8 +266,8 @@ def test_a_packed_copy_is_close_to_its_original() -> None:
 
 
 @needs_kernel
-def test_a_packed_head_leaves_the_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Which product is faster is not what is tested here.
+def test_a_4_bit_head_changes_the_logits_only_slightly(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not a test of speed.
     monkeypatch.setattr(decoder, "faster_of", lambda usual, other, row: other)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**TINY, "hidden_size": 64})).to(torch.bfloat16).eval()

@@ -1,4 +1,4 @@
-"""Shallow drafts: their forward is the format's, their text the target's, whatever was proposed and taken back."""
+"""Draft heads: their forward pass is that of the format, and the text is the target's, whatever they propose."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.randomness import PositionNoise
 from specgen.engine.sampling import Sampler, token_distributions
-from specgen.models import draft_head as draft_head
-from specgen.models import transformers_model as engine_model
+from specgen.models import draft_head, transformers_model
 from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.transformers_model import CachedModel
-from tests.draft_heads import SHAPES, SlowDraft, open_draft, shallow_drafter, tiny_draft, write_draft
+from tests.draft_heads import SHAPES, SlowDraft, head_drafter, open_draft, tiny_draft, write_draft
 from tests.fakes import GREEDY, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
 from tests.models.test_decoder import BUILDERS, build
 
@@ -40,7 +39,7 @@ SUBSET = [0, 2, 3, 17, 40, 41, 60, 95]
 
 
 @cache
-def family(name: str) -> Any:
+def shared_model(name: str) -> Any:
     return build(name)
 
 
@@ -49,56 +48,53 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drafts")
 
 
-def plain_or_lean(name: str, model: Any) -> CachedModel:
-    made = CachedModel(model, 96) if name == "transformers" else decoder_model(model, 96)
-    assert isinstance(made, DecoderModel) == (name == "lean")
-    return made
+def make_target(name: str, model: Any) -> CachedModel:
+    target = CachedModel(model, 96) if name == "transformers" else decoder_model(model, 96)
+    assert isinstance(target, DecoderModel) == (name == "decoder")
+    return target
 
 
 def greedy_text(model: Any, num_tokens: int) -> list[int]:
-    """transformers' own."""
+    """Returns the greedy text of transformers itself."""
     output = model.generate(
         torch.tensor([PROMPT]), do_sample=False, max_new_tokens=num_tokens, eos_token_id=None, pad_token_id=0
     )
     return output[0, len(PROMPT) :].tolist()
 
 
-# the forward pass
-
-
-@pytest.mark.parametrize("forward", ["transformers", "lean"])
+@pytest.mark.parametrize("forward", ["transformers", "decoder"])
 @pytest.mark.parametrize("ids", [None, SUBSET], ids=["all-ids", "subset"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_logits_are_those_of_the_format(
+def test_logits_equal_the_formats_definition(
     root: Path, name: str, kind: str, ids: list[int] | None, forward: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_model, "PREFILL_CHUNK", 3)
+    monkeypatch.setattr(transformers_model, "PREFILL_CHUNK", 3)
     monkeypatch.setattr(draft_head, "PREFILL_CHUNK", 4)
-    model = family(name)
+    model = shared_model(name)
     folder = write_draft(root / f"{name}{kind}{ids is None}", model, kind=kind, num_layers=2, draft_ids=ids)
-    target, slow = plain_or_lean(forward, model), SlowDraft(folder, model)
+    target, slow = make_target(forward, model), SlowDraft(folder, model)
     draft = open_draft(folder, target)
     target.feed(PROMPT[:-1])
 
     for tail in ([], [5], [5, 7], [5, 7, 60]):
-        found = draft.logits(PROMPT, 1, torch.tensor(tail, dtype=torch.int64))
-        assert found.dtype == torch.float32
-        assert_close(found, slow.logits(PROMPT, tail))
+        logits = draft.logits(PROMPT, 1, torch.tensor(tail, dtype=torch.int64))
+        assert logits.dtype == torch.float32
+        assert_close(logits, slow.logits(PROMPT, tail))
     assert draft.vocab_size == (96 if ids is None else len(SUBSET))
 
 
 class DraftMachine(RuleBasedStateMachine):
-    """Rounds, plain steps, more text and taking back in any order: the logits are those of a slow pass over it all."""
+    """Runs rounds, single steps, new turns and rewinds in any order, and compares with a pass over the whole text."""
 
     kind = "features"
-    forward = "lean"
+    forward = "decoder"
     folder: Path
 
     def __init__(self) -> None:
         super().__init__()
-        model = family("llama")
-        self.target = plain_or_lean(self.forward, model)
+        model = shared_model("llama")
+        self.target = make_target(self.forward, model)
         self.slow = SlowDraft(self.folder, model)
         self.draft = open_draft(self.folder, self.target)
         self.ids: list[int] = []
@@ -108,7 +104,7 @@ class DraftMachine(RuleBasedStateMachine):
         self.ids = list(ids)
 
     def rewind(self) -> None:
-        """As the loop does behind a round."""
+        """Rewinds both models as the loop does after a round."""
         for one in (self.target, self.draft):
             one.rewind(min(one.length, len(self.ids) - 1))
 
@@ -116,8 +112,8 @@ class DraftMachine(RuleBasedStateMachine):
     def round(self, tail: list[int], data: st.DataObject) -> None:
         self.target.feed(self.ids[:-1])
         for length in range(len(tail) + 1):
-            found = self.draft.logits(self.ids, 1, torch.tensor(tail[:length], dtype=torch.int64))
-            assert_close(found, self.slow.logits(self.ids, tail[:length]))
+            logits = self.draft.logits(self.ids, 1, torch.tensor(tail[:length], dtype=torch.int64))
+            assert_close(logits, self.slow.logits(self.ids, tail[:length]))
         self.target.logits(self.ids, len(tail) + 1, torch.tensor(tail, dtype=torch.int64))
         self.ids += [*tail[: data.draw(st.integers(0, len(tail)))], data.draw(st.integers(0, 95))]
         self.rewind()
@@ -136,48 +132,46 @@ class DraftMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.ids) > 1)
     @rule(data=st.data())
-    def take_back(self, data: st.DataObject) -> None:
+    def shorten(self, data: st.DataObject) -> None:
         self.ids = self.ids[: data.draw(st.integers(1, len(self.ids)))]
         self.rewind()
 
     @rule()
-    def forget(self) -> None:
+    def empty(self) -> None:
         self.target.rewind(0)
         self.draft.rewind(0)
 
 
-@pytest.mark.parametrize("forward", ["transformers", "lean"])
+@pytest.mark.parametrize("forward", ["transformers", "decoder"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_order_of_rounds_and_taking_back_equals_a_pass_over_the_whole_text(
-    root: Path, kind: str, forward: str
-) -> None:
+def test_any_order_of_rounds_and_rewinds_equals_a_pass_over_the_whole_text(root: Path, kind: str, forward: str) -> None:
     class Machine(DraftMachine):
         pass
 
     Machine.kind, Machine.forward = kind, forward
-    Machine.folder = write_draft(root / f"machine-{kind}-{forward}", family("llama"), kind=kind)
+    Machine.folder = write_draft(root / f"machine-{kind}-{forward}", shared_model("llama"), kind=kind)
     run_state_machine_as_test(Machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None))
 
 
-def test_a_draft_that_comes_late_begins_where_features_are_known(root: Path) -> None:
-    model = family("llama")
+def test_a_draft_added_late_starts_where_features_are_known(root: Path) -> None:
+    model = shared_model("llama")
     folder = write_draft(root / "late", model, kind="features")
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     target.feed(PROMPT[:5])
     draft = open_draft(folder, target)
     target.feed(PROMPT[:-1])
 
-    found = draft.logits(PROMPT, 1, torch.tensor([7]))
+    logits = draft.logits(PROMPT, 1, torch.tensor([7]))
 
     assert draft.start == 5
-    assert_close(found, slow.logits(PROMPT, [7], start=5))
+    assert_close(logits, slow.logits(PROMPT, [7], start=5))
     draft.rewind(5)
     assert (draft.length, draft.start) == (0, 0)
     assert_close(draft.logits(PROMPT, 1), slow.logits(PROMPT, start=5))
 
 
-def test_a_late_draft_reads_the_whole_text_once_the_target_has_read_it_again(root: Path) -> None:
-    model = family("llama")
+def test_a_draft_added_late_reads_the_whole_text_after_the_target_reads_it_again(root: Path) -> None:
+    model = shared_model("llama")
     folder = write_draft(root / "again", model, kind="features")
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     target.feed(PROMPT)
@@ -188,28 +182,28 @@ def test_a_late_draft_reads_the_whole_text_once_the_target_has_read_it_again(roo
     assert_close(draft.logits(PROMPT, 1), slow.logits(PROMPT))
 
 
-def test_a_failure_empties_the_draft_and_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = family("llama")
+def test_a_failure_empties_the_draft_and_it_still_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shared_model("llama")
     folder = write_draft(root / "failing", model, kind="features")
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     draft = open_draft(folder, target)
     target.feed(PROMPT[:-1])
     draft.logits(PROMPT, 1)
-    whole = draft._head
+    head = draft._head
     with monkeypatch.context() as patch:
         patch.setattr(draft, "_norm", lambda hidden: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             draft.logits(PROMPT, 1, torch.tensor([7]))
 
     assert draft.length == 0
-    assert draft._head is whole
+    assert draft._head is head
     assert_close(draft.logits(PROMPT, 1), slow.logits(PROMPT))
 
 
-def test_a_draft_taken_back_to_nothing_gives_its_memory_back(root: Path) -> None:
-    model = family("llama")
+def test_a_draft_rewound_to_the_start_frees_its_memory(root: Path) -> None:
+    model = shared_model("llama")
     target = decoder_model(model, 96)
-    drafter = shallow_drafter(write_draft(root / "given-back", model, kind="features"), target, GREEDY)
+    drafter = head_drafter(write_draft(root / "rewound", model, kind="features"), target, GREEDY)
     run_events(target, drafter, PROMPT, max_new_tokens=6)
     stack = drafter.model._stack  # type: ignore[attr-defined]
     assert stack._keys
@@ -219,86 +213,80 @@ def test_a_draft_taken_back_to_nothing_gives_its_memory_back(root: Path) -> None
     assert stack._keys == stack._values == []
 
 
-def test_a_text_of_one_token_has_a_draft_from_the_start(root: Path) -> None:
-    model = family("llama")
+def test_a_text_of_one_token_can_be_drafted_for(root: Path) -> None:
+    model = shared_model("llama")
     folder = write_draft(root / "one-token", model, kind="features")
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
 
-    found = open_draft(folder, target).logits([5], 1)
+    logits = open_draft(folder, target).logits([5], 1)
 
-    assert_close(found, slow.logits([5]))
-
-
-# what the target keeps for it
+    assert_close(logits, slow.logits([5]))
 
 
-@pytest.mark.parametrize("forward", ["transformers", "lean"])
+@pytest.mark.parametrize("forward", ["transformers", "decoder"])
 @pytest.mark.parametrize("name", list(BUILDERS))
-def test_head_inputs_are_the_models_last_hidden_states(
+def test_target_features_are_the_models_last_hidden_states(
     name: str, forward: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_model, "PREFILL_CHUNK", 3)
+    monkeypatch.setattr(transformers_model, "PREFILL_CHUNK", 3)
     model = build(name)
-    target = plain_or_lean(forward, model)
-    kept = target.record_target_features()
+    target = make_target(forward, model)
+    features = target.record_target_features()
     target.feed(PROMPT[:-1])
     target.logits(PROMPT, 3, torch.tensor([4, 5]))
 
     with torch.inference_mode():
-        wanted = model.model(torch.tensor([[*PROMPT, 4, 5]])).last_hidden_state[0]
-    assert_close(kept.rows(0, 10), wanted)
+        expected = model.model(torch.tensor([[*PROMPT, 4, 5]])).last_hidden_state[0]
+    assert_close(features.rows(0, 10), expected)
     target.rewind(6)
-    assert (kept.first, kept.end) == (0, 6)
+    assert (features.first, features.end) == (0, 6)
     target.reset()
-    assert (kept.first, kept.end) == (0, 0)
+    assert (features.first, features.end) == (0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("forward", ["transformers", "lean"])
-def test_keeping_head_inputs_changes_no_logit(forward: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("forward", ["transformers", "decoder"])
+def test_recording_target_features_changes_no_logit(forward: str, dtype: torch.dtype) -> None:
     model = build("llama", dtype)
-    plain, keeping = plain_or_lean(forward, model), plain_or_lean(forward, model)
-    keeping.record_target_features()
+    plain, recording = make_target(forward, model), make_target(forward, model)
+    recording.record_target_features()
 
     for ids in (PROMPT, [*PROMPT, 4], [*PROMPT, 4, 9, 9]):
         num_last = len(ids) - plain.length
-        assert torch.equal(plain.logits(ids, num_last), keeping.logits(ids, num_last))
+        assert torch.equal(plain.logits(ids, num_last), recording.logits(ids, num_last))
 
 
-def test_nothing_is_kept_where_no_draft_asks(root: Path) -> None:
-    target = decoder_model(family("llama"), 96)
-    open_draft(write_draft(root / "no-features", family("llama"), kind="layers"), target)
+def test_no_features_are_recorded_for_a_draft_that_reads_none(root: Path) -> None:
+    target = decoder_model(shared_model("llama"), 96)
+    open_draft(write_draft(root / "no-features", shared_model("llama"), kind="layers"), target)
     target.feed(PROMPT)
 
     assert target.target_features is None
 
 
-def test_memory_grows_with_the_text_and_not_with_what_was_tried(root: Path) -> None:
-    target = decoder_model(family("llama"), 96)
-    drafter = shallow_drafter(write_draft(root / "memory", family("llama"), kind="features"), target, GREEDY)
+def test_memory_grows_with_the_text_not_with_the_number_of_rounds(root: Path) -> None:
+    target = decoder_model(shared_model("llama"), 96)
+    drafter = head_drafter(write_draft(root / "memory", shared_model("llama"), kind="features"), target, GREEDY)
     sizes = set()
     for _ in range(6):
         run_events(target, drafter, PROMPT, max_new_tokens=60, num_draft_tokens=4)
         target.rewind(4)
         drafter.rewind(4)
         assert target.target_features is not None
-        held = drafter.model._stack._keys[0].untyped_storage().nbytes()  # type: ignore[attr-defined]
-        sizes.add((target.target_features._rows.untyped_storage().nbytes(), held))  # type: ignore[union-attr]
+        num_bytes = drafter.model._stack._keys[0].untyped_storage().nbytes()  # type: ignore[attr-defined]
+        sizes.add((target.target_features._rows.untyped_storage().nbytes(), num_bytes))  # type: ignore[union-attr]
 
     assert len(sizes) == 1
 
 
-# the text
-
-
-@pytest.mark.parametrize("forward", ["transformers", "lean"])
+@pytest.mark.parametrize("forward", ["transformers", "decoder"])
 @pytest.mark.parametrize("num_draft_tokens", [1, 2, 5, 8])
 @pytest.mark.parametrize("name", list(SHAPES))
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: int, forward: str) -> None:
-    model = family(kind)
-    target = plain_or_lean(forward, model)
-    drafter = shallow_drafter(tiny_draft(name, model, kind), target, GREEDY)
+    model = shared_model(kind)
+    target = make_target(forward, model)
+    drafter = head_drafter(tiny_draft(name, model, kind), target, GREEDY)
 
     events = run_events(target, drafter, PROMPT, max_new_tokens=40, num_draft_tokens=num_draft_tokens)
 
@@ -308,40 +296,40 @@ def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: 
         assert len(rounds_of(events)) == -(-40 // (num_draft_tokens + 1))
 
 
-def test_a_subset_proposes_nothing_else() -> None:
-    model = family("llama")
+def test_a_draft_of_a_subset_proposes_only_its_tokens() -> None:
+    model = shared_model("llama")
     target = decoder_model(model, 96)
-    drafter = shallow_drafter(tiny_draft("shallow subset", model, "llama"), target, SamplingSettings(temperature=2.0))
+    drafter = head_drafter(tiny_draft("head subset", model, "llama"), target, SamplingSettings(temperature=2.0))
 
     events = run_events(target, drafter, PROMPT, max_new_tokens=60, sampling=SamplingSettings(temperature=2.0))
 
     drafted = {token for round_ in rounds_of(events) for token in round_.draft_ids}
     assert len(drafted) > 5
-    assert drafted <= set(SHAPES["shallow subset"]["draft_ids"])
+    assert drafted <= set(SHAPES["head subset"]["draft_ids"])
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
-def test_one_seed_gives_one_text_with_any_draft(name: str) -> None:
+def test_with_same_text_the_draft_does_not_change_the_sampled_text(name: str) -> None:
     sampling = SamplingSettings(temperature=0.9, top_k=40, repetition_penalty=1.1, seed=7, same_text=True)
-    model = family("llama")
+    model = shared_model("llama")
     target = decoder_model(model, 96)
     noise = PositionNoise(7, 96)
-    drafter = shallow_drafter(tiny_draft(name, model, "llama"), target, sampling, noise=noise)
+    drafter = head_drafter(tiny_draft(name, model, "llama"), target, sampling, noise=noise)
     options = {"sampling": sampling, "max_new_tokens": 30}
 
     drafted = run_events(target, drafter, PROMPT, noise=noise, **options)
     target.reset()
-    alone = run_events(target, NoDrafter(), PROMPT, noise=PositionNoise(7, 96), **options)
+    baseline = run_events(target, NoDrafter(), PROMPT, noise=PositionNoise(7, 96), **options)
 
-    assert ids_of(drafted) == ids_of(alone)
+    assert ids_of(drafted) == ids_of(baseline)
     if name.endswith("oracle"):
         assert all(r.num_accepted == len(r.draft_ids) for r in rounds_of(drafted))
 
 
-def test_a_broken_draft_is_dropped_and_the_text_stays(root: Path) -> None:
-    model = family("llama")
+def test_a_draft_that_computes_nan_is_dropped_and_the_text_stays(root: Path) -> None:
+    model = shared_model("llama")
     target = decoder_model(model, 96)
-    drafter = shallow_drafter(tiny_draft("shallow features", model, "llama"), target, GREEDY)
+    drafter = head_drafter(tiny_draft("head features", model, "llama"), target, GREEDY)
     drafter.model._head = lambda rows: torch.full((1, 96), torch.nan)  # type: ignore[attr-defined]
 
     assert ids_of(run_events(target, drafter, PROMPT, max_new_tokens=20)) == greedy_text(model, 20)
@@ -349,58 +337,57 @@ def test_a_broken_draft_is_dropped_and_the_text_stays(root: Path) -> None:
         drafter.propose(PROMPT, 1, FixedLength())
 
 
-# the law
-
-
 @pytest.mark.parametrize("verification", ["block", "token"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ids", [None, (0, 2)], ids=["all-ids", "subset"])
-def test_the_law_of_the_text_is_the_targets_over_all_outcomes(
+def test_the_distribution_over_all_outcomes_is_the_targets(
     root: Path, kind: str, ids: tuple[int, ...] | None, verification: str
 ) -> None:
     sizes = {"vocab_size": 3, "hidden_size": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     model = tiny_model("llama", 3, **sizes)
-    folder = write_draft(root / f"law-{kind}-{ids is None}-{verification}", model, kind=kind, draft_ids=ids)
+    folder = write_draft(root / f"distribution-{kind}-{ids is None}-{verification}", model, kind=kind, draft_ids=ids)
     sampling = SamplingSettings(temperature=0.8)
     target = CachedModel(model, 3)
     draft = open_draft(folder, target)
 
-    def run(chance: ScriptedRandomness) -> tuple[int, ...]:
+    def run(randomness: ScriptedRandomness) -> tuple[int, ...]:
         target.reset()
         draft.reset()
-        drafter = ModelDrafter(draft, 3, Sampler(sampling, chance), columns=draft.columns)
+        drafter = ModelDrafter(draft, 3, Sampler(sampling, randomness), columns=draft.columns)
         options = {"max_new_tokens": 3, "num_draft_tokens": 2, "verification": verification}
-        return tuple(ids_of(run_events(target, drafter, [0, 1], sampling=sampling, randomness=chance, **options)))
+        return tuple(ids_of(run_events(target, drafter, [0, 1], sampling=sampling, randomness=randomness, **options)))
 
-    law: dict[tuple[int, ...], float] = defaultdict(float)
+    distribution: dict[tuple[int, ...], float] = defaultdict(float)
     for probability, text in every_outcome(run):
-        law[text] += probability
+        distribution[text] += probability
 
-    wanted = target_law(model, sampling, [0, 1], 3)
-    assert abs(sum(law.values()) - 1) < 1e-6
+    expected = target_distribution(model, sampling, [0, 1], 3)
+    assert abs(sum(distribution.values()) - 1) < 1e-6
     # float32 logits of passes over one and over several tokens.
-    assert max(abs(law.get(text, 0.0) - wanted.get(text, 0.0)) for text in {*law, *wanted}) < 1e-5
+    assert max(abs(distribution.get(text, 0.0) - expected.get(text, 0.0)) for text in {*distribution, *expected}) < 1e-5
 
 
-def target_law(model: Any, sampling: SamplingSettings, text: Sequence[int], num_tokens: int) -> dict[Any, float]:
-    """Written down with transformers' own logits, nothing drafted."""
-    law: dict[tuple[int, ...], float] = {(): 1.0}
+def target_distribution(
+    model: Any, sampling: SamplingSettings, text: Sequence[int], num_tokens: int
+) -> dict[Any, float]:
+    """Computes the distribution from transformers' own logits, without a draft."""
+    distribution: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(num_tokens):
         longer = {}
-        for new, weight in law.items():
+        for new, weight in distribution.items():
             with torch.inference_mode():
                 logits = model(torch.tensor([[*text, *new]])).logits[0, -1:].float()
             probs = token_distributions(logits, sampling).probs
             assert probs is not None
             longer |= {(*new, token): weight * p for token, p in enumerate(probs[0].tolist())}
-        law = longer
-    return law
+        distribution = longer
+    return distribution
 
 
-def test_the_decode_loop_leaves_both_caches_on_the_text() -> None:
-    model = family("llama")
+def test_after_each_round_both_caches_contain_the_text() -> None:
+    model = shared_model("llama")
     target = decoder_model(model, 96)
-    drafter = shallow_drafter(tiny_draft("shallow features", model, "llama"), target, GREEDY)
+    drafter = head_drafter(tiny_draft("head features", model, "llama"), target, GREEDY)
     text = list(PROMPT)
     for event in decode(target, drafter, PROMPT, sampler(), DecodeOptions(DecodeSettings(24, 4))):
         if isinstance(event, Round):
@@ -408,5 +395,5 @@ def test_the_decode_loop_leaves_both_caches_on_the_text() -> None:
             assert target.length == len(text) - 1
             assert isinstance(drafter.model, DraftHeadModel)
             if event.draft_ids:
-                # Nothing of its own features is left: it stands where the round began.
+                # Entries computed from its own outputs are gone: it is back at the start of the round.
                 assert drafter.model.length == len(text) - len(event.token_ids)

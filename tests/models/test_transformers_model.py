@@ -1,4 +1,4 @@
-"""The owner of the cache: whatever was fed and taken back, the next logits are those of a fresh prefill."""
+"""The KV cache: after any sequence of passes and rewinds, the next logits equal those of a fresh prefill."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from specgen.core.errors import LoadError, MemoryShortageError
 from specgen.engine.memory_errors import memory_errors
 from specgen.models.transformers_model import CachedModel
-from tests.fakes import cached, tiny_model
+from tests.fakes import assert_close, cached, tiny_model
 
 KINDS = ["llama", "qwen2", "mistral"]
 
@@ -21,7 +21,7 @@ def fresh_logits(kind: str, ids: list[int]) -> torch.Tensor:
 
 
 def check_rollback(kind: str, steps: list[tuple[int, int]], seed: int) -> None:
-    """Feed and take back at random; after each step the next logits must be a fresh prefill's."""
+    """Feeds and rewinds at random; after each step the next logits must equal those of a fresh prefill."""
     generator = torch.Generator().manual_seed(seed)
     model = cached(tiny_model(kind))
     ids: list[int] = [1]
@@ -30,13 +30,13 @@ def check_rollback(kind: str, steps: list[tuple[int, int]], seed: int) -> None:
         model.logits(ids, 1)
         ids = ids[: max(1, len(ids) - num_removed)]
         model.rewind(len(ids) - 1)
-        assert torch.allclose(model.logits(ids, 1), fresh_logits(kind, ids), atol=1e-4)
+        assert_close(model.logits(ids, 1), fresh_logits(kind, ids))
         model.rewind(len(ids) - 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
-def test_rolling_back_equals_a_fresh_prefill(kind: str, steps: list[tuple[int, int]], seed: int) -> None:
+def test_logits_after_rewinds_equal_a_fresh_prefill(kind: str, steps: list[tuple[int, int]], seed: int) -> None:
     check_rollback(kind, steps, seed)
 
 
@@ -50,11 +50,11 @@ def test_a_tail_gives_the_same_logits_as_the_whole_text(kind: str) -> None:
     second = model.logits(ids, 1, tail=torch.tensor(tail[:1]))
     rest = model.logits(ids, 2, tail=torch.tensor(tail))
 
-    assert torch.allclose(torch.cat([first, second, rest]), whole, atol=1e-5)
+    assert_close(torch.cat([first, second, rest]), whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_later_draft_tokens_do_not_touch_earlier_logits(kind: str) -> None:
+def test_later_draft_tokens_do_not_change_earlier_logits(kind: str) -> None:
     first = cached(tiny_model(kind)).logits([1, 2, 3, 4, 5], 3)
     second = cached(tiny_model(kind)).logits([1, 2, 3, 90, 80], 3)
 
@@ -70,7 +70,7 @@ def test_a_long_prompt_is_fed_in_chunks_with_the_same_result(monkeypatch: pytest
     chunked = model.logits(ids, 2)
 
     assert model.num_forwards == 4
-    assert torch.allclose(chunked, whole, atol=1e-5)
+    assert_close(chunked, whole)
 
 
 @pytest.mark.fault("F29")
@@ -78,7 +78,7 @@ def test_logits_are_cut_to_the_shared_vocabulary() -> None:
     assert CachedModel(tiny_model(), 60).logits([1, 2], 1).shape == (1, 60)
 
 
-def test_rewinding_an_empty_cache_is_fine() -> None:
+def test_an_empty_cache_can_be_rewound() -> None:
     model = cached(tiny_model("mistral"))
 
     model.rewind(0)
@@ -94,7 +94,7 @@ def test_a_failing_forward_empties_the_cache() -> None:
         model.logits([1, 2, 3, 4, 9999], 1)
 
     assert model.length == 0
-    assert torch.allclose(model.logits([1, 2, 3], 1), fresh_logits("llama", [1, 2, 3]), atol=1e-5)
+    assert_close(model.logits([1, 2, 3], 1), fresh_logits("llama", [1, 2, 3]))
 
 
 @pytest.mark.parametrize(
@@ -113,34 +113,34 @@ def test_running_out_of_memory_is_recognized(error: Exception) -> None:
         raise error
 
 
-class Unwidened:
-    """Logits for whose float32 copy there is no memory."""
+class UnconvertibleLogits:
+    """Logits whose conversion to float32 runs out of memory."""
 
-    def __getitem__(self, _: object) -> Unwidened:
+    def __getitem__(self, _: object) -> UnconvertibleLogits:
         return self
 
     def float(self) -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
 
-def test_memory_too_short_for_the_logits_in_float32_is_recognized_and_empties_the_cache(
+def test_running_out_of_memory_for_float32_logits_empties_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = cached(tiny_model())
     model.feed([1, 2])
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_run", lambda *_: Unwidened())
+        patch.setattr(model, "_run", lambda *_: UnconvertibleLogits())
         with pytest.raises(MemoryShortageError):
             model.logits([1, 2, 3], 1)
 
     assert model.length == 0
-    assert torch.allclose(model.logits([1, 2, 3], 1), fresh_logits("llama", [1, 2, 3]), atol=1e-5)
+    assert_close(model.logits([1, 2, 3], 1), fresh_logits("llama", [1, 2, 3]))
 
 
-def test_a_model_with_a_running_state_is_refused() -> None:
+def test_a_model_with_a_recurrent_state_is_refused() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1))
 
-    with pytest.raises(LoadError, match="running state"):
+    with pytest.raises(LoadError, match="Mamba"):
         CachedModel(model, 32)
 
 

@@ -1,4 +1,4 @@
-"""These tests have cache and state folders of their own, and libraries prepared as the program does it."""
+"""Gives these tests their own cache and state folders, and prepares the libraries as the program does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids to text, a round at a time: nothing lost, no half character, no stop string, refused tokens in context."""
+"""Decoding round by round: no text is lost, no character split, no stop string shown; rejected tokens have context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from specgen.core.events import FinalText, Finish, Notice, Prefill, Round, RoundText, TextEvent, TokenState
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.event_text import with_text
-from specgen.text.stop_strings import StopHold, StopStrings
+from specgen.text.stop_strings import StopBuffer, StopStrings
 from tests.toys import token_id, toy_tokenizer
 
 TOY: Tokenizer = toy_tokenizer().backend_tokenizer
@@ -26,7 +26,7 @@ BYTES = [token_id(bytes([byte])) for byte in range(256)]
 
 
 def byte_ids(text: str | bytes) -> list[int]:
-    """A token per byte: the hardest cut there is."""
+    """Encodes a text with one token per byte, the hardest way to split it."""
     return [BYTES[byte] for byte in (text.encode() if isinstance(text, str) else text)]
 
 
@@ -38,7 +38,7 @@ def decoded(ids: Sequence[int], tokenizer: Tokenizer = TOY) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-# --- Detokenizer: P5 ------------------------------------------------------------------------------------------------
+# --- Detokenizer ----------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, NUM_TOY - 1), max_size=40))
@@ -49,12 +49,12 @@ def test_the_pieces_of_any_ids_join_to_their_text(ids: list[int]) -> None:
 
 @given(UNICODE)
 @pytest.mark.fault("F75")
-def test_text_cut_into_bytes_comes_back_without_a_replacement_character(text: str) -> None:
+def test_text_split_into_bytes_is_restored_without_a_replacement_character(text: str) -> None:
     assert "".join(stream(Detokenizer(TOY), byte_ids(text))) == text
 
 
 @given(UNICODE, st.data())
-def test_a_text_cut_anywhere_is_a_beginning_of_it_until_the_flush(text: str, data: st.DataObject) -> None:
+def test_before_the_flush_a_truncated_text_is_a_prefix_of_the_whole(text: str, data: st.DataObject) -> None:
     ids = byte_ids(text)
     cut = data.draw(st.integers(0, len(ids)))
 
@@ -66,35 +66,35 @@ def test_a_text_cut_anywhere_is_a_beginning_of_it_until_the_flush(text: str, dat
 @given(st.lists(st.integers(0, NUM_TOY - 1), max_size=8), UNICODE)
 @example(context=byte_ids("\ufffd"), text="a")
 @example(context=byte_ids(b"a\xe6\x97"), text="b")
-def test_text_behind_any_context_is_what_the_whole_adds(context: list[int], text: str) -> None:
+def test_text_after_any_context_is_what_it_adds_to_the_whole(context: list[int], text: str) -> None:
     before = decoded(context)
 
     pieces = stream(Detokenizer(TOY, context), byte_ids(text))
 
-    # Half a character at the end of the context is replaced there; the text behind it stays whole.
+    # An incomplete character at the end of the context is replaced there; the text after it is complete.
     assert before + "".join(pieces) == decoded([*context, *byte_ids(text)])
 
 
-def test_a_character_comes_whole_with_its_last_token() -> None:
+def test_a_character_is_returned_with_its_last_token() -> None:
     assert stream(Detokenizer(TOY), byte_ids("🙂é")) == ["", "", "", "🙂", "", "é", ""]
 
 
 @pytest.mark.fault("F76")
-def test_the_rest_of_a_character_is_flushed_once() -> None:
+def test_an_incomplete_character_is_flushed_once() -> None:
     detokenizer = Detokenizer(TOY)
     pieces = [detokenizer.commit(token) for token in byte_ids(b"a\xe6\x97")]
 
     assert (pieces, detokenizer.flush(), detokenizer.flush()) == (["a", "", ""], "\ufffd", "")
 
 
-def test_bytes_that_become_no_character_come_out_with_the_next_one() -> None:
+def test_invalid_bytes_are_returned_with_the_next_character() -> None:
     pieces = stream(Detokenizer(TOY), byte_ids(b"\xe6\xff\x80a"))
 
     assert pieces == ["", "", "", "\ufffd\ufffd\ufffda", ""]
 
 
 @pytest.mark.fault("F79")
-def test_special_tokens_have_no_text_unless_asked_for() -> None:
+def test_special_tokens_have_no_text_unless_requested() -> None:
     end = token_id("<|im_end|>")
 
     assert stream(Detokenizer(TOY), [*byte_ids("a"), end, *byte_ids("b")]) == ["a", "", "b", ""]
@@ -109,17 +109,17 @@ def test_added_tokens_that_are_not_special_are_text() -> None:
 def test_a_peek_changes_nothing(ids: list[int], guess: list[int]) -> None:
     plain, peeking = Detokenizer(TOY), Detokenizer(TOY)
     expected = stream(plain, ids)
-    seen = []
+    pieces = []
     for token in ids:
         peeking.peek(guess)
-        seen.append(peeking.commit(token))
+        pieces.append(peeking.commit(token))
 
     peeking.peek(guess)
 
-    assert [*seen, peeking.flush()] == expected
+    assert [*pieces, peeking.flush()] == expected
 
 
-def test_a_peek_tells_what_the_next_tokens_would_add_here() -> None:
+def test_a_peek_returns_what_the_next_tokens_would_add() -> None:
     detokenizer = Detokenizer(TOY)
     for token in byte_ids(b"caf\xc3"):
         detokenizer.commit(token)
@@ -128,7 +128,7 @@ def test_a_peek_tells_what_the_next_tokens_would_add_here() -> None:
     assert detokenizer.commit(byte_ids(b"\xa8")[0]) == "è"
 
 
-def test_a_fork_goes_its_own_way() -> None:
+def test_a_fork_is_independent() -> None:
     detokenizer = Detokenizer(TOY)
     detokenizer.commit(byte_ids(b"\xc3")[0])
     fork = detokenizer.fork()
@@ -138,15 +138,15 @@ def test_a_fork_goes_its_own_way() -> None:
 
 
 def metaspace_tokenizer() -> Tokenizer:
-    """As Llama 2's: `▁` begins a word, the text drops its first space, and unknown bytes are tokens of their own."""
+    """Builds a tokenizer like Llama 2's: `▁` starts a word, the first space is dropped, unknown bytes are tokens."""
     words = ["▁", "▁Hello", "▁world", "!", *[f"<0x{byte:02X}>" for byte in range(256)]]
-    made = Tokenizer(BPE({word: index for index, word in enumerate(words)}, [], byte_fallback=True))
+    tokenizer = Tokenizer(BPE({word: index for index, word in enumerate(words)}, [], byte_fallback=True))
     replace, fallback, fuse = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
-    made.decoder = decoders.Sequence([replace, fallback, fuse, decoders.Strip(" ", 1, 0)])
-    return made
+    tokenizer.decoder = decoders.Sequence([replace, fallback, fuse, decoders.Strip(" ", 1, 0)])
+    return tokenizer
 
 
-def test_an_answer_alone_drops_the_space_of_its_first_word_as_the_library_does() -> None:
+def test_an_answer_drops_the_space_of_its_first_word_as_the_library_does() -> None:
     assert stream(Detokenizer(metaspace_tokenizer()), [1, 2, 3]) == ["Hello", " world", "!", ""]
 
 
@@ -154,7 +154,7 @@ def test_a_continuation_keeps_the_space_of_its_first_word() -> None:
     assert stream(Detokenizer(metaspace_tokenizer(), [1]), [2, 3]) == [" world", "!", ""]
 
 
-def test_a_byte_behind_a_whole_character_takes_nothing_back() -> None:
+def test_a_byte_after_a_complete_character_does_not_change_it() -> None:
     # The library decodes a run of byte tokens as a whole: é and then a lone byte become three replacements.
     tokenizer = metaspace_tokenizer()
     first_byte = 4
@@ -165,7 +165,7 @@ def test_a_byte_behind_a_whole_character_takes_nothing_back() -> None:
     assert "".join(pieces) == "éß Hello"
 
 
-def test_a_bad_byte_behind_a_whole_character_does_not_end_the_stream() -> None:
+def test_an_invalid_byte_after_a_complete_character_does_not_end_the_stream() -> None:
     tokenizer = metaspace_tokenizer()
     first_byte = 4
     ids = [first_byte + 0xC3, first_byte + 0xA9, first_byte + 0xFF, 1, 2]
@@ -178,7 +178,7 @@ def test_a_bad_byte_behind_a_whole_character_does_not_end_the_stream() -> None:
 
 @pytest.mark.real
 @pytest.mark.fault("F75")
-def test_the_pieces_of_any_real_ids_join_to_their_text(smollm2_tokenizer: Any) -> None:
+def test_the_pieces_of_any_ids_of_a_real_tokenizer_join_to_their_text(smollm2_tokenizer: Any) -> None:
     tokenizer: Tokenizer = smollm2_tokenizer.backend_tokenizer
 
     @given(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=40))
@@ -189,7 +189,7 @@ def test_the_pieces_of_any_real_ids_join_to_their_text(smollm2_tokenizer: Any) -
 
 
 @pytest.mark.real
-def test_real_unicode_text_comes_back_behind_any_context(smollm2_tokenizer: Any) -> None:
+def test_unicode_text_is_restored_after_any_context_of_a_real_tokenizer(smollm2_tokenizer: Any) -> None:
     tokenizer: Tokenizer = smollm2_tokenizer.backend_tokenizer
 
     @given(UNICODE, st.integers(0, 40))
@@ -200,7 +200,7 @@ def test_real_unicode_text_comes_back_behind_any_context(smollm2_tokenizer: Any)
         pieces = stream(Detokenizer(tokenizer, context), rest)
 
         whole, before = decoded(ids, tokenizer), decoded(context, tokenizer)
-        # A context cut inside a character has given out a replacement for it already.
+        # A context that ends inside a character contains a replacement for it already.
         if whole.startswith(before):
             assert before + "".join(pieces) == whole
 
@@ -217,22 +217,22 @@ def splits(text: str) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize("pieces", splits("ab##END##cd"))
 @pytest.mark.fault("F78")
 def test_text_ends_before_a_stop_string_however_it_is_split(pieces: tuple[str, str, str]) -> None:
-    hold = StopHold(["##END##"])
+    buffer = StopBuffer(["##END##"])
 
-    shown = [hold.feed(piece) for piece in pieces]
+    shown = [buffer.feed(piece) for piece in pieces]
 
-    assert "".join(shown) + hold.release() == "ab"
-    assert hold.matched == "##END##"
+    assert "".join(shown) + buffer.flush() == "ab"
+    assert buffer.matched == "##END##"
 
 
 @given(
     st.lists(st.text("ab#E", max_size=4), max_size=12), st.lists(st.text("ab#E", min_size=1, max_size=4), max_size=3)
 )
-def test_what_is_shown_is_the_text_before_the_first_stop_string(pieces: list[str], stops: list[str]) -> None:
+def test_the_text_before_the_first_stop_string_is_shown(pieces: list[str], stops: list[str]) -> None:
     whole = "".join(pieces)
-    hold = StopHold(stops)
+    buffer = StopBuffer(stops)
 
-    shown = "".join(hold.feed(piece) for piece in pieces) + hold.release()
+    shown = "".join(buffer.feed(piece) for piece in pieces) + buffer.flush()
 
     if not any(stop in whole for stop in stops):
         assert shown == whole
@@ -243,33 +243,33 @@ def test_what_is_shown_is_the_text_before_the_first_stop_string(pieces: list[str
 
 
 @pytest.mark.fault("F78")
-def test_what_may_begin_a_stop_string_is_not_shown_early() -> None:
-    hold = StopHold(["##END##"])
+def test_the_possible_start_of_a_stop_string_is_not_shown() -> None:
+    buffer = StopBuffer(["##END##"])
 
-    assert [hold.feed("a##"), hold.feed("E"), hold.feed("x")] == ["a", "", "##Ex"]
-
-
-def test_held_text_is_released_at_the_end() -> None:
-    hold = StopHold(["##END##"])
-
-    assert [hold.feed("a##EN"), hold.release(), hold.release()] == ["a", "##EN", ""]
+    assert [buffer.feed("a##"), buffer.feed("E"), buffer.feed("x")] == ["a", "", "##Ex"]
 
 
-def test_the_earliest_of_two_stop_strings_wins() -> None:
-    hold = StopHold(["later", "first"])
+def test_buffered_text_is_shown_at_the_end() -> None:
+    buffer = StopBuffer(["##END##"])
 
-    assert hold.feed("a first and later") == "a "
-    assert hold.matched == "first"
-
-
-def test_of_two_stop_strings_at_one_place_the_longer_is_named() -> None:
-    hold = StopHold(["\n", "\n\n"])
-
-    assert hold.feed("a\n\nb") == "a"
-    assert hold.matched == "\n\n"
+    assert [buffer.feed("a##EN"), buffer.flush(), buffer.flush()] == ["a", "##EN", ""]
 
 
-def test_the_engine_is_told_the_token_that_completes_a_stop_string() -> None:
+def test_the_earlier_of_two_stop_strings_ends_the_text() -> None:
+    buffer = StopBuffer(["later", "first"])
+
+    assert buffer.feed("a first and later") == "a "
+    assert buffer.matched == "first"
+
+
+def test_the_longer_of_two_stop_strings_at_the_same_position_is_reported() -> None:
+    buffer = StopBuffer(["\n", "\n\n"])
+
+    assert buffer.feed("a\n\nb") == "a"
+    assert buffer.matched == "\n\n"
+
+
+def test_the_stop_check_finds_the_token_that_completes_a_stop_string() -> None:
     stop = StopStrings(Detokenizer(TOY), ["日b"])
 
     assert stop.cut(byte_ids(b"a\xe6\x97")) is None
@@ -294,7 +294,7 @@ def states_of(event: TextEvent) -> list[tuple[str, str]]:
     return [(piece.text, piece.state.value) for piece in event.pieces]
 
 
-def test_a_cut_draft_has_one_rejected_token_then_discarded_ones_then_the_correction() -> None:
+def test_a_rejected_draft_has_a_rejected_token_then_discarded_ones_then_the_correction() -> None:
     (event,) = with_text([a_round(0, byte_ids("abcd"), 1, BYTES[ord("x")])], Detokenizer(TOY))
 
     assert states_of(event) == [
@@ -306,7 +306,7 @@ def test_a_cut_draft_has_one_rejected_token_then_discarded_ones_then_the_correct
     ]
 
 
-def test_the_targets_token_is_a_bonus_behind_a_whole_draft_and_its_own_without_one() -> None:
+def test_the_targets_token_is_a_bonus_after_an_accepted_draft_and_plain_without_a_draft() -> None:
     rounds = [a_round(0, byte_ids("ab"), 2, BYTES[ord("c")]), a_round(1, [], 0, BYTES[ord("d")])]
 
     first, second = with_text(rounds, Detokenizer(TOY))
@@ -315,14 +315,14 @@ def test_the_targets_token_is_a_bonus_behind_a_whole_draft_and_its_own_without_o
     assert states_of(second) == [("d", "target")]
 
 
-def test_a_draft_that_ends_the_text_has_no_token_of_the_targets() -> None:
+def test_a_draft_that_ends_the_text_is_not_followed_by_a_target_token() -> None:
     (event,) = with_text([a_round(0, byte_ids("ab"), 2, None)], Detokenizer(TOY))
 
     assert [state for _, state in states_of(event)] == ["accepted", "accepted"]
 
 
 @pytest.mark.fault("F75")
-def test_a_rejected_token_is_decoded_where_it_stood() -> None:
+def test_a_rejected_token_is_decoded_in_its_context() -> None:
     first, second = byte_ids("é")
 
     (event,) = with_text([a_round(0, [first, second], 1, byte_ids(b"\xa8")[0])], Detokenizer(TOY))
@@ -331,24 +331,24 @@ def test_a_rejected_token_is_decoded_where_it_stood() -> None:
 
 
 def test_other_events_pass_unchanged() -> None:
-    events = [Prefill(3, 0, 0.1, 0.0), Notice("draft_dropped", "why")]
+    events = [Prefill(3, 0, 0.1, 0.0), Notice("draft_dropped", "reason")]
 
     assert list(with_text(events, Detokenizer(TOY))) == events
 
 
-def test_the_final_text_holds_half_a_character_and_the_finish() -> None:
+def test_the_final_text_contains_an_incomplete_character() -> None:
     *_, last = with_text([a_round(0, [], 0, BYTES[0xC3]), Finish("length")], Detokenizer(TOY))
 
     assert last == FinalText("\ufffd", Finish("length"))
 
 
-def test_the_final_text_holds_the_beginning_of_a_stop_string_that_never_came() -> None:
+def test_the_final_text_contains_the_start_of_an_incomplete_stop_string() -> None:
     *_, last = with_text([a_round(0, [], 0, BYTES[ord("#")]), Finish("stop")], Detokenizer(TOY), ["##"])
 
     assert last == FinalText("#", Finish("stop"))
 
 
-def test_a_rejected_token_that_looks_like_a_stop_string_stops_nothing() -> None:
+def test_a_rejected_token_with_a_stop_string_does_not_end_the_text() -> None:
     rounds = [a_round(0, byte_ids("a#"), 1, BYTES[ord("b")]), Finish("length")]
 
     assert answer_of(with_text(rounds, Detokenizer(TOY), ["#"])) == "ab"
@@ -356,23 +356,23 @@ def test_a_rejected_token_that_looks_like_a_stop_string_stops_nothing() -> None:
 
 @st.composite
 def rounds_of_a_text(draw: st.DrawFn) -> tuple[list[int], list[Round]]:
-    """Any ids in rounds of any shape, refused tokens of any kind between them."""
+    """Generates ids in rounds of any shape, with any rejected tokens between them."""
     ids = draw(st.lists(st.integers(0, NUM_TOY - 1), min_size=1, max_size=24))
     rounds: list[Round] = []
     at = 0
     while at < len(ids):
         num_accepted = draw(st.integers(0, min(4, len(ids) - at - 1)))
-        refused = draw(st.lists(st.integers(0, NUM_TOY - 1), max_size=3))
+        rejected = draw(st.lists(st.integers(0, NUM_TOY - 1), max_size=3))
         target = ids[at + num_accepted]
-        rounds.append(a_round(len(rounds), [*ids[at : at + num_accepted], *refused], num_accepted, target))
+        rounds.append(a_round(len(rounds), [*ids[at : at + num_accepted], *rejected], num_accepted, target))
         at += num_accepted + 1
     return ids, rounds
 
 
 @given(rounds_of_a_text())
 @settings(max_examples=200)
-def test_kept_pieces_and_the_final_text_join_to_the_answer(made: tuple[list[int], list[Round]]) -> None:
-    ids, rounds = made
+def test_kept_pieces_and_the_final_text_join_to_the_answer(text: tuple[list[int], list[Round]]) -> None:
+    ids, rounds = text
 
     events = list(with_text([*rounds, Finish("length")], Detokenizer(TOY)))
 

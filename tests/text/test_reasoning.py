@@ -1,61 +1,14 @@
-"""Reasoning blocks, and ids that spell the same text in other tokens."""
+"""Reasoning blocks of replies."""
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from specgen.text.prefix_reuse import keep_cached_ids
 from specgen.text.reasoning import opens_thinking, split_thinking
 from tests.toys import toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
-CONTROL = set(TOKENIZER.added_tokens_decoder)
-PLAIN_IDS = st.lists(st.sampled_from([i for i in range(len(TOKENIZER)) if i not in CONTROL]), max_size=12)
 
 
-def spelled(ids: list[int]) -> str:
-    return "".join(TOKENIZER.convert_ids_to_tokens(ids))
-
-
-@given(cached=PLAIN_IDS, tail=st.text(max_size=8))
-def test_the_same_text_keeps_the_cached_tokens(cached: list[int], tail: str) -> None:
-    text = TOKENIZER.decode(cached)
-    encoded = TOKENIZER.encode(text + tail, add_special_tokens=False)
-
-    kept = keep_cached_ids(TOKENIZER, cached, encoded)
-
-    assert spelled(kept) == spelled(encoded)
-    if spelled(encoded).startswith(spelled(cached)) and not tail:
-        assert kept == cached
-
-
-@given(cached=st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=12), text=st.text(max_size=12))
-def test_any_cache_leaves_the_text_and_its_control_tokens_as_they_are(cached: list[int], text: str) -> None:
-    encoded = [*TOKENIZER.encode(text, add_special_tokens=False), 288, *TOKENIZER.encode("a")]
-
-    kept = keep_cached_ids(TOKENIZER, cached, encoded)
-
-    assert spelled(kept) == spelled(encoded)
-    assert [i for i in kept if i in CONTROL] == [i for i in encoded if i in CONTROL]
-
-
-def test_one_word_in_other_tokens_is_kept_and_the_rest_follows() -> None:
-    whole = TOKENIZER.encode("The quick fox")
-    letters = [TOKENIZER.convert_tokens_to_ids(char) for char in "The"] + TOKENIZER.encode(" quick")
-
-    assert keep_cached_ids(TOKENIZER, letters, whole) == [*letters, *TOKENIZER.encode(" fox")]
-
-
-def test_a_control_token_and_the_text_that_looks_like_it_never_meet() -> None:
-    real = [TOKENIZER.convert_tokens_to_ids("<|im_end|>")]
-    typed = [token for char in "<|im_end|>" for token in TOKENIZER.encode(char)]
-
-    assert keep_cached_ids(TOKENIZER, real, typed) == typed
-    assert keep_cached_ids(TOKENIZER, typed, real) == real
-
-
-def test_a_reasoning_block_is_split_off() -> None:
+def test_reasoning_and_answer_are_separated() -> None:
     assert split_thinking("<think>\na\n</think>\n\nb", starts_inside=False) == ("a", "b")
     assert split_thinking("a</think>b", starts_inside=True) == ("a", "b")
     assert split_thinking("<think>a", starts_inside=False) == ("a", "")
@@ -67,6 +20,6 @@ def test_a_reply_that_only_mentions_the_tag_is_all_answer() -> None:
     assert split_thinking(text, starts_inside=False) == ("", text)
 
 
-def test_an_open_block_at_the_end_of_the_prompt_is_seen() -> None:
+def test_an_open_block_at_the_end_of_the_prompt_is_detected() -> None:
     assert opens_thinking(TOKENIZER, TOKENIZER.encode("assistant\n<think>\n"))
     assert not opens_thinking(TOKENIZER, TOKENIZER.encode("assistant\n"))

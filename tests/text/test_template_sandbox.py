@@ -1,4 +1,4 @@
-"""A chat template is a stranger's code: it ends in time, in memory and in size, and the program goes on."""
+"""Chat templates are untrusted code: their time, memory and output size are limited, and the program continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import process_time
 import pytest
 
 from specgen.core.errors import LoadError
-from specgen.text import template_sandbox as template_limits
+from specgen.text import template_sandbox
 from specgen.text.chat_template import ChatTemplate, Message
 from tests.toys import toy_tokenizer
 
@@ -18,12 +18,12 @@ HELLO = [Message("user", "Hello")]
 
 
 @pytest.mark.fault("F34")
-def test_an_endless_template_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.2)
+def test_an_endless_template_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.2)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     started = process_time()
 
-    with pytest.raises(LoadError, match=r"took more than 0\.2 s"):
+    with pytest.raises(LoadError, match=r"0\.2 s"):
         ChatTemplate(endless).encode(toy_tokenizer(), HELLO)
 
     assert process_time() - started < 2
@@ -31,11 +31,11 @@ def test_an_endless_template_ends_after_its_time(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.fault("F34")
-def test_a_template_that_wants_all_memory_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "MAX_EXTRA_BYTES", 64 * 2**20)
+def test_a_template_that_allocates_too_much_memory_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_sandbox, "MAX_EXTRA_BYTES", 64 * 2**20)
     before = resource.getrlimit(resource.RLIMIT_AS)
 
-    with pytest.raises(LoadError, match="too much memory"):
+    with pytest.raises(LoadError):
         ChatTemplate("{{ 'a' * 10 ** 10 }}").encode(toy_tokenizer(), HELLO)
 
     assert resource.getrlimit(resource.RLIMIT_AS) == before
@@ -43,8 +43,8 @@ def test_a_template_that_wants_all_memory_gets_none(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.fault("F34")
-def test_a_template_that_writes_far_more_than_it_was_given_is_refused() -> None:
-    with pytest.raises(LoadError, match="it made 2000000 characters"):
+def test_a_template_that_renders_far_more_text_than_its_messages_is_refused() -> None:
+    with pytest.raises(LoadError, match="2000000"):
         ChatTemplate("{{ 'a' * 2000000 }}").encode(toy_tokenizer(), HELLO)
 
 

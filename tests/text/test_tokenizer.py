@@ -25,29 +25,26 @@ def test_a_tokenizer_is_loaded(folder: Path) -> None:
     assert tokenizer.encode("w0 w1") == [3, 4]
 
 
-# F28
-
-
 @pytest.mark.fault("F28")
-def test_a_missing_tokenizer_is_told(folder: Path) -> None:
+def test_a_missing_tokenizer_is_an_error(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
 
-    fails(ModelFileError, lambda: load_tokenizer(folder), "holds no tokenizer", "tokenizer.json")
+    fails(ModelFileError, lambda: load_tokenizer(folder), str(folder), "tokenizer.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xff", b'{"model": 7}', b'{"version": "1.0"}'])
-def test_a_damaged_tokenizer_is_told(folder: Path, content: bytes) -> None:
+def test_a_damaged_tokenizer_is_an_error(folder: Path, content: bytes) -> None:
     (folder / "tokenizer.json").write_bytes(content)
 
-    fails(ModelFileError, lambda: load_tokenizer(folder), "the tokenizer of", "can't be loaded")
+    fails(ModelFileError, lambda: load_tokenizer(folder), str(folder))
 
 
 def test_a_tokenizer_of_a_gigabyte_is_not_read(folder: Path) -> None:
     with (folder / "tokenizer.json").open("wb") as file:
         file.truncate(2**30)
 
-    fails(ModelFileError, lambda: load_tokenizer(folder), "larger than 64 MiB")
+    fails(ModelFileError, lambda: load_tokenizer(folder), "64 MiB")
 
 
 @pytest.mark.parametrize(
@@ -58,25 +55,25 @@ def test_a_tokenizer_of_a_gigabyte_is_not_read(folder: Path) -> None:
         "additional_chat_templates/tools.jinja",
     ],
 )
-def test_no_other_file_of_a_tokenizer_is_read_at_any_size(folder: Path, name: str) -> None:
+def test_no_other_file_of_a_tokenizer_is_read_if_it_is_too_large(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     with (folder / name).open("wb") as file:
         file.truncate(2**30)
 
-    fails(ModelFileError, lambda: load_tokenizer(folder), name, "larger than 64 MiB")
+    fails(ModelFileError, lambda: load_tokenizer(folder), name, "64 MiB")
 
 
-def test_large_files_that_are_no_tokenizers_do_not_matter(folder: Path) -> None:
+def test_large_files_that_a_tokenizer_does_not_read_are_ignored(folder: Path) -> None:
     with (folder / "training_log.json").open("wb") as file:
         file.truncate(2**30)
 
     assert load_tokenizer(folder).encode("w0 w1") == [3, 4]
 
 
-def test_a_tokenizer_with_code_of_its_own_is_refused(folder: Path) -> None:
+def test_a_tokenizer_that_needs_its_own_code_is_refused(folder: Path) -> None:
     edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
 
-    fails(ModelFileError, lambda: load_tokenizer(folder), "brings its own code", "never run")
+    fails(ModelFileError, lambda: load_tokenizer(folder), "Evil")
 
 
 @pytest.mark.fault("F28")
@@ -86,22 +83,20 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     error = fails(
         PairError,
         lambda: check_num_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder),
-        "has ids up to 79, its model only 64 rows",
+        "79",
+        "64",
     )
     assert error.exit_code == 4
 
 
-def test_a_padded_model_has_rows_to_spare(tmp_path: Path) -> None:
+def test_a_padded_model_is_accepted(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny", tokens=words(60))
 
     check_num_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder)
 
 
-# end ids
-
-
 @pytest.mark.parametrize(
-    ("written", "expected"),
+    ("eos_token_id", "expected"),
     [
         (7, {1, 7}),
         ([7, 8], {1, 7, 8}),
@@ -111,8 +106,8 @@ def test_a_padded_model_has_rows_to_spare(tmp_path: Path) -> None:
         ("x", {1, 5}),
     ],
 )
-def test_every_end_token_of_the_model_ends_a_text(folder: Path, written: object, expected: set[int]) -> None:
-    write_defaults(folder, eos_token_id=written)
+def test_all_end_tokens_of_the_model_end_a_text(folder: Path, eos_token_id: object, expected: set[int]) -> None:
+    write_defaults(folder, eos_token_id=eos_token_id)
     edit_json(folder / "config.json", eos_token_id=5)
 
     assert end_ids(load_tokenizer(folder), folder) == expected
@@ -125,22 +120,19 @@ def test_a_model_without_an_end_token_has_none(folder: Path) -> None:
     assert end_ids(make_tokenizer(eos_token=None), folder) == frozenset()
 
 
-# sampling defaults
-
-
-def test_no_word_of_sampling_is_no_default(folder: Path) -> None:
+def test_a_file_without_sampling_settings_gives_no_defaults(folder: Path) -> None:
     write_defaults(folder, eos_token_id=1)
 
     assert generation_defaults(folder) is None
 
 
-def test_no_file_is_no_default(folder: Path) -> None:
+def test_a_missing_file_gives_no_defaults(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
 
     assert generation_defaults(folder) is None
 
 
-def test_a_model_that_samples_names_its_settings(folder: Path) -> None:
+def test_the_defaults_of_a_model_that_samples_are_read(folder: Path) -> None:
     write_defaults(
         folder, do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.1, typical_p=0.5
     )
@@ -148,7 +140,7 @@ def test_a_model_that_samples_names_its_settings(folder: Path) -> None:
     assert generation_defaults(folder) == SamplingSettings(0.7, 20, 0.8, 0.05, 1.1)
 
 
-def test_sampling_without_a_temperature_has_one_of_one(folder: Path) -> None:
+def test_the_default_temperature_of_a_model_that_samples_is_one(folder: Path) -> None:
     write_defaults(folder, do_sample=True)
 
     assert generation_defaults(folder) == SamplingSettings(temperature=1.0)

@@ -1,4 +1,4 @@
-"""Target and draft: one token table over the ids both have, or an error that shows the difference."""
+"""Comparing vocabularies: target and draft share their ids, or the error shows the difference."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from tests.loading.builders import fails, make_tokenizer, words
 
 def test_the_same_tokenizer_shares_everything() -> None:
     assert compare_tokenizers(make_tokenizer(), make_tokenizer()) == Pairing(64)
-
-
-# F29
 
 
 @pytest.mark.parametrize(("target", "draft"), [(64, 60), (60, 64)])
@@ -32,37 +29,35 @@ def test_added_tokens_at_the_end_are_accepted() -> None:
     assert table_size(draft) == 66
 
 
-# F30
-
-
 @pytest.mark.fault("F30")
-def test_a_permuted_table_of_the_same_size_is_refused() -> None:
+def test_a_permuted_vocabulary_of_the_same_size_is_refused() -> None:
     permuted = words()
     permuted[10:14] = permuted[13], permuted[10], permuted[11], permuted[12]
 
     error = fails(
         PairError,
         lambda: compare_tokenizers(make_tokenizer(), make_tokenizer(permuted)),
-        "in 4 of 64 ids (64 and 64 tokens): 10 is 'w7' and 'w10', 11 is 'w8' and 'w7', 12 is 'w9' and 'w8'",
-        "same family",
+        "4 of 64",
+        "10 is 'w7' and 'w10'",
+        "12 is 'w9' and 'w8'",
     )
 
     assert error.exit_code == 4
     assert "13 is" not in error.message
 
 
-def test_a_different_last_token_is_seen() -> None:
+def test_a_different_last_token_is_refused() -> None:
     other = [*words()[:-1], "other"]
 
     fails(
         PairError,
         lambda: compare_tokenizers(make_tokenizer(), make_tokenizer(other)),
-        "in 1 of 64 ids",
+        "1 of 64",
         "63 is 'w60' and 'other'",
     )
 
 
-def test_strings_are_shown_so_that_a_terminal_survives_them() -> None:
+def test_tokens_in_the_message_are_escaped() -> None:
     other = words()
     other[5] = "\x1b[2J"
 
@@ -79,13 +74,10 @@ def test_an_added_token_in_the_middle_is_refused() -> None:
     fails(PairError, lambda: compare_tokenizers(target, draft), "60 is '<a>' and '<b>'")
 
 
-# F31
-
-
 @pytest.mark.fault("F31")
-def test_another_end_token_is_a_notice() -> None:
+def test_a_different_end_token_is_a_notice() -> None:
     pairing = compare_tokenizers(make_tokenizer(), make_tokenizer(eos_token="<unk>"))
 
     assert pairing.notice is not None
-    assert "the draft's eos token is 2 ('<unk>'), the target's 1 ('<|im_end|>')" in pairing.notice
-    assert "the target's are used" in pairing.notice
+    assert "2 ('<unk>')" in pairing.notice
+    assert "1 ('<|im_end|>')" in pairing.notice
