@@ -18,7 +18,7 @@ from specgen.engine.drafters.lookup import LookupDrafter
 
 TRACES = Path(__file__).parent / "traces.jsonl"
 Costs = Callable[[int], float]
-Kind = Literal["none", "lookup", "model", "routed"]
+Kind = Literal["none", "lookup", "model", "combined"]
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,14 @@ def _drafted(
     trace: Trace, machine: Machine, kind: Kind, draft_length: LengthPolicy, lookup: LookupDrafter, place: int, room: int
 ) -> tuple[Sequence[int], DraftSource | None, float]:
     """A draft, what made it, and what that cost."""
-    match = lookup.match(trace.ids[: trace.num_prompt + place], room) if room and kind in ("lookup", "routed") else None
-    num_taken = 0 if match is None else draft_length.tokens_to_take(match, has_draft_model=kind == "routed")
+    match = (
+        lookup.match(trace.ids[: trace.num_prompt + place], room) if room and kind in ("lookup", "combined") else None
+    )
+    num_taken = 0 if match is None else draft_length.tokens_to_take(match, has_draft_model=kind == "combined")
     if match is not None and num_taken:
         return match.ids[:num_taken], "lookup", 0.0
     num_drawn = 0
-    while kind in ("model", "routed") and num_drawn < room and draft_length.should_draft():
+    while kind in ("model", "combined") and num_drawn < room and draft_length.should_draft():
         draft_length.on_token(trace.confidence[place + num_drawn])
         num_drawn += 1
     draft = trace.draft_ids[place : place + num_drawn]
