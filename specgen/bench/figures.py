@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
 from specgen.bench.results import BASELINE, BenchReport, Difference, MeasuredCosts, Run, Setting
 from specgen.bench.statistics import Interval, ratio_interval
-from specgen.core.cost_model import Forecast, PassCosts, forecast
-from specgen.core.metrics import Counts, expected_block_efficiency
+from specgen.core.cost_model import Forecast, forecast
+from specgen.core.metrics import Counts
 
 TextVerdict = Literal["same", "near-tie", "different"]
 
@@ -148,47 +148,13 @@ def _compared_text(report: BenchReport, index: int, prompts: set[int]) -> tuple[
 
 
 def forecast_of(counts: Counts, alone: Counts, costs: MeasuredCosts | None, setting: Setting) -> Forecast | None:
-    """What the costs of passes predict for the rounds of a setting; None where they were not measured."""
+    """Predict the speedup of a setting's rounds from the costs of passes; None if they were not measured."""
     if costs is None or setting.label not in costs.draft_seconds:
         return None
-    return forecast(
-        counts,
-        PassCosts(
-            costs.verify_seconds,
-            costs.draft_seconds[setting.label],
-            is_per_round=setting.drafter == "lookup",
-            catch_up_seconds=costs.catch_up_seconds.get(setting.label, 0.0),
-            round_seconds=counts.other_seconds / counts.num_rounds if counts.num_rounds else 0.0,
-            plain_round_seconds=alone.other_seconds / alone.num_rounds if alone.num_rounds else 0.0,
-        ),
+    around = replace(
+        costs.of(setting.label),
+        is_per_round=setting.drafter == "lookup",
+        round_seconds=counts.other_seconds / counts.num_rounds if counts.num_rounds else 0.0,
+        plain_round_seconds=alone.other_seconds / alone.num_rounds if alone.num_rounds else 0.0,
     )
-
-
-def modelled_speedup(alpha: float, num_draft_tokens: int, costs: MeasuredCosts, label: str) -> float | None:
-    """Speedup at a draft length if each token is accepted with probability α: the curve of the plot.
-
-    Source: Leviathan et al. 2023 (arXiv:2211.17192), Theorem 3.8, with the measured v(k + 1) in place of v(1).
-    """
-    one, verify = costs.verify(1), costs.verify(num_draft_tokens + 1)
-    if not one or not verify:
-        return None
-    # Lookup proposes all its tokens at once; a model draft whose tokens all were taken has one more to read first.
-    num_costs = 1 if label == "lookup" else num_draft_tokens
-    catch_up = alpha**num_draft_tokens * costs.catch_up_seconds.get(label, 0.0)
-    cost = num_costs * costs.draft_seconds.get(label, 0.0) + catch_up + verify
-    return expected_block_efficiency(alpha, num_draft_tokens) * one / cost
-
-
-def break_even_alpha(num_draft_tokens: int, costs: MeasuredCosts, label: str) -> float | None:
-    """The α from which drafts of this length pay; None if they can't even if every token is accepted."""
-    best = modelled_speedup(1.0, num_draft_tokens, costs, label)
-    if best is None or best <= 1:
-        return None
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        if (modelled_speedup(middle, num_draft_tokens, costs, label) or 0.0) < 1:
-            low = middle
-        else:
-            high = middle
-    return high
+    return forecast(counts, around)

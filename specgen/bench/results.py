@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from specgen.core.cost_model import interpolated
+from specgen.core.cost_model import PassCosts, interpolated
 from specgen.core.errors import SettingsError
 from specgen.core.metrics import Counts
 from specgen.core.results import LogitGap, ModelInfo
@@ -155,8 +155,18 @@ class MeasuredCosts:
     catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def verify(self, num_tokens: int) -> float | None:
-        """v(n), interpolated between measured lengths; None outside them."""
+        """Return v(n), interpolated between measured lengths; None outside them."""
         return interpolated(self.verify_seconds, num_tokens)
+
+    def of(self, label: str) -> PassCosts:
+        """Return the costs of a round with one of the drafts."""
+        # Lookup proposes all its tokens at once.
+        return PassCosts(
+            self.verify_seconds,
+            self.draft_seconds.get(label, 0.0),
+            is_per_round=label == "lookup",
+            catch_up_seconds=self.catch_up_seconds.get(label, 0.0),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,34 +1,35 @@
-"""Counts of a run and what passes cost in; the speedup these explain, and what fixed draft lengths would give, out.
+"""Predicts speedups from the measured costs of passes: of a run's rounds, and of fixed draft lengths.
 
-Only costs are taken from the model of costs: how many tokens were drafted and kept is counted, so nothing is assumed
-about draft tokens being accepted independently of each other, which they are not.
+Only costs are modelled. The drafted and accepted tokens of a run are counted, so its prediction does not assume that
+draft tokens are accepted independently of each other, which they are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specgen.core.metrics import Counts
 
-UNLIKE = 1.5
-"""Measured and predicted speedups further apart than this are no two views of one machine."""
+MAX_DISAGREEMENT = 1.5
+"""If measured and predicted speedup differ by more than this factor, one of them was disturbed."""
 MIN_TESTED = 4
 """Draft tokens tested at a position before its acceptance is used."""
+NUM_BISECTIONS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class PassCosts:
-    """What the parts of a round cost, in seconds.
+    """Costs of the parts of a round, in seconds.
 
     Args:
         verify_seconds: v(n): a pass of the target over n tokens, by n.
-        draft_seconds: A draft token; with `is_per_round` a whole proposal, as a lookup makes it.
+        draft_seconds: A draft token; with `is_per_round` a whole proposal, as in lookup.
         is_per_round: See there.
-        catch_up_seconds: What the first draft token costs more behind a draft that was kept whole: the draft model has
-            not read its own last token.
+        catch_up_seconds: Extra cost of the first draft token after a draft that was accepted as a whole: the draft
+            model has not read its own last token.
         round_seconds: Accepting, cutting and rewinding, per round.
-        plain_round_seconds: Likewise for the target alone.
+        plain_round_seconds: The same, for the baseline.
     """
 
     verify_seconds: Mapping[int, float]
@@ -40,29 +41,78 @@ class PassCosts:
 
     @property
     def plain_seconds(self) -> float | None:
-        """A token of the target alone."""
+        """Cost of a token of the baseline."""
         one = interpolated(self.verify_seconds, 1)
         return None if one is None else one + self.plain_round_seconds
 
-    def drafting(self, num_tokens: int) -> float:
-        """A draft of so many tokens, catching up left out."""
-        return self.draft_seconds * (1 if self.is_per_round else num_tokens)
+
+def interpolated(known: Mapping[int, float], num_tokens: int) -> float | None:
+    """Interpolate v(n) linearly between measured lengths; None outside them."""
+    if num_tokens in known:
+        return known[num_tokens]
+    below = max((n for n in known if n < num_tokens), default=None)
+    above = min((n for n in known if n > num_tokens), default=None)
+    if below is None or above is None:
+        return None
+    share = (num_tokens - below) / (above - below)
+    return known[below] * (1 - share) + known[above] * share
 
 
-def is_unlike(measured: float | None, predicted: float | None) -> bool:
-    """Whether one of two speedups must have been disturbed; unknown ones tell nothing."""
-    if not measured or not predicted:
-        return False
-    return not 1 / UNLIKE < measured / predicted < UNLIKE
+def expected_speedup(acceptance: Sequence[float], costs: PassCosts) -> float | None:
+    """Predict the speedup of a fixed draft length from the acceptance at each of its positions.
+
+    Source: Leviathan et al. 2023 (arXiv:2211.17192), Theorem 3.8, with the measured v(k + 1) in place of v(1) and an
+    acceptance per position.
+
+    Args:
+        acceptance: At each position, given that the tokens before it were accepted; its length is the draft length.
+        costs: Of the passes.
+
+    Returns:
+        None if a cost is unknown.
+    """
+    num_draft_tokens = len(acceptance)
+    plain, verify = costs.plain_seconds, interpolated(costs.verify_seconds, num_draft_tokens + 1)
+    if not plain or not verify:
+        return None
+    reach, num_tokens = 1.0, 1.0
+    for probability in acceptance:
+        reach *= probability
+        num_tokens += reach
+    drafting = costs.draft_seconds * (1 if costs.is_per_round else num_draft_tokens) + reach * costs.catch_up_seconds
+    return num_tokens * plain / (drafting + verify + costs.round_seconds)
+
+
+def break_even_alpha(num_draft_tokens: int, costs: PassCosts) -> float | None:
+    """Return the α at which drafts of this length start to pay; None if they never do."""
+
+    def pays(alpha: float) -> bool:
+        return (expected_speedup([alpha] * num_draft_tokens, costs) or 0.0) >= 1
+
+    if (expected_speedup([1.0] * num_draft_tokens, costs) or 0.0) <= 1:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(NUM_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if pays(middle) else (middle, high)
+    return high
+
+
+def best_draft_length(alpha: float, costs: PassCosts) -> tuple[int, float]:
+    """Return the draft length with the largest speedup at this α, and that speedup; 0 and 1 if no length pays."""
+    longest = max(costs.verify_seconds, default=1) - 1
+    speedups = [(expected_speedup([alpha] * k, costs) or 0.0, k) for k in range(1, longest + 1)]
+    speedup, k = max(speedups, default=(0.0, 0))
+    return (k, speedup) if speedup > 1 else (0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What the model of costs says about a run.
+    """Speedups that the measured costs predict for a run.
 
     Args:
-        speedup: At the draft lengths that were used; None if a cost is unknown.
-        by_length: Speedup with a fixed draft length instead, for the lengths the run tells enough about.
+        speedup: At the draft lengths of the run; None if a cost is unknown.
+        by_length: At fixed draft lengths, as far as the run has data for them.
     """
 
     speedup: float | None
@@ -70,21 +120,29 @@ class Forecast:
 
 
 def forecast(counts: Counts, costs: PassCosts) -> Forecast:
-    """What the costs predict for the rounds of a run, and for other draft lengths."""
-    by_length = {}
-    for num_draft_tokens in range(1, len(counts.tested_by_position) + 1):
-        speedup = fixed_speedup(counts, costs, num_draft_tokens)
+    """Predict the speedup of a run's rounds, and of other draft lengths.
+
+    The predictions by length are exact for a run with a fixed length, up to the positions where its rounds began. A
+    run with `-k auto` drafted further where the draft was confident, so they are slightly too high for longer drafts.
+    """
+    by_length: dict[int, float] = {}
+    acceptance: list[float] = []
+    for accepted, tested in zip(counts.accepted_by_position, counts.tested_by_position, strict=True):
+        if tested < MIN_TESTED:
+            break
+        acceptance.append(accepted / tested)
+        speedup = expected_speedup(acceptance, costs)
         if speedup is None:
             break
-        by_length[num_draft_tokens] = speedup
+        by_length[len(acceptance)] = speedup
     return Forecast(predicted_speedup(counts, costs), by_length)
 
 
 def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
-    """What the costs of passes predict for these rounds, whatever the clock said in the run.
+    """Predict the speedup of a run's rounds from the costs of passes, independently of the run's own clock.
 
-    Every token of the target alone costs v(1). A round costs its draft, v(drafted + 1) and what is done around them.
-    A draft behind rounds without one first reads what was missed, which takes as long as it takes: it is as measured.
+    A token of the baseline costs v(1). A round costs its draft, v(drafted + 1) and the work around them. A draft after
+    rounds without one first reads the missed tokens; its time is taken as measured.
     """
     plain = costs.plain_seconds
     if plain is None or not counts.num_rounds:
@@ -99,43 +157,15 @@ def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
         seconds += counts.num_rounds * costs.draft_seconds
     else:
         num_whole = counts.num_rounds - counts.num_plain_rounds - counts.num_rejected
-        # What lookup found beside the model took no time worth counting.
+        # Lookup drafts next to a model's take no measurable time.
         num_drawn = counts.num_drafted + counts.num_cut - counts.num_resumed - counts.num_lookup_drafted
         seconds += costs.draft_seconds * max(num_drawn, 0)
         seconds += counts.resumed_seconds + costs.catch_up_seconds * max(num_whole - 1, 0)
     return counts.num_emitted * plain / seconds if seconds else None
 
 
-def fixed_speedup(counts: Counts, costs: PassCosts, num_draft_tokens: int) -> float | None:
-    """Speedup with this draft length in every round, by the acceptance at each position.
-
-    Exact for the lengths of a run with a fixed length, up to the places where its rounds began; a run with `-k auto`
-    drafted further where the draft was sure of itself, so for longer drafts it promises a little too much.
-
-    Returns:
-        None if a cost, or the acceptance at one of the positions, is unknown.
-    """
-    plain, verify = costs.plain_seconds, interpolated(costs.verify_seconds, num_draft_tokens + 1)
-    if plain is None or verify is None or len(counts.tested_by_position) < num_draft_tokens:
-        return None
-    reach, num_tokens = 1.0, 1.0
-    for position in range(num_draft_tokens):
-        tested = counts.tested_by_position[position]
-        if tested < MIN_TESTED:
-            return None
-        reach *= counts.accepted_by_position[position] / tested
-        num_tokens += reach
-    drafting = costs.drafting(num_draft_tokens) + reach * costs.catch_up_seconds
-    return num_tokens * plain / (drafting + verify + costs.round_seconds)
-
-
-def interpolated(known: Mapping[int, float], num_tokens: int) -> float | None:
-    """v(n), between measured lengths on the line that joins them; None outside them."""
-    if num_tokens in known:
-        return known[num_tokens]
-    below = max((n for n in known if n < num_tokens), default=None)
-    above = min((n for n in known if n > num_tokens), default=None)
-    if below is None or above is None:
-        return None
-    share = (num_tokens - below) / (above - below)
-    return known[below] * (1 - share) + known[above] * share
+def is_unlike(measured: float | None, predicted: float | None) -> bool:
+    """Whether one of two speedups was probably disturbed; False if one is unknown."""
+    if not measured or not predicted:
+        return False
+    return not 1 / MAX_DISAGREEMENT < measured / predicted < MAX_DISAGREEMENT

@@ -7,16 +7,6 @@ from dataclasses import dataclass, field, fields
 from specgen.core.events import Prefill, Round
 
 
-def expected_block_efficiency(alpha: float, num_draft_tokens: int) -> float:
-    """Expected tokens per round if each draft token is accepted independently with probability `alpha`.
-
-    Feed it α, never TAR. Source: Leviathan et al. 2023 (arXiv:2211.17192), Eq. 1.
-    """
-    if alpha == 1.0:
-        return num_draft_tokens + 1.0
-    return (1.0 - alpha ** (num_draft_tokens + 1)) / (1.0 - alpha)
-
-
 def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator else None
 

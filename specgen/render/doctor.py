@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from specgen.bench.figures import break_even_alpha, modelled_speedup
 from specgen.bench.results import MeasuredCosts
+from specgen.core.cost_model import PassCosts, best_draft_length, break_even_alpha
 from specgen.core.machine import Machine
 from specgen.core.units import format_size
 from specgen.doctor.results import CacheState, LibraryState, ModelPlan, PairReport, TerminalState
@@ -101,9 +101,9 @@ def _measured(costs: MeasuredCosts, alphas: Sequence[float], ascii_only: bool) -
     if not costs.draft_seconds:
         return passes
     ((label, draft),) = costs.draft_seconds.items()
-    needs = [(k, break_even_alpha(k, costs, label)) for k in LENGTHS]
+    needs = [(k, break_even_alpha(k, costs.of(label))) for k in LENGTHS]
     words = [f"-k {k} {'never' if need is None else f'{100 * need:.0f} %'}" for k, need in needs]
-    best = [f"{100 * value:.0f} %: {_best_length(value, costs)}" for value in alphas]
+    best = [f"{100 * value:.0f} %: {_best_length(value, costs.of(label))}" for value in alphas]
     what = "a proposal" if label == "lookup" else "a token"
     lines = [
         passes,
@@ -114,17 +114,8 @@ def _measured(costs: MeasuredCosts, alphas: Sequence[float], ascii_only: bool) -
     return Text("\n").join(lines)
 
 
-def best_length(alpha: float, costs: MeasuredCosts) -> tuple[int, float]:
-    """The draft length with the best modelled speedup, and that speedup; 0 and 1 if none pays."""
-    longest = max(costs.verify_seconds, default=1) - 1
-    label = next(iter(costs.draft_seconds), "")
-    found = [(modelled_speedup(alpha, k, costs, label) or 0.0, k) for k in range(1, longest + 1)]
-    speedup, k = max(found, default=(0.0, 0))
-    return (k, speedup) if speedup > 1 else (0, 1.0)
-
-
-def _best_length(alpha: float, costs: MeasuredCosts) -> str:
-    k, speedup = best_length(alpha, costs)
+def _best_length(alpha: float, costs: PassCosts) -> str:
+    k, speedup = best_draft_length(alpha, costs)
     return f"-k {k} ({speedup:.2f}x)" if k else "none"
 
 
@@ -173,13 +164,18 @@ def _pair_document(pair: PairReport, alphas: Sequence[float]) -> Document:
         document["costs"] = {
             "verify_s": {str(n): seconds for n, seconds in sorted(costs.verify_seconds.items())},
             "draft_token_s": seconds,
-            "break_even_alpha": None if label is None else {str(k): break_even_alpha(k, costs, label) for k in LENGTHS},
-            "best_length_by_alpha": None
-            if label is None
-            else {
-                f"{alpha:g}": dict(zip(("k", "speedup"), best_length(alpha, costs), strict=True)) for alpha in alphas
-            },
+            "break_even_alpha": None,
+            "best_length_by_alpha": None,
         }
+        if label is not None:
+            draft_costs = costs.of(label)
+            document["costs"] |= {
+                "break_even_alpha": {str(k): break_even_alpha(k, draft_costs) for k in LENGTHS},
+                "best_length_by_alpha": {
+                    f"{alpha:g}": dict(zip(("k", "speedup"), best_draft_length(alpha, draft_costs), strict=True))
+                    for alpha in alphas
+                },
+            }
     return document
 
 

@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 
 from specgen.bench.advice import best_speedup, command_line_for, recommend, warnings_of
-from specgen.bench.figures import break_even_alpha, figures_by_setting, modelled_speedup
+from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import Difference, MeasuredCosts, Setting
 from specgen.cli.request import pair_settings
+from specgen.core.cost_model import break_even_alpha, expected_speedup
 from specgen.core.results import LogitGap
 from specgen.core.settings import ModelSettings
 from tests.bench.reports import LABEL, SETTINGS, counts, report
@@ -178,9 +179,9 @@ def test_what_a_model_reads_after_a_draft_that_was_taken_whole_is_in_the_curve()
 
     # 0.64: the chance that both are taken.
     seconds = 2 * 0.015 + 0.12 + 0.64 * 0.01
-    assert modelled_speedup(0.8, 2, dear, LABEL) == pytest.approx(2.44 * 0.1 / seconds)
+    assert expected_speedup([0.8] * 2, dear.of(LABEL)) == pytest.approx(2.44 * 0.1 / seconds)
     # Lookup pays once for all it proposes.
-    assert modelled_speedup(0.8, 2, costs, "lookup") == pytest.approx(2.44 * 0.1 / (1e-5 + 0.12))
+    assert expected_speedup([0.8] * 2, costs.of("lookup")) == pytest.approx(2.44 * 0.1 / (1e-5 + 0.12))
 
 
 @pytest.mark.parametrize(
@@ -218,14 +219,14 @@ def test_the_model_of_the_curve_is_leviathans_with_measured_costs() -> None:
     assert costs is not None
 
     # 1 + 0.8 + 0.64 tokens for two draft tokens and a pass over three.
-    assert modelled_speedup(0.8, 2, costs, LABEL) == pytest.approx(2.44 * 0.1 / (2 * 0.015 + 0.12))
-    need = break_even_alpha(2, costs, LABEL)
+    assert expected_speedup([0.8] * 2, costs.of(LABEL)) == pytest.approx(2.44 * 0.1 / (2 * 0.015 + 0.12))
+    need = break_even_alpha(2, costs.of(LABEL))
     assert need is not None
-    assert modelled_speedup(need, 2, costs, LABEL) == pytest.approx(1.0)
+    assert expected_speedup([need] * 2, costs.of(LABEL)) == pytest.approx(1.0)
 
 
 def test_what_can_never_pay_has_no_break_even() -> None:
     costs = report().costs
     assert costs is not None
 
-    assert break_even_alpha(2, replace(costs, draft_seconds={LABEL: 0.2}), LABEL) is None
+    assert break_even_alpha(2, replace(costs, draft_seconds={LABEL: 0.2}).of(LABEL)) is None

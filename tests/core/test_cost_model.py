@@ -8,7 +8,7 @@ import pytest
 
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchSettings
-from specgen.core.cost_model import PassCosts, fixed_speedup, forecast, predicted_speedup
+from specgen.core.cost_model import PassCosts, expected_speedup, forecast, predicted_speedup
 from specgen.core.events import Round
 from specgen.core.metrics import Counts
 from specgen.engine.draft_length.fixed import FixedLength
@@ -55,6 +55,15 @@ def test_one_run_with_a_fixed_length_tells_what_shorter_ones_give(verify_cost: C
         assert predicted == pytest.approx(measured, rel=0.03)
 
 
+@pytest.mark.parametrize(("alpha", "length", "tokens"), [(0.6, 2, 1.96), (0.7, 3, 2.533), (0.8, 5, 3.689), (1.0, 4, 5)])
+def test_where_drafts_cost_nothing_the_speedup_is_the_block_efficiency_of_the_paper(
+    alpha: float, length: int, tokens: float
+) -> None:
+    free = PassCosts({1: 1.0, 9: 1.0}, 0.0)
+
+    assert expected_speedup([alpha] * length, free) == pytest.approx(tokens, abs=1e-3)
+
+
 def test_time_around_the_passes_counts_on_both_sides() -> None:
     counts = Counts()
     for index in range(10):
@@ -81,7 +90,7 @@ def test_what_was_not_measured_is_not_predicted() -> None:
     assert predicted_speedup(counts, PassCosts({1: 1.0, 2: 1.0}, DRAFT)) is None
     assert predicted_speedup(counts, PassCosts({5: 1.0}, DRAFT)) is None
     assert predicted_speedup(Counts(), costs_of(FLAT)) is None
-    assert fixed_speedup(counts, costs_of(FLAT), 5) is None
+    assert 5 not in forecast(counts, costs_of(FLAT)).by_length
 
 
 def dear_catching_up(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:

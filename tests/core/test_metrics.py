@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from specgen.core.events import Prefill, Round
-from specgen.core.metrics import Baseline, Counts, expected_block_efficiency, speedup
+from specgen.core.metrics import Baseline, Counts, speedup
 
 
 def round_(num_drafted: int, num_accepted: int, *, ends: bool = False, num_cut: int = 0) -> Round:
@@ -91,8 +91,3 @@ def test_speedup_is_the_ratio_of_seconds_per_token() -> None:
     assert speedup(counts, Baseline("calibrate", 8, 0.28)) == pytest.approx(2.0)
     assert speedup(counts, None) is None
     assert speedup(Counts(), Baseline("calibrate", 8, 0.28)) is None
-
-
-@pytest.mark.parametrize(("alpha", "length", "tokens"), [(0.6, 2, 1.96), (0.7, 3, 2.533), (0.8, 5, 3.689), (1.0, 4, 5)])
-def test_expected_tokens_per_round_follow_the_papers_table(alpha: float, length: int, tokens: float) -> None:
-    assert expected_block_efficiency(alpha, length) == pytest.approx(tokens, abs=1e-3)

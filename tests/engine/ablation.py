@@ -1,7 +1,7 @@
 """Shows what each tunable of the draft-length policies contributes: `python -m tests.engine.ablation [NAME...]`.
 
 Each tunable is switched off in turn. For each kind of drafter (a mean over the machines) and for each machine (a mean
-over the kinds), the change of the replays' mean speed is printed in percent. A tunable that changes no mean by more than
+over the kinds), it prints the change of the replays' mean speed in percent. A tunable that changes no mean by more than
 0.3 % and breaks no test is not worth its code.
 """
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specgen.bench.figures import SettingFigures, modelled_speedup, total
+from specgen.bench.figures import SettingFigures, total
 from specgen.bench.results import BASELINE, BenchReport
+from specgen.core.cost_model import expected_speedup
 from specgen.core.errors import SettingsError
 from specgen.render.sanitize import one_line
 
@@ -124,7 +125,8 @@ def _curve(axes: Any, report: BenchReport, own: Sequence[SettingFigures], length
     if alpha is None:
         return
     label = fixed[0].setting.label
-    points = [(k, modelled_speedup(alpha, k, report.costs, label)) for k in range(1, max(lengths) + 1)]
+    costs = report.costs.of(label)
+    points = [(k, expected_speedup([alpha] * k, costs)) for k in range(1, max(lengths) + 1)]
     known = [(k, value) for k, value in points if value is not None]
     colour = COLOURS[number % len(COLOURS)]
     axes.plot(*zip(*known, strict=True), color=colour, linestyle=DASHES[number % len(DASHES)], linewidth=1.3)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from specgen.bench.advice import Recommendation, command_line_for
-from specgen.bench.figures import SettingFigures, break_even_alpha, figures_by_setting
+from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BASELINE, BenchReport
+from specgen.core.cost_model import break_even_alpha
 from specgen.render.bench.columns import Column, figure_columns, method_lines, name_columns, speedup_words
 from specgen.render.sanitize import one_line
 from specgen.render.theme import Glyphs, glyphs
@@ -183,7 +184,7 @@ def _costs(report: BenchReport, width: int, signs: Glyphs) -> Text | None:
         what = "a proposal" if label == "lookup" else "a draft token"
         text = f"{one_line(label)}: {what} costs {seconds / one:.2f} steps"
         lengths = [n - 1 for n in (2, 3, 5, 9) if costs.verify(n) is not None]
-        needs = [(k, break_even_alpha(k, costs, label)) for k in lengths]
+        needs = [(k, break_even_alpha(k, costs.of(label))) for k in lengths]
         words = [f"-k {k} {'never' if need is None else f'{100 * need:.0f} %'}" for k, need in needs]
         lines.append(f"{text}; {signs.alpha} from which it pays: {', '.join(words)}")
     backend = report.settings[BASELINE].backend
