@@ -16,7 +16,8 @@ from specgen.core.events import Notice
 from specgen.core.results import RunInfo, RunReport
 from specgen.render.json_text import Document, dumps
 from specgen.render.jsonl import error_document
-from specgen.render.messages import fitted, format_banner, format_error, format_notice
+from specgen.render.layout import fit_block
+from specgen.render.messages import format_banner, format_error, format_notice
 from specgen.render.plain import ByteSink
 from specgen.render.summary import format_summary
 from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_ascii_only, is_terminal, make_console
@@ -63,7 +64,7 @@ class Messages:
 
     def _banner(self, info: RunInfo, view: ViewName) -> Text:
         has_marks = decide_color(self._color, self.stream, self._environ).level is ColorLevel.MARKS
-        return fitted(format_banner(info, marks=has_marks, ascii_only=self.ascii_only, view=view), self.console)
+        return fit_block(format_banner(info, marks=has_marks, ascii_only=self.ascii_only, view=view), self.console)
 
     def summary(self, report: RunReport) -> None:
         """Prints the figures of a run, unless quiet."""
@@ -114,7 +115,7 @@ def print_text(text: Text, color: ColorMode) -> None:
     require_stdout("the answer")
     console = make_console(sys.stdout, color, os.environ)
     with console.capture() as captured:
-        console.print(fitted(text, console), soft_wrap=True)
+        console.print(fit_block(text, console), soft_wrap=True)
     _write_bytes(captured.get().encode())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from specgen.bench.results import MeasuredCosts
+from specgen.core.machine import Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +168,13 @@ class LibraryState:
     versions: Mapping[str, str | None]
     cuda: str
     bitsandbytes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemReport:
+    """Holds what `doctor` found without looking at models."""
+
+    machine: Machine
+    libraries: LibraryState
+    terminal: TerminalState
+    caches: tuple[CacheState, ...]

@@ -1,75 +1,108 @@
-"""A run in; why its speedup is doubtful, or why speculation slowed it down, and one thing to try, out. Pure."""
+"""Decides whether a speedup is doubtful, why a run was slower than the baseline, and what to try instead."""
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 from specgen.core.cost_model import is_unlike
 from specgen.core.results import RunReport
 
 LARGE_DRAFT_SHARE = 0.4
-"""From here on the drafter takes about as long as what it should save."""
-IMPOSSIBLE = 1.1
-"""A round takes at least a step of the target alone: but for noise, a speedup is at most the tokens per round."""
+"""From here on drafting takes about as long as it should save."""
+MAX_NOISE = 1.1
+"""A round takes at least a step of the baseline: except for noise, a speedup is at most the tokens per round."""
 LOW_ALPHA = 0.5
-"""Below this, two drafted tokens in a row are kept less often than one time in four."""
+"""Below this, two draft tokens in a row are accepted in less than a quarter of the cases."""
+PAUSED_ROUNDS = 4
+"""Rounds per tested draft token from which `auto` has mostly not drafted."""
 
 
-def why_doubtful(report: RunReport) -> str:
-    """Why a speedup is one of timing only; empty where nothing speaks against it."""
+class Doubt(StrEnum):
+    """Reasons to take a speedup for an error of timing."""
+
+    NOTHING_DRAFTED = "nothing_drafted"
+    IMPOSSIBLE = "impossible"
+    UNLIKE_PREDICTED = "unlike_predicted"
+
+
+class Cause(StrEnum):
+    """Causes of a speedup below 1."""
+
+    DRAFTING_PAUSED = "drafting_paused"
+    EXPENSIVE_DRAFT = "expensive_draft"
+    LOW_ACCEPTANCE = "low_acceptance"
+    EXPENSIVE_VERIFICATION = "expensive_verification"
+
+
+def find_doubt(report: RunReport) -> Doubt | None:
+    """Returns the reason to doubt the speedup of a run, if there is one."""
     speedup, counts = report.speedup, report.counts
     if not speedup or report.info.drafter == "none":
-        return ""
+        return None
     if not counts.num_drafted:
-        return "nothing was drafted, so the two differ by the noise of timing only"
-    most = counts.block_efficiency
-    if most is not None and speedup > IMPOSSIBLE * most:
-        return f"not possible with {most:.2f} tokens per round, so one of the two timings was disturbed"
+        return Doubt.NOTHING_DRAFTED
+    if counts.block_efficiency is not None and speedup > MAX_NOISE * counts.block_efficiency:
+        return Doubt.IMPOSSIBLE
     if report.forecast is not None and is_unlike(speedup, report.forecast.speedup):
-        return "measured and predicted are too far apart, so one of them was disturbed"
-    return ""
+        return Doubt.UNLIKE_PREDICTED
+    return None
 
 
-def why_slower(report: RunReport) -> str:
-    """One or two sentences for a run with a speedup below 1; empty for any other, and for a doubtful one.
-
-    A round pays if it costs fewer steps of the target alone than it yields tokens; that is said first, then which
-    part of the cost or yield is to blame.
-    """
-    speedup, baseline, counts = report.speedup, report.baseline, report.counts
-    if not speedup or speedup >= 1 or baseline is None or report.info.drafter == "none":
-        return ""
-    if why_doubtful(report):
-        return ""
-    if report.info.schedule == "auto" and counts.num_rounds > 4 * counts.num_rejected + 4 * counts.num_accepted:
-        return "drafting did not pay here and was left off most of the time; what it cost is the tries"
-    num_steps = counts.decode_seconds / counts.num_rounds / baseline.tpot_seconds
-    num_tokens = counts.num_emitted / counts.num_rounds
-    sums = f"a round takes as long as {num_steps:.1f} steps of the target alone and yields {num_tokens:.1f} tokens"
-    return f"{sums}: {_cause(report)}"
+def find_causes(report: RunReport) -> tuple[Cause, ...]:
+    """Returns the causes of a speedup below 1; none for a larger or a doubtful one."""
+    speedup, counts = report.speedup, report.counts
+    if not speedup or speedup >= 1 or report.info.drafter == "none" or find_doubt(report):
+        return ()
+    num_tested = counts.num_rejected + counts.num_accepted
+    if report.info.schedule == "auto" and counts.num_rounds > PAUSED_ROUNDS * num_tested:
+        return (Cause.DRAFTING_PAUSED,)
+    causes = [Cause.EXPENSIVE_DRAFT] if _is_draft_expensive(report) else []
+    causes += [Cause.LOW_ACCEPTANCE] if _is_alpha_low(report) else []
+    return tuple(causes) or (Cause.EXPENSIVE_VERIFICATION,)
 
 
-def what_to_try(report: RunReport) -> str:
-    """One concrete thing to try after `why_slower`; empty where nothing is to blame."""
+def find_remedies(report: RunReport) -> tuple[str, ...]:
+    """Returns options and models to try after a slow run; none if nothing was drafted."""
     if not report.counts.num_drafted:
-        return ""
-    num_draft_tokens = report.info.num_draft_tokens
-    # auto has looked for the best length already.
-    choices = [f"-k {num_draft_tokens // 2}"] if num_draft_tokens > 1 and report.info.schedule == "constant" else []
-    if _is_draft_expensive(report) and report.info.draft is not None:
-        choices.append("a smaller or quantized draft model")
-    elif _is_alpha_low(report) and report.info.draft is not None:
-        choices.append("another draft model")
-    choices.append("--draft none")
-    return " or ".join(choices) if len(choices) < 3 else f"{choices[0]}, {choices[1]}, or {choices[2]}"
+        return ()
+    info = report.info
+    # auto has searched for the best length already.
+    remedies = [f"-k {info.num_draft_tokens // 2}"] if info.num_draft_tokens > 1 and info.schedule == "constant" else []
+    if info.draft is not None and _is_draft_expensive(report):
+        remedies.append("a smaller or quantized draft model")
+    elif info.draft is not None and _is_alpha_low(report):
+        remedies.append("another draft model")
+    return (*remedies, "--draft none")
 
 
-def _cause(report: RunReport) -> str:
-    counts = report.counts
-    causes: list[str] = []
-    if _is_draft_expensive(report):
-        causes.append(f"drafting takes {100 * (counts.draft_share or 0):.0f} % of the time")
-    if _is_alpha_low(report):
-        causes.append(f"only {100 * (counts.alpha or 0):.0f} % of the tested draft tokens were right")
-    return " and ".join(causes) or _verification_cost(report)
+def explain_doubt(doubt: Doubt, report: RunReport) -> str:
+    """Returns the doubt in a sentence without its full stop."""
+    match doubt:
+        case Doubt.NOTHING_DRAFTED:
+            return "nothing was drafted, so the difference is timing noise"
+        case Doubt.IMPOSSIBLE:
+            tokens = report.counts.block_efficiency or 0.0
+            return f"impossible with {tokens:.2f} tokens per round, so one of the two timings was disturbed"
+        case Doubt.UNLIKE_PREDICTED:
+            return "the measured and the predicted speedup are too far apart, so one of them was disturbed"
+
+
+def explain_causes(causes: tuple[Cause, ...], report: RunReport) -> str:
+    """Returns the causes in a sentence without its full stop: what a round costs and yields, then why."""
+    counts, baseline = report.counts, report.baseline
+    if Cause.DRAFTING_PAUSED in causes or baseline is None:
+        return "drafting did not pay here, so most rounds did not draft; the loss is the cost of trying"
+    round_seconds = counts.num_rounds * baseline.tpot_seconds
+    steps, tokens = counts.decode_seconds / round_seconds, counts.num_emitted / counts.num_rounds
+    num_checked = round(counts.num_drafted / counts.num_rounds + 1, 1)
+    sentences = {
+        Cause.EXPENSIVE_DRAFT: f"drafting takes {100 * (counts.draft_share or 0):.0f} % of the time",
+        Cause.LOW_ACCEPTANCE: f"only {100 * (counts.alpha or 0):.0f} % of the tested draft tokens were right",
+        Cause.EXPENSIVE_VERIFICATION: f"for this target, checking {num_checked:g} tokens at once takes "
+        f"{counts.verify_seconds / round_seconds:.1f}x as long as a single token",
+    }
+    why = " and ".join(sentences[cause] for cause in causes)
+    return f"a round takes as long as {steps:.1f} steps of the target alone and yields {tokens:.1f} tokens: {why}"
 
 
 def _is_draft_expensive(report: RunReport) -> bool:
@@ -80,12 +113,3 @@ def _is_draft_expensive(report: RunReport) -> bool:
 def _is_alpha_low(report: RunReport) -> bool:
     alpha = report.counts.alpha
     return alpha is not None and alpha < LOW_ALPHA
-
-
-def _verification_cost(report: RunReport) -> str:
-    counts, baseline = report.counts, report.baseline
-    if baseline is None:
-        return ""
-    ratio = counts.verify_seconds / counts.num_rounds / baseline.tpot_seconds
-    num_positions = counts.num_drafted / counts.num_rounds + 1
-    return f"checking {round(num_positions, 1):g} tokens at once costs this target {ratio:.1f}x a single token"

@@ -1,4 +1,4 @@
-"""How far a distillation is in; a bar with loss and acceptance on a terminal, plain lines elsewhere, out. On stderr."""
+"""Shows the progress of a distillation on stderr: a bar on a terminal, otherwise plain lines."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from specgen.distill.settings import DistillProgress
 
 LINE_SECONDS = 30.0
-"""Plain lines come at most so often, and at the beginning and end of a stage."""
+"""Least time between plain lines within a stage; its beginning and end always get one."""
 WORDS = {
-    "writing": "the target writes",
+    "writing": "generating training text",
     "training": "training the draft",
-    "measuring": "measuring",
+    "measuring": "measuring acceptance",
     "saving": "saving",
 }
 
 
 class DistillBar:
-    """Shows a distillation; usable as its `tell`.
+    """Shows a distillation; it is a callback for its progress.
 
     Args:
         console: Console of stderr.
         quiet: Show nothing.
-        clock: Seconds that only rise.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = monotonic) -> None:
@@ -65,7 +65,7 @@ class DistillBar:
             self._progress = None
 
     def __call__(self, progress: DistillProgress) -> None:
-        """Show how far it is."""
+        """Shows the progress."""
         is_new = progress.stage != self._stage
         self._stage = progress.stage
         words = WORDS.get(progress.stage, progress.stage)
@@ -86,7 +86,7 @@ class DistillBar:
 
 
 def format_figures(progress: DistillProgress, *, ascii_only: bool = False) -> str:
-    """`120/400  loss 2.134  α 0.58`: what there is, counts of one step left out."""
+    """Formats the known figures, as in `120/400  loss 2.134  α 0.58`; a stage of one step has no count."""
     parts = []
     if progress.num_steps > 1:
         parts.append(f"{progress.num_done}/{progress.num_steps}")

@@ -1,4 +1,4 @@
-"""What `doctor` found in, lines for people or a JSON document out. Pure."""
+"""Formats what `doctor` found, as lines for people or as a JSON document."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from rich.text import Text
 
 from specgen.bench.results import MeasuredCosts
 from specgen.core.cost_model import PassCosts, best_draft_length, break_even_alpha
-from specgen.core.machine import Machine
 from specgen.core.units import format_size
-from specgen.doctor.results import CacheState, LibraryState, ModelPlan, PairReport, TerminalState
-from specgen.render.formatting import format_count, format_drafter
+from specgen.doctor.results import ModelPlan, PairReport, SystemReport
+from specgen.render.formatting import format_count, format_drafter, format_milliseconds, format_rate, format_speedup
 from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION
-from specgen.render.messages import labelled
+from specgen.render.layout import labelled
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
 
@@ -23,20 +22,14 @@ ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 LENGTHS = (1, 2, 4, 8)
 
 
-def format_machine(
-    machine: Machine,
-    libraries: LibraryState,
-    terminal: TerminalState,
-    caches: Sequence[CacheState],
-    *,
-    ascii_only: bool = False,
-) -> Text:
-    """Machine, libraries, terminal, caches."""
+def format_system(system: SystemReport, *, ascii_only: bool = False) -> Text:
+    """Formats machine, libraries, terminal and caches."""
+    machine, libraries, terminal = system.machine, system.libraries, system.terminal
     memory = f"{_size(machine.total_bytes)}, {_size(machine.free_bytes)} free"
     lines = [
         labelled("system", machine.system),
         labelled("cpu", f"{machine.processor}, {machine.num_cores} cores, {machine.num_threads} threads"),
-        labelled("", " ".join(machine.flags) or "no flag that speeds up matrix products"),
+        labelled("", " ".join(machine.flags) or "no instructions that speed up matrix products"),
         labelled("memory", memory),
     ]
     for gpu in machine.gpus:
@@ -49,32 +42,32 @@ def format_machine(
         lines.append(labelled("versions" if start == 0 else "", ", ".join(versions[start : start + 4])))
     missing = [name for name, version in libraries.versions.items() if version is None]
     lines += [labelled("missing", ", ".join(missing))] if missing else []
-    shown = f"{terminal.columns} columns" if terminal.is_terminal else "stdout is none"
-    lines.append(labelled("terminal", f"{shown}, {terminal.color}, {terminal.encoding}, TERM={terminal.term or '-'}"))
-    for cache in caches:
+    size = f"{terminal.columns} columns" if terminal.is_terminal else "stdout is not a terminal"
+    lines.append(labelled("terminal", f"{size}, {terminal.color}, {terminal.encoding}, TERM={terminal.term or '-'}"))
+    for cache in system.caches:
         models = format_count(cache.num_models, "model")
-        kept = f"{models}, {_size(cache.num_bytes)}; {_size(cache.free_bytes)} free on its disk"
-        lines.append(labelled("cache", f"{cache.name}: {cache.path}, {kept}"))
+        contents = f"{models}, {_size(cache.num_bytes)}; {_size(cache.free_bytes)} free on its disk"
+        lines.append(labelled("cache", f"{cache.name}: {cache.path}, {contents}"))
     return _safe(lines, ascii_only)
 
 
 def format_pair(pair: PairReport, alphas: Sequence[float] = ALPHAS, *, ascii_only: bool = False) -> Text:
-    """Compatibility, memory, window, and what was measured; the best draft length at each of `alphas`."""
+    """Formats compatibility, memory, context window and measured costs, the best draft length for each of `alphas`."""
     lines = [line for model in pair.models for line in _model_lines(model)]
     if pair.drafter == "lookup":
         lines.append(labelled("draft", format_drafter(None, pair.drafter)))
     elif pair.drafter == "model+lookup":
-        lines.append(labelled("", "prompt lookup beside it"))
+        lines.append(labelled("", "with prompt lookup"))
     if pair.num_shared_tokens is not None:
-        lines.append(labelled("tokens", f"compatible: {pair.num_shared_tokens} ids mean the same to both"))
+        lines.append(labelled("tokens", f"compatible: {pair.num_shared_tokens} ids mean the same token in both"))
     lines += [labelled("", pair.notice)] if pair.notice else []
-    window = "named by no config" if pair.window is None else f"{pair.window} positions"
+    window = "not in any config" if pair.window is None else f"{pair.window} positions"
     lines.append(labelled("window", f"{window}; memory planned for {pair.num_positions}"))
     for device in pair.devices:
         verdict = {True: "fits", False: "DOES NOT FIT", None: "unknown whether it fits"}[device.fits]
         lines.append(labelled(device.device, f"{verdict}: {_size(device.needed)} needed, {_size(device.free)} free"))
     if pair.library_bytes is not None and all(model.device == "cpu" for model in pair.models):
-        peak = f"{_size(pair.peak_bytes)}, {_size(pair.library_bytes)} of it for the program itself"
+        peak = f"{_size(pair.peak_bytes)}, of which {_size(pair.library_bytes)} for the program itself"
         lines.append(labelled("peak", f"about {peak}"))
     text = _safe(lines, ascii_only)
     return text if pair.costs is None else text.append("\n").append(_measured(pair.costs, alphas, ascii_only))
@@ -84,31 +77,31 @@ def _model_lines(model: ModelPlan) -> list[Text]:
     memory = model.memory
     parts = f"weights {_size(memory.weights)}, cache {_size(memory.cache)}, activations {_size(memory.activations)}"
     copies = f", copies {_size(memory.copies)}" if memory.copies else ""
-    form = f"{model.name} {model.model_type} {model.num_parameters / 1e6:.0f} M {model.quant} {model.dtype}"
+    description = f"{model.name} {model.model_type} {model.num_parameters / 1e6:.0f} M {model.quant} {model.dtype}"
     why = f" ({'; '.join(model.remarks)})" if model.remarks else ""
-    return [labelled(model.role, f"{form} {model.device}{why}"), labelled("", parts + copies)]
+    return [labelled(model.role, f"{description} {model.device}{why}"), labelled("", parts + copies)]
 
 
 def _measured(costs: MeasuredCosts, alphas: Sequence[float], ascii_only: bool) -> Text:
-    """v(n), draft cost, break-even acceptance, best length by acceptance."""
+    """Formats v(n), draft cost, break-even acceptance, and best length by acceptance."""
     alpha = glyphs(ascii_only=ascii_only).alpha
     one = costs.verify(1)
     if not one:
         return labelled("costs", "nothing was measured")
     curve = ", ".join(f"{n}: {seconds / one:.2f}" for n, seconds in sorted(costs.verify_seconds.items()))
-    passes = labelled("v(n)", f"a pass over n tokens, in steps of one of {1000 * one:.1f} ms: {curve}")
-    # No draft, or one that failed.
+    passes = labelled("v(n)", f"a pass over n tokens, in units of one token ({format_milliseconds(one)}): {curve}")
+    # Without a draft, or if it failed.
     if not costs.draft_seconds:
         return passes
     ((label, draft),) = costs.draft_seconds.items()
     needs = [(k, break_even_alpha(k, costs.of(label))) for k in LENGTHS]
-    words = [f"-k {k} {'never' if need is None else f'{100 * need:.0f} %'}" for k, need in needs]
-    best = [f"{100 * value:.0f} %: {_best_length(value, costs.of(label))}" for value in alphas]
-    what = "a proposal" if label == "lookup" else "a token"
+    words = [f"-k {k} {format_rate(need, num_digits=0, missing='never')}" for k, need in needs]
+    best = [f"{format_rate(value, num_digits=0)}: {_best_length(value, costs.of(label))}" for value in alphas]
+    unit = "a proposal" if label == "lookup" else "a token"
     lines = [
         passes,
-        labelled(label, f"{what} costs {1000 * draft:.1f} ms, {draft / one:.2f} steps"),
-        labelled("pays", f"from this {alpha} on: {', '.join(words)}"),
+        labelled(label, f"{unit} costs {format_milliseconds(draft)}, {draft / one:.2f} passes over one token"),
+        labelled("pays", f"from this {alpha} upwards: {', '.join(words)}"),
         labelled("best", f"length at {alpha} of {', '.join(best)}"),
     ]
     return Text("\n").join(lines)
@@ -116,30 +109,24 @@ def _measured(costs: MeasuredCosts, alphas: Sequence[float], ascii_only: bool) -
 
 def _best_length(alpha: float, costs: PassCosts) -> str:
     k, speedup = best_draft_length(alpha, costs)
-    return f"-k {k} ({speedup:.2f}x)" if k else "none"
+    return f"-k {k} ({format_speedup(speedup)})" if k else "none"
 
 
 def doctor_document(
-    machine: Machine,
-    libraries: LibraryState,
-    terminal: TerminalState,
-    caches: Sequence[CacheState],
-    pair: PairReport | None,
-    error: Document | None,
-    alphas: Sequence[float] = ALPHAS,
+    system: SystemReport, pair: PairReport | None, error: Document | None, alphas: Sequence[float] = ALPHAS
 ) -> Document:
-    """Everything as one document."""
+    """Returns everything as one document."""
     return {
         "type": "doctor",
         "schema_version": SCHEMA_VERSION,
-        "machine": asdict(machine),
+        "machine": asdict(system.machine),
         "libraries": {
-            "versions": dict(libraries.versions),
-            "cuda": libraries.cuda,
-            "bitsandbytes": dict(libraries.bitsandbytes),
+            "versions": dict(system.libraries.versions),
+            "cuda": system.libraries.cuda,
+            "bitsandbytes": dict(system.libraries.bitsandbytes),
         },
-        "terminal": asdict(terminal),
-        "caches": [asdict(cache) for cache in caches],
+        "terminal": asdict(system.terminal),
+        "caches": [asdict(cache) for cache in system.caches],
         "pair": None if pair is None else _pair_document(pair, alphas),
         "error": error,
     }
@@ -159,23 +146,27 @@ def _pair_document(pair: PairReport, alphas: Sequence[float]) -> Document:
         "costs": None,
     }
     if pair.costs is not None:
-        costs = pair.costs
-        label, seconds = next(iter(costs.draft_seconds.items()), (None, None))
-        document["costs"] = {
-            "verify_s": {str(n): seconds for n, seconds in sorted(costs.verify_seconds.items())},
+        document["costs"] = _costs_document(pair.costs, alphas)
+    return document
+
+
+def _costs_document(costs: MeasuredCosts, alphas: Sequence[float]) -> Document:
+    document: Document = {
+        "verify_s": {str(n): seconds for n, seconds in sorted(costs.verify_seconds.items())},
+        "draft_token_s": None,
+        "break_even_alpha": None,
+        "best_length_by_alpha": None,
+    }
+    for label, seconds in costs.draft_seconds.items():
+        draft_costs = costs.of(label)
+        best = {alpha: best_draft_length(alpha, draft_costs) for alpha in alphas}
+        document |= {
             "draft_token_s": seconds,
-            "break_even_alpha": None,
-            "best_length_by_alpha": None,
+            "break_even_alpha": {str(k): break_even_alpha(k, draft_costs) for k in LENGTHS},
+            "best_length_by_alpha": {
+                f"{alpha:g}": {"k": k, "speedup": speedup} for alpha, (k, speedup) in best.items()
+            },
         }
-        if label is not None:
-            draft_costs = costs.of(label)
-            document["costs"] |= {
-                "break_even_alpha": {str(k): break_even_alpha(k, draft_costs) for k in LENGTHS},
-                "best_length_by_alpha": {
-                    f"{alpha:g}": dict(zip(("k", "speedup"), best_draft_length(alpha, draft_costs), strict=True))
-                    for alpha in alphas
-                },
-            }
     return document
 
 
@@ -184,13 +175,13 @@ def _size(num_bytes: int | None) -> str:
 
 
 def _safe(lines: Sequence[Text], ascii_only: bool) -> Text:
-    """Names and paths come from outside: each line stays one."""
-    made = []
+    """Makes names and paths from outside safe, and keeps each line on one line."""
+    safe = []
     for line in lines:
         text = Text(one_line(line.plain, ascii_only=ascii_only) if line.plain.strip() else "")
         if line.plain.startswith(" "):
             text = Text(" " * (len(line.plain) - len(line.plain.lstrip()))).append(text)
         for span in line.spans:
             text.stylize(span.style, span.start, span.end)
-        made.append(text)
-    return Text("\n").join(made)
+        safe.append(text)
+    return Text("\n").join(safe)

@@ -1,4 +1,4 @@
-"""Numbers and models in, the words for them out: one spelling of each for banner, summary and tables."""
+"""Formats figures, models and settings, in one way for banner, summary, tables and documents."""
 
 from __future__ import annotations
 
@@ -8,43 +8,53 @@ from specgen.render.guarantees import NOT_LOSSLESS
 from specgen.render.sanitize import one_line
 
 
-def format_rate(rate: float | None) -> str:
-    """A fraction as percent; `n/a` if there is none, never 0 %."""
-    return "n/a" if rate is None else f"{100 * rate:.1f} %"
+def format_rate(rate: float | None, *, num_digits: int = 1, missing: str = "n/a") -> str:
+    """Returns a fraction as percent, `55.6 %`; `missing` for None."""
+    return missing if rate is None else f"{100 * rate:.{num_digits}f} %"
+
+
+def format_speedup(speedup: float) -> str:
+    """Returns `1.62x`."""
+    return f"{speedup:.2f}x"
+
+
+def format_milliseconds(seconds: float) -> str:
+    """Returns `12.3 ms`."""
+    return f"{1000 * seconds:.1f} ms"
 
 
 def format_duration(seconds: float) -> str:
-    """`0.12 s`, or `12.3 ms` below a tenth of a second."""
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+    """Returns `0.12 s`, or `12.3 ms` below a tenth of a second."""
+    return f"{seconds:.2f} s" if seconds >= 0.1 else format_milliseconds(seconds)
 
 
 def format_count(number: int, word: str) -> str:
-    """`1 model`, `2 models`."""
+    """Returns `1 model`, `2 models`."""
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def format_model(model: ModelInfo, *, ascii_only: bool = False) -> str:
-    """Name, format, device and size of a model on one safe line."""
+    """Returns name, format, device and size of a model on one safe line."""
     size = f" {format_size(model.num_bytes)}" if model.num_bytes > 0 else ""
     remark = f" ({model.remark})" if model.remark else ""
     return one_line(f"{model.name} {model.quant} {model.dtype} {model.device}{size}{remark}", ascii_only=ascii_only)
 
 
 def format_draft(info: RunInfo, *, ascii_only: bool = False) -> str:
-    """What proposes the drafts of a run."""
+    """Returns the drafter of a run."""
     return format_drafter(info.draft, info.drafter, ascii_only=ascii_only)
 
 
 def format_drafter(draft: ModelInfo | None, drafter: str, *, ascii_only: bool = False) -> str:
-    """A draft model and what is beside it, or what proposes without one."""
+    """Returns the draft model, with lookup or without, or the drafter that needs no model."""
     if draft is not None:
-        beside = ", prompt lookup beside it" if drafter == "model+lookup" else ""
-        return format_model(draft, ascii_only=ascii_only) + beside
+        lookup = ", with prompt lookup" if drafter == "model+lookup" else ""
+        return format_model(draft, ascii_only=ascii_only) + lookup
     return "none, plain decoding" if drafter == "none" else f"prompt {drafter}, no model"
 
 
 def format_settings(info: RunInfo) -> str:
-    """Draft length, budget and sampling; only what is switched on."""
+    """Returns draft length, token limit and the sampling settings that are in effect."""
     sampling = info.sampling
     length = (
         "draft length chosen by cost" if info.schedule == "auto" else f"drafts of up to {info.num_draft_tokens} tokens"
@@ -58,10 +68,10 @@ def format_settings(info: RunInfo) -> str:
         words += [f"top-k {sampling.top_k}"] if sampling.top_k else []
         words += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
         words += [f"min-p {sampling.min_p:g}"] if sampling.min_p else []
-        # Without it the order of events decides, which the clock may change: the seed alone repeats nothing.
+        # Without --same-text the text depends on draft lengths too, hence on timing: the seed does not repeat it.
         words += [f"seed {sampling.seed}"] if sampling.same_text else []
     if sampling.repetition_penalty != 1:
         words.append(f"repetition penalty {sampling.repetition_penalty:g}")
     if info.guarantee == "none":
         words.append(NOT_LOSSLESS)
-    return ", ".join(words) + (" (sampling from the model's own settings)" if info.sampling_source == "model" else "")
+    return ", ".join(words) + (" (sampling settings of the model)" if info.sampling_source == "model" else "")

@@ -1,4 +1,4 @@
-"""A document in, one line of JSON out that is strict, and inert on a terminal."""
+"""Writes documents as strict JSON that is safe on a terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def _json_escape(code: int) -> str:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
-# JSON escapes C0 itself; the rest would reach a terminal as it is. Behind `json.dumps` these occur in strings only.
+# JSON escapes C0 itself; the others would reach a terminal unchanged. After `json.dumps` they occur in strings only.
 _ESCAPES = {code: _json_escape(code) for code in UNSAFE if code >= 0x20}
 
 
 def dumps(document: Document) -> str:
-    """One line of strict JSON that is inert on a terminal: no control or bidi character, no NaN, no infinity."""
+    """Returns one line of strict JSON, without control or bidi characters; NaN and infinity become null."""
     text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.translate(_ESCAPES)
 

@@ -1,11 +1,11 @@
-"""Events and reports in, JSON documents out: one per line (ndjson), or the one `result` document (json).
+"""Makes JSON documents of events and reports: one per line (ndjson), or only the `result` document (json).
 
-Field names follow vLLM's per-request figures, so that scripts written for those read these. Within a schema version
-fields are only added. Seconds end in `_s` or `seconds`, sizes in `_bytes`; rates are fractions; null is "no figure".
+Field names follow vLLM's per-request figures, so that scripts written for those can read these. Within a schema version
+fields are only added. Seconds end in `_s` or `seconds`, sizes in `_bytes`; rates are fractions; null means unknown.
 
-    start → prefill → step* → text? → result        warning, error anywhere
+    start → prefill → step* → text? → result        warning and error at any point
 
-The texts of the kept tokens of all steps, then of `text`, are the text of `result`.
+The kept tokens of all steps, followed by `text`, concatenate to the text of `result`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _METHODS = {
 
 
 def start_document(info: RunInfo, time: datetime) -> Document:
-    """The first event. `time` is the moment of the start, with a time zone."""
+    """Returns the first event. `time` is the time of the start, with a time zone."""
     return {
         "type": "start",
         **_header(info),
@@ -41,7 +41,7 @@ def start_document(info: RunInfo, time: datetime) -> Document:
 
 
 def event_document(event: TextEvent) -> Document | None:
-    """An event of the generation; None for a final text that is empty."""
+    """Returns an event of the generation; None for an empty final text."""
     match event:
         case Prefill():
             return {
@@ -59,7 +59,7 @@ def event_document(event: TextEvent) -> Document | None:
 
 
 def result_document(report: RunReport) -> Document:
-    """The last event of a run that was not stopped by an error, and the one document of `--json`."""
+    """Returns the last event of a run without an error, which is also the one document of `--json`."""
     counts = report.counts
     return {
         "type": "result",
@@ -84,7 +84,7 @@ def result_document(report: RunReport) -> Document:
 
 
 def error_document(error: SpecgenError) -> Document:
-    """The last event of a run that an error stopped; `exit_code` is the process's."""
+    """Returns the last event of a run that an error ended; `exit_code` is that of the process."""
     return {
         "type": "error",
         "schema_version": SCHEMA_VERSION,
@@ -96,7 +96,7 @@ def error_document(error: SpecgenError) -> Document:
 
 
 class NdjsonView:
-    """A `View` that writes one document per line, each flushed.
+    """Writes one document per line, each flushed; a `View`.
 
     Args:
         stream: A binary stream.
@@ -110,11 +110,11 @@ class NdjsonView:
             self.write(document)
 
     def write(self, document: Document) -> None:
-        """Write a document that is no event: the start, the result, an error."""
+        """Writes a document that is not an event of the generation: the start, the result, an error."""
         self._sink.write((dumps(document) + "\n").encode())
 
     def close(self) -> None:
-        """Nothing to end: every line is whole."""
+        """Does nothing: every line is complete."""
 
 
 def _header(info: RunInfo) -> Document:
@@ -146,7 +146,7 @@ def _header(info: RunInfo) -> Document:
 
 
 def model_document(model: ModelInfo) -> Document:
-    """A model as it really runs."""
+    """Returns a model as it really runs."""
     return {
         "id": model.name,
         "revision": model.revision,
@@ -190,7 +190,7 @@ def _timings(report: RunReport) -> Document:
 
 
 def stats_document(counts: Counts) -> Document:
-    """What became of the drafts."""
+    """Returns the figures of drafting and acceptance."""
     accepted_length = counts.mean_accepted_length if counts.num_drafted else None
     return {
         "num_spec_steps": counts.num_rounds,
@@ -227,4 +227,4 @@ def _baseline(baseline: Baseline | None) -> Document | None:
 
 
 def _seconds(seconds: float) -> float:
-    return round(seconds, 9)  # a sum of floats has digits no clock measured
+    return round(seconds, 9)  # the further digits of a sum of floats were not measured

@@ -1,7 +1,7 @@
-"""Text events in; kept text, and behind it the round's refused draft until the next event takes it away, out.
+"""Shows kept text, and after it the rejected draft of the round until the next event erases it.
 
-Kept text is printed once, as plain streaming would. Only the rest of the current row is ever erased, and only while
-its column is certain: otherwise a committed character could go with it.
+Kept text is printed once, as in plain streaming. Only the rest of the current row is ever erased, and only while the
+cursor's column is certain: otherwise kept text could be erased too.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from rich.console import Console
 
 from specgen.core.events import FinalText, Notice, RoundText, TextEvent
 from specgen.render.styled_writer import StyledText, StyledWriter
-from specgen.render.text_width import Column, cut_to_cells
+from specgen.render.text_width import CursorColumn, cut_to_cells
 from specgen.render.theme import PLAIN
-from specgen.render.view import Sanitizer, flat, kept_parts
+from specgen.render.view import Sanitizer, kept_parts, visible_text
 
 MIN_WIDTH = 20
-"""Below this a tail would be all there is to see."""
+"""Columns; on a narrower terminal the tail would hide the answer."""
 MIN_TAIL_CELLS = 4
-"""At the end of a row the cursor waits to wrap, and erasing there takes a committed character."""
+"""At the end of a row the cursor waits to wrap, and erasing there would erase a kept character."""
 
 _WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 _SAVE, _RESTORE_AND_ERASE = "\x1b7", "\x1b8\x1b[K"
 
 
 class LiveView:
-    """Kept text with a dim, one-row, erasable tail of what the round proposed in vain.
+    """Shows kept text, followed by a dim tail on the same row: the draft tokens that the round rejected.
 
-    Starts at column 0. Without styles there is no tail, and kept text comes without marks.
+    Starts at column 0. Without styles there is no tail, and kept text has no marks.
 
     Args:
         console: From `make_console`.
@@ -34,10 +34,10 @@ class LiveView:
     """
 
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
-        self._pen = StyledWriter(console)
+        self._writer = StyledWriter(console)
         self._sanitizer = sanitizer
-        self._column = Column()
-        self._size = self._pen.size()
+        self._column = CursorColumn()
+        self._size = self._writer.size()
         self._has_tail = False
 
     def show(self, event: TextEvent) -> None:
@@ -47,42 +47,42 @@ class LiveView:
             self._print([(PLAIN, self._sanitizer(event.text))], "")
         elif isinstance(event, Notice):
             self._print([], "")
-            # Somebody will print the notice on the same terminal.
-            self._column.lose()
+            # The notice will be printed on the same terminal.
+            self._column.invalidate()
 
     def close(self) -> None:
-        self._pen.finish(before=self._erase())
+        self._writer.finish(before=self._erase())
 
     def _print(self, parts: list[StyledText], draft: str) -> None:
-        size = self._pen.size()
+        size = self._writer.size()
         before = self._erase()
         if size != self._size:
             self._size = size
-            self._column.lose()
+            self._column.invalidate()
         for _, text in parts:
             self._column.advance(text, size[0])
-        self._pen.write(parts, before=before, after=self._tail(draft))
+        self._writer.write(parts, before=before, after=self._tail(draft))
 
     def _draft(self, round_text: RoundText) -> str:
-        glyphs = self._pen.glyphs
-        refused = (piece for piece in round_text.pieces if not piece.state.is_kept)
-        return "".join(flat(self._sanitizer(piece.text), glyphs) for piece in refused).replace("\t", " ")
+        glyphs = self._writer.glyphs
+        rejected = (piece for piece in round_text.pieces if not piece.state.is_kept)
+        return "".join(visible_text(self._sanitizer(piece.text), glyphs) for piece in rejected).replace("\t", " ")
 
     def _tail(self, draft: str) -> str:
         width = self._size[0]
         remaining = self._column.remaining(width)
-        if not self._pen.can_move_cursor() or width < MIN_WIDTH or remaining < MIN_TAIL_CELLS:
+        if not self._writer.can_move_cursor() or width < MIN_WIDTH or remaining < MIN_TAIL_CELLS:
             return ""
-        shown = cut_to_cells(draft, remaining, self._pen.glyphs.cut)
-        if not shown:
+        tail = cut_to_cells(draft, remaining, self._writer.glyphs.cut)
+        if not tail:
             return ""
         self._has_tail = True
-        return f"{_SAVE}{_WRAP_OFF}{self._pen.paint('pending', shown)}{_WRAP_ON}"
+        return f"{_SAVE}{_WRAP_OFF}{self._writer.paint('pending', tail)}{_WRAP_ON}"
 
     def _erase(self) -> str:
         if not self._has_tail:
             return ""
         self._has_tail = False
-        # After a resize the saved position may lie in committed text: leave the tail standing and start a new row.
-        # Wrapping is switched on again in case a signal cut the tail's own write short.
-        return _WRAP_ON + (_RESTORE_AND_ERASE if self._pen.size() == self._size else "\n")
+        # After a resize the saved position may be inside kept text: leave the tail and start a new row. Wrapping is
+        # switched on again in case a signal interrupted the write of the tail.
+        return _WRAP_ON + (_RESTORE_AND_ERASE if self._writer.size() == self._size else "\n")

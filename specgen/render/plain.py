@@ -1,4 +1,4 @@
-"""Text events in; exactly the answer's bytes out, for pipes and files. No style, no view, no figures."""
+"""Writes exactly the bytes of the answer, for pipes and files."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from specgen.render.view import Sanitizer, unchanged
 
 
 class ByteSink:
-    """Writes bytes whole and flushes; after a failure it writes nothing more."""
+    """Writes all bytes and flushes; after a failure it writes nothing more."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._failed = False
 
     def write(self, data: bytes) -> None:
-        """Write and flush.
+        """Writes and flushes.
 
         Raises:
-            BrokenPipeError: The reader is gone.
+            BrokenPipeError: The reader closed the pipe.
             OutputError: Any other failure.
         """
         if self._failed or not data:
             return
         rest = memoryview(data)
         try:
-            # Under `python -u` stdout's bytes go to a raw file, which may take only some of them.
+            # Under `python -u` stdout is a raw file, which may write only some of the bytes.
             while rest:
                 rest = rest[self._stream.write(rest) or 0 :]
             self._stream.flush()
@@ -40,10 +40,10 @@ class ByteSink:
 
 
 class PlainView:
-    """The answer as UTF-8, flushed once per round, with a final newline if it has none. No answer, no bytes.
+    """Writes the answer as UTF-8, flushed once per round. Adds a final newline to an answer without one.
 
     Args:
-        stream: A binary stream: text streams may have another encoding, or translate newlines.
+        stream: A binary stream; a text stream may have another encoding, or translate newlines.
         sanitizer: `unchanged` for the exact bytes.
     """
 

@@ -1,4 +1,4 @@
-"""Stages of loading in; a line that moves on stderr while a person waits, and goes away, out."""
+"""Shows the progress of loading on stderr, in one line that is erased at the end."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from specgen.render.terminal import is_ascii_only
 
 
 class LoadProgress:
-    """What is being loaded, on a terminal only. Must be stopped before the first token.
+    """Shows what is being loaded, on a terminal. Must be stopped before the first token.
 
-    Elsewhere it is silent, or with `verbose` one plain line per stage: nobody wants a spinner in a log.
+    In a pipe or file it shows nothing, or with `verbose` a plain line per stage.
 
     Args:
         console: Console of stderr, from `make_console`.
         quiet: Show nothing.
-        verbose: Keep a plain line per stage instead of animating.
+        verbose: Print a plain line per stage instead of an animation.
     """
 
     def __init__(self, console: Console, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -44,7 +44,7 @@ class LoadProgress:
         self.stop()
 
     def stage(self, text: str) -> None:
-        """A new thing is being done: "loading Qwen/Qwen2.5-7B-Instruct"."""
+        """Starts a stage, such as "loading Qwen/Qwen2.5-7B-Instruct"."""
         safe = one_line(text, ascii_only=is_ascii_only(self._console))
         if self._progress is not None:
             if self._task is not None:
@@ -54,19 +54,19 @@ class LoadProgress:
             self._console.print(safe, markup=False, highlight=False, style="muted")
 
     def bytes(self, done: int, total: int | None) -> None:
-        """How far the stage is. `total` is None while unknown."""
+        """Shows the progress of the stage. `total` is None while unknown."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, has_bytes=True)
 
     def stop(self) -> None:
-        """Erase the line and show the cursor. Can be called again."""
+        """Erases the line and shows the cursor. Can be called again."""
         if self._progress is not None:
             self._progress.stop()
             self._progress, self._task = None, None
 
 
 class _BytesColumn(DownloadColumn):
-    """Bytes of a stage that has told some; nothing for one that has not."""
+    """Shows the bytes of a stage that reported any."""
 
     def render(self, task: Task) -> Text:
         return super().render(task) if task.fields.get("has_bytes") else Text()
@@ -80,7 +80,7 @@ def _bar(console: Console) -> Progress:
         _BytesColumn(),
         console=console,
         transient=True,
-        # The answer goes to stdout; Rich would send it to stderr while a bar is up.
+        # The answer goes to stdout; Rich would redirect it to stderr while a bar is shown.
         redirect_stdout=False,
         redirect_stderr=False,
     )

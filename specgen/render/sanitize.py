@@ -1,7 +1,7 @@
-"""Any string in, a string no terminal obeys out. Everything a program or a person outside wrote passes here first.
+"""Makes untrusted text safe for a terminal: model output, names and messages of other programs, user input.
 
-The mapping is per character: a sequence split over tokens, or over accepted and rejected text, can't form again, and
-`sanitize(a + b) == sanitize(a) + sanitize(b)`. A rule about whole sequences could be beaten by a split.
+Each character is mapped on its own, so `sanitize(a + b) == sanitize(a) + sanitize(b)`. A rule about whole escape
+sequences would miss one that is split over two tokens, or over accepted and rejected text.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from collections.abc import Iterator
 
 
 def _ranges() -> Iterator[tuple[int, int]]:
-    yield 0x00, 0x08  # C0 but tab and newline; a carriage return would let later text overwrite earlier
+    yield 0x00, 0x08  # C0 except tab and newline; after a carriage return text would overwrite earlier text
     yield 0x0B, 0x1F
     yield 0x7F, 0x9F  # DEL and C1: 0x9B is a one-character CSI
-    yield 0x061C, 0x061C  # bidi marks, embeddings, overrides and isolates reorder what is read
+    yield 0x061C, 0x061C  # bidi marks, embeddings, overrides and isolates reorder the text that is read
     yield 0x200E, 0x200F
     yield 0x2028, 0x202E  # line and paragraph separator, then bidi
     yield 0x2066, 0x2069
     yield 0xD800, 0xDFFF  # lone surrogates can't be encoded
     yield 0xFEFF, 0xFEFF
-    yield 0xE0000, 0xE007F  # tags: text nobody sees
+    yield 0xE0000, 0xE007F  # tags: invisible text
 
 
 UNSAFE: tuple[int, ...] = tuple(code for first, last in _ranges() for code in range(first, last + 1))
-"""Code points that never reach a terminal. Joiners and variation selectors are not among them: emoji, Indic and
-Persian text need them, and no terminal acts on them."""
+"""Code points that never reach a terminal. Joiners and variation selectors are allowed: emoji, Indic and Persian text
+need them, and terminals do not act on them."""
 
 
 def escape(code: int) -> str:
-    """The character in Python's notation: `\\x1b`, `\\u202e`, `\\U000e0041`."""
+    """Returns the character in Python's notation: `\\x1b`, `\\u202e`, `\\U000e0041`."""
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
@@ -45,18 +45,18 @@ _ESCAPES = {code: escape(code) for code in UNSAFE}
 
 
 def sanitize(text: str, *, ascii_only: bool = False) -> str:
-    """Make every unsafe character visible; keep newline, tab and all that prints.
+    """Makes every unsafe character visible; keeps newline, tab and all printable characters.
 
     Args:
-        text: Anything, in chunks of any size.
+        text: Any text, in chunks of any size.
         ascii_only: The terminal can't show control pictures; use `\\x1b` instead of `␛`.
 
     Returns:
-        Text that can be encoded as UTF-8; unchanged where `text` was plain.
+        Text that can be encoded as UTF-8; unchanged if `text` was safe.
     """
     return text.translate(_ESCAPES if ascii_only else _PICTURES)
 
 
 def one_line(text: str, *, ascii_only: bool = False) -> str:
-    """`sanitize`, with newlines and tabs as spaces: for names and messages that must not start a line of their own."""
+    """Sanitizes names and messages, with newlines and tabs as spaces, so that each stays on one line."""
     return sanitize(text.replace("\r\n", " ").replace("\n", " ").replace("\t", " ").strip(), ascii_only=ascii_only)

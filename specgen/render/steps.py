@@ -1,4 +1,4 @@
-"""Text events in; one line per round with its tokens apart, its counts and its time, out.
+"""Shows one line per round: its counts, its time and its tokens one by one.
 
 #12    3/5    31 ms  ␣The ␣quick ␣brown | -␣dog -␣and -␣cat | +␣fox
 """
@@ -12,16 +12,16 @@ from rich.console import Console
 from specgen.core.events import FinalText, Piece, RoundText, TextEvent, TokenState
 from specgen.render.styled_writer import StyledText, StyledWriter
 from specgen.render.theme import PLAIN
-from specgen.render.view import Sanitizer, flat
+from specgen.render.view import Sanitizer, visible_text
 
 _PREFIXES = {TokenState.ACCEPTED: "", TokenState.REJECTED: "-", TokenState.DISCARDED: "-"}
 _TARGET_PREFIX = "+"
 
 
 class StepsView:
-    """One line per round: accepted tokens, refused ones (`-`), the target's own (`+`).
+    """Shows one line per round: accepted tokens, rejected and discarded ones (`-`), the target's own (`+`).
 
-    Lines are never cut; the signs alone tell the states apart, so a stream without styles needs no other marks.
+    Lines are not cut. The prefixes show the states, so a stream without styles needs no other marks.
 
     Args:
         console: From `make_console`.
@@ -29,19 +29,19 @@ class StepsView:
     """
 
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
-        self._pen = StyledWriter(console)
+        self._writer = StyledWriter(console)
         self._sanitizer = sanitizer
 
     def show(self, event: TextEvent) -> None:
         if isinstance(event, RoundText):
-            self._pen.write([("muted", _head(event)), *self._sections(event), (PLAIN, "\n")])
+            self._writer.write([("muted", _head(event)), *self._sections(event), (PLAIN, "\n")])
         elif isinstance(event, FinalText):
             head = f"end  {event.finish.reason}"
             text = [(PLAIN, "  " + self._visible(event.text))] if event.text else []
-            self._pen.write([("muted", head), *text, (PLAIN, "\n")])
+            self._writer.write([("muted", head), *text, (PLAIN, "\n")])
 
     def close(self) -> None:
-        self._pen.finish()
+        self._writer.finish()
 
     def _sections(self, round_text: RoundText) -> list[StyledText]:
         pieces = round_text.pieces
@@ -63,8 +63,8 @@ class StepsView:
             yield piece.state, _PREFIXES.get(piece.state, _TARGET_PREFIX) + self._visible(piece.text)
 
     def _visible(self, text: str) -> str:
-        glyphs = self._pen.glyphs
-        return flat(self._sanitizer(text), glyphs).replace(" ", glyphs.space).replace("\t", glyphs.tab)
+        glyphs = self._writer.glyphs
+        return visible_text(self._sanitizer(text), glyphs).replace(" ", glyphs.space).replace("\t", glyphs.tab)
 
 
 def _head(round_text: RoundText) -> str:

@@ -1,7 +1,7 @@
-"""Parts of text with roles in, one write and one flush to a text stream out. Knows no events.
+"""Writes styled text to a text stream, with one write and one flush per call.
 
-Rich's own printing is left out on purpose: it expands tabs by the chunk instead of the row, prints nothing at all when
-COLUMNS is 0, and ends the program when a pipe breaks.
+Rich's own printing is not used: it expands tabs by chunk instead of row, prints nothing when COLUMNS is 0, and ends
+the program when a pipe breaks.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _RESET = "\x1b[0m\x1b[?25h"
 
 
 def output_error(error: OSError) -> OutputError:
-    """The answer can't be written: said with the system's own words."""
+    """Returns the error for an answer that can't be written, with the system's message."""
     return OutputError(f"cannot write the answer: {error.strerror or error}")
 
 
 class StyledWriter:
-    """Writes on a console's stream.
+    """Writes to a console's stream.
 
-    After a failed write it writes nothing more, so that closing a view on a broken pipe is silent.
+    After a failed write it writes nothing more, so closing a view on a broken pipe is silent.
 
     Args:
-        console: From `make_console`; says what the stream can show.
+        console: From `make_console`; it defines what the stream can show.
     """
 
     def __init__(self, console: Console) -> None:
@@ -49,27 +49,27 @@ class StyledWriter:
 
     @property
     def has_styles(self) -> bool:
-        """Whether escapes for colour or attributes are allowed; if not, states are told by marks."""
+        """Whether the stream shows styles; if not, marks show the states."""
         return self._console.color_system is not None
 
     @property
     def ascii_only(self) -> bool:
-        """Whether the output can show ASCII alone."""
+        """Whether the stream can show ASCII only."""
         return is_ascii_only(self._console)
 
     @property
     def glyphs(self) -> Glyphs:
-        """The signs it can show."""
+        """The symbols that the stream can show."""
         return glyphs(ascii_only=self.ascii_only)
 
     def can_move_cursor(self) -> bool:
-        """Whether text already shown may be rewritten."""
+        """Returns whether text on the screen may be rewritten."""
         return self.has_styles and self._console.is_interactive
 
     def size(self) -> tuple[int, int]:
-        """Columns and rows of the terminal as they are now.
+        """Returns the present columns and rows of the terminal.
 
-        The terminal is asked before COLUMNS: erasing needs the truth, not a wish.
+        The terminal takes precedence over COLUMNS: erasing needs its real width.
         """
         try:
             columns, rows = os.get_terminal_size(self._console.file.fileno())
@@ -80,20 +80,20 @@ class StyledWriter:
         return self._console.size.width, self._console.size.height
 
     def paint(self, role: str, text: str) -> str:
-        """The text in the style of its role, the style closed behind it."""
+        """Returns the text in the style of its role, followed by the end of the style."""
         style = self._styles.get(role)
         return style.render(text, color_system=ColorSystem.STANDARD) if style and text else text
 
     def write(self, parts: Iterable[StyledText], *, before: str = "", after: str = "") -> None:
-        """Write all parts at once and flush.
+        """Writes all parts at once and flushes.
 
         Args:
             parts: Roles and texts, in order.
-            before: Terminal control to send first; it counts as no text.
+            before: Terminal control to send first.
             after: Terminal control to send last.
 
         Raises:
-            BrokenPipeError: The reader is gone.
+            BrokenPipeError: The reader closed the pipe.
             OutputError: Any other failure.
         """
         texts = [(role, text) for role, text in parts if text]
@@ -102,7 +102,7 @@ class StyledWriter:
         self._send(before + "".join(self.paint(role, text) for role, text in texts) + after)
 
     def finish(self, *, before: str = "") -> None:
-        """Leave the terminal sane: no style, a visible cursor, the next output on a line of its own."""
+        """Resets the terminal: no style, a visible cursor, the next output on a new line."""
         reset = _RESET if self.can_move_cursor() else ""
         newline = [] if self._at_line_start else [(PLAIN, "\n")]
         self.write(newline, before=before + reset)

@@ -1,4 +1,4 @@
-"""A finished run in, its figures for people out, as rich `Text` for stderr; nothing is printed here."""
+"""Formats the figures of a finished run for people."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from rich.text import Text
 from specgen.core.metrics import Baseline
 from specgen.core.results import RunReport
 from specgen.core.units import format_size
-from specgen.render.diagnosis import what_to_try, why_doubtful, why_slower
+from specgen.render.diagnosis import explain_causes, explain_doubt, find_causes, find_doubt, find_remedies
 from specgen.render.formatting import (
     format_draft,
     format_duration,
     format_model,
     format_rate,
+    format_speedup,
 )
 from specgen.render.guarantees import format_guarantee
-from specgen.render.messages import LABEL_CELLS, at_words, labelled
+from specgen.render.layout import LABEL_CELLS, labelled, wrap_words
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
 
@@ -26,19 +27,19 @@ NARROW = 60
 """Below this many columns, one figure per line."""
 
 _GLUE = "\u00a0"
-"""Stands for a space that no line may break at."""
+"""No-break space, which becomes a space again after wrapping."""
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|[GM]iB|m?s\b)")
 
 
 ABOUT_ONE = 0.97
-"""From here to 1 the timing of a few tokens can't tell the two apart: no claim, and no advice, rests on it."""
+"""From here to 1 the timing of a few tokens is too coarse for a claim or advice."""
 FEW_TOKENS = 12
-"""One try at the start makes a shorter answer slower, whatever the pair is worth."""
+"""In a shorter answer the cost of the first draft outweighs any gain."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Figure:
-    """A figure with the key it has on a line of its own, and its wording among others if that differs."""
+    """Holds a figure: its key and value on a line of its own, and its phrase in a row if that differs."""
 
     key: str
     value: str
@@ -51,7 +52,7 @@ class _Figure:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A line of the block: figures, then words that may break over lines."""
+    """Holds a line of the block: figures, or words."""
 
     label: str
     figures: tuple[_Figure, ...] = ()
@@ -59,7 +60,7 @@ class _Row:
 
 
 def format_summary(report: RunReport, width: int, *, ascii_only: bool = False) -> Text:
-    """The figures of a run: a block, or `key value` lines below 60 columns. Names longer than a line are not cut.
+    """Formats a block of figures, or `key value` lines below 60 columns. Names longer than a line are not cut.
 
     Args:
         report: The run.
@@ -73,12 +74,12 @@ def format_summary(report: RunReport, width: int, *, ascii_only: bool = False) -
 
 
 def format_turn(report: RunReport, *, ascii_only: bool = False) -> Text:
-    """One dim line after a reply in a chat: `71 % of 225 accepted · 1.62x · 62.2 tok/s · 212 tok`."""
+    """Formats the line after a reply in a chat: `71 % of 225 accepted · 1.62x · 62.2 tok/s · 212 tok`."""
     counts = report.counts
     rate = counts.acceptance_rate
     figures = [
-        "nothing drafted" if rate is None else f"{100 * rate:.0f} % of {counts.num_drafted} accepted",
-        "" if report.speedup is None or why_doubtful(report) else f"{report.speedup:.2f}x",
+        "nothing drafted" if rate is None else f"{format_rate(rate, num_digits=0)} of {counts.num_drafted} accepted",
+        "" if report.speedup is None or find_doubt(report) else format_speedup(report.speedup),
         "" if counts.tokens_per_second is None else f"{counts.tokens_per_second:.1f} tok/s",
         f"{counts.num_emitted} tok",
         "" if report.finish_reason == "stop" else _ending(report),
@@ -140,8 +141,8 @@ def _round_figures(report: RunReport, ascii_only: bool) -> tuple[_Figure, ...]:
         tokens = f"{counts.block_efficiency:.2f}"
         figures.append(_Figure("tokens per round", tokens, f"{tokens} tokens per round"))
     if report.info.drafter == "model+lookup" and counts.num_lookup_drafted:
-        found = f"{counts.num_lookup_accepted} of {counts.num_lookup_drafted}"
-        figures.append(_Figure("accepted from lookup", found, f"from lookup {found}"))
+        accepted = f"{counts.num_lookup_accepted} of {counts.num_lookup_drafted}"
+        figures.append(_Figure("accepted from lookup", accepted, f"from lookup {accepted}"))
     if counts.draft_share is not None:
         share = format_rate(counts.draft_share)
         figures.append(_Figure("draft share", f"{share} of the time", f"drafting {share} of the time"))
@@ -152,41 +153,50 @@ def _speedup(report: RunReport) -> str:
     speedup, baseline = report.speedup, report.baseline
     if not speedup or baseline is None:
         return f"not measured: {_why_not_measured(report)}"
-    method = _method(baseline)
+    method, figure = _method(baseline), format_speedup(speedup)
     if report.forecast is not None and report.forecast.speedup is not None:
-        method += f"; predicted from the costs of passes: {report.forecast.speedup:.2f}x"
+        method += f"; predicted from the costs of passes: {format_speedup(report.forecast.speedup)}"
     if ABOUT_ONE <= speedup < 1:
-        return f"{speedup:.2f}x, about as fast as the target alone ({method})"
-    if doubt := why_doubtful(report):
-        return f"{speedup:.2f}x over the target alone ({method}): {doubt}"
+        return f"{figure}, about as fast as the target alone ({method})"
+    if doubt := find_doubt(report):
+        return f"{figure} over the target alone ({method}): {explain_doubt(doubt, report)}"
     if speedup >= 1:
-        return f"{speedup:.2f}x over the target alone ({method})"
-    slower = f"{speedup:.2f}x, slower than the target alone ({method})"
-    why, cure = why_slower(report), what_to_try(report)
-    if why and report.counts.num_emitted < FEW_TOKENS:
-        return f"{slower}: too few tokens ({report.counts.num_emitted}) to tell why"
-    return f"{slower}. Why: {why}." + (f" Try {cure}." if cure else "") if why else slower
+        return f"{figure} over the target alone ({method})"
+    slower = f"{figure}, slower than the target alone ({method})"
+    causes = find_causes(report)
+    if not causes:
+        return slower
+    if report.counts.num_emitted < FEW_TOKENS:
+        return f"{slower}: too few tokens ({report.counts.num_emitted}) to find the cause"
+    remedies = find_remedies(report)
+    advice = f" Try {_alternatives(remedies)}." if remedies else ""
+    return f"{slower}. Cause: {explain_causes(causes, report)}.{advice}"
+
+
+def _alternatives(options: tuple[str, ...]) -> str:
+    """Returns `a`, `a or b`, or `a, b, or c`."""
+    return " or ".join(options) if len(options) < 3 else f"{', '.join(options[:-1])}, or {options[-1]}"
 
 
 def _why_not_measured(report: RunReport) -> str:
     if not report.counts.num_emitted:
         return "no token was generated"
     if report.info.drafter == "none":
-        return "this is the target alone"
+        return "--draft none is the baseline itself"
     if report.finish_reason not in ("stop", "length"):
         return f"the run ended early ({_ending(report)})"
-    return "the target alone was not timed; --baseline calibrate or full does it"
+    return "the target alone was not timed; use --baseline calibrate or full"
 
 
 def _method(baseline: Baseline) -> str:
     if baseline.method == "calibrate":
         return f"calibrated on {baseline.num_tokens} tokens"
-    text = f"timed on a whole answer of {baseline.num_tokens} tokens"
+    text = f"timed on a full answer of {baseline.num_tokens} tokens"
     if not baseline.compared:
         return text
     if baseline.first_difference is None:
-        return f"{text}, the same ones"
-    return f"{text}, which differs from token {baseline.first_difference} on"
+        return f"{text}, with the same text"
+    return f"{text}, whose text differs from token {baseline.first_difference} on"
 
 
 def _ending(report: RunReport, *, ascii_only: bool = False) -> str:
@@ -203,7 +213,7 @@ def _ending(report: RunReport, *, ascii_only: bool = False) -> str:
         case "memory":
             return "out of memory"
         case "error":
-            return "by an error"
+            return "after an error"
 
 
 def _wide_line(row: _Row, width: int) -> Text:
@@ -224,4 +234,4 @@ def _narrow_lines(row: _Row, width: int) -> list[Text]:
 
 def _wrap(text: str, width: int) -> list[str]:
     text = _BEFORE_UNIT.sub(_GLUE, text)
-    return [line.plain.replace(_GLUE, " ") for line in at_words(Text(text), width)]
+    return [line.plain.replace(_GLUE, " ") for line in wrap_words(Text(text), width)]

@@ -1,4 +1,4 @@
-"""A stream, the --color option and the environment in; what the stream can show, and a console for it, out."""
+"""Decides whether a stream gets colours, and makes its Rich console."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _DUMB_TERMINALS = ("dumb", "unknown")
 
 
 class ColorLevel(StrEnum):
-    """How states of tokens are told apart on a stream."""
+    """Styles that a stream can show the states of tokens in."""
 
     COLOR = "color"
     ATTRIBUTES = "attributes"
-    """Bold, dim, struck through, underlined; no colour (NO_COLOR)."""
+    """Bold, dim, struck through, underlined; without colour (NO_COLOR)."""
     MARKS = "marks"
-    """No escape at all: `[-…-]` and `{+…+}`."""
+    """No escape sequences: `[-…-]` and `{+…+}`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColorPolicy:
-    """What was decided for one stream.
+    """Holds the decision for one stream.
 
     Args:
-        level: How states are told apart.
-        is_terminal: Somebody may be looking.
-        is_dumb: The terminal understands no escapes.
+        level: Styles it can show.
+        is_terminal: The stream is a terminal.
+        is_dumb: The terminal does not support escape sequences.
     """
 
     level: ColorLevel
@@ -42,7 +42,7 @@ class ColorPolicy:
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether the stream is a terminal; a missing or closed stream is none."""
+    """Returns whether the stream is a terminal; false if it is missing or closed."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -50,9 +50,9 @@ def is_terminal(stream: IO[str] | None) -> bool:
 
 
 def decide_color(mode: ColorMode, stream: IO[str] | None, environ: Mapping[str, str]) -> ColorPolicy:
-    """Decide by: a dumb terminal, `--color`, NO_COLOR, FORCE_COLOR or CLICOLOR_FORCE, then whether it is a terminal.
+    """Decides by, in this order: a dumb terminal, `--color`, NO_COLOR, FORCE_COLOR, CLICOLOR_FORCE, being a terminal.
 
-    Rich is not asked: it takes FORCE_COLOR=0 for a yes and does not know CLICOLOR_FORCE.
+    Rich's own decision is not used: it takes FORCE_COLOR=0 for yes and ignores CLICOLOR_FORCE.
     """
     terminal = is_terminal(stream)
     dumb = environ.get("TERM", "").lower() in _DUMB_TERMINALS
@@ -73,19 +73,19 @@ def _level(mode: ColorMode, terminal: bool, dumb: bool, environ: Mapping[str, st
     return ColorLevel.COLOR if terminal else ColorLevel.MARKS
 
 
-class _PlainSpokenConsole(Console):
+class _PipeSafeConsole(Console):
     def on_broken_pipe(self) -> None:
-        # Rich would redirect stdout and exit with 1 here; a closed pipe is for the command line to judge.
+        # Rich would redirect stdout and exit with 1 here; the command line handles a closed pipe itself.
         raise
 
 
 def make_console(stream: IO[str], mode: ColorMode, environ: Mapping[str, str]) -> Console:
-    """The one console of a stream: nothing highlighted, no markup, no word wrap, colours as decided.
+    """Makes the console of a stream: without highlighting, markup or word wrap, and with colours as decided.
 
-    The sixteen named colours only: they follow the user's own palette.
+    It uses the sixteen named colours only, which follow the user's palette.
     """
     policy = decide_color(mode, stream, environ)
-    return _PlainSpokenConsole(
+    return _PipeSafeConsole(
         file=stream,
         color_system=None if policy.level is ColorLevel.MARKS else "standard",
         no_color=policy.level is not ColorLevel.COLOR,
@@ -102,5 +102,5 @@ def make_console(stream: IO[str], mode: ColorMode, environ: Mapping[str, str]) -
 
 
 def is_ascii_only(console: Console) -> bool:
-    """Whether the console's stream can't show more than ASCII."""
+    """Returns whether the console's stream can show ASCII only."""
     return not console.encoding.startswith("utf")

@@ -1,4 +1,4 @@
-"""Text events in; kept text out, the draft's tokens and the target's own told apart. No draft is shown."""
+"""Shows the kept text, with accepted tokens and the target's own in different styles. Rejected drafts are not shown."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from specgen.render.view import Sanitizer, kept_parts
 
 
 class TextView:
-    """The answer alone, styled: easy to read and to copy.
+    """Shows the styled answer only: easy to read and to copy.
 
     Args:
-        console: From `make_console`. Without styles the target's own tokens are marked `{+…+}`.
+        console: From `make_console`. Without styles, the target's own tokens are marked `{+…+}`.
         sanitizer: Applied to all model text.
     """
 
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
-        self._pen = StyledWriter(console)
+        self._writer = StyledWriter(console)
         self._sanitizer = sanitizer
 
     def show(self, event: TextEvent) -> None:
         if isinstance(event, RoundText):
-            self._pen.write(kept_parts(event, self._sanitizer, marks=not self._pen.has_styles))
+            self._writer.write(kept_parts(event, self._sanitizer, marks=not self._writer.has_styles))
         elif isinstance(event, FinalText):
-            self._pen.write([(PLAIN, self._sanitizer(event.text))])
+            self._writer.write([(PLAIN, self._sanitizer(event.text))])
 
     def close(self) -> None:
-        self._pen.finish()
+        self._writer.finish()

@@ -1,6 +1,6 @@
-"""Roles of text in, styles, marks and glyphs out. The only place that knows what accepted or rejected looks like.
+"""Defines the looks of accepted, rejected and other text: styles, marks and glyphs.
 
-Three states, three shapes and three colours: the picture survives NO_COLOR and any kind of colour vision.
+The three states differ in shape as well as in colour, so they stay distinct with NO_COLOR and in any colour vision.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ ROLES: dict[str, str] = {
     "warning": "bold yellow",
     "error": "bold red",
 }
-"""Role names, the values of `TokenState` among them."""
+"""Styles by role; the values of `TokenState` are roles."""
 
 TARGET_ROLES = frozenset({"correction", "bonus", "target"})
-"""Tokens of the target's own."""
+"""Roles of the tokens that the target chose itself."""
 
 PLAIN = ""
-"""Role of text that has no style."""
+"""Role of text without a style."""
 
 THEME = Theme(ROLES)
 
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """Signs for what has no shape of its own.
+    """Holds the symbols for what has no visible shape.
 
     Args:
-        newline: A newline of a draft that was not kept.
+        newline: A newline in a rejected draft.
         tab: A tab, where columns matter.
-        space: A space, where tokens are shown apart.
-        empty: A token without text: half a character, or a special token.
-        discarded: Before the number of drafted tokens that were never tested.
-        cut: Text was left out here.
-        separator: Between figures on one line.
-        alpha: The acceptance rate among tested tokens.
-        plus_minus: Before half of an interval.
-        bar: What bars of a chart are made of.
+        space: A space, where tokens are shown one by one.
+        empty: A token without text: part of a character, or a special token.
+        discarded: Precedes the number of drafted tokens that were not tested.
+        cut: Marks omitted text.
+        separator: Separates figures on one line.
+        alpha: The acceptance rate of tested tokens.
+        plus_minus: Precedes half the width of an interval.
+        bar: Fills the bars of a chart.
     """
 
     newline: str
@@ -67,18 +67,18 @@ ASCII_GLYPHS = Glyphs("\\n", "\\t", "_", ".", "+", "~", "|", "alpha", "+-", "#")
 
 
 def glyphs(*, ascii_only: bool) -> Glyphs:
-    """Signs for an output, by what its encoding can show."""
+    """Returns the symbols that an output can show."""
     return ASCII_GLYPHS if ascii_only else UNICODE_GLYPHS
 
 
 def mark_rejected(text: str, num_discarded: int) -> str:
-    """`[- dog +2-]`: a refused token and how many were discarded behind it (wdiff's mark for deleted text)."""
+    """Returns `[- dog +2-]`: a rejected token and the number discarded after it (wdiff's mark for deleted text)."""
     return f"[-{text} +{num_discarded}-]" if num_discarded else f"[-{text}-]"
 
 
 def mark_target(text: str) -> str:
-    """`{+ fox+}`: the target's own token (wdiff's mark for inserted text).
+    """Returns `{+ fox+}`: the target's own token (wdiff's mark for inserted text).
 
-    The piece's own leading space stays inside: removing `[-…-]` and unwrapping `{+…+}` gives the answer back.
+    The leading space stays inside: removing `[-…-]` and unwrapping `{+…+}` restores the answer.
     """
     return f"{{+{text}+}}" if text else ""

@@ -10,7 +10,7 @@ from specgen.render.formatting import format_draft, format_model
 from specgen.render.guarantees import format_guarantee, old_guarantee
 from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION
-from specgen.render.messages import labelled
+from specgen.render.layout import labelled
 from specgen.render.sanitize import one_line
 from specgen.verify.results import TextCheck, VerifyReport
 

@@ -1,4 +1,4 @@
-"""What every view is: text events in, something to look at out. And the parts of a round that views share."""
+"""Defines the protocol of views, and styles the pieces of a round for them."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from specgen.render.styled_writer import StyledText
 from specgen.render.theme import TARGET_ROLES, Glyphs, mark_target
 
 Sanitizer = Callable[[str], str]
-"""What model text goes through before it is shown."""
+"""Function that makes model text safe before it is shown."""
 
 
 class View(Protocol):
-    """Shows a generation while it happens."""
+    """Shows a generation in progress."""
 
     def show(self, event: TextEvent) -> None:
-        """Show one event: one write and one flush for a round.
+        """Shows one event; a round takes one write and one flush.
 
         Raises:
-            BrokenPipeError: The reader is gone.
-            OutputError: Any other failure to write.
+            BrokenPipeError: The reader closed the pipe.
+            OutputError: Any other write error.
         """
 
     def close(self) -> None:
-        """Leave the stream sane and end the line. Can be called again, and after a failure."""
+        """Resets the stream and ends the line. Can be called again, and after a failure."""
 
 
 def unchanged(text: str) -> str:
-    """The sanitizer that trusts."""
+    """Returns the text as it is: the sanitizer for trusted output."""
     return text
 
 
 def kept_parts(round_text: RoundText, sanitizer: Sanitizer, *, marks: bool) -> list[StyledText]:
-    """The kept text of a round, one part for each run of tokens with the same fate."""
-    return parts_of([piece for piece in round_text.pieces if piece.state.is_kept], sanitizer, marks=marks)
+    """Returns the kept text of a round, one part for each run of tokens with the same state."""
+    return style_pieces([piece for piece in round_text.pieces if piece.state.is_kept], sanitizer, marks=marks)
 
 
-def parts_of(kept: list[Piece], sanitizer: Sanitizer, *, marks: bool) -> list[StyledText]:
-    """Kept pieces as parts; `marks` wraps the target's own tokens, for streams without styles."""
+def style_pieces(kept: list[Piece], sanitizer: Sanitizer, *, marks: bool) -> list[StyledText]:
+    """Returns kept pieces as styled text; `marks` wraps the target's own tokens, for streams without styles."""
     parts: list[StyledText] = []
     for state, run in groupby(kept, key=lambda piece: piece.state):
         text = sanitizer("".join(piece.text for piece in run))
@@ -48,6 +48,6 @@ def parts_of(kept: list[Piece], sanitizer: Sanitizer, *, marks: bool) -> list[St
     return parts
 
 
-def flat(text: str, glyphs: Glyphs) -> str:
-    """Safe text of a token that must not start a new row; `·` if it has none."""
+def visible_text(text: str, glyphs: Glyphs) -> str:
+    """Returns the safe text of a token with visible newlines; `·` if it has no text."""
     return text.replace("\n", glyphs.newline) or glyphs.empty

@@ -1,4 +1,4 @@
-"""The wishes --view, --color and --sanitize, and what stdout is, in; the view out."""
+"""Chooses the view by --view, --color, --sanitize and stdout."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SanitizeMode = Literal["auto", "always", "never"]
 def resolve_view(
     name: ViewName, *, is_terminal: bool, color: ColorMode = "auto", default: ViewName = "inline"
 ) -> ViewName:
-    """What `auto` means for an answer on stdout.
+    """Resolves `auto` for an answer on stdout.
 
-    It is `default` on a terminal, and the exact bytes (`off`) in a pipe unless `--color always` asks for styles there;
-    FORCE_COLOR alone does not, since build servers set it for everybody.
+    On a terminal it is `default`. In a pipe it is the exact bytes (`off`), unless `--color always` requests styles
+    there; FORCE_COLOR alone does not, since build servers set it for all programs.
 
     Args:
-        name: What was asked for.
+        name: The requested view.
         is_terminal: Whether stdout is a terminal.
-        color: What `--color` said.
+        color: Value of `--color`.
         default: What `auto` means on a terminal: `inline` for generate, `live` for chat.
     """
     if name != "auto":
@@ -48,15 +48,15 @@ def choose_view(
     color: ColorMode = "auto",
     sanitize_mode: SanitizeMode = "auto",
 ) -> View:
-    """The view for an answer on stdout.
+    """Makes the view for an answer on stdout.
 
     Args:
-        name: What was asked for; see `resolve_view`.
+        name: The requested view; see `resolve_view`.
         console: Console of stdout, from `make_console`.
         binary: The bytes of stdout.
         is_terminal: Whether stdout is a terminal.
-        color: What `--color` said.
-        sanitize_mode: `auto` leaves only the bytes of `off` in a pipe as they are: other views end before eyes.
+        color: Value of `--color`.
+        sanitize_mode: `auto` sanitizes everything except `off` in a pipe: a person reads all other views.
     """
     name = resolve_view(name, is_terminal=is_terminal, color=color)
     sanitizer: Sanitizer = partial(sanitize, ascii_only=is_ascii_only(console))

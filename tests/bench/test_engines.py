@@ -49,7 +49,7 @@ def test_rows_stand_by_engine_and_are_named(report: BenchReport) -> None:
         *(("transformers", "none"), ("transformers", "lookup")),
     ]
     backends, drafts, _ = name_columns(figures, None, glyphs(ascii_only=True), ascii_only=True)
-    assert (backends.head, drafts.values[2]) == ("engine", "(target alone)")
+    assert (backends.head, drafts.values[2]) == ("backend", "(target alone)")
     assert report.other_target is not None
     assert (report.target.name, report.other_target.name) == ("first", "second")
     assert command_line_for(figures[3].setting) == "-d lookup -k 2 --backend transformers"

@@ -186,7 +186,7 @@ def test_a_pipe_gets_one_document_at_the_end(bench: Cli, tmp_path: Path) -> None
         (["-n", "1"], "--max-new-tokens 1 is out of range\nhint: give a value, at least 2; see specgen bench --help"),
         (["-d", "none"], "the target alone is always measured"),
         (["--check", "--temperature", "1"], "--check compares greedy texts"),
-        (["--plot", "out.pdf"], "neither .svg nor .png"),
+        (["--plot", "out.pdf"], "out.pdf"),
         (["--prompts", "/nowhere"], "can't read the prompts"),
         (["--temperature", "-1"], "out of range"),
     ],

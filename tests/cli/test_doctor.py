@@ -48,7 +48,7 @@ def test_a_pair_is_judged_from_files_and_tokenizers_alone(cli: Cli, toys: dict[s
     [
         ("none", []),
         ("lookup", ["draft    prompt lookup, no model"]),
-        ("{64}+lookup", ["         prompt lookup beside it"]),
+        ("{64}+lookup", ["         with prompt lookup"]),
     ],
 )
 @pytest.mark.usefixtures("no_weights")

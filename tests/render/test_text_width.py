@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from specgen.render.text_width import Column, certain_width, cut_to_cells
+from specgen.render.text_width import CursorColumn, certain_width, cut_to_cells
 
 
 @pytest.mark.parametrize(("character", "width"), [("a", 1), ("~", 1), ("ß", None), ("ж", None), ("日", 2), ("한", 2)])
@@ -43,7 +43,7 @@ def test_text_that_could_change_the_cell_before_it_is_not_shown(joining: str) ->
 
 
 def test_column_follows_wrapping_newlines_and_tabs() -> None:
-    column = Column()
+    column = CursorColumn()
 
     column.advance("x" * 23, 20)
     assert column.remaining(20) == 17
@@ -56,7 +56,7 @@ def test_column_follows_wrapping_newlines_and_tabs() -> None:
 
 
 def test_a_full_row_leaves_nothing() -> None:
-    column = Column()
+    column = CursorColumn()
 
     column.advance("x" * 20, 20)
 
@@ -64,7 +64,7 @@ def test_a_full_row_leaves_nothing() -> None:
 
 
 def test_the_column_is_lost_at_uncertain_characters_until_a_newline() -> None:
-    column = Column()
+    column = CursorColumn()
 
     column.advance("a🙂bc", 20)
     assert column.remaining(20) == 0
@@ -74,7 +74,7 @@ def test_the_column_is_lost_at_uncertain_characters_until_a_newline() -> None:
 
 
 def test_the_column_is_lost_where_a_wide_character_meets_the_last_cell() -> None:
-    column = Column()
+    column = CursorColumn()
 
     column.advance("x" * 19 + "日", 20)
 

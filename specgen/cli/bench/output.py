@@ -22,7 +22,7 @@ from specgen.render.bench.documents import (
     run_document,
     start_document,
 )
-from specgen.render.bench.table import format_bench
+from specgen.render.bench.table import TableOptions, format_bench
 from specgen.render.json_text import dumps
 from specgen.render.jsonl import error_document
 from specgen.render.plain import ByteSink
@@ -169,10 +169,12 @@ class BenchOutput:
                 report,
                 figures,
                 recommend(figures),
-                console.width if on_terminal else PIPE_WIDTH,
-                by_category=by_category,
-                chart=chart and on_terminal,
-                ascii_only=is_ascii_only(console),
+                TableOptions(
+                    console.width if on_terminal else PIPE_WIDTH,
+                    by_category=by_category,
+                    has_chart=chart and on_terminal,
+                    ascii_only=is_ascii_only(console),
+                ),
             )
         )
 

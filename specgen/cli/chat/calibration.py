@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from specgen.cli.chat.state import ChatState
-from specgen.render.diagnosis import why_doubtful
+from specgen.render.diagnosis import find_doubt
 
 if TYPE_CHECKING:
     from specgen.core.results import RunReport
@@ -47,4 +47,4 @@ def refresh_baseline(state: ChatState) -> bool:
 
 def is_doubtful(report: RunReport) -> bool:
     """Whether the speedup of a reply with drafts is implausible."""
-    return report.counts.num_drafted > 0 and why_doubtful(report) != ""
+    return report.counts.num_drafted > 0 and find_doubt(report) is not None

@@ -141,10 +141,11 @@ def _examine(
     from rich.text import Text
 
     from specgen.doctor.examine import examine_caches, examine_libraries
-    from specgen.render.doctor import ALPHAS, doctor_document, format_machine, format_pair
+    from specgen.doctor.results import SystemReport
+    from specgen.render.doctor import ALPHAS, doctor_document, format_pair, format_system
     from specgen.render.json_text import dumps
     from specgen.render.jsonl import error_document
-    from specgen.render.messages import fitted
+    from specgen.render.layout import fit_block
     from specgen.render.plain import ByteSink
     from specgen.render.terminal import is_ascii_only, make_console
     from specgen.runtime.environment import inspect_machine
@@ -157,7 +158,7 @@ def _examine(
         libraries, caches = examine_libraries(machine), examine_caches()
         if wanted is not None:
             pair_report, error = _pair(wanted, context, measure, progress)
-    terminal = _terminal()
+    system = SystemReport(machine, libraries, _terminal(), tuple(caches))
     if error is None and pair_report is not None and any(device.fits is False for device in pair_report.devices):
         tight = next(device for device in pair_report.devices if device.fits is False)
         fix = "--context-size or " if pair_report.models[0].dtype == "mixed" else "--quant nf4 or "
@@ -166,7 +167,7 @@ def _examine(
         )
     if as_json:
         told = None if error is None else error_document(error)
-        document = doctor_document(machine, libraries, terminal, caches, pair_report, told, alphas or ALPHAS)
+        document = doctor_document(system, pair_report, told, alphas or ALPHAS)
         ByteSink(sys.stdout.buffer).write((dumps(document) + "\n").encode())
         if error is not None:
             error.is_reported = True
@@ -174,10 +175,10 @@ def _examine(
     console = make_console(sys.stdout, "auto", os.environ)
     ascii_only = is_ascii_only(console)
     use_utf8_stdout()  # only now: the signs of ours are those the terminal knows, and paths are what they are
-    blocks = [format_machine(machine, libraries, terminal, caches, ascii_only=ascii_only)]
+    blocks = [format_system(system, ascii_only=ascii_only)]
     if pair_report is not None:
         blocks.append(format_pair(pair_report, alphas or ALPHAS, ascii_only=ascii_only))
-    console.print(fitted(Text("\n\n").join(blocks), console))
+    console.print(fit_block(Text("\n\n").join(blocks), console))
     return error
 
 

@@ -1,4 +1,4 @@
-"""Figures of a benchmark in, columns of words out: one wording for the table, Markdown and the chart. Pure."""
+"""Formats the figures of a benchmark as columns, which the table, Markdown and the chart share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from rich.cells import cell_len
 from specgen.bench.figures import SettingFigures
 from specgen.bench.results import BenchReport
 from specgen.core.units import format_size
-from specgen.render.formatting import format_count, format_drafter, format_duration, format_model
+from specgen.render.formatting import (
+    format_count,
+    format_drafter,
+    format_duration,
+    format_model,
+    format_rate,
+    format_speedup,
+)
 from specgen.render.sanitize import one_line
 from specgen.render.text_width import cut_to_cells
 from specgen.render.theme import Glyphs
@@ -20,12 +27,12 @@ NOTHING = "-"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column.
+    """Holds a column of a table.
 
     Args:
         head: Its heading.
-        values: A cell per row.
-        is_left: Aligned to the left, as names are.
+        values: One value per row.
+        is_left: Align to the left.
     """
 
     head: str
@@ -34,18 +41,18 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Cells that the head and the widest value take on a terminal."""
+        """Terminal cells of the widest of heading and values."""
         return max(cell_len(text) for text in (self.head, *self.values))
 
-    def cell(self, row: int | None) -> str:
-        """A cell filled up to the column's width; None for the heading."""
+    def padded(self, row: int | None) -> str:
+        """Returns a value padded to the column's width; the heading for None."""
         text = self.head if row is None else self.values[row]
         space = " " * (self.width - cell_len(text))
         return text + space if self.is_left else space + text
 
 
 def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
-    """What was measured and how, which no figure is told without.
+    """Returns what was measured and how.
 
     Args:
         report: The runs.
@@ -53,7 +60,7 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
     """
     config = report.config
     prompts, repeats = (
-        format_count(len({getattr(run, what) for run in report.runs}), what) for what in ("prompt", "repeat")
+        format_count(len({getattr(run, name) for run in report.runs}), name) for name in ("prompt", "repeat")
     )
     how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
     targets = [report.target, *([report.other_target] if report.other_target else [])]
@@ -71,28 +78,28 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
 
 
 def name_columns(
-    figures: Sequence[SettingFigures], num_cells: int | None, signs: Glyphs, *, ascii_only: bool
+    figures: Sequence[SettingFigures], num_cells: int | None, symbols: Glyphs, *, ascii_only: bool
 ) -> list[Column]:
-    """Engine where two are compared, draft and draft length: what every part of a table begins with.
+    """Returns the first columns of every part of a table: backend if two are compared, draft, and draft length.
 
     Args:
         figures: The rows.
-        num_cells: Widest name; None: not cut.
-        signs: For the cut.
+        num_cells: Longest name; None: names are not cut.
+        symbols: For the cut.
         ascii_only: The terminal shows ASCII only.
     """
     names = [one_line(item.setting.label, ascii_only=ascii_only) for item in figures]
     if num_cells is not None:
-        names = [shorten(name, num_cells, signs.cut) for name in names]
+        names = [shorten(name, num_cells, symbols.cut) for name in names]
     lengths = [NOTHING if item.setting.drafter == "none" else item.setting.length for item in figures]
     columns = [Column("draft", tuple(names), is_left=True), Column("k", tuple(lengths))]
     if any(item.setting.backend for item in figures):
-        columns.insert(0, Column("engine", tuple(item.setting.backend for item in figures), is_left=True))
+        columns.insert(0, Column("backend", tuple(item.setting.backend for item in figures), is_left=True))
     return columns
 
 
 def shorten(name: str, num_cells: int, cut: str) -> str:
-    """A name cut in its middle: what stands at its end, form of the weights or lookup, tells two drafts apart."""
+    """Cuts a name in its middle and keeps its end, where the weight format or lookup distinguishes two drafts."""
     if cell_len(name) <= num_cells:
         return name
     last_word = name[last:] if (last := max(name.rfind(" "), name.rfind("+"))) >= 0 else ""
@@ -100,13 +107,13 @@ def shorten(name: str, num_cells: int, cut: str) -> str:
     return cut_to_cells(name, num_cells - cell_len(tail), cut) + tail
 
 
-def figure_columns(figures: Sequence[SettingFigures], best: int | None, signs: Glyphs) -> list[Column]:
-    """All figures, the most wanted first.
+def figure_columns(figures: Sequence[SettingFigures], best: int | None, symbols: Glyphs) -> list[Column]:
+    """Returns all figures, the most important first.
 
     Args:
         figures: The rows.
-        best: Index of the recommended setting, marked by a word.
-        signs: For α.
+        best: Index of the recommended setting, marked `best`.
+        symbols: For α and ±.
     """
 
     def column(head: str, words: Callable[[SettingFigures], str]) -> Column:
@@ -114,39 +121,41 @@ def figure_columns(figures: Sequence[SettingFigures], best: int | None, signs: G
 
     return [
         column("tok/s", lambda f: _number(f.counts.tokens_per_second, 1)),
-        column("speedup", lambda f: speedup_words(f, signs) + (" best" if f.index == best else "")),
-        column("TAR", lambda f: _percent(f.counts.acceptance_rate)),
+        column("speedup", lambda f: speedup_cell(f, symbols) + (" best" if f.index == best else "")),
+        column("TAR", lambda f: percent(f.counts.acceptance_rate)),
         column("tok/round", lambda f: _number(f.counts.block_efficiency, 2)),
         column("text", _text),
-        column(signs.alpha, lambda f: _percent(f.counts.alpha)),
-        column("predicted", lambda f: NOTHING if f.predicted_speedup is None else f"{f.predicted_speedup:.2f}x"),
-        column("drafting", lambda f: _percent(f.counts.draft_share) if f.setting.drafter != "none" else NOTHING),
+        column(symbols.alpha, lambda f: percent(f.counts.alpha)),
+        column("predicted", lambda f: NOTHING if f.predicted_speedup is None else format_speedup(f.predicted_speedup)),
+        column("drafting", lambda f: percent(f.counts.draft_share) if f.setting.drafter != "none" else NOTHING),
         column("TTFT", lambda f: NOTHING if f.ttft_seconds is None else format_duration(f.ttft_seconds)),
         column("memory", lambda f: NOTHING if f.peak_memory_bytes is None else format_size(f.peak_memory_bytes)),
     ]
 
 
-def speedup_words(figures: SettingFigures, signs: Glyphs) -> str:
-    """`1.62x ±0.02`: half of the 95 % interval, where there is one; `±?` if it is wider than the figure is large."""
+def speedup_cell(figures: SettingFigures, symbols: Glyphs) -> str:
+    """Returns `1.62x ±0.02`, with half of the 95 % interval if there is one; `±?` if that half exceeds the speedup."""
     if figures.speedup is None:
         return "1.00x" if figures.setting.drafter == "none" else NOTHING
     if figures.interval is None:
-        return f"{figures.speedup:.2f}x"
+        return format_speedup(figures.speedup)
     half = figures.interval.half_width
-    # Two repeats that disagree give intervals of any size, whose digits say nothing.
-    return f"{figures.speedup:.2f}x {signs.plus_minus}" + (f"{half:.2f}" if half < figures.speedup else "?")
+    # The interval of two repeats that disagree may have any size; its digits are meaningless.
+    error = f"{half:.2f}" if half < figures.speedup else "?"
+    return f"{format_speedup(figures.speedup)} {symbols.plus_minus}{error}"
 
 
 def _number(value: float | None, num_digits: int) -> str:
     return NOTHING if value is None else f"{value:.{num_digits}f}"
 
 
-def _percent(rate: float | None) -> str:
-    return NOTHING if rate is None else f"{100 * rate:.0f} %"
+def percent(rate: float | None) -> str:
+    """Returns a fraction in whole percent; `-` for None."""
+    return format_rate(rate, num_digits=0, missing=NOTHING)
 
 
 def _text(figures: SettingFigures) -> str:
-    """Whether greedy answers were the target's own."""
+    """Returns whether greedy answers are the baseline's."""
     if figures.text_verdict is None:
         return NOTHING
     if figures.text_verdict == "same" or figures.difference is None:

@@ -1,6 +1,6 @@
-"""A benchmark in; JSON documents, CSV rows and a Markdown table out. Raw runs are always in the JSON.
+"""Makes the JSON documents, CSV rows and Markdown of a benchmark. The JSON always contains the raw runs.
 
-Names follow `specgen.render.jsonl`: seconds end in `_s`, sizes in `_bytes`, rates are fractions, null is "no figure".
+Names follow `specgen.render.jsonl`: seconds end in `_s`, sizes in `_bytes`, rates are fractions, null means unknown.
 """
 
 from __future__ import annotations
@@ -20,28 +20,17 @@ from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION, model_document, stats_document
 from specgen.render.theme import UNICODE_GLYPHS
 
-CSV_NAMES = (
-    *(
-        "engine",
-        "draft",
-        "k",
-        "prompt",
-        "category",
-        "repeat",
-        "started_s",
-        "tokens",
-        "prefill_s",
-        "ttft_s",
-        "decode_s",
-        "draft_s",
-        "verify_s",
-    ),
+CSV_COLUMNS = (
+    *("engine", "draft", "k", "prompt", "category", "repeat", "started_s", "tokens"),
+    *("prefill_s", "ttft_s", "decode_s", "draft_s", "verify_s"),
     *("rounds", "drafted", "accepted", "rejected", "peak_memory_bytes"),
+    # The field's name of `engine`, which keeps its place in schema version 1.
+    "backend",
 )
 
 
 def bench_document(report: BenchReport) -> Document:
-    """The whole benchmark as one document."""
+    """Returns the whole benchmark as one document."""
     figures = figures_by_setting(report)
     return {
         **start_document(report),
@@ -52,13 +41,13 @@ def bench_document(report: BenchReport) -> Document:
         "categories": _categories(report),
         "costs": _costs(report),
         "recommendation": recommendation_document(recommend(figures)),
-        "warnings": [asdict(caution) for caution in warnings_of(report, figures)],
+        "warnings": [asdict(warning) for warning in warnings_of(report, figures)],
         "notices": list(report.notices),
     }
 
 
 def start_document(report: BenchReport) -> Document:
-    """What is known before the first run."""
+    """Returns what is known before the first run."""
     config = report.config
     return {
         "type": "start",
@@ -84,7 +73,7 @@ def start_document(report: BenchReport) -> Document:
 
 
 def result_document(report: BenchReport, figures: SettingFigures) -> Document:
-    """A setting: its summary, and its runs one by one."""
+    """Returns the summary of a setting and its runs."""
     return {
         **_setting(figures.setting),
         "summary": {
@@ -107,7 +96,7 @@ def result_document(report: BenchReport, figures: SettingFigures) -> Document:
 
 
 def run_document(report: BenchReport, run: Run) -> Document:
-    """One run, raw."""
+    """Returns one run."""
     counts = run.counts
     return {
         "type": "run",
@@ -132,7 +121,7 @@ def run_document(report: BenchReport, run: Run) -> Document:
 
 
 def recommendation_document(advice: Recommendation) -> Document:
-    """What to use; `setting` is null for "do not speculate"."""
+    """Returns what to use; `setting` is null for "do not speculate"."""
     chosen = advice.figures
     return {
         "setting": None if chosen is None else _setting(chosen.setting),
@@ -142,9 +131,9 @@ def recommendation_document(advice: Recommendation) -> Document:
 
 
 def csv_text(report: BenchReport) -> str:
-    """A row per run, raw."""
+    """Returns one row per run."""
     output = io.StringIO()
-    writer = csv.DictWriter(output, CSV_NAMES, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(output, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for run in report.runs:
         writer.writerow(run_document(report, run))
@@ -152,7 +141,7 @@ def csv_text(report: BenchReport) -> str:
 
 
 def markdown_text(report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation) -> str:
-    """For GitHub: what was measured, the table, the recommendation, and every reason to doubt a figure."""
+    """Returns Markdown for GitHub: the method, the table, the recommendation and all warnings."""
     best = None if advice.figures is None else advice.figures.index
     names = name_columns(figures, None, UNICODE_GLYPHS, ascii_only=False)
     columns = [*names, *figure_columns(figures, best, UNICODE_GLYPHS)]
@@ -167,8 +156,8 @@ def markdown_text(report: BenchReport, figures: Sequence[SettingFigures], advice
     chosen = recommendation_document(advice)
     head = "Do not speculate" if chosen["setting"] is None else "Recommended"
     lines += ["", f"{head}: `{chosen['options']}`. {_escaped(advice.reason)}"]
-    doubts = [f"- {_escaped(caution.message)}" for caution in warnings_of(report, figures)]
-    return "\n".join([*lines, *(["", "To be read with care:", "", *doubts] if doubts else []), ""])
+    warnings = [f"- {_escaped(warning.message)}" for warning in warnings_of(report, figures)]
+    return "\n".join([*lines, *(["", "Warnings:", "", *warnings] if warnings else []), ""])
 
 
 def _escaped(text: str) -> str:
@@ -191,21 +180,21 @@ def _pair(figures: SettingFigures) -> list[float] | None:
     return None if figures.interval is None else [figures.interval.low, figures.interval.high]
 
 
-def _difference(report: BenchReport, found: Difference) -> Document:
+def _difference(report: BenchReport, difference: Difference) -> Document:
     return {
-        "prompt": report.prompts[found.prompt].id,
-        "position": found.position,
-        "logit_gap": found.gap.distance,
-        "tolerance": found.gap.tolerance,
-        "is_near_tie": found.is_near_tie,
+        "prompt": report.prompts[difference.prompt].id,
+        "position": difference.position,
+        "logit_gap": difference.gap.distance,
+        "tolerance": difference.gap.tolerance,
+        "is_near_tie": difference.is_near_tie,
     }
 
 
 def _categories(report: BenchReport) -> Document:
-    """Speedup and acceptance by category and setting."""
-    made: dict[str, list[dict[str, Any]]] = {}
+    """Returns speedup and acceptance by category and setting."""
+    categories: dict[str, list[dict[str, Any]]] = {}
     for category in dict.fromkeys(prompt.category for prompt in report.prompts):
-        made[category] = [
+        categories[category] = [
             {
                 **_setting(item.setting),
                 "tokens_per_s": item.counts.tokens_per_second,
@@ -215,7 +204,7 @@ def _categories(report: BenchReport) -> Document:
             }
             for item in figures_by_setting(report, category)
         ]
-    return made
+    return categories
 
 
 def _costs(report: BenchReport) -> Document | None:

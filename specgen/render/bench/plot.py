@@ -1,6 +1,6 @@
-"""A benchmark in, a picture of it as SVG or PNG out: speedup by draft length, and acceptance by position.
+"""Plots a benchmark as SVG or PNG: speedup by draft length, and acceptance by position.
 
-Colours are Okabe and Ito's, which people with any colour vision can tell apart; markers and dashes differ as well.
+Colours are Okabe and Ito's, which are distinct in any colour vision; markers and dashes differ as well.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from specgen.render.sanitize import one_line
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (5, 5)))
-FORMS = (".svg", ".png")
+SUFFIXES = (".svg", ".png")
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a plot that can't be made before anything is measured.
+    """Checks before the measurement that a plot can be made.
 
     Raises:
-        SettingsError: The form is unknown, or matplotlib is missing.
+        SettingsError: The suffix is invalid, or matplotlib is missing.
     """
-    if path.suffix.lower() not in FORMS:
-        raise SettingsError(f"--plot {path} is neither .svg nor .png", "choose one of the two by the file's name")
+    if path.suffix.lower() not in SUFFIXES:
+        raise SettingsError(f"invalid --plot '{path}': must end in .svg or .png", "rename the file")
     if importlib.util.find_spec("matplotlib") is None:
         raise SettingsError("--plot needs matplotlib", "install it with: pip install 'specgen-cli[plot]'")
 
 
 def plot_bytes(report: BenchReport, figures: Sequence[SettingFigures], suffix: str) -> bytes:
-    """The picture.
+    """Returns the picture.
 
     Args:
         report: The runs.
         figures: Of all settings.
         suffix: `.svg` or `.png`.
     """
-    # Not pyplot: it keeps state and may look for a display.
+    # Not pyplot: it keeps global state and may open a display.
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # A name is data: a pair of dollar signs in it is no formula.
+    # A pair of dollar signs in a model's name must not become a formula.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "specgen", "text.parse_math": False}):
         figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -70,7 +70,7 @@ def _title(report: BenchReport) -> str:
 
 
 def _label(figures: SettingFigures) -> str:
-    """A draft, and its engine where two are compared."""
+    """Returns the draft, and its backend if two are compared."""
     setting = figures.setting
     return f"{setting.label} on {setting.backend}" if setting.backend else setting.label
 
@@ -80,18 +80,18 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _speedups(axes: Any, report: BenchReport, measured: Sequence[SettingFigures], labels: Sequence[str]) -> None:
-    """Measured points with their intervals, and the curve the costs of passes predict. `auto` stands on the right."""
+    """Plots measured speedups with their intervals, `auto` at the right, and the curve predicted from pass costs."""
     lengths = sorted({item.setting.num_draft_tokens for item in measured if item.setting.schedule == "constant"})
-    places: dict[str, float] = {str(length): float(length) for length in lengths}
+    x_positions: dict[str, float] = {str(length): float(length) for length in lengths}
     if any(item.setting.schedule == "auto" for item in measured):
-        places["auto"] = (lengths[-1] if lengths else 0) + max(1.0, 0.15 * (lengths[-1] if lengths else 0))
-    step = 0.02 * max(places.values(), default=1.0)
+        x_positions["auto"] = (lengths[-1] if lengths else 0) + max(1.0, 0.15 * (lengths[-1] if lengths else 0))
+    step = 0.02 * max(x_positions.values(), default=1.0)
     for number, label in enumerate(labels):
         style = _style(number)
         own = [item for item in measured if _label(item) == label]
-        # Drafts stand side by side where they have the same length.
+        # Drafts of the same length are plotted side by side.
         shift = step * (number - (len(labels) - 1) / 2)
-        at = [places[item.setting.length] + shift for item in own]
+        at = [x_positions[item.setting.length] + shift for item in own]
         values = [item.speedup or 0.0 for item in own]
         low = [v - (i.interval.low if i.interval else v) for v, i in zip(values, own, strict=True)]
         high = [(i.interval.high if i.interval else v) - v for v, i in zip(values, own, strict=True)]
@@ -101,21 +101,30 @@ def _speedups(axes: Any, report: BenchReport, measured: Sequence[SettingFigures]
         )
         _curve(axes, report, own, lengths, number)
     axes.axhline(1.0, color="#666666", linewidth=1)
-    # At the left edge: the right one is where `auto` stands.
-    axes.annotate("target alone", (0.01, 1.0), xycoords=("axes fraction", "data"), ha="left", va="bottom", fontsize=8)
-    axes.set_xticks(list(places.values()), list(places))
+    # At the left edge, since `auto` is at the right one.
+    axes.annotate(
+        "baseline: the target alone",
+        (0.01, 1.0),
+        xycoords=("axes fraction", "data"),
+        ha="left",
+        va="bottom",
+        fontsize=8,
+    )
+    axes.set_xticks(list(x_positions.values()), list(x_positions))
     axes.set_xlabel("draft length, tokens")
-    axes.set_ylabel("speedup over the target alone")
-    # An interval of two repeats that disagree may be any size: it leaves the picture instead of filling it.
+    axes.set_ylabel("speedup over the baseline")
+    # The interval of two repeats that disagree may have any size: it is clipped instead of filling the picture.
     axes.set_ylim(0, 1.3 * max([1.0, *(item.speedup or 0.0 for item in measured)]))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, title="measured, 95 % interval; dashed: model", title_fontsize=8)
+    axes.legend(fontsize=8, title="measured, 95 % interval; dashed: predicted", title_fontsize=8)
 
 
 def _curve(axes: Any, report: BenchReport, own: Sequence[SettingFigures], lengths: Sequence[int], number: int) -> None:
-    """Leviathan's model with the α of these runs and the measured costs. For a draft model only: lookup has no
-    chance that is the same at every position, and often drafts nothing."""
-    # The costs are the first engine's.
+    """Plots Leviathan's model with the α of these runs and the measured costs.
+
+    For draft models only: the acceptance of lookup differs by position, and it often drafts nothing.
+    """
+    # The costs were measured on the first backend.
     timed = [item for item in own if item.setting.backend == report.settings[BASELINE].backend]
     fixed = [item for item in timed if item.setting.schedule == "constant" and item.setting.drafter == "model"]
     if not fixed or report.costs is None or len(lengths) == 0:
@@ -133,7 +142,7 @@ def _curve(axes: Any, report: BenchReport, own: Sequence[SettingFigures], length
 
 
 def _positions(axes: Any, measured: Sequence[SettingFigures], labels: Sequence[str]) -> None:
-    """Acceptance among the tokens tested at each position, for the longest drafts of each kind."""
+    """Plots the acceptance of the tokens tested at each position, for the longest drafts of each drafter."""
     for number, label in enumerate(labels):
         own = [item for item in measured if _label(item) == label]
         longest = max(own, key=lambda item: len(item.counts.acceptance_by_position))

@@ -1,4 +1,4 @@
-"""Runs done of runs in all in; a bar with the time left on stderr, which goes away, out."""
+"""Shows the progress of a benchmark on stderr: a bar on a terminal, otherwise a line per repeat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = {
 
 
 class BenchProgressBar:
-    """How far a benchmark is, on a terminal only; elsewhere a line per repeat.
+    """Shows a bar with the time left, or a line per repeat.
 
     Args:
         console: Console of stderr.
@@ -39,7 +39,7 @@ class BenchProgressBar:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                # Runs of one setting take alike long; the whole cycle of settings has to pass for a fair estimate.
+                # Runs of different settings differ in length; a fair estimate needs a whole cycle of settings.
                 TimeRemainingColumn(elapsed_when_finished=True),
                 console=self._console,
                 transient=True,
@@ -57,7 +57,7 @@ class BenchProgressBar:
         self.stop()
 
     def step(self, stage: str, num_done: int, num_steps: int) -> None:
-        """Something is done."""
+        """Shows a step of the benchmark."""
         if self._progress is not None and self._task is not None:
             self._progress.update(
                 self._task, description=WORDS.get(stage, stage), completed=num_done, total=num_steps or None

@@ -1,10 +1,11 @@
-"""A benchmark in, its report for people out as lines of rich `Text`: table, positions, costs, what to use."""
+"""Formats a benchmark for people: the table, acceptance by position, costs, and what to use."""
 
 from __future__ import annotations
 
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.text import Text
 
@@ -12,59 +13,81 @@ from specgen.bench.advice import Recommendation, command_line_for
 from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BASELINE, BenchReport
 from specgen.core.cost_model import break_even_alpha
-from specgen.render.bench.columns import Column, figure_columns, method_lines, name_columns, speedup_words
+from specgen.render.bench.columns import (
+    NOTHING,
+    Column,
+    figure_columns,
+    method_lines,
+    name_columns,
+    percent,
+    speedup_cell,
+)
+from specgen.render.formatting import format_milliseconds, format_rate
 from specgen.render.sanitize import one_line
 from specgen.render.theme import Glyphs, glyphs
 
 GAP = 2
 """Cells between columns."""
-SMALLEST_NAME = 16
-MOST_POSITIONS = 8
+MIN_NAME_CELLS = 16
+MAX_POSITIONS = 8
 """Further ones, of long `auto` drafts, are in the JSON."""
-_GLUED = re.compile(r"(?<=\d) (?=%)|(?<=-k) |(?<=\d:) ")
+_NO_BREAK = re.compile(r"(?<=\d) (?=%)|(?<=-k) |(?<=\d:) ")
 CURVE_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17)
+BREAK_EVEN_PASSES = (2, 3, 5, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """Options of `format_bench`.
+
+    Args:
+        width: Columns of the terminal.
+        by_category: Add a table of speedups by category.
+        has_chart: Add bars of the speedups.
+        ascii_only: The terminal shows ASCII only.
+    """
+
+    width: int
+    by_category: bool = False
+    has_chart: bool = False
+    ascii_only: bool = False
+
+    @property
+    def symbols(self) -> Glyphs:
+        """The symbols that the terminal can show."""
+        return glyphs(ascii_only=self.ascii_only)
 
 
 def format_bench(
-    report: BenchReport,
-    figures: Sequence[SettingFigures],
-    advice: Recommendation,
-    width: int,
-    *,
-    by_category: bool = False,
-    chart: bool = False,
-    ascii_only: bool = False,
+    report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation, options: TableOptions
 ) -> Text:
-    """The whole report. What does not fit the width goes into further parts below; no figure is lost.
+    """Formats the whole report. Columns that do not fit the width go into further parts below.
 
     Args:
         report: The runs.
         figures: Of all settings.
         advice: What to use.
-        width: Columns of the terminal.
-        by_category: A table of speedups by category.
-        chart: Bars of the speedups.
-        ascii_only: The terminal shows ASCII only.
+        options: See `TableOptions`.
     """
-    signs = glyphs(ascii_only=ascii_only)
     best = None if advice.figures is None else advice.figures.index
-    names = _names(figures, width, signs, ascii_only=ascii_only)
-    parts = [_head(method_lines(report, ascii_only=ascii_only), width)]
-    parts += fold([*names, *figure_columns(figures, best, signs)], len(names), width, marked=_row_of(figures, best))
-    if chart:
-        parts.append(_chart(figures, names, width, signs))
+    best_row = next((row for row, item in enumerate(figures) if item.index == best), None)
+    names = _names(figures, options)
+    parts = [_method(report, options)]
+    parts += fold([*names, *figure_columns(figures, best, options.symbols)], len(names), options.width, best_row)
+    if options.has_chart:
+        parts.append(_chart(figures, names, options))
     drafting = [item for item in figures if item.setting.drafter != "none"]
-    parts += _positions(drafting, _names(drafting, width, signs, ascii_only=ascii_only), width) if drafting else []
-    if by_category:
-        parts += _categories(report, figures, names, width, signs)
-    costs = _costs(report, width, signs)
+    parts += _positions(drafting, options) if drafting else []
+    if options.by_category:
+        parts += _categories(report, figures, names, options)
+    costs = _costs(report, options)
     parts += [costs] if costs is not None else []
-    parts.append(format_advice(advice, width))
+    parts.append(format_advice(advice, options.width))
     return Text("\n\n").join(parts)
 
 
 def format_advice(advice: Recommendation, width: int) -> Text:
-    """`recommended: -d … -k …` or `do not speculate`, then why."""
+    """Formats `recommended: -d … -k …` or `do not speculate`, then the reason."""
     text = Text()
     if advice.figures is None:
         text.append("do not speculate", "label").append(" with these: -d none")
@@ -76,13 +99,13 @@ def format_advice(advice: Recommendation, width: int) -> Text:
 
 
 def fold(columns: Sequence[Column], num_names: int, width: int, marked: int | None = None) -> list[Text]:
-    """A table as one or several parts that fit the width, each beginning with the same columns.
+    """Formats a table in one or several parts that fit the width, each beginning with the name columns.
 
     Args:
-        columns: Names first.
-        num_names: How many of them begin every part.
+        columns: Name columns first.
+        num_names: Number of name columns.
         width: Cells of a line.
-        marked: A row to set off.
+        marked: Row to highlight.
     """
     names, rest = list(columns[:num_names]), list(columns[num_names:])
     parts: list[list[Column]] = []
@@ -97,62 +120,58 @@ def fold(columns: Sequence[Column], num_names: int, width: int, marked: int | No
 
 
 def _table(columns: Sequence[Column], marked: int | None) -> Text:
-    lines = [Text((" " * GAP).join(column.cell(None) for column in columns).rstrip(), "label")]
+    lines = [Text(_row(columns, None).rstrip(), "label")]
     for row in range(len(columns[0].values)):
-        style = "accepted" if row == marked else ""
-        lines.append(Text((" " * GAP).join(column.cell(row) for column in columns).rstrip(), style))
+        lines.append(Text(_row(columns, row).rstrip(), "accepted" if row == marked else ""))
     return Text("\n").join(lines)
 
 
-def _row_of(figures: Sequence[SettingFigures], index: int | None) -> int | None:
-    return next((row for row, item in enumerate(figures) if item.index == index), None)
+def _row(columns: Sequence[Column], row: int | None) -> str:
+    return (" " * GAP).join(column.padded(row) for column in columns)
 
 
-def _names(figures: Sequence[SettingFigures], width: int, signs: Glyphs, *, ascii_only: bool) -> list[Column]:
-    """Name columns; names are cut so far that the figures fit beside them in one part, if that leaves enough."""
-    figures_width = sum(GAP + column.width for column in figure_columns(figures, None, signs)) + GAP + len("auto")
-    engine_width = max(len(item.setting.backend) for item in figures)
-    room = width - figures_width - len(" best") - (GAP + engine_width if engine_width else 0)
-    return name_columns(figures, room if room >= SMALLEST_NAME else width // 4, signs, ascii_only=ascii_only)
+def _names(figures: Sequence[SettingFigures], options: TableOptions) -> list[Column]:
+    """Returns the name columns; names are cut so that all figures fit into one part, if enough of them remains."""
+    columns = figure_columns(figures, None, options.symbols)
+    figures_width = sum(GAP + column.width for column in columns) + GAP + len("auto")
+    backend_width = max(len(item.setting.backend) for item in figures)
+    room = options.width - figures_width - len(" best") - (GAP + backend_width if backend_width else 0)
+    num_cells = room if room >= MIN_NAME_CELLS else options.width // 4
+    return name_columns(figures, num_cells, options.symbols, ascii_only=options.ascii_only)
 
 
-def _head(lines: Sequence[str], width: int) -> Text:
-    return Text("\n".join(part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="       ")))
+def _method(report: BenchReport, options: TableOptions) -> Text:
+    lines = method_lines(report, ascii_only=options.ascii_only)
+    return Text("\n".join(part for x in lines for part in textwrap.wrap(x, options.width, subsequent_indent="       ")))
 
 
-def _chart(figures: Sequence[SettingFigures], names: Sequence[Column], width: int, signs: Glyphs) -> Text:
-    """Bars of the speedups, as long as the figures are large; a bar of 1 is the target alone."""
+def _chart(figures: Sequence[SettingFigures], names: Sequence[Column], options: TableOptions) -> Text:
+    """Formats bars proportional to the speedups; the baseline's bar has length 1."""
     values = [item.speedup or 1.0 for item in figures]
-    words = [speedup_words(item, signs) for item in figures]
+    cells = [speedup_cell(item, options.symbols) for item in figures]
     names_width = sum(name.width + GAP for name in names)
-    room = max(width - names_width - GAP - max(len(text) for text in words), 8)
+    room = max(options.width - names_width - GAP - max(len(cell) for cell in cells), 8)
     lines = [Text("speedup over the target alone", "label")]
-    for row, (value, text) in enumerate(zip(values, words, strict=True)):
-        bar = signs.bar * max(round(room * value / max(values)), 1)
-        name = (" " * GAP).join(column.cell(row) for column in names)
+    for row, (value, cell) in enumerate(zip(values, cells, strict=True)):
+        bar = options.symbols.bar * max(round(room * value / max(values)), 1)
         style = "muted" if figures[row].index == BASELINE else "accepted" if value > 1 else "target"
-        lines.append(Text(f"{name}  ").append(bar, style).append(f" {text}"))
+        lines.append(Text(f"{_row(names, row)}  ").append(bar, style).append(f" {cell}"))
     return Text("\n").join(lines)
 
 
-def _positions(figures: Sequence[SettingFigures], names: Sequence[Column], width: int) -> list[Text]:
-    """Acceptance at each draft position, among the tokens tested there."""
+def _positions(figures: Sequence[SettingFigures], options: TableOptions) -> list[Text]:
+    """Formats the acceptance of the tokens tested at each position of the drafts."""
     rates = [item.counts.acceptance_by_position for item in figures]
-    longest = min(max((len(row) for row in rates), default=0), MOST_POSITIONS)
-    if not longest:
+    num_positions = min(max((len(row) for row in rates), default=0), MAX_POSITIONS)
+    if not num_positions:
         return []
+    names = _names(figures, options)
     columns = [
-        Column(
-            str(position + 1),
-            tuple(
-                "-" if position >= len(row) or (rate := row[position]) is None else f"{100 * rate:.0f} %"
-                for row in rates
-            ),
-        )
-        for position in range(longest)
+        Column(str(position + 1), tuple(percent(row[position]) if position < len(row) else NOTHING for row in rates))
+        for position in range(num_positions)
     ]
     title = Text("acceptance by position, of the tokens tested there", "label")
-    return _titled(title, fold([*names, *columns], len(names), width))
+    return _titled(title, fold([*names, *columns], len(names), options.width))
 
 
 def _titled(title: Text, parts: list[Text]) -> list[Text]:
@@ -160,39 +179,42 @@ def _titled(title: Text, parts: list[Text]) -> list[Text]:
 
 
 def _categories(
-    report: BenchReport, figures: Sequence[SettingFigures], names: Sequence[Column], width: int, signs: Glyphs
+    report: BenchReport, figures: Sequence[SettingFigures], names: Sequence[Column], options: TableOptions
 ) -> list[Text]:
-    """Speedup by category of the prompts."""
+    """Formats the speedups by category of the prompts."""
     columns = []
     for category in dict.fromkeys(prompt.category for prompt in report.prompts):
-        here = {item.index: item for item in figures_by_setting(report, category)}
-        cells = (speedup_words(here[item.index], signs) if item.index in here else "-" for item in figures)
+        measured = {item.index: item for item in figures_by_setting(report, category)}
+        cells = (
+            speedup_cell(measured[item.index], options.symbols) if item.index in measured else NOTHING
+            for item in figures
+        )
         columns.append(Column(one_line(category), tuple(cells)))
-    return _titled(Text("speedup by category", "label"), fold([*names, *columns], len(names), width))
+    return _titled(Text("speedup by category", "label"), fold([*names, *columns], len(names), options.width))
 
 
-def _costs(report: BenchReport, width: int, signs: Glyphs) -> Text | None:
-    """v(n) in steps of the target alone, and what a draft token costs and has to bring."""
+def _costs(report: BenchReport, options: TableOptions) -> Text | None:
+    """Formats v(n), the cost of a draft token, and the acceptance from which drafts pay."""
     costs = report.costs
     one = None if costs is None else costs.verify(1)
     if costs is None or not one:
         return None
     known = [n for n in CURVE_LENGTHS if n in costs.verify_seconds]
     curve = ", ".join(f"{n}: {costs.verify_seconds[n] / one:.2f}" for n in known)
-    lines = [f"v(n), a pass over n tokens in steps of one ({1000 * one:.1f} ms): {curve}"]
+    lines = [f"v(n), a pass over n tokens in units of one token ({format_milliseconds(one)}): {curve}"]
+    lengths = [n - 1 for n in BREAK_EVEN_PASSES if costs.verify(n) is not None]
     for label, seconds in costs.draft_seconds.items():
-        what = "a proposal" if label == "lookup" else "a draft token"
-        text = f"{one_line(label)}: {what} costs {seconds / one:.2f} steps"
-        lengths = [n - 1 for n in (2, 3, 5, 9) if costs.verify(n) is not None]
+        unit = "a proposal" if label == "lookup" else "a draft token"
         needs = [(k, break_even_alpha(k, costs.of(label))) for k in lengths]
-        words = [f"-k {k} {'never' if need is None else f'{100 * need:.0f} %'}" for k, need in needs]
-        lines.append(f"{text}; {signs.alpha} from which it pays: {', '.join(words)}")
+        alphas = ", ".join(f"-k {k} {format_rate(need, num_digits=0, missing='never')}" for k, need in needs)
+        cost = f"{one_line(label)}: {unit} costs {seconds / one:.2f} passes over one token"
+        lines.append(f"{cost}; pays from {options.symbols.alpha}: {alphas}")
     backend = report.settings[BASELINE].backend
     title = Text(f"costs on {backend}" if backend else "costs", "label")
-    return Text("\n").join([title, *(Text(part) for line in lines for part in _wrapped(line, width))])
+    return Text("\n").join([title, *(Text(part) for line in lines for part in _wrapped(line, options.width))])
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """Lines that keep a number and its unit, and an option and its value, together."""
-    glued = _GLUED.sub("\u00a0", line)
-    return [part.replace("\u00a0", " ") for part in textwrap.wrap(glued, width, subsequent_indent="  ")]
+    """Wraps a line, but keeps a number and its unit, and an option and its value, together."""
+    unbreakable = _NO_BREAK.sub("\u00a0", line)
+    return [part.replace("\u00a0", " ") for part in textwrap.wrap(unbreakable, width, subsequent_indent="  ")]

@@ -31,6 +31,7 @@ from specgen.core.errors import SpecgenError
 from specgen.core.events import RoundText
 from specgen.core.settings import ModelSettings
 from specgen.models.transformers_model import CachedModel
+from specgen.render.diagnosis import Doubt
 from specgen.runtime.conversation import Conversation
 from specgen.storage.saved_chats import SessionFolder
 from tests.cli.chat.scenes import OWN_TEMPLATE, fresh_ids, open_toy, saved
@@ -177,8 +178,8 @@ def test_the_baseline_is_measured_once_and_every_reply_shows_a_speedup(
     chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The passes of a toy are so short that any speedup may be implausible, and an implausible one is not shown.
-    monkeypatch.setattr("specgen.render.summary.why_doubtful", lambda _: "")
-    monkeypatch.setattr(calibration, "why_doubtful", lambda _: "")
+    monkeypatch.setattr("specgen.render.summary.find_doubt", lambda _: None)
+    monkeypatch.setattr(calibration, "find_doubt", lambda _: None)
     measured = count_measurements(chat, monkeypatch)
 
     chat.run("a", "b", "c")
@@ -346,7 +347,7 @@ def test_stats_show_the_reused_tokens_and_the_totals_of_the_session(chat: Script
 def test_stats_measure_the_baseline_again_after_a_change_of_the_draft(
     chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "why_doubtful", lambda _: "")
+    monkeypatch.setattr(calibration, "find_doubt", lambda _: None)
     measured = count_measurements(chat, monkeypatch)
     counts = []
 
@@ -555,8 +556,8 @@ def test_no_baseline_is_measured_after_a_stopped_reply(open_chat: Opener, toy: P
 def test_a_doubtful_baseline_is_measured_again_after_the_next_reply(
     chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    doubts = ["not possible", "", "", ""]
-    monkeypatch.setattr(calibration, "why_doubtful", lambda report: doubts.pop(0))
+    doubts = [Doubt.IMPOSSIBLE, None, None, None]
+    monkeypatch.setattr(calibration, "find_doubt", lambda report: doubts.pop(0))
     measured = count_measurements(chat, monkeypatch)
     counts = []
 
