@@ -15,7 +15,7 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
-from specgen.loading.draft_head_folder import DraftHeadFacts
+from specgen.loading.draft_head_folder import DraftHeadFolder
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
@@ -97,7 +97,7 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     models = [_model(pair.target, positions)]
     if pair.draft is not None and pair.draft.draft_head is not None:
         settings = replace(pair.target.settings, quant=pair.draft.settings.quant)
-        models.append(_shallow(pair.draft.draft_head, pair.draft.name, settings, positions))
+        models.append(_draft_head_plan(pair.draft.draft_head, pair.draft.name, settings, positions))
     elif pair.draft is not None:
         models.append(_model(pair.draft, positions))
     return PairReport(
@@ -151,7 +151,7 @@ def _gguf(model: ResolvedModel, header: GgufHeader) -> ModelPlan:
     )
 
 
-def _shallow(facts: DraftHeadFacts, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
+def _draft_head_plan(facts: DraftHeadFolder, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
     """A draft that runs where its target does, in its compute type; `settings` are the target's but for the format."""
     placement = choose_placement(settings, facts.config, from_gguf=False, role="draft", times=CostStore())
     is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"

@@ -11,7 +11,7 @@ from typing import Any
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
 from specgen.loading.config_check import ModelConfig
-from specgen.loading.draft_head_folder import DraftHeadFacts
+from specgen.loading.draft_head_folder import DraftHeadFolder
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.placement import Placement
 from specgen.loading.start.lean_import import empty_model
@@ -59,7 +59,7 @@ def plan_memory(folder: Path, facts: ModelConfig, placement: Placement, num_posi
     return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, size), _activation_bytes(config, size))
 
 
-def plan_draft_head_memory(facts: DraftHeadFacts, placement: Placement, num_positions: int) -> MemoryPlan:
+def plan_draft_head_memory(facts: DraftHeadFolder, placement: Placement, num_positions: int) -> MemoryPlan:
     """Estimate what a shallow draft takes beside its target, not packed.
 
     Args:
@@ -70,7 +70,7 @@ def plan_draft_head_memory(facts: DraftHeadFacts, placement: Placement, num_posi
     from transformers import AutoConfig
 
     auto_config: Any = AutoConfig
-    config = auto_config.from_pretrained(facts.folder, trust_remote_code=False, local_files_only=True)
+    config = auto_config.from_pretrained(facts.path, trust_remote_code=False, local_files_only=True)
     narrow = {"float16": 2, "int8": 1}.get(placement.packed_dtype or "")
     size = narrow or placement.torch_dtype.itemsize
     wide = 4 if narrow else size

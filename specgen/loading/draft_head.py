@@ -13,7 +13,7 @@ from specgen.core.library_errors import first_line, library_failures
 from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
-from specgen.loading.draft_head_folder import DraftHeadFacts
+from specgen.loading.draft_head_folder import DraftHeadFolder
 from specgen.loading.draft_head_tensors import load_tensors
 from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.start.lean_import import empty_model
@@ -25,12 +25,12 @@ from specgen.models.transformers_model import CachedModel
 
 
 def load_draft_head(
-    facts: DraftHeadFacts, name: str, quant: Quantization, target: LanguageModel, vocab_size: int
+    folder: DraftHeadFolder, name: str, quant: Quantization, target: LanguageModel, vocab_size: int
 ) -> tuple[DraftHeadModel, ModelInfo]:
     """Reads a draft head's weights and joins them with its target's embeddings and head.
 
     Args:
-        facts: The checked folder.
+        folder: The checked folder.
         name: Its name, for messages.
         quant: The requested weight format.
         target: Its target, run by transformers; it records its features from now on, if the draft reads them.
@@ -44,14 +44,14 @@ def load_draft_head(
     assert isinstance(target, CachedModel), "no other target passes the checks of a pair"
     embedding: Tensor = target.model.get_input_embeddings().weight
     norm: Tensor = target.model.base_model.norm.weight
-    stored = load_tensors(facts.folder, facts.config.vocab_rows or 0)
+    stored = load_tensors(folder.path, folder.config.vocab_rows or 0)
     columns = stored.pop("draft_ids", None)
     if columns is not None and int(columns[-1]) >= vocab_size:
         raise PairError(f"the draft {name} proposes token {int(columns[-1])}, but the target has {vocab_size} tokens")
     # On the device and in the type of the target's norm.
     tensors = {key: tensor.to(device=norm.device, dtype=norm.dtype) for key, tensor in stored.items()}
     join = tensors.pop("fc.weight", None)
-    body = _load_body(facts, tensors)
+    body = _load_body(folder, tensors)
     head = _head_rows(target.model, columns)
     weight_format = _choose_format(quant, body.layers[0].mlp.down_proj.weight, target.model)
     num_bytes = weight_format.convert(body.layers)
@@ -75,9 +75,9 @@ def load_draft_head(
         quant=weight_format.quant,
         dtype="float16" if weight_format.packed is Float16Linear else str(norm.dtype).removeprefix("torch."),
         device=str(norm.device),
-        num_parameters=facts.config.num_parameters,
+        num_parameters=folder.config.num_parameters,
         num_bytes=num_bytes,
-        remark=facts.remark,
+        remark=folder.remark,
     )
     return model, info
 
@@ -156,17 +156,17 @@ def _head_rows(target: Any, columns: Tensor | None) -> Tensor:
     return rows if columns is None else rows[columns.to(rows.device)]
 
 
-def _load_body(facts: DraftHeadFacts, tensors: dict[str, Tensor]) -> Any:
+def _load_body(folder: DraftHeadFolder, tensors: dict[str, Tensor]) -> Any:
     """Returns transformers' base model with the draft head's layers and norm, without embeddings."""
     try:
-        model = empty_model(facts.folder, attention="sdpa")
+        model = empty_model(folder.path, attention="sdpa")
         if not is_supported(model):
-            raise ModelFileError(f"{facts.folder} has decoder layers of an unsupported kind")
+            raise ModelFileError(f"{folder.path} has decoder layers of an unsupported kind")
         body = model.model
         rotary = type(body.rotary_emb)(config=model.config)
         del body.embed_tokens
         body.load_state_dict(tensors, strict=True, assign=True)
     except library_failures() as error:
-        raise ModelFileError(f"{facts.folder} can't be loaded: {first_line(error)}", "make it again") from error
+        raise ModelFileError(f"{folder.path} can't be loaded: {first_line(error)}", "make it again") from error
     body.rotary_emb = rotary.to(body.norm.weight.device)
     return body.eval().requires_grad_(False)

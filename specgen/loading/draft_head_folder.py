@@ -41,11 +41,11 @@ _DIGEST_KEYS = (
 
 
 @dataclass(frozen=True, slots=True)
-class DraftHeadFacts:
-    """What a draft head's folder says, before its weights are read.
+class DraftHeadFolder:
+    """A checked draft head folder, before its weights are read.
 
     Args:
-        folder: The folder.
+        path: The folder.
         config: As for any model; counts the parameters in the folder, without the target's.
         kind: What it reads.
         num_layers: Number of layers.
@@ -56,7 +56,7 @@ class DraftHeadFacts:
         hidden_size: Width of its layers and of the target's.
     """
 
-    folder: Path
+    path: Path
     config: ModelConfig
     kind: Kind
     num_layers: int
@@ -83,7 +83,7 @@ def is_draft_head(folder: Path) -> bool:
         return False
 
 
-def check_draft_head(folder: Path) -> DraftHeadFacts:
+def check_draft_head(folder: Path) -> DraftHeadFolder:
     """Checks a draft head's folder: the config, and names, shapes and types of all tensors.
 
     Raises:
@@ -102,8 +102,8 @@ def check_draft_head(folder: Path) -> DraftHeadFacts:
         weight_files(folder, config)  # its error names what is there instead: a pickle, or nothing
     file = check_safetensors(folder / WEIGHTS)
     dtype, num_parameters = check_tensors(folder, expected)
-    return DraftHeadFacts(
-        folder=folder,
+    return DraftHeadFolder(
+        path=folder,
         config=ModelConfig(
             model_type=str(model_type),
             vocab_rows=config["vocab_size"],
@@ -135,11 +135,11 @@ def shipped_draft(target: Path) -> Path | None:
     return None
 
 
-def check_own_target(facts: DraftHeadFacts, name: str, target: Path, target_name: str) -> None:
+def check_own_target(draft_head: DraftHeadFolder, name: str, target: Path, target_name: str) -> None:
     """Refuses a draft head that was made for another target.
 
     Args:
-        facts: The draft head.
+        draft_head: The draft head.
         name: Its name, for messages.
         target: Folder of the target.
         target_name: The target's name, for messages.
@@ -148,9 +148,9 @@ def check_own_target(facts: DraftHeadFacts, name: str, target: Path, target_name
         PairError: It was made for another target.
         ModelFileError: The target's files can't be read.
     """
-    if digest_of(target) != facts.target_digest:
+    if digest_of(target) != draft_head.target_digest:
         raise PairError(
-            f"the draft {name} was made for another target ({facts.target_name}) than {target_name}",
+            f"the draft {name} was made for another target ({draft_head.target_name}) than {target_name}",
             "give the target it was made for with -t, or another draft with -d",
         )
 

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 from specgen.core.machine import processor_name, version_of
+from specgen.models.formats import Float16Linear, Int8Linear, has_float16_matmul, has_int8_matmul, packed_linear
 
 NUM_SAMPLES = 5
 MAX_WEIGHTS = 16_000_000
@@ -30,10 +34,10 @@ CostKey = Mapping[str, str | int]
 class FormatTimes(Protocol):
     """Storage of measured times, as `specgen.storage.cost_store.CostStore`."""
 
-    def read(self, facts: CostKey, /) -> dict[str, float]:
-        """Returns seconds by format; empty if there are none for these facts."""
+    def read(self, key: CostKey, /) -> dict[str, float]:
+        """Returns seconds by format; empty if there are none for this key."""
 
-    def write(self, facts: CostKey, seconds: Mapping[str, float], confirmed: Sequence[str], /) -> None:
+    def write(self, key: CostKey, seconds: Mapping[str, float], confirmed: Sequence[str], /) -> None:
         """Stores seconds by format; `confirmed` names the formats measured now."""
 
 
@@ -63,8 +67,6 @@ def measured_seconds(formats: Sequence[str], layer: Layer) -> dict[str, float]:
 
     A format whose kernels fail on this machine is left out.
     """
-    import torch
-
     passes: dict[str, Callable[[], Any]] = {}
     with torch.inference_mode():
         for name in formats:
@@ -99,12 +101,12 @@ def fastest_format(
     """
     if len(formats) < 2:
         return "none", ""
-    facts = _facts(layer)
-    seconds = {} if times is None else times.read(facts)
+    key = _cost_key(layer)
+    seconds = {} if times is None else times.read(key)
     if not set(formats) <= seconds.keys():
         seconds = measure(formats, layer)
         if times is not None:
-            times.write(facts, seconds, list(seconds))
+            times.write(key, seconds, list(seconds))
     return decide({name: seconds[name] for name in formats if name in seconds})
 
 
@@ -121,8 +123,6 @@ def decide(seconds: Mapping[str, float]) -> tuple[str, str]:
 
 def _row_pass(name: str, layer: Layer) -> Callable[[], Any]:
     """Returns a pass of one row through `[2 * intermediate, hidden]` and `[hidden, intermediate]` of a format."""
-    import torch
-
     hidden = layer.hidden
     intermediate = max(64, min(layer.intermediate, MAX_WEIGHTS // (3 * hidden)) // 64 * 64)
     gate_up_proj = _linear(name, torch.randn(2 * intermediate, hidden) / 30, layer)
@@ -133,12 +133,8 @@ def _row_pass(name: str, layer: Layer) -> Callable[[], Any]:
     return lambda: (gate_up_proj(row), down_proj(middle))
 
 
-def _linear(name: str, weight: Any, layer: Layer) -> Any:
+def _linear(name: str, weight: Tensor, layer: Layer) -> Any:
     """Returns a linear layer as the loader creates it for a draft."""
-    import torch
-
-    from specgen.models.formats import Float16Linear, Int8Linear, has_float16_matmul, has_int8_matmul, packed_linear
-
     if layer.device == "cpu" and name == "int8" and has_int8_matmul():
         return packed_linear(weight, Int8Linear)
     if layer.device == "cpu" and name == "none" and layer.dtype == "float16" and has_float16_matmul():
@@ -165,14 +161,10 @@ def _linear(name: str, weight: Any, layer: Layer) -> Any:
 
 def _synchronize(device: str) -> None:
     if device.startswith("cuda"):
-        import torch
-
         torch.cuda.synchronize(device)
 
 
-def _facts(layer: Layer) -> CostKey:
-    import torch
-
+def _cost_key(layer: Layer) -> CostKey:
     device = layer.device
     return {
         "role": "formats",

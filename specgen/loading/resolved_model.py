@@ -10,7 +10,7 @@ from specgen.core.settings import ModelSettings
 
 if TYPE_CHECKING:
     from specgen.loading.config_check import ModelConfig
-    from specgen.loading.draft_head_folder import DraftHeadFacts
+    from specgen.loading.draft_head_folder import DraftHeadFolder
     from specgen.loading.gguf.header import GgufHeader
 
 Role = Literal["target", "draft"]
@@ -64,7 +64,7 @@ class ResolvedModel:
     config: ModelConfig
     tokenizer: Any = None
     num_tokens: int = 0
-    draft_head: DraftHeadFacts | None = None
+    draft_head: DraftHeadFolder | None = None
 
     @property
     def name(self) -> str:

@@ -775,7 +775,7 @@ def test_an_empty_raw_prompt_without_a_begin_token_is_refused(cli: Cli, tmp_path
     folder = save_toy(tmp_path / "no-begin")
     edit_json(folder / "tokenizer_config.json", bos_token=None)
 
-    assert_usage_error(cli("generate", "--chat-template", "none", "", "-t", folder, *EXACT), "nothing to generate from")
+    assert_usage_error(cli("generate", "--chat-template", "none", "", "-t", folder, *EXACT), "prompt")
 
 
 @pytest.mark.usefixtures("no_weights")

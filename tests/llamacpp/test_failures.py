@@ -141,7 +141,7 @@ def test_a_text_longer_than_the_context_is_refused_and_the_cache_is_kept(folder:
 @pytest.mark.parametrize(
     ("status", "kind", "words"),
     [
-        (1, PromptError, "no room left"),
+        (1, PromptError, "--context-size"),
         (-2, MemoryShortageError, "out of memory"),
         (-3, DeviceError, "code -3: planted"),
         (2, DeviceError, "code 2"),

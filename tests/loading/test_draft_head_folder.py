@@ -38,13 +38,22 @@ def edit_draft_head(folder: Path, **changes: Any) -> None:
 
 
 def test_a_checked_folder_is_described(folder: Path) -> None:
-    facts = check_draft_head(folder)
+    draft_head = check_draft_head(folder)
 
-    assert (facts.kind, facts.num_layers, facts.num_draft_ids, facts.hidden_size) == ("features", 2, 3, 32)
-    assert (facts.config.model_type, facts.config.dtype, facts.config.max_positions) == ("llama", "float32", 128)
+    assert (draft_head.kind, draft_head.num_layers, draft_head.num_draft_ids, draft_head.hidden_size) == (
+        "features",
+        2,
+        3,
+        32,
+    )
+    assert (draft_head.config.model_type, draft_head.config.dtype, draft_head.config.max_positions) == (
+        "llama",
+        "float32",
+        128,
+    )
     layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32
-    assert facts.config.num_parameters == 2 * layer + 32 + 2 * 32 * 32
-    assert load_tensors(facts.folder, 64)["draft_ids"].tolist() == [1, 5, 9]
+    assert draft_head.config.num_parameters == 2 * layer + 32 + 2 * 32 * 32
+    assert load_tensors(draft_head.path, 64)["draft_ids"].tolist() == [1, 5, 9]
 
 
 @pytest.mark.parametrize("kind", list(BUILDERS))
@@ -152,7 +161,7 @@ def test_its_tensors_are_checked_by_name_shape_and_type(
 def test_invalid_values_are_refused(folder: Path, change: Callable[[dict[str, Any]], None], named: str) -> None:
     edit_weights(folder, change)
 
-    fails(ModelFileError, lambda: load_tensors(check_draft_head(folder).folder, 64), named)
+    fails(ModelFileError, lambda: load_tensors(check_draft_head(folder).path, 64), named)
 
 
 def test_a_truncated_file_and_a_pickle_are_refused(folder: Path) -> None:
@@ -169,12 +178,12 @@ def test_a_truncated_file_and_a_pickle_are_refused(folder: Path) -> None:
 
 
 def test_a_draft_head_is_accepted_for_its_own_target_only(folder: Path, tmp_path: Path) -> None:
-    facts = check_draft_head(folder)
+    draft_head = check_draft_head(folder)
     own, other = make_folder(tmp_path / "own"), make_folder(tmp_path / "other", seed=1)
 
-    check_own_target(facts, "draft", own, "own")
+    check_own_target(draft_head, "draft", own, "own")
 
-    error = fails(PairError, lambda: check_own_target(facts, "draft", other, "other"), "draft", "toy", "other")
+    error = fails(PairError, lambda: check_own_target(draft_head, "draft", other, "other"), "draft", "toy", "other")
     assert error.exit_code == 4
 
 

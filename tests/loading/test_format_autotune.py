@@ -17,7 +17,7 @@ from specgen.storage.cost_store import CostStore
 WIDTHS = (896, 4864)
 LAYER = Layer(*WIDTHS, "bfloat16", "cpu")
 ALL = ("none", "int8", "nf4")
-FACTS = ModelConfig("qwen2", 151936, 32768, None, "bfloat16", 494_032_768, 988_065_536, True, WIDTHS)
+CONFIG = ModelConfig("qwen2", 151936, 32768, None, "bfloat16", 494_032_768, 988_065_536, True, WIDTHS)
 
 
 class FakeMeasure:
@@ -107,7 +107,7 @@ def test_a_draft_on_a_cpu_chooses_among_the_formats_with_kernels(
     monkeypatch.setattr(placement, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(placement, "has_int8_matmul", lambda: has_int8)
 
-    chosen = placement.choose_placement(ModelSettings("m", device="cpu"), FACTS, from_gguf=False, role="draft")
+    chosen = placement.choose_placement(ModelSettings("m", device="cpu"), CONFIG, from_gguf=False, role="draft")
 
     assert requested == [formats]
     assert chosen.quant == formats[-1]
@@ -115,19 +115,19 @@ def test_a_draft_on_a_cpu_chooses_among_the_formats_with_kernels(
 
 
 @pytest.mark.parametrize(
-    ("settings", "facts", "role"),
+    ("settings", "config", "role"),
     [
-        (ModelSettings("m", device="cpu"), FACTS, "target"),
-        (ModelSettings("m", device="cpu", quant="none"), FACTS, "draft"),
-        (ModelSettings("m", device="cpu"), replace(FACTS, quant_method="gptq"), "draft"),
-        (ModelSettings("m", device="cpu"), replace(FACTS, num_parameters=10_000), "draft"),
-        (ModelSettings("m", device="cpu"), replace(FACTS, widths=None), "draft"),
+        (ModelSettings("m", device="cpu"), CONFIG, "target"),
+        (ModelSettings("m", device="cpu", quant="none"), CONFIG, "draft"),
+        (ModelSettings("m", device="cpu"), replace(CONFIG, quant_method="gptq"), "draft"),
+        (ModelSettings("m", device="cpu"), replace(CONFIG, num_parameters=10_000), "draft"),
+        (ModelSettings("m", device="cpu"), replace(CONFIG, widths=None), "draft"),
     ],
     ids=["target", "requested", "quantized", "tiny", "unknown-widths"],
 )
 def test_only_large_unquantized_drafts_are_measured(
-    requested: list[list[str]], settings: ModelSettings, facts: ModelConfig, role: str
+    requested: list[list[str]], settings: ModelSettings, config: ModelConfig, role: str
 ) -> None:
-    placement.choose_placement(settings, facts, from_gguf=False, role=role)  # type: ignore[arg-type]
+    placement.choose_placement(settings, config, from_gguf=False, role=role)  # type: ignore[arg-type]
 
     assert requested == []

@@ -102,9 +102,9 @@ def test_auto_chooses_bfloat16_on_a_cpu_that_has_it(folder: Path, monkeypatch: p
 
 def test_auto_chooses_nf4_on_a_cpu_with_avx512_bf16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch, "avx512_bf16")
-    facts = replace(check_folder(folder), widths_fit_blocks=True)
+    config = replace(check_folder(folder), widths_fit_blocks=True)
 
-    chosen = choose_placement(ModelSettings(""), facts, from_gguf=False)
+    chosen = choose_placement(ModelSettings(""), config, from_gguf=False)
 
     assert (chosen.quant, chosen.dtype) == ("nf4", "bfloat16")
 
@@ -113,9 +113,9 @@ def test_layers_whose_width_does_not_fit_the_4_bit_kernel_are_not_quantized(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu_with(monkeypatch, "avx512_bf16")
-    facts = check_folder(folder)
+    config = check_folder(folder)
 
-    assert choose_placement(ModelSettings(""), facts, from_gguf=False).quant == "none"
+    assert choose_placement(ModelSettings(""), config, from_gguf=False).quant == "none"
     fails(SettingsError, lambda: load(folder, quant="nf4"), "nf4", "64")
 
 
@@ -161,13 +161,13 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, *free: int, capability: tuple[
     monkeypatch.setattr(placement, "check_bitsandbytes", lambda quant, device: None)
 
 
-FACTS = ModelConfig("llama", 64, 128, None, "bfloat16", num_parameters=10**9, num_weight_bytes=2 * 10**9)
+CONFIG = ModelConfig("llama", 64, 128, None, "bfloat16", num_parameters=10**9, num_weight_bytes=2 * 10**9)
 
 
 def test_auto_chooses_nf4_and_bfloat16_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 10**11)
 
-    chosen = choose_placement(ModelSettings("m"), FACTS, from_gguf=False)
+    chosen = choose_placement(ModelSettings("m"), CONFIG, from_gguf=False)
 
     assert (chosen.device, chosen.quant, chosen.dtype, chosen.spread) == ("cuda:0", "nf4", "bfloat16", False)
 
@@ -175,19 +175,19 @@ def test_auto_chooses_nf4_and_bfloat16_on_cuda(monkeypatch: pytest.MonkeyPatch) 
 def test_auto_chooses_float16_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 10**11, capability=(7, 5))
 
-    assert choose_placement(ModelSettings("m"), FACTS, from_gguf=False).dtype == "float16"
+    assert choose_placement(ModelSettings("m"), CONFIG, from_gguf=False).dtype == "float16"
 
 
 def test_a_model_too_large_for_one_gpu_is_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 15 * 10**8, 15 * 10**8)
 
-    assert choose_placement(ModelSettings("m", quant="none"), FACTS, from_gguf=False).spread
+    assert choose_placement(ModelSettings("m", quant="none"), CONFIG, from_gguf=False).spread
 
 
 def test_a_model_that_fits_one_gpu_is_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 10**10, 10**10)
 
-    assert not choose_placement(ModelSettings("m", quant="none"), FACTS, from_gguf=False).spread
+    assert not choose_placement(ModelSettings("m", quant="none"), CONFIG, from_gguf=False).spread
 
 
 @pytest.mark.fault("F46")
@@ -196,7 +196,7 @@ def test_a_model_too_large_for_all_gpus_is_not_put_on_the_cpu(monkeypatch: pytes
 
     fails(
         MemoryShortageError,
-        lambda: choose_placement(ModelSettings("m", quant="none"), FACTS, from_gguf=False),
+        lambda: choose_placement(ModelSettings("m", quant="none"), CONFIG, from_gguf=False),
         "--quant nf4",
     )
 
@@ -204,7 +204,7 @@ def test_a_model_too_large_for_all_gpus_is_not_put_on_the_cpu(monkeypatch: pytes
 def test_a_requested_gpu_is_the_only_one_used(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 10**6, 10**6)
 
-    chosen = choose_placement(ModelSettings("m", device="cuda:1"), FACTS, from_gguf=False)
+    chosen = choose_placement(ModelSettings("m", device="cuda:1"), CONFIG, from_gguf=False)
 
     assert (chosen.device, chosen.spread) == ("cuda:1", False)
 
@@ -222,7 +222,7 @@ def test_a_gpu_number_beyond_the_last_is_an_error(monkeypatch: pytest.MonkeyPatc
 
     fails(
         DeviceError,
-        lambda: choose_placement(ModelSettings("m", device="cuda:1"), FACTS, from_gguf=False),
+        lambda: choose_placement(ModelSettings("m", device="cuda:1"), CONFIG, from_gguf=False),
         "cuda:1",
         "cuda:0",
     )
