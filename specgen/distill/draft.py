@@ -1,8 +1,9 @@
-"""The shallow draft as a trainable module: token ids and the target's head inputs in, its own head inputs out.
+"""Defines the draft head as a trainable module: it predicts the target's next features.
 
-At index i it reads the embedding of token i and, if it reads features, the target's head input at i - 1; its output
-takes the place of the target's head input at i, before the target's own head. When it drafts, the features behind the
-verified text are its own outputs: `unroll` trains just that (Li et al. 2025, EAGLE-3, arXiv:2503.01840, section 3.2).
+Features are the inputs of the target's output head. At index i the draft reads the embedding of token i and, for kind
+`features`, the feature at i - 1. Its output replaces the feature at i, before the target's own head. After the verified
+text the features are the draft's own outputs: `unroll` trains this case (Li et al. 2025, EAGLE-3, arXiv:2503.01840,
+section 3.2).
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specgen.distill.layers import Layer, RmsNorm, rotation
+from specgen.distill.layers import Layer, RmsNorm, rotary_embedding
 from specgen.distill.settings import Kind
 
 
 class Draft(nn.Module):
-    """Some of the target's layers, trainable; embedding and head stay the target's and are not part of the module.
+    """Trainable copies of some layers of the target. The embedding and the head are the target's, not parameters.
 
     Args:
         model: The target, a transformers causal language model.
-        kind: What is read.
-        target_layers: Indices of the layers to begin with.
+        kind: What the draft reads.
+        target_layers: Indices of the layers to copy.
     """
 
     def __init__(self, model: Any, kind: Kind, target_layers: Sequence[int]) -> None:
@@ -40,48 +41,48 @@ class Draft(nn.Module):
             self.fc = nn.Linear(2 * hidden, hidden, bias=False, device=device)
             with torch.no_grad():
                 self.fc.weight.copy_(torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1))
-        self._target = [model]  # in a list, so that its weights don't count as ours
+        self._target = [model]  # in a list, so that its weights are not parameters of this module
 
     def unroll(self, embedded: Tensor, features: Tensor, num_steps: int) -> list[Tensor]:
-        """Draft from every position of texts at once, along the tokens that really follow.
+        """Drafts from every position of the texts at once, along the tokens of the texts.
 
         Args:
             embedded: `[batch, n, hidden]`: embeddings of the tokens.
-            features: `[batch, n, hidden]`: the target's head inputs at the same positions.
+            features: `[batch, n, hidden]`: the target's features at the same positions.
             num_steps: Longest draft.
 
         Returns:
-            For each step s (from 0) `[batch, n, hidden]`: the output at index i of a draft that began at i - s, so
-            with true features up to i - s - 1. Indices below s mean nothing.
+            For each step s (from 0) `[batch, n, hidden]`: the output at index i of a draft that started at i - s, so
+            with the target's features up to i - s - 1. Indices below s are undefined.
         """
         num_positions = embedded.shape[1]
-        turn = rotation(self._target[0], torch.arange(num_positions, device=embedded.device)[None])
+        rotary = rotary_embedding(self._target[0], torch.arange(num_positions, device=embedded.device)[None])
         attentions = [UnrolledAttention() for _ in self.layers]
         outputs: list[Tensor] = []
-        known = features
+        previous = features
         for _ in range(num_steps):
             hidden = embedded
             if self.fc is not None:
-                hidden = self.fc(torch.cat([embedded, shifted(known, 1)], dim=-1))
+                hidden = self.fc(torch.cat([embedded, shift(previous, 1)], dim=-1))
             for layer, attention in zip(self.layers, attentions, strict=True):
-                hidden = layer(hidden, turn, attention.attend)
-            known = self.norm(hidden)
-            outputs.append(known)
+                hidden = layer(hidden, rotary, attention.attend)
+            previous = self.norm(hidden)
+            outputs.append(previous)
             if self.fc is None:
-                # Without features every step sees the same: there is one output only.
+                # Without features every step has the same input, so there is only one output.
                 return outputs * num_steps
         return outputs
 
 
 class UnrolledAttention:
-    """Attention of one layer in the unroll: a draft sees true keys up to its beginning, then its own ones."""
+    """Computes the attention of one layer in `unroll`: a draft attends to the text before it, then to its own steps."""
 
     def __init__(self) -> None:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Step s sees at index i the first step's keys up to i - s, and of step r the one key at i - s + r."""
+        """Attends in step s at index i to keys up to i - s of step 0, and to key i - s + r of each step r > 0."""
         step = len(self._keys)
         self._keys.append(keys)
         self._values.append(values)
@@ -93,8 +94,8 @@ class UnrolledAttention:
         positions = torch.arange(num_positions, device=queries.device)
         is_hidden = positions[None, :] > positions[:, None] - step
         scores = (grouped @ self._keys[0][:, :, None].transpose(-1, -2)).masked_fill(is_hidden, float("-inf"))
-        own_keys = [shifted(self._keys[r], step - r)[:, :, None] for r in range(1, step + 1)]
-        own_values = [shifted(self._values[r], step - r)[:, :, None] for r in range(1, step + 1)]
+        own_keys = [shift(self._keys[r], step - r)[:, :, None] for r in range(1, step + 1)]
+        own_values = [shift(self._values[r], step - r)[:, :, None] for r in range(1, step + 1)]
         own = torch.cat([(grouped * own_key).sum(-1, keepdim=True) for own_key in own_keys], dim=-1)
         weights = torch.cat([scores, own], dim=-1).softmax(-1)
         seen = weights[..., :num_positions] @ self._values[0][:, :, None]
@@ -103,6 +104,6 @@ class UnrolledAttention:
         return seen.reshape(queries.shape)
 
 
-def shifted(values: Tensor, by: int) -> Tensor:
-    """`[..., n, size]` moved `by` positions towards the end, zeros first."""
+def shift(values: Tensor, by: int) -> Tensor:
+    """Moves `[..., n, size]` by `by` positions towards the end; zeros come first."""
     return values if by == 0 else functional.pad(values[..., :-by, :], (0, 0, by, 0))

@@ -1,4 +1,4 @@
-"""Where training begins: a linear guess at the input of the first layer a draft took."""
+"""Initializes a draft: fits the input of its first layer linearly, before training."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from specgen.distill.draft import Draft
-from specgen.distill.texts import Text
+from specgen.distill.text_generation import TargetText
 
 FIT_TOKENS = 10_000
-"""Tokens that are read for the guess."""
+"""Tokens that the fit reads."""
 
 
-def fit_input(draft: Draft, model: Any, texts: Sequence[Text], max_tokens: int = FIT_TOKENS) -> float:
-    """Begin where a linear map gets: from embedding and feature to the input of the first layer the draft took.
+def fit_input(draft: Draft, model: Any, texts: Sequence[TargetText], max_tokens: int = FIT_TOKENS) -> float:
+    """Fits a linear map from embedding and feature to the input of the draft's first layer, by least squares.
 
-    Least squares over some of the texts; a draft that reads no features is left alone.
+    Leaves a draft that reads no features unchanged.
 
     Args:
         draft: Changed in place.
         model: The target, a transformers causal language model in float32.
-        texts: The target's.
-        max_tokens: About so many are read once more for the layer's inputs.
+        texts: Texts of the target.
+        max_tokens: About how many tokens to read.
 
     Returns:
         Share of the inputs' variance that the map explains.
@@ -39,15 +39,15 @@ def fit_input(draft: Draft, model: Any, texts: Sequence[Text], max_tokens: int =
     total = torch.zeros(width, dtype=torch.float64)
     sums = torch.zeros(width, dtype=torch.float64)
     num_rows = 0
-    for text in _some(texts, max_tokens):
-        # The first position is where attention rests; its state is unlike all others.
-        wanted = _layer_inputs(model, text, draft.target_layers[0])[1:]
-        given = torch.cat([embedding[text.ids[1:-1]].cpu(), text.features[:-1].float()], dim=1)
-        squares += given.T @ given
-        products += given.T @ wanted
-        total += wanted.double().pow(2).sum(0)
-        sums += wanted.double().sum(0)
-        num_rows += len(wanted)
+    for text in _sample(texts, max_tokens):
+        # The first position is an attention sink; its state differs from all others.
+        outputs = _layer_inputs(model, text, draft.target_layers[0])[1:]
+        inputs = torch.cat([embedding[text.ids[1:-1]].cpu(), text.features[:-1].float()], dim=1)
+        squares += inputs.T @ inputs
+        products += inputs.T @ outputs
+        total += outputs.double().pow(2).sum(0)
+        sums += outputs.double().sum(0)
+        num_rows += len(outputs)
     ridge = 1e-3 * squares.diagonal().mean() * torch.eye(2 * width, dtype=torch.float64)
     solution = torch.linalg.solve(squares + ridge, products)
     with torch.no_grad():
@@ -56,16 +56,16 @@ def fit_input(draft: Draft, model: Any, texts: Sequence[Text], max_tokens: int =
     return float(1 - rest / (total - sums.pow(2) / num_rows).sum())
 
 
-def _some(texts: Sequence[Text], max_tokens: int) -> Iterator[Text]:
-    """Texts at even distances that hold about so many tokens."""
+def _sample(texts: Sequence[TargetText], max_tokens: int) -> Iterator[TargetText]:
+    """Yields evenly spaced texts with about `max_tokens` tokens together."""
     num_tokens = sum(len(text.ids) for text in texts)
     stride = max(1, math.ceil(num_tokens / max_tokens))
     yield from texts[::stride]
 
 
 @torch.no_grad()
-def _layer_inputs(model: Any, text: Text, layer: int) -> Tensor:
-    """Inputs of a layer at all positions of a text but the last, float32 `[n - 1, hidden]`."""
+def _layer_inputs(model: Any, text: TargetText, layer: int) -> Tensor:
+    """Returns the inputs of a layer at all positions of a text but the last, float32 `[n - 1, hidden]`."""
     ids = text.ids[None, :-1].to(model.device)
     states = model.model(ids, output_hidden_states=True, use_cache=False)
     inputs: Tensor = states.hidden_states[layer][0].float().cpu()

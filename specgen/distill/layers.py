@@ -1,6 +1,6 @@
-"""Decoder layers for many texts at once, trainable: the target's own operations with the batch in front.
+"""Defines trainable, batched decoder layers with the operations of the target's layers.
 
-Knows Llama-like layers (Llama, Mistral without window, Qwen2, Qwen3), which is what a shallow draft is made of.
+Supports Llama-like layers: Llama, Mistral without a window, Qwen2, Qwen3.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries `[batch, heads, new, size]`, keys and values `[batch, kv heads, new, size]`, to the shape of the queries."""
+"""Maps queries `[batch, heads, new, size]`, keys and values `[batch, kv heads, new, size]` to the queries' shape."""
 
 
 class RmsNorm(nn.Module):
-    """Root mean square norm with the weight of a transformers norm."""
+    """RMS norm with the weight of a transformers norm."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class RmsNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """The four projections; who attends to what is the caller's."""
+    """The four projections. The caller decides which positions attend to which."""
 
     def __init__(self, module: Any, config: Any) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self.k_norm = RmsNorm(module.k_norm) if hasattr(module, "k_norm") else None
         self.head_size = head_size(config)
 
-    def forward(self, hidden: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         batch, num_new, _ = hidden.shape
         queries, keys, values = (
             project(hidden).view(batch, num_new, -1, self.head_size)
@@ -47,14 +47,14 @@ class Attention(nn.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = turned(queries.transpose(1, 2), turn), turned(keys.transpose(1, 2), turn)
+        queries, keys = apply_rotary(queries.transpose(1, 2), rotary), apply_rotary(keys.transpose(1, 2), rotary)
         seen = attend(queries, keys, values.transpose(1, 2))
         result: Tensor = self.o_proj(seen.transpose(1, 2).reshape(batch, num_new, -1))
         return result
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward."""
+    """Gated feed-forward network."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One decoder layer in float32, begun as a copy of a transformers layer; its names are that layer's."""
+    """A decoder layer in float32, initialized as a copy of a transformers layer, with its parameter names."""
 
     def __init__(self, module: Any, config: Any) -> None:
         super().__init__()
@@ -76,27 +76,27 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(module.post_attention_layernorm)
         self.mlp = FeedForward(module.mlp)
 
-    def forward(self, hidden: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """`[batch, new, hidden]` to the same; `turn` holds cosine and sine `[batch or 1, new, head size]`."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turn, attend)
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """Maps `[batch, new, hidden]` to itself; `rotary` is cosine and sine, `[batch or 1, new, head size]`."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotary, attend)
         result: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return result
 
 
 def head_size(config: Any) -> int:
-    """Channels of one attention head."""
+    """Returns the number of channels of an attention head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def turned(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position: `[batch, heads, new, size]` to the same."""
-    cos, sin = turn[0][:, None], turn[1][:, None]
+def apply_rotary(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates `[batch, heads, new, size]` by position."""
+    cos, sin = rotary[0][:, None], rotary[1][:, None]
     low, high = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-high, low], dim=-1) * sin
 
 
-def rotation(model: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine `[rows, new, head size]` in float32 for positions `[rows, new]`, by the model's own rule."""
+def rotary_embedding(model: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the model's cosine and sine `[rows, new, head size]` in float32 for positions `[rows, new]`."""
     like = torch.zeros(1, dtype=torch.float32, device=positions.device)
     cos, sin = model.model.rotary_emb(like, positions)
     return cos, sin

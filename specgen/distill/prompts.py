@@ -1,6 +1,6 @@
-"""The bundled prompt set: templates and lists in, thousands of distinct prompts of nine kinds out. No torch.
+"""Composes thousands of distinct training prompts of nine categories from bundled templates and word lists.
 
-Prompts that work on a text (summaries, edits) take one that the target wrote itself: what it was asked before.
+Prompts about a text, such as summaries and edits, use one that the target generated for an earlier prompt.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 CATEGORIES = ("code", "edit", "chat", "math", "summary", "extract", "translation", "qa", "story")
 SOURCE_CATEGORIES = ("passage", "program")
-"""Prompts whose answers are the texts of others; they are trained on like all."""
+"""Prompts whose answers become the texts of others. They are training data like all answers."""
 MIN_SOURCE_CHARS, MAX_SOURCE_CHARS = 120, 700
 MAX_TRIES = 50
-"""A template with few combinations is used up at some point; then others serve."""
+"""Attempts per prompt. A template with few combinations runs out, and later attempts use others."""
 _SLOT = re.compile(r"\{(?:(\d+)\.\.(\d+)|@(\w+)|(\w+))\}")
 _CODE = re.compile(r"```\w*\n(.+?)```", re.DOTALL)
 _IDENTIFIER = re.compile(r"\b([a-z_]{3,})\b(?= *=[^=])")
@@ -27,11 +27,11 @@ _IDENTIFIER = re.compile(r"\b([a-z_]{3,})\b(?= *=[^=])")
 
 @dataclass(frozen=True, slots=True)
 class SeedPrompt:
-    """A prompt to let the target answer.
+    """A prompt for the target.
 
     Args:
-        category: One of `CATEGORIES` or `SOURCE_CATEGORIES`; `own` for a user's, `self` for a target's own.
-        text: The user's turn.
+        category: One of `CATEGORIES` or `SOURCE_CATEGORIES`; `own` for a user's prompt, `self` for the target's.
+        text: The user message.
     """
 
     category: str
@@ -40,14 +40,14 @@ class SeedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Texts that the target wrote: paragraphs, and pieces of code."""
+    """Paragraphs and code that the target generated."""
 
     passages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
 
 
 def sources_from(answers: Sequence[tuple[str, str]]) -> Sources:
-    """What answers can serve as sources.
+    """Selects answers that can be sources.
 
     Args:
         answers: Category of the prompt and text of the answer.
@@ -58,24 +58,24 @@ def sources_from(answers: Sequence[tuple[str, str]]) -> Sources:
 
 
 def compose(num_prompts: int, seed: int, sources: Sources | None = None) -> list[SeedPrompt]:
-    """Distinct prompts, kinds by turns.
+    """Composes distinct prompts, with the categories in rotation.
 
     Args:
-        num_prompts: How many; fewer come out only if the combinations are used up.
-        seed: Another seed, other prompts.
-        sources: With sources, prompts that need them and no others; without, those that need none.
+        num_prompts: How many; the result is shorter only if the combinations run out.
+        seed: Selects the prompts.
+        sources: If given, only prompts that need sources are composed; else only those that need none.
     """
     rng = random.Random(seed)  # noqa: S311 - a choice of words, no secret
     templates = _usable_templates(sources)
     categories = [name for name in (*CATEGORIES, *SOURCE_CATEGORIES) if templates.get(name)]
-    found: dict[str, SeedPrompt] = {}
+    prompts: dict[str, SeedPrompt] = {}
     tries = 0
-    while categories and len(found) < num_prompts and tries < MAX_TRIES * num_prompts:
+    while categories and len(prompts) < num_prompts and tries < MAX_TRIES * num_prompts:
         category = categories[tries % len(categories)]
         tries += 1
-        text = _filled(rng.choice(templates[category]), rng, sources or Sources())
-        found.setdefault(text, SeedPrompt(category, text))
-    return list(found.values())
+        text = _fill(rng.choice(templates[category]), rng, sources or Sources())
+        prompts.setdefault(text, SeedPrompt(category, text))
+    return list(prompts.values())
 
 
 @cache
@@ -86,7 +86,7 @@ def _seed_set() -> dict[str, Any]:
 
 
 def _usable_templates(sources: Sources | None) -> dict[str, list[str]]:
-    """Templates by category: those without sources, or those whose sources there are."""
+    """Returns the templates of each category: those that need no sources, or those whose sources are available."""
     available = {
         "passage": bool(sources and sources.passages),
         "typos": bool(sources and sources.passages),
@@ -95,8 +95,8 @@ def _usable_templates(sources: Sources | None) -> dict[str, list[str]]:
     }
 
     def is_usable(template: str) -> bool:
-        wanted = [found[3] for found in _SLOT.finditer(template) if found[3]]
-        return bool(wanted) == (sources is not None) and all(available[name] for name in wanted)
+        needed = [slot[3] for slot in _SLOT.finditer(template) if slot[3]]
+        return bool(needed) == (sources is not None) and all(available[name] for name in needed)
 
     return {
         category: [template for template in templates if is_usable(template)]
@@ -104,8 +104,8 @@ def _usable_templates(sources: Sources | None) -> dict[str, list[str]]:
     }
 
 
-def _filled(template: str, rng: random.Random, sources: Sources) -> str:
-    """A template with every slot filled; the slots of a source speak of the same text."""
+def _fill(template: str, rng: random.Random, sources: Sources) -> str:
+    """Fills every slot of a template; all source slots use the same text."""
     program = rng.choice(sources.programs) if sources.programs else ""
     passage = rng.choice(sources.passages) if sources.passages else ""
     lists = _seed_set()["lists"]
@@ -127,7 +127,7 @@ def _filled(template: str, rng: random.Random, sources: Sources) -> str:
 
 
 def _with_typos(text: str, rng: random.Random) -> str:
-    """About every sixth longer word gets a letter dropped, doubled or swapped."""
+    """Drops, doubles or swaps a letter in about every sixth longer word."""
     words = text.split(" ")
     for index, word in enumerate(words):
         if len(word) > 3 and word.isalpha() and rng.random() < 1 / 6:
@@ -142,18 +142,18 @@ def _with_typos(text: str, rng: random.Random) -> str:
 
 
 def _whole_sentences(text: str) -> str:
-    """The beginning of a text, on one line, up to the last sentence that fits."""
+    """Returns the start of a text on one line, up to the last sentence that fits."""
     line = " ".join(text.split())[:MAX_SOURCE_CHARS]
     return line[: line.rfind(".") + 1]
 
 
 def _code_of(text: str) -> str:
-    """The first block of code of an answer, whole lines that fit."""
-    found = _CODE.search(text)
-    if found is None:
+    """Returns the first code block of an answer, as many whole lines as fit."""
+    block = _CODE.search(text)
+    if block is None:
         return ""
-    code = found[1][:MAX_SOURCE_CHARS]
-    return code.rstrip() if len(found[1]) <= MAX_SOURCE_CHARS else code[: code.rfind("\n")].rstrip()
+    code = block[1][:MAX_SOURCE_CHARS]
+    return code.rstrip() if len(block[1]) <= MAX_SOURCE_CHARS else code[: code.rfind("\n")].rstrip()
 
 
 def _is_long_enough(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""A trained draft in, the folder that `--draft FOLDER` loads out: config, safetensors, card."""
+"""Saves a trained draft as a folder for `--draft FOLDER`: config, safetensors, card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specgen.core.errors import OutputError
 from specgen.distill.draft import Draft
-from specgen.distill.texts import save_tensors
+from specgen.distill.text_files import save_tensors
 from specgen.loading.draft_head_tensors import WEIGHTS
 
 FORMAT = 1
@@ -26,14 +26,14 @@ _KEPT = (
 
 
 def draft_config(config: Mapping[str, Any], draft: Draft, name: str, digest: str, num_draft_ids: int) -> dict[str, Any]:
-    """The config of a shallow draft.
+    """Returns the config of a draft head.
 
     Args:
         config: The target's, as plain values.
-        draft: What was trained.
-        name: The target's, for people.
+        draft: The trained draft.
+        name: The target's name, for display.
         digest: `target_digest` of the target.
-        num_draft_ids: Tokens it can propose; all of them need no list.
+        num_draft_ids: Tokens that the draft can propose; if it can propose all, the folder has no list of them.
     """
     num_ids = None if num_draft_ids >= config["vocab_size"] else num_draft_ids
     about = {
@@ -49,10 +49,10 @@ def draft_config(config: Mapping[str, Any], draft: Draft, name: str, digest: str
 
 
 def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[str, Any]) -> None:
-    """Write a draft; the weights in bfloat16, which every device can hold.
+    """Writes a draft with weights in bfloat16, which every device supports.
 
     Raises:
-        OutputError: There is no room, or no right to write.
+        OutputError: The disk is full, or the folder cannot be written to.
     """
     tensors = {name: value.detach().cpu().to(torch.bfloat16) for name, value in draft.state_dict().items()}
     if config["specgen_draft"]["num_draft_ids"] is not None:
@@ -65,23 +65,23 @@ def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[st
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def publish(made: Path, folder: Path, card: str) -> int:
-    """Move a draft to where it was wanted, with its card.
+def publish_draft(made: Path, folder: Path, card: str) -> int:
+    """Moves a draft to its final folder and adds its card.
 
     Args:
-        made: What `save_draft` wrote, on the same disk.
-        folder: Where it was wanted.
+        made: Folder that `save_draft` wrote, on the same disk.
+        folder: The final folder.
         card: Its README.md.
 
     Returns:
         Bytes of the weights.
 
     Raises:
-        OutputError: There is no room, or no right to write.
+        OutputError: The disk is full, or the folder cannot be written to.
     """
     try:
         (folder / "README.md").write_text(card, encoding="utf-8")
-        # The config last: a folder with one counts as a draft.
+        # The config last: a folder with a config counts as a draft.
         for name in (WEIGHTS, CONFIG):
             (made / name).replace(folder / name)
         return (folder / WEIGHTS).stat().st_size

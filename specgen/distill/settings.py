@@ -1,12 +1,15 @@
-"""The words of distillation: what to train, frozen and checked once. Standard library only."""
+"""Defines the settings and the progress of a distillation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 from specgen.core.errors import SettingsError
+from specgen.core.settings import ModelSettings
 
 Kind = Literal["features", "layers"]
 MAX_LAYERS = 8
@@ -15,16 +18,16 @@ MAX_UNROLL = 4
 
 @dataclass(frozen=True, slots=True)
 class TextSettings:
-    """The target's own texts that are trained on.
+    """Which texts of the target to train on.
 
     Args:
-        num_prompts: Prompts of the bundled set, or at most so many of a file.
-        self_share: Share of the bundled prompts that the target makes up itself.
+        num_prompts: Prompts of the bundled set, or the most to use from a file.
+        self_share: Share of the bundled prompts that the target writes itself.
         max_prompt_tokens: Longer prompts are left out.
         max_new_tokens: Longest answer.
-        greedy_share: Share of greedy answers; the others are drawn.
-        temperature: Of the drawn ones.
-        batch_size: Texts written at once.
+        greedy_share: Share of greedy answers; the others are sampled.
+        temperature: Of the sampled answers.
+        batch_size: Texts generated at once.
     """
 
     num_prompts: int = 4000
@@ -39,22 +42,22 @@ class TextSettings:
         _check_positive(self, "num_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size")
         _check_share(self, "self_share", "greedy_share")
         if self.temperature <= 0:
-            raise SettingsError(f"temperature of the drawn answers is {self.temperature}: it must be above 0")
+            raise SettingsError(f"invalid temperature {self.temperature} of the sampled answers: it must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How a draft is trained.
+    """How to train a draft.
 
     Args:
         epochs: Passes over the texts; may be a fraction.
-        batch_tokens: Tokens of one step of the optimizer.
-        learning_rate: At the peak of the cosine.
-        warmup_share: Share of the steps in which the rate rises to it.
+        batch_tokens: Tokens per optimizer step.
+        learning_rate: At the peak of the cosine schedule.
+        warmup_share: Share of the steps in which the rate rises to the peak.
         weight_decay: Of matrices.
-        unroll: Steps of drafting that are trained, each on the draft's own features but the first.
-        feature_weight: Weight of the distance between the draft's output and the target's head input.
-        hard_share: Share of the loss that knows only the target's best token, the rest its whole distribution.
+        unroll: Draft steps that are trained. All but the first use the draft's own features.
+        feature_weight: Weight of the distance between the draft's output and the target's feature.
+        hard_share: Share of the loss that uses only the target's best token; the rest uses its distribution.
     """
 
     epochs: float = 4.0
@@ -70,21 +73,21 @@ class TrainSettings:
         _check_positive(self, "epochs", "batch_tokens", "learning_rate", "unroll")
         _check_share(self, "warmup_share", "hard_share")
         if self.unroll > MAX_UNROLL:
-            raise SettingsError(f"unroll is {self.unroll}: at most {MAX_UNROLL}")
+            raise SettingsError(f"invalid unroll {self.unroll}: at most {MAX_UNROLL}")
 
 
 @dataclass(frozen=True, slots=True)
 class DistillSettings:
-    """One draft.
+    """Which draft to make, and how.
 
     Args:
         kind: `features` reads the target's last hidden states; `layers` only tokens.
         num_layers: Layers of the draft.
-        layers: Which of the target's, ascending; empty is the last ones of a draft with features, else spread over all.
-        num_draft_ids: Tokens the draft can propose, the target's most frequent ones; 0 is all.
-        seed: Of prompts, drawn answers and the order of training.
-        texts: What is trained on.
-        train: How.
+        num_draft_ids: Tokens that the draft can propose, the target's most frequent ones; 0 is all.
+        layers: Layers of the target to copy, ascending. Empty: the last ones, or, without features, spread over all.
+        seed: Of prompts, sampled answers and the order of training.
+        texts: Training data.
+        train: Training.
     """
 
     kind: Kind = "features"
@@ -97,32 +100,52 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in ("features", "layers"):
-            raise SettingsError(f"no draft of kind {self.kind!r}: features or layers")
+            raise SettingsError(f"invalid kind {self.kind!r}: features or layers")
         if not 1 <= self.num_layers <= MAX_LAYERS:
-            raise SettingsError(f"a draft of {self.num_layers} layers: 1 to {MAX_LAYERS} are possible")
+            raise SettingsError(f"invalid --num-layers {self.num_layers}: 1 to {MAX_LAYERS}")
         if self.layers and (len(self.layers) != self.num_layers or not _is_ascending(self.layers)):
-            raise SettingsError(
-                f"layers {', '.join(map(str, self.layers))}: {self.num_layers} ascending numbers from 0 are wanted"
-            )
+            layers = ",".join(map(str, self.layers))
+            raise SettingsError(f"invalid --layers {layers}: expected {self.num_layers} ascending numbers from 0")
         if self.num_draft_ids < 0:
-            raise SettingsError(f"{self.num_draft_ids} draft tokens: 0 (all) or more")
+            raise SettingsError(f"invalid --vocab {self.num_draft_ids}: 0 (all) or more")
 
     def as_document(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
+class DistillRequest:
+    """A draft to make.
+
+    Args:
+        target: The model to make it for. Text generation and training load it in float32.
+        settings: Which draft to make, and how.
+        folder: The folder of the draft.
+        held_out: Prompts for measurements, never trained on.
+        own_prompts: Prompts to train on instead of the bundled set.
+        texts_folder: Where to keep the target's texts for other drafts; None removes them at the end.
+    """
+
+    target: ModelSettings
+    settings: DistillSettings
+    folder: Path
+    held_out: Sequence[str]
+    own_prompts: Sequence[str] = ()
+    texts_folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DistillProgress:
-    """How far a distillation is.
+    """The progress of a distillation.
 
     Args:
         stage: `writing`, `training`, `measuring` or `saving`.
-        num_done: Steps of the stage that are done.
+        num_done: Completed steps of the stage.
         num_steps: Steps of the stage.
-        num_tokens: Tokens written so far; 0 in other stages.
-        loss: Mean loss of the last steps; None outside of training.
-        alpha: Acceptance last measured on held-out prompts; None before.
+        num_tokens: Tokens generated so far; 0 in other stages.
+        loss: Mean loss of the last steps; None except in training.
+        alpha: The last acceptance measured on held-out prompts; None before the first.
     """
 
     stage: Literal["writing", "training", "measuring", "saving"]
@@ -137,13 +160,17 @@ def _is_ascending(layers: tuple[int, ...]) -> bool:
     return layers[0] >= 0 and all(before < after for before, after in pairwise(layers))
 
 
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _check_positive(settings: Any, *names: str) -> None:
     for name in names:
         if not getattr(settings, name) > 0:
-            raise SettingsError(f"{name} is {getattr(settings, name)}: it must be above 0")
+            raise SettingsError(f"invalid {_option(name)} {getattr(settings, name)}: it must be above 0")
 
 
 def _check_share(settings: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(settings, name) <= 1:
-            raise SettingsError(f"{name} is {getattr(settings, name)}: a share lies between 0 and 1")
+            raise SettingsError(f"invalid {_option(name)} {getattr(settings, name)}: it must be between 0 and 1")

@@ -1,4 +1,4 @@
-"""A target's config in, the layers a draft begins with out; what no draft can be made of is refused."""
+"""Chooses the layers of the target that a draft copies; refuses targets that are not supported."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from specgen.loading.draft_head_folder import MODEL_TYPES
 
 
 def choose_layers(folder: Path, name: str, settings: DistillSettings) -> list[int]:
-    """Indices of the layers a draft takes.
+    """Returns the indices of the layers that a draft copies.
 
     Args:
-        folder: The target's.
-        name: Its name, for people.
-        settings: The draft's.
+        folder: Of the target.
+        name: Of the target, for messages.
+        settings: Of the draft.
 
     Raises:
-        LoadError: No shallow draft can be made of such a target.
-        SettingsError: It has no such layers.
+        LoadError: The target's architecture is not supported.
+        SettingsError: The target does not have the requested layers.
     """
     import transformers
 
@@ -28,24 +28,26 @@ def choose_layers(folder: Path, name: str, settings: DistillSettings) -> list[in
     config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if config.model_type not in MODEL_TYPES:
         raise LoadError(
-            f"no draft can be made of {name}: its architecture is {config.model_type}",
-            f"known architectures are {', '.join(MODEL_TYPES)}",
+            f"cannot make a draft for {name}: its architecture {config.model_type} is not supported",
+            f"supported architectures: {', '.join(MODEL_TYPES)}",
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
         raise LoadError(
-            f"no draft can be made of {name}: its attention has a window",
+            f"cannot make a draft for {name}: it has sliding-window attention",
             "choose a target with full attention in all layers",
         )
-    num_layers, wanted = int(config.num_hidden_layers), settings.num_layers
-    if wanted > num_layers:
-        raise SettingsError(f"the target has {num_layers} layers, a draft can't have {wanted}")
+    num_layers, num_chosen = int(config.num_hidden_layers), settings.num_layers
+    if num_chosen > num_layers:
+        raise SettingsError(f"invalid --num-layers {num_chosen}: the target has {num_layers} layers")
     if settings.layers:
         last = settings.layers[-1]
         if last >= num_layers:
-            raise SettingsError(f"the target's layers are 0 to {num_layers - 1}: there is no {last}")
+            raise SettingsError(
+                f"invalid --layers: there is no layer {last}", f"the target has layers 0 to {num_layers - 1}"
+            )
         return list(settings.layers)
-    # A draft with features takes the last layers; one without spreads over all, first and last among them.
-    if settings.kind == "features" or wanted == 1:
-        return list(range(num_layers - wanted, num_layers))
-    return [round(index * (num_layers - 1) / (wanted - 1)) for index in range(wanted)]
+    # A draft with features copies the last layers; one without spreads over all, from the first to the last.
+    if settings.kind == "features" or num_chosen == 1:
+        return list(range(num_layers - num_chosen, num_layers))
+    return [round(index * (num_layers - 1) / (num_chosen - 1)) for index in range(num_chosen)]

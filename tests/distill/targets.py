@@ -1,4 +1,4 @@
-"""Tiny random targets of every known architecture, and texts they wrote."""
+"""Tiny random targets of every supported architecture, and texts with their features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from specgen.distill.texts import Text
+from specgen.distill.text_generation import TargetText
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
@@ -40,8 +40,8 @@ def make_target(family: str = "Llama", seed: int = 0, **changes: Any) -> Any:
     return model.requires_grad_(False)
 
 
-def make_text(model: Any, length: int, num_prompt: int, seed: int) -> Text:
+def make_text(model: Any, length: int, num_prompt: int, seed: int) -> TargetText:
     """A random text with transformers' own head inputs."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.config.vocab_size, (length,), generator=generator)
-    return Text(ids, num_prompt, model.model(ids[None]).last_hidden_state[0, :-1])
+    return TargetText(ids, num_prompt, model.model(ids[None]).last_hidden_state[0, :-1])

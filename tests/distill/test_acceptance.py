@@ -1,29 +1,29 @@
-"""Acceptance by replay: counted by hand, and the same as drafting for real; throughput by the formula."""
+"""Acceptance by replay equals counts by hand and actual drafting; the speedup follows the formula."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from specgen.distill.acceptance import Acceptance, Costs, measure
+from specgen.distill.acceptance import Acceptance, DraftCosts, measure_acceptance
 from specgen.distill.draft import Draft
-from specgen.distill.texts import Text
-from specgen.distill.training import share
+from specgen.distill.shared_weights import share_weights
+from specgen.distill.text_generation import TargetText
 from tests.distill.targets import make_target
 
 MODEL = make_target()
 EMBEDDING, HEAD = MODEL.get_input_embeddings().weight, MODEL.lm_head.weight
 
 
-def greedy_text(prompt: list[int], length: int) -> Text:
+def greedy_text(prompt: list[int], length: int) -> TargetText:
     ids = MODEL.generate(torch.tensor([prompt]), max_new_tokens=length, do_sample=False, pad_token_id=0)[0]
-    return Text(ids, len(prompt), MODEL.model(ids[None]).last_hidden_state[0, :-1])
+    return TargetText(ids, len(prompt), MODEL.model(ids[None]).last_hidden_state[0, :-1])
 
 
 class Scripted(Draft):
     """A draft whose outputs at a step are right at the given indices and wrong elsewhere."""
 
-    def __init__(self, text: Text, right: list[set[int]]) -> None:
+    def __init__(self, text: TargetText, right: list[set[int]]) -> None:
         super().__init__(MODEL, "features", [2])
         self._rows = text.ids
         self._right = right
@@ -31,22 +31,22 @@ class Scripted(Draft):
     def unroll(self, embedded: torch.Tensor, features: torch.Tensor, num_steps: int) -> list[torch.Tensor]:
         outputs = []
         for right in self._right[:num_steps]:
-            wanted = [
+            proposed = [
                 int(self._rows[i + 1]) if i in right and i + 1 < len(self._rows) else 60 for i in range(len(self._rows))
             ]
-            outputs.append(torch.eye(61)[wanted][None])
+            outputs.append(torch.eye(61)[proposed][None])
         return outputs
 
 
-def test_rounds_are_counted_as_the_loop_would() -> None:
-    text = Text(torch.arange(10), 3, torch.zeros(9, 61))
+def test_rounds_are_counted_as_in_the_decoding_loop() -> None:
+    text = TargetText(torch.arange(10), 3, torch.zeros(9, 61))
     # Index i predicts token i + 1. Drafts of 2 from index 2: 2 right, 3 (step 1) wrong -> 1 accepted of 2 tested.
-    # The next begins at 4: wrong at once -> 0 of 1. At 5: both right -> 2 of 2. At 8: one token is left, which the
+    # The next starts at 4: wrong at once -> 0 of 1. At 5: both right -> 2 of 2. At 8: one token is left, which the
     # target writes itself: nothing is drafted.
     draft = Scripted(text, [{2, 5}, {6}])
-    shared = share(torch.eye(61), torch.eye(61), torch.arange(61))
+    shared = share_weights(torch.eye(61), torch.eye(61), torch.arange(61))
 
-    found = measure(draft, [text], shared, 2)
+    found = measure_acceptance(draft, [text], shared, 2)
 
     assert (found.num_accepted[1], found.num_tested[1], found.num_rounds[1]) == (3, 5, 4)
     assert found.alpha(2) == 3 / 5
@@ -60,9 +60,9 @@ def test_replay_accepts_what_drafting_would() -> None:
     text = greedy_text([4, 9, 30], 24)
     draft = Draft(MODEL, "features", [2])
     ids = torch.arange(0, 61, 2)
-    shared = share(EMBEDDING, HEAD, ids)
+    shared = share_weights(EMBEDDING, HEAD, ids)
 
-    found = measure(draft, [text], shared, 3)
+    found = measure_acceptance(draft, [text], shared, 3)
 
     accepted, at, rounds = 0, text.num_prompt - 1, 0
     while at < len(text.ids) - 1:
@@ -81,11 +81,11 @@ def test_replay_accepts_what_drafting_would() -> None:
     assert (found.num_accepted[2], found.num_rounds[2]) == (accepted, rounds)
 
 
-def test_the_length_that_pays_most_weighs_tokens_against_costs() -> None:
+def test_the_best_length_depends_on_the_costs() -> None:
     acceptance = Acceptance((50, 90), (100, 140), (100, 90), (0.5, 0.5))
-    dear = Costs(0.5, (1.0, 1.0, 1.9))
-    cheap = Costs(0.0, (1.0, 1.0, 1.0))
+    expensive = DraftCosts(0.5, (1.0, 1.0, 1.9))
+    cheap = DraftCosts(0.0, (1.0, 1.0, 1.0))
 
     assert cheap.best(acceptance) == (2, pytest.approx(2.0))
-    assert dear.best(acceptance) == (1, pytest.approx(1.5 / 1.5))
-    assert dear.speedup(acceptance, 2) == pytest.approx(2.0 / 2.9)
+    assert expensive.best(acceptance) == (1, pytest.approx(1.5 / 1.5))
+    assert expensive.speedup(acceptance, 2) == pytest.approx(2.0 / 2.9)

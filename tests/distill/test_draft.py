@@ -1,4 +1,4 @@
-"""The unrolled draft computes what drafting step by step computes, by another's slow forward pass."""
+"""The unrolled draft computes the same as an independent, slow draft that drafts step by step."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from specgen.distill.draft import Draft
-from specgen.distill.saving import draft_config, publish, save_draft
+from specgen.distill.saving import draft_config, publish_draft, save_draft
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
 from tests.distill.targets import FAMILIES, make_target, make_text
 from tests.draft_heads import SlowDraft
+from tests.fakes import assert_close
 
 NUM_STEPS = 4
 LENGTH = 12
 
 
 def trained_like(model: object, kind: str, num_layers: int) -> Draft:
-    """A draft whose every weight differs from its beginning, rounded to what a folder holds."""
+    """Returns a draft whose weights all differ from their initial values, rounded to the type that is saved."""
     draft = Draft(model, kind, list(range(num_layers)))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -44,13 +45,14 @@ def test_unrolled_steps_are_those_of_the_saved_draft(tmp_path: Path, family: str
     tokens, features = text.ids[:LENGTH], text.features
     outputs = draft.unroll(model.get_input_embeddings().weight[tokens][None], features[None], NUM_STEPS)
 
+    found, expected = [], []
     for step, output in enumerate(outputs):
         for index in range(step + 1, LENGTH):
             known = tokens[: index - step + 1].tolist()
             tail = tokens[index - step + 1 : index + 1].tolist()
-            expected = slow.logits(known, tail)[0]
-            found = model.lm_head(output[0, index])
-            assert torch.allclose(found, expected, atol=1e-3), (step, index)
+            expected.append(slow.logits(known, tail)[0])
+            found.append(model.lm_head(output[0, index]))
+    assert_close(torch.stack(found).detach(), torch.stack(expected))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,7 +63,7 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
 
     save_draft(tmp_path / "made", draft, torch.arange(17), config)
     (tmp_path / "d").mkdir()
-    num_bytes = publish(tmp_path / "made", tmp_path / "d", "card")
+    num_bytes = publish_draft(tmp_path / "made", tmp_path / "d", "card")
 
     facts = check_draft_head(tmp_path / "d")
     assert (tmp_path / "d" / "README.md").read_text() == "card"
@@ -70,7 +72,7 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
     assert (tmp_path / "d" / "README.md").read_text() == "card"
 
 
-def test_the_target_is_no_part_of_what_is_trained() -> None:
+def test_the_target_has_no_trained_parameters() -> None:
     model = make_target()
     draft = Draft(model, "features", [2])
 

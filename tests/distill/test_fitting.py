@@ -1,4 +1,4 @@
-"""The linear guess training begins with, against least squares by another way."""
+"""The linear fit that initializes a draft, compared with least squares from torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from specgen.distill.draft import Draft
 from specgen.distill.fitting import fit_input
 from tests.distill.targets import make_target, make_text
+from tests.fakes import assert_close
 
 MODEL = make_target()
 TEXTS = [make_text(MODEL, 10 + seed % 7, 3, seed) for seed in range(24)]
@@ -22,22 +23,22 @@ def test_the_fit_is_the_least_squares_solution(layer: int) -> None:
 
     given = torch.cat([torch.cat([embedding[t.ids[1:-1]], t.features[:-1]], dim=1) for t in TEXTS]).double()
     inputs = [MODEL.model(t.ids[None], output_hidden_states=True).hidden_states[layer][0, 1:-1] for t in TEXTS]
-    wanted = torch.cat(inputs).double()
+    outputs = torch.cat(inputs).double()
     ridge = 1e-3 * (given.T @ given).diagonal().mean()
     augmented = torch.cat([given, ridge.sqrt() * torch.eye(given.shape[1])])
-    padded = torch.cat([wanted, torch.zeros(given.shape[1], wanted.shape[1])])
+    padded = torch.cat([outputs, torch.zeros(given.shape[1], outputs.shape[1])])
     expected = torch.linalg.lstsq(augmented.double(), padded.double()).solution.T
     assert draft.fc is not None
-    assert torch.allclose(draft.fc.weight.double(), expected, atol=1e-4)
-    rest = (wanted - given @ expected.T).pow(2).sum()
-    assert explained == pytest.approx(float(1 - rest / (wanted - wanted.mean(0)).pow(2).sum()), abs=1e-3)
+    assert_close(draft.fc.weight.detach().double(), expected)
+    rest = (outputs - given @ expected.T).pow(2).sum()
+    assert explained == pytest.approx(float(1 - rest / (outputs - outputs.mean(0)).pow(2).sum()), abs=1e-3)
 
 
-def test_the_input_of_the_first_layer_is_the_embedding_and_fits_whole() -> None:
+def test_the_input_of_the_first_layer_is_the_embedding_and_fits_completely() -> None:
     assert fit_input(Draft(MODEL, "features", [0]), MODEL, TEXTS) > 0.99
 
 
-def test_only_some_texts_are_read_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_sample_of_the_texts_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     from specgen.distill import fitting
 
     read: list[int] = []
@@ -54,7 +55,7 @@ def test_only_some_texts_are_read_once_more(monkeypatch: pytest.MonkeyPatch) -> 
     assert 1 < len(read) < len(TEXTS) / 2
 
 
-def test_a_draft_without_features_is_left_alone() -> None:
+def test_a_draft_without_features_is_unchanged() -> None:
     draft = Draft(MODEL, "layers", [0, 2])
     before = {name: value.clone() for name, value in draft.state_dict().items()}
 

@@ -1,4 +1,4 @@
-"""The bundled prompts: many, distinct, of every kind, the same for the same seed, and none that is measured on."""
+"""The bundled prompts are distinct, cover every category, depend on the seed, and exclude the measured prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROGRAM = "def double(values):\n    result = []\n    for value in values:\n     
 SOURCES = Sources((PASSAGE,), (PROGRAM,))
 
 
-def test_thousands_of_distinct_prompts_of_every_kind_come_out() -> None:
+def test_thousands_of_distinct_prompts_of_every_category_are_composed() -> None:
     prompts = compose(4000, 0)
 
     assert len({prompt.text for prompt in prompts}) == len(prompts) == 4000
@@ -21,7 +21,7 @@ def test_thousands_of_distinct_prompts_of_every_kind_come_out() -> None:
     assert min(counts.values()) > 200
 
 
-def test_no_slot_stays_open() -> None:
+def test_every_slot_is_filled() -> None:
     for prompt in [*compose(2000, 1), *compose(300, 1, SOURCES)]:
         assert "{@" not in prompt.text
         assert ".." not in prompt.text.replace("...", "")
@@ -32,7 +32,7 @@ def test_a_seed_gives_the_same_prompts() -> None:
     assert compose(50, 3) != compose(50, 4)
 
 
-def test_prompts_with_sources_hold_them() -> None:
+def test_prompts_with_sources_contain_them() -> None:
     prompts = compose(200, 0, SOURCES)
 
     assert {"edit", "summary", "extract", "code"} == {prompt.category for prompt in prompts}
@@ -46,7 +46,7 @@ def test_a_variable_to_rename_is_one_of_the_code() -> None:
     assert all("Rename `result`" in text for text in renames)
 
 
-def test_without_code_no_prompt_asks_for_some() -> None:
+def test_without_code_no_prompt_needs_code() -> None:
     prompts = compose(100, 0, Sources((PASSAGE,)))
 
     assert prompts

@@ -1,4 +1,4 @@
-"""Writing many texts at once gives each the text, and the head inputs, it would get alone from transformers."""
+"""Batched generation gives each prompt the text and the features that transformers gives it alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.distill.text_generation import BatchGenerator, GeneratedText
+from specgen.distill.text_generation import BatchGenerator, TargetText
 from tests.distill.targets import FAMILIES, make_target
+from tests.fakes import assert_close
 
 PROMPTS = [[5, 9, 2, 40, 7], [3], [11, 12, 13, 14, 15, 16, 17, 18, 19], [8, 8], [60, 1, 4, 30]]
 
@@ -18,38 +19,38 @@ def alone(model: Any, prompt: list[int], num_new: int) -> list[int]:
     return list(made[0].tolist())
 
 
-def write(model: Any, num_new: int = 20, ends: frozenset[int] = frozenset([1])) -> list[GeneratedText]:
-    writer = BatchGenerator(model, model.config.vocab_size, ends)
-    return writer.write(PROMPTS, [0.0] * len(PROMPTS), num_new, seed=0)
+def write(model: Any, num_new: int = 20, ends: frozenset[int] = frozenset([1])) -> list[TargetText]:
+    generator = BatchGenerator(model, model.config.vocab_size, ends)
+    return generator.generate(PROMPTS, [0.0] * len(PROMPTS), num_new, seed=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_texts_of_a_batch_are_transformers_own(family: str) -> None:
     model = make_target(family)
 
-    assert [text.ids for text in write(model)] == [alone(model, prompt, 20) for prompt in PROMPTS]
+    assert [text.ids.tolist() for text in write(model)] == [alone(model, prompt, 20) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kept_states_are_the_inputs_of_the_head(family: str) -> None:
+def test_features_are_the_inputs_of_the_head(family: str) -> None:
     model = make_target(family)
 
     for text in write(model):
-        states = model.model(torch.tensor([text.ids[:-1]]))
-        assert torch.allclose(text.features.float(), states.last_hidden_state[0], atol=0.02)
+        states = model.model(text.ids[None, :-1])
+        assert_close(text.features.float(), states.last_hidden_state[0], torch.float16)
 
 
-def test_rows_that_end_leave_the_batch_and_change_no_other() -> None:
+def test_rows_that_end_leave_the_batch_without_changing_others() -> None:
     model = make_target(seed=3)
     ends = frozenset(range(0, 61, 6))
 
     written = write(model, 30, ends)
 
     lengths = [len(text.ids) - text.num_prompt for text in written]
-    assert min(lengths) < 8 < max(lengths), "the case is not met: rows must end early and late"
+    assert min(lengths) < 8 < max(lengths), "the test needs rows that end early and late"
     for text, prompt in zip(written, PROMPTS, strict=True):
         answer = alone_until(model, prompt, 30, ends)
-        assert text.ids == answer
+        assert text.ids.tolist() == answer
 
 
 def alone_until(model: Any, prompt: list[int], num_new: int, ends: frozenset[int]) -> list[int]:
@@ -61,25 +62,25 @@ def alone_until(model: Any, prompt: list[int], num_new: int, ends: frozenset[int
     return ids
 
 
-def test_drawn_texts_repeat_with_the_seed_and_vary_without() -> None:
+def test_sampled_texts_depend_on_the_seed_only() -> None:
     model = make_target()
-    writer = BatchGenerator(model, 61, frozenset([1]))
+    generator = BatchGenerator(model, 61, frozenset([1]))
 
     def draw(seed: int) -> list[list[int]]:
-        return [text.ids for text in writer.write(PROMPTS, [1.0] * 5, 12, seed)]
+        return [text.ids.tolist() for text in generator.generate(PROMPTS, [1.0] * 5, 12, seed)]
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
 
 
-def test_draws_follow_the_law_of_the_target() -> None:
+def test_samples_follow_the_distribution_of_the_target() -> None:
     model = make_target()
-    writer = BatchGenerator(model, 61, frozenset())
+    generator = BatchGenerator(model, 61, frozenset())
     num_rows, temperature = 4000, 0.8
 
-    drawn = writer.write([[5, 9]] * num_rows, [temperature] * num_rows, 1, seed=0)
+    texts = generator.generate([[5, 9]] * num_rows, [temperature] * num_rows, 1, seed=0)
 
-    law = (model(torch.tensor([[5, 9]])).logits[0, -1] / temperature).softmax(-1)
-    counts = torch.bincount(torch.tensor([text.ids[-1] for text in drawn]), minlength=61) / num_rows
+    probs = (model(torch.tensor([[5, 9]])).logits[0, -1] / temperature).softmax(-1)
+    counts = torch.bincount(torch.tensor([text.ids[-1] for text in texts]), minlength=61) / num_rows
     # Five standard deviations of a share at its largest.
-    assert float((counts - law).abs().max()) < 5 * 0.5 / num_rows**0.5
+    assert float((counts - probs).abs().max()) < 5 * 0.5 / num_rows**0.5

@@ -1,33 +1,37 @@
-"""Training: the loss and its gradient, a beginning by least squares, and a run that goes on where it was killed."""
+"""Training: the loss and its gradient, and a run that continues where it stopped."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import torch
 from torch.nn import functional
 
+from specgen.distill.batches import batch_indices, pad_batch
 from specgen.distill.draft import Draft
 from specgen.distill.loss import CHUNK, head_loss
 from specgen.distill.settings import TrainSettings
-from specgen.distill.training import Shared, Trainer, batches, frequent_ids, share
+from specgen.distill.shared_weights import SharedWeights, frequent_ids, share_weights
+from specgen.distill.training import Trainer, TrainerOptions
 from tests.distill.targets import make_target, make_text
+from tests.fakes import assert_close
 
 MODEL = make_target()
 TEXTS = [make_text(MODEL, 10 + seed % 7, 3, seed) for seed in range(24)]
 SETTINGS = TrainSettings(epochs=3, batch_tokens=60, learning_rate=3e-3)
 
 
-def shared(num_ids: int = 40) -> Shared:
+def shared(num_ids: int = 40) -> SharedWeights:
     ids = frequent_ids(TEXTS, num_ids, 61, [1])
-    return share(MODEL.get_input_embeddings().weight, MODEL.lm_head.weight, ids)
+    return share_weights(MODEL.get_input_embeddings().weight, MODEL.lm_head.weight, ids)
 
 
-def trainer(path: Path, clock: object = None) -> Trainer:
-    options = {} if clock is None else {"clock": clock}
-    return Trainer(Draft(MODEL, "features", [2]), TEXTS, shared(), SETTINGS, seed=1, checkpoint=path, **options)  # type: ignore[arg-type]
+def trainer(path: Path, clock: Callable[[], float] = monotonic) -> Trainer:
+    return Trainer(Draft(MODEL, "features", [2]), TEXTS, shared(), TrainerOptions(SETTINGS, 1, path, clock))
 
 
 @pytest.mark.parametrize("hard_share", [0.0, 0.3, 1.0])
@@ -42,16 +46,16 @@ def test_the_head_loss_and_its_gradient_are_those_of_the_formula(hard_share: flo
     (3 * loss).backward()
 
     teacher = features @ head.T
-    wanted = (1 - hard_share) * teacher.softmax(-1) + hard_share * functional.one_hot(teacher.argmax(-1), 30)
-    expected = -(wanted * (plain @ head.T).log_softmax(-1)).sum(-1).mean()
+    expected_probs = (1 - hard_share) * teacher.softmax(-1) + hard_share * functional.one_hot(teacher.argmax(-1), 30)
+    expected = -(expected_probs * (plain @ head.T).log_softmax(-1)).sum(-1).mean()
     (3 * expected).backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert ours.grad is not None
     assert plain.grad is not None
-    assert torch.allclose(ours.grad, plain.grad, atol=1e-7)
+    assert_close(ours.grad, plain.grad)
 
 
-def test_frequent_tokens_are_counted_in_answers_and_ends_are_always_there() -> None:
+def test_frequent_tokens_are_those_of_the_answers_and_the_end_tokens() -> None:
     ids = frequent_ids(TEXTS, 5, 61, [1])
 
     assert len(ids) == 5
@@ -62,12 +66,12 @@ def test_frequent_tokens_are_counted_in_answers_and_ends_are_always_there() -> N
     assert frequent_ids(TEXTS, 0, 61, [1]).tolist() == list(range(61))
 
 
-def test_batches_hold_every_text_once_within_their_size() -> None:
-    made = batches(TEXTS, 60, "seed")
+def test_batches_contain_every_text_once_within_their_size() -> None:
+    made = batch_indices(TEXTS, 60, "seed")
 
     assert sorted(index for batch in made for index in batch) == list(range(len(TEXTS)))
     assert all(len(batch) == 1 or len(batch) * max(len(TEXTS[i].ids) for i in batch) <= 60 for batch in made)
-    assert batches(TEXTS, 60, "seed") == made != batches(TEXTS, 60, "other")
+    assert batch_indices(TEXTS, 60, "seed") == made != batch_indices(TEXTS, 60, "other")
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
@@ -76,7 +80,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
-def test_a_stopped_training_goes_on_to_the_same_draft_bit_for_bit(tmp_path: Path) -> None:
+def test_a_stopped_training_continues_to_the_same_draft_bit_for_bit(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole")
     losses = list(whole.run())
     ticks = iter(range(0, 10**9, 1000))
@@ -86,7 +90,7 @@ def test_a_stopped_training_goes_on_to_the_same_draft_bit_for_bit(tmp_path: Path
     resumed = trainer(tmp_path / "stopped")
     rest = list(resumed.run())
 
-    # The generator stood at its sixth yield when it was dropped: six steps are in the file.
+    # The generator was dropped at its sixth yield, so the file contains six steps.
     assert [*first, *rest] == losses
     for name, value in whole.parameters.items():
         assert torch.equal(value, resumed.parameters[name]), name
@@ -95,14 +99,11 @@ def test_a_stopped_training_goes_on_to_the_same_draft_bit_for_bit(tmp_path: Path
 def test_only_tokens_that_can_be_drafted_are_trained_on(tmp_path: Path) -> None:
     draft = Draft(MODEL, "features", [2])
     few = shared(2)
-    made = Trainer(
-        draft, TEXTS, few, TrainSettings(feature_weight=0.0, batch_tokens=60), seed=1, checkpoint=tmp_path / "c"
-    )
-    from specgen.distill.training import batch_of
-
+    settings = TrainSettings(feature_weight=0.0, batch_tokens=60)
+    made = Trainer(draft, TEXTS, few, TrainerOptions(settings, 1, tmp_path / "c"))
     without = [text for text in TEXTS if not any(int(few.row_of[token]) >= 0 for token in text.ids[3:])]
 
-    loss = made.loss(batch_of(without, torch.device("cpu")))
+    loss = made.loss(pad_batch(without, torch.device("cpu")))
 
     assert without
     assert loss.item() == 0.0

@@ -15,7 +15,7 @@ from specgen.core.settings import ModelSettings
 if TYPE_CHECKING:
     from specgen.cli.streams import Messages
     from specgen.distill.run import DistillResult
-    from specgen.distill.settings import DistillSettings
+    from specgen.distill.settings import DistillRequest
 
 DRAFT = "Draft"
 DATA = "Data"
@@ -136,7 +136,7 @@ def distill(
 
     from specgen.cli.bench.choices import prompts_for
     from specgen.cli.streams import Messages
-    from specgen.distill.settings import DistillSettings, TextSettings, TrainSettings
+    from specgen.distill.settings import DistillRequest, DistillSettings, TextSettings, TrainSettings
 
     chosen = _layers_from(layers)
     settings = DistillSettings(
@@ -150,17 +150,12 @@ def distill(
     )
     own = [] if prompts is None else [prompt.messages[-1].content for prompt in prompts_for(prompts, None)]
     measured = [prompt.messages[-1].content for prompt in prompts_for(held_out, None)]
+    models = ModelSettings(target, device=device, revision=revision, offline=offline)
+    request = DistillRequest(models, settings, output, measured, own, texts)
     messages = Messages(color, quiet)
     with StopSignals():
         try:
-            made = _distill(
-                ModelSettings(target, device=device, revision=revision, offline=offline),
-                settings,
-                (output, texts),
-                (measured, own),
-                messages,
-                verbose,
-            )
+            made = _distill(request, messages, verbose)
         except Stopped as stopped:
             messages.info(Text("stopped; the same command goes on with what is on disk"))
             raise typer.Exit(stopped.exit_code) from None
@@ -169,14 +164,7 @@ def distill(
     _tell(made, messages)
 
 
-def _distill(
-    target: ModelSettings,
-    settings: DistillSettings,
-    folders: tuple[Path, Path | None],
-    prompts: tuple[list[str], list[str]],
-    messages: Messages,
-    verbose: int,
-) -> DistillResult:
+def _distill(request: DistillRequest, messages: Messages, verbose: int) -> DistillResult:
     from specgen.render.distill_progress import DistillBar
     from specgen.render.progress import LoadProgress
 
@@ -187,7 +175,7 @@ def _distill(
         prepare_libraries(verbose > 1)
         from specgen.distill.run import Distillation
 
-        distillation = Distillation(target, settings, folders[0], prompts[0], prompts[1], folders[1], progress)
+        distillation = Distillation(request, progress)
     with DistillBar(messages.console, quiet=messages.quiet) as bar:
         return distillation.run(bar)
 
