@@ -1,4 +1,7 @@
-"""What a load leaves out of the libraries, and that whoever needs it later finds it."""
+"""What a load leaves out of the libraries, and that it is there when it is needed later.
+
+Most tests run code in a fork of a process that has imported torch and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from specgen.loading.start.lean_import import loaded_lean, meta_without_sympy
 from tests.loading.builders import make_folder
+from tests.loading.start import snippet
+from tests.processes.environment import environment
+from tests.processes.forked import ForkedProcess, Pipes
 
-_START = """
-import json
-import sys
-from specgen.loading.libraries import prepare_libraries
-prepare_libraries(False)
-"""
 _LOAD = """
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.transformers_weights import load_weights
@@ -29,32 +29,35 @@ model = load_weights(resolve(find_files(settings), settings, "target")).model
 """
 
 
-def _told(code: str, *arguments: object) -> object:
-    words = [sys.executable, "-c", _START + code, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def _result(code: str, *arguments: object) -> object:
+    """Runs code that prints JSON."""
+    pipes = Pipes()
+    words = [code, *map(str, arguments)]
+    child = ForkedProcess(snippet.__name__, words, environment(), pipes.descriptors, libraries=["torch"])
+    pipes.started()
+    out, err = pipes.result()
+    assert child.wait() == 0, err.decode()
+    return json.loads(out)
 
 
-def _told_after(folder: Path, code: str) -> object:
-    return _told(_LOAD + code, folder)
-
-
-def test_a_load_and_a_forward_import_no_compiler_nothing_distributed_no_scipy_and_no_sympy(tmp_path: Path) -> None:
+def test_a_load_and_a_forward_leave_out_heavy_parts_that_are_there_when_they_are_needed(tmp_path: Path) -> None:
     code = """
+import os
 import torch
+import transformers.models
+from transformers.utils import import_utils
 with torch.inference_mode():
     model(torch.tensor([[1, 2, 3]]))
 heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "scipy", "sympy", "torch._meta_registrations")
-print(json.dumps([name for name in heavy if name in sys.modules]))
-"""
+imported = [name for name in heavy if name in sys.modules]
 
-    assert _told_after(make_folder(tmp_path / "model"), code) == []
+folder = os.path.dirname(transformers.models.__file__)
+num_folders = sum(entry.is_dir() for entry in os.scandir(folder))
+num_listed = import_utils.create_import_structure_from_path.cache_info().misses
+again = import_utils.define_import_structure(transformers.models.__file__)
+modules = {name for names in again.values() for name in names}
+listing = [num_listed < 1.5 * num_folders, num_folders > 100, modules <= set(transformers.models._modules)]
 
-
-def test_what_a_load_left_out_is_there_for_whoever_needs_it_later(tmp_path: Path) -> None:
-    code = """
-import torch
 import torch._dynamo
 from torch._dynamo._trace_wrapped_higher_order_op import trace_wrapped
 from transformers import masking_utils, utils
@@ -62,7 +65,7 @@ sizes = {"batch_size": 1, "q_length": 3, "kv_length": 3, "allow_is_causal_skip":
 masks = [masking_utils.sdpa_mask(**sizes, use_vmap=use_vmap) for use_vmap in (False, True)]
 with torch.device("meta"):
     made = torch.arange(4)
-print(json.dumps([
+later = [
     torch._dynamo.__file__ is not None,
     torch.compiler.disable(abs) is not abs,
     torch.equal(*masks),
@@ -71,27 +74,11 @@ print(json.dumps([
     utils.import_utils.is_torch_distributed_available(),
     made.is_meta,
     float(torch.nn.init.normal_(torch.zeros(4)).abs().sum()) > 0,
-]))
+]
+print(json.dumps([imported, listing, later]))
 """
 
-    assert _told_after(make_folder(tmp_path / "model"), code) == [True] * 8
-
-
-def test_the_files_of_all_models_are_listed_once(tmp_path: Path) -> None:
-    code = """
-import os
-import transformers.models
-from transformers.utils import import_utils
-folder = os.path.dirname(transformers.models.__file__)
-num_folders = sum(entry.is_dir() for entry in os.scandir(folder))
-listing = import_utils.create_import_structure_from_path
-num_listed = listing.cache_info().misses
-anew = import_utils.define_import_structure(transformers.models.__file__)
-modules = {name for names in anew.values() for name in names}
-print(json.dumps([num_listed < 1.5 * num_folders, num_folders > 100, modules <= set(transformers.models._modules)]))
-"""
-
-    assert _told_after(make_folder(tmp_path / "model"), code) == [True] * 3
+    assert _result(_LOAD + code, make_folder(tmp_path / "model")) == [[], [True] * 3, [True] * 8]
 
 
 def test_an_import_of_a_part_of_the_compiler_gets_the_real_one_once() -> None:
@@ -114,7 +101,7 @@ print(json.dumps([
 ]))
 """
 
-    assert _told(code) == [True] * 7
+    assert _result(code) == [True] * 7
 
 
 def test_another_name_of_the_compiler_gets_the_real_one() -> None:
@@ -126,7 +113,7 @@ with compiler_put_off():
 print(json.dumps([function is torch._dynamo.mark_static, torch._dynamo.__file__.endswith("__init__.py")]))
 """
 
-    assert _told(code) == [True, True]
+    assert _result(code) == [True, True]
 
 
 def test_another_name_of_the_wrapped_operator_gets_the_real_one() -> None:
@@ -138,7 +125,7 @@ import torch._dynamo._trace_wrapped_higher_order_op as real
 print(json.dumps(trace_wrapped is real.trace_wrapped))
 """
 
-    assert _told(code) is True
+    assert _result(code) is True
 
 
 def test_shapes_on_the_meta_device_are_computed_again_once_somebody_imports_what_was_left_out() -> None:
@@ -158,7 +145,7 @@ told.append(torch.rand(2, generator=torch.Generator().manual_seed(1)).tolist())
 print(json.dumps(told))
 """
 
-    assert _told(code) == [True, True, torch.rand(2, generator=torch.Generator().manual_seed(1)).tolist()]
+    assert _result(code) == [True, True, torch.rand(2, generator=torch.Generator().manual_seed(1)).tolist()]
 
 
 def test_what_was_left_out_is_there_by_its_name_in_torch() -> None:
@@ -172,7 +159,7 @@ told = [
 print(json.dumps(told))
 """
 
-    assert _told(code) == [[2, 3], True, "torch._meta_registrations"]
+    assert _result(code) == [[2, 3], True, "torch._meta_registrations"]
 
 
 @pytest.mark.parametrize("name", ["_refs", "_meta_registrations"])
@@ -185,12 +172,15 @@ tensor = torch.empty(2, device="meta")
 print(json.dumps([*told, torch.where(tensor > 0, tensor, tensor).is_meta]))
 """
 
-    assert _told(code) == [False, True, True, True]
+    assert _result(code) == [False, True, True, True]
 
 
 def test_a_torch_that_is_built_otherwise_is_imported_as_it_is() -> None:
     code = """
+import json, sys
+from specgen.loading.libraries import prepare_libraries
 from specgen.loading.start import meta_kernels
+prepare_libraries(False)
 def renamed(torch):
     raise ImportError("no such part any more")
 meta_kernels._finish_generators = renamed
@@ -198,7 +188,10 @@ import torch
 print(json.dumps([torch.rand(1, generator=torch.Generator()).shape[0], "torch._meta_registrations" in sys.modules]))
 """
 
-    assert _told(code) == [1, True]
+    # The one test that needs a new interpreter: it changes what happens around the import of torch.
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment()).stdout
+
+    assert json.loads(out) == [1, True]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +215,9 @@ def test_only_what_is_about_the_meta_device_is_begun_again(message: str, num_cal
     assert len(calls) == num_calls
 
 
-def test_whatever_part_of_what_was_left_out_is_imported_first_works() -> None:
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_any_part_that_was_left_out_can_be_imported_first(step: int) -> None:
+    """Each part costs 1.5 s, so that the usual run takes every fourth."""
     code = """
 import gc
 import importlib
@@ -258,10 +253,11 @@ with open(reader) as file:
     names = json.loads(file.read())
 guarded = tuple(f"{part}." for part in (META_KERNELS, *_PARTS))
 unguarded = [name for name in names if not f"{name}.".startswith(guarded)]
-print(json.dumps([len(names) > 10, unguarded, [name for name in (META_KERNELS, *_PARTS) if child(name)]]))
+failed = [name for name in (META_KERNELS, *_PARTS)[:: int(sys.argv[1])] if child(name)]
+print(json.dumps([len(names) > 10, unguarded, failed]))
 """
 
-    assert _told(code) == [True, [], []]
+    assert _result(code, step) == [True, [], []]
 
 
 def test_a_load_that_computes_shapes_without_memory_is_begun_again_with_all_of_torch() -> None:
@@ -276,7 +272,7 @@ def load():
 print(json.dumps([loaded_lean(load, "cpu"), len(calls)]))
 """
 
-    assert _told(code) == [True, 2]
+    assert _result(code) == [True, 2]
 
 
 def test_a_device_gets_all_of_torch_at_once() -> None:
@@ -287,7 +283,7 @@ loaded_lean(lambda: None, "cuda:0")
 print(json.dumps("torch._meta_registrations" in sys.modules))
 """
 
-    assert _told(code) is True
+    assert _result(code) is True
 
 
 def test_what_fails_on_the_way_is_told_by_whoever_wants_it() -> None:
@@ -310,7 +306,7 @@ told.append(transformers.utils.is_torch_distributed_available())
 print(json.dumps(told))
 """
 
-    assert _told(code) == ["operator torchvision::nms does not exist", False, True]
+    assert _result(code) == ["operator torchvision::nms does not exist", False, True]
 
 
 _PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
