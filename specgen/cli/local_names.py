@@ -1,4 +1,4 @@
-"""Names on this machine that options take, found without the libraries that would load them."""
+"""Lists the models and chat sessions on this machine, for completion. Loads no model library."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import re
 from collections.abc import Callable
 
 from specgen.loading.names import known_names
+from specgen.storage.saved_chats import LAST, SessionFolder
 
-_HARMLESS = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-"""Shells expand what a completion gives them; a folder may be called anything."""
+_SAFE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+"""Shells expand what a completion returns, and a folder can have any name: only these names are safe."""
 
 
 def model_names() -> list[str]:
-    """The built-in model and those of the hub's cache."""
-    return [*filter(_HARMLESS.fullmatch, known_names())]
+    """Returns the built-in model and the models in the hub's cache."""
+    return [*filter(_SAFE_NAME.fullmatch, known_names())]
 
 
 def session_names() -> list[str]:
-    """`last`, then the saved sessions of `specgen chat`, the newest first."""
-    from specgen.storage.saved_chats import LAST, SessionFolder
-
-    return [LAST, *filter(_HARMLESS.fullmatch, (entry.name for entry in SessionFolder().entries()))]
+    """Returns `last`, then the saved sessions of `specgen chat`, newest first."""
+    return [LAST, *filter(_SAFE_NAME.fullmatch, (entry.name for entry in SessionFolder().entries()))]
 
 
 NAMES: dict[str, Callable[[], list[str]]] = {"models": model_names, "sessions": session_names}

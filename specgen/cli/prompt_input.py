@@ -1,4 +1,4 @@
-"""Where a prompt comes from: argument, option, files and stdin in, one text out. Bytes are decoded here, strictly."""
+"""Reads the prompt from the argument, options, files and stdin, and decodes it as strict UTF-8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import BinaryIO
 from specgen.core.errors import PromptError, SettingsError
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
-"""More text than any model's window; an endless stdin ends here."""
+"""More text than fits the window of any model. Limits an endless stdin."""
+_STDIN = Path("-")
 
 
 def read_prompt(
@@ -25,39 +26,39 @@ def read_prompt(
     *,
     is_chat: bool = True,
 ) -> str:
-    """Put the prompt together: files, then stdin, then the words of the command line, a blank line between them.
+    """Joins the parts of the prompt, separated by a blank line: files, then stdin, then the text of the command line.
 
     Args:
-        argument: `PROMPT`; `-` stands for stdin.
+        argument: `PROMPT`; `-` means stdin.
         option: `--prompt`.
-        files: `--file`; `-` stands for stdin.
-        use_stdin: `--stdin` or `--no-stdin`; None reads it if it is a pipe, file or socket.
-        is_chat: Drop line ends at the ends of piped text; a raw completion keeps every character.
+        files: `--file`; `-` means stdin.
+        use_stdin: `--stdin` or `--no-stdin`; None reads stdin if it is a pipe, a file or a socket.
+        is_chat: Strip line ends around files and piped text; a raw completion keeps every character.
 
     Raises:
-        SettingsError: Two prompts.
-        PromptError: No prompt, not UTF-8, too long, or an unreadable file.
+        SettingsError: The prompt is given twice.
+        PromptError: The prompt is missing, not UTF-8 or too long, or a file is unreadable.
     """
     if argument is not None and option is not None and "-" not in (argument, option):
         raise SettingsError("the prompt is given twice, as an argument and with --prompt", "give one of them")
-    words = [as_utf8(text, "the prompt") for text in (argument, option) if text is not None and text != "-"]
-    names_stdin = "-" in (argument, option) or Path("-") in files
-    wants_stdin = names_stdin or use_stdin or (use_stdin is None and stdin_has_data())
-    parts = [_read_file(path) for path in files if path != Path("-")]
-    if wants_stdin:
+    texts = [as_utf8(text, "the prompt") for text in (argument, option) if text is not None and text != "-"]
+    names_stdin = "-" in (argument, option) or _STDIN in files
+    reads_stdin = names_stdin or use_stdin or (use_stdin is None and stdin_has_data())
+    parts = [_read_file(path) for path in files if path != _STDIN]
+    if reads_stdin:
         parts.append(read_stdin())
     if is_chat:
         parts = [part.strip("\r\n") for part in parts]
-    # A raw completion may start from nothing: whether the model can is for its tokenizer to say.
-    starts_empty = not is_chat and (words or wants_stdin or files)
-    parts = [part for part in [*parts, *words] if part]
-    if not parts and not starts_empty:
+    # A raw completion may start from an empty text; the tokenizer decides whether the model can.
+    may_be_empty = not is_chat and (texts or reads_stdin or files)
+    parts = [part for part in [*parts, *texts] if part]
+    if not parts and not may_be_empty:
         raise PromptError("there is no prompt", 'give one: specgen generate "Why is the sky blue?"')
     return "\n\n".join(parts)
 
 
 def stdin_has_data() -> bool:
-    """Whether stdin is a pipe, a file or a socket. A terminal or /dev/null is not read unasked."""
+    """Whether stdin is a pipe, a file or a socket. A terminal or /dev/null is read only on request."""
     if sys.stdin is None:
         return False
     try:
@@ -68,10 +69,14 @@ def stdin_has_data() -> bool:
 
 
 def read_stdin() -> str:
-    """Read stdin to its end as UTF-8; says so on stderr if nothing came for a second."""
+    """Reads stdin to its end as UTF-8. Prints a notice to stderr if nothing arrives for a second.
+
+    Raises:
+        PromptError: stdin is closed, not UTF-8 or too long.
+    """
     if sys.stdin is None:
-        raise PromptError("stdin is closed, so no prompt can be read from it")
-    notice = threading.Timer(1.0, _say_waiting)
+        raise PromptError("can't read the prompt from stdin: stdin is closed")
+    notice = threading.Timer(1.0, _print_waiting_notice)
     notice.daemon = True
     notice.start()
     try:
@@ -81,8 +86,8 @@ def read_stdin() -> str:
     return decode(data, "stdin")
 
 
-def _say_waiting() -> None:
-    if sys.stderr is not None:  # print() would take a closed stderr for stdout
+def _print_waiting_notice() -> None:
+    if sys.stderr is not None:  # print() would write to stdout if stderr is closed
         with contextlib.suppress(OSError, ValueError):
             print("reading the prompt from stdin (--no-stdin ignores it)...", file=sys.stderr, flush=True)
 
@@ -97,26 +102,26 @@ def _read_file(path: Path) -> str:
 
 
 def read_capped(stream: BinaryIO, name: str) -> bytes:
-    """All bytes of a stream, refusing more than a prompt can have.
+    """Reads a stream to its end, up to `MAX_PROMPT_BYTES`.
 
     Raises:
-        PromptError: There are more.
+        PromptError: The stream is longer.
     """
     chunks: list[bytes] = []
-    size = 0
+    num_bytes = 0
     while chunk := stream.read(1 << 16):
-        size += len(chunk)
-        if size > MAX_PROMPT_BYTES:
-            raise PromptError(f"{name} holds more than {MAX_PROMPT_BYTES >> 20} MiB", "give a shorter prompt")
+        num_bytes += len(chunk)
+        if num_bytes > MAX_PROMPT_BYTES:
+            raise PromptError(f"{name} is larger than {MAX_PROMPT_BYTES >> 20} MiB", "give a shorter prompt")
         chunks.append(chunk)
     return b"".join(chunks)
 
 
 def as_utf8(text: str, name: str) -> str:
-    """A word of the command line; Python hides bytes in it that are no text as lone surrogates.
+    """Checks a text of the command line. Python passes bytes that are not UTF-8 on as lone surrogates.
 
     Raises:
-        PromptError: There are some.
+        PromptError: The text has such bytes.
     """
     try:
         text.encode()
@@ -126,10 +131,10 @@ def as_utf8(text: str, name: str) -> str:
 
 
 def decode(data: bytes, name: str) -> str:
-    """UTF-8, strictly, an initial byte order mark dropped.
+    """Decodes strict UTF-8, without an initial byte order mark.
 
     Raises:
-        PromptError: The bytes are not UTF-8; names the first wrong one.
+        PromptError: The bytes are not UTF-8; names the first invalid one.
     """
     try:
         return data.decode("utf-8-sig")

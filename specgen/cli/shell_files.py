@@ -1,4 +1,4 @@
-"""Writes what ships beside the program: completions and the manual page.
+"""Writes the files that ship with the program: shell completions and the manual page.
 
 python -m specgen.cli.shell_files completions
 """
@@ -17,7 +17,7 @@ MANUAL = "specgen.1"
 
 
 def shell_files() -> dict[str, str]:
-    """Names and contents of the files."""
+    """Returns the names and contents of the files."""
     program = describe(app)
     scripts = {FILES[shell]: script(program) for shell, script in SCRIPTS.items()}
     return {**scripts, MANUAL: manual_page(program)}
