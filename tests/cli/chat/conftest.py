@@ -1,4 +1,4 @@
-"""Chat tests have a state folder of their own."""
+"""Gives each chat test its own state folder."""
 
 from __future__ import annotations
 

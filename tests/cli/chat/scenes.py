@@ -1,4 +1,4 @@
-"""Conversations on toy models: opened in a tenth of a second, deterministic, in float32 on the CPU."""
+"""Conversations with toy models: loaded in a tenth of a second, deterministic, in float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REWRITING_TEMPLATE = (
     "{% if m['role'] == 'assistant' %}Earlier: {% endif %}{{ m['content'] }}"
     "<|im_end|>\n{% endfor %}{{ messages|length }} so far\n<|im_start|>assistant\n"
 )
-"""Writes earlier replies in another way than the one being made, as templates do that drop reasoning blocks."""
+"""Formats earlier replies differently from the current one, like templates that remove reasoning blocks."""
 NO_SYSTEM_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -54,12 +54,12 @@ NO_SYSTEM_TEMPLATE = (
 
 
 def noisy_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """A toy whose replies depend on the whole conversation: any bytes at all, half characters too."""
+    """Saves a toy whose replies depend on the whole conversation and have any bytes, incomplete characters too."""
     return save_toy(folder, model=random_toy(seed, **changes))
 
 
 def wordy_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """Likewise, but letters and words only, spelled in tokens the tokenizer itself would not choose."""
+    """Saves a toy whose replies are words, in tokens that the tokenizer itself would not choose."""
     model = random_toy(seed, **changes)
     tokenizer = toy_tokenizer()
     strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -101,7 +101,7 @@ def converse(
 
 
 def reply(conversation: Conversation, text: str | None = None) -> Generation:
-    """Say something, or nothing, and run the reply to its end."""
+    """Adds a message, if one is given, and runs the reply to its end."""
     if text is not None:
         conversation.say(text)
     generation = conversation.begin_reply()
@@ -116,7 +116,7 @@ def prefill_of(events: Sequence[TextEvent]) -> Prefill:
 
 
 def fresh_ids(models: LoadedModels, generation: Generation) -> list[int]:
-    """What the target alone writes from empty caches behind the same prompt."""
+    """Returns what the target alone generates for the same prompt with empty caches."""
     request = generation.request
     target = CachedModel(models.target.model, models.target.vocab_size)
     limits = DecodeSettings(request.decode.max_new_tokens, num_draft_tokens=0, end_ids=request.decode.end_ids)
@@ -125,7 +125,7 @@ def fresh_ids(models: LoadedModels, generation: Generation) -> list[int]:
 
 
 def assert_caches_fit(models: LoadedModels) -> None:
-    """Both caches hold a prefix of the text: what they say next is what empty ones would say."""
+    """Checks that both caches contain a prefix of the text: their next logits are those of empty caches."""
     caches = [models.target] if models.draft is None else [models.target, models.draft]
     for cached in caches:
         assert cached.length <= len(models.text_ids)
@@ -136,19 +136,19 @@ def assert_caches_fit(models: LoadedModels) -> None:
             continue
         length = cached.length
         fresh = CachedModel(cached.model, cached.vocab_size)
-        got, wanted = cached.logits(text, 1), fresh.logits(text, 1)
+        actual, expected = cached.logits(text, 1), fresh.logits(text, 1)
         cached.rewind(length)
-        assert (got - wanted).abs().max() < 1e-4
+        assert (actual - expected).abs().max() < 1e-4
     assert models.lookup._text.ids == models.text_ids[: models.lookup.num_indexed]
 
 
 def saved(path: Path) -> Transcript:
-    """A session file, read without taking its lock."""
+    """Reads a session file without taking its lock."""
     return from_json(path.read_bytes())
 
 
 def random_text(seed: int) -> str:
-    """Words, code and characters of several bytes."""
-    chance = random.Random(seed)
+    """Returns words, code and characters of several bytes."""
+    rng = random.Random(seed)
     words = ["The", "quick", "fox", "né", "日本", "🙂", "<|im_end|>", "a.b(c)", "\n", "<tool_call>"]
-    return " ".join(chance.choice(words) for _ in range(chance.randint(1, 6)))
+    return " ".join(rng.choice(words) for _ in range(rng.randint(1, 6)))

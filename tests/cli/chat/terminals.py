@@ -1,7 +1,7 @@
-"""`specgen chat` on a real terminal of its own: a forked child, so that no test waits for torch's import again.
+"""Runs `specgen chat` on a pseudo terminal, in a forked child, so that no test imports torch again.
 
-A forked child shares the parent's libraries, and those with threads of their own (OpenMP, oneDNN) don't promise to work
-there. So tiny models only, in float32; a test that runs a real model asks for a fresh interpreter.
+A forked child shares the libraries of its parent, and those with their own threads (OpenMP, oneDNN) may fail there. It
+runs tiny models in float32 only; a test of a real model uses a new interpreter.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from typing import Any
 import pexpect.fdpexpect
 
 PROMPT, ACCEPTED = "\x1b[?2004h", "\x1b[?2004l"
-"""What prompt_toolkit sends when it begins to read a line, and when it has one."""
+"""What prompt_toolkit sends before it reads a line, and after it has read one."""
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[78])")
 ENVIRONMENT = {"TERM": "xterm", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "SPECGEN_CACHE": "/proc/x"}
 DROPPED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CLICOLOR_FORCE")
 
 
 class Barrier:
-    """The model announces each round and waits; so a signal arrives at an exact one. No sleeps."""
+    """Stops the model before each round, so that a signal arrives in an exact round. Nothing sleeps."""
 
     def __init__(self) -> None:
-        self._told, self._tell = os.pipe()
+        self._announced, self._announce = os.pipe()
         self._wait, self._release = os.pipe()
 
     def arm(self) -> None:
-        """In the child."""
+        """Patches the model and the signal handler, in the child."""
         from specgen.cli.signals import StopSignals
         from specgen.models.transformers_model import CachedModel
 
         real_logits, real_signal = CachedModel.logits, StopSignals._on_signal
 
         def logits(model: CachedModel, *arguments: Any, **options: Any) -> Any:
-            os.write(self._tell, b"r")
+            os.write(self._announce, b"r")
             os.read(self._wait, 1)
             return real_logits(model, *arguments, **options)
 
@@ -54,35 +54,35 @@ class Barrier:
             try:
                 real_signal(signals, signum, frame)
             finally:
-                os.write(self._tell, b"s")
+                os.write(self._announce, b"s")
 
         CachedModel.logits = logits  # type: ignore[method-assign]
         StopSignals._on_signal = on_signal  # type: ignore[method-assign]
 
     def await_rounds(self, count: int) -> None:
-        """Let rounds go by, and return while the model waits in the one with this number, counted from 1."""
+        """Lets rounds pass, and returns while the model waits in the one with this number, counted from 1."""
         for number in range(count):
             if number:
                 os.write(self._release, b".")
-            assert os.read(self._told, 1) == b"r"
+            assert os.read(self._announced, 1) == b"r"
 
     def await_signal(self) -> None:
-        assert os.read(self._told, 1) == b"s"
+        assert os.read(self._announced, 1) == b"s"
 
     def open(self) -> None:
-        """Let everything go by from now on."""
+        """Lets all further rounds pass."""
         os.write(self._release, b"." * 10_000)
 
 
 class Shell:
-    """As much of a shell as Ctrl-Z needs: tells that its job stopped, and lets it go on when asked."""
+    """The job control of a shell: reports that its job was suspended, and resumes it on request."""
 
     def __init__(self) -> None:
-        self._stopped, self._tell = os.pipe()
-        self._wait, self._go_on = os.pipe()
+        self._suspended, self._announce = os.pipe()
+        self._wait, self._resume = os.pipe()
 
     def run(self) -> None:
-        """In the child: returns in the job, and not in the shell."""
+        """Forks the job, in the child; returns in the job only."""
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         job = os.fork()
         if job == 0:
@@ -95,16 +95,16 @@ class Shell:
             if not os.WIFSTOPPED(status):
                 os._exit(os.waitstatus_to_exitcode(status) % 256)
             os.tcsetpgrp(0, os.getpid())
-            os.write(self._tell, b"z")
+            os.write(self._announce, b"z")
             os.read(self._wait, 1)
             os.tcsetpgrp(0, job)
             os.kill(job, signal.SIGCONT)
 
     def await_stop(self) -> None:
-        assert os.read(self._stopped, 1) == b"z"
+        assert os.read(self._suspended, 1) == b"z"
 
-    def terminal_mode(self) -> None:
-        os.write(self._go_on, b".")
+    def resume(self) -> None:
+        os.write(self._resume, b".")
 
 
 class Terminal:
@@ -114,10 +114,10 @@ class Terminal:
         arguments: Of `specgen chat`.
         state: State folder.
         prepare: Called in the child first.
-        log: Gets the prompt and reply ids of each reply, a JSON line each.
-        shell: Stands between the terminal and the chat, so that it can be stopped and go on.
-        env: Further environment.
-        command: Another one than `chat`.
+        log: File for the prompt ids and reply ids, one JSON line per reply.
+        shell: Runs the chat as its job, so that the chat can be suspended and resumed.
+        env: Additional environment variables.
+        command: A command other than `chat`.
         fresh: Start a new interpreter instead of a forked child; `prepare` and `shell` are for forked ones.
     """
 
@@ -147,25 +147,25 @@ class Terminal:
         self.code: int | None = None
 
     def expect(self, text: str) -> str:
-        """Wait for a text; returns what came before it."""
+        """Waits for a text; returns the output before it."""
         self.screen.expect_exact(text)
         return ESCAPE.sub("", str(self.screen.before))
 
     def prompt(self) -> str:
-        """Wait for the next prompt; returns what came before it."""
+        """Waits for the next prompt; returns the output before it."""
         return self.expect(PROMPT)
 
     def type(self, keys: str) -> None:
         self.screen.send(keys)
 
     def say(self, text: str) -> str:
-        """Type a line and wait for the prompt after it; returns what was shown between."""
+        """Types a line and waits for the next prompt; returns the output between."""
         self.type(text + "\r")
         self.expect(ACCEPTED)
         return self.prompt()
 
     def ended(self) -> int:
-        """Wait for the end; returns the exit code, of a signal as a negative one."""
+        """Waits for the end; returns the exit code, negative for a signal."""
         if self.code is None:
             with suppress(OSError, pexpect.EOF):
                 self.screen.expect(pexpect.EOF)
@@ -174,7 +174,7 @@ class Terminal:
         return self.code
 
     def all_shown(self) -> str:
-        """Wait for the end; returns what was shown since the last wait."""
+        """Waits for the end; returns the output since the last wait."""
         self.ended()
         return ESCAPE.sub("", str(self.screen.before))
 
@@ -207,7 +207,7 @@ def _child(
         code = run(arguments)
         sys.stdout.flush()
     except BaseException:
-        # Else the test sees the end of a terminal and nobody the reason.
+        # Without this, the test only sees the end of the output, and not its cause.
         traceback.print_exc()
         raise
     finally:

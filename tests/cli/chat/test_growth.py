@@ -1,4 +1,4 @@
-"""Many turns in one chat: memory, files, threads and objects stay flat; the session file grows with the text."""
+"""Resources over many turns of one chat: memory, files, threads and objects stay flat."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.cli.chat.scenes import SHORT, converse, open_toy, reply
 
 @dataclass(frozen=True)
 class Levels:
-    """What a process holds."""
+    """The resources of a process."""
 
     files: int
     threads: int
@@ -29,7 +29,7 @@ class Levels:
 
 
 def levels() -> Levels:
-    # Loading sets what it made aside from the collector, which then neither frees nor counts it.
+    # Loading freezes its objects, which the garbage collector then neither frees nor counts.
     gc.unfreeze()
     gc.collect()
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -43,7 +43,7 @@ def transcript(conversation: Conversation) -> Transcript:
 
 def run_turns(talker: Path, num_turns: int, num_warm: int) -> tuple[Levels, Levels, list[int]]:
     conversation = converse(open_toy(talker), replace(SHORT, max_new_tokens=30))
-    saving = Autosave(SessionFolder(), None, is_on=True, warn=pytest.fail)
+    autosave = Autosave(SessionFolder(), None, is_on=True, warn=pytest.fail)
     sizes, warm = [], None
     for turn in range(num_turns):
         generation = reply(conversation, f"Question {turn}")
@@ -51,13 +51,13 @@ def run_turns(talker: Path, num_turns: int, num_warm: int) -> tuple[Levels, Leve
             conversation.calibrate(generation)
         if turn % 10 == 9:
             conversation.take_back()
-        saving.save(transcript(conversation))
-        assert saving.file is not None
-        sizes.append(saving.file.path.stat().st_size)
+        autosave.save(transcript(conversation))
+        assert autosave.file is not None
+        sizes.append(autosave.file.path.stat().st_size)
         if turn == num_warm:
             warm = levels()
     last = levels()
-    saving.close()
+    autosave.close()
     assert warm is not None
     return warm, last, sizes
 
@@ -65,9 +65,9 @@ def run_turns(talker: Path, num_turns: int, num_warm: int) -> tuple[Levels, Leve
 def assert_flat(warm: Levels, last: Levels, num_turns: int) -> None:
     assert last.files <= warm.files
     assert last.threads <= warm.threads
-    # A turn leaves its two messages with their figures, and nothing else.
+    # A turn adds its two messages with their statistics, and nothing else.
     assert last.objects - warm.objects <= 8 * num_turns + warm.objects // 100
-    # Text, lookup index and the toy's cache of 64 bytes a token; what a leak of tensors would leave is far more.
+    # Text, lookup index and the toy's cache of 64 bytes per token; a leak of tensors would be far larger.
     assert last.resident - warm.resident < 24 * 2**20
 
 
@@ -75,7 +75,7 @@ def test_sixty_turns_leave_files_threads_objects_and_memory_flat(talker: Path) -
     warm, last, sizes = run_turns(talker, 60, 20)
 
     assert_flat(warm, last, 40)
-    # Linear: the second half adds what the first did.
+    # Linear: the second half adds as much as the first.
     assert abs((sizes[59] - sizes[29]) - (sizes[29] - sizes[0])) < 0.2 * sizes[59]
 
 

@@ -1,9 +1,10 @@
-"""Keys in, entries out: prompt_toolkit on a pipe instead of a terminal."""
+"""The line editor with keys from a pipe instead of a terminal."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -50,14 +51,14 @@ def test_keys_make_an_entry(keys: str, entry: str) -> None:
     assert typed(keys) == [entry]
 
 
-def test_bytes_that_are_no_text_become_question_marks() -> None:
+def test_bytes_that_are_not_utf8_become_question_marks() -> None:
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_bytes(b"a\xff\r")
         assert LineEditor(None, {}, DummyOutput()).read() == "a?"
 
 
-def test_an_interrupt_ends_a_question_within_the_prompt_and_the_prompt() -> None:
-    """As the one that readline's way of completion asks when there is more than a screen to show."""
+def test_an_interrupt_ends_the_prompt_and_a_question_within_it() -> None:
+    """Such as the question of readline-like completion if there is more than one screen to show."""
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         editor = LineEditor(None, {}, DummyOutput())
         seen: list[bool] = []
@@ -74,7 +75,7 @@ def test_an_interrupt_ends_a_question_within_the_prompt_and_the_prompt() -> None
 
         assert editor.read() == ""
         assert seen == [True]
-        assert not editor.interrupt(), "nobody waits"
+        assert not editor.interrupt(), "outside of the event loop"
 
 
 async def in_terminal(ask: Callable[[], Awaitable[None]]) -> None:
@@ -82,14 +83,14 @@ async def in_terminal(ask: Callable[[], Awaitable[None]]) -> None:
         await ask()
 
 
-def test_ctrl_c_on_an_empty_line_and_ctrl_d_are_told_apart() -> None:
+def test_ctrl_c_and_ctrl_d_on_an_empty_line_raise_different_exceptions() -> None:
     with pytest.raises(KeyboardInterrupt):
         typed("\x03")
     with pytest.raises(EOFError):
         typed("\x04")
 
 
-def test_the_up_key_brings_back_what_was_typed_in_an_earlier_chat(tmp_path: Path) -> None:
+def test_the_up_key_recalls_entries_of_an_earlier_chat(tmp_path: Path) -> None:
     path = tmp_path / "state" / "history"
     typed("first\rsecond\nline\r", 2, path)
 
@@ -97,7 +98,7 @@ def test_the_up_key_brings_back_what_was_typed_in_an_earlier_chat(tmp_path: Path
     assert typed(f"{UP}\r", 1, path) == ["first"]
 
 
-def test_the_history_is_private_and_leaves_out_lines_with_a_space_in_front(tmp_path: Path) -> None:
+def test_the_history_is_private_and_omits_lines_that_start_with_a_space(tmp_path: Path) -> None:
     path = tmp_path / "state" / "history"
     previous = os.umask(0)
     try:
@@ -117,19 +118,19 @@ def test_the_history_keeps_the_newest_entries(tmp_path: Path) -> None:
     for number in range(2 * MAX_ENTRIES):
         history.store_string(f"entry {number}")
 
-    kept = list(PrivateHistory(path).load_history_strings())
+    entries = list(PrivateHistory(path).load_history_strings())
 
-    assert kept[0] == f"entry {2 * MAX_ENTRIES - 1}"
-    assert len(kept) == MAX_ENTRIES
+    assert entries[0] == f"entry {2 * MAX_ENTRIES - 1}"
+    assert len(entries) == MAX_ENTRIES
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("path", ["/proc/nowhere/history", "/dev/null/history"])
-def test_a_history_that_can_t_be_kept_stops_nobody(path: str) -> None:
+def test_a_history_that_can_t_be_written_is_ignored(path: str) -> None:
     assert typed("hello\r", 1, Path(path)) == ["hello"]
 
 
-def test_a_history_follows_no_link(tmp_path: Path) -> None:
+def test_the_history_does_not_follow_a_link(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "history").symlink_to(tmp_path / "victim")
 
@@ -163,7 +164,7 @@ def editor_script(tmp_path: Path, body: str) -> str:
     return str(script)
 
 
-def test_the_editor_gets_the_text_and_gives_back_what_was_saved(
+def test_the_external_editor_gets_the_text_and_returns_what_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = tmp_path / "seen"
@@ -176,10 +177,10 @@ def test_the_editor_gets_the_text_and_gives_back_what_was_saved(
 
 
 @pytest.mark.parametrize("command", ["/nowhere/editor", "false", '"'])
-def test_an_editor_that_fails_sends_nothing(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_an_external_editor_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.delenv("VISUAL", raising=False)
     monkeypatch.setenv("EDITOR", command)
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
 
-    with pytest.raises(SettingsError, match="editor"):
+    with pytest.raises(SettingsError, match=re.escape(command)):
         edit_text("old")

@@ -290,13 +290,13 @@ def test_ctrl_z_suspends_and_the_reply_continues_in_the_foreground(
     chat.type("\x1a")
     shell.await_stop()
     assert termios.tcgetattr(chat.fd)[:4] == chat.before[:4]
-    shell.terminal_mode()
+    shell.resume()
     barrier.open()
     chat.prompt()
     chat.expect(">\b")
     chat.type("\x1a")
     shell.await_stop()
-    shell.terminal_mode()
+    shell.resume()
     chat.expect(">\b")  # the prompt is drawn again
     chat.say("two")
     chat.type("\x04")
