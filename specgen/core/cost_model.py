@@ -47,7 +47,7 @@ class PassCosts:
 
 
 def interpolated(known: Mapping[int, float], num_tokens: int) -> float | None:
-    """Interpolate v(n) linearly between measured lengths; None outside them."""
+    """Interpolates v(n) linearly between measured lengths; None outside them."""
     if num_tokens in known:
         return known[num_tokens]
     below = max((n for n in known if n < num_tokens), default=None)
@@ -59,7 +59,7 @@ def interpolated(known: Mapping[int, float], num_tokens: int) -> float | None:
 
 
 def expected_speedup(acceptance: Sequence[float], costs: PassCosts) -> float | None:
-    """Predict the speedup of a fixed draft length from the acceptance at each of its positions.
+    """Predicts the speedup of a fixed draft length from the acceptance at each of its positions.
 
     Source: Leviathan et al. 2023 (arXiv:2211.17192), Theorem 3.8, with the measured v(k + 1) in place of v(1) and an
     acceptance per position.
@@ -84,7 +84,7 @@ def expected_speedup(acceptance: Sequence[float], costs: PassCosts) -> float | N
 
 
 def break_even_alpha(num_draft_tokens: int, costs: PassCosts) -> float | None:
-    """Return the α at which drafts of this length start to pay; None if they never do."""
+    """Returns the α at which drafts of this length start to pay; None if they never do."""
 
     def pays(alpha: float) -> bool:
         return (expected_speedup([alpha] * num_draft_tokens, costs) or 0.0) >= 1
@@ -99,7 +99,7 @@ def break_even_alpha(num_draft_tokens: int, costs: PassCosts) -> float | None:
 
 
 def best_draft_length(alpha: float, costs: PassCosts) -> tuple[int, float]:
-    """Return the draft length with the largest speedup at this α, and that speedup; 0 and 1 if no length pays."""
+    """Returns the draft length with the largest speedup at this α, and that speedup; 0 and 1 if no length pays."""
     longest = max(costs.verify_seconds, default=1) - 1
     speedups = [(expected_speedup([alpha] * k, costs) or 0.0, k) for k in range(1, longest + 1)]
     speedup, k = max(speedups, default=(0.0, 0))
@@ -120,7 +120,7 @@ class Forecast:
 
 
 def forecast(counts: Counts, costs: PassCosts) -> Forecast:
-    """Predict the speedup of a run's rounds, and of other draft lengths.
+    """Predicts the speedup of a run's rounds, and of other draft lengths.
 
     The predictions by length are exact for a run with a fixed length, up to the positions where its rounds began. A
     run with `-k auto` drafted further where the draft was confident, so they are slightly too high for longer drafts.
@@ -139,7 +139,7 @@ def forecast(counts: Counts, costs: PassCosts) -> Forecast:
 
 
 def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
-    """Predict the speedup of a run's rounds from the costs of passes, independently of the run's own clock.
+    """Predicts the speedup of a run's rounds from the costs of passes, independently of the run's own clock.
 
     A token of the baseline costs v(1). A round costs its draft, v(drafted + 1) and the work around them. A draft after
     rounds without one first reads the missed tokens; its time is taken as measured.

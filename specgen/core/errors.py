@@ -1,30 +1,30 @@
-"""Every error a user can meet, and the exit code each one ends the program with. Standard library only.
+"""Defines the errors that end the program, and their exit codes. Standard library only.
 
     SpecgenError                  1   base of the tree; an error without a class of its own
-    ├── SettingsError             2   an option or a combination of options makes no sense
+    ├── SettingsError             2   an option or a combination of options is invalid
     │   └── PromptError           2   the prompt is missing, unreadable or too long
     ├── LoadError                 3   a model can't be loaded
     │   ├── ModelNotFoundError    3   no such model, gated, or not in the cache while offline
     │   └── ModelFileError        3   a file is corrupt, incomplete or in an unsafe format
-    ├── PairError                 4   draft and target don't fit together
+    ├── PairError                 4   draft and target don't share a vocabulary
     ├── DeviceError               5   the device or a library for it is missing
     │   └── MemoryShortageError   5   not enough memory
-    ├── DifferenceError           6   a greedy text is not the target's own
-    ├── OutputError               7   the answer can't be written
-    ├── NumericalError            8   the target produced NaN or infinity
+    ├── DifferenceError           6   a greedy text differs from the target's own
+    ├── OutputError               7   the output can't be written
+    ├── NumericalError            8   the target's logits contain NaN or infinity
     └── LimitError                9   bench --fail-under-...: a measured figure is below its limit
 
-`DraftError` is no end: the drafter failed, and the answer goes on without it.
+`DraftError` does not end the program: the drafter failed, and the answer continues without it.
 """
 
 from __future__ import annotations
 
 
 class SpecgenError(Exception):
-    """An error told to the user as `error: message` and, if there is one, `hint: hint`.
+    """Base class of errors that the user sees as `error: message` and, if there is one, `hint: hint`.
 
     Args:
-        message: What is wrong, with the value that is wrong.
+        message: What is wrong, with the invalid value.
         hint: What to do about it, in one line.
     """
 
@@ -36,11 +36,11 @@ class SpecgenError(Exception):
         self.message = message
         self.hint = hint
         self.is_reported = False
-        """Whether a document on stdout holds it already."""
+        """Whether a document on stdout already contains it."""
 
 
 class SettingsError(SpecgenError):
-    """An option, or a combination of options, that makes no sense."""
+    """An option, or a combination of options, is invalid."""
 
     exit_code = 2
     code = "settings"
@@ -60,13 +60,13 @@ class LoadError(SpecgenError):
 
 
 class ModelNotFoundError(LoadError):
-    """No such model, no access to it, or not in the cache while offline."""
+    """The model does not exist, is not accessible, or is not in the cache while offline."""
 
     code = "model_not_found"
 
 
 class ModelFileError(LoadError):
-    """A model file is corrupt, incomplete, or in a format that can carry code."""
+    """A model file is corrupt, incomplete, or in a format that can contain code."""
 
     code = "model_file"
 
@@ -92,14 +92,14 @@ class MemoryShortageError(DeviceError):
 
 
 class OutputError(SpecgenError):
-    """The answer can't be written to where it was asked for."""
+    """The output can't be written to the requested place."""
 
     exit_code = 7
     code = "output"
 
 
 class NumericalError(SpecgenError):
-    """The target model's logits hold NaN or infinity."""
+    """The target model's logits contain NaN or infinity."""
 
     exit_code = 8
     code = "numerical"
@@ -113,11 +113,11 @@ class DifferenceError(SpecgenError):
 
 
 class LimitError(SpecgenError):
-    """A measured figure is below the limit a script set."""
+    """A measured figure is below the limit of `bench --fail-under-...`."""
 
     exit_code = 9
     code = "limit"
 
 
 class DraftError(Exception):
-    """The drafter can't propose. Met inside the decoding loop: the answer goes on without the draft."""
+    """The drafter failed. The decoding loop catches it and continues without a draft."""

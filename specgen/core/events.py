@@ -1,4 +1,4 @@
-"""What happens during a generation, as frozen values: ids and seconds, and the same for people. No imports of ours."""
+"""Defines the events of a generation as frozen values: token ids and seconds, and the same with text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ FinishReason = Literal["stop", "length", "interrupted", "numerical", "memory", "
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """The prompt is in the caches.
-
-    `num_reused_tokens` of the prompt were there already, from an earlier turn.
-    """
+    """The prompt was read. `num_reused_tokens` of it were in the cache already, from an earlier turn."""
 
     num_prompt_tokens: int
     num_reused_tokens: int
@@ -24,24 +21,24 @@ class Prefill:
 
     @property
     def seconds(self) -> float:
-        """Both models together."""
+        """Seconds of both models together."""
         return self.target_seconds + self.draft_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One draft-and-verify cycle, cut at the first end token, stop string and the budget before anything else saw it.
+    """One draft-and-verify cycle, already cut at the first end token, stop string or token limit.
 
     Args:
         index: 0 for the first round.
-        draft_ids: What was proposed and counts. Drafted tokens behind an accepted end are not in it.
+        draft_ids: The draft, without tokens after an accepted end.
         num_accepted: `draft_ids[:num_accepted]` were kept.
         target_id: The target's own token after them (correction or bonus); None if the draft ended the text.
         num_cut: Drafted tokens left out of `draft_ids` because the text ended before them.
         draft_seconds: Time inside the drafter.
         verify_seconds: Time inside the target's forward pass.
         other_seconds: The rest of the round: acceptance, cutting, rewinding.
-        source: What drafted; None if nothing was drafted.
+        source: What made the draft; None if nothing was drafted.
     """
 
     index: int
@@ -62,23 +59,23 @@ class Round:
 
     @property
     def num_rejected(self) -> int:
-        """1 if a draft token was tested and refused, else 0."""
+        """1 if a draft token was tested and rejected, else 0."""
         return int(self.num_accepted < len(self.draft_ids))
 
     @property
     def num_discarded(self) -> int:
-        """Draft tokens behind the refused one, never tested."""
+        """Draft tokens after the rejected one; they were never tested."""
         return len(self.draft_ids) - self.num_accepted - self.num_rejected
 
     @property
     def seconds(self) -> float:
-        """The whole round: drafting, verifying and the rest."""
+        """Seconds of the whole round: drafting, verifying and the rest."""
         return self.draft_seconds + self.verify_seconds + self.other_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the user should know that does not stop the run (a drafter that had to be dropped)."""
+    """A message for the user that does not stop the run, such as a dropped drafter."""
 
     code: str
     message: str
@@ -95,7 +92,7 @@ Event = Prefill | Round | Notice | Finish
 
 
 class TokenState(StrEnum):
-    """What became of a token."""
+    """The outcome of a token."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -113,7 +110,7 @@ class TokenState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One token as text. `text` may be empty while the bytes of a character are incomplete, or for a special token."""
+    """One token as text. `text` is empty while a character is incomplete, and for special tokens."""
 
     id: int
     text: str
@@ -122,24 +119,24 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class RoundText:
-    """A round for people. The texts of the kept pieces of all rounds, plus the final flush, are the answer."""
+    """A round as text. The kept pieces of all rounds plus the `FinalText` are the answer."""
 
     round: Round
     pieces: tuple[Piece, ...]
 
     @property
     def kept(self) -> str:
-        """Text this round adds to the answer."""
+        """The text that this round adds to the answer."""
         return "".join(piece.text for piece in self.pieces if piece.state.is_kept)
 
     def text(self, *states: TokenState) -> str:
-        """Text of the pieces in the given states."""
+        """Returns the text of the pieces in the given states."""
         return "".join(piece.text for piece in self.pieces if piece.state in states)
 
 
 @dataclass(frozen=True, slots=True)
 class FinalText:
-    """Text held back to the end (half a character, the possible beginning of a stop string), then the finish."""
+    """The rest of the text (half a character, the possible start of a stop string) and the finish."""
 
     text: str
     finish: Finish

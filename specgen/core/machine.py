@@ -1,4 +1,4 @@
-"""What a computer is, as frozen values. Sizes in bytes. Standard library only."""
+"""Describes the computer: processor, memory and GPUs. Sizes in bytes. Standard library only."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What models run on.
+    """The computer that models run on.
 
     Args:
         system: Operating system and its version.
         processor: Its name.
         num_cores: Usable by this process.
-        num_threads: What torch computes with.
-        flags: Those that matter for speed.
-        total_bytes: Memory; None where the system does not tell.
-        free_bytes: What of it may still be taken, within a container's limit.
+        num_threads: Threads of torch.
+        flags: CPU features that matter for speed.
+        total_bytes: Memory; None if unknown.
+        free_bytes: Memory that is still available, within a container's limit.
         gpus: CUDA devices.
-        cuda_version: What torch was built for; None without CUDA.
+        cuda_version: The version torch was built for; None without CUDA.
     """
 
     system: str
@@ -51,7 +51,7 @@ class Machine:
 
 @functools.cache
 def version_of(library: str) -> str | None:
-    """The installed version of a library, without importing it; None if it is not there."""
+    """Returns the installed version of a library, without importing it; None if it is not installed."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
@@ -60,15 +60,15 @@ def version_of(library: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in the kernel's names; empty where there is no /proc."""
-    found = re.search(r"^flags\s*:(.*)$", _cpuinfo(), re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
+    """Returns the processor's features, in the kernel's names; empty without /proc."""
+    match = re.search(r"^flags\s*:(.*)$", _cpuinfo(), re.MULTILINE)
+    return frozenset(match[1].split()) if match else frozenset()
 
 
 def processor_name() -> str:
-    """The processor, as the system calls it."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    """Returns the system's name of the processor."""
+    match = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def _cpuinfo() -> str:

@@ -1,4 +1,4 @@
-"""Rounds in, figures out: pure arithmetic over events. One definition of each figure for the whole program."""
+"""Computes the figures of a run from its rounds. Each figure is defined here once for the whole program."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 @dataclass(slots=True)
 class Counts:
-    """Sums over the rounds of a generation, and the figures that follow from them.
+    """Sums over the rounds of a generation, and figures derived from them.
 
-    Rates are fractions (0 to 1), None where there is nothing to divide by.
+    Rates are fractions (0 to 1), None if the divisor is 0.
     """
 
     num_rounds: int = 0
@@ -25,7 +25,7 @@ class Counts:
     num_cut: int = 0
     num_lookup_drafted: int = 0
     num_lookup_accepted: int = 0
-    """Of the drafted and the accepted tokens, those that lookup proposed."""
+    """The part of the drafted and of the accepted tokens that lookup proposed."""
     num_emitted: int = 0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
@@ -34,10 +34,10 @@ class Counts:
     first_round_seconds: float = 0.0
     num_plain_rounds: int = 0
     plain_seconds: float = 0.0
-    """Rounds that drafted nothing: steps of the target alone, in the middle of the run."""
+    """Time of rounds without a draft: steps of plain decoding in the middle of the run."""
     num_resumed: int = 0
     resumed_seconds: float = 0.0
-    """Draft tokens of rounds behind one without any, and their time: there the drafter first reads what it missed."""
+    """Time of drafts after a round without one, where the drafter first reads the tokens it missed."""
     was_plain: bool = False
     """Whether the last round drafted nothing."""
     num_prompt_tokens: int = 0
@@ -51,13 +51,13 @@ class Counts:
     accepted_by_position: list[int] = field(default_factory=list)
 
     def observe_prefill(self, prefill: Prefill) -> None:
-        """Add the reading of a prompt."""
+        """Adds the prefill of a prompt."""
         self.prefill_seconds += prefill.seconds
         self.num_prompt_tokens += prefill.num_prompt_tokens
         self.num_reused_tokens += prefill.num_reused_tokens
 
     def observe(self, round_: Round) -> None:
-        """Add one round."""
+        """Adds one round."""
         if self.num_rounds == 0:
             self.first_round_seconds = round_.seconds
         num_drafted = len(round_.draft_ids)
@@ -93,7 +93,7 @@ class Counts:
             self.accepted_by_position[position] += position < round_.num_accepted
 
     def include(self, other: Counts) -> None:
-        """Add the sums of another generation. `ttft_seconds` then is a sum, too."""
+        """Adds the sums of another generation. `ttft_seconds` is then a sum, too."""
         for item in fields(self):
             mine, theirs = getattr(self, item.name), getattr(other, item.name)
             if isinstance(mine, bool):
@@ -107,12 +107,12 @@ class Counts:
 
     @property
     def num_discarded(self) -> int:
-        """Draft tokens behind a rejected one, never tested."""
+        """Draft tokens after a rejected one; they were never tested."""
         return self.num_drafted - self.num_accepted - self.num_rejected
 
     @property
     def num_tested(self) -> int:
-        """Draft tokens the target gave a verdict on."""
+        """Draft tokens that were accepted or rejected."""
         return self.num_accepted + self.num_rejected
 
     @property
@@ -142,7 +142,7 @@ class Counts:
 
     @property
     def decode_seconds(self) -> float:
-        """Sum over all rounds; prefill, display and text work excluded."""
+        """Time of all rounds, without prefill, display and text work."""
         return self.draft_seconds + self.verify_seconds + self.other_seconds
 
     @property
@@ -152,7 +152,7 @@ class Counts:
 
     @property
     def ttft_seconds(self) -> float | None:
-        """Prompt in to first token known: prefill and the first round."""
+        """Time to the first token: prefill and the first round."""
         return self.prefill_seconds + self.first_round_seconds if self.num_rounds else None
 
     @property
@@ -162,7 +162,7 @@ class Counts:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens written per second of decoding, reading the prompt left out; None before any."""
+        """Tokens per second of decoding, without prefill."""
         return _ratio(self.num_emitted, self.decode_seconds)
 
 
@@ -172,12 +172,12 @@ def _grow(values: list[int], length: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The target alone, on the same weights and prompt, through the same loop, in the same run.
+    """The target's own speed in the same run: same weights, prompt and loop, without a draft.
 
     Args:
         method: `calibrate`: a few steps repeated after the answer, and its own rounds without a draft; `full`: the
             whole answer again.
-        num_tokens: Tokens timed.
+        num_tokens: Timed tokens.
         tpot_seconds: Decoding seconds per token.
         first_difference: For `full` and greedy: index of the first token that differs from the speculative answer,
             None if none does or nothing was compared.
@@ -192,6 +192,6 @@ class Baseline:
 
 
 def speedup(counts: Counts, baseline: Baseline | None) -> float | None:
-    """Baseline TPOT / speculative TPOT: wall clock, decoding only, prefill left out on both sides."""
+    """Returns baseline TPOT / speculative TPOT: wall clock of decoding, without prefill on both sides."""
     tpot = counts.tpot_seconds
     return baseline.tpot_seconds / tpot if baseline is not None and tpot else None

@@ -15,27 +15,27 @@ MAX_JSON_BYTES = 64 * 2**20
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, refusing whatever could block or run on for ever (FIFO, socket, device).
+    """Opens a regular file for reading; a FIFO, socket or device could block or never end.
 
     Raises:
-        ModelFileError: It is missing, unreadable or no regular file.
+        ModelFileError: It is missing, unreadable or not a regular file.
     """
     try:
-        # Without O_NONBLOCK, opening a FIFO nobody writes to waits for ever.
+        # Without O_NONBLOCK, opening a FIFO without a writer never returns.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         raise ModelFileError(f"{path} can't be read: {reason(error)}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ModelFileError(f"{path} is no regular file", "give a .gguf file or a folder with safetensors")
+        raise ModelFileError(f"{path} is not a regular file", "give a .gguf file or a folder with safetensors")
     return os.fdopen(descriptor, "rb")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Reads a JSON object.
 
     Raises:
-        ModelFileError: It is missing, larger than `MAX_JSON_BYTES`, cut off, or no object.
+        ModelFileError: It is missing, larger than `MAX_JSON_BYTES`, truncated, or not an object.
     """
     with open_regular(path) as file:
         data = file.read(MAX_JSON_BYTES + 1)
@@ -51,10 +51,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def corrupt(path: Path, why: str) -> ModelFileError:
-    """The error for a damaged file: the cure is always the same."""
+    """Returns the error for a damaged file."""
     return ModelFileError(f"corrupt: {path} ({why})", "delete it and download again")
 
 
 def reason(error: OSError) -> str:
-    """What the operating system says, without the path, which the message has already."""
+    """Returns the operating system's reason, without the path."""
     return (error.strerror or type(error).__name__).lower()

@@ -1,4 +1,4 @@
-"""What is told about a run when it ends: frozen values that renderers turn into a summary or JSON."""
+"""Defines the result of a run: frozen values that renderers turn into a summary or JSON."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from specgen.core.settings import DraftSchedule, SamplingSettings
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as it really runs, not as it was asked for.
+    """Describes a model as it really runs, which may differ from the request.
 
     Args:
-        name: What the user called it, or the built-in model's name.
+        name: The user's name for it, or the built-in model's.
         quant: `none`, `int8`, `nf4`, `fp4`, or the checkpoint's own method.
         dtype: Compute type, `bfloat16`.
         device: `cpu`, `cuda:0`, or `cuda:0-1` when spread over several.
-        revision: Commit of a hub model, where known.
+        revision: Commit of a hub model, if known.
         num_parameters: Parameters of the model.
-        num_bytes: Bytes its weights take in memory.
-        remark: How an `auto` was decided or what the source was ("from GGUF"), for the banner. May be empty.
+        num_bytes: Size of its weights in memory.
+        remark: How `auto` was decided, or the source ("from GGUF"), for the banner. May be empty.
     """
 
     name: str
@@ -38,11 +38,11 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class BatchInvarianceCheck:
-    """What the start-up self-test found: may tokens checked together change each other's logits?
+    """Result of the self-test at start: whether tokens verified together change each other's logits.
 
     Args:
-        max_difference: Largest change of a logit by what stood behind its position; 0 where rows are independent.
-        threshold: Outlier threshold of int8 layers; above 0, any text may hold an outlier that makes rows interact.
+        max_difference: Largest change of a logit by the tokens after its position; 0 if rows are independent.
+        threshold: Outlier threshold of int8 layers; above 0, any text may contain an outlier that makes rows interact.
     """
 
     max_difference: float
@@ -50,16 +50,16 @@ class BatchInvarianceCheck:
 
     @property
     def is_invariant(self) -> bool:
-        """A difference of NaN is none that can be trusted."""
+        """Whether rows are independent; False for a difference of NaN."""
         return self.max_difference == 0.0 and self.threshold == 0.0
 
     @property
     def reason(self) -> str:
-        """Why a run can't be called lossless; empty if it can."""
+        """Why a run is not lossless; empty if it is."""
         if self.threshold > 0:
             return f"int8 with outlier threshold {self.threshold:g} lets draft tokens change the logits before them"
         if not self.is_invariant:
-            return f"tokens checked together change each other's logits by up to {self.max_difference:.2g}"
+            return f"tokens verified together change each other's logits by up to {self.max_difference:.2g}"
         return ""
 
 
@@ -69,7 +69,7 @@ Guarantee = Literal["exact", "near_tie", "same_distribution", "none"]
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What is known before the first token.
+    """Describes a run before its first token.
 
     Args:
         target: The target model.
@@ -79,9 +79,9 @@ class RunInfo:
         schedule: `constant`, or `auto`: lengths chosen by measured cost.
         sampling: Effective sampling settings.
         sampling_source: Where they come from: `options`, `model` (its generation_config), `default`.
-        max_new_tokens: Budget.
-        load_seconds: Loading both models.
-        row_check: The target's self-test; None where it was not needed: plain float32.
+        max_new_tokens: Limit of new tokens.
+        load_seconds: Time of loading both models.
+        batch_invariance: The target's self-test; None if it was not needed: plain float32.
     """
 
     target: ModelInfo
@@ -117,19 +117,19 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """A finished run.
+    """Describes a finished run.
 
     Args:
-        info: What was known before it.
+        info: The run before its first token.
         counts: Sums over its rounds.
         text: The whole answer.
         finish_reason: Why it ended.
-        total_seconds: Prompt in to last token out, the display included.
+        total_seconds: From the prompt to the last token, including the display.
         peak_memory_bytes: Largest device memory, or the process's largest resident size on CPU.
-        baseline: The target alone; None if it was not measured.
-        forecast: What the costs of passes predict beside it.
+        baseline: The target without a draft; None if it was not measured.
+        forecast: Speedups predicted from the costs of passes.
         stop_text: The stop string that ended it, if one did.
-        notices: Messages told during the run.
+        notices: Messages of the run.
     """
 
     info: RunInfo
@@ -145,13 +145,13 @@ class RunReport:
 
     @property
     def speedup(self) -> float | None:
-        """Over the target alone, timed in the same run; None where it was not timed."""
+        """Speedup over the baseline of the same run; None if it was not measured."""
         return speedup(self.counts, self.baseline)
 
 
 @dataclass(frozen=True, slots=True)
 class LogitGap:
-    """How far apart two tokens are in the target's logits; see `specgen.runtime.near_ties`.
+    """Distance of two tokens in the target's logits; see `specgen.runtime.near_ties`.
 
     Args:
         distance: Distance of their logits.

@@ -1,4 +1,4 @@
-"""What a run is asked to do: frozen values, checked once when they are made. Standard library only."""
+"""Defines the settings of a run: frozen values, checked once when they are made. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ BaselineMethod = Literal["calibrate", "full", "off"]
 BackendName = Literal["auto", "transformers", "llama.cpp"]
 
 MAX_DRAFT_TOKENS = 64
-"""Longest draft that can be asked for; beyond it no measured pair gains anything."""
+"""Longest draft that can be requested; beyond it no measured pair gains anything."""
 
 
 LONGEST_AUTO_DRAFT = 16
-"""Longest draft `auto` makes: at the best acceptance measured, a longer one gains under 2 %."""
+"""Longest draft of `-k auto`: at the best acceptance measured, a longer one gains under 2 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How the next token is chosen from the logits; applied alike to target and draft.
+    """Controls how the next token is chosen from the logits, in the same way for target and draft.
 
     Args:
-        temperature: 0 is greedy; otherwise logits are divided by it.
-        top_k: Keep the k likeliest tokens; 0 keeps all.
-        top_p: Keep the smallest set of tokens whose probabilities sum to at least this; 1 keeps all.
-        min_p: Keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
-        repetition_penalty: Divide positive and multiply negative logits of tokens already in the text; 1 is off.
-        seed: Seed of the run's chance.
-        same_text: Tie chance to the position in the text instead of to the order of events: one seed then gives the
-            same text with any draft and any draft length, at the price of some acceptance.
+        temperature: Divides the logits; 0 is greedy.
+        top_k: Keeps the k likeliest tokens; 0 keeps all.
+        top_p: Keeps the smallest set of tokens whose probabilities sum to at least this; 1 keeps all.
+        min_p: Keeps tokens at least this fraction as likely as the likeliest; 0 keeps all.
+        repetition_penalty: Divides positive and multiplies negative logits of tokens already in the text; 1 is off.
+        seed: Seed of the run's randomness.
+        same_text: Ties random choices to the position in the text instead of to the order of events: one seed then
+            gives the same text with any draft and any draft length, at the price of some acceptance.
     """
 
     temperature: float = 0.0
@@ -47,40 +47,32 @@ class SamplingSettings:
     same_text: bool = False
 
     def __post_init__(self) -> None:
-        _check(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            "temperature",
-            self.temperature,
-            "a number >= 0 (0 is greedy)",
-        )
-        _check(self.top_k >= 0, "top-k", self.top_k, "an integer >= 0 (0 is off)")
+        penalty = self.repetition_penalty
+        is_temperature = math.isfinite(self.temperature) and self.temperature >= 0
+        _check(is_temperature, "temperature", self.temperature, "of at least 0 (0 is greedy)")
+        _check(self.top_k >= 0, "top-k", self.top_k, "of at least 0 (0 is off)")
         _check(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1 (1 is off)")
-        _check(0 <= self.min_p < 1, "min-p", self.min_p, "at least 0 and below 1 (0 is off)")
-        _check(
-            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-            "repetition-penalty",
-            self.repetition_penalty,
-            "a number above 0 (1 is off)",
-        )
-        _check(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to 2^63 - 1")
+        _check(0 <= self.min_p < 1, "min-p", self.min_p, "of at least 0 and below 1 (0 is off)")
+        _check(math.isfinite(penalty) and penalty > 0, "repetition-penalty", penalty, "above 0 (1 is off)")
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 - 1")
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the best token is taken, and nothing drawn."""
+        """Whether the likeliest token is taken instead of drawing one."""
         return self.temperature == 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """Limits of one generation.
+    """Limits one generation and chooses its accept rule.
 
     Args:
         max_new_tokens: Stop after this many new tokens.
-        num_draft_tokens: Draft at most this many tokens a round; 0 is plain decoding.
+        num_draft_tokens: Draft at most this many tokens per round; 0 is plain decoding.
         schedule: `constant` drafts that many; `auto` up to that many, as long as a further one is worth its cost.
-        end_ids: Token ids that end the text. Empty: only the budget ends it.
-        strict: A failing drafter is an error instead of a notice.
-        verification: How a drawn draft is judged: `block` as a whole, `token` one by one. Both are exact.
+        end_ids: Token ids that end the text. Empty: only `max_new_tokens` ends it.
+        strict: Makes a failing drafter an error instead of a notice.
+        verification: Verifies a sampled draft as a `block` or `token` by token. Both are exact.
     """
 
     max_new_tokens: int
@@ -91,24 +83,20 @@ class DecodeSettings:
     verification: Verification = "block"
 
     def __post_init__(self) -> None:
-        _check(self.max_new_tokens >= 1, "max-new-tokens", self.max_new_tokens, "an integer >= 1")
-        _check(
-            0 <= self.num_draft_tokens <= MAX_DRAFT_TOKENS,
-            "draft-tokens",
-            self.num_draft_tokens,
-            f"an integer from 0 to {MAX_DRAFT_TOKENS}",
-        )
+        _check(self.max_new_tokens >= 1, "max-new-tokens", self.max_new_tokens, "of at least 1")
+        is_length = 0 <= self.num_draft_tokens <= MAX_DRAFT_TOKENS
+        _check(is_length, "draft-tokens", self.num_draft_tokens, f"from 0 to {MAX_DRAFT_TOKENS}")
 
 
 @dataclass(frozen=True, slots=True)
 class BackendSettings:
-    """What runs a model. All but the name concerns llama.cpp only.
+    """Chooses what runs a model. All options except the name apply to llama.cpp only.
 
     Args:
-        name: `auto` gives GGUF files to llama.cpp where that is installed, everything else to transformers.
-        gpu_layers: Layers on a GPU; -1 is all, None as the device says.
-        context_size: Positions of the cache; None: the model's window, but at most 8192.
-        threads: None: one for each physical core.
+        name: `auto` runs GGUF files with llama.cpp if that is installed, everything else with transformers.
+        gpu_layers: Layers on a GPU; -1 means all, None depends on the device.
+        context_size: Positions of the cache; None means the model's window, but at most 8192.
+        threads: None means one per physical core.
     """
 
     name: BackendName = "auto"
@@ -117,14 +105,14 @@ class BackendSettings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.gpu_layers is None or self.gpu_layers >= -1, "gpu-layers", self.gpu_layers, "an integer >= -1")
-        _check(self.context_size is None or self.context_size >= 2, "context-size", self.context_size, "2 or more")
-        _check(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, "an integer from 1 to 1024")
+        _check(self.gpu_layers is None or self.gpu_layers >= -1, "gpu-layers", self.gpu_layers, "of at least -1 (all)")
+        _check(self.context_size is None or self.context_size >= 2, "context-size", self.context_size, "of at least 2")
+        _check(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, "from 1 to 1024")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Which model to load, and how.
+    """Names a model and how to load it.
 
     Args:
         name: Hub id, local folder, `.gguf` file, or `""` for the built-in target.
@@ -133,7 +121,7 @@ class ModelSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         revision: Branch, tag or commit of a hub model.
         offline: Use only files already on this machine.
-        backend: What runs it.
+        backend: Backend and its options.
     """
 
     name: str
@@ -145,6 +133,6 @@ class ModelSettings:
     backend: BackendSettings = field(default_factory=BackendSettings)
 
 
-def _check(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise SettingsError(f"--{name} {value} is out of range", f"give {wanted}")
+def _check(is_valid: bool, name: str, value: object, valid: str) -> None:
+    if not is_valid:
+        raise SettingsError(f"invalid --{name} {value}", f"use a value {valid}")

@@ -21,10 +21,10 @@ class TargetModel(Protocol):
     length: int
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Extend the cache to `ids`, without computing logits. `ids` must start with the cached tokens."""
+        """Extends the cache to `ids`, without computing logits. `ids` must start with the cached tokens."""
 
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
-        """Compute the logits at the last positions of `ids` followed by `tail`, and extend the cache to them.
+        """Computes the logits at the last positions of `ids` followed by `tail`, and extend the cache to them.
 
         Args:
             ids: The text; starts with the cached tokens.
@@ -36,7 +36,7 @@ class TargetModel(Protocol):
         """
 
     def rewind(self, length: int) -> None:
-        """Shorten the cache to at most `length` tokens; to fewer if the model can't stop there."""
+        """Shortens the cache to at most `length` tokens; to fewer if the model can't stop there."""
 
 
 class LanguageModel(TargetModel, Protocol):
@@ -53,4 +53,4 @@ class LanguageModel(TargetModel, Protocol):
     num_forwards: int
 
     def reset(self) -> None:
-        """Empty the cache and free its memory if the backend can."""
+        """Empties the cache and free its memory if the backend can."""

@@ -38,7 +38,7 @@ class StopCheck(Protocol):
     """Ends the text at something other than a single token: a stop string."""
 
     def cut(self, ids: Sequence[int]) -> int | None:
-        """Return how many of these new tokens to keep; None keeps all. Called once per round, in order."""
+        """Returns how many of these new tokens to keep; None keeps all. Called once per round, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class DecodeOptions:
 
 
 def device_clock(*devices: torch.device) -> Clock:
-    """Return a clock that first waits for the devices: a CUDA kernel still runs when its launch has returned."""
+    """Returns a clock that first waits for the devices: a CUDA kernel still runs when its launch has returned."""
     cuda = [device for device in dict.fromkeys(devices) if device.type == "cuda"]
     if not cuda:
         return perf_counter
@@ -75,7 +75,7 @@ def device_clock(*devices: torch.device) -> Clock:
 def decode(
     target: TargetModel, drafter: Drafter, prompt_ids: Sequence[int], sampler: Sampler, options: DecodeOptions
 ) -> Iterator[Event]:
-    """Generate, one round at a time.
+    """Generates text, one round at a time.
 
     Time is summed around the work, never across a `yield`: a slow reader does not change a figure. A reader that
     stops early closes the generator; the caches then hold a prefix of the text that was yielded.
@@ -161,7 +161,7 @@ def decode(
 def _prefill(
     target: TargetModel, drafter: Drafter, ids: list[int], options: DecodeOptions
 ) -> tuple[Prefill, Failure | None]:
-    """Feed all of the prompt except its last token, which the first round feeds.
+    """Feeds all of the prompt except its last token, which the first round feeds.
 
     Returns:
         The event, and why the drafter can't be used, if it can't.
@@ -207,7 +207,7 @@ def _propose(
 def _verify_draft(
     logits: torch.Tensor, ids: list[int], draft: Draft, sampler: Sampler, rule: Verification
 ) -> tuple[list[int], int, int]:
-    """Apply the accept rule. Returns the draft's ids, how many of them are accepted, and the target's own token.
+    """Applies the accept rule. Returns the draft's ids, how many of them are accepted, and the target's own token.
 
     Raises:
         NumericalError: The logits contain NaN or infinity.
@@ -227,7 +227,7 @@ def _verify_draft(
 
 
 def _verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:
-    """Do what `_verify_on_device` does, for a greedy target in host memory.
+    """Does what `_verify_on_device` does, for a greedy target in host memory.
 
     The twenty small torch operations it replaces took as long as a hundredth of a pass: each starts with a cache full
     of weights.
@@ -241,7 +241,7 @@ def _verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) ->
 def _verify_on_device(
     logits: torch.Tensor, ids: list[int], draft: Draft, sampler: Sampler, rule: Verification
 ) -> list[int]:
-    """Verify a draft with a single host read.
+    """Verifies a draft with a single host read.
 
     Returns:
         The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
@@ -257,7 +257,7 @@ def _verify_on_device(
 
 
 def _cut(tokens: Sequence[int], end_ids: frozenset[int], stop: StopCheck | None) -> tuple[int, bool]:
-    """Return how many of a round's new tokens to keep, and whether the text ends there."""
+    """Returns how many of a round's new tokens to keep, and whether the text ends there."""
     num_to_end = next((i + 1 for i, token in enumerate(tokens) if token in end_ids), None)
     num_to_stop = None if stop is None else stop.cut(tokens[:num_to_end])
     num_kept = num_to_end if num_to_stop is None else num_to_stop
@@ -265,6 +265,6 @@ def _cut(tokens: Sequence[int], end_ids: frozenset[int], stop: StopCheck | None)
 
 
 def _rewind(target: TargetModel, drafter: Drafter, length: int) -> DraftError | None:
-    """Restore the cache rule: between rounds each cache holds a prefix of `ids[:-1]`. Returns the drafter's error."""
+    """Restores the cache rule: between rounds each cache holds a prefix of `ids[:-1]`. Returns the drafter's error."""
     target.rewind(min(length, target.length))
     return failure_of(lambda: drafter.rewind(length))

@@ -1,7 +1,7 @@
-"""Chance that can be walked and a target that is a table: every outcome of the real loop, weighed exactly.
+"""Enumerates every outcome of the decoding loop on toy models, with its exact probability.
 
-The proof that sampling keeps the target's law rests on no statistics: the loop is run once per outcome of its choices,
-and the probabilities of the outcomes are summed. Used by `specgen verify` and by the tests.
+This proves without statistics that sampling keeps the target's distribution: the loop runs once per outcome of its
+random choices, and the probabilities of the outcomes are summed. Used by `specgen verify` and by the tests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class TableModel:
-    """A target whose next-token logits are a fixed row per last token. Checks the cache rule on every call."""
+    """A target whose logits are a fixed row per last token. Asserts the cache rule on every call."""
 
     def __init__(self, logits_by_last_id: Tensor) -> None:
         self.table = logits_by_last_id
@@ -25,13 +25,13 @@ class TableModel:
         self.num_embeddings = logits_by_last_id.shape[0]
         self.device = torch.device("cpu")
         self.length = 0
-        self.held: list[int] = []
+        self.cached_ids: list[int] = []
         self.num_forwards = 0
 
     def feed(self, ids: Sequence[int]) -> None:
-        assert list(ids[: self.length]) == self.held, "the cache holds no prefix of the text"
-        self.held = list(ids)
-        self.length = len(self.held)
+        assert list(ids[: self.length]) == self.cached_ids, "the cache is not a prefix of the text"
+        self.cached_ids = list(ids)
+        self.length = len(self.cached_ids)
 
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
         whole = [*ids, *([] if tail is None else tail.tolist())]
@@ -43,7 +43,7 @@ class TableModel:
     def rewind(self, length: int) -> None:
         assert 0 <= length <= self.length
         self.length = length
-        self.held = self.held[:length]
+        self.cached_ids = self.cached_ids[:length]
 
 
 @dataclass(slots=True)
@@ -57,13 +57,13 @@ class Path:
 
 
 class ScriptedRandomness:
-    """Chance replaced by a script of choices, so that every outcome can be walked and weighed."""
+    """Replaces random choices by scripted ones, and multiplies their probabilities."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def _choose(self, probabilities: Sequence[float]) -> int:
-        """The scripted one of the options that can happen."""
+        """Returns the scripted one of the options with a probability above 0."""
         path = self.path
         possible = [option for option, probability in enumerate(probabilities) if probability > 0]
         if path.num_used == len(path.choices):
@@ -82,7 +82,7 @@ class ScriptedRandomness:
 
 
 def every_outcome(run: Callable[[ScriptedRandomness], Result]) -> Iterator[tuple[float, Result]]:
-    """Run `run` once per outcome of its choices; yields the outcome's probability and result."""
+    """Calls `run` once per outcome of its choices, and yields the outcome's probability and result."""
     choices: list[int] = []
     while True:
         path = Path(choices=choices)

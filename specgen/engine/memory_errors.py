@@ -1,4 +1,4 @@
-"""Converts out-of-memory errors of a library during generation."""
+"""Turns the out-of-memory exceptions of torch into `MemoryShortageError`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from specgen.core.library_errors import is_out_of_memory
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raises `MemoryShortageError` for the out-of-memory errors of a block; other errors pass.
+    """Converts out-of-memory exceptions: on CPU torch raises a plain RuntimeError.
 
     Raises:
         MemoryShortageError: Memory ran out inside the block.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         hint = "use a smaller draft, --quant nf4 or a shorter --max-new-tokens"

@@ -1,4 +1,4 @@
-"""The two kinds of chance a round needs, behind one small contract: so that a test can walk every outcome instead."""
+"""Makes the random choices of a round. The interface is small, so that tests can enumerate every outcome instead."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from specgen.core.settings import MAX_DRAFT_TOKENS
 
 
 class Randomness(Protocol):
-    """Where chance comes from."""
+    """Makes the random choices of a run."""
 
     def accept(self, probabilities: Tensor) -> Tensor:
-        """Independent decisions: `[n]` probabilities in, `[n]` bool out."""
+        """Decides independently with each of `[n]` probabilities. Returns `[n]` bool."""
 
     def draw(self, probs: Tensor) -> Tensor:
-        """One token id, `[]` int64, from the law `[vocab]`. Never one of probability zero."""
+        """Draws a token id, `[]` int64, from the distribution `[vocab]`. Its probability is never zero."""
 
 
 class TorchRandomness:
-    """Chance from one seeded `torch.Generator`; the global generator is left alone.
+    """Uses one seeded `torch.Generator`, and never the global one.
 
     Args:
-        seed: Seed; the same seed, settings and machine give the same text.
-        device: Where the uniforms are made: the target's device.
+        seed: The same seed, settings and machine give the same text.
+        device: Device of the generator: the target's.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -45,17 +45,17 @@ class TorchRandomness:
 
 
 class PositionNoise:
-    """Chance tied to positions: a row of exponential noise per position of the text, the same for target and draft.
+    """Ties random choices to positions: exponential noise per position of the text, the same for target and draft.
 
-    Both take the token with the largest probability / noise, which is an exact draw from the law (the Gumbel-max
-    trick). The target's choice then depends on seed, text and position only, and a draft is right as often as its
-    law, met with the same noise, picks the same token. So draws become point masses, accepted when equal.
+    Both choose the token with the largest probability / noise, which is an exact draw from the distribution (the
+    Gumbel-max trick). The target's choice then depends on seed, text and position only. A draft token is a point mass,
+    accepted if the draft's distribution with the same noise gives the same token.
     Source: Maddison et al. 2014 (arXiv:1411.0030) for the trick; Daliri et al. 2024 (arXiv:2408.07978) for its use
     here.
 
     Args:
         seed: Seed.
-        vocab_size: Width of the target's laws.
+        vocab_size: Width of the target's distributions.
     """
 
     def __init__(self, seed: int, vocab_size: int) -> None:
@@ -64,8 +64,8 @@ class PositionNoise:
         self._rows: dict[int, Tensor] = {}
 
     def rows(self, first: int, count: int) -> Tensor:
-        """Noise at positions `first` to `first + count - 1`: float64 `[count, vocab_size]`, on the CPU, above 0."""
-        # The draft asks for the rows of a round one by one before the target asks for all of them.
+        """Returns noise at positions `first` to `first + count - 1`: float64 `[count, vocab_size]`, CPU, above 0."""
+        # The draft needs the rows of a round one by one before the target needs all of them.
         self._rows = {at: row for at, row in self._rows.items() if at >= first - MAX_DRAFT_TOKENS}
         return torch.stack([self._row(position) for position in range(first, first + count)])
 
@@ -74,25 +74,25 @@ class PositionNoise:
         if row is None:
             mixed = (self._seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9) % 2**63
             generator = torch.Generator().manual_seed(mixed)
-            # In float32 one value in 2^24 is 0 and would win against everything: over 150,000 tokens that is one
-            # position in a hundred with a token out of nowhere.
+            # In float32 one value in 2^24 is 0 and would always win: with 150,000 tokens that is an arbitrary token at
+            # one position in a hundred.
             row = torch.empty(self._vocab_size, dtype=torch.float64).exponential_(generator=generator)
             row = self._rows[position] = row.clamp_(min=torch.finfo(torch.float64).tiny)
         return row
 
 
 def accepted(uniforms: Tensor, probabilities: Tensor) -> Tensor:
-    """Decide with uniforms from [0, 1). The strict `<` makes probability 0 impossible and probability 1 certain."""
+    """Decides with uniforms from [0, 1). The strict `<` makes probability 0 impossible and probability 1 certain."""
     if probabilities.device.type == "mps":
         return uniforms.to(torch.float32).to(probabilities.device) < probabilities
     return uniforms.to(probabilities.device) < probabilities
 
 
 def drawn(uniform: Tensor, probs: Tensor) -> Tensor:
-    """Invert the distribution function of `probs` `[vocab]` at `uniform` `[1]`.
+    """Inverts the cumulative distribution of `probs` `[vocab]` at `uniform` `[1]`.
 
     The first id whose cumulative probability exceeds the uniform's share has a probability above zero by
-    construction; the minimum with the last possible id guards the rounding of the product at the upper end.
+    construction. The minimum with the last possible id guards against rounding of the product at the upper end.
     """
     dtype = torch.float32 if probs.device.type == "mps" else uniform.dtype
     cumulative = probs.cumsum(dim=0, dtype=dtype)

@@ -31,7 +31,7 @@ class Sampler:
 
     @classmethod
     def seeded(cls, settings: SamplingSettings, device: torch.device, vocab_size: int) -> Sampler:
-        """Make a sampler from the settings' seed, for a target on this device with logits of this width."""
+        """Makes a sampler from the settings' seed, for a target on this device with logits of this width."""
         is_tied = settings.same_text and not settings.is_greedy
         noise = PositionNoise(settings.seed, vocab_size) if is_tied else None
         return cls(settings, TorchRandomness(settings.seed, device), noise)
@@ -56,7 +56,7 @@ class TokenDistributions:
 def token_distributions(
     logits: Tensor, settings: SamplingSettings, seen: Tensor | None = None, noise: Tensor | None = None
 ) -> TokenDistributions:
-    """Turn logits into distributions.
+    """Turns logits into distributions.
 
     Args:
         logits: `[rows, vocab]`, float.
@@ -84,7 +84,7 @@ def token_distributions(
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the largest logit of each row and the first token that has it; NaN counts as larger than all others.
+    """Finds the largest logit of each row and the first token that has it; NaN counts as larger than all others.
 
     Args:
         logits: `[rows, vocab]`, float.
@@ -100,7 +100,7 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def likeliest_on_host(logits: Tensor) -> tuple[list[float], list[int]] | None:
-    """Compute `likeliest` with numpy, as Python numbers; None if that would need a copy.
+    """Computes `likeliest` with numpy, as Python numbers; None if that would need a copy.
 
     numpy searches a row of 150,000 values in 13 us. torch takes 150 us: it carries an index with every value.
     """
@@ -112,7 +112,7 @@ def likeliest_on_host(logits: Tensor) -> tuple[list[float], list[int]] | None:
 
 
 def penalize(logits: Tensor, penalty: float, seen: Tensor | None) -> Tensor:
-    """Make tokens that are already in the text less likely.
+    """Makes tokens that are already in the text less likely.
 
     Source: Keskar et al. 2019 (arXiv:1909.05858), with the sign rule all libraries use.
     """
@@ -147,7 +147,7 @@ def _keep_min_p(scores: Tensor, min_p: float) -> Tensor:
 def seen_rows(
     ids: Sequence[int], draft_ids: Tensor, vocab_size: int, settings: SamplingSettings, device: torch.device
 ) -> Tensor | None:
-    """Mark the tokens that are in the text at each position of a draft.
+    """Marks the tokens that are in the text at each position of a draft.
 
     Args:
         ids: The text so far.

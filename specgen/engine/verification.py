@@ -1,4 +1,4 @@
-"""The one accept rule. Target laws and a draft in, the number of kept tokens and the target's own token out; pure."""
+"""Implements the accept rule: how many draft tokens are kept, and the target's own token after them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from specgen.engine.sampling import TokenDistributions
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Proposed tokens and the laws they were drawn from.
+    """Proposed tokens and the distributions they were drawn from.
 
     Args:
         ids: `[drafted]` int64.
-        probs: `[drafted, vocab]`, row i the law `ids[i]` was really drawn from, after all processors.
-            None where nothing was drawn: a greedy draft model or a lookup is a point mass at `ids`.
+        probs: `[drafted, vocab]`; `ids[i]` was drawn from row i, after all processors. None if nothing was drawn:
+            the draft of a greedy model or of lookup is a point mass at `ids`.
         source: What made it.
     """
 
@@ -31,10 +31,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the target says of a draft.
+    """The result of verifying a draft.
 
     Args:
-        num_accepted: `[]` int64, the first so many draft tokens are kept.
+        num_accepted: `[]` int64, number of draft tokens to keep.
         target_id: `[]` int64, the target's own token after them: correction, or bonus if all were kept.
     """
 
@@ -43,18 +43,18 @@ class Verdict:
 
 
 def verify(target: TokenDistributions, draft: Draft, randomness: Randomness, rule: Verification = "block") -> Verdict:
-    """Keep a prefix of the draft that the target accepts, and add one token of the target's.
+    """Keeps a prefix of the draft that the target accepts, and adds one token of the target's own.
 
-    The text that results has the target's law exactly, whatever the draft and the rule.
+    The resulting text has exactly the target's distribution, for any draft and either rule.
     Source: Leviathan et al. 2023 (arXiv:2211.17192), Algorithm 1; Chen et al. 2023 (arXiv:2302.01318);
     for `block` Sun et al. 2024 (arXiv:2403.10444).
 
     Args:
-        target: Laws at `drafted + 1` positions.
+        target: Distributions at `drafted + 1` positions.
         draft: The draft; may be empty.
         randomness: Used for a sampling target only.
-        rule: `token` decides token by token; `block` weighs the draft as a whole and keeps at least as many on
-            average. They differ for drawn drafts only: a point mass leaves nothing to weigh.
+        rule: `token` verifies token by token; `block` verifies the draft as a whole and keeps at least as many tokens
+            on average. They differ for sampled drafts only, not for point masses.
     """
     num_drafted = draft.ids.shape[0]
     if target.probs is None:
@@ -70,10 +70,10 @@ def verify(target: TokenDistributions, draft: Draft, randomness: Randomness, rul
 
 
 def _verify_block(target_probs: Tensor, ids: Tensor, draft_probs: Tensor, randomness: Randomness) -> Verdict:
-    """Block verification: the longest prefix whose own coin falls right is kept, whatever shorter ones said.
+    """Keeps the longest prefix that is accepted; each prefix is decided independently of the shorter ones.
 
     With w(i) = min(1, w(i-1) * target / draft) and R(i) the mass of max(w(i) * target - draft, 0) at the next
-    position, prefix i < k is kept with chance R / (R + 1 - w), the whole draft with chance w(k).
+    position, prefix i < k is accepted with probability R / (R + 1 - w), the whole draft with probability w(k).
     """
     num_drafted = ids.shape[0]
     ratios = likelihood_ratios(target_probs[:num_drafted], Draft(ids, draft_probs))
@@ -84,10 +84,10 @@ def _verify_block(target_probs: Tensor, ids: Tensor, draft_probs: Tensor, random
     rest = weight[:num_drafted, None] * target_probs[:num_drafted] - draft_probs.to(target_probs.dtype)
     mass = rest.clamp(min=0.0).sum(dim=-1)[1:]
     gap = mass + 1 - weight[1:num_drafted]
-    # Where both are nothing the next token is sure to be kept, and this coin does not matter.
-    chances = torch.cat([torch.where(gap > 0, mass / torch.where(gap > 0, gap, 1.0), 1.0), weight[num_drafted:]])
+    # Where both terms are 0 the next token is certainly kept, and this decision does not matter.
+    probabilities = torch.cat([torch.where(gap > 0, mass / torch.where(gap > 0, gap, 1.0), 1.0), weight[num_drafted:]])
     lengths = torch.arange(1, num_drafted + 1, device=ids.device)
-    num_accepted = (randomness.accept(chances).to(lengths.device) * lengths).amax()
+    num_accepted = (randomness.accept(probabilities).to(lengths.device) * lengths).amax()
     row = target_probs.index_select(0, num_accepted.view(1)).squeeze(0)
     is_whole = num_accepted == num_drafted
     of_draft = draft_probs.index_select(0, num_accepted.clamp(max=num_drafted - 1).view(1)).squeeze(0).to(row.dtype)
@@ -97,18 +97,18 @@ def _verify_block(target_probs: Tensor, ids: Tensor, draft_probs: Tensor, random
 
 
 def acceptance_probabilities(target_probs: Tensor, draft: Draft) -> Tensor:
-    """`min(1, target / draft)` at each drafted token, `[drafted]`.
+    """Returns `min(1, target / draft)` at each drafted token, `[drafted]`.
 
     A point-mass draft has probability 1 at its token, so its acceptance is the target's probability.
 
     Raises:
-        AssertionError: A drafter claims probability 0 for a token it drew (checked where looking costs nothing).
+        AssertionError: A drafter gives probability 0 to a token it drew (checked on CPU, where reading is free).
     """
     return likelihood_ratios(target_probs, draft).clamp(max=1.0)
 
 
 def likelihood_ratios(target_probs: Tensor, draft: Draft) -> Tensor:
-    """`target / draft` at each drafted token, `[drafted]`; see `acceptance_probabilities`."""
+    """Returns `target / draft` at each drafted token, `[drafted]`; see `acceptance_probabilities`."""
     columns = draft.ids.unsqueeze(-1)
     of_target = target_probs.gather(-1, columns).squeeze(-1)
     if draft.probs is None:
@@ -120,10 +120,10 @@ def likelihood_ratios(target_probs: Tensor, draft: Draft) -> Tensor:
 
 
 def residual_distribution(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-    """Law of the correction: `max(target - draft, 0)`, normalized. `[vocab]` in, `[vocab]` out.
+    """Returns the distribution of the correction, `[vocab]`: `max(target - draft, 0)`, normalized.
 
-    With `draft_probs` zero everywhere it is the target's law itself: the bonus token. Where the two laws are equal up
-    to rounding nothing is left, and the target's law stands in (a rejection there has probability zero anyway).
+    With `draft_probs` zero everywhere it is the target's own distribution, that of the bonus token. If the two
+    distributions are equal up to rounding, it is the target's too (a rejection then has probability zero anyway).
     """
     rest = (target_probs - draft_probs).clamp(min=0.0)
     total = rest.sum()
@@ -131,7 +131,7 @@ def residual_distribution(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
 
 
 def _draft_distribution_at(position: Tensor, draft: Draft, like: Tensor) -> Tensor:
-    """Draft law at `position`, zero everywhere if the position lies behind the draft. No host read."""
+    """Returns the draft's distribution at `position`, or zeros after the draft's end. Needs no host read."""
     num_drafted = draft.ids.shape[0]
     if num_drafted == 0:
         return torch.zeros_like(like)

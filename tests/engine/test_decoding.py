@@ -337,7 +337,7 @@ def test_memory_too_short_for_judging_one_token_ends_the_run_as_such(
     with pytest.raises(MemoryShortageError):
         run_events(target, NoDrafter(), [3, 4, 5], sampling=SAMPLED)
 
-    assert target.held == [3, 4]
+    assert target.cached_ids == [3, 4]
 
 
 def _break_judging(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], error: Exception) -> None:

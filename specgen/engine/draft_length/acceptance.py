@@ -30,12 +30,12 @@ class RejectionDrift:
         self._num_rejected = self._num_expected = 0.0
 
     def corrected(self, acceptance: float) -> float:
-        """Return an acceptance probability after scaling its complement by the ratio."""
+        """Returns an acceptance probability after scaling its complement by the ratio."""
         ratio = (self._num_rejected + DRIFT_PRIOR_WEIGHT) / (self._num_expected + DRIFT_PRIOR_WEIGHT)
         return 1 - min((1 - acceptance) * ratio, 1.0)
 
     def observe(self, acceptance: float, was_accepted: bool) -> None:
-        """Learn from one tested token and its estimated acceptance."""
+        """Learns from one tested token and its estimated acceptance."""
         self._num_rejected = self._num_rejected * DRIFT_DECAY + (not was_accepted)
         self._num_expected = self._num_expected * DRIFT_DECAY + 1 - acceptance
 
@@ -56,11 +56,11 @@ class AcceptanceByConfidence:
         self._drift = RejectionDrift()
 
     def estimate(self, confidence: float) -> float:
-        """Return the probability that the target accepts a token drafted with this confidence."""
+        """Returns the probability that the target accepts a token drafted with this confidence."""
         return self._drift.corrected(self._of_bin(confidence))
 
     def observe(self, confidence: float, was_accepted: bool) -> None:
-        """Learn from one tested token and the confidence it was drafted with."""
+        """Learns from one tested token and the confidence it was drafted with."""
         self._drift.observe(self._of_bin(confidence), was_accepted)
         index = _confidence_bin(confidence)
         self._accepted[index] = self._accepted[index] * BIN_DECAY + was_accepted
@@ -117,11 +117,11 @@ class AcceptanceByMatch:
         self._drift = RejectionDrift()
 
     def estimates(self, match: LookupMatch) -> list[float]:
-        """Return the acceptance probability of each token of a match."""
+        """Returns the acceptance probability of each token of a match."""
         return [self._drift.corrected(self._of_bin(match, position)) for position in range(len(match.ids))]
 
     def observe(self, match: LookupMatch, written: Sequence[int]) -> None:
-        """Learn from the tokens that the target wrote where the match was found."""
+        """Learns from the tokens that the target wrote where the match was found."""
         for position, (proposed, token) in enumerate(zip(match.ids, written, strict=False)):
             was_right = proposed == token
             self._drift.observe(self._of_bin(match, position), was_right)
@@ -136,7 +136,7 @@ class AcceptanceByMatch:
         return accepted[index] / tested[index]
 
     def _bin(self, match: LookupMatch, position: int) -> tuple[list[float], list[float], int]:
-        """Return the counts and the bin of a token. Only the first token of a match can be ambiguous."""
+        """Returns the counts and the bin of a token. Only the first token of a match can be ambiguous."""
         length = match.num_matched + position
         index = max(i for i, (shortest, _) in enumerate(MATCH_BINS) if shortest <= length)
         row = int(match.is_ambiguous and position == 0)

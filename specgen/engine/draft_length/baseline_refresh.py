@@ -38,7 +38,7 @@ class BaselineRefresh:
         )
 
     def observe(self, round_: Round, known_seconds: float) -> None:
-        """Learn from a finished round.
+        """Learns from a finished round.
 
         Args:
             round_: The round.

@@ -44,7 +44,7 @@ class CostTable:
         """Ratio of this run's passes to the earlier run's; 1 without an earlier run."""
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Add one pass. The first pass of a length may be slow: the expected value then counts as a sample, too."""
+        """Adds one pass. The first pass of a length may be slow: the expected value then counts as a sample, too."""
         samples = self._samples.get(num_tokens)
         if samples is None:
             expected = self.seconds(num_tokens) if self._medians else seconds
@@ -87,7 +87,7 @@ class CostTable:
         return num_tokens in self._medians
 
     def seconds(self, num_tokens: int) -> float:
-        """Return the cost of a pass: measured, interpolated, or extrapolated beyond the longest known pass."""
+        """Returns the cost of a pass: measured, interpolated, or extrapolated beyond the longest known pass."""
         known = self._medians
         inside = interpolated(known, num_tokens)
         if inside is not None or not known:
@@ -100,7 +100,7 @@ class CostTable:
         return known[longest] + max(OPTIMISTIC_SLOPE * known[shortest], mean) * (num_tokens - longest)
 
     def optimistic_seconds(self, num_tokens: int) -> float:
-        """Return `seconds`, except that tokens beyond the longest known pass are nearly free."""
+        """Returns `seconds`, except that tokens beyond the longest known pass are nearly free."""
         longest = max(self._medians, default=0)
         if num_tokens <= longest or not longest:
             return self.seconds(num_tokens)
@@ -126,7 +126,7 @@ class DraftCost:
         self._num_rounds = 0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Add the draft of one round. An earlier run's value counts as one round."""
+        """Adds the draft of one round. An earlier run's value counts as one round."""
         if not self._samples and self._earlier is not None:
             self._samples.append(self.seconds)
         self._samples.append(seconds / num_tokens)

@@ -34,15 +34,15 @@ class Exploration:
         return num_tokens <= self._budget
 
     def start_trial(self, expected_tokens: float) -> None:
-        """Make this round a trial of a draft that is expected to yield so many tokens."""
+        """Makes this round a trial of a draft that is expected to yield so many tokens."""
         self._expected_tokens = expected_tokens
 
     def end_trial(self) -> None:
-        """Make this round an ordinary one."""
+        """Makes this round an ordinary one."""
         self._expected_tokens = None
 
     def observe(self, round_: Round) -> None:
-        """Charge a trial's time, in tokens of plain decoding, less its expected tokens.
+        """Charges a trial's time, in tokens of plain decoding, less its expected tokens.
 
         Not less the tokens that came: bad luck with a few tokens is no reason to stop trying.
         """

@@ -34,7 +34,7 @@ class FixedLength:
         return True
 
     def on_token(self, confidence: float) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         self._match = match

@@ -43,15 +43,15 @@ class LookupDrafts:
         self._match: LookupMatch | None = None
 
     def start_round(self) -> None:
-        """Forget the match of the last round."""
+        """Forgets the match of the last round."""
         self._match = None
 
     def note(self, match: LookupMatch) -> None:
-        """Remember the match of this round, to learn from it whether it is drafted or not."""
+        """Remembers the match of this round, to learn from it whether it is drafted or not."""
         self._match = match
 
     def best_length(self, match: LookupMatch, seconds: Callable[[int], float]) -> LookupLength:
-        """Return the length with the largest gain.
+        """Returns the length with the largest gain.
 
         Args:
             match: The draft.
@@ -68,6 +68,6 @@ class LookupDrafts:
         return best
 
     def observe(self, round_: Round) -> None:
-        """Learn from a finished round."""
+        """Learns from a finished round."""
         if self._match is not None:
             self._acceptance.observe(self._match, round_.token_ids)

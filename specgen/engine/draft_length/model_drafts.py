@@ -31,12 +31,12 @@ class DraftModelStats:
         """Counts accepted tokens only."""
 
     def gain(self, rate: float, plain_seconds: float) -> float | None:
-        """Return the accepted tokens of a round, less those lost in its extra time; None before the first round."""
+        """Returns the accepted tokens of a round, less those lost in its extra time; None before the first round."""
         rounds = self._rounds
         return rounds.tokens - rate * (rounds.seconds - plain_seconds) if rounds.num_rounds else None
 
     def observe(self, round_: Round, draft_seconds: float) -> None:
-        """Add a round of the model. `draft_seconds` is the cost of its tokens without reading missed ones."""
+        """Adds a round of the model. `draft_seconds` is the cost of its tokens without reading missed ones."""
         if self.num_missed:
             per_missed = max(round_.draft_seconds - draft_seconds, 0.0) / self.num_missed
             self.seconds_per_missed += (per_missed - self.seconds_per_missed) * STATS_STEP
@@ -67,12 +67,12 @@ class ModelDrafts:
         self._reach = 1.0
 
     def start_round(self) -> None:
-        """Prepare for a new round."""
+        """Prepares for a new round."""
         self._confidences = []
         self._reach = 1.0
 
     def on_token(self, confidence: float) -> None:
-        """Note that a token was drafted."""
+        """Notes that a token was drafted."""
         self._confidences.append(confidence)
         self._reach *= self._acceptance.estimate(confidence)
 
@@ -106,7 +106,7 @@ class ModelDrafts:
         return gain <= own_gain + margin + (rate * self._stats.seconds_per_missed * num_tokens if own_gain > 0 else 0.0)
 
     def best_trial(self) -> tuple[int, float]:
-        """Return the length that comes closest to paying, and the tokens that it is expected to lose."""
+        """Returns the length that comes closest to paying, and the tokens that it is expected to lose."""
 
         def loss(length: int) -> float:
             extra = self._costs.optimistic_seconds(length + 1) - self._costs.seconds(1)
@@ -117,11 +117,11 @@ class ModelDrafts:
         return best, loss(best)
 
     def expected_tokens(self, length: int) -> float:
-        """Return the expected number of accepted tokens of a draft of this length."""
+        """Returns the expected number of accepted tokens of a draft of this length."""
         return sum(self._acceptance.mean**position for position in range(1, length + 1))
 
     def observe(self, round_: Round) -> None:
-        """Learn from a finished round."""
+        """Learns from a finished round."""
         if round_.index == 0:
             # The drafter has just read the prompt.
             self._stats.num_missed = 0
@@ -138,7 +138,7 @@ class ModelDrafts:
         self._stats.observe(round_, num_drafted * self._draft_cost.seconds)
 
     def _gain_ahead(self) -> float:
-        """Return the largest yield - rate * cost over numbers of further tokens."""
+        """Returns the largest yield - rate * cost over numbers of further tokens."""
         length = self.num_drafted
         here = self._costs.optimistic_seconds(length + 1)
         # Drafting pays at all if it is faster than plain decoding; a lucky recent rate does not change that.
@@ -152,7 +152,7 @@ class ModelDrafts:
         return best
 
     def _reading_seconds(self) -> float:
-        """Estimate the draft model's time to read missed tokens: as many of its steps as the target would need."""
+        """Estimates the draft model's time to read missed tokens: as many of its steps as the target would need."""
         num_missed = self._stats.num_missed
         share = self._draft_cost.seconds / self._costs.seconds(1)
         expected = share * (self._costs.optimistic_seconds(num_missed + 1) - self._costs.seconds(1))

@@ -15,16 +15,16 @@ class LengthPolicy(Protocol):
     """Whether to call `on_token`: for a greedy draft the confidence costs a pass over the vocabulary."""
 
     def start_round(self) -> None:
-        """Prepare for a new round."""
+        """Prepares for a new round."""
 
     def should_draft(self) -> bool:
-        """Decide whether to draft one more token."""
+        """Decides whether to draft one more token."""
 
     def on_token(self, confidence: float) -> None:
-        """Note that a token was drafted, with this confidence of the drafter (0 to 1)."""
+        """Notes that a token was drafted, with this confidence of the drafter (0 to 1)."""
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
-        """Decide how many tokens of a lookup match to propose; they cost only their verification.
+        """Decides how many tokens of a lookup match to propose; they cost only their verification.
 
         Args:
             match: The tokens that followed the same text before.
@@ -32,4 +32,4 @@ class LengthPolicy(Protocol):
         """
 
     def observe(self, round_: Round) -> None:
-        """Learn from a finished round."""
+        """Learns from a finished round."""

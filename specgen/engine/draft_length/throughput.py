@@ -25,7 +25,7 @@ class RecentRounds:
         self.tokens = self.seconds = 0.0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
-        """Add a round."""
+        """Adds a round."""
         self.num_rounds += 1
         step = max(self._step, 1 / self.num_rounds)
         self.tokens += (num_tokens - self.tokens) * step
@@ -51,6 +51,6 @@ class Throughput:
         return max(recent, 1 / plain_seconds) if plain_seconds else recent
 
     def observe(self, round_: Round) -> None:
-        """Learn from a round that was not a trial."""
+        """Learns from a round that was not a trial."""
         if round_.seconds:
             self._recent.observe(len(round_.token_ids), round_.seconds)

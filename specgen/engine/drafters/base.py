@@ -21,14 +21,14 @@ class Drafter(Protocol):
     """Proposes tokens for the target to verify."""
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Read the prompt before the first round; `ids` is a prefix of the next call's `ids`.
+        """Reads the prompt before the first round; `ids` is a prefix of the next call's `ids`.
 
         Raises:
             DraftError: As in `propose`.
         """
 
     def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
-        """Propose the tokens after `ids`.
+        """Proposes the tokens after `ids`.
 
         Args:
             ids: The text so far, never empty.
@@ -40,25 +40,25 @@ class Drafter(Protocol):
         """
 
     def rewind(self, length: int) -> None:
-        """Forget the text after its first `length` tokens."""
+        """Forgets the text after its first `length` tokens."""
 
 
 class NoDrafter:
     """Proposes nothing. The loop is then plain decoding, the baseline of every comparison."""
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
     def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:  # noqa: ARG002
         return empty_draft()
 
     def rewind(self, length: int) -> None:
-        """Do nothing."""
+        """Does nothing."""
 
 
 @contextmanager
 def draft_errors() -> Iterator[None]:
-    """Turn any exception inside a drafter into a `DraftError`: the draft fails, and the answer continues.
+    """Turns any exception inside a drafter into a `DraftError`: the draft fails, and the answer continues.
 
     Raises:
         DraftError: An exception occurred inside the block; it is the cause.
@@ -73,7 +73,7 @@ def draft_errors() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    """Describe an error. Python's own often consist of a key or a number only, so their class goes in front."""
+    """Describes an error. Python's own often consist of a key or a number only, so their class goes in front."""
     kind, message = type(error).__name__, str(error).partition("\n")[0]
     if not message:
         return kind
@@ -81,7 +81,7 @@ def _one_line(error: Exception) -> str:
 
 
 def failure_of(work: Callable[[], object]) -> DraftError | None:
-    """Run a drafter's method and return its error; None if it succeeded."""
+    """Runs a drafter's method and return its error; None if it succeeded."""
     try:
         with draft_errors():
             work()
@@ -91,24 +91,24 @@ def failure_of(work: Callable[[], object]) -> DraftError | None:
 
 
 def release_after_failure(drafter: Drafter) -> None:
-    """Empty the cache of a drafter that failed: its content is unknown now. A second error is ignored."""
+    """Empties the cache of a drafter that failed: its content is unknown now. A second error is ignored."""
     failure_of(lambda: drafter.rewind(0))
 
 
 def failure_notice(failure: Failure) -> str:
-    """Describe for the user why a drafter was dropped."""
+    """Describes for the user why a drafter was dropped."""
     if isinstance(failure, MemoryShortageError):
         return f"{failure.message}: the draft was dropped; the text is not affected"
     return f"the drafter failed and was dropped; the text is not affected: {failure}"
 
 
 def strict_error(failure: Failure) -> SpecgenError:
-    """Return the error for a failed drafter under `--strict`. Its class, and so the exit code, is the cause's."""
+    """Returns the error for a failed drafter under `--strict`. Its class, and so the exit code, is the cause's."""
     cause = failure.__cause__ if isinstance(failure, DraftError) else failure
     kind = type(cause) if isinstance(cause, SpecgenError) else PairError
     return kind(f"the drafter failed: {failure}", "omit --strict to continue without the drafter")
 
 
 def empty_draft() -> Draft:
-    """Return a draft of no tokens."""
+    """Returns a draft of no tokens."""
     return Draft(torch.empty(0, dtype=torch.int64))

@@ -42,7 +42,7 @@ class LookupDrafter:
         return len(self._text.ids)
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Index `ids` without its last token, which the next proposal searches with."""
+        """Indexs `ids` without its last token, which the next proposal searches with."""
         new = ids[len(self._text.ids) : -1]
         self._text.extend(new)
         if self._given.ids:
@@ -58,7 +58,7 @@ class LookupDrafter:
         )
 
     def match(self, ids: Sequence[int], limit: int) -> LookupMatch | None:
-        """Return at most `limit` tokens that followed the longest earlier occurrence of the end of `ids`, if any."""
+        """Returns at most `limit` tokens that followed the longest earlier occurrence of the end of `ids`, if any."""
         self.feed(ids)
         here = self._text.longest_match(self._text.end, ids[-1])
         given = self._given.longest_match(self._cursor, ids[-1])
@@ -70,13 +70,13 @@ class LookupDrafter:
         return _lookup_match(given, following[: following.index(SEPARATOR)] if SEPARATOR in following else following)
 
     def rewind(self, length: int) -> None:
-        """Drop the index if indexed text was removed (a chat turn undone); rejected drafts are never indexed."""
+        """Drops the index if indexed text was removed (a chat turn undone); rejected drafts are never indexed."""
         if length < len(self._text.ids):
             self._text, self._cursor = SuffixAutomaton(), Cursor()
 
 
 def drafted(match: LookupMatch, num_tokens: int) -> Draft:
-    """Return the first tokens of a match as a draft."""
+    """Returns the first tokens of a match as a draft."""
     return Draft(torch.tensor(match.ids[:num_tokens], dtype=torch.int64), source="lookup")
 
 
@@ -86,6 +86,6 @@ def _lookup_match(occurrence: Occurrence, ids: Sequence[int]) -> LookupMatch | N
 
 
 def _repeated(ids: Sequence[int], start: int, count: int) -> list[int]:
-    """Return `count` tokens from `start` on; after its end the text is expected to repeat itself."""
+    """Returns `count` tokens from `start` on; after its end the text is expected to repeat itself."""
     period = len(ids) - start
     return [ids[start + index % period] for index in range(count)]

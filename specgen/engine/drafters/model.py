@@ -61,7 +61,7 @@ class ModelDrafter:
         while draft_ids.shape[0] < limit and draft_length.should_draft():
             logits = self.model.logits(ids, 1, tail=draft_ids)
             distribution = self._distribution(logits, ids, draft_ids)
-            # A greedy draft on CUDA is spared the host read: the target checks whatever NaN leads to.
+            # A greedy draft on CUDA skips this host read: the target verifies the tokens anyway.
             if (distribution.probs is not None or draft_length.uses_confidence or not logits.is_cuda) and not bool(
                 distribution.is_finite
             ):
@@ -80,7 +80,7 @@ class ModelDrafter:
         self.model.rewind(min(length, self.model.length))
 
     def _distribution(self, logits: Tensor, ids: Sequence[int], draft_ids: Tensor) -> TokenDistributions:
-        """Compute the distribution of the token after `ids` and `draft_ids`, over the model's own logits."""
+        """Computes the distribution of the token after `ids` and `draft_ids`, over the model's own logits."""
         settings, noise = self._sampler.settings, self._sampler.noise
         seen = seen_rows(ids, draft_ids, self._vocab_size, settings, self.model.device)
         row = None if noise is None else noise.rows(len(ids) + draft_ids.shape[0], 1)
@@ -89,26 +89,26 @@ class ModelDrafter:
         )
 
     def _own_columns(self, rows: Tensor | None) -> Tensor | None:
-        """Select from `[n, vocab]` the columns that the model has logits for."""
+        """Selects from `[n, vocab]` the columns that the model has logits for."""
         if rows is None:
             return None
         return rows[:, : self.model.vocab_size] if self._columns is None else rows[:, self._columns.to(rows.device)]
 
     def _over_target_vocab(self, probs: Tensor) -> Tensor:
-        """Extend `[n, logits]` probabilities to the target's vocabulary with zeros."""
+        """Extends `[n, logits]` probabilities to the target's vocabulary with zeros."""
         if self._columns is None:
             return torch.nn.functional.pad(probs, (0, self._vocab_size - probs.shape[-1]))
         return probs.new_zeros(probs.shape[0], self._vocab_size).index_copy_(1, self._columns, probs)
 
     def _can_read(self, ids: Sequence[int]) -> bool:
-        """Check that the text fits the draft's window and each new token has an embedding."""
+        """Checks that the text fits the draft's window and each new token has an embedding."""
         if self._max_positions is not None and len(ids) > self._max_positions:
             return False
         return max(ids[self.model.length :], default=0) < self.model.num_embeddings
 
 
 def _confidence(logits: Tensor, distribution: TokenDistributions) -> float:
-    """Return the probability of the likeliest token. A host read, which on CUDA waits for the draft's step."""
+    """Returns the probability of the likeliest token. A host read, which on CUDA waits for the draft's step."""
     if distribution.probs is not None:
         return float(distribution.probs.max())
     return float((logits.max() - logits.logsumexp(dim=-1)).exp())

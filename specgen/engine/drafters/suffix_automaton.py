@@ -53,7 +53,7 @@ class SuffixAutomaton:
         self._last = ROOT
 
     def extend(self, ids: Iterable[int]) -> None:
-        """Add tokens to the text."""
+        """Adds tokens to the text."""
         for token in ids:
             self._add(token)
 
@@ -63,7 +63,7 @@ class SuffixAutomaton:
         return Cursor(self._last, self._length[self._last])
 
     def step(self, cursor: Cursor, token: int) -> Cursor:
-        """Return the cursor of a text after it has grown by `token`."""
+        """Returns the cursor of a text after it has grown by `token`."""
         state, length = cursor.state, cursor.length
         while state != NONE and token not in self._next[state]:
             state = self._link[state]
@@ -71,7 +71,7 @@ class SuffixAutomaton:
         return Cursor() if state == NONE else Cursor(self._next[state][token], length + 1)
 
     def longest_match(self, cursor: Cursor, token: int) -> Occurrence | None:
-        """Return the longest end of a text followed by `token` that occurs here; None if `token` does not occur.
+        """Returns the longest end of a text followed by `token` that occurs here; None if `token` does not occur.
 
         Args:
             cursor: Of the text, which may be the automaton's own.
@@ -101,7 +101,7 @@ class SuffixAutomaton:
         self._update_suffixes(self._link[new])
 
     def _split(self, state: int, token: int) -> int:
-        """Return a state of its own for the run of `state` followed by `token`, split from longer runs."""
+        """Returns a state of its own for the run of `state` followed by `token`, split from longer runs."""
         shared = self._next[state][token]
         if self._length[shared] == self._length[state] + 1:
             return shared
@@ -122,7 +122,7 @@ class SuffixAutomaton:
         return len(self._length) - 1
 
     def _update_suffixes(self, state: int) -> None:
-        """Record that the runs of `state` and of its links also end here."""
+        """Records that the runs of `state` and of its links also end here."""
         for _ in range(NUM_UPDATED):
             if state == ROOT:
                 return
