@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-from specgen.cli.chat.actions import VIEW_NAMES
 from specgen.cli.chat.commands import COMMANDS
 from specgen.cli.chat.settings import SETTING_NAMES
+from specgen.render.views import ViewName
 from specgen.storage.saved_chats import SessionFolder
 
 Choices = Callable[[], Iterable[str]]
@@ -26,7 +27,7 @@ def argument_choices(folder: SessionFolder) -> dict[str, Choices]:
         "/set": lambda: SETTING_NAMES,
         "/stats": lambda: ("on", "off"),
         "/system": lambda: ("none",),
-        "/view": lambda: VIEW_NAMES,
+        "/view": lambda: get_args(ViewName),
     }
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from specgen.cli.chat.autosave import Autosave, absolute_name, transcript_of
-from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages
 from specgen.cli.terminal_mode import TerminalMode
@@ -21,6 +20,7 @@ from specgen.render.text_width import cut_to_cells
 from specgen.storage.transcript import Transcript
 
 if TYPE_CHECKING:
+    from specgen.cli.chat.settings import ChatSettings
     from specgen.runtime.conversation import Conversation, ReplySettings
     from specgen.runtime.generation import Generation
 
