@@ -23,8 +23,8 @@ PREFILL_CHUNK = 512
 class CachedModel:
     """A model and its KV cache.
 
-    Invariant: between rounds the cache contains a prefix of `ids[:-1]`. The next call feeds what is missing, and the
-    last token is always fed again. So a fully accepted draft, a rejected one and a new chat turn need no special case.
+    Invariant: between rounds the cache contains a prefix of `ids[:-1]`. The next call feeds what is missing, which is
+    the last token at least. So a fully accepted draft, a rejected one and a new chat turn need no special case.
 
     Args:
         model: A transformers causal language model in eval mode.
