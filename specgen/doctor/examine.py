@@ -1,8 +1,9 @@
-"""Looks: at libraries, caches and a pair of models before their weights are read. Prints nothing."""
+"""Examines libraries, caches, and a pair of models before their weights are read."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +30,7 @@ LONGEST_MEASURED_DRAFT = 12
 
 
 def examine_libraries(machine: Machine) -> LibraryState:
-    """Versions, CUDA, and whether bitsandbytes really quantizes here."""
+    """Returns versions, the state of CUDA, and whether bitsandbytes can quantize on each device."""
     state = {}
     for device in ["cpu", *(gpu.device for gpu in machine.gpus)]:
         try:
@@ -42,23 +43,23 @@ def examine_libraries(machine: Machine) -> LibraryState:
 
 def _cuda(machine: Machine) -> str:
     if machine.cuda_version is None:
-        return "this torch is built without CUDA"
+        return "this torch was built without CUDA"
     if not machine.gpus:
-        return f"torch is built for CUDA {machine.cuda_version}, but finds no device: check nvidia-smi"
+        return f"torch was built for CUDA {machine.cuda_version}, but finds no device: check nvidia-smi"
     return f"CUDA {machine.cuda_version}, {len(machine.gpus)} device{'s' if len(machine.gpus) > 1 else ''}"
 
 
 def examine_caches() -> list[CacheState]:
-    """Our folder of converted models, and the hub's."""
+    """Returns the cache of converted models and the cache of the hub."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    ours, hub = cache_root(), Path(HF_HUB_CACHE)
-    return [_cache("converted", ours, "*/*/config.json"), _cache("hub", hub, "models--*")]
+    return [
+        _cache_state("converted", cache_root(), "*/*/config.json"),
+        _cache_state("hub", Path(HF_HUB_CACHE), "models--*"),
+    ]
 
 
-def _cache(name: str, path: Path, pattern: str) -> CacheState:
-    import shutil
-
+def _cache_state(name: str, path: Path, pattern: str) -> CacheState:
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
         free: int | None = shutil.disk_usage(existing).free
@@ -68,7 +69,7 @@ def _cache(name: str, path: Path, pattern: str) -> CacheState:
 
 
 def _size(path: Path) -> int:
-    """Bytes of all files below; links count once, where they point to."""
+    """Returns the bytes of all files below. Links do not count, as most point to another file below."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -79,27 +80,26 @@ def _size(path: Path) -> int:
 
 
 def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
-    """What is known of a pair's models before their weights are read.
+    """Plans the memory of a pair, without reading weights.
 
     Args:
-        pair: Resolving it has checked files, tokenizers and whether they fit together.
-        num_positions: Length of text to plan memory for; default: the window, at most 4096. On llama.cpp always the
-            window.
+        pair: Files, tokenizers and their compatibility are already checked.
+        num_positions: Text length to plan for. Default: the window, at most 4096. With llama.cpp always the window.
 
     Raises:
-        DeviceError: A device asked for is missing.
-        SettingsError: A weight format can't be applied.
+        DeviceError: A requested device is missing.
+        SettingsError: A weight format cannot be applied.
     """
     window = min((size for size in (pair.window, pair.draft_window) if size), default=None)
-    # llama.cpp makes its cache for the whole window at the start, whatever is written.
+    # llama.cpp allocates its cache for the whole window at the start.
     whole = window if pair.target.gguf is not None else None
     positions = whole or num_positions or min(window or 4096, 4096)
-    models = [_model(pair.target, positions)]
+    models = [_model_plan(pair.target, positions)]
     if pair.draft is not None and pair.draft.draft_head is not None:
         settings = replace(pair.target.settings, quant=pair.draft.settings.quant)
         models.append(_draft_head_plan(pair.draft.draft_head, pair.draft.name, settings, positions))
     elif pair.draft is not None:
-        models.append(_model(pair.draft, positions))
+        models.append(_model_plan(pair.draft, positions))
     return PairReport(
         models=tuple(models),
         devices=tuple(_devices(models)),
@@ -112,27 +112,27 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     )
 
 
-def _model(model: ResolvedModel, num_positions: int) -> ModelPlan:
-    facts, files = model.config, model.files
+def _model_plan(model: ResolvedModel, num_positions: int) -> ModelPlan:
+    config, files = model.config, model.files
     if files.gguf is not None:
-        return _gguf(model, files.gguf.header)
-    placement = choose_placement(model.settings, facts, from_gguf=files.from_gguf, role=model.role, times=CostStore())
+        return _gguf_plan(model, files.gguf.header)
+    placement = choose_placement(model.settings, config, from_gguf=files.from_gguf, role=model.role, times=CostStore())
     return ModelPlan(
         role=model.role,
         name=model.name,
-        model_type=facts.model_type,
-        num_parameters=facts.num_parameters,
+        model_type=config.model_type,
+        num_parameters=config.num_parameters,
         device=placement.device,
         dtype=placement.dtype,
-        quant=facts.quant_method or placement.quant,
+        quant=config.quant_method or placement.quant,
         remarks=placement.remarks,
-        window=facts.max_positions,
-        memory=plan_memory(files.path, facts, placement, num_positions),
+        window=config.max_positions,
+        memory=plan_memory(files.path, config, placement, num_positions),
     )
 
 
-def _gguf(model: ResolvedModel, header: GgufHeader) -> ModelPlan:
-    """A GGUF file as llama.cpp would run it."""
+def _gguf_plan(model: ResolvedModel, header: GgufHeader) -> ModelPlan:
+    """Plans a GGUF file as llama.cpp would run it."""
     from specgen.loading.llama_cpp import gpu_layers
     from specgen.loading.llama_cpp_library import llama_library
 
@@ -151,34 +151,37 @@ def _gguf(model: ResolvedModel, header: GgufHeader) -> ModelPlan:
     )
 
 
-def _draft_head_plan(facts: DraftHeadFolder, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
-    """A draft that runs where its target does, in its compute type; `settings` are the target's but for the format."""
-    placement = choose_placement(settings, facts.config, from_gguf=False, role="draft", times=CostStore())
+def _draft_head_plan(draft_head: DraftHeadFolder, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
+    """Plans a draft head, which runs on the device and in the compute type of its target.
+
+    `settings` are the target's, with the weight format of the draft head.
+    """
+    placement = choose_placement(settings, draft_head.config, from_gguf=False, role="draft", times=CostStore())
     is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
     return ModelPlan(
         role="draft",
         name=name,
-        model_type=facts.config.model_type,
-        num_parameters=facts.config.num_parameters,
+        model_type=draft_head.config.model_type,
+        num_parameters=draft_head.config.num_parameters,
         device=placement.device,
         dtype=placement.dtype,
         quant="nf4" if is_packed else "int8" if placement.packed_dtype == "int8" else "none",
-        remarks=(facts.remark,),
-        window=facts.config.max_positions,
-        memory=plan_draft_head_memory(facts, placement, num_positions),
+        remarks=(draft_head.remark,),
+        window=draft_head.config.max_positions,
+        memory=plan_draft_head_memory(draft_head, placement, num_positions),
     )
 
 
 def _devices(models: Sequence[ModelPlan]) -> list[DevicePlan]:
     devices = dict.fromkeys(model.device for model in models)
     return [
-        DevicePlan(device, sum(m.memory.least for m in models if m.device == device), free_bytes(device))
+        DevicePlan(device, sum(m.memory.required for m in models if m.device == device), free_bytes(device))
         for device in devices
     ]
 
 
 def _resident_bytes() -> int | None:
-    """What the libraries loaded by now take: those a run needs are among them."""
+    """Returns the memory of the process, which now has all libraries of a run loaded; None if unknown."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -188,7 +191,7 @@ def _resident_bytes() -> int | None:
 def measure_pair(
     pair: Pair, report: PairReport, prompt_ids: Sequence[int], progress: ProgressListener = SILENT
 ) -> PairReport:
-    """Read the weights and time passes: the only part of `doctor` that loads models.
+    """Loads the models, times passes, and returns the report with the costs.
 
     Raises:
         LoadError: A file is damaged.
@@ -206,6 +209,6 @@ def measure_pair(
     )
     progress.stage("timing passes")
     label = "lookup" if drafter == "lookup" else "draft"
-    costs: MeasuredCosts = measure_pass_costs({label: configurations[-1].models}, prompt_ids, LONGEST_MEASURED_DRAFT)
-    # Without a draft the last lane is the target alone: its "drafts" cost nothing and mean nothing.
+    costs = measure_pass_costs({label: configurations[-1].models}, prompt_ids, LONGEST_MEASURED_DRAFT)
+    # Without a draft the last configuration is the baseline, whose draft costs are meaningless.
     return replace(report, costs=costs if has_draft else MeasuredCosts(costs.verify_seconds, {}))

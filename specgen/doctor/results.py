@@ -1,4 +1,4 @@
-"""What `doctor` found, as frozen values. Sizes in bytes. Standard library only."""
+"""Defines the results of `specgen doctor`. Sizes are in bytes. The field names are keys of its JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from specgen.core.machine import Machine
 
 @dataclass(frozen=True, slots=True)
 class CacheState:
-    """A folder of models.
+    """A cache of models.
 
     Args:
-        name: `converted` (ours) or `hub`.
-        path: Where it is.
-        num_models: Entries in it.
-        num_bytes: What they take.
-        free_bytes: Free on its disk; None if the folder's disk can't be asked.
+        name: `converted` (models that specgen converted) or `hub`.
+        path: Of the folder.
+        num_models: Number of models in it.
+        num_bytes: Disk space that it uses.
+        free_bytes: Free space on its disk; None if unknown.
     """
 
     name: str
@@ -30,14 +30,14 @@ class CacheState:
 
 @dataclass(frozen=True, slots=True)
 class TerminalState:
-    """What the terminal can show.
+    """What the terminal can display.
 
     Args:
-        is_terminal: stdout is one.
-        columns: Its width; None if it is none.
+        is_terminal: Whether stdout is a terminal.
+        columns: Its width; None if stdout is not a terminal.
         color: `color`, `attributes` or `marks`.
         encoding: Of stdout.
-        term: `TERM`.
+        term: The value of `TERM`.
     """
 
     is_terminal: bool
@@ -49,11 +49,11 @@ class TerminalState:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a model will take on its device.
+    """The memory that a model will use on its device.
 
     Args:
-        weights: As they are kept.
-        copies: Of weights, beside them: layers joined for speed, file pages still mapped.
+        weights: The weights in their format.
+        copies: Additional copies of weights: layers joined for speed, mapped pages of the file.
         cache: Keys and values for the planned positions.
         activations: Of the largest pass.
     """
@@ -65,12 +65,12 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """All of it."""
         return self.weights + self.copies + self.cache + self.activations
 
     @property
-    def least(self) -> int:
-        """What must be free: file pages can be dropped by the system at any time."""
+    def required(self) -> int:
+        """What must be free. Excludes the copies, as the system can drop file pages at any time."""
         return self.weights + self.cache + self.activations
 
 
@@ -80,15 +80,15 @@ class ModelPlan:
 
     Args:
         role: `target` or `draft`.
-        name: What the user called it.
+        name: The name the user gave.
         model_type: Its architecture.
-        num_parameters: Its parameters.
+        num_parameters: Number of parameters.
         device: Where it would run.
         dtype: Compute type.
-        quant: What is done to its weights.
-        remarks: Why an `auto` was decided so.
-        window: Positions; None if its config names none.
-        memory: What it would take.
+        quant: Weight format.
+        remarks: Reasons for the automatic choices.
+        window: Positions; None if its config does not limit them.
+        memory: The memory it would use.
     """
 
     role: str
@@ -105,12 +105,12 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """Everything on one device against what is free there.
+    """The memory needed and free on one device.
 
     Args:
         device: Its name.
-        needed: Of all models on it.
-        free: What may be taken; None where the system does not tell.
+        needed: Required by all models on it.
+        free: Available memory; None if unknown.
     """
 
     device: str
@@ -119,24 +119,24 @@ class DevicePlan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether what is needed is free; None where nobody knows what is free."""
+        """Whether the needed memory is free; None if unknown."""
         return None if self.free is None else self.needed <= self.free
 
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """A target, and a draft if there is one, before their weights are read.
+    """A target and its draft, if any, before their weights are read.
 
     Args:
         models: Target first.
-        devices: Where they would go.
-        num_shared_tokens: Ids that mean the same to both; None without a draft model.
-        notice: What differs between the tokenizers and does no harm.
-        window: Positions both can use.
-        num_positions: What the memory is planned for.
-        library_bytes: What this program and its libraries take, without any model; main memory.
-        costs: Of passes, if they were measured; the draft's under `draft`.
-        drafter: What proposes the drafts: `model`, `lookup`, `model+lookup` or `none`.
+        devices: The devices they would run on.
+        num_shared_tokens: Ids with the same meaning in both; None without a draft model.
+        notice: A harmless difference between the tokenizers.
+        window: Positions that both support.
+        num_positions: Positions that the memory is planned for.
+        library_bytes: Main memory of the program and its libraries, without models.
+        costs: Measured pass costs, if any; those of the draft under `draft`.
+        drafter: `model`, `lookup`, `model+lookup` or `none`.
     """
 
     models: tuple[ModelPlan, ...]
@@ -151,18 +151,18 @@ class PairReport:
 
     @property
     def peak_bytes(self) -> int:
-        """Expected peak of the process where everything runs on the CPU."""
+        """Expected peak memory of the process if everything runs on the CPU."""
         return (self.library_bytes or 0) + sum(model.memory.total for model in self.models)
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryState:
-    """Libraries.
+    """The libraries on this machine.
 
     Args:
-        versions: By name; None for what is not installed.
-        cuda: CUDA in one sentence.
-        bitsandbytes: By device: `works`, or what is wrong.
+        versions: By name; None if not installed.
+        cuda: The state of CUDA in one sentence.
+        bitsandbytes: By device: `works`, or the error.
     """
 
     versions: Mapping[str, str | None]
@@ -172,7 +172,7 @@ class LibraryState:
 
 @dataclass(frozen=True, slots=True)
 class SystemReport:
-    """Holds what `doctor` found without looking at models."""
+    """The state of the machine, without models."""
 
     machine: Machine
     libraries: LibraryState

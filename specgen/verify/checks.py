@@ -1,13 +1,14 @@
-"""A session and prompts in, evidence that its text is the target's own out: what `specgen verify` shows.
+"""Checks that drafts do not change the output: `specgen verify`.
 
-Three proofs, each able to fail: the loop's law by walking every outcome on tables; whether the rows of the target's
-passes change each other; and greedy answers with a draft against the target alone, with the logits where they part.
+One check enumerates all outcomes of the decoding loop on toy models and compares their distribution with the target's.
+The other compares greedy answers with a draft and without, and the logits at the first difference. The third check of
+the command, batch invariance, is in `specgen.models`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,32 +35,40 @@ PROCESSORS = {
 }
 _START = (0, 1)
 
+Distribution = dict[tuple[int, ...], float]
+"""Probabilities of texts."""
+
 
 def distribution_errors(vocab_size: int = 3, num_draft_tokens: int = 2, num_tokens: int = 3) -> list[DistributionError]:
-    """Run the real loop over every outcome of its choices and compare its law with the target's, in float64."""
-    target_table, draft_table = (_table(vocab_size, seed) for seed in (1, 2))
-    found = []
+    """Compares the exact distribution of the decoding loop with the target's, in float64, for each sampling setting."""
+    target, draft = (_table(vocab_size, seed) for seed in (1, 2))
+    limits = DecodeSettings(num_tokens, num_draft_tokens)
+    errors = []
     for name, sampling in PROCESSORS.items():
-        wanted = _target_distribution(target_table, sampling, num_tokens)
-        limits = DecodeSettings(num_tokens, num_draft_tokens)
+        expected = _target_distribution(target, sampling, num_tokens)
+        distribution, num_outcomes = _loop_distribution(target, draft, sampling, limits)
+        error = max(abs(distribution.get(text, 0.0) - expected.get(text, 0.0)) for text in {*distribution, *expected})
+        errors.append(DistributionError(name, num_outcomes, error))
+    return errors
 
-        def run(
-            chance: ScriptedRandomness, sampling: SamplingSettings = sampling, limits: DecodeSettings = limits
-        ) -> tuple[int, ...]:
-            draft: Any = TableModel(draft_table)
-            sampler = Sampler(sampling, chance)
-            drafter = ModelDrafter(draft, vocab_size, sampler)
-            events = decode(TableModel(target_table), drafter, _START, sampler, DecodeOptions(limits))
-            return tuple(token for event in events if isinstance(event, Round) for token in event.token_ids)
 
-        distribution: dict[tuple[int, ...], float] = defaultdict(float)
-        num_outcomes = 0
-        for probability, text in every_outcome(run):
-            distribution[text] += probability
-            num_outcomes += 1
-        error = max(abs(distribution.get(text, 0.0) - wanted.get(text, 0.0)) for text in {*distribution, *wanted})
-        found.append(DistributionError(name, num_outcomes, error))
-    return found
+def _loop_distribution(
+    target: torch.Tensor, draft: torch.Tensor, sampling: SamplingSettings, limits: DecodeSettings
+) -> tuple[Distribution, int]:
+    """Returns the distribution of the texts that the decoding loop generates, and the number of outcomes."""
+
+    def run(randomness: ScriptedRandomness) -> tuple[int, ...]:
+        draft_model: Any = TableModel(draft)
+        sampler = Sampler(sampling, randomness)
+        drafter = ModelDrafter(draft_model, len(draft), sampler)
+        return tuple(_token_ids(decode(TableModel(target), drafter, _START, sampler, DecodeOptions(limits))))
+
+    distribution: Distribution = defaultdict(float)
+    num_outcomes = 0
+    for probability, text in every_outcome(run):
+        distribution[text] += probability
+        num_outcomes += 1
+    return distribution, num_outcomes
 
 
 def _table(vocab_size: int, seed: int) -> torch.Tensor:
@@ -67,13 +76,11 @@ def _table(vocab_size: int, seed: int) -> torch.Tensor:
     return torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64) * 1.5
 
 
-def _target_distribution(
-    table: torch.Tensor, sampling: SamplingSettings, num_tokens: int
-) -> dict[tuple[int, ...], float]:
-    """The law of the next tokens, written down without any speculation."""
-    distribution: dict[tuple[int, ...], float] = {_START: 1.0}
+def _target_distribution(table: torch.Tensor, sampling: SamplingSettings, num_tokens: int) -> Distribution:
+    """Returns the distribution of the next tokens, computed token by token without speculation."""
+    distribution: Distribution = {_START: 1.0}
     for _ in range(num_tokens):
-        longer: dict[tuple[int, ...], float] = {}
+        longer: Distribution = {}
         for text, weight in distribution.items():
             seen = torch.zeros(1, table.shape[1], dtype=torch.bool)
             seen[0, list(text)] = True
@@ -85,20 +92,20 @@ def _target_distribution(
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """Words for people, ids for the models."""
+class EncodedPrompt:
+    """A prompt as text and as token ids."""
 
     text: str
     ids: Sequence[int]
 
 
-def compare(models: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> TextCheck:
-    """Answer greedily with the session's draft and with the target alone, and look at the first token that differs.
+def compare_texts(models: LoadedModels, prompt: EncodedPrompt, limits: DecodeSettings) -> TextCheck:
+    """Answers greedily with the draft and with the target alone, and compares the texts.
 
     Args:
-        session: Its caches are emptied.
+        models: Their caches are overwritten.
         prompt: At least one token.
-        limits: Budget, draft length, end tokens.
+        limits: Number of tokens, draft length, end tokens.
     """
     sampling = SamplingSettings()
     models.reuse_prefix(prompt.ids)
@@ -108,21 +115,20 @@ def compare(models: LoadedModels, prompt: Prompt, limits: DecodeSettings) -> Tex
     drafter = models.drafter(sampler)
     events = decode(models.target, drafter, prompt.ids, sampler, DecodeOptions(strict, draft_length))
     rounds = [event for event in events if isinstance(event, Round)]
-    drafted = [token for round_ in rounds for token in round_.token_ids]
-    models.append(drafted)
+    answer = _token_ids(rounds)
+    models.append(answer)
     models.reuse_prefix(prompt.ids)
-    alone = [
-        token
-        for event in target_alone(models, prompt.ids, sampling, len(drafted))
-        if isinstance(event, Round)
-        for token in event.token_ids
-    ]
-    models.append(alone)
+    baseline = _token_ids(target_alone(models, prompt.ids, sampling, len(answer)))
+    models.append(baseline)
     num_drafted = sum(len(round_.draft_ids) for round_ in rounds)
     num_accepted = sum(round_.num_accepted for round_ in rounds)
-    at = first_difference(alone, drafted)
+    at = first_difference(baseline, answer)
     if at is None:
-        return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted)
-    gap = logit_gap(models.target, models.target_info, [*prompt.ids, *alone[:at]], alone[at], drafted[at])
+        return TextCheck(prompt.text, len(answer), num_drafted, num_accepted)
+    gap = logit_gap(models.target, models.target_info, [*prompt.ids, *baseline[:at]], baseline[at], answer[at])
     models.clear_caches()
-    return TextCheck(prompt.text, len(drafted), num_drafted, num_accepted, at, gap)
+    return TextCheck(prompt.text, len(answer), num_drafted, num_accepted, at, gap)
+
+
+def _token_ids(events: Iterable[object]) -> list[int]:
+    return [token for event in events if isinstance(event, Round) for token in event.token_ids]

@@ -1,4 +1,4 @@
-"""What `specgen verify` found, as frozen values."""
+"""Defines the results of `specgen verify`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from specgen.core.results import BatchInvarianceCheck, LogitGap, RunInfo
 
 @dataclass(frozen=True, slots=True)
 class DistributionError:
-    """How far the law of the loop is from the target's, over all outcomes on a table.
+    """The difference between the distribution of the decoding loop and the target's, on a toy model.
 
     Args:
-        processors: Which were on.
-        num_outcomes: Outcomes walked.
+        processors: The sampling settings of this check.
+        num_outcomes: Number of outcomes of the random choices, all enumerated.
         error: Largest difference of a text's probability.
     """
 
@@ -24,21 +24,21 @@ class DistributionError:
 
     @property
     def is_exact(self) -> bool:
-        """Up to the rounding of float64."""
+        """Whether the distributions are equal up to the rounding of float64."""
         return self.error < 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class TextCheck:
-    """A greedy answer with a draft beside the target's own.
+    """A comparison of a greedy answer with a draft and the target's greedy answer without one.
 
     Args:
-        prompt: In words.
+        prompt: The prompt as text.
         num_tokens: Tokens compared.
-        num_drafted: Draft tokens among them, kept or not.
-        num_accepted: Those that were kept.
-        position: Index of the first token that differs; None: none does.
-        gap: Between the two tokens there; None where none differs.
+        num_drafted: Draft tokens proposed.
+        num_accepted: Draft tokens accepted.
+        position: Index of the first token that differs; None if the answers are equal.
+        gap: Between the logits of the two tokens at that index; None if the answers are equal.
     """
 
     prompt: str
@@ -50,7 +50,7 @@ class TextCheck:
 
     @property
     def verdict(self) -> Literal["same", "near-tie", "different"]:
-        """What the difference to the target's own text amounts to."""
+        """Whether the texts are equal, differ only by rounding, or differ."""
         if self.gap is None:
             return "same"
         return "near-tie" if self.gap.is_near_tie else "different"
@@ -58,13 +58,13 @@ class TextCheck:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `specgen verify` found.
+    """The results of all checks of `specgen verify`.
 
     Args:
-        info: What ran.
-        distributions: The sampler on toy models.
+        info: The models and settings.
+        distributions: Checks of the decoding loop on toy models.
         batch_invariance: Whether later tokens of a pass change earlier logits.
-        texts: Greedy answers.
+        texts: Comparisons of greedy answers.
     """
 
     info: RunInfo
@@ -74,7 +74,7 @@ class VerifyReport:
 
     @property
     def has_real_difference(self) -> bool:
-        """Whether a text or a law is not the target's."""
+        """Whether a text or a distribution differs from the target's by more than rounding."""
         return any(text.verdict == "different" for text in self.texts) or not all(
             distribution.is_exact for distribution in self.distributions
         )

@@ -18,7 +18,7 @@ from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings
 if TYPE_CHECKING:
     from specgen.render.progress import LoadProgress
     from specgen.runtime.pair import Pair
-    from specgen.verify.checks import Prompt
+    from specgen.verify.checks import EncodedPrompt
     from specgen.verify.results import TextCheck, VerifyReport
 
 EPILOG = """Examples:
@@ -41,7 +41,10 @@ def verify(
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            "--prompt", "-p", help="Prompt to compare on. Can be repeated; default: four.", rich_help_panel=o.INPUT
+            "--prompt",
+            "-p",
+            help="Prompt to compare on. Can be repeated; default: four.",
+            rich_help_panel=o.INPUT,
         ),
     ] = None,
     target: o.Target = "",
@@ -118,7 +121,7 @@ def _prove(
     from specgen.runtime.generation import Request, run_info
     from specgen.runtime.loaded_models import load_models
     from specgen.runtime.pair import resolve_pair
-    from specgen.verify.checks import compare, distribution_errors
+    from specgen.verify.checks import compare_texts, distribution_errors
     from specgen.verify.results import VerifyReport
 
     pair = resolve_pair(pair_settings(*model_settings), progress)
@@ -135,20 +138,20 @@ def _prove(
     texts: list[TextCheck] = []
     for number, (prompt, budget) in enumerate(zip(made, budgets, strict=True), 1):
         progress.stage(f"answering prompt {number} of {len(made)} with the draft and without")
-        texts.append(compare(models, prompt, replace(limits, max_new_tokens=budget)))
+        texts.append(compare_texts(models, prompt, replace(limits, max_new_tokens=budget)))
     info = run_info(models, Request((), limits, SamplingSettings()))
     return VerifyReport(info, distributions, batch_invariance, tuple(texts))
 
 
-def _prompt(pair: Pair, text: str) -> Prompt:
+def _prompt(pair: Pair, text: str) -> EncodedPrompt:
     from specgen.cli.prompt_input import as_utf8
     from specgen.text.chat_template import ChatTemplate, Message, encode_text
-    from specgen.verify.checks import Prompt
+    from specgen.verify.checks import EncodedPrompt
 
     text = as_utf8(text, "the prompt")
     if pair.tokenizer.chat_template:
-        return Prompt(text, ChatTemplate().encode(pair.tokenizer, [Message("user", text)]))
-    return Prompt(text, encode_text(pair.tokenizer, text))
+        return EncodedPrompt(text, ChatTemplate().encode(pair.tokenizer, [Message("user", text)]))
+    return EncodedPrompt(text, encode_text(pair.tokenizer, text))
 
 
 def _difference(proof: VerifyReport) -> DifferenceError:

@@ -1,0 +1,47 @@
+"""The checks of `specgen verify` find planted errors, and compute the expected distribution independently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from specgen.core.results import LogitGap
+from specgen.engine import verification
+from specgen.engine.drafters import model as drafters
+from specgen.engine.sampling import TokenDistributions
+from specgen.verify.checks import PROCESSORS, distribution_errors
+from specgen.verify.results import TextCheck
+
+
+def test_the_decoding_loop_has_the_exact_distribution_of_the_target() -> None:
+    errors = distribution_errors()
+
+    assert [error.processors for error in errors] == list(PROCESSORS)
+    assert all(error.is_exact and error.num_outcomes > 3 for error in errors)
+
+
+def test_a_wrong_residual_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "residual_distribution", lambda target_probs, draft_probs: target_probs)
+
+    assert any(not error.is_exact for error in distribution_errors())
+
+
+def test_the_distribution_of_the_draft_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = drafters.token_distributions
+
+    def flipped(*arguments: Any) -> TokenDistributions:
+        drawn = original(*arguments)
+        return TokenDistributions(drawn.ids, None if drawn.probs is None else drawn.probs.flip(-1), drawn.is_finite)
+
+    monkeypatch.setattr(drafters, "token_distributions", flipped)
+
+    assert all(error.is_exact for error in distribution_errors())
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"),
+    [(None, "same"), (LogitGap(0.5, 1.0), "near-tie"), (LogitGap(2.0, 1.0), "different")],
+)
+def test_the_verdict_follows_from_the_gap(gap: LogitGap | None, verdict: str) -> None:
+    assert TextCheck("hello", 8, 4, 2, None if gap is None else 3, gap).verdict == verdict
