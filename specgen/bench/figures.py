@@ -1,4 +1,4 @@
-"""Raw runs in, the figures of each setting out: sums over runs, paired with the target alone. Pure."""
+"""Computes the figures of each setting from the raw runs, paired with those of the baseline."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ TextVerdict = Literal["same", "near-tie", "different"]
 
 @dataclass(frozen=True, slots=True)
 class SettingFigures:
-    """What is told about one setting.
+    """Holds the figures of one setting.
 
     Args:
         index: Of the setting.
         setting: The setting.
         counts: Sums over its runs.
-        num_runs: How many.
-        speedup: Seconds per token of the target alone / of this setting, as a ratio of sums over the same prompts
-            and repeats; None for the target alone and before the first pair. Where two engines are compared, of the
-            target alone on the first one.
-        interval: 95 % interval over the repeats; None with fewer than two.
+        num_runs: Number of runs.
+        speedup: Seconds per token of the baseline / of this setting, as a ratio of sums over the same prompts and
+            repeats; None for the baseline and before the first pair. If two backends are compared, the baseline is
+            the target alone on the first one.
+        interval: 95 % interval over the repeats; None for fewer than two.
         repeat_ratios: The speedup of each whole repeat.
         prompt_ratios: The speedup on each prompt, by the prompt's index.
         ttft_seconds: Mean over runs.
         peak_memory_bytes: Largest of the runs.
         sameness: Whether greedy answers were the target's own; None if nothing was compared.
         difference: The first one of the worst kind, if there is one.
-        forecast: What the measured costs of passes predict; None if unknown.
+        forecast: Speedup predicted from the costs of passes; None if unknown.
     """
 
     index: int
@@ -53,26 +53,26 @@ class SettingFigures:
 
     @property
     def predicted_speedup(self) -> float | None:
-        """What the costs predict for the rounds of these runs."""
+        """Speedup predicted for the rounds of these runs."""
         return None if self.forecast is None else self.forecast.speedup
 
 
 def figures_by_setting(report: BenchReport, category: str | None = None) -> list[SettingFigures]:
-    """Figures of every setting that has runs, in order.
+    """Returns the figures of every setting that has runs, in order.
 
     Args:
         report: The benchmark so far.
-        category: Count only prompts of this one.
+        category: Restrict to prompts of this category.
     """
-    wanted = {i for i, prompt in enumerate(report.prompts) if category is None or prompt.category == category}
-    runs = [run for run in report.runs if run.prompt in wanted]
+    selected = {i for i, prompt in enumerate(report.prompts) if category is None or prompt.category == category}
+    runs = [run for run in report.runs if run.prompt in selected]
     baseline = [run for run in runs if run.setting == BASELINE]
-    made = []
+    figures = []
     for index, setting in enumerate(report.settings):
         own = [run for run in runs if run.setting == index]
         if own:
-            made.append(_figures(report, index, setting, own, baseline))
-    return made
+            figures.append(_figures(report, index, setting, own, baseline))
+    return figures
 
 
 def _figures(
@@ -83,7 +83,7 @@ def _figures(
     repeats = _whole_repeats(pairs)
     prompts = sorted({run.prompt for run, _ in pairs})
     peaks = [run.peak_memory_bytes for run in own if run.peak_memory_bytes is not None]
-    waits = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
+    ttfts = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
     text_verdict, difference = _compared_text(report, index, {run.prompt for run in own})
     is_timed = index != BASELINE and setting.backend == report.settings[BASELINE].backend
     return SettingFigures(
@@ -95,7 +95,7 @@ def _figures(
         interval=ratio_interval(repeats),
         repeat_ratios=tuple(repeats),
         prompt_ratios={p: ratio for p in prompts if (ratio := ratio_of_sums([q for q in pairs if q[0].prompt == p]))},
-        ttft_seconds=fmean(waits) if waits else None,
+        ttft_seconds=fmean(ttfts) if ttfts else None,
         peak_memory_bytes=max(peaks) if peaks else None,
         text_verdict=text_verdict,
         difference=difference,
@@ -104,7 +104,7 @@ def _figures(
 
 
 def total(runs: Sequence[Run]) -> Counts:
-    """Sums over runs."""
+    """Returns the sums over runs."""
     counts = Counts()
     for run in runs:
         counts.include(run.counts)
@@ -112,26 +112,26 @@ def total(runs: Sequence[Run]) -> Counts:
 
 
 def paired(baseline: Sequence[Run], own: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs of the same prompt in the same repeat, the target alone first; what has no partner is left out."""
+    """Pairs the runs of the same prompt and repeat, the baseline's first; runs without a partner are omitted."""
     partners = {(run.prompt, run.repeat): run for run in baseline}
     return [(partners[key], run) for run in own if (key := (run.prompt, run.repeat)) in partners]
 
 
 def ratio_of_sums(pairs: Sequence[tuple[Run, Run]]) -> float | None:
-    """Speedup over pairs: total seconds per token / total seconds per token. Never a mean of ratios."""
-    alone, with_draft = total([run for run, _ in pairs]), total([run for _, run in pairs])
-    if not alone.tpot_seconds or not with_draft.tpot_seconds:
+    """Returns the speedup over pairs: total seconds per token / total seconds per token, not a mean of ratios."""
+    baseline, own = total([run for run, _ in pairs]), total([run for _, run in pairs])
+    if not baseline.tpot_seconds or not own.tpot_seconds:
         return None
-    return alone.tpot_seconds / with_draft.tpot_seconds
+    return baseline.tpot_seconds / own.tpot_seconds
 
 
 def _whole_repeats(pairs: Sequence[tuple[Run, Run]]) -> list[float]:
-    """Speedup of each repeat that ran every prompt that any repeat ran."""
+    """Returns the speedup of each repeat that ran as many prompts as the longest one."""
     by_repeat: dict[int, list[tuple[Run, Run]]] = {}
     for pair in pairs:
         by_repeat.setdefault(pair[0].repeat, []).append(pair)
-    most = max((len(group) for group in by_repeat.values()), default=0)
-    ratios = [ratio_of_sums(group) for group in by_repeat.values() if len(group) == most]
+    num_prompts = max((len(group) for group in by_repeat.values()), default=0)
+    ratios = [ratio_of_sums(group) for group in by_repeat.values() if len(group) == num_prompts]
     return [ratio for ratio in ratios if ratio is not None]
 
 
@@ -140,21 +140,21 @@ def _compared_text(report: BenchReport, index: int, prompts: set[int]) -> tuple[
         return None, None
     if not any((index, prompt) in report.compared for prompt in prompts):
         return None, None
-    found = [d for d in report.differences if d.setting == index and d.prompt in prompts]
-    real = [d for d in found if not d.is_near_tie]
+    differences = [d for d in report.differences if d.setting == index and d.prompt in prompts]
+    real = [d for d in differences if not d.is_near_tie]
     if real:
         return "different", real[0]
-    return ("near-tie", found[0]) if found else ("same", None)
+    return ("near-tie", differences[0]) if differences else ("same", None)
 
 
-def forecast_of(counts: Counts, alone: Counts, costs: MeasuredCosts | None, setting: Setting) -> Forecast | None:
-    """Predict the speedup of a setting's rounds from the costs of passes; None if they were not measured."""
+def forecast_of(counts: Counts, baseline: Counts, costs: MeasuredCosts | None, setting: Setting) -> Forecast | None:
+    """Predicts the speedup of a setting's rounds from the costs of passes; None if they were not measured."""
     if costs is None or setting.label not in costs.draft_seconds:
         return None
     around = replace(
         costs.of(setting.label),
         is_per_round=setting.drafter == "lookup",
         round_seconds=counts.other_seconds / counts.num_rounds if counts.num_rounds else 0.0,
-        plain_round_seconds=alone.other_seconds / alone.num_rounds if alone.num_rounds else 0.0,
+        plain_round_seconds=baseline.other_seconds / baseline.num_rounds if baseline.num_rounds else 0.0,
     )
     return forecast(counts, around)

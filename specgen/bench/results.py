@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do and what it found, as frozen values. No torch, no arithmetic."""
+"""Defines the settings and the report of a benchmark as frozen values. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from specgen.core.results import LogitGap, ModelInfo
 from specgen.core.settings import DraftSchedule, Quantization, SamplingSettings
 
 BASELINE = 0
-"""Index of the target alone among the settings of every report."""
+"""Index of the baseline, the target alone, among the settings of every report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way to generate: a drafter and a draft length.
+    """Describes one way to generate: a drafter and a draft length.
 
     Args:
-        drafter: `model`, `lookup`, `model+lookup`, or `none` for the target alone.
-        draft: The draft as it was asked for on the command line; empty for the target alone.
+        drafter: `model`, `lookup`, `model+lookup`, or `none` for the baseline.
+        draft: The draft as on the command line; empty for the baseline.
         label: Short name of the draft as it really runs.
         num_draft_tokens: Longest draft.
         schedule: `auto` chooses lengths by cost.
-        quant: Weight format asked for the draft.
-        num_draft_bytes: What the draft's weights take in memory.
-        engine: What runs the target where two engines are compared: `llama.cpp` or `transformers`; else empty.
+        quant: Requested weight format of the draft.
+        num_draft_bytes: Size of the draft's weights in memory.
+        backend: `llama.cpp` or `transformers` if two backends are compared; else empty.
     """
 
     drafter: str
@@ -42,29 +42,29 @@ class Setting:
 
     @property
     def length(self) -> str:
-        """The draft length as on the command line."""
+        """Draft length as on the command line."""
         return "auto" if self.schedule == "auto" else str(self.num_draft_tokens)
 
     @property
     def name(self) -> str:
-        """`lookup -k auto`, for messages."""
+        """Name for messages: `lookup -k auto`."""
         name = self.label if self.drafter == "none" else f"{self.label} -k {self.length}"
         return f"{name} on {self.backend}" if self.backend else name
 
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """How to measure.
+    """Holds the options of a measurement.
 
     Args:
-        num_tokens: New tokens of each run.
-        num_repeats: Times each prompt is run in each setting.
-        num_warmups: Runs of full length per setting that are not counted.
+        num_tokens: New tokens per run.
+        num_repeats: Runs per prompt and setting.
+        num_warmups: Uncounted runs of full length per setting.
         sampling: How tokens are chosen.
-        stops_at_end: Stop at the model's end token, so that lengths may differ.
-        budget_seconds: Begin no further repeat that would end behind this, counted from the first pass; the first
-            repeat ends behind the prompt that reaches it. None: no limit.
-        probes_costs: Time passes of the target and draft tokens on their own, for the model's prediction.
+        stops_at_end: Stop at the model's end token, so lengths may differ.
+        budget_seconds: Start no repeat that would end after this time, counted from the first pass; the first
+            repeat ends after the prompt that reaches it. None: no limit.
+        probes_costs: Also time single passes and draft tokens, to predict the speedup.
     """
 
     num_tokens: int = 128
@@ -82,12 +82,12 @@ class BenchSettings:
             ("warmup", self.num_warmups, 0),
         ):
             if value < least:
-                raise SettingsError(f"--{name} {value} is out of range", f"give an integer >= {least}")
+                raise SettingsError(f"invalid --{name} {value}: out of range", f"give an integer >= {least}")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt by name. Its text is not kept in reports."""
+    """Describes a prompt; reports do not contain its text."""
 
     id: str
     category: str
@@ -96,17 +96,17 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One prompt in one setting, once.
+    """Holds one run of a prompt in a setting.
 
     Args:
         setting: Index into the report's settings.
         prompt: Index into the report's prompts.
         repeat: From 0.
         counts: Sums over its rounds.
-        token_ids: What was generated.
+        token_ids: The generated tokens.
         started_seconds: Since the first pass of the benchmark.
-        peak_memory_bytes: Most memory in use during the run, weights of drafts it did not use left out; None: the
-            system does not tell.
+        peak_memory_bytes: Peak memory during the run, without the weights of models that it did not use; None: the
+            system does not report it.
     """
 
     setting: int
@@ -120,13 +120,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A greedy answer that is not the target's own.
+    """Describes a greedy answer that differs from the baseline's.
 
     Args:
         setting: Index of the setting.
         prompt: Index of the prompt.
         position: Index of the first token that differs.
-        gap: Between the target's own choice there and the token written instead.
+        gap: Between the logits of the baseline's token and of the other token there.
     """
 
     setting: int
@@ -136,18 +136,18 @@ class Difference:
 
     @property
     def is_near_tie(self) -> bool:
-        """Whether rounding can have decided it."""
+        """Whether rounding explains the difference."""
         return self.gap.is_near_tie
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCosts:
-    """What passes cost on this machine, in seconds, measured apart from any run.
+    """Holds the costs of passes in seconds, measured outside of the runs.
 
     Args:
-        verify_seconds: v(n): a pass of the target over n tokens behind a prompt, by n.
+        verify_seconds: v(n): a pass of the target over n tokens after a prompt, by n.
         draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
-        catch_up_seconds: What the first token of a draft costs more where the draft model has one more token to read.
+        catch_up_seconds: Additional cost of a draft's first token if the draft model has to read one more token.
     """
 
     verify_seconds: Mapping[int, float]
@@ -155,11 +155,11 @@ class MeasuredCosts:
     catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def verify(self, num_tokens: int) -> float | None:
-        """Return v(n), interpolated between measured lengths; None outside them."""
+        """Returns v(n), interpolated between measured lengths; None outside them."""
         return interpolated(self.verify_seconds, num_tokens)
 
     def of(self, label: str) -> PassCosts:
-        """Return the costs of a round with one of the drafts."""
+        """Returns the costs of a round with one of the drafts."""
         # Lookup proposes all its tokens at once.
         return PassCosts(
             self.verify_seconds,
@@ -171,7 +171,7 @@ class MeasuredCosts:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A setting that broke and was left out from then on."""
+    """Describes a setting that failed and was skipped afterwards."""
 
     setting: int
     message: str
@@ -179,24 +179,24 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """Everything a benchmark found so far: raw runs, and what they were taken with.
+    """Holds the runs of a benchmark so far, and how they were measured.
 
     Args:
-        target: The target as it really runs, on the first engine.
+        target: The target as it really runs, on the first backend.
         drafts: The draft models, by label.
-        settings: The target alone first; behind all settings of its engine the other engine's, likewise.
+        settings: The baseline first; those of a second backend follow all of the first one's, likewise.
         prompts: In the order they were run.
-        config: How it was measured.
-        runs: Every finished run.
-        differences: First difference per setting and prompt, greedy runs only.
-        compared: Setting and prompt of the greedy answers that were held beside the target's own.
-        costs: Passes of the first engine timed on their own; None if they were not.
-        failures: Settings that broke.
-        notices: What loading had to tell.
+        config: Options of the measurement.
+        runs: All finished runs.
+        differences: The worst difference per setting and prompt, greedy runs only.
+        compared: Setting and prompt of the greedy answers that were compared with the baseline's.
+        costs: Costs of passes on the first backend; None if they were not measured.
+        failures: Settings that failed.
+        notices: Notices from loading.
         environment: Versions, processor, devices.
-        is_complete: False while it runs, and for ever if it was interrupted or its time ran out.
-        is_out_of_time: The time budget ended before the runs did.
-        other_target: The same target on the second engine, where two are compared.
+        is_complete: False while it runs, and if it was interrupted or reached its time limit.
+        is_out_of_time: The time limit was reached before the runs finished.
+        other_target: The same target on the second backend, if two are compared.
     """
 
     target: ModelInfo
@@ -221,14 +221,14 @@ Stage = Literal["reading", "costs", "warmup", "run", "prompt", "repeat", "end"]
 
 @dataclass(frozen=True, slots=True)
 class BenchStep:
-    """Something is done.
+    """Reports a step that is done.
 
     Args:
-        stage: `reading` (earlier turns), `costs`, `warmup`, `run`, `prompt` (all its runs of a repeat), `repeat`
-            (a whole one), `end`.
-        num_done: Steps of equal length done; those of the warm-up count.
-        num_steps: Of how many.
-        run: The run that was finished, for `run`.
+        stage: `reading` (earlier turns), `costs`, `warmup`, `run`, `prompt` (all its runs in a repeat), `repeat`,
+            `end`.
+        num_done: Runs done, warm-up included.
+        num_steps: All runs.
+        run: The finished run, for `run`.
     """
 
     stage: Stage

@@ -1,4 +1,4 @@
-"""Hand-made benchmarks for tests of judgement and looks."""
+"""Makes benchmark reports by hand, for tests of figures, advice and rendering."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = (
 
 
 def counts(seconds_per_token: float, num_drafted: int = 0, num_accepted: int = 0, num_rounds: int = 10) -> Counts:
-    """Rounds that are all alike; a tenth of the time is the draft's if anything was drafted."""
+    """Returns equal rounds; if anything was drafted, drafting takes a tenth of the time."""
     made = Counts()
     made.observe_prefill(Prefill(20, 0, 0.3, 0.1))
     for index in range(num_rounds):
@@ -36,7 +36,7 @@ def report(
     differences: Sequence[Difference] = (),
     settings: Sequence[Setting] = SETTINGS,
 ) -> BenchReport:
-    """The target alone at 0.1 s a token, a draft model and lookup, on two prompts; seconds per token by repeat."""
+    """Reports a baseline of 0.1 s per token, a draft model and lookup, on two prompts; seconds per token by repeat."""
     runs = []
     for repeat, (model, lookup) in enumerate(zip(model_seconds, lookup_seconds, strict=True)):
         for prompt in range(2):

@@ -25,9 +25,9 @@ def test_one_ratio_has_no_interval(ratios: list[float]) -> None:
     assert ratio_interval(ratios) is None
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    chance = random.Random(0)
-    samples = [[1.5 * math.exp(chance.gauss(0, 0.03)) for _ in range(5)] for _ in range(4000)]
+def test_the_interval_covers_the_true_ratio_in_95_percent_of_samples() -> None:
+    rng = random.Random(0)
+    samples = [[1.5 * math.exp(rng.gauss(0, 0.03)) for _ in range(5)] for _ in range(4000)]
 
     covered = sum(interval is not None and interval.contains(1.5) for interval in map(ratio_interval, samples))
 
@@ -35,7 +35,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert covered / 4000 == pytest.approx(0.95, abs=0.014)
 
 
-def test_a_run_far_off_is_an_outlier_and_ordinary_noise_is_not() -> None:
+def test_a_distant_value_is_an_outlier_and_noise_is_not() -> None:
     quiet = [1.0, 1.01, 0.99, 1.02, 0.98, 1.005, 0.995, 1.015]
 
     assert outliers([*quiet, 3.0]) == [8]
@@ -43,14 +43,14 @@ def test_a_run_far_off_is_an_outlier_and_ordinary_noise_is_not() -> None:
     assert outliers([1.0] * 9 + [2.0]) == []
 
 
-def test_noise_is_no_outlier_and_a_few_values_hold_none() -> None:
-    chance = random.Random(1)
-    samples = [[chance.uniform(1, 1.2) for _ in range(9)] for _ in range(4000)]
+def test_uniform_noise_and_few_values_have_no_outliers() -> None:
+    rng = random.Random(1)
+    samples = [[rng.uniform(1, 1.2) for _ in range(9)] for _ in range(4000)]
 
     assert sum(bool(outliers(sample)) for sample in samples) < 40
     assert outliers([1.0, 1.001, 3.0]) == []
 
 
-def test_spread_is_the_standard_deviation_as_a_share_of_the_mean() -> None:
+def test_spread_is_the_standard_deviation_as_a_fraction_of_the_mean() -> None:
     assert spread([9.0, 11.0]) == pytest.approx(math.sqrt(2) / 10)
     assert spread([1.0]) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from specgen.bench.results import Run
@@ -19,7 +20,7 @@ def run(setting: int, *ids: int) -> Run:
 
 
 def table(gap: float) -> TableModel:
-    """After token 1 come 2 or 3, the first of them by `gap` logits."""
+    """Makes a target that prefers token 2 to 3 after token 1, by `gap` logits."""
     logits = torch.zeros(6, 6)
     logits[1, 2], logits[1, 3] = 5.0, 5.0 - gap
     return TableModel(logits)
@@ -31,14 +32,14 @@ def test_texts_differ_where_a_token_differs_or_is_missing() -> None:
     assert first_difference([1, 2, 3], [1, 2]) == 2
 
 
-def test_a_clear_choice_that_was_missed_is_a_real_difference() -> None:
+def test_another_token_than_a_clear_choice_is_a_real_difference() -> None:
     comparison = TextComparison(table(gap=0.5), FLOAT32, GREEDY)
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3), run(2, 4, 1, 2)], [0])
 
-    (found,) = comparison.differences
-    assert (found.setting, found.position, found.is_near_tie) == (1, 2, False)
-    assert abs(found.gap.distance - 0.5) < 1e-6
+    (difference,) = comparison.differences
+    assert (difference.setting, difference.position, difference.is_near_tie) == (1, 2, False)
+    assert difference.gap.distance == pytest.approx(0.5, rel=1e-5)
 
 
 def test_a_choice_within_rounding_is_a_near_tie() -> None:
@@ -46,7 +47,7 @@ def test_a_choice_within_rounding_is_a_near_tie() -> None:
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
 
-    assert [found.is_near_tie for found in comparison.differences] == [True]
+    assert [one.is_near_tie for one in comparison.differences] == [True]
 
 
 def test_a_near_tie_does_not_hide_a_real_difference_of_another_repeat() -> None:
@@ -57,19 +58,19 @@ def test_a_near_tie_does_not_hide_a_real_difference_of_another_repeat() -> None:
     comparison.observe([run(0, 1, 2, 4), run(1, 1, 3, 4)], [0])
     comparison.observe([run(0, 1, 2, 4), run(1, 1, 2, 5)], [0])
 
-    assert [(found.position, found.is_near_tie) for found in comparison.differences] == [(2, False)]
+    assert [(one.position, one.is_near_tie) for one in comparison.differences] == [(2, False)]
 
 
-def test_a_near_tie_does_not_hide_another_token_at_the_same_place() -> None:
+def test_a_near_tie_does_not_hide_another_token_at_the_same_position() -> None:
     comparison = TextComparison(table(gap=1e-6), FLOAT32, GREEDY)
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 3)], [0])
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1, 5)], [0])
 
-    assert [(found.position, found.is_near_tie) for found in comparison.differences] == [(2, False)]
+    assert [(one.position, one.is_near_tie) for one in comparison.differences] == [(2, False)]
 
 
-def test_what_was_compared_is_known() -> None:
+def test_compared_answers_are_recorded() -> None:
     comparison = TextComparison(table(gap=0.5), FLOAT32, GREEDY)
 
     comparison.observe([run(1, 4, 1, 2)], [0])
@@ -86,9 +87,9 @@ def test_sampled_texts_are_not_compared() -> None:
     assert comparison.differences == ()
 
 
-def test_an_answer_that_ended_early_is_no_near_tie() -> None:
+def test_an_answer_that_ended_early_is_a_real_difference() -> None:
     comparison = TextComparison(table(gap=0.0), FLOAT32, GREEDY)
 
     comparison.observe([run(0, 4, 1, 2), run(1, 4, 1)], [0])
 
-    assert [found.is_near_tie for found in comparison.differences] == [False]
+    assert [one.is_near_tie for one in comparison.differences] == [False]

@@ -1,4 +1,4 @@
-"""Toys on a clock of their own: every forward pass takes exactly as long as a rule says, and nothing else takes any."""
+"""Runs toy models on a virtual clock: a forward pass takes the time that a rule returns, everything else takes none."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Rule = Callable[["VirtualClock", bool, int], float]
 
 
 def plain_rule(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
-    """v(n) = 1 + (n - 1) / 10 for the target, 0.2 for any pass of the draft."""
+    """Returns v(n) = 1 + (n - 1) / 10 for the target, and 0.2 for any pass of the draft."""
     return 1 + (num_tokens - 1) / 10 if is_target else 0.2
 
 
 class VirtualClock:
-    """Advances by passes only. `target` is the target's transformers model; any other is a draft."""
+    """Advances with passes only. `target` is the target's transformers model; any other is a draft."""
 
     def __init__(self, rule: Rule = plain_rule) -> None:
         self.now = 0.0
@@ -60,7 +60,7 @@ def benchmark(
     config: BenchSettings,
     num_prompts: int = 2,
 ) -> Benchmark:
-    """A benchmark of toys, a session per draft; None stands for lookup."""
+    """Makes a benchmark of toys; a draft of None is lookup."""
     baseline = resolve_pair(PairSettings(model(target), drafter="none"))
     pairs = {
         name: baseline.with_draft("lookup", None) if path is None else baseline.with_draft("model", model(path))
@@ -79,14 +79,14 @@ def finished(made: Benchmark) -> BenchReport:
     return made.report()
 
 
-def expected_rounds(num_tokens: int, k: int, *, wrong_behind: str = " fox") -> list[tuple[int, int]]:
-    """(drafted, accepted) of every round, walked by hand along the toy's chain: an oracle that knows no engine."""
+def expected_rounds(num_tokens: int, k: int, *, wrong_after: str = " fox") -> list[tuple[int, int]]:
+    """Returns (drafted, accepted) of every round, by following the toy's chain: an oracle without the engine."""
     table = successors()
     last, num_left, rounds = token_id("\n"), num_tokens, []
     while num_left:
         num_drafted = min(k, num_left - 1)
         at, num_accepted = last, 0
-        while num_accepted < num_drafted and at != token_id(wrong_behind):
+        while num_accepted < num_drafted and at != token_id(wrong_after):
             at, num_accepted = table[at], num_accepted + 1
         last = table[at]
         num_left -= num_accepted + 1

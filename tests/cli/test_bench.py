@@ -275,4 +275,4 @@ def test_ctrl_c_prints_what_is_finished_and_leaves_with_130(toys: dict[str, Path
 
     assert ended.code == 130
     assert "(target alone)" in ended.out.decode()
-    assert "did not run to its end" in ended.err
+    assert "of 12 runs" in ended.err

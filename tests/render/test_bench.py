@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from specgen.bench.advice import recommend, warnings_of
+from specgen.bench.advice import recommend
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchReport, Difference
+from specgen.bench.warnings import warnings_of
 from specgen.core.results import LogitGap
 from specgen.render.bench.columns import shorten
 from specgen.render.bench.documents import bench_document, csv_text, markdown_text

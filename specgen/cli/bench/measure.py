@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from specgen.bench.advice import best_speedup, warnings_of
+from specgen.bench.advice import best_speedup
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.prompts import BenchPrompt, PromptFormat
 from specgen.bench.results import BenchReport, BenchSettings
+from specgen.bench.warnings import warnings_of
 from specgen.cli.bench import choices as b
 from specgen.cli.bench.output import BenchOutput
 from specgen.cli.signals import StopSignals

@@ -1,4 +1,4 @@
-"""One target on two engines in one benchmark: what is compared with what. Toys on a virtual clock stand for engines."""
+"""One target on two backends in one benchmark. Toys on a virtual clock replace the backends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = BenchSettings(num_tokens=40, num_repeats=2, num_warmups=0)
 
 @pytest.fixture
 def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
-    """Lookup on either engine; the second one's passes take 5 seconds each, and its weights write another text."""
+    """Lookup on either backend; passes of the second one take 5 seconds each, and its text differs."""
     clock = VirtualClock(lambda _, is_first, num_tokens: 1 + (num_tokens - 1) / 10 if is_first else 5.0)
     clock.install(monkeypatch)
     first, second = save_toy(tmp_path / "first"), save_toy(tmp_path / "second", fox=" quick")
@@ -41,7 +41,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
     return finished(Benchmark(configurations, prompts, CONFIG, host=Host(clock=clock, wall_clock=clock)))
 
 
-def test_rows_stand_by_engine_and_are_named(report: BenchReport) -> None:
+def test_rows_are_grouped_by_backend(report: BenchReport) -> None:
     figures = figures_by_setting(report)
 
     assert [(item.setting.backend, item.setting.drafter) for item in figures] == [
@@ -56,7 +56,7 @@ def test_rows_stand_by_engine_and_are_named(report: BenchReport) -> None:
     assert command_line_for(figures[2].setting) == "-d none --backend transformers"
 
 
-def test_every_speedup_is_over_the_first_engine_alone(report: BenchReport) -> None:
+def test_every_speedup_is_relative_to_the_first_backend(report: BenchReport) -> None:
     alone, drafted, other_alone, other_drafted = figures_by_setting(report)
 
     assert alone.speedup is None
@@ -65,14 +65,14 @@ def test_every_speedup_is_over_the_first_engine_alone(report: BenchReport) -> No
     assert drafted.speedup == pytest.approx(drafted.counts.num_emitted / seconds)
     rounds = other_drafted.counts.num_rounds
     assert other_drafted.speedup == pytest.approx(other_drafted.counts.num_emitted / (5 * rounds))
-    # What passes cost was timed on the first engine, so it predicts nothing of the second.
+    # The costs of passes were measured on the first backend, so they predict nothing about the second.
     assert drafted.predicted_speedup is not None
     assert other_alone.predicted_speedup is other_drafted.predicted_speedup is None
     assert report.costs is not None
     assert report.costs.verify_seconds[1] == pytest.approx(1.0)
 
 
-def test_a_text_is_compared_with_its_own_engines(report: BenchReport) -> None:
+def test_a_text_is_compared_with_the_baseline_of_its_backend(report: BenchReport) -> None:
     texts = {run.setting: run.token_ids for run in report.runs}
 
     assert texts[0] == texts[1] != texts[2] == texts[3]
@@ -80,18 +80,19 @@ def test_a_text_is_compared_with_its_own_engines(report: BenchReport) -> None:
     assert report.differences == ()
 
 
-def test_the_other_engine_alone_is_recommended_where_it_is_the_fastest(report: BenchReport) -> None:
+def test_the_other_backend_alone_is_recommended_if_it_is_the_fastest(report: BenchReport) -> None:
     alone, _, other_alone, _ = figures_by_setting(report)
 
     slow, fast = (recommend([alone, replace(other_alone, speedup=speedup, interval=None)]) for speedup in (0.2, 5.0))
 
     assert slow.figures is None
-    assert "(target alone) on transformers, is 0.20x" in slow.reason
+    assert "transformers" in slow.reason
+    assert "0.20x" in slow.reason
     assert fast.figures is not None
     assert command_line_for(fast.figures.setting) == "-d none --backend transformers"
 
 
-def test_options_go_to_the_engine_they_are_for() -> None:
+def test_options_reach_the_backend_that_they_are_for() -> None:
     given = BackendSettings("auto", context_size=512, threads=2)
     target = ModelSettings("model.gguf", dtype="float32", backend=given)
 

@@ -1,0 +1,146 @@
+"""Finds reasons to doubt the figures of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from specgen.bench.figures import SettingFigures, figures_by_setting, total
+from specgen.bench.results import BASELINE, BenchReport
+from specgen.bench.statistics import outliers, spread
+from specgen.core.cost_model import is_unlike
+
+NOISY_SPREAD = 0.05
+WIDE_INTERVAL = 0.10
+SLOW_START = 1.10
+MIN_OUTLIER = 0.10
+"""On a quiet machine runs differ so little that an outlier may be too close to the others to matter."""
+CONTRADICTORY = 1.15
+"""A gain and a loss that differ by more than this factor can't both be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchWarning:
+    """Holds a reason to doubt a figure.
+
+    Args:
+        code: `noisy`, `outliers`, `slow_start`, `spans_one`, `wide_interval`, `one_repeat`, `lengths`, `different`,
+            `unlike_predicted`, `failed`, `incomplete`, `out_of_time`.
+        message: One sentence.
+    """
+
+    code: str
+    message: str
+
+
+def warnings_of(report: BenchReport, figures: Sequence[SettingFigures] | None = None) -> list[BenchWarning]:
+    """Returns every reason to doubt a figure of the report."""
+    figures = figures_by_setting(report) if figures is None else figures
+    return [
+        *(BenchWarning("failed", f"{report.settings[f.setting].name} failed: {f.message}") for f in report.failures),
+        *_completeness(report),
+        *_noise(report),
+        *_lengths(report),
+        *(warning for item in figures for warning in _about_setting(item, report)),
+    ]
+
+
+def _completeness(report: BenchReport) -> list[BenchWarning]:
+    if report.is_complete and not report.is_out_of_time:
+        return []
+    num_all = len(report.settings) * len(report.prompts) * report.config.num_repeats
+    runs = f"{len(report.runs)} of {num_all} runs finished"
+    if report.is_out_of_time:
+        return [BenchWarning("out_of_time", f"time limit reached: {runs}; omit --quick for a full run")]
+    return [BenchWarning("incomplete", f"the benchmark was stopped: {runs}")]
+
+
+def _lengths(report: BenchReport) -> list[BenchWarning]:
+    lengths = {len(run.token_ids) for run in report.runs}
+    if not report.config.stops_at_end or len(lengths) < 2:
+        return []
+    return [BenchWarning("lengths", f"answers have different lengths, {min(lengths)} to {max(lengths)} tokens")]
+
+
+def _noise(report: BenchReport) -> list[BenchWarning]:
+    """Checks how steady the baseline was, which does the same work in every repeat."""
+    warnings = []
+    repeats = sorted({run.repeat for run in report.runs})
+    if len(repeats) == 1:
+        hint = "" if report.is_out_of_time else "; use -r 5"
+        warnings.append(BenchWarning("one_repeat", f"one repeat does not show the uncertainty{hint}"))
+    rates = []
+    for repeat in repeats:
+        runs = [run for run in report.runs if run.setting == BASELINE and run.repeat == repeat]
+        rate = total(runs).tokens_per_second
+        rates += [] if rate is None else [rate]
+    deviation = spread(rates)
+    if deviation is not None and deviation > NOISY_SPREAD:
+        text = f"the baseline varied by {deviation:.0%} between repeats; close other programs, or use more repeats"
+        warnings.append(BenchWarning("noisy", text))
+    if len(rates) > 2 and min(rates[1:]) > SLOW_START * rates[0]:
+        warnings.append(BenchWarning("slow_start", "the first repeat was slower than all others; use -w 2"))
+    return warnings
+
+
+def _about_setting(figures: SettingFigures, report: BenchReport) -> list[BenchWarning]:
+    found = {
+        "outliers": _outlying_runs(figures, report),
+        **_uncertainty(figures),
+        "unlike_predicted": _misprediction(figures),
+        "different": _difference(figures, report),
+    }
+    return [BenchWarning(code, f"{figures.setting.name}: {text}") for code, text in found.items() if text]
+
+
+def _uncertainty(figures: SettingFigures) -> dict[str, str]:
+    interval = figures.interval
+    if interval is None:
+        return {}
+    bounds = f"the interval {interval.low:.2f} to {interval.high:.2f}"
+    if interval.contains(1.0):
+        return {"spans_one": f"no measurable difference, {bounds} contains 1"}
+    if interval.high - interval.low > WIDE_INTERVAL * (figures.speedup or 1):
+        return {"wide_interval": f"{bounds} is wide; use more repeats"}
+    return {}
+
+
+def _misprediction(figures: SettingFigures) -> str:
+    measured, predicted = figures.speedup, figures.predicted_speedup
+    if measured is None or predicted is None:
+        return ""
+    # With several repeats, the interval shows whether a gain or a loss is right.
+    contradicts = figures.interval is None and _contradict(measured, predicted)
+    if not contradicts and not is_unlike(measured, predicted):
+        return ""
+    return f"measured {measured:.2f}x, predicted from pass costs {predicted:.2f}x: one of them was disturbed"
+
+
+def _contradict(measured: float, predicted: float) -> bool:
+    """Returns whether one is a gain and the other a loss, by more than rounding."""
+    low, high = sorted((measured, predicted))
+    return low < 1 < high and high > CONTRADICTORY * low
+
+
+def _difference(figures: SettingFigures, report: BenchReport) -> str:
+    difference = figures.difference
+    if figures.text_verdict != "different" or difference is None:
+        return ""
+    return (
+        f"the text differs from the baseline's on prompt {report.prompts[difference.prompt].id} from token "
+        f"{difference.position} on, by {difference.gap.distance:.2g} logits where rounding explains "
+        f"{difference.gap.tolerance:.2g}"
+    )
+
+
+def _outlying_runs(figures: SettingFigures, report: BenchReport) -> str:
+    """Compares each run with the other repeats of its prompt, relative to the deviations of all prompts."""
+    ratios: list[float] = []
+    for prompt in range(len(report.prompts)):
+        runs = [run for run in report.runs if run.setting == figures.index and run.prompt == prompt]
+        times = [run.counts.decode_seconds for run in runs]
+        # The median of two repeats is equally far from both.
+        ratios += [seconds / median(times) for seconds in times] if len(times) > 2 else []
+    num_outliers = len([i for i in outliers(ratios) if abs(ratios[i] - 1) > MIN_OUTLIER])
+    return f"{num_outliers} runs took far longer or shorter than the others" if num_outliers else ""
