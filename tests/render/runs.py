@@ -1,4 +1,4 @@
-"""Hand-made runs for tests of figures."""
+"""Makes runs by hand for tests of figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DRAFT_MODEL = ModelInfo("Qwen/Qwen2.5-0.5B-Instruct", "nf4", "bfloat16", "cuda:0
 
 
 def counts(*drafted_and_accepted: tuple[int, int], draft_seconds: float = 0.01, verify_seconds: float = 0.02) -> Counts:
-    """Rounds of (drafted, accepted), each with a token of the target's own; a prefill of 9 tokens in 0.05 s."""
+    """Counts rounds of (drafted, accepted), each with one token of the target; a prefill of 9 tokens takes 0.05 s."""
     made = Counts()
     made.observe_prefill(Prefill(9, 0, 0.04, 0.01))
     for index, (num_drafted, num_accepted) in enumerate(drafted_and_accepted):

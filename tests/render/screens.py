@@ -1,4 +1,4 @@
-"""What render tests share: rounds to show, a console on a string, and a terminal (pyte) that tells what it was sent."""
+"""Test helpers of render: example rounds, a console on a string, and a terminal (pyte) that records its controls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CORRECTION, BONUS, TARGET = TokenState.CORRECTION, TokenState.BONUS, TokenState.
 
 
 class Terminal(io.StringIO):
-    """A text stream that says it is a terminal."""
+    """Text stream whose `isatty` is true."""
 
     encoding = "utf-8"
 
@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 
 class CountingStream(io.StringIO):
-    """A text stream that counts writes and flushes."""
+    """Text stream that counts writes and flushes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class CountingStream(io.StringIO):
 
 
 class Screen(pyte.HistoryScreen):
-    """A terminal that remembers which controls it was sent."""
+    """Terminal that records the controls it receives."""
 
     def __init__(self, columns: int, lines: int = 8) -> None:
         super().__init__(columns, lines, history=100_000, ratio=1.0)
@@ -53,7 +53,7 @@ class Screen(pyte.HistoryScreen):
 
 
 class _Recorder:
-    """Stands before a screen and writes down every control but drawing."""
+    """Records every control except drawing, and passes it to a screen."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -65,20 +65,20 @@ class _Recorder:
 
 
 def render_screen(output: str, columns: int, lines: int = 8) -> Screen:
-    """Feed output to a fresh terminal as a tty line discipline would (newline becomes CR LF)."""
+    """Feeds output to a new terminal as a tty line discipline would (newline becomes CR LF)."""
     screen = Screen(columns, lines)
     stream = pyte.Stream()
-    # Attaching looks at every control once; they count only from here on.
+    # Attaching reads every control once; they are recorded only from here on.
     stream.attach(_Recorder(screen))
     screen.controls.clear()
-    # One by one: after a character of no width, pyte forgets the rest of what it was fed at once.
+    # One by one: after a character without width, pyte drops the rest of a chunk.
     for character in output.replace("\n", "\r\n"):
         stream.feed(character)
     return screen
 
 
 def scrollback(screen: Screen) -> list[str]:
-    """All rows a reader can scroll through, without trailing blanks."""
+    """Returns all rows of the scrollback, without trailing blanks."""
     history = ["".join(row[x].data for x in range(screen.columns)) for row in screen.history.top]
     rows = [row.rstrip() for row in (*history, *screen.display)]
     while rows and not rows[-1]:
@@ -104,7 +104,7 @@ def pieces(*texts_and_states: tuple[str, TokenState]) -> tuple[Piece, ...]:
 
 
 def round_text(*texts_and_states: tuple[str, TokenState], index: int = 0, seconds: float = 0.031) -> RoundText:
-    """A round whose counts agree with its pieces."""
+    """Makes a round whose counts agree with its pieces."""
     made = pieces(*texts_and_states)
     draft = [piece for piece in made if piece.state in (ACCEPTED, REJECTED, DISCARDED)]
     own = [piece for piece in made if piece not in draft]
@@ -134,7 +134,7 @@ def show_all(view: View, events: Iterable[TextEvent]) -> None:
 
 
 def answer(events: Iterable[TextEvent]) -> str:
-    """The answer by its definition: kept text of all rounds, then what was held back."""
+    """Returns the answer by its definition: kept text of all rounds, then the final text."""
     return "".join(
         event.kept if isinstance(event, RoundText) else event.text
         for event in events
@@ -143,7 +143,7 @@ def answer(events: Iterable[TextEvent]) -> str:
 
 
 def rounds(texts: st.SearchStrategy[str]) -> st.SearchStrategy[RoundText]:
-    """Rounds of every shape: no draft, all accepted, cut after any token, ended by the draft."""
+    """Generates rounds of every shape: without a draft, all accepted, cut after any token, ended by the draft."""
 
     def build(accepted: Sequence[str], refused: Sequence[str], own: str | None) -> RoundText:
         states = [(text, ACCEPTED) for text in accepted]

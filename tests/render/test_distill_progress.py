@@ -1,4 +1,4 @@
-"""Progress of a distillation: plain lines that a log can hold, a bar on a terminal."""
+"""Progress of a distillation: plain lines in a log, a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from specgen.render.distill_progress import LINE_SECONDS, DistillBar, format_fig
 from specgen.render.theme import THEME
 
 
-def test_figures_are_what_there_is() -> None:
+def test_only_known_figures_are_shown() -> None:
     assert format_figures(DistillProgress("writing", 3, 9, 1200)) == "3/9  1200 tokens"
     assert format_figures(DistillProgress("training", 3, 9, loss=2.0, alpha=0.5)) == "3/9  loss 2.000  α 0.50"
     assert format_figures(DistillProgress("training", 3, 9, alpha=0.5), ascii_only=True) == "3/9  alpha 0.50"
     assert format_figures(DistillProgress("saving", 0, 1)) == ""
 
 
-def test_a_log_gets_plain_lines_now_and_then_and_at_the_ends_of_a_stage() -> None:
+def test_a_log_gets_plain_lines_at_intervals_and_at_both_ends_of_a_stage() -> None:
     out, now = StringIO(), [0.0]
     with DistillBar(Console(file=out, width=80, theme=THEME), clock=lambda: now[0]) as bar:
         for done in range(1, 7):
@@ -39,7 +39,7 @@ def test_quiet_is_silent() -> None:
     assert out.getvalue() == ""
 
 
-def test_a_terminal_shows_a_bar_and_gets_its_cursor_back() -> None:
+def test_a_terminal_shows_a_bar_and_its_cursor_returns() -> None:
     out = StringIO()
     console = Console(file=out, width=100, theme=THEME, force_terminal=True, force_interactive=True)
     with DistillBar(console) as bar:

@@ -1,4 +1,4 @@
-"""Model text that tries to command the terminal is shown inert and whole, whatever its split over tokens and states."""
+"""Model text with terminal controls is shown inert and whole, however it is split over tokens and states."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ OWN_CONTROLS = {
     "reset_mode",
     "erase_in_line",
 }
-"""What the views send themselves."""
+"""Controls that the views themselves send."""
 
 
 def _check_inert(view_type: type, events: list[TextEvent]) -> None:
@@ -83,7 +83,7 @@ def _check_inert(view_type: type, events: list[TextEvent]) -> None:
 
 @pytest.mark.parametrize("view_type", VIEWS)
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_split_anywhere_over_tokens_and_states_has_no_effect(view_type: type, attack: str) -> None:
+def test_an_attack_split_over_tokens_and_states_has_no_effect(view_type: type, attack: str) -> None:
     step = max(len(attack) // 12, 1)
     for at in range(0, len(attack) + 1, step):
         left, right = attack[:at], attack[at:]
@@ -94,7 +94,7 @@ def test_an_attack_split_anywhere_over_tokens_and_states_has_no_effect(view_type
 
 
 @pytest.mark.parametrize("view_type", VIEWS)
-def test_every_byte_alone_and_every_c1_is_inert(view_type: type) -> None:
+def test_every_byte_and_every_c1_character_is_inert(view_type: type) -> None:
     events: list[TextEvent] = [
         round_text((chr(code), ACCEPTED), (chr(code), REJECTED), (chr(code), CORRECTION)) for code in range(256)
     ]
@@ -125,7 +125,7 @@ def test_markup_is_shown_literally(view_type: type, text: str) -> None:
     assert text in written(console)
 
 
-def test_plain_text_on_a_terminal_is_inert_too() -> None:
+def test_plain_text_on_a_terminal_is_inert() -> None:
     for attack in ATTACKS:
         stream = io.BytesIO()
         show_all(PlainView(stream, sanitize), [round_text((attack, ACCEPTED))])

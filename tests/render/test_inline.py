@@ -47,7 +47,7 @@ def test_states_differ_by_colour_and_by_attribute() -> None:
     )
 
 
-def test_no_color_leaves_attributes_only() -> None:
+def test_no_color_keeps_attributes_only() -> None:
     shown = _shown([EXAMPLE], NO_COLOR="1")
 
     assert shown.startswith("\x1b[1m The quick\x1b[0m\x1b[2;9m dog\x1b[0m\x1b[2m⋯2\x1b[0m\x1b[4m fox\x1b[0m")
@@ -56,7 +56,7 @@ def test_no_color_leaves_attributes_only() -> None:
 
 
 @pytest.mark.parametrize("environ", [{"TERM": "dumb"}, {"FORCE_COLOR": "0"}])
-def test_a_terminal_without_styles_gets_wdiff_marks_and_no_escape(environ: dict[str, str]) -> None:
+def test_a_terminal_without_styles_gets_wdiff_marks_and_no_escapes(environ: dict[str, str]) -> None:
     assert _shown([EXAMPLE], **environ) == " The quick[- dog +2-]{+ fox+}\n"
 
 
@@ -79,7 +79,7 @@ def test_a_rejected_token_without_text_is_a_dot() -> None:
     assert _shown([event], TERM="dumb") == "[-· +1-]{+!+}\n"
 
 
-def test_an_ascii_terminal_gets_ascii_signs() -> None:
+def test_an_ascii_terminal_gets_ascii_symbols() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     view = InlineView(make_console(stream, "always", {}), sanitize)
@@ -102,7 +102,7 @@ def test_without_marks_the_marked_text_is_the_answer(events: list[TextEvent]) ->
 
 @given(generations(st.text("ab cd\n", max_size=5)), st.sampled_from([20, 40, 80]))
 @settings(max_examples=60)
-def test_styled_text_without_what_was_refused_is_the_answer(events: list[TextEvent], columns: int) -> None:
+def test_styled_text_without_rejected_tokens_is_the_answer(events: list[TextEvent], columns: int) -> None:
     shown = _shown(events)
 
     kept = re.sub(r"\x1b\[2(;9;35)?m[^\x1b]*\x1b\[0m", "", shown)
@@ -112,7 +112,7 @@ def test_styled_text_without_what_was_refused_is_the_answer(events: list[TextEve
 
 @given(generations(st.text("ab\n", max_size=5)))
 @settings(max_examples=30)
-def test_nothing_but_styles_and_the_cursor_is_controlled(events: list[TextEvent]) -> None:
+def test_the_only_controls_are_styles_and_the_cursor(events: list[TextEvent]) -> None:
     rest = re.sub(r"\x1b\[[0-9;]*m|\x1b\[\?25h", "", _shown(events))
 
     assert "\x1b" not in rest
@@ -149,7 +149,7 @@ def test_closing_after_a_newline_adds_none() -> None:
     assert written(console) == "ab\n"
 
 
-def test_a_pipe_gets_no_reset_and_no_cursor() -> None:
+def test_a_pipe_gets_no_terminal_controls() -> None:
     console = pipe_console("always")
 
     InlineView(console, sanitize).close()

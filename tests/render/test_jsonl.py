@@ -36,7 +36,7 @@ def _read(text: str) -> Any:
     return json.loads(text, parse_constant=_reject)
 
 
-def test_the_start_says_what_will_run() -> None:
+def test_the_start_document_has_models_and_settings() -> None:
     document = start_document(info(), datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
 
     assert document["type"] == "start"
@@ -85,7 +85,7 @@ def test_events_become_documents() -> None:
     assert event_document(final()) is None
 
 
-def test_a_step_holds_every_token_with_its_fate() -> None:
+def test_a_step_has_every_token_with_its_state() -> None:
     document = event_document(EXAMPLE)
 
     assert document is not None
@@ -100,7 +100,7 @@ def test_a_step_holds_every_token_with_its_fate() -> None:
     ]
 
 
-def test_the_result_holds_the_figures_under_their_names() -> None:
+def test_the_result_has_all_figures() -> None:
     document = result_document(report(counts((5, 2)), 0.017))
 
     assert document["text"] == " The quick fox"
@@ -199,7 +199,7 @@ def test_readable_text_is_not_escaped() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_none_become_null(value: float) -> None:
+def test_numbers_that_are_not_finite_become_null(value: float) -> None:
     assert _read(dumps({"a": value, "b": [value, (value, 1.5)]})) == {"a": None, "b": [None, [None, 1.5]]}
 
     whole = result_document(report(counts((5, 2)), baseline=Baseline("full", 3, value)))

@@ -83,7 +83,7 @@ def test_every_moment_shows_the_text_so_far(events: list[TextEvent]) -> None:
         assert shown.startswith(so_far)
 
 
-def test_the_refused_draft_is_shown_behind_the_text_and_vanishes_with_the_next_event() -> None:
+def test_the_rejected_draft_is_shown_after_the_text_until_the_next_event() -> None:
     console = terminal_console(columns=40)
     view = LiveView(console, sanitize)
 
@@ -104,7 +104,7 @@ def test_the_tail_is_dim_italic_and_inside_one_row() -> None:
     assert "\x1b7\x1b[?7l\x1b[2;3m and muc…\x1b[0m\x1b[?7h" in written(console)
 
 
-def test_a_newline_in_the_tail_is_a_sign() -> None:
+def test_a_newline_in_the_tail_is_a_symbol() -> None:
     console = terminal_console()
 
     LiveView(console, sanitize).show(round_text(("a\n\tb", REJECTED), ("", DISCARDED), ("x", CORRECTION)))
@@ -112,11 +112,11 @@ def test_a_newline_in_the_tail_is_a_sign() -> None:
     assert "a⏎ b·" in written(console)
 
 
-def test_closing_takes_the_tail_away() -> None:
+def test_closing_erases_the_tail() -> None:
     assert scrollback(render_screen(_shown([EXAMPLE], 40), 40)) == [" The quick fox"]
 
 
-def test_a_notice_takes_the_tail_away() -> None:
+def test_a_notice_erases_the_tail() -> None:
     console = terminal_console(columns=40)
     view = LiveView(console, sanitize)
 
@@ -129,7 +129,7 @@ def test_a_notice_takes_the_tail_away() -> None:
 
 
 @pytest.mark.parametrize("environ", [{"TERM": "dumb"}, {"FORCE_COLOR": "0"}])
-def test_a_terminal_without_styles_gets_the_kept_text_alone(environ: dict[str, str]) -> None:
+def test_a_terminal_without_styles_gets_the_kept_text_only(environ: dict[str, str]) -> None:
     console = terminal_console(**environ)
 
     show_all(LiveView(console, sanitize), [EXAMPLE])
@@ -168,14 +168,14 @@ def test_a_row_that_ends_in_a_wide_character_keeps_it() -> None:
 
 
 @pytest.mark.parametrize("joining", ["\u0301", "\u200d", "\ufe0f"])
-def test_a_draft_can_not_change_the_committed_character_before_it(joining: str) -> None:
+def test_a_draft_can_not_change_the_preceding_kept_character(joining: str) -> None:
     events = [round_text((joining + "bc", REJECTED), ("a", CORRECTION)), final("d")]
 
     assert scrollback(render_screen(_shown(events, 40), 40)) == ["ad"]
 
 
 @pytest.mark.fault("F74")
-def test_a_resize_never_costs_committed_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resize_never_erases_kept_text(monkeypatch: pytest.MonkeyPatch) -> None:
     console = terminal_console()
     size = os.terminal_size((40, 8))
     monkeypatch.setattr(console.file, "fileno", lambda: 1, raising=False)

@@ -21,7 +21,7 @@ class CountingBytes(io.BytesIO):
 
 
 class Stingy(io.RawIOBase):
-    """Takes three bytes at a time, as a raw file may."""
+    """Writes three bytes at a time, as a raw file may."""
 
     def __init__(self) -> None:
         self.taken = b""
@@ -55,7 +55,7 @@ def test_bytes_are_the_answer_and_a_final_newline(events: list[TextEvent]) -> No
     assert stream.getvalue().decode() == (text if not text or text.endswith("\n") else text + "\n")
 
 
-def test_control_characters_pass_exactly_in_a_pipe() -> None:
+def test_control_characters_are_unchanged_in_a_pipe() -> None:
     stream = io.BytesIO()
     text = "".join(map(chr, range(256))) + "\u202e\ufeff\r\n"
 
@@ -97,7 +97,7 @@ def test_closing_twice_adds_one_newline_and_nothing_without_an_answer() -> None:
     assert empty.getvalue() == b""
 
 
-def test_a_stream_that_takes_a_little_at_a_time_gets_everything() -> None:
+def test_a_stream_that_writes_partially_gets_everything() -> None:
     stream = Stingy()
 
     show_all(PlainView(stream), [EXAMPLE])  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def test_a_broken_pipe_reaches_the_caller_and_closing_stays_silent() -> None:
 def test_another_failure_is_an_output_error() -> None:
     view = PlainView(Failing(OSError(28, "No space left on device")))
 
-    with pytest.raises(OutputError, match=r"^cannot write the answer: No space left on device$"):
+    with pytest.raises(OutputError, match="No space left on device"):
         view.show(EXAMPLE)
 
 

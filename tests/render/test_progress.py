@@ -19,7 +19,7 @@ def _load(progress: LoadProgress) -> None:
 
 
 @pytest.mark.parametrize("columns", [5, 20, 80])
-def test_a_terminal_is_left_empty_and_sane(columns: int) -> None:
+def test_the_progress_line_is_erased_and_the_terminal_reset(columns: int) -> None:
     console = terminal_console(columns=columns)
 
     _load(LoadProgress(console))
@@ -37,14 +37,14 @@ def test_names_are_shown_literally() -> None:
     with LoadProgress(console) as progress:
         progress.stage("loading [/red] :smile:\x1b]0;x\x07")
         progress.bytes(512, 1024)
-        # The bar draws from a thread of its own; the last picture before it is erased is certain.
+        # The bar is drawn in its own thread; only its last state before it is erased is certain.
         progress.stop()
 
     assert "loading [/red] :smile:␛]0;x␇" in written(console)
 
 
 @pytest.mark.parametrize("quiet", [True, False])
-def test_no_terminal_no_output(quiet: bool) -> None:
+def test_without_a_terminal_there_is_no_output(quiet: bool) -> None:
     console = pipe_console(FORCE_COLOR="1")
 
     _load(LoadProgress(console, quiet=quiet))
@@ -52,7 +52,7 @@ def test_no_terminal_no_output(quiet: bool) -> None:
     assert written(console) == ""
 
 
-def test_quiet_is_silent_on_a_terminal_and_wins_over_verbose() -> None:
+def test_quiet_is_silent_on_a_terminal_even_with_verbose() -> None:
     console = terminal_console()
 
     _load(LoadProgress(console, quiet=True, verbose=True))
@@ -68,7 +68,7 @@ def test_a_dumb_terminal_gets_no_animation() -> None:
     assert written(console) == ""
 
 
-def test_verbose_is_one_plain_safe_line_per_stage() -> None:
+def test_verbose_prints_one_plain_safe_line_per_stage() -> None:
     console = pipe_console()
 
     _load(LoadProgress(console, verbose=True))
@@ -76,7 +76,7 @@ def test_verbose_is_one_plain_safe_line_per_stage() -> None:
     assert written(console) == "downloading evil␛]0;x␇[/red] :smile:\nloading\n"
 
 
-def test_an_error_while_loading_leaves_the_terminal_sane() -> None:
+def test_an_error_while_loading_resets_the_terminal() -> None:
     console = terminal_console()
 
     def fail() -> None:
@@ -104,7 +104,7 @@ def test_stopping_again_and_using_it_afterwards_is_harmless() -> None:
     assert len(written(console)) == length
 
 
-def test_the_answers_stream_is_left_alone() -> None:
+def test_stdout_is_unchanged_by_the_progress_line() -> None:
     before = (sys.stdout, sys.stderr)
 
     with LoadProgress(make_console(Terminal(), "auto", {"TERM": "xterm"})):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from specgen.render.sanitize import UNSAFE, one_line, sanitize
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]))
-"""Lone surrogates too."""
+"""Includes lone surrogates."""
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
@@ -21,7 +21,7 @@ def _is_dangerous(character: str) -> bool:
 
 
 @given(ANY_TEXT, st.booleans())
-def test_output_holds_nothing_a_terminal_obeys(text: str, ascii_only: bool) -> None:
+def test_output_has_no_character_that_controls_a_terminal(text: str, ascii_only: bool) -> None:
     assert not any(map(_is_dangerous, sanitize(text, ascii_only=ascii_only)))
 
 
@@ -33,7 +33,7 @@ def test_sanitizing_twice_changes_nothing(text: str, ascii_only: bool) -> None:
 
 
 @given(ANY_TEXT, ANY_TEXT, st.booleans())
-def test_chunks_join_to_what_the_whole_gives(left: str, right: str, ascii_only: bool) -> None:
+def test_sanitized_chunks_join_to_the_sanitized_whole(left: str, right: str, ascii_only: bool) -> None:
     whole = sanitize(left + right, ascii_only=ascii_only)
 
     assert sanitize(left, ascii_only=ascii_only) + sanitize(right, ascii_only=ascii_only) == whole

@@ -39,7 +39,7 @@ def test_a_round_is_one_line_with_its_counts_time_and_tokens() -> None:
     assert _lines(EXAMPLE) == ["#0     2/5   31 ms  ␣The ␣quick | -␣dog -␣and -␣cat | +␣fox"]
 
 
-def test_sections_a_round_has_not_are_left_out() -> None:
+def test_empty_sections_are_omitted() -> None:
     assert _lines(
         round_text(("a", ACCEPTED), ("b", ACCEPTED)),
         round_text(("c", ACCEPTED), ("d", BONUS), index=1),
@@ -68,7 +68,7 @@ def test_white_space_and_missing_text_are_visible() -> None:
     ]
 
 
-def test_the_end_tells_why_and_what_was_held_back() -> None:
+def test_the_last_line_has_the_reason_and_the_remaining_text() -> None:
     assert _lines(FinalText(" …", Finish("length"))) == ["end  length  ␣…"]
 
 
@@ -101,7 +101,7 @@ def test_short_times_keep_a_digit(seconds: float) -> None:
     assert float(shown) == pytest.approx(seconds * 1000, abs=0.06)
 
 
-def test_ascii_terminals_get_ascii_signs() -> None:
+def test_ascii_terminals_get_ascii_symbols() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
 

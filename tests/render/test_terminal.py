@@ -37,7 +37,7 @@ COLOR, ATTRIBUTES, MARKS = ColorLevel.COLOR, ColorLevel.ATTRIBUTES, ColorLevel.M
         ("auto", True, {"TERM": "dumb", "FORCE_COLOR": "1"}, MARKS),
     ],
 )
-def test_the_stronger_wish_about_colour_wins(
+def test_the_color_option_and_variables_have_an_order_of_precedence(
     mode: ColorMode, tty: bool, environ: dict[str, str], level: ColorLevel
 ) -> None:
     stream = Terminal() if tty else io.StringIO()
@@ -45,12 +45,12 @@ def test_the_stronger_wish_about_colour_wins(
     assert decide_color(mode, stream, environ).level is level
 
 
-def test_streams_are_judged_one_by_one() -> None:
+def test_each_stream_is_decided_on_its_own() -> None:
     assert decide_color("auto", Terminal(), {}).is_terminal
     assert not decide_color("auto", io.StringIO(), {}).is_terminal
 
 
-def test_a_closed_or_missing_stream_is_no_terminal() -> None:
+def test_a_closed_or_missing_stream_is_not_a_terminal() -> None:
     stream = io.StringIO()
     stream.close()
 
@@ -73,7 +73,7 @@ def test_no_color_keeps_attributes_and_drops_colours() -> None:
     assert re.findall(r"\x1b\[([0-9;]*)m", written(console)) == ["1", "0", "2;9", "0"]
 
 
-def test_only_the_sixteen_named_colours_are_used_whatever_the_terminal_can() -> None:
+def test_only_the_sixteen_named_colours_are_used() -> None:
     console = terminal_console(COLORTERM="truecolor", TERM="xterm-256color")
 
     console.print(Text("kept", "accepted"))
@@ -81,7 +81,7 @@ def test_only_the_sixteen_named_colours_are_used_whatever_the_terminal_can() -> 
     assert "\x1b[1;36mkept" in written(console)
 
 
-def test_printing_keeps_long_lines_markup_and_emoji_codes_as_they_are() -> None:
+def test_printing_keeps_long_lines_markup_and_emoji_codes_unchanged() -> None:
     console = pipe_console()
     text = "[/bold] :smile: 1234 " * 20
 

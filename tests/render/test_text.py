@@ -5,7 +5,7 @@ from specgen.render.text import TextView
 from tests.render.screens import EXAMPLE, final, pipe_console, show_all, terminal_console, written
 
 
-def test_kept_text_is_told_apart_and_no_draft_is_shown() -> None:
+def test_kept_text_is_styled_by_state_and_no_draft_is_shown() -> None:
     console = terminal_console()
 
     show_all(TextView(console, sanitize), [EXAMPLE, final(".")])

@@ -29,7 +29,7 @@ from tests.render.screens import EXAMPLE, TARGET, pipe_console, round_text, show
         ("steps", True, "auto", StepsView),
     ],
 )
-def test_the_view_follows_the_wish_and_the_stream(
+def test_the_view_follows_the_option_and_the_stream(
     name: ViewName, is_terminal: bool, color: ColorMode, expected: type
 ) -> None:
     console = terminal_console(color) if is_terminal else pipe_console(color)
@@ -45,7 +45,7 @@ def test_a_command_has_its_own_default_on_a_terminal() -> None:
     assert resolve_view("text", is_terminal=True, default="live") == "text"
 
 
-def test_force_color_does_not_put_a_view_into_a_pipe() -> None:
+def test_force_color_alone_does_not_style_a_pipe() -> None:
     console = pipe_console(FORCE_COLOR="1")
 
     assert type(choose_view("auto", console=console, binary=io.BytesIO(), is_terminal=False)) is PlainView
@@ -60,7 +60,7 @@ def test_force_color_does_not_put_a_view_into_a_pipe() -> None:
         ("never", True, b"\x1bc\n"),
     ],
 )
-def test_plain_text_is_sanitized_where_eyes_are_or_on_demand(
+def test_plain_text_is_sanitized_on_a_terminal_or_on_request(
     mode: SanitizeMode, is_terminal: bool, expected: bytes
 ) -> None:
     binary = io.BytesIO()
@@ -72,7 +72,7 @@ def test_plain_text_is_sanitized_where_eyes_are_or_on_demand(
     assert binary.getvalue() == expected
 
 
-def test_an_explicit_view_in_a_pipe_is_marked_or_coloured_as_colour_says() -> None:
+def test_an_explicit_view_in_a_pipe_has_marks_or_colours_by_the_color_option() -> None:
     marked, coloured = pipe_console(), pipe_console("always")
 
     for console in (marked, coloured):
@@ -83,7 +83,7 @@ def test_an_explicit_view_in_a_pipe_is_marked_or_coloured_as_colour_says() -> No
     assert "[-" not in written(coloured)
 
 
-def test_an_explicit_view_in_a_pipe_is_sanitized_unless_forbidden() -> None:
+def test_an_explicit_view_in_a_pipe_is_sanitized_unless_switched_off() -> None:
     safe, raw = pipe_console(), pipe_console()
 
     for console, mode in ((safe, "auto"), (raw, "never")):
