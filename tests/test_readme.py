@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from specgen.cli.app import app
-from specgen.cli.app_spec import describe
+from specgen.cli.program import program
 from specgen.core.errors import SpecgenError
 from tests.structure import PACKAGE
 from tests.test_architecture import ORDER
@@ -44,13 +43,13 @@ def calls() -> Iterator[list[str]]:
 
 
 CALLS = list(calls())
-KNOWN = {command.name: command for command in (describe(app).root, *describe(app).commands)}
+KNOWN = {command.name: command for command in (program().root, *program().commands)}
 
 
 @pytest.mark.parametrize("words", CALLS, ids=" ".join)
 def test_every_option_of_an_example_exists(words: list[str]) -> None:
     command = KNOWN["" if words[0].startswith("-") else words[0]]
-    names = {name for option in command.options for name in option.every_name}
+    names = {name for option in command.options for name in option.all_names}
 
     assert {word.partition("=")[0] for word in words if WORD.match(word)} <= names
 

@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from specgen.cli.options import Format
+from specgen.cli.options.groups import Format
 from specgen.cli.stdout import require_stdout, use_utf8_stdout
 from specgen.cli.streams import write_document
 from specgen.cli.view_options import ViewOptions

@@ -1,20 +1,12 @@
-"""What the program takes, read from the app's own declarations: for help, completions and the manual page."""
+"""Describes the program: its commands and options, as help, completions and the manual page show them."""
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import typer
-from typer.models import ArgumentInfo, OptionInfo
+from dataclasses import dataclass
 
 GENERAL = "General"
-"""Heading of the options that name none."""
+"""Heading of the options that name no other."""
 
 _WORD = re.compile(r"[a-z][a-z0-9.]*")
 _MODELS = ("MODEL", "TARGET")
@@ -24,29 +16,38 @@ _EXAMPLES = "Examples:"
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option, as people see it; one without names is what a command takes without a name.
+    """An option of a command, or its argument.
+
+    A field of an options class declares one with `Annotated[type, Option(...)]`. `specgen.cli.options.fields` then
+    fills in what follows from the field's type and default: `value`, `default`, `is_repeatable` and `is_required`.
 
     Args:
-        names: As declared: `--target`, `-t`.
-        off_names: What switches it off: `--no-stats`.
-        value: What follows it, as in `MODEL|lookup|none`; empty for a switch.
+        names: Short and long names: `-t`, `--target`. Without names it is an argument.
         help: One or two sentences.
-        heading: The group it is shown in.
-        env: The environment variable that stands in for it.
-        default: As typed; None where the help tells it or there is none.
-        limits: The range of a number, as in `1 to 64`.
+        off_names: Names that switch it off: `--no-stats`.
+        value: What follows a name, as in `MODEL|lookup|none`; empty for a switch.
+        heading: The group it is listed in.
+        env: The environment variable it can come from.
+        minimum: Smallest number allowed.
+        maximum: Largest number allowed.
+        counts: It takes no value; how often it is given counts.
+        default: As typed; None if there is none to show.
+        shows_default: False if the help text names the default.
         is_repeatable: It may be given more than once.
         is_required: The command does not run without it.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    help: str = ""
     off_names: tuple[str, ...] = ()
     value: str = ""
-    help: str = ""
     heading: str = GENERAL
     env: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    counts: bool = False
     default: str | None = None
-    limits: str | None = None
+    shows_default: bool = True
     is_repeatable: bool = False
     is_required: bool = False
 
@@ -67,55 +68,65 @@ class Option:
 
     @property
     def takes_file(self) -> bool:
-        """A model may be a file or folder, too."""
+        """Whether the value may be a file or folder; a model may."""
         return self.takes_model or any(word in self._parts for word in _FILES)
 
     @property
-    def shorts(self) -> list[str]:
-        """`-t`, without the long names."""
+    def short_names(self) -> list[str]:
+        """Names with one dash."""
         return [name for name in self.names if not name.startswith("--")]
 
     @property
-    def longs(self) -> list[str]:
+    def long_names(self) -> list[str]:
         """Names with two dashes."""
         return [name for name in self.names if name.startswith("--")]
 
     @property
-    def shortest(self) -> str:
+    def shortest_name(self) -> str:
         """The name to show where there is room for one."""
-        return [*self.shorts, *self.longs][0]
+        return [*self.short_names, *self.long_names][0]
 
     @property
-    def every_name(self) -> tuple[str, ...]:
-        """All names, those that turn it off included."""
+    def all_names(self) -> tuple[str, ...]:
+        """All names, including those that switch it off."""
         return (*self.names, *self.off_names)
 
     @property
+    def limits(self) -> str | None:
+        """The range of its number, as in `1 to 64`."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"{self.minimum:g} to {self.maximum:g}"
+        return None if self.minimum is None else f"at least {self.minimum:g}"
+
+    @property
     def notes(self) -> str:
-        """Whether it must be given, range, variable and default in brackets, or nothing."""
-        found = [
+        """Range, variable and default in brackets, and whether it is required; or nothing."""
+        notes = [
             *(["required"] if self.is_required else []),
             *([self.limits] if self.limits else []),
             *([f"env {self.env}"] if self.env else []),
             *([f"default {self.default}"] if self.default is not None else []),
         ]
-        return f"[{'; '.join(found)}]" if found else ""
+        return f"[{'; '.join(notes)}]" if notes else ""
 
     @property
     def _parts(self) -> list[str]:
         return re.sub(r"\[.*?\]", "", self.value).split("|")
 
 
+HELP = Option(("-h", "--help"), "Show this help.")
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command, or with an empty name the program itself.
+    """A command, or the program itself if the name is empty.
 
     Args:
         name: As typed.
         help: One sentence.
         argument: What it takes without a name; None if nothing.
         options: In the order of their declaration.
-        epilog: Paragraphs; those behind `Examples:` that hold a command are examples.
+        epilog: Paragraphs. Those after `Examples:` that contain a command are examples.
     """
 
     name: str
@@ -126,30 +137,30 @@ class Command:
 
     @property
     def headings(self) -> list[str]:
-        """Each once, in the order of the first option under it; the general ones last."""
-        found = dict.fromkeys(option.heading for option in self.options)
-        return sorted(found, key=lambda heading: heading == GENERAL)
+        """Each heading once, in the order of the first option under it; the general one last."""
+        headings = dict.fromkeys(option.heading for option in self.options)
+        return sorted(headings, key=lambda heading: heading == GENERAL)
 
     def under(self, heading: str) -> list[Option]:
-        """The options of a group."""
+        """Returns the options of a group."""
         return [option for option in self.options if option.heading == heading]
 
     @property
     def usage(self) -> str:
-        """What may and must be typed behind its name."""
-        required = [f"{option.shortest} {option.value}" for option in self.options if option.is_required]
+        """What may and must be typed after the name."""
+        required = [f"{option.shortest_name} {option.value}" for option in self.options if option.is_required]
         return " ".join(["[OPTIONS]", *required, *([self.argument.value] if self.argument else [])])
 
     @property
     def paragraphs(self) -> list[str]:
-        """What the epilog says, less the examples."""
-        before, _, behind = self.epilog.partition(_EXAMPLES)
-        return [*_parts(before), *(part for part in _parts(behind) if not _is_example(part))]
+        """The epilog without the examples."""
+        before, _, after = self.epilog.partition(_EXAMPLES)
+        return [*_split(before), *(part for part in _split(after) if not _is_example(part))]
 
     @property
     def examples(self) -> list[str]:
-        """Of any command: what one makes, another uses."""
-        return [part for part in _parts(self.epilog.partition(_EXAMPLES)[2]) if _is_example(part)]
+        """Command lines; some run another command on what this one made."""
+        return [part for part in _split(self.epilog.partition(_EXAMPLES)[2]) if _is_example(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,96 +168,12 @@ class Program:
     """The program with its commands."""
 
     root: Command
-    commands: tuple[Command, ...] = field(default=())
+    commands: tuple[Command, ...] = ()
 
 
-HELP = Option(("--help", "-h"), help="Show this help.")
-
-
-def describe(app: typer.Typer) -> Program:
-    """Everything the program takes."""
-    root = app.registered_callback
-    assert root is not None
-    assert root.callback is not None
-    commands = [
-        _command(info.name or "", info.callback, info.epilog or "")
-        for info in app.registered_commands
-        if info.callback is not None and not info.hidden
-    ]
-    return Program(_command("", root.callback, ""), tuple(commands))
-
-
-def _command(name: str, function: Callable[..., Any], epilog: str) -> Command:
-    hints = get_type_hints(function, include_extras=True)
-    argument: Option | None = None
-    options = []
-    for parameter in inspect.signature(function).parameters.values():
-        kind, *extras = get_args(hints[parameter.name]) or (None,)
-        info = extras[0] if extras else None
-        if isinstance(info, ArgumentInfo):
-            argument = Option((), value=info.metavar or parameter.name.upper(), help=info.help or "")
-        elif isinstance(info, OptionInfo) and not info.hidden:
-            options.append(_option(info, kind, parameter.default))
-    return Command(name, (inspect.getdoc(function) or "").partition("\n\n")[0], argument, (*options, HELP), epilog)
-
-
-def _option(info: OptionInfo, kind: object, default: object) -> Option:
-    names, off_names = [], []
-    # Within Annotated, Typer takes the first name for a default until it builds its commands.
-    first = [info.default] if isinstance(info.default, str) and info.default.startswith("-") else []
-    for declared in [*first, *(info.param_decls or ())]:
-        on, _, off = declared.partition("/")
-        names.append(on)
-        off_names += [off] if off else []
-    kind = _without_none(kind)
-    is_list = get_origin(kind) is list
-    if is_list:
-        kind = get_args(kind)[0]
-    value = "" if kind is bool or info.count else info.metavar or _value(kind)
-    env = info.envvar if isinstance(info.envvar, str) else None
-    return Option(
-        tuple(names),
-        tuple(off_names),
-        value,
-        info.help or "",
-        info.rich_help_panel if isinstance(info.rich_help_panel, str) else GENERAL,
-        env,
-        _default(info, default, names, off_names),
-        _limits(info),
-        is_list or info.count,
-        default is inspect.Parameter.empty,
-    )
-
-
-def _parts(epilog: str) -> list[str]:
+def _split(epilog: str) -> list[str]:
     return [part.strip() for part in epilog.split("\n\n") if part.strip()]
 
 
 def _is_example(part: str) -> bool:
     return "specgen " in part
-
-
-def _without_none(kind: object) -> object:
-    if get_origin(kind) in (Union, UnionType):
-        return next(one for one in get_args(kind) if one is not NoneType)
-    return kind
-
-
-def _value(kind: object) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    return {int: "N", float: "X", Path: "FILE"}.get(kind, "TEXT")  # type: ignore[call-overload, no-any-return]
-
-
-def _default(info: OptionInfo, default: object, names: list[str], off_names: list[str]) -> str | None:
-    if not info.show_default or default in (None, "", inspect.Parameter.empty) or info.count:
-        return None
-    if isinstance(default, bool):
-        return (names[0] if default else off_names[0]) if off_names else None
-    return str(default)
-
-
-def _limits(info: OptionInfo) -> str | None:
-    if info.min is not None and info.max is not None:
-        return f"{info.min} to {info.max}"
-    return f"at least {info.min}" if info.min is not None else None

@@ -1,7 +1,8 @@
-"""Completion scripts for four shells, made from what the program takes.
+"""Makes completion scripts for three shells from the description of the program.
 
-Commands, options and the words of options stand in the scripts, so a Tab needs no Python. Only models and sessions are
-asked for, by `specgen --list`, which imports no library that could load them. Files are the shell's own business.
+The scripts contain the commands, options and their fixed values, so that a Tab does not start Python. Only names of
+models and sessions come from `specgen --list`, which imports none of the libraries that load models. The shell itself
+completes files.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ NOTE = "# Made from specgen's own options by: specgen --show-completion "
 
 
 def bash_script(program: Program) -> str:
-    """For bash 3.2 or newer, with or without the package bash-completion."""
+    """Returns the script for bash 3.2 or newer, with or without the package bash-completion."""
     names = [command.name for command in program.commands]
     values = [line for command in (*program.commands, program.root) for line in _bash_values(command)]
     options = [
@@ -58,7 +59,7 @@ complete -F _specgen specgen
 
 
 def _bash_values(command: Command) -> list[str]:
-    """A branch for each thing to do; options that do the same share it."""
+    """Returns a branch for each action; options with the same action share it."""
     valued = sorted((option for option in command.options if option.value), key=_bash_action)
     lines = []
     for action, options in groupby(valued, key=_bash_action):
@@ -73,7 +74,7 @@ def _bash_action(option: Option) -> str:
 
 
 def zsh_script(program: Program) -> str:
-    """For zsh: a file `_specgen` in a folder of `fpath`, or text to `source`."""
+    """Returns the script for zsh: a file `_specgen` in a folder of `fpath`, or text to `source`."""
     commands = [f"    {_quote(f'{command.name}:{command.help}')}" for command in program.commands]
     branches, known = [], _arguments(program)
     for command in program.commands:
@@ -110,11 +111,11 @@ if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _specgen "$@"; else compdef
 
 
 def _zsh_specs(option: Option) -> list[str]:
-    """A spec of `_arguments` for each name. The names of one option exclude each other, unless it can be repeated."""
-    before = "*" if option.is_repeatable else f"({' '.join(option.every_name)})"
+    """Returns a spec of `_arguments` for each name. Names of an option exclude each other unless it is repeatable."""
+    before = "*" if option.is_repeatable else f"({' '.join(option.all_names)})"
     after = f":{_zsh_text(option.value.replace('|', ' '))}:{_zsh_action(option)}" if option.value else ""
     specs = []
-    for name in option.every_name:
+    for name in option.all_names:
         joint = ("=" if name.startswith("--") else "+") if option.value else ""
         specs.append(_quote(f"{before}{name}{joint}[{_zsh_text(option.help)}]{after}"))
     return specs
@@ -140,7 +141,7 @@ def _continued(specs: list[str]) -> str:
 
 
 def fish_script(program: Program) -> str:
-    """For fish 3 or newer."""
+    """Returns the script for fish 3 or newer."""
     nowhere = f"-n 'not __fish_seen_subcommand_from {' '.join(command.name for command in program.commands)}'"
     lines = [f"{NOTE}fish", "complete -c specgen -f"]
     lines += [
@@ -158,7 +159,7 @@ def fish_script(program: Program) -> str:
 
 
 def _fish_lines(option: Option) -> list[str]:
-    names = [f"-s {name[1:]}" for name in option.shorts] + [f"-l {name[2:]}" for name in option.longs]
+    names = [f"-s {name[1:]}" for name in option.short_names] + [f"-l {name[2:]}" for name in option.long_names]
     words = _fish_words(option)
     if option.value:
         names.append("-r -F" if option.takes_file else "-x")
@@ -171,81 +172,27 @@ def _fish_words(option: Option) -> str:
     return " ".join([*option.words, *(f"(specgen --list {one} 2>/dev/null)" for one in _lists(option))])
 
 
-def powershell_script(program: Program) -> str:
-    """For PowerShell 5.1 or newer."""
-    commands = "; ".join(f"{_power_quote(c.name)} = {_power_quote(c.help)}" for c in program.commands)
-    tables = [
-        f"    {_power_quote(command.name)} = _specgen_table @(\n{_lines(_power_rows(command))}\n    )"
-        for command in (program.root, *program.commands)
-    ]
-    return f"""{NOTE}powershell
-function _specgen_table($rows) {{
-  # Its keys tell -q from -Q; those of @{{}} do not.
-  $table = New-Object 'System.Collections.Generic.Dictionary[string,object]'
-  foreach ($row in $rows) {{ $table[$row[0]] = $row }}
-  $table
-}}
-Register-ArgumentCompleter -Native -CommandName specgen -ScriptBlock {{
-  param($wordToComplete, $commandAst, $cursorPosition)
-  $commands = [ordered]@{{ {commands} }}
-  $options = @{{
-{_lines(tables)}
-  }}
-  $words = @($commandAst.CommandElements | Where-Object {{ $_.Extent.EndOffset -lt $cursorPosition }} |
-    ForEach-Object {{ $_.Extent.Text }})
-  $command = $words | Where-Object {{ $commands.Contains($_) }} | Select-Object -First 1
-  $known = $options["$command"]
-  $previous = if ($words.Count) {{ $words[-1] }} else {{ '' }}
-  $found = if ($known.ContainsKey($previous) -and $known[$previous].Count -gt 2) {{
-    foreach ($value in $known[$previous][2]) {{
-      if ($value -in '<models>', '<sessions>') {{
-        specgen --list $value.Trim('<', '>') 2>$null | ForEach-Object {{ ,@($_, $_) }}
-      }} else {{ ,@($value, $value) }}
-    }}
-  }} elseif ($wordToComplete -like '-*') {{
-    $known.Values | ForEach-Object {{ ,@($_[0], $_[1]) }}
-  }} elseif (-not $command) {{
-    $commands.GetEnumerator() | ForEach-Object {{ ,@($_.Key, $_.Value) }}
-  }}
-  $found | Where-Object {{ $_[0] -clike "$wordToComplete*" }} | ForEach-Object {{
-    [System.Management.Automation.CompletionResult]::new($_[0], $_[0], 'ParameterValue', $_[1])
-  }}
-}}
-"""
-
-
-def _power_rows(command: Command) -> list[str]:
-    """Name, help, and for options with known values these."""
-    rows = []
-    for option in command.options:
-        values = [*option.words, *(f"<{one}>" for one in _lists(option))]
-        known = f", @({', '.join(map(_power_quote, values))})" if values else ""
-        rows += [f"      ,@({_power_quote(name)}, {_power_quote(option.help)}{known})" for name in option.every_name]
-    return rows
-
-
 SCRIPTS: dict[str, Callable[[Program], str]] = {
     "bash": bash_script,
     "zsh": zsh_script,
     "fish": fish_script,
-    "powershell": powershell_script,
 }
-FILES = {"bash": "specgen.bash", "zsh": "_specgen", "fish": "specgen.fish", "powershell": "specgen.ps1"}
-"""The name each shell looks for, or a person."""
+FILES = {"bash": "specgen.bash", "zsh": "_specgen", "fish": "specgen.fish"}
+"""The name that each shell looks for."""
 
 
 def _arguments(program: Program) -> list[tuple[Command, Option]]:
-    """What commands take without a name, where that is a file or a model: a prompt is nobody's to complete."""
+    """Returns the arguments that are files or models. A prompt is not completed."""
     return [(c, c.argument) for c in program.commands if c.argument is not None and c.argument.takes_file]
 
 
 def _lists(option: Option) -> list[str]:
-    """What `specgen --list` is asked for."""
-    return [kind for kind, wanted in (("models", option.takes_model), ("sessions", option.takes_session)) if wanted]
+    """Returns the lists of `specgen --list` that an option takes a name from."""
+    return [kind for kind, is_taken in (("models", option.takes_model), ("sessions", option.takes_session)) if is_taken]
 
 
 def _all_names(command: Command) -> str:
-    return " ".join(name for option in command.options for name in option.every_name)
+    return " ".join(name for option in command.options for name in option.all_names)
 
 
 def _lines(lines: list[str]) -> str:
@@ -258,7 +205,3 @@ def _quote(text: str) -> str:
 
 def _fish_quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _power_quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""The page behind `--help`: plain text that fits any width, without rich, whose import takes longer than the page."""
+"""Prints `--help`: plain text that fits any width, without rich, which takes longer to import than the page to make."""
 
 from __future__ import annotations
 
@@ -8,32 +8,24 @@ import shutil
 import sys
 import textwrap
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from specgen.cli.app_spec import Command, Option, Program, describe
-
-if TYPE_CHECKING:
-    import typer
+from specgen.cli.app_spec import Command, Option, Program
+from specgen.cli.program import program
 
 MAX_CELLS = 100
 NAME_CELLS = 28
 NARROW_CELLS = 72
-"""Below this a second column would hold a word or two a line."""
+"""On a narrower terminal, the help texts get lines of their own instead of a second column."""
 
 _PARTS = re.compile(r' ?\| (?!specgen ).+|(?:"[^"]*"|[^"])+?(?= [-|>"]|$)')
-"""Of an example: what another program does stays in one piece, ours breaks in front of what stands on its own."""
+"""Parts of an example that stay on one line: a command of another program, or an option with its value."""
 
 
 def format_command(command: Command, width: int, *, bold: bool = False) -> str:
-    """The help of a command.
-
-    Args:
-        command: What it takes.
-        width: Of the terminal, in cells.
-        bold: Headings in bold.
-    """
+    """Returns the help of a command, at most `width` cells wide."""
     width = min(width, MAX_CELLS)
     usage = f"{_heading('Usage', bold)} specgen {command.name} {command.usage}"
     lines = [usage, "", *_fill(command.help, width)]
@@ -52,7 +44,7 @@ def format_command(command: Command, width: int, *, bold: bool = False) -> str:
 
 
 def format_program(program: Program, width: int, *, bold: bool = False) -> str:
-    """The help of the program: its commands, and its own options."""
+    """Returns the help of the program: its commands, and its own options."""
     width = min(width, MAX_CELLS)
     lines = [_heading("Usage", bold) + " specgen [OPTIONS] COMMAND ...", "", *_fill(program.root.help, width)]
     lines += ["", _heading("Commands", bold)]
@@ -61,13 +53,12 @@ def format_program(program: Program, width: int, *, bold: bool = False) -> str:
     lines += ["", _heading("Options", bold)]
     for option in program.root.options:
         lines += _entry(_names(option), option.help, width)
-    lines += ["", *_fill("specgen COMMAND --help tells what a command takes.", width)]
+    lines += ["", *_fill("specgen COMMAND --help shows the options of a command.", width)]
     return "\n".join(lines) + "\n"
 
 
 def _names(option: Option) -> str:
-    """Short names first: they are what people look for."""
-    names = [*option.shorts, *option.longs, *option.off_names]
+    names = [*option.short_names, *option.long_names, *option.off_names]
     return ", ".join(names) + (f" {option.value}" if option.value else "")
 
 
@@ -87,9 +78,9 @@ def _fill(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def _example(example: str, width: int) -> list[str]:
-    r"""A command that can still be copied: a shell reads a line that ends in `\` and the next one as one.
+    r"""Breaks a long example so that it can still be copied: a shell joins a line that ends in `\` with the next.
 
-    Broken only in front of an option, a quoted text, a pipe or a redirection, so that a value stays behind its option.
+    Lines break before an option, a quoted text, a pipe or a redirection, so that a value follows its option.
     """
     lines = [""]
     for part in map(str.lstrip, _PARTS.findall(example)):
@@ -118,30 +109,32 @@ def _is_bold() -> bool:
 
 
 def _terminal_width() -> int:
-    """Of stdout's terminal, or where a pager reads it, of the one that stderr still shows."""
+    """Returns the width of stdout's terminal, or if a pager reads stdout, of stderr's."""
     with suppress(OSError, ValueError):
         return shutil.get_terminal_size((os.get_terminal_size(2).columns or 80, 24)).columns
     return shutil.get_terminal_size().columns
 
 
-def page(app: typer.Typer, name: str | None) -> str:
-    """What `--help` shows on this terminal, of a command or without a name of the program."""
-    program, width = describe(app), _terminal_width()
-    for command in program.commands:
+def page(name: str | None) -> str:
+    """Returns the help of a command, or without a name of the program, for this terminal."""
+    width = _terminal_width()
+    for command in program().commands:
         if command.name == name:
             return format_command(command, width, bold=_is_bold())
-    return format_program(program, width, bold=_is_bold())
+    return format_program(program(), width, bold=_is_bold())
 
 
-def help_classes(app: typer.Typer) -> tuple[type[TyperGroup], type[TyperCommand]]:
-    """Classes of the program and its commands whose help is ours."""
+class HelpGroup(TyperGroup):
+    """The program for Typer, with our help."""
 
-    class Group(TyperGroup):
-        def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  the names are Typer's
-            formatter.write(page(app, None))
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  the names are Typer's
+        """Writes the help."""
+        formatter.write(page(None))
 
-    class Subcommand(TyperCommand):
-        def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  the names are Typer's
-            formatter.write(page(app, self.name))
 
-    return Group, Subcommand
+class HelpCommand(TyperCommand):
+    """A command for Typer, with our help."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  the names are Typer's
+        """Writes the help."""
+        formatter.write(page(self.name))

@@ -1,4 +1,4 @@
-"""The manual page, made from what the program takes: `man specgen`."""
+"""Makes the manual page, `man specgen`, from the description of the program."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from specgen.cli.app_spec import Command, Option, Program
 from specgen.core.errors import SpecgenError
 
 FOLDERS = {
-    "SPECGEN_CACHE": "Folder of what can be made again: converted GGUF files, the built-in model, costs of passes.",
-    "SPECGEN_STATE": "Folder of what is yours: saved sessions, the history of chats, raw runs of bench.",
+    "SPECGEN_CACHE": "Folder for what can be made again: converted GGUF files, the built-in model, costs of passes.",
+    "SPECGEN_STATE": "Folder for your data: saved sessions, the history of chats, raw runs of bench.",
 }
-"""Variables that stand in for no option."""
+"""Variables without an option."""
 
 
 def manual_page(program: Program) -> str:
-    """The page in roff, for the macros `an`."""
+    """Returns the page in roff, for the macros `an`."""
     lines = [
         ".\\\" Made from specgen's own options by: python -m specgen.cli.shell_files completions",
         f'.TH SPECGEN 1 "" "specgen {__version__}" "User Commands"',
@@ -48,7 +48,7 @@ def _command(command: Command) -> list[str]:
 
 
 def _option(option: Option) -> list[str]:
-    names = ", ".join(f"\\fB{_text(name)}\\fR" for name in [*option.shorts, *option.longs, *option.off_names])
+    names = ", ".join(f"\\fB{_text(name)}\\fR" for name in [*option.short_names, *option.long_names, *option.off_names])
     value = f" \\fI{_text(option.value)}\\fR" if option.value else ""
     return _entry(names + value, f"{option.help} {option.notes}")
 
@@ -58,15 +58,15 @@ def _entry(label: str, text: str) -> list[str]:
 
 
 def _environment(program: Program) -> list[str]:
-    """Each variable once, with the option it stands in for or what it does."""
+    """Lists each variable once, with its option or what it does."""
     options = [option for command in program.commands for option in command.options]
-    meanings = {**FOLDERS, **{option.env: option.longs[0] for option in options if option.env}}
+    meanings = {**FOLDERS, **{option.env: option.long_names[0] for option in options if option.env}}
     return [line for env, meaning in sorted(meanings.items()) for line in _entry(f"\\fB{env}\\fR", meaning)]
 
 
 def _exit_codes() -> list[str]:
-    """One entry per code, by what the errors with it say about themselves."""
-    meanings: dict[int, list[str]] = {0: ["Done; also when the reader of the output left early."], 1: ["A bug."]}
+    """Lists each code with the first line of the docstrings of its errors."""
+    meanings: dict[int, list[str]] = {0: ["Done; also if the reader of the output closed the pipe."], 1: ["A bug."]}
     for error in _all_errors(SpecgenError):
         meanings.setdefault(error.exit_code, []).append((error.__doc__ or "").partition("\n")[0])
     meanings |= {129: ["SIGHUP."], 130: ["Ctrl-C."], 143: ["SIGTERM."]}
@@ -80,7 +80,7 @@ def _all_errors(base: type[SpecgenError]) -> list[type[SpecgenError]]:
 
 
 def _text(text: str) -> str:
-    """Text of ours as roff: nothing in it is a request or an escape."""
+    """Escapes text, so that nothing in it is a request or an escape of roff."""
     text = " ".join(text.split()).replace("\\", "\\e").replace("-", "\\-")
     text = text.replace("'", "\\(aq").replace('"', "\\(dq").replace("α", "alpha").replace("±", "+\\-")
     return "\\&" + text if text.startswith((".", "'")) else text

@@ -1,4 +1,4 @@
-"""Writes the files that ship with the program: shell completions and the manual page.
+"""Writes the completion scripts and the manual page.
 
 python -m specgen.cli.shell_files completions
 """
@@ -8,19 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from specgen.cli.app import app
-from specgen.cli.app_spec import describe
 from specgen.cli.completions import FILES, SCRIPTS
 from specgen.cli.manual import manual_page
+from specgen.cli.program import program
 
 MANUAL = "specgen.1"
 
 
 def shell_files() -> dict[str, str]:
-    """Returns the names and contents of the files."""
-    program = describe(app)
-    scripts = {FILES[shell]: script(program) for shell, script in SCRIPTS.items()}
-    return {**scripts, MANUAL: manual_page(program)}
+    """Returns the contents of the files by name."""
+    scripts = {FILES[shell]: script(program()) for shell, script in SCRIPTS.items()}
+    return {**scripts, MANUAL: manual_page(program())}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from specgen.bench.figures import figures_by_setting
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark, Host
-from specgen.cli.bench.choices import DraftPlaces, on_both_engines
+from specgen.cli.bench.choices import on_both_backends
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.render.bench.columns import name_columns
 from specgen.render.theme import glyphs
@@ -96,7 +96,9 @@ def test_options_reach_the_backend_that_they_are_for() -> None:
     given = BackendSettings("auto", context_size=512, threads=2)
     target = ModelSettings("model.gguf", dtype="float32", backend=given)
 
-    native, unpacked = on_both_engines(target, DraftPlaces("float32", "cpu", None, False, given)).values()
+    native, unpacked = on_both_backends(
+        target, ModelSettings("", dtype="float32", device="cpu", backend=given)
+    ).values()
 
     assert native[0] == ModelSettings("model.gguf", backend=BackendSettings("llama.cpp", context_size=512, threads=2))
     assert (native[1].dtype, native[1].backend) == ("auto", given)

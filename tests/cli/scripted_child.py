@@ -8,27 +8,20 @@ the number of finished rounds before each event, however the program ends.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
+import specgen.cli.bench.run as bench
 import specgen.cli.doctor.run as doctor
+import specgen.cli.generate.run as generate
 import specgen.cli.verify.run as verify
-from specgen.cli import app
-from specgen.cli.bench.measure import open_benchmark
-from specgen.cli.request import build_request, pair_settings
-from specgen.cli.streams import Messages
+from specgen.cli import app, streams
 from specgen.core.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
 from specgen.core.metrics import Counts
 from specgen.core.results import RunReport
-from specgen.loading.libraries import prepare_libraries
-from specgen.runtime import learned_costs
-from specgen.runtime.generation import Generation
-from specgen.runtime.loaded_models import load_models
-from specgen.runtime.pair import resolve_pair
 from tests.cli.barrier import announce_signals, reach
 from tests.render import runs
 
@@ -96,37 +89,20 @@ def starting(real: Any) -> Any:
     return first
 
 
-def replace(real: Any, stand_in: Any) -> None:
-    """Replaces an object under each name that a module of specgen has for it."""
-    for module_name, module in list(sys.modules.items()):
-        if module_name.startswith("specgen."):
-            for name, value in list(vars(module).items()):
-                if value is real:
-                    setattr(module, name, stand_in)
-
-
 def main() -> None:
     num_rounds = int(os.environ.get("SPECGEN_TEST_ROUNDS", "3"))
 
-    def nothing(*_: Any, **__: Any) -> Any:
-        return None
-
-    def reach_open(*_: Any, **__: Any) -> Any:
+    def open_generation(*_: Any) -> ScriptedGeneration:
         reach("open")
+        return ScriptedGeneration(num_rounds)
 
-    for unused in (
-        prepare_libraries,
-        pair_settings,
-        build_request,
-        resolve_pair,
-        learned_costs.load,
-        learned_costs.save,
-    ):
-        replace(unused, nothing)
-    for opening in (load_models, verify._prove, doctor._examine, open_benchmark):
-        replace(opening, reach_open)
-    replace(Generation, lambda *_: ScriptedGeneration(num_rounds))
-    messages: Any = Messages
+    module: Any = generate
+    module._open_generation = open_generation
+    module._save_costs = lambda *_: None
+    others: Any = ((verify, "_run_checks"), (doctor, "_examine"), (bench, "_open_benchmark"))
+    for other, name in others:
+        setattr(other, name, lambda *_, **__: reach("open"))
+    messages: Any = streams.Messages
     messages.__init__ = starting(messages.__init__)
     announce_signals()
     app.main()

@@ -1,4 +1,4 @@
-"""Completions and the manual page: made from the app, and tried by a Tab in real shells where they are installed."""
+"""Tests the help, the completions and the manual page; the completions by a Tab in the shells that are installed."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ import pexpect
 import pytest
 import typer
 
-from specgen.cli.app import app
-from specgen.cli.app_spec import Command, describe
+from specgen.cli.app import make_app
+from specgen.cli.app_spec import Command
 from specgen.cli.help import format_command
 from specgen.cli.local_names import model_names
+from specgen.cli.program import program
 from specgen.cli.shell_files import MANUAL, shell_files
 from tests.cli.children import ROOT, environment
 
 FOLDER = ROOT / "completions"
 TIMEOUT_SECONDS = 20
 PROMPT_SECONDS = 0.3
-"""What is promised for a Tab and for help, in processor time: 0.13 and 0.19 on a quiet machine."""
+"""Most processor time for a Tab and for help; 0.16 on a quiet machine."""
 
 
-def test_the_files_are_what_the_app_makes() -> None:
+def test_the_files_are_up_to_date() -> None:
     kept = {path.name: path.read_text() for path in FOLDER.iterdir()}
 
     assert kept == shell_files(), "run: python -m specgen.cli.shell_files completions"
 
 
 def test_all_options_of_all_commands_are_known() -> None:
-    """Typer's own parser is the oracle: it knows no option that we don't tell, and the other way round."""
-    group: Any = typer.main.get_command(app)
-    told = {command.name: command.options for command in describe(app).commands}
+    """Compares the description with the options that Typer's parser accepts."""
+    group: Any = typer.main.get_command(make_app())
+    described = {command.name: command.options for command in program().commands}
 
-    assert set(told) == set(group.commands)
+    assert set(described) == set(group.commands)
     for name, command in group.commands.items():
         accepted = {
             flag
@@ -48,11 +49,11 @@ def test_all_options_of_all_commands_are_known() -> None:
             if parameter.param_type_name == "option"
             for flag in (*parameter.opts, *parameter.secondary_opts)
         }
-        assert {flag for option in told[name] for flag in option.every_name} == accepted | {"-h", "--help"}
+        assert {flag for option in described[name] for flag in option.all_names} == accepted | {"-h", "--help"}
 
 
-def test_values_come_from_the_declarations() -> None:
-    generate = describe(app).commands[0]
+def test_values_follow_from_the_types_of_the_fields() -> None:
+    generate = program().commands[0]
     options = {name: option for option in generate.options for name in option.names}
 
     assert options["--quant"].words == ("auto", "none", "int8", "nf4", "fp4")
@@ -66,7 +67,7 @@ def test_values_come_from_the_declarations() -> None:
 
 
 def test_an_argument_that_names_a_model_completes_like_one() -> None:
-    arguments = {command.name: command.argument for command in describe(app).commands}
+    arguments = {command.name: command.argument for command in program().commands}
     distill, generate = arguments["distill"], arguments["generate"]
 
     assert distill is not None
@@ -75,24 +76,23 @@ def test_an_argument_that_names_a_model_completes_like_one() -> None:
     assert (generate.takes_model, generate.takes_file) == (False, False)
 
 
-def test_a_required_option_is_called_so_and_has_no_default() -> None:
-    (distill,) = [command for command in describe(app).commands if command.name == "distill"]
+def test_a_required_option_is_marked_and_has_no_default() -> None:
+    (distill,) = [command for command in program().commands if command.name == "distill"]
 
     page = format_command(distill, 80)
 
     assert page.startswith("Usage: specgen distill [OPTIONS] -o FOLDER TARGET\n")
-    assert "Where the draft goes. [required]" in page
+    assert "[required]" in page
 
 
-def test_no_page_shows_a_value_of_python() -> None:
-    program = describe(app)
-    pages = {**shell_files(), **{command.name: format_command(command, 100) for command in program.commands}}
+def test_no_page_shows_a_python_object() -> None:
+    pages = {**shell_files(), **{command.name: format_command(command, 100) for command in program().commands}}
 
     assert {name for name, page in pages.items() if "<class" in page or "Ellipsis" in page} == set()
 
 
-def test_every_example_is_shown_as_one() -> None:
-    commands = {command.name: command for command in describe(app).commands}
+def test_every_example_is_shown_under_examples() -> None:
+    commands = {command.name: command for command in program().commands}
 
     assert [example.split()[1] for example in commands["distill"].examples] == ["distill", "generate"]
     for command in commands.values():
@@ -101,16 +101,15 @@ def test_every_example_is_shown_as_one() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
-def test_an_example_fits_the_terminal_and_a_shell_reads_it_as_it_is_meant(width: int) -> None:
-    """What a shell makes of the page is compared with what it makes of the example in one line."""
-    for command in describe(app).commands:
+def test_a_broken_example_fits_the_terminal_and_joins_to_the_original(width: int) -> None:
+    for command in program().commands:
         page = format_command(command, width).partition("Examples:\n")[2]
 
         assert [line for line in page.splitlines() if len(line) > width] == []
         assert page.replace(" \\\n     ", "").splitlines() == [f"  {example}" for example in command.examples]
 
 
-def test_a_pager_gets_the_help_as_wide_as_the_terminal_it_shows_it_on() -> None:
+def test_help_in_a_pager_is_as_wide_as_the_terminal() -> None:
     shell = pexpect.spawn(
         "/bin/sh",
         ["-c", f"unset COLUMNS; {sys.executable} -m specgen generate --help | cat"],
@@ -125,7 +124,7 @@ def test_a_pager_gets_the_help_as_wide_as_the_terminal_it_shows_it_on() -> None:
     assert 55 < max(map(len, lines)) <= 64
 
 
-def test_a_broken_example_runs_as_the_whole_one() -> None:
+def test_a_shell_runs_a_broken_example_like_the_original() -> None:
     whole = Command(
         "x", "Help.", epilog='Examples:\n\nprintf "%s|" specgen "a -b > c | d" --x "e f" -k 4 --y 5 "g h" | sed -n p'
     )
@@ -138,7 +137,7 @@ def test_a_broken_example_runs_as_the_whole_one() -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache with a model, one still without files, and one whose name a shell would run."""
+    """A hub cache with a model, one without files, and one whose name contains shell code."""
     cache = tmp_path / "hub"
     for name in ("models--acme--tiny-1B", "models--acme--$(touch ran)"):
         (cache / name / "snapshots" / "abc").mkdir(parents=True)
@@ -149,15 +148,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("hub")
-def test_models_are_those_of_the_cache_with_harmless_names() -> None:
+def test_only_cached_models_with_safe_names_are_listed() -> None:
     assert model_names() == ["smollm2-135m-instruct", "acme/tiny-1B"]
 
 
 @pytest.mark.parametrize("words", [["--list", "models"], ["--list", "sessions"]])
-def test_a_tab_imports_no_library_that_loads_models(words: list[str]) -> None:
+def test_a_tab_imports_none_of_the_libraries_that_load_models(words: list[str]) -> None:
     code = (
         "import sys; from specgen.cli.app import run; run(sys.argv[1:]);"
-        "found = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'rich.console', 'pydantic'} & set(sys.modules);"
+        "found = {'torch', 'transformers', 'huggingface_hub', 'numpy', 'rich.console'} & set(sys.modules);"
         "sys.exit(f'imported {found}' if found else 0)"
     )
 
@@ -168,9 +167,9 @@ def test_a_tab_imports_no_library_that_loads_models(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", [["--list", "models"], ["--help"], ["generate", "--help"]], ids=" ".join)
-def test_a_tab_and_help_take_less_than_a_moment(words: list[str]) -> None:
-    """Processor time, so that other programs on this machine do not count; the best of five, so that a cold disk does
-    not either."""
+def test_a_tab_and_help_are_fast(words: list[str]) -> None:
+    """Measures processor time, so that other programs do not count, and takes the best of five, so that a cold disk
+    does not either."""
 
     def spent() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -190,8 +189,8 @@ def test_a_tab_and_help_take_less_than_a_moment(words: list[str]) -> None:
 
 @pytest.fixture
 def shell_environment(tmp_path: Path, hub: Path) -> dict[str, str]:
-    """`specgen` is in the path, and nobody's own settings are read. Asked for names it is the real one; run in any
-    other way it tells the words it was run with, so that a line completed by a shell and sent shows what it became."""
+    """An environment with a `specgen` in the path, without the user's settings. `specgen --list` is the real program;
+    any other call prints its arguments, so that a test sees what the shell completed."""
     program = tmp_path / "bin" / "specgen"
     program.parent.mkdir()
     real = f'[ "$1" = --list ] && exec "{sys.executable}" -m specgen "$@"'
@@ -212,7 +211,7 @@ def shell_environment(tmp_path: Path, hub: Path) -> dict[str, str]:
 
 
 def spawn(command: list[str], env: dict[str, str], *setup: str) -> Any:
-    """A shell at its prompt."""
+    """Starts a shell and waits for its prompt."""
     if shutil.which(command[0]) is None:
         pytest.skip(f"no {command[0]} here")
     size = (24, 200)
@@ -234,7 +233,7 @@ def bash(env: dict[str, str]) -> Any:
 
 
 def bash_completion(env: dict[str, str]) -> Any:
-    """The package bash-completion finds the file by its name, at the first Tab."""
+    """Lets the package bash-completion find the file by its name, at the first Tab."""
     package = Path("/usr/share/bash-completion/bash_completion")
     if not package.exists():
         pytest.skip("no bash-completion here")
@@ -245,7 +244,7 @@ def bash_completion(env: dict[str, str]) -> Any:
 
 
 def zsh(env: dict[str, str]) -> Any:
-    """The file is found by its name in `fpath`, at the first Tab."""
+    """Lets zsh find the file by its name in `fpath`, at the first Tab."""
     return spawn(["zsh", "-f", "-i"], env, f"fpath=({FOLDER} $fpath); {COMPINIT}")
 
 
@@ -281,7 +280,7 @@ def test_a_tab_completes(shell: Callable[[dict[str, str]], Any], shell_environme
         child.send(f"specgen {typed}\t")
         child.send("\r")
         child.expect(r"ran(<[^\r]*)\r")
-        # Zsh takes the slash behind a folder away again when the line is sent.
+        # Zsh removes the slash after a folder when the line is sent.
         assert child.match.group(1).replace("/>", ">") == words, f"{typed} and a Tab"
 
     child.send("specgen generate --quant n\t\t")

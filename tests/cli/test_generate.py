@@ -144,7 +144,7 @@ def test_a_lookup_file_that_nothing_searches_is_refused(generate: Cli, toys: dic
     file.write_text("words")
 
     assert_usage_error(generate("-d", "none", "--lookup-file", file), "--draft none", "--draft lookup")
-    assert_usage_error(generate("-d", toys["wrong"], "--lookup-file", file), "does not search it", "+lookup")
+    assert_usage_error(generate("-d", toys["wrong"], "--lookup-file", file), "--lookup-file", "+lookup")
 
 
 def test_lookup_files_are_bounded(generate: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,47 +657,52 @@ def test_json_with_a_file_that_can_not_be_written_stays_one_document(generate: C
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "named"),
+    ("option", "value", "limit"),
     [
-        ("--max-new-tokens", "0", "hint: give a value, at least 1; see specgen generate --help"),
-        ("--max-new-tokens", "-1", "--max-new-tokens -1 is out of range"),
-        ("--max-new-tokens", "1.5", "--max-new-tokens '1.5' is not an integer"),
-        ("--max-new-tokens", "many", "hint: give an integer, at least 1; see specgen generate --help"),
-        ("--draft-tokens", "few", "--draft-tokens 'few' is no draft length"),
-        ("--seed", "many", "--seed (or SPECGEN_SEED) 'many' is not an integer"),
-        ("--draft-tokens", "-1", "0 to 64"),
-        ("--draft-tokens", "65", "0 to 64"),
-        ("--draft-tokens", "1000000", "0 to 64"),
-        ("--temperature", "-1", "--temperature -1"),
-        ("--temperature", "nan", "--temperature nan"),
-        ("--temperature", "inf", "--temperature inf"),
+        ("--max-new-tokens", "0", "1"),
+        ("--max-new-tokens", "-1", "1"),
+        ("--max-new-tokens", "1.5", "1"),
+        ("--max-new-tokens", "many", "1"),
+        ("--draft-tokens", "few", "64"),
+        ("--draft-tokens", "-1", "64"),
+        ("--draft-tokens", "65", "64"),
+        ("--draft-tokens", "1000000", "64"),
+        ("--seed", "many", "SPECGEN_SEED"),
+        ("--temperature", "-1", "0"),
+        ("--temperature", "nan", "0"),
+        ("--temperature", "inf", "0"),
         ("--temperature", "warm", "number"),
-        ("--top-p", "1.5", "at most 1"),
-        ("--top-p", "0", "above 0"),
-        ("--top-p", "nan", "above 0"),
-        ("--top-k", "-1", "--top-k -1"),
-        ("--min-p", "1", "below 1"),
-        ("--min-p", "-0.1", "at least 0"),
-        ("--repetition-penalty", "0", "above 0"),
-        ("--repetition-penalty", "inf", "above 0"),
-        ("--seed", "-1", "0 to 2^63 - 1"),
-        ("--seed", str(2**64), "0 to 2^63 - 1"),
-        ("--stop", "", "--stop is empty"),
-        ("--view", "sideways", "'sideways' is not one of"),
-        ("--quant", "int3", "'int3' is not one of"),
-        ("--chat-template-kwargs", "{", "is not JSON"),
-        ("--chat-template-kwargs", "[1]", "no JSON object"),
+        ("--top-p", "1.5", "1"),
+        ("--top-p", "0", "1"),
+        ("--top-p", "nan", "1"),
+        ("--top-k", "-1", "0"),
+        ("--min-p", "1", "1"),
+        ("--min-p", "-0.1", "0"),
+        ("--repetition-penalty", "0", "0"),
+        ("--repetition-penalty", "inf", "0"),
+        ("--seed", "-1", "2^63"),
+        ("--seed", str(2**64), "2^63"),
+        ("--stop", "", ""),
+        ("--view", "sideways", "inline"),
+        ("--quant", "int3", "nf4"),
+        ("--gpu-layers", "-2", "-1"),
+        ("--context-size", "1", "2"),
+        ("--threads", "1025", "1024"),
+        ("--chat-template-kwargs", "{", '"key"'),
+        ("--chat-template-kwargs", "[1]", '"key"'),
     ],
 )
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.fault("F09", "F10", "F12")
-def test_a_value_out_of_range_is_refused_with_the_range(generate: Cli, option: str, value: str, named: str) -> None:
-    assert_usage_error(generate(f"{option}={value}"), option, named)
+def test_an_invalid_value_is_rejected_with_its_option_and_what_is_allowed(
+    generate: Cli, option: str, value: str, limit: str
+) -> None:
+    assert_usage_error(generate(f"{option}={value}"), option, value, limit)
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_a_prompt_without_quotes_is_told_so(generate: Cli) -> None:
-    assert_usage_error(generate("there", "you"), "more than one prompt (there you)", "put the prompt into quotes")
+def test_a_prompt_without_quotes_is_rejected_with_its_words(generate: Cli) -> None:
+    assert_usage_error(generate("there", "you"), "there you")
 
 
 @pytest.mark.parametrize(
@@ -727,7 +732,7 @@ def test_json_and_ndjson_exclude_each_other(generate: Cli) -> None:
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_system_message_needs_a_template(generate: Cli) -> None:
-    assert_usage_error(generate("--chat-template", "none", "-s", "Be brief."), "--system needs a chat template")
+    assert_usage_error(generate("--chat-template", "none", "-s", "Be brief."), "--system", "--chat-template none")
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -775,7 +780,7 @@ def test_an_empty_raw_prompt_without_a_begin_token_is_refused(cli: Cli, tmp_path
     folder = save_toy(tmp_path / "no-begin")
     edit_json(folder / "tokenizer_config.json", bos_token=None)
 
-    assert_usage_error(cli("generate", "--chat-template", "none", "", "-t", folder, *EXACT), "prompt")
+    assert_usage_error(cli("generate", "--chat-template", "none", "", "-t", folder, *EXACT))
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -24,7 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from specgen.cli.request import SamplingOptions, draft_length_from
+from specgen.cli.options.groups import SamplingOptions
+from specgen.cli.request import parse_draft_length
 from specgen.core.errors import MemoryShortageError, NumericalError, SettingsError
 from specgen.core.events import Notice, Round
 from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings, SamplingSettings
@@ -192,7 +193,7 @@ def test_p10_sampling_out_of_range_reaches_no_engine(
 @given(st.text(max_size=8) | st.integers(-5, 200).map(str))
 def test_p10_any_word_is_a_draft_length_or_a_settings_error(word: str) -> None:
     with suppress(SettingsError):
-        length, schedule = draft_length_from(word)
+        length, schedule = parse_draft_length(word)
         assert 0 <= length <= MAX_DRAFT_TOKENS
         assert schedule == ("auto" if word == "auto" else "constant")
 

@@ -11,10 +11,11 @@ import pytest
 from specgen.bench.configurations import open_configurations
 from specgen.bench.pass_costs import measure_pass_costs
 from specgen.bench.results import Setting
-from specgen.cli.bench.choices import DraftPlaces, draft_pairs, drafts_from, settings_of
+from specgen.cli.bench.choices import draft_pairs, parse_drafts, settings_of
 from specgen.cli.chat.autosave import transcript_of
 from specgen.cli.chat.settings import ChatSettings
-from specgen.cli.request import SamplingOptions, pair_settings
+from specgen.cli.options.groups import SamplingOptions
+from specgen.cli.request import pair_settings
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.progress import SILENT
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
@@ -315,10 +316,10 @@ def test_another_drafter_can_be_had_by_name(folders: dict[str, Path], shipped: P
 
 
 def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path) -> None:
-    choices = drafts_from(["auto"], "none")
+    choices = parse_drafts(["auto"], "none")
     for target, wanted in (("target", ("model+lookup", "toy-draft float32+lookup")), ("other", ("lookup", "lookup"))):
         baseline = resolve_pair(PairSettings(model(folders[target]), "none"))
-        pairs = draft_pairs(baseline, choices, DraftPlaces("float32", "cpu", None, False), SILENT)
+        pairs = draft_pairs(baseline, choices, ModelSettings("", dtype="float32", device="cpu"), SILENT)
         (_, lane) = open_configurations(baseline, {"auto": replace_quant(pairs["auto"])}, settings_of(choices, ["4"]))
         assert (lane.setting.drafter, lane.setting.label) == wanted
 

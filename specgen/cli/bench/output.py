@@ -1,17 +1,15 @@
-"""Where a benchmark's results go: stdout in one form, files in others, a file of raw runs after every repeat."""
+"""Writes the results of a benchmark to stdout and files, and the raw runs to the state folder after every repeat."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from specgen.bench.advice import Recommendation, recommend
 from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BenchReport, BenchStep
-from specgen.cli.bench.choices import BenchFormat
+from specgen.cli.bench.options import BenchFormat, ExportOptions
 from specgen.cli.stdout import require_stdout, use_utf8_stdout
 from specgen.cli.streams import Messages
 from specgen.core.errors import OutputError, SpecgenError
@@ -22,6 +20,7 @@ from specgen.render.bench.documents import (
     run_document,
     start_document,
 )
+from specgen.render.bench.plot import check_plot, plot_bytes
 from specgen.render.bench.table import TableOptions, format_bench
 from specgen.render.json_text import dumps
 from specgen.render.jsonl import error_document
@@ -31,64 +30,53 @@ from specgen.storage.output_file import check_output_path, is_output_stream, wri
 from specgen.storage.paths import private_folder, state_folder
 
 PIPE_WIDTH = 120
-"""Columns of the table where no terminal says how many there are."""
+"""Columns of the table if stdout is not a terminal."""
 LAST_RESULTS = "last.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Exports:
-    """Files somebody asked for. A plot's form follows its suffix."""
+def check_exports(exports: ExportOptions) -> None:
+    """Rejects files that can't be written, before anything is measured.
 
-    json: Path | None = None
-    csv: Path | None = None
-    markdown: Path | None = None
-    plot: Path | None = None
-
-    def check(self) -> None:
-        """Refuse what can't be written before anything is measured.
-
-        Raises:
-            OutputError: A folder is missing, or a file is one.
-            SettingsError: A plot of an unknown form, or matplotlib is missing.
-        """
-        for path in (self.json, self.csv, self.markdown, self.plot):
-            check_output_path(path, "the results")
-        if self.plot is not None:
-            from specgen.render.bench.plot import check_plot
-
-            check_plot(self.plot)
+    Raises:
+        OutputError: A folder is missing, or a file is a folder.
+        SettingsError: The plot's format is unknown, or matplotlib is missing.
+    """
+    for path in (exports.export_json, exports.export_csv, exports.export_markdown, exports.plot):
+        check_output_path(path, "the results")
+    if exports.plot is not None:
+        check_plot(exports.plot)
 
 
 class BenchOutput:
-    """Results on their way out.
+    """Writes results.
 
     Args:
-        form: `auto` is the table.
-        exports: Files asked for.
-        color: What `--color` said.
-        messages: For what is said beside the results.
+        format_: Of stdout; `auto` is the table.
+        exports: Files to write.
+        color: Value of `--color`.
+        messages: Receives warnings.
 
     Raises:
         OutputError: stdout is closed.
     """
 
-    def __init__(self, form: BenchFormat, exports: Exports, color: ColorMode, messages: Messages) -> None:
+    def __init__(self, format_: BenchFormat, exports: ExportOptions, color: ColorMode, messages: Messages) -> None:
         require_stdout("the results")
         use_utf8_stdout()
-        self.form = "table" if form == "auto" else form
+        self.format = "table" if format_ == "auto" else format_
         self._exports = exports
         self._color = color
         self._messages = messages
         self._sink = ByteSink(sys.stdout.buffer)
-        self._started = False
+        self._is_started = False
         self._is_finished = False
         self._keeps_results = True
 
     def step(self, step: BenchStep, report: BenchReport) -> None:
-        """Follow the benchmark: a line per run for ndjson, and the raw runs on disk after every prompt."""
-        if self.form == "ndjson":
-            if not self._started:
-                self._started = True
+        """Writes a line for a run if the format is ndjson, and after every prompt the raw runs to disk."""
+        if self.format == "ndjson":
+            if not self._is_started:
+                self._is_started = True
                 self._line(dumps(start_document(report)))
             if step.run is not None:
                 self._line(dumps(run_document(report, step.run)))
@@ -96,25 +84,25 @@ class BenchOutput:
             self.keep(report)
 
     def finish(self, report: BenchReport, error: SpecgenError | None, *, by_category: bool, chart: bool) -> None:
-        """Write everything: files first, then stdout.
+        """Writes everything: files first, then stdout.
 
         Args:
-            report: What was found.
-            error: What the program will end with, for the JSON document.
-            by_category: A table by category.
-            chart: Bars on a terminal.
+            report: The results.
+            error: The error the program will end with, for the JSON document.
+            by_category: Add a table by category.
+            chart: Add bars on a terminal.
 
         Raises:
-            OutputError: A file or stdout can't be written; the raw runs then are in the state folder.
+            OutputError: A file or stdout can't be written; the raw runs are in the state folder.
         """
         self.keep(report)
         figures = figures_by_setting(report)
         advice = recommend(figures)
         failed = self._export(report, figures, advice)
-        match self.form:
+        match self.format:
             case "json" | "ndjson":
-                told = None if error is None else error_document(error)
-                self._line(dumps({**bench_document(report), "error": told}))
+                failure = None if error is None else error_document(error)
+                self._line(dumps({**bench_document(report), "error": failure}))
                 if error is not None:
                     error.is_reported = True
             case "csv":
@@ -125,18 +113,18 @@ class BenchOutput:
                 self._table(report, by_category=by_category, chart=chart)
         self._is_finished = True
         if failed is not None:
-            failed.is_reported = self.form in ("json", "ndjson")  # one document only; stderr has it, too
+            failed.is_reported = self.format in ("json", "ndjson")  # one document only; stderr has it, too
             raise failed
 
     def finish_empty(self, report: BenchReport, error: SpecgenError | None) -> None:
-        """End before the first run: a document says so where one was asked for."""
-        if self.form in ("json", "ndjson") and not self._is_finished and error is None:
+        """Writes the JSON document of a benchmark without a finished run, if the format is JSON."""
+        if self.format in ("json", "ndjson") and not self._is_finished and error is None:
             self._is_finished = True
             self._line(dumps({**bench_document(report), "error": None}))
 
     def fail(self, error: SpecgenError) -> None:
-        """Say an error in JSON where nothing else was said in it."""
-        if self.form in ("json", "ndjson") and not self._is_finished:
+        """Writes an error as a JSON document, if the format is JSON and no document is written yet."""
+        if self.format in ("json", "ndjson") and not self._is_finished:
             self._is_finished = True
             self._line(dumps(error_document(error)))
             error.is_reported = True
@@ -144,12 +132,12 @@ class BenchOutput:
     def _export(
         self, report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation
     ) -> OutputError | None:
-        """Write the files asked for, each of them whatever became of the others; the first error."""
+        """Writes all files, even if one fails, and returns the first error."""
         failed = None
         for path, suffix in (
-            (self._exports.json, ".json"),
-            (self._exports.csv, ".csv"),
-            (self._exports.markdown, ".md"),
+            (self._exports.export_json, ".json"),
+            (self._exports.export_csv, ".csv"),
+            (self._exports.export_markdown, ".md"),
             (self._exports.plot, ""),
         ):
             if path is None:
@@ -179,12 +167,12 @@ class BenchOutput:
         )
 
     def keep(self, report: BenchReport) -> None:
-        """Raw runs on disk, whatever happens next. A disk that refuses costs a warning, not the measurement."""
+        """Writes the raw runs to disk. If that fails, a warning is printed and the measurement continues."""
         if not self._keeps_results or not report.runs:
             return
         try:
-            path = self._exports.json
-            if path is None or is_output_stream(path):  # who reads a stream wants one document, at the end
+            path = self._exports.export_json
+            if path is None or is_output_stream(path):  # a stream gets one document, at the end
                 path = private_folder(state_folder() / "bench") / LAST_RESULTS
             write_output(path, (dumps(bench_document(report)) + "\n").encode())
         except OutputError as error:
@@ -196,7 +184,7 @@ class BenchOutput:
 
 
 def _file_bytes(report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation, suffix: str) -> bytes:
-    """A file's content by its form."""
+    """Returns the content of a file by its suffix."""
     match suffix:
         case ".json":
             return (dumps(bench_document(report)) + "\n").encode()
@@ -205,6 +193,4 @@ def _file_bytes(report: BenchReport, figures: Sequence[SettingFigures], advice: 
         case ".md":
             return markdown_text(report, figures, advice).encode()
         case _:
-            from specgen.render.bench.plot import plot_bytes
-
             return plot_bytes(report, figures, suffix)

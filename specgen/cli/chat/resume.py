@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import get_args
 
-import typer
-
-from specgen.cli import options as o
 from specgen.cli.chat.settings import ChatSettings
-from specgen.cli.request import BESIDE
+from specgen.cli.options.models import AUTO
+from specgen.cli.request import LOOKUP_SUFFIX
 from specgen.cli.streams import Messages
 from specgen.core.settings import ModelSettings, Quantization
 from specgen.storage.saved_chats import SessionFile, SessionFolder, SessionSetAside
@@ -47,39 +46,34 @@ def resume_session(folder: SessionFolder, name: str, messages: Messages, *, keep
     return ResumedSession(file, transcript)
 
 
-def _is_default(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is None or source.name == "DEFAULT"
-
-
 def resumed_models(
-    context: typer.Context, transcript: Transcript | None, target: ModelSettings, draft: ModelSettings
+    given: Set[str], transcript: Transcript | None, target: ModelSettings, draft: ModelSettings
 ) -> tuple[ModelSettings, ModelSettings]:
-    """Returns target and draft: those of the command line, else those of the saved session."""
+    """Returns target and draft: of the command line if `given` names their options, else of the saved session."""
     if transcript is None:
         return target, draft
-    if _is_default(context, "target"):
+    if "target" not in given:
         saved = transcript.target
         target = replace(target, name=saved.name, revision=saved.revision)
-        if _is_default(context, "quant"):
+        if "quant" not in given:
             target = replace(target, quant=_quantization(saved.quant))
-    if _is_default(context, "draft"):
+    if "draft" not in given:
         if transcript.draft is None:
-            name = transcript.drafter if transcript.drafter in ("lookup", "none") else o.DEFAULT_DRAFT
+            name = transcript.drafter if transcript.drafter in ("lookup", "none") else AUTO
             return target, replace(draft, name=name)
         saved = transcript.draft
-        name = saved.name + (BESIDE if transcript.drafter == "model+lookup" else "")
+        name = saved.name + (LOOKUP_SUFFIX if transcript.drafter == "model+lookup" else "")
         draft = replace(draft, name=name, revision=saved.revision)
-        if _is_default(context, "draft_quant"):
+        if "draft_quant" not in given:
             draft = replace(draft, quant=_quantization(saved.quant))
     return target, draft
 
 
-def resumed_settings(context: typer.Context, transcript: Transcript | None, settings: ChatSettings) -> ChatSettings:
+def resumed_settings(given: Set[str], transcript: Transcript | None, settings: ChatSettings) -> ChatSettings:
     """Returns the settings of the command line, completed by those of the saved session."""
     if transcript is None:
         return settings
-    return settings.with_saved(transcript.settings, keep_draft_tokens=not _is_default(context, "draft_tokens"))
+    return settings.with_saved(transcript.settings, keep_draft_tokens="draft_tokens" in given)
 
 
 def _quantization(name: str) -> Quantization:

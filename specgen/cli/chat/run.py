@@ -1,197 +1,130 @@
-"""`specgen chat`: options in, a conversation until the person leaves. Everything heavy is imported inside."""
+"""Runs `specgen chat`: a conversation at a terminal."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from specgen.cli import engine_options as e
-from specgen.cli import options as o
+from specgen.cli.chat.autosave import Autosave
+from specgen.cli.chat.completion import argument_choices
+from specgen.cli.chat.line_editor import LineEditor
+from specgen.cli.chat.loading import ChatModels, load_conversation, load_draft, save_costs
+from specgen.cli.chat.loop import ChatLoop
+from specgen.cli.chat.options import ChatOptions, OutputOptions
+from specgen.cli.chat.resume import ResumedSession, resume_session, resumed_models, resumed_settings
+from specgen.cli.chat.settings import ChatSettings
+from specgen.cli.chat.state import ChatState, ChatTerminal, DisplayOptions
+from specgen.cli.request import (
+    check_stops,
+    parse_draft_length,
+    parse_template_variables,
+    read_lookup_files,
+    system_message,
+    template_source,
+)
 from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.stdout import require_stdout
+from specgen.cli.streams import Messages
+from specgen.cli.terminal_mode import TerminalMode
+from specgen.cli.view_options import ViewOptions
 from specgen.core.errors import SettingsError
-from specgen.core.settings import BackendSettings, ModelSettings
-
-if TYPE_CHECKING:
-    from specgen.text.chat_template import ChatTemplate
-
-EPILOG = """Examples:
-
-specgen chat
-
-specgen chat -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct --system "Be brief."
-
-specgen chat --resume last"""
-
-SESSION = "Session"
+from specgen.core.settings import ModelSettings
+from specgen.render.terminal import is_terminal
+from specgen.storage.paths import state_folder
+from specgen.storage.saved_chats import SessionFolder
+from specgen.text.chat_template import ChatTemplate
 
 
-def chat(
-    context: typer.Context,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume",
-            metavar="last|NAME|FILE",
-            help="Go on with a saved session, with its models where none are given.",
-            rich_help_panel=SESSION,
-        ),
-    ] = None,
-    save: Annotated[
-        bool, typer.Option("--save/--no-save", help="Save the session after every turn.", rich_help_panel=SESSION)
-    ] = True,
-    history: Annotated[
-        bool,
-        typer.Option(
-            "--history/--no-history",
-            envvar="SPECGEN_HISTORY",
-            help="Keep the lines you type, for the Up key. A line that starts with a space is never kept.",
-            rich_help_panel=SESSION,
-        ),
-    ] = True,
-    system: o.System = None,
-    system_file: o.SystemFile = None,
-    chat_template: Annotated[
-        str,
-        typer.Option(
-            "--chat-template",
-            metavar="auto|FILE",
-            help="The model's own template, or a Jinja file.",
-            rich_help_panel=o.INPUT,
-        ),
-    ] = "auto",
-    chat_template_kwargs: o.ChatTemplateKwargs = None,
-    target: o.Target = "",
-    draft: o.DraftName = o.DEFAULT_DRAFT,
-    quant: o.Quant = "auto",
-    draft_quant: o.DraftQuant = "auto",
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    draft_device: o.DraftDevice = None,
-    revision: o.Revision = None,
-    draft_revision: o.DraftRevision = None,
-    offline: o.Offline = False,
-    backend: e.Backend = "auto",
-    gpu_layers: e.GpuLayers = None,
-    context_size: e.ContextSize = None,
-    threads: e.Threads = None,
-    draft_tokens: o.DraftTokens = o.DEFAULT_DRAFT_TOKENS,
-    lookup_file: o.LookupFiles = None,
-    calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate/--no-calibrate",
-            help="Time the target alone once, on 8 tokens, so that replies show a speedup.",
-            rich_help_panel=o.SPECULATION,
-        ),
-    ] = True,
-    strict: o.Strict = False,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-new-tokens",
-            "--max-tokens",
-            "-n",
-            min=1,
-            help="Longest reply, in tokens; default 1024, or what the model's window leaves.",
-            rich_help_panel=o.SAMPLING,
-            show_default=False,
-        ),
-    ] = None,
-    temperature: o.Temperature = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    seed: o.Seed = None,
-    same_text: o.SameText = None,
-    stop: o.Stop = None,
-    view: Annotated[
-        Literal["auto", "inline", "live", "text", "steps", "off"],
-        typer.Option(
-            "--view", envvar="SPECGEN_VIEW", help="How replies are shown. auto: live.", rich_help_panel=o.OUTPUT
-        ),
-    ] = "auto",
-    color: o.Color = "auto",
-    sanitize: o.Sanitize = "auto",
-    stats: o.Stats = True,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = 0,
-) -> None:
-    """Talk with a model: its caches live on between turns, and you see what the draft saves."""
-    from specgen.cli.stdout import require_stdout
-    from specgen.render.terminal import is_terminal
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a chat starts with, as far as the options decide it."""
 
+    settings: ChatSettings
+    system: str | None
+    template: ChatTemplate
+    models: tuple[ModelSettings, ModelSettings]
+
+
+def run(options: ChatOptions) -> int:
+    """Chats until the user leaves, and returns the exit code.
+
+    Raises:
+        SpecgenError: stdin is not a terminal, an option is wrong, or a model can't be loaded.
+    """
     require_stdout("the replies")
     if not is_terminal(sys.stdin):
-        raise SettingsError("chat needs a terminal, but stdin is not one", 'use: specgen generate "your question"')
-    from specgen.cli.chat.autosave import Autosave
-    from specgen.cli.chat.completion import argument_choices
-    from specgen.cli.chat.line_editor import LineEditor
-    from specgen.cli.chat.loading import ChatModels, load_conversation, load_draft, save_costs
-    from specgen.cli.chat.loop import ChatLoop
-    from specgen.cli.chat.resume import ResumedSession, resume_session, resumed_models, resumed_settings
-    from specgen.cli.chat.settings import DEFAULT_MAX_NEW_TOKENS, ChatSettings
-    from specgen.cli.chat.state import ChatState, ChatTerminal, DisplayOptions
-    from specgen.cli.request import SamplingOptions, check_stops, draft_length_from, lookup_texts_from, system_message
-    from specgen.cli.streams import Messages
-    from specgen.cli.terminal_mode import TerminalMode
-    from specgen.cli.view_options import ViewOptions
-    from specgen.storage.paths import state_folder
-    from specgen.storage.saved_chats import SessionFolder
-
-    messages = Messages(color, quiet)
-    sampling = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed, same_text)
-    sampling.resolve(None)
-    draft_length_from(draft_tokens)
-    check_stops(stop or [])
-    length = max_new_tokens or DEFAULT_MAX_NEW_TOKENS
-    settings = ChatSettings(sampling, length, draft_tokens, stops=tuple(stop or ()), strict=strict)
-    given_system = system_message(system, system_file)
-    template = _template(chat_template, chat_template_kwargs)
-    engine = BackendSettings(backend, gpu_layers, context_size, threads)
-    target_settings = ModelSettings(target, quant, dtype, device, revision, offline, engine)
-    draft_settings = ModelSettings(draft, draft_quant, dtype, draft_device or device, draft_revision, offline, engine)
-    display = DisplayOptions(ViewOptions(view, color, sanitize, default="live"), stats, calibrate)
-    folder, resumed, exit_code = SessionFolder(), ResumedSession(), 0
+        raise SettingsError(
+            "chat needs a terminal, but stdin is not one", 'for one answer use: specgen generate "your question"'
+        )
+    messages = Messages(options.output.color, options.verbosity.quiet)
+    inputs = _read_inputs(options)
+    folder, resumed = SessionFolder(), ResumedSession()
     with StopSignals() as signals, TerminalMode() as terminal_mode:
         try:
-            if resume is not None:
-                resumed = resume_session(folder, resume, messages, keeps_file=save)
-            target_settings, draft_settings = resumed_models(
-                context, resumed.transcript, target_settings, draft_settings
+            if options.session.resume is not None:
+                resumed = resume_session(folder, options.session.resume, messages, keeps_file=options.session.save)
+            inputs = _with_saved(inputs, options.given, resumed)
+            target, draft = inputs.models
+            models = ChatModels(target, draft, read_lookup_files(options.drafting.lookup_files, [draft.name]))
+            conversation = load_conversation(
+                models, inputs.template, inputs.settings, messages, options.verbosity.verbose
             )
-            settings = resumed_settings(context, resumed.transcript, settings)
-            lookup_texts = lookup_texts_from(lookup_file, [draft_settings.name])
-            chosen = ChatModels(target_settings, draft_settings, lookup_texts)
-            conversation = load_conversation(chosen, template, settings, messages, verbose)
             state = ChatState(
                 conversation,
                 ChatTerminal(messages, signals, terminal_mode),
-                Autosave(folder, resumed.file, is_on=save, warn=messages.warning),
-                settings,
-                display,
-                partial(load_draft, conversation, draft_settings, messages),
+                Autosave(folder, resumed.file, is_on=options.session.save, warn=messages.warning),
+                inputs.settings,
+                _display(options.output, options.drafting.calibrate),
+                partial(load_draft, conversation, draft, messages),
             )
-            editor = LineEditor(state_folder() / "history" if history else None, argument_choices(folder))
-            loop = ChatLoop(state, editor)
-            loop.print_banner(resumed.transcript, given_system)
+            history = state_folder() / "history" if options.session.history else None
+            loop = ChatLoop(state, LineEditor(history, argument_choices(folder)))
+            loop.print_banner(resumed.transcript, inputs.system)
             exit_code = loop.run()
             save_costs(conversation)
+            return exit_code
         except Stopped as stopped:
-            exit_code = stopped.exit_code
+            return stopped.exit_code
         finally:
             if resumed.file is not None:
                 resumed.file.close()
-    raise typer.Exit(exit_code)
 
 
-def _template(choice: str, options: str | None) -> ChatTemplate:
-    from specgen.cli.request import template_options_from, template_source
-    from specgen.text.chat_template import ChatTemplate
+def _read_inputs(options: ChatOptions) -> _Inputs:
+    options.sampling.resolve(None)  # checks the ranges
+    parse_draft_length(options.drafting.draft_tokens)
+    check_stops(options.reply.stops)
+    settings = ChatSettings(
+        options.sampling,
+        options.reply.max_new_tokens,
+        options.drafting.draft_tokens,
+        stops=options.reply.stops,
+        strict=options.drafting.strict,
+    )
+    if options.prompt.chat_template == "none":
+        raise SettingsError(
+            "invalid --chat-template 'none': a chat needs one",
+            "for raw completion: specgen generate --chat-template none",
+        )
+    template = ChatTemplate(
+        template_source(options.prompt.chat_template),
+        parse_template_variables(options.prompt.chat_template_variables),
+    )
+    backend = options.backend.settings()
+    models = (
+        options.load.target_settings(options.models.target, backend),
+        options.load.draft_settings(options.models.draft, backend),
+    )
+    return _Inputs(settings, system_message(options.prompt.system), template, models)
 
-    if choice == "none":
-        raise SettingsError("a chat needs a chat template", "for raw completion: specgen generate --chat-template none")
-    return ChatTemplate(template_source(choice), template_options_from(options))
+
+def _with_saved(inputs: _Inputs, given: frozenset[str], resumed: ResumedSession) -> _Inputs:
+    """Replaces what the user did not give with the values of the saved session."""
+    models = resumed_models(given, resumed.transcript, *inputs.models)
+    return replace(inputs, models=models, settings=resumed_settings(given, resumed.transcript, inputs.settings))
+
+
+def _display(options: OutputOptions, calibrates: bool) -> DisplayOptions:
+    view = ViewOptions(options.view, options.color, options.sanitize, default="live")
+    return DisplayOptions(view, options.stats, calibrates)

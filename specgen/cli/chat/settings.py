@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from specgen.cli.chat.commands import closest_name
-from specgen.cli.request import SamplingOptions, draft_length_from
+from specgen.cli.chat.options import DEFAULT_MAX_NEW_TOKENS
+from specgen.cli.options.groups import SamplingOptions
+from specgen.cli.request import parse_draft_length
 from specgen.core.errors import SettingsError
 from specgen.core.settings import SamplingSettings
 from specgen.storage.transcript import Scalar
 
 if TYPE_CHECKING:
     from specgen.runtime.conversation import ReplySettings
-
-DEFAULT_MAX_NEW_TOKENS = 1024
 
 _TYPES: dict[str, Callable[[str], float | int]] = {
     "temperature": float,
@@ -91,7 +91,7 @@ class ChatSettings:
         Raises:
             SettingsError: It is neither `auto` nor an integer in range.
         """
-        draft_length_from(text)
+        parse_draft_length(text)
         return replace(self, draft_tokens=text)
 
     def for_reply(self, defaults: SamplingSettings | None) -> ReplySettings:
@@ -102,7 +102,7 @@ class ChatSettings:
         # Randomness tied to positions lowers the acceptance rate a little: only a seed that was given is worth that.
         same_text = self.sampling.seed is not None if self.sampling.same_text is None else self.sampling.same_text
         sampling, source = replace(self.sampling, seed=seed, same_text=same_text).resolve(defaults)
-        num_draft_tokens, schedule = draft_length_from(self.draft_tokens)
+        num_draft_tokens, schedule = parse_draft_length(self.draft_tokens)
         return ReplySettings(
             sampling, source, self.max_new_tokens, num_draft_tokens, schedule, stops=self.stops, strict=self.strict
         )

@@ -18,7 +18,7 @@ from specgen.cli.chat.commands import (
     parse_line,
 )
 from specgen.cli.chat.settings import SETTING_NAMES, ChatSettings
-from specgen.cli.request import SamplingOptions
+from specgen.cli.options.groups import SamplingOptions
 from specgen.core.errors import SettingsError
 
 DEFAULTS = SamplingOptions(None, None, None, None, None, None)

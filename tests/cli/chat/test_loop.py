@@ -22,7 +22,7 @@ from specgen.cli.chat.autosave import Autosave
 from specgen.cli.chat.loop import ChatLoop
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.chat.state import ChatState, ChatTerminal, DisplayOptions
-from specgen.cli.request import SamplingOptions
+from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages
 from specgen.cli.terminal_mode import TerminalMode

@@ -1,0 +1,178 @@
+"""Reads the options of a command from its dataclass, and makes such a dataclass from the words of a command line.
+
+A field `Annotated[type, Option(...)]` is an option. A field whose type is a dataclass is a group of options; names of
+fields are unique within a command, groups included.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from specgen.cli.app_spec import HELP, Command, Option
+from specgen.core.errors import SettingsError
+
+T = TypeVar("T")
+
+GivenNames = Annotated[frozenset[str], "given"]
+"""Type of a field that receives the names of the options that the user gave, by command line or environment."""
+
+_NUMBERS = {int: "an integer", float: "a number"}
+_VALUES = {int: "N", float: "X", Path: "FILE"}
+
+
+@dataclass(frozen=True, slots=True)
+class OptionField:
+    """A field that is an option.
+
+    Args:
+        name: Of the field.
+        kind: Type of one value: str, int, float, bool, Path or a Literal.
+        option: How it is typed, and what help says about it.
+    """
+
+    name: str
+    kind: Any
+    option: Option
+
+    @property
+    def is_argument(self) -> bool:
+        """Whether it is given without a name."""
+        return not self.option.names
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it takes no value."""
+        return self.kind is bool or self.option.counts
+
+
+def option_fields(options_class: type) -> tuple[OptionField, ...]:
+    """Returns the options of a dataclass, those of its groups included."""
+    return tuple(_option_fields(options_class))
+
+
+def describe(name: str, help_text: str, options_class: type, epilog: str = "") -> Command:
+    """Returns the description of a command that takes the options of a dataclass."""
+    found = option_fields(options_class)
+    arguments = [field.option for field in found if field.is_argument]
+    options = [field.option for field in found if not field.is_argument]
+    return Command(name, help_text, arguments[0] if arguments else None, (*options, HELP), epilog)
+
+
+def build(options_class: type[T], given: Mapping[str, Any], see: str) -> T:
+    """Makes the dataclass of a command.
+
+    Args:
+        options_class: The dataclass; fields that are not in `given` keep their defaults.
+        given: By field: a word, a list of words, or for switches True, False or how often it was given.
+        see: Where to read about the options; ends the hint of an error.
+
+    Raises:
+        SettingsError: A word is not a value of its field's type, or out of range.
+    """
+    values = {
+        field.name: _value(field, given[field.name], see)
+        for field in option_fields(options_class)
+        if field.name in given
+    }
+    return _build(options_class, values)
+
+
+def _option_fields(options_class: type) -> Iterator[OptionField]:
+    hints = get_type_hints(options_class, include_extras=True)
+    for field in fields(options_class):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            yield from _option_fields(_as_class(hint))
+        elif get_origin(hint) is Annotated and isinstance(option := get_args(hint)[1], Option):
+            yield _option_field(field, get_args(hint)[0], option)
+
+
+def _option_field(field: Field[Any], hint: Any, option: Option) -> OptionField:
+    kind = _without_none(hint)
+    is_tuple = get_origin(kind) is tuple
+    kind = get_args(kind)[0] if is_tuple else kind
+    is_switch = kind is bool or option.counts
+    completed = replace(
+        option,
+        value="" if is_switch else option.value or _value_name(kind),
+        default=_shown_default(option, field.default) if option.shows_default and not option.counts else None,
+        is_repeatable=is_tuple or option.counts,
+        is_required=field.default is MISSING,
+    )
+    return OptionField(field.name, kind, completed)
+
+
+def _build(options_class: type[T], values: Mapping[str, Any]) -> T:
+    hints = get_type_hints(options_class, include_extras=True)
+    made: dict[str, Any] = {}
+    for field in fields(options_class):  # type: ignore[arg-type]
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            made[field.name] = _build(_as_class(hint), values)
+        elif hint == GivenNames:
+            made[field.name] = frozenset(values)
+        elif field.name in values:
+            made[field.name] = values[field.name]
+    return options_class(**made)
+
+
+def _as_class(hint: Any) -> type[Any]:
+    assert isinstance(hint, type)
+    return hint
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(one for one in get_args(hint) if one is not types.NoneType)
+    return hint
+
+
+def _value_name(kind: Any) -> str:
+    return "|".join(get_args(kind)) if get_origin(kind) is Literal else _VALUES.get(kind, "TEXT")
+
+
+def _shown_default(option: Option, default: Any) -> str | None:
+    if isinstance(default, bool):
+        shown = option.long_names if default else option.off_names
+        return shown[0] if option.off_names else None
+    return None if default in (None, "", (), MISSING) else str(default)
+
+
+def _value(field: OptionField, given: Any, see: str) -> Any:
+    if field.is_switch:
+        return given
+    if isinstance(given, list):
+        return tuple(_parsed(field, word, see) for word in given)
+    return _parsed(field, given, see)
+
+
+def _parsed(field: OptionField, word: str, see: str) -> Any:
+    option, kind = field.option, field.kind
+    if get_origin(kind) is Literal:
+        words = get_args(kind)
+        if word not in words:
+            raise _invalid(option, word, f"{', '.join(words[:-1])} or {words[-1]}", see)
+        return word
+    if kind not in _NUMBERS:
+        return kind(word)
+    expected = ", ".join([_NUMBERS[kind], *([option.limits] if option.limits else [])])
+    try:
+        number = kind(word)
+    except ValueError:
+        raise _invalid(option, word, expected, see) from None
+    # NaN is in no range.
+    is_in_range = (option.minimum is None or number >= option.minimum) and (
+        option.maximum is None or number <= option.maximum
+    )
+    if not is_in_range:
+        raise _invalid(option, word, expected, see)
+    return number
+
+
+def _invalid(option: Option, word: str, expected: str, see: str) -> SettingsError:
+    name = option.long_names[0] + (f" (or {option.env})" if option.env else "")
+    return SettingsError(f"invalid {name} {word!r}", f"give {expected}; {see}")

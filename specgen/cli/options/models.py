@@ -1,0 +1,167 @@
+"""Options that name models and decide how they are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from specgen.cli.app_spec import Option
+from specgen.core.settings import BackendName, BackendSettings, DtypeName, ModelSettings, Quantization
+
+MODELS = "Models"
+BACKEND = "Backend"
+
+AUTO = "auto"
+"""Default of `--draft` and `--draft-tokens`."""
+
+TARGET_NAMES = ("-t", "--target", "-m", "--model")
+DRAFT_NAMES = ("-d", "--draft")
+DRAFT_VALUE = "MODEL[+lookup]|auto|lookup|none"
+_DEVICES = "auto|cpu|cuda|cuda:N|mps"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """The target and the draft."""
+
+    target: Annotated[
+        str,
+        Option(
+            TARGET_NAMES,
+            "Model that writes the text: hub id, folder or .gguf file. Default: SmolLM2-135M-Instruct, from PyPI.",
+            value="MODEL",
+            heading=MODELS,
+            env="SPECGEN_TARGET",
+        ),
+    ] = ""
+    draft: Annotated[
+        str,
+        Option(
+            DRAFT_NAMES,
+            "Drafter: a model, lookup (repeated text), MODEL+lookup (both), none, or auto (a model made for the "
+            "target if there is one, else lookup).",
+            value=DRAFT_VALUE,
+            heading=MODELS,
+            env="SPECGEN_DRAFT",
+        ),
+    ] = AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """Where the target comes from and where it runs."""
+
+    device: Annotated[
+        str, Option(("--device",), "Device of the target.", value=_DEVICES, heading=MODELS, env="SPECGEN_DEVICE")
+    ] = "auto"
+    revision: Annotated[
+        str | None, Option(("--revision",), "Branch, tag or commit of a target from the hub.", heading=MODELS)
+    ] = None
+    offline: Annotated[
+        bool, Option(("--offline",), "Use only files on this machine.", heading=MODELS, env="HF_HUB_OFFLINE")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How the target and the draft are loaded."""
+
+    quant: Annotated[
+        Quantization,
+        Option(
+            ("-Q", "--quant"),
+            "Weight format of the target. auto: nf4 on CUDA and on CPUs with AVX512-BF16, else none; GGUF files keep "
+            "theirs.",
+            heading=MODELS,
+            env="SPECGEN_QUANT",
+        ),
+    ] = "auto"
+    draft_quant: Annotated[Quantization, Option(("--draft-quant",), "Weight format of the draft.", heading=MODELS)] = (
+        "auto"
+    )
+    dtype: Annotated[
+        DtypeName,
+        Option(
+            ("--dtype",),
+            "Compute type. auto: bfloat16 where it is fast, else float16 (on a CPU for weights only).",
+            heading=MODELS,
+        ),
+    ] = "auto"
+    hub: HubOptions = field(default_factory=HubOptions)
+    draft_device: Annotated[
+        str | None,
+        Option(("--draft-device",), "Device of the draft. Default: the target's.", value=_DEVICES, heading=MODELS),
+    ] = None
+    draft_revision: Annotated[
+        str | None, Option(("--draft-revision",), "Branch, tag or commit of a draft from the hub.", heading=MODELS)
+    ] = None
+
+    def target_settings(self, name: str, backend: BackendSettings) -> ModelSettings:
+        """Returns how to load the target."""
+        hub = self.hub
+        return ModelSettings(name, self.quant, self.dtype, hub.device, hub.revision, hub.offline, backend)
+
+    def draft_settings(self, name: str, backend: BackendSettings) -> ModelSettings:
+        """Returns how to load a draft."""
+        device = self.draft_device or self.hub.device
+        return ModelSettings(name, self.draft_quant, self.dtype, device, self.draft_revision, self.hub.offline, backend)
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppOptions:
+    """Settings of llama.cpp."""
+
+    gpu_layers: Annotated[
+        int | None,
+        Option(
+            ("--gpu-layers",),
+            "llama.cpp: layers on the GPU; -1 for all. Default: all if it can use a GPU and --device is not cpu.",
+            heading=BACKEND,
+            minimum=-1,
+        ),
+    ] = None
+    context_size: Annotated[
+        int | None,
+        Option(
+            ("--context-size",),
+            "llama.cpp: size of the cache in tokens. Default: the model's context window, at most 8192.",
+            value="TOKENS",
+            heading=BACKEND,
+            minimum=2,
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        Option(
+            ("--threads",),
+            "llama.cpp: threads. Default: one for each physical core.",
+            heading=BACKEND,
+            minimum=1,
+            maximum=1024,
+        ),
+    ] = None
+
+    def settings(self, name: BackendName) -> BackendSettings:
+        """Returns the settings of a backend; only llama.cpp reads all of them."""
+        return BackendSettings(name, self.gpu_layers, self.context_size, self.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """The backend that runs a model."""
+
+    backend: Annotated[
+        BackendName,
+        Option(
+            ("--backend",),
+            "Library that runs the models. auto: llama.cpp for GGUF files if specgen-cli[gguf] is installed, else "
+            "transformers.",
+            heading=BACKEND,
+            env="SPECGEN_BACKEND",
+        ),
+    ] = "auto"
+    llama_cpp: LlamaCppOptions = field(default_factory=LlamaCppOptions)
+
+    def settings(self) -> BackendSettings:
+        """Returns the settings of the backend."""
+        return self.llama_cpp.settings(self.backend)
