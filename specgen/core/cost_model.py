@@ -71,16 +71,33 @@ def expected_speedup(acceptance: Sequence[float], costs: PassCosts) -> float | N
     Returns:
         None if a cost is unknown.
     """
-    num_draft_tokens = len(acceptance)
-    plain, verify = costs.plain_seconds, interpolated(costs.verify_seconds, num_draft_tokens + 1)
-    if not plain or not verify:
-        return None
     reach, num_tokens = 1.0, 1.0
     for probability in acceptance:
         reach *= probability
         num_tokens += reach
-    drafting = costs.draft_seconds * (1 if costs.is_per_round else num_draft_tokens) + reach * costs.catch_up_seconds
-    return num_tokens * plain / (drafting + verify + costs.round_seconds)
+    return round_speedup(num_tokens, len(acceptance), costs, full_share=reach)
+
+
+def round_speedup(
+    tokens_per_round: float, num_draft_tokens: int, costs: PassCosts, *, full_share: float = 0.0
+) -> float | None:
+    """Predicts the speedup of a fixed draft length from the tokens per round, the target's own included.
+
+    Args:
+        tokens_per_round: Measured or expected.
+        num_draft_tokens: The draft length.
+        costs: Of the passes.
+        full_share: Share of the rounds whose draft is accepted as a whole, so that the next one has to catch up.
+
+    Returns:
+        None if a cost is unknown.
+    """
+    plain, verify = costs.plain_seconds, interpolated(costs.verify_seconds, num_draft_tokens + 1)
+    if not plain or not verify:
+        return None
+    drafting = costs.draft_seconds * (1 if costs.is_per_round else num_draft_tokens)
+    seconds = drafting + full_share * costs.catch_up_seconds + verify + costs.round_seconds
+    return tokens_per_round * plain / seconds
 
 
 def break_even_alpha(num_draft_tokens: int, costs: PassCosts) -> float | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specgen.core.cost_model import PassCosts, round_speedup
 from specgen.distill.batches import pad_batch
 from specgen.distill.draft import Draft
 from specgen.distill.shared_weights import SharedWeights
@@ -39,31 +40,14 @@ class Acceptance:
         """Returns the block efficiency at a draft length, with the target's own token."""
         return 1 + self.num_accepted[length - 1] / max(1, self.num_rounds[length - 1])
 
+    def speedup(self, length: int, costs: PassCosts) -> float:
+        """Predicts the speedup at a draft length; 0 if a cost is unknown."""
+        return round_speedup(self.tokens_per_round(length), length, costs) or 0.0
 
-@dataclass(frozen=True, slots=True)
-class DraftCosts:
-    """Measured costs in seconds.
-
-    Args:
-        draft: Per drafted token.
-        passes: `passes[n - 1]` is a pass of the target over n tokens.
-    """
-
-    draft: float
-    passes: tuple[float, ...]
-
-    def speedup(self, acceptance: Acceptance, length: int) -> float:
-        """Predicts the speedup over the target alone at a draft length.
-
-        Source: Leviathan et al. 2023, arXiv:2211.17192, Theorem 3.8, with the measured pass over length + 1 tokens.
-        """
-        seconds = length * self.draft + self.passes[min(length, len(self.passes) - 1)]
-        return acceptance.tokens_per_round(length) * self.passes[0] / seconds
-
-    def best(self, acceptance: Acceptance) -> tuple[int, float]:
+    def best_length(self, costs: PassCosts) -> tuple[int, float]:
         """Returns the draft length with the highest predicted speedup, and that speedup."""
-        lengths = range(1, len(acceptance.num_rounds) + 1)
-        return max(((n, self.speedup(acceptance, n)) for n in lengths), key=lambda entry: entry[1])
+        lengths = range(1, len(self.num_rounds) + 1)
+        return max(((n, self.speedup(n, costs)) for n in lengths), key=lambda entry: entry[1])
 
 
 @torch.no_grad()

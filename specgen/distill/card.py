@@ -43,15 +43,16 @@ def format_card(record: TrainingRecord, acceptance: Acceptance, timed: TimedPair
     reads = "tokens and the target's last hidden states" if about["kind"] == "features" else "tokens"
     ids = "all tokens" if about["num_draft_ids"] is None else f"the {about['num_draft_ids']} the target writes most"
     costs = timed.costs
-    length, speedup = costs.best(acceptance)
+    plain_seconds = costs.verify_seconds[1]
+    length, speedup = acceptance.best_length(costs)
     rows = [
         (
             str(n),
             f"{acceptance.alpha(n):.3f}",
             f"{acceptance.tokens_per_round(n):.2f}",
             f"{acceptance.by_step[n - 1]:.3f}",
-            f"{costs.passes[n] * 1000:.1f}",
-            f"{costs.speedup(acceptance, n):.2f}",
+            f"{costs.verify_seconds[n + 1] * 1000:.1f}",
+            f"{acceptance.speedup(n, costs):.2f}",
         )
         for n in range(1, len(acceptance.num_rounds) + 1)
     ]
@@ -73,10 +74,10 @@ def format_card(record: TrainingRecord, acceptance: Acceptance, timed: TimedPair
         _table(("step", "loss", "α, drafts of 3"), curve),
         "## Measured",
         f"Greedy, on {record.num_held_out} answers to prompts outside the training data, by replaying the decoding "
-        f"loop on the target's text. On the training machine a drafted token costs {costs.draft * 1000:.2f} ms and a "
-        f"token of the target {costs.passes[0] * 1000:.1f} ms (c = {costs.draft / costs.passes[0]:.3f}), with the "
-        f"target in {_format_name(timed.target)} and the draft in {_format_name(timed.draft)}. Highest predicted "
-        f"speedup: {speedup:.2f}x with drafts of {length}.",
+        f"loop on the target's text. On the training machine a drafted token costs {costs.draft_seconds * 1000:.2f} ms "
+        f"and a token of the target {plain_seconds * 1000:.1f} ms (c = {costs.draft_seconds / plain_seconds:.3f}), "
+        f"with the target in {_format_name(timed.target)} and the draft in {_format_name(timed.draft)}. Highest "
+        f"predicted speedup: {speedup:.2f}x with drafts of {length}.",
         _table(head, rows),
         "## Settings",
         f"```json\n{json.dumps(record.settings.as_document(), indent=2)}\n```",

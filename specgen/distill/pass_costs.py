@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specgen.bench.pass_costs import measure_pass_costs
+from specgen.core.cost_model import PassCosts
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
-from specgen.distill.acceptance import MAX_DRAFT, DraftCosts
+from specgen.distill.acceptance import MAX_DRAFT
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 
@@ -18,7 +19,7 @@ from specgen.runtime.pair import PairSettings, resolve_pair
 class TimedPair:
     """Costs of a target and a draft, and how both ran."""
 
-    costs: DraftCosts
+    costs: PassCosts
     target: ModelInfo
     draft: ModelInfo
 
@@ -39,5 +40,6 @@ def time_pair(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) -> 
     models = load_models(resolve_pair(PairSettings(target, "model", draft_settings)))
     assert models.draft_info is not None
     costs = measure_pass_costs({"draft": models}, prompt_ids, MAX_DRAFT)
-    passes = tuple(costs.verify_seconds[n] for n in range(1, MAX_DRAFT + 2))
-    return TimedPair(DraftCosts(costs.draft_seconds["draft"], passes), models.target_info, models.draft_info)
+    return TimedPair(
+        PassCosts(costs.verify_seconds, costs.draft_seconds["draft"]), models.target_info, models.draft_info
+    )

@@ -110,7 +110,7 @@ class Distillation:
         # The timing loads the target in its usual format, after the float32 copy is released.
         self._model = None
         timed = time_pair(self._target, made, prompt_ids)
-        length, speedup = timed.costs.best(acceptance)
+        length, speedup = acceptance.best_length(timed.costs)
         on_progress(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
         num_bytes = publish_draft(made, self.folder, format_card(record, acceptance, timed))
         shutil.rmtree(self._work)

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from specgen.bench.configurations import open_configurations
+from specgen.bench.pass_costs import measure_pass_costs
 from specgen.bench.results import MeasuredCosts, Setting
 from specgen.core.errors import DeviceError
 from specgen.core.machine import Machine
@@ -18,6 +20,8 @@ from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory,
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
 from specgen.loading.draft_head_folder import DraftHeadFolder
 from specgen.loading.gguf.header import GgufHeader
+from specgen.loading.llama_cpp import gpu_layers
+from specgen.loading.llama_cpp_library import llama_library
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
 from specgen.loading.resolved_model import ResolvedModel
@@ -133,9 +137,6 @@ def _model_plan(model: ResolvedModel, num_positions: int) -> ModelPlan:
 
 def _gguf_plan(model: ResolvedModel, header: GgufHeader) -> ModelPlan:
     """Plans a GGUF file as llama.cpp would run it."""
-    from specgen.loading.llama_cpp import gpu_layers
-    from specgen.loading.llama_cpp_library import llama_library
-
     on_gpu = gpu_layers(model.settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
     return ModelPlan(
         role=model.role,
@@ -197,9 +198,6 @@ def measure_pair(
         LoadError: A file is damaged.
         DeviceError: Too little memory.
     """
-    from specgen.bench.configurations import open_configurations
-    from specgen.bench.pass_costs import measure_pass_costs
-
     baseline = pair.with_draft("none", None)
     drafter = pair.settings.drafter
     setting = Setting(drafter, "draft", "draft", LONGEST_MEASURED_DRAFT)

@@ -17,6 +17,7 @@ from specgen.loading.placement import Placement
 from specgen.loading.start.lean_import import empty_model
 from specgen.models.decoder import ARCHITECTURES
 from specgen.models.layers import FIRST_CAPACITY
+from specgen.models.llama_cpp import MAX_ROWS
 from specgen.models.transformers_model import PREFILL_CHUNK
 
 _BLOCK = 64
@@ -95,8 +96,6 @@ def plan_gguf_memory(header: GgufHeader, checked: ModelConfig) -> MemoryPlan:
         header: Header of the file.
         checked: Its checked config.
     """
-    from specgen.models.llama_cpp import MAX_ROWS
-
     logits = MAX_ROWS * (checked.vocab_rows or 0) * 4
     return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (checked.max_positions or 0), logits)
 

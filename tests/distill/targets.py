@@ -34,7 +34,7 @@ def make_target(family: str = "Llama", seed: int = 0, **changes: Any) -> Any:
         torch.manual_seed(seed)
         model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
         for name, parameter in model.named_parameters():
-            # A bias or scale left at its beginning would not show if it were forgotten.
+            # With its initial value, a bias or scale that is ignored would have no effect.
             if name.endswith("bias") or parameter.ndim == 1:
                 torch.nn.init.normal_(parameter.data, mean=float(not name.endswith("bias")), std=0.2)
     return model.requires_grad_(False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specgen.distill.acceptance import Acceptance, DraftCosts, measure_acceptance
+from specgen.core.cost_model import PassCosts
+from specgen.distill.acceptance import Acceptance, measure_acceptance
 from specgen.distill.draft import Draft
 from specgen.distill.shared_weights import share_weights
 from specgen.distill.text_generation import TargetText
@@ -83,9 +84,9 @@ def test_replay_accepts_what_drafting_would() -> None:
 
 def test_the_best_length_depends_on_the_costs() -> None:
     acceptance = Acceptance((50, 90), (100, 140), (100, 90), (0.5, 0.5))
-    expensive = DraftCosts(0.5, (1.0, 1.0, 1.9))
-    cheap = DraftCosts(0.0, (1.0, 1.0, 1.0))
+    expensive = PassCosts({1: 1.0, 2: 1.0, 3: 1.9}, draft_seconds=0.5)
+    cheap = PassCosts({1: 1.0, 2: 1.0, 3: 1.0}, draft_seconds=0.0)
 
-    assert cheap.best(acceptance) == (2, pytest.approx(2.0))
-    assert expensive.best(acceptance) == (1, pytest.approx(1.5 / 1.5))
-    assert expensive.speedup(acceptance, 2) == pytest.approx(2.0 / 2.9)
+    assert acceptance.best_length(cheap) == (2, pytest.approx(2.0))
+    assert acceptance.best_length(expensive) == (1, pytest.approx(1.5 / 1.5))
+    assert acceptance.speedup(2, expensive) == pytest.approx(2.0 / 2.9)

@@ -143,7 +143,7 @@ def test_an_error_is_raised_exactly_if_the_old_content_is_still_there(
 
 
 def fail_at(patch: pytest.MonkeyPatch, count: int) -> list[str]:
-    """Lets the n-th call that writes, of whatever kind, fail; returns the calls so far."""
+    """Makes the n-th writing call of any kind fail; returns the list of calls."""
     calls: list[str] = []
 
     def failing_at(step: str, real: Callable[..., object]) -> Callable[..., object]:
