@@ -1,16 +1,16 @@
-"""Peers in one run: our plain loop, our speculation, and transformers' own generation, interleaved on the same weights.
+"""Compares our plain loop, our speculation and transformers' own generation, interleaved on the same weights.
 
     python -m tests.perf -t TARGET -d DRAFT [-d DRAFT2:nf4] -k 2,4,auto [--prompts FILE] [-n 64] [-r 1] [--json OUT]
 
-Every mode runs every prompt before the next prompt begins, the order turning from prompt to prompt; lengths are equal
-(end tokens ignored); decoding only, prefill left out on both sides. Ratios are of sums; the interval is a 95 % t
-interval on the log ratios of the prompts, paired. Not part of the test run: alone on the machine, or it says nothing.
+Every mode runs a prompt before the next prompt starts, in an order that rotates from prompt to prompt. Lengths are
+equal (end tokens are ignored), and only decoding is timed. Ratios are of sums; the interval is a 95 % t interval on the
+paired log ratios of the prompts. Not part of the test suite: run it while the machine is otherwise idle.
 
-With --json the runs are written after every prompt. `--resume` goes on with that file, and `--minutes 3` ends behind
-the prompt that reaches three minutes: so a long comparison can be cut into pieces. What `-k auto` has learned is not
-in the file; the warm-up teaches it anew.
+With --json the runs are written after every prompt. `--resume` continues that file, and `--minutes 3` ends after the
+prompt that reaches three minutes, so a long comparison can be split. The costs that `-k auto` learned are not in the
+file; it learns them again during the warm-up.
 
-    --temperature 0.8 --verification both     block beside token verification, in the same run
+    --temperature 0.8 --verification both     block and token verification in the same run
     --sweep                                   transformers' assisted generation at several lengths and thresholds
     -k 1,2,4,6,8,auto --no-peers              auto against the best fixed length of each category
 """
@@ -47,7 +47,7 @@ BUNDLED = [
 
 
 def load(name: str, dtype: str, role: Any) -> Any:
-    """A model by `folder` or `folder:quant`."""
+    """Loads a model given as `folder` or `folder:quant`."""
     folder, _, quant = name.partition(":")
     settings = ModelSettings(folder, quant=quant or "none", dtype=dtype)  # type: ignore[arg-type]
     return load_weights(resolved(Path(folder), settings, role=role))
@@ -60,9 +60,9 @@ def prompts_from(path: str | None) -> list[dict[str, str]]:
 
 
 def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel) -> list[Mode]:
-    """Every way to generate, the target alone first."""
-    n, heat = arguments.n, arguments.temperature
-    modes = [ours("plain", target, None, "0", n, temperature=heat)]
+    """Returns all modes, the target alone first."""
+    n, temperature = arguments.n, arguments.temperature
+    modes = [ours("plain", target, None, "0", n, temperature=temperature)]
     drafts = {}
     for name in arguments.draft:
         label = Path(name).name if ":" in name else f"{Path(name).name}:{arguments.dtype}"
@@ -73,15 +73,15 @@ def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel)
         modes += our_modes(arguments, target, "lookup", "lookup")
     if arguments.peers:
         plain = CachedModel(loaded.model, target.vocab_size)
-        modes.append(ours("plain, transformers' forward", plain, None, "0", n, temperature=heat))
-        modes.append(theirs("transformers plain", loaded.model, n, temperature=heat))
+        modes.append(ours("plain, transformers' forward", plain, None, "0", n, temperature=temperature))
+        modes.append(theirs("transformers plain", loaded.model, n, temperature=temperature))
     if arguments.peers or arguments.sweep:
         modes += [
             theirs(
                 f"transformers assisted {label}{suffix}",
                 loaded.model,
                 n,
-                temperature=heat,
+                temperature=temperature,
                 assisted=settings,
                 assistant_model=draft.model,
             )
@@ -89,22 +89,24 @@ def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel)
             for suffix, settings in (SWEEP if arguments.sweep else {"": {}}).items()
         ]
     if arguments.peers and arguments.lookup:
-        modes.append(theirs("transformers lookup", loaded.model, n, temperature=heat, prompt_lookup_num_tokens=10))
+        modes.append(
+            theirs("transformers lookup", loaded.model, n, temperature=temperature, prompt_lookup_num_tokens=10)
+        )
     return modes
 
 
 def our_modes(arguments: argparse.Namespace, target: CachedModel, label: str, draft: Any) -> list[Mode]:
-    """Our loop with one draft, at each length and by each accept rule that makes a difference."""
-    # Greedy, or with point masses for drafts, the two rules are one.
-    is_drawn = arguments.temperature > 0 and draft != "lookup"
+    """Returns our loop with one draft, at each length and with each accept rule that differs."""
+    # The two rules are equal for greedy decoding and for drafts that are point masses.
+    is_sampled = arguments.temperature > 0 and draft != "lookup"
     rules: list[Verification] = ["block", "token"] if arguments.verification == "both" else [arguments.verification]
     made = []
     for k in arguments.k.split(","):
-        for rule in rules if is_drawn else rules[:1]:
+        for rule in rules if is_sampled else rules[:1]:
             name = f"lookup k={k}" if draft == "lookup" else f"spec {label} k={k}"
-            name += f" {rule}" if is_drawn else ""
+            name += f" {rule}" if is_sampled else ""
             mode = ours(name, target, draft, k, arguments.n, temperature=arguments.temperature, rule=rule)
-            mode.draft, mode.length, mode.rule = label, k, rule if is_drawn else ""
+            mode.draft, mode.length, mode.rule = label, k, rule if is_sampled else ""
             made.append(mode)
     return made
 
@@ -129,16 +131,16 @@ def arguments_from(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--verification", choices=("block", "token", "both"), default="block", help="above 0 only")
     parser.add_argument("--prompts", help="JSONL with id, category and prompt")
-    parser.add_argument("--limit", type=int, help="only the first so many prompts")
+    parser.add_argument("--limit", type=int, help="number of prompts")
     parser.add_argument("--category", help="only prompts of these, as in code,edit")
     parser.add_argument("--one-per-category", action="store_true", help="only the first prompt of each category")
     parser.add_argument("--lookup", action="store_true", help="prompt lookup as well")
-    parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave transformers' generate out")
+    parser.add_argument("--no-peers", dest="peers", action="store_false", help="omit transformers' generate")
     parser.add_argument("--sweep", action="store_true", help="transformers' assisted generation in several settings")
-    parser.add_argument("--warm-up", type=int, help="tokens of the run that does not count; default: -n")
+    parser.add_argument("--warm-up", type=int, help="tokens of the uncounted run; default: -n")
     parser.add_argument("--json", help="write all runs to this file, after every prompt")
-    parser.add_argument("--resume", action="store_true", help="go on with the runs in --json")
-    parser.add_argument("--minutes", type=float, help="end behind the prompt that reaches this")
+    parser.add_argument("--resume", action="store_true", help="continue the runs in --json")
+    parser.add_argument("--minutes", type=float, help="end after the prompt that reaches this time")
     arguments = parser.parse_args(words)
     if arguments.resume and not arguments.json:
         parser.error("--resume needs --json")
@@ -169,7 +171,7 @@ def run_all(
     num_done: int,
     target: dict[str, Any],
 ) -> None:
-    """Run every prompt in every mode, in turn, from turn `num_done` on."""
+    """Runs every prompt in every mode, from turn `num_done` on."""
     started = perf_counter()
     turns = encoded * arguments.r
     if num_done < len(turns):

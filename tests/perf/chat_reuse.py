@@ -1,9 +1,9 @@
-"""The fifth turn of a long chat: its first token behind reused caches against a cold prefill of the same text.
+"""Times the first token of the fifth turn of a long chat, with reused caches and with a prefill of the whole text.
 
     python -m tests.perf.chat_reuse [-t TARGET] [-d DRAFT|lookup|none] [--tokens 1000] [-r 3]
 
-Both on the same weights in one process, taking turns. Not part of the test run: alone on the machine, or it says
-nothing.
+Both alternate on the same weights in one process. Not part of the test suite: run it while the machine is otherwise
+idle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FACT = "The harbour keeps a list of every ship, its cargo, its captain and the d
 
 
 def first_token(conversation: Conversation, generation: Generation) -> float:
-    """Seconds from prompt in to first token known."""
+    """Returns the seconds until the first token is known."""
     for event in conversation.stream(generation):
         if isinstance(event, RoundText):
             generation.interrupt()
@@ -54,7 +54,7 @@ def main() -> None:
         for _ in conversation.stream(generation):
             pass
         conversation.end_reply(generation)
-    warm, cold, held = [], [], list(models.text_ids)
+    warm, cold, cached_ids = [], [], list(models.text_ids)
     before = conversation.messages
     for _ in range(arguments.repeat):
         conversation.messages = before
@@ -67,7 +67,7 @@ def main() -> None:
         cold.append(first_token(conversation, fresh))
         assert fresh.counts.num_reused_tokens == 0
         # The caches hold the conversation again, up to where the fifth turn begins.
-        models.reuse_prefix([*held, held[-1]])
+        models.reuse_prefix([*cached_ids, cached_ids[-1]])
     print(f"target       {models.target_info.name} {models.target_info.dtype} {models.target_info.device}")
     print(f"prompt       {figures.num_prompt_tokens} tokens, {figures.num_reused_tokens} reused")
     print(f"first token  {median(warm):.3f} s reused, {median(cold):.3f} s cold: {median(cold) / median(warm):.1f}x")

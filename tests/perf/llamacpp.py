@@ -1,14 +1,14 @@
-"""GGUF peers in one run: llama-cpp-python's own generation and lookup against our loop on the same file, interleaved.
+"""Compares llama-cpp-python's own generation and lookup with our loop on the same GGUF file, interleaved.
 
     python -m tests.perf.llamacpp -t TARGET.gguf [-d DRAFT.gguf] --prompts shared/prompts/dev.jsonl -n 128 [--json OUT]
 
-The same file, ids, threads, context, flash attention and greedy rule on both sides; every mode runs every prompt before
-the next prompt begins, the order turning. Decoding only: for llama-cpp-python the time from its first token to its
-last, for ours the rounds. What `-k auto` learns is kept from prompt to prompt, as in a session. Ratios are of sums of
-seconds per token; the interval is a 95 % t interval on the log ratios of the prompts, paired. Texts are compared with
-llama-cpp-python's plain one; where they part, the gap is what the target's own logits there hold the two tokens apart.
-Alone on the machine, or it says nothing: two threads on two cores wait for each other, so every other process stalls a
-pass. The median of the steps tells how much of a difference such stalls are.
+File, ids, threads, context, flash attention and greedy rule are the same on both sides. Every mode runs a prompt before
+the next prompt starts, in a rotating order. Only decoding is timed: from first to last token for llama-cpp-python, the
+rounds for ours. The costs that `-k auto` learns are kept from prompt to prompt. Ratios are of sums of seconds per
+token; the interval is a 95 % t interval on the paired log ratios of the prompts. Texts are compared with
+llama-cpp-python's plain text; where they differ, the gap is the distance of the two tokens' logits in the target.
+Run it while the machine is otherwise idle: two threads on two cores wait for each other, so any other process stalls a
+pass. The median of the steps shows how much of a difference is due to such stalls.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GREEDY = SamplingSettings()
 
 
 def theirs(name: str, llama: Any, num_tokens: int, num_lookup: int | None = None) -> Mode:
-    """llama-cpp-python's own `generate`, greedy; with `num_lookup` its prompt lookup of that many tokens."""
+    """Returns llama-cpp-python's own greedy `generate`, with its prompt lookup of `num_lookup` tokens if given."""
 
     def run(prompt: list[int]) -> Run:
         if num_lookup is not None:
@@ -64,7 +64,7 @@ def theirs(name: str, llama: Any, num_tokens: int, num_lookup: int | None = None
 
 
 def peer(path: str, threads: int, context: int, *, speculates: bool) -> Any:
-    """A `Llama` with our settings. With a draft model it keeps the logits of all positions, which is its way."""
+    """Makes a `Llama` with our settings. With a draft model, `Llama` keeps the logits of all positions."""
     from llama_cpp import Llama
     from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
@@ -77,7 +77,7 @@ def peer(path: str, threads: int, context: int, *, speculates: bool) -> Any:
         n_threads_batch=threads,
         flash_attn=True,
         draft_model=LlamaPromptLookupDecoding() if speculates else None,
-        # Without it the array it copies all logits to has n_batch rows only, and a longer text fails.
+        # Otherwise its array of logits has n_batch rows only, and a longer text fails.
         logits_all=speculates,
         verbose=False,
     )
@@ -88,9 +88,9 @@ def build_modes(arguments: argparse.Namespace, models: LoadedModels, threads: in
     plain = peer(arguments.target, threads, context, speculates=False)
     modes = [theirs("llama-cpp-python plain", plain, n)]
     if arguments.lookup:
-        guessing = peer(arguments.target, threads, context, speculates=True)
+        speculating = peer(arguments.target, threads, context, speculates=True)
         lengths = arguments.lookup.split(",")
-        modes += [theirs(f"llama-cpp-python lookup {length}", guessing, n, int(length)) for length in lengths]
+        modes += [theirs(f"llama-cpp-python lookup {length}", speculating, n, int(length)) for length in lengths]
     modes.append(ours("ours plain", models.target, None, "0", n))
     if not arguments.k:
         return modes
@@ -98,24 +98,24 @@ def build_modes(arguments: argparse.Namespace, models: LoadedModels, threads: in
     draft = models.draft
     if isinstance(draft, LlamaCppModel):
         modes += [
-            ours(name, models.target, draft, k, n, draft.context_size, has_lookup=bool(beside))
+            ours(name, models.target, draft, k, n, draft.context_size, has_lookup=bool(lookup))
             for k in arguments.k.split(",")
-            for beside in ("", "+lookup")
-            for name in [f"ours draft{beside} -k {k}"]
+            for lookup in ("", "+lookup")
+            for name in [f"ours draft{lookup} -k {k}"]
         ]
     return modes
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a text compares with the reference: where it parts, and how near the tie was (None: the same)."""
+    """Compares a text with the reference: the first difference and its logit gap (None: the same text)."""
 
     mode: str
     prompt: str
     position: int | None
     gap: float | None
     limit: float = 0.0
-    """Largest gap that rounding may decide, by the rule of `verify` and `bench`."""
+    """Largest gap that rounding explains, by the rule of `verify` and `bench`."""
 
     @property
     def is_near_tie(self) -> bool:
@@ -123,7 +123,7 @@ class Agreement:
 
 
 def agreement(run: Run, reference: Run, prompt: list[int], models: LoadedModels) -> Agreement:
-    """Judged as `verify` and `bench` do: from a pass of the target over one token at that place."""
+    """Compares as `verify` and `bench` do: with a pass of the target over one token at that position."""
     pairs = zip(run.ids, reference.ids, strict=False)
     position = next((i for i, (ours_, theirs_) in enumerate(pairs) if ours_ != theirs_), None)
     if position is None:
@@ -139,7 +139,7 @@ def _part(mode: Mode, category: str | None, categories: dict[str, str]) -> Mode:
 
 
 def table(modes: Sequence[Mode], baseline: Mode, categories: dict[str, str]) -> str:
-    """Speedup over `baseline` with its interval, by category and over all prompts."""
+    """Formats the speedup over `baseline` with its interval, by category and over all prompts."""
     names = [*dict.fromkeys(categories.values()), None]
     lines = [f"over {baseline.name}", f"{'mode':<28}" + "".join(f"{name or 'all':>22}" for name in names)]
     for mode in modes:
@@ -168,15 +168,15 @@ def figures(modes: Sequence[Mode]) -> str:
     return "\n".join(lines)
 
 
-def agreements_text(found: Sequence[Agreement], modes: Sequence[Mode]) -> str:
+def agreements_text(agreements: Sequence[Agreement], modes: Sequence[Mode]) -> str:
     lines = [f"texts against {modes[0].name}"]
     for mode in modes[1:]:
-        own = [each for each in found if each.mode == mode.name]
-        parted = [each for each in own if each.gap is not None]
-        near = [each for each in parted if each.is_near_tie]
-        line = f"{mode.name:<28}{len(own) - len(parted)} of {len(own)} the same, {len(near)} near ties, "
-        line += f"{len(parted) - len(near)} DIFFERENT"
-        for each in sorted(parted, key=lambda each: (each.is_near_tie, -(each.gap or 0.0)))[:4]:
+        own = [each for each in agreements if each.mode == mode.name]
+        different = [each for each in own if each.gap is not None]
+        near = [each for each in different if each.is_near_tie]
+        line = f"{mode.name:<28}{len(own) - len(different)} of {len(own)} the same, {len(near)} near ties, "
+        line += f"{len(different) - len(near)} DIFFERENT"
+        for each in sorted(different, key=lambda each: (each.is_near_tie, -(each.gap or 0.0)))[:4]:
             line += f"; {each.prompt} from token {each.position}, gap {each.gap:.3f} of {each.limit:.3f}"
         lines.append(line)
     return "\n".join(lines)
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--prompts", help="JSONL with id, category and prompt")
-    parser.add_argument("--limit", type=int, help="only the first so many prompts of each category")
+    parser.add_argument("--limit", type=int, help="number of prompts of each category")
     parser.add_argument("--json", help="write all runs to this file")
     arguments = parser.parse_args()
     prepare_libraries(False)
@@ -223,32 +223,32 @@ def main() -> None:
     categories = {name: categories[name] for name, _ in encoded}
     for mode in modes:
         mode.run(encoded[0][1])
-    found: list[Agreement] = []
+    agreements: list[Agreement] = []
     for turn, (name, ids) in enumerate(encoded * arguments.r):
         for mode in modes[turn % len(modes) :] + modes[: turn % len(modes)]:
             run = mode.run(ids)
             run.prompt = name
             mode.runs.append(run)
-        found += [agreement(mode.runs[-1], modes[0].runs[-1], ids, models) for mode in modes[1:]]
+        agreements += [agreement(mode.runs[-1], modes[0].runs[-1], ids, models) for mode in modes[1:]]
         print(f"{turn + 1}/{len(encoded) * arguments.r} {name}", file=sys.stderr, flush=True)
-        write(arguments, threads, modes, found)
+        write(arguments, threads, modes, agreements)
     version = metadata.version("llama-cpp-python")
     print(f"{models.target_info.name} {models.target_info.quant}, llama-cpp-python {version}, {threads} threads")
     print(f"{arguments.n} tokens, {len(encoded)} prompts\n\n{figures(modes)}")
     plain = next(mode for mode in modes if mode.name == "ours plain")
     for baseline in (modes[0], plain):
         print(f"\n{table([mode for mode in modes if mode is not baseline], baseline, categories)}")
-    print(f"\n{agreements_text(found, modes)}")
+    print(f"\n{agreements_text(agreements, modes)}")
 
 
-def write(arguments: argparse.Namespace, threads: int, modes: Sequence[Mode], found: Sequence[Agreement]) -> None:
-    """Save after every prompt, so that a crash loses nothing."""
+def write(arguments: argparse.Namespace, threads: int, modes: Sequence[Mode], agreements: Sequence[Agreement]) -> None:
+    """Saves the runs so far; called after every prompt."""
     if arguments.json:
         document = {
             "environment": {"threads": threads, "machine": platform.machine()},
             "arguments": vars(arguments),
             "runs": [asdict(run) for mode in modes for run in mode.runs],
-            "agreements": [asdict(each) for each in found],
+            "agreements": [asdict(each) for each in agreements],
         }
         Path(arguments.json).write_text(json.dumps(document))
 

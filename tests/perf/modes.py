@@ -1,4 +1,4 @@
-"""Ways to generate, as functions from a prompt to a timed run: our loop, and transformers' `generate`."""
+"""Defines modes, which run a prompt and return timings: our loop, and transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SWEEP: dict[str, dict[str, Any]] = {
         for threshold in (0.4, 0.0)
     },
 }
-"""Settings of transformers' assisted generation by what is added to the mode's name: tokens / confidence threshold.
+"""Settings of transformers' assisted generation by the suffix of the mode's name: tokens / confidence threshold.
 
 The first is its default, which in transformers 5.23 is 20 tokens, a constant schedule and a threshold of 0.4.
 """
@@ -49,7 +49,7 @@ The first is its default, which in transformers 5.23 is 20 tokens, a constant sc
 
 @dataclass
 class Run:
-    """One prompt in one mode."""
+    """Holds one run of a prompt in a mode."""
 
     mode: str
     prompt: str
@@ -58,24 +58,24 @@ class Run:
     num_tokens: int
     counts: Counts | None = None
     overhead_seconds: float = 0.0
-    """Decoding time outside the models' forwards."""
+    """Decoding time outside of forward passes."""
     turn: int = 0
-    """Which prompt of the session it was, repeats counted."""
+    """Number of the prompt in the comparison, repeats included."""
     step_seconds: list[float] = field(default_factory=list)
-    """Each round, or each token where they come one by one; empty where that is not known."""
+    """Seconds of each round, or of each token of plain decoding; empty if unknown."""
 
 
 @dataclass
 class Mode:
-    """A way to generate, and its runs so far.
+    """Describes a way to generate, and holds its runs so far.
 
     Args:
-        name: Shown.
-        run: Prompt ids, and by name `seed` and `num_tokens` (the settings' own if left out), to a run.
+        name: For tables.
+        run: Takes prompt ids, and by name `seed` and `num_tokens`; returns a run.
         runs: In the order of the turns.
-        draft: Label of the draft; empty without one of ours.
+        draft: Label of our draft; empty without one.
         length: As on the command line, `4` or `auto`.
-        rule: `block` or `token`; empty where that makes no difference.
+        rule: `block` or `token`; empty if the two are equal.
     """
 
     name: str
@@ -98,9 +98,9 @@ def ours(
     rule: Verification = "block",
     has_lookup: bool = False,
 ) -> Mode:
-    """Our loop; `draft` is a model, "lookup" or None. With k "auto" what is learned is kept, as in a session.
+    """Returns our loop; `draft` is a model, "lookup" or None. With k "auto", learned costs are kept between runs.
 
-    With `has_lookup` lookup stands beside the draft model.
+    With `has_lookup`, lookup also drafts, in addition to the draft model.
     """
     draft_length = CostAwareLength(CostTable(), DraftCost()) if k == "auto" else FixedLength()
     num_draft_tokens = LONGEST_AUTO_DRAFT if k == "auto" else int(k)
@@ -141,7 +141,7 @@ PROMPT_OF: dict[int, list[int]] = {}
 
 
 def _keep_prompt(model: LanguageModel, prompt: list[int]) -> None:
-    """Prefill is no part of the figures, so modes that run the same prompt in turn share it."""
+    """Prefills the prompt once for all modes that run it in turn: prefill is not timed."""
     if PROMPT_OF.get(id(model)) == prompt:
         model.rewind(min(model.length, len(prompt) - 1))
     else:
@@ -150,7 +150,7 @@ def _keep_prompt(model: LanguageModel, prompt: list[int]) -> None:
 
 
 class StepTimes:
-    """A stopping criterion that never stops: notes when each step of `generate` ended, and with how many tokens."""
+    """Stopping criterion that never stops, and records the time and number of tokens of each step of `generate`."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[float, int]] = []
@@ -169,7 +169,7 @@ def theirs(
     assisted: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Mode:
-    """transformers' generate. Its first step holds the prefill; the rate is taken over the others.
+    """Returns transformers' `generate`, timed without its first step, which includes the prefill.
 
     Args:
         name: Shown.
@@ -211,7 +211,7 @@ def theirs(
 
 @contextmanager
 def _settings_of(assistant: Any, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Give an assistant's generation config other values for the block."""
+    """Changes an assistant's generation config within the block."""
     if assistant is None:
         yield
         return
@@ -227,15 +227,15 @@ def _settings_of(assistant: Any, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def tpot(runs: Sequence[Run]) -> float:
-    """Seconds per token, as a ratio of sums."""
+    """Returns seconds per token, as a ratio of sums."""
     return sum(run.decode_seconds for run in runs) / sum(run.num_tokens for run in runs)
 
 
 def ratio_with_interval(baseline: Mode, mode: Mode) -> tuple[float, float, float]:
-    """Speedup of `mode` over `baseline` as a ratio of sums, and the 95 % t interval on paired log ratios.
+    """Returns the speedup of `mode` over `baseline` as a ratio of sums, and the 95 % t interval of paired log ratios.
 
-    Pairs are prompts, their repeats summed: repeats of one prompt say nothing about another. With a single prompt the
-    repeats are the pairs, and the interval is about this prompt only.
+    Pairs are prompts with their repeats summed, since repeats of one prompt are not independent of each other. With a
+    single prompt the repeats are the pairs, and the interval is about this prompt only.
     """
     prompts = list(dict.fromkeys(run.prompt for run in baseline.runs))
     pairs = [

@@ -1,11 +1,11 @@
-"""Where a draft token's time goes, by part, in transformers' forward pass and in ours, in turn on the same weights.
+"""Times the parts of a draft token in transformers' forward pass and in ours, interleaved on the same weights.
 
     python -m tests.perf.parts MODEL [--quant auto|none|int8|nf4] [--dtype auto] [--context 128] [-n 40]
 
-`products` are the layers' linear layers, `head` the product with the vocabulary, `attention` the scaled dot product,
-`norms` the root mean square norms; `rest` is all else: rotation, cache, masks, positions, activation, Python. Medians
-over passes of one token behind a context. Timing a part costs about a microsecond, which counts as rest. Alone on the
-machine, or it says nothing.
+`products` are the linear layers, `head` the output projection, `attention` the scaled dot product, `norms` the RMS
+norms; `rest` is everything else: rotary embedding, cache, masks, positions, activation, Python. Figures are
+medians over passes of one token after a context. Timing a part costs about a microsecond, which counts as rest. Run it
+while the machine is otherwise idle.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OURS |= {"gate_up_proj": "products", "down_proj": "products"}
 
 
 class Stopwatch:
-    """Sums seconds by part; what runs inside a timed part belongs to it."""
+    """Sums seconds by part; a call inside of a timed part counts towards that part."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -56,13 +56,13 @@ class Stopwatch:
         return run
 
     def take(self) -> dict[str, float]:
-        """The sums so far, which begin anew."""
+        """Returns the sums so far and resets them."""
         taken, self.seconds = self.seconds, dict.fromkeys(PARTS, 0.0)
         return taken
 
 
 def watch_theirs(model: Any, watch: Stopwatch) -> None:
-    """Time the modules of a transformers model."""
+    """Times the modules of a transformers model."""
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         part = "head" if last == "lm_head" else "products" if last in LINEAR else ""
@@ -73,7 +73,7 @@ def watch_theirs(model: Any, watch: Stopwatch) -> None:
 
 
 def watch_ours(model: DecoderModel, watch: Stopwatch) -> None:
-    """Time the pieces of our forward pass."""
+    """Times the parts of our forward pass."""
     for layer in model._stack._layers:
         for name, part in OURS.items():
             setattr(layer, name, watch.timed(part, getattr(layer, name)))
@@ -84,7 +84,7 @@ def watch_ours(model: DecoderModel, watch: Stopwatch) -> None:
 
 
 def measure(models: dict[str, CachedModel], watch: Stopwatch, num_context: int, num_passes: int) -> dict[str, Any]:
-    """Seconds of each pass over one token, by model and part, the models taking turns."""
+    """Returns the median seconds of a pass over one token, by model and part; the models alternate."""
     ids = [(7 * index + 3) % models["before"].vocab_size for index in range(num_context + 1)]
     samples: dict[str, dict[str, list[float]]] = {
         name: {part: [] for part in (*PARTS, "rest", "whole")} for name in models
@@ -136,7 +136,7 @@ def main() -> None:
     functional.scaled_dot_product_attention = watch.timed("attention", usual)  # type: ignore[assignment]
     info = loaded.info
     print(f"{info.name} {info.quant} {info.dtype} ({info.remark}), {torch.get_num_threads()} threads, ", end="")
-    print(f"one token behind {arguments.context}, median of {arguments.n} passes")
+    print(f"one token after {arguments.context}, median of {arguments.n} passes")
     print(table(measure(models, watch, arguments.context, arguments.n)))
 
 

@@ -1,4 +1,4 @@
-"""Runs on disk: written after every prompt, read back to go on where a session was cut off."""
+"""Saves runs after every prompt, and loads them to continue an interrupted comparison."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from specgen.core.metrics import Counts
 from tests.perf.modes import Mode, Run
 
 FREE = {"json", "resume", "minutes"}
-"""Arguments that may differ when a session goes on."""
+"""Arguments that may differ when a comparison continues."""
 
 
 def write(path: Path, arguments: Mapping[str, Any], target: Mapping[str, Any], modes: Sequence[Mode]) -> None:
-    """Replace the file, whole or not at all."""
+    """Replaces the file atomically."""
     document = {
         "environment": {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()},
         "target": target,
@@ -28,16 +28,16 @@ def write(path: Path, arguments: Mapping[str, Any], target: Mapping[str, Any], m
         "modes": [mode.name for mode in modes],
         "runs": [asdict(run) for mode in modes for run in mode.runs],
     }
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps(document))
-    os.replace(beside, path)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(document))
+    os.replace(part, path)
 
 
 def read(path: Path, arguments: Mapping[str, Any], modes: Sequence[Mode]) -> int:
-    """Give the modes their runs of an earlier session; what `-k auto` had learned is not among them.
+    """Loads the runs of an earlier comparison into the modes, without the costs that `-k auto` had learned.
 
     Returns:
-        How many turns are done.
+        Number of finished turns.
 
     Raises:
         SystemExit: The file was made with other arguments.

@@ -1,4 +1,4 @@
-"""Modes with their runs in, tables out. The first mode is the baseline of every speedup."""
+"""Formats the runs of modes as tables. The first mode is the baseline of every speedup."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from tests.perf.modes import Mode, ratio_with_interval, tpot
 
 
 def part(mode: Mode, category: str | None, categories: dict[str, str]) -> Mode:
-    """The mode with its runs on prompts of one category; None: all of them."""
+    """Returns the mode with its runs on prompts of one category; None: all of them."""
     runs = [run for run in mode.runs if category is None or categories[run.prompt] == category]
     return Mode(mode.name, mode.run, runs, mode.draft, mode.length, mode.rule)
 
 
 def speeds(modes: Sequence[Mode]) -> str:
-    """A line per mode: rate, speedup over the first mode, acceptance, and time outside the models' passes."""
+    """Formats a line per mode: rate, speedup over the first mode, acceptance, and time outside of passes."""
     lines = [f"{'mode':<58}{'tok/s':>8}{'ms/tok':>9}  {'speedup [95 %]':<24}{'TAR':>7}{'α':>7}{'tok/rnd':>9}  outside"]
     for mode in modes:
         seconds = sum(run.decode_seconds for run in mode.runs)
@@ -34,7 +34,7 @@ def speeds(modes: Sequence[Mode]) -> str:
 
 
 def by_category(modes: Sequence[Mode], categories: dict[str, str]) -> str:
-    """Speedup of each mode over the first one, by category of prompt."""
+    """Formats the speedup of each mode over the first one, by category of prompt."""
     names = _names(modes[0], categories)
     lines = [" " * 58 + "".join(f"{(name or 'all')[:9]:>10}" for name in names)]
     for mode in modes[1:]:
@@ -46,9 +46,9 @@ def by_category(modes: Sequence[Mode], categories: dict[str, str]) -> str:
 
 
 def auto_against_fixed(modes: Sequence[Mode], categories: dict[str, str]) -> str:
-    """`-k auto` beside the fastest fixed length, by category; empty without both.
+    """Compares `-k auto` with the fastest fixed length, by category; empty without both.
 
-    The fixed length is chosen after the fact from these very runs, so chance favours it.
+    The fixed length is chosen afterwards from the same runs, which favours it.
     """
     names, lines = _names(modes[0], categories), []
     for auto in [mode for mode in modes if mode.length == "auto"]:
@@ -69,7 +69,7 @@ def auto_against_fixed(modes: Sequence[Mode], categories: dict[str, str]) -> str
 
 
 def block_against_token(modes: Sequence[Mode], categories: dict[str, str]) -> str:
-    """Speed of block over token verification in otherwise equal modes, by category; empty without both."""
+    """Compares block with token verification in otherwise equal modes, by category; empty without both."""
     lines = []
     for block in [mode for mode in modes if mode.rule == "block"]:
         same = [m for m in modes if m.rule == "token" and (m.draft, m.length) == (block.draft, block.length)]
@@ -82,7 +82,7 @@ def block_against_token(modes: Sequence[Mode], categories: dict[str, str]) -> st
 
 
 def best_of_sweep(modes: Sequence[Mode]) -> str:
-    """Every mode of ours against the fastest of transformers' assisted generation; empty without any."""
+    """Compares our modes with the fastest of transformers' assisted generation; empty without any."""
     assisted = [mode for mode in modes if mode.name.startswith("transformers assisted")]
     if not assisted:
         return ""
@@ -98,5 +98,5 @@ def _ratio(baseline: Mode, mode: Mode) -> str:
 
 
 def _names(mode: Mode, categories: dict[str, str]) -> list[str | None]:
-    """Categories that were run, in order, and None for all prompts."""
+    """Returns the categories that were run, in order, and None for all prompts."""
     return [*dict.fromkeys(categories[run.prompt] for run in mode.runs), None]

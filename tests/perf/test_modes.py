@@ -1,4 +1,4 @@
-"""The comparison tool itself: its arithmetic on hand-made runs, and that it goes on where it was cut off."""
+"""Tests of the comparison tool: its arithmetic on hand-made runs, and the continuation of an interrupted one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PROMPTS = [("code-1", [1, 5, 9, 4]), ("chat-1", [1, 7, 3, 3, 8])]
 CATEGORIES = {"code-1": "code", "code-2": "code", "chat-1": "chat"}
 
 
-def mode(name: str, seconds: dict[str, list[float]], **facts: str) -> Mode:
-    """A mode whose runs of ten tokens took `seconds`, by prompt."""
+def mode(name: str, seconds: dict[str, list[float]], **fields: str) -> Mode:
+    """Makes a mode whose runs of ten tokens took `seconds`, by prompt."""
     runs = [Run(name, prompt, [1], each, 10) for prompt, times in seconds.items() for each in times]
-    return Mode(name, lambda *_: None, runs, **facts)  # type: ignore[arg-type, return-value]
+    return Mode(name, lambda *_: None, runs, **fields)  # type: ignore[arg-type, return-value]
 
 
 def test_the_interval_is_over_prompts_with_their_repeats_summed() -> None:
@@ -38,7 +38,7 @@ def test_the_interval_is_over_prompts_with_their_repeats_summed() -> None:
     assert (low, high) == pytest.approx((math.exp(middle - half), math.exp(middle + half)), rel=1e-4)
 
 
-def test_auto_is_held_against_the_fastest_length_of_each_category() -> None:
+def test_auto_is_compared_with_the_fastest_length_of_each_category() -> None:
     modes = [
         mode("plain", {"code-1": [4.0], "chat-1": [4.0]}),
         mode("spec d k=2", {"code-1": [2.0], "chat-1": [2.0]}, draft="d", length="2"),
@@ -56,7 +56,7 @@ def test_auto_is_held_against_the_fastest_length_of_each_category() -> None:
     assert lines[3].split()[:5] == ["all", "2.81", "2.00", "(k=2)", "1.404"]
 
 
-def test_block_is_held_against_token_verification_of_the_same_draft_and_length() -> None:
+def test_block_is_compared_with_token_verification_of_the_same_draft_and_length() -> None:
     modes = [
         mode("plain", {"code-1": [4.0]}),
         mode("a", {"code-1": [2.0]}, draft="d", length="4", rule="block"),
@@ -92,7 +92,7 @@ def _draft(name: str, target: CachedModel) -> object:
     return "lookup" if name == "lookup" else target
 
 
-def test_every_setting_of_the_sweep_writes_the_targets_text_and_is_taken_back() -> None:
+def test_every_setting_of_the_sweep_writes_the_targets_text_and_is_restored() -> None:
     target, draft = tiny_model(), copy.deepcopy(tiny_model(seed=1))
     before = draft.generation_config.to_dict()
     plain = theirs("plain", target, 12).run(PROMPTS[0][1])
@@ -104,7 +104,7 @@ def test_every_setting_of_the_sweep_writes_the_targets_text_and_is_taken_back() 
     assert draft.generation_config.to_dict() == before
 
 
-def test_runs_that_were_cut_off_go_on_and_say_the_same(tmp_path: Path) -> None:
+def test_an_interrupted_comparison_continues_with_the_same_results(tmp_path: Path) -> None:
     file = tmp_path / "runs.json"
     words = ["-t", "T", "-n", "6", "-r", "2", "--json", str(file)]
 
@@ -130,7 +130,7 @@ def test_runs_that_were_cut_off_go_on_and_say_the_same(tmp_path: Path) -> None:
     assert modes[1].runs[0].counts.num_accepted == whole[1].runs[0].counts.num_accepted
 
 
-def test_a_file_made_with_other_arguments_is_refused(tmp_path: Path) -> None:
+def test_a_file_made_with_other_arguments_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "runs.json"
     arguments = arguments_from(["-t", "T", "-n", "6", "--json", str(file)])
     run_all(arguments, _modes(arguments), PROMPTS, 0, {})

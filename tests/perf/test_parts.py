@@ -1,4 +1,4 @@
-"""The parts of a token's time: they are those of the pass, and sum to it."""
+"""The parts of a token's time sum to the time of the pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fakes import tiny_model
 from tests.perf.parts import PARTS, Stopwatch, measure, watch_ours, watch_theirs
 
 
-def test_parts_sum_to_the_whole_and_the_logits_stay() -> None:
+def test_parts_sum_to_the_whole_and_the_logits_are_unchanged() -> None:
     inner = copy.deepcopy(tiny_model("qwen2"))
     ours, theirs, watch = DecoderModel(inner, 96), CachedModel(inner, 96), Stopwatch()
     before = theirs.logits([1, 5, 9], 1)
@@ -29,7 +29,7 @@ def test_parts_sum_to_the_whole_and_the_logits_stay() -> None:
     assert ours.logits([1, 5, 9], 1).equal(before)
 
 
-def test_what_runs_inside_a_part_belongs_to_it() -> None:
+def test_a_call_inside_a_part_counts_towards_that_part() -> None:
     watch = Stopwatch()
     inner = watch.timed("norms", lambda: None)
 

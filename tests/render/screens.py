@@ -163,7 +163,7 @@ def rounds(texts: st.SearchStrategy[str]) -> st.SearchStrategy[RoundText]:
 
 def generations(texts: st.SearchStrategy[str], max_rounds: int = 12) -> st.SearchStrategy[list[TextEvent]]:
     return st.builds(
-        lambda shown, held: [*shown, final(held)],
+        lambda rounds, rest: [*rounds, final(rest)],
         st.lists(rounds(texts), max_size=max_rounds),
         st.one_of(st.just(""), texts),
     )
