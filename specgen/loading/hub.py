@@ -1,4 +1,4 @@
-"""A hub id in, a local snapshot folder out. Asks the cache first, so a cached model starts without a network."""
+"""Downloads models from the hub. The cache is searched first, so a cached model needs no network."""
 
 from __future__ import annotations
 
@@ -20,59 +20,65 @@ from specgen.loading.config_check import has_weights
 from specgen.loading.names import hint_for
 from specgen.storage.cache import is_disk_full
 
-WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
-UNWANTED_FILES = ["*/*", "consolidated*", "*.bin.index.json"]
-"""Folders hold ONNX and original weights; `consolidated.safetensors` is Mistral's second copy of all of them."""
+ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+IGNORE_PATTERNS = ["*/*", "consolidated*", "*.bin.index.json"]
+"""Subfolders contain ONNX and original weights; `consolidated.safetensors` is Mistral's second copy of the weights."""
 PROBE_SECONDS = 1.8
-"""For a connection, and as much again for the first byte of an answer."""
+"""Time limit for a connection, and again for the first byte of a response."""
 
 
 def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT) -> Path:
-    """Find a hub model in the cache, or download it. The folder's name is the commit.
+    """Returns the folder of a hub model, named after its commit; downloads it if it is not in the cache.
 
     Raises:
-        ModelNotFoundError: No such model, no access, or offline and not cached.
-        ModelFileError: The download arrived damaged.
+        ModelNotFoundError: The model does not exist, is not accessible, or is not cached while offline.
+        ModelFileError: The download is damaged.
         LoadError: The hub refused or failed, or the disk is full.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     name, revision = settings.name, settings.revision
-    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": WANTED_FILES, "ignore_patterns": UNWANTED_FILES}
+    options: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": ALLOW_PATTERNS,
+        "ignore_patterns": IGNORE_PATTERNS,
+    }
     try:
-        cached = Path(snapshot_download(name, local_files_only=True, **wanted))
-        # transformers may have left a snapshot with a tokenizer only.
+        cached = Path(snapshot_download(name, local_files_only=True, **options))
+        # The snapshot may contain only a tokenizer, downloaded by another program.
         if has_weights(cached):
             return cached
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
-        raise ModelNotFoundError(f"{name!r} is no hub id", hint_for(name, "a hub id looks like owner/name")) from error
+        raise ModelNotFoundError(
+            f"invalid hub id {name!r}", hint_for(name, "a hub id looks like owner/name")
+        ) from error
     if settings.offline or is_offline():
         raise ModelNotFoundError(
-            f"{name} is not on this machine, and the hub is switched off (offline)",
-            hint_for(name, "leave out --offline and HF_HUB_OFFLINE once to download it"),
+            f"{name} is not on this machine, and downloads are disabled (offline)",
+            hint_for(name, "run once without --offline and HF_HUB_OFFLINE to download it"),
         )
     if not _is_reachable():
         raise ModelNotFoundError(
             f"{name} is not on this machine, and {hub_host()} can't be reached",
-            hint_for(name, "check the network, or give a folder or a .gguf file that is already here"),
+            hint_for(name, "check the network, or use a folder or .gguf file on this machine"),
         )
     progress.stage(f"downloading {name}")
     try:
-        return Path(snapshot_download(name, tqdm_class=_bar_class(progress), max_workers=4, **wanted))
+        return Path(snapshot_download(name, tqdm_class=_bar_class(progress), max_workers=4, **options))
     except _failures() as error:
         raise _translated(error, name, revision) from error
 
 
 def is_offline() -> bool:
-    """Whether the user's environment switches the hub off."""
+    """Returns whether HF_HUB_OFFLINE disables downloads."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def hub_host() -> str:
-    """The hub's host name, for messages."""
+    """Returns the hub's host name, for messages."""
     return urlsplit(_endpoint()).hostname or _endpoint()
 
 
@@ -81,11 +87,10 @@ def _endpoint() -> str:
 
 
 def _is_reachable() -> bool:
-    """Whether the hub, or the proxy before it, accepts a connection within `PROBE_SECONDS` and then says anything.
+    """Returns whether the hub, or its proxy, accepts a connection within `PROBE_SECONDS` and then sends a byte.
 
-    The client itself retries for 26.7 s before it says no, and longer where a connection is accepted and nothing
-    follows. A name server that does not answer can't be given a time limit, so the probe runs in a thread that is
-    left behind.
+    The client itself retries for 26.7 s before it fails, and longer if a connection is accepted and no response
+    follows. A DNS lookup has no time limit, so the probe runs in a daemon thread.
     """
     hub = urlsplit(_endpoint())
     proxy = urllib.request.getproxies().get(hub.scheme)
@@ -100,10 +105,10 @@ def _is_reachable() -> bool:
             address = first.hostname or "", first.port or _port(first.scheme)
             with socket.create_connection(address, timeout=PROBE_SECONDS) as connection:
                 is_connected.set()
-                greeting = _greeting(first, hub)
-                if greeting:
-                    connection.sendall(greeting)
-                answers.append(not greeting or bool(connection.recv(1)))
+                request = _probe_request(first, hub)
+                if request:
+                    connection.sendall(request)
+                answers.append(not request or bool(connection.recv(1)))
         except (OSError, ValueError):
             answers.append(False)
         finally:
@@ -120,10 +125,10 @@ def _port(scheme: str) -> int:
     return 443 if scheme == "https" else 80
 
 
-def _greeting(first: SplitResult, hub: SplitResult) -> bytes:
-    """What makes the first host on the way answer; nothing for one that speaks neither HTTP nor TLS (SOCKS).
+def _probe_request(first: SplitResult, hub: SplitResult) -> bytes:
+    """Returns bytes that make the first host respond; none for a host that speaks neither HTTP nor TLS (SOCKS).
 
-    No token is sent, and no certificate looked at: one byte of an answer is enough, and the download itself checks.
+    No token is sent and no certificate is checked: one byte of a response is enough, and the download checks itself.
     """
     host = hub.hostname or ""
     if first.scheme == "https":
@@ -145,7 +150,7 @@ def _greeting(first: SplitResult, hub: SplitResult) -> bytes:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a download can raise. The client's HTTP library is httpx, httpx2 or requests, by its version."""
+    """Returns what a download can raise; the client uses httpx, httpx2 or requests, depending on its version."""
     from huggingface_hub import errors
 
     named = [getattr(errors, name, OSError) for name in ("HTTPError", "XetDownloadError", "EntryNotFoundError")]
@@ -153,16 +158,16 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _translated(error: Exception, name: str, revision: str | None) -> SpecgenError:
-    """The client's exception as one of ours. Its text is left out: it may quote a request with its headers."""
+    """Converts the client's exception. Its text is omitted, because it may quote a request with its headers."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
         return ModelNotFoundError(
-            f"{name} is gated: its owner wants its terms accepted",
+            f"{name} is gated: its terms must be accepted first",
             f"accept them at {_endpoint()}/{name}, then run: hf auth login",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelNotFoundError(f"{name} has no revision {revision!r}", "leave out --revision, or name a commit")
+        return ModelNotFoundError(f"{name} has no revision {revision!r}", "omit --revision, or use a commit hash")
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelNotFoundError(
             f"no model {name} on {hub_host()}, or it is private",
@@ -174,19 +179,19 @@ def _translated(error: Exception, name: str, revision: str | None) -> SpecgenErr
     if is_disk_full(error):
         return LoadError(
             f"the disk of the hub's cache is full while downloading {name}",
-            "free some space, or name another disk in HF_HOME; the download goes on where it stopped",
+            "free some space, or set HF_HOME to another disk; the download continues where it stopped",
         )
     if isinstance(error, OSError) and "onsistency check failed" in str(error):
-        return ModelFileError(f"the download of {name} arrived damaged", "run again: it is fetched anew")
+        return ModelFileError(f"the download of {name} is damaged", "run again to download it again")
     if isinstance(error, errors.LocalEntryNotFoundError):
         return ModelNotFoundError(f"{hub_host()} did not answer for {name}", "check the network and run again")
     return LoadError(
-        f"the download of {name} broke off ({type(error).__name__})", "run again: it goes on where it stopped"
+        f"the download of {name} failed ({type(error).__name__})", "run again: it continues where it stopped"
     )
 
 
 def _http_error(error: BaseException | None) -> BaseException | None:
-    """The error with the hub's answer: the client wraps a 500 into "not in the cache"."""
+    """Returns the cause that has the hub's response: the client wraps a 500 into "not in the cache"."""
     while error is not None and getattr(error, "response", None) is None:
         error = error.__cause__
     return error
@@ -194,26 +199,26 @@ def _http_error(error: BaseException | None) -> BaseException | None:
 
 def _status_hint(status: int) -> str:
     if status == 401:
-        return "the hub token is not valid: run hf auth login"
+        return "invalid hub token: run hf auth login"
     if status == 403:
         return "the hub token gives no access to this model: ask its owner, or run hf auth login"
     if status == 429:
         return "too many requests: wait some minutes, or run hf auth login for a higher limit"
     if status >= 500:
-        return "the hub has trouble: try again in some minutes"
+        return "the hub has a problem: try again in some minutes"
     return "check the name and the revision"
 
 
 def _bar_class(progress: ProgressListener) -> type[Any]:
-    """A progress bar that draws nothing and reports the bytes of the bar that is furthest."""
-    # By name, for tqdm has no types: a subclass of Any is what it is here anyway.
+    """Returns a tqdm class that draws nothing and reports downloaded bytes."""
+    # tqdm has no type annotations, so the base class is Any.
     base: Any = importlib.import_module("tqdm.std").tqdm
 
     class ReportingBar(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.counts_bytes = kwargs.get("unit") == "B"
             self.done = kwargs.get("initial") or 0
-            kwargs.pop("name", None)  # older clients hand on what tqdm refuses
+            kwargs.pop("name", None)  # older clients pass an argument that tqdm rejects
             super().__init__(*args, **{**kwargs, "disable": True})
 
         def update(self, n: float | None = 1) -> None:

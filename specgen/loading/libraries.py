@@ -1,7 +1,4 @@
-"""Prepares the model libraries before their first import: silent, and without foreign code.
-
-Call `prepare_libraries` once, before anything imports transformers.
-"""
+"""Configures torch, transformers and the hub client before their first import: silent, and without foreign code."""
 
 from __future__ import annotations
 
@@ -28,21 +25,21 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "BITSANDBYTES_NOWELCOME": "1",
 }
-_TALKATIVE = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate", "torch", "filelock", "httpx")
+_LOGGERS = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate", "torch", "filelock", "httpx")
 
 
 def prepare_libraries(verbose: bool) -> None:
-    """Set what the libraries read at import.
+    """Sets what the libraries read at import; to be called before anything imports transformers.
 
     Args:
-        verbose: Leave their logs and warnings on (`-vv`). Without it, a load writes nothing to stdout or stderr.
+        verbose: Keep their logs and warnings (`-vv`). Otherwise loading writes nothing to stdout or stderr.
     """
     _forbid_foreign_code()
     around_import(LOOKER, model_list_kept)
     around_import("torch", meta_kernels_put_off)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose:
-        # It has no handler of its own; see specgen.loading.llama_cpp_library.
+        # llama.cpp's logger has no handler of its own; see specgen.loading.llama_cpp_library.
         logger = logging.getLogger("llama.cpp")
         logger.setLevel(logging.INFO)
         logger.addHandler(logging.StreamHandler())
@@ -52,11 +49,11 @@ def prepare_libraries(verbose: bool) -> None:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Load without Python's collector of cycles, and leave it nothing of what was loaded to look at.
+    """Pauses Python's garbage collector while models load, and freezes the loaded objects.
 
-    Importing torch and transformers makes half a million objects that stay; walking them again and again as they come
-    takes a fifth of the start, and later a pause now and then between two tokens. What was left alone by an earlier
-    call is looked at once more: it may have become garbage.
+    Importing torch and transformers creates half a million permanent objects; scanning them repeatedly takes a fifth
+    of the start time, and later causes pauses between tokens. Objects frozen by an earlier call are unfrozen and
+    collected first, because they may be garbage by now.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -73,10 +70,10 @@ def gc_paused() -> Iterator[None]:
 
 
 def freeze_imported_objects() -> None:
-    """Spare the walk at the end of `gc_paused` what is there by now; where the collector works, do nothing.
+    """Freezes the imported objects, so that the collection at the end of `gc_paused` skips them.
 
-    To be called after the imports and before weights are read. Imports leave next to no garbage; whoever made some
-    since (a converted model) has it collected.
+    To be called after the imports and before weights are read; does nothing unless the collector is paused. Imports
+    leave almost no garbage; a conversion collects its own.
     """
     if not gc.isenabled():
         gc.freeze()
@@ -84,24 +81,24 @@ def freeze_imported_objects() -> None:
 
 def _forbid_foreign_code() -> None:
     # A config.json can name an attention kernel on the hub, which is native code (CVE-2026-4372). None in
-    # sys.modules makes `import kernels` fail, also the one bitsandbytes tries on CPU.
+    # sys.modules makes `import kernels` fail, including the attempt of bitsandbytes on a CPU.
     os.environ["USE_HUB_KERNELS"] = "0"
     cast("dict[str, object]", sys.modules).setdefault("kernels", None)
 
 
 def _silence() -> None:
     os.environ.update(_QUIET)
-    for name in _TALKATIVE:
-        # bitsandbytes logs "Failed to load CPU gemm_4bit_forward..." as it is imported.
+    for name in _LOGGERS:
+        # bitsandbytes logs "Failed to load CPU gemm_4bit_forward..." during its import.
         logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=rf"{name}\b")
-    # Imported before us, the environment comes too late for them.
+    # If they were imported before, the environment variables have no effect.
     if (transformers_logging := _imported("transformers.utils.logging")) is not None:
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
     if (hub_bars := _imported("huggingface_hub.utils.tqdm")) is not None:
         hub_bars.disable_progress_bars()
-    if (tqdm := _imported("tqdm.std")) is not None:  # torch imports it; it reads TQDM_DISABLE as it is imported
+    if (tqdm := _imported("tqdm.std")) is not None:  # torch imports it; it reads TQDM_DISABLE at import
         tqdm.tqdm.__init__ = functools.partialmethod(tqdm.tqdm.__init__, disable=True)
 
 

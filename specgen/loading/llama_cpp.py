@@ -1,4 +1,4 @@
-"""A checked GGUF in, weights held by llama.cpp out. Knows nothing of caches; the file's tokens come from elsewhere."""
+"""Loads the weights of a checked GGUF file with llama.cpp."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from specgen.loading.memory import free_bytes
 from specgen.loading.resolved_model import ResolvedModel
 
 PROBE = "The café isn't open — 3,141 × 2 = 6282.\n\n\tdef f(x):  return x # 日本語 🙂\r\n   <|im_start|>user don't\n"
-"""Text where tokenizers come apart: digits, white space, apostrophes, accents, other scripts, control strings."""
+"""Text on which tokenizers differ: digits, white space, apostrophes, accents, other scripts, control strings."""
 
 
 class LlamaWeights:
-    """Weights in llama.cpp's hands; freed with this object, or at the end of the program.
+    """Weights loaded by llama.cpp; freed with this object, or at the end of the program.
 
     Args:
         library: The module `llama_cpp.llama_cpp`.
@@ -37,11 +37,11 @@ class LlamaWeights:
         weakref.finalize(self, library.llama_model_free, pointer)
 
     def last_message(self) -> str:
-        """What llama.cpp said last of an error, on one printable line; may be empty."""
+        """Returns llama.cpp's last error message, as one printable line; may be empty."""
         return messages.errors[-1] if messages.errors else ""
 
     def tokenize(self, text: str) -> list[int]:
-        """llama.cpp's own ids of a text: control strings become control tokens, nothing is added."""
+        """Encodes a text with llama.cpp's tokenizer: control strings become control tokens, nothing is added."""
         data = text.encode()
         ids = (self.library.llama_token * (len(data) + 8))()
         count = self.library.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, True)
@@ -49,7 +49,7 @@ class LlamaWeights:
         return list(ids[:count])
 
     def token_text(self, token: int) -> str:
-        """The string of a token as the file spells it."""
+        """Returns the string of a token in the file."""
         return str(self.library.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
 
 
@@ -102,31 +102,31 @@ def load_gguf(resolved: ResolvedModel, num_threads: int, progress: ProgressListe
         raise _failed(path, header)
     weights = LlamaWeights(library, pointer)
     if library.llama_model_has_encoder(pointer) or library.llama_model_is_diffusion(pointer):
-        raise ModelFileError(f"{path} is a {header.architecture} model, which does not write text token by token")
+        raise ModelFileError(f"{path} is a {header.architecture} model, which does not generate text token by token")
     return LoadedGguf(weights, _info(header, name, layers, num_threads), notices)
 
 
 def gpu_layers(settings: ModelSettings, *, can_offload: bool) -> int:
-    """How many layers go to a GPU; -1 is all of them.
+    """Returns the number of layers for the GPU; -1 means all.
 
     Raises:
-        SettingsError: Layers on a GPU, and the device the CPU.
-        DeviceError: A GPU is asked for, and this build of llama.cpp has none.
+        SettingsError: GPU layers are requested together with `--device cpu`.
+        DeviceError: A GPU is requested, but this build of llama.cpp does not support GPUs.
     """
     if settings.backend.gpu_layers and settings.device == "cpu":
         raise SettingsError(
-            f"--gpu-layers {settings.backend.gpu_layers} and --device cpu contradict each other", "leave one out"
+            f"--gpu-layers {settings.backend.gpu_layers} and --device cpu exclude each other", "omit one of them"
         )
-    asked = settings.backend.gpu_layers or settings.device not in ("auto", "cpu")
-    if asked and not can_offload:
+    is_gpu_requested = settings.backend.gpu_layers or settings.device not in ("auto", "cpu")
+    if is_gpu_requested and not can_offload:
         option = (
             f"--gpu-layers {settings.backend.gpu_layers}"
             if settings.backend.gpu_layers
             else f"--device {settings.device}"
         )
         raise DeviceError(
-            f"{option}: this llama-cpp-python can't use a GPU",
-            "build it for one, as with CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary :all: llama-cpp-python",
+            f"{option} needs a GPU, but this build of llama-cpp-python does not support GPUs",
+            "build it with GPU support: CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary :all: llama-cpp-python",
         )
     if settings.backend.gpu_layers is not None:
         return settings.backend.gpu_layers
@@ -134,21 +134,21 @@ def gpu_layers(settings: ModelSettings, *, can_offload: bool) -> int:
 
 
 def tokenizer_notice(tokenizer: Any, weights: LlamaWeights) -> str | None:
-    """What to tell if transformers and llama.cpp make different ids of the same text; None if they agree."""
+    """Returns a warning if transformers and llama.cpp encode the same text differently; None if they agree."""
     ours, theirs = tokenizer.encode(PROBE, add_special_tokens=False), weights.tokenize(PROBE)
     if ours == theirs:
         return None
-    first = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+    first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), 0)
     return (
-        f"this GGUF's text is split into tokens by transformers, and llama.cpp splits it differently "
-        f"(a test text from token {first} on): the answer may be a little worse"
+        f"transformers' tokenizer for this GGUF differs from llama.cpp's (a test text from token {first} on): "
+        "the answer may be slightly worse"
     )
 
 
 def _failed(path: Path, header: GgufHeader) -> ModelFileError | MemoryShortageError:
-    # The last line only says that loading failed; the reason stands before it.
-    said = next((line for line in messages.errors if "error loading model" in line), "")
-    reason = said.partition("error loading model: ")[2] or said or "llama.cpp gave no reason"
+    # The last message only says that loading failed; the reason is in an earlier one.
+    message = next((line for line in messages.errors if "error loading model" in line), "")
+    reason = message.partition("error loading model: ")[2] or message or "llama.cpp gave no reason"
     if "alloc" in reason or "memory" in reason:
         return MemoryShortageError(
             f"not enough memory for {path}: {reason}", "use a smaller model, or fewer --gpu-layers"

@@ -1,4 +1,4 @@
-"""Imports llama-cpp-python and keeps it quiet: llama.cpp talks to a logger, never to stdout or stderr."""
+"""Imports llama-cpp-python and sends its messages to a logger instead of stderr."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from specgen.core.library_errors import first_line
 from specgen.loading.backends import INSTALL_LLAMA_CPP
 
 _LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
-"""As ggml.h counts them; llama-cpp-python's own table is of an older one."""
+"""Levels of ggml.h; the table in llama-cpp-python is outdated."""
 _ERROR = 4
 _CONTINUED = 5
 _MAX_CHARS = 300
 
 _logger = logging.getLogger("llama.cpp")
-# Without any handler, Python itself would print warnings to stderr.
+# Without a handler, Python prints warnings to stderr.
 _logger.addHandler(logging.NullHandler())
 
 
 class _Messages:
-    """What llama.cpp says. It quotes strings of the model file, so nothing unprintable is passed on."""
+    """Receives llama.cpp's messages. They quote strings of the model file, so unprintable characters are removed."""
 
     def __init__(self) -> None:
         self.errors: deque[str] = deque(maxlen=8)
@@ -44,21 +44,21 @@ class _Messages:
 
 messages = _Messages()
 _callbacks: list[Any] = []
-"""The C function made of `messages.receive`: llama.cpp holds its address until the process ends."""
+"""The C function that calls `messages.receive`: llama.cpp uses its address until the process ends."""
 
 
 def printable(text: str) -> str:
-    """One line of printable characters, at most 300."""
+    """Returns one line of at most 300 printable characters."""
     line = "".join(char if char.isprintable() else " " for char in text).strip()
     return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 3] + "..."
 
 
 @lru_cache(maxsize=1)
 def llama_library() -> Any:
-    """The module `llama_cpp.llama_cpp`, its log turned away from the terminal.
+    """Imports `llama_cpp.llama_cpp` and redirects its log.
 
     Raises:
-        DeviceError: It is not installed, or can't be loaded.
+        DeviceError: It is not installed or can't be loaded.
     """
     try:
         library: Any = importlib.import_module("llama_cpp.llama_cpp")

@@ -1,4 +1,4 @@
-"""How much memory a model needs and a device has, in bytes. Estimates, for decisions and messages."""
+"""Estimates how much memory a model needs and a device has, in bytes, for decisions and messages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from specgen.loading.config_check import ModelConfig
 
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
-"""Per parameter, with the scales and the embeddings, which stay in the compute type."""
+"""Bytes per parameter, including the scales, and the embeddings, which stay in the compute type."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def needed_bytes(facts: ModelConfig, dtype: str, quant: str) -> int:
-    """Memory the weights will take; without the cache and the activations."""
+    """Returns the memory of the weights, without cache and activations."""
     if facts.quant_method is not None:
         return facts.num_weight_bytes
     per_parameter = _QUANT_BYTES.get(quant) or _BYTES.get(dtype, 4.0)
@@ -25,7 +25,7 @@ def needed_bytes(facts: ModelConfig, dtype: str, quant: str) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Free memory of a device; None where the system does not tell."""
+    """Returns the free memory of a device; None if unknown."""
     if device.startswith("cuda"):
         import torch
 
@@ -33,18 +33,18 @@ def free_bytes(device: str) -> int | None:
         return int(free)
     if device != "cpu":
         return None
-    known = [number for number in (_meminfo("MemAvailable"), _cgroup_left()) if number is not None]
+    known = [number for number in (_meminfo("MemAvailable"), _cgroup_free()) if number is not None]
     return min(known) if known else None
 
 
 def total_bytes() -> int | None:
-    """Main memory of the machine, or the container's limit if that is less; None where the system does not tell."""
+    """Returns the main memory, or the container's limit if that is less; None if unknown."""
     known = [number for number in (_meminfo("MemTotal"), _cgroup_limit()) if number is not None]
     return min(known) if known else None
 
 
 def shortage(what: str, device: str, needed: int, quant: str) -> MemoryShortageError:
-    """The error for a model that does not fit, with the fix that frees most first."""
+    """Returns the error for a model that does not fit; its hint names the most effective fix first."""
     free = free_bytes(device)
     have = "" if free is None else f", {format_size(free)} free"
     fixes = [] if quant != "none" else ["--quant nf4"]
@@ -66,8 +66,8 @@ def _meminfo(key: str) -> int | None:
     return None
 
 
-def _cgroup_left() -> int | None:
-    """What a container may still take; page cache counts as used there, so it is added back."""
+def _cgroup_free() -> int | None:
+    """Returns the free memory of a container; its page cache counts as used and is added back."""
     limit = _cgroup_limit()
     if limit is None:
         return None
@@ -81,6 +81,6 @@ def _cgroup_left() -> int | None:
 
 def _cgroup_limit() -> int | None:
     try:
-        return int((_CGROUP / "memory.max").read_text())  # ValueError for "max", no limit
+        return int((_CGROUP / "memory.max").read_text())  # ValueError for "max": unlimited
     except (OSError, ValueError):
         return None

@@ -1,6 +1,6 @@
-"""What the user calls a model in, the place where it lies out. Touches nothing but file names; no torch.
+"""Decides what a model's name refers to: the built-in model, a file or folder, or a hub id, in this order.
 
-Order: the built-in model, then whatever exists on this machine or looks like a path, then the hub.
+Reads file names only; imports no torch.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from specgen.core.settings import ModelSettings
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
 DRAFT_WORDS = ("lookup", "none", "auto")
-"""What `--draft` takes that names no model."""
+"""Values of `--draft` that are not names of models."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPlace:
-    """Where a model lies.
+    """What a model's name refers to.
 
     Args:
         kind: `built-in`, `gguf` (a file), `folder`, or `hub`.
-        name: What to call it in messages.
+        name: Name for messages.
         path: The file or folder; None for the built-in model and the hub.
     """
 
@@ -46,18 +46,18 @@ class ModelPlace:
 
 
 def find_place(settings: ModelSettings) -> ModelPlace:
-    """Find where a model lies. Never blocks, and never asks the network.
+    """Decides what a model's name refers to. Never blocks, and uses no network.
 
     Raises:
-        ModelNotFoundError: It looks like a path and nothing is there.
-        ModelFileError: Something is there that can't be a model.
-        SettingsError: A GGUF, which is already quantized, with a weight format asked for.
+        ModelNotFoundError: The name is a path to a missing file.
+        ModelFileError: The file can't be a model.
+        SettingsError: A weight format is requested for a GGUF, which is already quantized.
     """
     place = _place(settings.name)
     if place.is_gguf and settings.quant not in ("auto", "none"):
         raise SettingsError(
             f"--quant {settings.quant} can't be applied to {place.name}: a GGUF is already quantized",
-            "leave --quant out, or give a safetensors model",
+            "omit --quant, or use a safetensors model",
         )
     return place
 
@@ -66,8 +66,8 @@ def _place(name: str) -> ModelPlace:
     if name.strip() == "" or name.lower() == BUILT_IN_NAME:
         return ModelPlace("built-in", BUILT_IN_NAME)
     if "\0" in name:
-        raise SettingsError("a model name can't hold a NUL character")
-    path = Path(os.path.expanduser(name))  # Path.expanduser() raises for the home of nobody
+        raise SettingsError(f"invalid model name {name!r}: it contains a NUL character")
+    path = Path(os.path.expanduser(name))  # Path.expanduser() raises for an unknown user's home
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -75,7 +75,7 @@ def _place(name: str) -> ModelPlace:
             raise ModelFileError(
                 f"{name} is a link to {os.readlink(path)}, which can't be followed: {reason(error)}"
             ) from error
-        # `models/llama` has the form of a hub id; the hub's answer then carries the near names here.
+        # `models/llama` may be a hub id, too; if the hub does not know it, the error lists similar local names.
         if name.lower().endswith(".gguf") or not _HUB_ID.fullmatch(name):
             raise _not_there(name, path, error) from error
         return ModelPlace("hub", name)
@@ -83,7 +83,7 @@ def _place(name: str) -> ModelPlace:
         return ModelPlace("folder", path.resolve().name or name, path)
     if not stat.S_ISREG(mode):
         raise ModelFileError(
-            f"{name} is neither a file nor a folder", "give a .gguf file or a folder with config.json and safetensors"
+            f"{name} is neither a file nor a folder", "use a .gguf file or a folder with config.json and safetensors"
         )
     return _file(name, path)
 
@@ -94,12 +94,12 @@ def _file(name: str, path: Path) -> ModelPlace:
     if path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"):
         raise ModelFileError(f"{name} is a pickle, which can run code: only safetensors and GGUF are read")
     if path.suffix.lower() == ".safetensors" or path.name == "config.json":
-        raise ModelFileError(f"{name} is one file of a model", f"give its folder: {path.parent}")
-    raise ModelFileError(f"{name} is a file, and no .gguf", "give a .gguf file or a folder with safetensors")
+        raise ModelFileError(f"{name} is one file of a model", f"use its folder: {path.parent}")
+    raise ModelFileError(f"{name} is not a .gguf file", "use a .gguf file or a folder with safetensors")
 
 
 def known_names() -> list[str]:
-    """The built-in model, and what the hub's cache holds with a config, as `owner/name`."""
+    """Returns the built-in model and the models in the hub's cache that have a config, as `owner/name`."""
     found = []
     for folder in _hub_cache().glob("models--*"):
         if any(os.path.exists(snapshot / "config.json") for snapshot in folder.glob("snapshots/*")):
@@ -108,20 +108,19 @@ def known_names() -> list[str]:
 
 
 def hint_for(name: str, otherwise: str) -> str:
-    """What may have been meant by a name that is neither here nor on the hub, and what else to do.
+    """Returns a hint for a name that is neither on this machine nor on the hub: similar names, and what else to do.
 
     Args:
         name: As typed.
-        otherwise: What helps if the name is right: a name may be close to another and still be meant.
+        otherwise: What to do if the name is correct.
     """
-    found = near_names(Path(name)) or _close(name, [known for known in known_names() if known != name])
-    # A word that is right was no draft's.
+    names = near_names(Path(name)) or _close(name, [known for known in known_names() if known != name])
     words = [f"--draft {word}" for word in _close(name, DRAFT_WORDS, cutoff=0.75) if word != name]
-    return f"did you mean {' or '.join([*words, *found])}? if not, {otherwise}" if words or found else otherwise
+    return f"did you mean {' or '.join([*words, *names])}? if not, {otherwise}" if words or names else otherwise
 
 
 def near_names(path: Path) -> list[str]:
-    """Files and folders beside `path` whose names are close to its own, for a hint."""
+    """Returns files and folders in the same folder whose names are similar, for a hint."""
     try:
         with os.scandir(path.parent) as entries:
             # A folder may hold millions of files; the first thousand are enough for a hint.
@@ -137,7 +136,7 @@ def _close(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]
 
 
 def _hub_cache() -> Path:
-    """As huggingface_hub finds it, whose import takes longer than a Tab may."""
+    """Finds the cache as huggingface_hub does, whose import would take too long for completion."""
     if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(os.path.expanduser(chosen))
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -147,5 +146,5 @@ def _hub_cache() -> Path:
 
 def _not_there(name: str, path: Path, error: OSError) -> ModelNotFoundError:
     near = near_names(path)
-    hint = f"did you mean {' or '.join(near)}?" if near else "give a hub id, a .gguf file or a folder with safetensors"
+    hint = f"did you mean {' or '.join(near)}?" if near else "use a hub id, a .gguf file or a folder with safetensors"
     return ModelNotFoundError(f"no model at {name}: {reason(error)}", hint)

@@ -1,4 +1,4 @@
-"""Checks the header of a safetensors file against the file's size; the weights are not read. Standard library only."""
+"""Checks the header of a safetensors file against the file's size; reads no weights. Standard library only."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A safetensors file in numbers; `dtypes` holds the values stored in each type."""
+    """Size of a safetensors file, and the number of values stored in each type (`dtypes`)."""
 
     num_bytes: int
     dtypes: dict[str, int]
 
 
 def check_safetensors(path: Path) -> WeightFile:
-    """Check that the header and the file fit together (F16).
+    """Checks that the header matches the file (F16).
 
     Raises:
-        ModelFileError: Empty, cut off, longer than the header says, or with a header that is no valid one.
+        ModelFileError: The file is empty, truncated, longer than its header says, or its header is invalid.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
-            raise corrupt(path, "empty" if size == 0 else f"cut off after {size} bytes")
+            raise corrupt(path, "empty" if size == 0 else f"truncated after {size} bytes")
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
-            raise corrupt(path, f"its header claims {length} bytes, {size - 8} are there")
+            raise corrupt(path, f"its header claims {length} bytes, but only {size - 8} follow")
         if length > MAX_HEADER_BYTES:
             raise corrupt(path, f"its header claims {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
         header = file.read(length)
     try:
         return _check_header(path, json.loads(header), size - 8 - length)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise corrupt(path, "its header is no safetensors header") from error
+        raise corrupt(path, "its header is not a safetensors header") from error
 
 
 def _check_header(path: Path, header: dict[str, dict[str, object]], data_bytes: int) -> WeightFile:
@@ -76,7 +76,7 @@ def _check_header(path: Path, header: dict[str, dict[str, object]], data_bytes: 
         if not (isinstance(dtype, str) and _is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
             raise TypeError(name)
         num_values = math.prod(shape)
-        bits = _BITS.get(dtype)  # an unknown, newer type is left to the library
+        bits = _BITS.get(dtype)  # newer types are left to the library
         if bits is not None and num_values * bits != (offsets[1] - offsets[0]) * 8:
             raise corrupt(path, f"tensor {name!r} of type {dtype} and shape {shape} takes {offsets} bytes")
         dtypes[dtype] = dtypes.get(dtype, 0) + num_values
@@ -84,12 +84,12 @@ def _check_header(path: Path, header: dict[str, dict[str, object]], data_bytes: 
     position = 0
     for begin, end in sorted(spans):
         if begin != position or end < begin:
-            raise corrupt(path, f"a hole or an overlap at byte {position} of its data")
+            raise corrupt(path, f"a gap or an overlap at byte {position} of its data")
         position = end
     if position > data_bytes:
-        raise corrupt(path, f"cut off: {position - data_bytes} bytes are missing")
+        raise corrupt(path, f"truncated: {position - data_bytes} bytes are missing")
     if position < data_bytes:
-        raise corrupt(path, f"{data_bytes - position} bytes too many at its end")
+        raise corrupt(path, f"{data_bytes - position} extra bytes at its end")
     return WeightFile(position, dtypes)
 
 
@@ -98,10 +98,10 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def shard_names(index: dict[str, object], path: Path) -> list[str]:
-    """Names of the files an index names: plain names of safetensors files, nothing that leaves the folder.
+    """Returns the file names in an index; only safetensors files in the same folder are allowed.
 
     Raises:
-        ModelFileError: No weight map, or a name that is not plain.
+        ModelFileError: The weight map is missing, or names another file.
     """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -109,10 +109,10 @@ def shard_names(index: dict[str, object], path: Path) -> list[str]:
     names = dict.fromkeys(weight_map.values())
     for name in names:
         if not is_plain_name(name) or not name.endswith(".safetensors"):
-            raise ModelFileError(f"{path} names the file {name!r}, which is no safetensors file in its folder")
+            raise ModelFileError(f"{path} names the file {name!r}, which is not a safetensors file in its folder")
     return list(names)
 
 
 def is_plain_name(name: object) -> TypeGuard[str]:
-    """Whether a name from a file can be opened in its folder without leading anywhere else."""
+    """Returns whether a file name can't refer to a file in another folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not any(char in name for char in "/\\:\0")

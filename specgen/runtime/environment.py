@@ -1,4 +1,4 @@
-"""This computer and the libraries on it, as plain values: for reports of measurements and for `doctor`."""
+"""Inspects this computer and its libraries, for benchmark reports and `doctor`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LIBRARIES = (
     *("torch", "transformers", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gguf", "huggingface-hub"),
     *("llama-cpp-python", "scipy", "rich", "typer", "matplotlib"),
 )
-TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-"""What decides about speed of matrix products on a CPU."""
+SPEED_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+"""Processor flags that decide the speed of matrix products."""
 
 
 def inspect_machine() -> Machine:
-    """Look at this computer. Imports torch."""
+    """Returns what this computer has. Imports torch."""
     import torch
 
     return Machine(
@@ -27,7 +27,7 @@ def inspect_machine() -> Machine:
         processor=processor_name(),
         num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         num_threads=torch.get_num_threads(),
-        flags=tuple(flag for flag in TELLING_FLAGS if flag in cpu_flags()),
+        flags=tuple(flag for flag in SPEED_FLAGS if flag in cpu_flags()),
         total_bytes=total_bytes(),
         free_bytes=free_bytes("cpu"),
         gpus=_gpus(),
@@ -36,15 +36,13 @@ def inspect_machine() -> Machine:
 
 
 def library_versions() -> dict[str, str | None]:
-    """Installed versions by name, without importing anything; None for what is not there."""
-    found: dict[str, str | None] = {"specgen": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        found[name] = version_of(name)
-    return found
+    """Returns the installed versions by name without importing the libraries; None if not installed."""
+    own = {"specgen": __version__, "python": platform.python_version()}
+    return {**own, **{name: version_of(name) for name in LIBRARIES}}
 
 
 def environment(arguments: list[str] | None = None) -> dict[str, object]:
-    """What a measurement was taken with, ready for JSON."""
+    """Returns the environment of a measurement, ready for JSON."""
     machine = inspect_machine()
     return {
         "command": ["specgen", *(sys.argv[1:] if arguments is None else arguments)],
@@ -66,13 +64,13 @@ def _gpus() -> tuple[Gpu, ...]:
 
     if not torch.cuda.is_available():
         return ()
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         try:
-            free, whole = torch.cuda.mem_get_info(index)
-        except RuntimeError:  # a device that is there and answers nobody
-            free, whole = 0, properties.total_memory
+            free, total = torch.cuda.mem_get_info(index)
+        except RuntimeError:  # a device that does not respond
+            free, total = 0, properties.total_memory
         capability = f"{properties.major}.{properties.minor}"
-        found.append(Gpu(properties.name, f"cuda:{index}", int(whole), int(free), capability))
-    return tuple(found)
+        gpus.append(Gpu(properties.name, f"cuda:{index}", int(total), int(free), capability))
+    return tuple(gpus)

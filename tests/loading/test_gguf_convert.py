@@ -207,7 +207,7 @@ class Stop(BaseException):
     """Stands for a signal that ends the program."""
 
 
-@pytest.mark.parametrize("step", ["_save", "keep_end_ids", "_verify", "publish_folder"])
+@pytest.mark.parametrize("step", ["_save", "save_end_ids", "_verify", "publish_folder"])
 @pytest.mark.fault("F49")
 def test_an_interrupted_conversion_leaves_nothing(
     source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -221,8 +221,8 @@ def test_a_hub_behind_tls_is_there_if_it_says_anything(
     ],
 )
 def test_a_proxy_is_greeted_in_its_own_language(proxy: str, endpoint: str, greeting: bytes) -> None:
-    assert hub._greeting(urlsplit(proxy), urlsplit(endpoint)).startswith(greeting)
-    assert bool(hub._greeting(urlsplit(proxy), urlsplit(endpoint))) == bool(greeting)
+    assert hub._probe_request(urlsplit(proxy), urlsplit(endpoint)).startswith(greeting)
+    assert bool(hub._probe_request(urlsplit(proxy), urlsplit(endpoint))) == bool(greeting)
 
 
 def test_a_proxy_is_asked_in_the_place_of_the_hub(

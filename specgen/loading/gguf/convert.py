@@ -1,6 +1,6 @@
-"""A GGUF file in, a folder of bf16 safetensors in the cache out. Once per file: unpacking takes 15 to 60 s.
+"""Converts a GGUF file to a folder with bfloat16 safetensors in the cache, once per file: it takes 15 to 60 s.
 
-The folder appears whole or not at all, and two programs that want the same one make it once.
+The folder is published only when it is complete, and concurrent programs convert a file only once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.config_check import has_weights
 from specgen.loading.gguf.header import GgufHeader, scan_gguf
-from specgen.loading.gguf.tokenizer import check_whole, content_key, drop_added_tokens, keep_end_ids, read_tokenizer
+from specgen.loading.gguf.tokenizer import check_whole, content_key, drop_added_tokens, read_tokenizer, save_end_ids
 from specgen.loading.memory import shortage
 from specgen.storage.atomic_write import publish_folder
 from specgen.storage.cache import check_space, disk_error, is_disk_full, single_writer, staging
@@ -24,17 +24,17 @@ from specgen.storage.paths import cache_folder, cache_root
 
 
 def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str | None = None) -> Path:
-    """Convert a GGUF, or find the folder an earlier run made of it.
+    """Converts a GGUF file, or returns the folder of an earlier conversion.
 
     Args:
         path: The file.
         progress: Receives the progress of loading.
-        sha256: The file's hash where it is known; else its path, size and time stand for its content.
+        sha256: The file's hash if known; otherwise its path, size and time identify its content.
 
     Raises:
-        ModelFileError: The file is damaged, or of an architecture that can't be unpacked.
+        ModelFileError: The file is damaged, or its architecture can't be converted.
         LoadError: The disk is full.
-        MemoryShortageError: Too little memory to unpack it.
+        MemoryShortageError: There is too little memory to convert it.
     """
     models = cache_folder("models")
     key = content_key(path, sha256)
@@ -44,9 +44,9 @@ def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str
     header = scan_gguf(path)
     _check_supported(header, path)
     with single_writer(models / f"{key}.lock", progress):
-        if has_weights(final):  # the program waited for has made it
+        if has_weights(final):  # another program has just converted it
             return final
-        # bfloat16 takes two bytes a value; config and tokenizer have 35 MB at most.
+        # bfloat16 takes two bytes per value; config and tokenizer take at most 35 MB.
         needed = header.num_parameters * 2 + 35_000_000
         check_space(models, needed)
         with staging(models, key) as folder:
@@ -59,7 +59,7 @@ def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str
 
 
 def converted_folder(key: str) -> Path | None:
-    """The finished folder of a key; None if there is none. Makes nothing."""
+    """Returns the folder of an earlier conversion; None if there is none."""
     folder = cache_root() / "models" / key
     return folder if has_weights(folder) else None
 
@@ -69,13 +69,13 @@ def _check_supported(header: GgufHeader, path: Path) -> None:
     known = _known_architectures()
     if known and header.architecture not in known:
         raise ModelFileError(
-            f"{path}: this transformers can't unpack the GGUF architecture {header.architecture!r}",
-            "upgrade transformers, or give the model as a folder with safetensors",
+            f"{path}: the installed transformers can't convert the GGUF architecture {header.architecture!r}",
+            "upgrade transformers, or use a folder with safetensors",
         )
 
 
 def _known_architectures() -> set[str]:
-    """What the installed transformers unpacks; empty if it no longer tells, then its own error has to do."""
+    """Returns the architectures that the installed transformers converts; empty if unknown."""
     known: set[str] = set()
     for module, name in (
         ("transformers.modeling_gguf_pytorch_utils", "GGUF_SUPPORTED_ARCHITECTURES"),
@@ -89,12 +89,12 @@ def _known_architectures() -> set[str]:
 
 
 def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressListener) -> None:
-    progress.stage(f"unpacking {path.name}, once for this file")
+    progress.stage(f"converting {path.name}, once for this file")
     try:
         _save(path, folder)
-        # The model holds itself, the collector may be at rest, and what is made next needs its memory.
+        # The model contains reference cycles, the collector may be paused, and the next step needs the memory.
         gc.collect()
-        keep_end_ids(folder, header)
+        save_end_ids(folder, header)
         drop_added_tokens(folder, _rows(folder))
         progress.stage(f"checking {path.name}")
         _verify(folder)
@@ -105,11 +105,11 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressList
         if is_out_of_memory(error):
             raise shortage(path.name, "cpu", header.num_parameters * 4, "gguf") from error
         raise ModelFileError(
-            f"{path} ({header.architecture}, {header.quantization}) can't be unpacked: {first_line(error)}",
-            "the file is damaged or of a kind this transformers can't read; give the model as safetensors",
+            f"{path} ({header.architecture}, {header.quantization}) can't be converted: {first_line(error)}",
+            "the file is damaged or not supported by this transformers; use a folder with safetensors",
         ) from error
     except (ModelFileError, NumericalError, PairError) as error:
-        # They name the staging folder, which is gone by now. One file can't be a pair that doesn't fit.
+        # The message names the staging folder, which is deleted. A single file can't be a PairError.
         message = error.message.replace(str(folder), str(path))
         kind = NumericalError if isinstance(error, NumericalError) else ModelFileError
         raise kind(message, "the GGUF is incomplete or damaged: download it again") from error
@@ -136,7 +136,7 @@ def _save(path: Path, folder: Path) -> None:
     )
     check_complete(loading, folder)
     check_finite(model, folder)
-    _forget_quantization(model)
+    _clear_quantization(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -146,8 +146,8 @@ def _rows(folder: Path) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
-def _forget_quantization(model: Any) -> None:
-    """Take off what marks the model as a GGUF: the weights are plain now, and the folder must load as such."""
+def _clear_quantization(model: Any) -> None:
+    """Removes the marks of a quantized model: the weights are plain now, and the folder must load as such."""
     model.config.__dict__.pop("quantization_config", None)
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, name):
@@ -158,7 +158,7 @@ def _forget_quantization(model: Any) -> None:
 
 
 def _verify(folder: Path) -> None:
-    """Load the folder as a later run will, and refuse it if a tensor or the tokenizer did not survive."""
+    """Loads the folder as a later run will, and refuses it if a tensor is missing or the tokenizer does not fit."""
     import torch
     import transformers
 

@@ -1,7 +1,7 @@
-"""Bytes of a GGUF file in, a checked header out, before any library reads it. Standard library only.
+"""Reads and checks the header of a GGUF file before any library reads it. Standard library only.
 
-Never allocates from a number the file claims: a length is compared with the bytes left first. Reading one of the
-bombs of the fault catalogue (F25) takes milliseconds; the libraries ended in MemoryError, IndexError or a hang.
+A length in the file is compared with the remaining bytes before anything is allocated. Rejecting one of the malicious
+files of the fault catalogue (F25) takes milliseconds; the libraries ended in MemoryError, IndexError or a hang.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from specgen.core.model_files import corrupt, open_regular
-from specgen.loading.gguf.reader import Bytes, Contradiction
+from specgen.loading.gguf.reader import Bytes, InconsistentFileError
 from specgen.loading.gguf.types import GGML_TYPES
 
 MAX_ENTRIES = 65_536
@@ -20,7 +20,7 @@ MAX_KEY_BYTES = 256
 MAX_STRING_BYTES = 16 * 2**20
 MAX_ARRAY_STRING_BYTES = 64 * 2**10
 MAX_ARRAY_STRINGS = 4_000_000
-"""Strings in all arrays of a file. Gemma 3 has 262,144 tokens and 514,906 merges."""
+"""Limit for the strings in all arrays of a file. Gemma 3 has 262,144 tokens and 514,906 merges."""
 MAX_ALIGNMENT = 2**20
 
 _STRING, _ARRAY = 8, 9
@@ -30,16 +30,15 @@ _TOKEN_ARRAYS = {
     "tokenizer.ggml.token_type": (4, 5),
     "tokenizer.ggml.scores": (6,),
 }
-"""One entry per token in each, and the types they may have."""
+"""Arrays with one entry per token, and their allowed types."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a GGUF says about itself; `quantization` is the type most of its values are stored in, `Q4_K`.
+    """The metadata of a GGUF file; `quantization` is the type of most of its values, `Q4_K`.
 
     `vocab_rows` is the number of token embeddings, `num_weight_bytes` the bytes of all tensors, `tokenizer_pre`
-    llama.cpp's name of the rule that splits text before its merges, `num_cache_values` the keys and values of one
-    position, 0 where the layers' tensors don't tell.
+    llama.cpp's name of the pre-tokenizer, `num_cache_values` the number of keys and values per position, 0 if unknown.
     """
 
     version: int
@@ -60,15 +59,15 @@ class GgufHeader:
 
 
 def scan_gguf(path: Path) -> GgufHeader:
-    """Check the header of a GGUF file and summarize it; the tensor data is not read.
+    """Reads and checks the header of a GGUF file; does not read tensor data.
 
     Raises:
-        ModelFileError: Not a GGUF, a version other than 2 and 3, cut off, or a header that contradicts itself.
+        ModelFileError: The file is not a GGUF of version 2 or 3, is truncated, or its header is inconsistent.
     """
     with open_regular(path) as file:
         try:
             return _Scan(file).header()
-        except (Contradiction, UnicodeDecodeError) as error:
+        except (InconsistentFileError, UnicodeDecodeError) as error:
             why = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise corrupt(path, why) from error
 
@@ -84,13 +83,15 @@ class _Scan(Bytes):
 
     def header(self) -> GgufHeader:
         if self.size == 0:
-            raise Contradiction("empty")
+            raise InconsistentFileError("empty")
         if self.take(4) != b"GGUF":
-            raise Contradiction("does not begin with GGUF")
+            raise InconsistentFileError("does not start with GGUF")
         version = self.u32()
         if version not in (2, 3):
             big_endian = version in (2 << 24, 3 << 24)
-            raise Contradiction("big-endian" if big_endian else f"version {version}; versions 2 and 3 can be read")
+            raise InconsistentFileError(
+                "big-endian" if big_endian else f"version {version}; only versions 2 and 3 are supported"
+            )
         num_tensors, num_pairs = self.u64(), self.u64()
         # The smallest tensor entry is 8 + 4 + 8 + 4 + 8 bytes, the smallest pair 8 + 4 + 1.
         self.check_count("tensors", num_tensors, 32)
@@ -108,20 +109,20 @@ class _Scan(Bytes):
 
     def check_count(self, what: str, count: int, smallest: int) -> None:
         if count > MAX_ENTRIES:
-            raise Contradiction(f"claims {count} {what}; at most {MAX_ENTRIES} are read")
+            raise InconsistentFileError(f"claims {count} {what}; at most {MAX_ENTRIES} are allowed")
         if count * smallest > self.size - self.position:
-            raise Contradiction(f"claims {count} {what}, more than fit into the file")
+            raise InconsistentFileError(f"claims {count} {what}, more than fit into the file")
 
     def metadata(self, count: int) -> dict[str, object]:
-        """Scalars and strings by key; arrays are walked over, not kept."""
+        """Returns scalars and strings by key; arrays are skipped."""
         pairs: dict[str, object] = {}
         for _ in range(count):
             key = self.string(MAX_KEY_BYTES).decode()
             if key in pairs:
-                raise Contradiction(f"key {key!r} twice")
+                raise InconsistentFileError(f"duplicate key {key!r}")
             kept = key.startswith(("general.", "split.", "tokenizer.")) or key.endswith(".context_length")
             value = self.value(self.u32(), key)
-            # Other values only count as seen: a header may hold 65,536 strings of 16 MiB.
+            # Other values are not kept: a header may contain 65,536 strings of 16 MiB.
             pairs[key] = value if kept and not (isinstance(value, bytes) and len(value) > 4096) else None
             if key == "tokenizer.chat_template":
                 pairs[key] = isinstance(value, bytes) and len(value) > 0
@@ -134,46 +135,48 @@ class _Scan(Bytes):
             self.skip_array(key)
             return None
         if kind not in _SCALARS:
-            raise Contradiction(f"key {key!r} has the unknown type {kind}")
+            raise InconsistentFileError(f"key {key!r} has unknown type {kind}")
         return self.unpack(_SCALARS[kind])
 
     def skip_array(self, key: str) -> None:
         kind, count = self.u32(), self.u64()
         if kind == _ARRAY:
-            raise Contradiction(f"key {key!r} is an array of arrays")
+            raise InconsistentFileError(f"key {key!r} is an array of arrays")
         if key in _TOKEN_ARRAYS:
             if kind not in _TOKEN_ARRAYS[key]:
-                raise Contradiction(f"key {key!r} is an array of the type {kind}")
+                raise InconsistentFileError(f"key {key!r} is an array of type {kind}")
             self.token_counts[key] = count
         if kind == _STRING:
             self.strings_left -= count
             if count * 8 > self.size - self.position or self.strings_left < 0:
-                raise Contradiction(f"key {key!r} claims {count} strings")
+                raise InconsistentFileError(f"key {key!r} claims {count} strings")
             for _ in range(count):
                 self.skip(self.length(MAX_ARRAY_STRING_BYTES))
         elif kind in _SCALARS:
             self.skip(count * struct.calcsize(_SCALARS[kind]))
         else:
-            raise Contradiction(f"key {key!r} is an array of the unknown type {kind}")
+            raise InconsistentFileError(f"key {key!r} is an array of unknown type {kind}")
 
     def check_tokens(self, pairs: dict[str, object]) -> None:
-        """llama.cpp reads a type and a score for every token, and special tokens as rows, without looking."""
+        """Checks token arrays and special tokens: llama.cpp indexes with them without bounds checks."""
         num_tokens = self.token_counts.get("tokenizer.ggml.tokens")
         for key, count in self.token_counts.items():
             if count != num_tokens:
-                raise Contradiction(f"{count} entries in {key!r}, and {num_tokens or 0} tokens")
+                raise InconsistentFileError(f"{count} entries in {key!r}, but {num_tokens or 0} tokens")
         for key, value in pairs.items():
             if not key.startswith("tokenizer.ggml.") or not key.endswith("_token_id") or num_tokens is None:
                 continue
-            # -1 says that there is no such token, in 32 bits with a sign or without.
+            # -1, as a signed or unsigned 32-bit integer, means that there is no such token.
             if isinstance(value, int) and value not in (-1, 2**32 - 1) and not 0 <= value < num_tokens:
-                raise Contradiction(f"{key!r} is {value}, and there are {num_tokens} tokens")
+                raise InconsistentFileError(f"{key!r} is {value}, but there are {num_tokens} tokens")
 
     def tensors(self, count: int, alignment: object) -> dict[str, int]:
-        """Check the tensor table; values stored in each type."""
+        """Checks the tensor table; returns the number of values stored in each type."""
         power_of_two = isinstance(alignment, int) and alignment > 0 and alignment & (alignment - 1) == 0
         if not (isinstance(alignment, int) and power_of_two and alignment <= MAX_ALIGNMENT):
-            raise Contradiction(f"alignment {alignment}; it must be a power of two up to {MAX_ALIGNMENT}")
+            raise InconsistentFileError(
+                f"invalid alignment {alignment}; it must be a power of two up to {MAX_ALIGNMENT}"
+            )
         names: set[bytes] = set()
         ends: list[tuple[str, int]] = []
         shares: dict[str, int] = {}
@@ -181,41 +184,41 @@ class _Scan(Bytes):
             name = self.string(MAX_KEY_BYTES)
             shown = name.decode()
             if name in names:
-                raise Contradiction(f"tensor {shown!r} twice")
+                raise InconsistentFileError(f"duplicate tensor {shown!r}")
             names.add(name)
             kind, num_values, num_bytes = self.tensor_size(shown)
             offset = self.u64()
             if offset % alignment:
-                raise Contradiction(f"tensor {shown!r} begins at {offset}, not a multiple of {alignment}")
+                raise InconsistentFileError(f"tensor {shown!r} starts at {offset}, not a multiple of {alignment}")
             ends.append((shown, offset + num_bytes))
             shares[kind] = shares.get(kind, 0) + num_values
             self.num_weight_bytes += num_bytes
         data_start = -(-self.position // alignment) * alignment
         for shown, end in ends:
             if data_start + end > self.size:
-                raise Contradiction(
-                    f"cut off: tensor {shown!r} ends {data_start + end - self.size} bytes behind the file"
+                raise InconsistentFileError(
+                    f"truncated: tensor {shown!r} ends {data_start + end - self.size} bytes after the end of the file"
                 )
         return shares
 
     def tensor_size(self, name: str) -> tuple[str, int, int]:
         num_dims = self.u32()
         if not 1 <= num_dims <= 4:
-            raise Contradiction(f"tensor {name!r} has {num_dims} dimensions")
+            raise InconsistentFileError(f"tensor {name!r} has {num_dims} dimensions")
         dims = [self.u64() for _ in range(num_dims)]
         kind = self.u32()
         if kind not in GGML_TYPES:
-            raise Contradiction(f"tensor {name!r} has the unknown type {kind}")
+            raise InconsistentFileError(f"tensor {name!r} has unknown type {kind}")
         label, block, block_bytes = GGML_TYPES[kind]
         num_values = 1
-        for dim in dims:  # Python integers: 2^33 x 2^33 does not wrap around
+        for dim in dims:  # Python integers don't overflow
             num_values *= dim
         if name == "token_embd.weight" and num_dims == 2:
             self.vocab_rows = dims[1]
         if name.endswith((".attn_k.weight", ".attn_v.weight")) and num_dims == 2:
             self.num_cache_values += dims[1]
         if num_values == 0 or dims[0] % block:
-            raise Contradiction(f"tensor {name!r} of type {label} has the shape {dims}")
+            raise InconsistentFileError(f"tensor {name!r} of type {label} has the shape {dims}")
         return label, num_values, num_values // block * block_bytes
 
 
@@ -226,7 +229,7 @@ def _summary(version: int, num_tensors: int, pairs: dict[str, object], shares: d
 
     architecture = text("general.architecture")
     if not architecture:
-        raise Contradiction("no general.architecture")
+        raise InconsistentFileError("no general.architecture")
     end_keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
     end_ids = [value for key in end_keys if isinstance(value := pairs.get(key), int)]
     context_length = pairs.get(f"{architecture}.context_length")

@@ -1,4 +1,4 @@
-"""A file in, its numbers and strings out, each read only after the bytes for it are known to be there."""
+"""Reads numbers and strings from a file, after checking that enough bytes remain."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import struct
 from typing import BinaryIO
 
 
-class Contradiction(Exception):
-    """The file contradicts itself; the text says how."""
+class InconsistentFileError(Exception):
+    """The file is inconsistent; the message says how."""
 
 
 class Bytes:
-    """Reads a file from its beginning to its end, little-endian.
+    """Reads a little-endian file from start to end.
 
     Raises:
-        Contradiction: From every method, where the file ends before what it announced.
+        InconsistentFileError: From every method, if the file is too short.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -24,57 +24,49 @@ class Bytes:
         self.position = 0
 
     def take(self, count: int) -> bytes:
-        """The next bytes.
-
-        Raises:
-            Contradiction: There are fewer.
-        """
+        """Returns the next bytes."""
         if count > self.size - self.position:
-            raise Contradiction(f"cut off: {count} bytes wanted at {self.position}, {self.size - self.position} left")
+            raise InconsistentFileError(
+                f"truncated: {count} bytes expected at {self.position}, {self.size - self.position} left"
+            )
         data = self.file.read(count)
         if len(data) != count:
-            raise Contradiction("became shorter while it was read")
+            raise InconsistentFileError("truncated while it was read")
         self.position += count
         return data
 
     def skip(self, count: int) -> None:
-        """Leave bytes out.
-
-        Raises:
-            Contradiction: There are fewer.
-        """
-        if count <= 4096:  # a seek throws the read buffer away; a vocabulary is 150,000 short strings
+        """Skips bytes."""
+        if count <= 4096:  # a seek discards the read buffer, and a vocabulary has 150,000 short strings
             self.take(count)
             return
         if count > self.size - self.position:
-            raise Contradiction(f"cut off: {count} bytes wanted at {self.position}, {self.size - self.position} left")
+            raise InconsistentFileError(
+                f"truncated: {count} bytes expected at {self.position}, {self.size - self.position} left"
+            )
         self.position += count
         self.file.seek(self.position)
 
     def unpack(self, layout: str) -> int | float:
-        """One number of a layout of `struct`, without its own length."""
+        """Returns the next number; `layout` is a format of `struct`."""
         number: int | float = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
         return number
 
     def u32(self) -> int:
-        """The next four bytes, unsigned."""
+        """Returns the next unsigned 32-bit integer."""
         return int.from_bytes(self.take(4), "little")
 
     def u64(self) -> int:
-        """The next eight bytes, unsigned."""
+        """Returns the next unsigned 64-bit integer."""
         return int.from_bytes(self.take(8), "little")
 
     def length(self, limit: int) -> int:
-        """The length of a string.
-
-        Raises:
-            Contradiction: It is above the limit.
-        """
+        """Returns the length of a string, which must not exceed the limit."""
         length = self.u64()
         if length > limit:
-            raise Contradiction(f"a string of {length} bytes; at most {limit} are read")
+            raise InconsistentFileError(f"a string of {length} bytes; at most {limit} are allowed")
         return length
 
     def string(self, limit: int) -> bytes:
-        """A string of at most `limit` bytes, as bytes."""
+        """Returns the next string, of at most `limit` bytes, as bytes."""
         return self.take(self.length(limit))

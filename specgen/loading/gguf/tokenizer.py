@@ -1,7 +1,6 @@
-"""A GGUF file in, a small folder with its tokenizer, chat template and end ids out; its weights stay where they are.
+"""Extracts the tokenizer, chat template and end ids of a GGUF file into a folder in the cache, once per file.
 
-llama.cpp runs the file itself, but text is made into ids in one place of the program, whatever runs the model: so the
-tokenizer is unpacked by transformers, once for each file.
+llama.cpp runs the file itself, but all text is encoded by transformers' tokenizers, whichever backend runs the model.
 """
 
 from __future__ import annotations
@@ -22,30 +21,30 @@ from specgen.storage.paths import cache_folder
 from specgen.text.tokenizer import checked_library_call, load_tokenizer
 
 FORMAT = 1
-"""Part of every key: raise it when an entry made by an older specgen must not be used any more."""
+"""Part of every key: increase it when entries of older versions must not be used any more."""
 
 _DIGITS_ALONE = frozenset(
     {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "trillion"}
 )
-"""Rules of llama.cpp that split every digit off before GPT-2's rule; transformers 5.23 knows GPT-2's alone."""
+"""Pre-tokenizers of llama.cpp that split off each digit before GPT-2's rule; transformers 5.23 applies only GPT-2's."""
 
 _FOLDER_BYTES = 40_000_000
-"""Room for a tokenizer: the largest tokenizer.json seen has 34 MB."""
+"""Disk space for a tokenizer: the largest tokenizer.json seen has 34 MB."""
 
 
 def tokenizer_folder(
     path: Path, header: GgufHeader, progress: ProgressListener = SILENT, *, sha256: str | None = None
 ) -> Path:
-    """Unpack the tokenizer of a GGUF, or find the folder an earlier run made of it.
+    """Extracts the tokenizer of a GGUF file, or returns the folder of an earlier run.
 
     Args:
         path: The file.
         header: Its header, already checked.
         progress: Receives the progress of loading.
-        sha256: The file's hash where it is known.
+        sha256: The file's hash if known.
 
     Raises:
-        ModelFileError: The file holds no tokenizer, or none that transformers can unpack.
+        ModelFileError: The file has no tokenizer, or one that transformers can't convert.
         LoadError: The disk is full.
     """
     check_whole(header, path)
@@ -64,12 +63,12 @@ def tokenizer_folder(
                 tokenizer = read_tokenizer(path)
                 _split_digits(tokenizer, header)
                 tokenizer.save_pretrained(folder)
-                keep_end_ids(folder, header)
+                save_end_ids(folder, header)
                 drop_added_tokens(folder, header.vocab_rows)
                 load_tokenizer(folder)
                 publish_folder(folder, final)
             except ModelFileError as error:
-                # It names the staging folder, which is gone by now.
+                # The message names the staging folder, which is deleted.
                 raise ModelFileError(error.message.replace(str(folder), str(path)), error.hint) from error
             except OSError as error:
                 raise disk_error(error, parent, _FOLDER_BYTES) from error
@@ -81,9 +80,9 @@ def _is_complete(folder: Path) -> bool:
 
 
 def content_key(path: Path, sha256: str | None) -> str:
-    """The name of the cache entry of a file: readable in front, and different for different content."""
+    """Returns the name of a file's cache entry: a readable prefix and a digest of its content."""
     if sha256 is None:
-        # The hash of a 9 GB file takes half a minute; a changed file has another time or size.
+        # Hashing a 9 GB file takes half a minute; a changed file has another time or size.
         real = path.resolve()
         status = real.stat()
         identity = f"{real}\0{status.st_size}\0{status.st_mtime_ns}"
@@ -94,24 +93,24 @@ def content_key(path: Path, sha256: str | None) -> str:
 
 
 def check_whole(header: GgufHeader, path: Path) -> None:
-    """Refuse a part of a model, and a file that holds no language model.
+    """Refuses one part of a split model, and a file without a tokenizer.
 
     Raises:
-        ModelFileError: It is one of them.
+        ModelFileError: The file is one of them.
     """
     if header.num_parts > 1:
         raise ModelFileError(
             f"{path} is one of {header.num_parts} parts of a model", "join them first with: llama-gguf-split --merge"
         )
     if header.tokenizer_model is None:
-        raise ModelFileError(f"{path} holds no tokenizer", "choose a GGUF of a language model, with its tokenizer")
+        raise ModelFileError(f"{path} has no tokenizer", "use a GGUF file of a language model with its tokenizer")
 
 
 def read_tokenizer(path: Path) -> Any:
-    """The tokenizer of a GGUF as transformers unpacks it.
+    """Returns the tokenizer of a GGUF file, converted by transformers.
 
     Raises:
-        ModelFileError: It can't be unpacked.
+        ModelFileError: It can't be converted.
     """
     import transformers
 
@@ -120,12 +119,12 @@ def read_tokenizer(path: Path) -> Any:
         lambda: transformers.AutoTokenizer.from_pretrained(
             source.parent, gguf_file=source.name, trust_remote_code=False, local_files_only=True
         ),
-        f"the tokenizer of {path} can't be unpacked",
+        f"the tokenizer of {path} can't be converted",
     )
 
 
 def _split_digits(tokenizer: Any, header: GgufHeader) -> None:
-    """Split text as the file says, where transformers does not: `x  1` is then `x`, two spaces and `1`."""
+    """Adds the file's rule for digits, which transformers ignores: `x  1` becomes `x`, two spaces and `1`."""
     if header.tokenizer_model != "gpt2" or header.tokenizer_pre not in _DIGITS_ALONE:
         return
     from tokenizers import pre_tokenizers
@@ -135,8 +134,8 @@ def _split_digits(tokenizer: Any, header: GgufHeader) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
 
 
-def keep_end_ids(folder: Path, header: GgufHeader) -> None:
-    """Write every end id of the GGUF down: chat models end a turn with eot, which transformers leaves out."""
+def save_end_ids(folder: Path, header: GgufHeader) -> None:
+    """Saves all end ids of the GGUF: chat models end a turn with the eot token, which transformers omits."""
     path = folder / "generation_config.json"
     config = read_json(path) if path.exists() else {}
     known = config.get("eos_token_id")
@@ -147,9 +146,9 @@ def keep_end_ids(folder: Path, header: GgufHeader) -> None:
 
 
 def drop_added_tokens(folder: Path, rows: int | None) -> None:
-    """Take out tokens the model has no row for: transformers adds GPT-2's `<|endoftext|>` where a GGUF has none.
+    """Removes tokens without an embedding: transformers adds GPT-2's `<|endoftext|>` if a GGUF has none.
 
-    A user who types that string would otherwise send an id the model can't look up.
+    Otherwise a prompt with that string would contain an id that the model can't look up.
     """
     path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.exists() or rows is None:

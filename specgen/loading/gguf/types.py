@@ -1,4 +1,4 @@
-"""How ggml stores numbers: for each type its name, the values in a block and the bytes of a block. A table only."""
+"""Table of ggml's number types: name, values per block, and bytes per block."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ GGML_TYPES = {
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
 }
-"""By the number GGUF files use. Source: ggml.h; a test compares it with the gguf package."""
+"""Keys are the numbers in GGUF files. Source: ggml.h; a test compares it with the gguf package."""

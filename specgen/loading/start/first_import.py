@@ -1,4 +1,4 @@
-"""Something to do around the first import of a module or in its place, whoever imports it and whenever."""
+"""Import hooks: run code around the first import of a module, or replace it by a placeholder until it is needed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 
 def around_import(name: str, around: Callable[[ModuleType], AbstractContextManager[None]]) -> None:
-    """Enter a context while a module is executed; nothing happens if it was imported before.
+    """Enters a context while a module is executed; does nothing if it is already imported.
 
     Args:
-        name: Of the module.
-        around: Given the module, empty as yet.
+        name: Name of the module.
+        around: Called with the module, which is still empty.
     """
     if name not in sys.modules and not any(isinstance(one, _Around) and one.name == name for one in sys.meta_path):
         sys.meta_path.insert(0, _Around(name, around))
 
 
 class _Around(MetaPathFinder):
-    """Answers for one module with the spec of whoever else knows it, and leaves when that is executed."""
+    """Finds one module with the other finders, and removes itself when the module is executed."""
 
     def __init__(self, name: str, around: Callable[[ModuleType], AbstractContextManager[None]]) -> None:
         self.name = name
@@ -35,9 +35,9 @@ class _Around(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        behind = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
-        found = (find(fullname, path, target) for finder in behind if (find := getattr(finder, "find_spec", None)))
-        spec: ModuleSpec | None = next(filter(None, found), None)
+        later = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
+        specs = (find(fullname, path, target) for finder in later if (find := getattr(finder, "find_spec", None)))
+        spec: ModuleSpec | None = next(filter(None, specs), None)
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module
@@ -52,13 +52,13 @@ class _Around(MetaPathFinder):
         return spec
 
 
-def stand_in(name: str, leave: Callable[[], None], kept: Mapping[str, Any] | None = None) -> ModuleType:
-    """A module in place of one that was left out, until somebody asks for more of it.
+def placeholder(name: str, leave: Callable[[], None], kept: Mapping[str, Any] | None = None) -> ModuleType:
+    """Returns a placeholder for a module; the real module is imported when another attribute is used.
 
     Args:
-        name: Of the module.
-        leave: Takes the stand-ins away.
-        kept: What it has of its own.
+        name: Name of the module.
+        leave: Removes the placeholders.
+        kept: Attributes of the placeholder.
     """
 
     def real(attribute: str) -> Any:
@@ -72,12 +72,12 @@ def stand_in(name: str, leave: Callable[[], None], kept: Mapping[str, Any] | Non
     return module
 
 
-class RealParts(MetaPathFinder, Loader):
-    """Answers an import of what was left out with the real part, after the stand-ins have left.
+class RealModules(MetaPathFinder, Loader):
+    """Imports the real module for a placeholder's submodule, after the placeholders were removed.
 
     Args:
-        is_left_out: Told the name of a module.
-        leave: Takes the stand-ins away, and this.
+        is_left_out: Returns whether a module, given by name, is left out.
+        leave: Removes the placeholders and this finder.
     """
 
     def __init__(self, is_left_out: Callable[[str], bool], leave: Callable[[], None]) -> None:
@@ -89,12 +89,12 @@ class RealParts(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if self._is_left_out(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        # Not as it is looked for: what then is there already would be executed a second time.
+        # Not in find_spec: a module that was imported meanwhile would be executed a second time.
         self._leave()
         part = importlib.import_module(spec.name)
         self._specs[spec.name] = part.__spec__
         return part
 
     def exec_module(self, module: ModuleType) -> None:
-        # It was executed by its own loader, and is to be found there again.
+        # Its own loader has executed it, and must be able to find it again.
         module.__spec__ = self._specs.pop(module.__name__)

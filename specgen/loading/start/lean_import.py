@@ -1,7 +1,7 @@
-"""Imports transformers' models without what only training, several processes or a compiler need of torch.
+"""Imports transformers' models without the parts of torch for training, distribution and compilation.
 
-A quarter of a start on small models was such imports: torch.distributed.tensor, torch's compiler, scipy. Nothing of
-them runs here. Whoever needs them later gets the real ones.
+Such imports took a quarter of the start with small models: torch.distributed.tensor, torch's compiler, scipy. Nothing
+of them is used here; code that uses them later gets the real modules.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from specgen.loading.start.first_import import RealParts, stand_in
+from specgen.loading.start.first_import import RealModules, placeholder
 from specgen.loading.start.meta_kernels import all_meta_kernels
 
 _COMPILER = "torch._dynamo"
 _WRAPPED = "torch._dynamo._trace_wrapped_higher_order_op"
 _MODELS = ("transformers.loss.loss_utils", "transformers.masking_utils", "transformers.modeling_utils")
-# What brings torch.distributed.tensor, and, by the losses of object detection, scipy.optimize.
+# These import torch.distributed.tensor, and scipy.optimize through the losses of object detection.
 _ANSWERED_NO = ("is_torch_distributed_available", "is_scipy_available")
 
 _META = re.compile(r"(?<![\w/-])meta(?![\w/-])", re.IGNORECASE)
-"""The device, and neither Meta-Llama nor metadata."""
+"""Matches the device, but neither Meta-Llama nor metadata."""
 
 T = TypeVar("T")
 
 
 def import_models_alone() -> None:
-    """Import what all of transformers' models are made of, lean; a transformers that is built otherwise, as it is.
+    """Imports the modules that all models of transformers use, without the parts above.
 
-    To be called before anything imports `transformers.models`; later, it does nothing. The modules imported here keep
-    the answer that torch.distributed is not there: a model can't be spread over processes, only over devices.
+    To be called before anything imports `transformers.models`; later, it does nothing. The modules imported here
+    assume that torch.distributed is missing: a model can't be spread over processes, only over devices.
     """
     if _MODELS[-1] in sys.modules:
         return
@@ -45,39 +45,39 @@ def import_models_alone() -> None:
                 until_then.enter_context(_replaced(module, question, lambda _: lambda: False))
         until_then.enter_context(compiler_put_off())
         for name in _MODELS:
-            # What fails here fails again for whoever wants it, where the error is told as what it is.
+            # An import that fails here fails again where it is needed, and is reported there.
             with suppress(Exception):
                 importlib.import_module(name)
 
 
 @contextmanager
 def compiler_put_off() -> Iterator[None]:
-    """Let decorators for torch's compiler do nothing: they tell it how to trace a function, and nothing is traced.
+    """Replaces the decorators of torch's compiler, which control tracing, by functions without effect.
 
-    Whoever asks for more of it gets the real one, by its name in torch or by an import, and so does all that follows.
+    Any other use of the compiler, by attribute or import, loads the real one for all that follows.
     """
     importlib.import_module("torch")
     if _COMPILER in sys.modules:
         yield
         return
-    stand_ins: dict[str, ModuleType] = {}
+    placeholders: dict[str, ModuleType] = {}
 
     def leave() -> None:
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
-        for name, module in stand_ins.items():
+        for name, module in placeholders.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
 
-    finder = RealParts(lambda name: name.startswith(_COMPILER + "."), leave)
-    # A path makes it a package: an import of a part goes to the finder, which has the real one.
+    finder = RealModules(lambda name: name.startswith(_COMPILER + "."), leave)
+    # A path makes it a package: the import of a submodule reaches the finder, which imports the real one.
     decorators = {"allow_in_graph": _as_it_is, "assume_constant_result": _as_it_is, "disable": _disable, "__path__": []}
-    stand_ins[_COMPILER] = stand_in(_COMPILER, leave, decorators)
-    # Used for masks that are made by vmap; made then, and then of the real class.
+    placeholders[_COMPILER] = placeholder(_COMPILER, leave, decorators)
+    # Used for masks created by vmap; the real class is imported at that point.
     late = {"TransformGetItemToIndex": lambda: importlib.import_module(_WRAPPED).TransformGetItemToIndex()}
-    stand_ins[_WRAPPED] = stand_in(_WRAPPED, leave, late)
+    placeholders[_WRAPPED] = placeholder(_WRAPPED, leave, late)
     sys.meta_path.insert(0, finder)
-    sys.modules.update(stand_ins)
+    sys.modules.update(placeholders)
     try:
         yield
     finally:
@@ -86,15 +86,15 @@ def compiler_put_off() -> Iterator[None]:
 
 @contextmanager
 def meta_without_sympy() -> Iterator[None]:
-    """Let a model be made on the meta device without what torch does there in Python, after half a second of imports.
+    """Creates models on the meta device without torch's Python kernels for it, whose import takes half a second.
 
-    That is random numbers nobody keeps, and arithmetic on positions. The positions are real here, and the load fills
-    the buffers made of them anew. A model that joins them with other tensors can't be made so: the error names the meta
-    device. For one thread at a time.
+    These kernels would draw random numbers that are discarded, and compute positions. Here the positions are real
+    tensors, and loading fills the buffers computed from them again. A model that combines them with other tensors
+    fails; the error names the meta device. For one thread at a time.
     """
     torch = importlib.import_module("torch")
     with torch.device("meta"):
-        torch.empty(0)  # torch lists what makes tensors as the first such context needs it, and must not list these
+        torch.empty(0)  # torch lists tensor constructors in the first such context; the replacements must not be listed
 
     def normal_of(real: Callable[..., Any]) -> Callable[..., Any]:
         return lambda tensor, *distribution, **named: tensor if tensor.is_meta else real(tensor, *distribution, **named)
@@ -107,13 +107,13 @@ def meta_without_sympy() -> Iterator[None]:
 
 
 def empty_model(folder: Path, attention: str | None = None) -> Any:
-    """transformers' model of a folder's config: its weights have no memory, and nothing is drawn for them.
+    """Returns the transformers model of a folder's config; its weights take no memory and are not initialized.
 
-    Drawing would bring sympy and torch's compiler, a second and a half.
+    Initializing them would import sympy and torch's compiler, which takes 1.5 s.
 
     Args:
-        folder: Holds a config.json.
-        attention: In place of the one that transformers or the config chooses.
+        folder: Contains config.json.
+        attention: Attention implementation; default: chosen by transformers or the config.
     """
     transformers: Any = importlib.import_module("transformers")
     init_empty_weights: Any = importlib.import_module("accelerate").init_empty_weights
@@ -130,11 +130,11 @@ def empty_model(folder: Path, attention: str | None = None) -> Any:
 
 
 def loaded_lean(load: Callable[[], T], device: str) -> T:
-    """Run a load of transformers with what it needs of torch and no more.
+    """Runs a load of transformers with only the parts of torch that it needs.
 
     Args:
-        load: May be called a second time, where the first call failed before it read a weight.
-        device: Where the model goes. Elsewhere than on a CPU its buffers have a way to go, and transformers does all.
+        load: May be called a second time, if the first call failed before it read a weight.
+        device: Device of the model; on a device other than a CPU, torch's meta kernels are needed to move buffers.
     """
 
     def without_sympy() -> T:
@@ -149,11 +149,11 @@ def loaded_lean(load: Callable[[], T], device: str) -> T:
 
 
 def _or_with_all_of_torch(first: Callable[[], T], again: Callable[[], T]) -> T:
-    """`first`, and where it needs more of the meta device than there is, `again` with all there can be."""
+    """Runs `first`; if it needs missing kernels of the meta device, imports them and runs `again`."""
     try:
         return first()
     except RuntimeError as error:
-        # What torch can't do there is not always told with the device's name.
+        # torch's error does not always name the device.
         if not isinstance(error, NotImplementedError) and not _META.search(str(error)):
             raise
     all_meta_kernels()
@@ -162,7 +162,7 @@ def _or_with_all_of_torch(first: Callable[[], T], again: Callable[[], T]) -> T:
 
 @contextmanager
 def _replaced(module: ModuleType, name: str, by: Callable[[Any], Any]) -> Iterator[None]:
-    """Put what `by` makes of a module's attribute in its place for a while; one that is not there stays so."""
+    """Temporarily replaces a module's attribute by the result of `by`; a missing attribute stays missing."""
     real = getattr(module, name, None)
     if real is None:
         yield

@@ -1,6 +1,6 @@
-"""Imports torch without its Python kernels for the meta device, a device without memory: half a second of a start.
+"""Imports torch without its Python kernels for the meta device (a device without memory), which saves 0.5 s at start.
 
-They compute shapes, mostly for compilers. Most operations know their shapes without, and nothing here is compiled.
+They compute shapes, mostly for compilers. Most operations know their shapes without them, and nothing is compiled here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from specgen.loading.start.first_import import RealParts, stand_in
+from specgen.loading.start.first_import import RealModules, placeholder
 
 META_KERNELS = "torch._meta_registrations"
 _PACKAGES = ("_decomp", "_prims", "_refs")
@@ -20,14 +20,14 @@ _PARTS = (
     *(f"torch.{name}" for name in _PACKAGES),
     *("torch._prims_common.wrappers", "torch.testing._internal.common_dtype", "torch.utils._content_store"),
 )
-"""What they bring along, and what in torch may ask for that first."""
+"""Modules that the kernels import, and modules of torch that may import those first."""
 
 
 @contextmanager
 def meta_kernels_put_off(torch: ModuleType) -> Iterator[None]:
-    """Around the import of torch: whoever asks for the kernels, by an import or by their names in torch, gets them.
+    """Postpones the kernels during the import of torch; using them by import or by name imports them.
 
-    An operation that fails for want of them does not ask. For imports by one thread at a time.
+    An operation that fails because they are missing does not import them. For imports by one thread at a time.
     """
 
     def leave() -> None:
@@ -37,9 +37,9 @@ def meta_kernels_put_off(torch: ModuleType) -> Iterator[None]:
             sys.meta_path.remove(finder)
         all_meta_kernels()
 
-    kernels = sys.modules[META_KERNELS] = stand_in(META_KERNELS, leave)
-    # The parts import one another in a circle that can be entered in one place only.
-    finder = RealParts(lambda name: name in _PARTS, leave)
+    kernels = sys.modules[META_KERNELS] = placeholder(META_KERNELS, leave)
+    # The parts import each other in a cycle that works from only one starting point.
+    finder = RealModules(lambda name: name in _PARTS, leave)
     try:
         yield
     finally:
@@ -48,20 +48,20 @@ def meta_kernels_put_off(torch: ModuleType) -> Iterator[None]:
     sys.meta_path.insert(0, finder)
     for name in _PACKAGES:
         if name not in vars(torch):
-            setattr(torch, name, stand_in(f"torch.{name}", leave))
+            setattr(torch, name, placeholder(f"torch.{name}", leave))
     try:
         _finish_generators(torch)
-    except Exception:  # noqa: BLE001  a torch that is built otherwise is taken as it is
+    except Exception:  # noqa: BLE001  with an unknown version of torch, import everything
         leave()
 
 
 def all_meta_kernels() -> None:
-    """Import what was put off."""
+    """Imports the postponed kernels."""
     importlib.import_module(META_KERNELS)
 
 
 def _finish_generators(torch: Any) -> None:
-    """One of the parts gives random generators their class, and does so once more when it is imported."""
+    """Sets the metaclass of random generators, as one of the postponed parts does at import."""
     if finish := getattr(torch._C, "_set_generator_metaclass", None):
         finish(importlib.import_module("torch._opaque_base").OpaqueBaseMeta)
     torch.Generator()

@@ -85,19 +85,19 @@ def test_an_import_of_a_part_of_the_compiler_gets_the_real_one_once() -> None:
     code = """
 from specgen.loading.start.lean_import import compiler_put_off
 with compiler_put_off():
-    stand_in = sys.modules["torch._dynamo"]
+    placeholder = sys.modules["torch._dynamo"]
     from torch._dynamo.utils import is_compile_supported
     import torch._dynamo.repro.aoti
     import torch._dynamo as real
 print(json.dumps([
-    real is not stand_in,
+    real is not placeholder,
     real is sys.modules["torch._dynamo"],
     real.utils is sys.modules["torch._dynamo.utils"],
     real.utils.is_compile_supported is is_compile_supported,
     real.repro.aoti is sys.modules["torch._dynamo.repro.aoti"],
     all(type(sys.modules[name].__spec__.loader).__name__ == "SourceFileLoader" for name in sys.modules
         if name.startswith("torch._dynamo") and sys.modules[name].__spec__),
-    not any(type(finder).__name__ == "RealParts" for finder in sys.meta_path),
+    not any(type(finder).__name__ == "RealModules" for finder in sys.meta_path),
 ]))
 """
 
