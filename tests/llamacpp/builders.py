@@ -1,4 +1,4 @@
-"""Tiny transformers models as GGUF files, float32: the same weights for both engines."""
+"""Tiny transformers models as GGUF files, float32: the same weights for both backends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LLAMA_CPP = ModelSettings("", backend=BackendSettings("llama.cpp", threads=1))
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a GGUF; `kinds` are 1 normal, 3 control, 4 user-defined, 5 unused."""
+    """Tokens of a GGUF; `kinds` are 1 normal, 3 control, 4 user-defined, 5 unused."""
 
     tokens: Sequence[str]
     kinds: Sequence[int]
@@ -32,14 +32,14 @@ class Vocabulary:
 
 
 def letters(count: int) -> Vocabulary:
-    """Three control tokens, then single characters: enough for a model whose text nobody reads."""
+    """Three control tokens, then single characters, for a model whose text does not matter."""
     characters = [chr(code) for code in range(ord("!"), ord("!") + count - 5)]
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "AB", "Ċ", *characters]
     return Vocabulary(tokens, [3, 3, 3] + [1] * (count - 3), ["A B"], bos=1, eos=2)
 
 
 def toy_vocabulary(tokenizer: Any, width: int) -> Vocabulary:
-    """The tokens of `tests.toys.toy_tokenizer`, padded to the rows of its model as converters do it."""
+    """The tokens of `tests.toys.toy_tokenizer`, padded to the rows of its model, as converters do."""
     import json
 
     raw = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -54,7 +54,7 @@ def toy_vocabulary(tokenizer: Any, width: int) -> Vocabulary:
 
 
 def write_gguf(path: Path, model: Any, vocabulary: Vocabulary, *, skip: str | None = None) -> Path:
-    """Write a Llama or Qwen2 model as a GGUF, as llama.cpp's converter does it.
+    """Writes a Llama or Qwen2 model as a GGUF, as llama.cpp's converter does.
 
     Args:
         path: The file.
@@ -127,7 +127,7 @@ def _tensors(model: Any, kind: str) -> list[tuple[str, Any]]:
         layer, _, inner = module.removeprefix("model.layers.").partition(".")
         name = _LAYER[inner]
         if kind == "llama" and name in heads:
-            # llama.cpp turns neighbouring values together, transformers those half a head apart.
+            # llama.cpp rotates neighbouring values, transformers values that are half a head apart.
             tensor = tensor.view(heads[name], 2, -1, tensor.shape[-1]).transpose(1, 2).reshape(tensor.shape)
         found.append((f"blk.{layer}.{name}.{part}", tensor))
     return found
@@ -142,11 +142,11 @@ def load(path: Path, settings: ModelSettings = LLAMA_CPP) -> LoadedGguf:
 
 @cache
 def tiny_weights(folder: Path, kind: str = "llama", seed: int = 0) -> Any:
-    """`tests.fakes.tiny_model` as llama.cpp holds it."""
+    """Loads `tests.fakes.tiny_model` with llama.cpp."""
     path = folder / f"{kind}-{seed}.gguf"
     return load(write_gguf(path, tiny_model(kind, seed), letters(96))).weights
 
 
 def tiny_llama_cpp(folder: Path, kind: str = "llama", seed: int = 0, vocab_size: int = 96) -> LlamaCppModel:
-    """A fresh cache over `tiny_weights`."""
+    """Returns an empty cache with `tiny_weights`."""
     return LlamaCppModel(tiny_weights(folder, kind, seed), vocab_size, 512, 1)

@@ -1,4 +1,4 @@
-"""All tests here need the extra; without it they are skipped, and say so."""
+"""All tests here need the extra `gguf` and are skipped without it."""
 
 from __future__ import annotations
 

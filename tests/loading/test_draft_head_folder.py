@@ -104,7 +104,7 @@ def test_its_own_part_of_the_config_is_checked(folder: Path, changes: dict[str, 
     ("changes", "named"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"hidden_size": 0}, "hidden_size"),
         ({"hidden_size": None}, "hidden_size"),
         ({"num_hidden_layers": 3}, "layers.2"),
         ({"num_hidden_layers": 1}, "layers.1"),

@@ -55,17 +55,17 @@ def test_the_type_table_is_the_one_of_the_gguf_package() -> None:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"GG", "cut off"),
-        (b"GGML" + bytes(40), "does not begin with GGUF"),
-        (b"PK\3\4" + bytes(40), "does not begin with GGUF"),
+        (b"GG", "4 bytes"),
+        (b"GGML" + bytes(40), "GGUF"),
+        (b"PK\3\4" + bytes(40), "GGUF"),
         (gguf(version=99), "version 99"),
         (gguf(version=1), "version 1"),
         (gguf(version=3 << 24), "big-endian"),
     ],
 )
 @pytest.mark.fault("F24")
-def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
-    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data)), "corrupt", "model.gguf", reason, "delete it")
+def test_a_file_that_is_not_a_gguf_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data)), "model.gguf", reason)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.5, 0.99, 0.999])
@@ -73,12 +73,12 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, data: bytes, reason: 
 def test_a_cut_file_is_refused(tmp_path: Path, share: float) -> None:
     data = make_gguf(tmp_path / "tiny.gguf").read_bytes()
 
-    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data[: int(len(data) * share)])), "corrupt")
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data[: int(len(data) * share)])), "model.gguf")
 
 
 @pytest.mark.fault("F27")
 def test_a_missing_architecture_is_refused(tmp_path: Path) -> None:
-    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([]))), "no general.architecture")
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([]))), "general.architecture")
 
 
 # F25
@@ -126,7 +126,7 @@ def test_a_bomb_is_refused_quickly_and_in_little_memory(tmp_path: Path, name: st
     tracemalloc.start()
     begin = time.process_time()
 
-    fails(ModelFileError, lambda: scan_gguf(path), "corrupt")
+    fails(ModelFileError, lambda: scan_gguf(path), str(path))
 
     seconds, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -134,10 +134,10 @@ def test_a_bomb_is_refused_quickly_and_in_little_memory(tmp_path: Path, name: st
     assert peak < 5 * 2**20
 
 
-def test_the_data_of_a_tensor_must_lie_in_the_file(tmp_path: Path) -> None:
+def test_the_data_of_a_tensor_must_be_in_the_file(tmp_path: Path) -> None:
     scan_gguf(written(tmp_path, WHOLE))
 
-    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, WHOLE[:-1])), "'a' ends 1 bytes behind the file")
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, WHOLE[:-1])), "'a'", "1 bytes")
 
 
 def test_many_strings_are_counted_before_they_are_read(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_many_strings_are_counted_before_they_are_read(tmp_path: Path) -> None:
         file.write(gguf([pair("a", 9, array(8, 2**26))]))
         file.truncate(2**30)
 
-    fails(ModelFileError, lambda: scan_gguf(path), "claims 67108864 strings")
+    fails(ModelFileError, lambda: scan_gguf(path), "67108864")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -160,7 +160,7 @@ def test_any_bytes_give_a_header_or_an_error(tmp_path_factory: pytest.TempPathFa
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(position=st.integers(0, len(WHOLE) - 1), change=st.binary(min_size=1, max_size=9))
-def test_any_change_of_a_whole_file_gives_a_header_or_an_error(
+def test_any_change_of_a_file_gives_a_header_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, position: int, change: bytes
 ) -> None:
     data = WHOLE[:position] + change + WHOLE[position + len(change) :]
@@ -176,22 +176,22 @@ TOKENS = pair("tokenizer.ggml.tokens", 9, array(8, 2, text("a") + text("b")))
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ([pair("tokenizer.ggml.tokens", 9, array(4, 1, bytes(4)))], "of the type 4"),
-        ([TOKENS, pair("tokenizer.ggml.token_type", 9, array(6, 2, bytes(8)))], "of the type 6"),
+        ([pair("tokenizer.ggml.tokens", 9, array(4, 1, bytes(4)))], "type 4"),
+        ([TOKENS, pair("tokenizer.ggml.token_type", 9, array(6, 2, bytes(8)))], "type 6"),
         ([TOKENS, pair("tokenizer.ggml.token_type", 9, array(5, 1, bytes(4)))], "1 entries"),
         ([TOKENS, pair("tokenizer.ggml.scores", 9, array(6, 3, bytes(12)))], "3 entries"),
         ([pair("tokenizer.ggml.scores", 9, array(6, 3, bytes(12)))], "0 tokens"),
-        ([TOKENS, pair("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2))], "there are 2 tokens"),
+        ([TOKENS, pair("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2))], "2 tokens"),
     ],
 )
 @pytest.mark.fault("F25")
 def test_what_llama_cpp_reads_by_the_number_of_tokens_has_that_number(
     tmp_path: Path, more: list[bytes], reason: str
 ) -> None:
-    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *more]))), "corrupt", reason)
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *more]))), reason)
 
 
-def test_a_special_token_may_be_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_special_token_may_be_missing(tmp_path: Path) -> None:
     missing = pair("tokenizer.ggml.padding_token_id", 4, struct.pack("<I", 2**32 - 1))
 
     assert scan_gguf(written(tmp_path, gguf([ARCHITECTURE, TOKENS, missing]))).architecture == "llama"

@@ -19,7 +19,7 @@ from specgen.loading import hub
 from specgen.loading.config_check import check_folder
 from specgen.loading.hub import fetch_snapshot
 from specgen.loading.resolve import find_files
-from tests.loading.builders import RecordedReport, fails, make_folder
+from tests.loading.builders import RecordedProgress, fails, make_folder
 from tests.loading.hub_server import COMMIT, LoopHub
 
 CANARY = "hf_canaryCANARYcanaryCANARYcanaryCA"
@@ -88,7 +88,7 @@ def test_a_model_is_downloaded_without_its_code_and_pickles(server: Callable[...
     assert check_folder(snapshot).model_type == "llama"
 
 
-def test_the_commit_is_told(server: Callable[..., LoopHub]) -> None:
+def test_the_commit_is_reported(server: Callable[..., LoopHub]) -> None:
     server()
 
     prepared = find_files(SETTINGS)
@@ -98,7 +98,7 @@ def test_the_commit_is_told(server: Callable[..., LoopHub]) -> None:
 
 def test_the_bytes_are_reported(server: Callable[..., LoopHub]) -> None:
     server()
-    report = RecordedReport()
+    report = RecordedProgress()
 
     snapshot = fetch_snapshot(SETTINGS, report)
 
@@ -108,7 +108,7 @@ def test_the_bytes_are_reported(server: Callable[..., LoopHub]) -> None:
 
 
 @pytest.mark.fault("F70")
-def test_a_cached_model_asks_nobody(server: Callable[..., LoopHub]) -> None:
+def test_a_cached_model_needs_no_network(server: Callable[..., LoopHub]) -> None:
     served = server()
     first = fetch_snapshot(SETTINGS)
     served.requests.clear()
@@ -130,15 +130,15 @@ def test_a_snapshot_without_weights_is_completed(server: Callable[..., LoopHub],
 
 
 @pytest.mark.fault("F68")
-def test_a_download_that_breaks_off_is_told(
+def test_an_interrupted_download_is_reported(
     server: Callable[..., LoopHub], connect: Callable[[str], None], quick: None
 ) -> None:
     served = server(cut=5000)
 
-    error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "owner/tiny", "run again")
+    error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "owner/tiny")
     assert error.exit_code == 3
     offline = ModelSettings("owner/tiny", offline=True)
-    fails(ModelNotFoundError, lambda: fetch_snapshot(offline), "not on this machine")
+    fails(ModelNotFoundError, lambda: fetch_snapshot(offline), "owner/tiny")
 
     served.cut = None
     assert check_folder(fetch_snapshot(SETTINGS)).num_parameters == 22_688
@@ -148,11 +148,11 @@ def test_a_download_that_breaks_off_is_told(
 
 
 @pytest.mark.fault("F70")
-def test_an_unreachable_hub_is_told_within_two_seconds(connect: Callable[[str], None]) -> None:
+def test_an_unreachable_hub_is_reported_within_two_seconds(connect: Callable[[str], None]) -> None:
     connect("http://127.0.0.1:9")
     begin = time.monotonic()
 
-    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "not on this machine, and 127.0.0.1 can't be reached")
+    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "owner/tiny", "127.0.0.1")
     assert time.monotonic() - begin < 2
 
 
@@ -170,7 +170,7 @@ def test_a_name_server_that_never_answers_is_not_waited_for(
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.05)
     monkeypatch.setattr(socket, "create_connection", silent)
 
-    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "hub.example can't be reached")
+    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "hub.example")
     answer.set()
     answered.wait()
 
@@ -180,14 +180,14 @@ def test_a_hub_that_accepts_and_says_nothing_is_not_waited_for(server: Callable[
     served = server(stalls=True)
     begin = time.monotonic()
 
-    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "127.0.0.1 can't be reached")
+    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "127.0.0.1")
     assert time.monotonic() - begin < 2 + hub.PROBE_SECONDS
     assert served.requests == ["HEAD /"]
     assert served.tokens == [None]
 
 
 @pytest.mark.parametrize("answer", [b"\x15", b""], ids=["an alert", "nothing"])
-def test_a_hub_behind_tls_is_there_if_it_says_anything(
+def test_a_hub_with_tls_is_reachable_if_it_responds(
     connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
@@ -225,9 +225,7 @@ def test_a_proxy_is_greeted_in_its_own_language(proxy: str, endpoint: str, greet
     assert bool(hub._probe_request(urlsplit(proxy), urlsplit(endpoint))) == bool(greeting)
 
 
-def test_a_proxy_is_asked_in_the_place_of_the_hub(
-    server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_is_used_instead_of_the_hub(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
     served = server()
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -238,13 +236,13 @@ def test_a_proxy_is_asked_in_the_place_of_the_hub(
 
 
 @pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
-def test_the_offline_switch_of_the_client_counts(
+def test_hf_hub_offline_disables_downloads(
     connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     connect("http://127.0.0.1:9")
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
 
-    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "switched off (offline)")
+    fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "HF_HUB_OFFLINE")
 
 
 @pytest.mark.fault("F70")
@@ -255,7 +253,7 @@ def test_offline_never_opens_a_connection(connect: Callable[[str], None], monkey
     fails(
         ModelNotFoundError,
         lambda: fetch_snapshot(ModelSettings("owner/tiny", offline=True)),
-        "not on this machine",
+        "owner/tiny",
         "--offline",
     )
 
@@ -266,19 +264,19 @@ def test_offline_never_opens_a_connection(connect: Callable[[str], None], monkey
 @pytest.mark.parametrize(
     ("status", "code", "kind", "parts"),
     [
-        (403, "GatedRepo", ModelNotFoundError, ("is gated", "accept them at", "hf auth login")),
-        (401, "GatedRepo", ModelNotFoundError, ("is gated", "accept them at", "hf auth login")),
-        (404, "RepoNotFound", ModelNotFoundError, ("no model owner/tiny", "or it is private")),
-        (401, "RepoNotFound", ModelNotFoundError, ("no model owner/tiny", "or it is private")),
-        (404, "RevisionNotFound", ModelNotFoundError, ("has no revision 'v9'", "--revision")),
-        (403, None, LoadError, ("HTTP 403", "gives no access")),
-        (429, None, LoadError, ("HTTP 429", "too many requests")),
-        (500, None, LoadError, ("HTTP 500", "the hub has trouble")),
-        (503, None, LoadError, ("HTTP 503", "the hub has trouble")),
+        (403, "GatedRepo", ModelNotFoundError, ("owner/tiny", "hf auth login")),
+        (401, "GatedRepo", ModelNotFoundError, ("owner/tiny", "hf auth login")),
+        (404, "RepoNotFound", ModelNotFoundError, ("owner/tiny", "hf auth login")),
+        (401, "RepoNotFound", ModelNotFoundError, ("owner/tiny", "hf auth login")),
+        (404, "RevisionNotFound", ModelNotFoundError, ("'v9'", "--revision")),
+        (403, None, LoadError, ("HTTP 403", "hf auth login")),
+        (429, None, LoadError, ("HTTP 429", "hf auth login")),
+        (500, None, LoadError, ("HTTP 500",)),
+        (503, None, LoadError, ("HTTP 503",)),
     ],
 )
 @pytest.mark.fault("F71")
-def test_each_refusal_has_its_own_cure(
+def test_each_refusal_has_its_own_hint(
     server: Callable[..., LoopHub],
     quick: None,
     capfd: pytest.CaptureFixture[str],
@@ -297,10 +295,10 @@ def test_each_refusal_has_its_own_cure(
     assert CANARY not in "".join(capfd.readouterr())
 
 
-def test_a_name_that_is_no_hub_id_is_told(connect: Callable[[str], None]) -> None:
+def test_an_invalid_hub_id_is_reported(connect: Callable[[str], None]) -> None:
     connect("http://127.0.0.1:9")
 
-    fails(ModelNotFoundError, lambda: fetch_snapshot(ModelSettings("a--b/c..d")), "is no hub id")
+    fails(ModelNotFoundError, lambda: fetch_snapshot(ModelSettings("a--b/c..d")), "'a--b/c..d'")
 
 
 def test_a_name_near_a_folder_here_is_suggested(
@@ -313,7 +311,7 @@ def test_a_name_near_a_folder_here_is_suggested(
     fails(
         ModelNotFoundError,
         lambda: find_files(ModelSettings("models/smolm2")),
-        "did you mean models/smollm2? if not, check",
+        "models/smollm2",
     )
 
 
@@ -334,10 +332,10 @@ def test_a_misspelled_word_or_model_of_this_machine_is_suggested(
     (tmp_path / "models--acme--tiny-1B" / "snapshots" / "abc").mkdir(parents=True)
     (tmp_path / "models--acme--tiny-1B" / "snapshots" / "abc" / "config.json").touch()
 
-    fails(ModelNotFoundError, lambda: find_files(ModelSettings(name)), f"did you mean {meant}? if not, check")
+    fails(ModelNotFoundError, lambda: find_files(ModelSettings(name)), meant)
 
 
-def test_a_name_like_no_other_gets_no_suggestion(connect: Callable[[str], None]) -> None:
+def test_a_name_without_similar_names_gets_no_suggestion(connect: Callable[[str], None]) -> None:
     connect("http://127.0.0.1:9")
 
     with pytest.raises(ModelNotFoundError) as caught:
@@ -349,7 +347,7 @@ def test_a_name_like_no_other_gets_no_suggestion(connect: Callable[[str], None])
 
 
 @pytest.mark.fault("F72")
-def test_a_full_disk_is_told(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     server()
@@ -366,7 +364,7 @@ def test_a_full_disk_is_told(server: Callable[..., LoopHub], monkeypatch: pytest
 
 
 @pytest.mark.fault("F69")
-def test_a_damaged_download_is_told(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_download_is_reported(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     server()
@@ -379,4 +377,4 @@ def test_a_damaged_download_is_told(server: Callable[..., LoopHub], monkeypatch:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", damaged)
 
-    fails(ModelFileError, lambda: fetch_snapshot(SETTINGS), "arrived damaged")
+    fails(ModelFileError, lambda: fetch_snapshot(SETTINGS), "owner/tiny")

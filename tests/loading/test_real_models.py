@@ -96,7 +96,7 @@ def test_the_coder_pair_shares_its_tokens() -> None:
 
 
 @pytest.mark.slow
-def test_models_of_two_families_are_no_pair() -> None:
+def test_models_of_two_families_are_refused() -> None:
     need(TARGET / "tokenizer.json", SMOLLM / "tokenizer.json")
     target, draft = load_tokenizer(TARGET), load_tokenizer(SMOLLM)
 

@@ -16,7 +16,7 @@ from specgen.loading import memory, placement
 from specgen.loading.config_check import ModelConfig, check_folder
 from specgen.loading.placement import choose_placement
 from specgen.loading.transformers_weights import LoadedWeights, load_weights
-from tests.loading.builders import RecordedReport, edit_json, edit_weights, fails, make_folder, make_model, resolved
+from tests.loading.builders import RecordedProgress, edit_json, edit_weights, fails, make_folder, make_model, resolved
 
 IDS = torch.tensor([[3, 4, 5, 6]])
 
@@ -67,7 +67,7 @@ def test_the_info_of_a_converted_gguf_names_its_source(folder: Path) -> None:
 
 
 def test_the_stage_names_role_and_model(folder: Path) -> None:
-    report = RecordedReport()
+    report = RecordedProgress()
 
     load_weights(resolved(folder, ModelSettings(str(folder)), role="draft", name="tiny"), report)
 

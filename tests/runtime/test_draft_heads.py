@@ -1,4 +1,4 @@
-"""Shallow drafts in sessions: chosen, refused, told of, kept through turns; the text is always the target's own."""
+"""Draft heads in a pair: chosen, refused, reported, kept between turns; the text is always the target's own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DRAFTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A random target, drafts made for it, another target, and one of half the types."""
+    """A random target, draft heads made for it, and other targets."""
     root = tmp_path_factory.mktemp("shallow")
     target = random_toy(0)
     made = {name: write_draft(root / name, target, **shape) for name, shape in DRAFTS.items()}
@@ -95,8 +95,8 @@ def test_answers_turns_and_retries_are_the_targets_own(
 
 
 @pytest.mark.parametrize("name", ["features", "subset"])
-def test_what_a_draft_says_is_the_same_after_any_history(folders: dict[str, Path], name: str) -> None:
-    """Through turns, a baseline and a retry, its cache and the features it reads stay those of the text."""
+def test_a_draft_depends_only_on_the_text(folders: dict[str, Path], name: str) -> None:
+    """After turns, a baseline and a retry, its cache and target features match the text."""
     models = load_models(pair_of(folders, name))
     first = run(models)
     first.measure_baseline("full")
@@ -133,7 +133,7 @@ def test_a_chat_keeps_its_caches_between_turns(folders: dict[str, Path]) -> None
     assert draft.length > held
 
 
-def test_a_draft_changed_in_a_chat_goes_on_behind_what_was_read(folders: dict[str, Path], alone: LoadedModels) -> None:
+def test_a_draft_changed_in_a_chat_starts_after_the_cached_text(folders: dict[str, Path], alone: LoadedModels) -> None:
     models = load_models(pair_of(folders, "layers"))
     first = run(models)
     models.replace_draft(models.pair.with_draft("model", model(folders["features"])))
@@ -147,7 +147,7 @@ def test_a_draft_changed_in_a_chat_goes_on_behind_what_was_read(folders: dict[st
     assert models.draft.start == len(text) - 2
 
 
-def test_a_target_on_transformers_own_forward_serves_it_too(
+def test_it_runs_with_a_target_on_transformers_own_forward(
     folders: dict[str, Path], alone: LoadedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("specgen.models.decoder.is_supported", lambda found: False)
@@ -157,7 +157,7 @@ def test_a_target_on_transformers_own_forward_serves_it_too(
     assert run(models).token_ids == run(alone).token_ids
 
 
-def test_a_quantized_target_serves_it_too(folders: dict[str, Path]) -> None:
+def test_it_runs_with_a_quantized_target(folders: dict[str, Path]) -> None:
     target = model(folders["target"], quant="int8", dtype="float32")
     pair = resolve_pair(PairSettings(target, "model", model(folders["features"])))
     models = load_models(pair)
@@ -173,7 +173,7 @@ def test_a_quantized_target_serves_it_too(folders: dict[str, Path]) -> None:
 @pytest.mark.skipif(not has_float16_matmul(), reason="needs FBGEMM's kernels")
 @pytest.mark.parametrize("quant", ["none", "int8", "auto"])
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_a_target_with_narrow_weights_serves_it_too(tmp_path: Path, quant: Any, is_tied: bool) -> None:
+def test_it_runs_with_a_target_of_packed_weights(tmp_path: Path, quant: Any, is_tied: bool) -> None:
     made = random_toy(0, tie_word_embeddings=is_tied)
     target = model(save_toy(tmp_path / "target", model=made), dtype="float16")
     plain = load_models(resolve_pair(PairSettings(target, "none")))
@@ -192,7 +192,7 @@ def test_a_target_with_narrow_weights_serves_it_too(tmp_path: Path, quant: Any, 
 # --- What is told -----------------------------------------------------------------------------------------------------
 
 
-def test_the_report_says_what_it_is(folders: dict[str, Path]) -> None:
+def test_the_report_describes_it(folders: dict[str, Path]) -> None:
     info = run(load_models(pair_of(folders, "subset"))).report().info
 
     assert info.draft is not None
@@ -210,7 +210,7 @@ def test_doctor_plans_its_memory_without_reading_it(folders: dict[str, Path]) ->
     assert pair_report.num_shared_tokens == len(toy_tokenizer())
 
 
-def test_bench_measures_it_beside_others(folders: dict[str, Path]) -> None:
+def test_bench_measures_several_draft_heads(folders: dict[str, Path]) -> None:
     baseline = resolve_pair(PairSettings(model(folders["target"]), "none"))
     names = ("features", "subset", "layers")
     pairs = {name: baseline.with_draft("model", model(folders[name])) for name in names}
@@ -245,7 +245,7 @@ def test_a_draft_of_another_target_is_refused_before_weights_are_read(folders: d
     assert error.exit_code == 4
 
 
-def test_it_can_be_no_target(folders: dict[str, Path]) -> None:
+def test_it_can_not_be_a_target(folders: dict[str, Path]) -> None:
     fails(ModelFileError, lambda: resolve_pair(PairSettings(model(folders["features"]))), "--draft")
 
 
@@ -259,17 +259,17 @@ def test_a_target_of_llama_cpp_is_refused(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("quant", "fp4"), ("device", "cuda:0")])
-def test_it_runs_where_and_as_its_target_does(folders: dict[str, Path], name: str, value: str) -> None:
+def test_it_uses_its_targets_device_and_type(folders: dict[str, Path], name: str, value: str) -> None:
     fails(SettingsError, lambda: pair_of(folders, "layers", **{name: value}), f"--draft-{name} {value}")
 
 
-def test_a_draft_for_tokens_the_target_does_not_write_is_refused(tmp_path: Path) -> None:
+def test_a_draft_for_tokens_outside_the_targets_vocabulary_is_refused(tmp_path: Path) -> None:
     target = random_toy(0)
     folder = save_toy(tmp_path / "target", model=target)
     # The toy has 320 rows, its tokenizer fewer tokens: the rest is padding.
     draft = write_draft(tmp_path / "draft", target, draft_ids=[1, 319])
 
-    fails(PairError, lambda: load_models(resolve_pair(PairSettings(model(folder), "model", model(draft)))), "token 319")
+    fails(PairError, lambda: load_models(resolve_pair(PairSettings(model(folder), "model", model(draft)))), "319")
 
 
 # --- The draft that comes with the package ----------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_a_draft_for_tokens_the_target_does_not_write_is_refused(tmp_path: Path)
 
 @pytest.fixture
 def shipped(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package with a draft for `target`."""
+    """Makes the package contain a draft for `target`."""
     for module in ("specgen.loading.draft_head_folder", "specgen.runtime.pair"):
         monkeypatch.setattr(f"{module}.SHIPPED", tmp_path / "drafts")
     return write_draft(tmp_path / "drafts" / "toy", random_toy(0), **DRAFTS["subset"])
@@ -287,7 +287,7 @@ def chosen(target: Path, draft: str = "auto") -> Pair:
     return resolve_pair(pair_settings(model(target), ModelSettings(draft, device="cpu")))
 
 
-def test_auto_takes_the_draft_that_is_shipped_for_a_target(folders: dict[str, Path], shipped: Path) -> None:
+def test_auto_uses_the_draft_shipped_for_a_target(folders: dict[str, Path], shipped: Path) -> None:
     pair = chosen(folders["target"])
 
     assert pair.settings.drafter == "model+lookup"
@@ -302,7 +302,7 @@ def test_auto_is_lookup_for_every_other_target(folders: dict[str, Path], shipped
     assert (pair.settings.drafter, pair.settings.draft, pair.draft) == ("lookup", None, None)
 
 
-def test_auto_is_lookup_where_nothing_is_shipped(
+def test_auto_is_lookup_without_a_shipped_draft(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("specgen.loading.draft_head_folder.SHIPPED", tmp_path / "nothing")
@@ -311,7 +311,7 @@ def test_auto_is_lookup_where_nothing_is_shipped(
 
 
 @pytest.mark.parametrize("drafter", ["lookup", "none"])
-def test_another_drafter_can_be_had_by_name(folders: dict[str, Path], shipped: Path, drafter: str) -> None:
+def test_another_drafter_can_be_chosen_by_name(folders: dict[str, Path], shipped: Path, drafter: str) -> None:
     assert chosen(folders["target"], drafter).settings.drafter == drafter
 
 
@@ -325,12 +325,12 @@ def test_bench_measures_what_auto_means(folders: dict[str, Path], shipped: Path)
 
 
 def replace_quant(pair: Pair) -> Pair:
-    """Without a form of its own, so that the label is the same on every machine."""
+    """Without a weight format, so that the label is the same on all machines."""
     draft = pair.settings.draft
     return pair if draft is None else pair.with_draft("auto", replace(draft, quant="none"))
 
 
-def test_a_saved_chat_does_not_name_a_draft_that_was_not_asked_for(folders: dict[str, Path], shipped: Path) -> None:
+def test_a_saved_chat_does_not_name_a_draft_that_was_not_requested(folders: dict[str, Path], shipped: Path) -> None:
     settings = ChatSettings(SamplingOptions(None, None, None, None, None, None), 8, "auto")
     path = str(shipped)
     for asked, drafter, saved in (

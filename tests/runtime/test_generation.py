@@ -1,4 +1,4 @@
-"""One answer from prompt to report, on toys whose answer is known and on random ones."""
+"""One answer from prompt to report, with toy models whose answer is known and with random ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Opener = Callable[..., LoadedModels]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`target`, a `wrong` draft that errs behind one word, a `short` one of 40 positions, and two random models."""
+    """`target`, a `wrong` draft that errs after one word, a `short` one with a small window, and two random models."""
     root = tmp_path_factory.mktemp("generation")
     return {
         "target": save_toy(root / "target"),
@@ -41,7 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def opened(folders: dict[str, Path]) -> Opener:
-    """Opens a session: `opened("target", "lookup")`, `opened("target", "wrong")`."""
+    """Loads a pair: `opened("target", "lookup")`, `opened("target", "wrong")`."""
 
     def open_it(target: str = "target", drafter: str = "none") -> LoadedModels:
         def model(name: str) -> ModelSettings:
@@ -77,7 +77,7 @@ def prefill_of(events: Sequence[TextEvent]) -> Prefill:
 
 
 def collect(generation: Generation) -> tuple[list[TextEvent], Exception | None]:
-    """All events, and the error behind them if there is one."""
+    """Returns all events, and the error after them if there is one."""
     events: list[TextEvent] = []
     try:
         for event in generation:
@@ -88,7 +88,7 @@ def collect(generation: Generation) -> tuple[list[TextEvent], Exception | None]:
 
 
 def break_model(cached: Any, number: int, failure: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Let the pass of this number (from 0, the prefill) fail, and only that one."""
+    """Makes one pass fail, by its number; 0 is the prefill."""
     run, calls = cached._run, iter(range(10**6))
 
     def broken(new: torch.Tensor, num_last: int) -> torch.Tensor:
@@ -113,14 +113,14 @@ def raised(error: BaseException) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "target", "wrong", "short"])
-def test_the_answer_is_the_targets_whatever_drafts(opened: Opener, drafter: str) -> None:
+def test_the_answer_is_the_targets_with_any_drafter(opened: Opener, drafter: str) -> None:
     generation = run(opened(drafter=drafter))
 
     assert generation.text == ANSWER
     assert generation.finish_reason == "stop"
 
 
-def test_the_pieces_of_all_events_join_to_the_text_of_the_report(opened: Opener) -> None:
+def test_the_events_texts_join_to_the_text_of_the_report(opened: Opener) -> None:
     generation = Generation(opened(drafter="wrong"), request())
 
     shown = "".join(e.kept if isinstance(e, RoundText) else e.text for e in generation if not isinstance(e, Prefill))
@@ -128,7 +128,7 @@ def test_the_pieces_of_all_events_join_to_the_text_of_the_report(opened: Opener)
     assert shown == generation.report().text == ANSWER
 
 
-def test_the_report_counts_what_the_draft_got_right(opened: Opener) -> None:
+def test_the_report_counts_accepted_tokens(opened: Opener) -> None:
     counts = run(opened(drafter="wrong")).report().counts
 
     # The quick brown fox [quick] drinks | caf Ã © at æ + Ĺ | ¥ ð Ł Ļ Ĥ + . | end
@@ -138,7 +138,7 @@ def test_the_report_counts_what_the_draft_got_right(opened: Opener) -> None:
     assert counts.num_prompt_tokens == len(CHAT)
 
 
-def test_the_report_names_what_ran(opened: Opener) -> None:
+def test_the_report_names_the_models(opened: Opener) -> None:
     report = run(opened(drafter="wrong"), sampling_source="model", num_draft_tokens=3).report()
 
     assert (report.info.target.name, report.info.target.dtype) == ("target", "float32")
@@ -147,13 +147,13 @@ def test_the_report_names_what_ran(opened: Opener) -> None:
     assert (report.info.sampling_source, report.info.max_new_tokens) == ("model", 64)
 
 
-def test_without_a_drafter_the_report_says_no_draft_tokens(opened: Opener) -> None:
+def test_without_a_drafter_the_report_counts_no_draft_tokens(opened: Opener) -> None:
     info = run(opened()).report().info
 
     assert (info.drafter, info.num_draft_tokens, info.draft) == ("none", 0, None)
 
 
-def test_the_times_of_the_report_fit_into_each_other(opened: Opener) -> None:
+def test_the_times_of_the_report_are_consistent(opened: Opener) -> None:
     report = run(opened(drafter="wrong")).report()
 
     counts = report.counts
@@ -162,21 +162,21 @@ def test_the_times_of_the_report_fit_into_each_other(opened: Opener) -> None:
     assert report.peak_memory_bytes > 0
 
 
-def test_the_budget_ends_the_answer_with_reason_length_and_flushes_half_a_character(opened: Opener) -> None:
+def test_max_new_tokens_ends_the_answer_with_reason_length_and_flushes_half_a_character(opened: Opener) -> None:
     generation = run(opened(), max_new_tokens=7)
 
     assert generation.finish_reason == "length"
     assert generation.text == "The quick brown fox drinks caf\ufffd"
 
 
-def test_ignored_end_tokens_end_nothing(opened: Opener) -> None:
+def test_ignored_end_tokens_do_not_end_the_answer(opened: Opener) -> None:
     generation = run(opened(drafter="lookup"), end_ids=(), max_new_tokens=36)
 
     assert generation.text == ANSWER * 2
     assert generation.counts.num_accepted > 0
 
 
-def test_a_raw_prompt_is_continued_in_its_sentence(opened: Opener) -> None:
+def test_a_raw_prompt_is_continued_within_its_sentence(opened: Opener) -> None:
     generation = run(opened(), prompt=encode_text(toy_tokenizer(), "The quick"), is_raw=True)
 
     assert generation.text == ANSWER.removeprefix("The quick")
@@ -203,7 +203,7 @@ def test_padding_rows_of_the_model_are_never_chosen(opened: Opener) -> None:
 
 
 @pytest.mark.fault("F02")
-def test_past_the_drafts_window_the_target_goes_on_alone(opened: Opener) -> None:
+def test_after_the_drafts_window_the_target_continues_alone(opened: Opener) -> None:
     models = opened(drafter="short")
     assert len(CHAT) < 30 < len(CHAT) + 18
 
@@ -220,7 +220,7 @@ def test_past_the_drafts_window_the_target_goes_on_alone(opened: Opener) -> None
 
 
 @pytest.mark.fault("F02")
-def test_no_notice_of_a_window_where_nothing_is_drafted_or_all_of_it_fits(opened: Opener) -> None:
+def test_no_notice_of_a_window_that_is_not_exceeded(opened: Opener) -> None:
     assert run(opened(drafter="short"), num_draft_tokens=0).notices == []
     assert run(opened(drafter="short"), max_new_tokens=2).notices == []
     assert run(opened(drafter="wrong")).notices == []
@@ -250,7 +250,7 @@ def test_every_drafter_gives_the_text_of_the_target_alone(
 
 @pytest.fixture(scope="module")
 def shared(folders: dict[str, Path]) -> dict[str, LoadedModels]:
-    """One session per drafter of the random target, used again and again: their caches are part of the test."""
+    """Loads the random target with each drafter once; reusing their caches is part of the test."""
 
     def model(name: str) -> ModelSettings:
         return ModelSettings(str(folders[name]), quant="none", dtype="float32", device="cpu")
@@ -275,7 +275,7 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another(opened: Open
 
 
 @pytest.mark.parametrize("drafter", ["none", "wrong"])
-def test_an_interrupt_ends_the_answer_behind_the_round_in_progress(opened: Opener, drafter: str) -> None:
+def test_an_interrupt_ends_the_answer_after_the_round_in_progress(opened: Opener, drafter: str) -> None:
     generation = Generation(opened(drafter=drafter), request())
     kept = ""
     events = []
@@ -311,7 +311,7 @@ def test_an_interrupt_in_the_prefill_ends_before_the_first_round(opened: Opener)
 
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "random", "other"])
-def test_an_interrupted_answer_goes_on_where_it_stopped(opened: Opener, drafter: str) -> None:
+def test_an_interrupted_answer_continues_where_it_stopped(opened: Opener, drafter: str) -> None:
     models = opened("random", drafter)
     whole = run(opened("random"), end_ids=(), max_new_tokens=40).token_ids
     first = Generation(models, request(end_ids=(), max_new_tokens=40))
@@ -337,7 +337,7 @@ def test_an_interrupted_answer_goes_on_where_it_stopped(opened: Opener, drafter:
     ],
     ids=["nan", "cuda memory", "cpu memory", "anything else"],
 )
-def test_when_the_target_breaks_the_text_comes_first_and_then_the_error(
+def test_a_failing_target_yields_the_text_before_the_error(
     opened: Opener, failure: Callable[[torch.Tensor], torch.Tensor], kind: type[Exception], reason: str
 ) -> None:
     models = opened()
@@ -353,7 +353,7 @@ def test_when_the_target_breaks_the_text_comes_first_and_then_the_error(
     assert generation.report().finish_reason == reason
 
 
-def test_a_session_is_as_good_as_new_after_an_error(opened: Opener) -> None:
+def test_the_models_work_after_an_error(opened: Opener) -> None:
     models = opened("random", "other")
     break_model(models.target, 5, nan)
     _, error = collect(Generation(models, request(end_ids=())))
@@ -376,7 +376,7 @@ def test_an_error_in_the_prefill_leaves_an_empty_report(opened: Opener) -> None:
     assert generation.report().counts.num_rounds == 0
 
 
-def test_a_draft_that_breaks_is_dropped_with_a_notice_and_the_text_stays(opened: Opener) -> None:
+def test_a_failing_draft_is_disabled_with_a_notice_and_the_text_stays(opened: Opener) -> None:
     models = opened(drafter="target")
     assert models.draft is not None
     break_model(models.draft, 8, raised(RuntimeError("planted")))
@@ -402,7 +402,7 @@ def test_the_next_answer_has_its_draft_again(opened: Opener) -> None:
     assert generation.notices == []
 
 
-def test_a_draft_dropped_half_way_leaves_nothing_wrong_in_its_cache(opened: Opener) -> None:
+def test_a_disabled_draft_leaves_a_consistent_cache(opened: Opener) -> None:
     models = opened("random", "random")
     assert models.draft is not None
     # The third token of a draft: two are in the draft's cache that the text will not have.
@@ -416,7 +416,7 @@ def test_a_draft_dropped_half_way_leaves_nothing_wrong_in_its_cache(opened: Open
     assert second.counts.acceptance_rate == 1.0
 
 
-def test_strict_ends_with_the_drafts_error_behind_the_text_so_far(opened: Opener) -> None:
+def test_strict_ends_with_the_drafts_error_after_the_text_so_far(opened: Opener) -> None:
     models = opened(drafter="target")
     assert models.draft is not None
     break_model(models.draft, 8, raised(RuntimeError("planted")))
@@ -450,7 +450,7 @@ def test_of_several_stop_strings_the_earliest_in_the_text_ends_it(opened: Opener
     assert (report.text, report.stop_text) == ("The quick ", "brown")
 
 
-def test_a_stop_string_that_only_begins_is_given_out_at_the_end(opened: Opener) -> None:
+def test_an_incomplete_stop_string_is_part_of_the_text(opened: Opener) -> None:
     report = run(opened(drafter="wrong"), stops=("🙂.!",)).report()
 
     assert (report.text, report.finish_reason, report.stop_text) == (ANSWER, "stop", None)
@@ -478,7 +478,7 @@ def test_a_short_answer_has_a_short_baseline(opened: Opener) -> None:
 
 
 @pytest.mark.parametrize("drafter", ["lookup", "other", "random"])
-def test_the_full_baseline_writes_the_same_tokens(opened: Opener, drafter: str) -> None:
+def test_the_full_baseline_generates_the_same_tokens(opened: Opener, drafter: str) -> None:
     generation = run(opened("random", drafter), end_ids=(), max_new_tokens=40)
 
     baseline = generation.measure_baseline("full")
@@ -507,7 +507,7 @@ def test_sampled_answers_are_not_compared(opened: Opener) -> None:
 
 
 @pytest.mark.parametrize(("drafter", "method"), [("wrong", "off"), ("none", "calibrate"), ("none", "full")])
-def test_there_is_no_baseline_where_nothing_is_to_be_compared(opened: Opener, drafter: str, method: Any) -> None:
+def test_there_is_no_baseline_without_anything_to_compare(opened: Opener, drafter: str, method: Any) -> None:
     generation = run(opened(drafter=drafter))
 
     assert generation.measure_baseline(method) is None
@@ -555,7 +555,7 @@ def test_a_baseline_changes_nothing_about_the_next_answer(opened: Opener, method
 
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "random", "other"])
-def test_what_two_prompts_have_in_common_is_read_once(opened: Opener, drafter: str) -> None:
+def test_the_common_prefix_of_two_prompts_is_computed_once(opened: Opener, drafter: str) -> None:
     models = opened("random", drafter)
     first = run(models, end_ids=(), max_new_tokens=12)
     prompt = [*CHAT, *first.token_ids[:5], *CHAT]
@@ -580,7 +580,7 @@ def test_another_prompt_reuses_nothing(opened: Opener) -> None:
     assert second.token_ids == run(opened("random"), prompt=prompt, end_ids=(), max_new_tokens=20).token_ids
 
 
-def test_the_same_prompt_again_reads_its_last_token_only(opened: Opener) -> None:
+def test_a_repeated_prompt_computes_only_its_last_token(opened: Opener) -> None:
     models = opened("random", "random")
     first = run(models, end_ids=())
 

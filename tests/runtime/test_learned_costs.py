@@ -1,4 +1,4 @@
-"""Costs of a session on disk: found again by one of the same models, and by no other."""
+"""Learned costs are loaded by the same models only."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def open_models(toys: dict[str, Path], dtype: str = "float32", drafter: str = "m
 
 
 def learn(models: LoadedModels) -> None:
-    """Twelve passes over one token of 20 ms, then drafts of three tokens at 6 ms."""
+    """Observes passes of one token (20 ms) and of four (25 ms), and drafts of three tokens at 6 ms each."""
     for _ in range(12):
         models.draft_length.costs.observe(1, 0.020)
         models.draft_length.costs.observe(4, 0.025)
         models.draft_length.draft_cost.observe(3, 0.018)
 
 
-def test_a_session_begins_with_what_the_last_one_found(toys: dict[str, Path], tmp_path: Path) -> None:
+def test_costs_are_loaded_by_the_next_run(toys: dict[str, Path], tmp_path: Path) -> None:
     store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys)
     learn(first)
 
@@ -49,7 +49,7 @@ def test_a_session_begins_with_what_the_last_one_found(toys: dict[str, Path], tm
     assert second.draft_length.draft_cost.seconds == pytest.approx(0.006)
 
 
-def test_another_compute_type_has_costs_of_its_own(toys: dict[str, Path], tmp_path: Path) -> None:
+def test_each_compute_type_has_its_own_costs(toys: dict[str, Path], tmp_path: Path) -> None:
     store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys, "bfloat16")
     learn(first)
 
@@ -60,7 +60,7 @@ def test_another_compute_type_has_costs_of_its_own(toys: dict[str, Path], tmp_pa
     assert not second.draft_length.draft_cost.is_supported
 
 
-def test_the_target_keeps_its_costs_beside_another_drafter(toys: dict[str, Path], tmp_path: Path) -> None:
+def test_the_targets_costs_do_not_depend_on_the_drafter(toys: dict[str, Path], tmp_path: Path) -> None:
     store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys, drafter="lookup")
     learn(first)
 
@@ -71,7 +71,7 @@ def test_the_target_keeps_its_costs_beside_another_drafter(toys: dict[str, Path]
     assert not second.draft_length.draft_cost.is_supported
 
 
-def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: dict[str, Path], tmp_path: Path) -> None:
+def test_a_replaced_draft_loads_its_cost_and_keeps_the_targets(toys: dict[str, Path], tmp_path: Path) -> None:
     store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys, drafter="lookup")
     learn(first)
     learned_costs.save(first, store)
@@ -85,7 +85,7 @@ def test_a_draft_that_comes_later_brings_its_cost_and_leaves_the_targets(toys: d
     assert second.draft_length.draft_cost.seconds == pytest.approx(0.006)
 
 
-def test_a_session_that_measured_nothing_writes_nothing(toys: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_is_saved_without_measurements(toys: dict[str, Path], tmp_path: Path) -> None:
     store = CostStore(tmp_path / "costs")
 
     learned_costs.save(open_models(toys), store)
@@ -93,7 +93,7 @@ def test_a_session_that_measured_nothing_writes_nothing(toys: dict[str, Path], t
     assert not (tmp_path / "costs").exists()
 
 
-def test_an_answer_is_the_same_with_known_costs_and_without(toys: dict[str, Path], tmp_path: Path) -> None:
+def test_learned_costs_do_not_change_the_answer(toys: dict[str, Path], tmp_path: Path) -> None:
     store, cold, warm = CostStore(tmp_path), open_models(toys), open_models(toys)
     request = Request((1, 2, 3), DecodeSettings(24, 16, "auto"), SamplingSettings())
 

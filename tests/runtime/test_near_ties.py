@@ -1,4 +1,4 @@
-"""The one rule of near ties: so many steps of the compute type, whatever the target thinks of itself."""
+"""The rule of near ties: a fixed number of ULP of the compute type."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def table(first: float, second: float) -> TableModel:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("size", [0.75, 1.0, 7.5, 8.0, 15.0, 16.0, 31.0])
-def test_a_step_is_the_distance_to_the_next_number(dtype: torch.dtype, size: float) -> None:
+def test_an_ulp_is_the_distance_to_the_next_number(dtype: torch.dtype, size: float) -> None:
     number = torch.tensor(size, dtype=dtype)
     bits = {torch.float32: torch.int32}.get(dtype, torch.int16)
     above = (number.view(bits) + 1).view(dtype)
@@ -36,7 +36,7 @@ def test_a_step_is_the_distance_to_the_next_number(dtype: torch.dtype, size: flo
 
 
 @pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
-def test_what_has_no_step_widens_nothing(size: float) -> None:
+def test_zero_infinity_and_nan_have_no_ulp(size: float) -> None:
     assert ulp(torch.bfloat16, size) == 0.0
 
 
@@ -45,9 +45,7 @@ def test_what_has_no_step_widens_nothing(size: float) -> None:
     # bfloat16 from 8 to 16: steps of 1/16, and four of them.
     [("bfloat16", 0.25), ("float16", 4 * 8 / 1024), ("float32", MIN_TOLERANCE)],
 )
-def test_the_limit_is_four_steps_at_the_logits_size_and_never_under_the_one_of_float32(
-    dtype: str, limit: float
-) -> None:
+def test_the_tolerance_is_four_ulp_at_the_logits_size_and_at_least_the_minimum(dtype: str, limit: float) -> None:
     just_within = logit_gap(table(9.0, 9.0 - limit * 0.99), info(dtype), [0, 1], 2, 3)
     beyond = logit_gap(table(9.0, 9.0 - limit * 1.01), info(dtype), [0, 1], 2, 3)
 
@@ -56,13 +54,13 @@ def test_the_limit_is_four_steps_at_the_logits_size_and_never_under_the_one_of_f
     assert NUM_ULPS == 4
 
 
-def test_it_does_not_matter_which_of_the_two_the_target_prefers() -> None:
+def test_the_gap_does_not_depend_on_the_order_of_the_tokens() -> None:
     there, back = (logit_gap(table(9.0, 8.0), info("float32"), [0, 1], *pair) for pair in ((2, 3), (3, 2)))
 
     assert there == back == LogitGap(1.0, MIN_TOLERANCE)
 
 
-def test_no_number_is_no_near_tie() -> None:
+def test_nan_and_infinity_are_not_near_ties() -> None:
     assert not logit_gap(table(math.nan, 8.0), info("bfloat16"), [0, 1], 2, 3).is_near_tie
     assert not logit_gap(table(math.inf, 8.0), info("bfloat16"), [0, 1], 2, 3).is_near_tie
 
@@ -70,11 +68,11 @@ def test_no_number_is_no_near_tie() -> None:
 @pytest.mark.parametrize(
     ("quant", "dtype"), [("Q4_K", torch.bfloat16), ("Q8_0", torch.bfloat16), ("F16", torch.float16)]
 )
-def test_llama_cpp_has_the_step_of_what_it_rounds_to(quant: str, dtype: torch.dtype) -> None:
+def test_llama_cpp_has_the_ulp_of_the_type_it_rounds_to(quant: str, dtype: torch.dtype) -> None:
     assert compute_type(info("mixed", quant)) == dtype
 
 
-def test_the_logits_are_those_behind_the_whole_text() -> None:
+def test_the_logits_follow_the_whole_text() -> None:
     model = tiny_model()
     target, text = cached(model), list(range(5, 25))
     target.feed([9, 9, 9])

@@ -34,7 +34,7 @@ def around(module: ModuleType) -> Iterator[None]:
     found.append("behind")
 
 
-def test_the_first_import_is_enclosed_and_no_later_one(told: list[str]) -> None:
+def test_only_the_first_import_is_enclosed(told: list[str]) -> None:
     before = list(sys.meta_path)
     around_import(NAME, around)
     around_import(NAME, around)
@@ -55,7 +55,7 @@ def test_asking_whether_there_is_such_a_module_spoils_nothing(told: list[str]) -
     assert told == [f"before {NAME}", "run", "behind"]
 
 
-def test_what_is_imported_already_is_left_alone(told: list[str]) -> None:
+def test_imported_modules_are_not_changed(told: list[str]) -> None:
     importlib.import_module(NAME)
 
     around_import(NAME, around)

@@ -128,7 +128,7 @@ print(json.dumps(trace_wrapped is real.trace_wrapped))
     assert _result(code) is True
 
 
-def test_shapes_on_the_meta_device_are_computed_again_once_somebody_imports_what_was_left_out() -> None:
+def test_shapes_on_the_meta_device_are_computed_after_an_import_of_the_kernels() -> None:
     code = """
 import torch
 def where():
@@ -148,7 +148,7 @@ print(json.dumps(told))
     assert _result(code) == [True, True, torch.rand(2, generator=torch.Generator().manual_seed(1)).tolist()]
 
 
-def test_what_was_left_out_is_there_by_its_name_in_torch() -> None:
+def test_modules_left_out_are_available_by_name_in_torch() -> None:
     code = """
 import torch
 told = [
@@ -163,7 +163,7 @@ print(json.dumps(told))
 
 
 @pytest.mark.parametrize("name", ["_refs", "_meta_registrations"])
-def test_each_name_alone_brings_the_real_one(name: str) -> None:
+def test_each_name_alone_imports_the_real_module(name: str) -> None:
     code = f"""
 import torch
 from torch import {name} as early
@@ -286,7 +286,7 @@ print(json.dumps("torch._meta_registrations" in sys.modules))
     assert _result(code) is True
 
 
-def test_what_fails_on_the_way_is_told_by_whoever_wants_it() -> None:
+def test_a_failed_import_is_reported_where_it_is_needed() -> None:
     code = """
 class Broken:
     def find_spec(self, name, path=None, target=None):
@@ -356,7 +356,7 @@ def test_what_a_load_raises_but_for_the_meta_device_is_raised_at_once() -> None:
     assert len(calls) == 1
 
 
-def test_only_what_has_no_memory_gets_no_random_numbers() -> None:
+def test_only_meta_tensors_get_no_random_numbers() -> None:
     with meta_without_sympy():
         assert torch.nn.Linear(4, 4).weight.abs().sum() > 0
         assert torch.nn.Embedding(4, 4).weight.abs().sum() > 0

@@ -107,7 +107,7 @@ def test_loading_writes_nothing_to_stdout_or_stderr(child: subprocess.CompletedP
     assert (child.stdout, child.stderr, child.returncode) == (b"", b"", 0)
 
 
-def test_loading_asks_the_network_for_nothing_even_where_the_refusal_is_swallowed(child: object, traps: Path) -> None:
+def test_loading_uses_no_network_even_if_errors_are_ignored(child: object, traps: Path) -> None:
     assert result(traps)["attempts"] == []
 
 
@@ -253,7 +253,7 @@ def test_what_was_set_aside_is_looked_at_before_the_next_load(collector: None) -
         assert garbage() is None, "the model before must be gone when the next is read"
 
 
-def test_where_the_collector_works_nothing_is_set_aside(collector: None) -> None:
+def test_nothing_is_frozen_unless_the_collector_is_paused(collector: None) -> None:
     gc.unfreeze()
     freeze_imported_objects()
 

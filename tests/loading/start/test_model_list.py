@@ -45,7 +45,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_what_was_found_is_kept_as_it_was(models: Path) -> None:
+def test_the_list_is_stored_unchanged(models: Path) -> None:
     look = DisplayOptions(FOUND)
 
     assert [listed(models, look), listed(models, look), listed(models, look)] == [FOUND] * 3
@@ -110,7 +110,7 @@ def test_every_transformers_has_a_list_of_its_own(models: Path) -> None:
     assert file_for(models) != file_for(models.parent)
 
 
-def test_where_nothing_can_be_written_the_list_is_made_every_time(
+def test_without_a_writable_cache_the_list_is_built_every_time(
     models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -122,7 +122,7 @@ def test_where_nothing_can_be_written_the_list_is_made_every_time(
 
 
 @pytest.mark.parametrize("strange", [{"albert": 3}, {("a", "b"): {"c": 4}}, {frozenset({1}): {"a": ["b", "b"]}}])
-def test_a_list_of_another_form_is_passed_on_and_not_kept(models: Path, strange: dict[Any, Any]) -> None:
+def test_a_list_of_unknown_form_is_not_stored(models: Path, strange: dict[Any, Any]) -> None:
     assert listed(models, DisplayOptions(strange)) == strange
     assert not file_for(models).exists()
 

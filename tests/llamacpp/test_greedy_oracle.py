@@ -1,4 +1,4 @@
-"""llama-cpp-python's own greedy generation as the oracle: an engine that is not ours, on the same file."""
+"""Compares with llama-cpp-python's own greedy generation on the same file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "repeating", "long"])
 @pytest.mark.parametrize("k", [0, 4])
-def test_the_greedy_text_is_what_llama_cpp_python_writes_itself(path: Path, prompt: list[int], k: int) -> None:
+def test_the_greedy_text_equals_llama_cpp_pythons_own(path: Path, prompt: list[int], k: int) -> None:
     from llama_cpp import Llama
 
     settings = {"n_ctx": 256, "n_batch": PREFILL_CHUNK, "n_ubatch": PREFILL_CHUNK, "flash_attn": True}
