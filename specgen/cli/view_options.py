@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from specgen.render.terminal import ColorMode, is_terminal, make_console
 from specgen.render.view import View
-from specgen.render.views import SanitizeMode, ViewName, choose_view, resolve_view
+from specgen.render.views import SanitizeMode, ViewName, make_view, resolve_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,10 @@ class ViewOptions:
 
     def new_view(self) -> View:
         """Returns a view for one answer on the current stdout."""
-        return choose_view(
+        return make_view(
             self.resolved_view,
             console=make_console(sys.stdout, self.color, os.environ),
             binary=sys.stdout.buffer,
             is_terminal=is_terminal(sys.stdout),
-            color=self.color,
             sanitize_mode=self.sanitize,
         )

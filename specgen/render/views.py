@@ -1,4 +1,4 @@
-"""Chooses the view by --view, --color, --sanitize and stdout."""
+"""Resolves --view and makes the view, by --color, --sanitize and stdout."""
 
 from __future__ import annotations
 
@@ -39,26 +39,23 @@ def resolve_view(
     return default if is_terminal or color == "always" else "off"
 
 
-def choose_view(
+def make_view(
     name: ViewName,
     *,
     console: Console,
     binary: BinaryIO,
     is_terminal: bool,
-    color: ColorMode = "auto",
     sanitize_mode: SanitizeMode = "auto",
 ) -> View:
     """Makes the view for an answer on stdout.
 
     Args:
-        name: The requested view; see `resolve_view`.
+        name: The view, from `resolve_view`.
         console: Console of stdout, from `make_console`.
         binary: The bytes of stdout.
         is_terminal: Whether stdout is a terminal.
-        color: Value of `--color`.
         sanitize_mode: `auto` sanitizes everything except `off` in a pipe: a person reads all other views.
     """
-    name = resolve_view(name, is_terminal=is_terminal, color=color)
     sanitizer: Sanitizer = partial(sanitize, ascii_only=is_ascii_only(console))
     if sanitize_mode == "never" or (sanitize_mode == "auto" and name == "off" and not is_terminal):
         sanitizer = unchanged

@@ -73,6 +73,13 @@ def test_a_run_without_a_draft_model_has_none() -> None:
     assert document["sampling"]["seed"] == 7
 
 
+def test_the_guarantee_is_next_to_its_name_in_version_0_1_0() -> None:
+    sampled = start_document(info(sampling=SamplingSettings(0.5)), datetime.now(UTC))
+
+    assert sampled["guarantee"] == {"class": "same_distribution", "is_lossless": True, "batch_invariance": None}
+    assert sampled["promise"] == {"class": "same_law", "is_lossless": True, "row_check": None}
+
+
 def test_events_become_documents() -> None:
     assert event_document(Prefill(9, 2, 0.04, 0.01)) == {
         "type": "prefill",

@@ -10,7 +10,7 @@ from specgen.render.plain import PlainView
 from specgen.render.steps import StepsView
 from specgen.render.terminal import ColorMode
 from specgen.render.text import TextView
-from specgen.render.views import SanitizeMode, ViewName, choose_view, resolve_view
+from specgen.render.views import SanitizeMode, ViewName, make_view, resolve_view
 from tests.render.screens import EXAMPLE, TARGET, pipe_console, round_text, show_all, terminal_console, written
 
 
@@ -34,7 +34,8 @@ def test_the_view_follows_the_option_and_the_stream(
 ) -> None:
     console = terminal_console(color) if is_terminal else pipe_console(color)
 
-    view = choose_view(name, console=console, binary=io.BytesIO(), is_terminal=is_terminal, color=color)
+    resolved = resolve_view(name, is_terminal=is_terminal, color=color)
+    view = make_view(resolved, console=console, binary=io.BytesIO(), is_terminal=is_terminal)
 
     assert type(view) is expected
 
@@ -48,7 +49,8 @@ def test_a_command_has_its_own_default_on_a_terminal() -> None:
 def test_force_color_alone_does_not_style_a_pipe() -> None:
     console = pipe_console(FORCE_COLOR="1")
 
-    assert type(choose_view("auto", console=console, binary=io.BytesIO(), is_terminal=False)) is PlainView
+    resolved = resolve_view("auto", is_terminal=False)
+    assert type(make_view(resolved, console=console, binary=io.BytesIO(), is_terminal=False)) is PlainView
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_plain_text_is_sanitized_on_a_terminal_or_on_request(
     binary = io.BytesIO()
     console = terminal_console() if is_terminal else pipe_console()
 
-    view = choose_view("off", console=console, binary=binary, is_terminal=is_terminal, sanitize_mode=mode)
+    view = make_view("off", console=console, binary=binary, is_terminal=is_terminal, sanitize_mode=mode)
     show_all(view, [round_text(("\x1bc", TARGET))])
 
     assert binary.getvalue() == expected
@@ -76,7 +78,7 @@ def test_an_explicit_view_in_a_pipe_has_marks_or_colours_by_the_color_option() -
     marked, coloured = pipe_console(), pipe_console("always")
 
     for console in (marked, coloured):
-        show_all(choose_view("inline", console=console, binary=io.BytesIO(), is_terminal=False), [EXAMPLE])
+        show_all(make_view("inline", console=console, binary=io.BytesIO(), is_terminal=False), [EXAMPLE])
 
     assert written(marked) == " The quick[- dog +2-]{+ fox+}\n"
     assert "\x1b[1;36m" in written(coloured)
@@ -87,7 +89,7 @@ def test_an_explicit_view_in_a_pipe_is_sanitized_unless_switched_off() -> None:
     safe, raw = pipe_console(), pipe_console()
 
     for console, mode in ((safe, "auto"), (raw, "never")):
-        view = choose_view("text", console=console, binary=io.BytesIO(), is_terminal=False, sanitize_mode=mode)
+        view = make_view("text", console=console, binary=io.BytesIO(), is_terminal=False, sanitize_mode=mode)
         show_all(view, [round_text(("\x1bc", TARGET))])
 
     assert "\x1b" not in written(safe)

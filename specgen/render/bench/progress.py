@@ -68,7 +68,7 @@ class BenchProgressBar:
             self._console.print(text, style="muted", soft_wrap=True)
 
     def stop(self) -> None:
-        """Take the bar away. Can be called again."""
+        """Erases the bar. Can be called again."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
