@@ -152,7 +152,7 @@ def test_text_of_others_is_never_parsed_as_markup() -> None:
 
 
 def test_private_files_are_made_private_and_never_through_a_link() -> None:
-    for name in ("storage/atomic_write.py", "storage/lock.py", "cli/chat/line_editor.py"):
+    for name in ("storage/atomic_write.py", "storage/lock.py", "cli/chat/history.py"):
         source = (ROOT / "specgen" / name).read_text()
         assert "O_NOFOLLOW" in source
         assert "0o600" in source

@@ -73,7 +73,7 @@ class TrainSettings:
         _check_positive(self, "epochs", "batch_tokens", "learning_rate", "unroll")
         _check_share(self, "warmup_share", "hard_share")
         if self.unroll > MAX_UNROLL:
-            raise SettingsError(f"invalid unroll {self.unroll}: at most {MAX_UNROLL}")
+            raise SettingsError(f"invalid --unroll {self.unroll}: at most {MAX_UNROLL}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in ("features", "layers"):
-            raise SettingsError(f"invalid kind {self.kind!r}: features or layers")
+            raise SettingsError(f"invalid --kind {self.kind!r}: features or layers")
         if not 1 <= self.num_layers <= MAX_LAYERS:
             raise SettingsError(f"invalid --num-layers {self.num_layers}: 1 to {MAX_LAYERS}")
         if self.layers and (len(self.layers) != self.num_layers or not _is_ascending(self.layers)):
