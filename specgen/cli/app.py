@@ -6,7 +6,6 @@ import sys
 
 import typer
 
-from specgen import __version__
 from specgen.cli.completions import SCRIPTS
 from specgen.cli.help import HelpCommand, HelpGroup
 from specgen.cli.local_names import NAMES
@@ -14,6 +13,7 @@ from specgen.cli.options.flatten import flattened
 from specgen.cli.program import COMMANDS, RootOptions, program
 from specgen.cli.signals import StopSignals
 from specgen.core.errors import SettingsError
+from specgen.core.version import __version__
 
 _NO_COMMAND = -1
 

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from specgen.cli.options.groups import SystemOptions
 from specgen.cli.prompt_input import as_utf8, decode, read_capped
 from specgen.core.errors import PromptError, SettingsError
-from specgen.core.settings import LONGEST_AUTO_DRAFT, MAX_DRAFT_TOKENS, DraftSchedule, ModelSettings
-from specgen.runtime.pair import PairSettings
-
-LOOKUP_SUFFIX = "+lookup"
-"""After the name of a draft model: prompt lookup drafts as well, in the rounds where it is expected to gain more."""
-
-
-def pair_settings(target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()) -> PairSettings:
-    """Returns what to load; the name of the draft is the value of `--draft`."""
-    if draft.name in ("lookup", "none"):
-        return PairSettings(target, "lookup" if draft.name == "lookup" else "none", None, lookup_texts)
-    if draft.name.endswith(LOOKUP_SUFFIX):
-        model = replace(draft, name=draft.name.removesuffix(LOOKUP_SUFFIX))
-        return PairSettings(target, "model+lookup", model, lookup_texts)
-    return PairSettings(target, "auto" if draft.name == "auto" else "model", draft, lookup_texts)
+from specgen.core.settings import LONGEST_AUTO_DRAFT, MAX_DRAFT_TOKENS, DraftSchedule
+from specgen.runtime.pair import LOOKUP_SUFFIX
 
 
 def read_lookup_files(paths: Sequence[Path], draft_names: Sequence[str]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def prepare_libraries(verbose: bool) -> None:
     Args:
         verbose: Keep their logs and warnings (`-vv`). Otherwise loading writes nothing to stdout or stderr.
     """
-    _forbid_foreign_code()
+    forbid_foreign_code()
     around_import(LOOKER, model_list_kept)
     around_import("torch", meta_kernels_put_off)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -79,7 +79,8 @@ def freeze_imported_objects() -> None:
         gc.freeze()
 
 
-def _forbid_foreign_code() -> None:
+def forbid_foreign_code() -> None:
+    """Makes the libraries run no code from the hub. Call it before the first import of transformers."""
     # A config.json can name an attention kernel on the hub, which is native code (CVE-2026-4372). None in
     # sys.modules makes `import kernels` fail, including the attempt of bitsandbytes on a CPU.
     os.environ["USE_HUB_KERNELS"] = "0"

@@ -13,11 +13,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import BinaryIO
 
-from specgen import __version__
 from specgen.core.errors import SpecgenError
 from specgen.core.events import FinalText, Notice, Prefill, RoundText, TextEvent
 from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import ModelInfo, RunInfo, RunReport
+from specgen.core.version import __version__
 from specgen.render.guarantees import guarantee_documents
 from specgen.render.json_text import Document, dumps
 from specgen.render.plain import ByteSink

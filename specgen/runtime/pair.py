@@ -40,6 +40,20 @@ class PairSettings:
     lookup_texts: tuple[str, ...] = ()
 
 
+LOOKUP_SUFFIX = "+lookup"
+"""After the name of a draft model: prompt lookup drafts as well, in the rounds where it is expected to gain more."""
+
+
+def pair_settings(target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()) -> PairSettings:
+    """Returns what to load; the name of the draft is the value of `--draft`."""
+    if draft.name in ("lookup", "none"):
+        return PairSettings(target, "lookup" if draft.name == "lookup" else "none", None, lookup_texts)
+    if draft.name.endswith(LOOKUP_SUFFIX):
+        model = replace(draft, name=draft.name.removesuffix(LOOKUP_SUFFIX))
+        return PairSettings(target, "model+lookup", model, lookup_texts)
+    return PairSettings(target, "auto" if draft.name == "auto" else "model", draft, lookup_texts)
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A target and its drafter, checked and ready to load.

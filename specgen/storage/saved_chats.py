@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from specgen import __version__
 from specgen.core.errors import OutputError, SettingsError
+from specgen.core.version import __version__
 from specgen.storage.atomic_write import replace_file
 from specgen.storage.lock import FileLock, LockedError
 from specgen.storage.paths import private_folder, state_folder

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from specgen.bench.results import Setting
-from specgen.cli.request import LOOKUP_SUFFIX, parse_draft_length
+from specgen.cli.request import parse_draft_length
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization
-from specgen.runtime.pair import DrafterKind, Pair
+from specgen.runtime.pair import LOOKUP_SUFFIX, DrafterKind, Pair
 
 _RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
 

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from specgen.cli.request import pair_settings
 from specgen.loading.libraries import gc_paused, prepare_libraries
 from specgen.render.progress import LoadProgress
+from specgen.runtime.pair import pair_settings
 
 if TYPE_CHECKING:
     from specgen.cli.chat.settings import ChatSettings

@@ -8,9 +8,9 @@ from typing import get_args
 
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.options.models import AUTO
-from specgen.cli.request import LOOKUP_SUFFIX
 from specgen.cli.streams import Messages
 from specgen.core.settings import ModelSettings, Quantization
+from specgen.runtime.pair import LOOKUP_SUFFIX
 from specgen.storage.saved_chats import SessionFile, SessionFolder, SessionSetAside
 from specgen.storage.transcript import Transcript
 

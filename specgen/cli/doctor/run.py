@@ -11,7 +11,6 @@ from rich.text import Text
 
 from specgen.cli.doctor.options import DoctorOptions
 from specgen.cli.interruption import exit_stopped
-from specgen.cli.request import pair_settings
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.start import loading
 from specgen.cli.stdout import discard_stdout, require_stdout, use_utf8_stdout
@@ -23,6 +22,7 @@ from specgen.render.doctor import ALPHAS, doctor_document, format_pair, format_s
 from specgen.render.jsonl import error_document
 from specgen.render.layout import fit_block
 from specgen.render.terminal import decide_color, is_ascii_only, is_terminal, make_console
+from specgen.runtime.pair import pair_settings
 
 if TYPE_CHECKING:
     from specgen.cli.doctor.findings import Findings

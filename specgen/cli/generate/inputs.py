@@ -9,7 +9,6 @@ from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import (
     check_stops,
-    pair_settings,
     parse_draft_length,
     parse_template_variables,
     read_lookup_files,
@@ -18,7 +17,7 @@ from specgen.cli.request import (
 )
 from specgen.core.errors import SettingsError
 from specgen.core.settings import DraftSchedule
-from specgen.runtime.pair import PairSettings
+from specgen.runtime.pair import PairSettings, pair_settings
 from specgen.text.chat_template import ChatTemplate
 
 

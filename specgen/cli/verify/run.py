@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from specgen.cli.interruption import exit_stopped
 from specgen.cli.prompt_input import as_utf8
-from specgen.cli.request import pair_settings, parse_draft_length
+from specgen.cli.request import parse_draft_length
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.start import loading
 from specgen.cli.stdout import discard_stdout, require_stdout
@@ -14,6 +14,7 @@ from specgen.core.errors import DifferenceError, SettingsError
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import DecodeSettings
 from specgen.render.verify import format_verify_report, verify_document
+from specgen.runtime.pair import pair_settings
 from specgen.verify.results import VerifyReport
 
 PROMPTS = (

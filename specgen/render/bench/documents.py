@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from specgen import __version__
 from specgen.bench.advice import Recommendation, command_line_for, recommend
 from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BenchReport, Difference, Run, Setting
 from specgen.bench.warnings import warnings_of
+from specgen.core.version import __version__
 from specgen.render.bench.columns import figure_columns, method_lines, name_columns
 from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION, model_document, stats_document
