@@ -1,4 +1,4 @@
-"""Stand-ins with known answers: table models, scripted drafters, tiny random transformers models, walkable chance."""
+"""Provides test doubles: table models, scripted drafters, tiny random transformers models, scripted randomness."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TINY = {
 
 @cache
 def tiny_model(kind: str = "llama", seed: int = 0, **changes: int) -> torch.nn.Module:
-    """A random model of a real architecture, fp32, a millisecond a forward."""
+    """Makes a random float32 model of a real architecture; a forward takes a millisecond."""
     torch.manual_seed(seed)
     settings = {**TINY, **changes}
     if kind == "llama":
@@ -58,7 +58,7 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes: int) -> torch.nn.M
 
 @dataclass
 class ScriptedDrafter:
-    """Proposes what `script(ids, limit)` says, as point masses; remembers what it was told."""
+    """Proposes what `script(ids, limit)` returns, as point masses, and records rewinds."""
 
     script: Callable[[list[int], int], list[int]]
     rewinds: list[int] = field(default_factory=list)
@@ -88,12 +88,12 @@ class FailingDrafter(ScriptedDrafter):
 
 
 def oracle(answer: Sequence[int], num_prompt: int) -> ScriptedDrafter:
-    """Always proposes what the target will say."""
+    """Always proposes the target's tokens."""
     return ScriptedDrafter(lambda ids, limit: list(answer[len(ids) - num_prompt :]))
 
 
 def always_wrong(answer: Sequence[int], num_prompt: int, vocab_size: int) -> ScriptedDrafter:
-    """Never proposes what the target will say."""
+    """Never proposes the target's tokens."""
     return ScriptedDrafter(lambda ids, limit: [(i + 1) % vocab_size for i in answer[len(ids) - num_prompt :]])
 
 
@@ -117,12 +117,12 @@ class EmptyDrafter(ScriptedDrafter):
 
 
 def sampler(sampling: SamplingSettings = GREEDY, seed: int = 0) -> Sampler:
-    """A sampler on the CPU, without position noise."""
+    """Makes a sampler on the CPU, without position noise."""
     return Sampler(sampling, TorchRandomness(seed, CPU))
 
 
 def run_events(target: object, drafter: object, prompt: Sequence[int], **options: object) -> list[Event]:
-    """All events of a generation; options override greedy, 20 tokens, draft length 4. `num_events` ends it early."""
+    """Runs a generation: greedy, 20 tokens and draft length 4 unless overridden. `num_events` ends it early."""
     num_events = options.pop("num_events", None)
     settings = DecodeSettings(
         max_new_tokens=options.pop("max_new_tokens", 20),
@@ -140,7 +140,7 @@ def run_events(target: object, drafter: object, prompt: Sequence[int], **options
 
 
 def ids_of(events: Sequence[Event]) -> list[int]:
-    """The tokens a generation added to its prompt."""
+    """Returns the tokens that a generation added to its prompt."""
     return list(itertools.chain.from_iterable(e.token_ids for e in events if isinstance(e, Round)))
 
 
@@ -157,7 +157,7 @@ NUM_ROUNDINGS = 2**13
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """Compare two results of the same sums in another order.
+    """Compares two results of the same sums in another order.
 
     Kernels differ between processors, so the tolerance is relative to the largest value and follows from the type that
     the sums were made in.

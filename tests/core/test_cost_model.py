@@ -1,4 +1,4 @@
-"""The forecast of speedups, held against runs of simulated pairs on a clock that only their passes move."""
+"""Tests predicted speedups against simulated pairs on a clock that only their passes advance."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_speedup_of_a_run_is_predicted(verify_cost: Costs, quality: float, p
 
 
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
-def test_one_run_with_a_fixed_length_tells_what_shorter_ones_give(verify_cost: Costs) -> None:
+def test_one_run_with_a_fixed_length_predicts_shorter_ones(verify_cost: Costs) -> None:
     machine = (verify_cost, DRAFT, 0.8)
     counts, _ = counted(Machine(*machine).run(FixedLength(), 6, num_tokens=1900))
 
@@ -93,7 +93,7 @@ def test_what_was_not_measured_is_not_predicted() -> None:
     assert 5 not in forecast(counts, costs_of(FLAT)).by_length
 
 
-def dear_catching_up(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
+def expensive_catching_up(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
     """As in float32: two tokens cost the draft twice one, and the target has steps."""
     return STEPPED(num_tokens) if is_target else 0.2 * num_tokens
 
@@ -102,7 +102,7 @@ def dear_catching_up(clock: VirtualClock, is_target: bool, num_tokens: int) -> f
 def test_the_benchmarks_prediction_holds_where_the_draft_catches_up_at_a_price(
     k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = VirtualClock(dear_catching_up)
+    clock = VirtualClock(expensive_catching_up)
     clock.install(monkeypatch)
     target, wrong = save_toy(tmp_path / "target"), save_toy(tmp_path / "wrong", fox=" quick")
     config = BenchSettings(num_tokens=80, num_repeats=1, num_warmups=0)

@@ -1,4 +1,4 @@
-"""Figures against hand-made counts."""
+"""Tests the figures on hand-made rounds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_tokens_per_round_include_the_targets_own() -> None:
     assert counts.mean_accepted_length == 3.5
 
 
-def test_a_round_cut_at_an_end_token_counts_nothing_behind_it() -> None:
+def test_a_round_cut_at_an_end_token_counts_nothing_after_it() -> None:
     counts = observed(round_(2, 2, ends=True, num_cut=3))
 
     assert (counts.num_drafted, counts.num_accepted, counts.num_emitted, counts.num_cut) == (2, 2, 2, 3)
@@ -78,7 +78,7 @@ def test_times_are_sums_over_rounds_and_prefill_is_in_the_first_token_only() -> 
     assert counts.draft_share == pytest.approx(0.2 / 0.7)
 
 
-def test_rounds_without_a_draft_are_steps_of_the_target_alone() -> None:
+def test_rounds_without_a_draft_are_plain_steps() -> None:
     counts = observed(round_(0, 0), round_(2, 1), round_(0, 0, ends=False), round_(0, 0, num_cut=1))
 
     assert counts.num_plain_rounds == 2

@@ -1,4 +1,4 @@
-"""Texts replayed on a clock of our own: what a policy would gain on a machine, were its tokens and costs these."""
+"""Replays texts on a simulated clock, to measure what a policy gains on a machine with given costs."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ def recorded_traces() -> list[Trace]:
 
 def edited_trace(seed: int, share_changed: float, num_tokens: int = 300) -> Trace:
     """A prompt of words that repeat as words do, and an answer that is a copy of it with some places changed."""
-    chance = random.Random(seed)
-    prompt = [int(chance.paretovariate(0.8)) % 500 for _ in range(num_tokens)]
-    answer = [token if chance.random() >= share_changed else chance.randrange(500, 600) for token in prompt]
-    return _with_model(chance, "edit", prompt, answer)
+    generator = random.Random(seed)
+    prompt = [int(generator.paretovariate(0.8)) % 500 for _ in range(num_tokens)]
+    answer = [token if generator.random() >= share_changed else generator.randrange(500, 600) for token in prompt]
+    return _with_model(generator, "edit", prompt, answer)
 
 
 def free_trace(seed: int, num_tokens: int = 300) -> Trace:
     """Words that repeat as words do, and nothing more: matches are short and mean little."""
-    chance = random.Random(seed)
-    words = [int(chance.paretovariate(0.8)) % 500 for _ in range(2 * num_tokens)]
-    return _with_model(chance, "chat", words[:num_tokens], words[num_tokens:])
+    generator = random.Random(seed)
+    words = [int(generator.paretovariate(0.8)) % 500 for _ in range(2 * num_tokens)]
+    return _with_model(generator, "chat", words[:num_tokens], words[num_tokens:])
 
 
-def _with_model(chance: random.Random, category: str, prompt: list[int], answer: list[int]) -> Trace:
+def _with_model(generator: random.Random, category: str, prompt: list[int], answer: list[int]) -> Trace:
     """With a model that is right in three of four places and knows how sure to be."""
-    confidence = [chance.choice((0.95, 0.9, 0.7, 0.45)) for _ in answer]
-    guesses = [token if chance.random() < sure else -2 for token, sure in zip(answer, confidence, strict=True)]
+    confidence = [generator.choice((0.95, 0.9, 0.7, 0.45)) for _ in answer]
+    guesses = [token if generator.random() < sure else -2 for token, sure in zip(answer, confidence, strict=True)]
     return Trace(category, len(prompt), (*prompt, *answer), tuple(guesses), tuple(confidence))
 
 
 def table(costs: Mapping[int, float]) -> Costs:
-    """v(n) from measured lengths, straight lines between and behind them."""
+    """v(n) from measured lengths, straight lines between and after them."""
     known = sorted(costs)
 
     def cost(n: int) -> float:

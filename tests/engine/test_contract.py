@@ -1,4 +1,4 @@
-"""What loop and drafters rely on, held by every engine: one suite, the weights the same, the oracle transformers."""
+"""Tests every backend against the contract: the same weights, with transformers as the oracle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.fakes import CPU, always_wrong, ids_of, oracle, random_tokens, run_ev
 
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 NUM_TOKENS = 40
-DRAFTERS = ["none", "self", "other", "lookup", "routed", "random", "always-wrong", "oracle"]
+DRAFTERS = ["none", "self", "other", "lookup", "combined", "random", "always-wrong", "oracle"]
 
 
 @cache
@@ -183,7 +183,7 @@ def make_drafter(name: str, engine: Engine) -> Drafter:
         return NoDrafter()
     if name == "lookup":
         return LookupDrafter()
-    if name == "routed":
+    if name == "combined":
         return CombinedDrafter(LookupDrafter(), make_drafter("other", engine))
     if name in ("self", "other"):
         return ModelDrafter(engine.make(seed=0 if name == "self" else 1), 96, sampler())

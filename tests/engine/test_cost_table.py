@@ -1,4 +1,4 @@
-"""The table of costs: what an earlier run found helps from the first round on, and can't do harm for long."""
+"""Tests the cost table: an earlier run's costs help from the first round on, and wrong ones are soon corrected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from tests.engine.test_draft_length import FLAT, STEEP, STEPPED, Costs, Machine, auto
 
 SEEDS = range(6)
-"""One run is luck: which drafts are refused decides a few per cent."""
+"""A single run depends on luck: which drafts are rejected changes the speed by a few per cent."""
 EARLIER = {1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}
 
 
@@ -86,7 +86,7 @@ def test_a_draft_tokens_cost_drifts_with_the_targets_until_it_is_measured() -> N
 @pytest.mark.parametrize(
     ("load", "draft_load"), [(1.0, 1.0), (3.0, 3.0), (1 / 3, 1 / 3), (1.0, 8.0), (1.0, 0.1), (3.0, 1.0)]
 )
-def test_figures_taken_beside_a_busy_neighbour_cost_next_to_nothing(
+def test_costs_measured_next_to_a_busy_neighbour_lose_almost_nothing(
     verify_cost: Costs, load: float, draft_load: float
 ) -> None:
     def speed(seed: int) -> float:
@@ -99,7 +99,7 @@ def test_figures_taken_beside_a_busy_neighbour_cost_next_to_nothing(
     assert sum(map(speed, SEEDS)) >= 0.97 * fresh
 
 
-def test_lengths_that_only_look_dear_are_tried_again() -> None:
+def test_lengths_that_only_look_expensive_are_tried_again() -> None:
     """Every pass over several tokens was disturbed, single ones were not: the shape itself is wrong."""
     costs = CostTable({n: FLAT(n) * (1 if n == 1 else 3) for n in range(1, 18)})
 

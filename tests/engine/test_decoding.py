@@ -1,4 +1,4 @@
-"""The loop's promises on models with known answers."""
+"""Tests the decoding loop on models with known answers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_end_token_as_the_correction_ends_the_text() -> None:
     assert (only.draft_ids, only.num_accepted, only.target_id) == ((4, 9), 1, 5)
 
 
-def test_a_refused_end_token_ends_nothing() -> None:
+def test_a_rejected_end_token_ends_nothing() -> None:
     events = run_events(counting(), ScriptedDrafter(lambda ids, limit: [0]), [3], end_ids=[0], max_new_tokens=5)
 
     assert ids_of(events) == [4, 5, 6, 7, 8]
@@ -175,7 +175,7 @@ def test_strict_makes_a_failing_drafter_an_error() -> None:
 
 
 class Broken(ScriptedDrafter):
-    """Raises an error in one of its methods, from its second call on; else it proposes what comes."""
+    """Raises an error in one of its methods after `num_good` calls; otherwise proposes the right tokens."""
 
     def __init__(self, method: str, error: BaseException, num_good: int = 1) -> None:
         super().__init__(successor)
@@ -200,7 +200,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(("method", "num_good"), [("feed", 0), ("propose", 0), ("propose", 1), ("rewind", 0)])
-def test_whatever_a_drafter_raises_it_is_dropped_with_one_notice(method: str, num_good: int, error: Exception) -> None:
+def test_any_exception_of_a_drafter_drops_it_with_one_notice(method: str, num_good: int, error: Exception) -> None:
     events = run_events(counting(), Broken(method, error, num_good), [3], max_new_tokens=12)
 
     assert ids_of(events) == list(range(4, 16))
@@ -209,7 +209,7 @@ def test_whatever_a_drafter_raises_it_is_dropped_with_one_notice(method: str, nu
     assert type(error).__name__ in notice.message
 
 
-def test_a_drafter_that_breaks_when_nothing_more_is_wanted_of_it_costs_nothing() -> None:
+def test_a_drafter_that_breaks_after_its_last_draft_costs_nothing() -> None:
     events = run_events(counting(), Broken("rewind", KeyError(7), 0), [3], max_new_tokens=5)
 
     assert ids_of(events) == [4, 5, 6, 7, 8]
@@ -217,13 +217,13 @@ def test_a_drafter_that_breaks_when_nothing_more_is_wanted_of_it_costs_nothing()
 
 
 @pytest.mark.parametrize("method", ["feed", "propose", "rewind"])
-def test_ctrl_c_inside_a_drafter_is_no_broken_drafter(method: str) -> None:
+def test_ctrl_c_inside_a_drafter_is_not_caught(method: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_events(counting(), Broken(method, KeyboardInterrupt(), 0), [3])
 
 
 @pytest.mark.parametrize("route", ["lookup", "model"])
-def test_what_breaks_in_a_routed_drafter_drops_it(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_a_combined_drafter_drops_it(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drafter = CombinedDrafter(LookupDrafter(), ModelDrafter(counting(), VOCAB, sampler()))
     monkeypatch.setattr(getattr(drafter, route), "match" if route == "lookup" else "propose", lambda *_: 1 / 0)
 
@@ -252,7 +252,7 @@ def test_strict_ends_with_the_class_of_what_went_wrong(method: str, error: Excep
     assert type(caught.value) is kind
 
 
-def test_strict_tells_a_nan_of_the_draft_by_its_code() -> None:
+def test_strict_reports_a_nan_of_the_draft_by_its_code() -> None:
     broken = TableModel(torch.full((VOCAB, VOCAB), float("nan")))
 
     with pytest.raises(NumericalError, match="the draft model's logits"):
@@ -260,7 +260,7 @@ def test_strict_tells_a_nan_of_the_draft_by_its_code() -> None:
 
 
 class FullMemory(TableModel):
-    """Memory for a pass runs out at the forwards named; as in a real model, the cache is empty afterwards."""
+    """Runs out of memory at the given forwards; as in a real model, the cache is empty afterwards."""
 
     def __init__(self, *failing: int) -> None:
         super().__init__(counting().table)
@@ -299,7 +299,7 @@ def test_without_a_draft_to_give_up_memory_that_runs_out_ends_the_run(drafter: D
 
 
 @pytest.mark.fault("F40")
-def test_memory_that_stays_short_ends_the_run_behind_one_retry() -> None:
+def test_memory_that_stays_short_ends_the_run_after_one_retry() -> None:
     seen: list[Event] = []
     options = DecodeOptions(DecodeSettings(12, 4))
     run = decode(FullMemory(1, 2), ScriptedDrafter(successor), [3], sampler(), options)
@@ -316,8 +316,10 @@ RAW = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAll
 
 @pytest.mark.parametrize("error", RAW, ids=["cuda", "cpu"])
 @pytest.mark.fault("F40")
-def test_memory_that_runs_out_in_judging_a_draft_drops_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    _break_judging(monkeypatch, lambda num_rows: num_rows > 1, error)
+def test_memory_that_runs_out_while_verifying_a_draft_drops_it(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_verification(monkeypatch, lambda num_rows: num_rows > 1, error)
     drafter, target = ScriptedDrafter(successor), counting()
 
     events = run_events(target, drafter, [3], max_new_tokens=8, sampling=SAMPLED)
@@ -328,10 +330,10 @@ def test_memory_that_runs_out_in_judging_a_draft_drops_it(error: Exception, monk
 
 
 @pytest.mark.parametrize("error", RAW, ids=["cuda", "cpu"])
-def test_memory_too_short_for_judging_one_token_ends_the_run_as_such(
+def test_memory_too_short_for_verifying_one_token_ends_the_run_as_such(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _break_judging(monkeypatch, lambda num_rows: True, error)
+    _break_verification(monkeypatch, lambda num_rows: True, error)
     target = counting()
 
     with pytest.raises(MemoryShortageError):
@@ -340,7 +342,7 @@ def test_memory_too_short_for_judging_one_token_ends_the_run_as_such(
     assert target.cached_ids == [3, 4]
 
 
-def _break_judging(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], error: Exception) -> None:
+def _break_verification(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], error: Exception) -> None:
     real = decoding.token_distributions
 
     def broken(logits: torch.Tensor, *arguments: Any) -> Any:
@@ -352,7 +354,7 @@ def _break_judging(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool],
 
 
 class FullPrefill(TableModel):
-    """Memory for the prompt is short as long as the drafter has not given its own back."""
+    """Out of memory in prefill until the drafter has released its cache."""
 
     def __init__(self, drafter: ScriptedDrafter, error: Exception) -> None:
         super().__init__(counting().table)
@@ -425,7 +427,7 @@ def test_broken_target_logits_stop_the_run_and_keep_what_was_yielded(row: int, s
 
 
 @pytest.mark.fault("F43")
-def test_a_nan_in_the_drafts_law_drops_the_draft_and_keeps_the_text() -> None:
+def test_a_nan_in_the_drafts_distribution_drops_the_draft_and_keeps_the_text() -> None:
     broken = TableModel(torch.full((VOCAB, VOCAB), float("nan")))
     sampling = SamplingSettings(temperature=1e-6)
     drafter = ModelDrafter(broken, VOCAB, sampler(sampling))
@@ -520,7 +522,7 @@ def test_lookup_prefers_the_longer_then_the_more_recent_match() -> None:
     assert LookupDrafter().propose([1, 2, 70, 1, 2, 71, 9, 1, 2], 1, FixedLength()).ids.tolist() == [71]
 
 
-def test_lookup_forgets_text_that_was_taken_back() -> None:
+def test_lookup_forgets_removed_text() -> None:
     drafter = LookupDrafter()
     drafter.feed([1, 2, 3, 4, 5])
 

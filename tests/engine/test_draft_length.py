@@ -1,4 +1,4 @@
-"""Draft lengths chosen by cost, on a clock of our own: never much worse than plain, never far from the best length."""
+"""Tests `-k auto` on a simulated clock: never much slower than plain decoding, and close to the best fixed length."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Machine:
     quality: float
     seed: int = 0
     now: float = 0.0
-    confidence_tells: bool = True
+    confidence_is_informative: bool = True
     luck: list[list[float]] = field(init=False)
     """Two uniforms per position of the text: every policy meets the same easy and hard places."""
 
@@ -66,9 +66,9 @@ class Machine:
                     machine.now += machine.draft_cost
                     sure, right = machine.luck[len(ids) + len(drafted)]
                     # Half of the tokens are easy: a real draft knows which.
-                    chance = machine.quality + (1 - machine.quality) * 0.6 if sure < 0.5 else machine.quality * 0.7
-                    draft_length.on_token(chance if machine.confidence_tells else 0.9)
-                    step = 1 if right < chance else 7
+                    acceptance = machine.quality + (1 - machine.quality) * 0.6 if sure < 0.5 else machine.quality * 0.7
+                    draft_length.on_token(acceptance if machine.confidence_is_informative else 0.9)
+                    step = 1 if right < acceptance else 7
                     drafted.append(((drafted[-1] if drafted else ids[-1]) + step) % VOCAB)
                 return Draft(torch.tensor(drafted, dtype=torch.int64))
 
@@ -122,7 +122,7 @@ def test_auto_comes_close_to_the_best_fixed_length(
 @pytest.mark.parametrize("draft_cost", [0.0, 0.4, 1.5])
 @pytest.mark.fault("F47")
 def test_a_hopeless_draft_costs_at_most_five_percent(verify_cost: Costs, draft_cost: float) -> None:
-    machine = Machine(verify_cost, draft_cost, quality=0.0, confidence_tells=False)
+    machine = Machine(verify_cost, draft_cost, quality=0.0, confidence_is_informative=False)
 
     assert machine.speed(auto()) >= 0.95
 
@@ -167,7 +167,7 @@ def test_what_was_learned_helps_the_next_answer() -> None:
     assert first.draft_ids
 
 
-def test_the_cost_table_interpolates_and_hopes() -> None:
+def test_the_cost_table_interpolates_and_is_optimistic_beyond_the_known() -> None:
     table = CostTable({1: 1.0, 5: 2.0})
 
     assert table.seconds(3) == 1.5
@@ -184,6 +184,6 @@ def test_one_slow_pass_does_not_spoil_the_table() -> None:
     assert table.seconds(1) == 1.0
 
 
-def test_a_fixed_length_is_never_asked_for_confidence() -> None:
+def test_a_fixed_length_is_never_uses_confidence() -> None:
     assert not FixedLength().uses_confidence
     assert all(FixedLength().should_draft() for _ in range(100))

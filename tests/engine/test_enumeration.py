@@ -1,4 +1,4 @@
-"""The law of whole generations, by walking every outcome of every choice: no noise, so no tolerance to hide in."""
+"""Checks the distribution of whole generations by enumerating every outcome of every random choice, exactly."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def table(vocab_size: int, seed: int) -> Tensor:
     return torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64) * 1.5
 
 
-def target_law(
+def target_distribution(
     logits: Tensor, sampling: SamplingSettings, ends: Sequence[int] = (), num_tokens: int = 3
 ) -> dict[tuple[int, ...], float]:
-    """The plain law of the next tokens, written down without any speculation."""
-    law: dict[tuple[int, ...], float] = {}
+    """Computes the distribution of the next tokens without speculation."""
+    distribution: dict[tuple[int, ...], float] = {}
 
     def grow(text: tuple[int, ...], weight: float) -> None:
         new = text[len(PROMPT) :]
         if len(new) == num_tokens or (new and new[-1] in ends):
-            law[new] = law.get(new, 0.0) + weight
+            distribution[new] = distribution.get(new, 0.0) + weight
             return
         seen = torch.zeros(1, logits.shape[1], dtype=torch.bool)
         seen[0, list(text)] = True
@@ -59,37 +59,37 @@ def target_law(
                 grow((*text, token), weight * probability)
 
     grow(tuple(PROMPT), 1.0)
-    return law
+    return distribution
 
 
 @dataclass(frozen=True)
 class Case:
-    """A way of drafting; `make` builds it around the given chance."""
+    """A way of drafting; `make` builds it around the given randomness."""
 
     name: str
 
-    def make(self, vocab_size: int, sampling: SamplingSettings, chance: Randomness) -> Drafter:
+    def make(self, vocab_size: int, sampling: SamplingSettings, randomness: Randomness) -> Drafter:
         if self.name == "none":
             return NoDrafter()
         if self.name == "fixed":
             return ScriptedDrafter(lambda ids, limit: [(ids[-1] + step) % vocab_size for step in range(1, limit + 1)])
         narrow = vocab_size - 1 if self.name == "narrower vocabulary" else vocab_size
-        seed = 1 if self.name == "same law" else 2
+        seed = 1 if self.name == "same model" else 2
         model = TableModel(table(vocab_size, seed)[:, :narrow])
         if self.name == "stops when unsure":
-            return StopsWhenUnsure(model, vocab_size, sampling, chance)
+            return StopsWhenUnsure(model, vocab_size, sampling, randomness)
         if self.name == "subset":
             # A draft over some of the ids, as one with a shortened head: the rest has probability zero.
             columns = torch.tensor([0, vocab_size - 1])
             few = ColumnsOf(table(vocab_size, 2), columns)
-            return ModelDrafter(few, vocab_size, Sampler(sampling, chance), columns=columns)
+            return ModelDrafter(few, vocab_size, Sampler(sampling, randomness), columns=columns)
         if self.name == "greedy draft":
             sampling = SamplingSettings(repetition_penalty=sampling.repetition_penalty)
-        return ModelDrafter(model, vocab_size, Sampler(sampling, chance))
+        return ModelDrafter(model, vocab_size, Sampler(sampling, randomness))
 
 
 class ColumnsOf(TableModel):
-    """A table that tells some of its columns only."""
+    """A table with logits for some of its columns only."""
 
     def __init__(self, table: Tensor, columns: Tensor) -> None:
         super().__init__(table)
@@ -123,13 +123,13 @@ class _UntilUnsure(FixedLength):
 CASES = [
     Case(n)
     for n in (
-        *("none", "fixed", "same law", "other law", "greedy draft", "narrower vocabulary", "stops when unsure"),
+        *("none", "fixed", "same model", "other model", "greedy draft", "narrower vocabulary", "stops when unsure"),
         "subset",
     )
 ]
 
 
-def speculative_law(
+def speculative_distribution(
     case: Case,
     vocab_size: int,
     num_draft_tokens: int,
@@ -140,27 +140,27 @@ def speculative_law(
 ) -> dict[tuple[int, ...], float]:
     logits = table(vocab_size, 1)
 
-    def run(chance: ScriptedRandomness) -> tuple[int, ...]:
+    def run(randomness: ScriptedRandomness) -> tuple[int, ...]:
         events = run_events(
             TableModel(logits),
-            case.make(vocab_size, sampling, chance),
+            case.make(vocab_size, sampling, randomness),
             PROMPT,
             max_new_tokens=num_tokens,
             num_draft_tokens=num_draft_tokens,
             sampling=sampling,
-            randomness=chance,
+            randomness=randomness,
             end_ids=ends,
             verification=verification,
         )
         return tuple(ids_of(events))
 
-    law: dict[tuple[int, ...], float] = defaultdict(float)
+    distribution: dict[tuple[int, ...], float] = defaultdict(float)
     for probability, text in every_outcome(run):
-        law[text] += probability
-    return law
+        distribution[text] += probability
+    return distribution
 
 
-def assert_same_law(found: dict[tuple[int, ...], float], wanted: dict[tuple[int, ...], float]) -> None:
+def assert_same_distribution(found: dict[tuple[int, ...], float], wanted: dict[tuple[int, ...], float]) -> None:
     assert abs(sum(found.values()) - 1) < 1e-12
     for text in {*found, *wanted}:
         assert abs(found.get(text, 0.0) - wanted.get(text, 0.0)) < 1e-12, text
@@ -169,50 +169,52 @@ def assert_same_law(found: dict[tuple[int, ...], float], wanted: dict[tuple[int,
 @pytest.mark.parametrize("verification", ["block", "token"])
 @pytest.mark.parametrize("processors", PROCESSORS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_processor_keeps_the_law_of_three_tokens(case: Case, processors: str, verification: str) -> None:
+def test_every_processor_keeps_the_distribution_of_three_tokens(case: Case, processors: str, verification: str) -> None:
     sampling = PROCESSORS[processors]
 
-    found = speculative_law(case, 3, 2, sampling, verification=verification)
+    found = speculative_distribution(case, 3, 2, sampling, verification=verification)
 
-    assert_same_law(found, target_law(table(3, 1), sampling))
+    assert_same_distribution(found, target_distribution(table(3, 1), sampling))
 
 
 @pytest.mark.parametrize(("vocab_size", "num_draft_tokens"), [(3, 1), (4, 1), (4, 2), (5, 1)])
 @pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
-def test_every_draft_length_and_vocabulary_keeps_the_law(case: Case, vocab_size: int, num_draft_tokens: int) -> None:
+def test_every_draft_length_and_vocabulary_keeps_the_distribution(
+    case: Case, vocab_size: int, num_draft_tokens: int
+) -> None:
     sampling = PROCESSORS["plain"]
 
-    found = speculative_law(case, vocab_size, num_draft_tokens, sampling)
+    found = speculative_distribution(case, vocab_size, num_draft_tokens, sampling)
 
-    assert_same_law(found, target_law(table(vocab_size, 1), sampling))
+    assert_same_distribution(found, target_distribution(table(vocab_size, 1), sampling))
 
 
 @pytest.mark.parametrize(("case", "vocab_size"), [(CASES[1], 5), (CASES[3], 3), (CASES[4], 4), (CASES[6], 3)])
-def test_three_draft_tokens_keep_the_law_of_four(case: Case, vocab_size: int) -> None:
+def test_three_draft_tokens_keep_the_distribution_of_four(case: Case, vocab_size: int) -> None:
     sampling = PROCESSORS["all"]
 
-    found = speculative_law(case, vocab_size, 3, sampling, num_tokens=4)
+    found = speculative_distribution(case, vocab_size, 3, sampling, num_tokens=4)
 
-    assert_same_law(found, target_law(table(vocab_size, 1), sampling, num_tokens=4))
+    assert_same_distribution(found, target_distribution(table(vocab_size, 1), sampling, num_tokens=4))
 
 
 @pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
 @pytest.mark.fault("F77")
-def test_an_end_token_inside_a_draft_keeps_the_law(case: Case) -> None:
+def test_an_end_token_inside_a_draft_keeps_the_distribution(case: Case) -> None:
     sampling = PROCESSORS["plain"]
 
-    found = speculative_law(case, 3, 2, sampling, ends=[2])
+    found = speculative_distribution(case, 3, 2, sampling, ends=[2])
 
-    assert_same_law(found, target_law(table(3, 1), sampling, ends=[2]))
+    assert_same_distribution(found, target_distribution(table(3, 1), sampling, ends=[2]))
 
 
 def test_block_verification_keeps_more_than_token_verification() -> None:
-    """The paper's promise, on a pair where it is strict: the expected length of a round, by walking all outcomes."""
+    """Compares the expected length of a round over all outcomes, on a pair where the paper's inequality is strict."""
     expected = {}
     for rule in ("token", "block"):
 
-        def run(chance: ScriptedRandomness, rule: str = rule) -> int:
-            drafter = CASES[3].make(3, PROCESSORS["plain"], chance)
+        def run(randomness: ScriptedRandomness, rule: str = rule) -> int:
+            drafter = CASES[3].make(3, PROCESSORS["plain"], randomness)
             events = run_events(
                 TableModel(table(3, 1)),
                 drafter,
@@ -220,11 +222,11 @@ def test_block_verification_keeps_more_than_token_verification() -> None:
                 max_new_tokens=4,
                 num_draft_tokens=3,
                 sampling=PROCESSORS["plain"],
-                randomness=chance,
+                randomness=randomness,
                 verification=rule,
                 num_events=2,
             )
-            # The prompt, and the round: what comes behind it has outcomes of its own, and no say.
+            # `num_events` is the prefill and one round; later rounds do not matter here.
             return rounds_of(events)[0].num_accepted
 
         expected[rule] = sum(probability * accepted for probability, accepted in every_outcome(run))

@@ -1,4 +1,4 @@
-"""What lookup offers, from the text and from files, and what a router makes of it."""
+"""Tests lookup drafts from the text and from files, and the combination with a draft model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def offered(drafter: LookupDrafter, ids: list[int], limit: int = 8) -> list[int]
     return [] if match is None else list(match.ids)
 
 
-def test_a_file_is_searched_beside_the_text() -> None:
+def test_a_file_is_searched_in_addition_to_the_text() -> None:
     assert offered(LookupDrafter([[5, 6, 7, 8]]), [1, 5, 6]) == [7, 8]
 
 
-def test_no_match_and_no_offer_reaches_from_one_file_into_the_next() -> None:
+def test_no_match_and_no_draft_reaches_from_one_file_into_the_next() -> None:
     drafter = LookupDrafter([[5, 6], [7, 8]])
 
     assert offered(drafter, [1, 5, 6]) == []
@@ -39,7 +39,7 @@ def test_the_text_goes_before_a_file_unless_the_file_matches_longer() -> None:
     assert offered(LookupDrafter([[5, 6, 7, 1, 6, 8]]), [9, 5, 6], 1) == [7]
 
 
-def test_files_stay_when_the_text_is_taken_back() -> None:
+def test_files_stay_when_the_text_is_removed() -> None:
     drafter = LookupDrafter([[5, 6, 7]])
     drafter.feed([1, 2, 3, 4])
 
@@ -64,7 +64,7 @@ def test_a_match_is_trusted_more_the_longer_it_is_and_with_every_token_of_it() -
 
 
 @pytest.mark.parametrize("was_drafted", [True, False])
-def test_an_offer_teaches_whether_it_was_drafted_or_not(was_drafted: bool) -> None:
+def test_a_match_is_learned_from_whether_it_was_drafted_or_not(was_drafted: bool) -> None:
     draft_length, match = FixedLength(), LookupMatch([1, 2], 3)
     before = draft_length._acceptance.estimates(match)[0]
     for index in range(20):
@@ -76,16 +76,16 @@ def test_an_offer_teaches_whether_it_was_drafted_or_not(was_drafted: bool) -> No
     assert draft_length._acceptance.estimates(match)[0] < before / 3
 
 
-def routed() -> CombinedDrafter:
+def combined() -> CombinedDrafter:
     model = ModelDrafter(cached(tiny_model(seed=1)), 96, sampler())
     return CombinedDrafter(LookupDrafter(), model)
 
 
 def test_rounds_say_which_source_drafted() -> None:
     prompt = [1, 17, 40, 17, 40, 9]
-    plain = ids_of(run_events(cached(tiny_model()), routed(), prompt, max_new_tokens=60, num_draft_tokens=0))
+    plain = ids_of(run_events(cached(tiny_model()), combined(), prompt, max_new_tokens=60, num_draft_tokens=0))
 
-    events = run_events(cached(tiny_model()), routed(), [*prompt, *plain, *prompt], max_new_tokens=60)
+    events = run_events(cached(tiny_model()), combined(), [*prompt, *plain, *prompt], max_new_tokens=60)
 
     sources = {each.source for each in rounds_of(events) if each.draft_ids}
     assert "lookup" in sources

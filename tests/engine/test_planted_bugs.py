@@ -1,8 +1,7 @@
-"""A suite that has never failed proves nothing: each classic bug is planted, and an oracle of ours must catch it.
+"""Plants classic bugs, one at a time, and checks that a test catches each of them.
 
-Bugs are planted into the product, never into what the tests put in its place, and each in one spot: everything else
-goes on as it was. Where the oracle is the law of the text, only another law counts; a bug that crashes, or that loses
-probability, would be caught by anything.
+A bug is planted in the product, never in the tests' stand-ins, and in a single place. Where the oracle is the
+distribution of the text, only another distribution counts: any test would catch a crash or lost probability.
 
 The mutation run as one command: `python -m pytest tests/engine/test_planted_bugs.py -v`.
 """
@@ -23,55 +22,63 @@ from specgen.engine.sampling import TokenDistributions
 from specgen.engine.verification import Draft, Verdict
 from specgen.models.transformers_model import CachedModel
 from tests.engine import test_decoding, test_enumeration, test_greedy_equality, test_statistics
-from tests.engine.test_enumeration import CASES, PROCESSORS, assert_same_law, speculative_law, table, target_law
+from tests.engine.test_enumeration import (
+    CASES,
+    PROCESSORS,
+    assert_same_distribution,
+    speculative_distribution,
+    table,
+    target_distribution,
+)
 from tests.fakes import CPU
 from tests.models import test_transformers_model as test_model
 
 Plant = pytest.MonkeyPatch
-OTHER_LAW = next(case for case in CASES if case.name == "other law")
+OTHER_MODEL = next(case for case in CASES if case.name == "other model")
 GREEDY_DRAFT = next(case for case in CASES if case.name == "greedy draft")
 
 
-def check_law(case: test_enumeration.Case = OTHER_LAW, processors: str = "plain") -> None:
+def check_distribution(case: test_enumeration.Case = OTHER_MODEL, processors: str = "plain") -> None:
     sampling = PROCESSORS[processors]
     for rule in ("block", "token"):
         try:
-            found = speculative_law(case, 3, 2, sampling, verification=rule)
+            found = speculative_distribution(case, 3, 2, sampling, verification=rule)
         except AssertionError as error:
-            raise RuntimeError("the run broke off, so there is no law to compare") from error
+            raise RuntimeError("the run broke off, so no distribution can be compared") from error
         if abs(sum(found.values()) - 1) > 1e-12:
-            raise RuntimeError("the outcomes do not add up to 1, so there is no law to compare")
-        assert_same_law(found, target_law(table(3, 1), sampling))
+            raise RuntimeError("the outcomes do not add up to 1, so no distribution can be compared")
+        assert_same_distribution(found, target_distribution(table(3, 1), sampling))
 
 
-def check_joint_law(num_draft_tokens: int, count: int) -> None:
+def check_joint_distribution(num_draft_tokens: int, count: int) -> None:
     """S2; bugs of most sizes need fewer draws than the test itself makes."""
-    test_statistics.test_s2_three_tokens_have_the_targets_joint_law(num_draft_tokens, "token", count)
+    test_statistics.test_s2_three_tokens_have_the_targets_joint_distribution(num_draft_tokens, "token", count)
 
 
-s2_of_one = partial(check_joint_law, 1, 1_500)
-s2_of_two = partial(check_joint_law, 2, 1_500)
-s2_of_three = partial(check_joint_law, 3, test_statistics.FEW_TEXTS)
+s2_of_one = partial(check_joint_distribution, 1, 1_500)
+s2_of_two = partial(check_joint_distribution, 2, 1_500)
+s2_of_three = partial(check_joint_distribution, 3, test_statistics.FEW_TEXTS)
 s6 = partial(
-    test_statistics.test_s6_with_all_processors_on_both_sides_the_law_is_the_processed_one, test_statistics.FEW_STEPS
+    test_statistics.test_s6_with_all_processors_on_both_sides_the_text_has_the_processed_distribution,
+    test_statistics.FEW_STEPS,
 )
 
 
 @cache
 def check_without_a_bug(oracle: Callable[[], None]) -> None:
-    """An oracle that fails anyway shows nothing. Once for all bugs that share it."""
+    """Checks that an oracle passes without a bug, once for all bugs that share it."""
     oracle()
 
 
 def check_uniform_of_zero() -> None:
-    """`test_verification` asks the same with chance of its own; here the product's generator gives the zero."""
+    """Like a test in `test_verification`, but here the product's generator gives the zero."""
 
     class Zero(randomness.TorchRandomness):
         def _uniforms(self, count: int) -> torch.Tensor:
             return torch.zeros(count, dtype=torch.float64)
 
-    law = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
-    target = TokenDistributions(law.argmax(-1), law, torch.tensor(True))
+    distribution = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
+    target = TokenDistributions(distribution.argmax(-1), distribution, torch.tensor(True))
     assert int(verification.verify(target, Draft(torch.tensor([1])), Zero(0, CPU)).num_accepted) == 0
 
 
@@ -79,8 +86,8 @@ def check_greedy(kind: str = "llama", name: str = "oracle") -> None:
     test_greedy_equality.test_greedy_text_equals_transformers_generate(kind, name, 3)
 
 
-def soft_law_for_a_greedy_draft(plant: Plant) -> None:
-    """The likeliest token, told as if it had been drawn from the draft's law."""
+def soft_distribution_for_a_greedy_draft(plant: Plant) -> None:
+    """Reports the likeliest token as if it had been drawn from the draft's distribution."""
     make, propose = drafters.token_distributions, drafters.ModelDrafter._propose
     rows: list[torch.Tensor] = []
 
@@ -97,8 +104,8 @@ def soft_law_for_a_greedy_draft(plant: Plant) -> None:
     plant.setattr(drafters.ModelDrafter, "_propose", soft)
 
 
-def residual_is_the_target_law(plant: Plant) -> None:
-    # Block verification asks with a part of the target's mass.
+def residual_is_the_target_distribution(plant: Plant) -> None:
+    # Block verification passes a part of the target's mass.
     plant.setattr(verification, "residual_distribution", lambda target_probs, _: target_probs / target_probs.sum())
 
 
@@ -142,8 +149,8 @@ def dropped_sampled_token(plant: Plant) -> None:
 def bonus_row_off_by_one(plant: Plant) -> None:
     original = decoding.verify
 
-    def shifted(target: TokenDistributions, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
-        verdict = original(target, draft, chance, rule)
+    def shifted(target: TokenDistributions, draft: Draft, source: randomness.Randomness, rule: Verification) -> Verdict:
+        verdict = original(target, draft, source, rule)
         row = (verdict.num_accepted - 1).clamp(min=0)
         return Verdict(verdict.num_accepted, target.ids[row])
 
@@ -188,7 +195,7 @@ def no_cut_at_the_end_token(plant: Plant) -> None:
 
 
 def temperature_on_the_target_only(plant: Plant) -> None:
-    """The draft draws at the temperature, and tells its law as if there were none."""
+    """The draft draws at the temperature, and reports its distribution without one."""
     original = drafters.ModelDrafter._over_target_vocab
 
     def without(self: drafters.ModelDrafter, probs: torch.Tensor) -> torch.Tensor:
@@ -198,8 +205,8 @@ def temperature_on_the_target_only(plant: Plant) -> None:
     plant.setattr(drafters.ModelDrafter, "_over_target_vocab", without)
 
 
-def draft_law_reported_before_its_processors(plant: Plant) -> None:
-    """Drawn from the two likeliest tokens, told as the law of all."""
+def draft_distribution_reported_before_its_processors(plant: Plant) -> None:
+    """Draws from the two likeliest tokens, and reports the distribution of all."""
     make, whole = drafters.token_distributions, drafters.ModelDrafter._over_target_vocab
     before: list[torch.Tensor] = []
 
@@ -212,7 +219,7 @@ def draft_law_reported_before_its_processors(plant: Plant) -> None:
 
 
 def one_uniform_for_all_choices(plant: Plant) -> None:
-    """Of the real generator, which no walked outcome can see."""
+    """In the real generator, which enumeration does not use."""
     original = randomness.TorchRandomness._uniforms
 
     def reused(self: randomness.TorchRandomness, count: int) -> torch.Tensor:
@@ -224,11 +231,11 @@ def one_uniform_for_all_choices(plant: Plant) -> None:
 def bonus_from_the_row_before(plant: Plant) -> None:
     original = verification.verify
 
-    def late(target: TokenDistributions, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
+    def late(target: TokenDistributions, draft: Draft, source: randomness.Randomness, rule: Verification) -> Verdict:
         if target.probs is None or not len(draft.ids):
-            return original(target, draft, chance, rule)
+            return original(target, draft, source, rule)
         probs = torch.cat([target.probs[:-1], target.probs[-2:-1]])
-        return original(TokenDistributions(target.ids, probs, target.is_finite), draft, chance, rule)
+        return original(TokenDistributions(target.ids, probs, target.is_finite), draft, source, rule)
 
     plant.setattr(decoding, "verify", late)
 
@@ -259,13 +266,13 @@ def penalty_not_advanced_inside_the_draft(plant: Plant) -> None:
 def one_decision_for_all_positions(plant: Plant) -> None:
     original = decoding.verify
 
-    def once(target: TokenDistributions, draft: Draft, chance: randomness.Randomness, rule: Verification) -> Verdict:
+    def once(target: TokenDistributions, draft: Draft, source: randomness.Randomness, rule: Verification) -> Verdict:
         class Once:
             def accept(self, probabilities: torch.Tensor) -> torch.Tensor:
-                return chance.accept(probabilities[:1]).repeat(len(probabilities))
+                return source.accept(probabilities[:1]).repeat(len(probabilities))
 
             def draw(self, probs: torch.Tensor) -> torch.Tensor:
-                return chance.draw(probs)
+                return source.draw(probs)
 
         return original(target, draft, Once(), rule)
 
@@ -273,26 +280,26 @@ def one_decision_for_all_positions(plant: Plant) -> None:
 
 
 BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
-    (soft_law_for_a_greedy_draft, lambda: check_law(GREEDY_DRAFT)),
-    (residual_is_the_target_law, check_law),
-    (residual_is_the_absolute_difference, check_law),
-    (ratio_upside_down, check_law),
+    (soft_distribution_for_a_greedy_draft, lambda: check_distribution(GREEDY_DRAFT)),
+    (residual_is_the_target_distribution, check_distribution),
+    (residual_is_the_absolute_difference, check_distribution),
+    (ratio_upside_down, check_distribution),
     (at_most_instead_of_below, check_uniform_of_zero),
-    (dropped_sampled_token, check_law),
+    (dropped_sampled_token, check_distribution),
     (bonus_row_off_by_one, check_greedy),
-    (target_rows_off_by_one, check_law),
+    (target_rows_off_by_one, check_distribution),
     (stale_cache_after_rewind, lambda: check_greedy(name="random")),
     (window_rewound_too_deep, lambda: test_model.check_rollback("mistral", [(20, 0), (3, 9), (2, 1)], 0)),
     (no_cut_at_the_end_token, test_decoding.test_a_round_is_cut_at_the_first_end_token),
-    (temperature_on_the_target_only, lambda: check_law(processors="temperature")),
-    (penalty_not_advanced_inside_the_draft, lambda: check_law(processors="penalty")),
-    (one_decision_for_all_positions, check_law),
-    (draft_law_reported_before_its_processors, lambda: check_law(processors="top-k")),
-    (bonus_from_the_row_before, check_law),
+    (temperature_on_the_target_only, lambda: check_distribution(processors="temperature")),
+    (penalty_not_advanced_inside_the_draft, lambda: check_distribution(processors="penalty")),
+    (one_decision_for_all_positions, check_distribution),
+    (draft_distribution_reported_before_its_processors, lambda: check_distribution(processors="top-k")),
+    (bonus_from_the_row_before, check_distribution),
     (token_outside_the_shared_vocabulary, test_model.test_logits_are_cut_to_the_shared_vocabulary),
 ]
 STATISTICS_SEE: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
-    (residual_is_the_target_law, s2_of_two),
+    (residual_is_the_target_distribution, s2_of_two),
     (residual_is_the_absolute_difference, s2_of_two),
     (ratio_upside_down, s2_of_two),
     (target_rows_off_by_one, s2_of_two),
@@ -322,7 +329,7 @@ def test_a_planted_bug_is_caught(
 def test_a_planted_bug_is_seen_by_chi_square(
     bug: Callable[[Plant], None], oracle: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if oracle not in (s2_of_three, s6):  # those are tests of `test_statistics` as they stand
+    if oracle not in (s2_of_three, s6):  # those are unchanged tests of `test_statistics`
         check_without_a_bug(oracle)
     bug(monkeypatch)
 

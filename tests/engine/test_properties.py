@@ -1,4 +1,4 @@
-"""Properties of the loop for any input at all. Which property is held where:
+"""Tests properties of the loop with random inputs. Where each property is tested:
 
 P1 ids are those of plain decoding            `test_decoding`, here with real models as drafters
 P2 budgets cut, and change nothing before     here
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.timeout(300 if settings().max_examples < 1000 else 3600
 
 
 def share_of_profile(share: float) -> int:
-    """For slow examples: a share of what the profile asks for, so that a longer run is longer here as well."""
+    """Returns a share of the profile's number of examples, for slow tests."""
     return max(1, round(share * settings().max_examples))
 
 
@@ -96,8 +96,8 @@ class _Failing(CachedModel):
         return torch.full_like(found, torch.nan) if self.fails_at == 0 else found
 
 
-class _StopBehind:
-    """A stop check that ends the text behind so many new tokens, wherever in a round that is."""
+class _StopAfter:
+    """A stop check that ends the text after so many new tokens, wherever in a round that is."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_left = num_tokens
@@ -111,16 +111,16 @@ class _StopBehind:
 @given(
     prompt=IDS,
     ends=st.sets(st.integers(0, 95), max_size=6),
-    stop_behind=st.none() | st.integers(1, 12),
+    stop_after=st.none() | st.integers(1, 12),
     leave_after=st.none() | st.integers(0, 6),
     fails_at=st.integers(0, 6),
     with_nan=st.booleans(),
     sampling=st.sampled_from([GREEDY, SAMPLED]),
 )
-def test_p4_caches_hold_a_prefix_of_the_text_whatever_happened(
+def test_p4_caches_hold_a_prefix_of_the_text_in_every_case(
     prompt: list[int],
     ends: set[int],
-    stop_behind: int | None,
+    stop_after: int | None,
     leave_after: int | None,
     fails_at: int,
     with_nan: bool,
@@ -130,7 +130,7 @@ def test_p4_caches_hold_a_prefix_of_the_text_whatever_happened(
     target.fails_at, target.with_nan = fails_at, with_nan
     shared = sampler(sampling, seed=3)
     limits = DecodeSettings(16, 4, end_ids=frozenset(ends))
-    stop = None if stop_behind is None else _StopBehind(stop_behind)
+    stop = None if stop_after is None else _StopAfter(stop_after)
     run = decode(target, ModelDrafter(draft, 96, shared), prompt, shared, DecodeOptions(limits, stop=stop))
     text, num_in_draft = list(prompt), len(prompt) - 1
     with suppress(NumericalError, MemoryShortageError):
@@ -222,7 +222,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(tail=st.lists(st.integers(0, 95), max_size=6))
     def ask(self, tail: list[int]) -> None:
-        # As a round does: what is missing, a draft behind it, and the whole draft taken back.
+        # As a round does: what is missing, a draft after it, and the whole draft taken back.
         num_kept = len(self.ids) - 1
         self.model.rewind(min(self.model.length, num_kept))
         found = self.model.logits(self.ids, len(tail) + 1, tail=torch.tensor(tail, dtype=torch.int64))
@@ -233,13 +233,13 @@ class CacheMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.ids) > 1)
     @rule(data=st.data())
-    def take_back(self, data: st.DataObject) -> None:
+    def rewind(self, data: st.DataObject) -> None:
         length = data.draw(st.integers(1, len(self.ids)))
         self.ids = self.ids[:length]
         self.model.rewind(min(self.model.length, length - 1))
 
     @rule()
-    def take_back_nothing(self) -> None:
+    def rewind_nothing(self) -> None:
         self.model.rewind(self.model.length)
 
     @invariant()
@@ -263,7 +263,7 @@ class LeanCacheMachine(CacheMachine):
 
 
 @pytest.mark.parametrize("machine", [CacheMachine, WindowedCacheMachine, LeanCacheMachine])
-def test_p11_any_order_of_feeding_and_taking_back_equals_a_fresh_prefill(machine: type[CacheMachine]) -> None:
+def test_p11_any_order_of_feeding_and_rewinding_equals_a_fresh_prefill(machine: type[CacheMachine]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(machine, settings=settings(max_examples=share_of_profile(0.4), stateful_step_count=15))

@@ -1,4 +1,4 @@
-"""Lookup and routing by cost, on recorded and on made texts: what is won where matches hold, what is lost elsewhere."""
+"""Tests the draft-length policies on recorded and synthetic texts: gains where text repeats, losses elsewhere."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_lookup_that_learns_the_costs_as_it_goes_loses_little_more(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["bf16", "nf4"])
-def test_lookup_beside_a_good_model_wins_on_edits_and_costs_little_elsewhere(name: str) -> None:
+def test_lookup_with_a_good_model_wins_on_edits_and_costs_little_elsewhere(name: str) -> None:
     machine = MACHINES[name]
 
     assert mean_speed(EDITS, machine, "combined") >= 1.5 * mean_speed(EDITS, machine, "model")
     assert mean_speed(FREE, machine, "combined") >= 0.97 * mean_speed(FREE, machine, "model")
 
 
-def test_lookup_beside_a_model_that_does_not_pay_works_as_if_alone() -> None:
+def test_lookup_with_a_model_that_does_not_pay_works_as_lookup_alone() -> None:
     machine = MACHINES["llama.cpp"]
 
     assert mean_speed(EDITS, machine, "combined") >= 0.97 * mean_speed(EDITS, machine, "lookup")
@@ -93,7 +93,7 @@ def test_a_model_that_does_not_pay_is_not_made_to_read_a_long_text_for_a_try() -
 
 
 @pytest.mark.parametrize("limit", [2, 4, 7])
-def test_a_fixed_length_with_lookup_beside_the_model_is_no_slower_than_the_model_alone(limit: int) -> None:
+def test_a_fixed_length_with_lookup_and_a_model_is_no_slower_than_the_model_alone(limit: int) -> None:
     machine = MACHINES["bf16"]
     for traces, floor in ((EDITS, 1.2), (FREE, 0.97)):
         together = fmean(speed(trace, machine, "combined", FixedLength(), limit) for trace in traces)

@@ -1,4 +1,4 @@
-"""Chance tied to positions: one seed, one text, whatever drafts; and still the target's law."""
+"""Tests `--same-text`: one seed gives one text with any draft, and still the target's distribution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import PositionNoise, TorchRandomness
 from specgen.engine.sampling import Sampler, token_distributions
-from tests.engine.test_enumeration import table, target_law
+from tests.engine.test_enumeration import table, target_distribution
 from tests.fakes import CPU, cached, ids_of, random_tokens, rounds_of, run_events, tiny_model
 
 SAMPLING = SamplingSettings(temperature=1.0, top_k=40, repetition_penalty=1.1, seed=11, same_text=True)
@@ -37,7 +37,7 @@ def sampled(drafter: Drafter, **options: object) -> list[int]:
 def drafter(name: str) -> Drafter:
     if name == "lookup":
         return LookupDrafter()
-    if name == "routed":
+    if name == "combined":
         return CombinedDrafter(LookupDrafter([PROMPT]), drafter("other"))
     if name == "random":
         return random_tokens(5, 96)
@@ -46,7 +46,7 @@ def drafter(name: str) -> Drafter:
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 3, 8])
-@pytest.mark.parametrize("name", ["self", "other", "lookup", "routed", "random"])
+@pytest.mark.parametrize("name", ["self", "other", "lookup", "combined", "random"])
 def test_one_seed_gives_one_text_with_any_draft(name: str, num_draft_tokens: int) -> None:
     assert sampled(drafter(name), num_draft_tokens=num_draft_tokens) == sampled(NoDrafter())
 
@@ -67,9 +67,9 @@ def test_the_target_as_its_own_draft_is_always_accepted() -> None:
     assert all(r.num_accepted == len(r.draft_ids) for r in rounds_of(events))
 
 
-def test_draws_tied_to_positions_have_the_targets_law() -> None:
+def test_draws_tied_to_positions_have_the_targets_distribution() -> None:
     logits, sampling = table(3, 1), SamplingSettings(temperature=0.8, same_text=True)
-    wanted = target_law(logits, sampling, num_tokens=2)
+    wanted = target_distribution(logits, sampling, num_tokens=2)
     found: Counter[tuple[int, ...]] = Counter()
     for seed in range(6000):
         tied = PositionNoise(seed, 3)
@@ -86,7 +86,7 @@ def test_draws_tied_to_positions_have_the_targets_law() -> None:
     assert stats.chisquare(observed, expected).pvalue > 1e-6
 
 
-def test_a_law_of_many_tokens_is_drawn_without_a_tail_out_of_nowhere() -> None:
+def test_a_distribution_of_many_tokens_is_drawn_without_an_arbitrary_tail() -> None:
     """150,000 tokens that share one in a million of the mass: in float32 noise they would win one time in a hundred."""
     logits = torch.full((1, 150_000), -26.0)
     logits[0, 7] = 0.0

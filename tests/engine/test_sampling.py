@@ -20,7 +20,7 @@ from specgen.engine.sampling import likeliest, seen_rows, token_distributions
 from tests.fakes import CPU
 
 
-def transformers_law(logits: torch.Tensor, ids: list[int], settings: SamplingSettings) -> torch.Tensor:
+def transformers_distribution(logits: torch.Tensor, ids: list[int], settings: SamplingSettings) -> torch.Tensor:
     processors = LogitsProcessorList()
     if settings.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
@@ -42,7 +42,7 @@ def transformers_law(logits: torch.Tensor, ids: list[int], settings: SamplingSet
     min_p=st.sampled_from([0.0, 0.05, 0.6]),
     penalty=st.sampled_from([1.0, 0.8, 1.3]),
 )
-def test_each_row_of_a_draft_has_transformers_law(
+def test_each_row_of_a_draft_has_transformers_distribution(
     seed: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
 ) -> None:
     settings = SamplingSettings(temperature, top_k, top_p, min_p, penalty)
@@ -53,7 +53,7 @@ def test_each_row_of_a_draft_has_transformers_law(
     rows = token_distributions(logits, settings, seen_rows(text, draft, 12, settings, CPU))
 
     for row in range(3):
-        wanted = transformers_law(logits[row], [*text, *draft[:row].tolist()], settings)
+        wanted = transformers_distribution(logits[row], [*text, *draft[:row].tolist()], settings)
         assert torch.allclose(rows.probs[row], wanted, atol=1e-12, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""χ² tests of the real loop and the real generator against laws known exactly: S1 to S7, fixed seeds, α = 1e-6.
+"""Tests the loop with the real generator against exactly known distributions: χ², S1 to S7, fixed seeds, α = 1e-6.
 
 Enumeration (`test_enumeration.py`) proves the rule; these catch what it can't see: a generator that repeats itself,
 one uniform used twice, rounding. A seed that passes goes on passing, so there is nothing to retry. Cells expected to
@@ -30,7 +30,7 @@ from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import TorchRandomness, accepted, drawn
 from specgen.engine.sampling import Sampler, TokenDistributions, seen_rows, token_distributions
 from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution
-from tests.engine.test_enumeration import table, target_law
+from tests.engine.test_enumeration import table, target_distribution
 from tests.fakes import CPU, ScriptedDrafter, cached, random_tokens, rounds_of, run_events, sampler, tiny_model
 
 ALPHA = 1e-6
@@ -41,7 +41,7 @@ FEW_TEXTS, FEW_STEPS = 2_500, 6_000
 
 
 def p_value(counts: Sequence[float], probs: Sequence[float]) -> float:
-    """Pearson's χ² of counts against a known law; cells of expectation below 5 are merged into one."""
+    """Pearson's χ² of counts against a known distribution; cells of expectation below 5 are merged into one."""
     total = sum(counts)
     assert abs(sum(probs) - 1) < 1e-9
     pairs = [(count, total * prob) for count, prob in zip(counts, probs, strict=True)]
@@ -56,11 +56,11 @@ def p_value(counts: Sequence[float], probs: Sequence[float]) -> float:
 
 
 @contextmanager
-def laws_made_once() -> Iterator[None]:
-    """A table has few rows and a run asks for their laws thousands of times: half of the time of these tests.
+def distributions_made_once() -> Iterator[None]:
+    """Caches the distributions of a table's few rows, which halves the time of these tests.
 
-    Laws are a function of what is asked, so remembering them changes no draw. What is remembered is what the loop and
-    the drafter would have called, so a bug planted there stays.
+    A distribution depends on the arguments only, so the cache changes no draw. It caches what the loop and the drafter
+    would have called, so a bug planted there stays.
     """
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         for module in (decoding, drafters):
@@ -75,10 +75,10 @@ def _remembering(make: Any) -> Any:
         logits: Tensor, settings: SamplingSettings, seen: Tensor | None, noise: Tensor | None
     ) -> TokenDistributions:
         assert noise is None
-        asked = (logits.shape, logits.numpy().tobytes(), settings, None if seen is None else seen.numpy().tobytes())
-        if asked not in known:
-            known[asked] = make(logits, settings, seen, noise)
-        return known[asked]
+        key = (logits.shape, logits.numpy().tobytes(), settings, None if seen is None else seen.numpy().tobytes())
+        if key not in known:
+            known[key] = make(logits, settings, seen, noise)
+        return known[key]
 
     return remembered
 
@@ -86,14 +86,14 @@ def _remembering(make: Any) -> Any:
 def first_tokens(
     count: int, wanted: int, target: Tensor, draft: Tensor, sampling: SamplingSettings, seed: int, **options: Any
 ) -> Counter[tuple[int, ...]]:
-    """How often each beginning of `wanted` tokens was written behind 0, 1, in `count` runs of the loop.
+    """How often each beginning of `wanted` tokens was written after 0, 1, in `count` runs of the loop.
 
-    The budget leaves room for a whole draft behind the last token counted: it is never what cuts a draft short.
+    The budget leaves room for a whole draft after the last token counted: it is never what cuts a draft short.
     """
     vocab_size, shared = target.shape[1], sampler(sampling, seed)
     settings = DecodeSettings(wanted + options["num_draft_tokens"], **options)
     found: Counter[tuple[int, ...]] = Counter()
-    with laws_made_once():
+    with distributions_made_once():
         for _ in range(count):
             drafter = ModelDrafter(TableModel(draft), vocab_size, shared)
             text: list[int] = []
@@ -110,14 +110,14 @@ def first_tokens(
 
 def test_the_p_values_are_calibrated_and_see_a_total_variation_of_two_percent() -> None:
     generator = torch.Generator().manual_seed(1)
-    law = torch.tensor([0.3, 0.2, 0.15, 0.12, 0.1, 0.07, 0.04, 0.02], dtype=torch.float64)
-    shifted = law + torch.tensor([0.02, -0.02, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
+    distribution = torch.tensor([0.3, 0.2, 0.15, 0.12, 0.1, 0.07, 0.04, 0.02], dtype=torch.float64)
+    shifted = distribution + torch.tensor([0.02, -0.02, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
 
     def draws(probs: Tensor) -> list[int]:
         return torch.bincount(torch.multinomial(probs, 50_000, True, generator=generator), minlength=8).tolist()
 
-    honest = [p_value(draws(law), law.tolist()) for _ in range(200)]
-    caught = [p_value(draws(shifted), law.tolist()) < ALPHA for _ in range(20)]
+    honest = [p_value(draws(distribution), distribution.tolist()) for _ in range(200)]
+    caught = [p_value(draws(shifted), distribution.tolist()) < ALPHA for _ in range(20)]
 
     assert stats.kstest(honest, "uniform").pvalue > 1e-3
     assert all(caught)
@@ -154,71 +154,71 @@ def _pairs() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("name", _pairs())
-def test_s1_one_step_has_the_target_law(name: str) -> None:
+def test_s1_one_step_has_the_target_distribution(name: str) -> None:
     target, draft = _pairs()[name]
-    chance = TorchRandomness(11, CPU)
+    randomness = TorchRandomness(11, CPU)
     count = 50_000
 
-    proposed = drawn(chance._uniforms(count), draft)
+    proposed = drawn(randomness._uniforms(count), draft)
     kept = accepted(
-        chance._uniforms(count),
+        randomness._uniforms(count),
         acceptance_probabilities(target.expand(count, 8), Draft(proposed, draft.expand(count, 8))),
     )
-    corrected = drawn(chance._uniforms(count), residual_distribution(target, draft))
+    corrected = drawn(randomness._uniforms(count), residual_distribution(target, draft))
     tokens = torch.where(kept, proposed, corrected)
 
     assert p_value(torch.bincount(tokens, minlength=8).tolist(), target.tolist()) > ALPHA
-    # S4 of a single step: kept as often as the laws overlap.
+    # S4 of a single step: kept as often as the distributions overlap.
     overlap = float(torch.minimum(target, draft).sum())
     assert stats.binomtest(int(kept.sum()), count, min(overlap, 1.0)).pvalue > ALPHA
 
 
-# --- S2: the joint law of three tokens --------------------------------------------------------------------------------
+# --- S2: the joint distribution of three tokens -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [FEW_TEXTS, MANY])
 @pytest.mark.parametrize(("num_draft_tokens", "rule"), [(1, "token"), (2, "token"), (3, "token"), (4, "block")])
-def test_s2_three_tokens_have_the_targets_joint_law(num_draft_tokens: int, rule: str, count: int) -> None:
+def test_s2_three_tokens_have_the_targets_joint_distribution(num_draft_tokens: int, rule: str, count: int) -> None:
     logits = table(5, 1)
 
     found = first_tokens(
         count, 3, logits, table(5, 2), PLAIN, seed=21, num_draft_tokens=num_draft_tokens, verification=rule
     )
 
-    wanted = target_law(logits, PLAIN)
+    wanted = target_distribution(logits, PLAIN)
     assert p_value([found[text] for text in wanted], list(wanted.values())) > ALPHA
     assert found.total() == sum(found[text] for text in wanted)
 
 
-# --- S3 to S5: long runs on a table, where every token has a known law given the one before ---------------------------
+# --- S3 to S5: long runs on a table, where every token has a known distribution given the one before ------------------
 
 STATES = 6
 
 
-def _drafter(name: str, chance: TorchRandomness) -> Drafter:
+def _drafter(name: str, randomness: TorchRandomness) -> Drafter:
     if name == "random":
         return random_tokens(3, STATES)
     if name == "constant":
         return ScriptedDrafter(lambda ids, limit: [2] * limit)
-    seed = {"other law": 2, "same law": 1}[name]
-    return ModelDrafter(TableModel(table(STATES, seed)), STATES, Sampler(PLAIN, chance))
+    seed = {"other model": 2, "same model": 1}[name]
+    return ModelDrafter(TableModel(table(STATES, seed)), STATES, Sampler(PLAIN, randomness))
 
 
 @cache
 def long_run(name: str, count: int, rule: str = "block") -> list[tuple[int, list[Round]]]:
-    """Rounds of many generations of 250 tokens, each with the token it starts behind."""
-    chance, made = TorchRandomness(31, CPU), []
+    """Rounds of many generations of 250 tokens, each with the token it starts after."""
+    randomness, made = TorchRandomness(31, CPU), []
     for start in range(count // 250):
         options = {
             "max_new_tokens": 250,
             "num_draft_tokens": 3,
             "verification": rule,
             "sampling": PLAIN,
-            "randomness": chance,
+            "randomness": randomness,
         }
         first = start % STATES
-        with laws_made_once():
-            events = run_events(TableModel(table(STATES, 1)), _drafter(name, chance), [first], **options)
+        with distributions_made_once():
+            events = run_events(TableModel(table(STATES, 1)), _drafter(name, randomness), [first], **options)
         made.append((first, rounds_of(events)))
     return made
 
@@ -236,8 +236,8 @@ def _transitions(runs: list[tuple[int, list[Round]]]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
-@pytest.mark.parametrize("name", ["other law", "same law", "random", "constant"])
-def test_s3_the_law_behind_an_accepted_and_behind_a_corrected_token_is_the_targets(name: str, count: int) -> None:
+@pytest.mark.parametrize("name", ["other model", "same model", "random", "constant"])
+def test_s3_tokens_after_accepted_and_corrected_ones_have_the_target_distribution(name: str, count: int) -> None:
     wanted = table(STATES, 1).softmax(-1)
 
     for counts in _transitions(long_run(name, count)).values():
@@ -247,14 +247,14 @@ def test_s3_the_law_behind_an_accepted_and_behind_a_corrected_token_is_the_targe
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
-def test_s4_each_position_accepts_as_often_as_the_laws_overlap(count: int) -> None:
+def test_s4_each_position_accepts_as_often_as_the_distributions_overlap(count: int) -> None:
     target, draft = table(STATES, 1).softmax(-1), table(STATES, 2).softmax(-1)
     overlap = torch.minimum(target, draft).sum(-1).tolist()
     tested: Counter[tuple[int, int]] = Counter()
     kept: Counter[tuple[int, int]] = Counter()
 
     # Token by token only: block verification judges a draft as a whole.
-    for first, rounds in long_run("other law", count, "token"):
+    for first, rounds in long_run("other model", count, "token"):
         last = first
         for round_ in rounds:
             for position in range(min(round_.num_accepted + 1, len(round_.draft_ids))):
@@ -269,9 +269,9 @@ def test_s4_each_position_accepts_as_often_as_the_laws_overlap(count: int) -> No
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
-@pytest.mark.parametrize("name", ["same law", "random", "constant"])
-def test_s5_two_drafters_give_one_law(name: str, count: int) -> None:
-    first, second = (sum(_transitions(long_run(each, count)).values()) for each in ("other law", name))
+@pytest.mark.parametrize("name", ["same model", "random", "constant"])
+def test_s5_two_drafters_give_one_distribution(name: str, count: int) -> None:
+    first, second = (sum(_transitions(long_run(each, count)).values()) for each in ("other model", name))
     assert isinstance(first, Tensor)
     assert isinstance(second, Tensor)
 
@@ -284,20 +284,20 @@ def test_s5_two_drafters_give_one_law(name: str, count: int) -> None:
 # --- S6: all processors -----------------------------------------------------------------------------------------------
 
 
-# Of 400 drafts one where a temperature on one side alone does the most: it moves 8 % of the law. With most pairs it
-# moves less than 1 %, which no number of draws that a test can wait for would show.
-TELLING_DRAFT = 391
+# Of 400 drafts the one most sensitive to a temperature on one side only: it moves 8 % of the distribution. Most pairs
+# move less than 1 %, which would need more draws than a test can make.
+SENSITIVE_DRAFT = 391
 
 
 @pytest.mark.parametrize("count", [FEW_STEPS, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_s6_with_all_processors_on_both_sides_the_law_is_the_processed_one(count: int) -> None:
+def test_s6_with_all_processors_on_both_sides_the_text_has_the_processed_distribution(count: int) -> None:
     sampling = SamplingSettings(temperature=0.7, top_k=3, top_p=0.9, repetition_penalty=1.2)
     logits = table(8, 1)
     seen = seen_rows([0, 1], torch.empty(0, dtype=torch.int64), 8, sampling, CPU)
     wanted = token_distributions(logits[1].unsqueeze(0), sampling, seen).probs
     assert wanted is not None
 
-    found = first_tokens(count, 1, logits, table(8, TELLING_DRAFT), sampling, seed=41, num_draft_tokens=1)
+    found = first_tokens(count, 1, logits, table(8, SENSITIVE_DRAFT), sampling, seed=41, num_draft_tokens=1)
 
     assert int((wanted > 0).sum()) == 3
     assert p_value([found[token,] for token in range(8)], wanted[0].tolist()) > ALPHA
@@ -307,7 +307,7 @@ def test_s6_with_all_processors_on_both_sides_the_law_is_the_processed_one(count
 
 
 @pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_s7_two_tokens_of_a_real_architecture_with_a_real_draft_have_the_targets_joint_law(count: int) -> None:
+def test_s7_two_tokens_of_a_real_architecture_with_a_real_draft_have_the_targets_joint_distribution(count: int) -> None:
     prompt, shared = [1, 5, 9], sampler(PLAIN, 11)
     target, draft = cached(tiny_model(vocab_size=16), 16), cached(tiny_model(seed=1, vocab_size=16), 16)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The index of lookup against a search through the whole text."""
+"""Tests the suffix automaton against a search through the whole text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The accept rule, by algebra and at its edges."""
+"""Tests the accept rule by algebra and at its edges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fakes import CPU
 NEARLY_ONE = 1 - 2**-53
 
 
-def law(*weights: float) -> Tensor:
+def distribution(*weights: float) -> Tensor:
     probs = torch.tensor(weights, dtype=torch.float64)
     return probs / probs.sum()
 
@@ -30,8 +30,8 @@ def greedy_target(*ids: int) -> TokenDistributions:
     return TokenDistributions(torch.tensor(ids), None, torch.tensor(True))
 
 
-class Scripted:
-    """Chance with given uniforms; the last one is for the draw."""
+class GivenUniforms:
+    """Randomness from given uniforms; the last one is for the draw."""
 
     def __init__(self, *uniforms: float) -> None:
         self.uniforms = torch.tensor(uniforms, dtype=torch.float64)
@@ -43,14 +43,16 @@ class Scripted:
         return drawn(self.uniforms[-1:], probs)
 
 
-laws_of_six = st.lists(st.sampled_from([0.0, 1e-12, 0.1, 0.5, 1.0, 7.0]), min_size=6, max_size=6).filter(
+distributions_of_six = st.lists(st.sampled_from([0.0, 1e-12, 0.1, 0.5, 1.0, 7.0]), min_size=6, max_size=6).filter(
     lambda weights: sum(weights) > 0
 )
 
 
-@given(laws_of_six, laws_of_six)
-def test_accepting_or_correcting_gives_the_target_law(target_weights: list[float], draft_weights: list[float]) -> None:
-    target_probs, draft_probs = law(*target_weights), law(*draft_weights)
+@given(distributions_of_six, distributions_of_six)
+def test_accepting_or_correcting_gives_the_target_distribution(
+    target_weights: list[float], draft_weights: list[float]
+) -> None:
+    target_probs, draft_probs = distribution(*target_weights), distribution(*draft_weights)
     possible = draft_probs.nonzero().squeeze(-1)
     acceptance = torch.zeros(6, dtype=torch.float64)
     rows = draft_probs.repeat(len(possible), 1)
@@ -63,46 +65,46 @@ def test_accepting_or_correcting_gives_the_target_law(target_weights: list[float
     assert abs(float(kept.sum()) - float(torch.minimum(target_probs, draft_probs).sum())) < 1e-12
 
 
-def test_probability_zero_is_refused_even_by_a_uniform_of_zero() -> None:
-    verdict = verify(target(law(1, 0), law(1, 1)), Draft(torch.tensor([1])), Scripted(0.0, 0.0))
+def test_probability_zero_is_rejected_even_by_a_uniform_of_zero() -> None:
+    verdict = verify(target(distribution(1, 0), distribution(1, 1)), Draft(torch.tensor([1])), GivenUniforms(0.0, 0.0))
 
     assert int(verdict.num_accepted) == 0
     assert int(verdict.target_id) == 0
 
 
-def test_equal_laws_accept_even_at_the_largest_uniform() -> None:
-    probs = law(1, 3)
+def test_equal_distributions_accept_even_at_the_largest_uniform() -> None:
+    probs = distribution(1, 3)
 
     draft = Draft(torch.tensor([1]), probs.unsqueeze(0))
-    verdict = verify(target(probs, probs), draft, Scripted(NEARLY_ONE, 0.9))
+    verdict = verify(target(probs, probs), draft, GivenUniforms(NEARLY_ONE, 0.9))
 
     assert int(verdict.num_accepted) == 1
 
 
-def test_a_drafter_that_lies_about_its_law_is_caught() -> None:
-    draft = Draft(torch.tensor([0]), law(0, 1).unsqueeze(0))
+def test_a_drafter_with_a_wrong_distribution_is_caught() -> None:
+    draft = Draft(torch.tensor([0]), distribution(0, 1).unsqueeze(0))
 
     with pytest.raises(AssertionError, match="probability 0"):
-        verify(target(law(1, 1), law(1, 1)), draft, Scripted(0.5, 0.5))
+        verify(target(distribution(1, 1), distribution(1, 1)), draft, GivenUniforms(0.5, 0.5))
 
 
 @pytest.mark.fault("F44")
-def test_nothing_left_of_the_residual_falls_back_to_the_target_law() -> None:
-    probs = law(1, 2, 3)
+def test_an_empty_residual_falls_back_to_the_target_distribution() -> None:
+    probs = distribution(1, 2, 3)
 
     assert torch.equal(residual_distribution(probs, probs), probs)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.3, NEARLY_ONE])
 def test_a_token_of_probability_zero_is_never_drawn(uniform: float) -> None:
-    for probs in (law(0, 1, 0), law(0, 1, 1, 0, 0), law(1, 0), law(0, 1)):
+    for probs in (distribution(0, 1, 0), distribution(0, 1, 1, 0, 0), distribution(1, 0), distribution(0, 1)):
         token = int(drawn(torch.tensor([uniform], dtype=torch.float64), probs.float()))
 
         assert probs[token] > 0
 
 
-def test_draws_follow_the_law() -> None:
-    probs = law(1, 2, 3, 4)
+def test_draws_follow_the_distribution() -> None:
+    probs = distribution(1, 2, 3, 4)
 
     drawn_ids = [int(drawn(torch.tensor([u], dtype=torch.float64), probs)) for u in torch.linspace(0, 0.9999, 1000)]
 
@@ -117,32 +119,32 @@ def test_draws_follow_the_law() -> None:
 def test_greedy_keeps_the_matching_prefix(draft_ids: list[int], num_accepted: int, target_id: int) -> None:
     rows = greedy_target(*[4, 5, 6, 7][: len(draft_ids) + 1])
 
-    verdict = verify(rows, Draft(torch.tensor(draft_ids, dtype=torch.int64)), Scripted(0.0))
+    verdict = verify(rows, Draft(torch.tensor(draft_ids, dtype=torch.int64)), GivenUniforms(0.0))
 
     assert (int(verdict.num_accepted), int(verdict.target_id)) == (num_accepted, target_id)
 
 
-def test_the_correction_uses_the_law_at_the_refused_position() -> None:
-    rows = target(law(1, 0, 0), law(0, 1, 0), law(0, 0, 1))
-    draft = Draft(torch.tensor([0, 2]), torch.stack([law(1, 1, 1), law(1, 1, 1)]))
+def test_the_correction_uses_the_distribution_at_the_rejected_position() -> None:
+    rows = target(distribution(1, 0, 0), distribution(0, 1, 0), distribution(0, 0, 1))
+    draft = Draft(torch.tensor([0, 2]), torch.stack([distribution(1, 1, 1), distribution(1, 1, 1)]))
 
-    verdict = verify(rows, draft, Scripted(0.5, 0.5, 0.5))
+    verdict = verify(rows, draft, GivenUniforms(0.5, 0.5, 0.5))
 
     assert (int(verdict.num_accepted), int(verdict.target_id)) == (1, 1)
 
 
 def test_the_same_seed_gives_the_same_choices() -> None:
     first, second = TorchRandomness(7, CPU), TorchRandomness(7, CPU)
-    probs = law(*range(1, 40))
+    probs = distribution(*range(1, 40))
 
     assert [int(first.draw(probs)) for _ in range(20)] == [int(second.draw(probs)) for _ in range(20)]
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_the_global_generator_is_not_used() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
 
-    TorchRandomness(1, CPU).draw(law(1, 1))
+    TorchRandomness(1, CPU).draw(distribution(1, 1))
 
     assert torch.equal(torch.rand(3), expected)
