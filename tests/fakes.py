@@ -156,7 +156,12 @@ NUM_ROUNDINGS = 2**13
 """Rounding steps of the type that two orders of additions may lie apart: 1e-3 of the largest value in float32."""
 
 
-def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+def assert_close(
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    num_roundings: int = NUM_ROUNDINGS,
+) -> None:
     """Compares two results of the same sums in another order.
 
     Kernels differ between processors, so the tolerance is relative to the largest value and follows from the type that
@@ -164,4 +169,4 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
     """
     assert found.shape == expected.shape
     difference = float((found - expected).abs().max())
-    assert difference <= NUM_ROUNDINGS * torch.finfo(dtype).eps * float(expected.abs().max()), difference
+    assert difference <= num_roundings * torch.finfo(dtype).eps * float(expected.abs().max()), difference

@@ -57,7 +57,7 @@ def test_logits_are_those_of_the_model_itself(engine: Engine) -> None:
     found = rows(engine.make(), PROMPT, 8)
 
     assert found.dtype == torch.float32
-    assert torch.allclose(found, transformers_logits(engine.kind, tuple(PROMPT), 8), atol=engine.tolerance)
+    engine.assert_close(found, transformers_logits(engine.kind, tuple(PROMPT), 8))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -72,7 +72,7 @@ def test_rolling_back_equals_a_fresh_prefill(engine: Engine, steps: list[tuple[i
         ids = ids[: max(1, len(ids) - num_removed)]
         model.rewind(len(ids) - 1)
         fresh.reset()
-        assert torch.allclose(rows(model, ids), rows(fresh, ids), atol=engine.same_pass)
+        engine.assert_close(rows(model, ids), rows(fresh, ids))
         model.rewind(len(ids) - 1)
 
 
@@ -86,7 +86,7 @@ def test_a_tail_gives_the_same_logits_as_the_whole_text(engine: Engine) -> None:
     second = rows(model, ids, 1, tail=tail[:1])
     rest = rows(model, ids, 2, tail=tail)
 
-    assert torch.allclose(torch.cat([first, second, rest]), whole, atol=engine.same_pass)
+    engine.assert_close(torch.cat([first, second, rest]), whole)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -94,7 +94,7 @@ def test_later_draft_tokens_do_not_touch_earlier_logits(engine: Engine) -> None:
     first = rows(engine.make(), [1, 2, 3, 4, 5], 3)
     second = rows(engine.make(), [1, 2, 3, 90, 80], 3)
 
-    assert torch.allclose(first[0], second[0], atol=1e-6)
+    engine.assert_close(first[0], second[0])
     assert not torch.allclose(first[1], second[1], atol=1e-2)
 
 
@@ -109,7 +109,7 @@ def test_any_number_of_rows_of_a_long_text(engine: Engine, num_last: int) -> Non
     assert model.length == 300
     assert found.shape == (num_last, 96)
     expected = transformers_logits(engine.kind, tuple(ids), 300)[-num_last:]
-    assert torch.allclose(found, expected, atol=4 * engine.tolerance)
+    engine.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -119,7 +119,7 @@ def test_feeding_changes_no_logits(engine: Engine) -> None:
     model.feed(ids[:270])
 
     assert model.length == 270
-    assert torch.allclose(rows(model, ids, 3), rows(engine.make(), ids, 3), atol=engine.same_pass)
+    engine.assert_close(rows(model, ids, 3), rows(engine.make(), ids, 3))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -127,7 +127,7 @@ def test_logits_are_cut_to_the_shared_vocabulary(engine: Engine) -> None:
     cut = rows(engine.make(vocab_size=60), [1, 2, 3], 2)
 
     assert cut.shape == (2, 60)
-    assert torch.allclose(cut, rows(engine.make(), [1, 2, 3], 2)[:, :60], atol=1e-6)
+    engine.assert_close(cut, rows(engine.make(), [1, 2, 3], 2)[:, :60])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -141,7 +141,7 @@ def test_rewinding_to_where_it_is_and_to_nothing(engine: Engine) -> None:
     model.rewind(0)
 
     assert model.length == 0
-    assert torch.allclose(rows(model, [5, 6]), rows(engine.make(), [5, 6]), atol=1e-6)
+    engine.assert_close(rows(model, [5, 6]), rows(engine.make(), [5, 6]))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -150,7 +150,7 @@ def test_two_caches_over_the_same_weights_do_not_meet(engine: Engine) -> None:
     first.feed([1, 2, 3])
     second.feed([9, 9])
 
-    assert torch.allclose(rows(first, [1, 2, 3, 4]), rows(engine.make(), [1, 2, 3, 4]), atol=engine.same_pass)
+    engine.assert_close(rows(first, [1, 2, 3, 4]), rows(engine.make(), [1, 2, 3, 4]))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -162,7 +162,7 @@ def test_an_id_without_a_row_empties_the_cache(engine: Engine) -> None:
         model.logits([1, 2, 3, 4, 9999], 1)
 
     assert model.length == 0
-    assert torch.allclose(rows(model, [1, 2, 3]), rows(engine.make(), [1, 2, 3]), atol=engine.same_pass)
+    engine.assert_close(rows(model, [1, 2, 3]), rows(engine.make(), [1, 2, 3]))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

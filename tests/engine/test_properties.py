@@ -34,7 +34,7 @@ from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.models.decoder import DecoderModel, decoder_model
 from specgen.models.transformers_model import CachedModel
-from tests.fakes import GREEDY, cached, ids_of, random_tokens, run_events, sampler, tiny_model
+from tests.fakes import GREEDY, assert_close, cached, ids_of, random_tokens, run_events, sampler, tiny_model
 
 # The nightly profile tries eighty times as much as the usual one.
 pytestmark = pytest.mark.timeout(300 if settings().max_examples < 1000 else 3600)
@@ -155,7 +155,7 @@ def test_p4_caches_hold_a_prefix_of_the_text_in_every_case(
         model.rewind(min(model.length, len(text) - 1))
         target.fails_at = -1
         found = model.logits(text, 1)
-        assert torch.allclose(found, cached(tiny_model(seed=kind)).logits(text, 1), atol=1e-4)
+        assert_close(found, cached(tiny_model(seed=kind)).logits(text, 1))
 
 
 NUMBERS = st.floats() | st.integers(-(10**6), 10**6).map(float)
@@ -227,8 +227,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.model.rewind(min(self.model.length, num_kept))
         found = self.model.logits(self.ids, len(tail) + 1, tail=torch.tensor(tail, dtype=torch.int64))
         fresh = cached(tiny_model(self.kind)).logits([*self.ids, *tail], len(tail) + 1)
-        assert torch.allclose(found, fresh, atol=1e-4)
-        assert torch.equal(found.argmax(-1), fresh.argmax(-1))
+        assert_close(found, fresh)
         self.model.rewind(min(self.model.length, num_kept))
 
     @precondition(lambda self: len(self.ids) > 1)
