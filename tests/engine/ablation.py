@@ -50,25 +50,15 @@ NEUTRAL: dict[ModuleType, dict[str, object]] = {
         "AMBIGUOUS_FACTOR": 1.0,
         "MATCH_PRIOR_WEIGHT": 1e-6,
     },
-    throughput: {"RATE_STEP": 0.0},
+    throughput: {"LATEST_WEIGHT": 0.0},
     exploration: {
         "FIRST_EXPLORATION_BUDGET": 0.0,
         "LARGEST_EXPLORATION_BUDGET": 1e9,
         "EXPLORATION_SHARE": 0.0,
     },
-    model_drafts: {
-        "FIRST_DRAFT": 16,
-        "TRIAL_LENGTHS": (1,),
-        "ACCEPTED_LOSS": 0.0,
-        "STATS_STEP": 0.0,
-    },
+    model_drafts: {"TRIAL_LENGTHS": (1,)},
     cost_aware: {"MARGIN": 0.0},
-    baseline_refresh: {
-        "REFRESH_INTERVAL": NEVER,
-        "CLEAR_GAIN": 1e9,
-        "DRIFT_TOLERANCE": 1e9,
-        "MAX_PLAIN_IN_A_ROW": 1,
-    },
+    baseline_refresh: {"REFRESH_INTERVAL": NEVER, "CLEAR_GAIN": 1e9},
     cost_table: {"NUM_SAMPLES": 1, "OPTIMISTIC_SLOPE": 0.0, "HALF_LIFE": 1e9, "NUM_CONFIRMING": 1},
     fixed: {"ACCEPTED_STEP": 0.0, "INITIAL_NUM_ACCEPTED": 0.0, "SHORTEST_MATCH": 1},
 }

@@ -88,7 +88,7 @@ class CostAwareLength:
         return self._exploration.is_trial
 
     def observe(self, round_: Round) -> None:
-        self._baseline.observe(round_, self.costs.seconds(1))
+        self._baseline.observe(round_)
         self.costs.observe(len(round_.draft_ids) + round_.num_cut + 1, round_.verify_seconds)
         self._lookup.observe(round_)
         self._model.observe(round_)

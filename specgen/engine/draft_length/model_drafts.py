@@ -6,17 +6,11 @@ from specgen.core.events import Round
 from specgen.core.settings import LONGEST_AUTO_DRAFT
 from specgen.engine.draft_length.acceptance import AcceptanceByConfidence
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
-from specgen.engine.draft_length.throughput import RecentRounds, Throughput
+from specgen.engine.draft_length.throughput import LATEST_WEIGHT, RecentRounds, Throughput
 
-FIRST_DRAFT = 1
-"""Longest draft while the cost of a draft token is unknown."""
 TRIAL_LENGTHS = (1, 3, 4, 5, 7)
 """Not 2: in float32 a pass over three tokens was measured more expensive than one over four, and after paying for it
 the policy expects nothing cheaper from longer ones."""
-ACCEPTED_LOSS = 0.05
-"""Expected loss, in tokens a round, that still counts as paying: only rounds with drafts show what the model yields."""
-STATS_STEP = 0.1
-"""Weight of the latest round in the statistics of the draft model."""
 
 
 class DraftModelStats:
@@ -27,7 +21,7 @@ class DraftModelStats:
         """Tokens written since the model last drafted: it reads them first."""
         self.seconds_per_missed = 0.0
         """Cost of reading one of them."""
-        self._rounds = RecentRounds(STATS_STEP)
+        self._rounds = RecentRounds()
         """Counts accepted tokens only."""
 
     def gain(self, rate: float, plain_seconds: float) -> float | None:
@@ -39,7 +33,7 @@ class DraftModelStats:
         """Adds a round of the model. `draft_seconds` is the cost of its tokens without reading missed ones."""
         if self.num_missed:
             per_missed = max(round_.draft_seconds - draft_seconds, 0.0) / self.num_missed
-            self.seconds_per_missed += (per_missed - self.seconds_per_missed) * STATS_STEP
+            self.seconds_per_missed += (per_missed - self.seconds_per_missed) * LATEST_WEIGHT
         self.num_missed = 0
         self._rounds.observe(round_.num_accepted, draft_seconds + round_.verify_seconds)
 
@@ -84,12 +78,11 @@ class ModelDrafts:
     @property
     def limit(self) -> int:
         """Longest draft at this time."""
-        longest = min(LONGEST_AUTO_DRAFT, self._costs.longest_trial)
-        return longest if self._draft_cost.is_supported else min(longest, FIRST_DRAFT)
+        return min(LONGEST_AUTO_DRAFT, self._costs.longest_trial)
 
     def pays(self) -> bool:
         """Whether to draft one more token."""
-        return self._gain_ahead() > (0 if self.num_drafted else -ACCEPTED_LOSS)
+        return self._gain_ahead() > 0
 
     def exceeds(self, gain: float, num_tokens: float, margin: float) -> bool:
         """Whether a draft of the model gains more than a lookup draft.
@@ -132,8 +125,9 @@ class ModelDrafts:
             self._acceptance.observe(confidence, position < round_.num_accepted)
         num_drafted = len(round_.draft_ids) + round_.num_cut
         num_missed = self._stats.num_missed
-        # After a pause the drafter first reads what it missed; that time is not the cost of a token.
-        if not num_missed or (not self._draft_cost.is_supported and num_missed <= FIRST_DRAFT):
+        # After a pause the drafter first reads what it missed; that time is not the cost of a token. The first draft
+        # follows a round without one, so a single missed token is tolerated once.
+        if not num_missed or (not self._draft_cost.is_supported and num_missed == 1):
             self._draft_cost.observe(num_drafted, round_.draft_seconds)
         self._stats.observe(round_, num_drafted * self._draft_cost.seconds)
 
@@ -144,7 +138,7 @@ class ModelDrafts:
         # Drafting pays at all if it is faster than plain decoding; a lucky recent rate does not change that.
         rate = self._throughput.rate if length else 1 / here
         gain, best, reach = 0.0, -1.0, self._reach
-        for further in range(1, min(LONGEST_AUTO_DRAFT, self._costs.longest_trial) - length + 1):
+        for further in range(1, self.limit - length + 1):
             reach *= self._acceptance.mean
             gain += reach
             cost = further * self._draft_cost.seconds + self._costs.optimistic_seconds(length + further + 1) - here

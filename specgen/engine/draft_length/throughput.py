@@ -5,8 +5,8 @@ from __future__ import annotations
 from specgen.core.events import Round
 from specgen.engine.draft_length.cost_table import CostTable
 
-RATE_STEP = 0.05
-"""Weight of the latest round in the rate."""
+LATEST_WEIGHT = 0.05
+"""Weight of the latest round in an average over rounds."""
 
 
 class RecentRounds:
@@ -14,22 +14,18 @@ class RecentRounds:
 
     The rate of a text is a ratio of sums, so tokens and seconds are averaged apart; a mean of ratios would favour
     lucky rounds.
-
-    Args:
-        step: Weight of the latest round.
     """
 
-    def __init__(self, step: float) -> None:
-        self._step = step
+    def __init__(self) -> None:
         self.num_rounds = 0
         self.tokens = self.seconds = 0.0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Adds a round."""
         self.num_rounds += 1
-        step = max(self._step, 1 / self.num_rounds)
-        self.tokens += (num_tokens - self.tokens) * step
-        self.seconds += (seconds - self.seconds) * step
+        weight = max(LATEST_WEIGHT, 1 / self.num_rounds)
+        self.tokens += (num_tokens - self.tokens) * weight
+        self.seconds += (seconds - self.seconds) * weight
 
 
 class Throughput:
@@ -41,7 +37,7 @@ class Throughput:
 
     def __init__(self, costs: CostTable) -> None:
         self._costs = costs
-        self._recent = RecentRounds(RATE_STEP)
+        self._recent = RecentRounds()
 
     @property
     def rate(self) -> float:
