@@ -17,6 +17,7 @@ from tests.processes.forked import ForkedProcess, server_socket
 STARTERS: tuple[object, ...] = (subprocess, pexpect, ForkedProcess, server_socket)
 FORKS = {"fork", "forkpty"}
 """Functions of `os`."""
+ON_REQUEST = ("slow", "gpu")
 NEED = "needs "
 """How the reason of a skip begins that is for want of a kernel, a device or a library."""
 
@@ -54,6 +55,19 @@ def _names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
+
+
+def deselect_unless_requested(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects tests with a marker of `ON_REQUEST` that the option -m does not mention."""
+    requested = str(config.option.markexpr)
+    left_out = [marker for marker in ON_REQUEST if marker not in requested]
+    kept, dropped = [], []
+    for item in items:
+        is_dropped = any(item.get_closest_marker(marker) for marker in left_out)
+        (dropped if is_dropped else kept).append(item)
+    if dropped:
+        items[:] = kept
+        config.hook.pytest_deselected(items=dropped)
 
 
 def report_needs(config: pytest.Config) -> None:

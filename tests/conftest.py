@@ -38,8 +38,9 @@ settings.register_profile(
 settings.load_profile(os.environ.get("SPECGEN_HYPOTHESIS", "ci"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     collection.mark_processes(items)
+    collection.deselect_unless_requested(config, items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

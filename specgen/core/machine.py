@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
 from dataclasses import dataclass
@@ -60,9 +61,12 @@ def version_of(library: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
-    """Returns the processor's features, in the kernel's names; empty without /proc."""
+    """Returns the processor's features in the kernel's names, as far as torch may use them; empty without /proc."""
     match = re.search(r"^flags\s*:(.*)$", _cpuinfo(), re.MULTILINE)
-    return frozenset(match[1].split()) if match else frozenset()
+    flags = frozenset(match[1].split()) if match else frozenset()
+    if os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default"):
+        return frozenset(flag for flag in flags if not flag.startswith(("avx512", "amx")))
+    return flags
 
 
 def processor_name() -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specgen.core.machine import cpu_flags
 from specgen.models.formats import OutputSlice
 
 NUM_TIMED = 3
@@ -71,7 +72,7 @@ def fits_nf4(weight: Tensor) -> bool:
 
 def has_nf4_kernel(device: torch.device) -> bool:
     """Returns whether 4-bit products of bfloat16 are fast: bitsandbytes has a kernel for CPUs with AVX512-BF16."""
-    if device.type != "cpu":
+    if device.type != "cpu" or "avx512_bf16" not in cpu_flags():
         return False
     from bitsandbytes import functional as kernels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -50,13 +51,17 @@ def build(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     return model.requires_grad_(False)
 
 
+built = functools.cache(build)
+"""For tests that build a model in each of many examples, and leave it as it is."""
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", list(BUILDERS))
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 14)), min_size=1, max_size=5), st.integers(0, 99))
 def test_logits_equal_transformers_bit_for_bit(
     kind: str, dtype: torch.dtype, steps: list[tuple[int, int]], seed: int
 ) -> None:
-    model = build(kind, dtype)
+    model = built(kind, dtype)
     plain, ours = CachedModel(model, 96), decoder_model(model, 96)
     assert isinstance(ours, DecoderModel)
     generator = torch.Generator().manual_seed(seed)
