@@ -10,9 +10,9 @@ from typing import Any
 
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
-from specgen.loading.config_check import ModelConfig
 from specgen.loading.draft_head_folder import DraftHeadFolder
 from specgen.loading.gguf.header import GgufHeader
+from specgen.loading.model_config import ModelConfig
 from specgen.loading.placement import Placement
 from specgen.loading.start.lean_import import empty_model
 from specgen.models.decoder import ARCHITECTURES

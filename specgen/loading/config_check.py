@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
+from specgen.loading.model_config import ModelConfig
 from specgen.loading.safetensors_check import check_safetensors, is_plain_name, shard_names
 from specgen.loading.start.lean_import import import_models_alone
 
@@ -29,33 +29,6 @@ _MAX_SIZE = 2**24
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """A model's config, and what the headers of its weight files say.
-
-    Args:
-        model_type: transformers' name of the architecture, `llama`.
-        vocab_rows: Rows of the logits; may exceed the tokenizer's table. None if the config does not name it.
-        max_positions: The context window in tokens; None if the config does not name it.
-        quant_method: How the checkpoint is quantized (`gptq`, `bitsandbytes`); None if it is not.
-        dtype: Type of most stored weights, `bfloat16`.
-        num_parameters: Values in the weight files; tied ones count once.
-        num_weight_bytes: Bytes of the weight files.
-        widths_fit_blocks: Whether the layers' widths are multiples of 64, the block of 4-bit weights.
-        widths: Hidden and intermediate size, if the config names them.
-    """
-
-    model_type: str
-    vocab_rows: int | None
-    max_positions: int | None
-    quant_method: str | None
-    dtype: str
-    num_parameters: int
-    num_weight_bytes: int
-    widths_fit_blocks: bool = True
-    widths: tuple[int, int] | None = None
 
 
 def check_folder(folder: Path) -> ModelConfig:

@@ -15,15 +15,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import read_json
-from specgen.loading.config_check import (
-    DRAFT_HEAD_KEY,
-    ModelConfig,
-    check_sizes,
-    read_config,
-    refuse_kernels,
-    weight_files,
-)
+from specgen.loading.config_check import DRAFT_HEAD_KEY, check_sizes, read_config, refuse_kernels, weight_files
 from specgen.loading.draft_head_tensors import WEIGHTS, Kind, check_tensors, invalid_draft_head, tensor_shapes
+from specgen.loading.model_config import ModelConfig
 from specgen.loading.safetensors_check import check_safetensors
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.library_errors import first_line
 from specgen.core.machine import cpu_flags
 from specgen.core.settings import ModelSettings
-from specgen.loading.config_check import ModelConfig
 from specgen.loading.format_autotune import LEAST_MEASURED, FormatTimes, Layer, fastest_format
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
+from specgen.loading.model_config import ModelConfig
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 
 INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.49', or use --quant none"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from specgen.core.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from specgen.loading.config_check import ModelConfig
     from specgen.loading.draft_head_folder import DraftHeadFolder
     from specgen.loading.gguf.header import GgufHeader
+    from specgen.loading.model_config import ModelConfig
 
 Role = Literal["target", "draft"]
 

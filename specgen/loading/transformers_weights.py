@@ -11,9 +11,9 @@ from specgen.core.library_errors import first_line, is_out_of_memory, library_fa
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.units import format_size
-from specgen.loading.config_check import ModelConfig
 from specgen.loading.format_autotune import FormatTimes
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
+from specgen.loading.model_config import ModelConfig
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.loading.start.lean_import import loaded_lean

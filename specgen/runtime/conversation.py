@@ -9,9 +9,10 @@ from specgen.core.errors import PromptError, SpecgenError
 from specgen.core.events import Prefill, Round, RoundText, TextEvent
 from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo
-from specgen.core.settings import DecodeSettings, DraftSchedule, SamplingSettings
+from specgen.core.settings import DecodeSettings
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
 from specgen.runtime.loaded_models import LoadedModels
+from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import ChatMessage, Scalar
 from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.prefix_reuse import keep_cached_ids
@@ -19,29 +20,6 @@ from specgen.text.reasoning import opens_thinking, split_thinking
 
 WARN_AT = 0.9
 """Used share of the context window from which a chat warns the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplySettings:
-    """How replies are generated.
-
-    Args:
-        sampling: The seed of each reply is this seed plus the number of replies before it, so a retry differs.
-        sampling_source: See `Request`.
-        max_new_tokens: Longest reply; the window may end it earlier.
-        num_draft_tokens: Longest draft.
-        schedule: `constant`, or `auto`: lengths chosen by measured cost.
-        stops: Stop strings.
-        strict: A failing drafter is an error, not a warning.
-    """
-
-    sampling: SamplingSettings
-    sampling_source: str = "default"
-    max_new_tokens: int = 1024
-    num_draft_tokens: int = 5
-    schedule: DraftSchedule = "constant"
-    stops: tuple[str, ...] = ()
-    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

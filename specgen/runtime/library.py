@@ -20,10 +20,11 @@ from specgen.core.settings import (
 )
 from specgen.loading.libraries import forbid_foreign_code
 from specgen.runtime import learned_costs
-from specgen.runtime.conversation import Conversation, ReplySettings
+from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import pair_settings, resolve_pair
+from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import ChatMessage
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 

@@ -16,8 +16,9 @@ from specgen.core.settings import SamplingSettings
 from specgen.loading.load import default_num_threads
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import CachedModel
-from specgen.runtime.conversation import Conversation, ReplySettings
+from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation
+from specgen.runtime.reply_settings import ReplySettings
 from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.llamacpp.test_models import named, opened, save_toy_gguf
 from tests.toys import ANSWER, save_toy

@@ -21,10 +21,11 @@ from specgen.loading.llama_cpp import PROBE, tokenizer_notice
 from specgen.loading.load import default_num_threads, limit_torch_threads
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import CachedModel
-from specgen.runtime.conversation import Conversation, ReplySettings
+from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.reply_settings import ReplySettings
 from specgen.text.chat_template import ChatTemplate, Message
 from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.cli.children import run_child

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from specgen.core.errors import ModelFileError
-from specgen.loading.config_check import ModelConfig, check_folder, has_weights
+from specgen.loading.config_check import check_folder, has_weights
+from specgen.loading.model_config import ModelConfig
 from tests.loading.builders import edit_json, fails, make_model
 
 

@@ -13,7 +13,8 @@ import torch
 from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError, NumericalError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading import memory, placement
-from specgen.loading.config_check import ModelConfig, check_folder
+from specgen.loading.config_check import check_folder
+from specgen.loading.model_config import ModelConfig
 from specgen.loading.placement import choose_placement
 from specgen.loading.transformers_weights import LoadedWeights, load_weights
 from tests.loading.builders import RecordedProgress, edit_json, edit_weights, fails, make_folder, make_model, resolved

@@ -21,7 +21,7 @@ from specgen.render.summary import format_summary
 from specgen.render.views import ViewName
 
 if TYPE_CHECKING:
-    from specgen.runtime.conversation import ReplySettings
+    from specgen.runtime.reply_settings import ReplySettings
 
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 HELP_LINES = (

@@ -22,8 +22,8 @@ from specgen.storage.transcript import ChatMessage, Transcript
 
 if TYPE_CHECKING:
     from specgen.cli.chat.line_editor import LineEditor
-    from specgen.runtime.conversation import ReplySettings
     from specgen.runtime.generation import Generation
+    from specgen.runtime.reply_settings import ReplySettings
 
 CTRL_C_EXIT_CODE, HANGUP_EXIT_CODE = 130, 129
 

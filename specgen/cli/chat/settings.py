@@ -17,7 +17,7 @@ from specgen.core.settings import SamplingSettings
 from specgen.storage.transcript import Scalar
 
 if TYPE_CHECKING:
-    from specgen.runtime.conversation import ReplySettings
+    from specgen.runtime.reply_settings import ReplySettings
 
 _TYPES: dict[str, Callable[[str], float | int]] = {
     "temperature": float,
@@ -96,7 +96,7 @@ class ChatSettings:
 
     def for_reply(self, defaults: SamplingSettings | None) -> ReplySettings:
         """Returns the settings of a reply, completed by the model's own values."""
-        from specgen.runtime.conversation import ReplySettings
+        from specgen.runtime.reply_settings import ReplySettings
 
         seed = self.default_seed if self.sampling.seed is None else self.sampling.seed
         # Randomness tied to positions lowers the acceptance rate a little: only a seed that was given is worth that.

@@ -21,8 +21,9 @@ from specgen.storage.transcript import Transcript
 
 if TYPE_CHECKING:
     from specgen.cli.chat.settings import ChatSettings
-    from specgen.runtime.conversation import Conversation, ReplySettings
+    from specgen.runtime.conversation import Conversation
     from specgen.runtime.generation import Generation
+    from specgen.runtime.reply_settings import ReplySettings
 
 NUM_PREVIEWED = 2
 """Messages shown when a session is resumed: the last question and its reply."""

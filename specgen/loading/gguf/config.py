@@ -6,8 +6,8 @@ from typing import Literal
 
 from specgen.core.errors import SettingsError
 from specgen.core.settings import BackendSettings
-from specgen.loading.config_check import ModelConfig
 from specgen.loading.gguf.header import GgufHeader
+from specgen.loading.model_config import ModelConfig
 
 DEFAULT_CONTEXT = 8192
 """Positions of llama.cpp's cache by default: its memory is allocated at once, and windows of 131,072 are common."""

@@ -18,10 +18,11 @@ from specgen.engine.randomness import TorchRandomness
 from specgen.engine.sampling import Sampler
 from specgen.loading.load import LoadedModel
 from specgen.models.transformers_model import CachedModel
-from specgen.runtime.conversation import Conversation, ReplySettings
+from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import Transcript, from_json
 from specgen.text.chat_template import ChatTemplate
 from tests.fakes import CPU, ids_of
