@@ -6,14 +6,12 @@ import sys
 
 import typer
 
-from specgen.cli.completions import SCRIPTS
 from specgen.cli.help import HelpCommand, HelpGroup
-from specgen.cli.local_names import NAMES
 from specgen.cli.options.flatten import flattened
-from specgen.cli.program import COMMANDS, RootOptions, program
+from specgen.cli.program import COMMANDS, ROOT
+from specgen.cli.root.options import RootOptions
 from specgen.cli.signals import StopSignals
 from specgen.core.errors import SettingsError
-from specgen.core.version import __version__
 
 _NO_COMMAND = -1
 
@@ -70,13 +68,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _run_root(options: RootOptions) -> int:
-    """Answers an option of the program itself; what it returns counts only if no command follows."""
-    if options.version:
-        typer.echo(f"specgen {__version__}")
-    elif options.completion is not None:
-        typer.echo(SCRIPTS[options.completion](program()), nl=False)
-    elif options.names is not None:
-        typer.echo("\n".join(NAMES[options.names]()))
-    else:
+    """Answers the options of the program itself; the result counts only if no command follows."""
+    if options == RootOptions():
         return _NO_COMMAND
-    raise typer.Exit
+    raise typer.Exit(ROOT.run(options))
