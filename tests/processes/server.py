@@ -183,7 +183,10 @@ def _open_standard_streams(environment: dict[str, str]) -> None:
     """Opens stdin, stdout and stderr as an interpreter does at its start (`init_sys_streams` in CPython)."""
     name, _, errors = environment.get("PYTHONIOENCODING", "").partition(":")
     is_unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
-    defaults = {"stdin": ("r", "strict"), "stdout": ("w", "strict"), "stderr": ("w", "backslashreplace")}
+    is_c_locale = environment.get("LC_ALL") in ("C", "POSIX")
+    encoding = name or ("ascii" if is_c_locale and environment.get("PYTHONUTF8") == "0" else "utf-8")
+    lenient = errors or ("surrogateescape" if is_c_locale else "strict")
+    defaults = {"stdin": ("r", lenient), "stdout": ("w", lenient), "stderr": ("w", "backslashreplace")}
     for descriptor, (stream, (mode, default)) in enumerate(defaults.items()):
         try:
             os.fstat(descriptor)
@@ -194,8 +197,8 @@ def _open_standard_streams(environment: dict[str, str]) -> None:
             binary = open(descriptor, f"{mode}b", 0 if is_raw else -1, closefd=False)  # noqa: SIM115
             opened = io.TextIOWrapper(
                 binary,
-                name or "utf-8",
-                default if stream == "stderr" else errors or default,
+                encoding,
+                default,
                 newline="\n" if mode == "w" else None,
                 line_buffering=stream == "stderr" or os.isatty(descriptor),
                 write_through=is_raw,
