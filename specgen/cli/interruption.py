@@ -10,12 +10,12 @@ import typer
 
 from specgen.cli.errors import Interrupted
 from specgen.cli.stdout import discard_stdout
+from specgen.cli.streams import Messages, write_error_document
 from specgen.core.errors import SpecgenError
 
 if TYPE_CHECKING:
     from specgen.cli.answer_output import AnswerOutput
     from specgen.cli.signals import Stopped
-    from specgen.cli.streams import Messages
     from specgen.core.results import RunReport
     from specgen.runtime.generation import Generation
 
@@ -27,8 +27,6 @@ def exit_stopped(stopped: Stopped, *, as_json: bool) -> NoReturn:
         Exit: Always, with the exit code of the signal.
     """
     if as_json:
-        from specgen.cli.streams import write_error_document
-
         write_error_document(Interrupted(stopped.exit_code))
     raise typer.Exit(stopped.exit_code) from None
 

@@ -8,9 +8,9 @@ import pytest
 from specgen.bench.advice import best_speedup, command_line_for, recommend
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import Difference, Setting
-from specgen.cli.request import pair_settings
 from specgen.core.results import LogitGap
 from specgen.core.settings import ModelSettings
+from specgen.runtime.pair import pair_settings
 from tests.bench.reports import LABEL, SETTINGS, report
 
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from specgen.cli.request import pair_settings
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.draft_head_folder import SHIPPED, check_draft_head
 from specgen.loading.libraries import prepare_libraries
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message
 
 pytestmark = pytest.mark.real

@@ -15,7 +15,6 @@ from specgen.cli.bench.choices import draft_pairs, parse_drafts, settings_of
 from specgen.cli.chat.autosave import transcript_of
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.options.groups import SamplingOptions
-from specgen.cli.request import pair_settings
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.progress import SILENT
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
@@ -24,7 +23,7 @@ from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import has_float16_matmul
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import Pair, PairSettings, resolve_pair
+from specgen.runtime.pair import Pair, PairSettings, pair_settings, resolve_pair
 from tests.cli.chat.scenes import SHORT, converse, reply
 from tests.draft_heads import SlowDraft, write_draft
 from tests.loading.builders import fails
