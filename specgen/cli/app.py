@@ -10,7 +10,8 @@ from specgen.cli.help import HelpCommand, HelpGroup
 from specgen.cli.options.flatten import flattened
 from specgen.cli.program import COMMANDS, ROOT
 from specgen.cli.root.options import RootOptions
-from specgen.cli.signals import StopSignals
+from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.usage import wants_json
 from specgen.core.errors import SettingsError
 
 _NO_COMMAND = -1
@@ -38,7 +39,12 @@ def run(arguments: list[str]) -> int:
         if code == 0 and sys.stdout is not None:
             sys.stdout.flush()
         return code
+    except KeyboardInterrupt:
+        return 130
     except BaseException as error:  # noqa: BLE001 - every error of the program ends here
+        # At once: a second signal during the imports below would show a traceback.
+        if isinstance(error, Stopped) and not wants_json(arguments):
+            return error.exit_code
         # Its imports take 0.1 s, which help and completion don't need.
         from specgen.cli.failures import exit_code_of
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from itertools import pairwise
 
 from specgen.cli.errors import Interrupted, disk_error, internal_error
 from specgen.cli.signals import Stopped
 from specgen.cli.stdout import discard_stdout
 from specgen.cli.streams import Messages, write_error_document
-from specgen.cli.usage import usage_error
+from specgen.cli.usage import usage_error, wants_json
 from specgen.core.errors import SpecgenError
-
-KEYBOARD_INTERRUPT = 130
 
 
 def exit_code_of(error: BaseException, arguments: list[str]) -> int:
@@ -20,11 +17,9 @@ def exit_code_of(error: BaseException, arguments: list[str]) -> int:
     match error:
         case Stopped():
             # The command had not written anything: otherwise it ends the answer itself.
-            if _wants_json(arguments):
+            if wants_json(arguments):
                 write_error_document(Interrupted(error.exit_code))
             return error.exit_code
-        case KeyboardInterrupt():
-            return KEYBOARD_INTERRUPT
         case BrokenPipeError():
             discard_stdout()
             return 0
@@ -57,17 +52,9 @@ def _unexpected(error: Exception, arguments: list[str]) -> int:
 
 
 def _report(error: SpecgenError, arguments: list[str]) -> int:
-    if _wants_json(arguments) and not error.is_reported:
+    if wants_json(arguments) and not error.is_reported:
         write_error_document(error)
     if "-vv" in arguments and error.exit_code == SpecgenError.exit_code:
         traceback.print_exc()
     Messages("auto", quiet=False).error(error)
     return error.exit_code
-
-
-def _wants_json(arguments: list[str]) -> bool:
-    """Whether JSON is requested. The words are searched, because parsing them may be what failed."""
-    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    formats = [word.removeprefix("--format=") for word in words if word.startswith("--format=")]
-    formats += [value for name, value in pairwise(words) if name == "--format"]
-    return "--json" in words or "json" in formats or "ndjson" in formats
