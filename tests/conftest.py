@@ -1,4 +1,4 @@
-"""Settings of every test run: one thread (tiny models are slower with two), deterministic hypothesis."""
+"""Configures every test run: one thread (tiny models are slower with two), deterministic hypothesis."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.toys import save_toy
 
 torch.set_num_threads(1)
 
-# Where the extra gguf is installed, the programs under test would run GGUF files on llama.cpp; tests of that say so.
+# With the extra gguf installed, GGUF files would run on llama.cpp; tests of llama.cpp set this themselves.
 os.environ["SPECGEN_BACKEND"] = "transformers"
 
-# Under nohup or as a background job a run inherits ignored signals, and so would the programs under test.
+# A run under nohup or in the background inherits ignored signals, and would pass them to the programs under test.
 _DEFAULTS = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL, "SIGTERM": signal.SIG_DFL}
 for _name, _default in _DEFAULTS.items():
     if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
@@ -49,7 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer() -> Any:
-    """The tokenizer of the built-in target, if it is on this machine already."""
+    """Loads the tokenizer of the built-in target, if the target is on this machine."""
     try:
         return load_tokenizer(fetch_builtin(offline=True))
     except ModelNotFoundError as error:
@@ -58,7 +58,7 @@ def smollm2_tokenizer() -> Any:
 
 @pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty specgen cache; no test can touch the user's."""
+    """Makes an empty specgen cache, so that no test touches the user's."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SPECGEN_CACHE", str(folder))
     return folder
@@ -66,7 +66,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The state folder; it does not exist yet."""
+    """Sets the state folder, which does not exist yet."""
     folder = tmp_path / "state"
     monkeypatch.setenv(STATE_VARIABLE, str(folder))
     return folder
@@ -74,29 +74,29 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole tiny model folder."""
+    """Makes a complete folder of a tiny model."""
     return make_folder(tmp_path / "tiny")
 
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Replies with letters and words that depend on everything said before."""
+    """Saves a model that replies with letters and words that depend on all earlier text."""
     return wordy_folder(tmp_path_factory.mktemp("models") / "toy", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="session")
 def other_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A draft for `toy` that is nearly always wrong."""
+    """Saves a draft for `toy` that is nearly always wrong."""
     return wordy_folder(tmp_path_factory.mktemp("models") / "other", 1, max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="session")
 def noisy_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Replies with any bytes at all."""
+    """Saves a model that replies with arbitrary bytes."""
     return noisy_folder(tmp_path_factory.mktemp("models") / "noisy", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Replies `tests.toys.ANSWER` to everything."""
+    """Saves a model that replies `tests.toys.ANSWER` to every prompt."""
     return save_toy(tmp_path_factory.mktemp("models") / "talker", num_positions=32768)

@@ -1,6 +1,6 @@
-"""The fault catalogue as a table, from the marks of the tests. `python -m tests.faults` writes it.
+"""Lists the faults that specgen handles, and writes the table of them and their tests: `python -m tests.faults`.
 
-A test says which faults it holds: `@pytest.mark.fault("F12")`. Nothing is collected or run to make the table.
+A test names the faults that it covers: `@pytest.mark.fault("F12")`. The table is made from the source of the tests.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ PROMISES = {
     "F08": ("No prompt, closed stdin", "exit 2, never a wait"),
     "F09": ("Budget of 0, -1, 10^12 or no integer", "exit 2, or bounded by the window"),
     "F10": ("Sampling settings out of range", "exit 2 naming the range; a tiny temperature is greedy"),
-    "F11": ("Nothing left to choose from", "exit 8: all minus infinity is no law"),
+    "F11": ("Nothing left to choose from", "exit 8: all minus infinity is not a distribution"),
     "F12": ("Seed out of range", "exit 2"),
-    "F13": ("Unknown option, prompt given twice", "exit 2, and a JSON document where one was asked for"),
+    "F13": ("Unknown option, prompt given twice", "exit 2, and a JSON document for --json"),
     "F14": ("Broken value in the environment", "exit 2 naming the variable; there is no settings file"),
     "F15": ("Markup in prompt or answer", "shown literally"),
     "F16": ("Damaged safetensors", "exit 3 naming the file"),
@@ -45,9 +45,9 @@ PROMISES = {
     "F19": ("NaN or infinity in weights", "exit 8 at load"),
     "F20": ("config.json missing, cut or absurd", "exit 3 in one line"),
     "F21": ("Only a pickle", "exit 3; no code runs"),
-    "F22": ("Model that wants remote code", "exit 3; no code runs, stdin is no consent"),
+    "F22": ("Model that wants remote code", "exit 3; no code runs, stdin is not consent"),
     "F23": ("Config that names a hub kernel", "exit 3; the kernels package can't be imported"),
-    "F24": ("GGUF that is none, or cut", "exit 3 with file and reason"),
+    "F24": ("File that is not a GGUF, or a truncated one", "exit 3 with file and reason"),
     "F25": ("GGUF bombs", "refused in under 0.1 s and little memory, exit 3"),
     "F26": ("GGUF with a weight format", "exit 2 before loading"),
     "F27": ("GGUF of an unknown architecture, or without a tokenizer", "exit 3 naming it"),
@@ -63,32 +63,34 @@ PROMISES = {
     "F34": ("Chat template without end, huge or broken", "exit 3 after 2 s, within memory and output limits"),
     "F35": ("Template that adds hidden text", "not an error"),
     "F36": ("Weight format without bitsandbytes", "exit 5 with the install line; auto goes on without"),
-    "F37": ("bitsandbytes without a usable backend", "exit 5; its chatter is not shown"),
-    "F38": ("CUDA asked for and not there", "exit 5; auto takes the CPU and says so"),
+    "F37": ("bitsandbytes without a usable backend", "exit 5; its messages are not shown"),
+    "F38": ("CUDA requested but not available", "exit 5; auto uses the CPU and reports it"),
     "F39": ("Out of memory while loading", "exit 5, the largest fix first"),
     "F40": (
         "Out of memory while generating",
-        "the draft is given up and the step retried once; else exit 5, text kept",
+        "the draft is released and the step is tried once more; else exit 5, text kept",
     ),
     "F41": ("Killed for memory", "can't be caught; announced before, by an estimate"),
     "F42": ("NaN or infinity in the target's logits", "text kept, exit 8"),
-    "F43": ("NaN or infinity in the draft's law", "the draft is dropped with one notice, the text is the target's"),
-    "F44": ("Residual of zero", "the target's law stands in"),
+    "F43": (
+        "NaN or infinity in the draft's distribution",
+        "the draft is dropped with one notice, the text is the target's",
+    ),
+    "F44": ("Residual of zero", "the target's distribution is used"),
     "F45": ("Device lost", "text kept, exit 1: start again"),
-    "F46": ("Draft on another device; layers offloaded", "the same text; nothing moves to the CPU in silence"),
-    "F47": ("Draft that is slower than nothing", "said with the reason; -k auto leaves it off"),
+    "F46": ("Draft on another device; layers offloaded", "the same text; nothing moves to the CPU silently"),
+    "F47": ("Draft that is slower than nothing", "reported with the reason; -k auto leaves it off"),
     "F48": ("Deadlock in a draft thread", "not applicable"),
     "F49": (
         "SIGINT while loading",
-        "exit 130 without a word (a document where one was asked for); nothing half of the built-in model or a "
-        "conversion in the cache",
+        "exit 130 silently (with a document for --json); no partial built-in model or conversion in the cache",
     ),
     "F50": ("SIGINT while generating", "the round is finished, JSON whole, terminal sane, exit 130"),
     "F51": ("SIGINT twice", "ends where it is, terminal sane, exit 130"),
     "F52": ("SIGINT in a chat", "the partial reply is kept; at the prompt the line is cleared"),
     "F53": ("SIGTERM", "as SIGINT, exit 143"),
     "F54": ("SIGHUP, terminal closed", "session saved, exit 129"),
-    "F55": ("SIGTSTP and SIGCONT", "terminal restored, view drawn anew, the time counts nowhere"),
+    "F55": ("SIGTSTP and SIGCONT", "terminal restored, view drawn again, the time is in no figure"),
     "F56": (
         "Reader leaves early",
         "exit 0, nothing on stderr; no round is made beyond what the pipe held and one more",
@@ -98,38 +100,41 @@ PROMISES = {
     "F59": ("stderr closed or full", "the answer is unaffected"),
     "F60": ("Slow reader", "the run waits for it; memory is flat"),
     "F61": ("ASCII environment", "the answer is UTF-8"),
-    "F62": ("Disk full while saving", "old file intact, text shown, exit 7, no litter"),
-    "F63": ("Killed while saving", "the old or the new session, never half"),
+    "F62": ("Disk full while saving", "old file intact, text shown, exit 7, no temporary file"),
+    "F63": ("Killed while saving", "the old or the new session, never a part"),
     "F64": ("Damaged or newer session file", "set aside with a message, never overwritten"),
-    "F65": ("State folder that can't be written", "told once and gone on; a session asked for by name: exit 7"),
+    "F65": (
+        "State folder that can't be written",
+        "reported once; a session requested by name: exit 7",
+    ),
     "F66": ("Two chats, one session", "the second: exit 2 naming the process"),
     "F67": (
         "Two runs, one cold cache",
-        "the built-in model is fetched once and a GGUF converted once, held with two threads on the lock files; "
+        "the built-in model is fetched once and a GGUF converted once, tested with two threads on the lock files; "
         "downloads from the hub are left to its client's own locks",
     ),
     "F68": (
         "Download that breaks off",
-        "exit 3; what came of it is not taken for the model, and the next run completes it",
+        "exit 3; the partial file is not used as the model, and the next run completes it",
     ),
     "F69": (
         "Download damaged",
-        "exit 3 where the client says so, held with a client that does; a flipped byte of the right length is found "
-        "by nobody, unless it makes NaN or infinity (F19)",
+        "exit 3 where the client reports it, tested with a client that does; a flipped byte is not found unless it "
+        "makes NaN or infinity (F19)",
     ),
-    "F70": ("No network, or a hub that says nothing", "a cached model asks nobody; else exit 3 within 2 s"),
+    "F70": ("No network, or a hub that does not answer", "a cached model contacts no server; else exit 3 within 2 s"),
     "F71": ("Gated, 401, 404, 429, 500", "exit 3, each its own hint; the token is never shown"),
     "F72": (
         "Cache disk full",
-        "a conversion: exit 3 with the bytes free and needed, nothing half is left; a download from the hub: exit 3 "
-        "with the way to another disk, held with a client that says so, and its part stays to be resumed",
+        "a conversion: exit 3 with the bytes free and needed, no partial file is left; a download from the hub: exit 3 "
+        "with the way to another disk, tested with a client that raises it; the partial file stays and is resumed",
     ),
     "F73": ("Clock jumps", "durations come from a monotonic clock, summed around the work"),
     "F74": ("Narrow, resized or dumb terminal", "no crash, the text is whole"),
     "F75": ("Character split over tokens", "never half a character"),
     "F76": ("Answer that ends inside a character", "one replacement character at the end"),
     "F77": ("End token inside an accepted run", "cut there, counts and caches too"),
-    "F78": ("Stop string over rounds", "the text ends before it; held text is not shown early"),
+    "F78": ("Stop string over rounds", "the text ends before it; text that may belong to it is not shown early"),
     "F79": ("Special tokens and padding ids in the answer", "not shown; never chosen"),
     "F80": ("Endless repetition", "runs to its budget; Ctrl-C works"),
 }
@@ -144,7 +149,7 @@ UNTESTED = {
 
 
 def marked_tests() -> dict[str, list[str]]:
-    """Tests by fault, as `tests/...::name`, read off their source."""
+    """Returns the tests of each fault, as `tests/...::name`."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted(HERE.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -160,19 +165,19 @@ def _faults(decorator: ast.expr) -> list[str]:
 
 
 def table() -> str:
-    """The whole of FAULTS.md."""
+    """Returns the text of FAULTS.md."""
     tests = marked_tests()
     lines = [
         "# Faults, promises, tests",
         "",
         "Made by `python -m tests.faults` from the marks of the tests; a test fails where it is out of date.",
-        f"{len(PROMISES) - len(UNTESTED)} of {len(PROMISES)} faults are held by a test.",
+        f"{len(PROMISES) - len(UNTESTED)} of {len(PROMISES)} faults are covered by a test.",
     ]
     for number, (fault, (what, promise)) in enumerate(PROMISES.items(), 1):
         if number in SECTIONS:
             lines += ["", f"## {SECTIONS[number]}", "", "| fault | what | promise | tests |", "|---|---|---|---|"]
-        held = "<br>".join(f"`{name}`" for name in tests[fault]) or f"none: {UNTESTED[fault]}"
-        lines.append(f"| {fault} | {what} | {promise} | {held} |")
+        covered = "<br>".join(f"`{name}`" for name in tests[fault]) or f"no test: {UNTESTED[fault]}"
+        lines.append(f"| {fault} | {what} | {promise} | {covered} |")
     return "\n".join(lines) + "\n"
 
 

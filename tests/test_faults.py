@@ -1,4 +1,4 @@
-"""The table of faults is whole and up to date."""
+"""Checks that the table of faults is complete and up to date."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def test_the_catalogue_has_eighty_faults() -> None:
     assert list(PROMISES) == [f"F{number:02}" for number in range(1, 81)]
 
 
-def test_every_fault_is_held_by_a_test_or_listed_with_a_reason() -> None:
+def test_every_fault_is_covered_by_a_test_or_listed_with_a_reason() -> None:
     marked = set(marked_tests())
 
     assert marked <= set(PROMISES), "a test is marked with a fault that does not exist"

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: devices that meet in one round, and weights of 4 bits. Run with `pytest -m gpu`."""
+"""Checks what needs a CUDA device: target and draft on different devices. Run with `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACES = [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")]
 
 
 def on(device: str, seed: int) -> CachedModel:
-    # tiny_model caches its models; a copy is moved.
+    # tiny_model caches its models, so a copy is moved to the device.
     model = type(tiny_model(seed=seed))(tiny_model(seed=seed).config).eval()
     model.load_state_dict(tiny_model(seed=seed).state_dict())
     return CachedModel(model.to(device), 96)

@@ -1,6 +1,7 @@
-"""What may change without changing a text: threads, the view, the length of the run. And files that are not models.
+"""Checks that threads, the view and the length of a run do not change the text, and that damaged files are errors.
 
-M8, M10, L4, L7 and L8 of the promises; the others are in `tests/engine/test_properties.py` and `tests/test_soak.py`.
+The comments name the promises M8, M10, L4, L7 and L8; the others are in `tests/engine/test_properties.py` and
+`tests/test_soak.py`.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ def test_the_thousandth_and_the_last_token_cost_the_same_to_show(num_tokens: int
         seconds.append(time.process_time() - started)
 
     assert len(stream.getvalue().decode()) == text
-    # The second part is warm. No text is decoded anew from its beginning, which would make the last one tenfold.
-    assert seconds[-1] < 1.5 * max(sorted(seconds[1:-1])[4:])
+    # Decoding the text again from its beginning would make the last part twice the median, and 19 times the first. The
+    # decoder is a library's, so only its processor time can be counted: hence the wide bound.
+    assert min(seconds[-3:]) < 5 * min(seconds[:3])
 
 
 # L7
@@ -159,7 +161,7 @@ def test_no_damaged_file_ends_in_a_traceback(
         options = [str(folder) if option == str(toys["target"]) else option for option in toy_arguments]
         ended = cli("generate", "hello", *options, "--json", "-n", "4", "-d", "none")
         codes.append(ended.code)
-        # 1 would be a bug of ours; what can still be read is a model, whatever it says.
+        # 1 would be an internal error; a file that can still be read gives some text.
         assert ended.code in (0, 2, 3, 4, 5, 8), (broken.name, ended.err)
         assert "Traceback" not in ended.err
         assert json.loads(ended.out)["type"] in ("result", "error")

@@ -1,6 +1,7 @@
-"""Growth: rollbacks, runs in one process, long streams. Long with `python -m pytest -m slow tests/test_soak.py -s`.
+"""Checks that rollbacks, failing drafts and many runs in one process leave memory and open files flat.
 
-Three hundred turns of a chat are in `tests/cli/chat/test_growth.py`. Figures are printed (`-s`), bounds are asserted.
+`python -m pytest -m slow tests/test_soak.py -s` makes longer runs and prints figures. Three hundred turns of a chat are
+in `tests/cli/chat/test_growth.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def long(count: int) -> object:
 
 @pytest.mark.parametrize("num_rollbacks", [300, long(5000)])
 def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int) -> None:
-    # Always wrong: each round feeds four tokens that are taken back. Two layers, two heads of 8, keys and values.
+    # The drafter is always wrong: each round rejects four tokens. Two layers, two heads of 8, keys and values.
     num_text = min(num_rollbacks, 2000)
     model = cached(tiny_model(max_position_embeddings=4096))
     bytes_per_token = 2 * 2 * 2 * 8 * 4
@@ -47,8 +48,8 @@ def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int) -> 
                 done += event.num_rejected
                 if done == num_rollbacks // 3 and warm is None:
                     warm = levels()
-        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in model._cache.layers)
-        assert held == model.length * bytes_per_token
+        num_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in model._cache.layers)
+        assert num_bytes == model.length * bytes_per_token
         model.reset()
     last = levels()
 
@@ -61,7 +62,7 @@ def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int) -> 
 
 
 @pytest.mark.parametrize("num_runs", [12, long(200)])
-def test_many_runs_in_one_process_leave_nothing_behind(
+def test_many_runs_in_one_process_keep_memory_and_files_flat(
     cli: Cli, toy_arguments: list[str], toys: dict[str, Path], num_runs: int
 ) -> None:
     sizes, first, warm = [], levels(), None
@@ -76,14 +77,14 @@ def test_many_runs_in_one_process_leave_nothing_behind(
     assert warm is not None
     half = sizes[num_runs // 2 :]
     print(f"\n{num_runs} runs: {_growth(first, warm, last)}, slope {_slope(half) / 1024:.1f} KiB a run")
-    # Each run makes its models anew: a tensor kept would be a megabyte a run.
+    # Each run loads its models again: a tensor that stays would be a megabyte per run.
     assert_flat(warm, last, 8 * MIB)
     if num_runs >= 200:
         assert _slope(half) < 20 * 1024
 
 
 @pytest.mark.parametrize("num_runs", [40, long(1000)])
-def test_drafts_that_fail_leave_nothing_behind(num_runs: int) -> None:
+def test_failing_drafts_keep_memory_and_files_flat(num_runs: int) -> None:
     model, warm = cached(tiny_model()), None
     plain = ids_of(list(_run(model, NoDrafter)))
     for number in range(num_runs):
@@ -104,7 +105,7 @@ def _run(model: object, make: Callable[[], object]) -> object:
 def assert_flat(warm: Levels, last: Levels, num_bytes: int) -> None:
     assert last.files <= warm.files
     assert last.threads <= warm.threads
-    assert warm.objects > 10_000, "what is not counted can't be seen to grow"
+    assert warm.objects > 10_000, "too few objects are counted to see growth"
     assert last.objects - warm.objects < warm.objects // 50
     assert last.resident - warm.resident < num_bytes
 
@@ -118,7 +119,7 @@ def _growth(first: Levels, warm: Levels, last: Levels) -> str:
 
 
 def _slope(values: list[int]) -> float:
-    """Least squares, per step."""
+    """Returns the slope of the least-squares line, per step."""
     middle = (len(values) - 1) / 2
     mean = sum(values) / len(values)
     above = sum((index - middle) * (value - mean) for index, value in enumerate(values))

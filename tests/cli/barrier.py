@@ -1,6 +1,6 @@
-"""Lets a test stop a child at an exact place: the child announces it on a pipe and waits for one byte. No sleeps.
+"""Stops a child at an exact place for a test: the child writes a byte to a pipe and waits for one. Nothing sleeps.
 
-The child's side: `arm` once, `reach(name)` at places. The test's side is `tests.cli.children.Child`.
+The child calls `reach(name)` at its places. The test's side is `tests.cli.children.Child`.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import os
 from types import FrameType
 
 VARIABLE = "SPECGEN_TEST_BARRIER"
-"""`PLACE:ANNOUNCE_FD:WAIT_FD`; without it nothing waits."""
+"""`PLACE:ANNOUNCE_FD:WAIT_FD`; without the variable, nothing waits."""
 
 
 def reach(place: str) -> None:
-    """Announce and wait, if this is the place."""
-    wanted, _, descriptors = os.environ.get(VARIABLE, "").partition(":")
-    if wanted == place:
+    """Announces the place and waits, if it is the one that the test chose."""
+    chosen, _, descriptors = os.environ.get(VARIABLE, "").partition(":")
+    if chosen == place:
         announce, _, wait = descriptors.partition(":")
         os.write(int(announce), b"p")
         os.read(int(wait), 1)
 
 
 def announce_signals() -> None:
-    """Announce each signal once the program has dealt with it."""
+    """Announces each signal after the program has handled it."""
     from specgen.cli.signals import StopSignals
 
     handle = StopSignals._on_signal

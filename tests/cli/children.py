@@ -1,4 +1,4 @@
-"""The command line in processes: plain ones, ones stopped at an exact place, and ones on a terminal.
+"""Runs the command line in processes: to the end, stopped at an exact place, or on a terminal.
 
 All are forks of the fork server (`tests.processes.server`) unless a test asks for a new interpreter.
 """
@@ -91,14 +91,14 @@ def shell(script: str, *, module: str = SCRIPTED, **env: str) -> Ended:
 
 
 class Child:
-    """A child that waits at a place until told to go on; see `tests.cli.barrier`.
+    """A child that waits at a place until `go_on`; see `tests.cli.barrier`.
 
     Args:
         *arguments: Of the command line.
         place: Where it waits.
         module: What is run.
-        on_terminal: Stdin, stdout and stderr are one terminal of 80 columns; `out` is all it was sent.
-        ignores: A signal the child is started with ignoring.
+        on_terminal: Stdin, stdout and stderr are one terminal of 80 columns; `out` is everything written to it.
+        ignores: A signal that the child ignores from its start.
         env: Further environment.
     """
 
@@ -151,20 +151,20 @@ class Child:
         assert self._read_announcement() == b"p", "the child ended before its place"
 
     def send(self, signum: signal.Signals) -> None:
-        """Send a signal and wait until the program has dealt with it."""
+        """Sends a signal and waits until the program has handled it."""
         self.process.send_signal(signum)
-        assert self._read_announcement() == b"s", "the child did not deal with the signal"
+        assert self._read_announcement() == b"s", "the child did not handle the signal"
 
     def press_ctrl_c(self) -> None:
         assert self._master is not None
         os.write(self._master, b"\x03")
-        assert self._read_announcement() == b"s", "the child did not deal with Ctrl-C"
+        assert self._read_announcement() == b"s", "the child did not handle Ctrl-C"
 
     def go_on(self) -> None:
         os.write(self._go, b"g")
 
     def finish(self) -> Ended:
-        """Wait for its end."""
+        """Waits for the end of the child."""
         if self._pipes is not None:
             out, err = self._pipes.result()
             return Ended(self.process.wait(), out, err.decode())
@@ -173,7 +173,7 @@ class Child:
         while True:
             try:
                 chunk = os.read(self._master, 1 << 16)
-            except OSError:  # EIO: the last process has left the terminal
+            except OSError:  # EIO: the last process closed the terminal
                 break
             if not chunk:
                 break

@@ -1,4 +1,4 @@
-"""Fixtures of the command line's tests: toys, and the command line called inside the test's process."""
+"""Defines the fixtures of the command line's tests: toy models, and the command line in the test's process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ prepare_libraries(verbose=False)
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`target`, a `wrong` draft that errs behind one word, and a target with a window of `64`."""
+    """Saves `target`, a draft that is `wrong` after one word, and a target with a context of `64` tokens."""
     root = tmp_path_factory.mktemp("toys")
     return {
         "target": save_toy(root / "target"),
@@ -32,13 +32,13 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def toy_arguments(toys: dict[str, Path]) -> list[str]:
-    """Options that run the toy exactly: float32, on the CPU, whatever this machine could do."""
+    """Returns options that run the toy exactly on any machine: float32, on the CPU."""
     return ["--target", str(toys["target"]), *EXACT]
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No option from the environment, and a cache of its own."""
+    """Removes options from the environment and sets an empty cache."""
     for name in list(os.environ):
         if name.startswith(("SPECGEN_", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "HF_HUB_OFFLINE")):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""The real command line with a scripted answer instead of a model.
+"""Runs the real command line with a scripted answer instead of a model.
 
 Places of the barrier: `start`, before a command watches signals; `open`, where any command would load models; `round N`
 and `baseline` of an answer. SPECGEN_TEST_ROUNDS: rounds of the answer, default 3. SPECGEN_TEST_COUNT: a file that gets

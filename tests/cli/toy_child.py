@@ -1,4 +1,4 @@
-"""The real command line with real models, stopped at a forward pass.
+"""Runs the real command line with real models and stops at a forward pass.
 
     python -m tests.cli.toy_child generate -t TOY "..."
 

@@ -58,7 +58,7 @@ class ForkedProcess:
         arguments: Of the command line.
         env: All of its environment.
         descriptors: The child's number of a descriptor -> ours. Of 0, 1 and 2, those not named are closed.
-        ignored_signals: Signals that it starts with ignoring.
+        ignored_signals: Signals that it ignores from its start.
         is_session: It leads a session, whose terminal is its stdin.
         libraries: Of the server: see `server_socket`.
     """
@@ -123,7 +123,7 @@ class Pipes:
     """Feeds a child's stdin and collects its stdout and stderr, all at once.
 
     Args:
-        stdin: What the child reads; None for an empty input that is no pipe.
+        stdin: What the child reads; None for /dev/null.
     """
 
     def __init__(self, stdin: bytes | None = None) -> None:

@@ -58,7 +58,7 @@ class Request:
         environment: All of it.
         descriptors: The child's number of each descriptor sent along. Of 0, 1 and 2, those not named are closed.
         folder: Working directory.
-        ignored_signals: Signals that the child starts with ignoring.
+        ignored_signals: Signals that the child ignores from its start.
         is_session: The child leads a session, whose terminal is its stdin.
     """
 
@@ -117,7 +117,7 @@ class ForkServer:
         connection, _ = self._listener.accept()
         with suppress(OSError, struct.error):  # a client that is gone
             request, descriptors = receive_request(connection)
-            with suppress(Exception):  # whatever is wrong with it, the child says
+            with suppress(Exception):  # the child raises it again
                 importlib.import_module(request.module)
             pid = os.fork()
             if pid == 0:

@@ -1,4 +1,4 @@
-"""`doctor`'s estimate of memory against the peak of a process that really runs the model."""
+"""Compares the memory that `doctor` estimates with the peak of a process that runs the model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(name: str) -> Non
     if not folder.is_dir():
         pytest.skip(f"no {folder}; SPECGEN_DEV_MODELS names another place")
 
-    told = _run("doctor", "-t", str(folder), *OPTIONS, "--context", "512", "--json")
-    pair = json.loads(told[0])["pair"]
+    output, _ = _run("doctor", "-t", str(folder), *OPTIONS, "--context", "512", "--json")
+    pair = json.loads(output)["pair"]
     words = "Tell me everything you know about bridges. " * 30
     _, peak = _run("generate", "-t", str(folder), "-d", "none", *OPTIONS, "-n", "16", "--no-stats", words)
 
@@ -35,7 +35,7 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(name: str) -> Non
 
 
 def _run(*arguments: str) -> tuple[bytes, int]:
-    """stdout of the command line and the peak of its process, in bytes."""
+    """Returns the stdout of the command line and the peak memory of its process in bytes."""
     child = subprocess.Popen(
         [sys.executable, "-m", "specgen", *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=ROOT
     )
