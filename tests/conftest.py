@@ -23,7 +23,7 @@ from tests.toys import save_toy
 torch.set_num_threads(1)
 
 # With the extra gguf installed, GGUF files would run on llama.cpp; tests of llama.cpp set this themselves.
-os.environ["SPECGEN_BACKEND"] = "transformers"
+os.environ["SPECGEN_BACKEND"] = "torch"
 
 # A run under nohup or in the background inherits ignored signals, and would pass them to the programs under test.
 _DEFAULTS = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL, "SIGTERM": signal.SIG_DFL}

@@ -19,8 +19,8 @@ from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
 from specgen.engine.sampling import Sampler
 from specgen.loading.draft_head import load_draft_head
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
+from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadModel
-from specgen.models.transformers_model import CachedModel
 
 
 def draft_body(target: Any, num_layers: int, seed: int) -> Any:
@@ -87,14 +87,14 @@ def write_draft(
     return folder
 
 
-def open_draft(folder: Path, target: CachedModel) -> DraftHeadModel:
+def open_draft(folder: Path, target: DecoderModel) -> DraftHeadModel:
     """Loads the draft head of a folder for a target in memory, in its stored weight format."""
     return load_draft_head(check_draft_head(folder), folder.name, "none", target, target.vocab_size)[0]
 
 
 def head_drafter(
     folder: Path,
-    target: CachedModel,
+    target: DecoderModel,
     sampling: SamplingSettings,
     randomness: Randomness | None = None,
     noise: PositionNoise | None = None,

@@ -14,13 +14,15 @@ from specgen.core.errors import DraftError
 from specgen.core.events import Event, Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.sampling import Sampler
 from specgen.engine.verification import Draft
-from specgen.models.transformers_model import CachedModel
+from specgen.models.decoder import Decoder
+from specgen.models.decoder_model import DecoderModel
+from tests.decoders import decoder_of
 
 __all__ = ["ScriptedRandomness", "TableModel", "every_outcome"]
 
@@ -148,8 +150,14 @@ def rounds_of(events: Sequence[Event]) -> list[Round]:
     return [event for event in events if isinstance(event, Round)]
 
 
-def cached(model: torch.nn.Module, vocab_size: int = 96) -> CachedModel:
-    return CachedModel(model, vocab_size)
+def cached(model: torch.nn.Module, vocab_size: int = 96) -> DecoderModel:
+    """Returns our decoder with an empty cache. Models made from one transformers model share their weights."""
+    return DecoderModel(_decoder(model), vocab_size)
+
+
+@cache
+def _decoder(model: torch.nn.Module) -> Decoder:
+    return decoder_of(model)
 
 
 NUM_ROUNDINGS = 2**13

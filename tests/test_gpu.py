@@ -10,7 +10,7 @@ from specgen.engine.decoding import DecodeOptions, decode, device_clock
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler
-from specgen.models.transformers_model import CachedModel
+from specgen.models.transformers_model import TransformersModel
 from tests.fakes import ids_of, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -19,14 +19,14 @@ PROMPT = [1, 17, 40, 17]
 PLACES = [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")]
 
 
-def on(device: str, seed: int) -> CachedModel:
+def on(device: str, seed: int) -> TransformersModel:
     # tiny_model caches its models, so a copy is moved to the device.
     model = type(tiny_model(seed=seed))(tiny_model(seed=seed).config).eval()
     model.load_state_dict(tiny_model(seed=seed).state_dict())
-    return CachedModel(model.to(device), 96)
+    return TransformersModel(model.to(device), 96)
 
 
-def generated(target: CachedModel, draft: CachedModel | None, sampling: SamplingSettings) -> list[int]:
+def generated(target: TransformersModel, draft: TransformersModel | None, sampling: SamplingSettings) -> list[int]:
     sampler = Sampler.seeded(sampling, target.device, 96)
     drafter = NoDrafter() if draft is None else ModelDrafter(draft, 96, sampler)
     options = DecodeOptions(DecodeSettings(32, 4), clock=device_clock(target.device))

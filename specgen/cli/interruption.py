@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from specgen.cli.errors import Interrupted
+from specgen.cli.failures import Interrupted
 from specgen.cli.stdout import discard_stdout
 from specgen.cli.streams import Messages, write_error_document
 from specgen.core.errors import SpecgenError

@@ -50,6 +50,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_text(path: Path) -> str:
+    """Reads a text file of a model.
+
+    Raises:
+        ModelFileError: It is missing, larger than `MAX_JSON_BYTES`, or not UTF-8.
+    """
+    with open_regular(path) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ModelFileError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a text file of a model")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise corrupt(path, "not valid UTF-8") from error
+
+
 def corrupt(path: Path, why: str) -> ModelFileError:
     """Returns the error for a damaged file."""
     return ModelFileError(f"corrupt: {path} ({why})", "delete it and download again")

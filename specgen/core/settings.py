@@ -13,7 +13,7 @@ DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 Verification = Literal["block", "token"]
 DraftSchedule = Literal["auto", "constant"]
 BaselineMethod = Literal["calibrate", "full", "off"]
-BackendName = Literal["auto", "transformers", "llama.cpp"]
+BackendName = Literal["auto", "torch", "transformers", "llama.cpp"]
 
 MAX_DRAFT_TOKENS = 64
 """Longest draft that can be requested; beyond it no measured pair gains anything."""

@@ -7,10 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specgen.core.cost_model import PassCosts
 from specgen.core.results import ModelInfo
 from specgen.distill.acceptance import Acceptance
-from specgen.distill.pass_costs import TimedPair
 from specgen.distill.settings import DistillSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPair:
+    """Costs of a target and a draft, and how both ran."""
+
+    costs: PassCosts
+    target: ModelInfo
+    draft: ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from specgen.distill.draft import Draft
 from specgen.distill.text_generation import TargetText
+from specgen.models.decoder import Decoder
+from specgen.models.kv_slots import SliceSlots
 
 FIT_TOKENS = 10_000
 """Tokens that the fit reads."""
 
 
-def fit_input(draft: Draft, model: Any, texts: Sequence[TargetText], max_tokens: int = FIT_TOKENS) -> float:
+def fit_input(draft: Draft, target: Decoder, texts: Sequence[TargetText], max_tokens: int = FIT_TOKENS) -> float:
     """Fits a linear map from embedding and feature to the input of the draft's first layer, by least squares.
 
     Leaves a draft that reads no features unchanged.
 
     Args:
         draft: Changed in place.
-        model: The target, a transformers causal language model in float32.
+        target: The target, in float32.
         texts: Texts of the target.
         max_tokens: About how many tokens to read.
 
@@ -32,7 +33,7 @@ def fit_input(draft: Draft, model: Any, texts: Sequence[TargetText], max_tokens:
     """
     if draft.fc is None:
         return 0.0
-    embedding = model.get_input_embeddings().weight.detach().float()
+    embedding = target.embedding
     width = embedding.shape[1]
     squares = torch.zeros(2 * width, 2 * width, dtype=torch.float64)
     products = torch.zeros(2 * width, width, dtype=torch.float64)
@@ -41,7 +42,7 @@ def fit_input(draft: Draft, model: Any, texts: Sequence[TargetText], max_tokens:
     num_rows = 0
     for text in _sample(texts, max_tokens):
         # The first position is an attention sink; its state differs from all others.
-        outputs = _layer_inputs(model, text, draft.target_layers[0])[1:]
+        outputs = _layer_inputs(target, text, draft.target_layers[0])[1:]
         inputs = torch.cat([embedding[text.ids[1:-1]].cpu(), text.features[:-1].float()], dim=1)
         squares += inputs.T @ inputs
         products += inputs.T @ outputs
@@ -63,10 +64,13 @@ def _sample(texts: Sequence[TargetText], max_tokens: int) -> Iterator[TargetText
     yield from texts[::stride]
 
 
-@torch.no_grad()
-def _layer_inputs(model: Any, text: TargetText, layer: int) -> Tensor:
+@torch.inference_mode()
+def _layer_inputs(target: Decoder, text: TargetText, layer: int) -> Tensor:
     """Returns the inputs of a layer at all positions of a text but the last, float32 `[n - 1, hidden]`."""
-    ids = text.ids[None, :-1].to(model.device)
-    states = model.model(ids, output_hidden_states=True, use_cache=False)
-    inputs: Tensor = states.hidden_states[layer][0].float().cpu()
-    return inputs
+    ids = text.ids[:-1].to(target.device)
+    slots = SliceSlots(target.spec, target.embedding)
+    rotations = slots.begin(0, len(ids))
+    hidden = target.embed(ids)
+    for earlier in target.layers[:layer]:
+        hidden = earlier(hidden, rotations, slots)
+    return hidden.cpu()

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from specgen.bench.pass_costs import measure_pass_costs
 from specgen.core.cost_model import PassCosts
-from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
 from specgen.distill.acceptance import MAX_DRAFT
+from specgen.distill.card import TimedPair
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
-
-
-@dataclass(frozen=True, slots=True)
-class TimedPair:
-    """Costs of a target and a draft, and how both ran."""
-
-    costs: PassCosts
-    target: ModelInfo
-    draft: ModelInfo
 
 
 def time_pair(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) -> TimedPair:

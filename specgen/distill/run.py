@@ -33,7 +33,9 @@ from specgen.distill.text_generation import BatchGenerator, TargetText
 from specgen.distill.training import Trainer, TrainerOptions
 from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
-from specgen.loading.transformers_weights import load_weights
+from specgen.loading.placement import choose_placement
+from specgen.loading.weights import load_own_decoder
+from specgen.models.decoder import Decoder
 from specgen.runtime.pair import PairSettings, resolve_pair
 
 WORK_FOLDER = ".distill"
@@ -82,15 +84,18 @@ class Distillation:
         self._request = request
         self._work = self.folder / WORK_FOLDER
         self._texts_folder = request.texts_folder or self._work / "texts"
-        self._target = replace(request.target, backend=BackendSettings("transformers"))
+        self._target = replace(request.target, backend=BackendSettings("torch"))
         self._pair = resolve_pair(PairSettings(self._target, drafter="none"), progress)
         target = self._pair.target
-        self._target_layers = choose_layers(target.path, target.name, self.settings)
+        self._target_layers = choose_layers(target.config, target.name, self.settings)
         self._prepare_folders()
         in_float32 = replace(target, settings=replace(self._target, quant="none", dtype="float32"))
-        self._model: Any = load_weights(in_float32, progress).model
+        progress.stage(f"loading target {target.name}")
+        self._decoder: Decoder | None = load_own_decoder(
+            in_float32, choose_placement(in_float32.settings, target.config, from_gguf=target.files.from_gguf)
+        )
         # Rows after the tokenizer's table are padding, not tokens.
-        self._vocab_size = min(int(self._model.config.vocab_size), target.num_tokens)
+        self._vocab_size = min(self._target_decoder.spec.vocab_size, target.num_tokens)
 
     def run(self, on_progress: OnProgress) -> DistillResult:
         """Does the remaining work.
@@ -108,7 +113,7 @@ class Distillation:
         made = self._work / "made"
         record, acceptance, prompt_ids = self._train_and_measure(made, on_progress)
         # The timing loads the target in its usual format, after the float32 copy is released.
-        self._model = None
+        self._decoder = None
         timed = time_pair(self._target, made, prompt_ids)
         length, speedup = acceptance.best_length(timed.costs)
         on_progress(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
@@ -120,12 +125,13 @@ class Distillation:
         """Trains a draft and saves it in the folder `made`; also returns the longest held-out prompt."""
         settings = self.settings
         texts, held_out, num_new = self._texts(on_progress)
-        embedding = self._model.get_input_embeddings().weight.detach().float()
-        head = self._model.get_output_embeddings().weight.detach().float()
+        target = self._target_decoder
+        embedding = target.embedding
+        head = embedding if target.spec.is_tied else _dense_weight(target.head)
         ids = frequent_ids(texts, settings.num_draft_ids, self._vocab_size, sorted(self._pair.end_ids))
         shared = share_weights(embedding, head, ids.to(head.device))
-        draft = Draft(self._model, settings.kind, self._target_layers)
-        explained = fit_input(draft, self._model, texts)
+        draft = Draft(target, settings.kind, self._target_layers)
+        explained = fit_input(draft, target, texts)
         options = TrainerOptions(settings.train, settings.seed, self._work / "checkpoint")
         curve = self._train(Trainer(draft, texts, shared, options), held_out, on_progress)
         on_progress(DistillProgress("measuring", 0, 1))
@@ -136,6 +142,11 @@ class Distillation:
         save_draft(made, draft, ids, config)
         longest = max(held_out, key=lambda text: text.num_prompt)
         return record, acceptance, longest.ids[: longest.num_prompt].tolist()
+
+    @property
+    def _target_decoder(self) -> Decoder:
+        assert self._decoder is not None, "it is released before the timing"
+        return self._decoder
 
     def _prepare_folders(self) -> None:
         """Creates the folders, or accepts those of an earlier run with the same settings."""
@@ -164,7 +175,7 @@ class Distillation:
 
     def _texts(self, on_progress: OnProgress) -> tuple[list[TargetText], list[TargetText], int]:
         """Generates missing texts; returns the training texts, the held-out ones, and how many tokens are new."""
-        generator = BatchGenerator(self._model, self._vocab_size, self._pair.end_ids)
+        generator = BatchGenerator(self._target_decoder, self._vocab_size, self._pair.end_ids)
         texts = self.settings.texts
         folder = TextFolder(self._texts_folder, generator, self._pair.tokenizer, texts, self.settings.seed)
 
@@ -205,3 +216,8 @@ class Distillation:
         config = read_config(self._pair.target.path)
         digest = target_digest(embedding, config)
         return draft_config(config, draft, self._pair.target.name, digest, num_ids)
+
+
+def _dense_weight(head: torch.nn.Module) -> torch.Tensor:
+    assert isinstance(head, torch.nn.Linear), "a float32 head is dense"
+    return head.weight

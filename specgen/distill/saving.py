@@ -13,7 +13,8 @@ from torch import Tensor
 from specgen.core.errors import OutputError
 from specgen.distill.draft import Draft
 from specgen.distill.text_files import save_tensors
-from specgen.loading.draft_head_tensors import WEIGHTS
+from specgen.loading.draft_head_tensors import PREFIX, WEIGHTS
+from specgen.models.build_decoder import layer_tensors
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -45,6 +46,8 @@ def draft_config(config: Mapping[str, Any], draft: Draft, name: str, digest: str
         "num_draft_ids": num_ids,
     }
     kept = {key: config[key] for key in _KEPT if config.get(key) is not None}
+    # A missing window is not the same as none: the families have defaults.
+    kept |= {key: config[key] for key in ("sliding_window", "use_sliding_window") if key in config}
     return {**kept, "num_hidden_layers": len(draft.target_layers), "specgen_draft": about}
 
 
@@ -54,7 +57,9 @@ def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[st
     Raises:
         OutputError: The disk is full, or the folder cannot be written to.
     """
-    tensors = {name: value.detach().cpu().to(torch.bfloat16) for name, value in draft.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().to(torch.bfloat16).contiguous() for name, value in _draft_tensors(draft).items()
+    }
     if config["specgen_draft"]["num_draft_ids"] is not None:
         tensors["draft_ids"] = draft_ids.cpu()
     try:
@@ -87,3 +92,11 @@ def publish_draft(made: Path, folder: Path, card: str) -> int:
         return (folder / WEIGHTS).stat().st_size
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def _draft_tensors(draft: Draft) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {"norm.weight": draft.norm.weight}
+    for index, layer in enumerate(draft.layers):
+        named = layer_tensors(draft.spec, layer, index)
+        tensors |= {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
+    return tensors if draft.fc is None else {**tensors, "fc.weight": draft.fc.weight}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from specgen.core.errors import LoadError, SettingsError
 from specgen.distill.settings import DistillSettings
 from specgen.loading.draft_head_folder import MODEL_TYPES
+from specgen.loading.model_config import ModelConfig
 
 
-def choose_layers(folder: Path, name: str, settings: DistillSettings) -> list[int]:
+def choose_layers(config: ModelConfig, name: str, settings: DistillSettings) -> list[int]:
     """Returns the indices of the layers that a draft copies.
 
     Args:
-        folder: Of the target.
+        config: Of the target.
         name: Of the target, for messages.
         settings: Of the draft.
 
@@ -22,22 +20,19 @@ def choose_layers(folder: Path, name: str, settings: DistillSettings) -> list[in
         LoadError: The target's architecture is not supported.
         SettingsError: The target does not have the requested layers.
     """
-    import transformers
-
-    auto_config: Any = transformers.AutoConfig
-    config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if config.model_type not in MODEL_TYPES:
+    spec = config.decoder
+    if spec is None or config.model_type not in MODEL_TYPES:
+        why = f"{config.model_type}: {config.unsupported}" if config.unsupported else config.model_type
         raise LoadError(
-            f"cannot make a draft for {name}: its architecture {config.model_type} is not supported",
+            f"cannot make a draft for {name}: its architecture is not supported ({why})",
             f"supported architectures: {', '.join(MODEL_TYPES)}",
         )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+    if any(layer.window is not None for layer in spec.layers):
         raise LoadError(
             f"cannot make a draft for {name}: it has sliding-window attention",
             "choose a target with full attention in all layers",
         )
-    num_layers, num_chosen = int(config.num_hidden_layers), settings.num_layers
+    num_layers, num_chosen = len(spec.layers), settings.num_layers
     if num_chosen > num_layers:
         raise SettingsError(f"invalid --num-layers {num_chosen}: the target has {num_layers} layers")
     if settings.layers:

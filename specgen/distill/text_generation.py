@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specgen.distill.layers import Layer, RmsNorm, head_size, rotary_embedding
+from specgen.models.decoder import Decoder
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.kv_slots import rotations_at
 
 COMPACT_BELOW = 0.75
 """Share of unfinished rows below which the finished ones are removed from the batch."""
@@ -34,28 +35,19 @@ class TargetText:
 
 
 class BatchGenerator:
-    """The target in float32, for many texts at once. Copies the weights, as bfloat16 products are slow on most CPUs.
+    """The target, for many texts at once.
 
     Args:
-        model: A transformers causal language model that `layers.Layer` supports.
+        target: In float32: bfloat16 products are slow on most CPUs.
         vocab_size: Number of tokens that may be generated.
         end_ids: Tokens that end an answer.
     """
 
-    def __init__(self, model: Any, vocab_size: int, end_ids: frozenset[int]) -> None:
-        config = model.config
-        self.model = model
-        self.embedding: Tensor = model.get_input_embeddings().weight.detach().float()
-        self.layers = [Layer(layer, config).requires_grad_(False) for layer in model.model.layers]
-        self.norm = RmsNorm(model.model.norm).requires_grad_(False)
-        head = model.get_output_embeddings().weight.detach()
-        is_tied = head.data_ptr() == model.get_input_embeddings().weight.data_ptr()
-        self.head: Tensor = self.embedding if is_tied else head.float()
-        self.device = self.head.device
+    def __init__(self, target: Decoder, vocab_size: int, end_ids: frozenset[int]) -> None:
+        self.target = target
+        self.device = target.device
         self.vocab_size = vocab_size
         self.end_ids = end_ids
-        self._num_kv_heads: int = config.num_key_value_heads
-        self._head_size = head_size(config)
 
     @torch.inference_mode()
     def generate(
@@ -77,64 +69,57 @@ class BatchGenerator:
             next_ids = batch.step()
         return batch.texts()
 
-    def forward(
-        self, ids: Tensor, rotary: tuple[Tensor, Tensor], cache: list[_LayerCache], mask: Tensor | None
-    ) -> Tensor:
-        """Runs new tokens `[rows, new]` and extends the cache.
+    def features(self, ids: Tensor, positions: Tensor, slots: _BatchSlots) -> Tensor:
+        """Runs new tokens `[rows, new]` at positions `[rows, new]` and extends the slots.
 
         Returns:
             Head inputs `[rows, new, hidden]`.
         """
-        hidden = functional.embedding(ids, self.embedding)
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            layer_cache.mask = mask
-            hidden = layer(hidden, rotary, layer_cache.attend)
-        normed: Tensor = self.norm(hidden)
-        return normed
-
-    def new_cache(self, num_rows: int, capacity: int) -> list[_LayerCache]:
-        """Returns an empty cache for each layer."""
-        shape = (num_rows, self._num_kv_heads, capacity, self._head_size)
-        return [
-            _LayerCache(torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device))
-            for _ in self.layers
-        ]
+        target = self.target
+        rotations = rotations_at(target.spec, positions, target.dtype)
+        features: Tensor = target.norm(target.run_layers(target.embed(ids), rotations, slots))
+        return features
 
 
-class _LayerCache:
-    """Keys and values of one layer, `[rows, kv heads, capacity, size]`."""
+class _BatchSlots:
+    """Keys and values of many rows, `[rows, kv heads, capacity, size]` per layer; all rows have the same length."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, spec: DecoderSpec, num_rows: int, capacity: int, device: torch.device) -> None:
+        shape = (num_rows, spec.num_kv_heads, capacity, spec.head_size)
+        self._keys = [torch.zeros(shape, device=device) for _ in spec.layers]
+        self._values = [torch.zeros(shape, device=device) for _ in spec.layers]
         self.length = 0
         self.rows = slice(None)
         self.mask: Tensor | None = None
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        queries, keys, values = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
         last = self.length + keys.shape[2]
-        self.keys[self.rows, :, self.length : last] = keys
-        self.values[self.rows, :, self.length : last] = values
-        all_keys, all_values = self.keys[self.rows, :, :last], self.values[self.rows, :, :last]
+        self._keys[layer][self.rows, :, self.length : last] = keys
+        self._values[layer][self.rows, :, self.length : last] = values
+        all_keys = self._keys[layer][self.rows, :, :last]
+        all_values = self._values[layer][self.rows, :, :last]
         if queries.shape[2] > 1:
             is_grouped = queries.shape[1] > keys.shape[1]
-            return functional.scaled_dot_product_attention(
+            attended = functional.scaled_dot_product_attention(
                 queries, all_keys, all_values, attn_mask=self.mask, enable_gqa=is_grouped
             )
+            return attended.transpose(1, 2).flatten(2)
         # One query per row: two products of small matrices, with the heads of a group together.
         grouped = queries.reshape(queries.shape[0], keys.shape[1], -1, queries.shape[3])
         scores = grouped @ all_keys.transpose(2, 3) * queries.shape[3] ** -0.5
         if self.mask is not None:
             scores = scores.masked_fill(~self.mask, float("-inf"))
-        seen: Tensor = scores.softmax(-1) @ all_values
-        return seen.reshape(queries.shape)
+        weighted: Tensor = scores.softmax(-1) @ all_values
+        return weighted.reshape(queries.shape).transpose(1, 2).flatten(2)
 
     def keep_rows(self, rows: Tensor) -> None:
         # Only the used positions are copied.
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = torch.zeros(len(rows), *old.shape[1:], device=old.device)
-            new[:, :, : self.length] = old[rows, :, : self.length]
-            setattr(self, name, new)
+        for tensors in (self._keys, self._values):
+            for index, old in enumerate(tensors):
+                new = torch.zeros(len(rows), *old.shape[1:], device=old.device)
+                new[:, :, : self.length] = old[rows, :, : self.length]
+                tensors[index] = new
 
 
 class _Batch:
@@ -142,31 +127,32 @@ class _Batch:
 
     def __init__(
         self,
-        target: BatchGenerator,
+        generator: BatchGenerator,
         prompts: Sequence[Sequence[int]],
         temperatures: Sequence[float],
         max_new_tokens: int,
         seed: int,
     ) -> None:
-        self.target = target
+        self.owner = generator
         self.prompts = [list(prompt) for prompt in prompts]
         self.width = max(len(prompt) for prompt in self.prompts)
         self.length = self.width
         self.ids = [list(prompt) for prompt in prompts]
         self.features: list[list[Tensor]] = [[] for _ in prompts]
-        device = target.device
+        device = generator.device
         self.padding = torch.tensor([self.width - len(prompt) for prompt in prompts], device=device)
         self.active = torch.arange(len(prompts), device=device)
         self.temperatures = torch.tensor(temperatures, device=device)
         self.is_done = [False] * len(prompts)
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.cache = target.new_cache(len(prompts), self.width + max_new_tokens)
+        spec = generator.target.spec
+        self.slots = _BatchSlots(spec, len(prompts), self.width + max_new_tokens, device)
 
     def prefill(self) -> Tensor:
         """Runs the prompts, some rows at a time; returns the first new token of each row."""
         num_rows, width = len(self.prompts), self.width
         step = max(1, PREFILL_TOKENS // width)
-        device = self.target.device
+        device = self.owner.device
         last = []
         for first in range(0, num_rows, step):
             rows = range(first, min(first + step, num_rows))
@@ -177,28 +163,23 @@ class _Batch:
             # A padded position attends to itself, so that no row of the mask is empty.
             attends = (columns[None, :] <= columns[:, None]) & (columns[None, None, :] >= padding[:, :, None])
             mask = (attends | torch.eye(width, dtype=torch.bool, device=device))[:, None]
-            for layer_cache in self.cache:
-                layer_cache.rows, layer_cache.length = slice(first, first + step), 0
-            rotary = rotary_embedding(self.target.model, positions)
-            hidden = self.target.forward(ids.to(device), rotary, self.cache, mask)
+            self.slots.rows, self.slots.length, self.slots.mask = slice(first, first + step), 0, mask
+            hidden = self.owner.features(ids.to(device), positions, self.slots)
             for index, row in enumerate(rows):
                 self.features[row].append(hidden[index, width - len(self.prompts[row]) :].half())
             last.append(hidden[:, -1])
-        for layer_cache in self.cache:
-            layer_cache.rows, layer_cache.length = slice(None), width
+        self.slots.rows, self.slots.length = slice(None), width
         return self._choose(torch.cat(last))
 
     def step(self) -> Tensor:
         """Runs the tokens appended last; returns the next token of each active row."""
-        ids = torch.tensor([[self.ids[row][-1]] for row in self.active.tolist()], device=self.target.device)
+        ids = torch.tensor([[self.ids[row][-1]] for row in self.active.tolist()], device=self.owner.device)
         padding = self.padding[self.active, None]
-        columns = torch.arange(self.length + 1, device=self.target.device)
-        mask = (columns >= padding)[:, None, None]
-        rotary = rotary_embedding(self.target.model, self.length - padding)
-        hidden = self.target.forward(ids, rotary, self.cache, mask)[:, 0]
+        columns = torch.arange(self.length + 1, device=self.owner.device)
+        self.slots.mask = (columns >= padding)[:, None, None]
+        hidden = self.owner.features(ids, self.length - padding, self.slots)[:, 0]
         self.length += 1
-        for layer_cache in self.cache:
-            layer_cache.length = self.length
+        self.slots.length = self.length
         features = hidden.half()
         for index, row in enumerate(self.active.tolist()):
             self.features[row].append(features[index : index + 1])
@@ -209,15 +190,14 @@ class _Batch:
         for row, token in zip(self.active.tolist(), next_ids.tolist(), strict=True):
             if not self.is_done[row]:
                 self.ids[row].append(token)
-                self.is_done[row] = token in self.target.end_ids
+                self.is_done[row] = token in self.owner.end_ids
         unfinished = [index for index, row in enumerate(self.active.tolist()) if not self.is_done[row]]
         if not unfinished:
             return False
         if len(unfinished) < COMPACT_BELOW * len(self.active):
-            indices = torch.tensor(unfinished, device=self.target.device)
+            indices = torch.tensor(unfinished, device=self.owner.device)
             self.active = self.active[indices]
-            for layer_cache in self.cache:
-                layer_cache.keep_rows(indices)
+            self.slots.keep_rows(indices)
         return True
 
     def texts(self) -> list[TargetText]:
@@ -228,7 +208,7 @@ class _Batch:
 
     def _choose(self, hidden: Tensor) -> Tensor:
         """Returns the next tokens `[rows]`, from head inputs `[rows, hidden]`."""
-        logits = functional.linear(hidden, self.target.head)[:, : self.target.vocab_size]
+        logits = self.owner.target.logits(hidden)[:, : self.owner.vocab_size]
         chosen = logits.argmax(-1)
         temperatures = self.temperatures[self.active]
         is_sampled = temperatures > 0

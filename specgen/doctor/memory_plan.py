@@ -1,10 +1,9 @@
-"""Estimates the memory of a model from its config and placement, without reading its weights.
-
-accelerate builds the model without allocating it, so the sizes are those of the actual layers.
-"""
+"""Estimates how much memory a model takes, from its config and the headers of its files. Reads no weights."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,147 +13,189 @@ from specgen.loading.draft_head_folder import DraftHeadFolder
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.model_config import ModelConfig
 from specgen.loading.placement import Placement
-from specgen.loading.start.lean_import import empty_model
-from specgen.models.decoder import ARCHITECTURES
-from specgen.models.layers import FIRST_CAPACITY
+from specgen.models.cached_model import PREFILL_CHUNK
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.kv_slots import FIRST_CAPACITY
 from specgen.models.llama_cpp import MAX_ROWS
-from specgen.models.transformers_model import PREFILL_CHUNK
+from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
 _BLOCK = 64
 """Values of a 4-bit weight that share a float32 scale."""
-_JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-"""Layers that the decoder joins, in a copy of their weights (`specgen.models.decoder`)."""
 
 
-def plan_memory(folder: Path, checked: ModelConfig, placement: Placement, num_positions: int) -> MemoryPlan:
-    """Estimates the memory of a model.
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Numbers of values of a model.
+
+    Args:
+        layers: Values of each matrix in the layers, by its number of rows.
+        embedding: Values of the embedding.
+        head: Values of the head; 0 if it is the embedding.
+        rest: Norms and biases.
+        cache: Values of keys and values per position.
+        hidden: Width of the model.
+        inner: Width of the feed-forward.
+        vocab: Rows of the logits.
+    """
+
+    layers: tuple[tuple[int, int], ...]
+    embedding: int
+    head: int
+    rest: int
+    cache: int
+    hidden: int
+    inner: int
+    vocab: int
+
+
+def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_positions: int) -> MemoryPlan:
+    """Estimates what a model takes.
 
     Args:
         folder: The model.
-        checked: Its checked config.
+        config: The result of `check_folder`.
         placement: Where and how it would run.
-        num_positions: Text length to plan the cache for.
+        num_positions: Length of text to plan the cache for.
     """
-    model = empty_model(folder)
-    model.tie_weights()
-    config = model.config.get_text_config()
+    sizes = _own_sizes(config.decoder) if config.decoder is not None else _transformers_sizes(folder)
     if placement.packed_dtype is not None:
-        weights, largest = _packed_weights(model, checked, 1 if placement.packed_dtype == "int8" else 2)
-        # Packing reads the mapped pages of the file and converts one layer at a time to float32.
-        copies = checked.num_weight_bytes + 4 * largest
-        return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, 4), _activation_bytes(config, 4))
+        return _packed_plan(sizes, config, placement.packed_dtype, num_positions)
     size = placement.torch_dtype.itemsize
-    is_quantized = placement.quant != "none" and checked.quant_method is None
-    weights, joined = _weights(model, size, placement.quant if is_quantized else "none")
-    if checked.quant_method is not None:
-        weights, joined = checked.num_weight_bytes, 0
+    is_quantized = placement.quant != "none" and config.quant_method is None
+    weights = sum(
+        _quantized_bytes(rows, values, placement.quant) if is_quantized else values * size
+        for rows, values in sizes.layers
+    )
+    weights += (sizes.embedding + sizes.head + sizes.rest) * size
+    if config.quant_method is not None:
+        weights = config.num_weight_bytes
     copies = 0
-    if placement.device == "cpu":
-        copies = joined if type(model).__name__ in ARCHITECTURES else 0
-        # Weights in the stored type are pages of the file. Others are converted from these pages, which stay mapped.
-        converted = checked.dtype != placement.dtype
-        if is_quantized:
-            copies += checked.num_weight_bytes
-        elif converted:
-            copies = max(copies, checked.num_weight_bytes)
-    return MemoryPlan(weights, copies, _cache_bytes(config, num_positions, size), _activation_bytes(config, size))
+    if config.decoder is None and placement.device == "cpu" and (is_quantized or config.dtype != placement.dtype):
+        # transformers converts all weights from the mapped file, whose pages stay.
+        copies = config.num_weight_bytes
+    elif config.decoder is not None:
+        copies = _largest_layer(sizes) * 2
+    return MemoryPlan(weights, copies, _cache_bytes(sizes, num_positions, size), _activation_bytes(sizes, size))
 
 
-def plan_draft_head_memory(draft_head: DraftHeadFolder, placement: Placement, num_positions: int) -> MemoryPlan:
-    """Estimates the memory of a draft head, without packing, in addition to its target.
+def plan_draft_head_memory(head: DraftHeadFolder, placement: Placement, num_positions: int) -> MemoryPlan:
+    """Estimates what a draft head takes in addition to its target, as stored.
 
     Args:
-        draft_head: Its checked folder.
+        head: The result of `check_draft_head`.
         placement: Where and how it would run.
-        num_positions: Text length to plan the cache for.
+        num_positions: Length of text to plan the cache for.
     """
-    from transformers import AutoConfig
-
-    auto_config: Any = AutoConfig
-    config = auto_config.from_pretrained(draft_head.path, trust_remote_code=False, local_files_only=True)
-    packed_size = {"float16": 2, "int8": 1}.get(placement.packed_dtype or "")
-    size = packed_size or placement.torch_dtype.itemsize
-    compute_size = 4 if packed_size else size
-    # A packed head is a copy of all rows.
-    rows = (
-        draft_head.num_draft_ids or (draft_head.config.vocab_rows or 0 if packed_size else 0)
-    ) * draft_head.hidden_size
-    features = num_positions * draft_head.hidden_size if draft_head.kind == "features" else 0
-    converted = draft_head.config.num_weight_bytes
+    packed = {"float16": 2, "int8": 1}.get(placement.packed_dtype or "")
+    size = packed or placement.torch_dtype.itemsize
+    compute_size = 4 if packed else size
+    # A head in a format of its own is a copy of all its rows.
+    rows = (head.num_draft_ids or (head.config.vocab_rows or 0 if packed else 0)) * head.hidden_size
+    features = num_positions * head.hidden_size if head.kind == "features" else 0
+    sizes = _own_sizes(head.spec)
     return MemoryPlan(
-        (draft_head.config.num_parameters + rows) * size,
-        converted,
-        _cache_bytes(config, num_positions, compute_size) + features * compute_size,
-        _activation_bytes(config, compute_size),
+        (head.config.num_parameters + rows) * size,
+        head.config.num_weight_bytes,
+        _cache_bytes(sizes, num_positions, compute_size) + features * compute_size,
+        _activation_bytes(sizes, compute_size),
     )
 
 
-def plan_gguf_memory(header: GgufHeader, checked: ModelConfig) -> MemoryPlan:
+def plan_gguf_memory(header: GgufHeader, config: ModelConfig) -> MemoryPlan:
     """Estimates the memory of a GGUF on llama.cpp, which allocates a float16 cache for the whole window at the start.
 
     Args:
         header: Header of the file.
-        checked: Its checked config.
+        config: Its checked config.
     """
-    logits = MAX_ROWS * (checked.vocab_rows or 0) * 4
-    return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (checked.max_positions or 0), logits)
+    logits = MAX_ROWS * (config.vocab_rows or 0) * 4
+    return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (config.max_positions or 0), logits)
 
 
-def _weights(model: Any, size: int, quant: str) -> tuple[int, int]:
-    """Returns the bytes of all weights and of the joined ones. Embeddings and the head keep the compute type."""
+def _own_sizes(spec: DecoderSpec) -> _Sizes:
+    shapes = tensor_shapes(spec)
+    matrices = [(name, shape) for name, shape in shapes.items() if len(shape) == 2 and name not in (EMBEDDING, HEAD)]
+    return _Sizes(
+        layers=tuple((shape[0], prod(shape)) for _, shape in matrices),
+        embedding=prod(shapes[EMBEDDING]),
+        head=prod(shapes.get(HEAD, (0,))),
+        rest=sum(prod(shape) for shape in shapes.values() if len(shape) == 1),
+        cache=2 * len(spec.layers) * spec.num_kv_heads * spec.head_size,
+        hidden=spec.hidden_size,
+        inner=spec.intermediate_size,
+        vocab=spec.vocab_size,
+    )
+
+
+def _transformers_sizes(folder: Path) -> _Sizes:
+    """Sizes of a model that transformers builds, without memory for its weights."""
     import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    head = model.get_output_embeddings()
-    quantized = {
-        id(module.weight)
+    auto_config: Any = AutoConfig
+    auto_model: Any = AutoModelForCausalLM
+    whole_config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with init_empty_weights():
+        model = auto_model.from_config(whole_config, trust_remote_code=False)
+    model.tie_weights()
+    config = model.config.get_text_config()
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    head_weight = None if head is None or head.weight is embedding else head.weight
+    apart = {id(embedding), id(head_weight)}
+    matrices = [
+        module.weight
         for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and quant != "none"
-    }
-    total = joined = 0
-    for name, parameter in model.named_parameters():
-        num_bytes = parameter.numel() * size
-        if id(parameter) in quantized:
-            num_bytes = _quantized_bytes(parameter, quant)
-        total += num_bytes
-        joined += num_bytes if any(f".{layer}." in name for layer in _JOINED) else 0
-    return total, joined
-
-
-def _packed_weights(model: Any, checked: ModelConfig, size: int) -> tuple[int, int]:
-    """Returns the bytes of packed layers and all other weights, and the number of values in the largest layer.
-
-    A tied head is packed like any layer, the embedding keeps its stored type, and the rest is float32.
-    """
-    import torch
-
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    packed = {id(layer.weight) for layer in layers}
-    embedding = model.get_input_embeddings().weight
-    stored = getattr(torch, checked.dtype, torch.float32).itemsize
-    rest = sum(p.numel() for p in model.parameters() if id(p) not in packed and p is not embedding)
-    sizes = [layer.weight.numel() for layer in layers]
-    return sum(sizes) * size + embedding.numel() * stored + rest * 4, max(sizes, default=0)
-
-
-def _quantized_bytes(parameter: Any, quant: str) -> int:
-    """Returns the bytes with scales: a float32 per row of 8-bit weights, or per block of 4-bit weights."""
-    num_values = int(parameter.numel())
-    return num_values + 4 * int(parameter.shape[0]) if quant == "int8" else num_values // 2 + 4 * num_values // _BLOCK
-
-
-def _cache_bytes(config: Any, num_positions: int, size: int) -> int:
+        if isinstance(module, torch.nn.Linear) and id(module.weight) not in apart
+    ]
+    apart |= {id(weight) for weight in matrices}
     num_heads = config.num_attention_heads
     num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return _Sizes(
+        layers=tuple((int(weight.shape[0]), int(weight.numel())) for weight in matrices),
+        embedding=int(embedding.numel()),
+        head=0 if head_weight is None else int(head_weight.numel()),
+        rest=sum(int(parameter.numel()) for parameter in model.parameters() if id(parameter) not in apart),
+        cache=2 * config.num_hidden_layers * num_kv_heads * head_size,
+        hidden=config.hidden_size,
+        inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        vocab=config.vocab_size,
+    )
+
+
+def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: int) -> MemoryPlan:
+    """Packed layers and head, the embedding as stored, the rest in float32."""
+    import torch
+
+    size = 1 if dtype == "int8" else 2
+    stored = getattr(torch, config.dtype, torch.float32).itemsize
+    packed = sum(values for _, values in sizes.layers) + (sizes.head or sizes.embedding)
+    weights = packed * size + sizes.embedding * stored + sizes.rest * 4
+    # Each product is packed from a float32 copy; transformers also keeps the pages of the file.
+    largest = max(*(values for _, values in sizes.layers), sizes.head or sizes.embedding)
+    copies = 4 * largest + (0 if config.decoder is not None else config.num_weight_bytes)
+    return MemoryPlan(weights, copies, _cache_bytes(sizes, num_positions, 4), _activation_bytes(sizes, 4))
+
+
+def _largest_layer(sizes: _Sizes) -> int:
+    return max((values for _, values in sizes.layers), default=0)
+
+
+def _quantized_bytes(num_rows: int, num_values: int, quant: str) -> int:
+    """With its scales: one float32 per row of 8-bit weights, one per block of 4-bit ones."""
+    return num_values + 4 * num_rows if quant == "int8" else num_values // 2 + 4 * num_values // _BLOCK
+
+
+def _cache_bytes(sizes: _Sizes, num_positions: int, size: int) -> int:
     capacity = FIRST_CAPACITY
     while capacity < num_positions:
         capacity *= 2
-    return int(2 * config.num_hidden_layers * num_kv_heads * head_size * capacity * size)
+    return sizes.cache * capacity * size
 
 
-def _activation_bytes(config: Any, size: int) -> int:
-    """Returns the bytes of a prompt chunk in one layer, and of the copied float32 logits of the longest draft."""
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    layer = PREFILL_CHUNK * (3 * inner + 8 * config.hidden_size) * max(size, 4)
-    logits = 3 * 4 * (MAX_DRAFT_TOKENS // 4 + 1) * config.vocab_size
-    return int(layer + logits)
+def _activation_bytes(sizes: _Sizes, size: int) -> int:
+    """Of a chunk of the prompt in one layer, and of the logits of the longest draft in float32, which are copied."""
+    layer = PREFILL_CHUNK * (3 * sizes.inner + 8 * sizes.hidden) * max(size, 4)
+    logits = 3 * 4 * (MAX_DRAFT_TOKENS // 4 + 1) * sizes.vocab
+    return layer + logits

@@ -14,8 +14,8 @@ from specgen.core.errors import DraftError, MemoryShortageError, NumericalError
 from specgen.core.events import Event, Finish, FinishReason, Notice, Prefill, Round
 from specgen.core.settings import DecodeSettings, Verification
 from specgen.engine.contract import TargetModel
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import (
     Drafter,
     Failure,

@@ -1,4 +1,4 @@
-"""Decides which backend runs a model, transformers or llama.cpp. Imports neither."""
+"""Decides which backend runs a model, torch or llama.cpp. Imports neither."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading.names import ModelPlace
 
-Backend = Literal["transformers", "llama.cpp"]
+Backend = Literal["torch", "llama.cpp"]
 
-INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend transformers"
+INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend torch"
 
 
 def has_llama_cpp() -> bool:
@@ -38,11 +38,11 @@ def choose_backend(settings: ModelSettings, place: ModelPlace) -> Backend:
         if settings.dtype != "auto":
             raise SettingsError(
                 f"--dtype {settings.dtype} has no effect on llama.cpp: the file's weights decide the compute type",
-                "omit it, or use --backend transformers",
+                "omit it, or use --backend torch",
             )
         if not has_llama_cpp():
             raise DeviceError("llama-cpp-python is not installed", INSTALL_LLAMA_CPP)
         return "llama.cpp"
     if settings.backend.name == "auto" and place.is_gguf and settings.dtype == "auto" and has_llama_cpp():
         return "llama.cpp"
-    return "transformers"
+    return "torch"

@@ -13,9 +13,11 @@ from typing import Any
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
+from specgen.loading.config_reader import MAX_INTEGER, UnsupportedConfig
+from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.model_config import ModelConfig
 from specgen.loading.safetensors_check import check_safetensors, is_plain_name, shard_names
-from specgen.loading.start.lean_import import import_models_alone
+from specgen.models.decoder_spec import DecoderSpec
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -24,8 +26,6 @@ DRAFT_HEAD_KEY = "specgen_draft"
 
 _WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
-_MAX_SIZE = 2**24
-"""Limit for rows, layers and channels; the largest known vocabulary has 262,400 tokens."""
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -44,9 +44,11 @@ def check_folder(folder: Path) -> ModelConfig:
             "use it with --draft, together with its target",
         )
     refuse_kernels(config, folder)
-    model_type = _model_type(config, folder)
     check_sizes(config, folder)
-    files = [check_safetensors(folder / name) for name in weight_files(folder, config)]
+    decoder, unsupported = _decoder(config)
+    model_type = config["model_type"] if decoder is not None else _model_type(config, folder)
+    names = tuple(weight_files(folder, config))
+    files = [check_safetensors(folder / name) for name in names]
     dtypes: dict[str, int] = {}
     for file in files:
         for dtype, num_values in file.dtypes.items():
@@ -62,7 +64,21 @@ def check_folder(folder: Path) -> ModelConfig:
         num_weight_bytes=sum(file.num_bytes for file in files),
         widths_fit_blocks=all((_number(config, (key,)) or 64) % 64 == 0 for key in _WIDTH_KEYS),
         widths=_widths(config),
+        weight_files=names,
+        decoder=decoder,
+        unsupported=unsupported,
     )
+
+
+def _decoder(config: dict[str, Any]) -> tuple[DecoderSpec | None, str]:
+    """Returns how specgen's decoder runs a config, or the key that it does not support."""
+    method = _quant_method(config)
+    if method is not None:
+        return None, f"quantization_config names {method!r}"
+    try:
+        return decoder_spec(config), ""
+    except UnsupportedConfig as error:
+        return None, str(error)
 
 
 def has_weights(folder: Path) -> bool:
@@ -83,7 +99,7 @@ def check_sizes(config: dict[str, Any], folder: Path) -> None:
     for sizes in (config, _text_config(config)):
         for key in _SIZE_KEYS:
             value = sizes.get(key)
-            if value is not None and not (type(value) is int and 1 <= value <= _MAX_SIZE):
+            if value is not None and not (type(value) is int and 1 <= value <= MAX_INTEGER):
                 raise ModelFileError(f"invalid {key} in {folder / 'config.json'}: {value!r}")
 
 
@@ -162,7 +178,6 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _model_type(config: dict[str, Any], folder: Path) -> str:
-    import_models_alone()
     causal: Any = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     known: Any = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from specgen.core.errors import ModelFileError, PairError, SettingsError
-from specgen.core.library_errors import first_line, library_failures
+from specgen.core.errors import PairError, SettingsError
 from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
+from specgen.loading.decoder_weights import dense_linear, weight_bytes
 from specgen.loading.draft_head_folder import DraftHeadFolder
-from specgen.loading.draft_head_tensors import load_tensors
+from specgen.loading.draft_head_tensors import PREFIX, load_tensors
 from specgen.loading.placement import has_fast_bf16_cpu
-from specgen.loading.start.lean_import import empty_model
-from specgen.models.decoder import is_supported
+from specgen.models.build_decoder import build_layer
+from specgen.models.decoder import Decoder, Norm
+from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
-from specgen.models.formats import Float16Linear, Int8Linear, PackedKind, has_int8_matmul, pack_layers, packed_linear
-from specgen.models.linear import MatMul, dense, fits_nf4, nf4_copy, pack_layers_nf4
-from specgen.models.transformers_model import CachedModel
+from specgen.models.formats import Float16Linear, Int8Linear, PackedKind, has_int8_matmul, packed_linear
+from specgen.models.quantized import fits_nf4, is_quantized, nf4_linear
+from specgen.models.tensor_names import NORM
 
 
 def load_draft_head(
@@ -33,53 +33,58 @@ def load_draft_head(
         folder: The checked folder.
         name: Its name, for messages.
         quant: The requested weight format.
-        target: Its target, run by transformers; it records its features from now on, if the draft reads them.
+        target: Its target, specgen's decoder; it records its features from now on, if the draft reads them.
         vocab_size: Width of the target's logits.
 
     Raises:
         ModelFileError: The weights are damaged, or the layers are of an unsupported kind.
         SettingsError: The requested weight format is not available on this machine.
-        PairError: It proposes tokens that the target does not have.
+        PairError: It proposes tokens that the target does not have, or the target runs on transformers.
     """
-    assert isinstance(target, CachedModel), "no other target passes the checks of a pair"
-    embedding: Tensor = target.model.get_input_embeddings().weight
-    norm: Tensor = target.model.base_model.norm.weight
+    if not isinstance(target, DecoderModel):
+        raise PairError(
+            f"the draft head {name} needs a target that specgen runs itself, but this one runs on transformers",
+            "choose another draft, as in --draft lookup",
+        )
+    decoder = target.decoder
     stored = load_tensors(folder.path, folder.config.vocab_rows or 0)
     columns = stored.pop("draft_ids", None)
     if columns is not None and int(columns[-1]) >= vocab_size:
         raise PairError(f"the draft {name} proposes token {int(columns[-1])}, but the target has {vocab_size} tokens")
-    # On the device and in the type of the target's norm.
-    tensors = {key: tensor.to(device=norm.device, dtype=norm.dtype) for key, tensor in stored.items()}
+    # On the device and in the type of the target.
+    tensors = {key: tensor.to(device=decoder.device, dtype=decoder.dtype) for key, tensor in stored.items()}
     join = tensors.pop("fc.weight", None)
-    body = _load_body(folder, tensors)
-    head = _head_rows(target.model, columns)
-    weight_format = _choose_format(quant, body.layers[0].mlp.down_proj.weight, target.model)
-    num_bytes = weight_format.convert(body.layers)
-    model = DraftHeadModel(
-        DraftHeadParts(
-            body=body,
-            embedding=embedding,
-            head=weight_format.matmul_of(head.to(norm.dtype)),
-            vocab_size=vocab_size if columns is None else columns.shape[0],
-            columns=None if columns is None else columns.to(norm.device),
-            join=None if join is None else weight_format.matmul_of(join),
-            features=None if join is None else target.record_target_features(),
-        )
-    )
-    num_bytes += sum(parameter.nbytes for parameter in body.parameters())
-    num_bytes += 0 if join is None else weight_format.num_bytes(join)
+    weight_format = _choose_format(quant, tensors["layers.0.mlp.down_proj.weight"], decoder)
+    linear = weight_format.linear
+
+    def tensor(name: str) -> Tensor:
+        return tensors[name.removeprefix(PREFIX)]
+
+    spec = folder.spec
     shares_head = columns is None and weight_format.is_dense
-    num_bytes += 0 if shares_head else weight_format.num_bytes(head)
+    parts = DraftHeadParts(
+        spec=spec,
+        layers=[build_layer(spec, index, tensor, linear, decoder.dtype) for index in range(len(spec.layers))],
+        norm=Norm(tensor(NORM), spec),
+        embedding=decoder.embedding,
+        head=decoder.head if shares_head else linear(_head_rows(decoder, columns).to(decoder.dtype), None),
+        dtype=decoder.dtype,
+        vocab_size=vocab_size if columns is None else columns.shape[0],
+        columns=None if columns is None else columns.to(decoder.device),
+        join=None if join is None else linear(join, None),
+        features=None if join is None else target.record_target_features(),
+    )
+    own = [*parts.layers, parts.norm, parts.join, None if shares_head else parts.head]
     info = ModelInfo(
         name=name,
         quant=weight_format.quant,
-        dtype="float16" if weight_format.packed is Float16Linear else str(norm.dtype).removeprefix("torch."),
-        device=str(norm.device),
+        dtype="float16" if weight_format.packed is Float16Linear else str(decoder.dtype).removeprefix("torch."),
+        device=str(decoder.device),
         num_parameters=folder.config.num_parameters,
-        num_bytes=num_bytes,
+        num_bytes=weight_bytes(nn.ModuleList(module for module in own if module is not None)),
         remark=folder.remark,
     )
-    return model, info
+    return DraftHeadModel(parts), info
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +102,15 @@ class _WeightFormat:
     def is_dense(self) -> bool:
         return self.quant == "none" and self.packed is None
 
-    def convert(self, layers: nn.Module) -> int:
-        """Converts layers to this format, in place; returns the bytes of weights that are no longer parameters."""
+    def linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         if self.packed is not None:
-            return pack_layers(layers, self.packed)
-        if self.quant == "nf4":
-            pack_layers_nf4(layers)
-        return 0
-
-    def matmul_of(self, weight: Tensor) -> MatMul:
-        if self.packed is not None:
-            return packed_linear(weight, self.packed)
-        return nf4_copy(weight) if self.quant == "nf4" and fits_nf4(weight) else dense(weight)
-
-    def num_bytes(self, weight: Tensor) -> int:
-        if self.packed is not None:
-            return weight.numel() * (2 if self.packed is Float16Linear else 1)
-        return int(weight.numel() * (0.5625 if self.quant == "nf4" else weight.itemsize))
+            return packed_linear(weight, self.packed, bias)
+        if self.quant == "nf4" and fits_nf4(weight):
+            return nf4_linear(weight, bias)
+        return dense_linear(weight, bias)
 
 
-def _choose_format(requested: Quantization, weight: Tensor, target: Any) -> _WeightFormat:
+def _choose_format(requested: Quantization, weight: Tensor, target: Decoder) -> _WeightFormat:
     """Returns the requested format of a draft head; for `auto`, the fastest one on this machine.
 
     Args:
@@ -127,7 +121,9 @@ def _choose_format(requested: Quantization, weight: Tensor, target: Any) -> _Wei
     Raises:
         SettingsError: The requested format is not available.
     """
-    can_nf4 = fits_nf4(weight)
+    # For `auto`, only if the target loaded bitsandbytes anyway: its import takes 2.7 s.
+    may_nf4 = requested == "nf4" or (requested == "auto" and is_quantized(target))
+    can_nf4 = may_nf4 and fits_nf4(weight)
     can_int8 = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
     is_auto_faster = can_nf4 or not has_fast_bf16_cpu()
     for weight_format, is_available, requirement in (
@@ -141,32 +137,16 @@ def _choose_format(requested: Quantization, weight: Tensor, target: Any) -> _Wei
             )
         if is_available and (requested == weight_format.quant or (requested == "auto" and is_auto_faster)):
             return weight_format
-    return _WeightFormat(packed=Float16Linear if isinstance(target.get_output_embeddings(), Float16Linear) else None)
+    return _WeightFormat(packed=Float16Linear if isinstance(target.head, Float16Linear) else None)
 
 
-def _head_rows(target: Any, columns: Tensor | None) -> Tensor:
+def _head_rows(target: Decoder, columns: Tensor | None) -> Tensor:
     """Returns the weights of a target's head, `[outputs, hidden]`: all, or the rows of some tokens."""
-    head = target.get_output_embeddings()
-    if not isinstance(head, Float16Linear):
-        rows: Tensor = head.weight
-    elif target.config.tie_word_embeddings:
-        rows = target.get_input_embeddings().weight
-    else:
+    head = target.head
+    if target.spec.is_tied:
+        rows: Tensor = target.embedding
+    elif isinstance(head, Float16Linear):
         rows = head.unpacked()
+    else:
+        rows = head.weight  # type: ignore[assignment]  # a dense layer: the head is never quantized
     return rows if columns is None else rows[columns.to(rows.device)]
-
-
-def _load_body(folder: DraftHeadFolder, tensors: dict[str, Tensor]) -> Any:
-    """Returns transformers' base model with the draft head's layers and norm, without embeddings."""
-    try:
-        model = empty_model(folder.path, attention="sdpa")
-        if not is_supported(model):
-            raise ModelFileError(f"{folder.path} has decoder layers of an unsupported kind")
-        body = model.model
-        rotary = type(body.rotary_emb)(config=model.config)
-        del body.embed_tokens
-        body.load_state_dict(tensors, strict=True, assign=True)
-    except library_failures() as error:
-        raise ModelFileError(f"{folder.path} can't be loaded: {first_line(error)}", "make it again") from error
-    body.rotary_emb = rotary.to(body.norm.weight.device)
-    return body.eval().requires_grad_(False)

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import read_json
 from specgen.loading.config_check import DRAFT_HEAD_KEY, check_sizes, read_config, refuse_kernels, weight_files
-from specgen.loading.draft_head_tensors import WEIGHTS, Kind, check_tensors, invalid_draft_head, tensor_shapes
+from specgen.loading.config_reader import UnsupportedConfig
+from specgen.loading.decoder_families import decoder_spec
+from specgen.loading.draft_head_tensors import WEIGHTS, Kind, check_tensors, draft_head_shapes, invalid_draft_head
 from specgen.loading.model_config import ModelConfig
 from specgen.loading.safetensors_check import check_safetensors
+from specgen.models.decoder_spec import DecoderSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,23 +45,31 @@ class DraftHeadFolder:
         path: The folder.
         config: As for any model; counts the parameters in the folder, without the target's.
         kind: What it reads.
-        num_layers: Number of layers.
         target_layers: The target's layers it was initialized from, for display.
         target_name: The target's name when the draft was made, for display.
         target_digest: `target_digest` of its target.
         num_draft_ids: Number of tokens it can propose; None: all.
-        hidden_size: Width of its layers and of the target's.
+        spec: Describes its layers.
     """
 
     path: Path
     config: ModelConfig
     kind: Kind
-    num_layers: int
     target_layers: tuple[int, ...]
     target_name: str
     target_digest: str
     num_draft_ids: int | None
-    hidden_size: int
+    spec: DecoderSpec
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.spec.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of its layers and of the target's."""
+        return self.spec.hidden_size
 
     @property
     def remark(self) -> str:
@@ -91,7 +102,8 @@ def check_draft_head(folder: Path) -> DraftHeadFolder:
     if model_type not in MODEL_TYPES:
         raise invalid_draft_head(folder, f"unsupported model type {model_type!r}")
     kind, num_draft_ids = draft_head["kind"], draft_head.get("num_draft_ids")
-    expected = tensor_shapes(config, kind, num_draft_ids)
+    spec = _spec(config, folder)
+    expected = draft_head_shapes(spec, kind, num_draft_ids)
     if not (folder / WEIGHTS).exists():
         weight_files(folder, config)  # its error names what is there instead: a pickle, or nothing
     file = check_safetensors(folder / WEIGHTS)
@@ -109,12 +121,11 @@ def check_draft_head(folder: Path) -> DraftHeadFolder:
             widths_fit_blocks=config["hidden_size"] % 64 == 0 and config["intermediate_size"] % 64 == 0,
         ),
         kind=kind,
-        num_layers=config["num_hidden_layers"],
         target_layers=tuple(draft_head["target_layers"]),
         target_name=draft_head["target_name"],
         target_digest=draft_head["target_digest"],
         num_draft_ids=num_draft_ids,
-        hidden_size=config["hidden_size"],
+        spec=spec,
     )
 
 
@@ -200,6 +211,13 @@ def _draft_head_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any
         if value is not None and not (type(value) is int and 1 <= value <= config["hidden_size"]):
             raise invalid_draft_head(folder, f"{name} is {value!r}")
     return part
+
+
+def _spec(config: Mapping[str, Any], folder: Path) -> DecoderSpec:
+    try:
+        return decoder_spec({key: value for key, value in config.items() if key != DRAFT_HEAD_KEY})
+    except UnsupportedConfig as error:
+        raise invalid_draft_head(folder, f"unsupported layers: {error}") from error
 
 
 def _embedding_rows(folder: Path) -> Tensor | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from specgen.core.errors import ModelFileError
 from specgen.core.library_errors import first_line, library_failures
 from specgen.loading.weights_check import listed
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,39 +20,17 @@ Kind = Literal["layers", "features"]
 """`layers` reads tokens; `features` also reads the inputs of the target's head."""
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 WEIGHTS = "model.safetensors"
-_NORMS = ("input_layernorm", "post_attention_layernorm")
+PREFIX = "model."
+"""What checkpoints' names begin with, and a draft head's do not."""
 
 
-def tensor_shapes(config: Mapping[str, Any], kind: Kind, num_draft_ids: int | None) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the tensors that a draft head's config requires, by name."""
-    hidden, inner, num_heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    num_kv_heads = config.get("num_key_value_heads") or num_heads
-    head = config.get("head_dim") or hidden // num_heads
-    model_type = config["model_type"]
-    has_bias = bool(config.get("attention_bias", False)) and model_type != "mistral"
-    has_mlp_bias = bool(config.get("mlp_bias", False)) and model_type == "llama"
-    products = {
-        "self_attn.q_proj": ((num_heads * head, hidden), has_bias or model_type == "qwen2"),
-        "self_attn.k_proj": ((num_kv_heads * head, hidden), has_bias or model_type == "qwen2"),
-        "self_attn.v_proj": ((num_kv_heads * head, hidden), has_bias or model_type == "qwen2"),
-        "self_attn.o_proj": ((hidden, num_heads * head), has_bias and model_type != "qwen2"),
-        "mlp.gate_proj": ((inner, hidden), has_mlp_bias),
-        "mlp.up_proj": ((inner, hidden), has_mlp_bias),
-        "mlp.down_proj": ((hidden, inner), has_mlp_bias),
+def draft_head_shapes(spec: DecoderSpec, kind: Kind, num_draft_ids: int | None) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors that a draft head requires, by name: its layers, its norm and its own parts."""
+    shapes = {
+        name.removeprefix(PREFIX): shape for name, shape in tensor_shapes(spec).items() if name not in (EMBEDDING, HEAD)
     }
-    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (hidden,)}
-    for layer in range(config["num_hidden_layers"]):
-        for name in _NORMS:
-            shapes[f"layers.{layer}.{name}.weight"] = (hidden,)
-        if model_type == "qwen3":
-            for name in ("q_norm", "k_norm"):
-                shapes[f"layers.{layer}.self_attn.{name}.weight"] = (head,)
-        for name, (shape, is_biased) in products.items():
-            shapes[f"layers.{layer}.{name}.weight"] = shape
-            if is_biased:
-                shapes[f"layers.{layer}.{name}.bias"] = shape[:1]
     if kind == "features":
-        shapes["fc.weight"] = (hidden, 2 * hidden)
+        shapes["fc.weight"] = (spec.hidden_size, 2 * spec.hidden_size)
     if num_draft_ids is not None:
         shapes["draft_ids"] = (num_draft_ids,)
     return shapes

@@ -126,7 +126,7 @@ def _port(scheme: str) -> int:
 
 
 def _probe_request(first: SplitResult, hub: SplitResult) -> bytes:
-    """Returns bytes that make the first host respond; none for a host that speaks neither HTTP nor TLS (SOCKS).
+    """Returns the bytes that make the first host respond; none for a host that speaks neither HTTP nor TLS (SOCKS).
 
     No token is sent and no certificate is checked: one byte of a response is enough, and the download checks itself.
     """

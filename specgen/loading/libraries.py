@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 import os
@@ -11,10 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
-
-from specgen.loading.start.first_import import around_import
-from specgen.loading.start.meta_kernels import meta_kernels_put_off
-from specgen.loading.start.model_list import LOOKER, model_list_kept
 
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -35,8 +30,6 @@ def prepare_libraries(verbose: bool) -> None:
         verbose: Keep their logs and warnings (`-vv`). Otherwise loading writes nothing to stdout or stderr.
     """
     forbid_foreign_code()
-    around_import(LOOKER, model_list_kept)
-    around_import("torch", meta_kernels_put_off)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose:
         # llama.cpp's logger has no handler of its own; see specgen.loading.llama_cpp_library.
@@ -99,8 +92,6 @@ def _silence() -> None:
         transformers_logging.disable_progress_bar()
     if (hub_bars := _imported("huggingface_hub.utils.tqdm")) is not None:
         hub_bars.disable_progress_bars()
-    if (tqdm := _imported("tqdm.std")) is not None:  # torch imports it; it reads TQDM_DISABLE at import
-        tqdm.tqdm.__init__ = functools.partialmethod(tqdm.tqdm.__init__, disable=True)
 
 
 def _imported(name: str) -> Any:

@@ -155,7 +155,7 @@ def _failed(path: Path, header: GgufHeader) -> ModelFileError | MemoryShortageEr
         )
     return ModelFileError(
         f"llama.cpp can't load {path} ({header.architecture}, {header.quantization}): {reason}",
-        "download it again, or try --backend transformers",
+        "download it again, or try --backend torch",
     )
 
 

@@ -1,4 +1,4 @@
-"""Loads the weights of a resolved model into the backend that runs it: transformers, llama.cpp, or a draft head."""
+"""Loads the weights of a resolved model into what runs it: our decoder, transformers, llama.cpp or a draft head."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.engine.contract import LanguageModel
 from specgen.loading.draft_head import load_draft_head
-from specgen.loading.resolved_model import ResolvedModel, Role
-from specgen.loading.transformers_weights import LoadedWeights, load_weights
-from specgen.models.decoder import DecoderModel, decoder_model
+from specgen.loading.resolved_model import ResolvedModel
+from specgen.loading.weights import load_weights
 from specgen.models.llama_cpp import LlamaCppModel
-from specgen.models.transformers_model import CachedModel
 from specgen.storage.cost_store import CostStore
 
 
@@ -60,8 +58,8 @@ def load(
         return LoadedModel(model, info)
     if resolved.gguf is not None:
         return _load_llama_cpp(resolved, num_tokens, progress)
-    weights = load_weights(resolved, progress, CostStore())
-    return LoadedModel(cached_model(weights, num_tokens, resolved.role), weights.info, weights.notices)
+    weights = load_weights(resolved, num_tokens, progress, CostStore())
+    return LoadedModel(weights.model, weights.info, weights.notices)
 
 
 def _load_llama_cpp(resolved: ResolvedModel, num_tokens: int, progress: ProgressListener) -> LoadedModel:
@@ -74,15 +72,6 @@ def _load_llama_cpp(resolved: ResolvedModel, num_tokens: int, progress: Progress
     notice = tokenizer_notice(resolved.tokenizer, loaded.weights) if resolved.role == "target" else None
     model = LlamaCppModel(loaded.weights, num_tokens, context_size, num_threads)
     return LoadedModel(model, loaded.info, (*loaded.notices, *([notice] if notice else [])))
-
-
-def cached_model(weights: LoadedWeights, num_tokens: int, role: Role) -> CachedModel:
-    """Wraps a transformers model with the fastest cache it supports; logits are cut to `num_tokens`."""
-    model = decoder_model(weights.model, num_tokens)
-    if role == "draft" and isinstance(model, DecoderModel) and weights.info.quant in ("nf4", "fp4"):
-        # In bfloat16, the head alone would take as long as all the 4-bit layers below it.
-        model.use_nf4_head()
-    return model
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specgen.models.decoder_spec import DecoderSpec
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -19,6 +21,9 @@ class ModelConfig:
         num_weight_bytes: Bytes of the weight files.
         widths_fit_blocks: Whether the layers' widths are multiples of 64, the block of 4-bit weights.
         widths: Hidden and intermediate size, if the config names them.
+        weight_files: Names of the safetensors files.
+        decoder: Describes the model to specgen's decoder; None if it runs on transformers.
+        unsupported: The key of the config that specgen's decoder does not support; empty if it supports all.
     """
 
     model_type: str
@@ -30,3 +35,6 @@ class ModelConfig:
     num_weight_bytes: int
     widths_fit_blocks: bool = True
     widths: tuple[int, int] | None = None
+    weight_files: tuple[str, ...] = ()
+    decoder: DecoderSpec | None = None
+    unsupported: str = ""

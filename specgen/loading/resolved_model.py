@@ -80,3 +80,9 @@ class ResolvedModel:
     def gguf(self) -> GgufFile | None:
         """The file that llama.cpp runs; None for transformers."""
         return self.files.gguf
+
+    @property
+    def fits_own_decoder(self) -> bool:
+        """Whether specgen's own decoder can run the model, unless its layers spread over several devices."""
+        is_transformers = self.settings.backend.name == "transformers"
+        return self.gguf is None and self.config.decoder is not None and not is_transformers

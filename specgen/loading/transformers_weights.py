@@ -1,90 +1,57 @@
-"""Loads the weights of a model folder with transformers, strictly: incomplete or damaged weights are errors."""
+"""Loads a model with transformers: what specgen's decoder can't describe, and checkpoints that are already quantized.
+
+Loading is strict: transformers fills a missing tensor with random numbers and mentions it in a log only.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from specgen.core.errors import DeviceError, ModelFileError, SpecgenError
 from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
-from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
-from specgen.core.units import format_size
-from specgen.loading.format_autotune import FormatTimes
-from specgen.loading.memory import free_bytes, needed_bytes, shortage
+from specgen.loading.memory import needed_bytes, shortage
 from specgen.loading.model_config import ModelConfig
-from specgen.loading.placement import Placement, choose_placement
+from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ResolvedModel
-from specgen.loading.start.lean_import import loaded_lean
 from specgen.loading.weights_check import check_complete, check_finite
 from specgen.models.formats import Float16Linear, Int8Linear, pack_model
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedWeights:
-    """A model in memory.
+def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[Any, ModelInfo]:
+    """Loads a transformers model, in eval mode and without gradients.
 
-    Args:
-        model: The `transformers.PreTrainedModel`, in eval mode, no gradients.
-        info: What runs, read from the layers.
-        notices: For the user, one line each.
-    """
-
-    model: Any
-    info: ModelInfo
-    notices: tuple[str, ...] = ()
-
-
-def load_weights(
-    resolved: ResolvedModel, progress: ProgressListener = SILENT, times: FormatTimes | None = None
-) -> LoadedWeights:
-    """Loads the weights of a model folder.
-
-    Args:
-        resolved: The model.
-        progress: Receives the progress of loading.
-        times: As in `choose_placement`.
+    Returns:
+        The `transformers.PreTrainedModel`, and what really runs, read off its layers.
 
     Raises:
         ModelFileError: The folder is damaged, incomplete or unsafe.
-        DeviceError: The device or bitsandbytes is missing; `MemoryShortageError` if it is too small.
-        SettingsError: The weight format can't be applied to this checkpoint.
+        DeviceError: The library of a quantized checkpoint is missing; `MemoryShortageError` if memory is short.
         NumericalError: The weights contain NaN or infinity.
     """
-    files, config, shown = resolved.files, resolved.config, resolved.name
-    folder = files.path
-    placement = choose_placement(resolved.settings, config, from_gguf=files.from_gguf, role=resolved.role, times=times)
-    needed = needed_bytes(config, placement.dtype, placement.quant)
-    free = free_bytes(placement.device)
-    notices: tuple[str, ...] = ()
-    if placement.device == "cpu" and free is not None and needed > free:
-        # Reported before loading: the Linux kernel may kill a program that uses too much memory, without a message.
-        notices = (f"{shown} needs about {format_size(needed)}, but only {format_size(free)} are free",)
-    progress.stage(f"loading {resolved.role} {shown}")
+    folder, facts = resolved.path, resolved.config
     try:
         model, loading = _from_pretrained(folder, placement)
     except library_failures() as error:
-        raise _load_error(error, shown, folder, config, placement) from error
+        raise load_error(error, resolved.name, folder, facts, placement) from error
     check_complete(loading, folder)
-    _refuse_offload(model, shown, needed, placement)
+    _refuse_offload(model, resolved.name, needed_bytes(facts, placement.dtype, placement.quant), placement)
     model.eval()
     model.requires_grad_(False)
     check_finite(model, folder)
-    info = _info(model, shown, files.revision, placement, files.from_gguf)
+    packed_bytes = 0
+    quant, scales_bytes = _weight_format(model)
     if placement.packed_dtype is not None:
-        info = _pack(model, info, placement)
-    return LoadedWeights(model, info, notices)
-
-
-def _pack(model: Any, info: ModelInfo, placement: Placement) -> ModelInfo:
-    """Replaces the linear layers of a model loaded as stored by packed ones; returns its new description."""
-    num_bytes = pack_model(model, Int8Linear if placement.packed_dtype == "int8" else Float16Linear)
-    return replace(
-        info,
-        dtype=placement.dtype,
-        quant="int8" if placement.packed_dtype == "int8" else "none",
-        num_bytes=num_bytes + int(model.get_memory_footprint()),
+        packed_bytes = pack_model(model, Int8Linear if placement.packed_dtype == "int8" else Float16Linear)
+        quant = "int8" if placement.packed_dtype == "int8" else "none"
+    return model, ModelInfo(
+        name=resolved.name,
+        quant=quant,
+        dtype=_compute_type(model, placement),
+        device=_device_name(model),
+        num_parameters=facts.num_parameters,
+        num_bytes=int(model.get_memory_footprint()) + scales_bytes + packed_bytes,
     )
 
 
@@ -102,9 +69,10 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
         options["device_map"] = {"": placement.device}
 
     def load(attention: str) -> tuple[Any, dict[str, Any]]:
-        config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        # A config.json may name flash attention, which the argument of the same name does not override.
-        config._attn_implementation = attention
+        # A config.json may name flash attention, which the model's argument of the same name does not override.
+        config = auto_config.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, attn_implementation=attention
+        )
         model, loading = auto_model.from_pretrained(
             folder,
             config=config,
@@ -119,12 +87,12 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
         return model, loading
 
     try:
-        return loaded_lean(lambda: load("sdpa"), placement.device)
+        return load("sdpa")
     except (ValueError, ImportError) as error:
         # Some architectures have no sdpa; eager is the only other implementation that every machine has.
         if "attention" not in str(error).lower():
             raise
-        return loaded_lean(lambda: load("eager"), placement.device)
+        return load("eager")
 
 
 def _quantization(placement: Placement) -> Any:
@@ -143,7 +111,8 @@ def _quantization(placement: Placement) -> Any:
     )
 
 
-def _load_error(error: Exception, shown: str, folder: Path, config: ModelConfig, placement: Placement) -> SpecgenError:
+def load_error(error: Exception, shown: str, folder: Path, config: ModelConfig, placement: Placement) -> SpecgenError:
+    """Translates a library's failure to load a model."""
     if is_out_of_memory(error):
         needed = needed_bytes(config, placement.dtype, placement.quant)
         return shortage(shown, placement.device, needed, placement.quant)
@@ -163,29 +132,10 @@ def _refuse_offload(model: Any, shown: str, needed: int, placement: Placement) -
         raise shortage(shown, placement.device, needed, placement.quant)
 
 
-def _info(model: Any, shown: str, revision: str | None, placement: Placement, from_gguf: bool) -> ModelInfo:
-    quant, packed_bytes = _weight_format(model)
-    remarks = list(placement.remarks)
-    if from_gguf:
-        remarks.insert(0, "from GGUF")
-    if placement.packed_dtype is None and placement.quant != "none" and quant == "none":
-        remarks.append(f"not quantized: no layer fits {placement.quant}")
-    return ModelInfo(
-        name=shown,
-        quant=quant,
-        dtype=_compute_type(model, placement),
-        device=_device_name(model),
-        revision=revision,
-        num_parameters=int(model.num_parameters()),
-        num_bytes=int(model.get_memory_footprint()) + packed_bytes,
-        remark="; ".join(remarks),
-    )
-
-
 def _compute_type(model: Any, placement: Placement) -> str:
     """Returns the least precise type of the products: float16 in packed layers, whatever type the embedding has."""
-    if placement.packed_dtype == "float16":
-        return "float16"
+    if placement.packed_dtype is not None:
+        return placement.dtype
     return str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
 

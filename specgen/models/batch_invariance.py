@@ -13,8 +13,8 @@ import torch
 
 from specgen.core.results import BatchInvarianceCheck
 from specgen.engine.contract import LanguageModel
+from specgen.models.cached_model import CachedModel
 from specgen.models.formats import PackedLinear
-from specgen.models.transformers_model import CachedModel
 
 NUM_HEAD = 6
 NUM_TAIL = 4
@@ -27,8 +27,8 @@ def is_float32(target: LanguageModel) -> bool:
     if not isinstance(target, CachedModel):
         return False
     # The weights of packed layers are no parameters.
-    is_packed = any(isinstance(module, PackedLinear) for module in target.model.modules())
-    return not is_packed and all(parameter.dtype == torch.float32 for parameter in target.model.parameters())
+    is_packed = any(isinstance(module, PackedLinear) for module in target.module.modules())
+    return not is_packed and all(parameter.dtype == torch.float32 for parameter in target.module.parameters())
 
 
 @torch.inference_mode()
@@ -49,7 +49,7 @@ def check_batch_invariance(target: LanguageModel, num_tails: int = NUM_TAILS) ->
     if difference != 0.0:
         # Some kernels repack their weights in the first pass, so only a repeated difference counts.
         difference = _max_difference(target, head, tails)
-    threshold = outlier_threshold(target.model) if isinstance(target, CachedModel) else 0.0
+    threshold = outlier_threshold(target.module) if isinstance(target, CachedModel) else 0.0
     return BatchInvarianceCheck(difference, threshold)
 
 

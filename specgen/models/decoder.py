@@ -1,126 +1,204 @@
-"""The forward pass of Llama-like models for one text: the operations of transformers, with less overhead.
+"""The decoder as modules: norms, attention, feed-forward and layers, for inference, draft heads and training.
 
-At one token per pass, transformers spends as much time on masks, output classes, layer wrappers and copies of the cache
-as on matrix products. This module runs the same operations in the same order, on a preallocated cache, with products
-of the same inputs fused. The logits equal transformers' bit for bit, which is checked for every model before use.
+Every operation is applied in transformers' order, so that rounding in low precisions is the same. A `DecoderSpec` says
+what differs between families; there are no subclasses per family.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from specgen.models.layers import LayerStack, RMSNorm
-from specgen.models.linear import MatMul, faster_of, fits_nf4, matmul_of, nf4_copy
-from specgen.models.transformers_model import CachedModel
-
-ARCHITECTURES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-FIXED_ROPES = {"default", "linear", "llama3", "yarn"}
-"""Rotary embeddings that depend on the position only, not on the length of the text."""
-NUM_CHECKED_LAYERS = 2
-CHECKED_PASSES = ((1, 2, 3, 5, 8, 13), (21,), (34, 55, 2))
-"""Passes of the comparison with transformers: a prompt, one token, several tokens."""
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.kv_slots import KvSlots, Rotations
+from specgen.models.rotary import rotate
 
 
-class DecoderModel(CachedModel):
-    """A `CachedModel` that runs the layers itself. Create it with `decoder_model`, which checks that it can.
+class Norm(nn.Module):
+    """Root mean square norm.
 
     Args:
-        model: A model of one of `ARCHITECTURES`.
-        vocab_size: As in `CachedModel`.
+        weight: `[channels]` in the compute type; the spec's offset is added here.
+        spec: The decoder.
     """
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
-        config, body = model.config, model.model
-        self._embedding: Tensor = body.embed_tokens.weight
-        # The embedding may be stored in a smaller type than the arithmetic; a norm's weight never is.
-        weight: Tensor = body.norm.weight
-        self._dtype = weight.dtype
-        layers = body.layers[: config.num_hidden_layers]
-        self._stack = LayerStack(layers, body.rotary_emb, config, weight.dtype, weight.device)
-        self._norm = RMSNorm(body.norm)
-        self._head: MatMul = matmul_of(model.lm_head)
-        super().__init__(model, vocab_size)
+    def __init__(self, weight: Tensor, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.dtype = weight.dtype
+        self._in_float32 = spec.scales_norm_in_float32
+        if self._in_float32:
+            weight = weight.float() + spec.norm_offset
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.epsilon = spec.norm_epsilon
 
-    def use_nf4_head(self) -> None:
-        """Computes the logits with a 4-bit copy of the head if that is faster. For drafts only."""
-        weight = self.model.get_output_embeddings().weight
-        if fits_nf4(weight):
-            row = torch.ones(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-            self._head = faster_of(self._head, nf4_copy(weight), row)
-
-    def _new_cache(self) -> None:
-        self._stack.release()
-        self.length = 0
-
-    def _drop(self, num_removed: int) -> None:
-        """Does nothing: entries after `length` are overwritten."""
-
-    def _run(self, new: Tensor, num_last: int) -> Tensor:
-        hidden = self._stack.run(functional.embedding(new, self._embedding).to(self._dtype), self.length)
-        if self.target_features is None:
-            return self._head(self._norm(hidden[-num_last:]))
-        features = self._norm(hidden)
-        self.target_features.append(self.length, features)
-        return self._head(features[-num_last:])
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = hidden.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        if self._in_float32:
+            return (normed * self.weight).to(hidden.dtype)
+        return self.weight * normed.to(hidden.dtype)
 
 
-def decoder_model(model: Any, vocab_size: int) -> CachedModel:
-    """Returns a `DecoderModel` if it computes what transformers computes, else a plain `CachedModel`.
-
-    Both run the first layers on a short text, and their logits must be equal bit for bit.
+class Attention(nn.Module):
+    """Attention of a layer. Keys and values are stored and attended to by the slots.
 
     Args:
-        model: A transformers causal language model in eval mode; its weights may move to other memory.
-        vocab_size: As in `CachedModel`.
-
-    Raises:
-        LoadError: As in `CachedModel`.
+        spec: The decoder.
+        index: Index of the layer.
+        qkv_proj: Projections of queries, keys and values, outputs side by side.
+        o_proj: Output projection.
+        qk_norms: Norms of queries and keys, if the spec has them.
     """
-    plain = CachedModel(model, vocab_size)
-    if not is_supported(model):
-        return plain
-    config = model.config
-    num_layers = config.num_hidden_layers
-    try:
-        # A few layers show whether the operations are the same; all of them would double the first second.
-        config.num_hidden_layers = min(NUM_CHECKED_LAYERS, num_layers)
-        expected = _checked_logits(plain)
-        actual = _checked_logits(DecoderModel(model, vocab_size))
-    finally:
-        config.num_hidden_layers = num_layers
-        plain.reset()
-    if all(torch.equal(ours, theirs) for ours, theirs in zip(actual, expected, strict=True)):
-        return DecoderModel(model, vocab_size)
-    return plain
+
+    def __init__(
+        self, spec: DecoderSpec, index: int, qkv_proj: nn.Module, o_proj: nn.Module, qk_norms: tuple[Norm, Norm] | None
+    ) -> None:
+        super().__init__()
+        self.qkv_proj, self.o_proj = qkv_proj, o_proj
+        self.q_norm: Norm | None = None if qk_norms is None else qk_norms[0]
+        self.k_norm: Norm | None = None if qk_norms is None else qk_norms[1]
+        self.index = index
+        self._rotary = spec.layers[index].rotary
+        self._norms_all_heads = spec.qk_norm == "all"
+        self._num_heads, self._num_kv_heads, self._head_size = spec.num_heads, spec.num_kv_heads, spec.head_size
+
+    def forward(self, hidden: Tensor, rotations: Rotations, slots: KvSlots) -> Tensor:
+        projected: Tensor = self.qkv_proj(hidden)
+        heads = projected.view(*hidden.shape[:-1], -1, self._head_size)
+        num_rotated = self._num_heads + self._num_kv_heads
+        rotated = heads[..., :num_rotated, :]
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, keys = rotated[..., : self._num_heads, :], rotated[..., self._num_heads :, :]
+            if self._norms_all_heads:
+                normed = [self.q_norm(queries.flatten(-2)), self.k_norm(keys.flatten(-2))]
+                rotated = torch.cat(normed, dim=-1).view(*hidden.shape[:-1], -1, self._head_size)
+            else:
+                rotated = torch.cat([self.q_norm(queries), self.k_norm(keys)], dim=-2)
+        if self._rotary is not None:
+            rotated = rotate(rotated, rotations[self._rotary])
+        queries, keys = rotated[..., : self._num_heads, :], rotated[..., self._num_heads :, :]
+        attended = slots.attend(self.index, queries, keys, heads[..., num_rotated:, :])
+        output: Tensor = self.o_proj(attended)
+        return output
 
 
-def is_supported(model: Any) -> bool:
-    """Returns whether `LayerStack` can run a model's layers."""
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    attention = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
-    rope = getattr(config, "rope_parameters", None)
-    return (
-        type(model).__name__ in ARCHITECTURES
-        and getattr(config, "_attn_implementation", "") == "sdpa"
-        and attention == {"full_attention"}
-        and isinstance(rope, dict)
-        and rope.get("rope_type") in FIXED_ROPES
-        and config.hidden_act == "silu"
-        and len({parameter.device for parameter in model.parameters()}) == 1
-    )
+class FeedForward(nn.Module):
+    """Gated feed-forward.
+
+    Args:
+        spec: The decoder.
+        gate_up_proj: Gate and up projections, outputs side by side.
+        down_proj: Down projection.
+    """
+
+    def __init__(self, spec: DecoderSpec, gate_up_proj: nn.Module, down_proj: nn.Module) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
+        self._is_silu = spec.activation == "silu"
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        activated = functional.silu(gate) if self._is_silu else functional.gelu(gate, approximate="tanh")
+        output: Tensor = self.down_proj(activated * up)
+        return output
 
 
-@torch.inference_mode()
-def _checked_logits(model: CachedModel) -> list[Tensor]:
-    """Returns the logits of `CHECKED_PASSES`, in the model's own type."""
-    logits = []
-    for tokens in CHECKED_PASSES:
-        new = torch.tensor([token % model.num_embeddings for token in tokens], device=model.device)
-        logits.append(model._run(new, len(tokens)))
-        model.length += len(tokens)
-    return logits
+class Layer(nn.Module):
+    """A decoder layer.
+
+    Args:
+        spec: The decoder.
+        attention: Its attention.
+        feed_forward: Its feed-forward.
+        norms: By name: `attention_in`, `attention_out`, `mlp_in`, `mlp_out`; those that the spec's placement has.
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, attention: Attention, feed_forward: FeedForward, norms: dict[str, Norm]
+    ) -> None:
+        super().__init__()
+        self.attention, self.mlp = attention, feed_forward
+        self.attention_in, self.attention_out = norms.get("attention_in"), norms.get("attention_out")
+        self.mlp_in, self.mlp_out = norms.get("mlp_in"), norms.get("mlp_out")
+        self._residual_scale = spec.residual_scale
+
+    def forward(self, hidden: Tensor, rotations: Rotations, slots: KvSlots) -> Tensor:
+        """`[..., n, hidden]` to the same."""
+        added = self.attention(hidden if self.attention_in is None else self.attention_in(hidden), rotations, slots)
+        hidden = self._add(hidden, added if self.attention_out is None else self.attention_out(added))
+        added = self.mlp(hidden if self.mlp_in is None else self.mlp_in(hidden))
+        return self._add(hidden, added if self.mlp_out is None else self.mlp_out(added))
+
+    def _add(self, hidden: Tensor, added: Tensor) -> Tensor:
+        return hidden + (added if self._residual_scale == 1.0 else added * self._residual_scale)
+
+
+def trainable_copy(layer: Layer, index: int) -> Layer:
+    """Copy a layer in float32, with gradients.
+
+    Args:
+        layer: Its matrix products are `torch.nn.Linear`.
+        index: Of the copy, for the slots.
+    """
+    copied = copy.deepcopy(layer).float().requires_grad_()
+    copied.attention.index = index
+    return copied
+
+
+class Decoder(nn.Module):
+    """A whole decoder.
+
+    Args:
+        spec: What it computes.
+        embedding: `[vocab, hidden]`, as stored; rows are converted when they are read.
+        layers: Its layers.
+        norm: The last norm; its type is the compute type.
+        head: `[..., hidden]` to logits.
+    """
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        embedding: Tensor,
+        layers: list[Layer],
+        norm: Norm,
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Parameter(embedding, requires_grad=False)
+        self.layers = layers
+        self._registered = nn.ModuleList(layers)
+        self.norm = norm
+        self.head = head
+        self.dtype = norm.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its embedding and its norms are."""
+        return self.embedding.device
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Turns ids `[..., n]` into the first layer's inputs `[..., n, hidden]`."""
+        embedded = functional.embedding(ids, self.embedding).to(self.dtype)
+        scale = self.spec.embedding_scale
+        if scale == 1.0:
+            return embedded
+        return embedded * (torch.tensor(scale, dtype=self.dtype) if self.spec.rounds_embedding_scale else scale)
+
+    def run_layers(self, hidden: Tensor, rotations: Rotations, slots: KvSlots) -> Tensor:
+        """Turns inputs of the first layer `[..., n, hidden]` into outputs of the last, for `norm`."""
+        for layer in self.layers:
+            hidden = layer(hidden, rotations, slots)
+        return hidden
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Turns inputs of the head `[..., hidden]` into logits `[..., vocab]`."""
+        logits: Tensor = self.head(features)
+        if self.spec.logits_divisor != 1.0:
+            logits = logits / self.spec.logits_divisor
+        cap = self.spec.logits_soft_cap
+        return logits if cap is None else (logits / cap).tanh() * cap

@@ -14,17 +14,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from specgen.engine.memory_errors import memory_errors
-from specgen.models.layers import LayerStack, RMSNorm
-from specgen.models.linear import MatMul
+from specgen.models.cached_model import PREFILL_CHUNK
+from specgen.models.decoder import Layer, Norm
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.kv_slots import SliceSlots
 from specgen.models.target_features import TargetFeatures
-from specgen.models.transformers_model import PREFILL_CHUNK
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,27 @@ class DraftHeadParts:
     """The parts of a draft head.
 
     Args:
-        body: A transformers base model with the draft's layers, norm and rotary embedding; its embeddings are not used.
+        spec: Describes the draft's layers.
+        layers: The draft's layers.
+        norm: The draft's last norm.
         embedding: The target's, `[rows, hidden]`.
         head: The target's head, or some of its rows: `[n, hidden]` to `[n, logits]`.
+        dtype: The type it computes in.
         vocab_size: Logits are cut to this width.
         columns: `[logits]` ids of the logits, ascending; None: column i is id i.
         join: `[n, 2 * hidden]` to `[n, hidden]`, embedding first, feature second; None: it reads no features.
         features: The target's; required with `join`.
     """
 
-    body: Any
+    spec: DecoderSpec
+    layers: list[Layer]
+    norm: Norm
     embedding: Tensor
-    head: MatMul
+    head: nn.Module
+    dtype: torch.dtype
     vocab_size: int
     columns: Tensor | None = None
-    join: MatMul | None = None
+    join: nn.Module | None = None
     features: TargetFeatures | None = None
 
 
@@ -68,14 +74,12 @@ class DraftHeadModel:
         """Index of the first token in the cache; the features before it are unknown."""
         self.forward_seconds = 0.0
         self.num_forwards = 0
-        body = parts.body
-        weight = body.norm.weight
-        self.device: torch.device = weight.device
-        self._dtype: torch.dtype = weight.dtype
+        self.device: torch.device = parts.norm.weight.device
+        self._dtype = parts.dtype
         self._embedding, self._head = parts.embedding, parts.head
         self._join, self._features = parts.join, parts.features
-        self._stack = LayerStack(body.layers, body.rotary_emb, body.config, weight.dtype, weight.device)
-        self._norm = RMSNorm(body.norm)
+        self._layers, self._norm = parts.layers, parts.norm
+        self._slots = SliceSlots(parts.spec, parts.norm.weight.to(parts.dtype))
         self._num_true = 0
         """Tokens whose cache entries stay after the round: all, or those computed from true features."""
         self._last: Tensor | None = None
@@ -113,7 +117,8 @@ class DraftHeadModel:
             if self._join is None:
                 self._num_true = self.length
         assert self._last is not None, "the logits of cached positions are not stored"
-        return self._head(self._last)[:, : self.vocab_size].float()
+        logits: Tensor = self._head(self._last)[:, : self.vocab_size]
+        return logits.float()
 
     def rewind(self, length: int) -> None:
         """Drops positions from `length` on, and all that were computed from the draft's own outputs."""
@@ -127,7 +132,7 @@ class DraftHeadModel:
 
     def reset(self) -> None:
         """Empties the cache and frees its memory."""
-        self._stack.release()
+        self._slots.release()
         self.length = self.start = self._num_true = 0
         self._last = None
 
@@ -159,7 +164,10 @@ class DraftHeadModel:
                 if self._join is not None:
                     assert features is not None
                     hidden = self._join(torch.cat([hidden, features], dim=-1))
-                output = self._norm(self._stack.run(hidden, self.length - self.start)[-1:])
+                rotations = self._slots.begin(self.length - self.start, new.shape[0])
+                for layer in self._layers:
+                    hidden = layer(hidden, rotations, self._slots)
+                output: Tensor = self._norm(hidden[-1:])
         except BaseException:
             self.reset()
             raise

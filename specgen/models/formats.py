@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MAX_FLOAT16 = 65504.0
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers with the same inputs, by their names in the Llama family: packed as one layer."""
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +36,7 @@ def has_int8_matmul() -> bool:
 
 def _works(kind: PackedKind) -> bool:
     try:
-        with _without_deprecation_warning():
+        with without_deprecation_warning():
             kind(torch.zeros(16, 16), None)(torch.zeros(1, 16))
     except (RuntimeError, NotImplementedError, AttributeError):
         return False
@@ -46,7 +44,7 @@ def _works(kind: PackedKind) -> bool:
 
 
 @contextmanager
-def _without_deprecation_warning() -> Iterator[None]:
+def without_deprecation_warning() -> Iterator[None]:
     """Hides torch's warning that quantized tensors will be removed; `has_int8_matmul` detects the removal."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
@@ -115,27 +113,6 @@ class Int8Linear(PackedLinear):
 PackedKind = type[Float16Linear] | type[Int8Linear]
 
 
-class OutputSlice(nn.Module):
-    """Some of the outputs of a fused layer: what one of the layers fused in it computes.
-
-    Code that needs all of the outputs calls `fused` once.
-
-    Args:
-        fused: The layer with the weights.
-        first: First output.
-        num_outputs: Number of outputs.
-    """
-
-    def __init__(self, fused: PackedLinear, first: int, num_outputs: int) -> None:
-        super().__init__()
-        self.fused = fused
-        self.first, self.in_features, self.out_features = first, fused.in_features, num_outputs
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.fused(inputs)
-        return outputs[..., self.first : self.first + self.out_features]
-
-
 class Float32Embedding(nn.Embedding):
     """An embedding that keeps its weights as stored and returns float32."""
 
@@ -171,47 +148,35 @@ def pack_model(model: Any, kind: PackedKind) -> int:
 
 def pack_layers(module: nn.Module, kind: PackedKind) -> int:
     """Replaces a module's linear layers, in place. Returns the bytes of the packed weights."""
-    jobs = [job for parent in module.modules() for job in _fused_groups(parent)]
+    jobs = [
+        (parent, name)
+        for parent in module.modules()
+        for name, layer in parent.named_children()
+        if type(layer) is nn.Linear
+    ]
     # Packing a layer is one long loop without the interpreter lock. The longest jobs go first, so that none of them
     # runs alone at the end.
-    jobs.sort(key=lambda job: -sum(getattr(job[0], name).weight.numel() for name in job[1]))
-    with _without_deprecation_warning(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    jobs.sort(key=lambda job: -getattr(job[0], job[1]).weight.numel())
+    with without_deprecation_warning(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return sum(pool.map(lambda job: _replace(job[0], job[1], kind), jobs))
 
 
-def packed_linear(weight: Tensor, kind: PackedKind) -> Float16Linear | Int8Linear:
-    """Returns a layer without bias, with a packed copy of a weight `[outputs, inputs]`."""
-    with _without_deprecation_warning():
-        return kind(weight.detach().float(), None)
+def packed_linear(weight: Tensor, kind: PackedKind, bias: Tensor | None = None) -> Float16Linear | Int8Linear:
+    """Returns a layer with a packed copy of a weight `[outputs, inputs]`."""
+    with without_deprecation_warning():
+        return kind(weight.detach().float(), None if bias is None else bias.detach().float())
 
 
-def _fused_groups(parent: nn.Module) -> list[tuple[nn.Module, tuple[str, ...]]]:
-    """Returns the names of the linear layers directly below a module; those to be fused form one group."""
-    names = [name for name, layer in parent.named_children() if type(layer) is nn.Linear]
-    groups: list[tuple[str, ...]] = []
-    for group in FUSED:
-        has_bias = {getattr(parent, name).bias is not None for name in group if name in names}
-        if set(group) <= set(names) and len(has_bias) == 1:
-            groups.append(group)
-            names = [name for name in names if name not in group]
-    return [(parent, group) for group in [*groups, *((name,) for name in names)]]
-
-
-def _replace(parent: nn.Module, names: tuple[str, ...], kind: PackedKind) -> int:
-    layers: list[nn.Linear] = [getattr(parent, name) for name in names]
-    if kind is Float16Linear and not all(_fits_float16(layer.weight) for layer in layers):
+def _replace(parent: nn.Module, name: str, kind: PackedKind) -> int:
+    layer: nn.Linear = getattr(parent, name)
+    if kind is Float16Linear and not fits_float16(layer.weight):
         return 0
-    weights = [layer.weight.detach() for layer in layers]
-    weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).float()
-    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-    fused = kind(weight, torch.cat(biases).float() if biases else None)
-    first = 0
-    for name, layer in zip(names, layers, strict=True):
-        setattr(parent, name, fused if len(names) == 1 else OutputSlice(fused, first, layer.out_features))
-        first += layer.out_features
-    return fused.num_bytes
+    packed = kind(layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float())
+    setattr(parent, name, packed)
+    return packed.num_bytes
 
 
-def _fits_float16(weight: Tensor) -> bool:
+def fits_float16(weight: Tensor) -> bool:
+    """Returns whether all values of a weight are in float16's range."""
     low, high = torch.aminmax(weight.detach())
     return float(low) >= -MAX_FLOAT16 and float(high) <= MAX_FLOAT16

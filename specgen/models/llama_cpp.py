@@ -224,7 +224,7 @@ class LlamaCppModel:
                 "out of memory during generation", "use a smaller model, or a smaller --context-size"
             )
         return DeviceError(
-            f"llama.cpp failed with code {status}{': ' + message if message else ''}", "try --backend transformers"
+            f"llama.cpp failed with code {status}{': ' + message if message else ''}", "try --backend torch"
         )
 
 

@@ -12,7 +12,7 @@ from specgen.render.json_text import Document
 from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.layout import labelled
 from specgen.render.sanitize import one_line
-from specgen.verify.results import TextCheck, VerifyReport
+from specgen.verify.results import ReferenceCheck, TextCheck, VerifyReport
 
 PROMPT_CELLS = 40
 
@@ -31,18 +31,31 @@ def format_verify_report(report: VerifyReport, *, ascii_only: bool = False) -> T
         ("logits", report.batch_invariance.reason or "batch invariant: later tokens do not change earlier logits")
     )
     rows += [("greedy", one_line(_text_line(text), ascii_only=ascii_only)) for text in report.texts]
+    rows += [("against", one_line(_reference_line(check), ascii_only=ascii_only)) for check in report.references]
     rows.append(("output", format_guarantee(report.info)))
     return Text("\n").join(labelled(label, words) for label, words in rows)
 
 
 def _text_line(text: TextCheck) -> str:
-    prompt = text.prompt if len(text.prompt) <= PROMPT_CELLS else text.prompt[: PROMPT_CELLS - 1] + "…"
     counts = f"{text.num_tokens} tokens, {text.num_accepted} of {text.num_drafted} drafted accepted"
-    if text.gap is None:
-        return f"same: {counts}: {prompt}"
-    verdict = text.verdict if text.verdict == "near-tie" else "DIFFERENT"
-    gap = f"logits {text.gap.distance:.2g} apart, rounding explains {text.gap.tolerance:.2g}"
-    return f"{verdict} at {text.position} ({gap}): {counts}: {prompt}"
+    return f"{_verdict(text)}: {counts}: {_shortened(text.prompt)}"
+
+
+def _reference_line(check: ReferenceCheck) -> str:
+    counts = f"{check.num_tokens} tokens of transformers, logits differ by {check.logit_error:.1e}"
+    return f"{_verdict(check)}: {counts}: {_shortened(check.prompt)}"
+
+
+def _verdict(check: TextCheck | ReferenceCheck) -> str:
+    if check.gap is None:
+        return "same"
+    verdict = check.verdict if check.verdict == "near-tie" else "DIFFERENT"
+    gap = f"logits {check.gap.distance:.2g} apart, rounding explains {check.gap.tolerance:.2g}"
+    return f"{verdict} at {check.position} ({gap})"
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= PROMPT_CELLS else prompt[: PROMPT_CELLS - 1] + "…"
 
 
 def verify_document(report: VerifyReport) -> Document:
@@ -77,6 +90,7 @@ def verify_document(report: VerifyReport) -> Document:
         "batch_invariance": {"is_invariant": report.batch_invariance.is_invariant, **figures},
         "rows": {"is_independent": report.batch_invariance.is_invariant, **figures},
         "texts": [_text_document(text) for text in report.texts],
+        "against": [_reference_document(check) for check in report.references],
         "has_real_difference": report.has_real_difference,
     }
 
@@ -95,4 +109,17 @@ def _text_document(text: TextCheck) -> dict[str, Any]:
         "gap": distance,
         "tolerance": tolerance,
         "limit": tolerance,
+    }
+
+
+def _reference_document(check: ReferenceCheck) -> dict[str, Any]:
+    return {
+        "prompt": check.prompt,
+        "backend": "transformers",
+        "verdict": check.verdict,
+        "tokens": check.num_tokens,
+        "logit_error": check.logit_error,
+        "first_difference": check.position,
+        "logit_gap": None if check.gap is None else check.gap.distance,
+        "tolerance": None if check.gap is None else check.gap.tolerance,
     }

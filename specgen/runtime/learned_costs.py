@@ -16,8 +16,8 @@ from specgen.core.results import ModelInfo
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings
 from specgen.core.version import __version__
 from specgen.engine.contract import LanguageModel
-from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.storage.cost_store import CostKey, CostStore
 

@@ -165,8 +165,7 @@ def _resolve_auto(settings: PairSettings, target: ResolvedModel) -> PairSettings
     """Decides what `auto` means for a target: its shipped draft head with lookup, else lookup alone."""
     if settings.drafter != "auto":
         return settings
-    # A draft head runs on its target's embeddings, which llama.cpp does not expose.
-    shipped = None if target.gguf is not None else shipped_draft(target.path)
+    shipped = shipped_draft(target.path) if target.fits_own_decoder else None
     if shipped is None:
         return replace(settings, drafter="lookup", draft=None)
     draft = settings.draft or ModelSettings("", device=settings.target.device)
@@ -196,7 +195,12 @@ def _check_draft_head(draft: ResolvedModel, target: ResolvedModel) -> None:
     if target.gguf is not None:
         raise PairError(
             f"the draft {draft.name} runs on its target's embeddings, which llama.cpp does not expose",
-            "add --backend transformers, or choose another draft",
+            "add --backend torch, or choose another draft",
+        )
+    if not target.fits_own_decoder:
+        raise PairError(
+            f"the draft {draft.name} needs a target that specgen runs itself, but transformers runs {target.name}",
+            "omit --backend transformers, or choose another draft, as in --draft lookup",
         )
     check_own_target(draft.draft_head, draft.name, target.path, target.name)
     for option, value, accepted in (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specgen.core.errors import LoadError, PromptError, SettingsError
-from specgen.text.template_sandbox import max_rendered_chars, template_limits
+from specgen.text.template_limits import max_rendered_chars, template_limits
 
 
 @dataclass(frozen=True, slots=True)

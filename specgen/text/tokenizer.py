@@ -10,6 +10,7 @@ from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.library_errors import first_line, library_failures
 from specgen.core.model_files import MAX_JSON_BYTES, read_json
 from specgen.core.settings import SamplingSettings
+from specgen.text.tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _READ = (
@@ -22,20 +23,25 @@ T = TypeVar("T")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Loads the tokenizer of a model folder: a `transformers.PreTrainedTokenizerBase`.
+    """Loads the tokenizer of a model folder.
+
+    Returns:
+        A `Tokenizer`; without a tokenizer.json, a `transformers.PreTrainedTokenizerBase`, which has the same methods.
 
     Raises:
         ModelFileError: It is missing, damaged, or comes with its own code.
     """
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in _FILES):
         raise ModelFileError(f"{folder} has no tokenizer", f"copy {_FILES[0]} of the same model into it")
     for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):
         if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
             raise ModelFileError(f"{path} is too large for a tokenizer: more than {MAX_JSON_BYTES >> 20} MiB")
+    if (folder / TOKENIZER_FILE).is_file():
+        return read_tokenizer_file(folder)
     if (folder / "tokenizer_config.json").exists():
         _refuse_code(folder / "tokenizer_config.json")
+    from transformers import AutoTokenizer
+
     return checked_library_call(
         lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
         f"the tokenizer of {folder} can't be loaded",

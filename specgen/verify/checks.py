@@ -23,7 +23,7 @@ from specgen.engine.sampling import Sampler, token_distributions
 from specgen.runtime.generation import target_alone
 from specgen.runtime.loaded_models import LoadedModels
 from specgen.runtime.near_ties import first_difference, logit_gap
-from specgen.verify.results import DistributionError, TextCheck
+from specgen.verify.results import DistributionError, ReferenceCheck, TextCheck
 
 PROCESSORS = {
     "plain": SamplingSettings(temperature=1.0),
@@ -128,6 +128,42 @@ def compare_texts(models: LoadedModels, prompt: EncodedPrompt, limits: DecodeSet
     gap = logit_gap(models.target, models.target_info, [*prompt.ids, *baseline[:at]], baseline[at], answer[at])
     models.clear_caches()
     return TextCheck(prompt.text, len(answer), num_drafted, num_accepted, at, gap)
+
+
+def compare_with_reference(
+    models: LoadedModels, reference: LoadedModels, prompt: EncodedPrompt, num_tokens: int
+) -> ReferenceCheck:
+    """Compares the target alone with the same model on another backend: logits and greedy answers.
+
+    Args:
+        models: The target; its caches are emptied.
+        reference: The same target on the other backend; its caches are emptied.
+        prompt: At least one token.
+        num_tokens: Length of the answers.
+    """
+    answer, expected = (_answer_alone(one, prompt.ids, num_tokens) for one in (models, reference))
+    text = [*prompt.ids, *expected]
+    logits, wanted = (_whole_text_logits(one, text, len(expected)) for one in (models, reference))
+    error = float((logits - wanted).norm() / wanted.norm())
+    at = first_difference(expected, answer)
+    if at is None:
+        return ReferenceCheck(prompt.text, len(answer), error)
+    gap = logit_gap(reference.target, models.target_info, text[: len(prompt.ids) + at], expected[at], answer[at])
+    return ReferenceCheck(prompt.text, len(answer), error, at, gap)
+
+
+def _answer_alone(models: LoadedModels, prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
+    models.clear_caches()
+    models.reuse_prefix(prompt_ids)
+    answer = _token_ids(target_alone(models, prompt_ids, SamplingSettings(), num_tokens))
+    models.clear_caches()
+    return answer
+
+
+def _whole_text_logits(models: LoadedModels, text: Sequence[int], num_last: int) -> torch.Tensor:
+    logits = models.target.logits(text, num_last).float().cpu()
+    models.target.rewind(0)
+    return logits
 
 
 def _token_ids(events: Iterable[object]) -> list[int]:

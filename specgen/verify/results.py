@@ -7,6 +7,8 @@ from typing import Literal
 
 from specgen.core.results import BatchInvarianceCheck, LogitGap, RunInfo
 
+Verdict = Literal["same", "near-tie", "different"]
+
 
 @dataclass(frozen=True, slots=True)
 class DistributionError:
@@ -49,11 +51,33 @@ class TextCheck:
     gap: LogitGap | None = None
 
     @property
-    def verdict(self) -> Literal["same", "near-tie", "different"]:
+    def verdict(self) -> Verdict:
         """Whether the texts are equal, differ only by rounding, or differ."""
-        if self.gap is None:
-            return "same"
-        return "near-tie" if self.gap.is_near_tie else "different"
+        return _verdict(self.gap)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceCheck:
+    """A comparison of the target's greedy answer, without a draft, with that of transformers' own code.
+
+    Args:
+        prompt: The prompt as text.
+        num_tokens: Tokens compared.
+        logit_error: Norm of the difference of the logits over the whole text, relative to the norm of the logits.
+        position: Index of the first token that differs; None if the answers are equal.
+        gap: Between the logits of the two tokens at that index; None if the answers are equal.
+    """
+
+    prompt: str
+    num_tokens: int
+    logit_error: float
+    position: int | None = None
+    gap: LogitGap | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the texts are equal, differ only by rounding, or differ."""
+        return _verdict(self.gap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +89,29 @@ class VerifyReport:
         distributions: Checks of the decoding loop on toy models.
         batch_invariance: Whether later tokens of a pass change earlier logits.
         texts: Comparisons of greedy answers.
+        references: Comparisons with transformers' own code; empty if none were requested.
     """
 
     info: RunInfo
     distributions: tuple[DistributionError, ...]
     batch_invariance: BatchInvarianceCheck
     texts: tuple[TextCheck, ...]
+    references: tuple[ReferenceCheck, ...] = ()
+
+    @property
+    def comparisons(self) -> tuple[TextCheck | ReferenceCheck, ...]:
+        """All comparisons of greedy answers."""
+        return (*self.texts, *self.references)
 
     @property
     def has_real_difference(self) -> bool:
         """Whether a text or a distribution differs from the target's by more than rounding."""
-        return any(text.verdict == "different" for text in self.texts) or not all(
+        return any(check.verdict == "different" for check in self.comparisons) or not all(
             distribution.is_exact for distribution in self.distributions
         )
+
+
+def _verdict(gap: LogitGap | None) -> Verdict:
+    if gap is None:
+        return "same"
+    return "near-tie" if gap.is_near_tie else "different"

@@ -32,11 +32,11 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
     clock.install(monkeypatch)
     first, second = save_toy(tmp_path / "first"), save_toy(tmp_path / "second", fox=" quick")
     pairs = {}
-    for backend, folder in (("llama.cpp", first), ("transformers", second)):
+    for backend, folder in (("llama.cpp", first), ("torch", second)):
         baseline = resolve_pair(PairSettings(model(folder), drafter="none"))
         pairs[backend] = (baseline, {"lookup": baseline.with_draft("lookup", None)})
     configurations = open_backends(pairs, [Setting("lookup", "lookup", "lookup", 2)])
-    clock.target = configurations[0].models.target.model
+    clock.target = configurations[0].models.target.module
     prompts = [BenchPrompt(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]
     return finished(Benchmark(configurations, prompts, CONFIG, host=Host(clock=clock, wall_clock=clock)))
 
@@ -46,14 +46,14 @@ def test_rows_are_grouped_by_backend(report: BenchReport) -> None:
 
     assert [(item.setting.backend, item.setting.drafter) for item in figures] == [
         *(("llama.cpp", "none"), ("llama.cpp", "lookup")),
-        *(("transformers", "none"), ("transformers", "lookup")),
+        *(("torch", "none"), ("torch", "lookup")),
     ]
     backends, drafts, _ = name_columns(figures, None, glyphs(ascii_only=True), ascii_only=True)
     assert (backends.head, drafts.values[2]) == ("backend", "(target alone)")
     assert report.other_target is not None
     assert (report.target.name, report.other_target.name) == ("first", "second")
-    assert command_line_for(figures[3].setting) == "-d lookup -k 2 --backend transformers"
-    assert command_line_for(figures[2].setting) == "-d none --backend transformers"
+    assert command_line_for(figures[3].setting) == "-d lookup -k 2 --backend torch"
+    assert command_line_for(figures[2].setting) == "-d none --backend torch"
 
 
 def test_every_speedup_is_relative_to_the_first_backend(report: BenchReport) -> None:
@@ -86,10 +86,10 @@ def test_the_other_backend_alone_is_recommended_if_it_is_the_fastest(report: Ben
     slow, fast = (recommend([alone, replace(other_alone, speedup=speedup, interval=None)]) for speedup in (0.2, 5.0))
 
     assert slow.figures is None
-    assert "transformers" in slow.reason
+    assert "torch" in slow.reason
     assert "0.20x" in slow.reason
     assert fast.figures is not None
-    assert command_line_for(fast.figures.setting) == "-d none --backend transformers"
+    assert command_line_for(fast.figures.setting) == "-d none --backend torch"
 
 
 def test_options_reach_the_backend_that_they_are_for() -> None:
@@ -102,5 +102,5 @@ def test_options_reach_the_backend_that_they_are_for() -> None:
 
     assert native[0] == ModelSettings("model.gguf", backend=BackendSettings("llama.cpp", context_size=512, threads=2))
     assert (native[1].dtype, native[1].backend) == ("auto", given)
-    assert unpacked[0] == ModelSettings("model.gguf", dtype="float32", backend=BackendSettings("transformers"))
-    assert (unpacked[1].dtype, unpacked[1].backend) == ("float32", BackendSettings("transformers"))
+    assert unpacked[0] == ModelSettings("model.gguf", dtype="float32", backend=BackendSettings("torch"))
+    assert (unpacked[1].dtype, unpacked[1].backend) == ("float32", BackendSettings("torch"))

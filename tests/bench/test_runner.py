@@ -13,7 +13,7 @@ from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchSettings
 from specgen.bench.runner import Benchmark
 from specgen.core.errors import PromptError
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
 from tests.bench.virtual import VirtualClock, benchmark, expected_rounds, finished, plain_rule
 from tests.toys import save_toy
 

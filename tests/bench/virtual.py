@@ -13,7 +13,7 @@ from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark, Host
 from specgen.core.settings import ModelSettings
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message
 from tests.toys import successors, token_id
@@ -28,7 +28,7 @@ def plain_rule(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
 
 
 class VirtualClock:
-    """Advances with passes only. `target` is the target's transformers model; any other is a draft."""
+    """Advances with passes only. `target` is the target's module; any other is a draft."""
 
     def __init__(self, rule: Rule = plain_rule) -> None:
         self.now = 0.0
@@ -42,7 +42,7 @@ class VirtualClock:
         forward = CachedModel._forward
 
         def timed(model: CachedModel, new: Any, num_last: int) -> Any:
-            self.now += self.rule(self, model.model is self.target, int(new.shape[0]))
+            self.now += self.rule(self, model.module is self.target, int(new.shape[0]))
             return forward(model, new, num_last)
 
         monkeypatch.setattr(CachedModel, "_forward", timed)
@@ -68,7 +68,7 @@ def benchmark(
     }
     settings = [Setting("model" if drafts[n] else "lookup", n, n, k) for n in drafts for k in lengths]
     configurations = open_configurations(baseline, pairs, settings)
-    clock.target = configurations[0].models.target.model
+    clock.target = configurations[0].models.target.module
     prompts = [BenchPrompt(f"p{i}", f"c{i}", (Message("user", "hello"),)) for i in range(num_prompts)]
     return Benchmark(configurations, prompts, config, host=Host(clock=clock, wall_clock=clock))
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from specgen.bench import pass_costs as probe
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
+from specgen.models.decoder_model import DecoderModel
 from specgen.runtime import generation
 from tests.bench.virtual import VirtualClock, expected_rounds, plain_rule
 from tests.cli.children import TOY, Child, Ended
@@ -33,13 +34,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
     made.install(monkeypatch)
     monkeypatch.setattr(generation, "device_clock", lambda *_: made)
     monkeypatch.setattr(probe, "device_clock", lambda *_: made)
-    first = CachedModel.__init__
+    first = DecoderModel.__init__
 
-    def remember(model: CachedModel, *arguments: Any) -> None:
+    def remember(model: DecoderModel, *arguments: Any) -> None:
         first(model, *arguments)
-        made.target = made.target or model.model
+        made.target = made.target or model.module
 
-    monkeypatch.setattr(CachedModel, "__init__", remember)
+    monkeypatch.setattr(DecoderModel, "__init__", remember)
     return made
 
 

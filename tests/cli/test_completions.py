@@ -22,7 +22,8 @@ from specgen.cli.help import format_command
 from specgen.cli.local_names import model_names
 from specgen.cli.program import program
 from specgen.cli.shell_files import MANUAL, shell_files
-from tests.cli.children import ROOT, environment
+from tests.cli.children import ROOT
+from tests.processes.environment import environment
 
 FOLDER = ROOT / "completions"
 TIMEOUT_SECONDS = 20

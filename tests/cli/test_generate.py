@@ -14,7 +14,7 @@ import torch
 
 from specgen.core.errors import ModelFileError, NumericalError
 from specgen.engine.verification import verify
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
 from specgen.runtime.generation import Generation
 from specgen.storage.output_file import write_output
 from tests.cli.children import Ended, run_child

@@ -1,14 +1,14 @@
-"""Tests the text of `--help` against snapshots. UPDATE_SNAPSHOTS=1 writes them."""
+"""Tests the text of `--help` against snapshots (`tests.snapshots`)."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from specgen.cli.program import program
 from tests.cli.conftest import Cli
+from tests.snapshots import check_snapshot
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
@@ -23,11 +23,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_is_that_of_the_snapshot(cli: Cli, name: str) -> None:
     ended = cli(*([name] if name else []), "--help")
 
-    path = SNAPSHOTS / f"help{name and '-'}{name}.txt"
-    if os.environ.get("UPDATE_SNAPSHOTS"):
-        path.write_bytes(ended.out)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == path.read_bytes()
+    check_snapshot(SNAPSHOTS / f"help{name and '-'}{name}.txt", ended.out.decode())
 
 
 @pytest.mark.parametrize("name", [command.name for command in program().commands])

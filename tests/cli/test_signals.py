@@ -287,7 +287,7 @@ def test_ctrl_z_suspends_and_the_answer_continues_in_the_foreground(
 def test_suspended_time_is_in_no_measurement(
     cli: Cli, toy_arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specgen.models.transformers_model import CachedModel
+    from specgen.models.cached_model import CachedModel
 
     # The program is suspended for 1000 s by its own clock, in the fourth pass of the target.
     now, passes, logits = [0.0], iter(range(10**6)), CachedModel.logits

@@ -12,8 +12,9 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.cli.children import ROOT, SCRIPTED, TIMEOUT_SECONDS, environment, run_child, shell
+from tests.cli.children import ROOT, SCRIPTED, TIMEOUT_SECONDS, run_child, shell
 from tests.cli.scripted_child import answer
+from tests.processes.environment import environment
 from tests.processes.forked import ForkedProcess
 
 ANSWER = answer(3)

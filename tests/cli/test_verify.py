@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
 from tests.cli.children import Ended
 from tests.cli.conftest import Cli
 

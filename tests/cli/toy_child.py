@@ -16,7 +16,7 @@ from tests.cli.barrier import announce_signals, reach
 
 def main() -> None:
     prepare_libraries(verbose=False)
-    from specgen.models.transformers_model import CachedModel
+    from specgen.models.cached_model import CachedModel
 
     forward, calls = CachedModel._forward, iter(range(10**6))
 

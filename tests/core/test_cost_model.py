@@ -11,8 +11,8 @@ from specgen.bench.results import BenchSettings
 from specgen.core.cost_model import PassCosts, expected_speedup, forecast, predicted_speedup
 from specgen.core.events import Round
 from specgen.core.metrics import Counts
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.draft_length.policy import LengthPolicy
 from tests.bench.virtual import VirtualClock, benchmark, finished
 from tests.engine.test_draft_length import FLAT, STEEP, STEPPED, Costs, Machine, auto
 from tests.toys import save_toy

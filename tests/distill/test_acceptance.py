@@ -10,6 +10,7 @@ from specgen.distill.acceptance import Acceptance, measure_acceptance
 from specgen.distill.draft import Draft
 from specgen.distill.shared_weights import share_weights
 from specgen.distill.text_generation import TargetText
+from tests.decoders import decoder_of
 from tests.distill.targets import make_target
 
 MODEL = make_target()
@@ -25,7 +26,7 @@ class Scripted(Draft):
     """A draft whose outputs at a step are right at the given indices and wrong elsewhere."""
 
     def __init__(self, text: TargetText, right: list[set[int]]) -> None:
-        super().__init__(MODEL, "features", [2])
+        super().__init__(decoder_of(MODEL), "features", [2])
         self._rows = text.ids
         self._right = right
 
@@ -59,7 +60,7 @@ def test_rounds_are_counted_as_in_the_decoding_loop() -> None:
 
 def test_replay_accepts_what_drafting_would() -> None:
     text = greedy_text([4, 9, 30], 24)
-    draft = Draft(MODEL, "features", [2])
+    draft = Draft(decoder_of(MODEL), "features", [2])
     ids = torch.arange(0, 61, 2)
     shared = share_weights(EMBEDDING, HEAD, ids)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +11,18 @@ import torch
 from specgen.distill.draft import Draft
 from specgen.distill.saving import draft_config, publish_draft, save_draft
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
+from tests.decoders import decoder_model, decoder_of
 from tests.distill.targets import FAMILIES, make_target, make_text
-from tests.draft_heads import SlowDraft
+from tests.draft_heads import SlowDraft, open_draft
 from tests.fakes import assert_close
 
 NUM_STEPS = 4
 LENGTH = 12
 
 
-def trained_like(model: object, kind: str, num_layers: int) -> Draft:
+def trained_like(model: Any, kind: str, num_layers: int) -> Draft:
     """Returns a draft whose weights all differ from their initial values, rounded to the type that is saved."""
-    draft = Draft(model, kind, list(range(num_layers)))  # type: ignore[arg-type]
+    draft = Draft(decoder_of(model), kind, list(range(num_layers)))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in draft.parameters():
@@ -55,6 +57,35 @@ def test_unrolled_steps_are_those_of_the_saved_draft(tmp_path: Path, family: str
     assert_close(torch.stack(found).detach(), torch.stack(expected))
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("kind", ["features", "layers"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unrolled_steps_are_those_of_inference(tmp_path: Path, family: str, kind: str, num_layers: int) -> None:
+    """What is trained is what `DraftHeadModel` computes: the same layers, with other slots."""
+    model = make_target(family)
+    draft = trained_like(model, kind, num_layers)
+    config = model.config.to_dict()
+    digest = target_digest(model.get_input_embeddings().weight, config)
+    save_draft(tmp_path / "d", draft, torch.arange(61), draft_config(config, draft, "toy", digest, 61))
+    text = make_text(model, LENGTH + 1, 2, seed=4)
+    tokens = text.ids[:LENGTH]
+
+    with torch.no_grad():
+        outputs = draft.unroll(model.get_input_embeddings().weight[tokens][None], text.features[None], NUM_STEPS)
+
+    for step, output in enumerate(outputs):
+        target = decoder_model(model, 61)
+        inference = open_draft(tmp_path / "d", target)
+        found, expected = [], []
+        for index in range(step + 1, LENGTH):
+            known = tokens[: index - step + 1].tolist()
+            target.feed(known[:-1])
+            found.append(inference.logits(known, 1, tokens[index - step + 1 : index + 1])[0])
+            inference.rewind(len(known) - 1)
+            expected.append(model.lm_head(output[0, index]))
+        assert_close(torch.stack(found), torch.stack(expected))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str) -> None:
     model = make_target(family)
@@ -74,7 +105,7 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
 
 def test_the_target_has_no_trained_parameters() -> None:
     model = make_target()
-    draft = Draft(model, "features", [2])
+    draft = Draft(decoder_of(model), "features", [2])
 
     names = {name for name, _ in draft.named_parameters()}
 

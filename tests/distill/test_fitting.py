@@ -7,19 +7,21 @@ import torch
 
 from specgen.distill.draft import Draft
 from specgen.distill.fitting import fit_input
+from tests.decoders import decoder_of
 from tests.distill.targets import make_target, make_text
 from tests.fakes import assert_close
 
 MODEL = make_target()
+DECODER = decoder_of(MODEL)
 TEXTS = [make_text(MODEL, 10 + seed % 7, 3, seed) for seed in range(24)]
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_the_fit_is_the_least_squares_solution(layer: int) -> None:
-    draft = Draft(MODEL, "features", [layer])
+    draft = Draft(DECODER, "features", [layer])
     embedding = MODEL.get_input_embeddings().weight
 
-    explained = fit_input(draft, MODEL, TEXTS)
+    explained = fit_input(draft, DECODER, TEXTS)
 
     given = torch.cat([torch.cat([embedding[t.ids[1:-1]], t.features[:-1]], dim=1) for t in TEXTS]).double()
     inputs = [MODEL.model(t.ids[None], output_hidden_states=True).hidden_states[layer][0, 1:-1] for t in TEXTS]
@@ -35,7 +37,7 @@ def test_the_fit_is_the_least_squares_solution(layer: int) -> None:
 
 
 def test_the_input_of_the_first_layer_is_the_embedding_and_fits_completely() -> None:
-    assert fit_input(Draft(MODEL, "features", [0]), MODEL, TEXTS) > 0.99
+    assert fit_input(Draft(DECODER, "features", [0]), DECODER, TEXTS) > 0.99
 
 
 def test_only_a_sample_of_the_texts_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,15 +52,15 @@ def test_only_a_sample_of_the_texts_is_read(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(fitting, "_layer_inputs", counted)
 
-    fit_input(Draft(MODEL, "features", [2]), MODEL, TEXTS, max_tokens=60)
+    fit_input(Draft(DECODER, "features", [2]), DECODER, TEXTS, max_tokens=60)
 
     assert 1 < len(read) < len(TEXTS) / 2
 
 
 def test_a_draft_without_features_is_unchanged() -> None:
-    draft = Draft(MODEL, "layers", [0, 2])
+    draft = Draft(DECODER, "layers", [0, 2])
     before = {name: value.clone() for name, value in draft.state_dict().items()}
 
-    assert fit_input(draft, MODEL, TEXTS) == 0.0
+    assert fit_input(draft, DECODER, TEXTS) == 0.0
 
     assert all(torch.equal(value, before[name]) for name, value in draft.state_dict().items())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from specgen.distill.text_generation import BatchGenerator, TargetText
+from tests.decoders import decoder_of
 from tests.distill.targets import FAMILIES, make_target
 from tests.fakes import assert_close
 
@@ -20,7 +21,7 @@ def alone(model: Any, prompt: list[int], num_new: int) -> list[int]:
 
 
 def write(model: Any, num_new: int = 20, ends: frozenset[int] = frozenset([1])) -> list[TargetText]:
-    generator = BatchGenerator(model, model.config.vocab_size, ends)
+    generator = BatchGenerator(decoder_of(model), model.config.vocab_size, ends)
     return generator.generate(PROMPTS, [0.0] * len(PROMPTS), num_new, seed=0)
 
 
@@ -64,7 +65,7 @@ def alone_until(model: Any, prompt: list[int], num_new: int, ends: frozenset[int
 
 def test_sampled_texts_depend_on_the_seed_only() -> None:
     model = make_target()
-    generator = BatchGenerator(model, 61, frozenset([1]))
+    generator = BatchGenerator(decoder_of(model), 61, frozenset([1]))
 
     def draw(seed: int) -> list[list[int]]:
         return [text.ids.tolist() for text in generator.generate(PROMPTS, [1.0] * 5, 12, seed)]
@@ -75,7 +76,7 @@ def test_sampled_texts_depend_on_the_seed_only() -> None:
 
 def test_samples_follow_the_distribution_of_the_target() -> None:
     model = make_target()
-    generator = BatchGenerator(model, 61, frozenset())
+    generator = BatchGenerator(decoder_of(model), 61, frozenset())
     num_rows, temperature = 4000, 0.8
 
     texts = generator.generate([[5, 9]] * num_rows, [temperature] * num_rows, 1, seed=0)

@@ -17,6 +17,7 @@ from specgen.distill.loss import CHUNK, head_loss
 from specgen.distill.settings import TrainSettings
 from specgen.distill.shared_weights import SharedWeights, frequent_ids, share_weights
 from specgen.distill.training import Trainer, TrainerOptions
+from tests.decoders import decoder_of
 from tests.distill.targets import make_target, make_text
 from tests.fakes import assert_close
 
@@ -31,7 +32,7 @@ def shared(num_ids: int = 40) -> SharedWeights:
 
 
 def trainer(path: Path, clock: Callable[[], float] = monotonic) -> Trainer:
-    return Trainer(Draft(MODEL, "features", [2]), TEXTS, shared(), TrainerOptions(SETTINGS, 1, path, clock))
+    return Trainer(Draft(decoder_of(MODEL), "features", [2]), TEXTS, shared(), TrainerOptions(SETTINGS, 1, path, clock))
 
 
 @pytest.mark.parametrize("hard_share", [0.0, 0.3, 1.0])
@@ -97,7 +98,7 @@ def test_a_stopped_training_continues_to_the_same_draft_bit_for_bit(tmp_path: Pa
 
 
 def test_only_tokens_that_can_be_drafted_are_trained_on(tmp_path: Path) -> None:
-    draft = Draft(MODEL, "features", [2])
+    draft = Draft(decoder_of(MODEL), "features", [2])
     few = shared(2)
     settings = TrainSettings(feature_weight=0.0, batch_tokens=60)
     made = Trainer(draft, TEXTS, few, TrainerOptions(settings, 1, tmp_path / "c"))

@@ -16,17 +16,17 @@ from types import ModuleType
 from specgen.engine.draft_length import (
     acceptance,
     baseline_refresh,
-    cost_aware,
     cost_table,
     exploration,
     fixed,
     model_drafts,
+    policy,
     throughput,
 )
-from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.policy import CostAwareLength
 from tests.engine.replays import Kind, Machine, edited_trace, free_trace, recorded_traces, speed
 from tests.engine.test_replays import MACHINES, with_known_costs
 
@@ -57,7 +57,7 @@ NEUTRAL: dict[ModuleType, dict[str, object]] = {
         "EXPLORATION_SHARE": 0.0,
     },
     model_drafts: {"TRIAL_LENGTHS": (1,)},
-    cost_aware: {"MARGIN": 0.0},
+    policy: {"MARGIN": 0.0},
     baseline_refresh: {"REFRESH_INTERVAL": NEVER, "CLEAR_GAIN": 1e9},
     cost_table: {"NUM_SAMPLES": 1, "OPTIMISTIC_SLOPE": 0.0, "HALF_LIFE": 1e9, "NUM_CONFIRMING": 1},
     fixed: {"ACCEPTED_STEP": 0.0, "INITIAL_NUM_ACCEPTED": 0.0, "SHORTEST_MATCH": 1},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from specgen.engine.contract import LanguageModel
-from specgen.models.decoder import DecoderModel
+from specgen.models.transformers_model import TransformersModel
 from tests.fakes import assert_close, cached, tiny_model
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
@@ -29,7 +28,7 @@ class Engine:
     """A backend with the weights of `tiny_model(kind)`.
 
     Args:
-        name: `transformers`, `lean` (our decoder with the same weights) or `llama.cpp`.
+        name: `decoder` (our own), `transformers` or `llama.cpp`.
         kind: Architecture.
     """
 
@@ -45,19 +44,13 @@ class Engine:
 
     def make(self, seed: int = 0, vocab_size: int = 96) -> LanguageModel:
         """A model with an empty cache; the weights are in memory once."""
-        if self.name == "transformers":
+        if self.name == "decoder":
             return cached(tiny_model(self.kind, seed), vocab_size)
-        if self.name == "lean":
-            return DecoderModel(_movable(self.kind, seed), vocab_size)
+        if self.name == "transformers":
+            return TransformersModel(tiny_model(self.kind, seed), vocab_size)
         from tests.llamacpp.builders import tiny_llama_cpp
 
         return tiny_llama_cpp(_folder(), self.kind, seed, vocab_size)
-
-
-@cache
-def _movable(kind: str, seed: int) -> Any:
-    """A copy: the lean model moves weights into memory of its own."""
-    return copy.deepcopy(tiny_model(kind, seed))
 
 
 @cache
@@ -80,8 +73,9 @@ ENGINES = [
     _parameter(Engine("transformers", "llama")),
     _parameter(Engine("transformers", "qwen2")),
     _parameter(Engine("transformers", "mistral")),
-    _parameter(Engine("lean", "llama")),
-    _parameter(Engine("lean", "qwen2")),
+    _parameter(Engine("decoder", "llama")),
+    _parameter(Engine("decoder", "qwen2")),
+    _parameter(Engine("decoder", "mistral")),
     _parameter(Engine("llama.cpp", "llama")),
     _parameter(Engine("llama.cpp", "qwen2")),
 ]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from specgen.core.events import DraftSource, Round
-from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.lookup import LookupDrafter
 
 TRACES = Path(__file__).parent / "traces.jsonl"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.policy import CostAwareLength
 from tests.engine.test_draft_length import FLAT, STEEP, STEPPED, Costs, Machine, auto
 
 SEEDS = range(6)

@@ -16,10 +16,10 @@ from specgen.core.metrics import Counts
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine import decoding
 from specgen.engine.decoding import DecodeOptions, _verify_greedy, _verify_on_device, decode
-from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter

@@ -12,10 +12,10 @@ from torch import Tensor
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings
 from specgen.engine.decoding import DecodeOptions, decode
-from specgen.engine.draft_length.cost_aware import CostAwareLength
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.enumeration import TableModel
 from specgen.engine.verification import Draft
 from tests.fakes import ids_of, rounds_of, sampler

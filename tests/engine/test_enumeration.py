@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from specgen.core.settings import SamplingSettings
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.draft_length.policy import LengthPolicy
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome

@@ -1,4 +1,4 @@
-"""Tests that greedy text equals transformers' generate() with every drafter, on real architectures."""
+"""Our decoder's greedy text equals that of transformers' `generate`, with any drafter, on real architectures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.models.transformers_model import CachedModel
+from specgen.models.decoder_model import DecoderModel
 from tests.draft_heads import SHAPES, head_drafter, tiny_draft
 from tests.fakes import (
     GREEDY,
@@ -41,7 +41,7 @@ def reference(kind: str) -> tuple[int, ...]:
     return tuple(output[0, len(PROMPT) :].tolist())
 
 
-def make_drafter(name: str, kind: str, target: CachedModel) -> Drafter:
+def make_drafter(name: str, kind: str, target: DecoderModel) -> Drafter:
     if name in SHAPES:
         return head_drafter(tiny_draft(name, tiny_model(kind), f"tiny-{kind}"), target, GREEDY)
     if name == "none":

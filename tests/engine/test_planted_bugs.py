@@ -16,11 +16,13 @@ import torch
 
 from specgen.core.settings import SamplingSettings, Verification
 from specgen.engine import decoding, randomness, verification
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters import model as drafters
 from specgen.engine.sampling import TokenDistributions
 from specgen.engine.verification import Draft, Verdict
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
+from specgen.models.kv_slots import Rotations, SliceSlots
+from specgen.models.transformers_model import TransformersModel
 from tests.engine import test_decoding, test_enumeration, test_greedy_equality, test_statistics
 from tests.engine.test_enumeration import (
     CASES,
@@ -174,19 +176,34 @@ def target_rows_off_by_one(plant: Plant) -> None:
 
 
 def stale_cache_after_rewind(plant: Plant) -> None:
-    def forgetful(self: CachedModel, length: int) -> None:
+    """The next pass appends to all that was ever stored."""
+    original = SliceSlots.begin
+
+    def appending(self: SliceSlots, first: int, num_new: int) -> Rotations:
+        return original(self, max(first, self._last), num_new)
+
+    plant.setattr(SliceSlots, "begin", appending)
+
+
+def stale_library_cache_after_rewind(plant: Plant) -> None:
+    def forgetful(self: TransformersModel, length: int) -> None:
         self.length = length
 
-    plant.setattr(CachedModel, "rewind", forgetful)
+    plant.setattr(TransformersModel, "rewind", forgetful)
+
+
+def drafted_tokens_see_beyond_the_window(plant: Plant) -> None:
+    original = SliceSlots._mask
+    plant.setattr(SliceSlots, "_mask", lambda self, window, start: original(self, None, start))
 
 
 def window_rewound_too_deep(plant: Plant) -> None:
-    def reckless(self: CachedModel, length: int) -> None:
+    def reckless(self: TransformersModel, length: int) -> None:
         if self.length:
             self._cache.crop(length - self.length)
         self.length = length
 
-    plant.setattr(CachedModel, "rewind", reckless)
+    plant.setattr(TransformersModel, "rewind", reckless)
 
 
 def no_cut_at_the_end_token(plant: Plant) -> None:
@@ -289,14 +306,22 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (bonus_row_off_by_one, check_greedy),
     (target_rows_off_by_one, check_distribution),
     (stale_cache_after_rewind, lambda: check_greedy(name="random")),
-    (window_rewound_too_deep, lambda: test_model.check_rollback("mistral", [(20, 0), (3, 9), (2, 1)], 0)),
+    (
+        stale_library_cache_after_rewind,
+        lambda: test_model.check_rollback("transformers", "llama", [(9, 0), (3, 9), (2, 1)], 0),
+    ),
+    (drafted_tokens_see_beyond_the_window, lambda: check_greedy("mistral")),
+    (
+        window_rewound_too_deep,
+        lambda: test_model.check_rollback("transformers", "mistral", [(20, 0), (3, 9), (2, 1)], 0),
+    ),
     (no_cut_at_the_end_token, test_decoding.test_a_round_is_cut_at_the_first_end_token),
     (temperature_on_the_target_only, lambda: check_distribution(processors="temperature")),
     (penalty_not_advanced_inside_the_draft, lambda: check_distribution(processors="penalty")),
     (one_decision_for_all_positions, check_distribution),
     (draft_distribution_reported_before_its_processors, lambda: check_distribution(processors="top-k")),
     (bonus_from_the_row_before, check_distribution),
-    (token_outside_the_shared_vocabulary, test_model.test_logits_are_cut_to_the_shared_vocabulary),
+    (token_outside_the_shared_vocabulary, partial(test_model.test_logits_are_cut_to_the_shared_vocabulary, "decoder")),
 ]
 STATISTICS_SEE: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (residual_is_the_target_distribution, s2_of_two),
@@ -310,7 +335,7 @@ STATISTICS_SEE: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
 """Bugs that the χ² suite must see, on the real generator."""
 
 
-CRASHING = (window_rewound_too_deep, stale_cache_after_rewind)
+CRASHING = (window_rewound_too_deep, stale_library_cache_after_rewind)
 
 
 @pytest.mark.parametrize(("bug", "oracle"), BUGS, ids=[bug.__name__ for bug, _ in BUGS])

@@ -32,8 +32,9 @@ from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings, SamplingSett
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.models.decoder import DecoderModel, decoder_model
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.transformers_model import TransformersModel
 from tests.fakes import GREEDY, assert_close, cached, ids_of, random_tokens, run_events, sampler, tiny_model
 
 # The nightly profile tries eighty times as much as the usual one.
@@ -81,7 +82,7 @@ def test_p2_a_budget_cuts_and_changes_nothing_before(
     assert not ends & set(long[:-1])
 
 
-class _Failing(CachedModel):
+class _Failing(DecoderModel):
     """Fails at the passes named, by memory or by NaN."""
 
     fails_at: int = -1
@@ -126,7 +127,7 @@ def test_p4_caches_hold_a_prefix_of_the_text_in_every_case(
     with_nan: bool,
     sampling: SamplingSettings,
 ) -> None:
-    target, draft = _Failing(tiny_model(), 96), cached(tiny_model(seed=1))
+    target, draft = _Failing(cached(tiny_model()).decoder, 96), cached(tiny_model(seed=1))
     target.fails_at, target.with_nan = fails_at, with_nan
     shared = sampler(sampling, seed=3)
     limits = DecodeSettings(16, 4, end_ids=frozenset(ends))
@@ -199,7 +200,7 @@ def test_p10_any_word_is_a_draft_length_or_a_settings_error(word: str) -> None:
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """P11: feed, ask and take back in any order; the cache is always that of a fresh prefill."""
+    """P11: feeds, logits and rewinds in any order; the logits are those of transformers after a fresh prefill."""
 
     kind = "llama"
 
@@ -226,7 +227,7 @@ class CacheMachine(RuleBasedStateMachine):
         num_kept = len(self.ids) - 1
         self.model.rewind(min(self.model.length, num_kept))
         found = self.model.logits(self.ids, len(tail) + 1, tail=torch.tensor(tail, dtype=torch.int64))
-        fresh = cached(tiny_model(self.kind)).logits([*self.ids, *tail], len(tail) + 1)
+        fresh = TransformersModel(tiny_model(self.kind), 96).logits([*self.ids, *tail], len(tail) + 1)
         assert_close(found, fresh)
         self.model.rewind(min(self.model.length, num_kept))
 
@@ -252,16 +253,23 @@ class WindowedCacheMachine(CacheMachine):
     kind = "mistral"
 
 
-class LeanCacheMachine(CacheMachine):
-    """The same with the lean pass and its preallocated cache, against transformers' own."""
+class TransformersCacheMachine(CacheMachine):
+    """The same with the cache of transformers."""
 
     def make(self) -> CachedModel:
-        made = decoder_model(tiny_model(self.kind), 96)
-        assert isinstance(made, DecoderModel)
-        return made
+        return TransformersModel(tiny_model(self.kind), 96)
 
 
-@pytest.mark.parametrize("machine", [CacheMachine, WindowedCacheMachine, LeanCacheMachine])
+class WindowedTransformersCacheMachine(TransformersCacheMachine):
+    """The same with the cache of transformers and a sliding window of 16."""
+
+    kind = "mistral"
+
+
+MACHINES = [CacheMachine, WindowedCacheMachine, TransformersCacheMachine, WindowedTransformersCacheMachine]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_p11_any_order_of_feeding_and_rewinding_equals_a_fresh_prefill(machine: type[CacheMachine]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 

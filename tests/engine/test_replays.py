@@ -6,9 +6,9 @@ from statistics import fmean
 
 import pytest
 
-from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import CostAwareLength
 from tests.engine.replays import (
     BF16,
     FP32,

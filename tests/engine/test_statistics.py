@@ -309,12 +309,13 @@ def test_s6_with_all_processors_on_both_sides_the_text_has_the_processed_distrib
 @pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_s7_two_tokens_of_a_real_architecture_with_a_real_draft_have_the_targets_joint_distribution(count: int) -> None:
     prompt, shared = [1, 5, 9], sampler(PLAIN, 11)
-    target, draft = cached(tiny_model(vocab_size=16), 16), cached(tiny_model(seed=1, vocab_size=16), 16)
+    model = tiny_model(vocab_size=16)
+    target, draft = cached(model, 16), cached(tiny_model(seed=1, vocab_size=16), 16)
     with torch.inference_mode():
         # Known without our loop: the library's own forward over the prompt, and over it with each first token.
-        first = target.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        first = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
         longer = torch.tensor([[*prompt, token] for token in range(16)])
-        second = target.model(longer).logits[:, -1].double().softmax(-1)
+        second = model(longer).logits[:, -1].double().softmax(-1)
     joint = (first[:, None] * second).flatten()
     found: Counter[int] = Counter()
     for _ in range(count):

@@ -14,8 +14,8 @@ from specgen.cli.streams import Messages
 from specgen.core.events import Prefill
 from specgen.core.settings import SamplingSettings
 from specgen.loading.load import default_num_threads
+from specgen.models.decoder_model import DecoderModel
 from specgen.models.llama_cpp import LlamaCppModel
-from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation
 from specgen.runtime.reply_settings import ReplySettings
@@ -66,7 +66,7 @@ def test_the_drafter_changes_and_comes_back_while_the_targets_cache_stays(files:
         rates.append(generation.counts.acceptance_rate)
 
     assert kinds == [LlamaCppModel, kinds[1], type(None), type(None), LlamaCppModel, kinds[1], LlamaCppModel]
-    assert issubclass(kinds[1], CachedModel)
+    assert issubclass(kinds[1], DecoderModel)
     assert rates[0] == rates[1] == rates[4] == rates[5] == rates[6] == 1.0
     assert rates[2] is None
 

@@ -19,8 +19,8 @@ from specgen.loading import backends
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.llama_cpp import PROBE, tokenizer_notice
 from specgen.loading.load import default_num_threads, limit_torch_threads
+from specgen.models.decoder_model import DecoderModel
 from specgen.models.llama_cpp import LlamaCppModel
-from specgen.models.transformers_model import CachedModel
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
@@ -106,11 +106,11 @@ def test_the_tokenizer_is_extracted_once_and_the_weights_never(files: dict[str, 
 
 
 def test_the_other_backend_gives_the_same_answer(files: dict[str, Path]) -> None:
-    through_transformers = ModelSettings(str(files["gguf"]), backend=BackendSettings("transformers"), device="cpu")
+    through_transformers = ModelSettings(str(files["gguf"]), backend=BackendSettings("torch"), device="cpu")
 
     models = opened(through_transformers)
 
-    assert isinstance(models.target, CachedModel)
+    assert isinstance(models.target, DecoderModel)
     assert answer(models).text == ANSWER
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from specgen.core.errors import SpecgenError
 from specgen.core.settings import ModelSettings
+from specgen.loading import placement
 from specgen.loading.config_check import check_folder
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel, Role
 
@@ -111,6 +112,11 @@ def fails(kind: type[SpecgenError], call: Callable[[], object], *parts: str) -> 
     for part in parts:
         assert part in f"{error.message} | {error.hint}"
     return error
+
+
+def cpu_with(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    """Pretends that the processor has these instructions."""
+    monkeypatch.setattr(placement, "cpu_flags", lambda: frozenset(flags))
 
 
 def resolved(

@@ -34,19 +34,19 @@ def has_extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("place", [GGUF, BUILT_IN])
 def test_auto_runs_a_gguf_on_llama_cpp_if_installed(place: ModelPlace, has_extra: bool) -> None:
-    assert choose_backend(settings(), place) == ("llama.cpp" if has_extra else "transformers")
+    assert choose_backend(settings(), place) == ("llama.cpp" if has_extra else "torch")
 
 
 def test_auto_gives_everything_else_to_transformers(has_extra: bool) -> None:
-    assert choose_backend(settings(), FOLDER) == "transformers"
+    assert choose_backend(settings(), FOLDER) == "torch"
 
 
-def test_a_requested_compute_type_selects_transformers(has_extra: bool) -> None:
-    assert choose_backend(settings(dtype="float32"), GGUF) == "transformers"
+def test_a_requested_compute_type_selects_torch(has_extra: bool) -> None:
+    assert choose_backend(settings(dtype="float32"), GGUF) == "torch"
 
 
-def test_transformers_can_be_requested(has_extra: bool) -> None:
-    assert choose_backend(settings("transformers"), GGUF) == "transformers"
+def test_torch_can_be_requested(has_extra: bool) -> None:
+    assert choose_backend(settings("torch"), GGUF) == "torch"
 
 
 def test_llama_cpp_for_a_folder_is_refused(has_extra: bool) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from specgen.core.errors import ModelFileError
 from specgen.loading.config_check import check_folder, has_weights
+from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.model_config import ModelConfig
 from tests.loading.builders import edit_json, fails, make_model
 
@@ -29,6 +30,8 @@ def test_a_complete_folder_gives_its_config(folder: Path) -> None:
         num_weight_bytes=90_752,
         widths_fit_blocks=False,
         widths=(32, 64),
+        weight_files=("model.safetensors",),
+        decoder=decoder_spec(json.loads((folder / "config.json").read_text())),
     )
 
 

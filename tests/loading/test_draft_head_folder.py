@@ -12,6 +12,7 @@ import torch
 
 from specgen.core.errors import ModelFileError, PairError
 from specgen.loading.config_check import check_folder
+from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.draft_head_folder import (
     check_draft_head,
     check_own_target,
@@ -19,7 +20,7 @@ from specgen.loading.draft_head_folder import (
     shipped_draft,
     target_digest,
 )
-from specgen.loading.draft_head_tensors import load_tensors, tensor_shapes
+from specgen.loading.draft_head_tensors import draft_head_shapes, load_tensors
 from tests.draft_heads import write_draft
 from tests.loading.builders import edit_json, edit_weights, fails, make_folder, make_model
 from tests.models.test_decoder import BUILDERS, build
@@ -65,7 +66,7 @@ def test_the_expected_tensors_are_those_of_transformers_layers(kind: str) -> Non
         if "embed_tokens" not in name and "lm_head" not in name
     }
 
-    assert tensor_shapes(model.config.to_dict(), "layers", None) == expected
+    assert draft_head_shapes(decoder_spec(model.config.to_dict()), "layers", None) == expected
 
 
 def test_a_draft_head_is_recognized_by_its_config(folder: Path, tmp_path: Path) -> None:

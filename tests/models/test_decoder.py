@@ -1,37 +1,34 @@
-"""The decoder: its logits equal transformers' bit for bit, after any sequence of passes and rewinds."""
+"""The decoder: its logits equal transformers' for every family, after any sequence of passes and rewinds."""
 
 from __future__ import annotations
 
 import functools
+import json
 import weakref
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+import transformers
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from specgen.core.errors import MemoryShortageError
 from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.models import decoder, layers
-from specgen.models.decoder import DecoderModel, decoder_model
-from specgen.models.linear import fused_matmul, has_nf4_kernel, matmul_of, nf4_copy
-from specgen.models.transformers_model import CachedModel
-from tests.fakes import TINY, ids_of, run_events, sampler, tiny_model
+from specgen.loading.decoder_families import decoder_spec
+from specgen.models import decoder_model as decoder_module
+from specgen.models import kv_slots
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.kv_slots import SliceSlots
+from specgen.models.quantized import has_nf4_kernel, nf4_linear, quantized_linear
+from specgen.models.transformers_model import TransformersModel
+from tests.decoders import decoder_model, decoder_of
+from tests.fakes import TINY, always_wrong, ids_of, oracle, run_events, sampler
 
 needs_kernel = pytest.mark.skipif(not has_nf4_kernel(torch.device("cpu")), reason="needs AVX512-BF16")
-BUILDERS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**TINY)),
-    "llama-bias": lambda: LlamaForCausalLM(LlamaConfig(**TINY, attention_bias=True, mlp_bias=True)),
-    "llama3-rope": lambda: LlamaForCausalLM(LlamaConfig(**TINY, rope_parameters=LLAMA3)),
-    "tied": lambda: LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**TINY)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=16)),
-}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -40,13 +37,57 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 64, "sliding_window": 12}
+GRANITE = {
+    "embedding_multiplier": 12.3,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+WINDOW = 12
+
+# Class and options of each family, and of what a spec must tell apart within one.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3-rope": ("Llama", {"rope_parameters": LLAMA3}),
+    "linear-rope": ("Llama", {"rope_parameters": LINEAR}),
+    "yarn-rope": ("Llama", {"rope_parameters": YARN}),
+    "tied": ("Llama", {"tie_word_embeddings": True}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral-window": ("Mistral", {"sliding_window": WINDOW}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "gemma2": ("Gemma2", GEMMA),
+    "gemma3": ("Gemma3", {**GEMMA, "num_hidden_layers": 7}),
+    "phi3": ("Phi3", {"pad_token_id": 0}),
+    "phi3-window": ("Phi3", {"pad_token_id": 0, "sliding_window": WINDOW, "rope_parameters": PARTIAL}),
+    "olmo2": ("Olmo2", {"pad_token_id": 0}),
+    "smollm3": ("SmolLM3", {"pad_token_id": 0, "num_hidden_layers": 5}),
+    "granite": ("Granite", GRANITE),
+}
+BUILDERS = ("llama", "llama-bias", "llama3-rope", "tied", "mistral", "qwen2", "qwen3")
+"""Families that a draft head may have."""
 
 
 def build(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A transformers model of a family, with random weights; norms and biases are random, too."""
+    name, options = FAMILIES[kind]
+    config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
     torch.manual_seed(0)
-    model = BUILDERS[kind]().to(dtype).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias") or "norm" in name:
+    # transformers' fused attention ignores soft caps.
+    attention = "eager" if name == "Gemma2" else "sdpa"
+    model = transformers.AutoModelForCausalLM.from_config(
+        config_class(**{**TINY, "bos_token_id": 1, "eos_token_id": 2, **options}),
+        attn_implementation=attention,
+        dtype=dtype,
+    ).eval()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias") or "norm" in parameter_name:
             torch.nn.init.normal_(parameter, 0.5, 0.5)
     return model.requires_grad_(False)
 
@@ -55,34 +96,97 @@ built = functools.cache(build)
 """For tests that build a model in each of many examples, and leave it as it is."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", list(BUILDERS))
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("kind", FAMILIES)
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 14)), min_size=1, max_size=5), st.integers(0, 99))
-def test_logits_equal_transformers_bit_for_bit(
-    kind: str, dtype: torch.dtype, steps: list[tuple[int, int]], seed: int
+@settings(max_examples=15)
+def test_logits_equal_transformers(
+    kind: str, dtype: torch.dtype, tolerance: float, steps: list[tuple[int, int]], seed: int
 ) -> None:
     model = built(kind, dtype)
-    plain, ours = CachedModel(model, 96), decoder_model(model, 96)
-    assert isinstance(ours, DecoderModel)
+    plain, ours = TransformersModel(model, 96), decoder_model(model, 96)
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = [1]
     for num_fed, num_removed in steps:
         ids = [*ids, *torch.randint(0, 96, (num_fed,), generator=generator).tolist()]
-        assert torch.equal(ours.logits(ids, num_fed), plain.logits(ids, num_fed))
+        assert relative_error(ours.logits(ids, num_fed), plain.logits(ids, num_fed)) <= tolerance
         ids = ids[: max(1, len(ids) - num_removed)]
         for model_ in (ours, plain):
             model_.rewind(len(ids) - 1)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_a_cache_that_grows_keeps_its_entries(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
+# Rounding a factor or a rotation to bfloat16 too early gives 6e-3 to 1e-2.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_whole_text_in_one_pass_rounds_as_transformers_does(kind: str, dtype: torch.dtype, tolerance: float) -> None:
+    model = build(kind, dtype)
+    ids = torch.randint(0, 96, (60,), generator=torch.Generator().manual_seed(1)).tolist()
+
+    expected = model(torch.tensor([ids])).logits[0].float()
+
+    assert relative_error(decoder_model(model, 96).logits(ids, 60).float(), expected) <= tolerance
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_greedy_text_equals_generate_over_200_tokens(kind: str) -> None:
+    """Windows of 12 tokens and soft caps are crossed; the prompt is longer than a prefill chunk."""
     model = build(kind)
-    plain, ours = CachedModel(model, 96), decoder_model(model, 96)
+    prompt = torch.randint(3, 96, (1, 530), generator=torch.Generator().manual_seed(2))
+    model.generation_config.eos_token_id = None
+    options = transformers.GenerationConfig(max_new_tokens=200, do_sample=False, pad_token_id=0)
+
+    expected = model.generate(prompt, generation_config=options)[0, prompt.shape[1] :].tolist()
+
+    target, itself = decoder_model(model, 96), decoder_model(model, 96)
+    drafters = {
+        "none": NoDrafter(),
+        "lookup": LookupDrafter(),
+        "self": ModelDrafter(itself, 96, sampler()),
+        "oracle": oracle(expected, prompt.shape[1]),
+        "always-wrong": always_wrong(expected, prompt.shape[1], 96),
+    }
+    for name, drafter in drafters.items():
+        target.reset()
+        assert ids_of(run_events(target, drafter, prompt[0].tolist(), max_new_tokens=200)) == expected, name
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_spec_is_the_same_from_a_short_and_from_a_full_config(kind: str) -> None:
+    config = build(kind).config
+
+    assert decoder_spec(json.loads(config.to_json_string(use_diff=True))) == decoder_spec(
+        json.loads(config.to_json_string(use_diff=False))
+    )
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_bfloat16_text_differs_from_generate_only_at_near_ties(kind: str) -> None:
+    """Where transformers chooses another token, its logits of both tokens are within a few roundings."""
+    model = build(kind, torch.bfloat16)
+    prompt = torch.randint(3, 96, (40,), generator=torch.Generator().manual_seed(3)).tolist()
+    drafter = ModelDrafter(decoder_model(model, 96), 96, sampler())
+
+    text = ids_of(run_events(decoder_model(model, 96), drafter, prompt, max_new_tokens=60))
+
+    assert len(text) == 60
+    logits = model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1].float()
+    chosen = logits.gather(-1, torch.tensor(text)[:, None])[:, 0]
+    assert float((logits.amax(-1) - chosen).max()) <= 4 * torch.finfo(torch.bfloat16).eps * float(logits.abs().max())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_cache_that_grows_keeps_its_entries(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_slots, "FIRST_CAPACITY", 8)
+    model = build(kind)
+    plain, ours = TransformersModel(model, 96), decoder_model(model, 96)
     ids = torch.randint(0, 96, (70,), generator=torch.Generator().manual_seed(1)).tolist()
 
     for end in (3, 8, 9, 10, 40, 70):
-        assert torch.equal(ours.logits(ids[:end], 1), plain.logits(ids[:end], 1))
+        assert relative_error(ours.logits(ids[:end], 1), plain.logits(ids[:end], 1)) <= 1e-5
 
 
 class FullMemory(TorchFunctionMode):
@@ -100,14 +204,15 @@ class FullMemory(TorchFunctionMode):
 
 
 @pytest.mark.fault("F40")
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
 def test_running_out_of_memory_while_the_cache_grows_leaves_a_usable_model(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
-    model = build("llama")
+    monkeypatch.setattr(kv_slots, "FIRST_CAPACITY", 8)
+    decoder = decoder_of(build(kind))
     ids = torch.randint(0, 96, (70,), generator=torch.Generator().manual_seed(1)).tolist()
-    plain, ours = CachedModel(model, 96), decoder_model(model, 96)
-    grow, expected = layers.LayerStack._grow, [plain.logits(ids[:end], 1) for end in (20, 70)]
+    fresh, ours = DecoderModel(decoder, 96), DecoderModel(decoder, 96)
+    grow, expected = SliceSlots._grow, [fresh.logits(ids[:end], 1) for end in (20, 70)]
     num_failures = 0
 
     def fail(self: Any, length: int, capacity: int) -> None:
@@ -119,39 +224,43 @@ def test_running_out_of_memory_while_the_cache_grows_leaves_a_usable_model(
         ours.logits(ids[:3], 1)
         try:
             with monkeypatch.context() as patch:
-                patch.setattr(layers.LayerStack, "_grow", fail)
+                patch.setattr(SliceSlots, "_grow", fail)
                 ours.logits(ids[:20], 1)
             break
         except MemoryShortageError:
             num_failures += 1
-        assert (ours.length, ours._stack._keys) == (0, [])  # type: ignore[attr-defined]
-        # In the same passes as the plain model, so equal bit for bit.
+        assert (ours.length, ours._slots._keys) == (0, [])
+        # In the same passes as the fresh model, so equal bit for bit.
         logits = [ours.logits(ids[:end], 1) for end in (20, 70)]
-        assert all(torch.equal(ours_, theirs) for ours_, theirs in zip(logits, expected, strict=True))
+        assert all(torch.equal(row, other) for row, other in zip(logits, expected, strict=True))
 
     assert num_failures > 2 * 2 * TINY["num_hidden_layers"], "keys and values of every layer, and the rotary embedding"
 
 
-def test_layers_whose_cache_can_not_grow_keep_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "FIRST_CAPACITY", 8)
-    model = build("llama")
+def test_a_cache_that_can_not_grow_keeps_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_slots, "FIRST_CAPACITY", 8)
+    decoder = decoder_of(build("llama"))
     hidden = torch.randn(12, TINY["hidden_size"], generator=torch.Generator().manual_seed(1))
+
+    def run(slots: SliceSlots, first: int, last: int) -> torch.Tensor:
+        return decoder.run_layers(hidden[first:last], slots.begin(first, last - first), slots)
+
     num_failures = 0
     while True:
-        ours, whole = decoder_model(model, 96)._stack, decoder_model(model, 96)._stack  # type: ignore[attr-defined]
+        ours, whole = (SliceSlots(decoder.spec, decoder.embedding) for _ in range(2))
         with torch.inference_mode():
-            for stack in (ours, whole):
-                stack.run(hidden[:8], 0)
+            for slots in (ours, whole):
+                run(slots, 0, 8)
             try:
                 with FullMemory(num_failures):
                     ours._grow(8, 16)
                 break
             except RuntimeError:
                 num_failures += 1
-            assert torch.equal(ours.run(hidden[7:8], 7), whole.run(hidden[7:8], 7)), "in the old cache"
-            assert torch.equal(ours.run(hidden[8:], 8), whole.run(hidden[8:], 8)), "in the grown cache"
+            assert torch.equal(run(ours, 7, 8), run(whole, 7, 8)), "in the old cache"
+            assert torch.equal(run(ours, 8, 12), run(whole, 8, 12)), "in the grown cache"
 
-    assert num_failures > 2 * 2 * TINY["num_hidden_layers"]
+    assert num_failures > 2 * TINY["num_hidden_layers"]
 
 
 @pytest.mark.fault("F40")
@@ -159,14 +268,13 @@ def test_a_draft_dropped_for_memory_has_freed_its_cache_before_the_step_is_repea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target, draft = decoder_model(build("llama"), 96), decoder_model(build("qwen2"), 96)
-    assert isinstance(draft, DecoderModel)
     tensors: list[Any] = []
     run, calls = target._run, iter(range(10**6))
 
     def full(new: torch.Tensor, num_last: int) -> torch.Tensor:
         number = next(calls)
         if number == 2:
-            tensors.extend(map(weakref.ref, (*draft._stack._keys, *draft._stack._values)))
+            tensors.extend(map(weakref.ref, (*draft._slots._keys, *draft._slots._values)))
             raise torch.OutOfMemoryError("CUDA out of memory")
         if number > 2:
             assert all(reference() is None for reference in tensors)
@@ -177,62 +285,6 @@ def test_a_draft_dropped_for_memory_has_freed_its_cache_before_the_step_is_repea
 
     assert len(tensors) == 2 * TINY["num_hidden_layers"]
     assert ids_of(events) == ids_of(run_events(decoder_model(build("llama"), 96), NoDrafter(), [1, 2, 3]))
-
-
-def test_the_transformers_model_still_works() -> None:
-    model = build("qwen2")
-    ids = torch.tensor([[1, 2, 3, 4]])
-    before = model(ids).logits
-
-    decoder_model(model, 96)
-
-    assert torch.equal(model(ids).logits, before)
-
-
-def test_fused_layers_share_the_memory_of_their_product() -> None:
-    model = build("qwen2")
-    attention = model.model.layers[0].self_attn
-    weights = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-
-    fused_matmul([attention.q_proj, attention.k_proj, attention.v_proj])
-
-    assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
-
-
-@pytest.mark.parametrize(
-    ("config", "model_class"),
-    [
-        (LlamaConfig(**TINY, hidden_act="gelu"), LlamaForCausalLM),
-        (
-            LlamaConfig(**TINY, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-            LlamaForCausalLM,
-        ),
-        (LlamaConfig(**TINY, attn_implementation="eager"), LlamaForCausalLM),
-    ],
-)
-def test_an_unsupported_model_is_run_by_transformers(config: Any, model_class: Any) -> None:
-    assert type(decoder_model(model_class(config).eval(), 96)) is CachedModel
-
-
-def test_a_sliding_window_is_run_by_transformers() -> None:
-    assert type(decoder_model(tiny_model("mistral"), 96)) is CachedModel
-
-
-def test_a_forward_that_computes_something_else_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later transformers may reorder its operations: then its own forward is used."""
-    forward = LlamaRMSNorm.forward
-    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, hidden: forward(self, hidden) * (1 + 2**-20))
-
-    assert type(decoder_model(build("llama"), 96)) is CachedModel
-
-
-def test_the_check_restores_the_config() -> None:
-    model = build("llama")
-    model.config.num_hidden_layers = 2
-
-    decoder_model(model, 96)
-
-    assert model.config.num_hidden_layers == 2
 
 
 def four_bit(num_inputs: int, num_outputs: int, *, bias: bool) -> Any:
@@ -248,15 +300,26 @@ def four_bit(num_inputs: int, num_outputs: int, *, bias: bool) -> Any:
 
 @needs_kernel
 @pytest.mark.parametrize("bias", [False, True])
-def test_fused_4_bit_products_equal_the_layers_bit_for_bit(bias: bool) -> None:
+def test_joined_4_bit_layers_equal_the_single_ones_bit_for_bit(bias: bool) -> None:
     torch.manual_seed(0)
-    layers = [four_bit(128, size, bias=bias) for size in (128, 64, 64)]
+    weights = [torch.randn(size, 128, dtype=torch.bfloat16) for size in (128, 64, 64)]
+    biases = [torch.randn(size, dtype=torch.bfloat16) if bias else None for size in (128, 64, 64)]
     inputs = torch.randn(5, 128, dtype=torch.bfloat16)
-    expected = torch.cat([layer(inputs) for layer in layers], dim=-1)
+    single = [quantized_linear(weight, one, "nf4")(inputs) for weight, one in zip(weights, biases, strict=True)]
 
-    assert torch.equal(fused_matmul(layers)(inputs), expected)
-    assert torch.equal(torch.cat([matmul_of(layer)(inputs) for layer in layers], dim=-1), expected)
-    assert torch.equal(torch.cat([layer(inputs) for layer in layers], dim=-1), expected), "the layers work as before"
+    joined = quantized_linear(torch.cat(weights), torch.cat(biases) if bias else None, "nf4")  # type: ignore[arg-type]
+
+    assert torch.equal(joined(inputs), torch.cat(single, dim=-1))
+
+
+@needs_kernel
+def test_the_kernel_computes_what_the_librarys_own_layer_computes() -> None:
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(128, 128, dtype=torch.bfloat16), torch.randn(5, 128, dtype=torch.bfloat16)
+    layer = four_bit(128, 128, bias=False)
+    layer.weight = type(layer.weight)(weight, requires_grad=False, quant_type="nf4", compress_statistics=False)
+
+    assert torch.equal(quantized_linear(weight, None, "nf4")(inputs), layer.to("cpu")(inputs))
 
 
 @needs_kernel
@@ -265,7 +328,7 @@ def test_a_4_bit_copy_is_close_to_its_original() -> None:
     weight = torch.randn(256, 128, dtype=torch.bfloat16)
     inputs = torch.randn(3, 128, dtype=torch.bfloat16)
 
-    copy, original = nf4_copy(weight)(inputs).float(), (inputs @ weight.T).float()
+    copy, original = nf4_linear(weight, None)(inputs).float(), (inputs @ weight.T).float()
 
     assert 0.98 < float(torch.cosine_similarity(copy.flatten(), original.flatten(), dim=0)) < 0.9999
 
@@ -273,11 +336,10 @@ def test_a_4_bit_copy_is_close_to_its_original() -> None:
 @needs_kernel
 def test_a_4_bit_head_changes_the_logits_only_slightly(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not a test of speed.
-    monkeypatch.setattr(decoder, "faster_of", lambda usual, other, row: other)
+    monkeypatch.setattr(decoder_module, "faster_of", lambda usual, other, row: other)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**TINY, "hidden_size": 64})).to(torch.bfloat16).eval()
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**TINY, "hidden_size": 64})).to(torch.bfloat16)
     ours, packed = decoder_model(model, 96), decoder_model(model, 96)
-    assert isinstance(packed, DecoderModel)
 
     packed.use_nf4_head()
 

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from specgen.core.errors import DraftError
+from specgen.core.errors import DraftError, PairError
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
@@ -24,15 +24,16 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.randomness import PositionNoise
 from specgen.engine.sampling import Sampler, token_distributions
-from specgen.models import draft_head, transformers_model
-from specgen.models.decoder import DecoderModel, decoder_model
+from specgen.loading.draft_head import load_draft_head
+from specgen.loading.draft_head_folder import check_draft_head
+from specgen.models import cached_model, draft_head
 from specgen.models.draft_head import DraftHeadModel
-from specgen.models.transformers_model import CachedModel
+from specgen.models.transformers_model import TransformersModel
+from tests.decoders import decoder_model
 from tests.draft_heads import SHAPES, SlowDraft, head_drafter, open_draft, tiny_draft, write_draft
 from tests.fakes import GREEDY, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
 from tests.models.test_decoder import BUILDERS, build
 
-FAMILIES = ["llama", "llama-bias", "llama3-rope", "tied", "qwen2", "qwen3"]
 KINDS = ["layers", "features"]
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 SUBSET = [0, 2, 3, 17, 40, 41, 60, 95]
@@ -48,12 +49,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drafts")
 
 
-def make_target(name: str, model: Any) -> CachedModel:
-    target = CachedModel(model, 96) if name == "transformers" else decoder_model(model, 96)
-    assert isinstance(target, DecoderModel) == (name == "decoder")
-    return target
-
-
 def greedy_text(model: Any, num_tokens: int) -> list[int]:
     """Returns the greedy text of transformers itself."""
     output = model.generate(
@@ -62,18 +57,17 @@ def greedy_text(model: Any, num_tokens: int) -> list[int]:
     return output[0, len(PROMPT) :].tolist()
 
 
-@pytest.mark.parametrize("forward", ["transformers", "decoder"])
 @pytest.mark.parametrize("ids", [None, SUBSET], ids=["all-ids", "subset"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_logits_equal_the_formats_definition(
-    root: Path, name: str, kind: str, ids: list[int] | None, forward: str, monkeypatch: pytest.MonkeyPatch
+    root: Path, name: str, kind: str, ids: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformers_model, "PREFILL_CHUNK", 3)
+    monkeypatch.setattr(cached_model, "PREFILL_CHUNK", 3)
     monkeypatch.setattr(draft_head, "PREFILL_CHUNK", 4)
     model = shared_model(name)
     folder = write_draft(root / f"{name}{kind}{ids is None}", model, kind=kind, num_layers=2, draft_ids=ids)
-    target, slow = make_target(forward, model), SlowDraft(folder, model)
+    target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     draft = open_draft(folder, target)
     target.feed(PROMPT[:-1])
 
@@ -88,13 +82,12 @@ class DraftMachine(RuleBasedStateMachine):
     """Runs rounds, single steps, new turns and rewinds in any order, and compares with a pass over the whole text."""
 
     kind = "features"
-    forward = "decoder"
     folder: Path
 
     def __init__(self) -> None:
         super().__init__()
         model = shared_model("llama")
-        self.target = make_target(self.forward, model)
+        self.target = decoder_model(model, 96)
         self.slow = SlowDraft(self.folder, model)
         self.draft = open_draft(self.folder, self.target)
         self.ids: list[int] = []
@@ -142,14 +135,13 @@ class DraftMachine(RuleBasedStateMachine):
         self.draft.rewind(0)
 
 
-@pytest.mark.parametrize("forward", ["transformers", "decoder"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_order_of_rounds_and_rewinds_equals_a_pass_over_the_whole_text(root: Path, kind: str, forward: str) -> None:
+def test_any_order_of_rounds_and_rewinds_equals_a_pass_over_the_whole_text(root: Path, kind: str) -> None:
     class Machine(DraftMachine):
         pass
 
-    Machine.kind, Machine.forward = kind, forward
-    Machine.folder = write_draft(root / f"machine-{kind}-{forward}", shared_model("llama"), kind=kind)
+    Machine.kind = kind
+    Machine.folder = write_draft(root / f"machine-{kind}", shared_model("llama"), kind=kind)
     run_state_machine_as_test(Machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None))
 
 
@@ -205,12 +197,12 @@ def test_a_draft_rewound_to_the_start_frees_its_memory(root: Path) -> None:
     target = decoder_model(model, 96)
     drafter = head_drafter(write_draft(root / "rewound", model, kind="features"), target, GREEDY)
     run_events(target, drafter, PROMPT, max_new_tokens=6)
-    stack = drafter.model._stack  # type: ignore[attr-defined]
-    assert stack._keys
+    slots = drafter.model._slots  # type: ignore[attr-defined]
+    assert slots._keys
 
     drafter.rewind(0)
 
-    assert stack._keys == stack._values == []
+    assert slots._keys == slots._values == []
 
 
 def test_a_text_of_one_token_can_be_drafted_for(root: Path) -> None:
@@ -223,14 +215,11 @@ def test_a_text_of_one_token_can_be_drafted_for(root: Path) -> None:
     assert_close(logits, slow.logits([5]))
 
 
-@pytest.mark.parametrize("forward", ["transformers", "decoder"])
-@pytest.mark.parametrize("name", list(BUILDERS))
-def test_target_features_are_the_models_last_hidden_states(
-    name: str, forward: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transformers_model, "PREFILL_CHUNK", 3)
+@pytest.mark.parametrize("name", BUILDERS)
+def test_target_features_are_the_models_last_hidden_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_model, "PREFILL_CHUNK", 3)
     model = build(name)
-    target = make_target(forward, model)
+    target = decoder_model(model, 96)
     features = target.record_target_features()
     target.feed(PROMPT[:-1])
     target.logits(PROMPT, 3, torch.tensor([4, 5]))
@@ -245,10 +234,9 @@ def test_target_features_are_the_models_last_hidden_states(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("forward", ["transformers", "decoder"])
-def test_recording_target_features_changes_no_logit(forward: str, dtype: torch.dtype) -> None:
+def test_recording_target_features_changes_no_logit(dtype: torch.dtype) -> None:
     model = build("llama", dtype)
-    plain, recording = make_target(forward, model), make_target(forward, model)
+    plain, recording = decoder_model(model, 96), decoder_model(model, 96)
     recording.record_target_features()
 
     for ids in (PROMPT, [*PROMPT, 4], [*PROMPT, 4, 9, 9]):
@@ -273,19 +261,18 @@ def test_memory_grows_with_the_text_not_with_the_number_of_rounds(root: Path) ->
         target.rewind(4)
         drafter.rewind(4)
         assert target.target_features is not None
-        num_bytes = drafter.model._stack._keys[0].untyped_storage().nbytes()  # type: ignore[attr-defined]
+        num_bytes = drafter.model._slots._keys[0].untyped_storage().nbytes()  # type: ignore[attr-defined]
         sizes.add((target.target_features._rows.untyped_storage().nbytes(), num_bytes))  # type: ignore[union-attr]
 
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("forward", ["transformers", "decoder"])
 @pytest.mark.parametrize("num_draft_tokens", [1, 2, 5, 8])
 @pytest.mark.parametrize("name", list(SHAPES))
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: int, forward: str) -> None:
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: int) -> None:
     model = shared_model(kind)
-    target = make_target(forward, model)
+    target = decoder_model(model, 96)
     drafter = head_drafter(tiny_draft(name, model, kind), target, GREEDY)
 
     events = run_events(target, drafter, PROMPT, max_new_tokens=40, num_draft_tokens=num_draft_tokens)
@@ -337,6 +324,14 @@ def test_a_draft_that_computes_nan_is_dropped_and_the_text_stays(root: Path) -> 
         drafter.propose(PROMPT, 1, FixedLength())
 
 
+def test_a_target_on_transformers_is_refused(root: Path) -> None:
+    model = shared_model("llama")
+    folder = check_draft_head(write_draft(root / "refused", model))
+
+    with pytest.raises(PairError):
+        load_draft_head(folder, "refused", "none", TransformersModel(model, 96), 96)
+
+
 @pytest.mark.parametrize("verification", ["block", "token"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ids", [None, (0, 2)], ids=["all-ids", "subset"])
@@ -347,7 +342,7 @@ def test_the_distribution_over_all_outcomes_is_the_targets(
     model = tiny_model("llama", 3, **sizes)
     folder = write_draft(root / f"distribution-{kind}-{ids is None}-{verification}", model, kind=kind, draft_ids=ids)
     sampling = SamplingSettings(temperature=0.8)
-    target = CachedModel(model, 3)
+    target = decoder_model(model, 3)
     draft = open_draft(folder, target)
 
     def run(randomness: ScriptedRandomness) -> tuple[int, ...]:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from specgen.core.settings import ModelSettings
 from specgen.engine.drafters.base import NoDrafter
 from specgen.loading import placement
 from specgen.loading.config_check import check_folder
 from specgen.loading.placement import choose_placement
-from specgen.loading.transformers_weights import load_weights
-from specgen.models.decoder import DecoderModel, decoder_model
+from specgen.loading.weights import load_weights
 from specgen.models.formats import (
     Float16Linear,
     Int8Linear,
-    OutputSlice,
     has_float16_matmul,
     has_int8_matmul,
     pack_model,
+    packed_linear,
 )
+from tests.decoders import decoder_model
 from tests.fakes import always_wrong, assert_close, ids_of, oracle, run_events
 from tests.loading.builders import make_folder, resolved
 from tests.models.test_decoder import BUILDERS, build
@@ -83,7 +82,7 @@ def test_an_int8_layer_accepts_an_output_of_zero_weights() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", list(BUILDERS))
+@pytest.mark.parametrize("kind", BUILDERS)
 def test_a_packed_model_computes_what_its_rounded_weights_give_in_float32(kind: str) -> None:
     model = build(kind)
     rounded = copy.deepcopy(model)
@@ -99,21 +98,6 @@ def test_a_packed_model_computes_what_its_rounded_weights_give_in_float32(kind: 
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [Float16Linear, Int8Linear])
-def test_layers_with_the_same_inputs_are_one_product_in_the_decoder(kind: Any) -> None:
-    model = build("llama-bias")
-
-    pack_model(model, kind)
-
-    attention = model.model.layers[0].self_attn
-    assert isinstance(attention.q_proj, OutputSlice)
-    assert attention.q_proj.fused is attention.v_proj.fused
-    ours = decoder_model(model, 96)
-    assert isinstance(ours, DecoderModel)
-    assert ours._stack._layers[0].qkv_proj is attention.q_proj.fused
-
-
-@needs_kernels
 def test_a_weight_beyond_float16_keeps_its_layer_in_float32() -> None:
     model = build("llama")
     with torch.no_grad():
@@ -122,20 +106,33 @@ def test_a_weight_beyond_float16_keeps_its_layer_in_float32() -> None:
     pack_model(model, Float16Linear)
 
     assert type(model.model.layers[0].self_attn.k_proj) is nn.Linear
-    assert type(model.model.layers[1].self_attn.k_proj) is OutputSlice
+    assert type(model.model.layers[1].self_attn.k_proj) is Float16Linear
     assert bool(torch.isfinite(model(torch.tensor([[5, 6]])).logits).all())
+
+
+def float16_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    return packed_linear(weight, Float16Linear, bias)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_packed_decoder_computes_what_transformers_computes_with_packed_layers(kind: str) -> None:
+    model = build(kind)
+    ours = decoder_model(model, 96, float16_linear)
+    pack_model(model, Float16Linear)
+
+    assert_close(ours.logits([5, 6, 7, 8, 9], 5), model(torch.tensor([[5, 6, 7, 8, 9]])).logits[0].detach())
 
 
 @needs_kernels
 def test_a_draft_of_any_length_does_not_change_the_greedy_text() -> None:
     model = build("llama")
-    pack_model(model, Float16Linear)
     prompt = [5, 6, 7]
-    baseline = ids_of(run_events(decoder_model(model, 96), NoDrafter(), prompt, max_new_tokens=40))
+    baseline = ids_of(run_events(decoder_model(model, 96, float16_linear), NoDrafter(), prompt, max_new_tokens=40))
 
     for num_draft_tokens in (1, 3, 6, 11):
         for drafter in (oracle(baseline, len(prompt)), always_wrong(baseline, len(prompt), 96)):
-            target = decoder_model(model, 96)
+            target = decoder_model(model, 96, float16_linear)
             events = run_events(target, drafter, prompt, max_new_tokens=40, num_draft_tokens=num_draft_tokens)
             assert ids_of(events) == baseline
 
@@ -144,19 +141,19 @@ def test_a_draft_of_any_length_does_not_change_the_greedy_text() -> None:
 def test_auto_chooses_float16_weights_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
 
-    loaded = load_weights(resolved(folder, ModelSettings(str(folder), quant="none")))
+    loaded = load_weights(resolved(folder, ModelSettings(str(folder), quant="none")), 96)
 
     assert (loaded.info.dtype, loaded.info.quant) == ("float16", "none")
     assert "AVX512-BF16" in loaded.info.remark
-    assert any(isinstance(layer, Float16Linear) for layer in loaded.model.modules())
+    assert any(isinstance(layer, Float16Linear) for layer in loaded.model.module.modules())
 
 
 @needs_kernels
 def test_the_info_counts_stored_parameters_and_bytes_in_memory(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
     settings = ModelSettings(str(folder), quant="none", dtype="float32")
-    float32 = load_weights(resolved(folder, settings)).info
-    float16 = load_weights(resolved(folder, ModelSettings(str(folder), quant="none"))).info
+    float32 = load_weights(resolved(folder, settings), 96).info
+    float16 = load_weights(resolved(folder, ModelSettings(str(folder), quant="none")), 96).info
 
     assert float16.num_parameters == float32.num_parameters
     assert 0.5 * float32.num_bytes < float16.num_bytes < 0.75 * float32.num_bytes  # this file's embedding is float32
@@ -165,10 +162,10 @@ def test_the_info_counts_stored_parameters_and_bytes_in_memory(tmp_path: Path) -
 @needs_kernels
 def test_a_draft_is_packed_in_int8_and_a_target_is_not(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
-    draft = load_weights(resolved(folder, ModelSettings(str(folder)), role="draft"))
+    draft = load_weights(resolved(folder, ModelSettings(str(folder)), role="draft"), 96)
 
     assert (draft.info.quant, draft.info.dtype) == ("int8", "float32")
-    assert any(isinstance(layer, Int8Linear) for layer in draft.model.modules())
+    assert any(isinstance(layer, Int8Linear) for layer in draft.model.module.modules())
     assert choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False).packed_dtype == "float16"
 
 

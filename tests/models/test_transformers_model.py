@@ -1,29 +1,65 @@
-"""The KV cache: after any sequence of passes and rewinds, the next logits equal those of a fresh prefill."""
+"""Both models with a cache: after any sequence of passes and rewinds, the logits equal those of a fresh prefill."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import MambaConfig, MambaForCausalLM
 
 from specgen.core.errors import LoadError, MemoryShortageError
 from specgen.engine.memory_errors import memory_errors
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
+from specgen.models.transformers_model import TransformersModel
 from tests.fakes import assert_close, cached, tiny_model
 
 KINDS = ["llama", "qwen2", "mistral"]
+on_both = pytest.mark.parametrize("name", ["decoder", "transformers"])
+
+
+def make(name: str, kind: str = "llama", vocab_size: int = 96) -> CachedModel:
+    """Returns our decoder, or transformers' code, on the same weights."""
+    model = tiny_model(kind)
+    return cached(model, vocab_size) if name == "decoder" else TransformersModel(model, vocab_size)
 
 
 def fresh_logits(kind: str, ids: list[int]) -> torch.Tensor:
-    return cached(tiny_model(kind)).logits(ids, 1)
+    """Returns the logits of transformers' code, without a cache."""
+    with torch.inference_mode():
+        return tiny_model(kind)(torch.tensor([ids])).logits[0, -1:].float()
 
 
+def check_rollback(name: str, kind: str, steps: list[tuple[int, int]], seed: int) -> None:
+    """Feeds and rewinds at random; after each step the next logits must equal those of a fresh prefill."""
+    generator = torch.Generator().manual_seed(seed)
+    model = make(name, kind)
+    ids: list[int] = [1]
+    for num_fed, num_removed in steps:
+        ids = [*ids, *torch.randint(0, 96, (num_fed,), generator=generator).tolist()]
+        model.logits(ids, 1)
+        ids = ids[: max(1, len(ids) - num_removed)]
+        model.rewind(len(ids) - 1)
+        assert_close(model.logits(ids, 1), fresh_logits(kind, ids))
+        model.rewind(len(ids) - 1)
+
+
+@on_both
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tail_gives_the_same_logits_as_the_whole_text(kind: str) -> None:
-    ids, tail = [1, 5, 9], [7, 3, 3]
-    whole = cached(tiny_model(kind)).logits(ids + tail, 4)
+@given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
+def test_logits_after_rewinds_equal_a_fresh_prefill(
+    name: str, kind: str, steps: list[tuple[int, int]], seed: int
+) -> None:
+    check_rollback(name, kind, steps, seed)
 
-    model = cached(tiny_model(kind))
+
+@on_both
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tail_gives_the_same_logits_as_the_whole_text(name: str, kind: str) -> None:
+    ids, tail = [1, 5, 9], [7, 3, 3]
+    whole = make(name, kind).logits(ids + tail, 4)
+
+    model = make(name, kind)
     first = model.logits(ids, 1, tail=torch.tensor([], dtype=torch.int64))
     second = model.logits(ids, 1, tail=torch.tensor(tail[:1]))
     rest = model.logits(ids, 2, tail=torch.tensor(tail))
@@ -31,41 +67,49 @@ def test_a_tail_gives_the_same_logits_as_the_whole_text(kind: str) -> None:
     assert_close(torch.cat([first, second, rest]), whole)
 
 
+@on_both
 @pytest.mark.parametrize("kind", KINDS)
-def test_later_draft_tokens_do_not_change_earlier_logits(kind: str) -> None:
-    first = cached(tiny_model(kind)).logits([1, 2, 3, 4, 5], 3)
-    second = cached(tiny_model(kind)).logits([1, 2, 3, 90, 80], 3)
+def test_later_draft_tokens_do_not_change_earlier_logits(name: str, kind: str) -> None:
+    first = make(name, kind).logits([1, 2, 3, 4, 5], 3)
+    second = make(name, kind).logits([1, 2, 3, 90, 80], 3)
 
     assert torch.equal(first[0], second[0])
 
 
-def test_a_long_prompt_is_fed_in_chunks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_both
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_prompt_is_fed_in_chunks_with_the_same_result(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = torch.randint(0, 96, (60,), generator=torch.Generator().manual_seed(0)).tolist()
-    whole = cached(tiny_model()).logits(ids, 2)
-    monkeypatch.setattr("specgen.models.transformers_model.PREFILL_CHUNK", 16)
+    whole = make(name, kind).logits(ids, 2)
+    monkeypatch.setattr("specgen.models.cached_model.PREFILL_CHUNK", 16)
 
-    model = cached(tiny_model())
+    model = make(name, kind)
     chunked = model.logits(ids, 2)
 
     assert model.num_forwards == 4
     assert_close(chunked, whole)
 
 
+@on_both
 @pytest.mark.fault("F29")
-def test_logits_are_cut_to_the_shared_vocabulary() -> None:
-    assert CachedModel(tiny_model(), 60).logits([1, 2], 1).shape == (1, 60)
+def test_logits_are_cut_to_the_shared_vocabulary(name: str) -> None:
+    assert make(name, vocab_size=60).logits([1, 2], 1).shape == (1, 60)
 
 
-def test_an_empty_cache_can_be_rewound() -> None:
-    model = cached(tiny_model("mistral"))
+@on_both
+def test_an_empty_cache_can_be_rewound(name: str) -> None:
+    model = make(name, "mistral")
 
     model.rewind(0)
 
     assert model.length == 0
 
 
-def test_a_failing_forward_empties_the_cache() -> None:
-    model = cached(tiny_model())
+@on_both
+def test_a_failing_forward_empties_the_cache(name: str) -> None:
+    model = make(name)
     model.logits([1, 2, 3], 1)
 
     with pytest.raises(IndexError):
@@ -101,10 +145,9 @@ class UnconvertibleLogits:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
 
-def test_running_out_of_memory_for_float32_logits_empties_the_cache(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = cached(tiny_model())
+@on_both
+def test_running_out_of_memory_for_float32_logits_empties_the_cache(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(name)
     model.feed([1, 2])
     with monkeypatch.context() as patch:
         patch.setattr(model, "_run", lambda *_: UnconvertibleLogits())
@@ -119,7 +162,7 @@ def test_a_model_with_a_recurrent_state_is_refused() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1))
 
     with pytest.raises(LoadError, match="Mamba"):
-        CachedModel(model, 32)
+        TransformersModel(model, 32)
 
 
 def test_other_runtime_errors_pass_through() -> None:

@@ -25,11 +25,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from specgen.core.settings import ModelSettings, Verification
+from specgen.core.settings import BackendName, BackendSettings, ModelSettings, Verification
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import cached_model
-from specgen.loading.transformers_weights import load_weights
-from specgen.models.transformers_model import CachedModel
+from specgen.loading.weights import LoadedWeights, load_weights
+from specgen.models.cached_model import CachedModel
+from specgen.models.transformers_model import TransformersModel
 from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.vocabulary import table_size
@@ -46,11 +46,18 @@ BUNDLED = [
 ]
 
 
-def load(name: str, dtype: str, role: Any) -> Any:
+def load(name: str, dtype: str, role: Any, num_tokens: int, backend: BackendName = "torch") -> LoadedWeights:
     """Loads a model given as `folder` or `folder:quant`."""
     folder, _, quant = name.partition(":")
-    settings = ModelSettings(folder, quant=quant or "none", dtype=dtype)  # type: ignore[arg-type]
-    return load_weights(resolved(Path(folder), settings, role=role))
+    settings = ModelSettings(folder, quant or "none", dtype, backend=BackendSettings(backend))  # type: ignore[arg-type]
+    return load_weights(resolved(Path(folder), settings, role=role), num_tokens)
+
+
+def load_theirs(name: str, dtype: str, role: Any, num_tokens: int) -> TransformersModel:
+    """Loads a model with transformers' code."""
+    model = load(name, dtype, role, num_tokens, "transformers").model
+    assert isinstance(model, TransformersModel)
+    return model
 
 
 def prompts_from(path: str | None) -> list[dict[str, str]]:
@@ -59,38 +66,39 @@ def prompts_from(path: str | None) -> list[dict[str, str]]:
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
 
 
-def build_modes(arguments: argparse.Namespace, loaded: Any, target: CachedModel) -> list[Mode]:
-    """Returns all modes, the target alone first."""
-    n, temperature = arguments.n, arguments.temperature
+def build_modes(arguments: argparse.Namespace, target: CachedModel) -> list[Mode]:
+    """Returns every way to generate, the target alone first. For those of transformers all models load again."""
+    n, temperature, size = arguments.n, arguments.temperature, target.vocab_size
     modes = [ours("plain", target, None, "0", n, temperature=temperature)]
-    drafts = {}
+    labels = {}
     for name in arguments.draft:
-        label = Path(name).name if ":" in name else f"{Path(name).name}:{arguments.dtype}"
-        drafts[label] = load(name, arguments.dtype, "draft")
-    for label, draft in drafts.items():
-        modes += our_modes(arguments, target, label, cached_model(draft, target.vocab_size, "draft"))
+        labels[Path(name).name if ":" in name else f"{Path(name).name}:{arguments.dtype}"] = name
+    for label, name in labels.items():
+        modes += our_modes(arguments, target, label, load(name, arguments.dtype, "draft", size).model)
     if arguments.lookup:
         modes += our_modes(arguments, target, "lookup", "lookup")
+    if not (arguments.peers or arguments.sweep):
+        return modes
+    plain = load_theirs(arguments.target, arguments.dtype, "target", size)
     if arguments.peers:
-        plain = CachedModel(loaded.model, target.vocab_size)
         modes.append(ours("plain, transformers' forward", plain, None, "0", n, temperature=temperature))
-        modes.append(theirs("transformers plain", loaded.model, n, temperature=temperature))
-    if arguments.peers or arguments.sweep:
-        modes += [
-            theirs(
-                f"transformers assisted {label}{suffix}",
-                loaded.model,
-                n,
-                temperature=temperature,
-                assisted=settings,
-                assistant_model=draft.model,
-            )
-            for label, draft in drafts.items()
-            for suffix, settings in (SWEEP if arguments.sweep else {"": {}}).items()
-        ]
+        modes.append(theirs("transformers plain", plain.model, n, temperature=temperature))
+    drafts = {label: load_theirs(name, arguments.dtype, "draft", size).model for label, name in labels.items()}
+    modes += [
+        theirs(
+            f"transformers assisted {label}{suffix}",
+            plain.model,
+            n,
+            temperature=temperature,
+            assisted=settings,
+            assistant_model=draft,
+        )
+        for label, draft in drafts.items()
+        for suffix, settings in (SWEEP if arguments.sweep else {"": {}}).items()
+    ]
     if arguments.peers and arguments.lookup:
         modes.append(
-            theirs("transformers lookup", loaded.model, n, temperature=temperature, prompt_lookup_num_tokens=10)
+            theirs("transformers lookup", plain.model, n, temperature=temperature, prompt_lookup_num_tokens=10)
         )
     return modes
 
@@ -150,9 +158,9 @@ def arguments_from(words: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = arguments_from()
     prepare_libraries(False)
-    loaded = load(arguments.target, arguments.dtype, "target")
     tokenizer = load_tokenizer(Path(arguments.target.partition(":")[0]))
-    modes = build_modes(arguments, loaded, cached_model(loaded, table_size(tokenizer), "target"))
+    loaded = load(arguments.target, arguments.dtype, "target", table_size(tokenizer))
+    modes = build_modes(arguments, loaded.model)
     prompts = choose_prompts(arguments)
     encoded = [(p["id"], ChatTemplate().encode(tokenizer, [Message("user", p["prompt"])])) for p in prompts]
     num_done = saved.read(Path(arguments.json), vars(arguments), modes) if arguments.resume else 0

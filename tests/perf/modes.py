@@ -17,9 +17,9 @@ from specgen.core.metrics import Counts
 from specgen.core.settings import LONGEST_AUTO_DRAFT, DecodeSettings, SamplingSettings, Verification
 from specgen.engine.contract import LanguageModel
 from specgen.engine.decoding import DecodeOptions, decode, device_clock
-from specgen.engine.draft_length.cost_aware import CostAwareLength
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter

@@ -20,18 +20,19 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import BackendName, BackendSettings, ModelSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import cached_model
-from specgen.loading.transformers_weights import load_weights
-from specgen.models.decoder import DecoderModel
-from specgen.models.transformers_model import CachedModel
+from specgen.loading.weights import LoadedWeights, load_weights
+from specgen.models.cached_model import CachedModel
+from specgen.models.decoder import Norm
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.transformers_model import TransformersModel
+from specgen.text.tokenizer import load_tokenizer
+from specgen.text.vocabulary import table_size
 from tests.loading.builders import resolved
 
 PARTS = ("products", "head", "attention", "norms")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-OURS = {"input_norm": "norms", "post_attention_norm": "norms", "qkv_proj": "products", "o_proj": "products"}
-OURS |= {"gate_up_proj": "products", "down_proj": "products"}
 
 
 class Stopwatch:
@@ -73,14 +74,14 @@ def watch_theirs(model: Any, watch: Stopwatch) -> None:
 
 
 def watch_ours(model: DecoderModel, watch: Stopwatch) -> None:
-    """Times the parts of our forward pass."""
-    for layer in model._stack._layers:
-        for name, part in OURS.items():
-            setattr(layer, name, watch.timed(part, getattr(layer, name)))
-        if layer.qk_norm is not None:
-            layer.qk_norm = tuple(watch.timed("norms", norm) for norm in layer.qk_norm)  # type: ignore[assignment]
-    model._norm = watch.timed("norms", model._norm)  # type: ignore[assignment]
-    model._head = watch.timed("head", model._head)
+    """Times the modules of our decoder."""
+    decoder = model.decoder
+    parts: dict[Any, str] = {module: "norms" for module in decoder.modules() if isinstance(module, Norm)}
+    for layer in decoder.layers:
+        products = (layer.attention.qkv_proj, layer.attention.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj)
+        parts |= dict.fromkeys(products, "products")
+    for module, part in {**parts, decoder.head: "head"}.items():
+        module.forward = watch.timed(part, module.forward)
 
 
 def measure(models: dict[str, CachedModel], watch: Stopwatch, num_context: int, num_passes: int) -> dict[str, Any]:
@@ -123,15 +124,22 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=40, help="passes")
     arguments = parser.parse_args()
     prepare_libraries(False)
-    settings = ModelSettings(arguments.model, quant=arguments.quant, dtype=arguments.dtype)
-    loaded = load_weights(resolved(Path(arguments.model), settings, role="draft"))
-    vocab_size = loaded.model.get_input_embeddings().weight.shape[0]
-    ours = cached_model(loaded, vocab_size, "draft")
-    models, watch = {"before": CachedModel(loaded.model, vocab_size)}, Stopwatch()
-    watch_theirs(loaded.model, watch)
-    if isinstance(ours, DecoderModel):
-        watch_ours(ours, watch)
-        models["after"] = ours
+    num_tokens, watch = table_size(load_tokenizer(Path(arguments.model))), Stopwatch()
+
+    def load(backend: BackendName) -> LoadedWeights:
+        settings = ModelSettings(
+            arguments.model, quant=arguments.quant, dtype=arguments.dtype, backend=BackendSettings(backend)
+        )
+        return load_weights(resolved(Path(arguments.model), settings, role="draft"), num_tokens)
+
+    loaded = load("torch")
+    theirs = load("transformers").model
+    models = {"before": theirs}
+    assert isinstance(theirs, TransformersModel)
+    watch_theirs(theirs.model, watch)
+    if isinstance(loaded.model, DecoderModel):
+        watch_ours(loaded.model, watch)
+        models["after"] = loaded.model
     usual = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = watch.timed("attention", usual)  # type: ignore[assignment]
     info = loaded.info

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from specgen.models.transformers_model import CachedModel
-from tests.fakes import tiny_model
+from specgen.models.cached_model import CachedModel
+from tests.fakes import cached, tiny_model
 from tests.perf import saved, tables
 from tests.perf.__main__ import arguments_from, our_modes, run_all
 from tests.perf.modes import SWEEP, Mode, Run, ours, ratio_with_interval, theirs
@@ -71,7 +71,7 @@ def test_block_is_compared_with_token_verification_of_the_same_draft_and_length(
 
 
 def test_both_rules_run_only_where_they_differ() -> None:
-    target = CachedModel(tiny_model(), 96)
+    target = cached(tiny_model())
 
     def names(*words: str) -> list[str]:
         arguments = arguments_from(["-t", "T", "-k", "2,auto", "--verification", "both", *words])
@@ -141,8 +141,8 @@ def test_a_file_made_with_other_arguments_is_rejected(tmp_path: Path) -> None:
 
 
 def _modes(arguments: argparse.Namespace) -> list[Mode]:
-    target = CachedModel(tiny_model(), 96)
-    draft = CachedModel(tiny_model(seed=1), 96)
+    target = cached(tiny_model())
+    draft = cached(tiny_model(seed=1))
     heat = 0.8
     return [
         ours("plain", target, None, "0", arguments.n, temperature=heat),

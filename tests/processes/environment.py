@@ -15,7 +15,7 @@ _FIXED = {
     "TERM": "xterm",
     "SPECGEN_CACHE": "/proc/x",
     # With the extra gguf installed, GGUF files run on llama.cpp unless a test says otherwise.
-    "SPECGEN_BACKEND": "transformers",
+    "SPECGEN_BACKEND": "torch",
 }
 
 

@@ -21,16 +21,12 @@ from tests.processes.environment import ROOT, TIMEOUT_SECONDS, environment
 
 
 @functools.cache
-def server_socket(*libraries: str) -> str:
-    """Starts a fork server of this test process, once, and returns its socket.
-
-    Args:
-        *libraries: `torch`: it has imported nothing else.
-    """
+def server_socket() -> str:
+    """Starts a fork server of this test process, once, and returns its socket."""
     folder = tempfile.mkdtemp(prefix="specgen-")
     path = f"{folder}/socket"
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.processes.server", path, *libraries],
+        [sys.executable, "-m", "tests.processes.server", path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"),
@@ -60,7 +56,6 @@ class ForkedProcess:
         descriptors: The child's number of a descriptor -> ours. Of 0, 1 and 2, those not named are closed.
         ignored_signals: Signals that it ignores from its start.
         is_session: It leads a session, whose terminal is its stdin.
-        libraries: Of the server: see `server_socket`.
     """
 
     def __init__(
@@ -72,10 +67,9 @@ class ForkedProcess:
         *,
         ignored_signals: Sequence[int] = (),
         is_session: bool = False,
-        libraries: Sequence[str] = (),
     ) -> None:
         self._connection = send_request(
-            server_socket(*libraries),
+            server_socket(),
             descriptors,
             module=module,
             arguments=list(arguments),

@@ -1,8 +1,6 @@
 """Fork server: a process that has imported torch, transformers and specgen, and forks once per request.
 
-    python -m tests.processes.server SOCKET [torch]
-
-With `torch` it has imported torch alone, prepared as the program prepares it.
+    python -m tests.processes.server SOCKET
 
 A new interpreter needs 2 to 5 s to import the libraries, a fork 10 ms. A client connects to SOCKET and sends one
 `Request` with its file descriptors; it receives the process id at once and the exit status at the end, a line each. The
@@ -36,7 +34,6 @@ from typing import Any, NoReturn
 
 import specgen
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.start.lean_import import import_models_alone
 from tests.processes.client import LENGTH, READY
 
 MODULES = {"specgen": "specgen.cli.app"}
@@ -240,17 +237,15 @@ def _code_of_exit(value: object) -> int:
     return int(value) if isinstance(value, int) else 0
 
 
-def import_libraries(only_torch: bool) -> None:
+def import_libraries() -> None:
     """Imports what children need, as the program itself does."""
     prepare_libraries(verbose=False)
     import torch
 
     torch.set_num_threads(1)
-    if not only_torch:
-        import_models_alone()
-        ours = (module.name for module in pkgutil.walk_packages(specgen.__path__, "specgen."))
-        for name in (*(name for name in ours if not name.endswith("__main__")), *MODELS):
-            importlib.import_module(name)
+    ours = (module.name for module in pkgutil.walk_packages(specgen.__path__, "specgen."))
+    for name in (*(name for name in ours if not name.endswith("__main__")), *MODELS):
+        importlib.import_module(name)
     # No child collects the libraries' objects: that would take a second and copy them all.
     gc.collect()
     gc.freeze()
@@ -259,6 +254,6 @@ def import_libraries(only_torch: bool) -> None:
 
 
 if __name__ == "__main__":
-    import_libraries(only_torch=sys.argv[2:] == ["torch"])
+    import_libraries()
     ForkServer(sys.argv[1]).serve()
     os._exit(0)  # the libraries' handlers of an exit are gone, and some of their finalizers need them

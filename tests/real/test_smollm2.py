@@ -15,14 +15,15 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.libraries import prepare_libraries
-from specgen.models.transformers_model import CachedModel
+from specgen.loading.load import LoadedModel
+from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.paths import cache_root
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from tests.cli.children import run_child
-from tests.fakes import always_wrong, ids_of, oracle, random_tokens, tiny_model
+from tests.fakes import always_wrong, cached, ids_of, oracle, random_tokens, tiny_model
 
 pytestmark = pytest.mark.real
 
@@ -63,11 +64,11 @@ def loaded() -> dict[str, LoadedModels]:
 
 
 def _copies(models: LoadedModels, *, has_draft: bool) -> tuple[Any, ...]:
-    from specgen.loading.load import LoadedModel
-    from specgen.models.transformers_model import CachedModel
+    assert isinstance(models.target, DecoderModel)
+    decoder, vocab_size = models.target.decoder, models.target.vocab_size
 
     def copy() -> LoadedModel:
-        return LoadedModel(CachedModel(models.target.model, models.target.vocab_size), models.target_info)
+        return LoadedModel(DecoderModel(decoder, vocab_size), models.target_info)
 
     return copy(), copy() if has_draft else None
 
@@ -105,11 +106,19 @@ def generation(
     return made
 
 
+@cache
+def library_model() -> Any:
+    """Loads the model with transformers' own loader."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(fetch_builtin(), dtype=torch.float32, local_files_only=True).eval()
+
+
 @torch.inference_mode()
 def library_ids(models: LoadedModels, ids: list[int], num_new: int) -> list[int]:
     """What transformers' own greedy `generate` adds."""
     given = torch.tensor([ids])
-    made = models.target.model.generate(
+    made = library_model().generate(
         given,
         attention_mask=torch.ones_like(given),
         do_sample=False,
@@ -146,7 +155,7 @@ def test_hopeless_and_perfect_drafts_give_the_same_text(
     plain = generation(models, ids, 0, is_raw=is_raw, num_new=SHORT).token_ids
     size = models.target.vocab_size
     sampler = models.sampler(SamplingSettings())
-    other = CachedModel(tiny_model(vocab_size=models.target.num_embeddings), size)
+    other = cached(tiny_model(vocab_size=models.target.num_embeddings), size)
 
     def run(drafter: Any) -> list[int]:
         models.reuse_prefix(ids)

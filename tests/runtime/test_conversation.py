@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from specgen.core.errors import LoadError, NumericalError, PromptError
 from specgen.core.events import Prefill, RoundText
 from specgen.core.settings import SamplingSettings
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
 from specgen.runtime.conversation import Conversation
 from specgen.text.chat_template import ChatTemplate
 from tests.cli.chat.scenes import (

@@ -17,7 +17,7 @@ from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.options.groups import SamplingOptions
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.progress import SILENT
-from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, SamplingSettings
 from specgen.doctor.examine import examine_pair
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import has_float16_matmul
@@ -104,7 +104,7 @@ def test_a_draft_depends_only_on_the_text(folders: dict[str, Path], name: str) -
     models.reuse_prefix(text)
     models.target.feed(text[:-1])
     assert isinstance(models.draft, DraftHeadModel)
-    slow = SlowDraft(folders[name], models.target.model)  # type: ignore[attr-defined]
+    slow = SlowDraft(folders[name], random_toy(0))
 
     found = models.draft.logits(text, 1)
 
@@ -146,14 +146,14 @@ def test_a_draft_changed_in_a_chat_starts_after_the_cached_text(folders: dict[st
     assert models.draft.start == len(text) - 2
 
 
-def test_it_runs_with_a_target_on_transformers_own_forward(
-    folders: dict[str, Path], alone: LoadedModels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("specgen.models.decoder.is_supported", lambda found: False)
-    models = load_models(pair_of(folders, "features"))
-    assert type(models.target).__name__ == "CachedModel"
+def test_a_target_that_transformers_runs_is_refused(folders: dict[str, Path]) -> None:
+    target = model(folders["target"], backend=BackendSettings("transformers"))
 
-    assert run(models).token_ids == run(alone).token_ids
+    fails(
+        PairError,
+        lambda: resolve_pair(PairSettings(target, "model", model(folders["features"]))),
+        *("--backend transformers", "--draft lookup"),
+    )
 
 
 def test_it_runs_with_a_quantized_target(folders: dict[str, Path]) -> None:
@@ -293,6 +293,14 @@ def test_auto_uses_the_draft_shipped_for_a_target(folders: dict[str, Path], ship
     assert pair.draft is not None
     assert (pair.draft.path, pair.draft.name) == (shipped, "toy-draft")
     assert run(load_models(pair)).counts.num_drafted > 0
+
+
+def test_auto_is_lookup_for_a_target_that_transformers_runs(folders: dict[str, Path], shipped: Path) -> None:
+    target = model(folders["target"], backend=BackendSettings("transformers"))
+
+    pair = resolve_pair(pair_settings(target, ModelSettings("auto", device="cpu")))
+
+    assert (pair.settings.drafter, pair.draft) == ("lookup", None)
 
 
 def test_auto_is_lookup_for_every_other_target(folders: dict[str, Path], shipped: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from specgen.core.errors import MemoryShortageError, NumericalError, PairError, SpecgenError
 from specgen.core.events import FinalText, Finish, Prefill, RoundText, TextEvent
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
@@ -192,7 +193,8 @@ def test_a_model_that_drafts_for_itself_is_always_accepted(opened: Opener) -> No
 @pytest.mark.fault("F29", "F79")
 def test_padding_rows_of_the_model_are_never_chosen(opened: Opener) -> None:
     models = opened("random")
-    models.target.model.lm_head.weight.data[len(toy_tokenizer()) :] *= 100
+    assert isinstance(models.target, DecoderModel)
+    models.target.decoder.head.weight.data[len(toy_tokenizer()) :] *= 100
 
     generation = run(models, end_ids=(), max_new_tokens=40)
 

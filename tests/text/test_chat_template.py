@@ -11,9 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import normalizers
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from specgen.core.errors import LoadError, PromptError, SettingsError, SpecgenError
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
+from specgen.text.tokenizer_file import Tokenizer
 from tests.loading.builders import make_tokenizer
 from tests.toys import CHAT_TEMPLATE, SPECIALS, TOOL_TOKENS, token_id, toy_tokenizer
 
@@ -41,6 +43,12 @@ def hostile_texts(control: Sequence[str]) -> st.SearchStrategy[str]:
 
 def library_ids(tokenizer: Any, messages: Sequence[Message], **options: Any) -> list[int]:
     turns = [{"role": message.role, "content": message.content} for message in messages]
+    if isinstance(tokenizer, Tokenizer):
+        names = tokenizer.special_tokens_map
+        rendered, _ = render_jinja_template(
+            [turns], chat_template=tokenizer.chat_template, add_generation_prompt=True, **names, **options
+        )
+        return list(tokenizer.backend_tokenizer.encode(rendered[0], add_special_tokens=False).ids)
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, add_generation_prompt=True, **options)
     return list(ids)
 

@@ -72,8 +72,15 @@ def test_large_files_that_a_tokenizer_does_not_read_are_ignored(folder: Path) ->
 
 def test_a_tokenizer_that_needs_its_own_code_is_refused(folder: Path) -> None:
     edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
 
     fails(ModelFileError, lambda: load_tokenizer(folder), "Evil")
+
+
+def test_a_tokenizer_json_needs_no_class_of_its_config(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+
+    assert load_tokenizer(folder).encode("w0 w1") == [3, 4]
 
 
 @pytest.mark.fault("F28")

@@ -130,14 +130,14 @@ def draft_pairs(
 
 
 def on_both_backends(target: ModelSettings, draft: ModelSettings) -> dict[str, tuple[ModelSettings, ModelSettings]]:
-    """Returns how to load a GGUF target with llama.cpp, and converted with transformers, with its drafts.
+    """Returns how to load a GGUF target with llama.cpp, and converted with torch, with its drafts.
 
-    `--dtype` applies to what transformers runs, and the options of llama.cpp only to what llama.cpp runs.
+    `--dtype` applies to what torch runs, and the options of llama.cpp only to what llama.cpp runs.
     """
-    llama_cpp, transformers = replace(target.backend, name="llama.cpp"), BackendSettings("transformers")
-    # Next to a target on llama.cpp, a draft that is not a GGUF file runs on transformers.
+    llama_cpp, torch = replace(target.backend, name="llama.cpp"), BackendSettings("torch")
+    # Next to a target on llama.cpp, a draft that is not a GGUF file runs on torch.
     drafts = replace(draft, dtype="auto", backend=replace(llama_cpp, name="auto"))
     return {
         "llama.cpp": (replace(target, backend=llama_cpp, dtype="auto"), drafts),
-        "transformers": (replace(target, backend=transformers), replace(draft, backend=transformers)),
+        "torch": (replace(target, backend=torch), replace(draft, backend=torch)),
     }

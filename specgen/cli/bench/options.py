@@ -62,10 +62,10 @@ class BenchBackendOptions:
     """The backends that run the models."""
 
     backend: Annotated[
-        Literal["auto", "transformers", "llama.cpp", "both"],
+        Literal["auto", "torch", "transformers", "llama.cpp", "both"],
         Option(
             ("--backend",),
-            "Library that runs the models, as in generate. both: compare a GGUF target on llama.cpp and transformers.",
+            "What runs the models, as in generate. both: compare a GGUF target on llama.cpp and torch.",
             heading=BACKEND,
             env="SPECGEN_BACKEND",
         ),

@@ -9,7 +9,7 @@ from specgen.cli.bench.inputs import Inputs, read_inputs
 from specgen.cli.bench.measure import measure, missed_limit, write_results
 from specgen.cli.bench.options import BenchOptions
 from specgen.cli.bench.output import BenchOutput, check_exports
-from specgen.cli.errors import Interrupted
+from specgen.cli.failures import Interrupted
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.start import loading
 from specgen.cli.stdout import discard_stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specgen.cli.answer_output import AnswerOutput
-from specgen.cli.errors import internal_error
+from specgen.cli.failures import internal_error
 from specgen.cli.generate.inputs import Inputs, read_inputs
 from specgen.cli.generate.options import GenerateOptions, OutputOptions
 from specgen.cli.interruption import finish_failed, finish_stopped, save_partial_answer, try_save

@@ -154,8 +154,8 @@ class BackendOptions:
         BackendName,
         Option(
             ("--backend",),
-            "Library that runs the models. auto: llama.cpp for GGUF files if specgen-cli[gguf] is installed, else "
-            "transformers.",
+            "What runs the models. auto: llama.cpp for GGUF files if specgen-cli[gguf] is installed, else torch: "
+            "specgen's own decoder, or transformers for a model that it does not support.",
             heading=BACKEND,
             env="SPECGEN_BACKEND",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
@@ -12,6 +12,9 @@ from specgen.cli.options.models import BackendOptions, LoadOptions, ModelOptions
 HELP = "Check that drafts do not change the output of your model pair."
 EPILOG = """Checks the sampler exactly on toy models, whether logits depend on later tokens in the same pass, and \
 greedy answers with the draft against those of the target alone.
+
+--against transformers also loads the target with transformers' own code, which takes the memory of a second copy, and \
+compares logits and greedy answers.
 
 Exit code 6: a greedy text differs from the target's own by more than rounding explains.
 
@@ -33,6 +36,10 @@ class VerifyOptions:
     models: ModelOptions = field(default_factory=ModelOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
+    against: Annotated[
+        Literal["none", "transformers"],
+        Option(("--against",), "Compare the target alone with transformers' own code, too.", heading=g.INPUT),
+    ] = "none"
     draft_tokens: g.DraftTokens = "5"
     max_new_tokens: Annotated[
         int, Option(("-n", "--max-new-tokens"), "Tokens compared for each prompt.", heading=g.SAMPLING)

@@ -64,11 +64,12 @@ def _run_checks(options: VerifyOptions, limits: DecodeSettings, progress: Progre
         options.load.draft_settings(options.models.draft, backend),
     )
     texts = [as_utf8(text, "the prompt") for text in options.prompts or PROMPTS]
-    return run_checks(pair, texts, limits, progress)
+    return run_checks(pair, texts, limits, options.against, progress)
 
 
 def _difference(report: VerifyReport) -> DifferenceError:
-    different = [(text, text.gap) for text in report.texts if text.gap is not None and not text.gap.is_near_tie]
+    checks = report.comparisons
+    different = [(check, check.gap) for check in checks if check.gap is not None and not check.gap.is_near_tie]
     if not different:
         return DifferenceError(
             "the sampler's distribution on toy models differs from the target's", "this is a bug of specgen: report it"
@@ -80,7 +81,7 @@ def _difference(report: VerifyReport) -> DifferenceError:
     )
     first, gap = different[0]
     return DifferenceError(
-        f"{len(different)} of {len(report.texts)} greedy texts differ from the target's own, the first at token "
+        f"{len(different)} of {len(checks)} greedy texts differ from the target's own, the first at token "
         f"{first.position} by {gap.distance:.2g}; rounding explains {gap.tolerance:.2g}",
         hint,
     )

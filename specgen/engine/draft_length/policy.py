@@ -1,35 +1,97 @@
-"""Defines the interface of draft-length policies, for the drafters and the loop."""
+"""Chooses draft lengths by measured cost (`-k auto`), for model drafts and lookup drafts.
+
+A policy never sees a token before it is kept: it decides whether a *further* one is drafted, from those drafted before.
+So no drafted token is discarded, and the target's distribution stays exact.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from specgen.core.events import Round
 from specgen.engine.draft_length.acceptance import LookupMatch
+from specgen.engine.draft_length.baseline_refresh import BaselineRefresh
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.exploration import Exploration
+from specgen.engine.draft_length.lookup_drafts import LookupDrafts
+from specgen.engine.draft_length.model_drafts import ModelDrafts
+from specgen.engine.draft_length.throughput import Throughput
+
+MARGIN = 0.5
+"""Tokens by which a lookup draft must gain more than the model's: where a match is good, the model is, too."""
 
 
-class LengthPolicy(Protocol):
-    """Decides the length of each draft."""
+class CostAwareLength:
+    """Drafts as long as the expected tokens are worth their time at the present rate of tokens per second.
 
-    uses_confidence: bool
-    """Whether to call `on_token`: for a greedy draft the confidence costs a pass over the vocabulary."""
+    The rate is that of the recent rounds and never below plain decoding, so drafting that does not pay stops by
+    itself. `ModelDrafts` and `LookupDrafts` weigh the two kinds of drafts, `Exploration` pays for trials of drafts
+    that are not expected to pay, and `BaselineRefresh` schedules rounds without a draft.
+    Source: the renewal-reward argument of dynamic draft lengths; Liu et al. 2024 (arXiv:2406.14066) use the same
+    objective per batch.
+
+    Args:
+        costs: Costs of target passes; updated by the rounds, and shared between answers.
+        draft_cost: Cost of a draft token.
+    """
+
+    uses_confidence = True
+
+    def __init__(self, costs: CostTable, draft_cost: DraftCost) -> None:
+        self.costs = costs
+        self.draft_cost = draft_cost
+        self._throughput = Throughput(costs)
+        self._model = ModelDrafts(costs, draft_cost, self._throughput)
+        self._lookup = LookupDrafts(costs, self._throughput)
+        self._exploration = Exploration(costs)
+        self._baseline = BaselineRefresh()
+        self._trial_length = 0
 
     def start_round(self) -> None:
-        """Prepares for a new round."""
-
-    def should_draft(self) -> bool:
-        """Decides whether to draft one more token."""
+        self._model.start_round()
+        self._lookup.start_round()
+        self._exploration.end_trial()
 
     def on_token(self, confidence: float) -> None:
-        """Notes that a token was drafted, with this confidence of the drafter (0 to 1)."""
+        self._model.on_token(confidence)
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
-        """Decides how many tokens of a lookup match to propose; they cost only their verification.
+        self._lookup.note(match)
+        if not self.costs.is_supported(1):
+            return 0
+        best = self._lookup.best_length(match, self.costs.seconds)
+        is_trial = not best.num_tokens and self._exploration.can_lose(1)
+        if is_trial:
+            # The cost of longer passes is unknown: it may be small.
+            best = self._lookup.best_length(match, self.costs.optimistic_seconds)
+        if not best.num_tokens:
+            return 0
+        if has_draft_model and self._model.exceeds(best.gain, best.expected_tokens + 1, MARGIN):
+            return 0
+        if is_trial:
+            self._exploration.start_trial(best.expected_tokens)
+        return best.num_tokens
 
-        Args:
-            match: The tokens that followed the same text before.
-            has_draft_model: Whether a draft model drafts the round if the answer is 0; otherwise nothing is drafted.
-        """
+    def should_draft(self) -> bool:
+        length = self._model.num_drafted
+        # The first round has no draft: it measures a pass of the target, and no output waits for a draft.
+        if not self.costs.is_supported(1) or length >= self._model.limit:
+            return False
+        if not length and self._baseline.is_due(self._throughput.rate * self.costs.seconds(1) - 1):
+            return False
+        if self._exploration.is_trial:
+            return length < self._trial_length
+        if self._model.pays():
+            return True
+        if length == 0:
+            self._trial_length, loss = self._model.best_trial()
+            if self._exploration.can_lose(loss):
+                self._exploration.start_trial(self._model.expected_tokens(self._trial_length))
+        return self._exploration.is_trial
 
     def observe(self, round_: Round) -> None:
-        """Learns from a finished round."""
+        self._baseline.observe(round_)
+        self.costs.observe(len(round_.draft_ids) + round_.num_cut + 1, round_.verify_seconds)
+        self._lookup.observe(round_)
+        self._model.observe(round_)
+        self._exploration.observe(round_)
+        if not self._exploration.is_trial:
+            self._throughput.observe(round_)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from specgen.core.errors import DraftError, MemoryShortageError, PairError, SpecgenError
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.verification import Draft
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.lookup import LookupDrafter, drafted
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.verification import Draft

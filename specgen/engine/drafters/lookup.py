@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from specgen.engine.draft_length.acceptance import LookupMatch
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.drafters.suffix_automaton import Cursor, Occurrence, SuffixAutomaton
 from specgen.engine.verification import Draft

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specgen.core.errors import NumericalError
 from specgen.engine.contract import LanguageModel
-from specgen.engine.draft_length.policy import LengthPolicy
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.base import draft_errors, empty_draft
 from specgen.engine.sampling import Sampler, TokenDistributions, seen_rows, token_distributions
 from specgen.engine.verification import Draft

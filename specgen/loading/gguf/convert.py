@@ -14,13 +14,24 @@ from specgen.core.errors import ModelFileError, NumericalError, PairError
 from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.loading.config_check import has_weights
+from specgen.loading.config_check import check_folder, has_weights
+from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.gguf.header import GgufHeader, scan_gguf
-from specgen.loading.gguf.tokenizer import check_whole, content_key, drop_added_tokens, read_tokenizer, save_end_ids
+from specgen.loading.gguf.tokenizer import (
+    check_whole,
+    content_key,
+    drop_added_tokens,
+    read_tokenizer,
+    save_end_ids,
+    split_digits,
+)
 from specgen.loading.memory import shortage
+from specgen.models.tensor_names import HEAD, tensor_shapes
 from specgen.storage.atomic_write import publish_folder
 from specgen.storage.cache import check_space, disk_error, is_disk_full, single_writer, staging
 from specgen.storage.paths import cache_folder, cache_root
+from specgen.text.tokenizer import check_num_rows, load_tokenizer
+from specgen.text.vocabulary import table_size
 
 
 def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str | None = None) -> Path:
@@ -66,6 +77,10 @@ def converted_folder(key: str) -> Path | None:
 
 def _check_supported(header: GgufHeader, path: Path) -> None:
     check_whole(header, path)
+    from specgen.loading.gguf.unpack import can_unpack
+
+    if can_unpack(header.architecture):
+        return
     known = _known_architectures()
     if known and header.architecture not in known:
         raise ModelFileError(
@@ -91,7 +106,7 @@ def _known_architectures() -> set[str]:
 def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressListener) -> None:
     progress.stage(f"converting {path.name}, once for this file")
     try:
-        _save(path, folder)
+        _save(path, folder, header)
         # The model contains reference cycles, the collector may be paused, and the next step needs the memory.
         gc.collect()
         save_end_ids(folder, header)
@@ -115,7 +130,23 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressList
         raise kind(message, "the GGUF is incomplete or damaged: download it again") from error
 
 
-def _save(path: Path, folder: Path) -> None:
+def _save(path: Path, folder: Path, header: GgufHeader) -> None:
+    """Writes config, weights and tokenizer: unpacked here for families of specgen's decoder, else by transformers."""
+    from specgen.loading.gguf.unpack import can_unpack, unpack
+
+    if can_unpack(header.architecture):
+        try:
+            unpack(path, folder)
+        except UnsupportedConfig:
+            _save_with_transformers(path, folder)
+    else:
+        _save_with_transformers(path, folder)
+    tokenizer = read_tokenizer(path)
+    split_digits(tokenizer, header)
+    tokenizer.save_pretrained(folder)
+
+
+def _save_with_transformers(path: Path, folder: Path) -> None:
     import torch
     import transformers
 
@@ -123,7 +154,6 @@ def _save(path: Path, folder: Path) -> None:
 
     auto: Any = transformers.AutoModelForCausalLM
     source = path.resolve()
-    tokenizer = read_tokenizer(path)
     model, loading = auto.from_pretrained(
         source.parent,
         gguf_file=source.name,
@@ -138,7 +168,6 @@ def _save(path: Path, folder: Path) -> None:
     check_finite(model, folder)
     _clear_quantization(model)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _rows(folder: Path) -> int | None:
@@ -158,18 +187,24 @@ def _clear_quantization(model: Any) -> None:
 
 
 def _verify(folder: Path) -> None:
-    """Loads the folder as a later run will, and refuses it if a tensor is missing or the tokenizer does not fit."""
+    """Checks the folder as a later run will, and refuses it if a tensor or the tokenizer is damaged."""
+    config = check_folder(folder)
+    check_num_rows(table_size(load_tokenizer(folder)), config.vocab_rows, folder)
+    if config.decoder is not None:
+        from specgen.loading.tensor_files import TensorFiles
+
+        TensorFiles(folder, config.weight_files).check(tensor_shapes(config.decoder), [HEAD])
+        return
+    _verify_with_transformers(folder)
+
+
+def _verify_with_transformers(folder: Path) -> None:
     import torch
     import transformers
 
-    from specgen.loading.config_check import check_folder
     from specgen.loading.weights_check import check_complete
-    from specgen.text.tokenizer import check_num_rows, load_tokenizer
-    from specgen.text.vocabulary import table_size
 
     auto: Any = transformers.AutoModelForCausalLM
-    facts = check_folder(folder)
-    check_num_rows(table_size(load_tokenizer(folder)), facts.vocab_rows, folder)
     _, loading = auto.from_pretrained(
         folder,
         trust_remote_code=False,

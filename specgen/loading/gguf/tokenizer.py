@@ -20,7 +20,7 @@ from specgen.storage.cache import check_space, disk_error, single_writer, stagin
 from specgen.storage.paths import cache_folder
 from specgen.text.tokenizer import checked_library_call, load_tokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: increase it when entries of older versions must not be used any more."""
 
 _DIGITS_ALONE = frozenset(
@@ -61,7 +61,7 @@ def tokenizer_folder(
             progress.stage(f"reading the tokenizer of {path.name}, once for this file")
             try:
                 tokenizer = read_tokenizer(path)
-                _split_digits(tokenizer, header)
+                split_digits(tokenizer, header)
                 tokenizer.save_pretrained(folder)
                 save_end_ids(folder, header)
                 drop_added_tokens(folder, header.vocab_rows)
@@ -123,7 +123,7 @@ def read_tokenizer(path: Path) -> Any:
     )
 
 
-def _split_digits(tokenizer: Any, header: GgufHeader) -> None:
+def split_digits(tokenizer: Any, header: GgufHeader) -> None:
     """Adds the file's rule for digits, which transformers ignores: `x  1` becomes `x`, two spaces and `1`."""
     if header.tokenizer_model != "gpt2" or header.tokenizer_pre not in _DIGITS_ALONE:
         return

@@ -173,7 +173,8 @@ def _setting(setting: Setting) -> Document:
         "k": setting.length,
         "drafter": setting.drafter,
         "backend": setting.backend or None,
-        "engine": setting.backend or None,  # its name in 0.1.0, kept in schema version 1
+        # Key and value of 0.1.0, kept in schema version 1.
+        "engine": {"torch": "transformers"}.get(setting.backend, setting.backend) or None,
     }
 
 

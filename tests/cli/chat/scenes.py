@@ -17,7 +17,7 @@ from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.sampling import Sampler
 from specgen.loading.load import LoadedModel
-from specgen.models.transformers_model import CachedModel
+from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation
 from specgen.runtime.loaded_models import LoadedModels, load_models
@@ -84,10 +84,10 @@ def _loaded(folder: Path, drafter: str, draft: Path | None) -> LoadedModels:
 def open_toy(folder: Path, *, drafter: str = "lookup", draft: Path | None = None) -> LoadedModels:
     """A session with empty caches; weights are read once per test run."""
     loaded = _loaded(folder, drafter, draft)
-    target = CachedModel(loaded.target.model, loaded.target.vocab_size)
+    target = DecoderModel(loaded.target.decoder, loaded.target.vocab_size)
     draft = None
     if loaded.draft is not None and loaded.draft_info is not None:
-        draft = LoadedModel(CachedModel(loaded.draft.model, loaded.draft.vocab_size), loaded.draft_info)
+        draft = LoadedModel(DecoderModel(loaded.draft.decoder, loaded.draft.vocab_size), loaded.draft_info)
     return LoadedModels(loaded.pair, LoadedModel(target, loaded.target_info), draft)
 
 
@@ -119,7 +119,7 @@ def prefill_of(events: Sequence[TextEvent]) -> Prefill:
 def fresh_ids(models: LoadedModels, generation: Generation) -> list[int]:
     """Returns what the target alone generates for the same prompt with empty caches."""
     request = generation.request
-    target = CachedModel(models.target.model, models.target.vocab_size)
+    target = DecoderModel(models.target.decoder, models.target.vocab_size)
     limits = DecodeSettings(request.decode.max_new_tokens, num_draft_tokens=0, end_ids=request.decode.end_ids)
     sampler = Sampler(request.sampling, TorchRandomness(request.sampling.seed, CPU))
     return ids_of(list(decode(target, NoDrafter(), request.prompt_ids, sampler, DecodeOptions(limits))))
@@ -136,7 +136,7 @@ def assert_caches_fit(models: LoadedModels) -> None:
         if len(text) == cached.length:
             continue
         length = cached.length
-        fresh = CachedModel(cached.model, cached.vocab_size)
+        fresh = DecoderModel(cached.decoder, cached.vocab_size)
         actual, expected = cached.logits(text, 1), fresh.logits(text, 1)
         cached.rewind(length)
         assert (actual - expected).abs().max() < 1e-4

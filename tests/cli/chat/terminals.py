@@ -41,7 +41,7 @@ class Barrier:
     def arm(self) -> None:
         """Patches the model and the signal handler, in the child."""
         from specgen.cli.signals import StopSignals
-        from specgen.models.transformers_model import CachedModel
+        from specgen.models.cached_model import CachedModel
 
         real_logits, real_signal = CachedModel.logits, StopSignals._on_signal
 

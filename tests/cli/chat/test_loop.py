@@ -30,7 +30,7 @@ from specgen.cli.view_options import ViewOptions
 from specgen.core.errors import SpecgenError
 from specgen.core.events import RoundText
 from specgen.core.settings import ModelSettings
-from specgen.models.transformers_model import CachedModel
+from specgen.models.cached_model import CachedModel
 from specgen.render.diagnosis import Doubt
 from specgen.runtime.conversation import Conversation
 from specgen.storage.saved_chats import SessionFolder

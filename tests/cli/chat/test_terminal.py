@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from specgen.storage import saved_chats
 from specgen.storage.transcript import to_json
@@ -45,12 +47,20 @@ def open_terminal(state: Path) -> Iterator[Opener]:
         terminal.close()
 
 
+@functools.cache
+def transformers_model(folder: Path) -> Any:
+    """Returns a folder's model of transformers, loaded once."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def transformers_reply(folder: Path, prompt_ids: list[int], count: int) -> list[int]:
     """Returns what the greedy `generate` of transformers writes after a prompt."""
     models = open_toy(folder)
     ids = torch.tensor([prompt_ids])
     ends = list(models.pair.end_ids)
-    whole = models.target.model.generate(ids, do_sample=False, max_new_tokens=count, eos_token_id=ends, pad_token_id=0)
+    whole = transformers_model(folder).generate(
+        ids, do_sample=False, max_new_tokens=count, eos_token_id=ends, pad_token_id=0
+    )
     return [int(token) for token in whole[0, len(prompt_ids) :]]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from specgen.models.linear import MatMul, faster_of
+from specgen.models.timing import faster_of
 
 
 class SimulatedClock:
@@ -16,15 +16,17 @@ class SimulatedClock:
     def __call__(self) -> float:
         return self.now
 
-    def matmul_of(self, *seconds: float) -> MatMul:
-        """Returns a product that takes these times in turn, then the last one each time."""
-        remaining = list(seconds)
 
-        def run(inputs: Tensor) -> Tensor:
-            self.now += remaining.pop(0) if len(remaining) > 1 else remaining[0]
-            return inputs
+class Timed(nn.Module):
+    """Takes these times in turn, then the last one each time."""
 
-        return run
+    def __init__(self, clock: SimulatedClock, seconds: tuple[float, ...]) -> None:
+        super().__init__()
+        self.clock, self.remaining = clock, list(seconds)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.clock.now += self.remaining.pop(0) if len(self.remaining) > 1 else self.remaining[0]
+        return inputs
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ class SimulatedClock:
 )
 def test_the_faster_product_is_chosen(usual: tuple[float, ...], other: tuple[float, ...], is_other: bool) -> None:
     clock = SimulatedClock()
-    first, second = clock.matmul_of(*usual), clock.matmul_of(*other)
+    first, second = Timed(clock, usual), Timed(clock, other)
 
     chosen = faster_of(first, second, torch.zeros(1, 4), clock)
 

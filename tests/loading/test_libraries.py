@@ -31,24 +31,24 @@ attempts = []
 
 def refuse(*args, **options):
     attempts.append(repr(args[-1:]))  # a library may swallow the error
-    raise AssertionError("the network was asked")
+    raise AssertionError("the network was used")
 
 from specgen.loading.libraries import prepare_libraries
 prepare_libraries(verbose=False)
 from specgen.core.errors import SpecgenError
 from specgen.loading.resolve import find_files, resolve
-from specgen.loading.transformers_weights import load_weights
-from specgen.core.settings import ModelSettings
+from specgen.loading.weights import load_weights
+from specgen.core.settings import BackendSettings, ModelSettings
 
 for name in ("connect", "connect_ex", "sendto", "bind"):
     setattr(socket.socket, name, refuse)
 for name in ("getaddrinfo", "gethostbyname", "create_connection"):
     setattr(socket, name, refuse)
 results = []
-for name, quant in json.loads(sys.argv[1]):
+for name, quant, backend in json.loads(sys.argv[1]):
     try:
-        settings = ModelSettings(name, quant=quant)
-        loaded = load_weights(resolve(find_files(settings), settings, "target"))
+        settings = ModelSettings(name, quant=quant, backend=BackendSettings(backend))
+        loaded = load_weights(resolve(find_files(settings), settings, "target"), 64)
         results.append(loaded.info.quant)
     except SpecgenError as error:
         results.append([error.exit_code, error.message])
@@ -58,12 +58,20 @@ Path(sys.argv[2]).write_text(json.dumps(found))
 """
 
 
+BACKENDS = ("torch", "transformers")
+FOLDERS = (
+    *((name, "none") for name in ("whole", "known-model-code", "generate", "tokenizer-code")),
+    ("whole", "nf4"),
+    *((name, "none") for name in ("model-code", "slow-tokenizer-code", "kernel", "pickle")),
+)
+
+
 @pytest.fixture(scope="module")
 def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole folder beside folders that try to run code of their own; the code would leave a file `marker`."""
     home = tmp_path_factory.mktemp("traps")
     code = f"open({str(home / 'marker')!r}, 'w').close()\n"
-    for name in ("whole", "model-code", "known-model-code", "tokenizer-code", "kernel", "pickle", "generate"):
+    for name in {name for name, _ in FOLDERS}:
         folder = make_folder(home / name, hidden_size=64)  # nf4 on a CPU wants blocks of 64
         (folder / "evil.py").write_text(code + "class Evil: pass\n")
     edits = {
@@ -77,9 +85,11 @@ def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, edit in edits.items():
         path = home / name / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
-    path = home / "tokenizer-code" / "tokenizer_config.json"
     evil = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **evil}))
+    for name in ("tokenizer-code", "slow-tokenizer-code"):
+        path = home / name / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **evil}))
+    (home / "slow-tokenizer-code" / "tokenizer.json").rename(home / "slow-tokenizer-code" / "vocab.json")
     (home / "generate" / "custom_generate").mkdir()
     (home / "generate" / "custom_generate" / "generate.py").write_text(code)
     (home / "pickle" / "model.safetensors").unlink()
@@ -91,9 +101,8 @@ def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def child(traps: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[bytes]:
     """One fresh program that loads all of them, with `y` on its stdin."""
-    names = ["whole", "known-model-code", "generate", "model-code", "tokenizer-code", "kernel", "pickle"]
-    wanted = [[str(traps / name), "none"] for name in names] + [[str(traps / "whole"), "nf4"]]
-    command = [sys.executable, "-c", CHILD, json.dumps(wanted), str(traps / "result.json")]
+    requests = [[str(traps / name), quant, backend] for backend in BACKENDS for name, quant in FOLDERS]
+    command = [sys.executable, "-c", CHILD, json.dumps(requests), str(traps / "result.json")]
     return subprocess.run(command, input=b"y\ny\n", capture_output=True, cwd=ROOT.parent, timeout=200)
 
 
@@ -107,7 +116,7 @@ def test_loading_writes_nothing_to_stdout_or_stderr(child: subprocess.CompletedP
     assert (child.stdout, child.stderr, child.returncode) == (b"", b"", 0)
 
 
-def test_loading_uses_no_network_even_if_errors_are_ignored(child: object, traps: Path) -> None:
+def test_loading_never_uses_the_network(child: object, traps: Path) -> None:
     assert result(traps)["attempts"] == []
 
 
@@ -128,11 +137,14 @@ def test_each_trap_is_refused_and_the_rest_is_loaded(child: object, traps: Path)
     results = result(traps)["results"]
 
     assert isinstance(results, list)
-    assert results[:3] == ["none", "none", "none"]
-    assert results[7] == "nf4"
-    assert [entry[0] for entry in results[3:7]] == [3, 3, 3, 3]
-    words = ("code from a model is never run", "code from a model is never run", "foreign code", "can run code")
-    assert all(word in entry[1] for word, entry in zip(words, results[3:7], strict=True))
+    assert len(results) == len(BACKENDS) * len(FOLDERS)
+    for first in (0, len(FOLDERS)):
+        # A tokenizer.json is complete without the class that its config names.
+        assert results[first : first + 5] == ["none", "none", "none", "none", "nf4"]
+        refused = results[first + 5 : first + len(FOLDERS)]
+        assert [entry[0] for entry in refused] == [3, 3, 3, 3]
+        for value, entry in zip(("evil", "Evil", "evil/kernel", "pytorch_model.bin"), refused, strict=True):
+            assert value in entry[1]
 
 
 @pytest.mark.fault("F21", "F22")
@@ -188,12 +200,18 @@ def test_nothing_unpickles_or_evaluates(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["names", "gguf_scan", "builtin", "files", "cache", "pairs", "progress", "sources", "libraries"]
+    "module",
+    [
+        *("loading.names", "loading.gguf.header", "loading.builtin", "loading.config_check", "loading.libraries"),
+        *("loading.decoder_families", "loading.draft_head_folder", "storage.cache", "core.progress"),
+        "text.template_sandbox",
+    ],
 )
 def test_light_modules_import_no_heavy_library(module: str) -> None:
     heavy = {"torch", "transformers", "gguf", "huggingface_hub", "numpy", "rich", "typer"}
     seen: set[str] = set()
-    pending = [f"specgen.loading.{module}"]
+    pending = [f"specgen.{module}"]
+    assert (ROOT / (module.replace(".", "/") + ".py")).exists()
     while pending:  # follows the imports at the top of our modules, without starting a program for each
         name = pending.pop()
         path = ROOT.parent / (name.replace(".", "/") + ".py")
@@ -253,7 +271,7 @@ def test_what_was_set_aside_is_looked_at_before_the_next_load(collector: None) -
         assert garbage() is None, "the model before must be gone when the next is read"
 
 
-def test_nothing_is_frozen_unless_the_collector_is_paused(collector: None) -> None:
+def test_where_the_collector_works_nothing_is_set_aside(collector: None) -> None:
     gc.unfreeze()
     freeze_imported_objects()
 

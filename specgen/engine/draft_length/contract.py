@@ -1,0 +1,35 @@
+"""Defines the interface of draft-length policies, for the drafters and the loop."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from specgen.core.events import Round
+from specgen.engine.draft_length.acceptance import LookupMatch
+
+
+class LengthPolicy(Protocol):
+    """Decides the length of each draft."""
+
+    uses_confidence: bool
+    """Whether to call `on_token`: for a greedy draft the confidence costs a pass over the vocabulary."""
+
+    def start_round(self) -> None:
+        """Prepares for a new round."""
+
+    def should_draft(self) -> bool:
+        """Decides whether to draft one more token."""
+
+    def on_token(self, confidence: float) -> None:
+        """Notes that a token was drafted, with this confidence of the drafter (0 to 1)."""
+
+    def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
+        """Decides how many tokens of a lookup match to propose; they cost only their verification.
+
+        Args:
+            match: The tokens that followed the same text before.
+            has_draft_model: Whether a draft model drafts the round if the answer is 0; otherwise nothing is drafted.
+        """
+
+    def observe(self, round_: Round) -> None:
+        """Learns from a finished round."""

@@ -1,0 +1,123 @@
+"""Loads specgen's decoder from safetensors: checked, layer by layer, in the weight format of a placement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from specgen.core.errors import ModelFileError, NumericalError
+from specgen.loading.placement import Placement
+from specgen.loading.tensor_files import TensorFiles
+from specgen.models.build_decoder import MakeLinear, build_layer
+from specgen.models.decoder import Decoder, Layer, Norm
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.formats import Float16Linear, Int8Linear, fits_float16, without_deprecation_warning
+from specgen.models.quantized import quantized_linear
+from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, layer_prefix, tensor_shapes
+
+IGNORED_SUFFIX = "rotary_emb.inv_freq"
+"""Old checkpoints hold these tensors; they follow from the config."""
+
+
+def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placement: Placement) -> Decoder:
+    """Loads a decoder.
+
+    Args:
+        folder: Of the model.
+        names: Its safetensors files.
+        spec: What its config describes.
+        placement: Device, compute type and weight format.
+
+    Raises:
+        ModelFileError: A tensor is missing, left over, or of another shape.
+        NumericalError: An embedding or a norm contains NaN or infinity.
+    """
+    files = TensorFiles(folder, names)
+    shapes = tensor_shapes(spec)
+    ignored = [name for name in files.shapes if name.endswith(IGNORED_SUFFIX)]
+    files.check(shapes, [*ignored, *([HEAD] if spec.is_tied else [])])
+    dtype = torch.float32 if placement.packed_dtype is not None else placement.torch_dtype
+    linear, head_linear = linear_makers(placement, dtype)
+
+    def build(index: int) -> Layer:
+        prefix = layer_prefix(index)
+        tensors = files.read((name for name in shapes if name.startswith(prefix)), placement.device)
+        for name, tensor in tensors.items():
+            if tensor.ndim == 1:
+                _check_finite(name, tensor, folder)
+        return build_layer(spec, index, tensors.__getitem__, linear, dtype)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, without_deprecation_warning():
+        layers = list(pool.map(build, range(len(spec.layers))))
+        rest = files.read([name for name in (EMBEDDING, NORM, HEAD) if name in files.shapes], placement.device)
+        for name, tensor in rest.items():
+            _check_finite(name, tensor, folder)
+        embedding = rest[EMBEDDING]
+        if spec.is_tied and HEAD in rest and not torch.equal(rest[HEAD], embedding):
+            raise ModelFileError(
+                f"{folder} has a head and an embedding that differ, but its config ties them",
+                "config and weights don't belong together",
+            )
+        if placement.packed_dtype is None:
+            embedding = embedding.to(dtype)
+        head = head_linear(embedding if spec.is_tied else rest[HEAD], None)
+    decoder = Decoder(spec, embedding, layers, Norm(rest[NORM].to(dtype), spec), head)
+    return decoder.eval().requires_grad_(False)
+
+
+def linear_makers(placement: Placement, dtype: torch.dtype) -> tuple[MakeLinear, MakeLinear]:
+    """Returns what makes the matrix products of the layers and the head. bitsandbytes' formats leave out the head."""
+    if placement.packed_dtype is not None:
+        kind = Int8Linear if placement.packed_dtype == "int8" else Float16Linear
+
+        def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
+            wide, wide_bias = weight.float(), None if bias is None else bias.float()
+            fits = kind is Int8Linear or fits_float16(wide)
+            return kind(wide, wide_bias) if fits else dense_linear(wide, wide_bias)
+
+        return packed, packed
+
+    def dense(weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return dense_linear(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    def quantized(weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return quantized_linear(weight.to(dtype), None if bias is None else bias.to(dtype), placement.quant)
+
+    return (dense if placement.quant == "none" else quantized), dense
+
+
+def dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Returns a linear layer on the tensors themselves."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Returns the bytes that a module's weights take in memory, in any format; shared ones once."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in module.parameters()}
+    scales = 0
+    for part in module.modules():
+        scales += int(getattr(part, "num_bytes", 0))
+        state = getattr(getattr(part, "weight", None), "quant_state", None)
+        scales += 0 if state is None else state.absmax.nbytes
+        column_scales = getattr(getattr(part, "weight", None), "SCB", None)
+        scales += 0 if column_scales is None else column_scales.nbytes
+    return sum(tensors.values()) + scales
+
+
+def _check_finite(name: str, tensor: Tensor, folder: Path) -> None:
+    """Embeddings and norms are checked: each token passes all of them, and the layers' weights take too long."""
+    # Extremes pass NaN on and take no copy; isfinite() would take a mask as large as the vocabulary.
+    low, high = torch.aminmax(tensor)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise NumericalError(
+            f"{folder}: the tensor {name} contains NaN or infinity", "the file is damaged: download it again"
+        )

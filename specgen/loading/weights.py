@@ -1,0 +1,120 @@
+"""Loads the weights of a model folder: with specgen's decoder if it can describe the model, else with transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from specgen.core.library_errors import library_failures
+from specgen.core.progress import SILENT, ProgressListener
+from specgen.core.results import ModelInfo
+from specgen.core.units import format_size
+from specgen.loading.decoder_weights import load_decoder, weight_bytes
+from specgen.loading.format_autotune import FormatTimes
+from specgen.loading.memory import free_bytes, needed_bytes
+from specgen.loading.placement import Placement, choose_placement
+from specgen.loading.resolved_model import ResolvedModel
+from specgen.models.cached_model import CachedModel
+from specgen.models.decoder import Decoder
+from specgen.models.decoder_model import DecoderModel
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """A model in memory.
+
+    Args:
+        model: Owns the cache.
+        info: What really runs.
+        notices: What the user should know, one line each.
+    """
+
+    model: CachedModel
+    info: ModelInfo
+    notices: tuple[str, ...] = ()
+
+
+def load_weights(
+    resolved: ResolvedModel,
+    num_tokens: int,
+    progress: ProgressListener = SILENT,
+    times: FormatTimes | None = None,
+) -> LoadedWeights:
+    """Loads the weights of a model folder.
+
+    Args:
+        resolved: The model.
+        num_tokens: Logits are cut to this width.
+        progress: Receives the progress of loading.
+        times: As in `choose_placement`.
+
+    Raises:
+        ModelFileError: The folder is damaged, incomplete or unsafe.
+        DeviceError: The device or bitsandbytes is missing; `MemoryShortageError` if it is too small.
+        SettingsError: The weight format can't be applied to this checkpoint.
+        NumericalError: The weights contain NaN or infinity.
+    """
+    facts, name = resolved.config, resolved.name
+    from_gguf = resolved.files.from_gguf
+    placement = choose_placement(resolved.settings, facts, from_gguf=from_gguf, role=resolved.role, times=times)
+    needed, free = needed_bytes(facts, placement.dtype, placement.quant), free_bytes(placement.device)
+    notices: tuple[str, ...] = ()
+    if placement.device == "cpu" and free is not None and needed > free:
+        # The Linux kernel kills a program that takes too much, and then it is too late for a message.
+        notices = (f"{name} needs about {format_size(needed)}, {format_size(free)} are free: the system may stop it",)
+    if facts.unsupported and resolved.settings.backend.name != "transformers":
+        # The next stage replaces this one at once, except under -v.
+        progress.stage(f"{name} runs on transformers: {facts.unsupported}")
+    progress.stage(f"loading {resolved.role} {name}")
+    if runs_own_decoder(resolved, placement):
+        decoder, info = _load_own(resolved, placement)
+        model: CachedModel = DecoderModel(decoder, num_tokens)
+        if resolved.role == "draft" and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):
+            # In bfloat16, the head alone would take as long as all the 4-bit layers below it.
+            model.use_nf4_head()
+    else:
+        from specgen.loading.transformers_weights import load_transformers
+        from specgen.models.transformers_model import TransformersModel
+
+        loaded, info = load_transformers(resolved, placement)
+        model = TransformersModel(loaded, num_tokens)
+    return LoadedWeights(model, _with_remarks(info, resolved, placement), notices)
+
+
+def runs_own_decoder(resolved: ResolvedModel, placement: Placement) -> bool:
+    """Returns whether specgen's decoder runs a model. transformers runs layers on several devices."""
+    return resolved.fits_own_decoder and not placement.spread
+
+
+def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> Decoder:
+    """Loads specgen's decoder; see `load_weights` for the errors."""
+    spec = resolved.config.decoder
+    assert spec is not None, "the caller checks it"
+    try:
+        return load_decoder(resolved.path, resolved.config.weight_files, spec, placement)
+    except library_failures() as error:
+        from specgen.loading.transformers_weights import load_error
+
+        raise load_error(error, resolved.name, resolved.path, resolved.config, placement) from error
+
+
+def _load_own(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, ModelInfo]:
+    decoder = load_own_decoder(resolved, placement)
+    is_packed = placement.packed_dtype is not None
+    return decoder, ModelInfo(
+        name=resolved.name,
+        quant="int8" if placement.packed_dtype == "int8" else "none" if is_packed else placement.quant,
+        dtype=placement.dtype,
+        device=str(torch.device(placement.device)),
+        num_parameters=resolved.config.num_parameters,
+        num_bytes=weight_bytes(decoder),
+    )
+
+
+def _with_remarks(info: ModelInfo, resolved: ResolvedModel, placement: Placement) -> ModelInfo:
+    remarks = ["from GGUF"] if resolved.files.from_gguf else []
+    remarks += placement.remarks
+    if placement.packed_dtype is None and placement.quant != "none" and info.quant == "none":
+        remarks.append(f"{placement.quant}: it has no layer that can be quantized")
+    return replace(info, revision=resolved.files.revision, remark="; ".join(remarks))

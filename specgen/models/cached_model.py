@@ -1,0 +1,113 @@
+"""A language model with a key-value cache: what all backends on torch have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from specgen.engine.memory_errors import memory_errors
+
+PREFILL_CHUNK = 512
+"""Tokens of one prefill pass: bounds the memory for attention and the wait after Ctrl-C."""
+
+
+class CachedModel(ABC):
+    """Owner of a model's key-value cache.
+
+    Invariant: between rounds the cache contains a prefix of `ids[:-1]`. The next call feeds what is missing, which is
+    the last token at least. So a fully accepted draft, a rejected one and a new chat turn need no special case.
+
+    Args:
+        vocab_size: Logits are cut to this width: ids from here on are padding rows or unknown to the other model.
+        num_embeddings: Ids from here on can't be fed.
+        device: Where ids are fed and logits returned.
+    """
+
+    def __init__(self, vocab_size: int, num_embeddings: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self.num_embeddings = num_embeddings
+        self.device = device
+        self.length = 0
+        self.forward_seconds = 0.0
+        """Time inside the model's forward, summed; on CUDA the time until the kernels were launched."""
+        self.num_forwards = 0
+
+    @torch.inference_mode()
+    def feed(self, ids: Sequence[int]) -> None:
+        """Bring the cache up to `ids`, without logits."""
+        while len(ids) > self.length:
+            self._forward(self._tensor(ids[self.length : self.length + PREFILL_CHUNK]), 1)
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
+        """Logits at the last positions of `ids` followed by `tail`; extends the cache by what it lacks.
+
+        Args:
+            ids: The text; its first `self.length` tokens must be what the cache holds.
+            num_last: Positions wanted, counted from the end; none of them may be in the cache already.
+            tail: `[n]` ids that may be on a device: drafted tokens, fed without a host read. Its beginning may be in
+                the cache already.
+
+        Returns:
+            float32 `[num_last, vocab_size]`, on the model's device.
+        """
+        num_tail = 0 if tail is None else tail.shape[0]
+        num_missing = len(ids) + num_tail - self.length
+        assert 1 <= num_last <= num_missing, "positions already in the cache have no logits any more"
+        self.feed(ids[: max(self.length, len(ids) + num_tail - max(num_last, PREFILL_CHUNK))])
+        new = self._tensor(ids[self.length :])
+        if tail is not None and num_tail:
+            new = torch.cat([new, tail[max(0, self.length - len(ids)) :].to(self.device)])
+        return self._forward(new, num_last)
+
+    def rewind(self, length: int) -> None:
+        """Remove what follows `length` tokens from the cache; a model that can't stop there removes everything."""
+        assert 0 <= length <= self.length, "a cache can't be rewound forward"
+        if length == 0 or not self._remove(self.length - length):
+            self.reset()
+            return
+        self.length = length
+
+    def reset(self) -> None:
+        """Empty the cache, and give its memory back."""
+        self._release()
+        self.length = 0
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The weights."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Frees the cache's memory."""
+
+    @abstractmethod
+    def _remove(self, num_tokens: int) -> bool:
+        """Remove the last tokens from the cache; False if it can't be cut there."""
+
+    @abstractmethod
+    def _run(self, new: Tensor, num_last: int) -> Tensor:
+        """Computes the pass itself: `new` `[n]`, after the cached tokens, to logits `[num_last, width]`."""
+
+    def _tensor(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, dtype=torch.int64, device=self.device)
+
+    def _forward(self, new: Tensor, num_last: int) -> Tensor:
+        """Feed `new` `[n]`; logits of the last positions, as `logits` returns them. A failure empties the cache."""
+        started = perf_counter()
+        try:
+            with memory_errors():
+                logits = self._run(new, num_last)[:, : self.vocab_size].float()
+        except BaseException:
+            # Some layers may hold the new tokens and others not.
+            self.reset()
+            raise
+        self.forward_seconds += perf_counter() - started
+        self.num_forwards += 1
+        self.length += new.shape[0]
+        return logits

@@ -1,0 +1,158 @@
+"""Where a pass stores its keys and values, and what its queries attend to: the seam between layers and caches.
+
+A layer computes queries, keys and values; `KvSlots.attend` stores the new ones and attends. `SliceSlots` is the cache
+of one text, addressed by positions that the host knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from specgen.models.decoder_spec import DecoderSpec, RotarySpec
+from specgen.models.rotary import rotary_table
+
+FIRST_CAPACITY = 512
+"""Positions of a new cache; it doubles when it is full."""
+
+Rotations = Mapping[RotarySpec, tuple[Tensor, Tensor]]
+"""Cosines and sines `[..., n, 1, size]` of the new positions, by rotary embedding."""
+
+
+def rotations_at(spec: DecoderSpec, positions: Tensor, dtype: torch.dtype) -> Rotations:
+    """Returns the rotations of all layers at positions `[..., n]`."""
+    dtype = torch.float32 if spec.rotates_in_float32 else dtype
+    specs = dict.fromkeys(layer.rotary for layer in spec.layers if layer.rotary is not None)
+    tables = {rotary: rotary_table(rotary, positions, dtype) for rotary in specs}
+    return {rotary: (cos[..., None, :], sin[..., None, :]) for rotary, (cos, sin) in tables.items()}
+
+
+class KvSlots(Protocol):
+    """Stores keys and values of a pass, and attends."""
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Stores new keys and values of a layer, and attends with its queries.
+
+        Args:
+            layer: Index of the layer.
+            queries: `[..., n, heads, head_size]`, rotated.
+            keys: `[..., n, kv_heads, head_size]`, rotated.
+            values: `[..., n, kv_heads, head_size]`.
+
+        Returns:
+            `[..., n, heads * head_size]`.
+        """
+
+
+class SliceSlots:
+    """The key-value cache of one text.
+
+    A layer with a window keeps all positions, too, and attends to the last ones only: so any number of tokens can be
+    removed again.
+
+    Args:
+        spec: The decoder.
+        like: A tensor of the type and device it computes in.
+    """
+
+    def __init__(self, spec: DecoderSpec, like: Tensor) -> None:
+        self._spec = spec
+        self._like = like.new_empty(0)
+        self._group = spec.num_heads // spec.num_kv_heads
+        self.release()
+
+    def release(self) -> None:
+        """Frees the memory; the next pass begins at position 0."""
+        self._capacity = 0
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._tables: Rotations = {}
+        self._first = self._last = 0
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    def begin(self, first: int, num_new: int) -> Rotations:
+        """Prepares a pass over `num_new` tokens from position `first` on; what was stored after `first` is lost."""
+        self._first, self._last = first, first + num_new
+        self._masks = {}
+        if self._last > self._capacity:
+            self._grow(first, max(FIRST_CAPACITY, 2 * self._capacity, self._last))
+        return {
+            rotary: (cos[self._first : self._last], sin[self._first : self._last])
+            for rotary, (cos, sin) in self._tables.items()
+        }
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        first, last, num_new = self._first, self._last, queries.shape[0]
+        cached_keys, cached_values = self._keys[layer], self._values[layer]
+        cached_keys[:, first:last] = keys.transpose(0, 1)
+        cached_values[:, first:last] = values.transpose(0, 1)
+        window = self._spec.layers[layer].window
+        start = 0 if window is None else max(0, first + 1 - window)
+        seen_keys, seen_values = cached_keys[:, start:last], cached_values[:, start:last]
+        mask = self._mask(window, start)
+        rows = queries.transpose(0, 1)
+        if self._spec.attention_soft_cap is not None:
+            attended = self._attend_capped(rows, seen_keys, seen_values, mask)
+        else:
+            attended = functional.scaled_dot_product_attention(
+                rows[None],
+                seen_keys[None],
+                seen_values[None],
+                attn_mask=mask,
+                is_causal=mask is None and num_new > 1,
+                scale=self._spec.attention_scale,
+                enable_gqa=self._group > 1,
+            )[0]
+        return attended.transpose(0, 1).reshape(num_new, -1)
+
+    def _attend_capped(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Computes attention with capped scores, in the order of transformers (Gemma 2). No fused kernel has them."""
+        cap = self._spec.attention_soft_cap
+        assert cap is not None
+        num_heads, num_new, size = rows.shape
+        grouped = rows.reshape(keys.shape[0], self._group * num_new, size)
+        scores = (grouped @ keys.transpose(1, 2) * self._spec.attention_scale).view(num_heads, num_new, -1)
+        scores = (scores / cap).tanh() * cap
+        if mask is None and num_new > 1:
+            mask = torch.ones(num_new, num_new, dtype=torch.bool, device=rows.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(rows.dtype)
+        return (weights.view(keys.shape[0], self._group * num_new, -1) @ values).view(num_heads, num_new, size)
+
+    def _mask(self, window: int | None, start: int) -> Tensor | None:
+        """Which cached positions from `start` on each new token sees, `[n, positions]`; None: plain causal, or all."""
+        if window not in self._masks:
+            num_new = self._last - self._first
+            mask = None
+            if num_new > 1 and (self._first or (window is not None and self._last > window)):
+                columns = torch.arange(start, self._last, device=self._like.device)
+                rows = torch.arange(self._first, self._last, device=self._like.device)[:, None]
+                mask = columns <= rows
+                if window is not None:
+                    mask &= columns > rows - window
+            self._masks[window] = mask
+        return self._masks[window]
+
+    def _grow(self, num_kept: int, capacity: int) -> None:
+        """Move to a larger cache layer by layer, so that the old and the new one are never both whole.
+
+        A failure in between loses nothing: no tensor is smaller than the capacity, which is set last.
+        """
+        like, spec = self._like, self._spec
+        shape = (spec.num_kv_heads, capacity, spec.head_size)
+        if not self._keys:
+            self._keys = [like.new_empty(0, 0, 0)] * len(spec.layers)
+            self._values = list(self._keys)
+        for tensors in (self._keys, self._values):
+            for index in range(len(spec.layers)):
+                larger = like.new_zeros(shape)
+                if num_kept:
+                    larger[:, :num_kept] = tensors[index][:, :num_kept]
+                tensors[index] = larger
+        self._tables = rotations_at(spec, torch.arange(capacity, device=like.device), like.dtype)
+        self._capacity = capacity

@@ -1,0 +1,160 @@
+"""The tokenizer of a checkpoint: tokenizer.json as it is, through the `tokenizers` package.
+
+Normalizer, pre-tokenizer, decoder, post-processor and added tokens are those of the file. Names of special tokens and
+the chat template come from tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from specgen.core.errors import ModelFileError
+from specgen.core.model_files import read_json, read_text
+from specgen.text.template_sandbox import render_template
+
+TOKENIZER_FILE = "tokenizer.json"
+_CONFIG, _MAP, _TEMPLATE, _OLD_TEMPLATE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+class Tokenizer:
+    """Strings to ids and back.
+
+    Args:
+        backend: The tokenizer of the file.
+        special_tokens: Strings by name, as in `eos_token`.
+        chat_template: Jinja source; None: the model has none.
+    """
+
+    def __init__(self, backend: Backend, special_tokens: Mapping[str, str], chat_template: str | None) -> None:
+        # A file may carry the settings of its training.
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend_tokenizer = backend
+        self.special_tokens_map = dict(special_tokens)
+        self.chat_template = chat_template
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Returns the ids of a text. Special tokens are those that the file's post-processor adds."""
+        ids: list[int] = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Returns the text of ids."""
+        return self.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def convert_ids_to_tokens(self, token_id: int) -> str | None:
+        """Returns the string of a token as it is in the vocabulary; None for an unknown id."""
+        return self.backend_tokenizer.id_to_token(token_id)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Returns the ids by string, added tokens included."""
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+    @cached_property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The added tokens by id."""
+        return self.backend_tokenizer.get_added_tokens_decoder()
+
+    @property
+    def bos_token(self) -> str | None:
+        """The string of the token that begins a text; None without one."""
+        return self.special_tokens_map.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        """The string of the token that ends a text; None without one."""
+        return self.special_tokens_map.get("eos_token")
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text; None without one."""
+        return self._id_of("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text; None without one."""
+        return self._id_of("eos_token")
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """The token for unknown text; None without one."""
+        return self._id_of("unk_token")
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, str]],
+        *,
+        chat_template: str | None = None,
+        tokenize: Literal[False] = False,  # noqa: ARG002  transformers' method has it
+        **variables: Any,
+    ) -> str:
+        """Renders a conversation with the model's own template, or with another one.
+
+        Raises:
+            Exception: Whatever the template raises.
+        """
+        source = chat_template or self.chat_template
+        assert source is not None, "the caller checks that there is a template"
+        return render_template(source, conversation, {**self.special_tokens_map, **variables})
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.special_tokens_map.get(name)
+        return None if token is None else self.backend_tokenizer.token_to_id(token)
+
+
+def read_tokenizer_file(folder: Path) -> Tokenizer:
+    """Loads the tokenizer of a folder that has a tokenizer.json.
+
+    Raises:
+        ModelFileError: A file is damaged.
+    """
+    path = folder / TOKENIZER_FILE
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:
+        # The bindings raise a bare Exception for whatever they can't read.
+        if type(error) is not Exception:
+            raise
+        raise ModelFileError(
+            f"invalid tokenizer {path}: {error}", "the file is damaged: download the model again"
+        ) from error
+    config = _read_if_there(folder / _CONFIG)
+    names = {**_special_tokens(_read_if_there(folder / _MAP)), **_special_tokens(config)}
+    return Tokenizer(backend, names, _chat_template(folder, config))
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the strings of the keys that end in `_token`; a value is a string, or an object with a `content`."""
+    found = {}
+    extra = config.get("extra_special_tokens")
+    for key, value in {**config, **(extra if isinstance(extra, dict) else {})}.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(content, str):
+            found[key] = content
+    return found
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Returns the template of chat_template.jinja, else of the configs; of several the one named `default`."""
+    if (folder / _TEMPLATE).is_file():
+        return read_text(folder / _TEMPLATE)
+    found = config.get("chat_template") or _read_if_there(folder / _OLD_TEMPLATE).get("chat_template")
+    if isinstance(found, list):
+        templates = [item for item in found if isinstance(item, dict)]
+        found = next((item.get("template") for item in templates if item.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

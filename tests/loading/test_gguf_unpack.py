@@ -1,0 +1,278 @@
+"""Unpacked GGUF files: weights and spec equal those of transformers' loader bit for bit, or it unpacks the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from specgen.core.errors import ModelFileError, NumericalError
+from specgen.core.settings import ModelSettings
+from specgen.loading.config_check import check_folder
+from specgen.loading.config_reader import UnsupportedConfig
+from specgen.loading.decoder_families import decoder_spec
+from specgen.loading.gguf import unpack as unpack_module
+from specgen.loading.gguf.convert import convert_gguf
+from specgen.loading.gguf.unpack import can_unpack, unpack
+from specgen.loading.weights import load_weights
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.transformers_model import TransformersModel
+from tests.loading.builders import fails, resolved
+
+HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
+HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 64, 4, 2, 96, 7
+HEAD_SIZES = {"llama": 32, "qwen2": HIDDEN // HEADS, "qwen3": 128, "gemma3": 256}
+"""Of Qwen 3 and Gemma 3, transformers' loader unpacks no others."""
+TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "AB", *[chr(code) for code in range(33, 93)]]
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+
+Shapes = dict[str, tuple[int, ...]]
+Edit = Callable[[Any, Shapes], None]
+"""Changes a writer and the shapes of the tensors that are written."""
+
+
+def shapes_of(family: str) -> Shapes:
+    """Returns the tensors of a family in GGUF's names."""
+    size = HEAD_SIZES[family]
+    shapes: Shapes = {"token_embd.weight": (len(TOKENS), HIDDEN), "output_norm.weight": (HIDDEN,)}
+    if family != "gemma3":
+        shapes["output.weight"] = (len(TOKENS), HIDDEN)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        shapes |= {f"{block}attn_norm.weight": (HIDDEN,), f"{block}ffn_norm.weight": (HIDDEN,)}
+        for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
+            shapes[f"{block}attn_{name}.weight"] = (heads * size, HIDDEN)
+            if family == "qwen2":
+                shapes[f"{block}attn_{name}.bias"] = (heads * size,)
+        shapes[f"{block}attn_output.weight"] = (HIDDEN, HEADS * size)
+        shapes |= {f"{block}ffn_gate.weight": (INNER, HIDDEN), f"{block}ffn_up.weight": (INNER, HIDDEN)}
+        shapes[f"{block}ffn_down.weight"] = (HIDDEN, INNER)
+        if family in ("qwen3", "gemma3"):
+            shapes |= {f"{block}attn_q_norm.weight": (size,), f"{block}attn_k_norm.weight": (size,)}
+        if family == "gemma3":
+            shapes |= {f"{block}post_attention_norm.weight": (HIDDEN,), f"{block}post_ffw_norm.weight": (HIDDEN,)}
+    return shapes
+
+
+def write(path: Path, family: str, *, types: tuple[str, ...] = TYPES, edit: Edit | None = None, nan: str = "") -> Path:
+    """Writes a GGUF file of a family with random weights, in different types."""
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(50_000.0)
+    if family != "qwen2":
+        writer.add_key_length(HEAD_SIZES[family])
+        writer.add_value_length(HEAD_SIZES[family])
+    if family == "llama":
+        writer.add_rope_dimension_count(HEAD_SIZES[family])
+        writer.add_vocab_size(len(TOKENS))
+    if family == "gemma3":
+        writer.add_sliding_window(24)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
+    writer.add_token_merges(["A B"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    shapes = shapes_of(family)
+    if edit is not None:
+        edit(writer, shapes)
+    random = np.random.default_rng(0)
+    for index, (name, shape) in enumerate(shapes.items()):
+        values = random.standard_normal(shape).astype(np.float32)
+        if name == nan:
+            values[...] = np.nan
+        kind = gguf.GGMLQuantizationType[types[index % len(types)] if len(shape) > 1 else "F32"]
+        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def library_model(path: Path) -> Any:
+    """Returns transformers' model of a GGUF file."""
+    return (
+        transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.bfloat16,
+            quantization_config=transformers.GgufConfig(dequantize=True),
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def spec_of(config: Any) -> DecoderSpec:
+    values = json.loads(json.dumps({**config.to_dict(), "quantization_config": None, "dtype": "bfloat16"}))
+    del values["quantization_config"]
+    return decoder_spec(values)
+
+
+def assert_equals_the_library(path: Path, folder: Path) -> None:
+    spec = unpack(path, folder)
+    model = library_model(path)
+    expected = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not (model.config.tie_word_embeddings and name == "lm_head.weight")
+    }
+    found = tensors_of(folder)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+    assert decoder_spec(json.loads((folder / "config.json").read_text())) == spec
+    assert spec == spec_of(model.config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_and_spec_equal_the_librarys_bit_for_bit(tmp_path: Path, family: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    assert_equals_the_library(write(tmp_path / "tiny.gguf", family), folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_a_file_without_a_head_has_tied_embeddings(tmp_path: Path, family: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = write(tmp_path / "tiny.gguf", family, edit=lambda _, shapes: shapes.pop("output.weight"))
+
+    assert_equals_the_library(path, folder)
+    assert check_folder(folder).decoder == unpack(path, folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_converted_file_has_the_logits_of_the_librarys_model(tmp_path: Path, family: str) -> None:
+    path = write(tmp_path / "tiny.gguf", family)
+    folder = convert_gguf(path)
+    loaded = load_weights(resolved(folder, ModelSettings("tiny", dtype="float32"), from_gguf=True), len(TOKENS))
+    ids = torch.randint(3, len(TOKENS), (50,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    expected = library_model(path).float()(torch.tensor([ids])).logits[0]
+
+    assert type(loaded.model) is DecoderModel
+    assert relative_error(loaded.model.logits(ids, 50), expected) <= 1e-5
+
+
+def test_weights_larger_than_a_shard_go_to_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack_module, "SHARD_BYTES", 40_000)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    assert_equals_the_library(write(tmp_path / "tiny.gguf", "qwen3"), folder)
+
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert check_folder(folder).decoder is not None
+
+
+def _scaled(writer: Any, _: Shapes) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(4.0)
+
+
+def _partial(writer: Any, _: Shapes) -> None:
+    writer.add_uint32("qwen3.rope.dimension_count", HEAD_SIZES["qwen3"] // 2)
+
+
+UNSUPPORTED: dict[str, tuple[str, Edit, str]] = {
+    "scaled rotary embedding": ("qwen3", _scaled, "rope.scaling.type"),
+    "partial rotary embedding": ("qwen3", _partial, "partial_rotary_factor"),
+    "frequencies": ("llama", lambda _, shapes: shapes.update({"rope_freqs.weight": (16,)}), "rope_freqs"),
+    "bias": (
+        "llama",
+        lambda _, shapes: shapes.update({"blk.0.attn_q.bias": (128,)}),
+        "blk.0.attn_q.bias",
+    ),
+    "no embedding": ("llama", lambda _, shapes: shapes.pop("token_embd.weight"), "token_embd.weight"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_file_that_a_spec_does_not_describe_is_left_to_transformers(tmp_path: Path, name: str) -> None:
+    family, edit, part = UNSUPPORTED[name]
+    path = write(tmp_path / "tiny.gguf", family, edit=edit)
+
+    with pytest.raises(UnsupportedConfig, match=part):
+        unpack(path, tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_left_to_transformers_has_its_weights(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", "qwen3", edit=_scaled)
+    folder = convert_gguf(path)
+    loaded = load_weights(resolved(folder, ModelSettings("tiny", dtype="float32"), from_gguf=True), len(TOKENS))
+
+    expected = library_model(path).float()(torch.tensor([[3, 4, 5]])).logits[0]
+
+    assert isinstance(loaded.model, DecoderModel | TransformersModel)
+    assert relative_error(loaded.model.logits([3, 4, 5], 3), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "gemma2", "qwen2moe", "mamba", ""])
+def test_other_architectures_are_not_unpacked_here(architecture: str) -> None:
+    assert not can_unpack(architecture)
+
+
+def test_a_missing_tensor_names_file_and_tensor(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", "qwen3", edit=lambda _, shapes: shapes.pop("blk.2.attn_k_norm.weight"))
+
+    fails(ModelFileError, lambda: unpack(path, tmp_path), str(path), "model.layers.2.self_attn.k_norm.weight")
+
+
+def test_a_misshapen_tensor_names_file_and_tensor(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "tiny.gguf", "qwen3", edit=lambda _, shapes: shapes.update({"blk.2.attn_norm.weight": (32,)})
+    )
+
+    fails(ModelFileError, lambda: unpack(path, tmp_path), str(path), "blk.2.attn_norm.weight", "(32,)")
+
+
+@pytest.mark.parametrize("name", ["blk.3.attn_norm.weight", "token_embd.weight", "output.weight"])
+@pytest.mark.fault("F19")
+def test_nan_in_a_norm_or_an_embedding_is_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "tiny.gguf", "qwen3", types=("F32",), nan=name)
+
+    fails(NumericalError, lambda: unpack(path, tmp_path), str(path), name)
+
+
+@pytest.mark.real
+@pytest.mark.timeout(300)
+def test_a_real_file_equals_the_librarys_bit_for_bit(tmp_path: Path) -> None:
+    path = HOME / "smollm2-135m-instruct.gguf"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+
+    assert_equals_the_library(path, tmp_path)

@@ -1,0 +1,206 @@
+"""Placement: device, compute type and weight format of a model, with the reasons."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.core.errors import DeviceError, MemoryShortageError, SettingsError
+from specgen.core.settings import ModelSettings
+from specgen.loading import placement
+from specgen.loading.config_check import check_folder
+from specgen.loading.model_config import ModelConfig
+from specgen.loading.placement import Placement, choose_placement
+from tests.loading.builders import cpu_with, edit_json, fails
+
+
+def choose(folder: Path, *, from_gguf: bool = False, **settings: Any) -> Placement:
+    return choose_placement(ModelSettings(str(folder), **settings), check_folder(folder), from_gguf=from_gguf)
+
+
+@pytest.fixture(autouse=True)
+def cpu(plain_cpu: None) -> None:
+    pass
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, *free: int, capability: tuple[int, int] = (9, 0)) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index], 10**12))
+    monkeypatch.setattr(placement, "check_bitsandbytes", lambda quant, device: None)
+
+
+CONFIG = ModelConfig("llama", 64, 128, None, "bfloat16", num_parameters=10**9, num_weight_bytes=2 * 10**9)
+
+
+def test_auto_chooses_bfloat16_on_a_cpu_that_has_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch, "amx_bf16")
+
+    chosen = choose(folder)
+
+    assert (chosen.dtype, chosen.quant, chosen.remarks) == ("bfloat16", "none", ())
+
+
+def test_auto_chooses_nf4_on_a_cpu_with_avx512_bf16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch, "avx512_bf16")
+    config = replace(check_folder(folder), widths_fit_blocks=True)
+
+    chosen = choose_placement(ModelSettings(""), config, from_gguf=False)
+
+    assert (chosen.quant, chosen.dtype) == ("nf4", "bfloat16")
+
+
+def test_layers_whose_width_does_not_fit_the_4_bit_kernel_are_not_quantized(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_with(monkeypatch, "avx512_bf16")
+    config = check_folder(folder)
+
+    assert choose_placement(ModelSettings(""), config, from_gguf=False).quant == "none"
+    fails(SettingsError, lambda: choose(folder, quant="nf4"), "nf4", "64")
+
+
+def test_auto_never_quantizes_a_gguf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch, "avx512_bf16")
+
+    assert choose_placement(ModelSettings(""), check_folder(folder), from_gguf=True).quant == "none"
+
+
+def test_auto_never_quantizes_a_quantized_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch, "avx512_bf16")
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq"})
+
+    assert choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False).quant == "none"
+
+
+@pytest.mark.fault("F36")
+def test_auto_does_not_quantize_without_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch, "avx512_bf16")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+
+    chosen = choose_placement(ModelSettings(""), replace(check_folder(folder), widths_fit_blocks=True), from_gguf=False)
+
+    assert chosen.quant == "none"
+    assert "bitsandbytes" in " ".join(chosen.remarks)
+
+
+@pytest.mark.fault("F38")
+def test_auto_falls_back_to_the_cpu_and_gives_the_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+
+    chosen = choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False)
+
+    assert chosen.device == "cpu"
+    assert "CUDA" in " ".join(chosen.remarks)
+
+
+def test_auto_chooses_nf4_and_bfloat16_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 10**11)
+
+    chosen = choose_placement(ModelSettings("m"), CONFIG, from_gguf=False)
+
+    assert (chosen.device, chosen.quant, chosen.dtype, chosen.spread) == ("cuda:0", "nf4", "bfloat16", False)
+
+
+def test_auto_chooses_float16_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 10**11, capability=(7, 5))
+
+    assert choose_placement(ModelSettings("m"), CONFIG, from_gguf=False).dtype == "float16"
+
+
+def test_a_model_too_large_for_one_gpu_is_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 15 * 10**8, 15 * 10**8)
+
+    assert choose_placement(ModelSettings("m", quant="none"), CONFIG, from_gguf=False).spread
+
+
+def test_a_model_that_fits_one_gpu_is_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 10**10, 10**10)
+
+    assert not choose_placement(ModelSettings("m", quant="none"), CONFIG, from_gguf=False).spread
+
+
+@pytest.mark.fault("F46")
+def test_a_model_too_large_for_all_gpus_is_not_put_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 10**9, 10**9)
+
+    fails(
+        MemoryShortageError,
+        lambda: choose_placement(ModelSettings("m", quant="none"), CONFIG, from_gguf=False),
+        "--quant nf4",
+    )
+
+
+def test_a_requested_gpu_is_the_only_one_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 10**6, 10**6)
+
+    chosen = choose_placement(ModelSettings("m", device="cuda:1"), CONFIG, from_gguf=False)
+
+    assert (chosen.device, chosen.spread) == ("cuda:1", False)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])
+@pytest.mark.fault("F38")
+def test_a_missing_device_is_an_error(folder: Path, device: str) -> None:
+    error = fails(DeviceError, lambda: choose(folder, device=device), f"--device {device}", "--device cpu")
+
+    assert error.exit_code == 5
+
+
+def test_a_gpu_number_beyond_the_last_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 10**10)
+
+    fails(
+        DeviceError,
+        lambda: choose_placement(ModelSettings("m", device="cuda:1"), CONFIG, from_gguf=False),
+        "cuda:1",
+        "cuda:0",
+    )
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "tpu", "", "cpu:0"])
+def test_an_invalid_device_is_a_settings_error(folder: Path, device: str) -> None:
+    fails(SettingsError, lambda: choose(folder, device=device), "--device", repr(device))
+
+
+def test_a_quantized_checkpoint_is_not_quantized_again(folder: Path) -> None:
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq"})
+
+    fails(SettingsError, lambda: choose(folder, quant="nf4"), "--quant nf4", "gptq")
+
+
+@pytest.mark.fault("F26")
+def test_a_converted_gguf_is_not_quantized_again(folder: Path) -> None:
+    fails(SettingsError, lambda: choose(folder, quant="nf4", from_gguf=True), "--quant nf4", "GGUF")
+
+
+@pytest.mark.fault("F36")
+def test_a_weight_format_without_bitsandbytes_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+
+    error = fails(DeviceError, lambda: choose(folder, quant="nf4"), "bitsandbytes", "pip install 'bitsandbytes")
+
+    assert error.exit_code == 5
+    assert choose(folder, quant="none").quant == "none"
+
+
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+@pytest.mark.fault("F37")
+def test_an_unusable_bitsandbytes_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch, quant: str) -> None:
+    from bitsandbytes import functional
+
+    def no_backend(*args: object, **options: object) -> None:
+        raise NotImplementedError("no kernel for this device\nmany more lines")
+
+    monkeypatch.setattr(functional, "quantize_4bit", no_backend)
+    monkeypatch.setattr(functional, "int8_vectorwise_quant", no_backend)
+
+    error = fails(DeviceError, lambda: choose(folder, quant=quant), "bitsandbytes", "no kernel for this device")
+
+    assert "many more lines" not in error.message

@@ -1,0 +1,78 @@
+"""Tensors of safetensors files: read by name, equal to the library's, and compared with what a model needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from specgen.core.errors import ModelFileError
+from specgen.loading.tensor_files import TensorFiles
+from tests.loading.builders import fails
+
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.ones(4, dtype=torch.bfloat16),
+    "c": torch.tensor([[1.0, -2.0]], dtype=torch.float16),
+    "d": torch.zeros(0, 3),
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> TensorFiles:
+    save_file({name: TENSORS[name] for name in "ac"}, tmp_path / "1.safetensors")
+    save_file({name: TENSORS[name] for name in "bd"}, tmp_path / "2.safetensors")
+    return TensorFiles(tmp_path, ["1.safetensors", "2.safetensors"])
+
+
+def test_shapes_are_known_without_reading(files: TensorFiles) -> None:
+    assert files.shapes == {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+
+
+def test_tensors_of_several_files_are_read_as_stored(files: TensorFiles) -> None:
+    found = files.read("bacd")
+
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+def test_tensors_are_copies_that_outlive_their_file(files: TensorFiles, tmp_path: Path) -> None:
+    found = files.read("a")["a"]
+    with (tmp_path / "1.safetensors").open("r+b") as file:
+        file.write(b"\0" * (tmp_path / "1.safetensors").stat().st_size)
+
+    found += 1
+
+    assert torch.equal(found, TENSORS["a"] + 1)
+
+
+def test_what_a_model_needs_and_what_is_ignored_passes(files: TensorFiles) -> None:
+    files.check({"a": (2, 3), "b": (4,), "c": (1, 2)}, ["d", "not there"])
+
+
+@pytest.mark.parametrize(
+    ("expected", "parts"),
+    [
+        ({**{name: tuple(tensor.shape) for name, tensor in TENSORS.items()}, "e": (1,)}, ["e"]),
+        ({"a": (2, 3), "b": (4,), "c": (1, 2)}, ["d"]),
+        ({"a": (3, 2), "b": (4,), "c": (1, 2), "d": (0, 3)}, ["a"]),
+        ({"a": (6,), "b": (4,), "c": (1, 2), "d": (0, 3)}, ["a"]),
+        ({str(index): (1,) for index in range(9)}, ["9 tensors", "0, 1, 2, ..."]),
+    ],
+)
+def test_a_missing_a_left_over_and_a_misshapen_tensor_are_named(
+    files: TensorFiles, tmp_path: Path, expected: dict[str, tuple[int, ...]], parts: list[str]
+) -> None:
+    fails(ModelFileError, lambda: files.check(expected), str(tmp_path), *parts)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_weights_of_a_type_that_is_not_a_plain_float_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"a": torch.zeros(2, 3).to(dtype)}, tmp_path / "1.safetensors")
+    files = TensorFiles(tmp_path, ["1.safetensors"])
+
+    fails(ModelFileError, lambda: files.check({"a": (2, 3)}), str(tmp_path), "a (")
