@@ -53,9 +53,12 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, without_deprecation_warning():
         layers = list(pool.map(build, range(len(spec.layers))))
-        rest = files.read([name for name in (EMBEDDING, NORM, HEAD) if name in files.shapes], placement.device)
-        for name, tensor in rest.items():
-            _check_finite(name, tensor, folder)
+        rest = {}
+        # One at a time: while a tensor is copied, its pages of the file are in memory as well.
+        for name in (EMBEDDING, NORM, HEAD):
+            if name in files.shapes:
+                rest |= files.read([name], placement.device)
+                _check_finite(name, rest[name], folder)
         embedding = rest[EMBEDDING]
         if spec.is_tied and HEAD in rest and not torch.equal(rest[HEAD], embedding):
             raise ModelFileError(
