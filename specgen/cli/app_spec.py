@@ -31,7 +31,7 @@ class Option:
         minimum: Smallest number allowed.
         maximum: Largest number allowed.
         counts: It takes no value; how often it is given counts.
-        default: As typed; None if there is none to show.
+        default: The default as a user types it; None if help shows no default.
         shows_default: False if the help text names the default.
         is_repeatable: It may be given more than once.
         is_required: The command does not run without it.

@@ -15,6 +15,8 @@ DraftSchedule = Literal["auto", "constant"]
 BaselineMethod = Literal["calibrate", "full", "off"]
 BackendName = Literal["auto", "torch", "transformers", "llama.cpp"]
 
+DEFAULT_MAX_NEW_TOKENS, DEFAULT_REPLY_TOKENS = 256, 1024
+"""Limits of an answer and of a chat's reply if the user gives none; both are cut to the context window."""
 MAX_DRAFT_TOKENS = 64
 """Longest draft that can be requested; beyond it no measured pair gains anything."""
 

@@ -53,7 +53,7 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, without_deprecation_warning():
         layers = list(pool.map(build, range(len(spec.layers))))
-        rest = {}
+        rest: dict[str, Tensor] = {}
         # One at a time: while a tensor is copied, its pages of the file are in memory as well.
         for name in (EMBEDDING, NORM, HEAD):
             if name in files.shapes:

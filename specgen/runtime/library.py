@@ -9,6 +9,8 @@ from specgen.core.events import TextEvent
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo, RunReport
 from specgen.core.settings import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_REPLY_TOKENS,
     LONGEST_AUTO_DRAFT,
     BaselineMethod,
     DecodeSettings,
@@ -27,9 +29,6 @@ from specgen.runtime.pair import pair_settings, resolve_pair
 from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import ChatMessage
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
-
-DEFAULT_MAX_NEW_TOKENS = 256
-DEFAULT_REPLY_TOKENS = 1024
 
 
 class LoadKeywords(TypedDict, total=False):

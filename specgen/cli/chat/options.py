@@ -9,6 +9,7 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
+from specgen.core.settings import DEFAULT_REPLY_TOKENS
 
 HELP = "Talk with a model. The caches are kept between turns, and each reply shows what the draft saves."
 EPILOG = """Examples:
@@ -20,7 +21,6 @@ specgen chat -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct --syste
 specgen chat --resume last"""
 
 SESSION = "Session"
-DEFAULT_MAX_NEW_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class ReplyOptions:
             heading=g.SAMPLING,
             minimum=1,
         ),
-    ] = DEFAULT_MAX_NEW_TOKENS
+    ] = DEFAULT_REPLY_TOKENS
     stops: g.Stops = ()
 
 

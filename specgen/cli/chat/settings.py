@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from specgen.cli.chat.commands import closest_name
-from specgen.cli.chat.options import DEFAULT_MAX_NEW_TOKENS
 from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.request import parse_draft_length
 from specgen.core.errors import SettingsError
-from specgen.core.settings import SamplingSettings
+from specgen.core.settings import DEFAULT_REPLY_TOKENS, SamplingSettings
 from specgen.storage.transcript import Scalar
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class ChatSettings:
     """
 
     sampling: SamplingOptions
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    max_new_tokens: int = DEFAULT_REPLY_TOKENS
     draft_tokens: str = "auto"
     stops: tuple[str, ...] = ()
     strict: bool = False
@@ -76,7 +75,7 @@ class ChatSettings:
                 expected = "an integer" if value_type is int else "a number"
                 raise SettingsError(f"invalid {key} {text!r}", f"give {expected}, or default") from None
         if key == "max-new-tokens":
-            changed = replace(self, max_new_tokens=DEFAULT_MAX_NEW_TOKENS if value is None else int(value))
+            changed = replace(self, max_new_tokens=DEFAULT_REPLY_TOKENS if value is None else int(value))
             if changed.max_new_tokens < 1:
                 raise SettingsError(f"invalid max-new-tokens {text}", "give an integer of at least 1")
             return changed
@@ -122,7 +121,7 @@ class ChatSettings:
         for name, value in figures.items():
             is_unset = getattr(self.sampling, name.replace("-", "_"), 0) is None
             if name == "max-new-tokens":
-                is_unset = self.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
+                is_unset = self.max_new_tokens == DEFAULT_REPLY_TOKENS
             with suppress(SettingsError):
                 if name == "draft-tokens" and not keep_draft_tokens:
                     settings = settings.with_draft_tokens(str(value))

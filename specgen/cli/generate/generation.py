@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from specgen.cli.generate.inputs import Inputs, Prompt
 from specgen.core.progress import ProgressListener
-from specgen.core.settings import DecodeSettings
+from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings
 from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import Pair, resolve_pair
 from specgen.text.chat_template import Message, encode_text
-
-DEFAULT_MAX_NEW_TOKENS = 256
 
 
 def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:

@@ -44,7 +44,7 @@ class Exploration:
     def observe(self, round_: Round) -> None:
         """Charges a trial's time, in tokens of plain decoding, less its expected tokens.
 
-        Not less the tokens that came: bad luck with a few tokens is no reason to stop trying.
+        The tokens of the trial itself are not subtracted: a few rejected tokens are too little evidence to stop trials.
         """
         if self._expected_tokens is not None:
             self._budget -= max(round_.seconds / self._costs.seconds(1) - 1 - self._expected_tokens, 0.0)
