@@ -22,7 +22,7 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.models.transformers_model import TransformersModel
-from specgen.render.plain import PlainView
+from specgen.render.views import PlainView
 from specgen.text.detokenizer import Detokenizer
 from tests.cli.conftest import Cli, clean_environment, cli, toy_arguments, toys
 from tests.fakes import ScriptedDrafter, cached, ids_of, random_tokens, run_events, sampler, tiny_model

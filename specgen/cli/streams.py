@@ -18,10 +18,10 @@ from specgen.render.json_text import Document, dumps
 from specgen.render.jsonl import error_document
 from specgen.render.layout import fit_block
 from specgen.render.messages import format_banner, format_error, format_notice
-from specgen.render.plain import ByteSink
 from specgen.render.summary import format_summary
 from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_ascii_only, is_terminal, make_console
 from specgen.render.views import ViewName
+from specgen.render.writers import ByteWriter
 
 
 class Messages:
@@ -121,4 +121,4 @@ def print_text(text: Text, color: ColorMode) -> None:
 
 def _write_bytes(data: bytes) -> None:
     require_stdout("the answer")
-    ByteSink(sys.stdout.buffer).write(data)
+    ByteWriter(sys.stdout.buffer).write(data)

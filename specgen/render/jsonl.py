@@ -20,7 +20,7 @@ from specgen.core.results import ModelInfo, RunInfo, RunReport
 from specgen.core.version import __version__
 from specgen.render.guarantees import guarantee_documents
 from specgen.render.json_text import Document, dumps
-from specgen.render.plain import ByteSink
+from specgen.render.writers import ByteWriter
 
 SCHEMA_VERSION = 1
 _METHODS = {
@@ -103,7 +103,7 @@ class NdjsonView:
     """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._sink = ByteSink(stream)
+        self._sink = ByteWriter(stream)
 
     def show(self, event: TextEvent) -> None:
         if (document := event_document(event)) is not None:

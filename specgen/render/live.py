@@ -9,10 +9,9 @@ from __future__ import annotations
 from rich.console import Console
 
 from specgen.core.events import FinalText, Notice, RoundText, TextEvent
-from specgen.render.styled_writer import StyledText, StyledWriter
 from specgen.render.text_width import CursorColumn, cut_to_cells
-from specgen.render.theme import PLAIN
-from specgen.render.view import Sanitizer, kept_parts, visible_text
+from specgen.render.view import Sanitizer, StyledView
+from specgen.render.writers import StyledText
 
 MIN_WIDTH = 20
 """Columns; on a narrower terminal the tail would hide the answer."""
@@ -23,28 +22,24 @@ _WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 _SAVE, _RESTORE_AND_ERASE = "\x1b7", "\x1b8\x1b[K"
 
 
-class LiveView:
+class LiveView(StyledView):
     """Shows kept text, followed by a dim tail on the same row: the draft tokens that the round rejected.
 
     Starts at column 0. Without styles there is no tail, and kept text has no marks.
-
-    Args:
-        console: From `make_console`.
-        sanitizer: Applied to all model text.
     """
 
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
-        self._writer = StyledWriter(console)
-        self._sanitizer = sanitizer
+        super().__init__(console, sanitizer)
         self._column = CursorColumn()
         self._size = self._writer.size()
         self._has_tail = False
 
     def show(self, event: TextEvent) -> None:
         if isinstance(event, RoundText):
-            self._print(kept_parts(event, self._sanitizer, marks=False), self._draft(event))
+            rejected = (self._visible(piece.text) for piece in event.pieces if not piece.state.is_kept)
+            self._print(self._kept_parts(event.pieces, marks=False), "".join(rejected).replace("\t", " "))
         elif isinstance(event, FinalText):
-            self._print([(PLAIN, self._sanitizer(event.text))], "")
+            self._print(self._final_parts(event), "")
         elif isinstance(event, Notice):
             self._print([], "")
             # The notice will be printed on the same terminal.
@@ -62,11 +57,6 @@ class LiveView:
         for _, text in parts:
             self._column.advance(text, size[0])
         self._writer.write(parts, before=before, after=self._tail(draft))
-
-    def _draft(self, round_text: RoundText) -> str:
-        glyphs = self._writer.glyphs
-        rejected = (piece for piece in round_text.pieces if not piece.state.is_kept)
-        return "".join(visible_text(self._sanitizer(piece.text), glyphs) for piece in rejected).replace("\t", " ")
 
     def _tail(self, draft: str) -> str:
         width = self._size[0]

@@ -11,8 +11,8 @@ from specgen.core.events import Notice
 from specgen.core.results import RunInfo
 from specgen.render.formatting import format_draft, format_model, format_settings
 from specgen.render.layout import labelled
-from specgen.render.legend import format_legend
 from specgen.render.sanitize import one_line
+from specgen.render.theme import format_legend
 
 if TYPE_CHECKING:
     from specgen.render.views import ViewName

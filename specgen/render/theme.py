@@ -1,4 +1,4 @@
-"""Defines the looks of accepted, rejected and other text: styles, marks and glyphs.
+"""Defines the looks of accepted, rejected and other text: styles, marks, glyphs, and the legend that explains them.
 
 The three states differ in shape as well as in colour, so they stay distinct with NO_COLOR and in any colour vision.
 """
@@ -6,8 +6,13 @@ The three states differ in shape as well as in colour, so they stay distinct wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from rich.text import Text
 from rich.theme import Theme
+
+if TYPE_CHECKING:
+    from specgen.render.views import ViewName
 
 ROLES: dict[str, str] = {
     "accepted": "bold cyan",
@@ -82,3 +87,35 @@ def mark_target(text: str) -> str:
     The leading space stays inside: removing `[-…-]` and unwrapping `{+…+}` restores the answer.
     """
     return f"{{+{text}+}}" if text else ""
+
+
+def format_legend(view: ViewName, *, marks: bool, ascii_only: bool) -> Text | None:
+    """Returns each state of a token as the view shows it; None for a view that shows no states.
+
+    Args:
+        view: The view.
+        marks: The stream shows marks instead of styles.
+        ascii_only: The terminal shows ASCII only.
+    """
+    accepted, target, rejected = (Text(word, word) for word in ("accepted", "target", "rejected"))
+    match view:
+        case "steps":
+            states = [
+                accepted,
+                Text("-rejected", "rejected"),
+                Text("-discarded", "discarded"),
+                Text("+target", "target"),
+            ]
+        case "text":
+            states = [accepted, Text(mark_target("target")) if marks else target]
+        case "live" if not marks:
+            states = [accepted, target, Text("rejected, until the next round", "pending")]
+        case "live" | "off":
+            return None
+        case _ if marks:
+            # `mark_rejected` writes the count with a plus on any terminal.
+            states = [accepted, Text(mark_rejected("rejected +n discarded", 0)), Text(mark_target("target"))]
+        case _:
+            discarded = Text(f"{glyphs(ascii_only=ascii_only).discarded}n discarded", "discarded")
+            states = [accepted, rejected, discarded, target]
+    return Text(" " if marks else "  ").join(states)

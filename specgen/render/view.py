@@ -1,14 +1,16 @@
-"""Defines the protocol of views, and styles the pieces of a round for them."""
+"""Defines the protocol of views, and what the views of styled text share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Protocol
 
-from specgen.core.events import Piece, RoundText, TextEvent
-from specgen.render.styled_writer import StyledText
-from specgen.render.theme import TARGET_ROLES, Glyphs, mark_target
+from rich.console import Console
+
+from specgen.core.events import FinalText, Piece, RoundText, TextEvent
+from specgen.render.theme import PLAIN, TARGET_ROLES, mark_target
+from specgen.render.writers import StyledText, StyledWriter
 
 Sanitizer = Callable[[str], str]
 """Function that makes model text safe before it is shown."""
@@ -29,25 +31,42 @@ class View(Protocol):
         """Resets the stream and ends the line. Can be called again, and after a failure."""
 
 
-def unchanged(text: str) -> str:
-    """Returns the text as it is: the sanitizer for trusted output."""
-    return text
+class StyledView:
+    """Writes styled text; its subclasses decide how a round looks.
 
+    Args:
+        console: From `make_console`. On a stream without styles, marks show the states.
+        sanitizer: Applied to all model text.
+    """
 
-def kept_parts(round_text: RoundText, sanitizer: Sanitizer, *, marks: bool) -> list[StyledText]:
-    """Returns the kept text of a round, one part for each run of tokens with the same state."""
-    return style_pieces([piece for piece in round_text.pieces if piece.state.is_kept], sanitizer, marks=marks)
+    def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
+        self._writer = StyledWriter(console)
+        self._sanitizer = sanitizer
 
+    def show(self, event: TextEvent) -> None:
+        if isinstance(event, RoundText):
+            self._writer.write(self._round_parts(event))
+        elif isinstance(event, FinalText):
+            self._writer.write(self._final_parts(event))
 
-def style_pieces(kept: list[Piece], sanitizer: Sanitizer, *, marks: bool) -> list[StyledText]:
-    """Returns kept pieces as styled text; `marks` wraps the target's own tokens, for streams without styles."""
-    parts: list[StyledText] = []
-    for state, run in groupby(kept, key=lambda piece: piece.state):
-        text = sanitizer("".join(piece.text for piece in run))
-        parts.append((state, mark_target(text) if marks and state in TARGET_ROLES else text))
-    return parts
+    def close(self) -> None:
+        self._writer.finish()
 
+    def _round_parts(self, round_text: RoundText) -> list[StyledText]:
+        raise NotImplementedError
 
-def visible_text(text: str, glyphs: Glyphs) -> str:
-    """Returns the safe text of a token with visible newlines; `·` if it has no text."""
-    return text.replace("\n", glyphs.newline) or glyphs.empty
+    def _final_parts(self, final: FinalText) -> list[StyledText]:
+        return [(PLAIN, self._sanitizer(final.text))]
+
+    def _kept_parts(self, pieces: Iterable[Piece], *, marks: bool) -> list[StyledText]:
+        """Returns the kept ones of the pieces, one part for each run of tokens with the same state."""
+        parts: list[StyledText] = []
+        for state, run in groupby((piece for piece in pieces if piece.state.is_kept), key=lambda piece: piece.state):
+            text = self._sanitizer("".join(piece.text for piece in run))
+            parts.append((state, mark_target(text) if marks and state in TARGET_ROLES else text))
+        return parts
+
+    def _visible(self, piece_text: str) -> str:
+        """Returns the safe text of a token with visible newlines; `·` if it has no text."""
+        glyphs = self._writer.glyphs
+        return self._sanitizer(piece_text).replace("\n", glyphs.newline) or glyphs.empty

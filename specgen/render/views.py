@@ -1,23 +1,134 @@
-"""Resolves --view and makes the view, by --color, --sanitize and stdout."""
+"""Shows the answer as bytes, as styled text with or without rejected tokens, or round by round; resolves --view."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import BinaryIO, Literal
 
 from rich.console import Console
 
-from specgen.render.inline import InlineView
+from specgen.core.events import FinalText, Piece, RoundText, TextEvent, TokenState
 from specgen.render.live import LiveView
-from specgen.render.plain import PlainView
 from specgen.render.sanitize import sanitize
-from specgen.render.steps import StepsView
 from specgen.render.terminal import ColorMode, is_ascii_only
-from specgen.render.text import TextView
-from specgen.render.view import Sanitizer, View, unchanged
+from specgen.render.theme import PLAIN, mark_rejected
+from specgen.render.view import Sanitizer, StyledView, View
+from specgen.render.writers import ByteWriter, StyledText
 
 ViewName = Literal["auto", "inline", "live", "text", "steps", "off"]
 SanitizeMode = Literal["auto", "always", "never"]
+
+
+def unchanged(text: str) -> str:
+    """Returns the text as it is: the sanitizer for trusted output."""
+    return text
+
+
+class PlainView:
+    """Writes the answer as UTF-8, flushed once per round. Adds a final newline to an answer without one.
+
+    Args:
+        stream: A binary stream; a text stream may have another encoding, or translate newlines.
+        sanitizer: `unchanged` for the exact bytes.
+    """
+
+    def __init__(self, stream: BinaryIO, sanitizer: Sanitizer = unchanged) -> None:
+        self._writer = ByteWriter(stream)
+        self._sanitizer = sanitizer
+        self._at_line_start = True
+
+    def show(self, event: TextEvent) -> None:
+        if isinstance(event, RoundText):
+            self._write(self._sanitizer(event.kept))
+        elif isinstance(event, FinalText):
+            self._write(self._sanitizer(event.text))
+
+    def close(self) -> None:
+        if not self._at_line_start:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._at_line_start = text.endswith("\n")
+            self._writer.write(text.encode("utf-8", "replace"))
+
+
+class TextView(StyledView):
+    """Shows accepted tokens and the target's own in different styles, without rejected drafts: easy to copy."""
+
+    def _round_parts(self, round_text: RoundText) -> list[StyledText]:
+        return self._kept_parts(round_text.pieces, marks=not self._writer.has_styles)
+
+
+class InlineView(StyledView):
+    """Shows accepted tokens, the rejected token struck out, `⋯n` for n discarded, then the target's own token."""
+
+    def _round_parts(self, round_text: RoundText) -> list[StyledText]:
+        marks = not self._writer.has_styles
+        accepted, rejected, own = _by_outcome(round_text)
+        return [
+            *self._kept_parts(accepted, marks=marks),
+            *self._rejected_parts(rejected, marks=marks),
+            *self._kept_parts(own, marks=marks),
+        ]
+
+    def _rejected_parts(self, drafted: list[Piece], *, marks: bool) -> list[StyledText]:
+        rejected = [piece for piece in drafted if piece.state is TokenState.REJECTED]
+        if not rejected:
+            return []
+        num_discarded = len(drafted) - len(rejected)
+        text = "".join(self._visible(piece.text) for piece in rejected)
+        if marks:
+            return [(PLAIN, mark_rejected(text, num_discarded))]
+        count = f"{self._writer.glyphs.discarded}{num_discarded}" if num_discarded else ""
+        return [("rejected", text), ("discarded", count)]
+
+
+class StepsView(StyledView):
+    """Shows one line per round: counts, time, accepted tokens, rejected and discarded ones, the target's own.
+
+    #12    3/5    31 ms  ␣The ␣quick ␣brown | -␣dog -␣and | +␣fox
+
+    Lines are not cut. The prefixes show the states, so a stream without styles needs no other marks.
+    """
+
+    def _round_parts(self, round_text: RoundText) -> list[StyledText]:
+        round_ = round_text.round
+        kept = f"{round_.num_accepted}/{len(round_.draft_ids)}"
+        milliseconds = round_.seconds * 1000
+        time = f"{milliseconds:.1f} ms" if milliseconds < 9.95 else f"{milliseconds:.0f} ms"
+        parts: list[StyledText] = [("muted", f"#{round_.index:<4}{kept:>5}{time:>8}")]
+        separator = (PLAIN, "  ")
+        for prefix, pieces in zip(("", "-", "+"), _by_outcome(round_text), strict=True):
+            if pieces:
+                parts += [separator, *self._token_parts(prefix, pieces)]
+                separator = ("muted", " | ")
+        return [*parts, (PLAIN, "\n")]
+
+    def _final_parts(self, final: FinalText) -> list[StyledText]:
+        text = f"  {self._visible(final.text)}" if final.text else ""
+        return [("muted", f"end  {final.finish.reason}"), (PLAIN, f"{text}\n")]
+
+    def _token_parts(self, prefix: str, pieces: list[Piece]) -> Iterable[StyledText]:
+        for index, piece in enumerate(pieces):
+            if index:
+                yield PLAIN, " "
+            yield piece.state, prefix + self._visible(piece.text)
+
+    def _visible(self, piece_text: str) -> str:
+        glyphs = self._writer.glyphs
+        return super()._visible(piece_text).replace(" ", glyphs.space).replace("\t", glyphs.tab)
+
+
+def _by_outcome(round_text: RoundText) -> tuple[list[Piece], list[Piece], list[Piece]]:
+    """Returns the accepted tokens, the rejected and discarded ones, and the target's own."""
+    kept = [piece for piece in round_text.pieces if piece.state.is_kept]
+    return (
+        [piece for piece in kept if piece.state is TokenState.ACCEPTED],
+        [piece for piece in round_text.pieces if not piece.state.is_kept],
+        [piece for piece in kept if piece.state is not TokenState.ACCEPTED],
+    )
 
 
 def resolve_view(
@@ -61,10 +172,5 @@ def make_view(
         sanitizer = unchanged
     if name == "off":
         return PlainView(binary, sanitizer)
-    if name == "live":
-        return LiveView(console, sanitizer)
-    if name == "text":
-        return TextView(console, sanitizer)
-    if name == "steps":
-        return StepsView(console, sanitizer)
-    return InlineView(console, sanitizer)
+    styled: dict[str, type[StyledView]] = {"live": LiveView, "text": TextView, "steps": StepsView}
+    return styled.get(name, InlineView)(console, sanitizer)

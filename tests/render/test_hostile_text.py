@@ -10,12 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specgen.core.events import TextEvent
-from specgen.render.inline import InlineView
 from specgen.render.live import LiveView
-from specgen.render.plain import PlainView
 from specgen.render.sanitize import sanitize
-from specgen.render.steps import StepsView
-from specgen.render.text import TextView
+from specgen.render.views import InlineView, PlainView, StepsView, TextView
 from tests.render.screens import (
     ACCEPTED,
     CORRECTION,

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from specgen.core.errors import OutputError
 from specgen.core.events import TextEvent
-from specgen.render.inline import InlineView
 from specgen.render.sanitize import sanitize
 from specgen.render.terminal import make_console
 from specgen.render.theme import ROLES, TARGET_ROLES
+from specgen.render.views import InlineView
 from tests.render.screens import (
     ACCEPTED,
     CORRECTION,

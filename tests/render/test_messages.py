@@ -11,8 +11,8 @@ from specgen.core.events import Notice
 from specgen.core.results import BatchInvarianceCheck
 from specgen.core.settings import SamplingSettings
 from specgen.render.layout import labelled, wrap_block
-from specgen.render.legend import format_legend
 from specgen.render.messages import format_banner, format_error, format_notice
+from specgen.render.theme import format_legend
 from specgen.render.views import ViewName
 from tests.render.runs import info
 from tests.render.screens import terminal_console, written

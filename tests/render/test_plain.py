@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from specgen.core.errors import OutputError
 from specgen.core.events import TextEvent
-from specgen.render.plain import PlainView
 from specgen.render.sanitize import sanitize
+from specgen.render.views import PlainView
 from tests.render.screens import EXAMPLE, TARGET, answer, final, generations, round_text, show_all
 
 

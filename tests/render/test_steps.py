@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from specgen.core.events import FinalText, Finish, TextEvent
 from specgen.render.sanitize import sanitize
-from specgen.render.steps import StepsView
 from specgen.render.terminal import make_console
+from specgen.render.views import StepsView
 from tests.render.screens import (
     ACCEPTED,
     BONUS,

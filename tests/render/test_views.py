@@ -4,14 +4,20 @@ import io
 
 import pytest
 
-from specgen.render.inline import InlineView
 from specgen.render.live import LiveView
-from specgen.render.plain import PlainView
-from specgen.render.steps import StepsView
+from specgen.render.sanitize import sanitize
 from specgen.render.terminal import ColorMode
-from specgen.render.text import TextView
-from specgen.render.views import SanitizeMode, ViewName, make_view, resolve_view
-from tests.render.screens import EXAMPLE, TARGET, pipe_console, round_text, show_all, terminal_console, written
+from specgen.render.views import (
+    InlineView,
+    PlainView,
+    SanitizeMode,
+    StepsView,
+    TextView,
+    ViewName,
+    make_view,
+    resolve_view,
+)
+from tests.render.screens import EXAMPLE, TARGET, final, pipe_console, round_text, show_all, terminal_console, written
 
 
 @pytest.mark.parametrize(
@@ -94,3 +100,19 @@ def test_an_explicit_view_in_a_pipe_is_sanitized_unless_switched_off() -> None:
 
     assert "\x1b" not in written(safe)
     assert "\x1b" in written(raw)
+
+
+def test_kept_text_is_styled_by_state_and_no_draft_is_shown() -> None:
+    console = terminal_console()
+
+    show_all(TextView(console, sanitize), [EXAMPLE, final(".")])
+
+    assert written(console) == "\x1b[1;36m The quick\x1b[0m\x1b[4m fox\x1b[0m.\x1b[0m\x1b[?25h\n"
+
+
+def test_without_styles_only_the_targets_own_tokens_are_marked() -> None:
+    console = pipe_console()
+
+    show_all(TextView(console, sanitize), [EXAMPLE, final(".")])
+
+    assert written(console) == " The quick{+ fox+}.\n"

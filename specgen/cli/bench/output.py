@@ -24,8 +24,8 @@ from specgen.render.bench.plot import check_plot, plot_bytes
 from specgen.render.bench.table import TableOptions, format_bench
 from specgen.render.json_text import dumps
 from specgen.render.jsonl import error_document
-from specgen.render.plain import ByteSink
 from specgen.render.terminal import ColorMode, is_ascii_only, is_terminal, make_console
+from specgen.render.writers import ByteWriter
 from specgen.storage.output_file import check_output_path, is_output_stream, write_output
 from specgen.storage.paths import private_folder, state_folder
 
@@ -67,7 +67,7 @@ class BenchOutput:
         self._exports = exports
         self._color = color
         self._messages = messages
-        self._sink = ByteSink(sys.stdout.buffer)
+        self._sink = ByteWriter(sys.stdout.buffer)
         self._is_started = False
         self._is_finished = False
         self._keeps_results = True

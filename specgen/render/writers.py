@@ -1,4 +1,4 @@
-"""Writes styled text to a text stream, with one write and one flush per call.
+"""Writes the answer to a stream: exact bytes, or styled text. Each call takes one write and one flush.
 
 Rich's own printing is not used: it expands tabs by chunk instead of row, prints nothing when COLUMNS is 0, and ends
 the program when a pipe breaks.
@@ -7,7 +7,9 @@ the program when a pipe breaks.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 from rich.color import ColorSystem
 from rich.console import Console
@@ -23,24 +25,59 @@ StyledText = tuple[str, str]
 _RESET = "\x1b[0m\x1b[?25h"
 
 
-def output_error(error: OSError) -> OutputError:
-    """Returns the error for an answer that can't be written, with the system's message."""
-    return OutputError(f"cannot write the answer: {error.strerror or error}")
+class _Writer:
+    """Remembers a failed write: nothing is written after it, so closing a view on a broken pipe is silent."""
+
+    def __init__(self) -> None:
+        self._failed = False
+
+    @contextmanager
+    def _failing_once(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self._failed = True
+            raise
+        except OSError as error:
+            self._failed = True
+            raise OutputError(f"cannot write the answer: {error.strerror or error}") from error
 
 
-class StyledWriter:
-    """Writes to a console's stream.
+class ByteWriter(_Writer):
+    """Writes bytes to a binary stream."""
 
-    After a failed write it writes nothing more, so closing a view on a broken pipe is silent.
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def write(self, data: bytes) -> None:
+        """Writes all bytes and flushes.
+
+        Raises:
+            BrokenPipeError: The reader closed the pipe.
+            OutputError: Any other failure.
+        """
+        if self._failed or not data:
+            return
+        rest = memoryview(data)
+        with self._failing_once():
+            # Under `python -u` stdout is a raw file, which may write only some of the bytes.
+            while rest:
+                rest = rest[self._stream.write(rest) or 0 :]
+            self._stream.flush()
+
+
+class StyledWriter(_Writer):
+    """Writes styled text to a console's stream.
 
     Args:
         console: From `make_console`; it defines what the stream can show.
     """
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self._console = console
         self._at_line_start = True
-        self._failed = False
         self._styles: dict[str, Style] = {}
         if self.has_styles:
             for role in ROLES:
@@ -53,14 +90,9 @@ class StyledWriter:
         return self._console.color_system is not None
 
     @property
-    def ascii_only(self) -> bool:
-        """Whether the stream can show ASCII only."""
-        return is_ascii_only(self._console)
-
-    @property
     def glyphs(self) -> Glyphs:
         """The symbols that the stream can show."""
-        return glyphs(ascii_only=self.ascii_only)
+        return glyphs(ascii_only=is_ascii_only(self._console))
 
     def can_move_cursor(self) -> bool:
         """Returns whether text on the screen may be rewritten."""
@@ -99,27 +131,19 @@ class StyledWriter:
         texts = [(role, text) for role, text in parts if text]
         if texts:
             self._at_line_start = texts[-1][1].endswith("\n")
-        self._send(before + "".join(self.paint(role, text) for role, text in texts) + after)
+        data = before + "".join(self.paint(role, text) for role, text in texts) + after
+        if self._failed or not data:
+            return
+        stream = self._console.file
+        with self._failing_once():
+            try:
+                stream.write(data)
+            except UnicodeEncodeError as error:
+                stream.write(data.encode(error.encoding, "backslashreplace").decode(error.encoding))
+            stream.flush()
 
     def finish(self, *, before: str = "") -> None:
         """Resets the terminal: no style, a visible cursor, the next output on a new line."""
         reset = _RESET if self.can_move_cursor() else ""
         newline = [] if self._at_line_start else [(PLAIN, "\n")]
         self.write(newline, before=before + reset)
-
-    def _send(self, data: str) -> None:
-        if self._failed or not data:
-            return
-        stream = self._console.file
-        try:
-            try:
-                stream.write(data)
-            except UnicodeEncodeError as error:
-                stream.write(data.encode(error.encoding, "backslashreplace").decode(error.encoding))
-            stream.flush()
-        except BrokenPipeError:
-            self._failed = True
-            raise
-        except OSError as error:
-            self._failed = True
-            raise output_error(error) from error
