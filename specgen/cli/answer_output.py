@@ -13,9 +13,9 @@ from specgen.cli.view_options import ViewOptions
 from specgen.core.errors import SpecgenError
 from specgen.core.events import FinalText, RoundText, TextEvent
 from specgen.core.results import RunInfo, RunReport
-from specgen.render.jsonl import NdjsonView, error_document, result_document, start_document
+from specgen.render.jsonl import error_document, result_document, start_document
 from specgen.render.view import View
-from specgen.render.views import ViewName
+from specgen.render.views import NdjsonView, ViewName
 from specgen.storage.output_file import check_output_path, write_output
 
 

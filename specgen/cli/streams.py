@@ -14,9 +14,8 @@ from specgen.cli.stdout import require_stdout
 from specgen.core.errors import OutputError, SpecgenError
 from specgen.core.events import Notice
 from specgen.core.results import RunInfo, RunReport
-from specgen.render.json_text import Document, dumps
-from specgen.render.jsonl import error_document
-from specgen.render.layout import fit_block
+from specgen.render.formatting import fit_block
+from specgen.render.jsonl import Document, dumps, error_document
 from specgen.render.messages import format_banner, format_error, format_notice
 from specgen.render.summary import format_summary
 from specgen.render.terminal import ColorLevel, ColorMode, decide_color, is_ascii_only, is_terminal, make_console

@@ -11,10 +11,15 @@ from specgen.bench.results import MeasuredCosts
 from specgen.core.cost_model import PassCosts, best_draft_length, break_even_alpha
 from specgen.core.units import format_size
 from specgen.doctor.results import ModelPlan, PairReport, SystemReport
-from specgen.render.formatting import format_count, format_drafter, format_milliseconds, format_rate, format_speedup
-from specgen.render.json_text import Document
-from specgen.render.jsonl import SCHEMA_VERSION
-from specgen.render.layout import labelled
+from specgen.render.formatting import (
+    format_count,
+    format_drafter,
+    format_milliseconds,
+    format_rate,
+    format_speedup,
+    labelled,
+)
+from specgen.render.jsonl import SCHEMA_VERSION, Document
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
 

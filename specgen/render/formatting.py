@@ -1,11 +1,25 @@
-"""Formats figures, models and settings, in one way for banner, summary, tables and documents."""
+"""Formats figures, models, settings and guarantees, and lays them out as blocks of labelled lines."""
 
 from __future__ import annotations
 
+import re
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
 from specgen.core.results import ModelInfo, RunInfo
 from specgen.core.units import format_size
-from specgen.render.guarantees import NOT_LOSSLESS
 from specgen.render.sanitize import one_line
+
+LABEL_CELLS = 9
+_NOT_LOSSLESS = "NOT LOSSLESS"
+_GUARANTEES = {
+    "exact": "the target's own tokens",
+    "near_tie": "the target's own tokens up to near ties",
+    "same_distribution": "the target's distribution",
+    "none": _NOT_LOSSLESS,
+}
 
 
 def format_rate(rate: float | None, *, num_digits: int = 1, missing: str = "n/a") -> str:
@@ -73,5 +87,47 @@ def format_settings(info: RunInfo) -> str:
     if sampling.repetition_penalty != 1:
         words.append(f"repetition penalty {sampling.repetition_penalty:g}")
     if info.guarantee == "none":
-        words.append(NOT_LOSSLESS)
+        words.append(_NOT_LOSSLESS)
     return ", ".join(words) + (" (sampling settings of the model)" if info.sampling_source == "model" else "")
+
+
+def format_guarantee(info: RunInfo) -> str:
+    """Returns the guarantee of a text in words; without one, also the reason."""
+    words, check = _GUARANTEES[info.guarantee], info.batch_invariance
+    return f"{words}: {check.reason}" if info.guarantee == "none" and check else words
+
+
+def labelled(label: str, value: str) -> Text:
+    """Returns a line of a block: the label in its column, then the value."""
+    return Text().append(f"{label:<{LABEL_CELLS}}", "label").append(value)
+
+
+def fit_block(block: Text, console: Console) -> Text:
+    """Wraps lines made by `labelled` for a terminal; elsewhere each stays on one line, for grep."""
+    return wrap_block(block, console.width) if console.is_terminal else block
+
+
+def wrap_block(block: Text, width: int) -> Text:
+    """Wraps lines made by `labelled` at words, and indents their continuation lines by the width of the label."""
+    lines = []
+    for line in block.split("\n", allow_blank=True):
+        pieces = wrap_words(line[LABEL_CELLS:], width - LABEL_CELLS)
+        lines.append(line[:LABEL_CELLS].append_text(Text(f"\n{'':{LABEL_CELLS}}").join(pieces)))
+    return Text("\n").join(lines)
+
+
+def wrap_words(text: Text, width: int) -> list[Text]:
+    """Splits a line at spaces, but not at no-break spaces, into lines of at most `width` cells.
+
+    A word that is wider, such as a path, stays whole, so that it can be copied.
+    """
+    breaks, used = [], 0
+    for word in re.finditer("[^ ]+ *", text.plain):
+        if used and used + cell_len(word[0].rstrip(" ")) > width:
+            breaks.append(word.start())
+            used = 0
+        used += cell_len(word[0])
+    pieces = list(text.divide(breaks))
+    for piece in pieces[:-1]:
+        piece.rstrip()
+    return pieces

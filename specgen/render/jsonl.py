@@ -10,25 +10,39 @@ The kept tokens of all steps, followed by `text`, concatenate to the text of `re
 
 from __future__ import annotations
 
+import json
+import math
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import Any
 
 from specgen.core.errors import SpecgenError
 from specgen.core.events import FinalText, Notice, Prefill, RoundText, TextEvent
-from specgen.core.metrics import Baseline, Counts
+from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo, RunInfo, RunReport
 from specgen.core.version import __version__
-from specgen.render.guarantees import guarantee_documents
-from specgen.render.json_text import Document, dumps
-from specgen.render.writers import ByteWriter
+from specgen.render.sanitize import UNSAFE
+
+Document = dict[str, Any]
 
 SCHEMA_VERSION = 1
-_METHODS = {
-    "model": "draft_model",
-    "lookup": "prompt_lookup",
-    "model+lookup": "draft_model+prompt_lookup",
-    "none": "none",
-}
+# JSON escapes C0 itself; the others would reach a terminal unchanged. After `json.dumps` they occur in strings only.
+_ESCAPES = {code: json.dumps(chr(code))[1:-1] for code in UNSAFE if code >= 0x20}
+
+
+def dumps(document: Document) -> str:
+    """Returns one line of strict JSON, without control or bidi characters; NaN and infinity become null."""
+    text = json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_ESCAPES)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def start_document(info: RunInfo, time: datetime) -> Document:
@@ -50,8 +64,18 @@ def event_document(event: TextEvent) -> Document | None:
                 "reused_tokens": event.num_reused_tokens,
                 "seconds": _seconds(event.seconds),
             }
-        case RoundText():
-            return _step_document(event)
+        case RoundText(round_, pieces):
+            return {
+                "type": "step",
+                "index": round_.index,
+                "drafted": len(round_.draft_ids),
+                "accepted": round_.num_accepted,
+                "source": round_.source,
+                "seconds": _seconds(round_.seconds),
+                "draft_seconds": _seconds(round_.draft_seconds),
+                "verify_seconds": _seconds(round_.verify_seconds),
+                "tokens": [{"id": piece.id, "text": piece.text, "state": piece.state.value} for piece in pieces],
+            }
         case Notice():
             return {"type": "warning", "code": event.code, "message": event.message}
         case FinalText():
@@ -60,7 +84,7 @@ def event_document(event: TextEvent) -> Document | None:
 
 def result_document(report: RunReport) -> Document:
     """Returns the last event of a run without an error, which is also the one document of `--json`."""
-    counts = report.counts
+    counts, baseline = report.counts, report.baseline
     return {
         "type": "result",
         **_header(report.info),
@@ -73,9 +97,27 @@ def result_document(report: RunReport) -> Document:
             "total_tokens": counts.num_prompt_tokens + counts.num_emitted,
             "cached_tokens": counts.num_reused_tokens,
         },
-        "timings": _timings(report),
+        "timings": {
+            "load_s": _seconds(report.info.load_seconds),
+            "prefill_s": _seconds(counts.prefill_seconds),
+            "decode_s": _seconds(counts.decode_seconds),
+            "draft_s": _seconds(counts.draft_seconds),
+            "verify_s": _seconds(counts.verify_seconds),
+            "ttft_s": None if counts.ttft_seconds is None else _seconds(counts.ttft_seconds),
+            "total_s": _seconds(report.total_seconds),
+            "tokens_per_s": counts.tokens_per_second,
+            "peak_memory_bytes": report.peak_memory_bytes,
+        },
         "stats": stats_document(counts),
-        "baseline": _baseline(report.baseline),
+        "baseline": None
+        if baseline is None
+        else {
+            "method": baseline.method,
+            "tokens": baseline.num_tokens,
+            "seconds_per_token": baseline.tpot_seconds,
+            "compared": baseline.compared,
+            "first_difference": baseline.first_difference,
+        },
         "speedup": report.speedup,
         "predicted_speedup": None if report.forecast is None else report.forecast.speedup,
         "predicted_by_draft_tokens": {} if report.forecast is None else dict(report.forecast.by_length),
@@ -95,28 +137,6 @@ def error_document(error: SpecgenError) -> Document:
     }
 
 
-class NdjsonView:
-    """Writes one document per line, each flushed; a `View`.
-
-    Args:
-        stream: A binary stream.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._sink = ByteWriter(stream)
-
-    def show(self, event: TextEvent) -> None:
-        if (document := event_document(event)) is not None:
-            self.write(document)
-
-    def write(self, document: Document) -> None:
-        """Writes a document that is not an event of the generation: the start, the result, an error."""
-        self._sink.write((dumps(document) + "\n").encode())
-
-    def close(self) -> None:
-        """Does nothing: every line is complete."""
-
-
 def _header(info: RunInfo) -> Document:
     sampling = info.sampling
     return {
@@ -125,7 +145,7 @@ def _header(info: RunInfo) -> Document:
         "target": model_document(info.target),
         "draft": model_document(info.draft) if info.draft is not None else None,
         "speculative": {
-            "method": _METHODS.get(info.drafter, info.drafter),
+            "method": info.drafter.replace("model", "draft_model").replace("lookup", "prompt_lookup"),
             "num_spec_tokens": info.num_draft_tokens,
             "schedule": info.schedule,
             "verification": info.verification,
@@ -141,8 +161,32 @@ def _header(info: RunInfo) -> Document:
             "source": info.sampling_source,
         },
         "max_new_tokens": info.max_new_tokens,
-        **guarantee_documents(info),
+        **_guarantee(info),
     }
+
+
+def _guarantee(info: RunInfo) -> Document:
+    """`batch_invariance` is null in plain float32, which needs no check."""
+    check, new, old = info.batch_invariance, None, None
+    is_lossless = info.guarantee != "none"
+    if check is not None:
+        figures = {
+            "max_difference": check.max_difference,
+            "int8_threshold": check.threshold,
+            "reason": check.reason or None,
+        }
+        new = {"is_invariant": check.is_invariant, **figures}
+        old = {"is_independent": check.is_invariant, **figures}
+    return {
+        "guarantee": {"class": info.guarantee, "is_lossless": is_lossless, "batch_invariance": new},
+        # Schema version 1 keeps the names of 0.1.0 next to the new ones.
+        "promise": {"class": old_guarantee(info), "is_lossless": is_lossless, "row_check": old},
+    }
+
+
+def old_guarantee(info: RunInfo) -> str:
+    """Returns the guarantee under its name in 0.1.0: `same_law` for `same_distribution`."""
+    return "same_law" if info.guarantee == "same_distribution" else info.guarantee
 
 
 def model_document(model: ModelInfo) -> Document:
@@ -156,36 +200,6 @@ def model_document(model: ModelInfo) -> Document:
         "num_parameters": model.num_parameters,
         "weights_bytes": model.num_bytes,
         "remark": model.remark,
-    }
-
-
-def _step_document(round_text: RoundText) -> Document:
-    round_ = round_text.round
-    return {
-        "type": "step",
-        "index": round_.index,
-        "drafted": len(round_.draft_ids),
-        "accepted": round_.num_accepted,
-        "source": round_.source,
-        "seconds": _seconds(round_.seconds),
-        "draft_seconds": _seconds(round_.draft_seconds),
-        "verify_seconds": _seconds(round_.verify_seconds),
-        "tokens": [{"id": piece.id, "text": piece.text, "state": piece.state.value} for piece in round_text.pieces],
-    }
-
-
-def _timings(report: RunReport) -> Document:
-    counts = report.counts
-    return {
-        "load_s": _seconds(report.info.load_seconds),
-        "prefill_s": _seconds(counts.prefill_seconds),
-        "decode_s": _seconds(counts.decode_seconds),
-        "draft_s": _seconds(counts.draft_seconds),
-        "verify_s": _seconds(counts.verify_seconds),
-        "ttft_s": None if counts.ttft_seconds is None else _seconds(counts.ttft_seconds),
-        "total_s": _seconds(report.total_seconds),
-        "tokens_per_s": counts.tokens_per_second,
-        "peak_memory_bytes": report.peak_memory_bytes,
     }
 
 
@@ -211,18 +225,6 @@ def stats_document(counts: Counts) -> Document:
             for accepted, drafted in zip(counts.accepted_by_position, counts.drafted_by_position, strict=True)
         ],
         "conditional_per_position_acceptance_rate": counts.acceptance_by_position,
-    }
-
-
-def _baseline(baseline: Baseline | None) -> Document | None:
-    if baseline is None:
-        return None
-    return {
-        "method": baseline.method,
-        "tokens": baseline.num_tokens,
-        "seconds_per_token": baseline.tpot_seconds,
-        "compared": baseline.compared,
-        "first_difference": baseline.first_difference,
     }
 
 

@@ -9,8 +9,7 @@ from rich.text import Text
 from specgen.core.errors import SpecgenError
 from specgen.core.events import Notice
 from specgen.core.results import RunInfo
-from specgen.render.formatting import format_draft, format_model, format_settings
-from specgen.render.layout import labelled
+from specgen.render.formatting import format_draft, format_model, format_settings, labelled
 from specgen.render.sanitize import one_line
 from specgen.render.theme import format_legend
 

@@ -12,14 +12,16 @@ from specgen.core.results import RunReport
 from specgen.core.units import format_size
 from specgen.render.diagnosis import explain_causes, explain_doubt, find_causes, find_doubt, find_remedies
 from specgen.render.formatting import (
+    LABEL_CELLS,
     format_draft,
     format_duration,
+    format_guarantee,
     format_model,
     format_rate,
     format_speedup,
+    labelled,
+    wrap_words,
 )
-from specgen.render.guarantees import format_guarantee
-from specgen.render.layout import LABEL_CELLS, labelled, wrap_words
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
 

@@ -6,11 +6,8 @@ from typing import Any
 
 from rich.text import Text
 
-from specgen.render.formatting import format_draft, format_model
-from specgen.render.guarantees import format_guarantee, old_guarantee
-from specgen.render.json_text import Document
-from specgen.render.jsonl import SCHEMA_VERSION
-from specgen.render.layout import labelled
+from specgen.render.formatting import format_draft, format_guarantee, format_model, labelled
+from specgen.render.jsonl import SCHEMA_VERSION, Document, old_guarantee
 from specgen.render.sanitize import one_line
 from specgen.verify.results import ReferenceCheck, TextCheck, VerifyReport
 

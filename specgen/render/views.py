@@ -1,4 +1,4 @@
-"""Shows the answer as bytes, as styled text with or without rejected tokens, or round by round; resolves --view."""
+"""Shows an answer as bytes, as styled text with or without rejected tokens, by round, or as JSON; resolves --view."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import BinaryIO, Literal
 from rich.console import Console
 
 from specgen.core.events import FinalText, Piece, RoundText, TextEvent, TokenState
+from specgen.render.jsonl import Document, dumps, event_document
 from specgen.render.live import LiveView
 from specgen.render.sanitize import sanitize
 from specgen.render.terminal import ColorMode, is_ascii_only
@@ -129,6 +130,28 @@ def _by_outcome(round_text: RoundText) -> tuple[list[Piece], list[Piece], list[P
         [piece for piece in round_text.pieces if not piece.state.is_kept],
         [piece for piece in kept if piece.state is not TokenState.ACCEPTED],
     )
+
+
+class NdjsonView:
+    """Writes one document per line, each flushed; a `View`.
+
+    Args:
+        stream: A binary stream.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._writer = ByteWriter(stream)
+
+    def show(self, event: TextEvent) -> None:
+        if (document := event_document(event)) is not None:
+            self.write(document)
+
+    def write(self, document: Document) -> None:
+        """Writes a document that is not an event of the generation: the start, the result, an error."""
+        self._writer.write((dumps(document) + "\n").encode())
+
+    def close(self) -> None:
+        """Does nothing: every line is complete."""
 
 
 def resolve_view(

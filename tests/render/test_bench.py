@@ -18,7 +18,7 @@ from specgen.render.bench.columns import shorten
 from specgen.render.bench.documents import bench_document, csv_text, markdown_text
 from specgen.render.bench.plot import plot_bytes
 from specgen.render.bench.table import TableOptions, format_bench
-from specgen.render.json_text import dumps
+from specgen.render.jsonl import dumps
 from tests.bench.reports import LABEL, report
 from tests.snapshots import check_snapshot
 

@@ -14,14 +14,14 @@ from specgen.core.errors import PairError
 from specgen.core.events import Notice, Prefill, TextEvent
 from specgen.core.metrics import Baseline
 from specgen.core.settings import SamplingSettings
-from specgen.render.json_text import dumps
 from specgen.render.jsonl import (
-    NdjsonView,
+    dumps,
     error_document,
     event_document,
     result_document,
     start_document,
 )
+from specgen.render.views import NdjsonView
 from tests.render.runs import counts, info, report
 from tests.render.screens import EXAMPLE, answer, final, generations, show_all
 

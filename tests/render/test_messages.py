@@ -10,7 +10,7 @@ from specgen.core.errors import PairError, SpecgenError
 from specgen.core.events import Notice
 from specgen.core.results import BatchInvarianceCheck
 from specgen.core.settings import SamplingSettings
-from specgen.render.layout import labelled, wrap_block
+from specgen.render.formatting import labelled, wrap_block
 from specgen.render.messages import format_banner, format_error, format_notice
 from specgen.render.theme import format_legend
 from specgen.render.views import ViewName

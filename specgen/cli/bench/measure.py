@@ -13,7 +13,7 @@ from specgen.cli.bench.output import BenchOutput
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages
 from specgen.core.errors import DifferenceError, LimitError, SpecgenError
-from specgen.render.bench.progress import BenchProgressBar
+from specgen.render.progress import BenchProgressBar
 
 if TYPE_CHECKING:
     from specgen.bench.runner import Benchmark

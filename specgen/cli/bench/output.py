@@ -22,8 +22,7 @@ from specgen.render.bench.documents import (
 )
 from specgen.render.bench.plot import check_plot, plot_bytes
 from specgen.render.bench.table import TableOptions, format_bench
-from specgen.render.json_text import dumps
-from specgen.render.jsonl import error_document
+from specgen.render.jsonl import dumps, error_document
 from specgen.render.terminal import ColorMode, is_ascii_only, is_terminal, make_console
 from specgen.render.writers import ByteWriter
 from specgen.storage.output_file import check_output_path, is_output_stream, write_output

@@ -15,8 +15,7 @@ from specgen.cli.chat.external_editor import edit_text
 from specgen.cli.chat.state import ChatState
 from specgen.core.errors import SettingsError
 from specgen.core.events import FinalText, Finish
-from specgen.render.formatting import format_drafter, format_rate
-from specgen.render.layout import labelled
+from specgen.render.formatting import format_drafter, format_rate, labelled
 from specgen.render.summary import format_summary
 from specgen.render.views import ViewName
 

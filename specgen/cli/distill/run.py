@@ -14,7 +14,7 @@ from specgen.cli.streams import Messages
 from specgen.core.errors import MemoryShortageError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.distill.settings import DistillRequest, DistillSettings, TextSettings, TrainSettings
-from specgen.render.distill_progress import DistillBar
+from specgen.render.progress import DistillBar
 from specgen.render.sanitize import one_line
 
 if TYPE_CHECKING:

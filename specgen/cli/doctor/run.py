@@ -19,8 +19,8 @@ from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
 from specgen.doctor.results import SystemReport, TerminalState
 from specgen.render.doctor import ALPHAS, doctor_document, format_pair, format_system
+from specgen.render.formatting import fit_block
 from specgen.render.jsonl import error_document
-from specgen.render.layout import fit_block
 from specgen.render.terminal import decide_color, is_ascii_only, is_terminal, make_console
 from specgen.runtime.pair import pair_settings
 

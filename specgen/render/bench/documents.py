@@ -17,8 +17,7 @@ from specgen.bench.results import BenchReport, Difference, Run, Setting
 from specgen.bench.warnings import warnings_of
 from specgen.core.version import __version__
 from specgen.render.bench.columns import figure_columns, method_lines, name_columns
-from specgen.render.json_text import Document
-from specgen.render.jsonl import SCHEMA_VERSION, model_document, stats_document
+from specgen.render.jsonl import SCHEMA_VERSION, Document, model_document, stats_document
 from specgen.render.theme import UNICODE_GLYPHS
 
 CSV_COLUMNS = (
