@@ -13,7 +13,7 @@ from specgen.bench.figures import figures_by_setting
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark, Host
-from specgen.cli.bench.choices import on_both_backends
+from specgen.cli.bench.inputs import on_both_backends
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.render.bench.columns import name_columns
 from specgen.render.theme import glyphs

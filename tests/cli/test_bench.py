@@ -217,7 +217,7 @@ def test_an_error_before_the_first_run_becomes_the_json_document(cli: Cli) -> No
 
 
 def test_lists_of_lengths_may_contain_ranges_and_steps() -> None:
-    from specgen.cli.bench.choices import parse_lengths
+    from specgen.cli.bench.inputs import parse_lengths
 
     assert parse_lengths("1,2,4,8") == ["1", "2", "4", "8"]
     assert parse_lengths("1-3,auto,2") == ["1", "2", "3", "auto"]
@@ -225,7 +225,7 @@ def test_lists_of_lengths_may_contain_ranges_and_steps() -> None:
 
 
 def test_a_draft_may_name_its_weight_format() -> None:
-    from specgen.cli.bench.choices import parse_drafts
+    from specgen.cli.bench.inputs import parse_drafts
 
     found = parse_drafts(["org/model", "org/model:nf4", "/a:b", "lookup", "lookup"], "int8")
 
@@ -236,7 +236,8 @@ def test_a_draft_may_name_its_weight_format() -> None:
 
 def test_a_draft_may_be_combined_with_lookup() -> None:
     from specgen.bench.advice import command_line_for
-    from specgen.cli.bench.choices import parse_drafts, settings_of
+    from specgen.cli.bench.benchmark import settings_of
+    from specgen.cli.bench.inputs import parse_drafts
 
     found = parse_drafts(["org/model:nf4+lookup", "m+lookup", "m", "lookup"], "auto")
 

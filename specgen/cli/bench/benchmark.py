@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from specgen.bench.configurations import Configuration, open_backends
+from specgen.bench.results import Setting
 from specgen.bench.runner import Benchmark, Host
-from specgen.cli.bench.choices import draft_pairs, settings_of
-from specgen.cli.bench.inputs import Inputs
+from specgen.cli.bench.inputs import DraftChoice, Inputs
+from specgen.cli.request import parse_draft_length
 from specgen.core.progress import ProgressListener
+from specgen.core.settings import ModelSettings
 from specgen.runtime import learned_costs
 from specgen.runtime.environment import environment
 from specgen.runtime.loaded_models import LoadedModels
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import Pair, PairSettings, resolve_pair
 
 
 def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
@@ -23,19 +26,44 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
     """
     pairs = {}
     for backend, (target, draft) in inputs.models.items():
-        settings = PairSettings(target, drafter="none", lookup_texts=inputs.lookup_texts)
-        baseline = resolve_pair(settings, progress)
+        baseline = resolve_pair(PairSettings(target, "none", lookup_texts=inputs.lookup_texts), progress)
         pairs[backend] = (baseline, draft_pairs(baseline, inputs.drafts, draft, progress))
     configurations = open_backends(pairs, settings_of(inputs.drafts, inputs.lengths), progress)
     for models in _loaded(configurations):
         learned_costs.load(models)
-    return Benchmark(
-        configurations,
-        inputs.prompts,
-        inputs.settings,
-        prompt_format=inputs.prompt_format,
-        host=Host(environment()),
-    )
+    host = Host(environment())
+    return Benchmark(configurations, inputs.prompts, inputs.settings, prompt_format=inputs.prompt_format, host=host)
+
+
+def settings_of(drafts: Sequence[DraftChoice], lengths: Sequence[str]) -> list[Setting]:
+    """Combines every draft with every length."""
+    return [
+        Setting(draft.kind, draft.key, draft.key, *parse_draft_length(length), draft.quant)
+        for draft in drafts
+        for length in lengths
+    ]
+
+
+def draft_pairs(
+    baseline: Pair, drafts: Sequence[DraftChoice], like: ModelSettings, progress: ProgressListener
+) -> dict[str, Pair]:
+    """Pairs the target with each draft, by the draft's key. Files and tokenizers are checked, weights are not read.
+
+    Args:
+        baseline: The target alone.
+        drafts: The drafts.
+        like: How to load a draft; name and weight format are each draft's own.
+        progress: Receives the progress of downloads.
+
+    Raises:
+        LoadError: A draft is missing or damaged.
+        PairError: A draft does not share the target's vocabulary.
+    """
+    pairs = {}
+    for draft in drafts:
+        model = None if draft.kind == "lookup" else replace(like, name=draft.name, quant=draft.quant)
+        pairs[draft.key] = baseline.with_draft(draft.kind, model, progress)
+    return pairs
 
 
 def save_costs(benchmark: Benchmark) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
 
-from specgen.bench.prompts import BenchPrompt, PromptFormat
+from specgen.bench.prompts import BenchPrompt, PromptFormat, bundled_prompts, choose_evenly, parse_prompts
 from specgen.bench.results import BenchSettings
-from specgen.cli.bench.choices import DraftChoice, on_both_backends, parse_drafts, parse_lengths
 from specgen.cli.bench.options import BenchOptions, RunOptions
-from specgen.cli.bench.prompts import read_prompts
 from specgen.cli.options.models import AUTO
-from specgen.cli.request import read_lookup_files, template_source
+from specgen.cli.request import parse_draft_length, read_lookup_files, read_text, template_source
 from specgen.core.errors import SettingsError
-from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
+from specgen.runtime.pair import LOOKUP_SUFFIX, DrafterKind
 
 DEFAULT_LENGTHS = "2,4,auto"
 QUICK_LENGTHS = "4,auto"
@@ -22,6 +24,31 @@ QUICK_TOKENS = 24
 QUICK_REPEATS = 3
 QUICK_SECONDS = 40.0
 """Time for all of `--quick` except loading."""
+_RANGE = re.compile(r"(\d{1,3})-(\d{1,3})(?:\+(\d{1,3}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """A draft as named on the command line: `lookup`, `auto`, or a model with its weight format, with lookup or not."""
+
+    name: str
+    quant: Quantization
+    has_lookup: bool = False
+
+    @property
+    def key(self) -> str:
+        """The value of `--draft` for it; identifies it in tables and JSON."""
+        quant = "" if self.quant == "auto" else f":{self.quant}"
+        return f"{self.name}{quant}{LOOKUP_SUFFIX if self.has_lookup else ''}"
+
+    @property
+    def kind(self) -> DrafterKind:
+        """The kind of drafter."""
+        if self.name == "lookup":
+            return "lookup"
+        if self.name == "auto":
+            return "auto"
+        return "model+lookup" if self.has_lookup else "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +58,7 @@ class Inputs:
     Args:
         models: How to load the target and its drafts, by backend; the key is empty unless two backends are compared.
         drafts: Measured on each backend.
-        lengths: Draft lengths.
+        lengths: Draft lengths, as on the command line.
         prompts: What to answer.
         settings: How to measure.
         prompt_format: Whether prompts get a chat template, and which.
@@ -66,6 +93,63 @@ def read_inputs(options: BenchOptions) -> Inputs:
     return Inputs(_models(options), drafts, lengths, prompts, settings, prompt_format, lookup_texts)
 
 
+def parse_drafts(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:
+    """Returns the drafts to compare, each once. `MODEL:nf4` overrides `quant`; `MODEL:nf4+lookup` adds lookup.
+
+    Raises:
+        SettingsError: `none` is among them.
+    """
+    choices = []
+    for word in names:
+        name, has_lookup = word.removesuffix(LOOKUP_SUFFIX), word.endswith(LOOKUP_SUFFIX)
+        model, separator, format_ = name.rpartition(":")
+        if separator and format_ in get_args(Quantization):
+            # The literal is one of the names just checked.
+            choices.append(DraftChoice(model, format_, has_lookup))  # type: ignore[arg-type]
+        else:
+            choices.append(DraftChoice(name, "auto" if name in ("lookup", "auto") else quant, has_lookup))
+    if any(choice.name == "none" for choice in choices):
+        raise SettingsError("invalid --draft 'none': the target alone is always measured", "omit it")
+    return list(dict.fromkeys(choices))
+
+
+def parse_lengths(text: str) -> list[str]:
+    """Returns draft lengths from `1,2,4`, `1-8`, `2-8+2`, `auto` or a mixture, each once.
+
+    Raises:
+        SettingsError: A part is none of these, or out of range.
+    """
+    lengths: list[str] = []
+    for part in map(str.strip, text.split(",")):
+        span = _RANGE.fullmatch(part)
+        if span is None:
+            lengths.append(part)
+            continue
+        first, last, step = int(span[1]), int(span[2]), int(span[3] or 1)
+        if first > last or step == 0:
+            raise SettingsError(f"invalid --draft-tokens {part!r}", "give the smaller length first, as in 2-8+2")
+        lengths += map(str, range(first, last + 1, step))
+    for length in lengths:
+        try:
+            num_draft_tokens, _ = parse_draft_length(length)
+        except SettingsError as error:
+            hint = f"give lengths as in 1,2,4 or 1-8 or 2-8+2, up to {MAX_DRAFT_TOKENS}, or auto"
+            raise SettingsError(error.message, hint) from None
+        if num_draft_tokens == 0:
+            raise SettingsError("invalid --draft-tokens '0': the target alone is always measured", "omit 0")
+    return list(dict.fromkeys(lengths))
+
+
+def read_prompts(path: Path | None, limit: int | None = None) -> list[BenchPrompt]:
+    """Returns the prompts of a file, or the bundled ones; at most `limit`, from as many categories as possible.
+
+    Raises:
+        PromptError: The file can't be read or contains no prompts.
+    """
+    prompts = bundled_prompts() if path is None else parse_prompts(read_text(path, "prompts"), str(path))
+    return prompts if limit is None else choose_evenly(prompts, limit)
+
+
 def _bench_settings(options: RunOptions) -> BenchSettings:
     return BenchSettings(
         num_tokens=options.max_new_tokens or (QUICK_TOKENS if options.quick else 128),
@@ -83,3 +167,17 @@ def _models(options: BenchOptions) -> dict[str, tuple[ModelSettings, ModelSettin
     target = options.load.target_settings(options.target, backend)
     draft = options.load.draft_settings("", backend)
     return on_both_backends(target, draft) if name == "both" else {"": (target, draft)}
+
+
+def on_both_backends(target: ModelSettings, draft: ModelSettings) -> dict[str, tuple[ModelSettings, ModelSettings]]:
+    """Returns how to load a GGUF target with llama.cpp, and converted with torch, with its drafts.
+
+    `--dtype` applies to what torch runs, and the options of llama.cpp only to what llama.cpp runs.
+    """
+    llama_cpp, torch = replace(target.backend, name="llama.cpp"), BackendSettings("torch")
+    # Next to a target on llama.cpp, a draft that is not a GGUF file runs on torch.
+    drafts = replace(draft, dtype="auto", backend=replace(llama_cpp, name="auto"))
+    return {
+        "llama.cpp": (replace(target, backend=llama_cpp, dtype="auto"), drafts),
+        "torch": (replace(target, backend=torch), replace(draft, backend=torch)),
+    }

@@ -184,7 +184,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class TableOptions:
+class BenchTableOptions:
     """What the table shows."""
 
     by_category: Annotated[bool, Option(("--by-category",), "Show speedups by category, too.", heading=g.OUTPUT)] = (
@@ -219,6 +219,6 @@ class BenchOptions:
         "auto"
     )
     exports: ExportOptions = field(default_factory=ExportOptions)
-    table: TableOptions = field(default_factory=TableOptions)
+    table: BenchTableOptions = field(default_factory=BenchTableOptions)
     color: g.Color = "auto"
     verbosity: g.VerbosityOptions = field(default_factory=g.VerbosityOptions)

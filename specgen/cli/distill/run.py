@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from specgen.cli.bench.prompts import read_prompts
+from specgen.cli.bench.inputs import read_prompts
 from specgen.cli.distill.options import DistillOptions
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.start import loading
