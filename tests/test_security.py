@@ -84,7 +84,7 @@ def test_no_command_contacts_anything(
         raise EOFError
 
     # A chat wants a terminal; typed is what the script says.
-    monkeypatch.setattr("specgen.render.terminal.is_terminal", lambda stream: stream is sys.stdin)
+    monkeypatch.setattr("specgen.cli.chat.run.is_terminal", lambda stream: stream is sys.stdin)
     monkeypatch.setattr("specgen.cli.chat.line_editor.LineEditor.read", read)
     monkeypatch.setattr("specgen.cli.chat.loop.end_of_input_code", lambda signals: signals.exit_code)
 
@@ -145,7 +145,7 @@ def test_text_of_others_is_never_parsed_as_markup() -> None:
 
 
 def test_private_files_are_made_private_and_never_through_a_link() -> None:
-    for name in ("storage/atomic_write.py", "storage/lock.py", "cli/chat/history.py"):
+    for name in ("storage/atomic_write.py", "storage/lock.py", "cli/chat/line_editor.py"):
         source = (ROOT / "specgen" / name).read_text()
         assert "O_NOFOLLOW" in source
         assert "0o600" in source

@@ -13,7 +13,7 @@ from specgen.bench.pass_costs import measure_pass_costs
 from specgen.bench.results import Setting
 from specgen.cli.bench.benchmark import draft_pairs, settings_of
 from specgen.cli.bench.inputs import parse_drafts
-from specgen.cli.chat.autosave import transcript_of
+from specgen.cli.chat.session import transcript_of
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.options.groups import SamplingOptions
 from specgen.core.errors import ModelFileError, PairError, SettingsError

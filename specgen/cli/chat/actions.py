@@ -1,26 +1,26 @@
-"""The commands of a chat: each one is a function over the chat's state."""
+"""The commands of a chat: each one is a function over the chat's state.
+
+A command returns the settings of a reply to generate now, or None. One that raises a `SpecgenError` changes nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from rich.text import Text
 
 from specgen.cli.chat import file_commands
-from specgen.cli.chat.calibration import refresh_baseline
 from specgen.cli.chat.commands import COMMANDS, closest_name
-from specgen.cli.chat.external_editor import edit_text
+from specgen.cli.chat.reply import measure_baseline
 from specgen.cli.chat.state import ChatState
 from specgen.core.errors import SettingsError
 from specgen.core.events import FinalText, Finish
 from specgen.render.formatting import format_drafter, format_rate, labelled
 from specgen.render.summary import format_summary
 from specgen.render.views import ViewName
-
-if TYPE_CHECKING:
-    from specgen.runtime.reply_settings import ReplySettings
+from specgen.runtime.reply_settings import ReplySettings
 
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 HELP_LINES = (
@@ -28,18 +28,6 @@ HELP_LINES = (
     'Lines between """ and """ are one message. // sends a literal slash.',
     "Ctrl-C stops a reply; a second Ctrl-C leaves the chat.",
 )
-
-
-def run_command(state: ChatState, name: str, argument: str) -> ReplySettings | None:
-    """Runs a command.
-
-    Returns:
-        Settings of a reply to generate now; None for commands that need no reply.
-
-    Raises:
-        SpecgenError: The command failed and has changed nothing.
-    """
-    return ACTIONS[name](state, argument)
 
 
 def _help(state: ChatState, argument: str) -> None:  # noqa: ARG001
@@ -84,19 +72,6 @@ def _retry(state: ChatState, argument: str) -> ReplySettings:
     return reply_settings
 
 
-def _edit(state: ChatState, argument: str) -> ReplySettings | None:  # noqa: ARG001
-    old = state.conversation.last_user_text
-    with state.terminal.mode.released():
-        new = edit_text(old or "").strip()
-    if not new or new == old:
-        state.print("unchanged; nothing was sent" if new else "empty; nothing was sent")
-        return None
-    state.conversation.take_back()
-    state.conversation.say(new)
-    state.print(f"sending: {state.preview(new)}")
-    return state.reply_settings
-
-
 def _system(state: ChatState, argument: str) -> None:
     conversation = state.conversation
     if argument:
@@ -134,14 +109,14 @@ def _set(state: ChatState, argument: str) -> None:
 def _view(state: ChatState, argument: str) -> None:
     choices = f"choose from {', '.join(VIEW_NAMES)}"
     if not argument:
-        state.print(f"view: {state.display.view.resolved_view}; {choices}")
+        state.print(f"view: {state.view.resolved_view}; {choices}")
         return
-    view = next((view for view in VIEW_NAMES if view == argument), None)
-    if view is None:
+    name = next((name for name in VIEW_NAMES if name == argument), None)
+    if name is None:
         suggestion = closest_name(argument, list(VIEW_NAMES))
         raise SettingsError(f"unknown view {argument}", f"did you mean {suggestion}?" if suggestion else choices)
-    state.display = replace(state.display, view=replace(state.display.view, view=view))
-    state.print(f"view: {state.display.view.resolved_view}")
+    state.view = replace(state.view, view=name)
+    state.print(f"view: {state.view.resolved_view}")
 
 
 def _draft(state: ChatState, argument: str) -> None:
@@ -168,34 +143,33 @@ def _stats(state: ChatState, argument: str) -> None:
     if argument:
         if argument not in ("on", "off"):
             raise SettingsError(f"invalid argument {argument!r} of /stats", "give on or off")
-        state.display = replace(state.display, stats=argument == "on")
+        state.shows_stats = argument == "on"
         state.print(f"statistics after each reply: {argument}")
         return
     if state.last_generation is None:
         raise SettingsError("there are no statistics yet", "send a message first")
-    if refresh_baseline(state):
+    if state.is_baseline_stale and state.calibrates and measure_baseline(state, state.last_generation):
+        state.is_baseline_stale = False
         state.print("measured the baseline again on 8 tokens, because the draft has changed")
     report = state.last_generation.report()
     state.print(format_summary(report, state.terminal.messages.console.width, ascii_only=state.ascii_only))
-    counts, totals = report.counts, state.conversation.totals
+    counts, totals, num_replies = report.counts, state.conversation.totals, state.conversation.num_replies
     state.print(
         labelled("reused", f"{counts.num_reused_tokens} of {counts.num_prompt_tokens} prompt tokens were in the cache")
     )
-    replies = f"{state.conversation.num_replies} {'reply' if state.conversation.num_replies == 1 else 'replies'}"
-    state.print(
-        labelled(
-            "session",
-            f"{replies}   {totals.num_emitted} tokens   TAR {format_rate(totals.acceptance_rate)}   "
-            f"reused {totals.num_reused_tokens} of {totals.num_prompt_tokens} prompt tokens",
-        )
+    session = (
+        f"{num_replies} {'reply' if num_replies == 1 else 'replies'}   {totals.num_emitted} tokens   "
+        f"TAR {format_rate(totals.acceptance_rate)}   "
+        f"reused {totals.num_reused_tokens} of {totals.num_prompt_tokens} prompt tokens"
     )
+    state.print(labelled("session", session))
 
 
 def _last(state: ChatState, argument: str) -> None:  # noqa: ARG001
     reply = state.conversation.last_reply
     if reply is None:
         raise SettingsError("there is no reply yet")
-    view = replace(state.display.view, view="off").new_view()
+    view = replace(state.view, view="off").new_view()
     view.show(FinalText(reply.content, Finish("stop")))
     view.close()
 
@@ -213,7 +187,7 @@ ACTIONS: dict[str, Callable[[ChatState, str], ReplySettings | None]] = {
     "/clear": _clear,
     "/undo": _undo,
     "/retry": _retry,
-    "/edit": _edit,
+    "/edit": file_commands.edit,
     "/system": _system,
     "/set": _set,
     "/view": _view,

@@ -1,17 +1,25 @@
-"""The commands of a chat that use files: read a text, save and load sessions."""
+"""The commands of a chat that use files: read a text, edit a message in $EDITOR, save and load sessions."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
 from rich.text import Text
 
+from specgen.cli.chat.session import open_session
 from specgen.cli.chat.state import ChatState
 from specgen.cli.prompt_input import decode, read_capped
 from specgen.core.errors import PromptError, SettingsError
 from specgen.render.sanitize import one_line
-from specgen.storage.saved_chats import SessionFile, SessionSetAside
+from specgen.runtime.reply_settings import ReplySettings
+from specgen.storage.saved_chats import SessionSetAside
 
 MAX_LISTED = 20
 
@@ -32,15 +40,53 @@ def read(state: ChatState, argument: str) -> None:
     state.print(f"read {len(text)} characters of {one_line(path.name)}, to be prepended to your next message")
 
 
+def edit(state: ChatState, argument: str) -> ReplySettings | None:  # noqa: ARG001
+    """`/edit`: edits the last message in $EDITOR, and sends it again."""
+    old = state.conversation.last_user_text
+    with state.terminal.mode.released():
+        new = edit_text(old or "").strip()
+    if not new or new == old:
+        state.print("unchanged; nothing was sent" if new else "empty; nothing was sent")
+        return None
+    state.conversation.take_back()
+    state.conversation.say(new)
+    state.print(f"sending: {state.preview(new)}")
+    return state.reply_settings
+
+
+def edit_text(text: str) -> str:
+    """Opens $VISUAL, $EDITOR or vi on a text; returns the text as the user saved it.
+
+    Raises:
+        SettingsError: The editor can't be started, or it failed.
+    """
+    command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.TemporaryDirectory(prefix="specgen-") as folder:
+        path = Path(folder) / "message.md"
+        path.write_text(text, encoding="utf-8")
+        # Ctrl-C belongs to the editor. A handler that does nothing, unlike SIG_IGN, is reset in the child process.
+        previous = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            done = subprocess.run([*shlex.split(command), str(path)], stdin=sys.stdin, check=False)  # noqa: S603
+            edited = path.read_text(encoding="utf-8", errors="replace")
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"can't start the editor {command}: {error}", "set EDITOR to another one") from error
+        finally:
+            signal.signal(signal.SIGINT, previous)
+    if done.returncode:
+        raise SettingsError(f"the editor {command} exited with code {done.returncode}", "nothing was sent")
+    return edited
+
+
 def save(state: ChatState, argument: str) -> None:
     """`/save [NAME]`: saves the session, from now on under this name."""
-    if not argument and state.autosave.file is None:
-        state.autosave.is_on = True
+    autosave = state.autosave
+    if not argument and autosave.file is None:
+        autosave.is_on = True
         state.save()
-        if state.autosave.file is None:
+        if autosave.file is None:
             raise SettingsError("there is nothing to save yet")
-    name = argument or str(state.autosave.file.path if state.autosave.file else "")
-    file = state.autosave.save_as(name, state.transcript())
+    file = autosave.save_as(argument or str(autosave.file and autosave.file.path), state.transcript())
     state.print(f"saved as {one_line(file.name)}: {one_line(str(file.path))}")
 
 
@@ -51,15 +97,10 @@ def load(state: ChatState, argument: str) -> None:
     path = state.autosave.folder.existing(argument)
     if state.autosave.file is not None and path == state.autosave.file.path:
         raise SettingsError(f"{argument} is already the session of this chat")
-    file = SessionFile(path)
     try:
-        transcript = file.load()
+        file, transcript = open_session(path)
     except SessionSetAside as error:
-        file.close()
         raise SettingsError(str(error)) from error
-    except BaseException:
-        file.close()
-        raise
     state.save()
     state.autosave.switch_to(file)
     state.resume_from(transcript)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, get_app_or_none
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
-from prompt_toolkit.history import History, InMemoryHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output, create_output
@@ -16,11 +22,19 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.utils import is_dumb_terminal
 
-from specgen.cli.chat.commands import is_open_block
-from specgen.cli.chat.completion import Choices, CommandCompleter
-from specgen.cli.chat.history import PrivateHistory
+from specgen.cli.chat.commands import COMMANDS, is_open_block
+from specgen.cli.chat.settings import SETTING_NAMES
+from specgen.core.errors import OutputError
+from specgen.render.views import ViewName
+from specgen.storage.atomic_write import replace_file
+from specgen.storage.saved_chats import SessionFolder
 
 PROMPT, CONTINUATION = "> ", ". "
+MAX_HISTORY_ENTRIES = 1000
+_HISTORY_SEPARATOR = b"\n# specgen\n"
+
+Choices = Callable[[], Iterable[str]]
+"""Returns the current choices for the argument of a command."""
 
 
 class LineEditor:
@@ -120,3 +134,88 @@ def _bindings() -> KeyBindings:
             event.app.exit(exception=KeyboardInterrupt())
 
     return keys
+
+
+def argument_choices(folder: SessionFolder) -> dict[str, Choices]:
+    """Returns the choices for the argument of each command."""
+    return {
+        "/draft": lambda: ("auto", "lookup", "none"),
+        "/k": lambda: ("auto",),
+        "/load": lambda: [entry.name for entry in folder.entries()],
+        "/retry": lambda: [f"{name}=" for name in SETTING_NAMES],
+        "/set": lambda: SETTING_NAMES,
+        "/stats": lambda: ("on", "off"),
+        "/system": lambda: ("none",),
+        "/view": lambda: get_args(ViewName),
+    }
+
+
+class CommandCompleter(Completer):
+    """Completes commands at the start of a line, and their arguments.
+
+    Args:
+        choices: See `argument_choices`.
+    """
+
+    def __init__(self, choices: dict[str, Choices]) -> None:
+        self._choices = choices
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        name, space, argument = text.partition(" ")
+        if not space:
+            for command in COMMANDS:
+                if command.name.startswith(text):
+                    yield Completion(command.name, -len(text), display_meta=command.text)
+        elif name == "/read":
+            yield from self._paths.get_completions(Document(argument), complete_event)
+        else:
+            for choice in self._choices.get(name, tuple)():
+                if choice.startswith(argument):
+                    yield Completion(choice, -len(argument))
+
+
+class PrivateHistory(FileHistory):
+    """A history file that only its owner can read, with the newest entries of this and earlier chats.
+
+    Lines that start with a space are not stored, as in shells. A file that can't be written is silently ignored.
+
+    Args:
+        path: Created when the first line is stored.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        with suppress(OSError):
+            self._shorten(path)
+
+    def append_string(self, string: str) -> None:
+        if not string.startswith(" "):
+            super().append_string(string)
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return list(super().load_history_strings())
+        except OSError:
+            return []
+
+    def store_string(self, string: str) -> None:
+        lines = "".join(f"+{line}\n" for line in string.split("\n"))
+        path = Path(os.fsdecode(self.filename))
+        with suppress(OSError):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_HISTORY_SEPARATOR + lines.encode("utf-8", "replace"))
+
+    def _shorten(self, path: Path) -> None:
+        """Keeps the newest `MAX_HISTORY_ENTRIES` entries once the file has half as many again."""
+        blocks = path.read_bytes().split(_HISTORY_SEPARATOR)
+        if len(blocks) > MAX_HISTORY_ENTRIES * 3 // 2:
+            newest = blocks[-MAX_HISTORY_ENTRIES:]
+            with suppress(OutputError):
+                replace_file(path, b"".join(_HISTORY_SEPARATOR + block.rstrip(b"\n") + b"\n" for block in newest))

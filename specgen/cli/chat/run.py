@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from specgen.cli.chat.autosave import Autosave
-from specgen.cli.chat.completion import argument_choices
-from specgen.cli.chat.line_editor import LineEditor
-from specgen.cli.chat.loading import ChatModels, load_conversation, load_draft, save_costs
+from specgen.cli.chat.line_editor import LineEditor, argument_choices
 from specgen.cli.chat.loop import ChatLoop
-from specgen.cli.chat.options import ChatOptions, OutputOptions
-from specgen.cli.chat.resume import ResumedSession, resume_session, resumed_models, resumed_settings
+from specgen.cli.chat.options import ChatOptions
+from specgen.cli.chat.session import Autosave, resumed_models
 from specgen.cli.chat.settings import ChatSettings
-from specgen.cli.chat.state import ChatState, ChatTerminal, DisplayOptions
+from specgen.cli.chat.state import ChatState, ChatTerminal
+from specgen.cli.options.groups import VerbosityOptions
 from specgen.cli.request import (
     check_stops,
     parse_draft_length,
@@ -24,26 +25,35 @@ from specgen.cli.request import (
     template_source,
 )
 from specgen.cli.signals import Stopped, StopSignals
+from specgen.cli.start import loading
 from specgen.cli.stdout import require_stdout
 from specgen.cli.streams import Messages
 from specgen.cli.terminal_mode import TerminalMode
 from specgen.cli.view_options import ViewOptions
 from specgen.core.errors import SettingsError
 from specgen.core.settings import ModelSettings
+from specgen.loading.libraries import gc_paused
+from specgen.render.progress import LoadProgress
 from specgen.render.terminal import is_terminal
+from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
 from specgen.storage.paths import state_folder
 from specgen.storage.saved_chats import SessionFolder
+from specgen.storage.transcript import Transcript
 from specgen.text.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from specgen.runtime.conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What a chat starts with, as far as the options decide it."""
+    """What a chat starts with."""
 
     settings: ChatSettings
     system: str | None
     template: ChatTemplate
-    models: tuple[ModelSettings, ModelSettings]
+    target: ModelSettings
+    draft: ModelSettings
 
 
 def run(options: ChatOptions) -> int:
@@ -57,38 +67,36 @@ def run(options: ChatOptions) -> int:
         raise SettingsError(
             "chat needs a terminal, but stdin is not one", 'for one answer use: specgen generate "your question"'
         )
-    messages = Messages(options.output.color, options.verbosity.quiet)
+    output, drafting = options.output, options.drafting
+    messages = Messages(output.color, options.verbosity.quiet)
     inputs = _read_inputs(options)
-    folder, resumed = SessionFolder(), ResumedSession()
-    with StopSignals() as signals, TerminalMode() as terminal_mode:
+    autosave = Autosave(SessionFolder(), is_on=options.session.save, warn=messages.warning)
+    with StopSignals() as signals, TerminalMode() as mode, closing(autosave):
         try:
-            if options.session.resume is not None:
-                resumed = resume_session(folder, options.session.resume, messages, keeps_file=options.session.save)
-            inputs = _with_saved(inputs, options.given, resumed)
-            target, draft = inputs.models
-            models = ChatModels(target, draft, read_lookup_files(options.drafting.lookup_files, [draft.name]))
-            conversation = load_conversation(
-                models, inputs.template, inputs.settings, messages, options.verbosity.verbose
-            )
+            resumed = None if options.session.resume is None else autosave.resume(options.session.resume)
+            if resumed is not None:
+                inputs = _with_saved(inputs, options.given, resumed)
+            lookup_texts = read_lookup_files(drafting.lookup_files, [inputs.draft.name])
+            pair = pair_settings(inputs.target, inputs.draft, lookup_texts)
+            conversation = _open_conversation(pair, inputs, messages, options.verbosity)
             state = ChatState(
                 conversation,
-                ChatTerminal(messages, signals, terminal_mode),
-                Autosave(folder, resumed.file, is_on=options.session.save, warn=messages.warning),
+                ChatTerminal(messages, signals, mode),
+                autosave,
                 inputs.settings,
-                _display(options.output, options.drafting.calibrate),
-                partial(load_draft, conversation, draft, messages),
+                ViewOptions(output.view, output.color, output.sanitize, default="live"),
+                partial(load_draft, conversation, inputs.draft, messages),
+                output.stats,
+                drafting.calibrate,
             )
             history = state_folder() / "history" if options.session.history else None
-            loop = ChatLoop(state, LineEditor(history, argument_choices(folder)))
-            loop.print_banner(resumed.transcript, inputs.system)
+            loop = ChatLoop(state, LineEditor(history, argument_choices(autosave.folder)))
+            loop.print_banner(resumed, inputs.system)
             exit_code = loop.run()
-            save_costs(conversation)
+            _save_costs(conversation)
             return exit_code
         except Stopped as stopped:
             return stopped.exit_code
-        finally:
-            if resumed.file is not None:
-                resumed.file.close()
 
 
 def _read_inputs(options: ChatOptions) -> _Inputs:
@@ -102,29 +110,70 @@ def _read_inputs(options: ChatOptions) -> _Inputs:
         stops=options.reply.stops,
         strict=options.drafting.strict,
     )
-    if options.prompt.chat_template == "none":
+    prompt, backend = options.prompt, options.backend.settings()
+    if prompt.chat_template == "none":
         raise SettingsError(
             "invalid --chat-template 'none': a chat needs one",
             "for raw completion: specgen generate --chat-template none",
         )
     template = ChatTemplate(
-        template_source(options.prompt.chat_template),
-        parse_template_variables(options.prompt.chat_template_variables),
+        template_source(prompt.chat_template), parse_template_variables(prompt.chat_template_variables)
     )
-    backend = options.backend.settings()
-    models = (
-        options.load.target_settings(options.models.target, backend),
-        options.load.draft_settings(options.models.draft, backend),
-    )
-    return _Inputs(settings, system_message(options.prompt.system), template, models)
+    target = options.load.target_settings(options.models.target, backend)
+    draft = options.load.draft_settings(options.models.draft, backend)
+    return _Inputs(settings, system_message(prompt.system), template, target, draft)
 
 
-def _with_saved(inputs: _Inputs, given: frozenset[str], resumed: ResumedSession) -> _Inputs:
+def _with_saved(inputs: _Inputs, given: frozenset[str], saved: Transcript) -> _Inputs:
     """Replaces what the user did not give with the values of the saved session."""
-    models = resumed_models(given, resumed.transcript, *inputs.models)
-    return replace(inputs, models=models, settings=resumed_settings(given, resumed.transcript, inputs.settings))
+    target, draft = resumed_models(given, saved, inputs.target, inputs.draft)
+    settings = inputs.settings.with_saved(saved.settings, keep_draft_tokens="draft_tokens" in given)
+    return replace(inputs, settings=settings, target=target, draft=draft)
 
 
-def _display(options: OutputOptions, calibrates: bool) -> DisplayOptions:
-    view = ViewOptions(options.view, options.color, options.sanitize, default="live")
-    return DisplayOptions(view, options.stats, calibrates)
+def _open_conversation(
+    settings: PairSettings, inputs: _Inputs, messages: Messages, verbosity: VerbosityOptions
+) -> Conversation:
+    """Loads the models and their learned costs; shows progress."""
+    with loading(messages, verbosity) as progress, gc_paused():
+        # These import torch, which must be prepared first and takes seconds.
+        from specgen.runtime import learned_costs
+        from specgen.runtime.conversation import Conversation
+        from specgen.runtime.loaded_models import load_models
+
+        pair = resolve_pair(settings, progress)
+        inputs.template.check(pair.tokenizer, pair.target.name)
+        models = load_models(pair, progress)
+        learned_costs.load(models)
+        return Conversation(models, inputs.settings.for_reply(pair.sampling_defaults), inputs.template)
+
+
+def load_draft(conversation: Conversation, first: ModelSettings, messages: Messages, name: str) -> list[str]:
+    """Replaces the drafter; the messages and the cache of the target stay.
+
+    Args:
+        conversation: The chat.
+        first: The draft at the start of the chat: the new one gets its weight format and device.
+        messages: Shows progress.
+        name: The new drafter, named as on the command line.
+
+    Returns:
+        Notices of the loader.
+    """
+    from specgen.runtime import learned_costs
+
+    models = conversation.models
+    requested = pair_settings(models.pair.settings.target, replace(first, name=os.path.expanduser(name), revision=None))
+    with LoadProgress(messages.console, quiet=messages.quiet) as progress, gc_paused():
+        pair = models.pair.with_draft(requested.drafter, requested.draft, progress)
+        learned_costs.save(models)
+        notices = models.replace_draft(pair, progress)
+    learned_costs.load_draft(models)
+    return notices
+
+
+def _save_costs(conversation: Conversation) -> None:
+    """Saves the measured pass costs for later runs."""
+    from specgen.runtime import learned_costs
+
+    learned_costs.save(conversation.models)

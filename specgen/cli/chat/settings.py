@@ -6,17 +6,15 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from specgen.cli.chat.commands import closest_name
 from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.request import parse_draft_length
 from specgen.core.errors import SettingsError
 from specgen.core.settings import DEFAULT_REPLY_TOKENS, SamplingSettings
+from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import Scalar
-
-if TYPE_CHECKING:
-    from specgen.runtime.reply_settings import ReplySettings
 
 _TYPES: dict[str, Callable[[str], float | int]] = {
     "temperature": float,
@@ -95,8 +93,6 @@ class ChatSettings:
 
     def for_reply(self, defaults: SamplingSettings | None) -> ReplySettings:
         """Returns the settings of a reply, completed by the model's own values."""
-        from specgen.runtime.reply_settings import ReplySettings
-
         seed = self.default_seed if self.sampling.seed is None else self.sampling.seed
         # Randomness tied to positions lowers the acceptance rate a little: only a seed that was given is worth that.
         same_text = self.sampling.seed is not None if self.sampling.same_text is None else self.sampling.same_text

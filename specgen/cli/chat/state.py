@@ -10,38 +10,23 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from specgen.cli.chat.autosave import Autosave, absolute_name, transcript_of
+from specgen.cli.chat.session import Autosave, absolute_name, transcript_of
+from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages
 from specgen.cli.terminal_mode import TerminalMode
 from specgen.cli.view_options import ViewOptions
 from specgen.render.sanitize import one_line
 from specgen.render.text_width import cut_to_cells
+from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import Transcript
 
 if TYPE_CHECKING:
-    from specgen.cli.chat.settings import ChatSettings
     from specgen.runtime.conversation import Conversation
     from specgen.runtime.generation import Generation
-    from specgen.runtime.reply_settings import ReplySettings
 
 NUM_PREVIEWED = 2
 """Messages shown when a session is resumed: the last question and its reply."""
-
-
-@dataclass(frozen=True, slots=True)
-class DisplayOptions:
-    """What a chat shows.
-
-    Args:
-        view: How replies are shown.
-        stats: Print a line of statistics after each reply.
-        calibrate: Time the target alone, so that replies show a speedup.
-    """
-
-    view: ViewOptions = field(default_factory=lambda: ViewOptions(default="live"))
-    stats: bool = True
-    calibrate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +47,20 @@ class ChatState:
         terminal: Where the chat runs.
         autosave: The session on disk.
         settings: How replies are generated.
-        display: How replies are shown.
+        view: How replies are shown.
         load_draft: Replaces the drafter by name; returns notices for the user.
+        shows_stats: Print a line of statistics after each reply.
+        calibrates: Time the target alone, so that replies show a speedup.
     """
 
     conversation: Conversation
     terminal: ChatTerminal
     autosave: Autosave
     settings: ChatSettings
-    display: DisplayOptions
+    view: ViewOptions
     load_draft: Callable[[str], list[str]]
+    shows_stats: bool = True
+    calibrates: bool = True
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     attached_text: str = ""
     """Contents of files, to be prepended to the next message."""
@@ -96,8 +85,8 @@ class ChatState:
         self.terminal.messages.print(Text(text, style="muted") if isinstance(text, str) else text)
 
     def preview(self, text: str, max_cells: int = 60) -> str:
-        """Returns a text as it can be shown on one line of the terminal."""
-        return one_line_preview(text, max_cells, ascii_only=self.ascii_only)
+        """Returns a text on one line without control characters, cut to a number of terminal cells."""
+        return cut_to_cells(one_line(re.sub(r"\s+", " ", text), ascii_only=self.ascii_only), max_cells, "...")
 
     def warn_of_system_role(self) -> None:
         """Warns if the chat template has no system role."""
@@ -130,8 +119,3 @@ class ChatState:
             self.print(f"{author} {self.preview(message.content, num_cells)}")
         if messages and messages[-1].role == "user":
             self.print("your last message has no reply yet; /retry generates one")
-
-
-def one_line_preview(text: str, max_cells: int, *, ascii_only: bool = False) -> str:
-    """Returns a text on one line without control characters, cut to a number of terminal cells."""
-    return cut_to_cells(one_line(re.sub(r"\s+", " ", text), ascii_only=ascii_only), max_cells, "...")

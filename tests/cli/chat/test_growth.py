@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from specgen.cli.chat.autosave import Autosave
+from specgen.cli.chat.session import Autosave
 from specgen.runtime.conversation import Conversation
 from specgen.storage.saved_chats import SessionFolder
 from specgen.storage.transcript import SavedModel, Transcript
@@ -43,7 +43,7 @@ def transcript(conversation: Conversation) -> Transcript:
 
 def run_turns(talker: Path, num_turns: int, num_warm: int) -> tuple[Levels, Levels, list[int]]:
     conversation = converse(open_toy(talker), replace(SHORT, max_new_tokens=30))
-    autosave = Autosave(SessionFolder(), None, is_on=True, warn=pytest.fail)
+    autosave = Autosave(SessionFolder(), is_on=True, warn=pytest.fail)
     sizes, warm = [], None
     for turn in range(num_turns):
         generation = reply(conversation, f"Question {turn}")

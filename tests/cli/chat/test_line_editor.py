@@ -18,10 +18,8 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from specgen.cli.chat.completion import CommandCompleter
-from specgen.cli.chat.external_editor import edit_text
-from specgen.cli.chat.history import MAX_ENTRIES, PrivateHistory
-from specgen.cli.chat.line_editor import LineEditor
+from specgen.cli.chat.file_commands import edit_text
+from specgen.cli.chat.line_editor import MAX_HISTORY_ENTRIES, CommandCompleter, LineEditor, PrivateHistory
 from specgen.core.errors import SettingsError
 
 UP = "\x1b[A"
@@ -115,13 +113,13 @@ def test_the_history_is_private_and_omits_lines_that_start_with_a_space(tmp_path
 def test_the_history_keeps_the_newest_entries(tmp_path: Path) -> None:
     path = tmp_path / "history"
     history = PrivateHistory(path)
-    for number in range(2 * MAX_ENTRIES):
+    for number in range(2 * MAX_HISTORY_ENTRIES):
         history.store_string(f"entry {number}")
 
     entries = list(PrivateHistory(path).load_history_strings())
 
-    assert entries[0] == f"entry {2 * MAX_ENTRIES - 1}"
-    assert len(entries) == MAX_ENTRIES
+    assert entries[0] == f"entry {2 * MAX_HISTORY_ENTRIES - 1}"
+    assert len(entries) == MAX_HISTORY_ENTRIES
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from specgen.cli.chat import actions, calibration
+from specgen.cli.chat import file_commands
 from specgen.cli.chat import loop as chat_loop
-from specgen.cli.chat.autosave import Autosave
+from specgen.cli.chat import reply as chat_reply
 from specgen.cli.chat.loop import ChatLoop
+from specgen.cli.chat.session import Autosave
 from specgen.cli.chat.settings import ChatSettings
-from specgen.cli.chat.state import ChatState, ChatTerminal, DisplayOptions
+from specgen.cli.chat.state import ChatState, ChatTerminal
 from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages
@@ -122,14 +123,14 @@ def open_chat(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> Ite
         errors = record_errors(messages)
         # The handlers are restored in the opposite order, or the first one would outlive the test.
         signals = entered.enter_context(StopSignals())
-        autosave = Autosave(SessionFolder(), changes.pop("file", None), is_on=True, warn=messages.warning)
+        autosave = Autosave(SessionFolder(), is_on=True, warn=messages.warning)
 
         def load_draft(name: str) -> list[str]:
             draft = None if name in ("lookup", "none") else ModelSettings(name, "none", "float32", "cpu")
             return models.replace_draft(models.pair.with_draft("model" if draft else name, draft))  # type: ignore[arg-type]
 
         terminal = ChatTerminal(messages, signals, TerminalMode())
-        chat_state = ChatState(conversation, terminal, autosave, settings, DisplayOptions(), load_draft)
+        chat_state = ChatState(conversation, terminal, autosave, settings, ViewOptions(default="live"), load_draft)
         opened.append(ScriptedChat(chat_state, out, err, monkeypatch, errors))
         return opened[-1]
 
@@ -179,7 +180,7 @@ def test_the_baseline_is_measured_once_and_every_reply_shows_a_speedup(
 ) -> None:
     # The passes of a toy are so short that any speedup may be implausible, and an implausible one is not shown.
     monkeypatch.setattr("specgen.render.summary.find_doubt", lambda _: None)
-    monkeypatch.setattr(calibration, "find_doubt", lambda _: None)
+    monkeypatch.setattr(chat_reply, "find_doubt", lambda _: None)
     measured = count_measurements(chat, monkeypatch)
 
     chat.run("a", "b", "c")
@@ -246,7 +247,7 @@ def test_retry_uses_its_settings_for_one_reply(open_chat: Opener, toy: Path) -> 
 def test_edit_sends_the_changed_message_instead_of_the_old_one(
     chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actions, "edit_text", lambda text: text.replace("blue", "green"))
+    monkeypatch.setattr(file_commands, "edit_text", lambda text: text.replace("blue", "green"))
 
     chat.run("one", "why blue?", "/edit", "/edit")
 
@@ -293,7 +294,7 @@ def test_settings_are_shown_and_changed(chat: ScriptedChat) -> None:
 def test_the_view_changes_during_a_chat(chat: ScriptedChat, name: str) -> None:
     chat.run(f"/view {name}", "a")
 
-    assert chat.state.display.view.view == name
+    assert chat.state.view.view == name
     assert "quick" in chat.replies
 
 
@@ -347,7 +348,7 @@ def test_stats_show_the_reused_tokens_and_the_totals_of_the_session(chat: Script
 def test_stats_measure_the_baseline_again_after_a_change_of_the_draft(
     chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "find_doubt", lambda _: None)
+    monkeypatch.setattr(chat_reply, "find_doubt", lambda _: None)
     measured = count_measurements(chat, monkeypatch)
     counts = []
 
@@ -557,7 +558,7 @@ def test_a_doubtful_baseline_is_measured_again_after_the_next_reply(
     chat: ScriptedChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubts = [Doubt.IMPOSSIBLE, None, None, None]
-    monkeypatch.setattr(calibration, "find_doubt", lambda report: doubts.pop(0))
+    monkeypatch.setattr(chat_reply, "find_doubt", lambda report: doubts.pop(0))
     measured = count_measurements(chat, monkeypatch)
     counts = []
 

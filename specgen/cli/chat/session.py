@@ -1,19 +1,23 @@
-"""Saves the session of a chat after every turn. The chat continues if saving fails."""
+"""Saves the session of a chat after every turn, and opens saved ones. The chat continues if saving fails."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
+from specgen.cli.options.models import AUTO
 from specgen.core.errors import OutputError, SettingsError
 from specgen.core.results import ModelInfo
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import ModelSettings, Quantization
 from specgen.render.formatting import format_model
 from specgen.render.sanitize import one_line
-from specgen.storage.saved_chats import SessionFile, SessionFolder
+from specgen.runtime.pair import LOOKUP_SUFFIX
+from specgen.storage.saved_chats import SessionFile, SessionFolder, SessionSetAside
 from specgen.storage.transcript import SavedModel, Transcript
 
 if TYPE_CHECKING:
@@ -26,20 +30,31 @@ class Autosave:
 
     Args:
         folder: The folder of all sessions.
-        file: The session to continue; None creates a new one at the first turn.
         is_on: Save after every turn.
         warn: Reports what can't be saved.
     """
 
-    def __init__(
-        self, folder: SessionFolder, file: SessionFile | None, *, is_on: bool, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: SessionFolder, *, is_on: bool, warn: Callable[[str], None]) -> None:
         self.folder = folder
-        self.file = file
+        self.file: SessionFile | None = None
+        """The session; None creates one at the next turn."""
         self.is_on = is_on
         self.failure: OutputError | None = None
         """Why the session on disk is older than the one in memory."""
         self._warn = warn
+
+    def resume(self, name: str) -> Transcript | None:
+        """Opens the saved session that the chat continues; returns None if it is damaged, and a new one begins."""
+        try:
+            file, transcript = open_session(self.folder.existing(name))
+        except SessionSetAside as error:
+            self._warn(f"{error}; starting a new session")
+            return None
+        if self.is_on:
+            self.file = file
+        else:
+            file.close()
+        return transcript
 
     def save(self, transcript: Transcript) -> None:
         """Saves the session if it has messages. Warns once if that fails."""
@@ -101,9 +116,25 @@ class Autosave:
         self.is_on = self.is_on or file is not None
 
     def close(self) -> None:
-        """Releases the lock of the session."""
+        """Releases the lock of the session. Can be called again."""
         if self.file is not None:
             self.file.close()
+
+
+def open_session(path: Path) -> tuple[SessionFile, Transcript]:
+    """Locks and reads a saved session.
+
+    Raises:
+        SessionSetAside: The file is damaged or too new, and has been renamed.
+        SessionInUse: Another chat writes to it.
+        OutputError: It can't be read or renamed.
+    """
+    file = SessionFile(path)
+    try:
+        return file, file.load()
+    except BaseException:
+        file.close()
+        raise
 
 
 def transcript_of(conversation: Conversation, settings: ChatSettings, created: str) -> Transcript:
@@ -131,3 +162,29 @@ def absolute_name(name: str) -> str:
     """Returns a model's name with a path made absolute: a session may be resumed from another folder."""
     path = os.path.expanduser(name)
     return os.path.abspath(path) if name and os.path.exists(path) else name
+
+
+def resumed_models(
+    given: Set[str], transcript: Transcript, target: ModelSettings, draft: ModelSettings
+) -> tuple[ModelSettings, ModelSettings]:
+    """Returns target and draft: of the command line if `given` names their options, else of the saved session."""
+    if "target" not in given:
+        saved = transcript.target
+        target = replace(target, name=saved.name, revision=saved.revision)
+        if "quant" not in given:
+            target = replace(target, quant=_quantization(saved.quant))
+    if "draft" not in given:
+        if transcript.draft is None:
+            name = transcript.drafter if transcript.drafter in ("lookup", "none") else AUTO
+            return target, replace(draft, name=name)
+        saved = transcript.draft
+        name = saved.name + (LOOKUP_SUFFIX if transcript.drafter == "model+lookup" else "")
+        draft = replace(draft, name=name, revision=saved.revision)
+        if "draft_quant" not in given:
+            draft = replace(draft, quant=_quantization(saved.quant))
+    return target, draft
+
+
+def _quantization(name: str) -> Quantization:
+    """Returns the weight format of that name; `auto` if it is unknown."""
+    return next((known for known in get_args(Quantization) if known == name), "auto")
