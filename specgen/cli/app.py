@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from specgen.cli.help import HelpCommand, HelpGroup
-from specgen.cli.options.flatten import flattened
-from specgen.cli.program import COMMANDS, ROOT
-from specgen.cli.root.options import RootOptions
+from specgen.cli.options.fields import OptionField, build, option_fields
+from specgen.cli.program import COMMANDS, RootOptions
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.usage import wants_json
 from specgen.core.errors import SettingsError
 
+T = TypeVar("T")
 _NO_COMMAND = -1
 
 
@@ -31,9 +34,9 @@ def run(arguments: list[str]) -> int:
         The exit code; see `specgen.core.errors`, and 130, 143, 129 for signals, 0 if the reader closed the pipe.
     """
     try:
-        # A command watches for signals itself once it has imported what it needs.
-        with StopSignals():
-            code = _run(arguments)
+        # A command that can finish a round or a run after a signal watches for signals itself.
+        with StopSignals() as signals:
+            code = _run(arguments) or signals.exit_code
         # Help and version are still in the buffer: a full disk is reported here. After any other exit code the error
         # is reported already, and the terminal may be gone.
         if code == 0 and sys.stdout is not None:
@@ -42,13 +45,14 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BaseException as error:  # noqa: BLE001 - every error of the program ends here
+        as_json = _wants_json(arguments)
         # At once: a second signal during the imports below would show a traceback.
-        if isinstance(error, Stopped) and not wants_json(arguments):
+        if isinstance(error, Stopped) and not as_json:
             return error.exit_code
         # Its imports take 0.1 s, which help and completion don't need.
         from specgen.cli.failures import exit_code_of
 
-        return exit_code_of(error, arguments)
+        return exit_code_of(error, as_json=as_json, with_traceback="-vv" in arguments)
 
 
 def make_app() -> typer.Typer:
@@ -59,10 +63,47 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback(cls=HelpGroup, invoke_without_command=True)(flattened(RootOptions)(_run_root))
+    app.callback(cls=HelpGroup, invoke_without_command=True)(flattened(RootOptions, _run_root))
     for command in COMMANDS:
-        app.command(command.name, cls=HelpCommand)(flattened(command.options)(command.run))
+        app.command(command.name, cls=HelpCommand)(flattened(command.options, command.run))
     return app
+
+
+def flattened(options_class: type[T], run: Callable[[T], int]) -> Callable[..., int]:
+    """Returns a function that runs a command, with a parameter for each of its options, for Typer.
+
+    Typer splits the command line into words and reads environment variables. Types, ranges and defaults are those of
+    the dataclass: an option that was not given is None or an empty list here.
+    """
+
+    def function(context: typer.Context, **words: Any) -> int:
+        given = {name: word for name, word in words.items() if word is not None and word != []}
+        return run(build(options_class, given, f"see {context.command_path} --help"))
+
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *map(_parameter, option_fields(options_class))]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function
+
+
+def _parameter(field: OptionField) -> inspect.Parameter:
+    option = field.option
+    # The number of `-v` is an int; any other value stays a word, so that its errors are ours.
+    word: Any = int if option.counts else bool if field.is_switch else str
+    word = list[word] if option.is_repeatable and not option.counts else word
+    if field.is_argument:
+        info: Any = typer.Argument(metavar=option.value)
+    else:
+        *names, last = option.names
+        names.append("/".join([last, *option.off_names]))
+        info = typer.Option(*names, envvar=option.env, count=option.counts)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if option.is_required else None,
+        annotation=Annotated[word if option.is_required else word | None, info],
+    )
 
 
 def _run(arguments: list[str]) -> int:
@@ -77,4 +118,14 @@ def _run_root(options: RootOptions) -> int:
     """Answers the options of the program itself; the result counts only if no command follows."""
     if options == RootOptions():
         return _NO_COMMAND
-    raise typer.Exit(ROOT.run(options))
+    from specgen.cli.root import run as run_root
+
+    raise typer.Exit(run_root(options))
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Returns whether JSON is requested. Searches the words, because parsing them may have failed."""
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    formats = [word.removeprefix("--format=") for word in words if word.startswith("--format=")]
+    formats += [value for name, value in pairwise(words) if name == "--format"]
+    return "--json" in words or "json" in formats or "ndjson" in formats

@@ -6,12 +6,11 @@ import errno
 import traceback
 
 from specgen.cli.signals import Stopped
-from specgen.cli.stdout import discard_stdout
-from specgen.cli.streams import Messages, write_error_document
-from specgen.cli.usage import usage_error, wants_json
-from specgen.core.errors import OutputError, SpecgenError
+from specgen.cli.streams import Messages, discard_stdout, write_error_document
+from specgen.core.errors import OutputError, SettingsError, SpecgenError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_EXTRA_ARGUMENT = "Got unexpected extra argument(s)"
 
 
 class Interrupted(SpecgenError):
@@ -37,19 +36,18 @@ def internal_error(error: Exception) -> SpecgenError:
     return SpecgenError(f"unexpected {type(error).__name__}: {error}", "this is a bug; run again with -vv for details")
 
 
-def disk_error(error: OSError) -> OutputError | None:
-    """Returns the error to report if stdout's disk is full or broken; None for any other `OSError`."""
-    if error.errno not in _DISK_ERRORS:
-        return None
-    return OutputError(f"cannot write the output: {error.strerror or error}")
+def exit_code_of(error: BaseException, *, as_json: bool, with_traceback: bool) -> int:
+    """Reports an error on stderr, and returns the exit code.
 
-
-def exit_code_of(error: BaseException, arguments: list[str]) -> int:
-    """Reports an error, on stderr and as a JSON document if one was requested, and returns the exit code."""
+    Args:
+        error: What ended the program.
+        as_json: Also write a JSON document to stdout.
+        with_traceback: Print the traceback of a bug.
+    """
     match error:
         case Stopped():
             # The command had not written anything: otherwise it ends the answer itself.
-            if wants_json(arguments):
+            if as_json:
                 write_error_document(Interrupted(error.exit_code))
             return error.exit_code
         case BrokenPipeError():
@@ -62,31 +60,32 @@ def exit_code_of(error: BaseException, arguments: list[str]) -> int:
             discard_stdout()
             return 0
         case SpecgenError():
-            return _report(error, arguments)
-        case OSError() if failure := disk_error(error):
+            failure = error
+        case OSError() if error.errno in _DISK_ERRORS:
             discard_stdout()
-            return _report(failure, [])
+            failure, as_json = OutputError(f"cannot write the output: {error.strerror or error}"), False
         case Exception():
-            return _unexpected(error, arguments)
+            failure = _usage_error(error) or internal_error(error)
         case _:
             raise error
-
-
-def _unexpected(error: Exception, arguments: list[str]) -> int:
-    """Reports a wrong use of the command line, or a bug of ours."""
-    # Typer's usage errors have no public base class. These two attributes are what it prints them from.
-    message, exit_code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
-    if callable(message) and isinstance(exit_code, int):
-        if reported := usage_error(error):
-            _report(reported, arguments)
-        return exit_code
-    return _report(internal_error(error), arguments)
-
-
-def _report(error: SpecgenError, arguments: list[str]) -> int:
-    if wants_json(arguments) and not error.is_reported:
-        write_error_document(error)
-    if "-vv" in arguments and error.exit_code == SpecgenError.exit_code:
+    if as_json and not failure.is_reported:
+        write_error_document(failure)
+    if with_traceback and failure.exit_code == SpecgenError.exit_code:
         traceback.print_exc()
-    Messages("auto", quiet=False).error(error)
-    return error.exit_code
+    Messages("auto", quiet=False).error(failure)
+    return failure.exit_code
+
+
+def _usage_error(error: Exception) -> SettingsError | None:
+    """Returns the error to report for a command line that Typer could not parse; None for any other exception."""
+    # Typer's usage errors have no public base class; it prints them with this method.
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    context, text = getattr(error, "ctx", None), str(format_message())
+    see = f"see {getattr(context, 'command_path', 'specgen')} --help"
+    if text.startswith(_EXTRA_ARGUMENT) and getattr(context, "info_name", "") == "generate":
+        return SettingsError(
+            f"more than one prompt{text.removeprefix(_EXTRA_ARGUMENT)}", f"put the prompt into quotes; {see}"
+        )
+    return SettingsError(text, see)

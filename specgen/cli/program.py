@@ -6,27 +6,43 @@ import importlib
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from specgen.cli.app_spec import Command, Program
+from specgen.cli.app_spec import Command, Option, Program
 from specgen.cli.bench import options as bench
 from specgen.cli.chat import options as chat
 from specgen.cli.distill import options as distill
 from specgen.cli.doctor import options as doctor
 from specgen.cli.generate import options as generate
 from specgen.cli.options.fields import describe
-from specgen.cli.root import options as root
 from specgen.cli.verify import options as verify
+
+HELP = "Speculative text generation on your own machine: a draft guesses, your model checks, you watch."
+
+
+@dataclass(frozen=True, slots=True)
+class RootOptions:
+    """The options of the program itself."""
+
+    version: Annotated[bool, Option(("-V", "--version"), "Print the version.")] = False
+    completion: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        Option(("--show-completion",), "Print the completion script for a shell."),
+    ] = None
+    names: Annotated[
+        Literal["models", "sessions"] | None,
+        Option(("--list",), "List the models or saved sessions on this machine."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class CommandEntry:
-    """A command, or the program itself if the name is empty.
+    """A command.
 
     Args:
-        name: As typed.
+        name: As typed; also its folder in `specgen.cli`, whose module `run` runs it.
         options: Its dataclass of options.
-        module: The module `options` of the command, with its help and epilog. The module `run` next to it runs it.
+        module: The module `options` of its folder, with its help and epilog.
     """
 
     name: str
@@ -39,10 +55,9 @@ class CommandEntry:
 
     def run(self, options: Any) -> int:
         """Imports what the command needs, runs it and returns the exit code."""
-        return int(importlib.import_module(f"{self.module.__package__}.run").run(options))
+        return int(importlib.import_module(f"specgen.cli.{self.name}.run").run(options))
 
 
-ROOT = CommandEntry("", root.RootOptions, root)
 COMMANDS = (
     CommandEntry("generate", generate.GenerateOptions, generate),
     CommandEntry("chat", chat.ChatOptions, chat),
@@ -56,4 +71,4 @@ COMMANDS = (
 @cache
 def program() -> Program:
     """Returns the program with its commands, for help, completions and the manual page."""
-    return Program(ROOT.describe(), tuple(command.describe() for command in COMMANDS))
+    return Program(describe("", HELP, RootOptions), tuple(command.describe() for command in COMMANDS))

@@ -44,7 +44,7 @@ def read_prompt(
     texts = [as_utf8(text, "the prompt") for text in (argument, option) if text is not None and text != "-"]
     names_stdin = "-" in (argument, option) or _STDIN in files
     reads_stdin = names_stdin or use_stdin or (use_stdin is None and stdin_has_data())
-    parts = [_read_file(path) for path in files if path != _STDIN]
+    parts = [read_text(path, "prompt file") for path in files if path != _STDIN]
     if reads_stdin:
         parts.append(read_stdin())
     if is_chat:
@@ -92,13 +92,17 @@ def _print_waiting_notice() -> None:
             print("reading the prompt from stdin (--no-stdin ignores it)...", file=sys.stderr, flush=True)
 
 
-def _read_file(path: Path) -> str:
+def read_text(path: Path, name: str) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        PromptError: It can't be read, is too long or is not UTF-8.
+    """
     try:
         with path.open("rb") as file:
-            data = read_capped(file, str(path))
+            return decode(read_capped(file, str(path)), str(path))
     except OSError as error:
-        raise PromptError(f"can't read the prompt file {path}: {error.strerror or error}") from error
-    return decode(data, str(path))
+        raise PromptError(f"can't read the {name} {path}: {error.strerror or error}") from error
 
 
 def read_capped(stream: BinaryIO, name: str) -> bytes:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from specgen.cli.options.groups import SystemOptions
-from specgen.cli.prompt_input import as_utf8, decode, read_capped
-from specgen.core.errors import PromptError, SettingsError
+from specgen.cli.prompt_input import as_utf8, read_text
+from specgen.core.errors import SettingsError
 from specgen.core.settings import LONGEST_AUTO_DRAFT, MAX_DRAFT_TOKENS, DraftSchedule
 from specgen.runtime.pair import LOOKUP_SUFFIX
 
@@ -92,16 +92,3 @@ def check_stops(stops: Sequence[str]) -> None:
     """
     if "" in stops:
         raise SettingsError("invalid --stop '': it is empty", "give the text that ends the answer")
-
-
-def read_text(path: Path, name: str) -> str:
-    """Returns the text of a file.
-
-    Raises:
-        PromptError: It can't be read, is too long or is not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            return decode(read_capped(file, str(path)), str(path))
-    except OSError as error:
-        raise PromptError(f"can't read the {name} {path}: {error.strerror or error}") from error

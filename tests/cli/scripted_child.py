@@ -97,7 +97,7 @@ def main() -> None:
         return ScriptedGeneration(num_rounds)
 
     module: Any = generate
-    module._open_generation = open_generation
+    module.open_generation = open_generation
     module._save_costs = lambda *_: None
     others: Any = ((verify, "_run_checks"), (doctor, "_examine"), (bench, "_open_benchmark"))
     for other, name in others:

@@ -19,8 +19,8 @@ import typer
 from specgen.cli.app import make_app
 from specgen.cli.app_spec import Command
 from specgen.cli.help import format_command
-from specgen.cli.local_names import model_names
 from specgen.cli.program import program
+from specgen.cli.root import model_names
 from specgen.cli.shell_files import MANUAL, shell_files
 from tests.cli.children import ROOT
 from tests.processes.environment import environment

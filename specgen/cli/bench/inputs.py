@@ -12,7 +12,8 @@ from specgen.bench.prompts import BenchPrompt, PromptFormat, bundled_prompts, ch
 from specgen.bench.results import BenchSettings
 from specgen.cli.bench.options import BenchOptions, RunOptions
 from specgen.cli.options.models import AUTO
-from specgen.cli.request import parse_draft_length, read_lookup_files, read_text, template_source
+from specgen.cli.prompt_input import read_text
+from specgen.cli.request import parse_draft_length, read_lookup_files, template_source
 from specgen.core.errors import SettingsError
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
 from specgen.runtime.pair import LOOKUP_SUFFIX, DrafterKind

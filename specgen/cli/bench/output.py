@@ -12,8 +12,7 @@ from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BenchReport, BenchStep
 from specgen.bench.warnings import warnings_of
 from specgen.cli.bench.options import BenchFormat, BenchTableOptions, ExportOptions
-from specgen.cli.stdout import require_stdout, use_utf8_stdout
-from specgen.cli.streams import Messages
+from specgen.cli.streams import Messages, require_stdout, use_utf8_stdout
 from specgen.core.errors import OutputError, SpecgenError
 from specgen.render.bench.documents import bench_document, csv_text, markdown_text, run_document, start_document
 from specgen.render.bench.plot import check_plot, plot_bytes

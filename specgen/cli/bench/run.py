@@ -13,9 +13,7 @@ from specgen.cli.bench.options import BenchOptions, BenchTableOptions, LimitOpti
 from specgen.cli.bench.output import BenchOutput
 from specgen.cli.failures import Interrupted
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.start import loading
-from specgen.cli.stdout import discard_stdout
-from specgen.cli.streams import Messages
+from specgen.cli.streams import Messages, discard_stdout, loading
 from specgen.core.errors import DifferenceError, LimitError, SpecgenError
 from specgen.core.progress import ProgressListener
 from specgen.loading.libraries import gc_paused

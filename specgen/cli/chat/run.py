@@ -25,11 +25,8 @@ from specgen.cli.request import (
     template_source,
 )
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.start import loading
-from specgen.cli.stdout import require_stdout
-from specgen.cli.streams import Messages
+from specgen.cli.streams import Messages, ViewOptions, loading, require_stdout
 from specgen.cli.terminal_mode import TerminalMode
-from specgen.cli.view_options import ViewOptions
 from specgen.core.errors import SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading.libraries import gc_paused

@@ -13,9 +13,8 @@ from rich.text import Text
 from specgen.cli.chat.session import Autosave, absolute_name, transcript_of
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.signals import StopSignals
-from specgen.cli.streams import Messages
+from specgen.cli.streams import Messages, ViewOptions
 from specgen.cli.terminal_mode import TerminalMode
-from specgen.cli.view_options import ViewOptions
 from specgen.render.sanitize import one_line
 from specgen.render.text_width import cut_to_cells
 from specgen.runtime.reply_settings import ReplySettings

@@ -8,9 +8,8 @@ from rich.text import Text
 
 from specgen.cli.bench.inputs import read_prompts
 from specgen.cli.distill.options import DistillOptions
-from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.start import loading
-from specgen.cli.streams import Messages
+from specgen.cli.signals import Stopped
+from specgen.cli.streams import Messages, loading
 from specgen.core.errors import MemoryShortageError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.distill.settings import DistillRequest, DistillSettings, TextSettings, TrainSettings
@@ -20,8 +19,7 @@ from specgen.render.sanitize import one_line
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from specgen.core.progress import ProgressListener
-    from specgen.distill.run import Distillation, DistillResult
+    from specgen.distill.run import DistillResult
 
 
 def run(options: DistillOptions) -> int:
@@ -32,26 +30,28 @@ def run(options: DistillOptions) -> int:
     """
     request = _request(options)
     messages = Messages(options.color, options.verbosity.quiet)
-    with StopSignals():
-        try:
-            with loading(messages, options.verbosity) as progress:
-                distillation = _open(request, progress)
-            with DistillBar(messages.console, quiet=messages.quiet) as bar:
-                result = distillation.run(bar)
-        except Stopped as stopped:
-            messages.info(Text("stopped; the same command continues with what is on disk"))
-            return stopped.exit_code
-        except MemoryError as error:
-            raise MemoryShortageError("out of memory while making a draft", "lower --batch-size") from error
-    _report(result, messages)
+    try:
+        with loading(messages, options.verbosity) as progress:
+            from specgen.distill.run import Distillation  # imports torch
+
+            distillation = Distillation(request, progress)
+        with DistillBar(messages.console, quiet=messages.quiet) as bar:
+            result = distillation.run(bar)
+    except Stopped as stopped:
+        messages.info(Text("stopped; the same command continues with what is on disk"))
+        return stopped.exit_code
+    except MemoryError as error:
+        raise MemoryShortageError("out of memory while making a draft", "lower --batch-size") from error
+    messages.info(_summary(result))
     return 0
 
 
 def _request(options: DistillOptions) -> DistillRequest:
     hub, data = options.hub, options.data
     target = ModelSettings(options.target, device=hub.device, revision=hub.revision, offline=hub.offline)
-    own_prompts = [] if data.prompts is None else _texts(data.prompts)
-    return DistillRequest(target, _settings(options), options.output, _texts(data.held_out), own_prompts, data.texts)
+    own_prompts = [] if data.prompts is None else _read_texts(data.prompts)
+    settings = _settings(options)
+    return DistillRequest(target, settings, options.output, _read_texts(data.held_out), own_prompts, data.texts)
 
 
 def _settings(options: DistillOptions) -> DistillSettings:
@@ -83,22 +83,13 @@ def _parse_layers(text: str | None) -> tuple[int, ...]:
         raise SettingsError(f"invalid --layers {text!r}", "give numbers with commas, as in 27,29") from None
 
 
-def _texts(path: Path | None) -> list[str]:
+def _read_texts(path: Path | None) -> list[str]:
     return [prompt.messages[-1].content for prompt in read_prompts(path)]
 
 
-def _open(request: DistillRequest, progress: ProgressListener) -> Distillation:
-    # Imports torch: the libraries must be prepared first.
-    from specgen.distill.run import Distillation
-
-    return Distillation(request, progress)
-
-
-def _report(result: DistillResult, messages: Messages) -> None:
+def _summary(result: DistillResult) -> Text:
     alpha = result.acceptance.alpha(result.length)
-    messages.info(
-        Text(
-            f"{one_line(str(result.folder))}: {result.num_bytes / 1e6:.1f} MB, α {alpha:.2f} on held-out prompts, "
-            f"predicted speedup {result.speedup:.2f}x with drafts of {result.length}; see README.md in the folder"
-        )
+    return Text(
+        f"{one_line(str(result.folder))}: {result.num_bytes / 1e6:.1f} MB, α {alpha:.2f} on held-out prompts, "
+        f"predicted speedup {result.speedup:.2f}x with drafts of {result.length}; see README.md in the folder"
     )

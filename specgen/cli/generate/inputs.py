@@ -1,11 +1,11 @@
-"""Reads and checks what `specgen generate` needs before models are loaded."""
+"""Reads and checks what `specgen generate` needs, and loads its models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from specgen.cli.generate.options import GenerateOptions, PromptOptions
-from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import (
     check_stops,
@@ -16,9 +16,13 @@ from specgen.cli.request import (
     template_source,
 )
 from specgen.core.errors import SettingsError
-from specgen.core.settings import DraftSchedule
-from specgen.runtime.pair import PairSettings, pair_settings
-from specgen.text.chat_template import ChatTemplate
+from specgen.core.progress import ProgressListener
+from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule
+from specgen.runtime.pair import Pair, PairSettings, pair_settings, resolve_pair
+from specgen.text.chat_template import ChatTemplate, Message, encode_text
+
+if TYPE_CHECKING:
+    from specgen.runtime.generation import Generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,17 @@ class Prompt:
     system: str | None
     template: ChatTemplate | None
 
+    def encode(self, pair: Pair) -> list[int]:
+        """Returns the prompt as token ids.
+
+        Raises:
+            LoadError: The chat template can't be used.
+        """
+        if self.template is None:
+            return encode_text(pair.tokenizer, self.text)
+        messages = [] if self.system is None else [Message("system", self.system)]
+        return self.template.encode(pair.tokenizer, [*messages, Message("user", self.text)])
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -43,22 +58,14 @@ class Inputs:
     Args:
         pair: The models to load.
         prompt: The prompt.
-        sampling: As given; the model's own settings complete it.
         draft_length: Longest draft, and how lengths are chosen.
-        max_new_tokens: As given.
-        stops: Texts that end the answer.
-        ignores_eos: The model's end token does not end the answer.
-        strict: A failing draft is an error.
+        options: All options; their values are checked.
     """
 
     pair: PairSettings
     prompt: Prompt
-    sampling: SamplingOptions
     draft_length: tuple[int, DraftSchedule]
-    max_new_tokens: int | None
-    stops: tuple[str, ...]
-    ignores_eos: bool
-    strict: bool
+    options: GenerateOptions
 
 
 def read_inputs(options: GenerateOptions) -> Inputs:
@@ -71,33 +78,46 @@ def read_inputs(options: GenerateOptions) -> Inputs:
     # Ranges first: nothing is read if a value is wrong.
     options.sampling.resolve(None)
     draft_length = parse_draft_length(options.drafting.draft_tokens)
-    prompt = _read(options.prompt)
+    prompt = _read_prompt(options.prompt)
     check_stops(options.answer.stops)
     lookup_texts = read_lookup_files(options.drafting.lookup_files, [options.models.draft])
     backend = options.backend.settings()
-    return Inputs(
-        pair_settings(
-            options.load.target_settings(options.models.target, backend),
-            options.load.draft_settings(options.models.draft, backend),
-            lookup_texts,
-        ),
-        prompt,
-        options.sampling,
-        draft_length,
-        options.answer.max_new_tokens,
-        options.answer.stops,
-        options.answer.ignore_eos,
-        options.drafting.strict,
-    )
+    target = options.load.target_settings(options.models.target, backend)
+    draft = options.load.draft_settings(options.models.draft, backend)
+    return Inputs(pair_settings(target, draft, lookup_texts), prompt, draft_length, options)
 
 
-def _read(options: PromptOptions) -> Prompt:
-    text = read_prompt(
-        options.prompt_argument, options.prompt, options.files, options.reads_stdin, is_chat=not options.is_raw
-    )
+def _read_prompt(options: PromptOptions) -> Prompt:
+    is_raw = options.chat_template == "none"
+    text = read_prompt(options.prompt_argument, options.prompt, options.files, options.reads_stdin, is_chat=not is_raw)
     system = system_message(options.system)
-    if options.is_raw and system is not None:
+    if is_raw and system is not None:
         raise SettingsError("--system needs a chat template", "omit --chat-template none")
     variables = parse_template_variables(options.chat_template_variables)
-    template = None if options.is_raw else ChatTemplate(template_source(options.chat_template), variables)
+    template = None if is_raw else ChatTemplate(template_source(options.chat_template), variables)
     return Prompt(text, system, template)
+
+
+def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
+    """Loads the models and returns a generation that is ready to start. Call it once libraries are prepared.
+
+    Raises:
+        LoadError: A model is missing or damaged, or the chat template can't be used.
+        PairError: Draft and target do not share a vocabulary.
+        PromptError: The prompt is longer than the context window.
+    """
+    from specgen.runtime import learned_costs
+    from specgen.runtime.generation import Generation, Request
+    from specgen.runtime.loaded_models import load_models
+
+    pair, options = resolve_pair(inputs.pair, progress), inputs.options
+    answer = options.answer
+    ids = inputs.prompt.encode(pair)
+    sampling, source = options.sampling.resolve(pair.sampling_defaults)
+    max_new_tokens = pair.resolve_max_new_tokens(len(ids), answer.max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
+    end_ids = frozenset[int]() if answer.ignore_eos else pair.end_ids
+    settings = DecodeSettings(max_new_tokens, *inputs.draft_length, end_ids, options.drafting.strict)
+    request = Request(ids, settings, sampling, source, answer.stops, is_raw=inputs.prompt.template is None)
+    models = load_models(pair, progress)
+    learned_costs.load(models)
+    return Generation(models, request)

@@ -49,11 +49,6 @@ class PromptOptions:
     chat_template: g.ChatTemplate = "auto"
     chat_template_variables: g.ChatTemplateVariables = None
 
-    @property
-    def is_raw(self) -> bool:
-        """Whether the prompt is given to the model without a chat template."""
-        return self.chat_template == "none"
-
 
 @dataclass(frozen=True, slots=True)
 class DraftingOptions:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from specgen.cli.answer_output import AnswerOutput
-from specgen.cli.failures import internal_error
-from specgen.cli.generate.inputs import Inputs, read_inputs
-from specgen.cli.generate.options import GenerateOptions, OutputOptions
-from specgen.cli.interruption import finish_failed, finish_stopped, save_partial_answer, try_save
-from specgen.cli.options.groups import Format
+from specgen.cli.failures import Interrupted, internal_error
+from specgen.cli.generate.inputs import open_generation, read_inputs
+from specgen.cli.generate.options import GenerateOptions
+from specgen.cli.generate.output import AnswerOutput
 from specgen.cli.signals import Stopped, StopSignals
-from specgen.cli.start import loading
-from specgen.cli.stdout import discard_stdout
-from specgen.cli.streams import Messages
+from specgen.cli.streams import Messages, discard_stdout, loading
 from specgen.cli.terminal_mode import TerminalMode
-from specgen.cli.view_options import ViewOptions
-from specgen.core.errors import SettingsError, SpecgenError
-from specgen.core.progress import ProgressListener
+from specgen.core.errors import SpecgenError
+from specgen.core.results import RunReport
 from specgen.loading.libraries import gc_paused
 
 if TYPE_CHECKING:
@@ -26,10 +23,8 @@ if TYPE_CHECKING:
 
 def run(options: GenerateOptions) -> int:
     """Answers a prompt and returns the exit code."""
-    output = options.output
-    format_ = _format(output)
-    messages = Messages(output.color, options.verbosity.quiet)
-    answer = AnswerOutput(format_, ViewOptions(output.view, output.color, output.sanitize), output.file)
+    messages = Messages(options.output.color, options.verbosity.quiet)
+    answer = AnswerOutput(options.output)
     with StopSignals() as signals, TerminalMode(hides_keys=False) as terminal_mode:
         answering = _Answering(options, answer, messages, signals, terminal_mode)
         try:
@@ -37,34 +32,25 @@ def run(options: GenerateOptions) -> int:
         except BrokenPipeError:
             discard_stdout()
             # The reader closed the pipe; still write the output file.
-            code = save_partial_answer(answer, messages)
+            code = answering.save_partial_answer()
             return signals.exit_code or code
         except Stopped as stopped:
-            finish_stopped(stopped, answer, messages, answering.generation)
+            answering.finish_stopped(stopped)
             return stopped.exit_code
         except SpecgenError as error:
-            finish_failed(error, answer, messages, answering.generation, output.stats)
+            answering.finish_failed(error)
             messages.error(error)
             return error.exit_code
         except Exception as error:
             failure = internal_error(error)
-            finish_failed(failure, answer, messages, answering.generation, output.stats)
+            answering.finish_failed(failure)
             failure.is_reported = True
             raise failure from error
         return signals.exit_code
 
 
-def _format(options: OutputOptions) -> Format:
-    if options.json and options.format not in ("auto", "json"):
-        raise SettingsError(f"--json and --format {options.format} exclude each other", "give one of them")
-    return "json" if options.json else options.format
-
-
 class _Answering:
-    """An answer from reading the prompt to its figures.
-
-    `generation` is None until the models are loaded.
-    """
+    """An answer from reading the prompt to its figures, or to the signal or error that cuts it short."""
 
     def __init__(
         self,
@@ -74,12 +60,12 @@ class _Answering:
         signals: StopSignals,
         terminal_mode: TerminalMode,
     ) -> None:
-        self.generation: Generation | None = None
         self._options = options
         self._answer = answer
         self._messages = messages
         self._signals = signals
         self._terminal_mode = terminal_mode
+        self._generation: Generation | None = None
 
     def run(self) -> None:
         """Writes the answer, its file and its figures.
@@ -95,14 +81,14 @@ class _Answering:
         if options.sampling.seed is not None and is_random:
             messages.warning("with --no-same-text and -k auto, --seed does not repeat the text: add -k N")
         with loading(messages, options.verbosity) as progress, gc_paused():
-            self.generation = generation = _open_generation(inputs, progress)
+            self._generation = generation = open_generation(inputs, progress)
         if options.output.view != "off" and answer.view is not None:
             messages.banner(generation.info, answer.view_name)
         self._show(generation)
         # The file comes first, and its error last: the document and the summary are complete without it.
-        failed = try_save(answer)
+        failed = self._try_save()
         shows_figures = options.output.stats and not options.verbosity.quiet
-        if (shows_figures or _format(options.output) in ("json", "ndjson")) and not self._signals.exit_code:
+        if (shows_figures or answer.writes_report) and not self._signals.exit_code:
             self._measure_baseline(generation)
         if failed:
             raise failed
@@ -143,14 +129,62 @@ class _Answering:
         finally:
             self._signals.listener = None
 
+    def _try_save(self) -> SpecgenError | None:
+        """Writes the file of the answer; returns the error if that failed, to be reported later."""
+        try:
+            self._answer.save()
+        except SpecgenError as error:
+            return error
+        return None
 
-def _open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
-    from specgen.cli.generate.generation import open_generation
+    def save_partial_answer(self) -> int:
+        """Writes the file of an answer that ended early, if it has any text.
 
-    return open_generation(inputs, progress)
+        Returns:
+            The exit code: 0, or that of the error, which is reported.
+        """
+        error = self._try_save() if self._answer.has_text else None
+        if error is None:
+            return 0
+        self._messages.error(error)
+        return error.exit_code
+
+    def finish_stopped(self, stopped: Stopped) -> None:
+        """Finishes an answer that a signal stopped."""
+        self.save_partial_answer()
+        with suppress(BrokenPipeError, SpecgenError):
+            self._answer.close()
+            if self._generation is None:
+                self._answer.finish(None, Interrupted(stopped.exit_code))
+            else:
+                self._answer.finish(self._generation.report())
+
+    def finish_failed(self, error: SpecgenError) -> None:
+        """Finishes an answer that an error stopped; the text before the error stays."""
+        report = self._failed_report()
+        try:
+            self._answer.close()
+            self._answer.finish(report, error)
+            if report is not None:
+                self._answer.save()
+        except (BrokenPipeError, SpecgenError):
+            discard_stdout()
+        if report is not None and self._options.output.stats:
+            self._messages.summary(report)
+
+    def _failed_report(self) -> RunReport | None:
+        """Returns the figures of an answer that an error stopped; None before its first round."""
+        generation = self._generation
+        if generation is None or not generation.counts.num_rounds:
+            return None
+        report = generation.report()
+        if report.finish_reason == "interrupted" and not generation.is_interrupted:
+            return replace(report, finish_reason="error")
+        return report
 
 
 def _save_costs(generation: Generation) -> None:
-    from specgen.cli.generate.generation import save_costs
+    """Saves the measured costs of passes for later runs."""
+    from specgen.runtime import learned_costs  # imports torch
 
-    save_costs(generation)
+    learned_costs.save(generation.models)

@@ -25,9 +25,8 @@ from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.chat.state import ChatState, ChatTerminal
 from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.signals import StopSignals
-from specgen.cli.streams import Messages
+from specgen.cli.streams import Messages, ViewOptions
 from specgen.cli.terminal_mode import TerminalMode
-from specgen.cli.view_options import ViewOptions
 from specgen.core.errors import SpecgenError
 from specgen.core.events import RoundText
 from specgen.core.settings import ModelSettings
@@ -119,7 +118,7 @@ def open_chat(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> Ite
         settings = changes.pop("settings", None) or ChatSettings(GREEDY, max_new_tokens=60, draft_tokens="3")
         models = open_toy(folder, drafter=changes.pop("drafter", "lookup"))
         conversation = Conversation(models, settings.for_reply(None), OWN_TEMPLATE)
-        messages = Messages("never", quiet=False, environ={})
+        messages = Messages("never", quiet=False)
         errors = record_errors(messages)
         # The handlers are restored in the opposite order, or the first one would outlive the test.
         signals = entered.enter_context(StopSignals())

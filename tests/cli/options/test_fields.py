@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import pytest
 import typer
 
+from specgen.cli.app import flattened
 from specgen.cli.app_spec import Option
 from specgen.cli.options.fields import GivenNames, build, describe, option_fields
-from specgen.cli.options.flatten import flattened
-from specgen.cli.program import COMMANDS, ROOT
+from specgen.cli.program import COMMANDS, RootOptions
 from specgen.core.errors import SettingsError
 
 
@@ -46,7 +46,7 @@ def call(*words: str) -> Options:
         return 3
 
     app = typer.Typer(add_completion=False)
-    app.command("go")(flattened(Options)(run))
+    app.command("go")(flattened(Options, run))
 
     assert app(list(words), standalone_mode=False) == 3
     return made[0]
@@ -111,9 +111,9 @@ def test_the_description_follows_from_types_and_defaults() -> None:
     assert options["-s"].notes == "[1 to 9; env X_SIZE]"
 
 
-@pytest.mark.parametrize("command", [ROOT, *COMMANDS], ids=lambda command: command.name or "specgen")
-def test_names_of_fields_and_options_are_unique_within_a_command(command: object) -> None:
-    fields = option_fields(command.options)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("options", [RootOptions, *(command.options for command in COMMANDS)])
+def test_names_of_fields_and_options_are_unique_within_a_command(options: type) -> None:
+    fields = option_fields(options)
     names = [name for one in fields for name in one.option.all_names]
 
     assert len({one.name for one in fields}) == len(fields)

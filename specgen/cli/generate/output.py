@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
-from specgen.cli.options.groups import Format
-from specgen.cli.stdout import require_stdout, use_utf8_stdout
-from specgen.cli.streams import write_document
-from specgen.cli.view_options import ViewOptions
-from specgen.core.errors import SpecgenError
+from specgen.cli.generate.options import OutputOptions
+from specgen.cli.streams import ViewOptions, require_stdout, use_utf8_stdout, write_document
+from specgen.core.errors import SettingsError, SpecgenError
 from specgen.core.events import FinalText, RoundText, TextEvent
 from specgen.core.results import RunInfo, RunReport
 from specgen.render.jsonl import error_document, result_document, start_document
@@ -22,31 +19,40 @@ from specgen.storage.output_file import check_output_path, write_output
 class AnswerOutput:
     """The destinations of one answer: stdout in the chosen format, and a file if one was named.
 
-    Args:
-        output_format: `auto` and `text` write the answer, `json` one document, `ndjson` one document per event.
-        options: How `auto` and `text` show the answer.
-        path: File that gets the plain answer as well.
-
     Raises:
+        SettingsError: Two formats are given.
         OutputError: stdout is closed, the folder of the file does not exist, or the file is a folder.
     """
 
-    def __init__(self, output_format: Format, options: ViewOptions, path: Path | None) -> None:
+    def __init__(self, options: OutputOptions) -> None:
+        if options.json and options.format not in ("auto", "json"):
+            raise SettingsError(f"--json and --format {options.format} exclude each other", "give one of them")
         require_stdout("the answer")
-        check_output_path(path, "the answer")
-        self._format = output_format
-        self._options = options
-        self._path = path
-        self._is_finished = False
+        check_output_path(options.file, "the answer")
+        format_ = "json" if options.json else options.format
+        self._is_json = format_ == "json"
+        self._ndjson = NdjsonView(sys.stdout.buffer) if format_ == "ndjson" else None
+        self._view_options = ViewOptions(options.view, options.color, options.sanitize)
+        self._path = options.file
         self._text: list[str] = []
-        self._ndjson = NdjsonView(sys.stdout.buffer) if output_format == "ndjson" else None
+        self._is_finished = False
         self.view: View | None = None
         self.view_name: ViewName = "off"
-        if output_format in ("auto", "text"):
+        if not self.writes_report:
             # The console writes text; an ASCII locale must not turn the answer into an exception.
             use_utf8_stdout()
-            self.view_name = options.resolved_view
-            self.view = options.new_view()
+            self.view_name = self._view_options.resolved_view
+            self.view = self._view_options.new_view()
+
+    @property
+    def writes_report(self) -> bool:
+        """Whether the format is JSON, which contains the report of the run."""
+        return self._is_json or self._ndjson is not None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the answer has any text yet."""
+        return any(self._text)
 
     def start(self, info: RunInfo) -> None:
         """Writes what runs, in the format that has a document for it."""
@@ -71,40 +77,33 @@ class AnswerOutput:
     def restart_view(self) -> None:
         """Continues in a new view. After Ctrl-Z the shell has written to the terminal: the cursor is elsewhere."""
         if self.view is not None:
-            self.view = self._options.new_view()
+            self.view = self._view_options.new_view()
 
     def close(self) -> None:
         """Ends the last line and restores the terminal. Can be called again."""
         if self.view is not None:
             self.view.close()
 
-    def finish(self, report: RunReport) -> None:
-        """Writes the document that follows the text, once."""
+    def finish(self, report: RunReport | None, error: SpecgenError | None = None) -> None:
+        """Writes the JSON documents that follow the text, once.
+
+        Args:
+            report: The result, or what there is of it.
+            error: What ended the run. `json` stays one document: the result so far, and the error in it.
+        """
         if self._is_finished:
             return
         self._is_finished = True
+        result = None if report is None else result_document(report)
+        failure = None if error is None else error_document(error)
         if self._ndjson is not None:
-            self._ndjson.write(result_document(report))
-        elif self._format == "json":
-            write_document(result_document(report))
-
-    def fail(self, error: SpecgenError, report: RunReport | None) -> None:
-        """Reports in JSON that a run failed. `json` stays one document: the result so far, and the error in it."""
-        if self._is_finished:
-            return
-        self._is_finished = True
-        failure = error_document(error)
-        if self._ndjson is not None:
-            if report is not None:
-                self._ndjson.write(result_document(report))
-            self._ndjson.write(failure)
-        elif self._format == "json":
-            write_document(failure if report is None else {**result_document(report), "error": failure})
-
-    @property
-    def has_text(self) -> bool:
-        """Whether the answer has any text yet."""
-        return any(self._text)
+            for document in (result, failure):
+                if document is not None:
+                    self._ndjson.write(document)
+        elif self._is_json and result is not None:
+            write_document(result if failure is None else {**result, "error": failure})
+        elif self._is_json and failure is not None:
+            write_document(failure)
 
     def save(self) -> None:
         """Writes the file of `--output`, whole or not at all. Only the first call writes.
