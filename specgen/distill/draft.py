@@ -1,4 +1,4 @@
-"""Defines the draft head as a trainable module: it predicts the target's next features.
+"""Defines the draft head as a trainable module, and the weights of the target that it uses.
 
 Features are the inputs of the target's output head. At index i the draft reads the embedding of token i and, for kind
 `features`, the feature at i - 1. Its output replaces the feature at i, before the target's own head. After the verified
@@ -9,6 +9,7 @@ section 3.2).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,12 +18,52 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specgen.distill.settings import Kind
+from specgen.distill.target_texts import TargetText
 from specgen.models.decoder import Decoder, trainable_copy
 from specgen.models.kv_slots import rotations_at
 
 
+class SharedWeights:
+    """Weights of the target that a draft uses and does not train.
+
+    Args:
+        embedding: `[vocab, hidden]`.
+        head: `[vocab, hidden]`; the attribute has only the rows of `draft_ids`.
+        draft_ids: `[m]`: tokens that the draft can propose.
+    """
+
+    def __init__(self, embedding: Tensor, head: Tensor, draft_ids: Tensor) -> None:
+        self.embedding, self.draft_ids = embedding, draft_ids
+        self.head = head[draft_ids].contiguous()
+        self.row_of = torch.full((head.shape[0],), -1, device=head.device)
+        """`[vocab]`: row of a token in `head`; -1 for tokens that cannot be drafted."""
+        self.row_of[draft_ids] = torch.arange(len(draft_ids), device=head.device)
+
+
+def frequent_ids(texts: Sequence[TargetText], num_ids: int, vocab_size: int, always: Sequence[int]) -> Tensor:
+    """Returns the tokens that the target writes most, ascending.
+
+    Ties go to the lower id, which tokenizers learn earlier.
+
+    Args:
+        texts: Texts of the target.
+        num_ids: How many tokens; 0 is all.
+        vocab_size: Size of the vocabulary.
+        always: Tokens included regardless of their count, such as end tokens.
+    """
+    if not num_ids or num_ids >= vocab_size:
+        return torch.arange(vocab_size)
+    counts = torch.zeros(vocab_size)
+    for text in texts:
+        counts += torch.bincount(text.ids[text.num_prompt :], minlength=vocab_size)
+        # Answers repeat words of their prompts.
+        counts += 0.1 * torch.bincount(text.ids[: text.num_prompt], minlength=vocab_size)
+    counts[list(always)] = math.inf
+    return counts.argsort(descending=True, stable=True)[:num_ids].sort().values
+
+
 class Draft(nn.Module):
-    """Trainable copies of some layers of the target. The embedding and the head are the target's, not parameters.
+    """Trainable copies of some layers of the target.
 
     Args:
         target: The target, in float32.
@@ -57,9 +98,9 @@ class Draft(nn.Module):
             For each step s (from 0) `[batch, n, hidden]`: the output at index i of a draft that started at i - s, so
             with the target's features up to i - s - 1. Indices below s are undefined.
         """
-        num_positions = embedded.shape[1]
-        rotations = rotations_at(self.spec, torch.arange(num_positions, device=embedded.device)[None], torch.float32)
-        slots = UnrolledSlots(len(self.layers))
+        positions = torch.arange(embedded.shape[1], device=embedded.device)[None]
+        rotations = rotations_at(self.spec, positions, torch.float32)
+        slots = UnrolledSlots(len(self.layers), self.spec.attention_scale)
         outputs: list[Tensor] = []
         previous = features
         for _ in range(num_steps):
@@ -81,11 +122,13 @@ class UnrolledSlots:
 
     Args:
         num_layers: Layers of the draft.
+        scale: Factor of the attention scores.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, scale: float) -> None:
         self._keys: list[list[Tensor]] = [[] for _ in range(num_layers)]
         self._values: list[list[Tensor]] = [[] for _ in range(num_layers)]
+        self._scale = scale
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attends in step s at index i to keys up to i - s of step 0, and to key i - s + r of each step r > 0."""
@@ -97,11 +140,11 @@ class UnrolledSlots:
         group = queries.shape[1] // keys.shape[1]
         if step == 0:
             attended = functional.scaled_dot_product_attention(
-                queries, keys, values, is_causal=True, enable_gqa=group > 1
+                queries, keys, values, is_causal=True, scale=self._scale, enable_gqa=group > 1
             )
             return attended.transpose(1, 2).flatten(2)
         batch, num_kv_heads, num_positions, size = keys.shape
-        grouped = queries.reshape(batch, num_kv_heads, group, num_positions, size) * size**-0.5
+        grouped = queries.reshape(batch, num_kv_heads, group, num_positions, size) * self._scale
         positions = torch.arange(num_positions, device=queries.device)
         is_hidden = positions[None, :] > positions[:, None] - step
         scores = (grouped @ all_keys[0][:, :, None].transpose(-1, -2)).masked_fill(is_hidden, float("-inf"))

@@ -77,7 +77,11 @@ def _is_prepared(work: WorkFolder) -> bool:
     path = work.inner / SETTINGS
     try:
         if path.exists():
-            if _read(path) != json.loads(json.dumps(work.settings)):
+            try:
+                saved = json.loads(path.read_bytes())
+            except ValueError:
+                saved = None
+            if saved != json.loads(json.dumps(work.settings)):
                 raise SettingsError(
                     f"{work.folder} contains {work.content} made with other settings",
                     "give the same options to continue, or another folder",
@@ -92,13 +96,6 @@ def _is_prepared(work: WorkFolder) -> bool:
     if not is_free:
         raise SettingsError(f"{work.folder} is not empty", "give a new folder")
     return False
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None
 
 
 def _check_space(folders: Sequence[WorkFolder]) -> None:

@@ -6,31 +6,24 @@ Unfinished work is in `FOLDER/.distill`. It can be interrupted at any point and 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from specgen.core.errors import SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import BackendSettings
-from specgen.distill.acceptance import Acceptance, measure_acceptance
-from specgen.distill.card import TrainingRecord, format_card
-from specgen.distill.draft import Draft
-from specgen.distill.fitting import fit_input
+from specgen.distill.draft import Draft, SharedWeights, frequent_ids
 from specgen.distill.folders import WorkFolder, lock_folder, prepare_folders
-from specgen.distill.pass_costs import time_pair
-from specgen.distill.prompts import SeedPrompt
-from specgen.distill.saving import draft_config, publish_draft, save_draft
+from specgen.distill.initialization import choose_layers, fit_input
+from specgen.distill.measurement import Acceptance, measure_acceptance, time_pair
+from specgen.distill.saving import Curve, TrainingRecord, draft_config, format_card, publish_draft, save_draft
 from specgen.distill.settings import DistillProgress, DistillRequest
-from specgen.distill.shared_weights import frequent_ids, share_weights
-from specgen.distill.target_layers import choose_layers
-from specgen.distill.text_files import read_texts, save_texts
+from specgen.distill.target_texts import TargetText, read_texts, save_texts
 from specgen.distill.text_folder import TextFolder
-from specgen.distill.text_generation import BatchGenerator, TargetText
-from specgen.distill.training import Trainer, TrainerOptions
+from specgen.distill.text_generation import BatchGenerator
+from specgen.distill.training import Trainer
 from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
 from specgen.loading.placement import choose_placement
@@ -80,14 +73,13 @@ class Distillation:
     """
 
     def __init__(self, request: DistillRequest, progress: ProgressListener = SILENT) -> None:
-        self.settings, self.folder = request.settings, request.folder
-        self._request = request
-        self._work = self.folder / WORK_FOLDER
+        self._request, self._settings, self._folder = request, request.settings, request.folder
+        self._work = request.folder / WORK_FOLDER
         self._texts_folder = request.texts_folder or self._work / "texts"
         self._target = replace(request.target, backend=BackendSettings("torch"))
         self._pair = resolve_pair(PairSettings(self._target, drafter="none"), progress)
         target = self._pair.target
-        self._target_layers = choose_layers(target.config, target.name, self.settings)
+        self._target_layers = choose_layers(target.config, target.name, self._settings)
         self._prepare_folders()
         in_float32 = replace(target, settings=replace(self._target, quant="none", dtype="float32"))
         progress.stage(f"loading target {target.name}")
@@ -117,28 +109,27 @@ class Distillation:
         timed = time_pair(self._target, made, prompt_ids)
         length, speedup = acceptance.best_length(timed.costs)
         on_progress(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
-        num_bytes = publish_draft(made, self.folder, format_card(record, acceptance, timed))
+        num_bytes = publish_draft(made, self._folder, format_card(record, acceptance, timed))
         shutil.rmtree(self._work)
-        return DistillResult(self.folder, num_bytes, acceptance, length, speedup)
+        return DistillResult(self._folder, num_bytes, acceptance, length, speedup)
 
     def _train_and_measure(self, made: Path, on_progress: OnProgress) -> tuple[TrainingRecord, Acceptance, list[int]]:
         """Trains a draft and saves it in the folder `made`; also returns the longest held-out prompt."""
-        settings = self.settings
+        settings = self._settings
         texts, held_out, num_new = self._texts(on_progress)
         target = self._target_decoder
-        embedding = target.embedding
-        head = embedding if target.spec.is_tied else _dense_weight(target.head)
         ids = frequent_ids(texts, settings.num_draft_ids, self._vocab_size, sorted(self._pair.end_ids))
-        shared = share_weights(embedding, head, ids.to(head.device))
+        shared = SharedWeights(target.embedding, target.head.get_parameter("weight"), ids.to(target.device))
         draft = Draft(target, settings.kind, self._target_layers)
         explained = fit_input(draft, target, texts)
-        options = TrainerOptions(settings.train, settings.seed, self._work / "checkpoint")
-        curve = self._train(Trainer(draft, texts, shared, options), held_out, on_progress)
+        curve = self._train(Trainer(draft, texts, shared, settings), held_out, on_progress)
         on_progress(DistillProgress("measuring", 0, 1))
         acceptance = measure_acceptance(draft, held_out, shared)
-        config = self._config(draft, len(ids), embedding)
+        config = read_config(self._pair.target.path)
+        digest = target_digest(target.embedding, config)
+        config = draft_config(config, draft, self._pair.target.name, digest, len(ids))
         about = config["specgen_draft"]
-        record = TrainingRecord(settings, about, len(texts), num_new, len(held_out), explained, tuple(curve))
+        record = TrainingRecord(settings, about, len(texts), num_new, len(held_out), explained, curve)
         save_draft(made, draft, ids, config)
         longest = max(held_out, key=lambda text: text.num_prompt)
         return record, acceptance, longest.ids[: longest.num_prompt].tolist()
@@ -150,7 +141,7 @@ class Distillation:
 
     def _prepare_folders(self) -> None:
         """Creates the folders, or accepts those of an earlier run with the same settings."""
-        path, settings, texts_folder = self._pair.target.path, self.settings, self._request.texts_folder
+        path, settings, texts_folder = self._pair.target.path, self._settings, self._request.texts_folder
         hidden, texts = int(read_config(path)["hidden_size"]), settings.texts
         identity: dict[str, Any] = {
             "target": self._pair.target.name,
@@ -163,21 +154,21 @@ class Distillation:
         if texts_folder is None:
             draft_bytes += text_bytes
         else:
-            kept, ours = texts_folder.resolve(), self.folder.resolve()
+            kept, ours = texts_folder.resolve(), self._folder.resolve()
             if kept == ours or ours in kept.parents or kept in ours.parents:
-                raise SettingsError(f"{texts_folder} and {self.folder} contain each other", "give separate folders")
+                raise SettingsError(f"{texts_folder} and {self._folder} contain each other", "give separate folders")
             text_settings = {**identity, "seed": settings.seed, "texts": asdict(texts)}
             folders.append(WorkFolder(texts_folder, texts_folder, text_settings, "texts of the target", text_bytes))
             identity["texts_folder"] = str(kept)
-        draft_settings = {**identity, **settings.as_document()}
-        folders.append(WorkFolder(self.folder, self._work, draft_settings, "an unfinished draft", draft_bytes))
+        draft_settings = {**identity, **asdict(settings)}
+        folders.append(WorkFolder(self._folder, self._work, draft_settings, "an unfinished draft", draft_bytes))
         prepare_folders(folders)
 
     def _texts(self, on_progress: OnProgress) -> tuple[list[TargetText], list[TargetText], int]:
         """Generates missing texts; returns the training texts, the held-out ones, and how many tokens are new."""
         generator = BatchGenerator(self._target_decoder, self._vocab_size, self._pair.end_ids)
-        texts = self.settings.texts
-        folder = TextFolder(self._texts_folder, generator, self._pair.tokenizer, texts, self.settings.seed)
+        texts = self._settings.texts
+        folder = TextFolder(self._texts_folder, generator, self._pair.tokenizer, texts, self._settings.seed)
 
         def on_batch(done: int, total: int) -> None:
             on_progress(DistillProgress("writing", done, total, folder.num_tokens))
@@ -188,21 +179,19 @@ class Distillation:
             prompts = [ids for ids in encoded if len(ids) <= texts.max_prompt_tokens]
             save_texts(path, generator.generate(prompts, [0.0] * len(prompts), texts.max_new_tokens, 0))
         if self._request.own_prompts:
-            folder.generate_own([SeedPrompt("own", text) for text in self._request.own_prompts], on_batch)
+            folder.generate_own(self._request.own_prompts, on_batch)
         else:
             folder.generate_bundled(on_batch)
-        generated = [text for file in sorted(folder.folder.glob("*.safetensors")) for text in read_texts(file)]
-        return generated, list(read_texts(path)), folder.num_tokens
+        generated = [text for file in sorted(self._texts_folder.glob("*.safetensors")) for text in read_texts(file)]
+        return generated, read_texts(path), folder.num_tokens
 
-    def _train(
-        self, trainer: Trainer, held_out: Sequence[TargetText], on_progress: OnProgress
-    ) -> list[tuple[int, float, float]]:
+    def _train(self, trainer: Trainer, held_out: list[TargetText], on_progress: OnProgress) -> Curve:
         """Trains to the end; returns step, mean loss and acceptance at each measurement."""
-        curve: list[tuple[int, float, float]] = []
+        curve: Curve = []
         losses: list[float] = []
         alpha: float | None = None
         interval = max(1, trainer.num_steps // NUM_MEASUREMENTS)
-        for loss in trainer.run():
+        for loss in trainer.run(self._work / "checkpoint"):
             losses = [*losses[-MEAN_LOSS_STEPS + 1 :], loss]
             mean = sum(losses) / len(losses)
             if trainer.step % interval == 0:
@@ -211,13 +200,3 @@ class Distillation:
                 curve.append((trainer.step, mean, alpha))
             on_progress(DistillProgress("training", trainer.step, trainer.num_steps, loss=mean, alpha=alpha))
         return curve
-
-    def _config(self, draft: Draft, num_ids: int, embedding: torch.Tensor) -> dict[str, Any]:
-        config = read_config(self._pair.target.path)
-        digest = target_digest(embedding, config)
-        return draft_config(config, draft, self._pair.target.name, digest, num_ids)
-
-
-def _dense_weight(head: torch.nn.Module) -> torch.Tensor:
-    assert isinstance(head, torch.nn.Linear), "a float32 head is dense"
-    return head.weight

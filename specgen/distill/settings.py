@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,10 +38,8 @@ class TextSettings:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        _check_positive(self, "num_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size")
-        _check_share(self, "self_share", "greedy_share")
-        if self.temperature <= 0:
-            raise SettingsError(f"invalid temperature {self.temperature} of the sampled answers: it must be above 0")
+        _check_positive(self, "num_prompts", "max_new_tokens", "batch_size")
+        _check(self, "greedy_share", 0 <= self.greedy_share <= 1, "between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,6 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         _check_positive(self, "epochs", "batch_tokens", "learning_rate", "unroll")
-        _check_share(self, "warmup_share", "hard_share")
         if self.unroll > MAX_UNROLL:
             raise SettingsError(f"invalid --unroll {self.unroll}: at most {MAX_UNROLL}")
 
@@ -99,19 +95,14 @@ class DistillSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("features", "layers"):
-            raise SettingsError(f"invalid --kind {self.kind!r}: features or layers")
         if not 1 <= self.num_layers <= MAX_LAYERS:
             raise SettingsError(f"invalid --num-layers {self.num_layers}: 1 to {MAX_LAYERS}")
-        if self.layers and (len(self.layers) != self.num_layers or not _is_ascending(self.layers)):
+        is_ascending = self.layers == tuple(sorted(set(self.layers))) and min(self.layers, default=0) >= 0
+        if self.layers and (len(self.layers) != self.num_layers or not is_ascending):
             layers = ",".join(map(str, self.layers))
             raise SettingsError(f"invalid --layers {layers}: expected {self.num_layers} ascending numbers from 0")
         if self.num_draft_ids < 0:
             raise SettingsError(f"invalid --vocab {self.num_draft_ids}: 0 (all) or more")
-
-    def as_document(self) -> dict[str, Any]:
-        """Returns plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,21 +147,12 @@ class DistillProgress:
     alpha: float | None = None
 
 
-def _is_ascending(layers: tuple[int, ...]) -> bool:
-    return layers[0] >= 0 and all(before < after for before, after in pairwise(layers))
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _check_positive(settings: Any, *names: str) -> None:
     for name in names:
-        if not getattr(settings, name) > 0:
-            raise SettingsError(f"invalid {_option(name)} {getattr(settings, name)}: it must be above 0")
+        _check(settings, name, getattr(settings, name) > 0, "above 0")
 
 
-def _check_share(settings: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(settings, name) <= 1:
-            raise SettingsError(f"invalid {_option(name)} {getattr(settings, name)}: it must be between 0 and 1")
+def _check(settings: Any, name: str, is_valid: bool, valid: str) -> None:
+    if not is_valid:
+        option = f"--{name.replace('_', '-')}"
+        raise SettingsError(f"invalid {option} {getattr(settings, name)}: it must be {valid}")

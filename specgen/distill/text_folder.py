@@ -11,7 +11,7 @@ from typing import Any
 from specgen.core.errors import PromptError
 from specgen.distill.prompts import SeedPrompt, compose, sources_from
 from specgen.distill.settings import TextSettings
-from specgen.distill.text_files import num_generated_tokens, read_texts, save_texts
+from specgen.distill.target_texts import num_generated_tokens, read_texts, save_texts
 from specgen.distill.text_generation import BatchGenerator
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
@@ -50,7 +50,7 @@ class TextFolder:
     """A folder of texts that the target generated.
 
     Args:
-        folder: Created if missing; contains one safetensors file per batch.
+        folder: Contains one safetensors file per batch.
         target: Generates the answers.
         tokenizer: The target's.
         settings: Which texts to generate.
@@ -58,46 +58,45 @@ class TextFolder:
     """
 
     def __init__(self, folder: Path, target: BatchGenerator, tokenizer: Any, settings: TextSettings, seed: int) -> None:
-        self.folder = folder
-        self.target = target
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self.seed = seed
+        self._folder = folder
+        self._target = target
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._seed = seed
         self.num_tokens = 0
-        folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob(".*.safetensors.*"):  # by a process that was killed
             left_over.unlink()
 
     def generate_bundled(self, on_batch: OnBatch) -> None:
         """Answers the bundled prompts: first those without sources and the target's own, then those with sources."""
-        settings = self.settings
-        num_self = round(settings.num_prompts * settings.self_share) if self._user_header() else 0
+        settings, header = self._settings, self._user_header()
+        num_self = round(settings.num_prompts * settings.self_share) if header else 0
         num_sourced = (settings.num_prompts - num_self) // 3
-        turns = self._turn_batches(num_self)
+        turns = self._turn_batches(header, num_self)
         num_batches = len(turns) + -(-settings.num_prompts // settings.batch_size)
         self._generate(turns, lambda done: on_batch(done, num_batches))
-        composed = compose(settings.num_prompts - num_self - num_sourced, self.seed)
+        composed = compose(settings.num_prompts - num_self - num_sourced, self._seed)
         plain = self._batches("plain", [*composed, *self._self_prompts(turns)])
         self._generate(plain, lambda done: on_batch(len(turns) + done, num_batches))
         sources = sources_from([pair for batch in plain for pair in self._answers(batch)])
-        sourced = self._batches("sourced", compose(num_sourced, self.seed + 1, sources))
+        sourced = self._batches("sourced", compose(num_sourced, self._seed + 1, sources))
         self._generate(sourced, lambda done: on_batch(len(turns) + len(plain) + done, num_batches))
 
-    def generate_own(self, prompts: Sequence[SeedPrompt], on_batch: OnBatch) -> None:
+    def generate_own(self, prompts: Sequence[str], on_batch: OnBatch) -> None:
         """Answers a user's prompts."""
-        batches = self._batches("own", list(prompts)[: self.settings.num_prompts])
+        batches = self._batches("own", [SeedPrompt("own", text) for text in prompts[: self._settings.num_prompts]])
         self._generate(batches, lambda done: on_batch(done, len(batches)))
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a prompt, in the chat template if there is one."""
-        if self.tokenizer.chat_template:
-            return ChatTemplate().encode(self.tokenizer, [Message("user", text)])
-        return encode_text(self.tokenizer, text)
+        if self._tokenizer.chat_template:
+            return ChatTemplate().encode(self._tokenizer, [Message("user", text)])
+        return encode_text(self._tokenizer, text)
 
     def _batches(self, stage: str, prompts: Sequence[SeedPrompt]) -> list[PromptBatch]:
         """Groups prompts of similar length; the order mixes categories and lengths."""
-        rng = random.Random(f"{self.seed} {stage}")  # noqa: S311 - an order, no secret
-        settings = self.settings
+        rng = random.Random(f"{self._seed} {stage}")  # noqa: S311 - an order, no secret
+        settings = self._settings
         encoded = [(prompt.category, tuple(self.encode(prompt.text))) for prompt in prompts]
         fitting = [entry for entry in encoded if len(entry[1]) <= settings.max_prompt_tokens]
         if prompts and not fitting:
@@ -123,33 +122,27 @@ class TextFolder:
             for index, batch in enumerate(batches)
         ]
 
-    def _user_header(self) -> list[int]:
+    def _user_header(self) -> tuple[int, ...]:
         """Returns the ids that the chat template puts before the first user message; empty without a template."""
-        if not self.tokenizer.chat_template:
-            return []
-        text = self.tokenizer.apply_chat_template(
+        if not self._tokenizer.chat_template:
+            return ()
+        text = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
         )
         before, mark, _ = text.partition(_MARK)
-        ids: list[int] = self.tokenizer.encode(before, add_special_tokens=False) if mark else []
-        return ids
+        return tuple(self._tokenizer.encode(before, add_special_tokens=False)) if mark else ()
 
-    def _turn_batches(self, num_turns: int) -> list[PromptBatch]:
+    def _turn_batches(self, header: tuple[int, ...], num_turns: int) -> list[PromptBatch]:
         """Returns batches in which the target writes the user's turn (Xu et al. 2024, Magpie, arXiv:2406.08464)."""
-        header = tuple(self._user_header())
-        sizes = [min(self.settings.batch_size, num_turns - at) for at in range(0, num_turns, self.settings.batch_size)]
-        seeds = random.Random(f"{self.seed} turns")  # noqa: S311
-        return [
-            PromptBatch(
-                f"turns-{index:05}",
-                (header,) * size,
-                ("turn",) * size,
-                (1.0,) * size,
-                MAX_TURN_TOKENS,
-                seeds.randrange(2**31),
-            )
-            for index, size in enumerate(sizes)
-        ]
+        batch_size, batches = self._settings.batch_size, []
+        rng = random.Random(f"{self._seed} turns")  # noqa: S311
+        for index, first in enumerate(range(0, num_turns, batch_size)):
+            size = min(batch_size, num_turns - first)
+            prompts, categories, temperatures = (header,) * size, ("turn",) * size, (1.0,) * size
+            seed = rng.randrange(2**31)
+            name = f"turns-{index:05}"
+            batches.append(PromptBatch(name, prompts, categories, temperatures, MAX_TURN_TOKENS, seed))
+        return batches
 
     def _self_prompts(self, batches: Sequence[PromptBatch]) -> list[SeedPrompt]:
         """Returns the user turns that the target wrote, without duplicates and very short ones."""
@@ -161,18 +154,18 @@ class TextFolder:
         answers = []
         for text, category in zip(read_texts(self._path(batch)), batch.categories, strict=True):
             answer = text.ids[text.num_prompt :].tolist()
-            if category != "turn" or answer[-1] in self.target.end_ids:
-                answers.append((category, self.tokenizer.decode(answer, skip_special_tokens=True)))
+            if category != "turn" or answer[-1] in self._target.end_ids:
+                answers.append((category, self._tokenizer.decode(answer, skip_special_tokens=True)))
         return answers
 
     def _generate(self, batches: Sequence[PromptBatch], on_batch: Callable[[int], None]) -> None:
         for index, batch in enumerate(batches):
             path = self._path(batch)
             if not path.exists():
-                texts = self.target.generate(batch.prompts, batch.temperatures, batch.max_new_tokens, batch.seed)
+                texts = self._target.generate(batch.prompts, batch.temperatures, batch.max_new_tokens, batch.seed)
                 save_texts(path, texts)
             self.num_tokens += num_generated_tokens(path)
             on_batch(index + 1)
 
     def _path(self, batch: PromptBatch) -> Path:
-        return self.folder / f"{batch.name}.safetensors"
+        return self._folder / f"{batch.name}.safetensors"

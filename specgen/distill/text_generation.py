@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specgen.distill.target_texts import TargetText
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import rotations_at
@@ -17,21 +17,6 @@ COMPACT_BELOW = 0.75
 """Share of unfinished rows below which the finished ones are removed from the batch."""
 PREFILL_TOKENS = 8192
 """Tokens of one pass over prompts, of all rows together; bounds its memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class TargetText:
-    """A prompt with the target's answer.
-
-    Args:
-        ids: int64 `[n]`: prompt and answer; an end token is the last one.
-        num_prompt: Length of the prompt.
-        features: float16 `[n - 1, hidden]`: the head's input at each position but the last.
-    """
-
-    ids: Tensor
-    num_prompt: int
-    features: Tensor
 
 
 class BatchGenerator:
@@ -44,10 +29,7 @@ class BatchGenerator:
     """
 
     def __init__(self, target: Decoder, vocab_size: int, end_ids: frozenset[int]) -> None:
-        self.target = target
-        self.device = target.device
-        self.vocab_size = vocab_size
-        self.end_ids = end_ids
+        self.target, self.vocab_size, self.end_ids = target, vocab_size, end_ids
 
     @torch.inference_mode()
     def generate(
@@ -61,24 +43,24 @@ class BatchGenerator:
             max_new_tokens: Longest answer.
             seed: Of the sampled answers; the same batch gives the same texts.
         """
-        batch = _Batch(self, prompts, temperatures, max_new_tokens, seed)
-        next_ids = batch.prefill()
+        batch = _Batch(self, prompts, temperatures, max_new_tokens)
+        random = torch.Generator(self.target.device).manual_seed(seed)
+        features = batch.prefill()
         for _ in range(max_new_tokens):
-            if not batch.append(next_ids):
+            if not batch.append(self._choose(features, batch.temperatures, random)):
                 break
-            next_ids = batch.step()
+            features = batch.step()
         return batch.texts()
 
-    def features(self, ids: Tensor, positions: Tensor, slots: _BatchSlots) -> Tensor:
-        """Runs new tokens `[rows, new]` at positions `[rows, new]` and extends the slots.
-
-        Returns:
-            Head inputs `[rows, new, hidden]`.
-        """
-        target = self.target
-        rotations = rotations_at(target.spec, positions, target.dtype)
-        features: Tensor = target.norm(target.run_layers(target.embed(ids), rotations, slots))
-        return features
+    def _choose(self, features: Tensor, temperatures: Tensor, random: torch.Generator) -> Tensor:
+        """Returns the next tokens `[rows]`, from features `[rows, hidden]`."""
+        logits = self.target.logits(features)[:, : self.vocab_size]
+        chosen = logits.argmax(-1)
+        is_sampled = temperatures > 0
+        if bool(is_sampled.any()):
+            probs = (logits[is_sampled] / temperatures[is_sampled, None]).softmax(-1)
+            chosen[is_sampled] = torch.multinomial(probs, 1, generator=random)[:, 0]
+        return chosen
 
 
 class _BatchSlots:
@@ -88,6 +70,7 @@ class _BatchSlots:
         shape = (num_rows, spec.num_kv_heads, capacity, spec.head_size)
         self._keys = [torch.zeros(shape, device=device) for _ in spec.layers]
         self._values = [torch.zeros(shape, device=device) for _ in spec.layers]
+        self._scale = spec.attention_scale
         self.length = 0
         self.rows = slice(None)
         self.mask: Tensor | None = None
@@ -102,12 +85,12 @@ class _BatchSlots:
         if queries.shape[2] > 1:
             is_grouped = queries.shape[1] > keys.shape[1]
             attended = functional.scaled_dot_product_attention(
-                queries, all_keys, all_values, attn_mask=self.mask, enable_gqa=is_grouped
+                queries, all_keys, all_values, attn_mask=self.mask, scale=self._scale, enable_gqa=is_grouped
             )
             return attended.transpose(1, 2).flatten(2)
         # One query per row: two products of small matrices, with the heads of a group together.
         grouped = queries.reshape(queries.shape[0], keys.shape[1], -1, queries.shape[3])
-        scores = grouped @ all_keys.transpose(2, 3) * queries.shape[3] ** -0.5
+        scores = grouped @ all_keys.transpose(2, 3) * self._scale
         if self.mask is not None:
             scores = scores.masked_fill(~self.mask, float("-inf"))
         weighted: Tensor = scores.softmax(-1) @ all_values
@@ -127,92 +110,87 @@ class _Batch:
 
     def __init__(
         self,
-        generator: BatchGenerator,
+        owner: BatchGenerator,
         prompts: Sequence[Sequence[int]],
         temperatures: Sequence[float],
         max_new_tokens: int,
-        seed: int,
     ) -> None:
-        self.owner = generator
-        self.prompts = [list(prompt) for prompt in prompts]
-        self.width = max(len(prompt) for prompt in self.prompts)
-        self.length = self.width
-        self.ids = [list(prompt) for prompt in prompts]
-        self.features: list[list[Tensor]] = [[] for _ in prompts]
-        device = generator.device
-        self.padding = torch.tensor([self.width - len(prompt) for prompt in prompts], device=device)
-        self.active = torch.arange(len(prompts), device=device)
-        self.temperatures = torch.tensor(temperatures, device=device)
-        self.is_done = [False] * len(prompts)
-        self.generator = torch.Generator(device).manual_seed(seed)
-        spec = generator.target.spec
-        self.slots = _BatchSlots(spec, len(prompts), self.width + max_new_tokens, device)
+        self._target, self._end_ids = owner.target, owner.end_ids
+        self._device = owner.target.device
+        self._prompts = [list(prompt) for prompt in prompts]
+        self._ids = [list(prompt) for prompt in prompts]
+        self._width = max(len(prompt) for prompt in prompts)
+        self._padding = self._tensor([self._width - len(prompt) for prompt in prompts])
+        self._temperatures = self._tensor(temperatures)
+        self._features: list[list[Tensor]] = [[] for _ in prompts]
+        self._active = torch.arange(len(prompts), device=self._device)
+        self._is_done = [False] * len(prompts)
+        self._slots = _BatchSlots(owner.target.spec, len(prompts), self._width + max_new_tokens, self._device)
+
+    @property
+    def temperatures(self) -> Tensor:
+        """Of the active rows."""
+        return self._temperatures[self._active]
 
     def prefill(self) -> Tensor:
-        """Runs the prompts, some rows at a time; returns the first new token of each row."""
-        num_rows, width = len(self.prompts), self.width
+        """Runs the prompts, some rows at a time; returns the features of their last tokens `[rows, hidden]`."""
+        num_rows, width, slots = len(self._prompts), self._width, self._slots
         step = max(1, PREFILL_TOKENS // width)
-        device = self.owner.device
         last = []
         for first in range(0, num_rows, step):
             rows = range(first, min(first + step, num_rows))
-            ids = torch.tensor([[0] * (width - len(self.prompts[row])) + self.prompts[row] for row in rows])
-            padding = self.padding[first : first + step, None]
-            columns = torch.arange(width, device=device)
-            positions = (columns - padding).clamp(min=0)
+            ids = self._tensor([[0] * (width - len(self._prompts[row])) + self._prompts[row] for row in rows])
+            padding = self._padding[first : first + step, None]
+            columns = torch.arange(width, device=self._device)
             # A padded position attends to itself, so that no row of the mask is empty.
             attends = (columns[None, :] <= columns[:, None]) & (columns[None, None, :] >= padding[:, :, None])
-            mask = (attends | torch.eye(width, dtype=torch.bool, device=device))[:, None]
-            self.slots.rows, self.slots.length, self.slots.mask = slice(first, first + step), 0, mask
-            hidden = self.owner.features(ids.to(device), positions, self.slots)
+            mask = (attends | torch.eye(width, dtype=torch.bool, device=self._device))[:, None]
+            slots.rows, slots.length, slots.mask = slice(first, first + step), 0, mask
+            hidden = self._run(ids, (columns - padding).clamp(min=0))
             for index, row in enumerate(rows):
-                self.features[row].append(hidden[index, width - len(self.prompts[row]) :].half())
+                self._features[row].append(hidden[index, width - len(self._prompts[row]) :].half())
             last.append(hidden[:, -1])
-        self.slots.rows, self.slots.length = slice(None), width
-        return self._choose(torch.cat(last))
+        slots.rows, slots.length = slice(None), width
+        return torch.cat(last)
 
     def step(self) -> Tensor:
-        """Runs the tokens appended last; returns the next token of each active row."""
-        ids = torch.tensor([[self.ids[row][-1]] for row in self.active.tolist()], device=self.owner.device)
-        padding = self.padding[self.active, None]
-        columns = torch.arange(self.length + 1, device=self.owner.device)
-        self.slots.mask = (columns >= padding)[:, None, None]
-        hidden = self.owner.features(ids, self.length - padding, self.slots)[:, 0]
-        self.length += 1
-        self.slots.length = self.length
+        """Runs the tokens appended last; returns the features of the active rows `[rows, hidden]`."""
+        active = self._active.tolist()
+        padding = self._padding[self._active, None]
+        columns = torch.arange(self._slots.length + 1, device=self._device)
+        self._slots.mask = (columns >= padding)[:, None, None]
+        hidden = self._run(self._tensor([[self._ids[row][-1]] for row in active]), self._slots.length - padding)[:, 0]
+        self._slots.length += 1
         features = hidden.half()
-        for index, row in enumerate(self.active.tolist()):
-            self.features[row].append(features[index : index + 1])
-        return self._choose(hidden)
+        for index, row in enumerate(active):
+            self._features[row].append(features[index : index + 1])
+        return hidden
 
     def append(self, next_ids: Tensor) -> bool:
         """Appends a token to each unfinished row; returns whether a row is still unfinished."""
-        for row, token in zip(self.active.tolist(), next_ids.tolist(), strict=True):
-            if not self.is_done[row]:
-                self.ids[row].append(token)
-                self.is_done[row] = token in self.owner.end_ids
-        unfinished = [index for index, row in enumerate(self.active.tolist()) if not self.is_done[row]]
-        if not unfinished:
-            return False
-        if len(unfinished) < COMPACT_BELOW * len(self.active):
-            indices = torch.tensor(unfinished, device=self.owner.device)
-            self.active = self.active[indices]
-            self.slots.keep_rows(indices)
-        return True
+        for row, token in zip(self._active.tolist(), next_ids.tolist(), strict=True):
+            if not self._is_done[row]:
+                self._ids[row].append(token)
+                self._is_done[row] = token in self._end_ids
+        unfinished = [index for index, row in enumerate(self._active.tolist()) if not self._is_done[row]]
+        if 0 < len(unfinished) < COMPACT_BELOW * len(self._active):
+            indices = self._tensor(unfinished)
+            self._active = self._active[indices]
+            self._slots.keep_rows(indices)
+        return bool(unfinished)
 
     def texts(self) -> list[TargetText]:
         return [
             TargetText(torch.tensor(ids), len(prompt), torch.cat(features)[: len(ids) - 1])
-            for ids, prompt, features in zip(self.ids, self.prompts, self.features, strict=True)
+            for ids, prompt, features in zip(self._ids, self._prompts, self._features, strict=True)
         ]
 
-    def _choose(self, hidden: Tensor) -> Tensor:
-        """Returns the next tokens `[rows]`, from head inputs `[rows, hidden]`."""
-        logits = self.owner.target.logits(hidden)[:, : self.owner.vocab_size]
-        chosen = logits.argmax(-1)
-        temperatures = self.temperatures[self.active]
-        is_sampled = temperatures > 0
-        if bool(is_sampled.any()):
-            probs = (logits[is_sampled] / temperatures[is_sampled, None]).softmax(-1)
-            chosen[is_sampled] = torch.multinomial(probs, 1, generator=self.generator)[:, 0]
-        return chosen
+    def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Returns the features `[rows, new, hidden]` of new tokens `[rows, new]`; extends the slots."""
+        target = self._target
+        rotations = rotations_at(target.spec, positions, target.dtype)
+        features: Tensor = target.norm(target.run_layers(target.embed(ids), rotations, self._slots))
+        return features
+
+    def _tensor(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, device=self._device)

@@ -281,12 +281,12 @@ def test_too_little_disk_space_is_an_error_before_any_work(
 def test_a_disk_that_fills_up_during_the_work_is_an_error(
     distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specgen.distill import text_files
+    from specgen.distill import target_texts
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(text_files, "save_file", full)
+    monkeypatch.setattr(target_texts, "save_file", full)
 
     ended = distill()
 

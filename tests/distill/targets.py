@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from specgen.distill.text_generation import TargetText
+from specgen.distill.target_texts import TargetText
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,

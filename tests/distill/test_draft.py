@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.distill.draft import Draft
+from specgen.core.errors import LoadError
+from specgen.distill.draft import Draft, UnrolledSlots
+from specgen.distill.initialization import choose_layers
 from specgen.distill.saving import draft_config, publish_draft, save_draft
+from specgen.distill.settings import DistillSettings
+from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
+from specgen.loading.model_config import ModelConfig
+from specgen.models.kv_slots import SliceSlots
 from tests.decoders import decoder_model, decoder_of
 from tests.distill.targets import FAMILIES, make_target, make_text
 from tests.draft_heads import SlowDraft, open_draft
@@ -101,6 +107,48 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
     assert (facts.kind, facts.num_layers, facts.num_draft_ids) == ("features", 1, 17)
     assert facts.config.num_weight_bytes <= num_bytes < 2 * facts.config.num_parameters + 5000
     assert (tmp_path / "d" / "README.md").read_text() == "card"
+
+
+def test_the_scale_of_attention_is_that_of_the_target() -> None:
+    """With one step, unrolling computes the target's own layers; Granite's scale is not the usual one."""
+    target = decoder_of(make_target("Granite", attention_multiplier=0.9))
+    draft = Draft(target, "layers", [0, 1, 2])
+    embedded = torch.randn(1, LENGTH, target.spec.hidden_size, generator=torch.Generator().manual_seed(2))
+
+    output = draft.unroll(embedded, embedded, 1)[0]
+
+    slots = SliceSlots(target.spec, target.embedding)
+    expected = target.norm(target.run_layers(embedded[0], slots.begin(0, LENGTH), slots))
+    assert target.spec.attention_scale == 0.9 != target.spec.head_size**-0.5
+    assert_close(output[0].detach(), expected)
+
+
+def test_later_steps_use_the_scale_of_the_target() -> None:
+    """A scale s on given queries is the usual scale on queries times s * sqrt(size)."""
+    size, generator = 8, torch.Generator().manual_seed(3)
+    steps = [torch.randn(3, 1, LENGTH, 2, size, generator=generator) for _ in range(3)]
+    scaled, usual = UnrolledSlots(1, 0.9), UnrolledSlots(1, size**-0.5)
+
+    for queries, keys, values in steps:
+        found = scaled.attend(0, queries, keys, values)
+        assert_close(found, usual.attend(0, queries * 0.9 * size**0.5, keys, values))
+
+
+FULL = {"sliding_window": 4, "layer_types": ["full_attention"] * 3}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("Granite", {"logits_scaling": 4.0}), ("Gemma2", FULL), ("Gemma3Text", FULL)]
+)
+def test_a_target_that_scales_embeddings_or_logits_is_refused(family: str, changes: dict[str, Any]) -> None:
+    """Training reads embeddings and head as they are."""
+    config = make_target(family, **changes).config.to_dict()
+    spec = decoder_spec(config)
+    assert (spec.embedding_scale, spec.logits_divisor) != (1.0, 1.0)
+    checked = ModelConfig(config["model_type"], 61, 128, None, "float32", 1, 1, decoder=spec)
+
+    with pytest.raises(LoadError, match="architecture"):
+        choose_layers(checked, "toy", DistillSettings())
 
 
 def test_the_target_has_no_trained_parameters() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.distill.text_generation import BatchGenerator, TargetText
+from specgen.distill.target_texts import TargetText
+from specgen.distill.text_generation import BatchGenerator
 from tests.decoders import decoder_of
 from tests.distill.targets import FAMILIES, make_target
 from tests.fakes import assert_close
@@ -39,6 +40,12 @@ def test_features_are_the_inputs_of_the_head(family: str) -> None:
     for text in write(model):
         states = model.model(text.ids[None, :-1])
         assert_close(text.features.float(), states.last_hidden_state[0], torch.float16)
+
+
+def test_the_scale_of_attention_is_that_of_the_target() -> None:
+    model = make_target("Granite", attention_multiplier=0.9)
+
+    assert [text.ids.tolist() for text in write(model)] == [alone(model, prompt, 20) for prompt in PROMPTS]
 
 
 def test_rows_that_end_leave_the_batch_without_changing_others() -> None:

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from time import monotonic
 
 import pytest
 import torch
 from torch.nn import functional
 
-from specgen.distill.batches import batch_indices, pad_batch
-from specgen.distill.draft import Draft
-from specgen.distill.loss import CHUNK, head_loss
-from specgen.distill.settings import TrainSettings
-from specgen.distill.shared_weights import SharedWeights, frequent_ids, share_weights
-from specgen.distill.training import Trainer, TrainerOptions
+from specgen.distill.draft import Draft, SharedWeights, frequent_ids
+from specgen.distill.settings import DistillSettings, TrainSettings
+from specgen.distill.target_texts import batch_indices, pad_batch
+from specgen.distill.training import CHUNK, Trainer, head_loss
 from tests.decoders import decoder_of
 from tests.distill.targets import make_target, make_text
 from tests.fakes import assert_close
 
 MODEL = make_target()
 TEXTS = [make_text(MODEL, 10 + seed % 7, 3, seed) for seed in range(24)]
-SETTINGS = TrainSettings(epochs=3, batch_tokens=60, learning_rate=3e-3)
+SETTINGS = DistillSettings(seed=1, train=TrainSettings(epochs=3, batch_tokens=60, learning_rate=3e-3))
 
 
 def shared(num_ids: int = 40) -> SharedWeights:
     ids = frequent_ids(TEXTS, num_ids, 61, [1])
-    return share_weights(MODEL.get_input_embeddings().weight, MODEL.lm_head.weight, ids)
+    return SharedWeights(MODEL.get_input_embeddings().weight, MODEL.lm_head.weight, ids)
 
 
-def trainer(path: Path, clock: Callable[[], float] = monotonic) -> Trainer:
-    return Trainer(Draft(decoder_of(MODEL), "features", [2]), TEXTS, shared(), TrainerOptions(SETTINGS, 1, path, clock))
+def trainer() -> Trainer:
+    return Trainer(Draft(decoder_of(MODEL), "features", [2]), TEXTS, shared(), SETTINGS)
 
 
 @pytest.mark.parametrize("hard_share", [0.0, 0.3, 1.0])
@@ -76,20 +72,20 @@ def test_batches_contain_every_text_once_within_their_size() -> None:
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    losses = list(trainer(tmp_path / "checkpoint").run())
+    losses = list(trainer().run(tmp_path / "checkpoint"))
 
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
 def test_a_stopped_training_continues_to_the_same_draft_bit_for_bit(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole")
-    losses = list(whole.run())
+    whole = trainer()
+    losses = list(whole.run(tmp_path / "whole"))
     ticks = iter(range(0, 10**9, 1000))
-    stopped = trainer(tmp_path / "stopped", lambda: next(ticks))  # a checkpoint after every step
-    first = list(islice(stopped.run(), 6))
+    # The clock makes a checkpoint after every step.
+    first = list(islice(trainer().run(tmp_path / "stopped", lambda: next(ticks)), 6))
 
-    resumed = trainer(tmp_path / "stopped")
-    rest = list(resumed.run())
+    resumed = trainer()
+    rest = list(resumed.run(tmp_path / "stopped"))
 
     # The generator was dropped at its sixth yield, so the file contains six steps.
     assert [*first, *rest] == losses
@@ -97,11 +93,11 @@ def test_a_stopped_training_continues_to_the_same_draft_bit_for_bit(tmp_path: Pa
         assert torch.equal(value, resumed.parameters[name]), name
 
 
-def test_only_tokens_that_can_be_drafted_are_trained_on(tmp_path: Path) -> None:
+def test_only_tokens_that_can_be_drafted_are_trained_on() -> None:
     draft = Draft(decoder_of(MODEL), "features", [2])
     few = shared(2)
-    settings = TrainSettings(feature_weight=0.0, batch_tokens=60)
-    made = Trainer(draft, TEXTS, few, TrainerOptions(settings, 1, tmp_path / "c"))
+    settings = DistillSettings(train=TrainSettings(feature_weight=0.0, batch_tokens=60))
+    made = Trainer(draft, TEXTS, few, settings)
     without = [text for text in TEXTS if not any(int(few.row_of[token]) >= 0 for token in text.ids[3:])]
 
     loss = made.loss(pad_batch(without, torch.device("cpu")))

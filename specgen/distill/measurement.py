@@ -1,19 +1,23 @@
-"""Measures a draft's acceptance on held-out texts by replaying the decoding loop, and predicts its speedup."""
+"""Measures a draft: its acceptance on held-out texts, and what passes cost with both models as they will run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specgen.bench.pass_costs import measure_pass_costs
 from specgen.core.cost_model import PassCosts, round_speedup
-from specgen.distill.batches import pad_batch
-from specgen.distill.draft import Draft
-from specgen.distill.shared_weights import SharedWeights
-from specgen.distill.text_generation import TargetText
+from specgen.core.results import ModelInfo
+from specgen.core.settings import ModelSettings
+from specgen.distill.draft import Draft, SharedWeights
+from specgen.distill.target_texts import TargetText, pad_batch
+from specgen.runtime.loaded_models import load_models
+from specgen.runtime.pair import PairSettings, resolve_pair
 
 MAX_DRAFT = 6
 
@@ -48,6 +52,15 @@ class Acceptance:
         """Returns the draft length with the highest predicted speedup, and that speedup."""
         lengths = range(1, len(self.num_rounds) + 1)
         return max(((n, self.speedup(n, costs)) for n in lengths), key=lambda entry: entry[1])
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPair:
+    """Costs of a target and a draft, and how both ran."""
+
+    costs: PassCosts
+    target: ModelInfo
+    draft: ModelInfo
 
 
 @torch.no_grad()
@@ -89,3 +102,23 @@ def _right_proposals(draft: Draft, text: TargetText, shared: SharedWeights, num_
     next_ids = torch.roll(batch.ids[0], -1)
     best = [functional.linear(output[0], shared.head).argmax(-1) for output in outputs]
     return torch.stack([shared.draft_ids[rows] == next_ids for rows in best]).cpu()
+
+
+def time_pair(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) -> TimedPair:
+    """Loads both models and times passes over 1 to `MAX_DRAFT` + 1 tokens after a prompt, and a drafted token.
+
+    Args:
+        target: The target, with automatic weight format and compute type.
+        draft: Folder of a finished draft.
+        prompt_ids: The context.
+
+    Raises:
+        LoadError: A file is damaged.
+        DeviceError: Too little memory.
+    """
+    draft_settings = ModelSettings(str(draft), device=target.device, offline=target.offline)
+    models = load_models(resolve_pair(PairSettings(target, "model", draft_settings)))
+    assert models.draft_info is not None
+    measured = measure_pass_costs({"draft": models}, prompt_ids, MAX_DRAFT)
+    costs = PassCosts(measured.verify_seconds, measured.draft_seconds["draft"])
+    return TimedPair(costs, models.target_info, models.draft_info)

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from specgen.core.cost_model import PassCosts
-from specgen.distill.acceptance import Acceptance, measure_acceptance
-from specgen.distill.draft import Draft
-from specgen.distill.shared_weights import share_weights
-from specgen.distill.text_generation import TargetText
+from specgen.distill.draft import Draft, SharedWeights
+from specgen.distill.measurement import Acceptance, measure_acceptance
+from specgen.distill.target_texts import TargetText
 from tests.decoders import decoder_of
 from tests.distill.targets import make_target
 
@@ -46,7 +45,7 @@ def test_rounds_are_counted_as_in_the_decoding_loop() -> None:
     # The next starts at 4: wrong at once -> 0 of 1. At 5: both right -> 2 of 2. At 8: one token is left, which the
     # target writes itself: nothing is drafted.
     draft = Scripted(text, [{2, 5}, {6}])
-    shared = share_weights(torch.eye(61), torch.eye(61), torch.arange(61))
+    shared = SharedWeights(torch.eye(61), torch.eye(61), torch.arange(61))
 
     found = measure_acceptance(draft, [text], shared, 2)
 
@@ -62,7 +61,7 @@ def test_replay_accepts_what_drafting_would() -> None:
     text = greedy_text([4, 9, 30], 24)
     draft = Draft(decoder_of(MODEL), "features", [2])
     ids = torch.arange(0, 61, 2)
-    shared = share_weights(EMBEDDING, HEAD, ids)
+    shared = SharedWeights(EMBEDDING, HEAD, ids)
 
     found = measure_acceptance(draft, [text], shared, 3)
 

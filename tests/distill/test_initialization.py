@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specgen.distill.draft import Draft
-from specgen.distill.fitting import fit_input
+from specgen.distill.initialization import fit_input
 from tests.decoders import decoder_of
 from tests.distill.targets import make_target, make_text
 from tests.fakes import assert_close
@@ -41,16 +41,16 @@ def test_the_input_of_the_first_layer_is_the_embedding_and_fits_completely() -> 
 
 
 def test_only_a_sample_of_the_texts_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specgen.distill import fitting
+    from specgen.distill import initialization
 
     read: list[int] = []
-    real = fitting._layer_inputs
+    real = initialization._layer_inputs
 
     def counted(*arguments: object) -> torch.Tensor:
         read.append(1)
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fitting, "_layer_inputs", counted)
+    monkeypatch.setattr(initialization, "_layer_inputs", counted)
 
     fit_input(Draft(DECODER, "features", [2]), DECODER, TEXTS, max_tokens=60)
 
