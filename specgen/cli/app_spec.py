@@ -26,7 +26,7 @@ class Option:
         help: One or two sentences.
         off_names: Names that switch it off: `--no-stats`.
         value: What follows a name, as in `MODEL|lookup|none`; empty for a switch.
-        heading: The group it is listed in.
+        heading: The group it is listed in; if empty, that of its class of options.
         env: The environment variable it can come from.
         minimum: Smallest number allowed.
         maximum: Largest number allowed.
@@ -41,7 +41,7 @@ class Option:
     help: str = ""
     off_names: tuple[str, ...] = ()
     value: str = ""
-    heading: str = GENERAL
+    heading: str = ""
     env: str | None = None
     minimum: float | None = None
     maximum: float | None = None
@@ -114,7 +114,7 @@ class Option:
         return re.sub(r"\[.*?\]", "", self.value).split("|")
 
 
-HELP = Option(("-h", "--help"), "Show this help.")
+HELP = Option(("-h", "--help"), "Show this help.", heading=GENERAL)
 
 
 @dataclass(frozen=True, slots=True)

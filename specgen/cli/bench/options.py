@@ -77,22 +77,21 @@ class BenchBackendOptions:
 class RunOptions:
     """What is run, and how often."""
 
+    HEADING = MEASURING
+
     max_new_tokens: Annotated[
-        int | None,
-        Option(g.MAX_NEW_TOKENS_NAMES, "Tokens of each run. Default: 128.", heading=MEASURING, minimum=2),
+        int | None, Option(g.MAX_NEW_TOKENS_NAMES, "Tokens of each run. Default: 128.", minimum=2)
     ] = None
     repeats: Annotated[
         int | None,
         Option(
             ("-r", "--repeats"),
             "Runs of every prompt in every configuration. Default: 5. One repeat gives no interval.",
-            heading=MEASURING,
             minimum=1,
         ),
     ] = None
     warmup: Annotated[
-        int,
-        Option(("-w", "--warmup"), "Runs of each configuration that are not counted.", heading=MEASURING, minimum=0),
+        int, Option(("-w", "--warmup"), "Runs of each configuration that are not counted.", minimum=0)
     ] = 1
     prompts: Annotated[
         Path | None,
@@ -100,17 +99,11 @@ class RunOptions:
             ("--prompts",),
             "JSON lines with prompt, messages or turns, and category; or one prompt per line. Default: the bundled "
             "ones.",
-            heading=MEASURING,
         ),
     ] = None
     num_prompts: Annotated[
         int | None,
-        Option(
-            ("--num-prompts",),
-            "Use only this many prompts, from as many categories as possible.",
-            heading=MEASURING,
-            minimum=1,
-        ),
+        Option(("--num-prompts",), "Use only this many prompts, from as many categories as possible.", minimum=1),
     ] = None
     temperature: Annotated[float, Option(g.TEMPERATURE_NAMES, "0 is greedy.", heading=g.SAMPLING)] = 0.0
     seed: Annotated[int, Option(("--seed",), "Seed of every run.", heading=g.SAMPLING)] = 0
@@ -120,7 +113,6 @@ class RunOptions:
             ("--ignore-eos",),
             "Generate equally long answers, or stop at the model's end token.",
             off_names=("--stop-at-eos",),
-            heading=MEASURING,
         ),
     ] = True
     chat_template: g.ChatTemplate = "auto"
@@ -129,7 +121,6 @@ class RunOptions:
         Option(
             ("--quick",),
             "Give a first result within a minute: -k 4,auto -n 24 -r 3 --num-prompts 3, fewer runs if time runs out.",
-            heading=MEASURING,
         ),
     ] = False
 
@@ -138,29 +129,18 @@ class RunOptions:
 class LimitOptions:
     """What must hold for the exit code 0."""
 
+    HEADING = MEASURING
+
     check: Annotated[
-        bool,
-        Option(
-            ("--check",),
-            "Exit with 6 if a greedy text differs from the target's own by more than rounding.",
-            heading=MEASURING,
-        ),
+        bool, Option(("--check",), "Exit with 6 if a greedy text differs from the target's own by more than rounding.")
     ] = False
     fail_under_speedup: Annotated[
         float | None,
-        Option(
-            ("--fail-under-speedup",),
-            "Exit with 9 if the speedup of the fastest configuration is below X.",
-            heading=MEASURING,
-        ),
+        Option(("--fail-under-speedup",), "Exit with 9 if the speedup of the fastest configuration is below X."),
     ] = None
     fail_under_tar: Annotated[
         float | None,
-        Option(
-            ("--fail-under-tar",),
-            "Exit with 9 if the TAR of the fastest configuration, a fraction, is below X.",
-            heading=MEASURING,
-        ),
+        Option(("--fail-under-tar",), "Exit with 9 if the TAR of the fastest configuration, a fraction, is below X."),
     ] = None
 
 
@@ -168,18 +148,16 @@ class LimitOptions:
 class ExportOptions:
     """Files for the results. The suffix of a plot decides its format."""
 
-    export_json: Annotated[Path | None, Option(("--export-json",), "All runs as JSON.", heading=g.OUTPUT)] = None
-    export_csv: Annotated[Path | None, Option(("--export-csv",), "A row for each run.", heading=g.OUTPUT)] = None
-    export_markdown: Annotated[
-        Path | None, Option(("--export-md", "--export-markdown"), "The table as Markdown.", heading=g.OUTPUT)
-    ] = None
+    HEADING = g.OUTPUT
+
+    export_json: Annotated[Path | None, Option(("--export-json",), "All runs as JSON.")] = None
+    export_csv: Annotated[Path | None, Option(("--export-csv",), "A row for each run.")] = None
+    export_markdown: Annotated[Path | None, Option(("--export-md", "--export-markdown"), "The table as Markdown.")] = (
+        None
+    )
     plot: Annotated[
         Path | None,
-        Option(
-            ("--plot",),
-            "Speedup and acceptance as .svg or .png; needs: pip install 'specgen-cli[plot]'",
-            heading=g.OUTPUT,
-        ),
+        Option(("--plot",), "Speedup and acceptance as .svg or .png; needs: pip install 'specgen-cli[plot]'"),
     ] = None
 
 
@@ -187,12 +165,11 @@ class ExportOptions:
 class BenchTableOptions:
     """What the table shows."""
 
-    by_category: Annotated[bool, Option(("--by-category",), "Show speedups by category, too.", heading=g.OUTPUT)] = (
-        False
-    )
+    HEADING = g.OUTPUT
+
+    by_category: Annotated[bool, Option(("--by-category",), "Show speedups by category, too.")] = False
     chart: Annotated[
-        bool,
-        Option(("--chart",), "Show bars under the table on a terminal.", off_names=("--no-chart",), heading=g.OUTPUT),
+        bool, Option(("--chart",), "Show bars under the table on a terminal.", off_names=("--no-chart",))
     ] = True
 
 

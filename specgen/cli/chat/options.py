@@ -20,33 +20,26 @@ specgen chat -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct --syste
 
 specgen chat --resume last"""
 
-SESSION = "Session"
-
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """What is kept of a chat, and which saved one it continues."""
 
+    HEADING = "Session"
+
     resume: Annotated[
         str | None,
         Option(
-            ("--resume",),
-            "Continue a saved session, with its models unless others are given.",
-            value="last|NAME|FILE",
-            heading=SESSION,
+            ("--resume",), "Continue a saved session, with its models unless others are given.", value="last|NAME|FILE"
         ),
     ] = None
-    save: Annotated[
-        bool,
-        Option(("--save",), "Save the session after every turn.", off_names=("--no-save",), heading=SESSION),
-    ] = True
+    save: Annotated[bool, Option(("--save",), "Save the session after every turn.", off_names=("--no-save",))] = True
     history: Annotated[
         bool,
         Option(
             ("--history",),
             "Keep the lines you type, for the Up key. A line that starts with a space is never kept.",
             off_names=("--no-history",),
-            heading=SESSION,
             env="SPECGEN_HISTORY",
         ),
     ] = True
@@ -56,15 +49,11 @@ class SessionOptions:
 class PromptOptions:
     """What the model is given besides the turns."""
 
+    HEADING = g.INPUT
+
     system: g.SystemOptions = field(default_factory=g.SystemOptions)
     chat_template: Annotated[
-        str,
-        Option(
-            ("--chat-template",),
-            "auto: the model's own chat template; or a Jinja file.",
-            value="auto|FILE",
-            heading=g.INPUT,
-        ),
+        str, Option(("--chat-template",), "auto: the model's own chat template; or a Jinja file.", value="auto|FILE")
     ] = "auto"
     chat_template_variables: g.ChatTemplateVariables = None
 
@@ -91,13 +80,12 @@ class DraftingOptions:
 class ReplyOptions:
     """Where a reply ends."""
 
+    HEADING = g.SAMPLING
+
     max_new_tokens: Annotated[
         int,
         Option(
-            g.MAX_NEW_TOKENS_NAMES,
-            "Most tokens of a reply; fewer if less is left of the context window.",
-            heading=g.SAMPLING,
-            minimum=1,
+            g.MAX_NEW_TOKENS_NAMES, "Most tokens of a reply; fewer if less is left of the context window.", minimum=1
         ),
     ] = DEFAULT_REPLY_TOKENS
     stops: g.Stops = ()
@@ -107,10 +95,11 @@ class ReplyOptions:
 class OutputOptions:
     """How replies are shown."""
 
-    view: Annotated[
-        g.ViewChoice,
-        Option(("--view",), "How replies are shown. auto: live.", heading=g.OUTPUT, env="SPECGEN_VIEW"),
-    ] = "auto"
+    HEADING = g.OUTPUT
+
+    view: Annotated[g.ViewChoice, Option(("--view",), "How replies are shown. auto: live.", env="SPECGEN_VIEW")] = (
+        "auto"
+    )
     color: g.Color = "auto"
     sanitize: g.Sanitize = "auto"
     stats: g.Stats = True

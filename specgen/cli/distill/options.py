@@ -20,30 +20,19 @@ specgen distill Qwen/Qwen2.5-0.5B-Instruct -o my-draft
 
 specgen generate -t Qwen/Qwen2.5-0.5B-Instruct -d my-draft "Why is the sky blue?\""""
 
-DRAFT = "Draft"
-DATA = "Data"
-TRAINING = "Training"
-
 
 @dataclass(frozen=True, slots=True)
 class DraftOptions:
     """The shape of the draft."""
 
+    HEADING = "Draft"
+
     kind: Annotated[
         Literal["features", "layers"],
-        Option(
-            ("--kind",),
-            "features: the draft reads the target's last hidden states; layers: it reads tokens only.",
-            heading=DRAFT,
-        ),
+        Option(("--kind",), "features: the draft reads the target's last hidden states; layers: it reads tokens only."),
     ] = "features"
     num_layers: Annotated[
-        int | None,
-        Option(
-            ("--num-layers",),
-            "Layers of the draft, 1 to 8. Default: as many as --layers names, or 1.",
-            heading=DRAFT,
-        ),
+        int | None, Option(("--num-layers",), "Layers of the draft, 1 to 8. Default: as many as --layers names, or 1.")
     ] = None
     layers: Annotated[
         str | None,
@@ -52,64 +41,52 @@ class DraftOptions:
             "Layers of the target to start from, counted from 0, as in 27,29. Default: the last ones; with --kind "
             "layers spread over all.",
             value="LIST",
-            heading=DRAFT,
         ),
     ] = None
-    vocab: Annotated[
-        int,
-        Option(("--vocab",), "Propose only this many of the most frequent tokens; 0: all.", heading=DRAFT),
-    ] = 8192
+    vocab: Annotated[int, Option(("--vocab",), "Propose only this many of the most frequent tokens; 0: all.")] = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
     """The texts that the draft learns from, and those it is measured on."""
 
+    HEADING = "Data"
+
     prompts: Annotated[
         Path | None,
-        Option(
-            ("--prompts",),
-            "Your own prompts instead of the bundled ones: JSON lines, or one prompt per line.",
-            heading=DATA,
-        ),
+        Option(("--prompts",), "Your own prompts instead of the bundled ones: JSON lines, or one prompt per line."),
     ] = None
     held_out: Annotated[
         Path | None,
-        Option(
-            ("--held-out",),
-            "Prompts to measure on, never trained on. Default: those of specgen bench.",
-            heading=DATA,
-        ),
+        Option(("--held-out",), "Prompts to measure on, never trained on. Default: those of specgen bench."),
     ] = None
-    num_prompts: Annotated[int, Option(("--num-prompts",), "Most prompts that the target answers.", heading=DATA)] = (
-        4000
-    )
-    max_new_tokens: Annotated[int, Option(("-n", "--max-new-tokens"), "Most tokens of one answer.", heading=DATA)] = 160
+    num_prompts: Annotated[int, Option(("--num-prompts",), "Most prompts that the target answers.")] = 4000
+    max_new_tokens: Annotated[int, Option(("-n", "--max-new-tokens"), "Most tokens of one answer.")] = 160
     texts: Annotated[
         Path | None,
         Option(
             ("--texts",),
             "Keep the target's texts in this folder, and use those already in it. Default: deleted when done.",
             value="FOLDER",
-            heading=DATA,
         ),
     ] = None
     greedy_share: Annotated[
-        float,
-        Option(("--greedy-share",), "Share of greedy answers; the others have temperature 0.7.", heading=DATA),
+        float, Option(("--greedy-share",), "Share of greedy answers; the others have temperature 0.7.")
     ] = 0.7
-    batch_size: Annotated[int, Option(("--batch-size",), "Answers written at a time.", heading=DATA)] = 64
+    batch_size: Annotated[int, Option(("--batch-size",), "Answers written at a time.")] = 64
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
     """How the draft is trained."""
 
-    epochs: Annotated[float, Option(("--epochs",), "Passes over the texts.", heading=TRAINING)] = 4.0
-    learning_rate: Annotated[float, Option(("--learning-rate",), "Peak learning rate.", heading=TRAINING)] = 1e-3
-    batch_tokens: Annotated[int, Option(("--batch-tokens",), "Tokens of one step.", heading=TRAINING)] = 2048
-    unroll: Annotated[int, Option(("--unroll",), "Draft steps to train, 1 to 4.", heading=TRAINING)] = 2
-    seed: Annotated[int, Option(("--seed",), "Seed: the same seed makes the same draft.", heading=TRAINING)] = 0
+    HEADING = "Training"
+
+    epochs: Annotated[float, Option(("--epochs",), "Passes over the texts.")] = 4.0
+    learning_rate: Annotated[float, Option(("--learning-rate",), "Peak learning rate.")] = 1e-3
+    batch_tokens: Annotated[int, Option(("--batch-tokens",), "Tokens of one step.")] = 2048
+    unroll: Annotated[int, Option(("--unroll",), "Draft steps to train, 1 to 4.")] = 2
+    seed: Annotated[int, Option(("--seed",), "Seed: the same seed makes the same draft.")] = 0
 
 
 @dataclass(frozen=True, slots=True)

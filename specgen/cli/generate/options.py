@@ -27,23 +27,18 @@ specgen generate --json "List three colours." | jq -r .text"""
 class PromptOptions:
     """The prompt, and how it becomes token ids."""
 
+    HEADING = g.INPUT
+
     prompt_argument: Annotated[
-        str | None,
-        Option(help="The prompt; - reads stdin. Piped text goes before the prompt.", value="[PROMPT]"),
+        str | None, Option(help="The prompt; - reads stdin. Piped text goes before the prompt.", value="[PROMPT]")
     ] = None
-    prompt: Annotated[str | None, Option(("-p", "--prompt"), "The prompt, as an option.", heading=g.INPUT)] = None
+    prompt: Annotated[str | None, Option(("-p", "--prompt"), "The prompt, as an option.")] = None
     files: Annotated[
-        tuple[Path, ...],
-        Option(("-f", "--file"), "Text that goes before the prompt; - reads stdin. Repeatable.", heading=g.INPUT),
+        tuple[Path, ...], Option(("-f", "--file"), "Text that goes before the prompt; - reads stdin. Repeatable.")
     ] = ()
     reads_stdin: Annotated[
         bool | None,
-        Option(
-            ("--stdin",),
-            "Read stdin or not. Default: if it is a pipe or a file.",
-            off_names=("--no-stdin",),
-            heading=g.INPUT,
-        ),
+        Option(("--stdin",), "Read stdin or not. Default: if it is a pipe or a file.", off_names=("--no-stdin",)),
     ] = None
     system: g.SystemOptions = field(default_factory=g.SystemOptions)
     chat_template: g.ChatTemplate = "auto"
@@ -72,45 +67,37 @@ class DraftingOptions:
 class AnswerOptions:
     """Where the answer ends."""
 
+    HEADING = g.SAMPLING
+
     max_new_tokens: Annotated[
         int | None,
         Option(
             g.MAX_NEW_TOKENS_NAMES,
             "Most tokens of the answer. Default: 256, or what is left of the context window.",
-            heading=g.SAMPLING,
             minimum=1,
         ),
     ] = None
     stops: g.Stops = ()
-    ignore_eos: Annotated[
-        bool, Option(("--ignore-eos",), "Continue after the model's end token.", heading=g.SAMPLING)
-    ] = False
+    ignore_eos: Annotated[bool, Option(("--ignore-eos",), "Continue after the model's end token.")] = False
 
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
     """Where the answer goes, and in which form."""
 
+    HEADING = g.OUTPUT
+
     view: Annotated[
         g.ViewChoice,
-        Option(
-            ("--view",),
-            "How the answer is shown. auto: inline on a terminal, else off.",
-            heading=g.OUTPUT,
-            env="SPECGEN_VIEW",
-        ),
+        Option(("--view",), "How the answer is shown. auto: inline on a terminal, else off.", env="SPECGEN_VIEW"),
     ] = "auto"
     color: g.Color = "auto"
     sanitize: g.Sanitize = "auto"
     format: Annotated[
-        g.Format,
-        Option(("--format",), "text, json (one document) or ndjson (a line for each event).", heading=g.OUTPUT),
+        g.Format, Option(("--format",), "text, json (one document) or ndjson (a line for each event).")
     ] = "auto"
-    json: Annotated[bool, Option(("--json",), "The same as --format json.", heading=g.OUTPUT)] = False
-    file: Annotated[
-        Path | None,
-        Option(("-o", "--output"), "Write the plain answer to this file as well.", heading=g.OUTPUT),
-    ] = None
+    json: Annotated[bool, Option(("--json",), "The same as --format json.")] = False
+    file: Annotated[Path | None, Option(("-o", "--output"), "Write the plain answer to this file as well.")] = None
     stats: g.Stats = True
 
 

@@ -1,18 +1,19 @@
 """Reads the options of a command from its dataclass, and makes such a dataclass from the words of a command line.
 
 A field `Annotated[type, Option(...)]` is an option. A field whose type is a dataclass is a group of options; names of
-fields are unique within a command, groups included.
+fields are unique within a command, groups included. The class attribute `HEADING` of a group is the heading of its
+options that name no other.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from specgen.cli.app_spec import HELP, Command, Option
+from specgen.cli.app_spec import GENERAL, HELP, Command, Option
 from specgen.core.errors import SettingsError
 
 T = TypeVar("T")
@@ -49,17 +50,51 @@ class OptionField:
         return self.kind is bool or self.option.counts
 
 
-def option_fields(options_class: type) -> tuple[OptionField, ...]:
-    """Returns the options of a dataclass, those of its groups included."""
-    return tuple(_option_fields(options_class))
+def option_fields(options_class: type) -> Iterator[OptionField]:
+    """Yields the options of a dataclass, those of its groups included."""
+    hints = get_type_hints(options_class, include_extras=True)
+    for field in fields(options_class):
+        kind, *extras = get_args(hints[field.name]) or [hints[field.name]]
+        if is_dataclass(kind):
+            yield from option_fields(kind)  # type: ignore[arg-type]
+        elif extras and isinstance(extras[0], Option):
+            heading = extras[0].heading or getattr(options_class, "HEADING", GENERAL)
+            yield _option_field(field.name, kind, replace(extras[0], heading=heading), field.default)
+
+
+def _option_field(name: str, kind: Any, option: Option, default: Any) -> OptionField:
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(one for one in get_args(kind) if one is not types.NoneType)
+    is_tuple = get_origin(kind) is tuple
+    kind = get_args(kind)[0] if is_tuple else kind
+    is_switch = kind is bool or option.counts
+    completed = replace(
+        option,
+        value="" if is_switch else option.value or _value_name(kind),
+        default=_shown_default(option, default) if option.shows_default and not option.counts else None,
+        is_repeatable=is_tuple or option.counts,
+        is_required=default is MISSING,
+    )
+    return OptionField(name, kind, completed)
+
+
+def _value_name(kind: Any) -> str:
+    return "|".join(get_args(kind)) if get_origin(kind) is Literal else _VALUES.get(kind, "TEXT")
+
+
+def _shown_default(option: Option, default: Any) -> str | None:
+    if isinstance(default, bool):
+        shown = option.long_names if default else option.off_names
+        return shown[0] if option.off_names else None
+    return None if default in (None, "", (), MISSING) else str(default)
 
 
 def describe(name: str, help_text: str, options_class: type, epilog: str = "") -> Command:
     """Returns the description of a command that takes the options of a dataclass."""
-    found = option_fields(options_class)
-    arguments = [field.option for field in found if field.is_argument]
+    found = list(option_fields(options_class))
+    argument = next((field.option for field in found if field.is_argument), None)
     options = [field.option for field in found if not field.is_argument]
-    return Command(name, help_text, arguments[0] if arguments else None, (*options, HELP), epilog)
+    return Command(name, help_text, argument, (*options, HELP), epilog)
 
 
 def build(options_class: type[T], given: Mapping[str, Any], see: str) -> T:
@@ -81,65 +116,15 @@ def build(options_class: type[T], given: Mapping[str, Any], see: str) -> T:
     return _build(options_class, values)
 
 
-def _option_fields(options_class: type) -> Iterator[OptionField]:
-    hints = get_type_hints(options_class, include_extras=True)
-    for field in fields(options_class):
-        hint = hints[field.name]
-        if is_dataclass(hint):
-            yield from _option_fields(_as_class(hint))
-        elif get_origin(hint) is Annotated and isinstance(option := get_args(hint)[1], Option):
-            yield _option_field(field, get_args(hint)[0], option)
-
-
-def _option_field(field: Field[Any], hint: Any, option: Option) -> OptionField:
-    kind = _without_none(hint)
-    is_tuple = get_origin(kind) is tuple
-    kind = get_args(kind)[0] if is_tuple else kind
-    is_switch = kind is bool or option.counts
-    completed = replace(
-        option,
-        value="" if is_switch else option.value or _value_name(kind),
-        default=_shown_default(option, field.default) if option.shows_default and not option.counts else None,
-        is_repeatable=is_tuple or option.counts,
-        is_required=field.default is MISSING,
-    )
-    return OptionField(field.name, kind, completed)
-
-
 def _build(options_class: type[T], values: Mapping[str, Any]) -> T:
     hints = get_type_hints(options_class, include_extras=True)
-    made: dict[str, Any] = {}
-    for field in fields(options_class):  # type: ignore[arg-type]
-        hint = hints[field.name]
+    made: dict[str, Any] = {name: value for name, value in values.items() if name in hints}
+    for name, hint in hints.items():
         if is_dataclass(hint):
-            made[field.name] = _build(_as_class(hint), values)
+            made[name] = _build(hint, values)  # type: ignore[arg-type]
         elif hint == GivenNames:
-            made[field.name] = frozenset(values)
-        elif field.name in values:
-            made[field.name] = values[field.name]
+            made[name] = frozenset(values)
     return options_class(**made)
-
-
-def _as_class(hint: Any) -> type[Any]:
-    assert isinstance(hint, type)
-    return hint
-
-
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        return next(one for one in get_args(hint) if one is not types.NoneType)
-    return hint
-
-
-def _value_name(kind: Any) -> str:
-    return "|".join(get_args(kind)) if get_origin(kind) is Literal else _VALUES.get(kind, "TEXT")
-
-
-def _shown_default(option: Option, default: Any) -> str | None:
-    if isinstance(default, bool):
-        shown = option.long_names if default else option.off_names
-        return shown[0] if option.off_names else None
-    return None if default in (None, "", (), MISSING) else str(default)
 
 
 def _value(field: OptionField, given: Any, see: str) -> Any:

@@ -74,8 +74,7 @@ Sanitize = Annotated[
     Option(("--sanitize",), "Make control characters visible. auto: on a terminal.", heading=OUTPUT),
 ]
 Stats = Annotated[
-    bool,
-    Option(("--stats",), "Print figures at the end, on stderr.", off_names=("--no-stats",), heading=OUTPUT),
+    bool, Option(("--stats",), "Print figures at the end, on stderr.", off_names=("--no-stats",), heading=OUTPUT)
 ]
 Json = Annotated[bool, Option(("--json",), "Print one JSON document.", heading=OUTPUT)]
 
@@ -84,35 +83,26 @@ Json = Annotated[bool, Option(("--json",), "Print one JSON document.", heading=O
 class SamplingOptions:
     """How tokens are sampled; None means the model's own setting."""
 
-    temperature: Annotated[
-        float | None, Option(TEMPERATURE_NAMES, f"0 is greedy; {_MODELS_OWN}, else 0.", heading=SAMPLING)
-    ] = None
-    top_k: Annotated[
-        int | None, Option(("--top-k",), f"Sample from the k most likely tokens; {_MODELS_OWN}.", heading=SAMPLING)
-    ] = None
+    HEADING = SAMPLING
+
+    temperature: Annotated[float | None, Option(TEMPERATURE_NAMES, f"0 is greedy; {_MODELS_OWN}, else 0.")] = None
+    top_k: Annotated[int | None, Option(("--top-k",), f"Sample from the k most likely tokens; {_MODELS_OWN}.")] = None
     top_p: Annotated[
         float | None,
-        Option(
-            ("--top-p",),
-            f"Sample from the most likely tokens that together have this probability; {_MODELS_OWN}.",
-            heading=SAMPLING,
-        ),
+        Option(("--top-p",), f"Sample from the most likely tokens that together have this probability; {_MODELS_OWN}."),
     ] = None
     min_p: Annotated[
         float | None,
         Option(
             ("--min-p",),
             f"Drop tokens whose probability is below this fraction of the most likely one's; {_MODELS_OWN}.",
-            heading=SAMPLING,
         ),
     ] = None
     repetition_penalty: Annotated[
-        float | None,
-        Option(("--repetition-penalty",), f"Above 1 makes repetition less likely; {_MODELS_OWN}.", heading=SAMPLING),
+        float | None, Option(("--repetition-penalty",), f"Above 1 makes repetition less likely; {_MODELS_OWN}.")
     ] = None
     seed: Annotated[
-        int | None,
-        Option(("--seed",), "Seed: the same seed repeats a sampled text.", heading=SAMPLING, env="SPECGEN_SEED"),
+        int | None, Option(("--seed",), "Seed: the same seed repeats a sampled text.", env="SPECGEN_SEED")
     ] = None
     same_text: Annotated[
         bool | None,
@@ -121,7 +111,6 @@ class SamplingOptions:
             "The same seed gives the same text with any draft or none; slightly fewer drafted tokens are accepted. "
             "Default: on if a seed is given.",
             off_names=("--no-same-text",),
-            heading=SAMPLING,
         ),
     ] = None
 
@@ -145,25 +134,22 @@ class SamplingOptions:
 class SystemOptions:
     """The system message."""
 
-    system: Annotated[
-        str | None, Option(("-s", "--system"), "System message.", heading=INPUT, env="SPECGEN_SYSTEM")
-    ] = None
-    system_file: Annotated[Path | None, Option(("--system-file",), "File with the system message.", heading=INPUT)] = (
-        None
-    )
+    HEADING = INPUT
+
+    system: Annotated[str | None, Option(("-s", "--system"), "System message.", env="SPECGEN_SYSTEM")] = None
+    system_file: Annotated[Path | None, Option(("--system-file",), "File with the system message.")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class VerbosityOptions:
     """How much is printed on stderr."""
 
-    quiet: Annotated[bool, Option(("-q", "--quiet"), "Print only the result and errors.", heading=OUTPUT)] = False
+    HEADING = OUTPUT
+
+    quiet: Annotated[bool, Option(("-q", "--quiet"), "Print only the result and errors.")] = False
     verbose: Annotated[
         int,
         Option(
-            ("-v", "--verbose"),
-            "-v: stages of loading; -vv: messages of the libraries, and tracebacks.",
-            heading=OUTPUT,
-            counts=True,
+            ("-v", "--verbose"), "-v: stages of loading; -vv: messages of the libraries, and tracebacks.", counts=True
         ),
     ] = 0

@@ -24,13 +24,14 @@ _DEVICES = "auto|cpu|cuda|cuda:N|mps"
 class ModelOptions:
     """The target and the draft."""
 
+    HEADING = MODELS
+
     target: Annotated[
         str,
         Option(
             TARGET_NAMES,
             "Model that writes the text: hub id, folder or .gguf file. Default: SmolLM2-135M-Instruct, from PyPI.",
             value="MODEL",
-            heading=MODELS,
             env="SPECGEN_TARGET",
         ),
     ] = ""
@@ -41,7 +42,6 @@ class ModelOptions:
             "Drafter: a model, lookup (repeated text), MODEL+lookup (both), none, or auto (a model made for the "
             "target if there is one, else lookup).",
             value=DRAFT_VALUE,
-            heading=MODELS,
             env="SPECGEN_DRAFT",
         ),
     ] = AUTO
@@ -51,20 +51,20 @@ class ModelOptions:
 class HubOptions:
     """Where the target comes from and where it runs."""
 
-    device: Annotated[
-        str, Option(("--device",), "Device of the target.", value=_DEVICES, heading=MODELS, env="SPECGEN_DEVICE")
-    ] = "auto"
-    revision: Annotated[
-        str | None, Option(("--revision",), "Branch, tag or commit of a target from the hub.", heading=MODELS)
-    ] = None
-    offline: Annotated[
-        bool, Option(("--offline",), "Use only files on this machine.", heading=MODELS, env="HF_HUB_OFFLINE")
-    ] = False
+    HEADING = MODELS
+
+    device: Annotated[str, Option(("--device",), "Device of the target.", value=_DEVICES, env="SPECGEN_DEVICE")] = (
+        "auto"
+    )
+    revision: Annotated[str | None, Option(("--revision",), "Branch, tag or commit of a target from the hub.")] = None
+    offline: Annotated[bool, Option(("--offline",), "Use only files on this machine.", env="HF_HUB_OFFLINE")] = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How the target and the draft are loaded."""
+
+    HEADING = MODELS
 
     quant: Annotated[
         Quantization,
@@ -72,28 +72,22 @@ class LoadOptions:
             ("-Q", "--quant"),
             "Weight format of the target. auto: nf4 on CUDA and on CPUs with AVX512-BF16, else none; GGUF files keep "
             "theirs.",
-            heading=MODELS,
             env="SPECGEN_QUANT",
         ),
     ] = "auto"
-    draft_quant: Annotated[Quantization, Option(("--draft-quant",), "Weight format of the draft.", heading=MODELS)] = (
-        "auto"
-    )
+    draft_quant: Annotated[Quantization, Option(("--draft-quant",), "Weight format of the draft.")] = "auto"
     dtype: Annotated[
         DtypeName,
         Option(
-            ("--dtype",),
-            "Compute type. auto: bfloat16 where it is fast, else float16 (on a CPU for weights only).",
-            heading=MODELS,
+            ("--dtype",), "Compute type. auto: bfloat16 where it is fast, else float16 (on a CPU for weights only)."
         ),
     ] = "auto"
     hub: HubOptions = field(default_factory=HubOptions)
     draft_device: Annotated[
-        str | None,
-        Option(("--draft-device",), "Device of the draft. Default: the target's.", value=_DEVICES, heading=MODELS),
+        str | None, Option(("--draft-device",), "Device of the draft. Default: the target's.", value=_DEVICES)
     ] = None
     draft_revision: Annotated[
-        str | None, Option(("--draft-revision",), "Branch, tag or commit of a draft from the hub.", heading=MODELS)
+        str | None, Option(("--draft-revision",), "Branch, tag or commit of a draft from the hub.")
     ] = None
 
     def target_settings(self, name: str, backend: BackendSettings) -> ModelSettings:
@@ -111,12 +105,13 @@ class LoadOptions:
 class LlamaCppOptions:
     """Settings of llama.cpp."""
 
+    HEADING = BACKEND
+
     gpu_layers: Annotated[
         int | None,
         Option(
             ("--gpu-layers",),
             "llama.cpp: layers on the GPU; -1 for all. Default: all if it can use a GPU and --device is not cpu.",
-            heading=BACKEND,
             minimum=-1,
         ),
     ] = None
@@ -126,19 +121,12 @@ class LlamaCppOptions:
             ("--context-size",),
             "llama.cpp: size of the cache in tokens. Default: the model's context window, at most 8192.",
             value="TOKENS",
-            heading=BACKEND,
             minimum=2,
         ),
     ] = None
     threads: Annotated[
         int | None,
-        Option(
-            ("--threads",),
-            "llama.cpp: threads. Default: one for each physical core.",
-            heading=BACKEND,
-            minimum=1,
-            maximum=1024,
-        ),
+        Option(("--threads",), "llama.cpp: threads. Default: one for each physical core.", minimum=1, maximum=1024),
     ] = None
 
     def settings(self, name: BackendName) -> BackendSettings:
@@ -150,13 +138,14 @@ class LlamaCppOptions:
 class BackendOptions:
     """The backend that runs a model."""
 
+    HEADING = BACKEND
+
     backend: Annotated[
         BackendName,
         Option(
             ("--backend",),
             "What runs the models. auto: llama.cpp for GGUF files if specgen-cli[gguf] is installed, else torch: "
             "specgen's own decoder, or transformers for a model that it does not support.",
-            heading=BACKEND,
             env="SPECGEN_BACKEND",
         ),
     ] = "auto"
