@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from specgen.core.settings import SamplingSettings
+from specgen.core.progress import SILENT
+from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
 from specgen.engine.sampling import Sampler
 from specgen.loading.draft_head import load_draft_head
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
+from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadModel
 
@@ -89,7 +91,16 @@ def write_draft(
 
 def open_draft(folder: Path, target: DecoderModel) -> DraftHeadModel:
     """Loads the draft head of a folder for a target in memory, in its stored weight format."""
-    return load_draft_head(check_draft_head(folder), folder.name, "none", target, target.vocab_size)[0]
+    model = load_draft_head(resolved_head(folder), target.vocab_size, SILENT, target).model
+    assert isinstance(model, DraftHeadModel)
+    return model
+
+
+def resolved_head(folder: Path) -> ResolvedModel:
+    """Returns the draft head in a folder, checked."""
+    settings = ModelSettings(str(folder), quant="none")
+    files = ModelFiles(folder, folder.name)
+    return ResolvedModel(files, settings, "draft", check_draft_head(folder), format="draft head")
 
 
 def head_drafter(

@@ -13,7 +13,7 @@ from specgen.distill.draft import Draft
 from specgen.distill.settings import DistillSettings
 from specgen.distill.target_texts import TargetText
 from specgen.loading.draft_head_folder import MODEL_TYPES
-from specgen.loading.model_config import ModelConfig
+from specgen.loading.resolved_model import ModelConfig
 from specgen.models.decoder import Decoder
 from specgen.models.kv_slots import SliceSlots
 

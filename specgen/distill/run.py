@@ -141,11 +141,11 @@ class Distillation:
 
     def _prepare_folders(self) -> None:
         """Creates the folders, or accepts those of an earlier run with the same settings."""
-        path, settings, texts_folder = self._pair.target.path, self._settings, self._request.texts_folder
-        hidden, texts = int(read_config(path)["hidden_size"]), settings.texts
+        target, settings, texts_folder = self._pair.target, self._settings, self._request.texts_folder
+        hidden, texts = int(target.config.values["hidden_size"]), settings.texts
         identity: dict[str, Any] = {
-            "target": self._pair.target.name,
-            "target_digest": digest_of(path),
+            "target": target.name,
+            "target_digest": digest_of(target),
             "prompts": list(self._request.own_prompts),
         }
         text_bytes = texts.num_prompts * (texts.max_new_tokens + 100) * hidden * 2

@@ -17,7 +17,7 @@ from specgen.distill.draft import Draft
 from specgen.distill.measurement import Acceptance, TimedPair
 from specgen.distill.settings import DistillSettings
 from specgen.distill.target_texts import save_tensors
-from specgen.loading.draft_head_tensors import PREFIX, WEIGHTS
+from specgen.loading.draft_head_folder import PREFIX, WEIGHTS
 from specgen.models.build_decoder import layer_tensors
 
 FORMAT = 1

@@ -18,7 +18,6 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
-from specgen.loading.draft_head_folder import DraftHeadFolder
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.llama_cpp import gpu_layers
 from specgen.loading.llama_cpp_library import llama_library
@@ -101,7 +100,7 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     models = [_model_plan(pair.target, positions)]
     if pair.draft is not None and pair.draft.draft_head is not None:
         settings = replace(pair.target.settings, quant=pair.draft.settings.quant)
-        models.append(_draft_head_plan(pair.draft.draft_head, pair.draft.name, settings, positions))
+        models.append(_draft_head_plan(pair.draft, settings, positions))
     elif pair.draft is not None:
         models.append(_model_plan(pair.draft, positions))
     return PairReport(
@@ -152,24 +151,26 @@ def _gguf_plan(model: ResolvedModel, header: GgufHeader) -> ModelPlan:
     )
 
 
-def _draft_head_plan(draft_head: DraftHeadFolder, name: str, settings: ModelSettings, num_positions: int) -> ModelPlan:
+def _draft_head_plan(draft: ResolvedModel, settings: ModelSettings, num_positions: int) -> ModelPlan:
     """Plans a draft head, which runs on the device and in the compute type of its target.
 
     `settings` are the target's, with the weight format of the draft head.
     """
-    placement = choose_placement(settings, draft_head.config, from_gguf=False, role="draft", times=CostStore())
+    config = draft.config
+    assert config.draft_head is not None, "the caller checks it"
+    placement = choose_placement(settings, config, from_gguf=False, role="draft", times=CostStore())
     is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
     return ModelPlan(
         role="draft",
-        name=name,
-        model_type=draft_head.config.model_type,
-        num_parameters=draft_head.config.num_parameters,
+        name=draft.name,
+        model_type=config.model_type,
+        num_parameters=config.num_parameters,
         device=placement.device,
         dtype=placement.dtype,
         quant="nf4" if is_packed else "int8" if placement.packed_dtype == "int8" else "none",
-        remarks=(draft_head.remark,),
-        window=draft_head.config.max_positions,
-        memory=plan_draft_head_memory(draft_head, placement, num_positions),
+        remarks=(config.draft_head.remark,),
+        window=config.max_positions,
+        memory=plan_draft_head_memory(config, placement, num_positions),
     )
 
 

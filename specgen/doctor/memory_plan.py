@@ -9,10 +9,9 @@ from typing import Any
 
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
-from specgen.loading.draft_head_folder import DraftHeadFolder
 from specgen.loading.gguf.header import GgufHeader
-from specgen.loading.model_config import ModelConfig
 from specgen.loading.placement import Placement
+from specgen.loading.resolved_model import ModelConfig
 from specgen.models.cached_model import PREFILL_CHUNK
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import FIRST_CAPACITY
@@ -78,24 +77,26 @@ def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_pos
     return MemoryPlan(weights, copies, _cache_bytes(sizes, num_positions, size), _activation_bytes(sizes, size))
 
 
-def plan_draft_head_memory(head: DraftHeadFolder, placement: Placement, num_positions: int) -> MemoryPlan:
+def plan_draft_head_memory(config: ModelConfig, placement: Placement, num_positions: int) -> MemoryPlan:
     """Estimates what a draft head takes in addition to its target, as stored.
 
     Args:
-        head: The result of `check_draft_head`.
+        config: The result of `check_draft_head`.
         placement: Where and how it would run.
         num_positions: Length of text to plan the cache for.
     """
+    head = config.draft_head
+    assert head is not None, "the caller checks it"
     packed = {"float16": 2, "int8": 1}.get(placement.packed_dtype or "")
     size = packed or placement.torch_dtype.itemsize
     compute_size = 4 if packed else size
     # A head in a format of its own is a copy of all its rows.
-    rows = (head.num_draft_ids or (head.config.vocab_rows or 0 if packed else 0)) * head.hidden_size
-    features = num_positions * head.hidden_size if head.kind == "features" else 0
+    rows = (head.num_draft_ids or (config.vocab_rows or 0 if packed else 0)) * head.spec.hidden_size
+    features = num_positions * head.spec.hidden_size if head.kind == "features" else 0
     sizes = _own_sizes(head.spec)
     return MemoryPlan(
-        (head.config.num_parameters + rows) * size,
-        head.config.num_weight_bytes,
+        (config.num_parameters + rows) * size,
+        config.num_weight_bytes,
         _cache_bytes(sizes, num_positions, compute_size) + features * compute_size,
         _activation_bytes(sizes, compute_size),
     )

@@ -15,7 +15,7 @@ from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
 from specgen.loading.config_reader import MAX_INTEGER, UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
-from specgen.loading.model_config import ModelConfig
+from specgen.loading.resolved_model import ModelConfig
 from specgen.loading.safetensors_check import check_safetensors, is_plain_name, shard_names
 from specgen.models.decoder_spec import DecoderSpec
 
@@ -67,6 +67,7 @@ def check_folder(folder: Path) -> ModelConfig:
         weight_files=names,
         decoder=decoder,
         unsupported=unsupported,
+        values=config,
     )
 
 

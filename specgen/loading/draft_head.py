@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from specgen.core.errors import PairError, SettingsError
+from specgen.core.errors import ModelFileError, PairError, SettingsError
+from specgen.core.library_errors import first_line, library_failures
+from specgen.core.progress import ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
 from specgen.loading.decoder_weights import dense_linear, weight_bytes
-from specgen.loading.draft_head_folder import DraftHeadFolder
-from specgen.loading.draft_head_tensors import PREFIX, load_tensors
+from specgen.loading.draft_head_folder import PREFIX, WEIGHTS, invalid_draft_head
 from specgen.loading.placement import has_fast_bf16_cpu
+from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.build_decoder import build_layer
 from specgen.models.decoder import Decoder, Norm
 from specgen.models.decoder_model import DecoderModel
@@ -25,42 +29,44 @@ from specgen.models.tensor_names import NORM
 
 
 def load_draft_head(
-    folder: DraftHeadFolder, name: str, quant: Quantization, target: LanguageModel, vocab_size: int
-) -> tuple[DraftHeadModel, ModelInfo]:
+    resolved: ResolvedModel, vocab_size: int, progress: ProgressListener, target: LanguageModel | None
+) -> LoadedModel:
     """Reads a draft head's weights and joins them with its target's embeddings and head.
 
     Args:
-        folder: The checked folder.
-        name: Its name, for messages.
-        quant: The requested weight format.
-        target: Its target, specgen's decoder; it records its features from now on, if the draft reads them.
+        resolved: The draft head.
         vocab_size: Width of the target's logits.
+        progress: Receives the progress of loading.
+        target: Its target, specgen's decoder; it records its features from now on, if the draft reads them.
 
     Raises:
         ModelFileError: The weights are damaged, or the layers are of an unsupported kind.
         SettingsError: The requested weight format is not available on this machine.
         PairError: It proposes tokens that the target does not have, or the target runs on transformers.
     """
+    config, head, name = resolved.config, resolved.draft_head, resolved.name
+    assert head is not None, "the format says so"
+    progress.stage(f"loading draft {name}")
     if not isinstance(target, DecoderModel):
         raise PairError(
             f"the draft head {name} needs a target that specgen runs itself, but this one runs on transformers",
             "choose another draft, as in --draft lookup",
         )
     decoder = target.decoder
-    stored = load_tensors(folder.path, folder.config.vocab_rows or 0)
+    stored = load_tensors(resolved.path, config.vocab_rows or 0)
     columns = stored.pop("draft_ids", None)
     if columns is not None and int(columns[-1]) >= vocab_size:
         raise PairError(f"the draft {name} proposes token {int(columns[-1])}, but the target has {vocab_size} tokens")
     # On the device and in the type of the target.
     tensors = {key: tensor.to(device=decoder.device, dtype=decoder.dtype) for key, tensor in stored.items()}
     join = tensors.pop("fc.weight", None)
-    weight_format = _choose_format(quant, tensors["layers.0.mlp.down_proj.weight"], decoder)
+    weight_format = _choose_format(resolved.settings.quant, tensors["layers.0.mlp.down_proj.weight"], decoder)
     linear = weight_format.linear
 
     def tensor(name: str) -> Tensor:
         return tensors[name.removeprefix(PREFIX)]
 
-    spec = folder.spec
+    spec = head.spec
     shares_head = columns is None and weight_format.is_dense
     parts = DraftHeadParts(
         spec=spec,
@@ -80,11 +86,37 @@ def load_draft_head(
         quant=weight_format.quant,
         dtype="float16" if weight_format.packed is Float16Linear else str(decoder.dtype).removeprefix("torch."),
         device=str(decoder.device),
-        num_parameters=folder.config.num_parameters,
+        num_parameters=config.num_parameters,
         num_bytes=weight_bytes(nn.ModuleList(module for module in own if module is not None)),
-        remark=folder.remark,
+        remark=head.remark,
     )
-    return DraftHeadModel(parts), info
+    return LoadedModel(DraftHeadModel(parts), info)
+
+
+def load_tensors(folder: Path, num_target_ids: int) -> dict[str, Tensor]:
+    """Reads the weights, as stored.
+
+    Args:
+        folder: The draft head; its tensors must have been checked.
+        num_target_ids: Rows of the target's embeddings.
+
+    Raises:
+        ModelFileError: They can't be read, contain NaN or infinity, or `draft_ids` are not ascending target ids.
+    """
+    path = folder / WEIGHTS
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except library_failures() as error:
+        raise ModelFileError(f"{path} can't be read: {first_line(error)}", "make the draft again") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):
+            raise invalid_draft_head(folder, f"the tensor {name} contains NaN or infinity")
+    ids = tensors.get("draft_ids")
+    if ids is not None:
+        is_ascending = bool((ids[1:] > ids[:-1]).all())
+        if not is_ascending or int(ids[0]) < 0 or int(ids[-1]) >= num_target_ids:
+            raise invalid_draft_head(folder, "draft_ids are not ascending ids of the target's vocabulary")
+    return tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from specgen.core.errors import ModelFileError, PairError
+from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.model_files import read_json
 from specgen.loading.config_check import DRAFT_HEAD_KEY, check_sizes, read_config, refuse_kernels, weight_files
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
-from specgen.loading.draft_head_tensors import WEIGHTS, Kind, check_tensors, draft_head_shapes, invalid_draft_head
-from specgen.loading.model_config import ModelConfig
+from specgen.loading.resolved_model import DraftHeadConfig, DraftHeadKind, ModelConfig, ResolvedModel
 from specgen.loading.safetensors_check import check_safetensors
+from specgen.loading.weights_check import listed
 from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,54 +32,14 @@ FORMAT = 1
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 SHIPPED = Path(__file__).parent.parent / "drafts"
 """Draft heads that come with the package, one folder per target."""
+WEIGHTS = "model.safetensors"
+FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+PREFIX = "model."
+"""What the names of a checkpoint's tensors begin with, and a draft head's do not."""
 NUM_DIGEST_ROWS = 64
-EMBEDDING = "model.embed_tokens.weight"
 _DIGEST_KEYS = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class DraftHeadFolder:
-    """A checked draft head folder, before its weights are read.
-
-    Args:
-        path: The folder.
-        config: As for any model; counts the parameters in the folder, without the target's.
-        kind: What it reads.
-        target_layers: The target's layers it was initialized from, for display.
-        target_name: The target's name when the draft was made, for display.
-        target_digest: `target_digest` of its target.
-        num_draft_ids: Number of tokens it can propose; None: all.
-        spec: Describes its layers.
-    """
-
-    path: Path
-    config: ModelConfig
-    kind: Kind
-    target_layers: tuple[int, ...]
-    target_name: str
-    target_digest: str
-    num_draft_ids: int | None
-    spec: DecoderSpec
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers."""
-        return len(self.spec.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of its layers and of the target's."""
-        return self.spec.hidden_size
-
-    @property
-    def remark(self) -> str:
-        """Describes it in a few words."""
-        layers = "1 layer" if self.num_layers == 1 else f"{self.num_layers} layers"
-        reads = ", reads the target's features" if self.kind == "features" else ""
-        ids = "" if self.num_draft_ids is None else f", proposes {self.num_draft_ids} tokens"
-        return f"{layers} on the target's embeddings{reads}{ids}"
 
 
 def is_draft_head(folder: Path) -> bool:
@@ -88,7 +50,7 @@ def is_draft_head(folder: Path) -> bool:
         return False
 
 
-def check_draft_head(folder: Path) -> DraftHeadFolder:
+def check_draft_head(folder: Path) -> ModelConfig:
     """Checks a draft head's folder: the config, and names, shapes and types of all tensors.
 
     Raises:
@@ -107,57 +69,81 @@ def check_draft_head(folder: Path) -> DraftHeadFolder:
     if not (folder / WEIGHTS).exists():
         weight_files(folder, config)  # its error names what is there instead: a pickle, or nothing
     file = check_safetensors(folder / WEIGHTS)
-    dtype, num_parameters = check_tensors(folder, expected)
-    return DraftHeadFolder(
-        path=folder,
-        config=ModelConfig(
-            model_type=str(model_type),
-            vocab_rows=config["vocab_size"],
-            max_positions=config.get("max_position_embeddings"),
-            quant_method=None,
-            dtype=dtype,
-            num_parameters=num_parameters,
-            num_weight_bytes=file.num_bytes,
-            widths_fit_blocks=config["hidden_size"] % 64 == 0 and config["intermediate_size"] % 64 == 0,
+    dtype, num_parameters = _check_tensors(folder, expected)
+    return ModelConfig(
+        model_type=str(model_type),
+        vocab_rows=config["vocab_size"],
+        max_positions=config.get("max_position_embeddings"),
+        quant_method=None,
+        dtype=dtype,
+        num_parameters=num_parameters,
+        num_weight_bytes=file.num_bytes,
+        widths_fit_blocks=config["hidden_size"] % 64 == 0 and config["intermediate_size"] % 64 == 0,
+        draft_head=DraftHeadConfig(
+            kind=kind,
+            target_layers=tuple(draft_head["target_layers"]),
+            target_name=draft_head["target_name"],
+            target_digest=draft_head["target_digest"],
+            num_draft_ids=num_draft_ids,
+            spec=spec,
         ),
-        kind=kind,
-        target_layers=tuple(draft_head["target_layers"]),
-        target_name=draft_head["target_name"],
-        target_digest=draft_head["target_digest"],
-        num_draft_ids=num_draft_ids,
-        spec=spec,
     )
 
 
-def shipped_draft(target: Path) -> Path | None:
+def draft_head_shapes(spec: DecoderSpec, kind: DraftHeadKind, num_draft_ids: int | None) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors that a draft head requires, by name: its layers, its norm and its own parts."""
+    shapes = {
+        name.removeprefix(PREFIX): shape for name, shape in tensor_shapes(spec).items() if name not in (EMBEDDING, HEAD)
+    }
+    if kind == "features":
+        shapes["fc.weight"] = (spec.hidden_size, 2 * spec.hidden_size)
+    if num_draft_ids is not None:
+        shapes["draft_ids"] = (num_draft_ids,)
+    return shapes
+
+
+def shipped_draft(target: ResolvedModel) -> Path | None:
     """Returns the folder of the draft head in this package that was made for a target; None if there is none."""
+    digest = digest_of(target)
     for path in sorted(SHIPPED.glob("*/config.json")):
-        try:
-            check_own_target(check_draft_head(path.parent), "", target, "")
-        except (ModelFileError, PairError):
-            continue
-        return path.parent
+        with suppress(ModelFileError):
+            draft_head = check_draft_head(path.parent).draft_head
+            if draft_head is not None and draft_head.target_digest == digest:
+                return path.parent
     return None
 
 
-def check_own_target(draft_head: DraftHeadFolder, name: str, target: Path, target_name: str) -> None:
-    """Refuses a draft head that was made for another target.
-
-    Args:
-        draft_head: The draft head.
-        name: Its name, for messages.
-        target: Folder of the target.
-        target_name: The target's name, for messages.
+def check_own_target(draft: ResolvedModel, target: ResolvedModel) -> None:
+    """Refuses a draft head that can't run on a target. It runs on its target's device, in its compute type.
 
     Raises:
-        PairError: It was made for another target.
-        ModelFileError: The target's files can't be read.
+        PairError: Something else runs the target, or the draft head was made for another one.
+        SettingsError: A device or a weight format is requested that it can't have.
     """
-    if digest_of(target) != draft_head.target_digest:
+    assert draft.draft_head is not None, "the format says so"
+    if target.gguf is not None:
         raise PairError(
-            f"the draft {name} was made for another target ({draft_head.target_name}) than {target_name}",
+            f"the draft {draft.name} runs on its target's embeddings, which llama.cpp does not expose",
+            "add --backend torch, or choose another draft",
+        )
+    if not target.fits_own_decoder:
+        raise PairError(
+            f"the draft {draft.name} needs a target that specgen runs itself, but transformers runs {target.name}",
+            "omit --backend transformers, or choose another draft, as in --draft lookup",
+        )
+    if digest_of(target) != draft.draft_head.target_digest:
+        raise PairError(
+            f"the draft {draft.name} was made for another target ({draft.draft_head.target_name}) than {target.name}",
             "give the target it was made for with -t, or another draft with -d",
         )
+    for option, value, accepted in (
+        ("draft-device", draft.settings.device, ("auto", target.settings.device)),
+        ("draft-quant", draft.settings.quant, ("auto", "none", "nf4", "int8")),
+    ):
+        if value not in accepted:
+            raise SettingsError(
+                f"--{option} {value} can't be applied to {draft.name}, which is a part of its target", "omit it"
+            )
 
 
 def target_digest(embedding: Tensor, config: Mapping[str, Any]) -> str:
@@ -176,10 +162,20 @@ def target_digest(embedding: Tensor, config: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def digest_of(folder: Path) -> str | None:
+def digest_of(target: ResolvedModel) -> str | None:
     """Returns the `target_digest` of a model's folder; None if its embeddings don't have the usual name."""
-    rows = _embedding_rows(folder)
-    return None if rows is None else target_digest(rows, read_config(folder))
+    from safetensors import safe_open
+
+    for name in target.config.weight_files:
+        with safe_open(target.path / name, "pt") as file:
+            if EMBEDDING in file.keys():  # noqa: SIM118  it is not a mapping
+                return target_digest(file.get_slice(EMBEDDING)[:NUM_DIGEST_ROWS], target.config.values)
+    return None
+
+
+def invalid_draft_head(folder: Path, reason: str) -> ModelFileError:
+    """Returns the error for a draft head's folder that is damaged or inconsistent."""
+    return ModelFileError(f"invalid draft head {folder}: {reason}", "make it again with specgen distill")
 
 
 def _draft_head_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -194,7 +190,7 @@ def _draft_head_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any
         )
     layers, num_ids = part.get("target_layers"), part.get("num_draft_ids")
     checks = {
-        "kind": part.get("kind") in get_args(Kind),
+        "kind": part.get("kind") in get_args(DraftHeadKind),
         "target_layers": isinstance(layers, list) and all(type(item) is int for item in layers),
         "target_name": isinstance(part.get("target_name"), str),
         "target_digest": isinstance(part.get("target_digest"), str),
@@ -220,13 +216,25 @@ def _spec(config: Mapping[str, Any], folder: Path) -> DecoderSpec:
         raise invalid_draft_head(folder, f"unsupported layers: {error}") from error
 
 
-def _embedding_rows(folder: Path) -> Tensor | None:
-    """Returns the first rows of a model's embeddings, as stored; None if they don't have the usual name."""
+def _check_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> tuple[str, int]:
+    """Compares the header of the weight file with the expected shapes.
+
+    Returns:
+        The type of the stored norm, `bfloat16`, and the number of parameters.
+    """
     from safetensors import safe_open
 
-    for name in weight_files(folder, read_config(folder)):
-        with safe_open(folder / name, "pt") as file:
-            if EMBEDDING in file.keys():  # noqa: SIM118  it is not a mapping
-                rows: Tensor = file.get_slice(EMBEDDING)[:NUM_DIGEST_ROWS]
-                return rows
-    return None
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is not a mapping
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        types = {name: str(part.get_dtype()) for name, part in slices.items()}
+    valid_types = {name: ("I64",) if name == "draft_ids" else tuple(FLOATS) for name in types}
+    for problem, names in (
+        ("missing tensors", expected.keys() - shapes.keys()),
+        ("unexpected tensors", shapes.keys() - expected.keys()),
+        ("tensors with a wrong shape", {name for name in expected if shapes.get(name) != expected[name]}),
+        ("tensors of a wrong type", {name for name, dtype in types.items() if dtype not in valid_types[name]}),
+    ):
+        if names:
+            raise invalid_draft_head(folder, f"{problem}: {listed(sorted(names))}")
+    return FLOATS[types["norm.weight"]], sum(math.prod(shape) for name, shape in shapes.items() if name != "draft_ids")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
+
+import torch
 
 from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
 from specgen.core.units import format_size
+from specgen.engine.contract import LanguageModel
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.llama_cpp_library import llama_library, messages
 from specgen.loading.memory import free_bytes
-from specgen.loading.resolved_model import ResolvedModel
+from specgen.loading.resolved_model import GgufFile, LoadedModel, ResolvedModel
+from specgen.models.llama_cpp import LlamaCppModel
 
 PROBE = "The café isn't open — 3,141 × 2 = 6282.\n\n\tdef f(x):  return x # 日本語 🙂\r\n   <|im_start|>user don't\n"
 """Text on which tokenizers differ: digits, white space, apostrophes, accents, other scripts, control strings."""
@@ -53,27 +56,12 @@ class LlamaWeights:
         return str(self.library.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedGguf:
-    """A GGUF in memory.
-
-    Args:
-        weights: Ready for `LlamaCppModel`.
-        info: What really runs.
-        notices: What the user should know, one line each.
-    """
-
-    weights: LlamaWeights
-    info: ModelInfo
-    notices: tuple[str, ...] = ()
-
-
-def load_gguf(resolved: ResolvedModel, num_threads: int, progress: ProgressListener = SILENT) -> LoadedGguf:
+def load_gguf(resolved: ResolvedModel, num_tokens: int, progress: ProgressListener = SILENT) -> LoadedModel:
     """Loads a GGUF file with llama.cpp.
 
     Args:
-        resolved: The model; its header was checked by `scan_gguf`, so llama.cpp never sees an unchecked file.
-        num_threads: For the banner.
+        resolved: The model; `scan_gguf` checked its header, so llama.cpp never sees an unchecked file.
+        num_tokens: Logits are cut to this width.
         progress: Receives the progress of loading.
 
     Raises:
@@ -81,29 +69,44 @@ def load_gguf(resolved: ResolvedModel, num_threads: int, progress: ProgressListe
         DeviceError: llama.cpp or the requested GPU is missing.
         MemoryShortageError: The weights don't fit.
     """
-    assert resolved.gguf is not None
-    path, header = resolved.gguf.path, resolved.gguf.header
+    gguf, context_size = resolved.gguf, resolved.config.max_positions
+    assert gguf is not None, "the format says so"
+    assert context_size is not None, "`check_gguf` sets it"
     settings, name = resolved.settings, resolved.name
     library = llama_library()
     layers = gpu_layers(settings, can_offload=bool(library.llama_supports_gpu_offload()))
-    needed, free = header.num_weight_bytes, free_bytes("cpu")
-    notices: tuple[str, ...] = ()
+    num_threads = settings.backend.threads or default_num_threads()
+    notices = []
+    needed, free = gguf.header.num_weight_bytes, free_bytes("cpu")
     if layers == 0 and free is not None and needed > free:
-        notices = (f"{name} needs about {format_size(needed)}, {format_size(free)} are free: the system may stop it",)
+        sizes = f"{format_size(needed)}, {format_size(free)} are free"
+        notices.append(f"{name} needs about {sizes}: the system may stop it")
     progress.stage(f"loading {resolved.role} {name}")
+    weights = read_weights(gguf, layers, settings.device)
+    if resolved.role == "target" and (notice := tokenizer_notice(resolved.tokenizer, weights)):
+        notices.append(notice)
+    model = LlamaCppModel(weights, num_tokens, context_size, num_threads)
+    return LoadedModel(model, _info(gguf.header, name, layers, num_threads), tuple(notices))
+
+
+def read_weights(gguf: GgufFile, num_gpu_layers: int, device: str) -> LlamaWeights:
+    """Reads the weights of a file; see `load_gguf`."""
+    library = llama_library()
     messages.errors.clear()
     params = library.llama_model_default_params()
-    params.n_gpu_layers = layers
-    if settings.device.startswith("cuda:"):
-        params.main_gpu = int(settings.device.removeprefix("cuda:"))
+    params.n_gpu_layers = num_gpu_layers
+    if device.startswith("cuda:"):
+        params.main_gpu = int(device.removeprefix("cuda:"))
         params.split_mode = library.LLAMA_SPLIT_MODE_NONE
-    pointer = library.llama_model_load_from_file(str(path).encode(errors="surrogateescape"), params)
+    pointer = library.llama_model_load_from_file(str(gguf.path).encode(errors="surrogateescape"), params)
     if not pointer:
-        raise _failed(path, header)
+        raise _failed(gguf)
     weights = LlamaWeights(library, pointer)
     if library.llama_model_has_encoder(pointer) or library.llama_model_is_diffusion(pointer):
-        raise ModelFileError(f"{path} is a {header.architecture} model, which does not generate text token by token")
-    return LoadedGguf(weights, _info(header, name, layers, num_threads), notices)
+        raise ModelFileError(
+            f"{gguf.path} is a {gguf.header.architecture} model, which does not generate text token by token"
+        )
+    return weights
 
 
 def gpu_layers(settings: ModelSettings, *, can_offload: bool) -> int:
@@ -113,24 +116,18 @@ def gpu_layers(settings: ModelSettings, *, can_offload: bool) -> int:
         SettingsError: GPU layers are requested together with `--device cpu`.
         DeviceError: A GPU is requested, but this build of llama.cpp does not support GPUs.
     """
-    if settings.backend.gpu_layers and settings.device == "cpu":
-        raise SettingsError(
-            f"--gpu-layers {settings.backend.gpu_layers} and --device cpu exclude each other", "omit one of them"
-        )
-    is_gpu_requested = settings.backend.gpu_layers or settings.device not in ("auto", "cpu")
-    if is_gpu_requested and not can_offload:
-        option = (
-            f"--gpu-layers {settings.backend.gpu_layers}"
-            if settings.backend.gpu_layers
-            else f"--device {settings.device}"
-        )
+    layers, device = settings.backend.gpu_layers, settings.device
+    if layers and device == "cpu":
+        raise SettingsError(f"--gpu-layers {layers} and --device cpu exclude each other", "omit one of them")
+    if (layers or device not in ("auto", "cpu")) and not can_offload:
+        option = f"--gpu-layers {layers}" if layers else f"--device {device}"
         raise DeviceError(
             f"{option} needs a GPU, but this build of llama-cpp-python does not support GPUs",
             "build it with GPU support: CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary :all: llama-cpp-python",
         )
-    if settings.backend.gpu_layers is not None:
-        return settings.backend.gpu_layers
-    return -1 if can_offload and settings.device != "cpu" else 0
+    if layers is not None:
+        return layers
+    return -1 if can_offload and device != "cpu" else 0
 
 
 def tokenizer_notice(tokenizer: Any, weights: LlamaWeights) -> str | None:
@@ -145,16 +142,16 @@ def tokenizer_notice(tokenizer: Any, weights: LlamaWeights) -> str | None:
     )
 
 
-def _failed(path: Path, header: GgufHeader) -> ModelFileError | MemoryShortageError:
+def _failed(gguf: GgufFile) -> ModelFileError | MemoryShortageError:
     # The last message only says that loading failed; the reason is in an earlier one.
     message = next((line for line in messages.errors if "error loading model" in line), "")
     reason = message.partition("error loading model: ")[2] or message or "llama.cpp gave no reason"
     if "alloc" in reason or "memory" in reason:
         return MemoryShortageError(
-            f"not enough memory for {path}: {reason}", "use a smaller model, or fewer --gpu-layers"
+            f"not enough memory for {gguf.path}: {reason}", "use a smaller model, or fewer --gpu-layers"
         )
     return ModelFileError(
-        f"llama.cpp can't load {path} ({header.architecture}, {header.quantization}): {reason}",
+        f"llama.cpp can't load {gguf.path} ({gguf.header.architecture}, {gguf.header.quantization}): {reason}",
         "download it again, or try --backend torch",
     )
 
@@ -170,3 +167,19 @@ def _info(header: GgufHeader, name: str, layers: int, num_threads: int) -> Model
         num_bytes=header.num_weight_bytes,
         remark=f"llama.cpp, {num_threads} thread{'s' if num_threads > 1 else ''}{placed}",
     )
+
+
+@lru_cache(maxsize=1)
+def default_num_threads() -> int:
+    """Returns torch's number of threads at start: the physical cores, or OMP_NUM_THREADS."""
+    return torch.get_num_threads()
+
+
+def limit_torch_threads(*models: LanguageModel | None) -> None:
+    """Leaves all cores to llama.cpp if no model here runs on torch.
+
+    torch's threads spin for a while after each sum over the vocabulary, just when llama.cpp's threads start.
+    """
+    num_threads = default_num_threads()
+    uses_torch = any(model is not None and not isinstance(model, LlamaCppModel) for model in models)
+    torch.set_num_threads(num_threads if uses_torch else 1)

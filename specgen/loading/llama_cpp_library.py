@@ -11,7 +11,8 @@ from typing import Any
 
 from specgen.core.errors import DeviceError
 from specgen.core.library_errors import first_line
-from specgen.loading.backends import INSTALL_LLAMA_CPP
+
+INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend torch"
 
 _LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 """Levels of ggml.h; the table in llama-cpp-python is outdated."""

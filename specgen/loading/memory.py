@@ -7,7 +7,7 @@ from pathlib import Path
 
 from specgen.core.errors import MemoryShortageError
 from specgen.core.units import format_size
-from specgen.loading.model_config import ModelConfig
+from specgen.loading.resolved_model import ModelConfig
 
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}

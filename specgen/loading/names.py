@@ -25,6 +25,9 @@ DRAFT_WORDS = ("lookup", "none", "auto")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
+PlaceKind = Literal["built-in", "gguf", "folder", "hub"]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelPlace:
     """What a model's name refers to.
@@ -35,7 +38,7 @@ class ModelPlace:
         path: The file or folder; None for the built-in model and the hub.
     """
 
-    kind: Literal["built-in", "gguf", "folder", "hub"]
+    kind: PlaceKind
     name: str
     path: Path | None = None
 

@@ -14,7 +14,7 @@ from specgen.core.machine import cpu_flags
 from specgen.core.settings import ModelSettings
 from specgen.loading.format_autotune import LEAST_MEASURED, FormatTimes, Layer, fastest_format
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
-from specgen.loading.model_config import ModelConfig
+from specgen.loading.resolved_model import ModelConfig
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 
 INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.49', or use --quant none"

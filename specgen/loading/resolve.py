@@ -1,42 +1,36 @@
-"""Finds a model by name, downloads or converts it where needed, and checks its files. Reads no weights."""
+"""Finds a model by name, downloads or converts it where needed, and checks its files. Reads no weights.
+
+The kind of a name decides who finds the files, and their format who checks them.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
-from specgen.core.errors import ModelNotFoundError
+from specgen.core.errors import DeviceError, ModelNotFoundError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
-from specgen.loading.backends import choose_backend
+from specgen.loading import draft_head_folder
+from specgen.loading.builtin import GGUF_SHA256, converted_builtin, fetch_builtin, fetch_builtin_gguf
 from specgen.loading.config_check import check_folder
 from specgen.loading.draft_head_folder import check_draft_head, is_draft_head
-from specgen.loading.gguf.config import gguf_config
+from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
-from specgen.loading.names import ModelPlace, find_place
-from specgen.loading.resolved_model import GgufFile, ModelFiles, ResolvedModel, Role
+from specgen.loading.gguf.tokenizer import tokenizer_folder
+from specgen.loading.hub import fetch_snapshot, is_offline
+from specgen.loading.llama_cpp_library import INSTALL_LLAMA_CPP
+from specgen.loading.names import ModelPlace, PlaceKind, find_place
+from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
 from specgen.text.tokenizer import check_num_rows, load_tokenizer
 from specgen.text.vocabulary import table_size
 
-
-def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedModel:
-    """Checks a model's config, the headers of its weight files, and its tokenizer.
-
-    Raises:
-        ModelFileError: A file is missing, damaged or unsafe.
-        PairError: The tokenizer belongs to another model.
-        SettingsError: `--context-size` is larger than the target's window.
-    """
-    if role == "draft" and is_draft_head(files.path):
-        head = check_draft_head(files.path)
-        return ResolvedModel(files, settings, role, head.config, draft_head=head)
-    if files.gguf is None:
-        config = check_folder(files.path)
-    else:
-        config = gguf_config(files.gguf.header, settings.backend, files.name, role)
-    tokenizer = load_tokenizer(files.path)
-    num_tokens = table_size(tokenizer)
-    check_num_rows(num_tokens, config.vocab_rows, files.path)
-    return ResolvedModel(files, settings, role, config, tokenizer, num_tokens)
+DEFAULT_CONTEXT = 8192
+"""Positions of llama.cpp's cache by default: its memory is allocated at once, and windows of 131,072 are common."""
 
 
 def find_files(settings: ModelSettings, progress: ProgressListener = SILENT) -> ModelFiles:
@@ -50,38 +44,91 @@ def find_files(settings: ModelSettings, progress: ProgressListener = SILENT) -> 
         LoadError: Download or conversion failed.
     """
     place = find_place(settings)
-    if choose_backend(settings, place) == "llama.cpp":
-        return _llama_cpp_files(place, settings, progress)
-    if place.kind == "built-in":
-        from specgen.loading.builtin import fetch_builtin
-        from specgen.loading.hub import is_offline
-
-        folder = fetch_builtin(progress, offline=settings.offline or is_offline())
-        return ModelFiles(folder, place.name, from_gguf=True)
-    if place.kind == "hub":
-        from specgen.loading.hub import fetch_snapshot
-
-        snapshot = fetch_snapshot(settings, progress)
-        commit = snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None
-        return ModelFiles(snapshot, place.name, revision=commit)
-    assert place.path is not None
-    if place.kind == "gguf":
-        from specgen.loading.gguf.convert import convert_gguf
-
-        return ModelFiles(convert_gguf(place.path, progress), place.name, from_gguf=True)
-    return ModelFiles(place.path, place.name)
+    find = _find_gguf if choose_backend(settings, place) == "llama.cpp" else _FINDERS[place.kind]
+    return find(place, settings, progress)
 
 
-def _llama_cpp_files(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFiles:
+def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedModel:
+    """Checks a model's config, the headers of its weight files, and its tokenizer.
+
+    Raises:
+        ModelFileError: A file is missing, damaged or unsafe.
+        PairError: The tokenizer belongs to another model.
+        SettingsError: `--context-size` is larger than the target's window.
+    """
+    format_: Format = "folder" if files.gguf is None else "gguf"
+    if role == "draft" and is_draft_head(files.path):
+        format_ = "draft head"
+    check = _CHECKS[format_]
+    resolved = ResolvedModel(files, settings, role, check(files, settings, role), format=format_)
+    if format_ == "draft head":
+        return resolved
+    tokenizer = load_tokenizer(files.path)
+    num_tokens = table_size(tokenizer)
+    check_num_rows(num_tokens, resolved.config.vocab_rows, files.path)
+    return replace(resolved, tokenizer=tokenizer, num_tokens=num_tokens)
+
+
+def has_llama_cpp() -> bool:
+    """Returns whether llama-cpp-python is installed. It is not imported, so it may still be broken."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch", "llama.cpp"]:
+    """Decides which backend runs a model.
+
+    `auto` runs GGUF files on llama.cpp if it is installed, unless a compute type is requested: llama.cpp's compute
+    type depends on the file's weights.
+
+    Raises:
+        SettingsError: llama.cpp is requested for a model it can't run, or with a compute type.
+        DeviceError: llama.cpp is requested and not installed.
+    """
+    if settings.backend.name == "auto":
+        return "llama.cpp" if place.is_gguf and settings.dtype == "auto" and has_llama_cpp() else "torch"
+    if settings.backend.name != "llama.cpp":
+        return "torch"
+    if not place.is_gguf:
+        raise SettingsError(
+            f"--backend llama.cpp runs only GGUF files, but {place.name} is not a GGUF file",
+            "omit --backend: each model then runs on the backend that supports it",
+        )
+    if settings.dtype != "auto":
+        raise SettingsError(
+            f"--dtype {settings.dtype} has no effect on llama.cpp: the file's weights decide the compute type",
+            "omit it, or use --backend torch",
+        )
+    if not has_llama_cpp():
+        raise DeviceError("llama-cpp-python is not installed", INSTALL_LLAMA_CPP)
+    return "llama.cpp"
+
+
+def _find_built_in(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFiles:
+    return ModelFiles(fetch_builtin(progress, offline=settings.offline or is_offline()), place.name, from_gguf=True)
+
+
+def _find_snapshot(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFiles:
+    snapshot = fetch_snapshot(settings, progress)
+    commit = snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None
+    return ModelFiles(snapshot, place.name, revision=commit)
+
+
+def _find_converted(place: ModelPlace, _settings: ModelSettings, progress: ProgressListener) -> ModelFiles:
+    return ModelFiles(convert_gguf(_path(place), progress), place.name, from_gguf=True)
+
+
+def _find_folder(place: ModelPlace, _settings: ModelSettings, _progress: ProgressListener) -> ModelFiles:
+    path = _path(place)
+    # The folder of a shipped draft has its target's name, and banners show both names.
+    return ModelFiles(path, f"{place.name}-draft" if path.parent == draft_head_folder.SHIPPED else place.name)
+
+
+def _find_gguf(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFiles:
     """Finds a GGUF for llama.cpp; only its tokenizer is unpacked."""
-    from specgen.loading.gguf.tokenizer import tokenizer_folder
-
     sha256: str | None = None
-    path = place.path
-    if path is None:
-        from specgen.loading.builtin import GGUF_SHA256, converted_builtin, fetch_builtin_gguf
-        from specgen.loading.hub import is_offline
-
+    if place.kind == "gguf":
+        path = _path(place)
+    else:
         sha256 = GGUF_SHA256
         try:
             path = fetch_builtin_gguf(progress, offline=settings.offline or is_offline())
@@ -94,3 +141,50 @@ def _llama_cpp_files(place: ModelPlace, settings: ModelSettings, progress: Progr
     header = scan_gguf(path)
     folder = tokenizer_folder(path, header, progress, sha256=sha256)
     return ModelFiles(folder, place.name, from_gguf=True, gguf=GgufFile(path, header))
+
+
+def _path(place: ModelPlace) -> Path:
+    assert place.path is not None, "a file or folder has one"
+    return place.path
+
+
+_FINDERS: Mapping[PlaceKind, Callable[[ModelPlace, ModelSettings, ProgressListener], ModelFiles]] = {
+    "built-in": _find_built_in,
+    "hub": _find_snapshot,
+    "gguf": _find_converted,
+    "folder": _find_folder,
+}
+
+
+def check_gguf(files: ModelFiles, settings: ModelSettings, role: Role) -> ModelConfig:
+    """Returns what a GGUF header says of a model. `max_positions` is the size of the cache it will get.
+
+    Raises:
+        SettingsError: `--context-size` is larger than the target's window. A draft gets as much as it has.
+    """
+    assert files.gguf is not None, "the format says so"
+    header, requested = files.gguf.header, settings.backend.context_size
+    window = header.context_length
+    if requested is not None and window is not None and requested > window:
+        if role == "target":
+            raise SettingsError(
+                f"--context-size {requested} is more than the {window} positions of {files.name}",
+                f"use at most {window}",
+            )
+        requested = window
+    return ModelConfig(
+        model_type=header.architecture,
+        vocab_rows=header.vocab_rows,
+        max_positions=requested or min(window or DEFAULT_CONTEXT, DEFAULT_CONTEXT),
+        quant_method=None,
+        dtype=header.quantization,
+        num_parameters=header.num_parameters,
+        num_weight_bytes=header.num_weight_bytes,
+    )
+
+
+_CHECKS: Mapping[Format, Callable[[ModelFiles, ModelSettings, Role], ModelConfig]] = {
+    "folder": lambda files, *_: check_folder(files.path),
+    "gguf": check_gguf,
+    "draft head": lambda files, *_: check_draft_head(files.path),
+}

@@ -1,19 +1,25 @@
-"""A model on this machine whose weights are not read yet: its files, and what its config and headers say."""
+"""Defines the values that loading passes on: a model's files, its config, the resolved and the loaded model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
+from specgen.loading.gguf.header import GgufHeader
+from specgen.models.decoder_spec import DecoderSpec
 
-if TYPE_CHECKING:
-    from specgen.loading.draft_head_folder import DraftHeadFolder
-    from specgen.loading.gguf.header import GgufHeader
-    from specgen.loading.model_config import ModelConfig
+if TYPE_CHECKING:  # it imports torch
+    from specgen.engine.contract import LanguageModel
 
 Role = Literal["target", "draft"]
+Format = Literal["folder", "gguf", "draft head"]
+"""`folder`: safetensors for torch; `gguf`: a file for llama.cpp; `draft head`: layers on their target's embeddings."""
+DraftHeadKind = Literal["layers", "features"]
+"""`layers` reads tokens; `features` also reads the inputs of the target's head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class ModelFiles:
         name: Name for messages and reports.
         from_gguf: Converted from a GGUF, whose weights were quantized already.
         revision: Commit of a hub model.
-        gguf: The file that llama.cpp runs; None for transformers.
+        gguf: The file that llama.cpp runs; None for torch.
     """
 
     path: Path
@@ -42,6 +48,73 @@ class ModelFiles:
     from_gguf: bool = False
     revision: str | None = None
     gguf: GgufFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftHeadConfig:
+    """A draft head's own part of its config.
+
+    Args:
+        kind: What it reads.
+        target_layers: The target's layers it was initialized from, for display.
+        target_name: The target's name when the draft was made, for display.
+        target_digest: `draft_head_folder.target_digest` of its target.
+        num_draft_ids: Number of tokens it can propose; None: all.
+        spec: Describes its layers.
+    """
+
+    kind: DraftHeadKind
+    target_layers: tuple[int, ...]
+    target_name: str
+    target_digest: str
+    num_draft_ids: int | None
+    spec: DecoderSpec
+
+    @property
+    def remark(self) -> str:
+        """Describes it in a few words."""
+        num_layers = len(self.spec.layers)
+        layers = "1 layer" if num_layers == 1 else f"{num_layers} layers"
+        reads = ", reads the target's features" if self.kind == "features" else ""
+        ids = "" if self.num_draft_ids is None else f", proposes {self.num_draft_ids} tokens"
+        return f"{layers} on the target's embeddings{reads}{ids}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A model's config, and what the headers of its weight files say.
+
+    Args:
+        model_type: transformers' name of the architecture, `llama`.
+        vocab_rows: Rows of the logits; may exceed the tokenizer's table. None if the config does not name it.
+        max_positions: The context window in tokens; None if the config does not name it.
+        quant_method: How the checkpoint is quantized (`gptq`, `bitsandbytes`); None if it is not.
+        dtype: Type of most stored weights, `bfloat16`.
+        num_parameters: Values in the weight files; tied ones count once.
+        num_weight_bytes: Bytes of the weight files.
+        widths_fit_blocks: Whether the layers' widths are multiples of 64, the block of 4-bit weights.
+        widths: Hidden and intermediate size, if the config names them.
+        weight_files: Names of the safetensors files.
+        decoder: Describes the model to specgen's decoder; None if it runs on transformers.
+        unsupported: The key of the config that specgen's decoder does not support; empty if it supports all.
+        draft_head: Set for a draft head; the sizes above then leave out its target.
+        values: Content of config.json.
+    """
+
+    model_type: str
+    vocab_rows: int | None
+    max_positions: int | None
+    quant_method: str | None
+    dtype: str
+    num_parameters: int
+    num_weight_bytes: int
+    widths_fit_blocks: bool = True
+    widths: tuple[int, int] | None = None
+    weight_files: tuple[str, ...] = ()
+    decoder: DecoderSpec | None = None
+    unsupported: str = ""
+    draft_head: DraftHeadConfig | None = None
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +126,9 @@ class ResolvedModel:
         settings: How to load it.
         role: Decides about formats, and for messages.
         config: What its config and the headers of its files say.
-        tokenizer: A transformers tokenizer; None for a draft head, which uses its target's.
+        tokenizer: A `Tokenizer`; None for a draft head, which uses its target's.
         num_tokens: The tokenizer's highest id plus one.
-        draft_head: Set if the model is a draft head, which runs on its target's embeddings.
+        format: Which loader reads it.
     """
 
     files: ModelFiles
@@ -64,7 +137,7 @@ class ResolvedModel:
     config: ModelConfig
     tokenizer: Any = None
     num_tokens: int = 0
-    draft_head: DraftHeadFolder | None = None
+    format: Format = "folder"
 
     @property
     def name(self) -> str:
@@ -78,11 +151,31 @@ class ResolvedModel:
 
     @property
     def gguf(self) -> GgufFile | None:
-        """The file that llama.cpp runs; None for transformers."""
+        """The file that llama.cpp runs; None for torch."""
         return self.files.gguf
+
+    @property
+    def draft_head(self) -> DraftHeadConfig | None:
+        """What its config says of a draft head; None for a complete model."""
+        return self.config.draft_head
 
     @property
     def fits_own_decoder(self) -> bool:
         """Whether specgen's own decoder can run the model, unless its layers spread over several devices."""
         is_transformers = self.settings.backend.name == "transformers"
-        return self.gguf is None and self.config.decoder is not None and not is_transformers
+        return self.format == "folder" and self.config.decoder is not None and not is_transformers
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to run.
+
+    Args:
+        model: Computes logits.
+        info: What really runs.
+        notices: What the user should know, one line each.
+    """
+
+    model: LanguageModel
+    info: ModelInfo
+    notices: tuple[str, ...] = ()

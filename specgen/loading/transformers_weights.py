@@ -12,9 +12,8 @@ from specgen.core.errors import DeviceError, ModelFileError, SpecgenError
 from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
 from specgen.core.results import ModelInfo
 from specgen.loading.memory import needed_bytes, shortage
-from specgen.loading.model_config import ModelConfig
 from specgen.loading.placement import Placement
-from specgen.loading.resolved_model import ResolvedModel
+from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.loading.weights_check import check_complete, check_finite
 from specgen.models.formats import Float16Linear, Int8Linear, pack_model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -14,25 +14,10 @@ from specgen.loading.decoder_weights import load_decoder, weight_bytes
 from specgen.loading.format_autotune import FormatTimes
 from specgen.loading.memory import free_bytes, needed_bytes
 from specgen.loading.placement import Placement, choose_placement
-from specgen.loading.resolved_model import ResolvedModel
+from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedWeights:
-    """A model in memory.
-
-    Args:
-        model: Owns the cache.
-        info: What really runs.
-        notices: What the user should know, one line each.
-    """
-
-    model: CachedModel
-    info: ModelInfo
-    notices: tuple[str, ...] = ()
 
 
 def load_weights(
@@ -40,7 +25,7 @@ def load_weights(
     num_tokens: int,
     progress: ProgressListener = SILENT,
     times: FormatTimes | None = None,
-) -> LoadedWeights:
+) -> LoadedModel:
     """Loads the weights of a model folder.
 
     Args:
@@ -79,7 +64,7 @@ def load_weights(
 
         loaded, info = load_transformers(resolved, placement)
         model = TransformersModel(loaded, num_tokens)
-    return LoadedWeights(model, _with_remarks(info, resolved, placement), notices)
+    return LoadedModel(model, _with_remarks(info, resolved, placement), notices)
 
 
 def runs_own_decoder(resolved: ResolvedModel, placement: Placement) -> bool:

@@ -20,7 +20,9 @@ from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler
 from specgen.loading.libraries import freeze_imported_objects
-from specgen.loading.load import LoadedModel, limit_torch_threads, load
+from specgen.loading.llama_cpp import limit_torch_threads
+from specgen.loading.load import load
+from specgen.loading.resolved_model import LoadedModel
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
 from specgen.models.draft_head import DraftHeadModel
 from specgen.runtime.pair import Pair

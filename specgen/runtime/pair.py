@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any, Literal
 
-from specgen.core.errors import PairError, PromptError, SettingsError
+from specgen.core.errors import PromptError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings, SamplingSettings
-from specgen.loading.draft_head_folder import SHIPPED, check_own_target, shipped_draft
+from specgen.loading.draft_head_folder import check_own_target, shipped_draft
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.text.tokenizer import end_ids, generation_defaults
@@ -103,8 +103,7 @@ class Pair:
             PairError: It doesn't share the target's vocabulary.
         """
         requested = replace(self.settings, drafter=kind, draft=draft)
-        settings = _resolve_auto(requested, self.target)
-        resolved, shared = _resolve_draft(settings, self.target, progress)
+        settings, resolved, shared = _resolve_drafter(requested, self.target, progress)
         return replace(self, requested=requested, settings=settings, draft=resolved, shared=shared)
 
     def resolve_max_new_tokens(self, num_prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:
@@ -153,79 +152,36 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
     progress.stage("checking files and tokenizers")
     target = resolve(target_files, settings.target, "target")
     eos_ids, defaults = end_ids(target.tokenizer, target_files.path), generation_defaults(target_files.path)
-    decided = _resolve_auto(settings, target)
-    draft, shared = _resolve_draft(decided, target, progress, draft_files)
+    decided, draft, shared = _resolve_drafter(settings, target, progress, draft_files)
     if target.gguf is None and (draft is None or draft.gguf is None):
-        _refuse_llama_cpp_options(settings.target)
+        # An option without effect is a mistake worth reporting.
+        for option, value in asdict(settings.target.backend).items():
+            if value is not None and option != "name":
+                raise SettingsError(
+                    f"--{option.replace('_', '-')} {value} is for llama.cpp, but no model here runs on it",
+                    "omit it, or use a .gguf file with the extra gguf installed",
+                )
     lookup_ids = _encode_lookup_texts(settings.lookup_texts, target.tokenizer)
     return Pair(settings, decided, target, draft, shared, lookup_ids, eos_ids, defaults, started)
 
 
-def _resolve_auto(settings: PairSettings, target: ResolvedModel) -> PairSettings:
-    """Decides what `auto` means for a target: its shipped draft head with lookup, else lookup alone."""
-    if settings.drafter != "auto":
-        return settings
-    shipped = shipped_draft(target.path) if target.fits_own_decoder else None
-    if shipped is None:
-        return replace(settings, drafter="lookup", draft=None)
-    draft = settings.draft or ModelSettings("", device=settings.target.device)
-    return replace(settings, drafter="model+lookup", draft=replace(draft, name=str(shipped)))
-
-
-def _resolve_draft(
-    settings: PairSettings, target: ResolvedModel, progress: ProgressListener, files: ModelFiles | None = None
-) -> tuple[ResolvedModel | None, Pairing | None]:
-    """Checks the draft and compares its tokenizer with the target's."""
+def _resolve_drafter(
+    requested: PairSettings, target: ResolvedModel, progress: ProgressListener, files: ModelFiles | None = None
+) -> tuple[PairSettings, ResolvedModel | None, Pairing | None]:
+    """Decides what `auto` means for a target, checks the draft, and compares the tokenizers."""
+    settings = requested
+    if requested.drafter == "auto":
+        shipped = shipped_draft(target) if target.fits_own_decoder else None
+        template = requested.draft or ModelSettings("", device=requested.target.device)
+        named = None if shipped is None else replace(template, name=str(shipped))
+        settings = replace(requested, drafter="lookup" if named is None else "model+lookup", draft=named)
     if settings.draft is None:
-        return None, None
-    files = files or find_files(settings.draft, progress)
-    if files.path.parent == SHIPPED:
-        # Its folder has the target's name, and banners show both names.
-        files = replace(files, name=f"{files.name}-draft")
-    draft = resolve(files, settings.draft, "draft")
-    if draft.draft_head is not None:
-        _check_draft_head(draft, target)
-        return draft, Pairing(target.num_tokens)
-    return draft, compare_tokenizers(target.tokenizer, draft.tokenizer)
-
-
-def _check_draft_head(draft: ResolvedModel, target: ResolvedModel) -> None:
-    """Refuses a draft head that can't run on this target. It runs on its target's device, in its compute type."""
-    assert draft.draft_head is not None
-    if target.gguf is not None:
-        raise PairError(
-            f"the draft {draft.name} runs on its target's embeddings, which llama.cpp does not expose",
-            "add --backend torch, or choose another draft",
-        )
-    if not target.fits_own_decoder:
-        raise PairError(
-            f"the draft {draft.name} needs a target that specgen runs itself, but transformers runs {target.name}",
-            "omit --backend transformers, or choose another draft, as in --draft lookup",
-        )
-    check_own_target(draft.draft_head, draft.name, target.path, target.name)
-    for option, value, accepted in (
-        ("draft-device", draft.settings.device, ("auto", target.settings.device)),
-        ("draft-quant", draft.settings.quant, ("auto", "none", "nf4", "int8")),
-    ):
-        if value not in accepted:
-            raise SettingsError(
-                f"--{option} {value} can't be applied to {draft.name}, which is a part of its target", "omit it"
-            )
-
-
-def _refuse_llama_cpp_options(settings: ModelSettings) -> None:
-    """Refuses options without effect: they are a mistake worth reporting."""
-    backend = settings.backend
-    for option, value in (
-        ("gpu-layers", backend.gpu_layers),
-        ("context-size", backend.context_size),
-        ("threads", backend.threads),
-    ):
-        if value is not None:
-            raise SettingsError(
-                f"--{option} {value} is for llama.cpp, but no model here runs on it",
-                "omit it, or use a .gguf file with the extra gguf installed",
-            )
+        return settings, None, None
+    draft = resolve(files or find_files(settings.draft, progress), settings.draft, "draft")
+    if draft.draft_head is None:
+        return settings, draft, compare_tokenizers(target.tokenizer, draft.tokenizer)
+    check_own_target(draft, target)
+    return settings, draft, Pairing(target.num_tokens)
 
 
 def _encode_lookup_texts(texts: tuple[str, ...], tokenizer: Any) -> tuple[list[int], ...]:

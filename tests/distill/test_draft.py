@@ -15,7 +15,7 @@ from specgen.distill.saving import draft_config, publish_draft, save_draft
 from specgen.distill.settings import DistillSettings
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
-from specgen.loading.model_config import ModelConfig
+from specgen.loading.resolved_model import ModelConfig
 from specgen.models.kv_slots import SliceSlots
 from tests.decoders import decoder_model, decoder_of
 from tests.distill.targets import FAMILIES, make_target, make_text
@@ -102,10 +102,12 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
     (tmp_path / "d").mkdir()
     num_bytes = publish_draft(tmp_path / "made", tmp_path / "d", "card")
 
-    facts = check_draft_head(tmp_path / "d")
+    config = check_draft_head(tmp_path / "d")
+    head = config.draft_head
+    assert head is not None
     assert (tmp_path / "d" / "README.md").read_text() == "card"
-    assert (facts.kind, facts.num_layers, facts.num_draft_ids) == ("features", 1, 17)
-    assert facts.config.num_weight_bytes <= num_bytes < 2 * facts.config.num_parameters + 5000
+    assert (head.kind, len(head.spec.layers), head.num_draft_ids) == ("features", 1, 17)
+    assert config.num_weight_bytes <= num_bytes < 2 * config.num_parameters + 5000
     assert (tmp_path / "d" / "README.md").read_text() == "card"
 
 

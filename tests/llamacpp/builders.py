@@ -8,10 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from specgen.core.results import ModelInfo
 from specgen.core.settings import BackendSettings, ModelSettings
-from specgen.loading.gguf.config import gguf_config
 from specgen.loading.gguf.header import scan_gguf
-from specgen.loading.llama_cpp import LoadedGguf, load_gguf
+from specgen.loading.llama_cpp import load_gguf
+from specgen.loading.resolve import check_gguf
 from specgen.loading.resolved_model import GgufFile, ModelFiles, ResolvedModel
 from specgen.models.llama_cpp import LlamaCppModel
 from tests.fakes import tiny_model
@@ -133,11 +134,20 @@ def _tensors(model: Any, kind: str) -> list[tuple[str, Any]]:
     return found
 
 
+@dataclass(frozen=True)
+class LoadedGguf:
+    """A GGUF in memory, without a cache."""
+
+    weights: Any
+    info: ModelInfo
+
+
 def load(path: Path, settings: ModelSettings = LLAMA_CPP) -> LoadedGguf:
-    header = scan_gguf(path)
-    files = ModelFiles(path.parent, path.stem, from_gguf=True, gguf=GgufFile(path, header))
-    config = gguf_config(header, settings.backend, path.stem, "target")
-    return load_gguf(ResolvedModel(files, settings, "target", config), num_threads=1)
+    files = ModelFiles(path.parent, path.stem, from_gguf=True, gguf=GgufFile(path, scan_gguf(path)))
+    # As a draft: a target's tokenizer is compared with the file's.
+    config = check_gguf(files, settings, "draft")
+    loaded = load_gguf(ResolvedModel(files, settings, "draft", config, format="gguf"), num_tokens=1)
+    return LoadedGguf(loaded.model._weights, loaded.info)  # type: ignore[attr-defined]
 
 
 @cache

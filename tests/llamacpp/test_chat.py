@@ -13,7 +13,7 @@ from specgen.cli.chat.run import load_draft
 from specgen.cli.streams import Messages
 from specgen.core.events import Prefill
 from specgen.core.settings import SamplingSettings
-from specgen.loading.load import default_num_threads
+from specgen.loading.llama_cpp import default_num_threads
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.runtime.conversation import Conversation

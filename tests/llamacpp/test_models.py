@@ -15,10 +15,9 @@ from specgen.core.errors import PairError, PromptError, SettingsError
 from specgen.core.events import Prefill, RoundText
 from specgen.core.settings import BackendSettings, DecodeSettings, ModelSettings, SamplingSettings
 from specgen.doctor.examine import examine_pair
-from specgen.loading import backends
+from specgen.loading import resolve
 from specgen.loading.gguf.header import scan_gguf
-from specgen.loading.llama_cpp import PROBE, tokenizer_notice
-from specgen.loading.load import default_num_threads, limit_torch_threads
+from specgen.loading.llama_cpp import PROBE, default_num_threads, limit_torch_threads, tokenizer_notice
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.runtime.conversation import Conversation
@@ -115,7 +114,7 @@ def test_the_other_backend_gives_the_same_answer(files: dict[str, Path]) -> None
 
 
 def test_auto_without_the_extra_converts_as_before(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "has_llama_cpp", lambda: False)
+    monkeypatch.setattr(resolve, "has_llama_cpp", lambda: False)
 
     pair = resolve_pair(PairSettings(ModelSettings(str(files["gguf"])), "none"))
 

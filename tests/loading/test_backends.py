@@ -8,13 +8,12 @@ import pytest
 
 from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.settings import BackendSettings, ModelSettings
-from specgen.loading import backends
-from specgen.loading.backends import choose_backend
-from specgen.loading.gguf.config import DEFAULT_CONTEXT, gguf_config
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.llama_cpp import gpu_layers
 from specgen.loading.llama_cpp_library import printable
 from specgen.loading.names import ModelPlace
+from specgen.loading.resolve import DEFAULT_CONTEXT, check_gguf, choose_backend
+from specgen.loading.resolved_model import GgufFile, ModelConfig, ModelFiles, Role
 from tests.loading.builders import fails, make_gguf
 
 GGUF = ModelPlace("gguf", "model", Path("model.gguf"))
@@ -28,7 +27,7 @@ def settings(backend: str = "auto", dtype: str = "auto", device: str = "auto", *
 
 @pytest.fixture(params=[True, False], ids=["with-extra", "without-extra"])
 def has_extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(backends, "has_llama_cpp", lambda: request.param)
+    monkeypatch.setattr("specgen.loading.resolve.has_llama_cpp", lambda: request.param)
     return bool(request.param)
 
 
@@ -58,7 +57,7 @@ def test_llama_cpp_with_a_compute_type_is_refused(has_extra: bool) -> None:
 
 
 def test_the_hint_for_a_missing_llama_cpp_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "has_llama_cpp", lambda: False)
+    monkeypatch.setattr("specgen.loading.resolve.has_llama_cpp", lambda: False)
 
     fails(DeviceError, lambda: choose_backend(settings("llama.cpp"), GGUF), "specgen-cli[gguf]")
 
@@ -105,11 +104,15 @@ def test_values_out_of_range_are_refused(name: str, value: int) -> None:
         BackendSettings(**{name: value})  # type: ignore[arg-type]
 
 
+def config_of(path: Path, context_size: int | None = None, role: Role = "target") -> ModelConfig:
+    files = ModelFiles(path.parent, "tiny", gguf=GgufFile(path, scan_gguf(path)))
+    return check_gguf(files, ModelSettings("", backend=BackendSettings(context_size=context_size)), role)
+
+
 def test_the_facts_of_a_gguf_come_from_its_header(tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "tiny.gguf")
-    header = scan_gguf(path)
 
-    facts = gguf_config(header, BackendSettings(), "tiny", "target")
+    facts = config_of(path)
 
     assert (facts.vocab_rows, facts.max_positions, facts.model_type, facts.dtype) == (64, 128, "llama", "F32")
     assert facts.num_weight_bytes == 4 * facts.num_parameters
@@ -117,12 +120,11 @@ def test_the_facts_of_a_gguf_come_from_its_header(tmp_path: Path) -> None:
 
 
 def test_a_cache_larger_than_the_window_is_refused_for_a_target_and_cut_for_a_draft(tmp_path: Path) -> None:
-    header = scan_gguf(make_gguf(tmp_path / "tiny.gguf"))
-    large = BackendSettings(context_size=129)
+    path = make_gguf(tmp_path / "tiny.gguf")
 
-    fails(SettingsError, lambda: gguf_config(header, large, "tiny", "target"), "--context-size 129", "128")
-    assert gguf_config(header, large, "tiny", "draft").max_positions == 128
-    assert gguf_config(header, BackendSettings(context_size=64), "tiny", "target").max_positions == 64
+    fails(SettingsError, lambda: config_of(path, 129), "--context-size 129", "128")
+    assert config_of(path, 129, "draft").max_positions == 128
+    assert config_of(path, 64).max_positions == 64
     assert DEFAULT_CONTEXT > 128
 
 

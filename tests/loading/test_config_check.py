@@ -13,7 +13,7 @@ import pytest
 from specgen.core.errors import ModelFileError
 from specgen.loading.config_check import check_folder, has_weights
 from specgen.loading.decoder_families import decoder_spec
-from specgen.loading.model_config import ModelConfig
+from specgen.loading.resolved_model import ModelConfig
 from tests.loading.builders import edit_json, fails, make_model
 
 

@@ -11,18 +11,20 @@ import pytest
 import torch
 
 from specgen.core.errors import ModelFileError, PairError
+from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import check_folder
 from specgen.loading.decoder_families import decoder_spec
+from specgen.loading.draft_head import load_tensors
 from specgen.loading.draft_head_folder import (
     check_draft_head,
     check_own_target,
+    draft_head_shapes,
     is_draft_head,
     shipped_draft,
     target_digest,
 )
-from specgen.loading.draft_head_tensors import draft_head_shapes, load_tensors
-from tests.draft_heads import write_draft
-from tests.loading.builders import edit_json, edit_weights, fails, make_folder, make_model
+from tests.draft_heads import resolved_head, write_draft
+from tests.loading.builders import edit_json, edit_weights, fails, make_folder, make_model, resolved
 from tests.models.test_decoder import BUILDERS, build
 
 
@@ -39,22 +41,15 @@ def edit_draft_head(folder: Path, **changes: Any) -> None:
 
 
 def test_a_checked_folder_is_described(folder: Path) -> None:
-    draft_head = check_draft_head(folder)
+    config = check_draft_head(folder)
+    head = config.draft_head
 
-    assert (draft_head.kind, draft_head.num_layers, draft_head.num_draft_ids, draft_head.hidden_size) == (
-        "features",
-        2,
-        3,
-        32,
-    )
-    assert (draft_head.config.model_type, draft_head.config.dtype, draft_head.config.max_positions) == (
-        "llama",
-        "float32",
-        128,
-    )
+    assert head is not None
+    assert (head.kind, len(head.spec.layers), head.num_draft_ids, head.spec.hidden_size) == ("features", 2, 3, 32)
+    assert (config.model_type, config.dtype, config.max_positions) == ("llama", "float32", 128)
     layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32
-    assert draft_head.config.num_parameters == 2 * layer + 32 + 2 * 32 * 32
-    assert load_tensors(draft_head.path, 64)["draft_ids"].tolist() == [1, 5, 9]
+    assert config.num_parameters == 2 * layer + 32 + 2 * 32 * 32
+    assert load_tensors(folder, 64)["draft_ids"].tolist() == [1, 5, 9]
 
 
 @pytest.mark.parametrize("kind", list(BUILDERS))
@@ -161,8 +156,9 @@ def test_its_tensors_are_checked_by_name_shape_and_type(
 )
 def test_invalid_values_are_refused(folder: Path, change: Callable[[dict[str, Any]], None], named: str) -> None:
     edit_weights(folder, change)
+    check_draft_head(folder)
 
-    fails(ModelFileError, lambda: load_tensors(check_draft_head(folder).path, 64), named)
+    fails(ModelFileError, lambda: load_tensors(folder, 64), named)
 
 
 def test_a_truncated_file_and_a_pickle_are_refused(folder: Path) -> None:
@@ -179,12 +175,15 @@ def test_a_truncated_file_and_a_pickle_are_refused(folder: Path) -> None:
 
 
 def test_a_draft_head_is_accepted_for_its_own_target_only(folder: Path, tmp_path: Path) -> None:
-    draft_head = check_draft_head(folder)
-    own, other = make_folder(tmp_path / "own"), make_folder(tmp_path / "other", seed=1)
+    draft = resolved_head(folder)
+    own, other = (
+        resolved(make_folder(tmp_path / name, seed=seed), ModelSettings(""))
+        for name, seed in (("own", 0), ("other", 1))
+    )
 
-    check_own_target(draft_head, "draft", own, "own")
+    check_own_target(draft, own)
 
-    error = fails(PairError, lambda: check_own_target(draft_head, "draft", other, "other"), "draft", "toy", "other")
+    error = fails(PairError, lambda: check_own_target(draft, other), "draft", "toy", "other")
     assert error.exit_code == 4
 
 
@@ -213,7 +212,8 @@ def test_a_digest_is_the_same_for_a_config_file_and_a_loaded_config(tmp_path: Pa
 
 def test_a_shipped_draft_is_found_by_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specgen.loading.draft_head_folder.SHIPPED", tmp_path / "drafts")
-    own, other = make_folder(tmp_path / "own"), make_folder(tmp_path / "other", seed=1)
+    own = resolved(make_folder(tmp_path / "own"), ModelSettings(""))
+    other = resolved(make_folder(tmp_path / "other", seed=1), ModelSettings(""))
     assert shipped_draft(own) is None
     expected = write_draft(tmp_path / "drafts" / "own", make_model())
     (tmp_path / "drafts" / "broken").mkdir()

@@ -11,7 +11,7 @@ import pytest
 from specgen.core.settings import ModelSettings
 from specgen.loading import placement
 from specgen.loading.format_autotune import Layer, decide, fastest_format, measured_seconds
-from specgen.loading.model_config import ModelConfig
+from specgen.loading.resolved_model import ModelConfig
 from specgen.storage.cost_store import CostStore
 
 WIDTHS = (896, 4864)

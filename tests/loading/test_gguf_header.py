@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from specgen.core.errors import ModelFileError
 from specgen.loading.gguf.header import scan_gguf
-from specgen.loading.gguf.types import GGML_TYPES
+from specgen.loading.gguf.reader import GGML_TYPES
 from tests.loading.builders import array, fails, gguf, make_gguf, pair, tensor, text
 
 ARCHITECTURE = pair("general.architecture", 8, text("llama"))

@@ -14,8 +14,8 @@ from specgen.core.errors import DeviceError, MemoryShortageError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading import placement
 from specgen.loading.config_check import check_folder
-from specgen.loading.model_config import ModelConfig
 from specgen.loading.placement import Placement, choose_placement
+from specgen.loading.resolved_model import ModelConfig
 from tests.loading.builders import cpu_with, edit_json, fails
 
 

@@ -18,7 +18,8 @@ from specgen.core.errors import MemoryShortageError, ModelFileError, NumericalEr
 from specgen.core.settings import BackendName, BackendSettings, ModelSettings
 from specgen.loading import decoder_weights, memory, weights
 from specgen.loading.config_check import check_folder
-from specgen.loading.weights import LoadedWeights, load_weights
+from specgen.loading.resolved_model import LoadedModel
+from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.transformers_model import TransformersModel
 from tests.loading.builders import (
@@ -37,7 +38,7 @@ IDS = [3, 4, 5, 6]
 BACKENDS: tuple[BackendName, ...] = ("torch", "transformers")
 
 
-def load(folder: Path, backend: BackendName = "torch", *, from_gguf: bool = False, **settings: Any) -> LoadedWeights:
+def load(folder: Path, backend: BackendName = "torch", *, from_gguf: bool = False, **settings: Any) -> LoadedModel:
     options = ModelSettings(str(folder), backend=BackendSettings(backend), **settings)
     return load_weights(resolved(folder, options, from_gguf=from_gguf, name="tiny"), VOCAB)
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from specgen.core.errors import DraftError, PairError
 from specgen.core.events import Round
+from specgen.core.progress import SILENT
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.fixed import FixedLength
@@ -25,12 +26,11 @@ from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.randomness import PositionNoise
 from specgen.engine.sampling import Sampler, token_distributions
 from specgen.loading.draft_head import load_draft_head
-from specgen.loading.draft_head_folder import check_draft_head
 from specgen.models import cached_model, draft_head
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.transformers_model import TransformersModel
 from tests.decoders import decoder_model
-from tests.draft_heads import SHAPES, SlowDraft, head_drafter, open_draft, tiny_draft, write_draft
+from tests.draft_heads import SHAPES, SlowDraft, head_drafter, open_draft, resolved_head, tiny_draft, write_draft
 from tests.fakes import GREEDY, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
 from tests.models.test_decoder import BUILDERS, build
 
@@ -326,10 +326,10 @@ def test_a_draft_that_computes_nan_is_dropped_and_the_text_stays(root: Path) -> 
 
 def test_a_target_on_transformers_is_refused(root: Path) -> None:
     model = shared_model("llama")
-    folder = check_draft_head(write_draft(root / "refused", model))
+    draft = resolved_head(write_draft(root / "refused", model))
 
     with pytest.raises(PairError):
-        load_draft_head(folder, "refused", "none", TransformersModel(model, 96), 96)
+        load_draft_head(draft, 96, SILENT, TransformersModel(model, 96))
 
 
 @pytest.mark.parametrize("verification", ["block", "token"])

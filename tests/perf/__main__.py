@@ -27,7 +27,8 @@ from typing import Any
 
 from specgen.core.settings import BackendName, BackendSettings, ModelSettings, Verification
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.weights import LoadedWeights, load_weights
+from specgen.loading.resolved_model import LoadedModel
+from specgen.loading.weights import load_weights
 from specgen.models.cached_model import CachedModel
 from specgen.models.transformers_model import TransformersModel
 from specgen.text.chat_template import ChatTemplate, Message
@@ -46,7 +47,7 @@ BUNDLED = [
 ]
 
 
-def load(name: str, dtype: str, role: Any, num_tokens: int, backend: BackendName = "torch") -> LoadedWeights:
+def load(name: str, dtype: str, role: Any, num_tokens: int, backend: BackendName = "torch") -> LoadedModel:
     """Loads a model given as `folder` or `folder:quant`."""
     folder, _, quant = name.partition(":")
     settings = ModelSettings(folder, quant or "none", dtype, backend=BackendSettings(backend))  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from typing import Any
 
 from specgen.core.settings import BackendSettings, ModelSettings, SamplingSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import default_num_threads
+from specgen.loading.llama_cpp import default_num_threads
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.near_ties import logit_gap

@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from specgen.core.settings import BackendName, BackendSettings, ModelSettings
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.weights import LoadedWeights, load_weights
+from specgen.loading.resolved_model import LoadedModel
+from specgen.loading.weights import load_weights
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Norm
 from specgen.models.decoder_model import DecoderModel
@@ -126,7 +127,7 @@ def main() -> None:
     prepare_libraries(False)
     num_tokens, watch = table_size(load_tokenizer(Path(arguments.model))), Stopwatch()
 
-    def load(backend: BackendName) -> LoadedWeights:
+    def load(backend: BackendName) -> LoadedModel:
         settings = ModelSettings(
             arguments.model, quant=arguments.quant, dtype=arguments.dtype, backend=BackendSettings(backend)
         )

@@ -96,7 +96,7 @@ def test_it_guesses_well(drafted: LoadedModels) -> None:
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob("*/config.json")), ids=lambda p: p.name)
 def test_it_is_small_and_has_a_card(folder: Path) -> None:
-    facts: Any = check_draft_head(folder)
+    facts: Any = check_draft_head(folder).draft_head
     card = (folder / "README.md").read_text(encoding="utf-8")
 
     assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST_BYTES

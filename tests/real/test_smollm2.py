@@ -15,7 +15,7 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.loading.builtin import fetch_builtin
 from specgen.loading.libraries import prepare_libraries
-from specgen.loading.load import LoadedModel
+from specgen.loading.resolved_model import LoadedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models

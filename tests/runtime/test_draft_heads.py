@@ -278,8 +278,7 @@ def test_a_draft_for_tokens_outside_the_targets_vocabulary_is_refused(tmp_path: 
 @pytest.fixture
 def shipped(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes the package contain a draft for `target`."""
-    for module in ("specgen.loading.draft_head_folder", "specgen.runtime.pair"):
-        monkeypatch.setattr(f"{module}.SHIPPED", tmp_path / "drafts")
+    monkeypatch.setattr("specgen.loading.draft_head_folder.SHIPPED", tmp_path / "drafts")
     return write_draft(tmp_path / "drafts" / "toy", random_toy(0), **DRAFTS["subset"])
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from specgen.core.model_files import corrupt, open_regular
-from specgen.loading.gguf.reader import Bytes, InconsistentFileError
-from specgen.loading.gguf.types import GGML_TYPES
+from specgen.loading.gguf.reader import GGML_TYPES, Bytes, InconsistentFileError
 
 MAX_ENTRIES = 65_536
 MAX_KEY_BYTES = 256

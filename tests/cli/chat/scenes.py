@@ -16,7 +16,7 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.randomness import TorchRandomness
 from specgen.engine.sampling import Sampler
-from specgen.loading.load import LoadedModel
+from specgen.loading.resolved_model import LoadedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation
