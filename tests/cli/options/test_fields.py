@@ -113,7 +113,7 @@ def test_the_description_follows_from_types_and_defaults() -> None:
 
 @pytest.mark.parametrize("options", [RootOptions, *(command.options for command in COMMANDS)])
 def test_names_of_fields_and_options_are_unique_within_a_command(options: type) -> None:
-    fields = option_fields(options)
+    fields = list(option_fields(options))
     names = [name for one in fields for name in one.option.all_names]
 
     assert len({one.name for one in fields}) == len(fields)
