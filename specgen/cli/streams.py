@@ -149,7 +149,7 @@ class Messages:
         self.info(Text("\n").join([self._banner(info, view), hint]))
 
     def _banner(self, info: RunInfo, view: ViewName) -> Text:
-        has_marks = decide_color(self._color, self._stream, os.environ).level is ColorLevel.MARKS
+        has_marks = decide_color(self._color, self._stream, os.environ) is ColorLevel.MARKS
         return fit_block(format_banner(info, marks=has_marks, ascii_only=self.ascii_only, view=view), self.console)
 
     def summary(self, report: RunReport) -> None:

@@ -54,11 +54,6 @@ def format_model(model: ModelInfo, *, ascii_only: bool = False) -> str:
     return one_line(f"{model.name} {model.quant} {model.dtype} {model.device}{size}{remark}", ascii_only=ascii_only)
 
 
-def format_draft(info: RunInfo, *, ascii_only: bool = False) -> str:
-    """Returns the drafter of a run."""
-    return format_drafter(info.draft, info.drafter, ascii_only=ascii_only)
-
-
 def format_drafter(draft: ModelInfo | None, drafter: str, *, ascii_only: bool = False) -> str:
     """Returns the draft model, with lookup or without, or the drafter that needs no model."""
     if draft is not None:

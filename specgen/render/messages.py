@@ -9,7 +9,7 @@ from rich.text import Text
 from specgen.core.errors import SpecgenError
 from specgen.core.events import Notice
 from specgen.core.results import RunInfo
-from specgen.render.formatting import format_draft, format_model, format_settings, labelled
+from specgen.render.formatting import format_drafter, format_model, format_settings, labelled
 from specgen.render.sanitize import one_line
 from specgen.render.theme import format_legend
 
@@ -28,7 +28,7 @@ def format_banner(info: RunInfo, *, marks: bool = False, ascii_only: bool = Fals
     """
     lines = [
         labelled("target", format_model(info.target, ascii_only=ascii_only)),
-        labelled("draft", format_draft(info, ascii_only=ascii_only)),
+        labelled("draft", format_drafter(info.draft, info.drafter, ascii_only=ascii_only)),
         labelled("settings", format_settings(info)),
     ]
     legend = format_legend(view, marks=marks, ascii_only=ascii_only)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.text import Text
 
-from specgen.core.metrics import Baseline
+from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunReport
 from specgen.core.units import format_size
 from specgen.render.diagnosis import explain_causes, explain_doubt, find_causes, find_doubt, find_remedies
 from specgen.render.formatting import (
     LABEL_CELLS,
-    format_draft,
+    format_drafter,
     format_duration,
     format_guarantee,
     format_model,
@@ -31,34 +31,26 @@ NARROW = 60
 _GLUE = "\u00a0"
 """No-break space, which becomes a space again after wrapping."""
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|[GM]iB|m?s\b)")
-
-
 ABOUT_ONE = 0.97
 """From here to 1 the timing of a few tokens is too coarse for a claim or advice."""
 FEW_TOKENS = 12
 """In a shorter answer the cost of the first draft outweighs any gain."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Figure:
-    """Holds a figure: its key and value on a line of its own, and its phrase in a row if that differs."""
+class _Figure(NamedTuple):
+    """A figure: its key and value on a line of its own, and its phrase among others."""
 
     key: str
     value: str
-    among_others: str = ""
-
-    @property
-    def phrase(self) -> str:
-        return (self.among_others or self.value).replace(" ", _GLUE)
+    phrase: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """Holds a line of the block: figures, or words."""
+_Row = tuple[str, list[_Figure] | str]
+"""The label of a line of the block, and its figures or words."""
 
-    label: str
-    figures: tuple[_Figure, ...] = ()
-    words: str = ""
+
+def _keyed(key: str, value: str) -> _Figure:
+    return _Figure(key, value, f"{key} {value}")
 
 
 def format_summary(report: RunReport, width: int, *, ascii_only: bool = False) -> Text:
@@ -91,54 +83,49 @@ def format_turn(report: RunReport, *, ascii_only: bool = False) -> Text:
 
 
 def _rows(report: RunReport, ascii_only: bool) -> list[_Row]:
-    rows = [
-        _Row("target", words=format_model(report.info.target, ascii_only=ascii_only)),
-        _Row("draft", words=format_draft(report.info, ascii_only=ascii_only)),
-        _Row("tokens", _token_figures(report)),
+    rows: list[_Row] = [
+        ("target", format_model(report.info.target, ascii_only=ascii_only)),
+        ("draft", format_drafter(report.info.draft, report.info.drafter, ascii_only=ascii_only)),
+        ("tokens", _token_figures(report)),
     ]
     if report.finish_reason != "stop" or report.stop_text:
-        rows.append(_Row("ended", words=_ending(report, ascii_only=ascii_only)))
-    rows.append(_acceptance_row(report))
+        rows.append(("ended", _ending(report, ascii_only=ascii_only)))
     if report.counts.num_drafted:
-        rows.append(_Row("rounds", _round_figures(report, ascii_only)))
+        rows += [("TAR", _acceptance_figures(report.counts)), ("rounds", _round_figures(report, ascii_only))]
+    else:
+        rows.append(("TAR", "n/a, nothing was drafted"))
     if report.info.guarantee == "none":
-        rows.append(_Row("output", words=format_guarantee(report.info)))
-    rows.append(_Row("speedup", words=_speedup(report)))
-    return rows
+        rows.append(("output", format_guarantee(report.info)))
+    return [*rows, ("speedup", _speedup(report))]
 
 
-def _token_figures(report: RunReport) -> tuple[_Figure, ...]:
+def _token_figures(report: RunReport) -> list[_Figure]:
     counts = report.counts
-    figures = [_Figure("tokens", f"{counts.num_emitted} in {format_duration(counts.decode_seconds)}")]
+    tokens = f"{counts.num_emitted} in {format_duration(counts.decode_seconds)}"
+    figures = [_Figure("tokens", tokens, tokens)]
     if counts.tokens_per_second is not None:
-        figures.append(_Figure("tok/s", f"{counts.tokens_per_second:.1f}", f"{counts.tokens_per_second:.1f} tok/s"))
+        rate = f"{counts.tokens_per_second:.1f}"
+        figures.append(_Figure("tok/s", rate, f"{rate} tok/s"))
     if counts.ttft_seconds is not None:
-        first = format_duration(counts.ttft_seconds)
-        figures.append(_Figure("first token", first, f"first token {first}"))
+        figures.append(_keyed("first token", format_duration(counts.ttft_seconds)))
     if report.peak_memory_bytes > 0:
-        peak = format_size(report.peak_memory_bytes)
-        figures.append(_Figure("peak memory", peak, f"peak memory {peak}"))
-    return tuple(figures)
+        figures.append(_keyed("peak memory", format_size(report.peak_memory_bytes)))
+    return figures
 
 
-def _acceptance_row(report: RunReport) -> _Row:
+def _acceptance_figures(counts: Counts) -> list[_Figure]:
+    rate = format_rate(counts.acceptance_rate)
+    return [
+        _Figure("TAR", rate, rate),
+        _keyed("accepted", f"{counts.num_accepted} of {counts.num_drafted} drafted"),
+        _keyed("rejected", str(counts.num_rejected)),
+        _keyed("discarded", str(counts.num_discarded)),
+    ]
+
+
+def _round_figures(report: RunReport, ascii_only: bool) -> list[_Figure]:
     counts = report.counts
-    if not counts.num_drafted:
-        return _Row("TAR", words="n/a, nothing was drafted")
-    accepted = f"{counts.num_accepted} of {counts.num_drafted} drafted"
-    figures = (
-        _Figure("TAR", format_rate(counts.acceptance_rate)),
-        _Figure("accepted", accepted, f"accepted {accepted}"),
-        _Figure("rejected", str(counts.num_rejected), f"rejected {counts.num_rejected}"),
-        _Figure("discarded", str(counts.num_discarded), f"discarded {counts.num_discarded}"),
-    )
-    return _Row("TAR", figures)
-
-
-def _round_figures(report: RunReport, ascii_only: bool) -> tuple[_Figure, ...]:
-    counts = report.counts
-    alpha, rate = glyphs(ascii_only=ascii_only).alpha, format_rate(counts.alpha)
-    figures = [_Figure(alpha, rate, f"{alpha} {rate}")]
+    figures = [_keyed(glyphs(ascii_only=ascii_only).alpha, format_rate(counts.alpha))]
     if counts.block_efficiency is not None:
         tokens = f"{counts.block_efficiency:.2f}"
         figures.append(_Figure("tokens per round", tokens, f"{tokens} tokens per round"))
@@ -146,9 +133,9 @@ def _round_figures(report: RunReport, ascii_only: bool) -> tuple[_Figure, ...]:
         accepted = f"{counts.num_lookup_accepted} of {counts.num_lookup_drafted}"
         figures.append(_Figure("accepted from lookup", accepted, f"from lookup {accepted}"))
     if counts.draft_share is not None:
-        share = format_rate(counts.draft_share)
-        figures.append(_Figure("draft share", f"{share} of the time", f"drafting {share} of the time"))
-    return tuple(figures)
+        share = f"{format_rate(counts.draft_share)} of the time"
+        figures.append(_Figure("draft share", share, f"drafting {share}"))
+    return figures
 
 
 def _speedup(report: RunReport) -> str:
@@ -219,19 +206,23 @@ def _ending(report: RunReport, *, ascii_only: bool = False) -> str:
 
 
 def _wide_line(row: _Row, width: int) -> Text:
-    phrases = "   ".join(figure.phrase for figure in row.figures)
-    lines = _wrap(phrases or row.words, width - LABEL_CELLS)
-    return labelled(row.label, f"\n{'':{LABEL_CELLS}}".join(lines))
+    label, value = row
+    words = value if isinstance(value, str) else "   ".join(_glued(figure.phrase) for figure in value)
+    return labelled(label, f"\n{'':{LABEL_CELLS}}".join(_wrap(words, width - LABEL_CELLS)))
 
 
 def _narrow_lines(row: _Row, width: int) -> list[Text]:
-    figures = row.figures or (_Figure(row.label, row.words),)
+    label, value = row
     lines = []
-    for figure in figures:
-        first, *rest = _wrap(f"{figure.key.replace(' ', _GLUE)} {figure.value}", width)
-        text = Text().append(first[: len(figure.key)], "label").append(first[len(figure.key) :])
+    for key, words in [(label, value)] if isinstance(value, str) else [figure[:2] for figure in value]:
+        first, *rest = _wrap(f"{_glued(key)} {words}", width)
+        text = Text().append(first[: len(key)], "label").append(first[len(key) :])
         lines.append(text.append("".join(f"\n{line}" for line in rest)))
     return lines
+
+
+def _glued(text: str) -> str:
+    return text.replace(" ", _GLUE)
 
 
 def _wrap(text: str, width: int) -> list[str]:

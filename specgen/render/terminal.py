@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import IO, Literal
 
@@ -12,8 +11,6 @@ from rich.console import Console
 from specgen.render.theme import THEME
 
 ColorMode = Literal["auto", "always", "never"]
-
-_DUMB_TERMINALS = ("dumb", "unknown")
 
 
 class ColorLevel(StrEnum):
@@ -26,21 +23,6 @@ class ColorLevel(StrEnum):
     """No escape sequences: `[-…-]` and `{+…+}`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ColorPolicy:
-    """Holds the decision for one stream.
-
-    Args:
-        level: Styles it can show.
-        is_terminal: The stream is a terminal.
-        is_dumb: The terminal does not support escape sequences.
-    """
-
-    level: ColorLevel
-    is_terminal: bool
-    is_dumb: bool
-
-
 def is_terminal(stream: IO[str] | None) -> bool:
     """Returns whether the stream is a terminal; false if it is missing or closed."""
     try:
@@ -49,28 +31,26 @@ def is_terminal(stream: IO[str] | None) -> bool:
         return False
 
 
-def decide_color(mode: ColorMode, stream: IO[str] | None, environ: Mapping[str, str]) -> ColorPolicy:
+def decide_color(mode: ColorMode, stream: IO[str] | None, environ: Mapping[str, str]) -> ColorLevel:
     """Decides by, in this order: a dumb terminal, `--color`, NO_COLOR, FORCE_COLOR, CLICOLOR_FORCE, being a terminal.
 
     Rich's own decision is not used: it takes FORCE_COLOR=0 for yes and ignores CLICOLOR_FORCE.
     """
-    terminal = is_terminal(stream)
-    dumb = environ.get("TERM", "").lower() in _DUMB_TERMINALS
-    return ColorPolicy(_level(mode, terminal, dumb, environ), terminal, dumb)
-
-
-def _level(mode: ColorMode, terminal: bool, dumb: bool, environ: Mapping[str, str]) -> ColorLevel:
-    if dumb or mode == "never":
+    if mode == "never" or _is_dumb(environ):
         return ColorLevel.MARKS
     if mode == "always":
         return ColorLevel.COLOR
     if environ.get("NO_COLOR"):
-        return ColorLevel.ATTRIBUTES if terminal else ColorLevel.MARKS
+        return ColorLevel.ATTRIBUTES if is_terminal(stream) else ColorLevel.MARKS
     if force := environ.get("FORCE_COLOR"):
         return ColorLevel.MARKS if force == "0" else ColorLevel.COLOR
-    if environ.get("CLICOLOR_FORCE", "0") not in ("", "0"):
-        return ColorLevel.COLOR
-    return ColorLevel.COLOR if terminal else ColorLevel.MARKS
+    is_forced = environ.get("CLICOLOR_FORCE", "0") not in ("", "0")
+    return ColorLevel.COLOR if is_forced or is_terminal(stream) else ColorLevel.MARKS
+
+
+def _is_dumb(environ: Mapping[str, str]) -> bool:
+    """Returns whether the terminal does not support escape sequences."""
+    return environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
 class _PipeSafeConsole(Console):
@@ -84,13 +64,13 @@ def make_console(stream: IO[str], mode: ColorMode, environ: Mapping[str, str]) -
 
     It uses the sixteen named colours only, which follow the user's palette.
     """
-    policy = decide_color(mode, stream, environ)
+    level, on_terminal = decide_color(mode, stream, environ), is_terminal(stream)
     return _PipeSafeConsole(
         file=stream,
-        color_system=None if policy.level is ColorLevel.MARKS else "standard",
-        no_color=policy.level is not ColorLevel.COLOR,
-        force_terminal=policy.is_terminal,
-        force_interactive=policy.is_terminal and not policy.is_dumb,
+        color_system=None if level is ColorLevel.MARKS else "standard",
+        no_color=level is not ColorLevel.COLOR,
+        force_terminal=on_terminal,
+        force_interactive=on_terminal and not _is_dumb(environ),
         force_jupyter=False,
         theme=THEME,
         highlight=False,

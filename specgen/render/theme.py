@@ -40,34 +40,23 @@ THEME = Theme(ROLES)
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """Holds the symbols for what has no visible shape.
+    """Holds the symbols for what has no visible shape, and those that ASCII lacks."""
 
-    Args:
-        newline: A newline in a rejected draft.
-        tab: A tab, where columns matter.
-        space: A space, where tokens are shown one by one.
-        empty: A token without text: part of a character, or a special token.
-        discarded: Precedes the number of drafted tokens that were not tested.
-        cut: Marks omitted text.
-        separator: Separates figures on one line.
-        alpha: The acceptance rate of tested tokens.
-        plus_minus: Precedes half the width of an interval.
-        bar: Fills the bars of a chart.
-    """
-
-    newline: str
-    tab: str
-    space: str
-    empty: str
-    discarded: str
-    cut: str
-    separator: str
-    alpha: str
-    plus_minus: str
-    bar: str
+    newline: str = "⏎"
+    tab: str = "⇥"
+    space: str = "␣"
+    empty: str = "·"
+    """A token without text: part of a character, or a special token."""
+    discarded: str = "⋯"
+    """Precedes the number of drafted tokens that were not tested."""
+    cut: str = "…"
+    separator: str = "·"
+    alpha: str = "α"
+    plus_minus: str = "±"
+    bar: str = "█"
 
 
-UNICODE_GLYPHS = Glyphs("⏎", "⇥", "␣", "·", "⋯", "…", "·", "α", "±", "█")
+UNICODE_GLYPHS = Glyphs()
 ASCII_GLYPHS = Glyphs("\\n", "\\t", "_", ".", "+", "~", "|", "alpha", "+-", "#")
 
 

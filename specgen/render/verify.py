@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from specgen.render.formatting import format_draft, format_guarantee, format_model, labelled
+from specgen.render.formatting import format_drafter, format_guarantee, format_model, labelled
 from specgen.render.jsonl import SCHEMA_VERSION, Document, old_guarantee
 from specgen.render.sanitize import one_line
 from specgen.verify.results import ReferenceCheck, TextCheck, VerifyReport
@@ -18,7 +18,7 @@ def format_verify_report(report: VerifyReport, *, ascii_only: bool = False) -> T
     """Formats one line per check and per prompt, then the guarantee."""
     rows = [
         ("target", format_model(report.info.target, ascii_only=ascii_only)),
-        ("draft", format_draft(report.info, ascii_only=ascii_only)),
+        ("draft", format_drafter(report.info.draft, report.info.drafter, ascii_only=ascii_only)),
     ]
     for check in report.distributions:
         verdict = "exact" if check.is_exact else "DIFFERENT DISTRIBUTION"

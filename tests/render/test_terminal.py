@@ -42,12 +42,12 @@ def test_the_color_option_and_variables_have_an_order_of_precedence(
 ) -> None:
     stream = Terminal() if tty else io.StringIO()
 
-    assert decide_color(mode, stream, environ).level is level
+    assert decide_color(mode, stream, environ) is level
 
 
 def test_each_stream_is_decided_on_its_own() -> None:
-    assert decide_color("auto", Terminal(), {}).is_terminal
-    assert not decide_color("auto", io.StringIO(), {}).is_terminal
+    assert decide_color("auto", Terminal(), {}) is COLOR
+    assert decide_color("auto", io.StringIO(), {}) is MARKS
 
 
 def test_a_closed_or_missing_stream_is_not_a_terminal() -> None:

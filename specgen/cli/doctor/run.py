@@ -117,7 +117,7 @@ def _terminal() -> TerminalState:
     return TerminalState(
         is_terminal=shown,
         columns=shutil.get_terminal_size().columns if shown else None,
-        color=decide_color("auto", sys.stdout, os.environ).level.value,
+        color=decide_color("auto", sys.stdout, os.environ).value,
         encoding=sys.stdout.encoding,
         term=os.environ.get("TERM", ""),
     )
