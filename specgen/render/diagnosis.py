@@ -53,8 +53,7 @@ def find_causes(report: RunReport) -> tuple[Cause, ...]:
     speedup, counts = report.speedup, report.counts
     if not speedup or speedup >= 1 or report.info.drafter == "none" or find_doubt(report):
         return ()
-    num_tested = counts.num_rejected + counts.num_accepted
-    if report.info.schedule == "auto" and counts.num_rounds > PAUSED_ROUNDS * num_tested:
+    if report.info.schedule == "auto" and counts.num_rounds > PAUSED_ROUNDS * counts.num_tested:
         return (Cause.DRAFTING_PAUSED,)
     causes = [Cause.EXPENSIVE_DRAFT] if _is_draft_expensive(report) else []
     causes += [Cause.LOW_ACCEPTANCE] if _is_alpha_low(report) else []
@@ -106,10 +105,8 @@ def explain_causes(causes: tuple[Cause, ...], report: RunReport) -> str:
 
 
 def _is_draft_expensive(report: RunReport) -> bool:
-    share = report.counts.draft_share
-    return share is not None and share >= LARGE_DRAFT_SHARE
+    return (report.counts.draft_share or 0) >= LARGE_DRAFT_SHARE
 
 
 def _is_alpha_low(report: RunReport) -> bool:
-    alpha = report.counts.alpha
-    return alpha is not None and alpha < LOW_ALPHA
+    return report.counts.alpha is not None and report.counts.alpha < LOW_ALPHA

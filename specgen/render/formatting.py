@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from specgen.core.cost_model import PassCosts, break_even_alpha
 from specgen.core.results import ModelInfo, RunInfo
 from specgen.core.units import format_size
 from specgen.render.sanitize import one_line
@@ -45,6 +47,12 @@ def format_duration(seconds: float) -> str:
 def format_count(number: int, word: str) -> str:
     """Returns `1 model`, `2 models`."""
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def format_break_even(costs: PassCosts, lengths: Iterable[int]) -> str:
+    """Returns the least acceptance rate that pays, by draft length: `-k 2 35 %, -k 4 never`."""
+    rates = ((k, break_even_alpha(k, costs)) for k in lengths)
+    return ", ".join(f"-k {k} {format_rate(rate, num_digits=0, missing='never')}" for k, rate in rates)
 
 
 def format_model(model: ModelInfo, *, ascii_only: bool = False) -> str:

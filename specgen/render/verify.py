@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.text import Text
 
 from specgen.render.formatting import format_drafter, format_guarantee, format_model, labelled
@@ -16,43 +14,35 @@ PROMPT_CELLS = 40
 
 def format_verify_report(report: VerifyReport, *, ascii_only: bool = False) -> Text:
     """Formats one line per check and per prompt, then the guarantee."""
+    info = report.info
     rows = [
-        ("target", format_model(report.info.target, ascii_only=ascii_only)),
-        ("draft", format_drafter(report.info.draft, report.info.drafter, ascii_only=ascii_only)),
+        ("target", format_model(info.target, ascii_only=ascii_only)),
+        ("draft", format_drafter(info.draft, info.drafter, ascii_only=ascii_only)),
     ]
     for check in report.distributions:
         verdict = "exact" if check.is_exact else "DIFFERENT DISTRIBUTION"
         figures = f"{check.num_outcomes} outcomes, error {check.error:.0e}"
         rows.append(("sampling", f"{verdict}, {check.processors}: {figures}"))
-    rows.append(
-        ("logits", report.batch_invariance.reason or "batch invariant: later tokens do not change earlier logits")
-    )
-    rows += [("greedy", one_line(_text_line(text), ascii_only=ascii_only)) for text in report.texts]
-    rows += [("against", one_line(_reference_line(check), ascii_only=ascii_only)) for check in report.references]
-    rows.append(("output", format_guarantee(report.info)))
+    logits = report.batch_invariance.reason or "batch invariant: later tokens do not change earlier logits"
+    rows.append(("logits", logits))
+    for text in report.texts:
+        counts = f"{text.num_tokens} tokens, {text.num_accepted} of {text.num_drafted} drafted accepted"
+        rows.append(("greedy", _comparison(text, counts, ascii_only=ascii_only)))
+    for reference in report.references:
+        counts = f"{reference.num_tokens} tokens of transformers, logits differ by {reference.logit_error:.1e}"
+        rows.append(("against", _comparison(reference, counts, ascii_only=ascii_only)))
+    rows.append(("output", format_guarantee(info)))
     return Text("\n").join(labelled(label, words) for label, words in rows)
 
 
-def _text_line(text: TextCheck) -> str:
-    counts = f"{text.num_tokens} tokens, {text.num_accepted} of {text.num_drafted} drafted accepted"
-    return f"{_verdict(text)}: {counts}: {_shortened(text.prompt)}"
-
-
-def _reference_line(check: ReferenceCheck) -> str:
-    counts = f"{check.num_tokens} tokens of transformers, logits differ by {check.logit_error:.1e}"
-    return f"{_verdict(check)}: {counts}: {_shortened(check.prompt)}"
-
-
-def _verdict(check: TextCheck | ReferenceCheck) -> str:
-    if check.gap is None:
-        return "same"
-    verdict = check.verdict if check.verdict == "near-tie" else "DIFFERENT"
-    gap = f"logits {check.gap.distance:.2g} apart, rounding explains {check.gap.tolerance:.2g}"
-    return f"{verdict} at {check.position} ({gap})"
-
-
-def _shortened(prompt: str) -> str:
-    return prompt if len(prompt) <= PROMPT_CELLS else prompt[: PROMPT_CELLS - 1] + "…"
+def _comparison(check: TextCheck | ReferenceCheck, counts: str, *, ascii_only: bool) -> str:
+    verdict = "same"
+    if check.gap is not None:
+        word = check.verdict if check.verdict == "near-tie" else "DIFFERENT"
+        gap = f"logits {check.gap.distance:.2g} apart, rounding explains {check.gap.tolerance:.2g}"
+        verdict = f"{word} at {check.position} ({gap})"
+    prompt = check.prompt if len(check.prompt) <= PROMPT_CELLS else check.prompt[: PROMPT_CELLS - 1] + "…"
+    return one_line(f"{verdict}: {counts}: {prompt}", ascii_only=ascii_only)
 
 
 def verify_document(report: VerifyReport) -> Document:
@@ -61,40 +51,32 @@ def verify_document(report: VerifyReport) -> Document:
     Schema version 1 keeps the names of 0.1.0: the type `proof`, and `promise`, `laws`, `rows`, `gap` and `limit` next
     to the new names.
     """
-    figures = {
-        "max_difference": report.batch_invariance.max_difference,
-        "int8_threshold": report.batch_invariance.threshold,
-    }
+    info, check = report.info, report.batch_invariance
+    figures = {"max_difference": check.max_difference, "int8_threshold": check.threshold}
     distributions = [
-        {
-            "processors": check.processors,
-            "outcomes": check.num_outcomes,
-            "error": check.error,
-            "is_exact": check.is_exact,
-        }
-        for check in report.distributions
+        {"processors": one.processors, "outcomes": one.num_outcomes, "error": one.error, "is_exact": one.is_exact}
+        for one in report.distributions
     ]
     return {
         "type": "proof",
         "schema_version": SCHEMA_VERSION,
-        "target": report.info.target.name,
-        "draft": None if report.info.draft is None else report.info.draft.name,
-        "drafter": report.info.drafter,
-        "guarantee": report.info.guarantee,
-        "promise": old_guarantee(report.info),
+        "target": info.target.name,
+        "draft": None if info.draft is None else info.draft.name,
+        "drafter": info.drafter,
+        "guarantee": info.guarantee,
+        "promise": old_guarantee(info),
         "distributions": distributions,
         "laws": distributions,
-        "batch_invariance": {"is_invariant": report.batch_invariance.is_invariant, **figures},
-        "rows": {"is_independent": report.batch_invariance.is_invariant, **figures},
+        "batch_invariance": {"is_invariant": check.is_invariant, **figures},
+        "rows": {"is_independent": check.is_invariant, **figures},
         "texts": [_text_document(text) for text in report.texts],
-        "against": [_reference_document(check) for check in report.references],
+        "against": [_reference_document(reference) for reference in report.references],
         "has_real_difference": report.has_real_difference,
     }
 
 
-def _text_document(text: TextCheck) -> dict[str, Any]:
-    distance = None if text.gap is None else text.gap.distance
-    tolerance = None if text.gap is None else text.gap.tolerance
+def _text_document(text: TextCheck) -> Document:
+    distance, tolerance = (None, None) if text.gap is None else (text.gap.distance, text.gap.tolerance)
     return {
         "prompt": text.prompt,
         "verdict": text.verdict,
@@ -109,7 +91,7 @@ def _text_document(text: TextCheck) -> dict[str, Any]:
     }
 
 
-def _reference_document(check: ReferenceCheck) -> dict[str, Any]:
+def _reference_document(check: ReferenceCheck) -> Document:
     return {
         "prompt": check.prompt,
         "backend": "transformers",

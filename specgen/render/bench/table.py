@@ -12,7 +12,6 @@ from rich.text import Text
 from specgen.bench.advice import Recommendation, command_line_for
 from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BASELINE, BenchReport
-from specgen.core.cost_model import break_even_alpha
 from specgen.render.bench.columns import (
     NOTHING,
     Column,
@@ -22,7 +21,7 @@ from specgen.render.bench.columns import (
     percent,
     speedup_cell,
 )
-from specgen.render.formatting import format_milliseconds, format_rate
+from specgen.render.formatting import format_break_even, format_milliseconds
 from specgen.render.sanitize import one_line
 from specgen.render.theme import Glyphs, glyphs
 
@@ -205,8 +204,7 @@ def _costs(report: BenchReport, options: TableOptions) -> Text | None:
     lengths = [n - 1 for n in BREAK_EVEN_PASSES if costs.verify(n) is not None]
     for label, seconds in costs.draft_seconds.items():
         unit = "a proposal" if label == "lookup" else "a draft token"
-        needs = [(k, break_even_alpha(k, costs.of(label))) for k in lengths]
-        alphas = ", ".join(f"-k {k} {format_rate(need, num_digits=0, missing='never')}" for k, need in needs)
+        alphas = format_break_even(costs.of(label), lengths)
         cost = f"{one_line(label)}: {unit} costs {seconds / one:.2f} passes over one token"
         lines.append(f"{cost}; pays from {options.symbols.alpha}: {alphas}")
     backend = report.settings[BASELINE].backend
