@@ -1,9 +1,13 @@
-"""Loads the models of a benchmark: each draft once, all of them with one target in memory."""
+"""Loads the models of a benchmark, each draft once and all with one target in memory, and measures their memory."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
 
 from specgen.bench.results import Setting
 from specgen.core.progress import SILENT, ProgressListener
@@ -47,7 +51,7 @@ def open_configurations(
         progress.stage(f"loading draft {name}")
         loaded[name] = target_alone.with_draft(pair, progress)
     labelled = [
-        Configuration(with_label(setting, loaded[setting.draft]), loaded[setting.draft]) for setting in settings
+        Configuration(_with_label(setting, loaded[setting.draft]), loaded[setting.draft]) for setting in settings
     ]
     return [Configuration(Setting("none"), target_alone), *_with_distinct_labels(labelled)]
 
@@ -84,9 +88,9 @@ def open_backends(
 
 def _with_distinct_labels(configurations: Sequence[Configuration]) -> list[Configuration]:
     """Labels drafts from two folders that share a name and a format by their names on the command line instead."""
-    drafts: dict[str, set[str]] = {}
+    drafts: dict[str, set[str]] = defaultdict(set)
     for one in configurations:
-        drafts.setdefault(one.setting.label, set()).add(one.setting.draft)
+        drafts[one.setting.label].add(one.setting.draft)
     return [
         replace(one, setting=replace(one.setting, label=one.setting.draft))
         if len(drafts[one.setting.label]) > 1
@@ -95,7 +99,7 @@ def _with_distinct_labels(configurations: Sequence[Configuration]) -> list[Confi
     ]
 
 
-def with_label(setting: Setting, models: LoadedModels) -> Setting:
+def _with_label(setting: Setting, models: LoadedModels) -> Setting:
     """Returns the setting, labelled with the draft that really runs: `auto` is decided by now."""
     info, drafter = models.draft_info, models.pair.settings.drafter
     if info is None:
@@ -106,8 +110,45 @@ def with_label(setting: Setting, models: LoadedModels) -> Setting:
     return replace(setting, drafter=drafter, label=label, num_draft_bytes=info.num_bytes)
 
 
-def idle_weight_bytes(configurations: Sequence[Configuration], running: Configuration) -> int:
-    """Returns the bytes of the loaded weights that a run of `running` does not use."""
+class PeakMemory:
+    """Measures the peak memory of a run from now on, without the weights of models that the run does not use.
+
+    It is that of the CUDA devices if there are any, else the resident size of the process, which only Linux can reset.
+
+    Args:
+        configurations: All that are loaded.
+        running: The one that will run.
+    """
+
+    def __init__(self, configurations: Sequence[Configuration], running: Configuration) -> None:
+        self._idle_bytes = _idle_weight_bytes(configurations, running)
+        self._uses_cuda = any(device.type == "cuda" for device in running.models.devices)
+        self._is_known = True
+        if self._uses_cuda:
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(index)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size; see proc(5)
+        except OSError:
+            self._is_known = False
+
+    def read(self) -> int | None:
+        """Returns the peak in bytes; None if the system does not report it."""
+        if self._uses_cuda:
+            peak = sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+            return max(peak - self._idle_bytes, 0)
+        if not self._is_known:
+            return None
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            peak = 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+        except (OSError, StopIteration, ValueError, IndexError):
+            return None
+        return max(peak - self._idle_bytes, 0)
+
+
+def _idle_weight_bytes(configurations: Sequence[Configuration], running: Configuration) -> int:
     sizes = {id(one.models.draft): one.setting.num_draft_bytes for one in configurations}
     sizes |= {id(one.models.target): one.models.target_info.num_bytes for one in configurations}
     for model in (running.models.target, running.models.draft):

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Literal
 
 from specgen.bench.results import BASELINE, BenchReport, Difference, MeasuredCosts, Run, Setting
-from specgen.bench.statistics import Interval, ratio_interval
 from specgen.core.cost_model import Forecast, forecast
 from specgen.core.metrics import Counts
 
 TextVerdict = Literal["same", "near-tie", "different"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Holds a 95 % confidence interval."""
+
+    low: float
+    high: float
+
+    def contains(self, value: float) -> bool:
+        """Returns whether the value is in the interval, ends included."""
+        return self.low <= value <= self.high
+
+    @property
+    def half_width(self) -> float:
+        """Half of the width: the figure after ±."""
+        return (self.high - self.low) / 2
+
+
+def ratio_interval(ratios: Sequence[float]) -> Interval | None:
+    """Returns the 95 % t interval of the geometric mean of paired ratios; None for fewer than two.
+
+    Ratios of times are multiplicative, so their logarithms are averaged. At n = 5 a bootstrap interval covers too
+    little; the t interval on logs keeps its 95 %.
+    """
+    if len(ratios) < 2:
+        return None
+    from scipy.special import stdtrit
+
+    logs = [math.log(ratio) for ratio in ratios]
+    half = float(stdtrit(len(logs) - 1, 0.975)) * stdev(logs) / math.sqrt(len(logs))
+    return Interval(math.exp(fmean(logs) - half), math.exp(fmean(logs) + half))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +65,7 @@ class SettingFigures:
         prompt_ratios: The speedup on each prompt, by the prompt's index.
         ttft_seconds: Mean over runs.
         peak_memory_bytes: Largest of the runs.
-        sameness: Whether greedy answers were the target's own; None if nothing was compared.
+        text_verdict: Whether greedy answers were the target's own; None if nothing was compared.
         difference: The first one of the worst kind, if there is one.
         forecast: Speedup predicted from the costs of passes; None if unknown.
     """
@@ -58,31 +91,19 @@ class SettingFigures:
 
 
 def figures_by_setting(report: BenchReport, category: str | None = None) -> list[SettingFigures]:
-    """Returns the figures of every setting that has runs, in order.
-
-    Args:
-        report: The benchmark so far.
-        category: Restrict to prompts of this category.
-    """
+    """Returns the figures of every setting that has runs, in order, on all prompts or on those of a category."""
     selected = {i for i, prompt in enumerate(report.prompts) if category is None or prompt.category == category}
-    runs = [run for run in report.runs if run.prompt in selected]
-    baseline = [run for run in runs if run.setting == BASELINE]
-    figures = []
-    for index, setting in enumerate(report.settings):
-        own = [run for run in runs if run.setting == index]
-        if own:
-            figures.append(_figures(report, index, setting, own, baseline))
-    return figures
+    runs: dict[int, list[Run]] = defaultdict(list)
+    for run in report.runs:
+        if run.prompt in selected:
+            runs[run.setting].append(run)
+    return [_figures(report, index, runs[index], runs[BASELINE]) for index in sorted(runs)]
 
 
-def _figures(
-    report: BenchReport, index: int, setting: Setting, own: Sequence[Run], baseline: Sequence[Run]
-) -> SettingFigures:
-    counts = total(own)
-    pairs = paired(baseline, own) if index != BASELINE else []
+def _figures(report: BenchReport, index: int, own: Sequence[Run], baseline: Sequence[Run]) -> SettingFigures:
+    setting, counts = report.settings[index], total(own)
+    pairs = _paired(baseline, own) if index != BASELINE else []
     repeats = _whole_repeats(pairs)
-    prompts = sorted({run.prompt for run, _ in pairs})
-    peaks = [run.peak_memory_bytes for run in own if run.peak_memory_bytes is not None]
     ttfts = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
     text_verdict, difference = _compared_text(report, index, {run.prompt for run in own})
     is_timed = index != BASELINE and setting.backend == report.settings[BASELINE].backend
@@ -91,19 +112,25 @@ def _figures(
         setting=setting,
         counts=counts,
         num_runs=len(own),
-        speedup=ratio_of_sums(pairs),
+        speedup=_ratio_of_sums(pairs),
         interval=ratio_interval(repeats),
         repeat_ratios=tuple(repeats),
-        prompt_ratios={p: ratio for p in prompts if (ratio := ratio_of_sums([q for q in pairs if q[0].prompt == p]))},
+        prompt_ratios={
+            prompt: ratio
+            for prompt, group in sorted(_grouped(pairs, lambda run: run.prompt).items())
+            if (ratio := _ratio_of_sums(group))
+        },
         ttft_seconds=fmean(ttfts) if ttfts else None,
-        peak_memory_bytes=max(peaks) if peaks else None,
+        peak_memory_bytes=max(
+            (run.peak_memory_bytes for run in own if run.peak_memory_bytes is not None), default=None
+        ),
         text_verdict=text_verdict,
         difference=difference,
-        forecast=forecast_of(counts, total(baseline), report.costs, setting) if is_timed else None,
+        forecast=_forecast(counts, total(baseline), report.costs, setting) if is_timed else None,
     )
 
 
-def total(runs: Sequence[Run]) -> Counts:
+def total(runs: Iterable[Run]) -> Counts:
     """Returns the sums over runs."""
     counts = Counts()
     for run in runs:
@@ -111,34 +138,40 @@ def total(runs: Sequence[Run]) -> Counts:
     return counts
 
 
-def paired(baseline: Sequence[Run], own: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Pairs the runs of the same prompt and repeat, the baseline's first; runs without a partner are omitted."""
+_Pair = tuple[Run, Run]
+"""Runs of the same prompt and repeat, the baseline's first."""
+
+
+def _paired(baseline: Sequence[Run], own: Sequence[Run]) -> list[_Pair]:
+    """Pairs runs with those of the baseline; runs without a partner are omitted."""
     partners = {(run.prompt, run.repeat): run for run in baseline}
     return [(partners[key], run) for run in own if (key := (run.prompt, run.repeat)) in partners]
 
 
-def ratio_of_sums(pairs: Sequence[tuple[Run, Run]]) -> float | None:
-    """Returns the speedup over pairs: total seconds per token / total seconds per token, not a mean of ratios."""
-    baseline, own = total([run for run, _ in pairs]), total([run for _, run in pairs])
-    if not baseline.tpot_seconds or not own.tpot_seconds:
-        return None
-    return baseline.tpot_seconds / own.tpot_seconds
-
-
-def _whole_repeats(pairs: Sequence[tuple[Run, Run]]) -> list[float]:
-    """Returns the speedup of each repeat that ran as many prompts as the longest one."""
-    by_repeat: dict[int, list[tuple[Run, Run]]] = {}
+def _grouped(pairs: Sequence[_Pair], key: Callable[[Run], int]) -> dict[int, list[_Pair]]:
+    groups: dict[int, list[_Pair]] = defaultdict(list)
     for pair in pairs:
-        by_repeat.setdefault(pair[0].repeat, []).append(pair)
-    num_prompts = max((len(group) for group in by_repeat.values()), default=0)
-    ratios = [ratio_of_sums(group) for group in by_repeat.values() if len(group) == num_prompts]
+        groups[key(pair[0])].append(pair)
+    return groups
+
+
+def _ratio_of_sums(pairs: Sequence[_Pair]) -> float | None:
+    """Returns the speedup over pairs: total seconds per token / total seconds per token, not a mean of ratios."""
+    baseline, own = (total(runs).tpot_seconds for runs in (zip(*pairs, strict=True) if pairs else ((), ())))
+    return baseline / own if baseline and own else None
+
+
+def _whole_repeats(pairs: Sequence[_Pair]) -> list[float]:
+    """Returns the speedup of each repeat that ran as many prompts as the longest one."""
+    groups = _grouped(pairs, lambda run: run.repeat).values()
+    num_prompts = max(map(len, groups), default=0)
+    ratios = [_ratio_of_sums(group) for group in groups if len(group) == num_prompts]
     return [ratio for ratio in ratios if ratio is not None]
 
 
 def _compared_text(report: BenchReport, index: int, prompts: set[int]) -> tuple[TextVerdict | None, Difference | None]:
-    if report.settings[index].drafter == "none" or not report.config.sampling.is_greedy:
-        return None, None
-    if not any((index, prompt) in report.compared for prompt in prompts):
+    was_compared = any((index, prompt) in report.compared for prompt in prompts)
+    if report.settings[index].drafter == "none" or not report.config.sampling.is_greedy or not was_compared:
         return None, None
     differences = [d for d in report.differences if d.setting == index and d.prompt in prompts]
     real = [d for d in differences if not d.is_near_tie]
@@ -147,7 +180,7 @@ def _compared_text(report: BenchReport, index: int, prompts: set[int]) -> tuple[
     return ("near-tie", differences[0]) if differences else ("same", None)
 
 
-def forecast_of(counts: Counts, baseline: Counts, costs: MeasuredCosts | None, setting: Setting) -> Forecast | None:
+def _forecast(counts: Counts, baseline: Counts, costs: MeasuredCosts | None, setting: Setting) -> Forecast | None:
     """Predicts the speedup of a setting's rounds from the costs of passes; None if they were not measured."""
     if costs is None or setting.label not in costs.draft_seconds:
         return None

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from specgen.bench.configurations import Configuration, idle_weight_bytes
+from specgen.bench.configurations import Configuration, PeakMemory
 from specgen.bench.pass_costs import TimingOptions, measure_pass_costs
-from specgen.bench.peak_memory import PeakMemory
 from specgen.bench.prompts import BenchPrompt, PromptFormat
 from specgen.bench.results import (
     BASELINE,
@@ -251,8 +250,7 @@ class Benchmark:
         if any(failure.setting == index for failure in self._failures):
             return None
         configuration = self.configurations[index]
-        memory = PeakMemory(configuration.models.devices)
-        memory.reset()
+        memory = PeakMemory(self.configurations, configuration)
         started = self._time_limit.elapsed_seconds
         try:
             generation = self._generate(index, self._prompt_ids[prompt], stops_at_end=self.config.stops_at_end)
@@ -263,6 +261,4 @@ class Benchmark:
             return None
         if generation.finish_reason == "interrupted":
             return None
-        peak = memory.read()
-        own_peak = None if peak is None else max(peak - idle_weight_bytes(self.configurations, configuration), 0)
-        return Run(index, prompt, repeat, generation.counts, tuple(generation.token_ids), own_peak, started)
+        return Run(index, prompt, repeat, generation.counts, tuple(generation.token_ids), memory.read(), started)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median, stdev
 
 from specgen.bench.figures import SettingFigures, figures_by_setting, total
 from specgen.bench.results import BASELINE, BenchReport
-from specgen.bench.statistics import outliers, spread
 from specgen.core.cost_model import is_unlike
 
 NOISY_SPREAD = 0.05
@@ -16,6 +15,9 @@ WIDE_INTERVAL = 0.10
 SLOW_START = 1.10
 MIN_OUTLIER = 0.10
 """On a quiet machine runs differ so little that an outlier may be too close to the others to matter."""
+OUTLIER_SCORE = 14.826
+"""Modified z-score above which hyperfine reports an outlier: ten standard deviations of a normal sample."""
+MIN_SAMPLES_FOR_OUTLIERS = 9
 CONTRADICTORY = 1.15
 """A gain and a loss that differ by more than this factor can't both be right."""
 
@@ -144,3 +146,26 @@ def _outlying_runs(figures: SettingFigures, report: BenchReport) -> str:
         ratios += [seconds / median(times) for seconds in times] if len(times) > 2 else []
     num_outliers = len([i for i in outliers(ratios) if abs(ratios[i] - 1) > MIN_OUTLIER])
     return f"{num_outliers} runs took far longer or shorter than the others" if num_outliers else ""
+
+
+def outliers(values: Sequence[float]) -> list[int]:
+    """Returns the indices of values far from the rest, by modified z-score.
+
+    None for fewer than `MIN_SAMPLES_FOR_OUTLIERS`: of three values the median absolute deviation is the
+    smaller gap, so one in twelve ordinary triples would contain an "outlier".
+
+    Source: Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers; the limit is hyperfine's.
+    """
+    if len(values) < MIN_SAMPLES_FOR_OUTLIERS:
+        return []
+    center = median(values)
+    deviation = median(abs(value - center) for value in values)
+    if not deviation:
+        return []
+    # 0.6745 of a normal sample's standard deviation is its median absolute deviation.
+    return [i for i, value in enumerate(values) if 0.6745 * abs(value - center) / deviation > OUTLIER_SCORE]
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Returns the standard deviation as a fraction of the mean; None for fewer than two values."""
+    return stdev(values) / fmean(values) if len(values) > 1 and fmean(values) else None

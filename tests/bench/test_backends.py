@@ -16,7 +16,6 @@ from specgen.bench.runner import Benchmark, Host
 from specgen.cli.bench.inputs import on_both_backends
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.render.bench.columns import name_columns
-from specgen.render.theme import glyphs
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message
 from tests.bench.virtual import VirtualClock, finished, model
@@ -48,7 +47,7 @@ def test_rows_are_grouped_by_backend(report: BenchReport) -> None:
         *(("llama.cpp", "none"), ("llama.cpp", "lookup")),
         *(("torch", "none"), ("torch", "lookup")),
     ]
-    backends, drafts, _ = name_columns(figures, None, glyphs(ascii_only=True), ascii_only=True)
+    backends, drafts, _ = name_columns(figures, None, ascii_only=True)
     assert (backends.head, drafts.values[2]) == ("backend", "(target alone)")
     assert report.other_target is not None
     assert (report.target.name, report.other_target.name) == ("first", "second")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import replace
 
 import pytest
+from scipy import stats
 
-from specgen.bench.figures import figures_by_setting
+from specgen.bench.figures import figures_by_setting, ratio_interval
 from specgen.core.cost_model import break_even_alpha, expected_speedup
 from tests.bench.reports import LABEL, report
 
@@ -58,3 +61,29 @@ def test_a_draft_that_cannot_pay_has_no_break_even() -> None:
     assert costs is not None
 
     assert break_even_alpha(2, replace(costs, draft_seconds={LABEL: 0.2}).of(LABEL)) is None
+
+
+def test_the_interval_is_the_t_interval_of_the_logarithms() -> None:
+    ratios = [1.5, 1.62, 1.58, 1.49, 1.55]
+
+    interval = ratio_interval(ratios)
+
+    logs = [math.log(ratio) for ratio in ratios]
+    low, high = stats.t.interval(0.95, 4, loc=sum(logs) / 5, scale=stats.sem(logs))
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((math.exp(low), math.exp(high)))
+
+
+@pytest.mark.parametrize("ratios", [[], [1.5]])
+def test_one_ratio_has_no_interval(ratios: list[float]) -> None:
+    assert ratio_interval(ratios) is None
+
+
+def test_the_interval_covers_the_true_ratio_in_95_percent_of_samples() -> None:
+    rng = random.Random(0)
+    samples = [[1.5 * math.exp(rng.gauss(0, 0.03)) for _ in range(5)] for _ in range(4000)]
+
+    covered = sum(interval is not None and interval.contains(1.5) for interval in map(ratio_interval, samples))
+
+    # 0.95, give or take four standard errors.
+    assert covered / 4000 == pytest.approx(0.95, abs=0.014)

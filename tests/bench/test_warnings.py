@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import replace
 
 import pytest
 
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchReport, Difference, MeasuredCosts
-from specgen.bench.warnings import warnings_of
+from specgen.bench.warnings import outliers, spread, warnings_of
 from specgen.core.results import LogitGap
 from tests.bench.reports import LABEL, counts, report
 
@@ -69,3 +71,24 @@ def test_a_reached_time_limit_is_reported_with_the_finished_runs() -> None:
 
     assert "18 of 18" in warning.message
     assert codes(made) == {"out_of_time"}
+
+
+def test_a_distant_value_is_an_outlier_and_noise_is_not() -> None:
+    quiet = [1.0, 1.01, 0.99, 1.02, 0.98, 1.005, 0.995, 1.015]
+
+    assert outliers([*quiet, 3.0]) == [8]
+    assert outliers([*quiet, 1.05]) == []
+    assert outliers([1.0] * 9 + [2.0]) == []
+
+
+def test_uniform_noise_and_few_values_have_no_outliers() -> None:
+    rng = random.Random(1)
+    samples = [[rng.uniform(1, 1.2) for _ in range(9)] for _ in range(4000)]
+
+    assert sum(bool(outliers(sample)) for sample in samples) < 40
+    assert outliers([1.0, 1.001, 3.0]) == []
+
+
+def test_spread_is_the_standard_deviation_as_a_fraction_of_the_mean() -> None:
+    assert spread([9.0, 11.0]) == pytest.approx(math.sqrt(2) / 10)
+    assert spread([1.0]) is None

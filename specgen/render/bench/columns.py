@@ -20,20 +20,14 @@ from specgen.render.formatting import (
 )
 from specgen.render.sanitize import one_line
 from specgen.render.text_width import cut_to_cells
-from specgen.render.theme import Glyphs
+from specgen.render.theme import Glyphs, glyphs
 
 NOTHING = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Holds a column of a table.
-
-    Args:
-        head: Its heading.
-        values: One value per row.
-        is_left: Align to the left.
-    """
+    """A column of a table: its heading, one value per row, and whether they are aligned to the left."""
 
     head: str
     values: tuple[str, ...]
@@ -52,50 +46,39 @@ class Column:
 
 
 def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
-    """Returns what was measured and how.
-
-    Args:
-        report: The runs.
-        ascii_only: The terminal shows ASCII only.
-    """
+    """Returns what was measured and how."""
     config = report.config
     prompts, repeats = (
         format_count(len({getattr(run, name) for run in report.runs}), name) for name in ("prompt", "repeat")
     )
     how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
     targets = [report.target, *([report.other_target] if report.other_target else [])]
-    drafters = {setting.label: setting.drafter for setting in report.settings}
-    drafts = [
-        format_drafter(report.drafts.get(label), drafter, ascii_only=ascii_only)
-        for label, drafter in drafters.items()
-        if drafter != "none"
-    ]
+    drafters = {setting.label: setting.drafter for setting in report.settings if setting.drafter != "none"}
     return [
         *(f"target {format_model(target, ascii_only=ascii_only)}" for target in targets),
-        *(f"draft  {words}" for words in drafts),
+        *(
+            f"draft  {format_drafter(report.drafts.get(label), drafter, ascii_only=ascii_only)}"
+            for label, drafter in drafters.items()
+        ),
         f"{config.num_tokens} tokens x {prompts} x {repeats}, {how}",
     ]
 
 
-def name_columns(
-    figures: Sequence[SettingFigures], num_cells: int | None, symbols: Glyphs, *, ascii_only: bool
-) -> list[Column]:
+def name_columns(figures: Sequence[SettingFigures], num_cells: int | None, *, ascii_only: bool) -> list[Column]:
     """Returns the first columns of every part of a table: backend if two are compared, draft, and draft length.
 
-    Args:
-        figures: The rows.
-        num_cells: Longest name; None: names are not cut.
-        symbols: For the cut.
-        ascii_only: The terminal shows ASCII only.
+    Names are cut to `num_cells`, if given.
     """
     names = [one_line(item.setting.label, ascii_only=ascii_only) for item in figures]
     if num_cells is not None:
-        names = [shorten(name, num_cells, symbols.cut) for name in names]
+        names = [shorten(name, num_cells, glyphs(ascii_only=ascii_only).cut) for name in names]
     lengths = [NOTHING if item.setting.drafter == "none" else item.setting.length for item in figures]
-    columns = [Column("draft", tuple(names), is_left=True), Column("k", tuple(lengths))]
-    if any(item.setting.backend for item in figures):
-        columns.insert(0, Column("backend", tuple(item.setting.backend for item in figures), is_left=True))
-    return columns
+    backends = tuple(item.setting.backend for item in figures)
+    return [
+        *([Column("backend", backends, is_left=True)] if any(backends) else []),
+        Column("draft", tuple(names), is_left=True),
+        Column("k", tuple(lengths)),
+    ]
 
 
 def shorten(name: str, num_cells: int, cut: str) -> str:
@@ -108,28 +91,22 @@ def shorten(name: str, num_cells: int, cut: str) -> str:
 
 
 def figure_columns(figures: Sequence[SettingFigures], best: int | None, symbols: Glyphs) -> list[Column]:
-    """Returns all figures, the most important first.
+    """Returns all figures, the most important first; the setting of index `best` is marked."""
 
-    Args:
-        figures: The rows.
-        best: Index of the recommended setting, marked `best`.
-        symbols: For α and ±.
-    """
-
-    def column(head: str, words: Callable[[SettingFigures], str]) -> Column:
-        return Column(head, tuple(words(item) for item in figures))
+    def column(head: str, words: Callable[[SettingFigures], str | None]) -> Column:
+        return Column(head, tuple(words(item) or NOTHING for item in figures))
 
     return [
-        column("tok/s", lambda f: _number(f.counts.tokens_per_second, 1)),
+        column("tok/s", lambda f: _optional(f.counts.tokens_per_second, "{:.1f}".format)),
         column("speedup", lambda f: speedup_cell(f, symbols) + (" best" if f.index == best else "")),
         column("TAR", lambda f: percent(f.counts.acceptance_rate)),
-        column("tok/round", lambda f: _number(f.counts.block_efficiency, 2)),
+        column("tok/round", lambda f: _optional(f.counts.block_efficiency, "{:.2f}".format)),
         column("text", _text),
         column(symbols.alpha, lambda f: percent(f.counts.alpha)),
-        column("predicted", lambda f: NOTHING if f.predicted_speedup is None else format_speedup(f.predicted_speedup)),
-        column("drafting", lambda f: percent(f.counts.draft_share) if f.setting.drafter != "none" else NOTHING),
-        column("TTFT", lambda f: NOTHING if f.ttft_seconds is None else format_duration(f.ttft_seconds)),
-        column("memory", lambda f: NOTHING if f.peak_memory_bytes is None else format_size(f.peak_memory_bytes)),
+        column("predicted", lambda f: _optional(f.predicted_speedup, format_speedup)),
+        column("drafting", lambda f: percent(f.counts.draft_share) if f.setting.drafter != "none" else None),
+        column("TTFT", lambda f: _optional(f.ttft_seconds, format_duration)),
+        column("memory", lambda f: _optional(f.peak_memory_bytes, format_size)),
     ]
 
 
@@ -145,20 +122,17 @@ def speedup_cell(figures: SettingFigures, symbols: Glyphs) -> str:
     return f"{format_speedup(figures.speedup)} {symbols.plus_minus}{error}"
 
 
-def _number(value: float | None, num_digits: int) -> str:
-    return NOTHING if value is None else f"{value:.{num_digits}f}"
-
-
 def percent(rate: float | None) -> str:
     """Returns a fraction in whole percent; `-` for None."""
     return format_rate(rate, num_digits=0, missing=NOTHING)
 
 
-def _text(figures: SettingFigures) -> str:
+def _optional(value: float | None, words: Callable[[float], str]) -> str | None:
+    return None if value is None else words(value)
+
+
+def _text(figures: SettingFigures) -> str | None:
     """Returns whether greedy answers are the baseline's."""
-    if figures.text_verdict is None:
-        return NOTHING
-    if figures.text_verdict == "same" or figures.difference is None:
-        return "same"
-    word = "near-tie" if figures.text_verdict == "near-tie" else "DIFFERENT"
-    return f"{word}@{figures.difference.position}"
+    if figures.difference is None:
+        return figures.text_verdict
+    return f"{'near-tie' if figures.text_verdict == 'near-tie' else 'DIFFERENT'}@{figures.difference.position}"

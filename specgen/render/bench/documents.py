@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from specgen.bench.advice import Recommendation, command_line_for, recommend
 from specgen.bench.figures import SettingFigures, figures_by_setting
-from specgen.bench.results import BenchReport, Difference, Run, Setting
+from specgen.bench.results import BenchReport, Run, Setting
 from specgen.bench.warnings import warnings_of
 from specgen.core.version import __version__
 from specgen.render.bench.columns import figure_columns, method_lines, name_columns
@@ -31,15 +31,31 @@ CSV_COLUMNS = (
 
 def bench_document(report: BenchReport) -> Document:
     """Returns the whole benchmark as one document."""
-    figures = figures_by_setting(report)
+    figures, costs = figures_by_setting(report), report.costs
     return {
         **start_document(report),
         "type": "bench",
         "is_complete": report.is_complete,
         "is_out_of_time": report.is_out_of_time,
         "results": [result_document(report, item) for item in figures],
-        "categories": _categories(report),
-        "costs": _costs(report),
+        "categories": {
+            category: [
+                {
+                    **_setting(item.setting),
+                    **_speedup(item),
+                    "draft_acceptance_rate": item.counts.acceptance_rate,
+                }
+                for item in figures_by_setting(report, category)
+            ]
+            for category in dict.fromkeys(prompt.category for prompt in report.prompts)
+        },
+        "costs": None
+        if costs is None
+        else {
+            "verify_s": {str(n): seconds for n, seconds in sorted(costs.verify_seconds.items())},
+            "draft_token_s": dict(costs.draft_seconds),
+            "catch_up_s": dict(costs.catch_up_seconds),
+        },
         "recommendation": recommendation_document(recommend(figures)),
         "warnings": [asdict(warning) for warning in warnings_of(report, figures)],
         "notices": list(report.notices),
@@ -78,9 +94,7 @@ def result_document(report: BenchReport, figures: SettingFigures) -> Document:
         **_setting(figures.setting),
         "summary": {
             "num_runs": figures.num_runs,
-            "tokens_per_s": figures.counts.tokens_per_second,
-            "speedup": figures.speedup,
-            "speedup_interval_95": _pair(figures),
+            **_speedup(figures),
             "speedup_by_repeat": list(figures.repeat_ratios),
             "speedup_by_prompt": {report.prompts[i].id: ratio for i, ratio in figures.prompt_ratios.items()},
             "predicted_speedup": figures.predicted_speedup,
@@ -90,7 +104,17 @@ def result_document(report: BenchReport, figures: SettingFigures) -> Document:
             "text": figures.text_verdict,
             "stats": stats_document(figures.counts),
         },
-        "differences": [_difference(report, d) for d in report.differences if d.setting == figures.index],
+        "differences": [
+            {
+                "prompt": report.prompts[difference.prompt].id,
+                "position": difference.position,
+                "logit_gap": difference.gap.distance,
+                "tolerance": difference.gap.tolerance,
+                "is_near_tie": difference.is_near_tie,
+            }
+            for difference in report.differences
+            if difference.setting == figures.index
+        ],
         "runs": [run_document(report, run) for run in report.runs if run.setting == figures.index],
     }
 
@@ -143,27 +167,26 @@ def csv_text(report: BenchReport) -> str:
 def markdown_text(report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation) -> str:
     """Returns Markdown for GitHub: the method, the table, the recommendation and all warnings."""
     best = None if advice.figures is None else advice.figures.index
-    names = name_columns(figures, None, UNICODE_GLYPHS, ascii_only=False)
-    columns = [*names, *figure_columns(figures, best, UNICODE_GLYPHS)]
+    columns = [*name_columns(figures, None, ascii_only=False), *figure_columns(figures, best, UNICODE_GLYPHS)]
+    rows = zip(*([_escaped(value) for value in column.values] for column in columns), strict=True)
+    head = "Do not speculate" if best is None else "Recommended"
+    warnings = [f"- {_escaped(warning.message)}" for warning in warnings_of(report, figures)]
     lines = [
         *(f"- {_escaped(line)}" for line in method_lines(report, ascii_only=False)),
         "",
         "| " + " | ".join(column.head for column in columns) + " |",
         "|" + "|".join(":--" if column.is_left else "--:" for column in columns) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        f"{head}: `{recommendation_document(advice)['options']}`. {_escaped(advice.reason)}",
+        *(["", "Warnings:", "", *warnings] if warnings else []),
+        "",
     ]
-    for row in range(len(figures)):
-        lines.append("| " + " | ".join(_escaped(column.values[row]) for column in columns) + " |")
-    chosen = recommendation_document(advice)
-    head = "Do not speculate" if chosen["setting"] is None else "Recommended"
-    lines += ["", f"{head}: `{chosen['options']}`. {_escaped(advice.reason)}"]
-    warnings = [f"- {_escaped(warning.message)}" for warning in warnings_of(report, figures)]
-    return "\n".join([*lines, *(["", "Warnings:", "", *warnings] if warnings else []), ""])
+    return "\n".join(lines)
 
 
 def _escaped(text: str) -> str:
-    for character in "\\`*_<>|[]":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return re.sub(r"[\\`*_<>|\[\]]", r"\\\g<0>", text)
 
 
 def _setting(setting: Setting) -> Document:
@@ -177,42 +200,10 @@ def _setting(setting: Setting) -> Document:
     }
 
 
-def _pair(figures: SettingFigures) -> list[float] | None:
-    return None if figures.interval is None else [figures.interval.low, figures.interval.high]
-
-
-def _difference(report: BenchReport, difference: Difference) -> Document:
+def _speedup(figures: SettingFigures) -> Document:
+    interval = figures.interval
     return {
-        "prompt": report.prompts[difference.prompt].id,
-        "position": difference.position,
-        "logit_gap": difference.gap.distance,
-        "tolerance": difference.gap.tolerance,
-        "is_near_tie": difference.is_near_tie,
-    }
-
-
-def _categories(report: BenchReport) -> Document:
-    """Returns speedup and acceptance by category and setting."""
-    categories: dict[str, list[dict[str, Any]]] = {}
-    for category in dict.fromkeys(prompt.category for prompt in report.prompts):
-        categories[category] = [
-            {
-                **_setting(item.setting),
-                "tokens_per_s": item.counts.tokens_per_second,
-                "speedup": item.speedup,
-                "speedup_interval_95": _pair(item),
-                "draft_acceptance_rate": item.counts.acceptance_rate,
-            }
-            for item in figures_by_setting(report, category)
-        ]
-    return categories
-
-
-def _costs(report: BenchReport) -> Document | None:
-    if report.costs is None:
-        return None
-    return {
-        "verify_s": {str(n): seconds for n, seconds in sorted(report.costs.verify_seconds.items())},
-        "draft_token_s": dict(report.costs.draft_seconds),
-        "catch_up_s": dict(report.costs.catch_up_seconds),
+        "tokens_per_s": figures.counts.tokens_per_second,
+        "speedup": figures.speedup,
+        "speedup_interval_95": None if interval is None else [interval.low, interval.high],
     }

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specgen.bench.figures import SettingFigures, total
+from specgen.bench.figures import Interval, SettingFigures, total
 from specgen.bench.results import BASELINE, BenchReport
 from specgen.core.cost_model import expected_speedup
 from specgen.core.errors import SettingsError
@@ -36,13 +36,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_bytes(report: BenchReport, figures: Sequence[SettingFigures], suffix: str) -> bytes:
-    """Returns the picture.
-
-    Args:
-        report: The runs.
-        figures: Of all settings.
-        suffix: `.svg` or `.png`.
-    """
+    """Returns the picture of all settings; `suffix` is `.svg` or `.png`."""
     # Not pyplot: it keeps global state and may open a display.
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -93,23 +87,16 @@ def _speedups(axes: Any, report: BenchReport, measured: Sequence[SettingFigures]
         shift = step * (number - (len(labels) - 1) / 2)
         at = [x_positions[item.setting.length] + shift for item in own]
         values = [item.speedup or 0.0 for item in own]
-        low = [v - (i.interval.low if i.interval else v) for v, i in zip(values, own, strict=True)]
-        high = [(i.interval.high if i.interval else v) - v for v, i in zip(values, own, strict=True)]
-        errors = [[max(e, 0.0) for e in low], [max(e, 0.0) for e in high]]
-        axes.errorbar(
-            at, values, yerr=errors, linestyle="none", capsize=3, markersize=6, label=one_line(label), **style
-        )
+        bounds = [item.interval or Interval(value, value) for item, value in zip(own, values, strict=True)]
+        low = [max(value - bound.low, 0.0) for value, bound in zip(values, bounds, strict=True)]
+        high = [max(bound.high - value, 0.0) for value, bound in zip(values, bounds, strict=True)]
+        marks = {"linestyle": "none", "capsize": 3, "markersize": 6, "label": one_line(label)}
+        axes.errorbar(at, values, yerr=[low, high], **marks, **style)
         _curve(axes, report, own, lengths, number)
     axes.axhline(1.0, color="#666666", linewidth=1)
     # At the left edge, since `auto` is at the right one.
-    axes.annotate(
-        "baseline: the target alone",
-        (0.01, 1.0),
-        xycoords=("axes fraction", "data"),
-        ha="left",
-        va="bottom",
-        fontsize=8,
-    )
+    place = ("axes fraction", "data")
+    axes.annotate("baseline: the target alone", (0.01, 1.0), xycoords=place, ha="left", va="bottom", fontsize=8)
     axes.set_xticks(list(x_positions.values()), list(x_positions))
     axes.set_xlabel("draft length, tokens")
     axes.set_ylabel("speedup over the baseline")
@@ -127,14 +114,11 @@ def _curve(axes: Any, report: BenchReport, own: Sequence[SettingFigures], length
     # The costs were measured on the first backend.
     timed = [item for item in own if item.setting.backend == report.settings[BASELINE].backend]
     fixed = [item for item in timed if item.setting.schedule == "constant" and item.setting.drafter == "model"]
-    if not fixed or report.costs is None or len(lengths) == 0:
-        return
     indices = {item.index for item in fixed}
     alpha = total([run for run in report.runs if run.setting in indices]).alpha
-    if alpha is None:
+    if not fixed or report.costs is None or alpha is None:
         return
-    label = fixed[0].setting.label
-    costs = report.costs.of(label)
+    costs = report.costs.of(fixed[0].setting.label)
     points = [(k, expected_speedup([alpha] * k, costs)) for k in range(1, max(lengths) + 1)]
     known = [(k, value) for k, value in points if value is not None]
     colour = COLOURS[number % len(COLOURS)]

@@ -37,14 +37,7 @@ BREAK_EVEN_PASSES = (2, 3, 5, 9)
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """Options of `format_bench`.
-
-    Args:
-        width: Columns of the terminal.
-        by_category: Add a table of speedups by category.
-        has_chart: Add bars of the speedups.
-        ascii_only: The terminal shows ASCII only.
-    """
+    """How `format_bench` shows a report: the columns of the terminal, and parts to add."""
 
     width: int
     by_category: bool = False
@@ -60,29 +53,20 @@ class TableOptions:
 def format_bench(
     report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation, options: TableOptions
 ) -> Text:
-    """Formats the whole report. Columns that do not fit the width go into further parts below.
-
-    Args:
-        report: The runs.
-        figures: Of all settings.
-        advice: What to use.
-        options: See `TableOptions`.
-    """
+    """Formats the whole report. Columns that do not fit the width go into further parts below."""
     best = None if advice.figures is None else advice.figures.index
     best_row = next((row for row, item in enumerate(figures) if item.index == best), None)
     names = _names(figures, options)
     parts = [_method(report, options)]
-    parts += fold([*names, *figure_columns(figures, best, options.symbols)], len(names), options.width, best_row)
+    parts += fold(names, figure_columns(figures, best, options.symbols), options.width, best_row)
     if options.has_chart:
         parts.append(_chart(figures, names, options))
     drafting = [item for item in figures if item.setting.drafter != "none"]
     parts += _positions(drafting, options) if drafting else []
     if options.by_category:
         parts += _categories(report, figures, names, options)
-    costs = _costs(report, options)
-    parts += [costs] if costs is not None else []
-    parts.append(format_advice(advice, options.width))
-    return Text("\n\n").join(parts)
+    parts += _costs(report, options)
+    return Text("\n\n").join([*parts, format_advice(advice, options.width)])
 
 
 def format_advice(advice: Recommendation, width: int) -> Text:
@@ -97,22 +81,17 @@ def format_advice(advice: Recommendation, width: int) -> Text:
     return text
 
 
-def fold(columns: Sequence[Column], num_names: int, width: int, marked: int | None = None) -> list[Text]:
-    """Formats a table in one or several parts that fit the width, each beginning with the name columns.
+def fold(names: Sequence[Column], columns: Sequence[Column], width: int, marked: int | None = None) -> list[Text]:
+    """Formats a table in one or several parts that fit the width, each beginning with the names.
 
-    Args:
-        columns: Name columns first.
-        num_names: Number of name columns.
-        width: Cells of a line.
-        marked: Row to highlight.
+    The row `marked` is highlighted.
     """
-    names, rest = list(columns[:num_names]), list(columns[num_names:])
     parts: list[list[Column]] = []
     used = 0
-    for column in rest:
+    for column in columns:
         if not parts or used + GAP + column.width > width:
             parts.append([*names])
-            used = sum(name.width for name in names) + GAP * (num_names - 1)
+            used = sum(name.width for name in names) + GAP * (len(names) - 1)
         parts[-1].append(column)
         used += GAP + column.width
     return [_table(part, marked) for part in parts]
@@ -136,7 +115,7 @@ def _names(figures: Sequence[SettingFigures], options: TableOptions) -> list[Col
     backend_width = max(len(item.setting.backend) for item in figures)
     room = options.width - figures_width - len(" best") - (GAP + backend_width if backend_width else 0)
     num_cells = room if room >= MIN_NAME_CELLS else options.width // 4
-    return name_columns(figures, num_cells, options.symbols, ascii_only=options.ascii_only)
+    return name_columns(figures, num_cells, ascii_only=options.ascii_only)
 
 
 def _method(report: BenchReport, options: TableOptions) -> Text:
@@ -161,20 +140,17 @@ def _chart(figures: Sequence[SettingFigures], names: Sequence[Column], options: 
 def _positions(figures: Sequence[SettingFigures], options: TableOptions) -> list[Text]:
     """Formats the acceptance of the tokens tested at each position of the drafts."""
     rates = [item.counts.acceptance_by_position for item in figures]
-    num_positions = min(max((len(row) for row in rates), default=0), MAX_POSITIONS)
-    if not num_positions:
-        return []
-    names = _names(figures, options)
+    num_positions = min(max(map(len, rates)), MAX_POSITIONS)
     columns = [
         Column(str(position + 1), tuple(percent(row[position]) if position < len(row) else NOTHING for row in rates))
         for position in range(num_positions)
     ]
-    title = Text("acceptance by position, of the tokens tested there", "label")
-    return _titled(title, fold([*names, *columns], len(names), options.width))
+    title = "acceptance by position, of the tokens tested there"
+    return _titled(title, fold(_names(figures, options), columns, options.width))
 
 
-def _titled(title: Text, parts: list[Text]) -> list[Text]:
-    return [Text("\n").join([title, parts[0]]), *parts[1:]]
+def _titled(title: str, parts: list[Text]) -> list[Text]:
+    return [Text("\n").join([Text(title, "label"), parts[0]]), *parts[1:]] if parts else []
 
 
 def _categories(
@@ -183,33 +159,28 @@ def _categories(
     """Formats the speedups by category of the prompts."""
     columns = []
     for category in dict.fromkeys(prompt.category for prompt in report.prompts):
-        measured = {item.index: item for item in figures_by_setting(report, category)}
-        cells = (
-            speedup_cell(measured[item.index], options.symbols) if item.index in measured else NOTHING
-            for item in figures
-        )
-        columns.append(Column(one_line(category), tuple(cells)))
-    return _titled(Text("speedup by category", "label"), fold([*names, *columns], len(names), options.width))
+        cells = {item.index: speedup_cell(item, options.symbols) for item in figures_by_setting(report, category)}
+        columns.append(Column(one_line(category), tuple(cells.get(item.index, NOTHING) for item in figures)))
+    return _titled("speedup by category", fold(names, columns, options.width))
 
 
-def _costs(report: BenchReport, options: TableOptions) -> Text | None:
-    """Formats v(n), the cost of a draft token, and the acceptance from which drafts pay."""
+def _costs(report: BenchReport, options: TableOptions) -> list[Text]:
+    """Formats v(n), the cost of a draft token, and the acceptance from which drafts pay; nothing without costs."""
     costs = report.costs
     one = None if costs is None else costs.verify(1)
     if costs is None or not one:
-        return None
+        return []
     known = [n for n in CURVE_LENGTHS if n in costs.verify_seconds]
     curve = ", ".join(f"{n}: {costs.verify_seconds[n] / one:.2f}" for n in known)
     lines = [f"v(n), a pass over n tokens in units of one token ({format_milliseconds(one)}): {curve}"]
     lengths = [n - 1 for n in BREAK_EVEN_PASSES if costs.verify(n) is not None]
     for label, seconds in costs.draft_seconds.items():
         unit = "a proposal" if label == "lookup" else "a draft token"
-        alphas = format_break_even(costs.of(label), lengths)
         cost = f"{one_line(label)}: {unit} costs {seconds / one:.2f} passes over one token"
-        lines.append(f"{cost}; pays from {options.symbols.alpha}: {alphas}")
+        lines.append(f"{cost}; pays from {options.symbols.alpha}: {format_break_even(costs.of(label), lengths)}")
     backend = report.settings[BASELINE].backend
-    title = Text(f"costs on {backend}" if backend else "costs", "label")
-    return Text("\n").join([title, *(Text(part) for line in lines for part in _wrapped(line, options.width))])
+    wrapped = [Text(part) for line in lines for part in _wrapped(line, options.width)]
+    return [Text("\n").join([Text(f"costs on {backend}" if backend else "costs", "label"), *wrapped])]
 
 
 def _wrapped(line: str, width: int) -> list[str]:
