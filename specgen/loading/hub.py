@@ -18,7 +18,7 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import has_weights
 from specgen.loading.names import hint_for
-from specgen.storage.cache import is_disk_full
+from specgen.storage.folders import is_disk_full
 
 ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 IGNORE_PATTERNS = ["*/*", "consolidated*", "*.bin.index.json"]

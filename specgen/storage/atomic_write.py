@@ -1,11 +1,13 @@
 """Replaces files and publishes folders atomically: a reader, or a crash at any point, sees the old content or the new.
 
-New content is written under a hidden temporary name in the same folder, synced to disk, and renamed.
+New content is written under a hidden temporary name in the same folder, synced to disk, and renamed. A file that a user
+names with `-o` may also be a device, a pipe or an open stream, which is written directly.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,21 +16,29 @@ from pathlib import Path
 
 from specgen.core.errors import OutputError
 
-PRIVATE = 0o600
-"""Mode of files that only their owner may read."""
 USER_FILE = 0o666
 """Mode of files that a user requested; the umask applies."""
+_STANDARD_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR_PATH = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
 
-def replace_file(path: Path, data: bytes, mode: int = PRIVATE) -> None:
-    """Replaces a file. A symbolic link at `path` is replaced, not followed.
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replaces a file, by default with one that only its owner may read. A symbolic link is replaced, not followed.
 
     Raises:
         OutputError: Any step failed. The old file is unchanged and the temporary file is removed.
     """
     try:
         with replacement(path) as temporary:
-            _write_new(temporary, data, mode)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, mode)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -71,12 +81,49 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+def check_output_path(path: Path | None, what: str) -> None:
+    """Refuses a path that cannot be written, before any work is done for it.
+
+    Args:
+        path: None: no file was requested.
+        what: The content, for the message.
+
+    Raises:
+        OutputError: The folder of the path does not exist, or the path is a folder.
+    """
+    if path is None:
+        return
+    resolved = Path(os.path.realpath(path))
+    if not resolved.parent.is_dir():
+        raise OutputError(f"cannot write {what}: no folder {resolved.parent}", "create the folder first")
+    if os.path.isdir(resolved):  # Path.is_dir raises on a name that is too long; writing reports that
+        raise OutputError(f"cannot write {what}: {path} is a folder", "give a file in it")
+
+
+def is_output_stream(path: Path) -> bool:
+    """Returns whether the path is a device, a pipe or an open stream of this program, which cannot be replaced."""
+    return _descriptor_of(path) is not None or (os.path.exists(path) and not os.path.isfile(path))
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Replaces the file that the path or its link points to; writes into a stream (see `is_output_stream`).
+
+    Raises:
+        OutputError: Any step failed. An old file is unchanged.
+    """
+    if not is_output_stream(path):
+        replace_file(Path(os.path.realpath(path)), data, USER_FILE)
+        return
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = _descriptor_of(path)
+        with open(path if descriptor is None else os.dup(descriptor), "wb") as stream:
+            stream.write(data)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _descriptor_of(path: Path) -> int | None:
+    """Returns the 3 of `/dev/fd/3`. The descriptor itself is used: opening the path again would start at byte 0."""
+    name = os.path.abspath(path)
+    match = _DESCRIPTOR_PATH.fullmatch(name)
+    return int(match[1]) if match else _STANDARD_STREAMS.get(name)

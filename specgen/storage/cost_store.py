@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from specgen.core.errors import SpecgenError
 from specgen.storage.atomic_write import replace_file
-from specgen.storage.paths import cache_folder, cache_root
+from specgen.storage.folders import cache_root
 
 FORMAT = 1
 MAX_FILES = 64
@@ -41,7 +40,7 @@ class CostStore:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+        self._folder = cache_root() / "costs" if path is None else path
 
     def read(self, key: CostKey) -> dict[str, float]:
         """Returns seconds by name; empty if none are stored for exactly this key."""
@@ -59,27 +58,36 @@ class CostStore:
         costs = {}
         for name, value in seconds.items():
             age = 0 if name in confirmed else before.get(name, (0.0, 0))[1] + 1
-            if age <= MAX_UNCONFIRMED and _is_cost(value):
+            if _is_entry(value, age):
                 costs[name] = [value, age]
         document = {"format": FORMAT, "facts": dict(key), "costs": costs}
         with suppress(SpecgenError, OSError):
-            folder = cache_folder("costs") if self._path is None else self._path
-            folder.mkdir(parents=True, exist_ok=True)
-            replace_file(folder / file_name(key), json.dumps(document, allow_nan=False).encode())
-            _remove_old_files(folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self._folder / file_name(key), json.dumps(document, allow_nan=False).encode())
+            self._remove_old_files()
 
     def _entries(self, key: CostKey) -> dict[str, tuple[float, int]]:
-        folder = cache_root() / "costs" if self._path is None else self._path
-        path = folder / file_name(key)
+        """Returns seconds and age by name; empty unless every part of the file is valid and its key is this one."""
+        path = self._folder / file_name(key)
         try:
             # Opening a pipe or a device of this name would block.
-            if not path.is_file():
+            if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
                 return {}
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-            return _parse(json.loads(data), key) if len(data) <= MAX_FILE_BYTES else {}
-        except (OSError, ValueError, RecursionError):
+            document = json.loads(path.read_bytes())
+            entries = {name: (seconds, age) for name, (seconds, age) in document["costs"].items()}
+            is_valid = document["format"] == FORMAT and document["facts"] == dict(key) and len(entries) <= MAX_ENTRIES
+        except (OSError, RecursionError, LookupError, TypeError, ValueError, AttributeError):
             return {}
+        return entries if is_valid and all(_is_entry(*entry) for entry in entries.values()) else {}
+
+    def _remove_old_files(self) -> None:
+        """Removes files above `MAX_FILES`, and temporary files that a killed process left."""
+        ages = sorted((path.stat().st_mtime, path) for path in self._folder.glob("*.json") if path.is_file())
+        for _, path in ages[: max(0, len(ages) - MAX_FILES)]:
+            path.unlink(missing_ok=True)
+        for path in self._folder.glob(".*.tmp"):
+            if path.stat().st_mtime < time() - SECONDS_UNTIL_LEFT_OVER:
+                path.unlink(missing_ok=True)
 
 
 def file_name(key: CostKey) -> str:
@@ -88,34 +96,6 @@ def file_name(key: CostKey) -> str:
     return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _parse(document: Any, key: CostKey) -> dict[str, tuple[float, int]]:
-    """Returns seconds and age by name; empty unless every part of the document is valid and its key is this one."""
-    if not isinstance(document, dict) or document.get("format") != FORMAT or document.get("facts") != dict(key):
-        return {}
-    costs = document.get("costs")
-    if not isinstance(costs, dict) or len(costs) > MAX_ENTRIES:
-        return {}
-    entries = {}
-    for name, entry in costs.items():
-        if not isinstance(entry, list) or len(entry) != 2:
-            return {}
-        value, age = entry
-        if not _is_cost(value) or not isinstance(age, int) or not 0 <= age <= MAX_UNCONFIRMED:
-            return {}
-        entries[name] = (float(value), age)
-    return entries
-
-
-def _is_cost(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and 0 < value <= MAX_SECONDS
-
-
-def _remove_old_files(folder: Path) -> None:
-    """Removes files above `MAX_FILES`, and temporary files that a killed process left."""
-    ages = sorted((path.stat().st_mtime, path) for path in folder.glob("*.json") if path.is_file())
-    for _, path in ages[: max(0, len(ages) - MAX_FILES)]:
-        path.unlink(missing_ok=True)
-    for path in folder.glob(".*.tmp"):
-        if path.stat().st_mtime < time() - SECONDS_UNTIL_LEFT_OVER:
-            path.unlink(missing_ok=True)
+def _is_entry(seconds: Any, age: Any) -> bool:
+    is_cost = type(seconds) in (int, float) and 0 < seconds <= MAX_SECONDS
+    return is_cost and type(age) is int and 0 <= age <= MAX_UNCONFIRMED

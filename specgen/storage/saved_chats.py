@@ -14,10 +14,9 @@ from datetime import datetime
 from pathlib import Path
 
 from specgen.core.errors import OutputError, SettingsError
-from specgen.core.version import __version__
 from specgen.storage.atomic_write import replace_file
+from specgen.storage.folders import private_folder, state_folder
 from specgen.storage.lock import FileLock, LockedError
-from specgen.storage.paths import private_folder, state_folder
 from specgen.storage.transcript import Transcript, TranscriptError, from_json, to_json
 
 SUFFIX = ".json"
@@ -183,7 +182,7 @@ class SessionFile:
         Raises:
             OutputError: It cannot be written. The old session is unchanged.
         """
-        replace_file(self.path, to_json(transcript, __version__))
+        replace_file(self.path, to_json(transcript))
 
     def close(self) -> None:
         """Lets other processes write the session. Can be called again."""

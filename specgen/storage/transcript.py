@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, cast
+
+from specgen.core.version import __version__
 
 SCHEMA_VERSION = 1
 
@@ -80,20 +82,15 @@ class Transcript:
     created: str
 
 
-def to_json(transcript: Transcript, version: str) -> bytes:
-    """Encodes a session as JSON in ASCII, so that it has no terminal control sequences and keeps lone surrogates.
-
-    Args:
-        transcript: The session.
-        version: Version of the program, recorded in the document.
-    """
+def to_json(transcript: Transcript) -> bytes:
+    """Encodes a session as JSON in ASCII, so that it has no terminal control sequences and keeps lone surrogates."""
     document = {
         "schema_version": SCHEMA_VERSION,
-        "specgen_version": version,
+        "specgen_version": __version__,
         "created": transcript.created,
-        "target": _model_document(transcript.target),
+        "target": asdict(transcript.target),
         "drafter": transcript.drafter,
-        "draft": None if transcript.draft is None else _model_document(transcript.draft),
+        "draft": None if transcript.draft is None else asdict(transcript.draft),
         "settings": dict(transcript.settings),
         "system": transcript.system,
         "messages": [_message_document(message) for message in transcript.messages],
@@ -131,14 +128,9 @@ def from_json(data: bytes) -> Transcript:
 
 
 def _message_document(message: ChatMessage) -> dict[str, Any]:
-    document: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.thinking:
-        document["thinking"] = message.thinking
-    if message.interrupted:
-        document["interrupted"] = True
-    if message.stats:
-        document["stats"] = dict(message.stats)
-    return document
+    document = {"role": message.role, "content": message.content}
+    optional = {"thinking": message.thinking, "interrupted": message.interrupted, "stats": dict(message.stats)}
+    return document | {key: value for key, value in optional.items() if value}
 
 
 def _message(item: object) -> ChatMessage:
@@ -154,10 +146,6 @@ def _message(item: object) -> ChatMessage:
         _value(item, "interrupted", bool, False),
         _scalars(item, "stats"),
     )
-
-
-def _model_document(model: SavedModel) -> dict[str, Any]:
-    return {"name": model.name, "quant": model.quant, "revision": model.revision, "ran_as": model.ran_as}
 
 
 def _model(item: dict[str, Any]) -> SavedModel:

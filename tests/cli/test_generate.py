@@ -16,7 +16,7 @@ from specgen.core.errors import ModelFileError, NumericalError
 from specgen.engine.verification import verify
 from specgen.models.cached_model import CachedModel
 from specgen.runtime.generation import Generation
-from specgen.storage.output_file import write_output
+from specgen.storage.atomic_write import write_output
 from tests.cli.children import Ended, run_child
 from tests.cli.conftest import EXACT, Cli
 from tests.loading.builders import edit_json, make_folder

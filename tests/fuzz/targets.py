@@ -177,7 +177,7 @@ _SESSION = Transcript(
     {"temperature": 0.5},
     "2026-01-01T00:00:00+00:00",
 )
-_WHOLE = to_json(_SESSION, "1.0")
+_WHOLE = to_json(_SESSION)
 _NAMES = (*json.loads(_WHOLE), "role", "content", "thinking", "name", "revision", "unknown")
 
 
@@ -208,7 +208,7 @@ def check_session(data: bytes) -> None:
         found = from_json(data)
     except TranscriptError:
         return
-    assert from_json(to_json(found, "1.0")) == found
+    assert from_json(to_json(found)) == found
 
 
 Maker = Callable[[random.Random], bytes]

@@ -22,9 +22,8 @@ from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.libraries import gc_paused
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
-from specgen.storage import cache as cache_module
-from specgen.storage.cache import single_writer
-from specgen.storage.paths import cache_root
+from specgen.storage import folders
+from specgen.storage.folders import cache_root, single_writer
 from specgen.text.tokenizer import end_ids, load_tokenizer
 from specgen.text.vocabulary import table_size
 from tests.loading.builders import CHAT_TEMPLATE, RecordedProgress, array, fails, gguf, make_gguf, pair, resolved, text
@@ -284,7 +283,7 @@ def test_waiting_for_another_program_is_reported(cache: Path) -> None:
 @pytest.mark.fault("F72")
 def test_a_full_disk_is_reported_before_the_work(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(cache)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
 
     fails(LoadError, lambda: convert_gguf(source), "977 KiB", "33 MiB", "SPECGEN_CACHE")
     assert entries(cache) == []

@@ -13,7 +13,7 @@ from specgen.core.errors import ModelNotFoundError
 from specgen.core.settings import ModelSettings
 from specgen.loading.builtin import fetch_builtin
 from specgen.runtime.pair import PairSettings, resolve_pair
-from specgen.storage.paths import STATE_VARIABLE
+from specgen.storage.folders import STATE_VARIABLE
 from specgen.storage.transcript import from_json
 from tests.cli.chat.terminals import Terminal, logged
 

@@ -20,7 +20,7 @@ from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
-from specgen.storage.paths import cache_root
+from specgen.storage.folders import cache_root
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from tests.cli.children import run_child
 from tests.fakes import always_wrong, cached, ids_of, oracle, random_tokens, tiny_model

@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 
 from specgen.core.errors import OutputError
-from specgen.storage.atomic_write import USER_FILE, publish_folder, replace_file, replacement
-from specgen.storage.output_file import check_output_path, is_output_stream, write_output
+from specgen.storage.atomic_write import (
+    USER_FILE,
+    check_output_path,
+    is_output_stream,
+    publish_folder,
+    replace_file,
+    replacement,
+    write_output,
+)
 
 OLD, NEW = b"old", b"new content, longer than the old"
 

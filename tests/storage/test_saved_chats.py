@@ -85,7 +85,7 @@ def test_a_name_with_a_slash_is_a_file_of_the_user(folder: SessionFolder, tmp_pa
 def test_last_is_the_session_saved_last(folder: SessionFolder) -> None:
     for name, when in (("a", 100), ("b", 300), ("c", 200)):
         folder.make()
-        replace_file(folder.path_of(name), to_json(OLD, "1.0"))
+        replace_file(folder.path_of(name), to_json(OLD))
         os.utime(folder.path_of(name), (when, when))
 
     assert folder.existing("last") == folder.path_of("b")
@@ -94,7 +94,7 @@ def test_last_is_the_session_saved_last(folder: SessionFolder) -> None:
 
 def test_a_missing_session_is_an_error_with_the_nearest_name(folder: SessionFolder) -> None:
     folder.make()
-    replace_file(folder.path_of("holiday"), to_json(OLD, "1.0"))
+    replace_file(folder.path_of("holiday"), to_json(OLD))
 
     with pytest.raises(SettingsError) as caught:
         folder.existing("holyday")
@@ -108,7 +108,7 @@ def test_without_sessions_there_is_no_last(folder: SessionFolder) -> None:
         folder.existing("last")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"schema_version": 99}', b"\xff\xfe", to_json(NEW, "1")[:-20]])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema_version": 99}', b"\xff\xfe", to_json(NEW)[:-20]])
 @pytest.mark.fault("F64")
 def test_a_damaged_session_is_renamed_and_never_overwritten(folder: SessionFolder, content: bytes) -> None:
     folder.make()

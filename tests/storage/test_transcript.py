@@ -38,17 +38,17 @@ def make_transcript(*texts: str) -> Transcript:
     return Transcript(messages, None, SavedModel("toy"), "lookup", None, {}, "2026-01-01T00:00:00+00:00")
 
 
-SESSION = to_json(make_transcript("old", "reply", "new"), "1.0")
+SESSION = to_json(make_transcript("old", "reply", "new"))
 
 
 @given(TRANSCRIPTS)
 def test_any_session_comes_back_as_it_was(transcript: Transcript) -> None:
-    assert from_json(to_json(transcript, "1.0")) == transcript
+    assert from_json(to_json(transcript)) == transcript
 
 
 @given(TRANSCRIPTS)
 def test_a_session_file_contains_no_terminal_control_sequences(transcript: Transcript) -> None:
-    assert all(byte == 0x0A or 0x20 <= byte < 0x80 for byte in to_json(transcript, "1.0"))
+    assert all(byte == 0x0A or 0x20 <= byte < 0x80 for byte in to_json(transcript))
 
 
 def test_a_session_of_version_0_1_0_loads() -> None:

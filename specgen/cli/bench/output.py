@@ -20,8 +20,8 @@ from specgen.render.bench.table import TableOptions, format_bench
 from specgen.render.jsonl import Document, dumps, error_document
 from specgen.render.terminal import ColorMode, is_ascii_only, is_terminal, make_console
 from specgen.render.writers import ByteWriter
-from specgen.storage.output_file import check_output_path, is_output_stream, write_output
-from specgen.storage.paths import private_folder, state_folder
+from specgen.storage.atomic_write import check_output_path, is_output_stream, write_output
+from specgen.storage.folders import private_folder, state_folder
 
 PIPE_WIDTH = 120
 """Columns of the table if stdout is not a terminal."""

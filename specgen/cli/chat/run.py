@@ -33,7 +33,7 @@ from specgen.loading.libraries import gc_paused
 from specgen.render.progress import LoadProgress
 from specgen.render.terminal import is_terminal
 from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
-from specgen.storage.paths import state_folder
+from specgen.storage.folders import state_folder
 from specgen.storage.saved_chats import SessionFolder
 from specgen.storage.transcript import Transcript
 from specgen.text.chat_template import ChatTemplate

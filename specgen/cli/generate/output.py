@@ -13,7 +13,7 @@ from specgen.core.results import RunInfo, RunReport
 from specgen.render.jsonl import error_document, result_document, start_document
 from specgen.render.view import View
 from specgen.render.views import NdjsonView, ViewName
-from specgen.storage.output_file import check_output_path, write_output
+from specgen.storage.atomic_write import check_output_path, write_output
 
 
 class AnswerOutput:

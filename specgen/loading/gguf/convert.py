@@ -28,8 +28,15 @@ from specgen.loading.gguf.tokenizer import (
 from specgen.loading.memory import shortage
 from specgen.models.tensor_names import HEAD, tensor_shapes
 from specgen.storage.atomic_write import publish_folder
-from specgen.storage.cache import check_space, disk_error, is_disk_full, single_writer, staging
-from specgen.storage.paths import cache_folder, cache_root
+from specgen.storage.folders import (
+    cache_folder,
+    cache_root,
+    check_space,
+    disk_error,
+    is_disk_full,
+    single_writer,
+    staging,
+)
 from specgen.text.tokenizer import check_num_rows, load_tokenizer
 from specgen.text.vocabulary import table_size
 

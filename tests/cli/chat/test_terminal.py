@@ -365,7 +365,7 @@ def test_an_explicit_session_that_can_t_be_written_exits_with_7(
     open_terminal: Opener, talker: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "trip.json"
-    path.write_bytes(to_json(NEW, "1"))
+    path.write_bytes(to_json(NEW))
 
     def refuse() -> None:
         def broken(*_: object) -> int:
@@ -377,7 +377,7 @@ def test_an_explicit_session_that_can_t_be_written_exits_with_7(
 
     chat.expect("Read-only")
     assert chat.ended() == 7
-    assert path.read_bytes() == to_json(NEW, "1")
+    assert path.read_bytes() == to_json(NEW)
 
 
 @pytest.mark.parametrize("options", [("--no-save",), ("--no-history",)])

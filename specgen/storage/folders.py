@@ -1,9 +1,14 @@
-"""Guards the cache of converted models: one writer at a time, staging folders, free disk space."""
+"""Locates and creates the program's folders: the cache (costs, converted models) and the state (history, saved chats).
+
+An entry of the cache has one writer at a time, and is made in a staging folder.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +20,61 @@ from specgen.core.progress import ProgressListener
 from specgen.core.units import format_size
 from specgen.storage.lock import wait_for_lock
 
-_OTHER_FOLDER = "choose another cache folder with SPECGEN_CACHE"
+CACHE_VARIABLE = "SPECGEN_CACHE"
+STATE_VARIABLE = "SPECGEN_STATE"
+_OTHER_FOLDER = f"choose another cache folder with {CACHE_VARIABLE}"
+
+
+def cache_root() -> Path:
+    """Returns the cache folder, which may not exist yet."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(os.path.expanduser(chosen))
+    from platformdirs import user_cache_path
+
+    return user_cache_path("specgen", appauthor=False)
+
+
+def cache_folder(*parts: str) -> Path:
+    """Returns a folder inside the cache, created if it is missing.
+
+    Raises:
+        LoadError: It cannot be created.
+    """
+    folder = cache_root().joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LoadError(
+            f"cannot create the cache folder {folder}: {reason(error)}", f"choose another one with {CACHE_VARIABLE}"
+        ) from error
+    return folder
+
+
+def state_folder() -> Path:
+    """Returns the folder of input history and saved chats, which may not exist yet."""
+    chosen = os.environ.get(STATE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    from platformdirs import user_state_path
+
+    return user_state_path("specgen")
+
+
+def private_folder(path: Path) -> Path:
+    """Creates a folder that only its owner can read, and its missing parents; returns it.
+
+    Raises:
+        OutputError: It cannot be created.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
+    return path
 
 
 @contextmanager
@@ -47,7 +106,7 @@ def staging(parent: Path, name: str) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=parent))
     except OSError as error:
-        raise disk_error(error, parent, None) from error
+        raise disk_error(error, parent) from error
     try:
         yield folder
     finally:
@@ -64,7 +123,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
         raise _disk_full(folder, needed_bytes)
 
 
-def disk_error(error: OSError, folder: Path, needed_bytes: int | None) -> LoadError:
+def disk_error(error: OSError, folder: Path, needed_bytes: int | None = None) -> LoadError:
     """Returns the error for a failed write below `folder`."""
     if is_disk_full(error):
         return _disk_full(folder, needed_bytes)
@@ -82,5 +141,6 @@ def _disk_full(folder: Path, needed_bytes: int | None) -> LoadError:
     needed = "" if needed_bytes is None else f", {format_size(needed_bytes)} needed"
     free = format_size(shutil.disk_usage(folder if folder.exists() else folder.parent).free)
     return LoadError(
-        f"the disk of {folder} is full: {free} free{needed}", "free some space, or use another disk with SPECGEN_CACHE"
+        f"the disk of {folder} is full: {free} free{needed}",
+        f"free some space, or use another disk with {CACHE_VARIABLE}",
     )
