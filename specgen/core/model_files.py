@@ -50,6 +50,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; returns an empty one if there is no such file. See `read_json` for the errors."""
+    return read_json(path) if path.exists() else {}
+
+
 def read_text(path: Path) -> str:
     """Reads a text file of a model.
 

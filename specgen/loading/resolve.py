@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from specgen.core.errors import DeviceError, ModelNotFoundError, SettingsError
+from specgen.core.model_files import read_optional_json
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading import draft_head_folder
@@ -26,7 +26,7 @@ from specgen.loading.hub import fetch_snapshot, is_offline
 from specgen.loading.llama_cpp_library import INSTALL_LLAMA_CPP
 from specgen.loading.names import ModelPlace, PlaceKind, find_place
 from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
-from specgen.text.tokenizer import check_num_rows, load_tokenizer
+from specgen.text.tokenizer import GENERATION_CONFIG, check_num_rows, load_tokenizer
 from specgen.text.vocabulary import table_size
 
 DEFAULT_CONTEXT = 8192
@@ -60,13 +60,14 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
     if role == "draft" and is_draft_head(files.path):
         format_ = "draft head"
     check = _CHECKS[format_]
-    resolved = ResolvedModel(files, settings, role, check(files, settings, role), format=format_)
+    config = check(files, settings, role)
+    generation = read_optional_json(files.path / GENERATION_CONFIG) if role == "target" else {}
     if format_ == "draft head":
-        return resolved
+        return ResolvedModel(files, settings, role, config, format=format_)
     tokenizer = load_tokenizer(files.path)
     num_tokens = table_size(tokenizer)
-    check_num_rows(num_tokens, resolved.config.vocab_rows, files.path)
-    return replace(resolved, tokenizer=tokenizer, num_tokens=num_tokens)
+    check_num_rows(num_tokens, config.vocab_rows, files.path)
+    return ResolvedModel(files, settings, role, config, tokenizer, num_tokens, format_, generation)
 
 
 def has_llama_cpp() -> bool:

@@ -129,6 +129,7 @@ class ResolvedModel:
         tokenizer: A `Tokenizer`; None for a draft head, which uses its target's.
         num_tokens: The tokenizer's highest id plus one.
         format: Which loader reads it.
+        generation_config: Content of generation_config.json; for a target only.
     """
 
     files: ModelFiles
@@ -138,6 +139,7 @@ class ResolvedModel:
     tokenizer: Any = None
     num_tokens: int = 0
     format: Format = "folder"
+    generation_config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:

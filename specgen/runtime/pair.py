@@ -151,7 +151,8 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
     draft_files = None if named is None else find_files(named, progress)
     progress.stage("checking files and tokenizers")
     target = resolve(target_files, settings.target, "target")
-    eos_ids, defaults = end_ids(target.tokenizer, target_files.path), generation_defaults(target_files.path)
+    eos_ids = end_ids(target.tokenizer, target.generation_config, target.config.values)
+    defaults = generation_defaults(target.generation_config, target.path)
     decided, draft, shared = _resolve_drafter(settings, target, progress, draft_files)
     if target.gguf is None and (draft is None or draft.gguf is None):
         # An option without effect is a mistake worth reporting.
@@ -161,7 +162,12 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
                     f"--{option.replace('_', '-')} {value} is for llama.cpp, but no model here runs on it",
                     "omit it, or use a .gguf file with the extra gguf installed",
                 )
-    lookup_ids = _encode_lookup_texts(settings.lookup_texts, target.tokenizer)
+    lookup_ids = tuple(target.tokenizer.encode(text, add_special_tokens=False) for text in settings.lookup_texts)
+    if (num_tokens := sum(map(len, lookup_ids))) > MAX_LOOKUP_TOKENS:
+        raise PromptError(
+            f"the files for lookup have {num_tokens} tokens; at most {MAX_LOOKUP_TOKENS} are searched",
+            "give only the parts that the answer may repeat",
+        )
     return Pair(settings, decided, target, draft, shared, lookup_ids, eos_ids, defaults, started)
 
 
@@ -182,15 +188,3 @@ def _resolve_drafter(
         return settings, draft, compare_tokenizers(target.tokenizer, draft.tokenizer)
     check_own_target(draft, target)
     return settings, draft, Pairing(target.num_tokens)
-
-
-def _encode_lookup_texts(texts: tuple[str, ...], tokenizer: Any) -> tuple[list[int], ...]:
-    """Encodes the lookup texts without special tokens, as an answer would contain them."""
-    ids: tuple[list[int], ...] = tuple(tokenizer.encode(text, add_special_tokens=False) for text in texts)
-    num_tokens = sum(map(len, ids))
-    if num_tokens > MAX_LOOKUP_TOKENS:
-        raise PromptError(
-            f"the files for lookup have {num_tokens} tokens; at most {MAX_LOOKUP_TOKENS} are searched",
-            "give only the parts that the answer may repeat",
-        )
-    return ids

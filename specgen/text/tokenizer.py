@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from specgen.core.model_files import MAX_JSON_BYTES, read_json
 from specgen.core.settings import SamplingSettings
 from specgen.text.tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
 
+GENERATION_CONFIG = "generation_config.json"
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _READ = (
     *("tokenizer*", "vocab*", "merges*", "added_tokens.json", "special_tokens_map.json", "tekken.json"),
@@ -66,28 +67,28 @@ def check_num_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:
         )
 
 
-def end_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
+def end_ids(tokenizer: Any, generation_config: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
     """Returns the ids that end a text: those of generation_config.json (else config.json) and the tokenizer's own."""
-    ids = _ids(_generation_config(folder).get("eos_token_id"))
-    if not ids and (folder / "config.json").exists():
-        config = read_json(folder / "config.json")
-        ids = _ids(config.get("eos_token_id"))
+    ids = _ids(generation_config.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokenizer.eos_token_id is not None:
         ids |= {int(tokenizer.eos_token_id)}
     return frozenset(ids)
 
 
-def generation_defaults(folder: Path) -> SamplingSettings | None:
+def generation_defaults(config: Mapping[str, Any], folder: Path) -> SamplingSettings | None:
     """Returns the sampling settings that the model's authors recommend; None if there are none.
 
     As in transformers, `do_sample` false means greedy, and the repetition penalty still applies. Unlike there, a
     missing top_k is off: 50 is the library's default, not the model's.
 
+    Args:
+        config: Content of generation_config.json.
+        folder: For messages.
+
     Raises:
-        ModelFileError: The file is damaged, or its values are out of range.
+        ModelFileError: A value is out of range.
     """
-    config = _generation_config(folder)
-    path = folder / "generation_config.json"
+    path = folder / GENERATION_CONFIG
 
     def value(key: str, default: float, kind: Callable[[Any], T]) -> T:
         setting = config.get(key)
@@ -131,11 +132,6 @@ def checked_library_call(call: Callable[[], T], what: str) -> T:
         if type(error) is not Exception:
             raise
         raise ModelFileError(f"{what}: {first_line(error)}", hint) from error
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    return read_json(path) if path.exists() else {}
 
 
 def _ids(value: object) -> set[int]:

@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from specgen.core.errors import ModelFileError
-from specgen.core.model_files import read_json, read_text
+from specgen.core.model_files import read_optional_json, read_text
 from specgen.text.template_sandbox import render_template
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -129,9 +129,12 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
         raise ModelFileError(
             f"invalid tokenizer {path}: {error}", "the file is damaged: download the model again"
         ) from error
-    config = _read_if_there(folder / _CONFIG)
-    names = {**_special_tokens(_read_if_there(folder / _MAP)), **_special_tokens(config)}
-    return Tokenizer(backend, names, _chat_template(folder, config))
+    config, special_map = read_optional_json(folder / _CONFIG), read_optional_json(folder / _MAP)
+    if (folder / _TEMPLATE).is_file():
+        template: object = read_text(folder / _TEMPLATE)
+    else:
+        template = config.get("chat_template") or read_optional_json(folder / _OLD_TEMPLATE).get("chat_template")
+    return Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, _default_template(template))
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -145,16 +148,9 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Returns the template of chat_template.jinja, else of the configs; of several the one named `default`."""
-    if (folder / _TEMPLATE).is_file():
-        return read_text(folder / _TEMPLATE)
-    found = config.get("chat_template") or _read_if_there(folder / _OLD_TEMPLATE).get("chat_template")
+def _default_template(found: object) -> str | None:
+    """Returns a chat template; of a list, the one named `default`."""
     if isinstance(found, list):
         templates = [item for item in found if isinstance(item, dict)]
         found = next((item.get("template") for item in templates if item.get("name") == "default"), None)
     return found if isinstance(found, str) else None
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from specgen.core.errors import LoadError, MemoryShortageError, ModelFileError
+from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT
 from specgen.core.settings import ModelSettings
 from specgen.loading.gguf import convert
@@ -79,7 +80,7 @@ def test_a_converted_file_holds_its_tokenizer_template_and_end_ids(source: Path)
     assert table_size(tokenizer) == 64
     assert tokenizer.chat_template == CHAT_TEMPLATE
     assert [tokenizer.convert_ids_to_tokens(token) for token in (1, 2, 3)] == ["<|im_start|>", "<|im_end|>", "AB"]
-    assert end_ids(tokenizer, folder) == {0, 2}
+    assert end_ids(tokenizer, read_json(folder / "generation_config.json"), {}) == {0, 2}
 
 
 def test_tokens_without_an_embedding_are_removed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from specgen.core.errors import PairError
+from specgen.core.model_files import read_json
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.engine.drafters.base import NoDrafter
 from specgen.loading.gguf.convert import convert_gguf
@@ -41,11 +42,12 @@ def test_smollm2_loads_and_answers() -> None:
     check_num_rows(table_size(tokenizer), model.config.vocab_rows, SMOLLM)
     prompt = ChatTemplate().encode(tokenizer, [Message("user", "What is the capital of France?")])
 
-    ids = ids_of(run_events(loaded.model, NoDrafter(), prompt, max_new_tokens=12, end_ids=end_ids(tokenizer, SMOLLM)))
+    ends = end_ids(tokenizer, read_json(SMOLLM / "generation_config.json"), model.config.values)
+    ids = ids_of(run_events(loaded.model, NoDrafter(), prompt, max_new_tokens=12, end_ids=ends))
 
     assert "Paris" in tokenizer.decode(ids)
     assert (loaded.info.num_parameters, model.config.max_positions) == (134_515_008, 8192)
-    assert ids[-1] in end_ids(tokenizer, SMOLLM)
+    assert ids[-1] in ends
 
 
 @pytest.mark.real

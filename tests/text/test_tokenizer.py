@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from specgen.core.errors import ModelFileError, PairError
+from specgen.core.model_files import read_json, read_optional_json
 from specgen.core.settings import SamplingSettings
 from specgen.loading.config_check import check_folder
 from specgen.text.tokenizer import check_num_rows, end_ids, generation_defaults, load_tokenizer
@@ -102,6 +104,14 @@ def test_a_padded_model_is_accepted(tmp_path: Path) -> None:
     check_num_rows(table_size(load_tokenizer(folder)), check_folder(folder).vocab_rows, folder)
 
 
+def ends_of(folder: Path, tokenizer: Any) -> frozenset[int]:
+    return end_ids(tokenizer, read_optional_json(folder / "generation_config.json"), read_json(folder / "config.json"))
+
+
+def defaults_of(folder: Path) -> SamplingSettings | None:
+    return generation_defaults(read_optional_json(folder / "generation_config.json"), folder)
+
+
 @pytest.mark.parametrize(
     ("eos_token_id", "expected"),
     [
@@ -117,26 +127,26 @@ def test_all_end_tokens_of_the_model_end_a_text(folder: Path, eos_token_id: obje
     write_defaults(folder, eos_token_id=eos_token_id)
     edit_json(folder / "config.json", eos_token_id=5)
 
-    assert end_ids(load_tokenizer(folder), folder) == expected
+    assert ends_of(folder, load_tokenizer(folder)) == expected
 
 
 def test_a_model_without_an_end_token_has_none(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
     edit_json(folder / "config.json", eos_token_id=None)
 
-    assert end_ids(make_tokenizer(eos_token=None), folder) == frozenset()
+    assert ends_of(folder, make_tokenizer(eos_token=None)) == frozenset()
 
 
 def test_a_file_without_sampling_settings_gives_no_defaults(folder: Path) -> None:
     write_defaults(folder, eos_token_id=1)
 
-    assert generation_defaults(folder) is None
+    assert defaults_of(folder) is None
 
 
 def test_a_missing_file_gives_no_defaults(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
 
-    assert generation_defaults(folder) is None
+    assert defaults_of(folder) is None
 
 
 def test_the_defaults_of_a_model_that_samples_are_read(folder: Path) -> None:
@@ -144,20 +154,20 @@ def test_the_defaults_of_a_model_that_samples_are_read(folder: Path) -> None:
         folder, do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.1, typical_p=0.5
     )
 
-    assert generation_defaults(folder) == SamplingSettings(0.7, 20, 0.8, 0.05, 1.1)
+    assert defaults_of(folder) == SamplingSettings(0.7, 20, 0.8, 0.05, 1.1)
 
 
 def test_the_default_temperature_of_a_model_that_samples_is_one(folder: Path) -> None:
     write_defaults(folder, do_sample=True)
 
-    assert generation_defaults(folder) == SamplingSettings(temperature=1.0)
+    assert defaults_of(folder) == SamplingSettings(temperature=1.0)
 
 
 @pytest.mark.parametrize("do_sample", [False, None])
 def test_a_greedy_model_keeps_its_repetition_penalty(folder: Path, do_sample: object) -> None:
     write_defaults(folder, do_sample=do_sample, temperature=0.7, repetition_penalty=1.05)
 
-    assert generation_defaults(folder) == SamplingSettings(repetition_penalty=1.05)
+    assert defaults_of(folder) == SamplingSettings(repetition_penalty=1.05)
 
 
 @pytest.mark.parametrize(
@@ -166,4 +176,4 @@ def test_a_greedy_model_keeps_its_repetition_penalty(folder: Path, do_sample: ob
 def test_defaults_out_of_range_name_the_file(folder: Path, values: dict[str, object]) -> None:
     write_defaults(folder, do_sample=True, **values)
 
-    fails(ModelFileError, lambda: generation_defaults(folder), "generation_config.json")
+    fails(ModelFileError, lambda: defaults_of(folder), "generation_config.json")
