@@ -18,7 +18,7 @@ _specgen() {
   case $command:$prev in
     generate:-p|generate:--prompt|generate:-s|generate:--system|generate:--chat-template-kwargs|generate:--revision|generate:--draft-revision|generate:--gpu-layers|generate:--context-size|generate:--threads|generate:-n|generate:--max-new-tokens|generate:--max-tokens|generate:--stop|generate:--temperature|generate:--temp|generate:--top-k|generate:--top-p|generate:--min-p|generate:--repetition-penalty|generate:--seed) return ;;
     generate:-f|generate:--file|generate:--system-file|generate:--lookup-file|generate:-o|generate:--output) _specgen_files; return ;;
-    generate:-t|generate:--target|generate:-m|generate:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    generate:-t|generate:-m|generate:--target|generate:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     generate:--color|generate:--sanitize) _specgen_words "auto always never"; return ;;
     generate:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     generate:--device|generate:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
@@ -32,7 +32,7 @@ _specgen() {
     generate:--baseline) _specgen_words "calibrate full off"; return ;;
     chat:-s|chat:--system|chat:--chat-template-kwargs|chat:--revision|chat:--draft-revision|chat:--gpu-layers|chat:--context-size|chat:--threads|chat:-n|chat:--max-new-tokens|chat:--max-tokens|chat:--stop|chat:--temperature|chat:--temp|chat:--top-k|chat:--top-p|chat:--min-p|chat:--repetition-penalty|chat:--seed) return ;;
     chat:--system-file|chat:--lookup-file) _specgen_files; return ;;
-    chat:-t|chat:--target|chat:-m|chat:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    chat:-t|chat:-m|chat:--target|chat:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     chat:--color|chat:--sanitize) _specgen_words "auto always never"; return ;;
     chat:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     chat:--device|chat:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
@@ -44,7 +44,7 @@ _specgen() {
     chat:--chat-template) _specgen_words "auto"; _specgen_files; return ;;
     chat:--resume) _specgen_words "last $(_specgen_names sessions)"; _specgen_files; return ;;
     verify:-p|verify:--prompt|verify:--revision|verify:--draft-revision|verify:--gpu-layers|verify:--context-size|verify:--threads|verify:-n|verify:--max-new-tokens) return ;;
-    verify:-t|verify:--target|verify:-m|verify:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    verify:-t|verify:-m|verify:--target|verify:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     verify:--color) _specgen_words "auto always never"; return ;;
     verify:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     verify:--device|verify:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
@@ -55,7 +55,7 @@ _specgen() {
     verify:--against) _specgen_words "none transformers"; return ;;
     bench:-k|bench:--draft-tokens|bench:--num-draft-tokens|bench:--revision|bench:--draft-revision|bench:--gpu-layers|bench:--context-size|bench:--threads|bench:-n|bench:--max-new-tokens|bench:--max-tokens|bench:-r|bench:--repeats|bench:-w|bench:--warmup|bench:--num-prompts|bench:--temperature|bench:--temp|bench:--seed|bench:--fail-under-speedup|bench:--fail-under-tar) return ;;
     bench:--lookup-file|bench:--prompts|bench:--export-json|bench:--export-csv|bench:--export-md|bench:--export-markdown|bench:--plot) _specgen_files; return ;;
-    bench:-t|bench:--target|bench:-m|bench:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    bench:-t|bench:-m|bench:--target|bench:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     bench:--color) _specgen_words "auto always never"; return ;;
     bench:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     bench:--device|bench:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
@@ -70,7 +70,7 @@ _specgen() {
     distill:--device) _specgen_words "auto cpu cuda mps"; return ;;
     distill:--kind) _specgen_words "features layers"; return ;;
     doctor:--revision|doctor:--draft-revision|doctor:--gpu-layers|doctor:--context-size|doctor:--threads|doctor:--context|doctor:--alpha) return ;;
-    doctor:-t|doctor:--target|doctor:-m|doctor:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    doctor:-t|doctor:-m|doctor:--target|doctor:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     doctor:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     doctor:--device|doctor:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
     doctor:-d|doctor:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
@@ -81,12 +81,12 @@ _specgen() {
   esac
   if [[ $cur == -* ]]; then
     case $command in
-    generate) _specgen_words "-p --prompt -f --file --stdin --no-stdin -s --system --system-file --chat-template --chat-template-kwargs -t --target -m --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --baseline --strict -n --max-new-tokens --max-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --format --json -o --output --stats --no-stats -q --quiet -v --verbose -h --help" ;;
-    chat) _specgen_words "--resume --save --no-save --history --no-history -s --system --system-file --chat-template --chat-template-kwargs -t --target -m --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --calibrate --no-calibrate --strict -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --stats --no-stats -q --quiet -v --verbose -h --help" ;;
-    verify) _specgen_words "-p --prompt -t --target -m --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --against -k --draft-tokens --num-draft-tokens -n --max-new-tokens --json --color -q --quiet -v --verbose -h --help" ;;
-    bench) _specgen_words "-t --target -m --model -d --draft -k --draft-tokens --num-draft-tokens --lookup-file -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -n --max-new-tokens --max-tokens -r --repeats -w --warmup --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color -q --quiet -v --verbose -h --help" ;;
+    generate) _specgen_words "-p --prompt -f --file --stdin --no-stdin -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --baseline --strict -n --max-new-tokens --max-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --format --json -o --output --stats --no-stats -q --quiet -v --verbose -h --help" ;;
+    chat) _specgen_words "--resume --save --no-save --history --no-history -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --calibrate --no-calibrate --strict -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --stats --no-stats -q --quiet -v --verbose -h --help" ;;
+    verify) _specgen_words "-p --prompt -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --against -k --draft-tokens --num-draft-tokens -n --max-new-tokens --json --color -q --quiet -v --verbose -h --help" ;;
+    bench) _specgen_words "-t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --lookup-file -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -n --max-new-tokens --max-tokens -r --repeats -w --warmup --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color -q --quiet -v --verbose -h --help" ;;
     distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
-    doctor) _specgen_words "-t --target -m --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
+    doctor) _specgen_words "-t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
     '') _specgen_words "-V --version --show-completion --list -h --help" ;;
     esac
   elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor"

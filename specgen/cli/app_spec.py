@@ -9,8 +9,6 @@ GENERAL = "General"
 """Heading of the options that name no other."""
 
 _WORD = re.compile(r"[a-z][a-z0-9.]*")
-_MODELS = ("MODEL", "TARGET")
-_FILES = ("FILE", "FOLDER")
 _EXAMPLES = "Examples:"
 
 
@@ -22,17 +20,15 @@ class Option:
     fills in what follows from the field's type and default: `value`, `default`, `is_repeatable` and `is_required`.
 
     Args:
-        names: Short and long names: `-t`, `--target`. Without names it is an argument.
+        names: As in `-t` and `--target`, short ones first. Without names it is an argument.
         help: One or two sentences.
-        off_names: Names that switch it off: `--no-stats`.
+        off_names: Names that switch it off, as in `--no-stats`.
         value: What follows a name, as in `MODEL|lookup|none`; empty for a switch.
         heading: The group it is listed in; if empty, that of its class of options.
         env: The environment variable it can come from.
-        minimum: Smallest number allowed.
-        maximum: Largest number allowed.
+        minimum: Smallest number allowed; `maximum` is the largest.
         counts: It takes no value; how often it is given counts.
         default: The default as a user types it; None if help shows no default.
-        shows_default: False if the help text names the default.
         is_repeatable: It may be given more than once.
         is_required: The command does not run without it.
     """
@@ -47,7 +43,6 @@ class Option:
     maximum: float | None = None
     counts: bool = False
     default: str | None = None
-    shows_default: bool = True
     is_repeatable: bool = False
     is_required: bool = False
 
@@ -59,7 +54,7 @@ class Option:
     @property
     def takes_model(self) -> bool:
         """Whether the value names a model."""
-        return any(word in self._parts for word in _MODELS)
+        return not {"MODEL", "TARGET"}.isdisjoint(self._parts)
 
     @property
     def takes_session(self) -> bool:
@@ -69,7 +64,7 @@ class Option:
     @property
     def takes_file(self) -> bool:
         """Whether the value may be a file or folder; a model may."""
-        return self.takes_model or any(word in self._parts for word in _FILES)
+        return self.takes_model or not {"FILE", "FOLDER"}.isdisjoint(self._parts)
 
     @property
     def short_names(self) -> list[str]:
@@ -101,13 +96,13 @@ class Option:
     @property
     def notes(self) -> str:
         """Range, variable and default in brackets, and whether it is required; or nothing."""
-        notes = [
-            *(["required"] if self.is_required else []),
-            *([self.limits] if self.limits else []),
-            *([f"env {self.env}"] if self.env else []),
-            *([f"default {self.default}"] if self.default is not None else []),
-        ]
-        return f"[{'; '.join(notes)}]" if notes else ""
+        notes = (
+            "required" if self.is_required else None,
+            self.limits,
+            f"env {self.env}" if self.env else None,
+            None if self.default is None else f"default {self.default}",
+        )
+        return f"[{'; '.join(filter(None, notes))}]" if any(notes) else ""
 
     @property
     def _parts(self) -> list[str]:
@@ -155,12 +150,12 @@ class Command:
     def paragraphs(self) -> list[str]:
         """The epilog without the examples."""
         before, _, after = self.epilog.partition(_EXAMPLES)
-        return [*_split(before), *(part for part in _split(after) if not _is_example(part))]
+        return [*_split(before), *(part for part in _split(after) if "specgen " not in part)]
 
     @property
     def examples(self) -> list[str]:
         """Command lines; some run another command on what this one made."""
-        return [part for part in _split(self.epilog.partition(_EXAMPLES)[2]) if _is_example(part)]
+        return [part for part in _split(self.epilog.partition(_EXAMPLES)[2]) if "specgen " in part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +168,3 @@ class Program:
 
 def _split(epilog: str) -> list[str]:
     return [part.strip() for part in epilog.split("\n\n") if part.strip()]
-
-
-def _is_example(part: str) -> bool:
-    return "specgen " in part

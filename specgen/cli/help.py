@@ -27,8 +27,7 @@ _PARTS = re.compile(r' ?\| (?!specgen ).+|(?:"[^"]*"|[^"])+?(?= [-|>"]|$)')
 def format_command(command: Command, width: int, *, bold: bool = False) -> str:
     """Returns the help of a command, at most `width` cells wide."""
     width = min(width, MAX_CELLS)
-    usage = f"{_heading('Usage', bold)} specgen {command.name} {command.usage}"
-    lines = [usage, "", *_fill(command.help, width)]
+    lines = [f"{_heading('Usage', bold)} specgen {command.name} {command.usage}", "", *_fill(command.help, width)]
     if command.argument:
         lines += ["", _heading("Argument", bold), *_entry(command.argument.value, command.argument.help, width)]
     for heading in command.headings:
@@ -58,8 +57,7 @@ def format_program(program: Program, width: int, *, bold: bool = False) -> str:
 
 
 def _names(option: Option) -> str:
-    names = [*option.short_names, *option.long_names, *option.off_names]
-    return ", ".join(names) + (f" {option.value}" if option.value else "")
+    return f"{', '.join(option.all_names)} {option.value}".rstrip()
 
 
 def _heading(text: str, bold: bool) -> str:

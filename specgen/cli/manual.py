@@ -48,7 +48,7 @@ def _command(command: Command) -> list[str]:
 
 
 def _option(option: Option) -> list[str]:
-    names = ", ".join(f"\\fB{_text(name)}\\fR" for name in [*option.short_names, *option.long_names, *option.off_names])
+    names = ", ".join(f"\\fB{_text(name)}\\fR" for name in option.all_names)
     value = f" \\fI{_text(option.value)}\\fR" if option.value else ""
     return _entry(names + value, f"{option.help} {option.notes}")
 

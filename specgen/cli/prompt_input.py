@@ -26,12 +26,12 @@ def read_prompt(
     *,
     is_chat: bool = True,
 ) -> str:
-    """Joins the parts of the prompt, separated by a blank line: files, then stdin, then the text of the command line.
+    """Joins the parts of the prompt with blank lines: files, then stdin, then the text of the command line.
 
     Args:
-        argument: `PROMPT`; `-` means stdin.
+        argument: `PROMPT`; `-` means stdin, as in `--prompt` and `--file`.
         option: `--prompt`.
-        files: `--file`; `-` means stdin.
+        files: `--file`.
         use_stdin: `--stdin` or `--no-stdin`; None reads stdin if it is a pipe, a file or a socket.
         is_chat: Strip line ends around files and piped text; a raw completion keeps every character.
 
@@ -42,23 +42,21 @@ def read_prompt(
     if argument is not None and option is not None and "-" not in (argument, option):
         raise SettingsError("the prompt is given twice, as an argument and with --prompt", "give one of them")
     texts = [as_utf8(text, "the prompt") for text in (argument, option) if text is not None and text != "-"]
-    names_stdin = "-" in (argument, option) or _STDIN in files
-    reads_stdin = names_stdin or use_stdin or (use_stdin is None and stdin_has_data())
     parts = [read_text(path, "prompt file") for path in files if path != _STDIN]
-    if reads_stdin:
-        parts.append(read_stdin())
+    if "-" in (argument, option) or _STDIN in files or use_stdin or (use_stdin is None and _stdin_has_data()):
+        parts.append(_read_stdin())
+    # A raw completion may start from an empty text; the tokenizer decides whether the model can.
+    may_be_empty = not is_chat and bool(parts or texts)
     if is_chat:
         parts = [part.strip("\r\n") for part in parts]
-    # A raw completion may start from an empty text; the tokenizer decides whether the model can.
-    may_be_empty = not is_chat and (texts or reads_stdin or files)
-    parts = [part for part in [*parts, *texts] if part]
-    if not parts and not may_be_empty:
+    prompt = "\n\n".join(filter(None, [*parts, *texts]))
+    if not prompt and not may_be_empty:
         raise PromptError("there is no prompt", 'give one: specgen generate "Why is the sky blue?"')
-    return "\n\n".join(parts)
+    return prompt
 
 
-def stdin_has_data() -> bool:
-    """Whether stdin is a pipe, a file or a socket. A terminal or /dev/null is read only on request."""
+def _stdin_has_data() -> bool:
+    """Returns whether stdin is a pipe, a file or a socket. A terminal or /dev/null is read only on request."""
     if sys.stdin is None:
         return False
     try:
@@ -68,22 +66,17 @@ def stdin_has_data() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-def read_stdin() -> str:
-    """Reads stdin to its end as UTF-8. Prints a notice to stderr if nothing arrives for a second.
-
-    Raises:
-        PromptError: stdin is closed, not UTF-8 or too long.
-    """
+def _read_stdin() -> str:
+    """Reads stdin to its end as UTF-8. Prints a notice to stderr if that takes longer than a second."""
     if sys.stdin is None:
         raise PromptError("can't read the prompt from stdin: stdin is closed")
     notice = threading.Timer(1.0, _print_waiting_notice)
     notice.daemon = True
     notice.start()
     try:
-        data = read_capped(sys.stdin.buffer, "stdin")
+        return decode(read_capped(sys.stdin.buffer, "stdin"), "stdin")
     finally:
         notice.cancel()
-    return decode(data, "stdin")
 
 
 def _print_waiting_notice() -> None:

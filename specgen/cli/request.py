@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,10 @@ def parse_draft_length(text: str) -> tuple[int, DraftSchedule]:
     """
     if text == "auto":
         return LONGEST_AUTO_DRAFT, "auto"
-    try:
-        length = int(text)
-    except ValueError:
-        length = -1
-    if not 0 <= length <= MAX_DRAFT_TOKENS:
-        raise SettingsError(f"invalid --draft-tokens {text!r}", f"give auto or an integer from 0 to {MAX_DRAFT_TOKENS}")
-    return length, "constant"
+    with suppress(ValueError):
+        if 0 <= (length := int(text)) <= MAX_DRAFT_TOKENS:
+            return length, "constant"
+    raise SettingsError(f"invalid --draft-tokens {text!r}", f"give auto or an integer from 0 to {MAX_DRAFT_TOKENS}")
 
 
 def system_message(options: SystemOptions) -> str | None:
@@ -74,13 +72,13 @@ def parse_template_variables(text: str | None) -> dict[str, Any]:
     """
     if text is None:
         return {}
-    hint = """give a JSON object in quotes: '{"key": true}'"""
     try:
         variables = json.loads(text)
-    except json.JSONDecodeError as error:
+        if not isinstance(variables, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as error:
+        hint = """give a JSON object in quotes: '{"key": true}'"""
         raise SettingsError(f"invalid --chat-template-kwargs {text!r}: {error}", hint) from error
-    if not isinstance(variables, dict):
-        raise SettingsError(f"invalid --chat-template-kwargs {text!r}: not a JSON object", hint)
     return variables
 
 

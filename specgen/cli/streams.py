@@ -30,10 +30,7 @@ from specgen.render.writers import ByteWriter
 
 
 def require_stdout(what: str) -> None:
-    """Checks that stdout is open, before any work is done for it.
-
-    Args:
-        what: What the command would write, as in `the answer`.
+    """Checks that stdout is open, before any work is done for what would be written, such as `the answer`.
 
     Raises:
         OutputError: stdout is closed.

@@ -25,8 +25,7 @@ class TerminalMode:
     signals. The prompt changes the terminal further and then restores this mode.
 
     Args:
-        hides_keys: False leaves the terminal unchanged, for a command that reads no keys: only the suspended time is
-            measured.
+        hides_keys: False leaves the terminal unchanged and only measures the suspended time.
     """
 
     def __init__(self, *, hides_keys: bool = True) -> None:

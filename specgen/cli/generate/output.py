@@ -12,7 +12,7 @@ from specgen.core.events import FinalText, RoundText, TextEvent
 from specgen.core.results import RunInfo, RunReport
 from specgen.render.jsonl import error_document, result_document, start_document
 from specgen.render.view import View
-from specgen.render.views import NdjsonView, ViewName
+from specgen.render.views import NdjsonView
 from specgen.storage.atomic_write import check_output_path, write_output
 
 
@@ -32,17 +32,15 @@ class AnswerOutput:
         format_ = "json" if options.json else options.format
         self._is_json = format_ == "json"
         self._ndjson = NdjsonView(sys.stdout.buffer) if format_ == "ndjson" else None
-        self._view_options = ViewOptions(options.view, options.color, options.sanitize)
+        self.view_options = ViewOptions(options.view, options.color, options.sanitize)
         self._path = options.file
         self._text: list[str] = []
         self._is_finished = False
-        self.view: View | None = None
-        self.view_name: ViewName = "off"
+        self._view: View | None = None
         if not self.writes_report:
             # The console writes text; an ASCII locale must not turn the answer into an exception.
             use_utf8_stdout()
-            self.view_name = self._view_options.resolved_view
-            self.view = self._view_options.new_view()
+            self._view = self.view_options.new_view()
 
     @property
     def writes_report(self) -> bool:
@@ -70,19 +68,18 @@ class AnswerOutput:
             self._text.append(event.kept)
         elif isinstance(event, FinalText):
             self._text.append(event.text)
-        view = self.view if self.view is not None else self._ndjson
-        if view is not None:
+        if (view := self._view or self._ndjson) is not None:
             view.show(event)
 
     def restart_view(self) -> None:
         """Continues in a new view. After Ctrl-Z the shell has written to the terminal: the cursor is elsewhere."""
-        if self.view is not None:
-            self.view = self._view_options.new_view()
+        if self._view is not None:
+            self._view = self.view_options.new_view()
 
     def close(self) -> None:
         """Ends the last line and restores the terminal. Can be called again."""
-        if self.view is not None:
-            self.view.close()
+        if self._view is not None:
+            self._view.close()
 
     def finish(self, report: RunReport | None, error: SpecgenError | None = None) -> None:
         """Writes the JSON documents that follow the text, once.
@@ -94,16 +91,16 @@ class AnswerOutput:
         if self._is_finished:
             return
         self._is_finished = True
-        result = None if report is None else result_document(report)
-        failure = None if error is None else error_document(error)
+        documents = [] if report is None else [result_document(report)]
+        if error is not None:
+            documents.append(error_document(error))
         if self._ndjson is not None:
-            for document in (result, failure):
-                if document is not None:
-                    self._ndjson.write(document)
-        elif self._is_json and result is not None:
-            write_document(result if failure is None else {**result, "error": failure})
-        elif self._is_json and failure is not None:
-            write_document(failure)
+            for document in documents:
+                self._ndjson.write(document)
+        elif self._is_json and len(documents) == 2:
+            write_document({**documents[0], "error": documents[1]})
+        elif self._is_json:
+            write_document(documents[0])
 
     def save(self) -> None:
         """Writes the file of `--output`, whole or not at all. Only the first call writes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from specgen.cli.failures import Interrupted, internal_error
@@ -49,23 +49,16 @@ def run(options: GenerateOptions) -> int:
         return signals.exit_code
 
 
+@dataclass
 class _Answering:
     """An answer from reading the prompt to its figures, or to the signal or error that cuts it short."""
 
-    def __init__(
-        self,
-        options: GenerateOptions,
-        answer: AnswerOutput,
-        messages: Messages,
-        signals: StopSignals,
-        terminal_mode: TerminalMode,
-    ) -> None:
-        self._options = options
-        self._answer = answer
-        self._messages = messages
-        self._signals = signals
-        self._terminal_mode = terminal_mode
-        self._generation: Generation | None = None
+    options: GenerateOptions
+    answer: AnswerOutput
+    messages: Messages
+    signals: StopSignals
+    terminal_mode: TerminalMode
+    generation: Generation | None = None
 
     def run(self) -> None:
         """Writes the answer, its file and its figures.
@@ -75,20 +68,20 @@ class _Answering:
             BrokenPipeError: The reader of stdout is gone.
             Stopped: A signal ended the run.
         """
-        options, answer, messages = self._options, self._answer, self._messages
+        options, answer, messages = self.options, self.answer, self.messages
         inputs = read_inputs(options)
         is_random = options.sampling.same_text is False and inputs.draft_length[1] == "auto"
         if options.sampling.seed is not None and is_random:
             messages.warning("with --no-same-text and -k auto, --seed does not repeat the text: add -k N")
         with loading(messages, options.verbosity) as progress, gc_paused():
-            self._generation = generation = open_generation(inputs, progress)
-        if options.output.view != "off" and answer.view is not None:
-            messages.banner(generation.info, answer.view_name)
+            self.generation = generation = open_generation(inputs, progress)
+        if options.output.view != "off" and not answer.writes_report:
+            messages.banner(generation.info, answer.view_options.resolved_view)
         self._show(generation)
         # The file comes first, and its error last: the document and the summary are complete without it.
         failed = self._try_save()
         shows_figures = options.output.stats and not options.verbosity.quiet
-        if (shows_figures or answer.writes_report) and not self._signals.exit_code:
+        if (shows_figures or answer.writes_report) and not self.signals.exit_code:
             self._measure_baseline(generation)
         if failed:
             raise failed
@@ -99,10 +92,10 @@ class _Answering:
         _save_costs(generation)
 
     def _show(self, generation: Generation) -> None:
-        answer, mode = self._answer, self._terminal_mode
+        answer, mode = self.answer, self.terminal_mode
         generation.clock = mode.without_suspension(generation.clock)
         for notice in generation.models.notices:
-            self._messages.warning(notice)
+            self.messages.warning(notice)
         answer.start(generation.info)
         try:
             for event in generation:
@@ -111,28 +104,28 @@ class _Answering:
                     answer.restart_view()
                 answer.show(event)
                 # After the first event a signal waits for the end of a round. A long prompt is stopped at once.
-                self._signals.listener = generation.interrupt
+                self.signals.listener = generation.interrupt
         finally:
-            self._signals.listener = None
+            self.signals.listener = None
             answer.close()
         for notice in generation.notices:
-            self._messages.warning(notice)
+            self.messages.warning(notice)
 
     def _measure_baseline(self, generation: Generation) -> None:
         """Times the target alone. The answer is complete, so an error costs only the comparison."""
-        self._signals.listener = generation.interrupt
+        self.signals.listener = generation.interrupt
         try:
-            generation.measure_baseline(self._options.drafting.baseline)
+            generation.measure_baseline(self.options.drafting.baseline)
         except Exception as error:  # noqa: BLE001 - a bug of ours included
             failure = error if isinstance(error, SpecgenError) else internal_error(error)
-            self._messages.warning(f"the target alone was not timed: {failure.message}")
+            self.messages.warning(f"the target alone was not timed: {failure.message}")
         finally:
-            self._signals.listener = None
+            self.signals.listener = None
 
     def _try_save(self) -> SpecgenError | None:
-        """Writes the file of the answer; returns the error if that failed, to be reported later."""
+        """Writes the file of the answer; returns the error, to be reported later."""
         try:
-            self._answer.save()
+            self.answer.save()
         except SpecgenError as error:
             return error
         return None
@@ -143,38 +136,38 @@ class _Answering:
         Returns:
             The exit code: 0, or that of the error, which is reported.
         """
-        error = self._try_save() if self._answer.has_text else None
+        error = self._try_save() if self.answer.has_text else None
         if error is None:
             return 0
-        self._messages.error(error)
+        self.messages.error(error)
         return error.exit_code
 
     def finish_stopped(self, stopped: Stopped) -> None:
         """Finishes an answer that a signal stopped."""
         self.save_partial_answer()
         with suppress(BrokenPipeError, SpecgenError):
-            self._answer.close()
-            if self._generation is None:
-                self._answer.finish(None, Interrupted(stopped.exit_code))
+            self.answer.close()
+            if self.generation is None:
+                self.answer.finish(None, Interrupted(stopped.exit_code))
             else:
-                self._answer.finish(self._generation.report())
+                self.answer.finish(self.generation.report())
 
     def finish_failed(self, error: SpecgenError) -> None:
         """Finishes an answer that an error stopped; the text before the error stays."""
         report = self._failed_report()
         try:
-            self._answer.close()
-            self._answer.finish(report, error)
+            self.answer.close()
+            self.answer.finish(report, error)
             if report is not None:
-                self._answer.save()
+                self.answer.save()
         except (BrokenPipeError, SpecgenError):
             discard_stdout()
-        if report is not None and self._options.output.stats:
-            self._messages.summary(report)
+        if report is not None and self.options.output.stats:
+            self.messages.summary(report)
 
     def _failed_report(self) -> RunReport | None:
         """Returns the figures of an answer that an error stopped; None before its first round."""
-        generation = self._generation
+        generation = self.generation
         if generation is None or not generation.counts.num_rounds:
             return None
         report = generation.report()

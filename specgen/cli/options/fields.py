@@ -71,7 +71,7 @@ def _option_field(name: str, kind: Any, option: Option, default: Any) -> OptionF
     completed = replace(
         option,
         value="" if is_switch else option.value or _value_name(kind),
-        default=_shown_default(option, default) if option.shows_default and not option.counts else None,
+        default=None if option.counts else _shown_default(option, default),
         is_repeatable=is_tuple or option.counts,
         is_required=default is MISSING,
     )

@@ -14,7 +14,7 @@ BACKEND = "Backend"
 AUTO = "auto"
 """Default of `--draft` and `--draft-tokens`."""
 
-TARGET_NAMES = ("-t", "--target", "-m", "--model")
+TARGET_NAMES = ("-t", "-m", "--target", "--model")
 DRAFT_NAMES = ("-d", "--draft")
 DRAFT_VALUE = "MODEL[+lookup]|auto|lookup|none"
 _DEVICES = "auto|cpu|cuda|cuda:N|mps"
