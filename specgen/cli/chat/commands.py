@@ -1,23 +1,18 @@
-"""Parses a line typed into a chat as a message or a command. Runs nothing."""
+"""Lists the commands of a chat, and parses what is typed as a message or a command. Runs nothing."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
 
+from specgen.core.errors import SettingsError
+
 BLOCK = '"""'
 
 
 @dataclass(frozen=True, slots=True)
 class CommandHelp:
-    """The help entry of a command.
-
-    Args:
-        name: With its slash.
-        argument: Its arguments, as the help shows them.
-        text: What the command does.
-        aliases: Other names, with their slashes.
-    """
+    """The help entry of a command. Its name and its aliases include the slash."""
 
     name: str
     argument: str
@@ -54,65 +49,39 @@ NAMES = {name: command for command in COMMANDS for name in (command.name, *comma
 
 
 @dataclass(frozen=True, slots=True)
-class UserText:
-    """A message for the model."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Command:
-    """A known command, by its main name."""
+    """A command to run, by its main name."""
 
     name: str
     argument: str
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownCommand:
-    """A command that does not exist, and the most similar one that does. It is never sent to the model."""
-
-    name: str
-    suggestion: str | None
-
-    @property
-    def hint(self) -> str:
-        """What the user may have meant, and where to look."""
-        meant = f"did you mean {self.suggestion}? " if self.suggestion else ""
-        return f"{meant}/help lists commands; // sends a literal slash"
-
-
-@dataclass(frozen=True, slots=True)
-class EmptyLine:
-    """A line without content."""
-
-
-ParsedLine = UserText | Command | UnknownCommand | EmptyLine
-
-
-def parse_line(text: str) -> ParsedLine:
-    """Parses one entry, of one or several lines.
+def parse_line(text: str) -> Command | str:
+    """Parses one entry, of one or several lines: a command, or a message for the model, which may be empty.
 
     An entry that starts with `/` is a command; one that starts with `//` is a message that begins with one slash. A
     block between triple quotes is always a message, and is kept line by line.
+
+    Raises:
+        SettingsError: The command does not exist.
     """
     block = unquoted_block(text)
     if block is not None:
-        return UserText(block) if block.strip() else EmptyLine()
+        return block if block.strip() else ""
     stripped = text.strip()
-    if not stripped:
-        return EmptyLine()
     if stripped.startswith("//"):
-        return UserText(stripped[1:])
+        return stripped[1:]
     if not stripped.startswith("/"):
-        return UserText(stripped)
+        return stripped
     # Commands are in lower case, but the keyboard of a phone types /Undo.
     name, _, argument = stripped.partition(" ")
     if "\n" in name:
         name, _, argument = stripped.partition("\n")
     command = NAMES.get(name.lower())
     if command is None:
-        return UnknownCommand(name, closest_name(name.lower(), list(NAMES)))
+        suggestion = closest_name(name.lower(), list(NAMES))
+        meant = f"did you mean {suggestion}? " if suggestion else ""
+        raise SettingsError(f"unknown command {name}", f"{meant}/help lists commands; // sends a literal slash")
     return Command(command.name, argument.strip())
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from specgen.cli.chat.actions import ACTIONS
-from specgen.cli.chat.commands import Command, EmptyLine, UnknownCommand, UserText, parse_line
+from specgen.cli.chat.commands import Command, parse_line
 from specgen.cli.chat.reply import generate_reply
 from specgen.cli.chat.state import ChatState
 from specgen.cli.signals import Stopped, StopSignals
@@ -69,27 +69,27 @@ class ChatLoop:
     def handle_line(self, text: str) -> bool:
         """Handles an entry; returns False for `/exit`."""
         state = self.state
-        match parse_line(text):
-            case EmptyLine():
-                pass
-            case UnknownCommand(name, _) as unknown:
-                state.terminal.messages.error(SettingsError(f"unknown command {name}", unknown.hint))
-            case UserText(message):
-                before = state.conversation.messages
-                state.conversation.say(f"{state.attached_text}{message}")
-                if generate_reply(state, before):
-                    state.attached_text = ""
-            case Command("/exit", _):
+        try:
+            line = parse_line(text)
+        except SettingsError as error:
+            state.terminal.messages.error(error)
+            return True
+        if isinstance(line, Command):
+            if line.name == "/exit":
                 return False
-            case Command(name, argument):
-                self._run_command(name, argument)
+            self._run_command(line)
+        elif line:
+            before = state.conversation.messages
+            state.conversation.say(f"{state.attached_text}{line}")
+            if generate_reply(state, before):
+                state.attached_text = ""
         return True
 
-    def _run_command(self, name: str, argument: str) -> None:
+    def _run_command(self, command: Command) -> None:
         state = self.state
         before = state.conversation.messages
         try:
-            reply_settings = ACTIONS[name](state, argument)
+            reply_settings = ACTIONS[command.name](state, command.argument)
         except SpecgenError as error:
             state.terminal.messages.error(error)
             return
