@@ -60,8 +60,6 @@ class Inputs:
         models: How to load the target and its drafts, by backend; the key is empty unless two backends are compared.
         drafts: Measured on each backend.
         lengths: Draft lengths, as on the command line.
-        prompts: What to answer.
-        settings: How to measure.
         prompt_format: Whether prompts get a chat template, and which.
         lookup_texts: Texts that lookup searches in addition to the prompt.
     """

@@ -55,15 +55,13 @@ class BenchOutput:
         self._color = color
         self._messages = messages
         self._sink = ByteWriter(sys.stdout.buffer)
-        self._is_started = False
         self._is_finished = False
         self._keeps_results = True
 
     def step(self, step: BenchStep, report: BenchReport) -> None:
         """Writes a line for a run if the format is ndjson, and after every prompt the raw runs to disk."""
         if self._format == "ndjson":
-            if not self._is_started:
-                self._is_started = True
+            if step.stage == "reading":  # the first step
                 self._sink.write(_json_line(start_document(report)))
             if step.run is not None:
                 self._sink.write(_json_line(run_document(report, step.run)))
@@ -150,11 +148,7 @@ class BenchOutput:
         return failed
 
     def _print_table(
-        self,
-        report: BenchReport,
-        figures: Sequence[SettingFigures],
-        advice: Recommendation,
-        tables: BenchTableOptions,
+        self, report: BenchReport, figures: Sequence[SettingFigures], advice: Recommendation, tables: BenchTableOptions
     ) -> None:
         console = make_console(sys.stdout, self._color, os.environ)
         on_terminal = is_terminal(sys.stdout)

@@ -59,7 +59,6 @@ class LineEditor:
             completer=CommandCompleter(choices),
             complete_style=CompleteStyle.READLINE_LIKE,
             complete_while_typing=False,
-            enable_history_search=False,
             enable_open_in_editor=True,
             enable_suspend=True,
             key_bindings=_bindings(),
@@ -69,18 +68,15 @@ class LineEditor:
             reserve_space_for_menu=0,
         )
 
-    def read(self, default: str = "") -> str:
+    def read(self) -> str:
         """Waits for one entry.
-
-        Args:
-            default: Initial text.
 
         Raises:
             KeyboardInterrupt: Ctrl-C on an empty line.
             EOFError: Ctrl-D on an empty line, or the terminal was closed.
         """
         try:
-            text = self._session.prompt(default=default)
+            text = self._session.prompt()
         except OSError as error:
             raise EOFError from error
         # Bytes that are not UTF-8 arrive as lone surrogates, which no tokenizer accepts.

@@ -90,7 +90,9 @@ def run(options: ChatOptions) -> int:
             loop = ChatLoop(state, LineEditor(history, argument_choices(autosave.folder)))
             loop.print_banner(resumed, inputs.system)
             exit_code = loop.run()
-            _save_costs(conversation)
+            from specgen.runtime import learned_costs  # imports torch, which is loaded by now
+
+            learned_costs.save(conversation.models)
             return exit_code
         except Stopped as stopped:
             return stopped.exit_code
@@ -146,13 +148,13 @@ def _open_conversation(
 
 
 def load_draft(conversation: Conversation, first: ModelSettings, messages: Messages, name: str) -> list[str]:
-    """Replaces the drafter; the messages and the cache of the target stay.
+    """Replaces the drafter, whose name is a value of `--draft`; the messages and the cache of the target stay.
 
     Args:
-        conversation: The chat.
+        conversation: Gets the drafter.
         first: The draft at the start of the chat: the new one gets its weight format and device.
         messages: Shows progress.
-        name: The new drafter, named as on the command line.
+        name: The new drafter.
 
     Returns:
         Notices of the loader.
@@ -167,10 +169,3 @@ def load_draft(conversation: Conversation, first: ModelSettings, messages: Messa
         notices = models.replace_draft(pair, progress)
     learned_costs.load_draft(models)
     return notices
-
-
-def _save_costs(conversation: Conversation) -> None:
-    """Saves the measured pass costs for later runs."""
-    from specgen.runtime import learned_costs
-
-    learned_costs.save(conversation.models)

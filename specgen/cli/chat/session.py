@@ -169,22 +169,15 @@ def resumed_models(
 ) -> tuple[ModelSettings, ModelSettings]:
     """Returns target and draft: of the command line if `given` names their options, else of the saved session."""
     if "target" not in given:
-        saved = transcript.target
-        target = replace(target, name=saved.name, revision=saved.revision)
-        if "quant" not in given:
-            target = replace(target, quant=_quantization(saved.quant))
-    if "draft" not in given:
-        if transcript.draft is None:
-            name = transcript.drafter if transcript.drafter in ("lookup", "none") else AUTO
-            return target, replace(draft, name=name)
-        saved = transcript.draft
-        name = saved.name + (LOOKUP_SUFFIX if transcript.drafter == "model+lookup" else "")
-        draft = replace(draft, name=name, revision=saved.revision)
-        if "draft_quant" not in given:
-            draft = replace(draft, quant=_quantization(saved.quant))
-    return target, draft
+        target = _resumed(target, transcript.target, keeps_quant="quant" in given)
+    if "draft" in given:
+        return target, draft
+    if transcript.draft is None:
+        return target, replace(draft, name=transcript.drafter if transcript.drafter in ("lookup", "none") else AUTO)
+    draft = _resumed(draft, transcript.draft, keeps_quant="draft_quant" in given)
+    return target, replace(draft, name=draft.name + LOOKUP_SUFFIX) if transcript.drafter == "model+lookup" else draft
 
 
-def _quantization(name: str) -> Quantization:
-    """Returns the weight format of that name; `auto` if it is unknown."""
-    return next((known for known in get_args(Quantization) if known == name), "auto")
+def _resumed(settings: ModelSettings, saved: SavedModel, *, keeps_quant: bool) -> ModelSettings:
+    known: Quantization = next((name for name in get_args(Quantization) if name == saved.quant), "auto")
+    return replace(settings, name=saved.name, revision=saved.revision, quant=settings.quant if keeps_quant else known)

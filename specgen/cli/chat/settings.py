@@ -29,29 +29,19 @@ SETTING_NAMES = tuple(_TYPES)
 _DEFAULT_WORDS = ("default", "none", "auto")
 
 
-def _random_seed() -> int:
-    return random.SystemRandom().randrange(2**31)
-
-
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """How replies are generated, as chosen by the user; None means the model's own value.
-
-    Args:
-        sampling: As given by the user.
-        max_new_tokens: Maximum length of a reply.
-        draft_tokens: `auto` or an integer.
-        stops: Stop strings.
-        strict: A failing drafter is an error.
-        default_seed: Used if the user gives no seed.
-    """
+    """How replies are generated, as chosen by the user; None means the model's own value."""
 
     sampling: SamplingOptions
     max_new_tokens: int = DEFAULT_REPLY_TOKENS
     draft_tokens: str = "auto"
+    """`auto` or an integer."""
     stops: tuple[str, ...] = ()
     strict: bool = False
-    default_seed: int = field(default_factory=_random_seed)
+    """A failing drafter is an error."""
+    default_seed: int = field(default_factory=lambda: random.SystemRandom().randrange(2**31))
+    """Used if the user gives no seed."""
 
     def with_value(self, name: str, text: str) -> ChatSettings:
         """Returns the settings with one of them changed; `default` restores the model's own value.
@@ -65,22 +55,20 @@ class ChatSettings:
             suggestion = closest_name(key, list(_TYPES))
             hint = f"did you mean {suggestion}?" if suggestion else f"choose from {', '.join(_TYPES)}"
             raise SettingsError(f"unknown setting {name}", hint)
-        value: float | int | None = None
-        if text.lower() not in _DEFAULT_WORDS:
-            try:
-                value = value_type(text)
-            except ValueError:
-                expected = "an integer" if value_type is int else "a number"
-                raise SettingsError(f"invalid {key} {text!r}", f"give {expected}, or default") from None
+        try:
+            value = None if text.lower() in _DEFAULT_WORDS else value_type(text)
+        except ValueError:
+            expected = "an integer" if value_type is int else "a number"
+            raise SettingsError(f"invalid {key} {text!r}", f"give {expected}, or default") from None
         if key == "max-new-tokens":
             changed = replace(self, max_new_tokens=DEFAULT_REPLY_TOKENS if value is None else int(value))
             if changed.max_new_tokens < 1:
                 raise SettingsError(f"invalid max-new-tokens {text}", "give an integer of at least 1")
             return changed
         values: dict[str, Any] = {key.replace("-", "_"): value}
-        changed = replace(self, sampling=replace(self.sampling, **values))
-        changed.sampling.resolve(None)  # checks the range
-        return changed
+        sampling = replace(self.sampling, **values)
+        sampling.resolve(None)  # checks the range
+        return replace(self, sampling=sampling)
 
     def with_draft_tokens(self, text: str) -> ChatSettings:
         """Returns the settings with another draft length.
@@ -105,11 +93,8 @@ class ChatSettings:
     def to_figures(self) -> dict[str, Scalar]:
         """Returns the settings for the session file, without values that the user did not give."""
         figures: dict[str, Scalar] = {"max-new-tokens": self.max_new_tokens, "draft-tokens": self.draft_tokens}
-        for name in SETTING_NAMES:
-            value = getattr(self.sampling, name.replace("-", "_"), None)
-            if value is not None:
-                figures[name] = value
-        return figures
+        sampling = {name: getattr(self.sampling, name.replace("-", "_"), None) for name in SETTING_NAMES}
+        return figures | {name: value for name, value in sampling.items() if value is not None}
 
     def with_saved(self, figures: Mapping[str, Scalar], *, keep_draft_tokens: bool) -> ChatSettings:
         """Returns the settings, completed by those of a saved session. Invalid saved values are ignored."""

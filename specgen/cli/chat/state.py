@@ -42,11 +42,6 @@ class ChatState:
     """The state of a running chat.
 
     Args:
-        conversation: The loaded models and the messages.
-        terminal: Where the chat runs.
-        autosave: The session on disk.
-        settings: How replies are generated.
-        view: How replies are shown.
         load_draft: Replaces the drafter by name; returns notices for the user.
         shows_stats: Print a line of statistics after each reply.
         calibrates: Time the target alone, so that replies show a speedup.

@@ -66,7 +66,7 @@ class ScriptedChat:
         self.patch.setattr(sys, "stdout", io.TextIOWrapper(self.out, write_through=True))
         return self.loop.run()
 
-    def read(self, default: str = "") -> str:
+    def read(self) -> str:
         while self.lines:
             line = self.lines.pop(0)
             if isinstance(line, str):
