@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from packaging.version import Version
+from prompt_toolkit.application import create_app_session
 
 from tests.cli.conftest import EXACT, Cli, clean_environment, cli
 from tests.toys import ANSWER, save_toy
@@ -88,7 +89,9 @@ def test_no_command_contacts_anything(
     monkeypatch.setattr("specgen.cli.chat.line_editor.LineEditor.read", read)
     monkeypatch.setattr("specgen.cli.chat.loop.end_of_input_code", lambda signals: signals.exit_code)
 
-    ended = cli(*COMMANDS[command], "-t", save_toy(tmp_path / "toy"), *EXACT)
+    # prompt_toolkit remembers the first stdin it sees; a later test of this process may have a terminal.
+    with create_app_session():
+        ended = cli(*COMMANDS[command], "-t", save_toy(tmp_path / "toy"), *EXACT)
 
     assert (ended.code, attempts) == (0, [])
     if command == "chat":
