@@ -37,10 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: It is missing, larger than `MAX_JSON_BYTES`, truncated, or not an object.
     """
-    with open_regular(path) as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise ModelFileError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a JSON file of a model")
+    data = _read(path, "JSON")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON and bad UTF-8 alike
@@ -61,14 +58,19 @@ def read_text(path: Path) -> str:
     Raises:
         ModelFileError: It is missing, larger than `MAX_JSON_BYTES`, or not UTF-8.
     """
+    try:
+        return _read(path, "text").decode()
+    except UnicodeDecodeError as error:
+        raise corrupt(path, "not valid UTF-8") from error
+
+
+def _read(path: Path, kind: str) -> bytes:
     with open_regular(path) as file:
         data = file.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
-        raise ModelFileError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a text file of a model")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise corrupt(path, "not valid UTF-8") from error
+        limit = MAX_JSON_BYTES >> 20
+        raise ModelFileError(f"{path} is larger than {limit} MiB, too large for a {kind} file of a model")
+    return data
 
 
 def corrupt(path: Path, why: str) -> ModelFileError:

@@ -14,9 +14,8 @@ from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Reque
 from specgen.runtime.loaded_models import LoadedModels
 from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import ChatMessage, Scalar
-from specgen.text.chat_template import ChatTemplate, Message
+from specgen.text.chat_template import ChatTemplate, Message, opens_thinking, split_thinking
 from specgen.text.prefix_reuse import keep_cached_ids
-from specgen.text.reasoning import opens_thinking, split_thinking
 
 WARN_AT = 0.9
 """Used share of the context window from which a chat warns the user."""

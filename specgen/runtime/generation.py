@@ -18,8 +18,7 @@ from specgen.runtime import learned_costs
 from specgen.runtime.loaded_models import LoadedModels, peak_memory_bytes
 from specgen.runtime.near_ties import first_difference
 from specgen.text.detokenizer import Detokenizer
-from specgen.text.event_text import with_text
-from specgen.text.stop_strings import StopStrings
+from specgen.text.stop_strings import StopStrings, with_text
 
 NUM_CALIBRATION_TOKENS = 8
 """Steps of the target alone that are timed for the quick baseline, after a warm-up step."""

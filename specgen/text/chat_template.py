@@ -1,4 +1,7 @@
-"""Renders conversations with chat templates and encodes them so that user text can't become control tokens."""
+"""Renders conversations with chat templates and encodes them so that user text can't become control tokens.
+
+Also separates a reply's reasoning (`<think>...</think>`) from its answer.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specgen.core.errors import LoadError, PromptError, SettingsError
-from specgen.text.template_limits import max_rendered_chars, template_limits
+from specgen.text.template_sandbox import template_limits
+
+MAX_COPIES = 4
+"""How often a template may render each message."""
+MAX_EXTRA_CHARS = 2**20
+"""Characters that a template may add to the messages."""
+_OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +149,32 @@ class ChatTemplate:
             raise LoadError("the chat template failed: it took too much memory", hint) from error
         except Exception as error:  # Jinja and the template itself can raise anything
             raise LoadError(f"the chat template failed: {error}", hint) from error
-        if len(text) > max_rendered_chars(sum(len(message.content) for message in messages)):
+        if len(text) > MAX_COPIES * sum(len(message.content) for message in messages) + MAX_EXTRA_CHARS:
             raise LoadError(f"the chat template failed: it rendered {len(text)} characters", hint)
         return text
+
+
+def split_thinking(text: str, *, starts_inside: bool) -> tuple[str, str]:
+    """Splits a reply into its reasoning and its answer.
+
+    Args:
+        text: The reply.
+        starts_inside: The template opened the block already, at the end of the prompt.
+
+    Returns:
+        Reasoning and answer. A reply without a block is all answer; one that ends inside the block is all reasoning.
+    """
+    stripped = text.lstrip()
+    if not starts_inside and not stripped.startswith(_OPEN):
+        return "", text
+    thinking, mark, answer = stripped.removeprefix(_OPEN).partition(_CLOSE)
+    return thinking.strip(), answer.lstrip() if mark else ""
+
+
+def opens_thinking(tokenizer: Any, prompt_ids: Sequence[int]) -> bool:
+    """Returns whether a prompt ends with an open reasoning block."""
+    end: str = tokenizer.decode(list(prompt_ids[-8:]), skip_special_tokens=False)
+    return end.rstrip().endswith(_OPEN)
 
 
 def _contains_control(tokenizer: Any, text: str, control: Mapping[str, int]) -> bool:

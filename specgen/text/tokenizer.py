@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.library_errors import first_line, library_failures
-from specgen.core.model_files import MAX_JSON_BYTES, read_json
+from specgen.core.model_files import MAX_JSON_BYTES, read_optional_json
 from specgen.core.settings import SamplingSettings
 from specgen.text.tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
 
@@ -39,8 +39,7 @@ def load_tokenizer(folder: Path) -> Any:
             raise ModelFileError(f"{path} is too large for a tokenizer: more than {MAX_JSON_BYTES >> 20} MiB")
     if (folder / TOKENIZER_FILE).is_file():
         return read_tokenizer_file(folder)
-    if (folder / "tokenizer_config.json").exists():
-        _refuse_code(folder / "tokenizer_config.json")
+    _refuse_code(folder / "tokenizer_config.json")
     from transformers import AutoTokenizer
 
     return checked_library_call(
@@ -122,15 +121,13 @@ def checked_library_call(call: Callable[[], T], what: str) -> T:
     Raises:
         ModelFileError: The loader failed.
     """
-    hint = "its files are damaged, or need code or a newer library: download the model again"
     try:
         return call()
-    except library_failures() as error:
-        raise ModelFileError(f"{what}: {first_line(error)}", hint) from error
     except Exception as error:
         # The Rust tokenizers raise a bare Exception for a tokenizer.json they can't read.
-        if type(error) is not Exception:
+        if type(error) is not Exception and not isinstance(error, library_failures()):
             raise
+        hint = "its files are damaged, or need code or a newer library: download the model again"
         raise ModelFileError(f"{what}: {first_line(error)}", hint) from error
 
 
@@ -140,12 +137,12 @@ def _ids(value: object) -> set[int]:
 
 
 def _refuse_code(path: Path) -> None:
-    config = read_json(path)
-    known = config.get("tokenizer_class")
+    config = read_optional_json(path)
     if "auto_map" not in config:
         return
     import transformers
 
+    known = config.get("tokenizer_class")
     # If transformers has the class too, it is used, and the folder's code is never loaded.
     if not (isinstance(known, str) and hasattr(transformers, known)):
         raise ModelFileError(

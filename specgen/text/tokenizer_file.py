@@ -19,12 +19,6 @@ from specgen.core.model_files import read_optional_json, read_text
 from specgen.text.template_sandbox import render_template
 
 TOKENIZER_FILE = "tokenizer.json"
-_CONFIG, _MAP, _TEMPLATE, _OLD_TEMPLATE = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 class Tokenizer:
@@ -129,11 +123,12 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
         raise ModelFileError(
             f"invalid tokenizer {path}: {error}", "the file is damaged: download the model again"
         ) from error
-    config, special_map = read_optional_json(folder / _CONFIG), read_optional_json(folder / _MAP)
-    if (folder / _TEMPLATE).is_file():
-        template: object = read_text(folder / _TEMPLATE)
+    config = read_optional_json(folder / "tokenizer_config.json")
+    special_map = read_optional_json(folder / "special_tokens_map.json")
+    if (folder / "chat_template.jinja").is_file():
+        template: object = read_text(folder / "chat_template.jinja")
     else:
-        template = config.get("chat_template") or read_optional_json(folder / _OLD_TEMPLATE).get("chat_template")
+        template = config.get("chat_template") or read_optional_json(folder / "chat_template.json").get("chat_template")
     return Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, _default_template(template))
 
 

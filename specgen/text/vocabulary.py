@@ -42,17 +42,13 @@ def compare_tokenizers(target_tokenizer: Any, draft_tokenizer: Any) -> Pairing:
     num_shared = min(num_target, num_draft)
     differing = [index for index in range(num_shared) if target.get(index) != draft.get(index)]
     if differing or not num_shared:
-        raise _differs(target, draft, differing, num_shared)
+        pairs = (f"{index} is {_shown(target, index)} and {_shown(draft, index)}" for index in differing[:3])
+        raise PairError(
+            f"the draft's tokens differ from the target's in {len(differing)} of {num_shared} ids "
+            f"({len(target)} and {len(draft)} tokens): {', '.join(pairs) or 'a vocabulary is empty'}",
+            "choose a draft of the same family, or --draft lookup, which needs no second model",
+        )
     return Pairing(num_shared, _notice(target_tokenizer, draft_tokenizer))
-
-
-def _differs(target: dict[int, str], draft: dict[int, str], differing: list[int], num_shared: int) -> PairError:
-    examples = ", ".join(f"{index} is {_shown(target, index)} and {_shown(draft, index)}" for index in differing[:3])
-    return PairError(
-        f"the draft's tokens differ from the target's in {len(differing)} of {num_shared} ids "
-        f"({len(target)} and {len(draft)} tokens): {examples or 'a vocabulary is empty'}",
-        "choose a draft of the same family, or --draft lookup, which needs no second model",
-    )
 
 
 def _shown(table: dict[int, str], index: int) -> str:

@@ -13,8 +13,7 @@ from tokenizers.models import BPE
 
 from specgen.core.events import FinalText, Finish, Notice, Prefill, Round, RoundText, TextEvent, TokenState
 from specgen.text.detokenizer import Detokenizer
-from specgen.text.event_text import with_text
-from specgen.text.stop_strings import StopBuffer, StopStrings
+from specgen.text.stop_strings import StopBuffer, StopStrings, with_text
 from tests.toys import token_id, toy_tokenizer
 
 TOY: Tokenizer = toy_tokenizer().backend_tokenizer

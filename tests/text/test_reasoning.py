@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specgen.text.reasoning import opens_thinking, split_thinking
+from specgen.text.chat_template import opens_thinking, split_thinking
 from tests.toys import toy_tokenizer
 
 TOKENIZER = toy_tokenizer()

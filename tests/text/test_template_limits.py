@@ -10,7 +10,7 @@ from time import process_time
 import pytest
 
 from specgen.core.errors import LoadError
-from specgen.text import template_limits
+from specgen.text import template_sandbox
 from specgen.text.chat_template import ChatTemplate, Message
 from tests.toys import toy_tokenizer
 
@@ -19,7 +19,7 @@ HELLO = [Message("user", "Hello")]
 
 @pytest.mark.fault("F34")
 def test_an_endless_template_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.2)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     started = process_time()
 
@@ -32,7 +32,7 @@ def test_an_endless_template_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.fault("F34")
 def test_a_template_that_allocates_too_much_memory_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "MAX_EXTRA_BYTES", 64 * 2**20)
+    monkeypatch.setattr(template_sandbox, "MAX_EXTRA_BYTES", 64 * 2**20)
     before = resource.getrlimit(resource.RLIMIT_AS)
 
     with pytest.raises(LoadError):
