@@ -36,22 +36,6 @@ class TimingOptions:
     is_interrupted: Callable[[], bool] = lambda: False
 
 
-@dataclass(frozen=True, slots=True)
-class _Samples:
-    """Seconds of passes: of the target by number of tokens, of drafting and of catching up by the draft's label."""
-
-    verify: dict[int, list[float]]
-    drafting: dict[str, list[float]]
-    catching_up: dict[str, list[float]]
-
-    def medians(self) -> MeasuredCosts:
-        return MeasuredCosts(
-            {n: median(values) for n, values in self.verify.items() if values},
-            {label: median(values) for label, values in self.drafting.items() if values},
-            {label: max(median(values), 0.0) for label, values in self.catching_up.items() if values},
-        )
-
-
 def measure_pass_costs(
     drafts: Mapping[str, LoadedModels],
     prompt_ids: Sequence[int],
@@ -78,35 +62,42 @@ def measure_pass_costs(
     for models in drafts.values():
         models.clear_caches()
     ids = list(prompt_ids)
-    tail = [ids[-1]] * longest_draft
     lengths = [n for n in range(1, longest_draft + 2) if n <= LONGEST_DENSE or n % 4 == 1 or n == longest_draft + 1]
-    samples = _Samples({n: [] for n in lengths}, {label: [] for label in drafts}, {label: [] for label in drafts})
-    working = dict(drafts)
+    verify: dict[int, list[float]] = {n: [] for n in lengths}
+    drafting: dict[str, list[tuple[float, float]]] = {label: [] for label in drafts}
     target.feed(ids[:-1])
+    # The first round warms up.
     for number in range(NUM_SAMPLES + 1):
-        is_warmup = number == 0
-        for n in sorted(lengths, reverse=number % 2 == 1):
+        for n in lengths[:: -1 if number % 2 else 1]:
             if options.is_interrupted():
-                return samples.medians()
+                return _medians(verify, drafting)
             started = read()
-            target.logits([*ids, *tail[: n - 1]], n)
+            target.logits([*ids, *[ids[-1]] * (n - 1)], n)
             seconds = read() - started
             target.rewind(len(ids) - 1)
-            if not is_warmup:
-                samples.verify[n].append(seconds)
-        for label, models in list(working.items()):
+            if number:
+                verify[n].append(seconds)
+        for label in list(drafting):
             try:
-                seconds, catch_up_seconds = _time_draft(models, ids, options.sampling, read)
+                sample = _time_draft(drafts[label], ids, options.sampling, read)
             except DraftError:
                 # Its runs will report the reason.
-                del working[label], samples.drafting[label], samples.catching_up[label]
+                del drafting[label]
                 continue
-            if not is_warmup:
-                samples.drafting[label].append(seconds)
-                samples.catching_up[label].append(catch_up_seconds)
+            if number:
+                drafting[label].append(sample)
     for models in drafts.values():
         models.clear_caches()
-    return samples.medians()
+    return _medians(verify, drafting)
+
+
+def _medians(verify: dict[int, list[float]], drafting: dict[str, list[tuple[float, float]]]) -> MeasuredCosts:
+    timed = {label: samples for label, samples in drafting.items() if samples}
+    return MeasuredCosts(
+        {n: median(values) for n, values in verify.items() if values},
+        {label: median(seconds for seconds, _ in samples) for label, samples in timed.items()},
+        {label: max(median(catch_up for _, catch_up in samples), 0.0) for label, samples in timed.items()},
+    )
 
 
 def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -60,9 +61,7 @@ def bundled_prompts() -> list[BenchPrompt]:
 def parse_prompts(text: str, source: str) -> list[BenchPrompt]:
     """Parses the text of a file: JSON lines if its first line begins with `{`, else one prompt per line.
 
-    Args:
-        text: The file's text.
-        source: Its name, for messages.
+    `source` names the file in messages.
 
     Raises:
         PromptError: A line is invalid, or there are no prompts.
@@ -108,20 +107,19 @@ def _message(message: Any, place: str) -> Message:
 
 
 def _with_unique_ids(prompts: Sequence[BenchPrompt]) -> list[BenchPrompt]:
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     unique = []
     for prompt in prompts:
-        seen[prompt.id] = seen.get(prompt.id, 0) + 1
-        name = prompt.id if seen[prompt.id] == 1 else f"{prompt.id}-{seen[prompt.id]}"
-        unique.append(BenchPrompt(name, prompt.category, prompt.messages, prompt.later_turns))
+        seen[prompt.id] += 1
+        unique.append(prompt if seen[prompt.id] == 1 else replace(prompt, id=f"{prompt.id}-{seen[prompt.id]}"))
     return unique
 
 
 def choose_evenly(prompts: Sequence[BenchPrompt], num_prompts: int) -> list[BenchPrompt]:
     """Returns at most `num_prompts` prompts, from as many categories as that allows, in their order."""
-    order = sorted(range(len(prompts)), key=lambda i: _rank_in_category(prompts, i))
-    return [prompts[i] for i in sorted(order[:num_prompts])]
-
-
-def _rank_in_category(prompts: Sequence[BenchPrompt], index: int) -> tuple[int, int]:
-    return sum(p.category == prompts[index].category for p in prompts[:index]), index
+    seen: Counter[str] = Counter()
+    ranks = []
+    for index, prompt in enumerate(prompts):
+        ranks.append((seen[prompt.category], index))
+        seen[prompt.category] += 1
+    return [prompts[index] for index in sorted(index for _, index in sorted(ranks)[:num_prompts])]

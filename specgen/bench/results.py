@@ -62,9 +62,9 @@ class BenchSettings:
         num_warmups: Uncounted runs of full length per setting.
         sampling: How tokens are chosen.
         stops_at_end: Stop at the model's end token, so lengths may differ.
-        budget_seconds: Start no repeat that would end after this time, counted from the first pass; the first
+        time_limit_seconds: Start no repeat that would end after this time, counted from the first pass; the first
             repeat ends after the prompt that reaches it. None: no limit.
-        probes_costs: Also time single passes and draft tokens, to predict the speedup.
+        times_passes: Also time single passes and draft tokens, to predict the speedup.
     """
 
     num_tokens: int = 128

@@ -22,7 +22,6 @@ from specgen.bench.results import (
     Stage,
 )
 from specgen.bench.text_comparison import TextComparison
-from specgen.bench.time_limit import TimeLimit
 from specgen.core.errors import SpecgenError
 from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings
 from specgen.engine.decoding import Clock
@@ -82,7 +81,8 @@ class Benchmark:
         self._pair = configurations[BASELINE].models.pair
         self._baselines = [i for i, one in enumerate(configurations) if one.setting.drafter == "none"]
         self._prompt_format, self._host = prompt_format or PromptFormat(), host or Host()
-        self._time_limit = TimeLimit(config.time_limit_seconds, self._host.wall_clock)
+        self._start = 0.0
+        self._is_out_of_time = False
         self._conversations = list(prompts)
         # Encoded before anything is timed: an error at the hundredth run would come late.
         self._prompt_ids = [self._encode(prompt.messages) for prompt in prompts]
@@ -112,7 +112,7 @@ class Benchmark:
         return len(self.configurations) * (config.num_warmups + len(self._prompt_ids) * config.num_repeats)
 
     def __iter__(self) -> Iterator[BenchStep]:
-        self._time_limit.start()
+        self._start = self._host.wall_clock()
         self._answer_earlier_turns()
         yield self._step("reading")
         if self.config.times_passes and not self._is_interrupted:
@@ -123,13 +123,13 @@ class Benchmark:
                 if not self._is_interrupted:
                     self._run(index, 0, 0)
                     yield self._step("warmup")
-        self._time_limit.start_repeats()
+        repeats_start = self._elapsed_seconds()
         for repeat in range(self.config.num_repeats):
-            if self._is_interrupted or not self._time_limit.allows_repeat(repeat):
+            if self._is_interrupted or not self._has_time_for_repeat(repeat, repeats_start):
                 break
             yield from self._repeat(repeat)
             yield self._step("repeat")
-        self._is_complete = not self._is_interrupted and not self._time_limit.is_reached
+        self._is_complete = not self._is_interrupted and not self._is_out_of_time
         yield self._step("end")
 
     def report(self) -> BenchReport:
@@ -150,7 +150,7 @@ class Benchmark:
             notices=tuple(dict.fromkeys(notice for one in every for notice in one.models.notices)),
             environment=self._host.environment,
             is_complete=self._is_complete,
-            is_out_of_time=self._time_limit.is_reached,
+            is_out_of_time=self._is_out_of_time,
             other_target=others[0] if others else None,
         )
 
@@ -158,23 +158,34 @@ class Benchmark:
         self._num_done += stage in ("warmup", "run")
         return BenchStep(stage, self._num_done, self.num_steps, run)
 
+    def _elapsed_seconds(self) -> float:
+        return self._host.wall_clock() - self._start
+
+    def _has_time_for_repeat(self, num_done: int, start_seconds: float) -> bool:
+        """Returns whether another repeat, as long as those since `start_seconds`, would end in time."""
+        limit = self.config.time_limit_seconds
+        if limit is not None and num_done:
+            elapsed = self._elapsed_seconds()
+            self._is_out_of_time |= elapsed + (elapsed - start_seconds) / num_done > limit
+        return not self._is_out_of_time
+
     def _repeat(self, repeat: int) -> Iterator[BenchStep]:
         for prompt in range(len(self._prompt_ids)):
-            if prompt and not self._time_limit.allows_prompt():
+            limit = self.config.time_limit_seconds
+            self._is_out_of_time |= limit is not None and prompt > 0 and self._elapsed_seconds() > limit
+            if self._is_out_of_time:
                 return
-            order = list(range(len(self.configurations)))
             # The direction alternates from prompt to prompt and, for each prompt, from repeat to repeat.
-            if (prompt + repeat) % 2:
-                order.reverse()
-            finished: list[Run] = []
-            for index in order:
+            step = -1 if (prompt + repeat) % 2 else 1
+            num_before = len(self._runs)
+            for index in range(len(self.configurations))[::step]:
                 if self._is_interrupted:
                     break
                 run = self._run(index, prompt, repeat)
                 if run is not None:
                     self._runs.append(run)
-                    finished.append(run)
                 yield self._step("run", run)
+            finished = self._runs[num_before:]
             for comparison in self._comparisons:
                 own = [run for run in finished if self._backend(run.setting) == self._backend(comparison.baseline)]
                 comparison.observe(own, self._prompt_ids[prompt])
@@ -200,10 +211,8 @@ class Benchmark:
             prompts.append(prompt)
             all_ids.append(ids)
             for number, turn in enumerate(conversation.later_turns, 2):
-                if self._is_interrupted:
-                    break
-                reply = self._generate(BASELINE, all_ids[-1], stops_at_end=True)
-                if reply.finish_reason == "interrupted":
+                reply = None if self._is_interrupted else self._generate(BASELINE, all_ids[-1], stops_at_end=True)
+                if reply is None or reply.finish_reason == "interrupted":
                     break
                 messages += [Message("assistant", reply.text), Message("user", turn)]
                 all_ids.append(self._encode(messages))
@@ -249,9 +258,8 @@ class Benchmark:
         """
         if any(failure.setting == index for failure in self._failures):
             return None
-        configuration = self.configurations[index]
-        memory = PeakMemory(self.configurations, configuration)
-        started = self._time_limit.elapsed_seconds
+        memory = PeakMemory(self.configurations, self.configurations[index])
+        started = self._elapsed_seconds()
         try:
             generation = self._generate(index, self._prompt_ids[prompt], stops_at_end=self.config.stops_at_end)
         except SpecgenError as error:

@@ -31,7 +31,7 @@ class TextComparison:
         self._target, self._info = target, info
         self._is_enabled = sampling.is_greedy
         self._worst: dict[tuple[int, int], Difference] = {}
-        self._examined: set[tuple[int, int, int, int | None, int | None]] = set()
+        self._examined: set[tuple[int, int, int, tuple[int, ...], tuple[int, ...]]] = set()
 
     @property
     def differences(self) -> tuple[Difference, ...]:
@@ -51,7 +51,8 @@ class TextComparison:
             # A near tie must not hide a real difference that another repeat shows.
             if position is None or (known is not None and not known.is_near_tie):
                 continue
-            case = (*key, position, _at(baseline.token_ids, position), _at(run.token_ids, position))
+            at = slice(position, position + 1)  # empty if the answer ended there
+            case = (*key, position, baseline.token_ids[at], run.token_ids[at])
             if case in self._examined:
                 continue
             self._examined.add(case)
@@ -66,7 +67,3 @@ class TextComparison:
             return LogitGap(math.inf, 0.0)
         text = [*prompt_ids, *baseline[:position]]
         return logit_gap(self._target, self._info, text, baseline[position], other[position])
-
-
-def _at(ids: Sequence[int], position: int) -> int | None:
-    return ids[position] if position < len(ids) else None

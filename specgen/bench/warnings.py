@@ -37,7 +37,7 @@ class BenchWarning:
 
 
 def warnings_of(report: BenchReport, figures: Sequence[SettingFigures] | None = None) -> list[BenchWarning]:
-    """Returns every reason to doubt a figure of the report."""
+    """Returns every reason to doubt a figure of the report; `figures` spares computing them again."""
     figures = figures_by_setting(report) if figures is None else figures
     return [
         *(BenchWarning("failed", f"{report.settings[f.setting].name} failed: {f.message}") for f in report.failures),
@@ -72,11 +72,9 @@ def _noise(report: BenchReport) -> list[BenchWarning]:
     if len(repeats) == 1:
         hint = "" if report.is_out_of_time else "; use -r 5"
         warnings.append(BenchWarning("one_repeat", f"one repeat does not show the uncertainty{hint}"))
-    rates = []
-    for repeat in repeats:
-        runs = [run for run in report.runs if run.setting == BASELINE and run.repeat == repeat]
-        rate = total(runs).tokens_per_second
-        rates += [] if rate is None else [rate]
+    baseline = [run for run in report.runs if run.setting == BASELINE]
+    sums = [total(run for run in baseline if run.repeat == repeat) for repeat in repeats]
+    rates = [rate for counts in sums if (rate := counts.tokens_per_second) is not None]
     deviation = spread(rates)
     if deviation is not None and deviation > NOISY_SPREAD:
         text = f"the baseline varied by {deviation:.0%} between repeats; close other programs, or use more repeats"
@@ -112,17 +110,12 @@ def _misprediction(figures: SettingFigures) -> str:
     measured, predicted = figures.speedup, figures.predicted_speedup
     if measured is None or predicted is None:
         return ""
-    # With several repeats, the interval shows whether a gain or a loss is right.
-    contradicts = figures.interval is None and _contradict(measured, predicted)
+    low, high = sorted((measured, predicted))
+    # One is a gain and the other a loss. With several repeats, the interval shows which is right.
+    contradicts = figures.interval is None and low < 1 < high and high > CONTRADICTORY * low
     if not contradicts and not is_unlike(measured, predicted):
         return ""
     return f"measured {measured:.2f}x, predicted from pass costs {predicted:.2f}x: one of them was disturbed"
-
-
-def _contradict(measured: float, predicted: float) -> bool:
-    """Returns whether one is a gain and the other a loss, by more than rounding."""
-    low, high = sorted((measured, predicted))
-    return low < 1 < high and high > CONTRADICTORY * low
 
 
 def _difference(figures: SettingFigures, report: BenchReport) -> str:

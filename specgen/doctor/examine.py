@@ -7,24 +7,24 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from specgen.bench.configurations import open_configurations
 from specgen.bench.pass_costs import measure_pass_costs
-from specgen.bench.results import MeasuredCosts, Setting
+from specgen.bench.results import MeasuredCosts
 from specgen.core.errors import DeviceError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
-from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.llama_cpp import gpu_layers
 from specgen.loading.llama_cpp_library import llama_library
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.runtime.environment import library_versions
+from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import Pair
 from specgen.storage.cost_store import CostStore
 from specgen.storage.folders import cache_root
@@ -97,12 +97,13 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     # llama.cpp allocates its cache for the whole window at the start.
     whole = window if pair.target.gguf is not None else None
     positions = whole or num_positions or min(window or 4096, 4096)
-    models = [_model_plan(pair.target, positions)]
-    if pair.draft is not None and pair.draft.draft_head is not None:
-        settings = replace(pair.target.settings, quant=pair.draft.settings.quant)
-        models.append(_draft_head_plan(pair.draft, settings, positions))
-    elif pair.draft is not None:
-        models.append(_model_plan(pair.draft, positions))
+    models = [_model_plan(pair.target, pair.target.settings, positions)]
+    if pair.draft is not None:
+        settings = pair.draft.settings
+        if pair.draft.draft_head is not None:
+            # A draft head runs on the device and in the compute type of its target.
+            settings = replace(pair.target.settings, quant=settings.quant)
+        models.append(_model_plan(pair.draft, settings, positions))
     return PairReport(
         models=tuple(models),
         devices=tuple(_devices(models)),
@@ -115,63 +116,24 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     )
 
 
-def _model_plan(model: ResolvedModel, num_positions: int) -> ModelPlan:
+def _model_plan(model: ResolvedModel, settings: ModelSettings, num_positions: int) -> ModelPlan:
     config, files = model.config, model.files
+    plan = partial(ModelPlan, model.role, model.name, config.model_type, config.num_parameters)
     if files.gguf is not None:
-        return _gguf_plan(model, files.gguf.header)
-    placement = choose_placement(model.settings, config, from_gguf=files.from_gguf, role=model.role, times=CostStore())
-    return ModelPlan(
-        role=model.role,
-        name=model.name,
-        model_type=config.model_type,
-        num_parameters=config.num_parameters,
-        device=placement.device,
-        dtype=placement.dtype,
-        quant=config.quant_method or placement.quant,
-        remarks=placement.remarks,
-        window=config.max_positions,
-        memory=plan_memory(files.path, config, placement, num_positions),
-    )
-
-
-def _gguf_plan(model: ResolvedModel, header: GgufHeader) -> ModelPlan:
-    """Plans a GGUF file as llama.cpp would run it."""
-    on_gpu = gpu_layers(model.settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
-    return ModelPlan(
-        role=model.role,
-        name=model.name,
-        model_type=model.config.model_type,
-        num_parameters=model.config.num_parameters,
-        device="gpu" if on_gpu else "cpu",
-        dtype="mixed",
-        quant=header.quantization,
-        remarks=("llama.cpp",),
-        window=header.context_length,
-        memory=plan_gguf_memory(header, model.config),
-    )
-
-
-def _draft_head_plan(draft: ResolvedModel, settings: ModelSettings, num_positions: int) -> ModelPlan:
-    """Plans a draft head, which runs on the device and in the compute type of its target.
-
-    `settings` are the target's, with the weight format of the draft head.
-    """
-    config = draft.config
-    assert config.draft_head is not None, "the caller checks it"
-    placement = choose_placement(settings, config, from_gguf=False, role="draft", times=CostStore())
-    is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
-    return ModelPlan(
-        role="draft",
-        name=draft.name,
-        model_type=config.model_type,
-        num_parameters=config.num_parameters,
-        device=placement.device,
-        dtype=placement.dtype,
-        quant="nf4" if is_packed else "int8" if placement.packed_dtype == "int8" else "none",
-        remarks=(config.draft_head.remark,),
-        window=config.max_positions,
-        memory=plan_draft_head_memory(config, placement, num_positions),
-    )
+        header = files.gguf.header
+        on_gpu = gpu_layers(settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
+        device, memory = "gpu" if on_gpu else "cpu", plan_gguf_memory(header, config)
+        return plan(device, "mixed", header.quantization, ("llama.cpp",), header.context_length, memory)
+    placement = choose_placement(settings, config, from_gguf=files.from_gguf, role=model.role, times=CostStore())
+    if config.draft_head is None:
+        quant, remarks = config.quant_method or placement.quant, placement.remarks
+        memory = plan_memory(files.path, config, placement, num_positions)
+    else:
+        is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
+        quant = "nf4" if is_packed else "int8" if placement.packed_dtype == "int8" else "none"
+        remarks = (config.draft_head.remark,)
+        memory = plan_draft_head_memory(config, config.draft_head, placement, num_positions)
+    return plan(placement.device, placement.dtype, quant, remarks, config.max_positions, memory)
 
 
 def _devices(models: Sequence[ModelPlan]) -> list[DevicePlan]:
@@ -199,15 +161,10 @@ def measure_pair(
         LoadError: A file is damaged.
         DeviceError: Too little memory.
     """
-    baseline = pair.with_draft("none", None)
-    drafter = pair.settings.drafter
-    setting = Setting(drafter, "draft", "draft", LONGEST_MEASURED_DRAFT)
-    has_draft = drafter != "none"
-    configurations = open_configurations(
-        baseline, {"draft": pair} if has_draft else {}, [setting] if has_draft else [], progress
-    )
+    models = load_models(pair, progress)
     progress.stage("timing passes")
+    drafter = pair.settings.drafter
     label = "lookup" if drafter == "lookup" else "draft"
-    costs = measure_pass_costs({label: configurations[-1].models}, prompt_ids, LONGEST_MEASURED_DRAFT)
-    # Without a draft the last configuration is the baseline, whose draft costs are meaningless.
-    return replace(report, costs=costs if has_draft else MeasuredCosts(costs.verify_seconds, {}))
+    costs = measure_pass_costs({label: models}, prompt_ids, LONGEST_MEASURED_DRAFT)
+    # Without a drafter, the costs of drafting are meaningless.
+    return replace(report, costs=MeasuredCosts(costs.verify_seconds, {}) if drafter == "none" else costs)

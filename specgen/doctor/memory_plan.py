@@ -11,7 +11,7 @@ from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.placement import Placement
-from specgen.loading.resolved_model import ModelConfig
+from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
 from specgen.models.cached_model import PREFILL_CHUNK
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import FIRST_CAPACITY
@@ -27,7 +27,7 @@ class _Sizes:
     """Numbers of values of a model.
 
     Args:
-        layers: Values of each matrix in the layers, by its number of rows.
+        layers: Rows and values of each matrix in the layers.
         embedding: Values of the embedding.
         head: Values of the head; 0 if it is the embedding.
         rest: Norms and biases.
@@ -48,45 +48,30 @@ class _Sizes:
 
 
 def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_positions: int) -> MemoryPlan:
-    """Estimates what a model takes.
-
-    Args:
-        folder: The model.
-        config: The result of `check_folder`.
-        placement: Where and how it would run.
-        num_positions: Length of text to plan the cache for.
-    """
+    """Estimates what a model takes, with a cache for `num_positions`."""
     sizes = _own_sizes(config.decoder) if config.decoder is not None else _transformers_sizes(folder)
     if placement.packed_dtype is not None:
         return _packed_plan(sizes, config, placement.packed_dtype, num_positions)
     size = placement.torch_dtype.itemsize
     is_quantized = placement.quant != "none" and config.quant_method is None
-    weights = sum(
-        _quantized_bytes(rows, values, placement.quant) if is_quantized else values * size
-        for rows, values in sizes.layers
-    )
-    weights += (sizes.embedding + sizes.head + sizes.rest) * size
+    weights = (sizes.embedding + sizes.head + sizes.rest) * size
+    for rows, values in sizes.layers:
+        weights += _quantized_bytes(rows, values, placement.quant) if is_quantized else values * size
     if config.quant_method is not None:
         weights = config.num_weight_bytes
     copies = 0
-    if config.decoder is None and placement.device == "cpu" and (is_quantized or config.dtype != placement.dtype):
+    if config.decoder is not None:
+        copies = 2 * max((values for _, values in sizes.layers), default=0)
+    elif placement.device == "cpu" and (is_quantized or config.dtype != placement.dtype):
         # transformers converts all weights from the mapped file, whose pages stay.
         copies = config.num_weight_bytes
-    elif config.decoder is not None:
-        copies = _largest_layer(sizes) * 2
     return MemoryPlan(weights, copies, _cache_bytes(sizes, num_positions, size), _activation_bytes(sizes, size))
 
 
-def plan_draft_head_memory(config: ModelConfig, placement: Placement, num_positions: int) -> MemoryPlan:
-    """Estimates what a draft head takes in addition to its target, as stored.
-
-    Args:
-        config: The result of `check_draft_head`.
-        placement: Where and how it would run.
-        num_positions: Length of text to plan the cache for.
-    """
-    head = config.draft_head
-    assert head is not None, "the caller checks it"
+def plan_draft_head_memory(
+    config: ModelConfig, head: DraftHeadConfig, placement: Placement, num_positions: int
+) -> MemoryPlan:
+    """Estimates what a draft head takes in addition to its target, as stored, with a cache for `num_positions`."""
     packed = {"float16": 2, "int8": 1}.get(placement.packed_dtype or "")
     size = packed or placement.torch_dtype.itemsize
     compute_size = 4 if packed else size
@@ -103,21 +88,16 @@ def plan_draft_head_memory(config: ModelConfig, placement: Placement, num_positi
 
 
 def plan_gguf_memory(header: GgufHeader, config: ModelConfig) -> MemoryPlan:
-    """Estimates the memory of a GGUF on llama.cpp, which allocates a float16 cache for the whole window at the start.
-
-    Args:
-        header: Header of the file.
-        config: Its checked config.
-    """
+    """Estimates what a GGUF takes on llama.cpp, which allocates a float16 cache for the whole window at the start."""
     logits = MAX_ROWS * (config.vocab_rows or 0) * 4
     return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (config.max_positions or 0), logits)
 
 
 def _own_sizes(spec: DecoderSpec) -> _Sizes:
     shapes = tensor_shapes(spec)
-    matrices = [(name, shape) for name, shape in shapes.items() if len(shape) == 2 and name not in (EMBEDDING, HEAD)]
+    matrices = [shape for name, shape in shapes.items() if len(shape) == 2 and name not in (EMBEDDING, HEAD)]
     return _Sizes(
-        layers=tuple((shape[0], prod(shape)) for _, shape in matrices),
+        layers=tuple((shape[0], prod(shape)) for shape in matrices),
         embedding=prod(shapes[EMBEDDING]),
         head=prod(shapes.get(HEAD, (0,))),
         rest=sum(prod(shape) for shape in shapes.values() if len(shape) == 1),
@@ -177,10 +157,6 @@ def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: 
     largest = max(*(values for _, values in sizes.layers), sizes.head or sizes.embedding)
     copies = 4 * largest + (0 if config.decoder is not None else config.num_weight_bytes)
     return MemoryPlan(weights, copies, _cache_bytes(sizes, num_positions, 4), _activation_bytes(sizes, 4))
-
-
-def _largest_layer(sizes: _Sizes) -> int:
-    return max((values for _, values in sizes.layers), default=0)
 
 
 def _quantized_bytes(num_rows: int, num_values: int, quant: str) -> int:

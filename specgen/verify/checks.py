@@ -33,27 +33,33 @@ PROCESSORS = {
     "min-p": SamplingSettings(temperature=0.9, min_p=0.3),
     "penalty": SamplingSettings(temperature=1.0, repetition_penalty=1.7),
 }
+_VOCAB_SIZE, _NUM_TOKENS = 3, 3
+_LIMITS = DecodeSettings(_NUM_TOKENS, num_draft_tokens=2)
 _START = (0, 1)
 
 Distribution = dict[tuple[int, ...], float]
 """Probabilities of texts."""
 
 
-def distribution_errors(vocab_size: int = 3, num_draft_tokens: int = 2, num_tokens: int = 3) -> list[DistributionError]:
+def distribution_errors() -> list[DistributionError]:
     """Compares the exact distribution of the decoding loop with the target's, in float64, for each sampling setting."""
-    target, draft = (_table(vocab_size, seed) for seed in (1, 2))
-    limits = DecodeSettings(num_tokens, num_draft_tokens)
+    target, draft = (_table(seed) for seed in (1, 2))
     errors = []
     for name, sampling in PROCESSORS.items():
-        expected = _target_distribution(target, sampling, num_tokens)
-        distribution, num_outcomes = _loop_distribution(target, draft, sampling, limits)
+        expected = _target_distribution(target, sampling)
+        distribution, num_outcomes = _loop_distribution(target, draft, sampling)
         error = max(abs(distribution.get(text, 0.0) - expected.get(text, 0.0)) for text in {*distribution, *expected})
         errors.append(DistributionError(name, num_outcomes, error))
     return errors
 
 
+def _table(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(_VOCAB_SIZE, _VOCAB_SIZE, generator=generator, dtype=torch.float64) * 1.5
+
+
 def _loop_distribution(
-    target: torch.Tensor, draft: torch.Tensor, sampling: SamplingSettings, limits: DecodeSettings
+    target: torch.Tensor, draft: torch.Tensor, sampling: SamplingSettings
 ) -> tuple[Distribution, int]:
     """Returns the distribution of the texts that the decoding loop generates, and the number of outcomes."""
 
@@ -61,7 +67,7 @@ def _loop_distribution(
         draft_model: Any = TableModel(draft)
         sampler = Sampler(sampling, randomness)
         drafter = ModelDrafter(draft_model, len(draft), sampler)
-        return tuple(_token_ids(decode(TableModel(target), drafter, _START, sampler, DecodeOptions(limits))))
+        return tuple(_token_ids(decode(TableModel(target), drafter, _START, sampler, DecodeOptions(_LIMITS))))
 
     distribution: Distribution = defaultdict(float)
     num_outcomes = 0
@@ -71,15 +77,10 @@ def _loop_distribution(
     return distribution, num_outcomes
 
 
-def _table(vocab_size: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64) * 1.5
-
-
-def _target_distribution(table: torch.Tensor, sampling: SamplingSettings, num_tokens: int) -> Distribution:
+def _target_distribution(table: torch.Tensor, sampling: SamplingSettings) -> Distribution:
     """Returns the distribution of the next tokens, computed token by token without speculation."""
     distribution: Distribution = {_START: 1.0}
-    for _ in range(num_tokens):
+    for _ in range(_NUM_TOKENS):
         longer: Distribution = {}
         for text, weight in distribution.items():
             seen = torch.zeros(1, table.shape[1], dtype=torch.bool)
@@ -102,10 +103,7 @@ class EncodedPrompt:
 def compare_texts(models: LoadedModels, prompt: EncodedPrompt, limits: DecodeSettings) -> TextCheck:
     """Answers greedily with the draft and with the target alone, and compares the texts.
 
-    Args:
-        models: Their caches are overwritten.
-        prompt: At least one token.
-        limits: Number of tokens, draft length, end tokens.
+    The caches of the models are overwritten. The prompt has at least one token.
     """
     sampling = SamplingSettings()
     models.reuse_prefix(prompt.ids)
@@ -123,10 +121,10 @@ def compare_texts(models: LoadedModels, prompt: EncodedPrompt, limits: DecodeSet
     num_drafted = sum(len(round_.draft_ids) for round_ in rounds)
     num_accepted = sum(round_.num_accepted for round_ in rounds)
     at = first_difference(baseline, answer)
-    if at is None:
-        return TextCheck(prompt.text, len(answer), num_drafted, num_accepted)
-    gap = logit_gap(models.target, models.target_info, [*prompt.ids, *baseline[:at]], baseline[at], answer[at])
-    models.clear_caches()
+    gap = None
+    if at is not None:
+        gap = logit_gap(models.target, models.target_info, [*prompt.ids, *baseline[:at]], baseline[at], answer[at])
+        models.clear_caches()
     return TextCheck(prompt.text, len(answer), num_drafted, num_accepted, at, gap)
 
 
@@ -135,20 +133,16 @@ def compare_with_reference(
 ) -> ReferenceCheck:
     """Compares the target alone with the same model on another backend: logits and greedy answers.
 
-    Args:
-        models: The target; its caches are emptied.
-        reference: The same target on the other backend; its caches are emptied.
-        prompt: At least one token.
-        num_tokens: Length of the answers.
+    The caches of both are emptied. The prompt has at least one token.
     """
     answer, expected = (_answer_alone(one, prompt.ids, num_tokens) for one in (models, reference))
     text = [*prompt.ids, *expected]
     logits, wanted = (_whole_text_logits(one, text, len(expected)) for one in (models, reference))
     error = float((logits - wanted).norm() / wanted.norm())
     at = first_difference(expected, answer)
-    if at is None:
-        return ReferenceCheck(prompt.text, len(answer), error)
-    gap = logit_gap(reference.target, models.target_info, text[: len(prompt.ids) + at], expected[at], answer[at])
+    gap = None
+    if at is not None:
+        gap = logit_gap(reference.target, models.target_info, text[: len(prompt.ids) + at], expected[at], answer[at])
     return ReferenceCheck(prompt.text, len(answer), error, at, gap)
 
 

@@ -30,8 +30,28 @@ class DistributionError:
         return self.error < 1e-12
 
 
+class _Comparison:
+    """Compares two greedy answers.
+
+    Args:
+        position: Index of the first token that differs; None if the answers are equal.
+        gap: Between the logits of the two tokens at that index; None if the answers are equal.
+    """
+
+    __slots__ = ()
+    position: int | None
+    gap: LogitGap | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the texts are equal, differ only by rounding, or differ."""
+        if self.gap is None:
+            return "same"
+        return "near-tie" if self.gap.is_near_tie else "different"
+
+
 @dataclass(frozen=True, slots=True)
-class TextCheck:
+class TextCheck(_Comparison):
     """A comparison of a greedy answer with a draft and the target's greedy answer without one.
 
     Args:
@@ -39,8 +59,6 @@ class TextCheck:
         num_tokens: Tokens compared.
         num_drafted: Draft tokens proposed.
         num_accepted: Draft tokens accepted.
-        position: Index of the first token that differs; None if the answers are equal.
-        gap: Between the logits of the two tokens at that index; None if the answers are equal.
     """
 
     prompt: str
@@ -50,22 +68,15 @@ class TextCheck:
     position: int | None = None
     gap: LogitGap | None = None
 
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the texts are equal, differ only by rounding, or differ."""
-        return _verdict(self.gap)
-
 
 @dataclass(frozen=True, slots=True)
-class ReferenceCheck:
+class ReferenceCheck(_Comparison):
     """A comparison of the target's greedy answer, without a draft, with that of transformers' own code.
 
     Args:
         prompt: The prompt as text.
         num_tokens: Tokens compared.
         logit_error: Norm of the difference of the logits over the whole text, relative to the norm of the logits.
-        position: Index of the first token that differs; None if the answers are equal.
-        gap: Between the logits of the two tokens at that index; None if the answers are equal.
     """
 
     prompt: str
@@ -73,11 +84,6 @@ class ReferenceCheck:
     logit_error: float
     position: int | None = None
     gap: LogitGap | None = None
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the texts are equal, differ only by rounding, or differ."""
-        return _verdict(self.gap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +112,5 @@ class VerifyReport:
     @property
     def has_real_difference(self) -> bool:
         """Whether a text or a distribution differs from the target's by more than rounding."""
-        return any(check.verdict == "different" for check in self.comparisons) or not all(
-            distribution.is_exact for distribution in self.distributions
-        )
-
-
-def _verdict(gap: LogitGap | None) -> Verdict:
-    if gap is None:
-        return "same"
-    return "near-tie" if gap.is_near_tie else "different"
+        is_exact = all(distribution.is_exact for distribution in self.distributions)
+        return not is_exact or any(check.verdict == "different" for check in self.comparisons)
