@@ -57,9 +57,9 @@ class Option:
         return not {"MODEL", "TARGET"}.isdisjoint(self._parts)
 
     @property
-    def takes_session(self) -> bool:
-        """Whether the value names a saved session."""
-        return "NAME" in self._parts
+    def lists(self) -> tuple[str, ...]:
+        """The lists of `specgen --list` that its values are in."""
+        return (*(("models",) if self.takes_model else ()), *(("sessions",) if "NAME" in self._parts else ()))
 
     @property
     def takes_file(self) -> bool:
@@ -131,14 +131,12 @@ class Command:
     epilog: str = ""
 
     @property
-    def headings(self) -> list[str]:
-        """Each heading once, in the order of the first option under it; the general one last."""
-        headings = dict.fromkeys(option.heading for option in self.options)
-        return sorted(headings, key=lambda heading: heading == GENERAL)
-
-    def under(self, heading: str) -> list[Option]:
-        """Returns the options of a group."""
-        return [option for option in self.options if option.heading == heading]
+    def options_by_heading(self) -> dict[str, list[Option]]:
+        """The options in groups, in the order of their first options; the general group is the last one."""
+        groups: dict[str, list[Option]] = {}
+        for option in sorted(self.options, key=lambda option: option.heading == GENERAL):
+            groups.setdefault(option.heading, []).append(option)
+        return groups
 
     @property
     def usage(self) -> str:

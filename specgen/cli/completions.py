@@ -18,10 +18,11 @@ NOTE = "# Made from specgen's own options by: specgen --show-completion "
 def bash_script(program: Program) -> str:
     """Returns the script for bash 3.2 or newer, with or without the package bash-completion."""
     names = [command.name for command in program.commands]
-    values = [line for command in (*program.commands, program.root) for line in _bash_values(command)]
-    options = [
-        f'    {c.name or chr(39) * 2}) _specgen_words "{_all_names(c)}" ;;' for c in (*program.commands, program.root)
-    ]
+    values, options = [], []
+    for command in (*program.commands, program.root):
+        values += _bash_values(command)
+        option_names = " ".join(name for option in command.options for name in option.all_names)
+        options.append(f'    {command.name or _quote("")}) _specgen_words "{option_names}" ;;')
     arguments = [f"    {command.name}) {_bash_action(argument)};;" for command, argument in _arguments(program)]
     return f"""{NOTE}bash
 _specgen_words() {{ COMPREPLY=($(compgen -W "$1" -- "$cur")); }}
@@ -69,7 +70,7 @@ def _bash_values(command: Command) -> list[str]:
 
 
 def _bash_action(option: Option) -> str:
-    words = " ".join([*option.words, *(f"$(_specgen_names {one})" for one in _lists(option))])
+    words = " ".join([*option.words, *(f"$(_specgen_names {one})" for one in option.lists)])
     return (f'_specgen_words "{words}"; ' if words else "") + ("_specgen_files; " if option.takes_file else "")
 
 
@@ -122,9 +123,9 @@ def _zsh_specs(option: Option) -> list[str]:
 
 
 def _zsh_action(option: Option) -> str:
-    if option.takes_file and (option.words or _lists(option)):
+    if option.takes_file and (option.words or option.lists):
         # The space in front keeps _arguments from putting its own words between these.
-        return " " + " ".join(["_specgen_pick", *(_lists(option) or ["-"]), *option.words])
+        return " " + " ".join(["_specgen_pick", *(option.lists or "-"), *option.words])
     if option.takes_file:
         return "_files"
     return f"({' '.join(option.words)})" if option.words else " "
@@ -169,14 +170,10 @@ def _fish_lines(option: Option) -> list[str]:
 
 
 def _fish_words(option: Option) -> str:
-    return " ".join([*option.words, *(f"(specgen --list {one} 2>/dev/null)" for one in _lists(option))])
+    return " ".join([*option.words, *(f"(specgen --list {one} 2>/dev/null)" for one in option.lists)])
 
 
-SCRIPTS: dict[str, Callable[[Program], str]] = {
-    "bash": bash_script,
-    "zsh": zsh_script,
-    "fish": fish_script,
-}
+SCRIPTS: dict[str, Callable[[Program], str]] = {"bash": bash_script, "zsh": zsh_script, "fish": fish_script}
 FILES = {"bash": "specgen.bash", "zsh": "_specgen", "fish": "specgen.fish"}
 """The name that each shell looks for."""
 
@@ -184,15 +181,6 @@ FILES = {"bash": "specgen.bash", "zsh": "_specgen", "fish": "specgen.fish"}
 def _arguments(program: Program) -> list[tuple[Command, Option]]:
     """Returns the arguments that are files or models. A prompt is not completed."""
     return [(c, c.argument) for c in program.commands if c.argument is not None and c.argument.takes_file]
-
-
-def _lists(option: Option) -> list[str]:
-    """Returns the lists of `specgen --list` that an option takes a name from."""
-    return [kind for kind, is_taken in (("models", option.takes_model), ("sessions", option.takes_session)) if is_taken]
-
-
-def _all_names(command: Command) -> str:
-    return " ".join(name for option in command.options for name in option.all_names)
 
 
 def _lines(lines: list[str]) -> str:

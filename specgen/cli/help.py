@@ -30,9 +30,9 @@ def format_command(command: Command, width: int, *, bold: bool = False) -> str:
     lines = [f"{_heading('Usage', bold)} specgen {command.name} {command.usage}", "", *_fill(command.help, width)]
     if command.argument:
         lines += ["", _heading("Argument", bold), *_entry(command.argument.value, command.argument.help, width)]
-    for heading in command.headings:
+    for heading, options in command.options_by_heading.items():
         lines += ["", _heading(heading, bold)]
-        for option in command.under(heading):
+        for option in options:
             lines += _entry(_names(option), f"{option.help} {option.notes}".strip(), width)
     for paragraph in command.paragraphs:
         lines += ["", *_fill(paragraph, width)]
@@ -102,10 +102,6 @@ def _entry(name: str, text: str, width: int, name_cells: int = NAME_CELLS) -> li
     return [f"  {name:<{name_cells - 2}}{lines[0].lstrip()}", *lines[1:]]
 
 
-def _is_bold() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-
-
 def _terminal_width() -> int:
     """Returns the width of stdout's terminal, or if a pager reads stdout, of stderr's."""
     with suppress(OSError, ValueError):
@@ -115,11 +111,12 @@ def _terminal_width() -> int:
 
 def page(name: str | None) -> str:
     """Returns the help of a command, or without a name of the program, for this terminal."""
-    width = _terminal_width()
+    width, term = _terminal_width(), os.environ.get("TERM", "dumb")
+    bold = sys.stdout is not None and sys.stdout.isatty() and term not in ("dumb", "unknown")
     for command in program().commands:
         if command.name == name:
-            return format_command(command, width, bold=_is_bold())
-    return format_program(program(), width, bold=_is_bold())
+            return format_command(command, width, bold=bold)
+    return format_program(program(), width, bold=bold)
 
 
 class HelpGroup(TyperGroup):

@@ -19,7 +19,7 @@ def manual_page(program: Program) -> str:
         ".\\\" Made from specgen's own options by: python -m specgen.cli.shell_files completions",
         f'.TH SPECGEN 1 "" "specgen {__version__}" "User Commands"',
         *(".SH NAME", f"specgen \\- {_text(program.root.help.rstrip('.'))}", ".SH SYNOPSIS"),
-        *(line for command in program.commands for line in _synopsis(command)),
+        *(f".B specgen {command.name}\n{_text(command.usage)}\n.br" for command in program.commands),
         *(".SH DESCRIPTION", _text(program.root.help), ".SH COMMANDS"),
     ]
     for command in program.commands:
@@ -30,18 +30,12 @@ def manual_page(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _synopsis(command: Command) -> list[str]:
-    return [f".B specgen {command.name}", _text(command.usage), ".br"]
-
-
 def _command(command: Command) -> list[str]:
     lines = [f".SS specgen {command.name}", _text(command.help)]
     if command.argument:
         lines += _entry(f"\\fI{_text(command.argument.value)}\\fR", command.argument.help)
-    for heading in command.headings:
-        lines += [".PP", f".B {_text(heading)}"]
-        for option in command.under(heading):
-            lines += _option(option)
+    for heading, options in command.options_by_heading.items():
+        lines += [".PP", f".B {_text(heading)}", *(line for option in options for line in _option(option))]
     for paragraph in command.paragraphs:
         lines += [".PP", _text(paragraph)]
     return lines

@@ -18,7 +18,7 @@ from specgen.cli.request import (
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule
-from specgen.runtime.pair import Pair, PairSettings, pair_settings, resolve_pair
+from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
 if TYPE_CHECKING:
@@ -26,46 +26,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """The prompt as text.
-
-    Args:
-        text: What the user asks.
-        system: System message, if any.
-        template: The chat template; None if the text goes to the model without one.
-    """
-
-    text: str
-    system: str | None
-    template: ChatTemplate | None
-
-    def encode(self, pair: Pair) -> list[int]:
-        """Returns the prompt as token ids.
-
-        Raises:
-            LoadError: The chat template can't be used.
-        """
-        if self.template is None:
-            return encode_text(pair.tokenizer, self.text)
-        messages = [] if self.system is None else [Message("system", self.system)]
-        return self.template.encode(pair.tokenizer, [*messages, Message("user", self.text)])
-
-
-@dataclass(frozen=True, slots=True)
 class Inputs:
     """What an answer is generated from.
 
     Args:
-        pair: The models to load.
-        prompt: The prompt.
-        draft_length: Longest draft, and how lengths are chosen.
         options: All options; their values are checked.
+        pair: The models to load.
+        messages: The system message, if any, and the prompt.
+        template: The chat template; None gives the prompt to the model without one.
+        draft_length: Longest draft, and how lengths are chosen.
     """
 
-    pair: PairSettings
-    prompt: Prompt
-    draft_length: tuple[int, DraftSchedule]
     options: GenerateOptions
+    pair: PairSettings
+    messages: tuple[Message, ...]
+    template: ChatTemplate | None
+    draft_length: tuple[int, DraftSchedule]
 
 
 def read_inputs(options: GenerateOptions) -> Inputs:
@@ -78,16 +54,16 @@ def read_inputs(options: GenerateOptions) -> Inputs:
     # Ranges first: nothing is read if a value is wrong.
     options.sampling.resolve(None)
     draft_length = parse_draft_length(options.drafting.draft_tokens)
-    prompt = _read_prompt(options.prompt)
+    messages, template = _read_messages(options.prompt)
     check_stops(options.answer.stops)
     lookup_texts = read_lookup_files(options.drafting.lookup_files, [options.models.draft])
     backend = options.backend.settings()
     target = options.load.target_settings(options.models.target, backend)
     draft = options.load.draft_settings(options.models.draft, backend)
-    return Inputs(pair_settings(target, draft, lookup_texts), prompt, draft_length, options)
+    return Inputs(options, pair_settings(target, draft, lookup_texts), messages, template, draft_length)
 
 
-def _read_prompt(options: PromptOptions) -> Prompt:
+def _read_messages(options: PromptOptions) -> tuple[tuple[Message, ...], ChatTemplate | None]:
     is_raw = options.chat_template == "none"
     text = read_prompt(options.prompt_argument, options.prompt, options.files, options.reads_stdin, is_chat=not is_raw)
     system = system_message(options.system)
@@ -95,7 +71,7 @@ def _read_prompt(options: PromptOptions) -> Prompt:
         raise SettingsError("--system needs a chat template", "omit --chat-template none")
     variables = parse_template_variables(options.chat_template_variables)
     template = None if is_raw else ChatTemplate(template_source(options.chat_template), variables)
-    return Prompt(text, system, template)
+    return (*([] if system is None else [Message("system", system)]), Message("user", text)), template
 
 
 def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
@@ -110,14 +86,17 @@ def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
     from specgen.runtime.generation import Generation, Request
     from specgen.runtime.loaded_models import load_models
 
-    pair, options = resolve_pair(inputs.pair, progress), inputs.options
-    answer = options.answer
-    ids = inputs.prompt.encode(pair)
+    options, answer, template = inputs.options, inputs.options.answer, inputs.template
+    pair = resolve_pair(inputs.pair, progress)
+    if template is None:
+        ids = encode_text(pair.tokenizer, inputs.messages[-1].content)
+    else:
+        ids = template.encode(pair.tokenizer, inputs.messages)
     sampling, source = options.sampling.resolve(pair.sampling_defaults)
     max_new_tokens = pair.resolve_max_new_tokens(len(ids), answer.max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
     end_ids = frozenset[int]() if answer.ignore_eos else pair.end_ids
     settings = DecodeSettings(max_new_tokens, *inputs.draft_length, end_ids, options.drafting.strict)
-    request = Request(ids, settings, sampling, source, answer.stops, is_raw=inputs.prompt.template is None)
+    request = Request(ids, settings, sampling, source, answer.stops, is_raw=template is None)
     models = load_models(pair, progress)
     learned_costs.load(models)
     return Generation(models, request)
