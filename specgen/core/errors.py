@@ -1,23 +1,34 @@
-"""Defines the errors that end the program, and their exit codes. Standard library only.
+"""Defines the errors that end the program with their exit codes, and recognizes those of libraries.
 
-    SpecgenError                  1   base of the tree; an error without a class of its own
-    ├── SettingsError             2   an option or a combination of options is invalid
-    │   └── PromptError           2   the prompt is missing, unreadable or too long
-    ├── LoadError                 3   a model can't be loaded
-    │   ├── ModelNotFoundError    3   no such model, gated, or not in the cache while offline
-    │   └── ModelFileError        3   a file is corrupt, incomplete or in an unsafe format
-    ├── PairError                 4   draft and target don't share a vocabulary
-    ├── DeviceError               5   the device or a library for it is missing
-    │   └── MemoryShortageError   5   not enough memory
-    ├── DifferenceError           6   a greedy text differs from the target's own
-    ├── OutputError               7   the output can't be written
-    ├── NumericalError            8   the target's logits contain NaN or infinity
-    └── LimitError                9   bench --fail-under-...: a measured figure is below its limit
+    SpecgenError                  1
+    ├── SettingsError             2
+    │   └── PromptError           2
+    ├── LoadError                 3
+    │   ├── ModelNotFoundError    3
+    │   └── ModelFileError        3
+    ├── PairError                 4
+    ├── DeviceError               5
+    │   └── MemoryShortageError   5
+    ├── DifferenceError           6
+    ├── OutputError               7
+    ├── NumericalError            8
+    └── LimitError                9
 
 `DraftError` does not end the program: the drafter failed, and the answer continues without it.
 """
 
 from __future__ import annotations
+
+import errno
+import struct
+import sys
+
+_MEMORY_TEXTS = (
+    *("DefaultCPUAllocator", "out of memory", "not enough memory", "Cannot allocate memory"),
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""Texts of the plain RuntimeErrors that mean out of memory: on CPU, on MPS and in CUDA's libraries."""
+_GENERAL = (LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class SpecgenError(Exception):
@@ -121,3 +132,37 @@ class LimitError(SpecgenError):
 
 class DraftError(Exception):
     """The drafter failed. The decoding loop catches it and continues without a draft."""
+
+
+def library_failures() -> tuple[type[Exception], ...]:
+    """Returns the exceptions that torch, transformers, safetensors and others raise for a damaged or unsuitable model.
+
+    Our own exceptions are not among them; `except Exception` would also hide our own mistakes.
+    """
+    # A library that is not imported can't have raised its exceptions.
+    named = [
+        getattr(sys.modules[module], name)
+        for module, name in (("safetensors", "SafetensorError"), ("huggingface_hub.errors", "StrictDataclassError"))
+        if module in sys.modules
+    ]
+    return (*named, struct.error, MemoryError, ArithmeticError, AssertionError, AttributeError, ImportError, *_GENERAL)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether memory ran out: CUDA has an exception for it, on CPU only the text of a RuntimeError shows it."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of a library's message, at most 200 characters, to be appended to our own."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.endswith(":") and len(lines) > 1:  # "Validation error for field 'x':", and the reason in the next line
+        text = f"{text} {lines[1]}"
+    if isinstance(error, KeyError):  # its message is the key alone
+        text = f"unknown name {text}"
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -50,7 +49,7 @@ class Machine:
     cuda_version: str | None
 
 
-@functools.cache
+@cache
 def version_of(library: str) -> str | None:
     """Returns the installed version of a library, without importing it; None if it is not installed."""
     try:
@@ -59,7 +58,7 @@ def version_of(library: str) -> str | None:
         return None
 
 
-@lru_cache(maxsize=1)
+@cache
 def cpu_flags() -> frozenset[str]:
     """Returns the processor's features in the kernel's names, as far as torch may use them; empty without /proc."""
     match = re.search(r"^flags\s*:(.*)$", _cpuinfo(), re.MULTILINE)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from specgen.core.errors import MemoryShortageError
-from specgen.core.library_errors import is_out_of_memory
+from specgen.core.errors import MemoryShortageError, is_out_of_memory
 
 
 @contextmanager

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from specgen.core.errors import ModelFileError, PairError, SettingsError
-from specgen.core.library_errors import first_line, library_failures
+from specgen.core.errors import ModelFileError, PairError, SettingsError, first_line, library_failures
 from specgen.core.progress import ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization

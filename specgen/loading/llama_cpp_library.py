@@ -9,8 +9,7 @@ from collections import deque
 from functools import lru_cache
 from typing import Any
 
-from specgen.core.errors import DeviceError
-from specgen.core.library_errors import first_line
+from specgen.core.errors import DeviceError, first_line
 
 INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend torch"
 

@@ -8,8 +8,7 @@ from typing import Literal
 
 import torch
 
-from specgen.core.errors import DeviceError, SettingsError
-from specgen.core.library_errors import first_line
+from specgen.core.errors import DeviceError, SettingsError, first_line
 from specgen.core.machine import cpu_flags
 from specgen.core.settings import ModelSettings
 from specgen.loading.format_autotune import LEAST_MEASURED, FormatTimes, Layer, fastest_format

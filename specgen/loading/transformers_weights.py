@@ -8,8 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from specgen.core.errors import DeviceError, ModelFileError, SpecgenError
-from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
+from specgen.core.errors import (
+    DeviceError,
+    ModelFileError,
+    SpecgenError,
+    first_line,
+    is_out_of_memory,
+    library_failures,
+)
 from specgen.core.results import ModelInfo
 from specgen.loading.memory import needed_bytes, shortage
 from specgen.loading.placement import Placement

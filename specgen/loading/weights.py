@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from specgen.core.library_errors import library_failures
+from specgen.core.errors import library_failures
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.units import format_size

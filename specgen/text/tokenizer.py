@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from specgen.core.errors import ModelFileError, PairError, SettingsError
-from specgen.core.library_errors import first_line, library_failures
+from specgen.core.errors import ModelFileError, PairError, SettingsError, first_line, library_failures
 from specgen.core.model_files import MAX_JSON_BYTES, read_optional_json
 from specgen.core.settings import SamplingSettings
 from specgen.text.tokenizer_file import TOKENIZER_FILE, read_tokenizer_file

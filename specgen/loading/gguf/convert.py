@@ -10,8 +10,14 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from specgen.core.errors import ModelFileError, NumericalError, PairError
-from specgen.core.library_errors import first_line, is_out_of_memory, library_failures
+from specgen.core.errors import (
+    ModelFileError,
+    NumericalError,
+    PairError,
+    first_line,
+    is_out_of_memory,
+    library_failures,
+)
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.config_check import check_folder, has_weights
