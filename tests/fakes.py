@@ -74,6 +74,9 @@ class ScriptedDrafter:
     def rewind(self, length: int) -> None:
         self.rewinds.append(length)
 
+    def release(self) -> None:
+        self.rewind(0)
+
 
 class FailingDrafter(ScriptedDrafter):
     """Works for `num_good` proposals, then raises."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from specgen.core.settings import DecodeSettings, SamplingSettings
-from specgen.engine.decoding import DecodeOptions, decode, device_clock
+from specgen.engine.clock import device_clock
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler

@@ -9,7 +9,7 @@ from statistics import median
 from specgen.bench.results import MeasuredCosts
 from specgen.core.errors import DraftError
 from specgen.core.settings import SamplingSettings
-from specgen.engine.decoding import Clock, device_clock
+from specgen.engine.clock import Clock, device_clock
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.runtime.loaded_models import LoadedModels

@@ -24,7 +24,7 @@ from specgen.bench.results import (
 from specgen.bench.text_comparison import TextComparison
 from specgen.core.errors import SpecgenError
 from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings
-from specgen.engine.decoding import Clock
+from specgen.engine.clock import Clock
 from specgen.runtime.generation import Generation, Request
 from specgen.text.chat_template import Message
 

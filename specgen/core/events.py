@@ -39,6 +39,7 @@ class Round:
         verify_seconds: Time inside the target's forward pass.
         other_seconds: The rest of the round: acceptance, cutting, rewinding.
         source: What made the draft; None if nothing was drafted.
+        is_warmup: A pass of the round was recorded, or ran for the first time: later ones of its size are faster.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Round:
     verify_seconds: float
     other_seconds: float
     source: DraftSource | None = None
+    is_warmup: bool = False
 
     @property
     def token_ids(self) -> tuple[int, ...]:

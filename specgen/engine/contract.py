@@ -1,13 +1,14 @@
 """Defines the interface of a language model with a cache, for the loop and the drafters.
 
-Implementations: `models.decoder.DecoderModel` (our forward pass), `models.transformers_model.CachedModel`
-(transformers) and `models.llama_cpp.LlamaCppModel` (GGUF files).
+Implementations: `models.decoder_model.DecoderModel` (our forward pass), `models.static.model.StaticModel` (recorded
+passes, for CUDA), `models.transformers_model.TransformersModel` and `models.llama_cpp.LlamaCppModel` (GGUF files).
+The protocols after `LanguageModel` are optional: the loop uses what a model has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,3 +55,44 @@ class LanguageModel(TargetModel, Protocol):
 
     def reset(self) -> None:
         """Empties the cache and free its memory if the backend can."""
+
+
+@runtime_checkable
+class RecordingModel(Protocol):
+    """A model that records its passes: they have few sizes, and the first ones of a size are slow."""
+
+    num_warmups: int
+    """Passes so far that were slower than later ones of their size: first runs and recordings."""
+
+    def padded_rows(self, num_rows: int) -> int:
+        """Returns how many rows a pass over `num_rows` tokens really computes."""
+
+    def take_failure(self) -> str | None:
+        """Returns once why recording failed, if it did; passes then run as if there were no recording."""
+
+
+@runtime_checkable
+class GreedyVerifier(Protocol):
+    """A target that verifies a greedy draft on its device."""
+
+    def verify_greedy(self, ids: Sequence[int], draft_ids: Tensor) -> list[int] | None:
+        """Extends the cache to `ids` and the draft, and applies the accept rule of greedy decoding.
+
+        Returns:
+            The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
+            None if it can't; the cache is then as before.
+        """
+
+
+@runtime_checkable
+class GreedyDrafter(Protocol):
+    """A draft model that feeds its likeliest token back on its device."""
+
+    def draft_token(self, ids: Sequence[int], index: int) -> None:
+        """Drafts the token after `ids` and the `index` tokens drafted so far, without reading it."""
+
+    def drafted_ids(self, count: int) -> Tensor:
+        """Returns the first drafted tokens, `[count]`, on the device. The next draft overwrites them."""
+
+    def confidence(self, index: int) -> float:
+        """Reads the probability of a drafted token; NaN if its logits were not finite. Waits for the device."""

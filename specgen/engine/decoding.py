@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from time import perf_counter
 from typing import Protocol
 
-import torch
-
-from specgen.core.errors import DraftError, MemoryShortageError, NumericalError
+from specgen.core.errors import DraftError, MemoryShortageError
 from specgen.core.events import Event, Finish, FinishReason, Notice, Prefill, Round
-from specgen.core.settings import DecodeSettings, Verification
-from specgen.engine.contract import TargetModel
+from specgen.core.settings import DecodeSettings
+from specgen.engine.clock import Clock, stopwatch_of
+from specgen.engine.contract import RecordingModel, TargetModel
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import (
@@ -28,10 +26,9 @@ from specgen.engine.drafters.base import (
     strict_error,
 )
 from specgen.engine.memory_errors import memory_errors
-from specgen.engine.sampling import Sampler, likeliest_on_host, seen_rows, token_distributions
-from specgen.engine.verification import Draft, verify
-
-Clock = Callable[[], float]
+from specgen.engine.sampling import Sampler
+from specgen.engine.target_pass import TargetPass
+from specgen.engine.verification import Draft
 
 
 class StopCheck(Protocol):
@@ -49,27 +46,13 @@ class DecodeOptions:
         settings: Limits and the accept rule.
         draft_length: Decides the length of each draft, up to the settings' limit. None: always the limit.
         stop: A further end condition, called once per round.
-        clock: Returns seconds; see `device_clock`.
+        clock: See `specgen.engine.clock.device_clock`.
     """
 
     settings: DecodeSettings
     draft_length: LengthPolicy | None = None
     stop: StopCheck | None = None
     clock: Clock = perf_counter
-
-
-def device_clock(*devices: torch.device) -> Clock:
-    """Returns a clock that first waits for the devices: a CUDA kernel still runs when its launch has returned."""
-    cuda = [device for device in dict.fromkeys(devices) if device.type == "cuda"]
-    if not cuda:
-        return perf_counter
-
-    def read() -> float:
-        for device in cuda:
-            torch.cuda.synchronize(device)
-        return perf_counter()
-
-    return read
 
 
 def decode(
@@ -95,8 +78,10 @@ def decode(
         MemoryShortageError: The target ran out of memory, and there was no draft to release.
         SpecgenError: The drafter failed and `strict` is set: of the cause's class, or `PairError`.
     """
-    settings, clock = options.settings, options.clock
+    settings, stopwatch = options.settings, stopwatch_of(options.clock)
     draft_length = options.draft_length or FixedLength()
+    target_pass = TargetPass(target, sampler, settings.verification, stopwatch)
+    recording = target if isinstance(target, RecordingModel) else None
     ids = list(prompt_ids)
     prefill, failure = _prefill(target, drafter, ids, options)
     yield prefill
@@ -112,25 +97,29 @@ def decode(
             # The failure's traceback keeps the tensors of the failed pass alive.
             drafter, failure = NoDrafter(), None
             yield notice
-        started = clock()
+        if recording is not None and (message := recording.take_failure()) is not None:
+            yield Notice("recording_failed", f"the target's passes can't be recorded, so they are slower: {message}")
+        started = stopwatch.mark()
         draft_length.start_round()
         draft, failure = _propose(drafter, ids, min(settings.num_draft_tokens, num_left - 1), draft_length)
         if failure is not None:
             continue
-        drafted_at = clock()
+        drafted_at = stopwatch.mark()
         try:
             with memory_errors():
-                logits = target.logits(ids, draft.ids.shape[0] + 1, tail=draft.ids)
-                verified_at = clock()
-                draft_ids, num_accepted, target_id = _verify_draft(logits, ids, draft, sampler, settings.verification)
-        except MemoryShortageError as error:
-            logits = None  # frees the rows of the draft before the next try, which needs a single row
+                verified = target_pass.verify(ids, draft)
+        except (MemoryShortageError, DraftError) as error:
             target.rewind(min(len(ids) - 1, target.length))
+            if isinstance(error, DraftError):
+                failure = error
+                continue
             if settings.strict or isinstance(drafter, NoDrafter):
                 raise
-            # The draft's cache is released, and the same step runs again with a single token.
-            failure = error
+            # The draft's cache is released, and the same step runs again with a single token. The error is a new one:
+            # the traceback of this one keeps the tensors of the failed pass alive.
+            failure = MemoryShortageError(error.message, error.hint)
             continue
+        draft_ids, num_accepted, target_id = verified.draft_ids, verified.num_accepted, verified.target_id
         tokens = [*draft_ids[:num_accepted], target_id]
         num_kept, ends = _cut(tokens, settings.end_ids, options.stop)
         is_cut = num_kept < len(tokens)
@@ -139,16 +128,20 @@ def decode(
         failure = _rewind(target, drafter, len(ids) - 1)
         if ends or num_left == 0:
             reason = "stop" if ends else "length"
+        ended = stopwatch.mark()
+        draft_seconds = stopwatch.seconds(started, drafted_at)
+        verify_seconds = stopwatch.seconds(drafted_at, verified.passed_at)
         round_ = Round(
             index=index,
             draft_ids=tuple(draft_ids[:num_kept] if is_cut else draft_ids),
             num_accepted=min(num_accepted, num_kept),
             target_id=None if is_cut else target_id,
             num_cut=len(draft_ids) - num_kept if is_cut else 0,
-            draft_seconds=drafted_at - started,
-            verify_seconds=verified_at - drafted_at,
-            other_seconds=clock() - verified_at,
+            draft_seconds=draft_seconds,
+            verify_seconds=verify_seconds,
+            other_seconds=max(0.0, stopwatch.elapsed_seconds(started, ended) - draft_seconds - verify_seconds),
             source=draft.source if draft_ids else None,
+            is_warmup=verified.is_warmup or draft.is_warmup,
         )
         draft_length.observe(round_)
         yield round_
@@ -169,9 +162,9 @@ def _prefill(
     Raises:
         MemoryShortageError: As in `decode`.
     """
-    clock = options.clock
+    stopwatch = stopwatch_of(options.clock)
     num_reused = target.length
-    started = clock()
+    started = stopwatch.mark()
     failure: Failure | None = None
     try:
         with memory_errors():
@@ -186,10 +179,12 @@ def _prefill(
         num_reused = target.length
         with memory_errors():
             target.feed(ids[:-1])
-    target_at = clock()
+    target_at = stopwatch.mark()
     if failure is None:
         failure = failure_of(lambda: drafter.feed(ids[:-1]))
-    return Prefill(len(ids), num_reused, target_at - started, clock() - target_at), failure
+    ended = stopwatch.mark()
+    target_seconds, draft_seconds = stopwatch.seconds(started, target_at), stopwatch.seconds(target_at, ended)
+    return Prefill(len(ids), num_reused, target_seconds, draft_seconds), failure
 
 
 def _propose(
@@ -202,58 +197,6 @@ def _propose(
             return drafter.propose(ids, limit, draft_length), None
     except DraftError as error:
         return empty_draft(), error
-
-
-def _verify_draft(
-    logits: torch.Tensor, ids: list[int], draft: Draft, sampler: Sampler, rule: Verification
-) -> tuple[list[int], int, int]:
-    """Applies the accept rule. Returns the draft's ids, how many of them are accepted, and the target's own token.
-
-    Raises:
-        NumericalError: The logits contain NaN or infinity.
-    """
-    settings = sampler.settings
-    top = likeliest_on_host(logits) if settings.is_greedy and settings.repetition_penalty == 1.0 else None
-    if top is None:
-        num_accepted, target_id, is_finite, *draft_ids = _verify_on_device(logits, ids, draft, sampler, rule)
-    else:
-        num_accepted, target_id, is_finite, *draft_ids = _verify_greedy(*top, draft)
-    if not is_finite:
-        raise NumericalError(
-            "the target's logits contain NaN or infinity",
-            "try --dtype float32 or another --quant; the file may be damaged",
-        )
-    return draft_ids, num_accepted, target_id
-
-
-def _verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:
-    """Does what `_verify_on_device` does, for a greedy target in host memory.
-
-    The twenty small torch operations it replaces took as long as a hundredth of a pass: each starts with a cache full
-    of weights.
-    """
-    draft_ids = draft.ids.tolist()
-    num_accepted = next((i for i, token in enumerate(draft_ids) if token != top_ids[i]), len(draft_ids))
-    return [num_accepted, top_ids[num_accepted], all(map(isfinite, top_logits)), *draft_ids]
-
-
-@torch.inference_mode()
-def _verify_on_device(
-    logits: torch.Tensor, ids: list[int], draft: Draft, sampler: Sampler, rule: Verification
-) -> list[int]:
-    """Verifies a draft with a single host read.
-
-    Returns:
-        The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
-    """
-    draft = Draft(draft.ids.to(logits.device), None if draft.probs is None else draft.probs.to(logits.device))
-    seen = seen_rows(ids, draft.ids, logits.shape[-1], sampler.settings, logits.device)
-    noise = None if sampler.noise is None else sampler.noise.rows(len(ids), logits.shape[0])
-    distributions = token_distributions(logits, sampler.settings, seen, noise)
-    verdict = verify(distributions, draft, sampler.randomness, rule)
-    decided = torch.stack([verdict.num_accepted, verdict.target_id, distributions.is_finite.long()])
-    numbers: list[int] = torch.cat([decided, draft.ids]).tolist()
-    return numbers
 
 
 def _cut(tokens: Sequence[int], end_ids: frozenset[int], stop: StopCheck | None) -> tuple[int, bool]:

@@ -22,11 +22,15 @@ class Draft:
         probs: `[drafted, vocab]`; `ids[i]` was drawn from row i, after all processors. None if nothing was drawn:
             the draft of a greedy model or of lookup is a point mass at `ids`.
         source: What made it.
+        is_finite: `[]` bool: the draft model's logits were finite; None if that was checked already.
+        is_warmup: A pass of the draft model was slower than later ones of its size.
     """
 
     ids: Tensor
     probs: Tensor | None = None
     source: DraftSource = "model"
+    is_finite: Tensor | None = None
+    is_warmup: bool = False
 
 
 @dataclass(frozen=True, slots=True)

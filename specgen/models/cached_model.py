@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from specgen.engine.memory_errors import memory_errors
+
+Result = TypeVar("Result")
 
 PREFILL_CHUNK = 512
 """Tokens of one prefill pass: bounds the memory for attention and the wait after Ctrl-C."""
@@ -61,7 +64,7 @@ class CachedModel(ABC):
         self.feed(ids[: max(self.length, len(ids) + num_tail - max(num_last, PREFILL_CHUNK))])
         new = self._tensor(ids[self.length :])
         if tail is not None and num_tail:
-            new = torch.cat([new, tail[max(0, self.length - len(ids)) :].to(self.device)])
+            new = torch.cat([new, tail[max(0, self.length - len(ids)) :].to(self.device, non_blocking=True)])
         return self._forward(new, num_last)
 
     def rewind(self, length: int) -> None:
@@ -95,19 +98,29 @@ class CachedModel(ABC):
         """Computes the pass itself: `new` `[n]`, after the cached tokens, to logits `[num_last, width]`."""
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor(ids, dtype=torch.int64, device=self.device)
+        return ids_on(self.device, ids)
 
     def _forward(self, new: Tensor, num_last: int) -> Tensor:
-        """Feed `new` `[n]`; logits of the last positions, as `logits` returns them. A failure empties the cache."""
+        """Feeds `new` `[n]`; returns the logits of the last positions, as `logits` does."""
+        return self._counted(new.shape[0], lambda: self._run(new, num_last)[:, : self.vocab_size].float())
+
+    def _counted(self, num_new: int, work: Callable[[], Result]) -> Result:
+        """Does a pass that feeds `num_new` tokens. A failure empties the cache."""
         started = perf_counter()
         try:
             with memory_errors():
-                logits = self._run(new, num_last)[:, : self.vocab_size].float()
+                result = work()
         except BaseException:
             # Some layers may hold the new tokens and others not.
             self.reset()
             raise
         self.forward_seconds += perf_counter() - started
         self.num_forwards += 1
-        self.length += new.shape[0]
-        return logits
+        self.length += num_new
+        return result
+
+
+def ids_on(device: torch.device, ids: Sequence[int]) -> Tensor:
+    """Copies ids to a device, `[n]`; on CUDA through pinned memory, so that the host does not wait for the device."""
+    is_cuda = device.type == "cuda"
+    return torch.tensor(ids, dtype=torch.int64, pin_memory=is_cuda).to(device, non_blocking=is_cuda)

@@ -12,7 +12,8 @@ from specgen.core.events import Event, FinalText, Finish, FinishReason, Notice, 
 from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo, RunReport
 from specgen.core.settings import BaselineMethod, DecodeSettings, SamplingSettings
-from specgen.engine.decoding import Clock, DecodeOptions, decode, device_clock
+from specgen.engine.clock import Clock, device_clock
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.runtime import learned_costs
 from specgen.runtime.loaded_models import LoadedModels, peak_memory_bytes

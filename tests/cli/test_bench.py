@@ -150,15 +150,15 @@ def test_check_passes_for_texts_that_are_the_targets_own(bench: Cli) -> None:
 
 
 def test_check_catches_a_planted_bug_in_the_accept_rule(bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specgen.engine import decoding
+    from specgen.engine import target_pass
 
-    honest = decoding._verify_draft
+    honest = target_pass.verify_greedy
 
-    def credulous(logits: Any, ids: Any, draft: Any, *rest: Any) -> Any:
-        draft_ids, _, target_id = honest(logits, ids, draft, *rest)
-        return draft_ids, len(draft_ids), target_id
+    def credulous(top_logits: Any, top_ids: Any, draft: Any) -> list[int]:
+        _, target_id, is_finite, *draft_ids = honest(top_logits, top_ids, draft)
+        return [len(draft_ids), target_id, is_finite, *draft_ids]
 
-    monkeypatch.setattr(decoding, "_verify_draft", credulous)
+    monkeypatch.setattr(target_pass, "verify_greedy", credulous)
     ended = bench("-k", "4", "--check")
 
     assert ended.code == 6

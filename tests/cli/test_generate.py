@@ -454,7 +454,7 @@ def test_out_of_memory_while_sampling_exits_with_5(generate: Cli, monkeypatch: p
             raise OUT_OF_MEMORY[1]
         return verify(*arguments)
 
-    monkeypatch.setattr("specgen.engine.decoding.verify", full)
+    monkeypatch.setattr("specgen.engine.target_pass.verify", full)
 
     ended = generate("-d", "none", "--temperature", 1, "--json")
 

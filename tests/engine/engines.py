@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from specgen.engine.contract import LanguageModel
+from specgen.models.static.model import StaticModel
+from specgen.models.static.passes import DecoderPass, WholePass
 from specgen.models.transformers_model import TransformersModel
 from tests.fakes import assert_close, cached, tiny_model
+from tests.models.static.recorder import TraceRecorder
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 needs_llama_cpp = [
@@ -28,7 +31,8 @@ class Engine:
     """A backend with the weights of `tiny_model(kind)`.
 
     Args:
-        name: `decoder` (our own), `transformers` or `llama.cpp`.
+        name: `decoder` (our own), `transformers`, `llama.cpp`, or `static` and `static-whole`: recorded passes of our
+            decoder and of transformers, with the semantics of CUDA graphs.
         kind: Architecture.
     """
 
@@ -48,6 +52,10 @@ class Engine:
             return cached(tiny_model(self.kind, seed), vocab_size)
         if self.name == "transformers":
             return TransformersModel(tiny_model(self.kind, seed), vocab_size)
+        if self.name == "static":
+            return StaticModel(DecoderPass(cached(tiny_model(self.kind, seed)).decoder), vocab_size, TraceRecorder())
+        if self.name == "static-whole":
+            return StaticModel(WholePass(tiny_model(self.kind, seed)), vocab_size, TraceRecorder())
         from tests.llamacpp.builders import tiny_llama_cpp
 
         return tiny_llama_cpp(_folder(), self.kind, seed, vocab_size)
@@ -76,6 +84,11 @@ ENGINES = [
     _parameter(Engine("decoder", "llama")),
     _parameter(Engine("decoder", "qwen2")),
     _parameter(Engine("decoder", "mistral")),
+    _parameter(Engine("static", "llama")),
+    _parameter(Engine("static", "qwen2")),
+    _parameter(Engine("static", "mistral")),
+    _parameter(Engine("static-whole", "llama")),
+    _parameter(Engine("static-whole", "qwen2")),
     _parameter(Engine("llama.cpp", "llama")),
     _parameter(Engine("llama.cpp", "qwen2")),
 ]

@@ -14,8 +14,8 @@ from specgen.core.errors import DraftError, MemoryShortageError, NumericalError,
 from specgen.core.events import Event, Finish, Notice, Prefill
 from specgen.core.metrics import Counts
 from specgen.core.settings import DecodeSettings, SamplingSettings
-from specgen.engine import decoding
-from specgen.engine.decoding import DecodeOptions, _verify_greedy, _verify_on_device, decode
+from specgen.engine import target_pass
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
@@ -25,11 +25,10 @@ from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
-from specgen.engine.randomness import TorchRandomness
 from specgen.engine.sampling import likeliest_on_host
+from specgen.engine.target_pass import verify_greedy, verify_on_device
 from specgen.engine.verification import Draft
 from tests.fakes import (
-    CPU,
     GREEDY,
     EmptyDrafter,
     FailingDrafter,
@@ -343,14 +342,14 @@ def test_memory_too_short_for_verifying_one_token_ends_the_run_as_such(
 
 
 def _break_verification(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], error: Exception) -> None:
-    real = decoding.token_distributions
+    real = target_pass.token_distributions
 
     def broken(logits: torch.Tensor, *arguments: Any) -> Any:
         if when(logits.shape[0]):
             raise error
         return real(logits, *arguments)
 
-    monkeypatch.setattr(decoding, "token_distributions", broken)
+    monkeypatch.setattr(target_pass, "token_distributions", broken)
 
 
 class FullPrefill(TableModel):
@@ -441,12 +440,14 @@ def test_a_nan_in_the_drafts_distribution_drops_the_draft_and_keeps_the_text() -
 @pytest.mark.parametrize("draft_length", [FixedLength(), CostAwareLength(CostTable({1: 1.0}), DraftCost())])
 @pytest.mark.fault("F43")
 def test_a_nan_in_a_greedy_draft_drops_the_draft_and_keeps_the_text(draft_length: LengthPolicy) -> None:
-    drafter = ModelDrafter(TableModel(torch.full((VOCAB, VOCAB), float("nan"))), VOCAB, GREEDY, TorchRandomness(0, CPU))
+    drafter = ModelDrafter(TableModel(torch.full((VOCAB, VOCAB), float("nan"))), VOCAB, sampler())
 
     events = run_events(counting(), drafter, [3], draft_length=draft_length, max_new_tokens=5)
 
     assert ids_of(events) == [4, 5, 6, 7, 8]
-    assert [e.code for e in events if isinstance(e, Notice)] == ["draft_dropped"]
+    notices = [event for event in events if isinstance(event, Notice)]
+    assert [notice.code for notice in notices] == ["draft_dropped"]
+    assert "NaN" in notices[0].message
 
 
 def test_a_token_the_draft_does_not_know_does_not_break_its_repetition_penalty() -> None:
@@ -582,6 +583,6 @@ def test_a_greedy_target_in_host_memory_is_matched_as_on_any_device(rows: list[l
     top = likeliest_on_host(logits)
 
     assert top is not None
-    by_torch = _verify_on_device(logits, [0], draft, sampler(), "block")
-    assert _verify_greedy(*top, draft) == by_torch
+    by_torch = verify_on_device(logits, [0], draft, sampler(), "block")
+    assert verify_greedy(*top, draft) == by_torch
     assert by_torch[2] == (bad is None)

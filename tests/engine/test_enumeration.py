@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from specgen.core.events import Notice
 from specgen.core.settings import SamplingSettings
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
@@ -77,7 +78,7 @@ class Case:
         seed = 1 if self.name == "same model" else 2
         model = TableModel(table(vocab_size, seed)[:, :narrow])
         if self.name == "stops when unsure":
-            return StopsWhenUnsure(model, vocab_size, sampling, randomness)
+            return StopsWhenUnsure(model, vocab_size, Sampler(sampling, randomness))
         if self.name == "subset":
             # A draft over some of the ids, as one with a shortened head: the rest has probability zero.
             columns = torch.tensor([0, vocab_size - 1])
@@ -152,6 +153,7 @@ def speculative_distribution(
             end_ids=ends,
             verification=verification,
         )
+        assert not any(isinstance(event, Notice) for event in events), "a dropped drafter proves nothing"
         return tuple(ids_of(events))
 
     distribution: dict[tuple[int, ...], float] = defaultdict(float)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from specgen.core.settings import SamplingSettings, Verification
-from specgen.engine import decoding, randomness, verification
+from specgen.engine import decoding, randomness, target_pass, verification
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters import model as drafters
 from specgen.engine.sampling import TokenDistributions
@@ -149,21 +149,21 @@ def dropped_sampled_token(plant: Plant) -> None:
 
 
 def bonus_row_off_by_one(plant: Plant) -> None:
-    original = decoding.verify
+    original = target_pass.verify
 
     def shifted(target: TokenDistributions, draft: Draft, source: randomness.Randomness, rule: Verification) -> Verdict:
         verdict = original(target, draft, source, rule)
         row = (verdict.num_accepted - 1).clamp(min=0)
         return Verdict(verdict.num_accepted, target.ids[row])
 
-    match = decoding._verify_greedy
+    match = target_pass.verify_greedy
 
     def shifted_on_the_host(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:
         num_accepted, _, *rest = match(top_logits, top_ids, draft)
         return [num_accepted, top_ids[max(num_accepted - 1, 0)], *rest]
 
-    plant.setattr(decoding, "verify", shifted)
-    plant.setattr(decoding, "_verify_greedy", shifted_on_the_host)
+    plant.setattr(target_pass, "verify", shifted)
+    plant.setattr(target_pass, "verify_greedy", shifted_on_the_host)
 
 
 def target_rows_off_by_one(plant: Plant) -> None:
@@ -254,7 +254,7 @@ def bonus_from_the_row_before(plant: Plant) -> None:
         probs = torch.cat([target.probs[:-1], target.probs[-2:-1]])
         return original(TokenDistributions(target.ids, probs, target.is_finite), draft, source, rule)
 
-    plant.setattr(decoding, "verify", late)
+    plant.setattr(target_pass, "verify", late)
 
 
 def token_outside_the_shared_vocabulary(plant: Plant) -> None:
@@ -271,17 +271,17 @@ def token_outside_the_shared_vocabulary(plant: Plant) -> None:
 
 
 def penalty_not_advanced_inside_the_draft(plant: Plant) -> None:
-    original = decoding.seen_rows
+    original = target_pass.seen_rows
 
     def frozen(ids: Sequence[int], draft_ids: torch.Tensor, *rest: object) -> torch.Tensor | None:
         seen = original(ids, draft_ids, *rest)  # type: ignore[arg-type]
         return None if seen is None else seen[:1].repeat(len(draft_ids) + 1, 1)
 
-    plant.setattr(decoding, "seen_rows", frozen)
+    plant.setattr(target_pass, "seen_rows", frozen)
 
 
 def one_decision_for_all_positions(plant: Plant) -> None:
-    original = decoding.verify
+    original = target_pass.verify
 
     def once(target: TokenDistributions, draft: Draft, source: randomness.Randomness, rule: Verification) -> Verdict:
         class Once:
@@ -293,7 +293,7 @@ def one_decision_for_all_positions(plant: Plant) -> None:
 
         return original(target, draft, Once(), rule)
 
-    plant.setattr(decoding, "verify", once)
+    plant.setattr(target_pass, "verify", once)
 
 
 BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
-from specgen.engine import decoding
+from specgen.engine import target_pass
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters import model as drafters
 from specgen.engine.drafters.base import Drafter
@@ -63,7 +63,7 @@ def distributions_made_once() -> Iterator[None]:
     would have called, so a bug planted there stays.
     """
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        for module in (decoding, drafters):
+        for module in (target_pass, drafters):
             patch.setattr(module, "token_distributions", _remembering(module.token_distributions))
         yield
 

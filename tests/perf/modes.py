@@ -15,8 +15,9 @@ from scipy import stats
 from specgen.core.events import Finish, Prefill
 from specgen.core.metrics import Counts
 from specgen.core.settings import LONGEST_AUTO_DRAFT, DecodeSettings, SamplingSettings, Verification
+from specgen.engine.clock import device_clock
 from specgen.engine.contract import LanguageModel
-from specgen.engine.decoding import DecodeOptions, decode, device_clock
+from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength

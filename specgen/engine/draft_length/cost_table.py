@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 
 from specgen.core.cost_model import interpolated
@@ -33,9 +33,11 @@ class CostTable:
 
     Args:
         known: Seconds by number of tokens, from an earlier run.
+        padded: Rows that a pass over n tokens really computes; they have one cost.
     """
 
-    def __init__(self, known: Mapping[int, float] | None = None) -> None:
+    def __init__(self, known: Mapping[int, float] | None = None, padded: Callable[[int], int] | None = None) -> None:
+        self._padded = padded or (lambda num_tokens: num_tokens)
         self._samples: dict[int, deque[float]] = {}
         self._num_passes: Counter[int] = Counter()
         self._earlier: dict[int, float] = dict(known or {})
@@ -45,6 +47,7 @@ class CostTable:
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Adds one pass. The first pass of a length may be slow: the expected value then counts as a sample, too."""
+        num_tokens = self._padded(num_tokens)
         samples = self._samples.get(num_tokens)
         if samples is None:
             expected = self.seconds(num_tokens) if self._medians else seconds
@@ -84,10 +87,11 @@ class CostTable:
 
     def is_supported(self, num_tokens: int) -> bool:
         """Whether a pass over so many tokens was measured."""
-        return num_tokens in self._medians
+        return self._padded(num_tokens) in self._medians
 
     def seconds(self, num_tokens: int) -> float:
         """Returns the cost of a pass: measured, interpolated, or extrapolated beyond the longest known pass."""
+        num_tokens = self._padded(num_tokens)
         known = self._medians
         inside = interpolated(known, num_tokens)
         if inside is not None or not known:

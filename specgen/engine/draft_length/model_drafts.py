@@ -115,21 +115,30 @@ class ModelDrafts:
 
     def observe(self, round_: Round) -> None:
         """Learns from a finished round."""
-        if round_.index == 0:
-            # The drafter has just read the prompt.
-            self._stats.num_missed = 0
+        num_missed = self.observe_acceptance(round_)
         if round_.source != "model":
-            self._stats.num_missed += len(round_.token_ids)
             return
-        for position, confidence in enumerate(self._confidences[: round_.num_accepted + round_.num_rejected]):
-            self._acceptance.observe(confidence, position < round_.num_accepted)
         num_drafted = len(round_.draft_ids) + round_.num_cut
-        num_missed = self._stats.num_missed
         # After a pause the drafter first reads what it missed; that time is not the cost of a token. The first draft
         # follows a round without one, so a single missed token is tolerated once.
         if not num_missed or (not self._draft_cost.is_supported and num_missed == 1):
             self._draft_cost.observe(num_drafted, round_.draft_seconds)
         self._stats.observe(round_, num_drafted * self._draft_cost.seconds)
+
+    def observe_acceptance(self, round_: Round) -> int:
+        """Learns from a finished round whose time means nothing. Returns how many tokens the draft model had missed."""
+        if round_.index == 0:
+            # The drafter has just read the prompt.
+            self._stats.num_missed = 0
+        num_missed = self._stats.num_missed
+        if round_.source != "model":
+            self._stats.num_missed += len(round_.token_ids)
+            return num_missed
+        for position, confidence in enumerate(self._confidences[: round_.num_accepted + round_.num_rejected]):
+            self._acceptance.observe(confidence, position < round_.num_accepted)
+        if round_.is_warmup:
+            self._stats.num_missed = 0
+        return num_missed
 
     def _gain_ahead(self) -> float:
         """Returns the largest yield - rate * cost over numbers of further tokens."""

@@ -89,8 +89,12 @@ class CostAwareLength:
 
     def observe(self, round_: Round) -> None:
         self._baseline.observe(round_)
-        self.costs.observe(len(round_.draft_ids) + round_.num_cut + 1, round_.verify_seconds)
         self._lookup.observe(round_)
+        if round_.is_warmup:
+            # Its tokens count, its time says nothing about later rounds.
+            self._model.observe_acceptance(round_)
+            return
+        self.costs.observe(len(round_.draft_ids) + round_.num_cut + 1, round_.verify_seconds)
         self._model.observe(round_)
         self._exploration.observe(round_)
         if not self._exploration.is_trial:

@@ -42,6 +42,9 @@ class Drafter(Protocol):
     def rewind(self, length: int) -> None:
         """Forgets the text after its first `length` tokens."""
 
+    def release(self) -> None:
+        """Forgets the text and frees the memory it took."""
+
 
 class NoDrafter:
     """Proposes nothing. The loop is then plain decoding, the baseline of every comparison."""
@@ -53,6 +56,9 @@ class NoDrafter:
         return empty_draft()
 
     def rewind(self, length: int) -> None:
+        """Does nothing."""
+
+    def release(self) -> None:
         """Does nothing."""
 
 
@@ -92,7 +98,7 @@ def failure_of(work: Callable[[], object]) -> DraftError | None:
 
 def release_after_failure(drafter: Drafter) -> None:
     """Empties the cache of a drafter that failed: its content is unknown now. A second error is ignored."""
-    failure_of(lambda: drafter.rewind(0))
+    failure_of(drafter.release)
 
 
 def failure_notice(failure: Failure) -> str:

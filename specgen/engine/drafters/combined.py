@@ -37,3 +37,7 @@ class CombinedDrafter:
     def rewind(self, length: int) -> None:
         self.lookup.rewind(length)
         self.model.rewind(length)
+
+    def release(self) -> None:
+        self.lookup.release()
+        self.model.release()

@@ -74,6 +74,9 @@ class LookupDrafter:
         if length < len(self._text.ids):
             self._text, self._cursor = SuffixAutomaton(), Cursor()
 
+    def release(self) -> None:
+        self.rewind(0)
+
 
 def drafted(match: LookupMatch, num_tokens: int) -> Draft:
     """Returns the first tokens of a match as a draft."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan
 
 import torch
 from torch import Tensor
 
 from specgen.core.errors import NumericalError
-from specgen.engine.contract import LanguageModel
+from specgen.engine.contract import GreedyDrafter, LanguageModel, RecordingModel
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.base import draft_errors, empty_draft
 from specgen.engine.sampling import Sampler, TokenDistributions, seen_rows, token_distributions
+from specgen.engine.target_pass import DRAFT_NOT_FINITE
 from specgen.engine.verification import Draft
 
 
@@ -40,6 +43,9 @@ class ModelDrafter:
         self._sampler = sampler
         self._max_positions = max_positions
         self._columns = columns
+        is_argmax = sampler.settings.is_greedy and sampler.settings.repetition_penalty == 1.0
+        self._on_device = model if is_argmax and isinstance(model, GreedyDrafter) else None
+        self._recording = model if isinstance(model, RecordingModel) else None
 
     def feed(self, ids: Sequence[int]) -> None:
         if self._can_read(ids):
@@ -56,16 +62,40 @@ class ModelDrafter:
             return self._propose(ids, limit, draft_length)
 
     def _propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+        num_warmups = self._num_warmups()
+        if self._on_device is not None:
+            draft = self._propose_on_device(self._on_device, ids, limit, draft_length)
+        else:
+            draft = self._propose_by_logits(ids, limit, draft_length)
+        return replace(draft, is_warmup=True) if self._num_warmups() > num_warmups else draft
+
+    def _propose_on_device(
+        self, model: GreedyDrafter, ids: Sequence[int], limit: int, draft_length: LengthPolicy
+    ) -> Draft:
+        """Drafts the likeliest tokens; reads nothing but confidences, and those only if the policy wants them."""
+        count = 0
+        while count < limit and draft_length.should_draft():
+            model.draft_token(ids, count)
+            count += 1
+            if draft_length.uses_confidence:
+                confidence = model.confidence(count - 1)
+                if isnan(confidence):
+                    raise NumericalError(DRAFT_NOT_FINITE)
+                draft_length.on_token(confidence)
+        return Draft(model.drafted_ids(count))
+
+    def _propose_by_logits(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         draft_ids = torch.empty(0, dtype=torch.int64, device=self.model.device)
         rows: list[Tensor] = []
+        finite: list[Tensor] = []
         while draft_ids.shape[0] < limit and draft_length.should_draft():
             logits = self.model.logits(ids, 1, tail=draft_ids)
             distribution = self._distribution(logits, ids, draft_ids)
-            # A greedy draft on CUDA skips this host read: the target verifies the tokens anyway.
-            if (distribution.probs is not None or draft_length.uses_confidence or not logits.is_cuda) and not bool(
-                distribution.is_finite
-            ):
-                raise NumericalError("the draft model's logits contain NaN or infinity")
+            if logits.is_cuda:
+                # The target's verdict reads it: a read here would stop the device at every token.
+                finite.append(distribution.is_finite)
+            elif not bool(distribution.is_finite):
+                raise NumericalError(DRAFT_NOT_FINITE)
             if distribution.probs is None:
                 column = distribution.ids
             else:
@@ -74,10 +104,17 @@ class ModelDrafter:
             draft_ids = torch.cat([draft_ids, column if self._columns is None else self._columns[column]])
             if draft_length.uses_confidence:
                 draft_length.on_token(_confidence(logits, distribution))
-        return Draft(draft_ids, torch.cat(rows) if rows else None)
+        is_finite = torch.stack(finite).all() if finite else None
+        return Draft(draft_ids, torch.cat(rows) if rows else None, is_finite=is_finite)
 
     def rewind(self, length: int) -> None:
         self.model.rewind(min(length, self.model.length))
+
+    def release(self) -> None:
+        self.model.reset()
+
+    def _num_warmups(self) -> int:
+        return 0 if self._recording is None else self._recording.num_warmups
 
     def _distribution(self, logits: Tensor, ids: Sequence[int], draft_ids: Tensor) -> TokenDistributions:
         """Computes the distribution of the token after `ids` and `draft_ids`, over the model's own logits."""

@@ -1,0 +1,253 @@
+"""Runs a model by recorded passes: few sizes, fixed addresses, positions on the device."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from specgen.models.cached_model import CachedModel
+from specgen.models.static.features import StaticFeatures
+from specgen.models.static.passes import DecoderPass, StaticPass
+from specgen.models.static.recorder import Recorder, Replays
+from specgen.models.static.slots import MAX_ROWS
+from specgen.models.target_features import TargetFeatures
+
+ROWS = (1, 2, 3, 4, 5, 6, 8, 12, MAX_ROWS)
+"""Rows of the recorded passes; others are padded. Kernels of 4-bit weights have steps between 5 and 8 rows."""
+FIRST_BUCKET = 512
+"""Positions that the shortest recorded pass reads; each further bucket is twice as long."""
+PREFILL_STEP = 64
+"""A prefill pass reads the cache up to a multiple of this: attention kernels want aligned masks."""
+
+
+def capacity_for(num_tokens: int) -> int:
+    """Returns the smallest capacity for a text: a bucket's length."""
+    capacity = FIRST_BUCKET
+    while capacity < num_tokens:
+        capacity *= 2
+    return capacity
+
+
+class StaticModel(CachedModel):
+    """A static pass and the cache of one text.
+
+    Padding rows write after the text, where each later pass overwrites them before anything reads them.
+
+    Args:
+        static_pass: Computes the logits.
+        vocab_size: As in `CachedModel`.
+        recorder: Records its passes.
+    """
+
+    def __init__(self, static_pass: StaticPass, vocab_size: int, recorder: Recorder) -> None:
+        super().__init__(vocab_size, static_pass.num_embeddings, static_pass.device)
+        self.static_pass = static_pass
+        self.replays = Replays(recorder)
+        self.capacity = 0
+        """Positions of the cache."""
+        with torch.inference_mode():
+            integers = torch.zeros(MAX_ROWS, dtype=torch.int64, device=self.device)
+            self._ids, self._verdict = integers, integers.new_zeros(MAX_ROWS + 2)
+            self._position, self._count = integers.new_zeros(1), integers.new_zeros(1)
+            self._offsets = torch.arange(MAX_ROWS, device=self.device)
+            self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
+            self._drafted = DraftedTokens(self.device)
+
+    @property
+    def num_warmups(self) -> int:
+        """Passes that were slower than later ones of their size: first runs and recordings."""
+        return self.replays.num_warmups
+
+    def padded_rows(self, num_rows: int) -> int:
+        """Returns the rows of the recorded pass for `num_rows`; larger passes are not recorded, nor padded."""
+        return ROWS[bisect_left(ROWS, num_rows)] if num_rows <= MAX_ROWS else num_rows
+
+    def take_failure(self) -> str | None:
+        """Returns once why recording failed, if it did."""
+        failure, self.replays.failure = self.replays.failure, None
+        return failure
+
+    @property
+    def module(self) -> nn.Module:
+        """The weights."""
+        return self.static_pass.module
+
+    @property
+    def target_features(self) -> TargetFeatures | None:
+        """Inputs of the head at the cached positions, if a draft head reads them."""
+        return self.static_pass.features if isinstance(self.static_pass, DecoderPass) else None
+
+    @torch.inference_mode()
+    def record_target_features(self) -> TargetFeatures:
+        """Records the head's inputs from the next pass on; a second call returns the same record."""
+        assert isinstance(self.static_pass, DecoderPass), "only specgen's decoder has features"
+        if self.static_pass.features is None:
+            weight = self.static_pass.decoder.norm.weight
+            buffer = torch.zeros(
+                self.capacity, weight.shape[0], dtype=self.static_pass.decoder.dtype, device=self.device
+            )
+            self.static_pass.features = StaticFeatures(self.length, buffer)
+            self.replays.clear()
+        return self.static_pass.features
+
+    @torch.inference_mode()
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room for a text of `num_tokens` tokens, so that no recording is lost while it grows."""
+        needed = num_tokens + MAX_ROWS
+        if needed > self.capacity:
+            capacity = capacity_for(needed)
+            self.static_pass.grow(capacity, self.length)
+            self.capacity = capacity
+            self.replays.clear()
+
+    def bucket(self, num_positions: int) -> int:
+        """Returns how much of the cache a recorded pass reads to see so many positions."""
+        return self.capacity if self.static_pass.reads_whole_cache else min(capacity_for(num_positions), self.capacity)
+
+    def rewind(self, length: int) -> None:
+        """As in the contract; keeps all memory, so that the recordings stay valid."""
+        assert 0 <= length <= self.length, "a cache can't be rewound forward"
+        self.length = length
+        if self.target_features is not None:
+            self.target_features.rewind(length)
+
+    @torch.inference_mode()
+    def verify_greedy(self, ids: Sequence[int], draft_ids: Tensor) -> list[int] | None:
+        """Verifies a greedy draft in one recorded pass and reads the result: the round's only host read.
+
+        Args:
+            ids: The text.
+            draft_ids: `[drafted]`.
+
+        Returns:
+            The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
+            None if the pass is too long to be recorded, or more than the last token of the text is to be fed.
+        """
+        num_new = draft_ids.shape[0] + 1
+        if len(ids) != self.length + 1 or num_new > MAX_ROWS:
+            return None
+        self._ids[1:num_new].copy_(draft_ids, non_blocking=True)
+        self._counted(num_new, lambda: self._play("verify", self._tensor(ids[-1:]), num_new, self._write_verdict))
+        numbers: list[int] = self._verdict[: num_new + 2].tolist()
+        return numbers
+
+    @torch.inference_mode()
+    def draft_token(self, ids: Sequence[int], index: int) -> None:
+        """Drafts the likeliest token after `ids` and the `index` tokens drafted so far. Reads nothing."""
+        if index:
+            self._counted(1, lambda: self._play("step", None, 1, self._write_next_token))
+            return
+        self.feed(ids[: len(ids) - MAX_ROWS])
+        new = self._tensor(ids[self.length :])
+        self._drafted.restart()
+        self._counted(new.shape[0], lambda: self._play("draft", new, new.shape[0], self._write_first_token))
+
+    def drafted_ids(self, count: int) -> Tensor:
+        """Returns the first tokens that `draft_token` drafted, `[count]`; the next draft overwrites them."""
+        return self._drafted.ids[:count]
+
+    def confidence(self, index: int) -> float:
+        """Reads the probability of a drafted token; NaN if a logit was NaN or infinite."""
+        return float(self._drafted.confidences[index])
+
+    @torch.inference_mode()
+    def _release(self) -> None:
+        self._ids.zero_()
+        self.replays.clear()
+        self.static_pass.release()
+        self.capacity = 0
+
+    def _remove(self, num_tokens: int) -> bool:
+        raise AssertionError(f"rewind removes {num_tokens} tokens itself")
+
+    def _run(self, new: Tensor, num_last: int) -> Tensor:
+        num_new = new.shape[0]
+        if num_new <= MAX_ROWS:
+            self._play("logits", new, num_new, self._write_logits)
+            return self._logits[num_new - num_last : num_new]
+        last = self.length + num_new
+        self.reserve(last)
+        positions = torch.arange(self.length, last, device=self.device)
+        bucket = min(-(-last // PREFILL_STEP) * PREFILL_STEP, self.capacity)
+        logits = self.static_pass.run(new, positions, bucket, num_last)
+        self._note_features(last)
+        return logits
+
+    def _play(self, name: str, new: Tensor | None, num_new: int, work: Callable[[int, int], None]) -> None:
+        """Runs or replays `work(rows, bucket)`, which feeds `num_new` tokens that begin with `new`."""
+        last = self.length + num_new
+        self.reserve(last)
+        if new is not None:
+            self._ids[: new.shape[0]].copy_(new)
+            self._position.fill_(self.length)
+            self._count.fill_(num_new)
+        rows, bucket = self.padded_rows(num_new), self.bucket(last)
+        self.replays.run((name, rows, bucket), lambda: work(rows, bucket))
+        self._note_features(last)
+
+    def _note_features(self, last: int) -> None:
+        features = self.target_features
+        if isinstance(features, StaticFeatures):
+            features.record(self.length, last)
+
+    # What is recorded: functions of the static tensors only.
+
+    def _write_logits(self, rows: int, bucket: int) -> None:
+        positions = self._offsets[:rows] + self._position
+        logits = self.static_pass.run(self._ids[:rows], positions, bucket, rows)
+        self._logits[:rows] = logits[:, : self.vocab_size]
+
+    def _write_verdict(self, rows: int, bucket: int) -> None:
+        self._write_logits(rows, bucket)
+        top = self._logits[:rows].max(dim=-1)
+        num_drafted = self._count - 1
+        draft_ids = self._ids[1:rows]
+        is_match = (top.indices[:-1] == draft_ids) & (self._offsets[: rows - 1] < num_drafted)
+        num_accepted = is_match.long().cumprod(dim=0).sum(dim=0, keepdim=True)
+        is_finite = (top.values.isfinite() | (self._offsets[:rows] > num_drafted)).all().view(1).long()
+        verdict = [num_accepted, top.indices.index_select(0, num_accepted), is_finite, draft_ids]
+        self._verdict[: rows + 2] = torch.cat(verdict)
+
+    def _write_first_token(self, rows: int, bucket: int) -> None:
+        self._write_logits(rows, bucket)
+        self._feed_back(self._logits.index_select(0, self._count - 1), self._count)
+
+    def _write_next_token(self, rows: int, bucket: int) -> None:
+        self._write_logits(rows, bucket)
+        self._feed_back(self._logits[:1], 1)
+
+    def _feed_back(self, logits: Tensor, num_fed: Tensor | int) -> None:
+        """Makes the likeliest token the input of the next pass."""
+        self._ids[:1] = self._drafted.append(logits)
+        self._position += num_fed
+
+
+class DraftedTokens:
+    """The tokens of one greedy draft, chosen and stored on the device.
+
+    Args:
+        device: The draft's device.
+        columns: As in `ModelDrafter`.
+    """
+
+    def __init__(self, device: torch.device, columns: Tensor | None = None) -> None:
+        self.ids = torch.zeros(MAX_ROWS, dtype=torch.int64, device=device)
+        self.confidences = torch.zeros(MAX_ROWS, device=device)
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._columns = columns
+
+    def restart(self) -> None:
+        """Begins a new draft."""
+        self._index.zero_()
+
+    def append(self, logits: Tensor) -> Tensor:
+        """Appends the likeliest token of `[1, vocab]` logits and returns it, `[1]`."""
+        top = logits.max(dim=-1)
+        token = top.indices if self._columns is None else self._columns.index_select(0, top.indices)
+        self.ids.index_copy_(0, self._index, token)
+        self.confidences.index_copy_(0, self._index, (top.values - logits.logsumexp(dim=-1)).exp())
+        self._index += 1
+        return token

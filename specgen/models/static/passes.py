@@ -1,0 +1,166 @@
+"""Passes of a model over tokens at positions that only the device knows: our decoder's, and transformers' own."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from specgen.models.decoder import Decoder
+from specgen.models.static.features import StaticFeatures
+from specgen.models.static.slots import TensorSlots
+
+
+class StaticPass(Protocol):
+    """Computes passes on a cache of fixed capacity; knows no text and no length."""
+
+    device: torch.device
+    num_embeddings: int
+    """Ids from here on can't be fed."""
+    module: nn.Module
+    """The weights."""
+    reads_whole_cache: bool
+    """Whether a pass takes the same time for every bucket."""
+
+    def grow(self, capacity: int, num_kept: int) -> None:
+        """Replaces the cache by one with room for `capacity` tokens that contains the first `num_kept` of the old."""
+
+    def release(self) -> None:
+        """Frees the cache."""
+
+    def clear(self) -> None:
+        """Overwrites the whole cache, which may contain NaN."""
+
+    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
+        """Computes a pass.
+
+        Args:
+            ids: `[n]`.
+            positions: `[n]`, consecutive; what the cache held from the first on is lost.
+            bucket: At least the last position + 1, at most the capacity: so much of the cache is read.
+            num_last: Rows of logits wanted, counted from the end.
+
+        Returns:
+            `[num_last, logits]`, in the model's type.
+        """
+
+
+class DecoderPass:
+    """Passes of specgen's decoder.
+
+    Args:
+        decoder: In eval mode, without gradients.
+    """
+
+    reads_whole_cache = False
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.module: nn.Module = decoder
+        self.device = decoder.device
+        self.num_embeddings = decoder.embedding.shape[0]
+        self.features: StaticFeatures | None = None
+        """Inputs of the head by position, if a draft head reads them."""
+        self._slots = TensorSlots(decoder.spec, decoder.norm.weight.to(decoder.dtype))
+
+    def grow(self, capacity: int, num_kept: int) -> None:
+        self._slots.grow(capacity, num_kept)
+        if self.features is not None:
+            self.features.grow(capacity, num_kept)
+
+    def release(self) -> None:
+        self._slots.release()
+        if self.features is not None:
+            self.features.release()
+
+    def clear(self) -> None:
+        self._slots.clear()
+
+    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
+        decoder = self.decoder
+        rotations = self._slots.begin(positions, bucket)
+        hidden = decoder.run_layers(decoder.embed(ids), rotations, self._slots)
+        if self.features is None:
+            return decoder.logits(decoder.norm(hidden[-num_last:]))
+        features = decoder.norm(hidden)
+        self.features.write(positions, features)
+        return decoder.logits(features[-num_last:])
+
+
+class WholePass:
+    """Passes of transformers' own forward on its static cache, for any model with plain attention in all layers.
+
+    Args:
+        model: A transformers causal language model in eval mode; see `fits_whole_pass`.
+    """
+
+    reads_whole_cache = True
+
+    def __init__(self, model: Any) -> None:
+        weight: Tensor = model.get_input_embeddings().weight
+        self.model = model
+        self.module: nn.Module = model
+        self.device = weight.device
+        self.num_embeddings = weight.shape[0]
+        parameters = inspect.signature(model.forward).parameters
+        self._cuts_logits = "logits_to_keep" in parameters
+        # Its name changes in transformers 5.40.
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self._dtype: torch.dtype = model.dtype
+        self.release()
+
+    def release(self) -> None:
+        self._cache: Any = None
+        self._columns = torch.empty(0, dtype=torch.int64, device=self.device)
+
+    def grow(self, capacity: int, num_kept: int) -> None:
+        from transformers import StaticCache
+
+        cache: Any = StaticCache(config=self.model.config, max_cache_len=capacity)
+        if self._cache is not None:
+            for new, old in zip(cache.layers, self._cache.layers, strict=True):
+                if old.is_initialized:
+                    new.lazy_initialization(old.keys, old.values)
+                    new.keys[:, :, :num_kept] = old.keys[:, :, :num_kept]
+                    new.values[:, :, :num_kept] = old.values[:, :, :num_kept]
+        self._cache = cache
+        self._columns = torch.arange(capacity, device=self.device)
+
+    def clear(self) -> None:
+        if self._cache is not None:
+            self._cache.reset()
+
+    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:  # noqa: ARG002
+        for layer in self._cache.layers:
+            if layer.is_initialized:
+                layer.cumulative_length.copy_(positions[0])
+        # transformers takes a mask of four dimensions as it is. Its own would need to know the position.
+        is_hidden = self._columns > positions[:, None]
+        bias = torch.zeros(is_hidden.shape, dtype=self._dtype, device=self.device)
+        bias = bias.masked_fill_(is_hidden, torch.finfo(self._dtype).min)
+        options: dict[str, Any] = {
+            "input_ids": ids[None],
+            "position_ids": positions[None],
+            "attention_mask": bias[None, None],
+            self._cache_argument: self._cache,
+            "use_cache": True,
+            "return_dict": True,
+        }
+        output = self.model(**options, **({"logits_to_keep": num_last} if self._cuts_logits else {}))
+        logits: Tensor = output.logits[0, -num_last:]
+        return logits
+
+
+def fits_whole_pass(model: Any) -> bool:
+    """Returns whether `WholePass` runs a model: each layer has a plain key-value cache, without a window."""
+    from transformers import StaticCache
+    from transformers.cache_utils import StaticLayer
+
+    try:
+        layers = StaticCache(config=model.config, max_cache_len=1).layers
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return False
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return takes_positions and bool(layers) and all(type(layer) is StaticLayer for layer in layers)

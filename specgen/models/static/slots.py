@@ -1,0 +1,128 @@
+"""A key-value cache at fixed addresses, addressed by positions that only the device knows.
+
+A pass over n tokens then consists of the same operations on the same tensors wherever in the text it is, so it can be
+recorded once and replayed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.kv_slots import Rotations, rotations_at
+
+MAX_ROWS = 17
+"""Rows of the largest recorded pass: a draft of 16 tokens and the token before it."""
+
+
+class TensorSlots:
+    """Keys and values of one text, `[kv_heads, capacity, head_size]` per layer.
+
+    A layer with a window stores all positions, too, and masks them: so any number of tokens can be removed again.
+
+    Args:
+        spec: The decoder.
+        like: A tensor of the type and device it computes in.
+    """
+
+    def __init__(self, spec: DecoderSpec, like: Tensor) -> None:
+        self._spec = spec
+        self._like = like.new_empty(0)
+        self._group = spec.num_heads // spec.num_kv_heads
+        self.release()
+
+    def release(self) -> None:
+        """Frees the memory."""
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._tables: Rotations = {}
+        self._columns = torch.empty(0, dtype=torch.int64, device=self._like.device)
+        self._positions, self._bucket = self._columns, 0
+        self._biases: dict[int | None, Tensor] = {}
+
+    def grow(self, capacity: int, num_kept: int) -> None:
+        """Moves the first `num_kept` positions to new tensors with room for `capacity`.
+
+        A failure in between loses nothing: the old tensors are replaced when all new ones exist.
+        """
+        spec, like = self._spec, self._like
+        # Zeros: masked values are multiplied by 0, and 0 times NaN is NaN.
+        shape = (spec.num_kv_heads, capacity, spec.head_size)
+        new = [[like.new_zeros(shape) for _ in spec.layers] for _ in range(2)]
+        for larger, smaller in zip(new, (self._keys, self._values), strict=True):
+            for to, origin in zip(larger, smaller, strict=False):
+                to[:, :num_kept] = origin[:, :num_kept]
+        self._keys, self._values = new
+        self._columns = torch.arange(capacity, device=like.device)
+        self._tables = rotations_at(spec, self._columns, like.dtype)
+
+    def clear(self) -> None:
+        """Overwrites all keys and values, which may not be finite."""
+        for tensor in (*self._keys, *self._values):
+            tensor.zero_()
+
+    def begin(self, positions: Tensor, bucket: int) -> Rotations:
+        """Prepares a pass.
+
+        Args:
+            positions: `[n]` of the new tokens.
+            bucket: The pass attends to the cache's first positions, this many.
+        """
+        self._positions, self._bucket = positions, bucket
+        self._biases = {}
+        return {
+            rotary: (cos.index_select(0, positions), sin.index_select(0, positions))
+            for rotary, (cos, sin) in self._tables.items()
+        }
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        self._keys[layer].index_copy_(1, self._positions, keys.transpose(0, 1))
+        self._values[layer].index_copy_(1, self._positions, values.transpose(0, 1))
+        seen_keys, seen_values = self._keys[layer][:, : self._bucket], self._values[layer][:, : self._bucket]
+        bias = self._bias(self._spec.layers[layer].window)
+        num_new, num_heads, size = queries.shape
+        grouped = queries.view(num_new, -1, self._group, size).permute(1, 2, 0, 3)
+        if self._spec.attention_soft_cap is not None:
+            attended = self._attend_capped(grouped, seen_keys, seen_values, bias)
+        elif num_new <= MAX_ROWS:
+            # The heads of a group become rows of one head: every kernel takes that, and none copies the keys.
+            rows = grouped.reshape(1, -1, self._group * num_new, size)
+            attended = functional.scaled_dot_product_attention(
+                rows, seen_keys[None], seen_values[None], attn_mask=bias, scale=self._spec.attention_scale
+            ).view(-1, self._group, num_new, size)
+        else:
+            attended = functional.scaled_dot_product_attention(
+                grouped,
+                seen_keys[:, None].expand(-1, self._group, -1, -1),
+                seen_values[:, None].expand(-1, self._group, -1, -1),
+                attn_mask=bias,
+                scale=self._spec.attention_scale,
+            )
+        return attended.permute(2, 0, 1, 3).reshape(num_new, num_heads * size)
+
+    def _attend_capped(self, grouped: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """Computes attention with capped scores, for `[kv_heads, group, n, head_size]`. No fused kernel has them."""
+        cap = self._spec.attention_soft_cap
+        assert cap is not None
+        rows = grouped.flatten(1, 2)
+        scores = rows @ keys.transpose(1, 2) * self._spec.attention_scale
+        scores = (scores / cap).tanh() * cap + bias
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(rows.dtype)
+        return (weights @ values).view(grouped.shape)
+
+    def _bias(self, window: int | None) -> Tensor:
+        """Returns what is added to the scores: 0 where a token attends, else minus infinity.
+
+        Its shape is `[n, bucket]`, or `[group * n, bucket]` where heads are rows; it is made once a pass.
+        """
+        if window not in self._biases:
+            columns, rows = self._columns[: self._bucket], self._positions[:, None]
+            is_hidden = columns > rows
+            if window is not None:
+                is_hidden |= columns <= rows - window
+            bias = self._like.new_zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
+            heads_are_rows = rows.shape[0] <= MAX_ROWS or self._spec.attention_soft_cap is not None
+            self._biases[window] = bias.repeat(self._group, 1) if heads_are_rows else bias
+        return self._biases[window]

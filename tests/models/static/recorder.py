@@ -1,0 +1,105 @@
+"""Gives a CPU the semantics of a CUDA graph: records what a function does, and repeats it on the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+HOST_READS = {
+    *(aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default, aten.item.default),
+    *(aten.nonzero.default, aten.masked_select.default, aten.unique_dim.default, aten.bincount.default),
+}
+
+
+class TraceRecorder:
+    """Records like `CudaRecorder`: numbers are recorded as they were, addresses are fixed, recording does nothing."""
+
+    def __init__(self) -> None:
+        self.traces: list[Trace] = []
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        trace = Trace()
+        with trace:
+            work()
+        trace.undo()
+        self.traces.append(trace)
+        return trace.replay
+
+
+class Trace(TorchDispatchMode):
+    """The operations of one function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+        self._made: set[int] = set()
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in HOST_READS:
+            raise RuntimeError(f"{func} reads the device while recording")
+        inputs = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
+        for tensor in written_by(func, args, kwargs):
+            pointer = storage_of(tensor)
+            if pointer not in self._made and pointer not in self._before:
+                storage = tensor.untyped_storage()
+                self._before[pointer] = (storage, storage.clone())
+        result = func(*args, **kwargs)
+        new = [tensor for tensor in tensors_in(result) if storage_of(tensor) not in inputs]
+        self._made |= {storage_of(tensor) for tensor in new}
+        self.calls.append((func, args, kwargs, new))
+        return result
+
+    def undo(self) -> None:
+        """Restores what the function wrote: a recording has no effect."""
+        for storage, before in self._before.values():
+            storage.copy_(before)
+
+    def replay(self) -> None:
+        """Repeats the operations on the same tensors."""
+        for func, args, kwargs, new in self.calls:
+            if not new and not list(written_by(func, args, kwargs)):
+                continue  # a view, which is still there
+            result = func(*args, **kwargs)
+            repeated = [tensor for tensor in tensors_in(result) if new]
+            for recorded, tensor in zip(new, repeated, strict=bool(new)):
+                recorded.copy_(tensor)
+
+    def signature(self) -> list[Any]:
+        """What a replay depends on: operations, shapes, numbers, and the addresses of tensors made before."""
+        found: list[Any] = []
+        for func, args, kwargs, _ in self.calls:
+            leaves = [self._described(leaf) for leaf in tree_leaves((args, kwargs))]
+            found.append((str(func), leaves))
+        return found
+
+    def _described(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        address = None if storage_of(leaf) in self._made else leaf.data_ptr()
+        number = leaf.tolist() if address is not None and leaf.ndim == 0 else None
+        return tuple(leaf.shape), leaf.stride(), leaf.dtype, address if number is None else number
+
+
+def storage_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    for argument, value in zip(func._schema.arguments, args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in(value)
+    for argument in func._schema.arguments:
+        if argument.name in kwargs and argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in(kwargs[argument.name])
