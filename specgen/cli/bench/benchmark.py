@@ -49,11 +49,7 @@ def draft_pairs(
 ) -> dict[str, Pair]:
     """Pairs the target with each draft, by the draft's key. Files and tokenizers are checked, weights are not read.
 
-    Args:
-        baseline: The target alone.
-        drafts: The drafts.
-        like: How to load a draft; name and weight format are each draft's own.
-        progress: Receives the progress of downloads.
+    A draft is loaded like `like`, except for its own name and weight format.
 
     Raises:
         LoadError: A draft is missing or damaged.

@@ -29,13 +29,7 @@ LAST_RESULTS = "last.json"
 
 
 class BenchOutput:
-    """Writes results.
-
-    Args:
-        format_: Of stdout; `auto` is the table.
-        exports: Files to write.
-        color: Value of `--color`.
-        messages: Receives warnings.
+    """Writes results: to stdout in the given format, where `auto` is the table, and to the files of `exports`.
 
     Raises:
         OutputError: stdout is closed, the folder of a file is missing, or a file is a folder.
@@ -71,10 +65,7 @@ class BenchOutput:
     def finish(self, report: BenchReport, error: SpecgenError | None, tables: BenchTableOptions) -> None:
         """Writes everything: files first, then stdout, then warnings about the results.
 
-        Args:
-            report: The results.
-            error: The error the program will end with, for the JSON document.
-            tables: What the table shows.
+        The JSON document contains `error`, the error that the program will end with.
 
         Raises:
             OutputError: A file or stdout can't be written; the raw runs are in the state folder.

@@ -42,7 +42,7 @@ class LineEditor:
 
     Args:
         history_path: The history file; None keeps the history in memory.
-        choices: Choices for the argument of each command.
+        choices: See `argument_choices`.
         output: Where to draw; default: the terminal.
     """
 
@@ -147,11 +147,7 @@ def argument_choices(folder: SessionFolder) -> dict[str, Choices]:
 
 
 class CommandCompleter(Completer):
-    """Completes commands at the start of a line, and their arguments.
-
-    Args:
-        choices: See `argument_choices`.
-    """
+    """Completes commands at the start of a line, and their arguments; see `argument_choices`."""
 
     def __init__(self, choices: dict[str, Choices]) -> None:
         self._choices = choices
@@ -178,9 +174,6 @@ class PrivateHistory(FileHistory):
     """A history file that only its owner can read, with the newest entries of this and earlier chats.
 
     Lines that start with a space are not stored, as in shells. A file that can't be written is silently ignored.
-
-    Args:
-        path: Created when the first line is stored.
     """
 
     def __init__(self, path: Path) -> None:

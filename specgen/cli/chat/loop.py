@@ -26,12 +26,7 @@ CTRL_C_EXIT_CODE, HANGUP_EXIT_CODE = 130, 129
 
 @dataclass(frozen=True, slots=True)
 class ChatLoop:
-    """Runs a chat until the user leaves.
-
-    Args:
-        state: Changed by commands and replies.
-        editor: Reads the lines.
-    """
+    """Runs a chat until the user leaves."""
 
     state: ChatState
     editor: LineEditor

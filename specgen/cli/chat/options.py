@@ -47,7 +47,7 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
-    """What the model is given besides the turns."""
+    """What the model reads in addition to the turns."""
 
     HEADING = g.INPUT
 

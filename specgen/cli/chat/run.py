@@ -90,7 +90,7 @@ def run(options: ChatOptions) -> int:
             loop = ChatLoop(state, LineEditor(history, argument_choices(autosave.folder)))
             loop.print_banner(resumed, inputs.system)
             exit_code = loop.run()
-            from specgen.runtime import learned_costs  # imports torch, which is loaded by now
+            from specgen.runtime import learned_costs  # imports torch
 
             learned_costs.save(conversation.models)
             return exit_code
@@ -150,11 +150,7 @@ def _open_conversation(
 def load_draft(conversation: Conversation, first: ModelSettings, messages: Messages, name: str) -> list[str]:
     """Replaces the drafter, whose name is a value of `--draft`; the messages and the cache of the target stay.
 
-    Args:
-        conversation: Gets the drafter.
-        first: The draft at the start of the chat: the new one gets its weight format and device.
-        messages: Shows progress.
-        name: The new drafter.
+    The new drafter gets the weight format and the device of `first`, the one at the start of the chat.
 
     Returns:
         Notices of the loader.

@@ -26,13 +26,7 @@ if TYPE_CHECKING:
 
 
 class Autosave:
-    """The session file of a running chat.
-
-    Args:
-        folder: The folder of all sessions.
-        is_on: Save after every turn.
-        warn: Reports what can't be saved.
-    """
+    """The session file of a running chat, saved after every turn if `is_on`. `warn` reports what can't be saved."""
 
     def __init__(self, folder: SessionFolder, *, is_on: bool, warn: Callable[[str], None]) -> None:
         self.folder = folder
