@@ -12,7 +12,7 @@ from specgen.cli.options.groups import SystemOptions
 from specgen.cli.prompt_input import as_utf8, read_text
 from specgen.core.errors import SettingsError
 from specgen.core.settings import LONGEST_AUTO_DRAFT, MAX_DRAFT_TOKENS, DraftSchedule
-from specgen.runtime.pair import LOOKUP_SUFFIX
+from specgen.loading.names import LOOKUP_SUFFIX
 
 
 def read_lookup_files(paths: Sequence[Path], draft_names: Sequence[str]) -> tuple[str, ...]:

@@ -18,8 +18,7 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
 from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
-from specgen.loading.llama_cpp import gpu_layers
-from specgen.loading.llama_cpp_library import llama_library
+from specgen.loading.llama_cpp import gpu_layers, llama_library
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import check_bitsandbytes, choose_placement
 from specgen.loading.resolved_model import ResolvedModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import logging
 import os
 import sys
@@ -10,6 +11,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
+
+INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend torch"
 
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -32,12 +35,17 @@ def prepare_libraries(verbose: bool) -> None:
     forbid_foreign_code()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose:
-        # llama.cpp's logger has no handler of its own; see specgen.loading.llama_cpp_library.
+        # llama.cpp's logger has no handler of its own; see specgen.loading.llama_cpp.
         logger = logging.getLogger("llama.cpp")
         logger.setLevel(logging.INFO)
         logger.addHandler(logging.StreamHandler())
     else:
         _silence()
+
+
+def has_llama_cpp() -> bool:
+    """Returns whether llama-cpp-python is installed. It is not imported, so it may still be broken."""
+    return importlib.util.find_spec("llama_cpp") is not None
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from specgen.core.settings import ModelSettings
 BUILT_IN_NAME = "smollm2-135m-instruct"
 DRAFT_WORDS = ("lookup", "none", "auto")
 """Values of `--draft` that are not names of models."""
+LOOKUP_SUFFIX = "+lookup"
+"""After the name of a draft model: prompt lookup drafts as well, in the rounds where it is expected to gain more."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 

@@ -5,7 +5,6 @@ The kind of a name decides who finds the files, and their format who checks them
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.gguf.tokenizer import tokenizer_folder
 from specgen.loading.hub import fetch_snapshot, is_offline
-from specgen.loading.llama_cpp_library import INSTALL_LLAMA_CPP
+from specgen.loading.libraries import INSTALL_LLAMA_CPP, has_llama_cpp
 from specgen.loading.names import ModelPlace, PlaceKind, find_place
 from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
 from specgen.text.tokenizer import GENERATION_CONFIG, check_num_rows, load_tokenizer
@@ -68,11 +67,6 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
     num_tokens = table_size(tokenizer)
     check_num_rows(num_tokens, config.vocab_rows, files.path)
     return ResolvedModel(files, settings, role, config, tokenizer, num_tokens, format_, generation)
-
-
-def has_llama_cpp() -> bool:
-    """Returns whether llama-cpp-python is installed. It is not imported, so it may still be broken."""
-    return importlib.util.find_spec("llama_cpp") is not None
 
 
 def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch", "llama.cpp"]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
-from specgen.loading.gguf.header import GgufHeader
 from specgen.models.decoder_spec import DecoderSpec
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:
+    from specgen.core.results import ModelInfo
     from specgen.engine.contract import LanguageModel
+    from specgen.loading.gguf.header import GgufHeader
 
 Role = Literal["target", "draft"]
 Format = Literal["folder", "gguf", "draft head"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,7 +26,9 @@ from specgen.loading.load import load
 from specgen.loading.resolved_model import LoadedModel
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
 from specgen.models.draft_head import DraftHeadModel
-from specgen.runtime.pair import Pair
+
+if TYPE_CHECKING:
+    from specgen.runtime.pair import Pair
 
 
 def load_models(pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:

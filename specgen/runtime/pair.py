@@ -10,6 +10,7 @@ from specgen.core.errors import PromptError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.loading.draft_head_folder import check_own_target, shipped_draft
+from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.text.tokenizer import end_ids, generation_defaults
@@ -38,10 +39,6 @@ class PairSettings:
     drafter: DrafterKind = "lookup"
     draft: ModelSettings | None = None
     lookup_texts: tuple[str, ...] = ()
-
-
-LOOKUP_SUFFIX = "+lookup"
-"""After the name of a draft model: prompt lookup drafts as well, in the rounds where it is expected to gain more."""
 
 
 def pair_settings(target: ModelSettings, draft: ModelSettings, lookup_texts: tuple[str, ...] = ()) -> PairSettings:

@@ -9,8 +9,7 @@ import pytest
 from specgen.core.errors import DeviceError, SettingsError
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading.gguf.header import scan_gguf
-from specgen.loading.llama_cpp import gpu_layers
-from specgen.loading.llama_cpp_library import printable
+from specgen.loading.llama_cpp import gpu_layers, printable
 from specgen.loading.names import ModelPlace
 from specgen.loading.resolve import DEFAULT_CONTEXT, check_gguf, choose_backend
 from specgen.loading.resolved_model import GgufFile, ModelConfig, ModelFiles, Role

@@ -30,15 +30,14 @@ def written(folder: Path, data: bytes) -> Path:
 def test_a_real_file_is_summarized(tmp_path: Path) -> None:
     header = scan_gguf(make_gguf(tmp_path / "tiny.gguf"))
 
-    assert (header.version, header.architecture, header.name) == (3, "llama", "Tiny")
-    assert (header.tokenizer_model, header.has_chat_template, header.context_length) == ("gpt2", True, 128)
-    assert (header.quantization, header.num_tensors, header.num_parameters) == ("F32", 21, 22_688)
+    assert (header.architecture, header.tokenizer_model, header.context_length) == ("llama", "gpt2", 128)
+    assert (header.quantization, header.num_parameters) == ("F32", 22_688)
     assert header.end_ids == (2, 0)
     assert header.num_parts == 1
 
 
 def test_version_2_is_read(tmp_path: Path) -> None:
-    assert scan_gguf(written(tmp_path, gguf(version=2))).version == 2
+    assert scan_gguf(written(tmp_path, gguf(version=2))).architecture == "llama"
 
 
 def test_the_type_table_is_the_one_of_the_gguf_package() -> None:

@@ -203,7 +203,7 @@ def test_nothing_unpickles_or_evaluates(path: Path) -> None:
     "module",
     [
         *("loading.names", "loading.gguf.header", "loading.builtin", "loading.config_check", "loading.libraries"),
-        *("loading.decoder_families", "loading.draft_head_folder", "storage.cache", "core.progress"),
+        *("loading.decoder_families", "loading.draft_head_folder", "storage.folders", "core.progress"),
         "text.template_sandbox",
     ],
 )

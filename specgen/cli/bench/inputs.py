@@ -16,7 +16,8 @@ from specgen.cli.prompt_input import read_text
 from specgen.cli.request import parse_draft_length, read_lookup_files, template_source
 from specgen.core.errors import SettingsError
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
-from specgen.runtime.pair import LOOKUP_SUFFIX, DrafterKind
+from specgen.loading.names import LOOKUP_SUFFIX
+from specgen.runtime.pair import DrafterKind
 
 DEFAULT_LENGTHS = "2,4,auto"
 QUICK_LENGTHS = "4,auto"

@@ -14,9 +14,9 @@ from specgen.cli.options.models import AUTO
 from specgen.core.errors import OutputError, SettingsError
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings, Quantization
+from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.render.formatting import format_model
 from specgen.render.sanitize import one_line
-from specgen.runtime.pair import LOOKUP_SUFFIX
 from specgen.storage.saved_chats import SessionFile, SessionFolder, SessionSetAside
 from specgen.storage.transcript import SavedModel, Transcript
 

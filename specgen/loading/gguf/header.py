@@ -7,7 +7,7 @@ files of the fault catalogue (F25) takes milliseconds; the libraries ended in Me
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,27 +34,33 @@ _TOKEN_ARRAYS = {
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The metadata of a GGUF file; `quantization` is the type of most of its values, `Q4_K`.
+    """The metadata of a GGUF file.
 
-    `vocab_rows` is the number of token embeddings, `num_weight_bytes` the bytes of all tensors, `tokenizer_pre`
-    llama.cpp's name of the pre-tokenizer, `num_cache_values` the number of keys and values per position, 0 if unknown.
+    Args:
+        architecture: llama.cpp's name, `llama`.
+        quantization: Type of most values, `Q4_K`.
+        num_parameters: Values in all tensors.
+        num_weight_bytes: Bytes of all tensors.
+        num_cache_values: Keys and values per position; 0 if unknown.
+        vocab_rows: Number of token embeddings.
+        context_length: The window in tokens.
+        tokenizer_model: Kind of tokenizer, `gpt2`.
+        tokenizer_pre: llama.cpp's name of the pre-tokenizer.
+        end_ids: Tokens that end a text.
+        num_parts: Files of the model.
     """
 
-    version: int
-    num_tensors: int
-    num_parameters: int
     architecture: str
-    name: str
     quantization: str
-    tokenizer_model: str | None
-    has_chat_template: bool
+    num_parameters: int
+    num_weight_bytes: int
+    num_cache_values: int
+    vocab_rows: int | None
     context_length: int | None
+    tokenizer_model: str | None
+    tokenizer_pre: str | None
     end_ids: tuple[int, ...]
     num_parts: int
-    vocab_rows: int | None = None
-    num_weight_bytes: int = 0
-    tokenizer_pre: str | None = None
-    num_cache_values: int = 0
 
 
 def scan_gguf(path: Path) -> GgufHeader:
@@ -98,12 +104,22 @@ class _Scan(Bytes):
         pairs = self.metadata(num_pairs)
         self.check_tokens(pairs)
         shares = self.tensors(num_tensors, pairs.get("general.alignment", 32))
-        summary = _summary(version, num_tensors, pairs, shares)
-        return replace(
-            summary,
-            vocab_rows=self.vocab_rows,
+        architecture = _text(pairs, "general.architecture")
+        if not architecture:
+            raise InconsistentFileError("no general.architecture")
+        ends = [_integer(pairs, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        return GgufHeader(
+            architecture=architecture,
+            quantization=max(shares, key=lambda kind: shares[kind], default="none"),
+            num_parameters=sum(shares.values()),
             num_weight_bytes=self.num_weight_bytes,
             num_cache_values=self.num_cache_values,
+            vocab_rows=self.vocab_rows,
+            context_length=_integer(pairs, f"{architecture}.context_length"),
+            tokenizer_model=_text(pairs, "tokenizer.ggml.model"),
+            tokenizer_pre=_text(pairs, "tokenizer.ggml.pre"),
+            end_ids=tuple(dict.fromkeys(token for token in ends if token is not None)),
+            num_parts=_integer(pairs, "split.count") or 1,
         )
 
     def check_count(self, what: str, count: int, smallest: int) -> None:
@@ -123,8 +139,6 @@ class _Scan(Bytes):
             value = self.value(self.u32(), key)
             # Other values are not kept: a header may contain 65,536 strings of 16 MiB.
             pairs[key] = value if kept and not (isinstance(value, bytes) and len(value) > 4096) else None
-            if key == "tokenizer.chat_template":
-                pairs[key] = isinstance(value, bytes) and len(value) > 0
         return pairs
 
     def value(self, kind: int, key: str) -> object:
@@ -221,29 +235,11 @@ class _Scan(Bytes):
         return label, num_values, num_values // block * block_bytes
 
 
-def _summary(version: int, num_tensors: int, pairs: dict[str, object], shares: dict[str, int]) -> GgufHeader:
-    def text(key: str) -> str | None:
-        value = pairs.get(key)
-        return value.decode() if isinstance(value, bytes) else None
+def _text(pairs: dict[str, object], key: str) -> str | None:
+    value = pairs.get(key)
+    return value.decode() if isinstance(value, bytes) else None
 
-    architecture = text("general.architecture")
-    if not architecture:
-        raise InconsistentFileError("no general.architecture")
-    end_keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-    end_ids = [value for key in end_keys if isinstance(value := pairs.get(key), int)]
-    context_length = pairs.get(f"{architecture}.context_length")
-    num_parts = pairs.get("split.count")
-    return GgufHeader(
-        version=version,
-        num_tensors=num_tensors,
-        num_parameters=sum(shares.values()),
-        architecture=architecture,
-        name=text("general.name") or "",
-        quantization=max(shares, key=lambda kind: shares[kind], default="none"),
-        tokenizer_model=text("tokenizer.ggml.model"),
-        has_chat_template=pairs.get("tokenizer.chat_template") is True,
-        context_length=context_length if isinstance(context_length, int) else None,
-        end_ids=tuple(dict.fromkeys(end_ids)),
-        num_parts=num_parts if isinstance(num_parts, int) else 1,
-        tokenizer_pre=text("tokenizer.ggml.pre"),
-    )
+
+def _integer(pairs: dict[str, object], key: str) -> int | None:
+    value = pairs.get(key)
+    return value if isinstance(value, int) else None
