@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from specgen.cli.app_spec import Option
 from specgen.cli.help import HelpCommand, HelpGroup
-from specgen.cli.options.fields import OptionField, build, option_fields
+from specgen.cli.options.fields import build, options_of
 from specgen.cli.program import COMMANDS, RootOptions
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.core.errors import SettingsError
@@ -81,25 +82,24 @@ def flattened(options_class: type[T], run: Callable[[T], int]) -> Callable[..., 
         return run(build(options_class, given, f"see {context.command_path} --help"))
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [context, *map(_parameter, option_fields(options_class))]
+    parameters = [context, *map(_parameter, options_of(options_class))]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return function
 
 
-def _parameter(field: OptionField) -> inspect.Parameter:
-    option = field.option
+def _parameter(option: Option) -> inspect.Parameter:
     # The number of `-v` is an int; any other value stays a word, so that its errors are ours.
-    word: Any = int if option.counts else bool if field.is_switch else str
+    word: Any = int if option.counts else str if option.value else bool
     word = list[word] if option.is_repeatable and not option.counts else word
-    if field.is_argument:
+    if not option.names:
         info: Any = typer.Argument(metavar=option.value)
     else:
         *names, last = option.names
         names.append("/".join([last, *option.off_names]))
         info = typer.Option(*names, envvar=option.env, count=option.counts)
     return inspect.Parameter(
-        field.name,
+        option.field,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if option.is_required else None,
         annotation=Annotated[word if option.is_required else word | None, info],

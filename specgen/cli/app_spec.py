@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 GENERAL = "General"
 """Heading of the options that name no other."""
@@ -17,17 +18,19 @@ class Option:
     """An option of a command, or its argument.
 
     A field of an options class declares one with `Annotated[type, Option(...)]`. `specgen.cli.options.fields` then
-    fills in what follows from the field's type and default: `value`, `default`, `is_repeatable` and `is_required`.
+    fills in `value` and what follows it here, from the field's name, type and default.
 
     Args:
         names: As in `-t` and `--target`, short ones first. Without names it is an argument.
         help: One or two sentences.
         off_names: Names that switch it off, as in `--no-stats`.
-        value: What follows a name, as in `MODEL|lookup|none`; empty for a switch.
         heading: The group it is listed in; if empty, that of its class of options.
         env: The environment variable it can come from.
         minimum: Smallest number allowed; `maximum` is the largest.
         counts: It takes no value; how often it is given counts.
+        value: What follows a name, as in `MODEL|lookup|none`; empty for a switch.
+        field: Name of the field.
+        kind: Type of one value: str, int, float, bool, Path or a Literal.
         default: The default as a user types it; None if help shows no default.
         is_repeatable: It may be given more than once.
         is_required: The command does not run without it.
@@ -36,12 +39,14 @@ class Option:
     names: tuple[str, ...] = ()
     help: str = ""
     off_names: tuple[str, ...] = ()
-    value: str = ""
     heading: str = ""
     env: str | None = None
     minimum: float | None = None
     maximum: float | None = None
     counts: bool = False
+    value: str = ""
+    field: str = ""
+    kind: Any = None
     default: str | None = None
     is_repeatable: bool = False
     is_required: bool = False

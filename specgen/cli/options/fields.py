@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -25,57 +25,33 @@ _NUMBERS = {int: "an integer", float: "a number"}
 _VALUES = {int: "N", float: "X", Path: "FILE"}
 
 
-@dataclass(frozen=True, slots=True)
-class OptionField:
-    """A field that is an option.
-
-    Args:
-        name: Of the field.
-        kind: Type of one value: str, int, float, bool, Path or a Literal.
-        option: How it is typed, and what help says about it.
-    """
-
-    name: str
-    kind: Any
-    option: Option
-
-    @property
-    def is_argument(self) -> bool:
-        """Whether it is given without a name."""
-        return not self.option.names
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it takes no value."""
-        return self.kind is bool or self.option.counts
-
-
-def option_fields(options_class: type) -> Iterator[OptionField]:
+def options_of(options_class: type) -> Iterator[Option]:
     """Yields the options of a dataclass, those of its groups included."""
     hints = get_type_hints(options_class, include_extras=True)
     for field in fields(options_class):
         kind, *extras = get_args(hints[field.name]) or [hints[field.name]]
         if is_dataclass(kind):
-            yield from option_fields(kind)  # type: ignore[arg-type]
+            yield from options_of(kind)  # type: ignore[arg-type]
         elif extras and isinstance(extras[0], Option):
             heading = extras[0].heading or getattr(options_class, "HEADING", GENERAL)
-            yield _option_field(field.name, kind, replace(extras[0], heading=heading), field.default)
+            yield _completed(replace(extras[0], heading=heading, field=field.name), kind, field.default)
 
 
-def _option_field(name: str, kind: Any, option: Option, default: Any) -> OptionField:
+def _completed(option: Option, kind: Any, default: Any) -> Option:
+    """Fills in what follows from the type and the default of the option's field."""
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(one for one in get_args(kind) if one is not types.NoneType)
     is_tuple = get_origin(kind) is tuple
     kind = get_args(kind)[0] if is_tuple else kind
     is_switch = kind is bool or option.counts
-    completed = replace(
+    return replace(
         option,
         value="" if is_switch else option.value or _value_name(kind),
+        kind=kind,
         default=None if option.counts else _shown_default(option, default),
         is_repeatable=is_tuple or option.counts,
         is_required=default is MISSING,
     )
-    return OptionField(name, kind, completed)
 
 
 def _value_name(kind: Any) -> str:
@@ -91,10 +67,9 @@ def _shown_default(option: Option, default: Any) -> str | None:
 
 def describe(name: str, help_text: str, options_class: type, epilog: str = "") -> Command:
     """Returns the description of a command that takes the options of a dataclass."""
-    found = list(option_fields(options_class))
-    argument = next((field.option for field in found if field.is_argument), None)
-    options = [field.option for field in found if not field.is_argument]
-    return Command(name, help_text, argument, (*options, HELP), epilog)
+    options = [*options_of(options_class), HELP]
+    argument = next((option for option in options if not option.names), None)
+    return Command(name, help_text, argument, tuple(option for option in options if option.names), epilog)
 
 
 def build(options_class: type[T], given: Mapping[str, Any], see: str) -> T:
@@ -108,12 +83,8 @@ def build(options_class: type[T], given: Mapping[str, Any], see: str) -> T:
     Raises:
         SettingsError: A word is not a value of its field's type, or out of range.
     """
-    values = {
-        field.name: _value(field, given[field.name], see)
-        for field in option_fields(options_class)
-        if field.name in given
-    }
-    return _build(options_class, values)
+    options = [option for option in options_of(options_class) if option.field in given]
+    return _build(options_class, {option.field: _value(option, given[option.field], see) for option in options})
 
 
 def _build(options_class: type[T], values: Mapping[str, Any]) -> T:
@@ -127,16 +98,14 @@ def _build(options_class: type[T], values: Mapping[str, Any]) -> T:
     return options_class(**made)
 
 
-def _value(field: OptionField, given: Any, see: str) -> Any:
-    if field.is_switch:
+def _value(option: Option, given: Any, see: str) -> Any:
+    if not option.value:
         return given
-    if isinstance(given, list):
-        return tuple(_parsed(field, word, see) for word in given)
-    return _parsed(field, given, see)
+    return tuple(_parse(option, word, see) for word in given) if option.is_repeatable else _parse(option, given, see)
 
 
-def _parsed(field: OptionField, word: str, see: str) -> Any:
-    option, kind = field.option, field.kind
+def _parse(option: Option, word: str, see: str) -> Any:
+    kind = option.kind
     if get_origin(kind) is Literal:
         words = get_args(kind)
         if word not in words:

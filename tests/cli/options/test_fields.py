@@ -11,7 +11,7 @@ import typer
 
 from specgen.cli.app import flattened
 from specgen.cli.app_spec import Option
-from specgen.cli.options.fields import GivenNames, build, describe, option_fields
+from specgen.cli.options.fields import GivenNames, build, describe, options_of
 from specgen.cli.program import COMMANDS, RootOptions
 from specgen.core.errors import SettingsError
 
@@ -113,8 +113,8 @@ def test_the_description_follows_from_types_and_defaults() -> None:
 
 @pytest.mark.parametrize("options", [RootOptions, *(command.options for command in COMMANDS)])
 def test_names_of_fields_and_options_are_unique_within_a_command(options: type) -> None:
-    fields = list(option_fields(options))
-    names = [name for one in fields for name in one.option.all_names]
+    fields = [option.field for option in options_of(options)]
+    names = [name for option in options_of(options) for name in option.all_names]
 
-    assert len({one.name for one in fields}) == len(fields)
+    assert len(set(fields)) == len(fields)
     assert len(set(names)) == len(names)
