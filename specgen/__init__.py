@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from specgen.core.version import __version__
+from specgen.core import __version__
 
 if TYPE_CHECKING:
     from specgen.core.progress import ProgressListener

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from specgen.cli.app_spec import Command, Option, Program
+from specgen.core import __version__
 from specgen.core.errors import SpecgenError
-from specgen.core.version import __version__
 
 FOLDERS = {
     "SPECGEN_CACHE": "Folder for what can be made again: converted GGUF files, the built-in model, costs of passes.",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from specgen.cli.completions import SCRIPTS
 from specgen.cli.program import RootOptions, program
-from specgen.core.version import __version__
+from specgen.core import __version__
 from specgen.loading.names import known_names
 from specgen.storage.saved_chats import LAST, SessionFolder
 

@@ -24,8 +24,8 @@ class PassCosts:
 
     Args:
         verify_seconds: v(n): a pass of the target over n tokens, by n.
-        draft_seconds: A draft token; with `is_per_round` a whole proposal, as in lookup.
-        is_per_round: See there.
+        draft_seconds: A draft token.
+        is_per_round: `draft_seconds` is a whole proposal, as in lookup.
         catch_up_seconds: Extra cost of the first draft token after a draft that was accepted as a whole: the draft
             model has not read its own last token.
         round_seconds: Accepting, cutting and rewinding, per round.
@@ -66,10 +66,7 @@ def expected_speedup(acceptance: Sequence[float], costs: PassCosts) -> float | N
 
     Args:
         acceptance: At each position, given that the tokens before it were accepted; its length is the draft length.
-        costs: Of the passes.
-
-    Returns:
-        None if a cost is unknown.
+        costs: Of the passes. If one is unknown, the result is None.
     """
     reach, num_tokens = 1.0, 1.0
     for probability in acceptance:
@@ -81,16 +78,13 @@ def expected_speedup(acceptance: Sequence[float], costs: PassCosts) -> float | N
 def round_speedup(
     tokens_per_round: float, num_draft_tokens: int, costs: PassCosts, *, full_share: float = 0.0
 ) -> float | None:
-    """Predicts the speedup of a fixed draft length from the tokens per round, the target's own included.
+    """Predicts the speedup of a fixed draft length from the tokens per round; None if a cost is unknown.
 
     Args:
-        tokens_per_round: Measured or expected.
+        tokens_per_round: Measured or expected, the target's own token included.
         num_draft_tokens: The draft length.
         costs: Of the passes.
         full_share: Share of the rounds whose draft is accepted as a whole, so that the next one has to catch up.
-
-    Returns:
-        None if a cost is unknown.
     """
     plain, verify = costs.plain_seconds, interpolated(costs.verify_seconds, num_draft_tokens + 1)
     if not plain or not verify:
@@ -103,15 +97,15 @@ def round_speedup(
 def break_even_alpha(num_draft_tokens: int, costs: PassCosts) -> float | None:
     """Returns the α at which drafts of this length start to pay; None if they never do."""
 
-    def pays(alpha: float) -> bool:
-        return (expected_speedup([alpha] * num_draft_tokens, costs) or 0.0) >= 1
+    def speedup(alpha: float) -> float:
+        return expected_speedup([alpha] * num_draft_tokens, costs) or 0.0
 
-    if (expected_speedup([1.0] * num_draft_tokens, costs) or 0.0) <= 1:
+    if speedup(1.0) <= 1:
         return None
     low, high = 0.0, 1.0
     for _ in range(NUM_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if pays(middle) else (middle, high)
+        low, high = (low, middle) if speedup(middle) >= 1 else (middle, high)
     return high
 
 

@@ -81,7 +81,7 @@ class Counts:
         self.draft_seconds += round_.draft_seconds
         self.verify_seconds += round_.verify_seconds
         self.other_seconds += round_.other_seconds
-        _grow(self.accepted_histogram, max(round_.num_accepted + 1, num_drafted + 1))
+        _grow(self.accepted_histogram, num_drafted + 1)
         self.accepted_histogram[round_.num_accepted] += 1
         _grow(self.drafted_histogram, num_drafted + round_.num_cut + 1)
         self.drafted_histogram[num_drafted + round_.num_cut] += 1

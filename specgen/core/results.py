@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from specgen.core.cost_model import Forecast
@@ -21,8 +21,7 @@ class ModelInfo:
         dtype: Compute type, `bfloat16`.
         device: `cpu`, `cuda:0`, or `cuda:0-1` when spread over several.
         revision: Commit of a hub model, if known.
-        num_parameters: Parameters of the model.
-        num_bytes: Size of its weights in memory.
+        num_bytes: Of its weights in memory.
         remark: How `auto` was decided, or the source ("from GGUF"), for the banner. May be empty.
     """
 
@@ -72,15 +71,13 @@ class RunInfo:
     """Describes a run before its first token.
 
     Args:
-        target: The target model.
         draft: The draft model; None without one.
         drafter: `model`, `lookup`, `model+lookup` (each round the better one) or `none`.
         num_draft_tokens: Longest draft of a round; 0 without a drafter.
         schedule: `constant`, or `auto`: lengths chosen by measured cost.
-        sampling: Effective sampling settings.
+        sampling: The settings in effect.
         sampling_source: Where they come from: `options`, `model` (its generation_config), `default`.
-        max_new_tokens: Limit of new tokens.
-        load_seconds: Time of loading both models.
+        load_seconds: Of both models.
         batch_invariance: The target's self-test; None if it was not needed: plain float32.
     """
 
@@ -98,11 +95,10 @@ class RunInfo:
     @property
     def guarantee(self) -> Guarantee:
         """Returns the guarantee of the text, by the formats and the sampling that really run."""
-        is_plain = self.drafter == "none" or self.num_draft_tokens == 0
-        if not is_plain and self.batch_invariance is not None and not self.batch_invariance.is_invariant:
-            return "none"
-        if is_plain:
+        if self.drafter == "none" or self.num_draft_tokens == 0:
             return "exact"
+        if self.batch_invariance is not None and not self.batch_invariance.is_invariant:
+            return "none"
         if not self.sampling.is_greedy:
             return "same_distribution"
         return "exact" if (self.target.dtype, self.target.quant) == ("float32", "none") else "near_tie"
@@ -120,16 +116,13 @@ class RunReport:
     """Describes a finished run.
 
     Args:
-        info: The run before its first token.
         counts: Sums over its rounds.
         text: The whole answer.
-        finish_reason: Why it ended.
         total_seconds: From the prompt to the last token, including the display.
         peak_memory_bytes: Largest device memory, or the process's largest resident size on CPU.
         baseline: The target without a draft; None if it was not measured.
         forecast: Speedups predicted from the costs of passes.
         stop_text: The stop string that ended it, if one did.
-        notices: Messages of the run.
     """
 
     info: RunInfo
@@ -141,7 +134,7 @@ class RunReport:
     baseline: Baseline | None = None
     forecast: Forecast | None = None
     stop_text: str | None = None
-    notices: tuple[str, ...] = field(default=())
+    notices: tuple[str, ...] = ()
 
     @property
     def speedup(self) -> float | None:

@@ -19,8 +19,6 @@ DEFAULT_MAX_NEW_TOKENS, DEFAULT_REPLY_TOKENS = 256, 1024
 """Limits of an answer and of a chat's reply if the user gives none; both are cut to the context window."""
 MAX_DRAFT_TOKENS = 64
 """Longest draft that can be requested; beyond it no measured pair gains anything."""
-
-
 LONGEST_AUTO_DRAFT = 16
 """Longest draft of `-k auto`: at the best acceptance measured, a longer one gains under 2 %."""
 
@@ -49,13 +47,12 @@ class SamplingSettings:
     same_text: bool = False
 
     def __post_init__(self) -> None:
-        penalty = self.repetition_penalty
-        is_temperature = math.isfinite(self.temperature) and self.temperature >= 0
-        _check(is_temperature, "temperature", self.temperature, "of at least 0 (0 is greedy)")
+        penalty, temperature = self.repetition_penalty, self.temperature
+        _check(0 <= temperature < math.inf, "temperature", temperature, "of at least 0 (0 is greedy)")
         _check(self.top_k >= 0, "top-k", self.top_k, "of at least 0 (0 is off)")
         _check(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1 (1 is off)")
         _check(0 <= self.min_p < 1, "min-p", self.min_p, "of at least 0 and below 1 (0 is off)")
-        _check(math.isfinite(penalty) and penalty > 0, "repetition-penalty", penalty, "above 0 (1 is off)")
+        _check(0 < penalty < math.inf, "repetition-penalty", penalty, "above 0 (1 is off)")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 - 1")
 
     @property
@@ -69,7 +66,6 @@ class DecodeSettings:
     """Limits one generation and chooses its accept rule.
 
     Args:
-        max_new_tokens: Stop after this many new tokens.
         num_draft_tokens: Draft at most this many tokens per round; 0 is plain decoding.
         schedule: `constant` drafts that many; `auto` up to that many, as long as a further one is worth its cost.
         end_ids: Token ids that end the text. Empty: only `max_new_tokens` ends it.
@@ -123,7 +119,6 @@ class ModelSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         revision: Branch, tag or commit of a hub model.
         offline: Use only files already on this machine.
-        backend: Backend and its options.
     """
 
     name: str

@@ -54,7 +54,8 @@ def sources_from(answers: Sequence[tuple[str, str]]) -> Sources:
     """
     passages = [_whole_sentences(text) for category, text in answers if category == "passage"]
     programs = [_code_of(text) for category, text in answers if category in ("program", "code")]
-    return Sources(tuple(filter(_is_long_enough, passages)), tuple(filter(_is_long_enough, programs)))
+    passages, programs = ([text for text in texts if len(text) >= MIN_SOURCE_CHARS] for texts in (passages, programs))
+    return Sources(tuple(passages), tuple(programs))
 
 
 def compose(num_prompts: int, seed: int, sources: Sources | None = None) -> list[SeedPrompt]:
@@ -87,16 +88,13 @@ def _seed_set() -> dict[str, Any]:
 
 def _usable_templates(sources: Sources | None) -> dict[str, list[str]]:
     """Returns the templates of each category: those that need no sources, or those whose sources are available."""
-    available = {
-        "passage": bool(sources and sources.passages),
-        "typos": bool(sources and sources.passages),
-        "code": bool(sources and sources.programs),
-        "identifier": bool(sources and sources.programs),
-    }
 
     def is_usable(template: str) -> bool:
-        needed = [slot[3] for slot in _SLOT.finditer(template) if slot[3]]
-        return bool(needed) == (sources is not None) and all(available[name] for name in needed)
+        needed = {slot[3] for slot in _SLOT.finditer(template) if slot[3]}
+        if sources is None or not needed:
+            return sources is None and not needed
+        has_passage = bool(sources.passages) or needed.isdisjoint({"passage", "typos"})
+        return has_passage and (bool(sources.programs) or needed.isdisjoint({"code", "identifier"}))
 
     return {
         category: [template for template in templates if is_usable(template)]
@@ -154,7 +152,3 @@ def _code_of(text: str) -> str:
         return ""
     code = block[1][:MAX_SOURCE_CHARS]
     return code.rstrip() if len(block[1]) <= MAX_SOURCE_CHARS else code[: code.rfind("\n")].rstrip()
-
-
-def _is_long_enough(text: str) -> bool:
-    return len(text) >= MIN_SOURCE_CHARS

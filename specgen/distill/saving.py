@@ -17,10 +17,9 @@ from specgen.distill.draft import Draft
 from specgen.distill.measurement import Acceptance, TimedPair
 from specgen.distill.settings import DistillSettings
 from specgen.distill.target_texts import save_tensors
-from specgen.loading.draft_head_folder import PREFIX, WEIGHTS
+from specgen.loading.draft_head_folder import FORMAT, PREFIX, WEIGHTS
 from specgen.models.build_decoder import layer_tensors
 
-FORMAT = 1
 CONFIG = "config.json"
 _KEPT = (
     *("architectures", "model_type", "hidden_size", "intermediate_size", "num_attention_heads"),
@@ -61,9 +60,13 @@ def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[st
     Raises:
         OutputError: The disk is full, or the folder cannot be written to.
     """
-    tensors = {
-        name: value.detach().cpu().to(torch.bfloat16).contiguous() for name, value in _draft_tensors(draft).items()
-    }
+    tensors: dict[str, Tensor] = {"norm.weight": draft.norm.weight}
+    for index, layer in enumerate(draft.layers):
+        named = layer_tensors(draft.spec, layer, index)
+        tensors |= {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
+    if draft.fc is not None:
+        tensors["fc.weight"] = draft.fc.weight
+    tensors = {name: value.detach().cpu().to(torch.bfloat16).contiguous() for name, value in tensors.items()}
     if config["specgen_draft"]["num_draft_ids"] is not None:
         tensors["draft_ids"] = draft_ids.cpu()
     try:
@@ -98,14 +101,6 @@ def publish_draft(made: Path, folder: Path, card: str) -> int:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def _draft_tensors(draft: Draft) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {"norm.weight": draft.norm.weight}
-    for index, layer in enumerate(draft.layers):
-        named = layer_tensors(draft.spec, layer, index)
-        tensors |= {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
-    return tensors if draft.fc is None else {**tensors, "fc.weight": draft.fc.weight}
-
-
 Curve = list[tuple[int, float, float]]
 """Step, loss, and α at each measurement."""
 
@@ -117,9 +112,9 @@ class TrainingRecord:
     Args:
         settings: The user's settings.
         about: The `specgen_draft` part of the draft's config.
-        num_texts: Number of training texts.
+        num_texts: Training texts.
         num_new_tokens: Tokens in them that the target generated.
-        num_held_out: Number of texts for measurements.
+        num_held_out: Texts for measurements.
         explained: Share of the variance that the initial fit explained (see `fit_input`).
         curve: Its measurements.
     """

@@ -27,13 +27,11 @@ OnBatch = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """A batch of prompts to answer.
+    """A batch of prompts to answer, with the category of each prompt and the temperature of each answer.
 
     Args:
         name: Name of its file, without the suffix.
         prompts: Token ids of each prompt.
-        categories: Category of each prompt.
-        temperatures: Temperature of each answer.
         max_new_tokens: Longest answer.
         seed: Of the sampled answers.
     """

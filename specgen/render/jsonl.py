@@ -15,11 +15,11 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
+from specgen.core import __version__
 from specgen.core.errors import SpecgenError
 from specgen.core.events import FinalText, Notice, Prefill, RoundText, TextEvent
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo, RunInfo, RunReport
-from specgen.core.version import __version__
 from specgen.render.sanitize import UNSAFE
 
 Document = dict[str, Any]

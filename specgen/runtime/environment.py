@@ -6,8 +6,8 @@ import os
 import platform
 import sys
 
+from specgen.core import __version__
 from specgen.core.machine import Gpu, Machine, cpu_flags, processor_name, version_of
-from specgen.core.version import __version__
 from specgen.loading.memory import free_bytes, total_bytes
 
 LIBRARIES = (

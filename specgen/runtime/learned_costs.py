@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from specgen.core import __version__
 from specgen.core.cost_model import Forecast, PassCosts, forecast
 from specgen.core.events import Round
 from specgen.core.machine import processor_name, version_of
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings
-from specgen.core.version import __version__
 from specgen.engine.contract import LanguageModel
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength

@@ -32,12 +32,7 @@ class SessionSetAside(Exception):
 
 
 class SessionInUse(SettingsError):
-    """Another chat writes this session.
-
-    Args:
-        path: The session.
-        owner: The id of the other process.
-    """
+    """Another chat, the process `owner`, writes this session."""
 
     code = "session_in_use"
 
@@ -49,12 +44,7 @@ class SessionInUse(SettingsError):
 
 @dataclass(frozen=True, slots=True)
 class SessionEntry:
-    """A session in the folder.
-
-    Args:
-        name: Its name.
-        saved: When it was last saved, in seconds since 1970.
-    """
+    """A session in the folder; `saved` is when it was last saved, in seconds since 1970."""
 
     name: str
     saved: float
@@ -80,12 +70,12 @@ class SessionFolder:
 
     def entries(self) -> list[SessionEntry]:
         """Lists all sessions, the one saved last first; empty if the folder cannot be read."""
-        entries = []
         try:
-            with os.scandir(self.path) as items:
-                for item in items:
-                    if item.name.endswith(SUFFIX) and not item.name.startswith(".") and item.is_file():
-                        entries.append(SessionEntry(item.name.removesuffix(SUFFIX), item.stat().st_mtime))
+            entries = [
+                SessionEntry(path.stem, path.stat().st_mtime)
+                for path in self.path.iterdir()
+                if path.suffix == SUFFIX and not path.name.startswith(".") and path.is_file()
+            ]
         except OSError:
             return []
         return sorted(entries, key=lambda entry: (-entry.saved, entry.name))

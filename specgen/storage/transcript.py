@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
-from specgen.core.version import __version__
+from specgen.core import __version__
 
 SCHEMA_VERSION = 1
 

@@ -15,7 +15,7 @@ from specgen.bench.advice import Recommendation, command_line_for, recommend
 from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BenchReport, Run, Setting
 from specgen.bench.warnings import warnings_of
-from specgen.core.version import __version__
+from specgen.core import __version__
 from specgen.render.bench.columns import figure_columns, method_lines, name_columns
 from specgen.render.jsonl import SCHEMA_VERSION, Document, model_document, stats_document
 from specgen.render.theme import UNICODE_GLYPHS
