@@ -30,16 +30,13 @@ class Configuration:
 def open_configurations(
     baseline: Pair, drafts: Mapping[str, Pair], settings: Sequence[Setting], progress: ProgressListener = SILENT
 ) -> list[Configuration]:
-    """Loads the weights of a target and of every draft.
+    """Loads the weights of a target and of every draft; returns the baseline, then a configuration per setting.
 
     Args:
         baseline: The target without a drafter.
         drafts: A pair with the same target for each draft, by the `draft` of its settings.
         settings: What to run besides the baseline.
         progress: Receives the progress of loading.
-
-    Returns:
-        The baseline, then a configuration per setting.
 
     Raises:
         LoadError: A file is damaged.
@@ -61,15 +58,12 @@ def open_backends(
     settings: Sequence[Setting],
     progress: ProgressListener = SILENT,
 ) -> list[Configuration]:
-    """Loads one target on several backends.
+    """Loads one target on several backends; returns the configurations of the first one, then those of the others.
 
     Args:
         pairs: The first two arguments of `open_configurations`, by the backend's name.
         settings: What to run on each backend.
         progress: Receives the progress of loading.
-
-    Returns:
-        The configurations of the first backend, then those of the others.
 
     Raises:
         PairError: The backends tokenize differently.
@@ -114,10 +108,6 @@ class PeakMemory:
     """Measures the peak memory of a run from now on, without the weights of models that the run does not use.
 
     It is that of the CUDA devices if there are any, else the resident size of the process, which only Linux can reset.
-
-    Args:
-        configurations: All that are loaded.
-        running: The one that will run.
     """
 
     def __init__(self, configurations: Sequence[Configuration], running: Configuration) -> None:

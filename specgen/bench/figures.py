@@ -54,9 +54,7 @@ class SettingFigures:
 
     Args:
         index: Of the setting.
-        setting: The setting.
         counts: Sums over its runs.
-        num_runs: Number of runs.
         speedup: Seconds per token of the baseline / of this setting, as a ratio of sums over the same prompts and
             repeats; None for the baseline and before the first pair. If two backends are compared, the baseline is
             the target alone on the first one.
@@ -121,9 +119,7 @@ def _figures(report: BenchReport, index: int, own: Sequence[Run], baseline: Sequ
             if (ratio := _ratio_of_sums(group))
         },
         ttft_seconds=fmean(ttfts) if ttfts else None,
-        peak_memory_bytes=max(
-            (run.peak_memory_bytes for run in own if run.peak_memory_bytes is not None), default=None
-        ),
+        peak_memory_bytes=max((peak for run in own if (peak := run.peak_memory_bytes) is not None), default=None),
         text_verdict=text_verdict,
         difference=difference,
         forecast=_forecast(counts, total(baseline), report.costs, setting) if is_timed else None,

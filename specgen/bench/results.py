@@ -60,7 +60,6 @@ class BenchSettings:
         num_tokens: New tokens per run.
         num_repeats: Runs per prompt and setting.
         num_warmups: Uncounted runs of full length per setting.
-        sampling: How tokens are chosen.
         stops_at_end: Stop at the model's end token, so lengths may differ.
         time_limit_seconds: Start no repeat that would end after this time, counted from the first pass; the first
             repeat ends after the prompt that reaches it. None: no limit.
@@ -186,12 +185,10 @@ class BenchReport:
         drafts: The draft models, by label.
         settings: The baseline first; those of a second backend follow all of the first one's, likewise.
         prompts: In the order they were run.
-        config: Options of the measurement.
         runs: All finished runs.
         differences: The worst difference per setting and prompt, greedy runs only.
         compared: Setting and prompt of the greedy answers that were compared with the baseline's.
         costs: Costs of passes on the first backend; None if they were not measured.
-        failures: Settings that failed.
         notices: Notices from loading.
         environment: Versions, processor, devices.
         is_complete: False while it runs, and if it was interrupted or reached its time limit.

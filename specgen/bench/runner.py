@@ -61,7 +61,7 @@ class Benchmark:
         prompts: What to answer.
         config: How to measure.
         prompt_format: How prompts become token ids.
-        host: Clocks and environment.
+        host: Where it runs.
 
     Raises:
         PromptError: A prompt does not fit the target's context window.

@@ -15,8 +15,8 @@ class CacheState:
 
     Args:
         name: `converted` (models that specgen converted) or `hub`.
-        path: Of the folder.
-        num_models: Number of models in it.
+        path: Its folder.
+        num_models: Models in it.
         num_bytes: Disk space that it uses.
         free_bytes: Free space on its disk; None if unknown.
     """
@@ -80,15 +80,11 @@ class ModelPlan:
 
     Args:
         role: `target` or `draft`.
-        name: The name the user gave.
         model_type: Its architecture.
-        num_parameters: Number of parameters.
-        device: Where it would run.
         dtype: Compute type.
         quant: Weight format.
         remarks: Reasons for the automatic choices.
         window: Positions; None if its config does not limit them.
-        memory: The memory it would use.
     """
 
     role: str
@@ -110,7 +106,7 @@ class DevicePlan:
     Args:
         device: Its name.
         needed: Required by all models on it.
-        free: Available memory; None if unknown.
+        free: Available; None if unknown.
     """
 
     device: str

@@ -72,26 +72,23 @@ def format_drafter(draft: ModelInfo | None, drafter: str, *, ascii_only: bool = 
 
 def format_settings(info: RunInfo) -> str:
     """Returns draft length, token limit and the sampling settings that are in effect."""
-    sampling = info.sampling
-    length = (
-        "draft length chosen by cost" if info.schedule == "auto" else f"drafts of up to {info.num_draft_tokens} tokens"
-    )
-    words = [length] if info.drafter != "none" else []
-    words.append(f"up to {info.max_new_tokens} new tokens")
-    if sampling.is_greedy:
-        words.append("greedy")
-    else:
-        words.append(f"temperature {sampling.temperature:g}")
-        words += [f"top-k {sampling.top_k}"] if sampling.top_k else []
-        words += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
-        words += [f"min-p {sampling.min_p:g}"] if sampling.min_p else []
+    sampling, is_sampled = info.sampling, not info.sampling.is_greedy
+    length = f"drafts of up to {info.num_draft_tokens} tokens"
+    words = {
+        "draft length chosen by cost" if info.schedule == "auto" else length: info.drafter != "none",
+        f"up to {info.max_new_tokens} new tokens": True,
+        "greedy": not is_sampled,
+        f"temperature {sampling.temperature:g}": is_sampled,
+        f"top-k {sampling.top_k}": is_sampled and sampling.top_k,
+        f"top-p {sampling.top_p:g}": is_sampled and sampling.top_p < 1,
+        f"min-p {sampling.min_p:g}": is_sampled and sampling.min_p,
         # Without --same-text the text depends on draft lengths too, hence on timing: the seed does not repeat it.
-        words += [f"seed {sampling.seed}"] if sampling.same_text else []
-    if sampling.repetition_penalty != 1:
-        words.append(f"repetition penalty {sampling.repetition_penalty:g}")
-    if info.guarantee == "none":
-        words.append(_NOT_LOSSLESS)
-    return ", ".join(words) + (" (sampling settings of the model)" if info.sampling_source == "model" else "")
+        f"seed {sampling.seed}": is_sampled and sampling.same_text,
+        f"repetition penalty {sampling.repetition_penalty:g}": sampling.repetition_penalty != 1,
+        _NOT_LOSSLESS: info.guarantee == "none",
+    }
+    source = " (sampling settings of the model)" if info.sampling_source == "model" else ""
+    return ", ".join(word for word, applies in words.items() if applies) + source
 
 
 def format_guarantee(info: RunInfo) -> str:

@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 
 
 def format_banner(info: RunInfo, *, marks: bool = False, ascii_only: bool = False, view: ViewName = "inline") -> Text:
-    """Formats at most four lines before the answer: target, draft, settings and legend.
-
-    Args:
-        info: The run.
-        marks: The stream shows marks instead of styles.
-        ascii_only: The terminal shows ASCII only.
-        view: The view that the legend explains.
-    """
+    """Formats at most four lines before the answer: target, draft, settings and the legend of the view."""
     lines = [
         labelled("target", format_model(info.target, ascii_only=ascii_only)),
         labelled("draft", format_drafter(info.draft, info.drafter, ascii_only=ascii_only)),

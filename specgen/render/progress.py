@@ -48,13 +48,7 @@ _DISTILL_WORDS = {
 
 
 class _Bar:
-    """A line on a terminal that shows one task and is erased at the end.
-
-    Args:
-        console: Console of stderr, from `make_console`.
-        columns: What the line shows.
-        is_shown: If not, or without a terminal, there is no bar.
-    """
+    """Shows one task in a line that is erased at the end; nothing without a terminal, or if it is not `is_shown`."""
 
     def __init__(self, console: Console, *columns: ProgressColumn, is_shown: bool) -> None:
         self._console = console
@@ -104,14 +98,9 @@ class _Bar:
 
 
 class LoadProgress(_Bar):
-    """Shows what is being loaded, on a terminal. Must be stopped before the first token.
+    """Shows what is being loaded. Must be stopped before the first token.
 
-    In a pipe or file it shows nothing, or with `verbose` a plain line per stage.
-
-    Args:
-        console: Console of stderr, from `make_console`.
-        quiet: Show nothing.
-        verbose: Print a plain line per stage instead of an animation.
+    With `verbose` it prints a plain line per stage instead; otherwise it shows nothing in a pipe or file.
     """
 
     def __init__(self, console: Console, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -145,12 +134,7 @@ class _BytesColumn(DownloadColumn):
 
 
 class BenchProgressBar(_Bar):
-    """Shows the runs of a benchmark and the time left; without a terminal, a line per repeat.
-
-    Args:
-        console: Console of stderr.
-        quiet: Show nothing.
-    """
+    """Shows the runs of a benchmark and the time left; without a terminal, a line per repeat."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         left = TimeRemainingColumn(elapsed_when_finished=True)
@@ -174,13 +158,7 @@ class BenchProgressBar(_Bar):
 
 
 class DistillBar(_Bar):
-    """Shows a distillation; it is a callback for its progress. Without a terminal it prints lines.
-
-    Args:
-        console: Console of stderr.
-        quiet: Show nothing.
-        clock: Monotonic seconds.
-    """
+    """Shows a distillation; it is a callback for its progress. Without a terminal it prints lines."""
 
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = monotonic) -> None:
         figures = TextColumn("{task.fields[figures]}", markup=False)

@@ -27,7 +27,7 @@ UNSAFE: tuple[int, ...] = tuple(code for first, last in _ranges() for code in ra
 need them, and terminals do not act on them."""
 
 
-def escape(code: int) -> str:
+def _escape(code: int) -> str:
     """Returns the character in Python's notation: `\\x1b`, `\\u202e`, `\\U000e0041`."""
     if code < 0x100:
         return f"\\x{code:02x}"
@@ -41,18 +41,13 @@ def _picture(code: int) -> str:
 
 
 _PICTURES = {code: _picture(code) for code in UNSAFE}
-_ESCAPES = {code: escape(code) for code in UNSAFE}
+_ESCAPES = {code: _escape(code) for code in UNSAFE}
 
 
 def sanitize(text: str, *, ascii_only: bool = False) -> str:
-    """Makes every unsafe character visible; keeps newline, tab and all printable characters.
+    """Makes every unsafe character visible, as `␛` or in ASCII as `\\x1b`; keeps newline, tab and printable characters.
 
-    Args:
-        text: Any text, in chunks of any size.
-        ascii_only: The terminal can't show control pictures; use `\\x1b` instead of `␛`.
-
-    Returns:
-        Text that can be encoded as UTF-8; unchanged if `text` was safe.
+    The result can be encoded as UTF-8; safe text is unchanged. The text may be a chunk of any size.
     """
     return text.translate(_ESCAPES if ascii_only else _PICTURES)
 

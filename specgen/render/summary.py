@@ -54,13 +54,7 @@ def _keyed(key: str, value: str) -> _Figure:
 
 
 def format_summary(report: RunReport, width: int, *, ascii_only: bool = False) -> Text:
-    """Formats a block of figures, or `key value` lines below 60 columns. Names longer than a line are not cut.
-
-    Args:
-        report: The run.
-        width: Columns of the terminal.
-        ascii_only: The terminal shows ASCII only.
-    """
+    """Formats a block of figures, or `key value` lines below 60 columns. Names longer than a line are not cut."""
     rows = _rows(report, ascii_only)
     if width < NARROW:
         return Text("\n").join(line for row in rows for line in _narrow_lines(row, width))

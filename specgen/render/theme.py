@@ -79,13 +79,7 @@ def mark_target(text: str) -> str:
 
 
 def format_legend(view: ViewName, *, marks: bool, ascii_only: bool) -> Text | None:
-    """Returns each state of a token as the view shows it; None for a view that shows no states.
-
-    Args:
-        view: The view.
-        marks: The stream shows marks instead of styles.
-        ascii_only: The terminal shows ASCII only.
-    """
+    """Returns each state of a token as the view shows it, with marks or styles; None for a view without states."""
     accepted, target, rejected = (Text(word, word) for word in ("accepted", "target", "rejected"))
     match view:
         case "steps":

@@ -133,11 +133,7 @@ def _by_outcome(round_text: RoundText) -> tuple[list[Piece], list[Piece], list[P
 
 
 class NdjsonView:
-    """Writes one document per line, each flushed; a `View`.
-
-    Args:
-        stream: A binary stream.
-    """
+    """Writes one document per line, each flushed."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._writer = ByteWriter(stream)
@@ -161,12 +157,6 @@ def resolve_view(
 
     On a terminal it is `default`. In a pipe it is the exact bytes (`off`), unless `--color always` requests styles
     there; FORCE_COLOR alone does not, since build servers set it for all programs.
-
-    Args:
-        name: The requested view.
-        is_terminal: Whether stdout is a terminal.
-        color: Value of `--color`.
-        default: What `auto` means on a terminal: `inline` for generate, `live` for chat.
     """
     if name != "auto":
         return name
@@ -181,14 +171,9 @@ def make_view(
     is_terminal: bool,
     sanitize_mode: SanitizeMode = "auto",
 ) -> View:
-    """Makes the view for an answer on stdout.
+    """Makes the view for an answer on stdout; `console` and `binary` both write there.
 
-    Args:
-        name: The view, from `resolve_view`.
-        console: Console of stdout, from `make_console`.
-        binary: The bytes of stdout.
-        is_terminal: Whether stdout is a terminal.
-        sanitize_mode: `auto` sanitizes everything except `off` in a pipe: a person reads all other views.
+    `sanitize_mode` `auto` sanitizes everything except `off` in a pipe: a person reads all other views.
     """
     sanitizer: Sanitizer = partial(sanitize, ascii_only=is_ascii_only(console))
     if sanitize_mode == "never" or (sanitize_mode == "auto" and name == "off" and not is_terminal):

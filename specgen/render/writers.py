@@ -68,11 +68,7 @@ class ByteWriter(_Writer):
 
 
 class StyledWriter(_Writer):
-    """Writes styled text to a console's stream.
-
-    Args:
-        console: From `make_console`; it defines what the stream can show.
-    """
+    """Writes styled text to the stream of a console from `make_console`, which defines what the stream can show."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -117,12 +113,7 @@ class StyledWriter(_Writer):
         return style.render(text, color_system=ColorSystem.STANDARD) if style and text else text
 
     def write(self, parts: Iterable[StyledText], *, before: str = "", after: str = "") -> None:
-        """Writes all parts at once and flushes.
-
-        Args:
-            parts: Roles and texts, in order.
-            before: Terminal control to send first.
-            after: Terminal control to send last.
+        """Writes all parts at once, between terminal controls, and flushes.
 
         Raises:
             BrokenPipeError: The reader closed the pipe.

@@ -56,7 +56,7 @@ def bench_document(report: BenchReport) -> Document:
             "draft_token_s": dict(costs.draft_seconds),
             "catch_up_s": dict(costs.catch_up_seconds),
         },
-        "recommendation": recommendation_document(recommend(figures)),
+        "recommendation": _recommendation(recommend(figures)),
         "warnings": [asdict(warning) for warning in warnings_of(report, figures)],
         "notices": list(report.notices),
     }
@@ -144,7 +144,7 @@ def run_document(report: BenchReport, run: Run) -> Document:
     }
 
 
-def recommendation_document(advice: Recommendation) -> Document:
+def _recommendation(advice: Recommendation) -> Document:
     """Returns what to use; `setting` is null for "do not speculate"."""
     chosen = advice.figures
     return {
@@ -178,7 +178,7 @@ def markdown_text(report: BenchReport, figures: Sequence[SettingFigures], advice
         "|" + "|".join(":--" if column.is_left else "--:" for column in columns) + "|",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        f"{head}: `{recommendation_document(advice)['options']}`. {_escaped(advice.reason)}",
+        f"{head}: `{_recommendation(advice)['options']}`. {_escaped(advice.reason)}",
         *(["", "Warnings:", "", *warnings] if warnings else []),
         "",
     ]

@@ -58,7 +58,7 @@ def format_bench(
     best_row = next((row for row, item in enumerate(figures) if item.index == best), None)
     names = _names(figures, options)
     parts = [_method(report, options)]
-    parts += fold(names, figure_columns(figures, best, options.symbols), options.width, best_row)
+    parts += _fold(names, figure_columns(figures, best, options.symbols), options.width, best_row)
     if options.has_chart:
         parts.append(_chart(figures, names, options))
     drafting = [item for item in figures if item.setting.drafter != "none"]
@@ -81,7 +81,7 @@ def format_advice(advice: Recommendation, width: int) -> Text:
     return text
 
 
-def fold(names: Sequence[Column], columns: Sequence[Column], width: int, marked: int | None = None) -> list[Text]:
+def _fold(names: Sequence[Column], columns: Sequence[Column], width: int, marked: int | None = None) -> list[Text]:
     """Formats a table in one or several parts that fit the width, each beginning with the names.
 
     The row `marked` is highlighted.
@@ -146,7 +146,7 @@ def _positions(figures: Sequence[SettingFigures], options: TableOptions) -> list
         for position in range(num_positions)
     ]
     title = "acceptance by position, of the tokens tested there"
-    return _titled(title, fold(_names(figures, options), columns, options.width))
+    return _titled(title, _fold(_names(figures, options), columns, options.width))
 
 
 def _titled(title: str, parts: list[Text]) -> list[Text]:
@@ -161,7 +161,7 @@ def _categories(
     for category in dict.fromkeys(prompt.category for prompt in report.prompts):
         cells = {item.index: speedup_cell(item, options.symbols) for item in figures_by_setting(report, category)}
         columns.append(Column(one_line(category), tuple(cells.get(item.index, NOTHING) for item in figures)))
-    return _titled("speedup by category", fold(names, columns, options.width))
+    return _titled("speedup by category", _fold(names, columns, options.width))
 
 
 def _costs(report: BenchReport, options: TableOptions) -> list[Text]:
