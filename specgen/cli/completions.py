@@ -29,7 +29,7 @@ _specgen_words() {{ COMPREPLY=($(compgen -W "$1" -- "$cur")); }}
 _specgen_names() {{ command "$specgen" --list "$1" 2>/dev/null; }}
 _specgen_files() {{
   local IFS=$'\\n'
-  # A hub id has a slash and is no path: it is shown as it is.
+  # A hub id has a slash but is not a path: it is shown as it is.
   if [[ ${{#COMPREPLY[@]}} == 0 ]] && type compopt &>/dev/null; then compopt -o filenames; fi
   COMPREPLY+=($(compgen -f -- "$cur"))
 }}
