@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specgen.core.machine import processor_name, version_of
 from specgen.models.formats import Float16Linear, Int8Linear, has_float16_matmul, has_int8_matmul, packed_linear
+from specgen.models.quantized import quantized_linear
+from specgen.storage.cost_store import CostKey, CostStore
 
 NUM_SAMPLES = 5
 MAX_WEIGHTS = 16_000_000
@@ -26,19 +28,6 @@ WORTHWHILE = 0.95
 """A format must take less than this share of the unquantized time to be worth its rounding."""
 LEAST_MEASURED = 20_000_000
 """Parameters; in a smaller draft, matrix products don't decide the speed."""
-
-CostKey = Mapping[str, str | int]
-"""All that a measurement depends on: widths, compute type, device, threads, versions."""
-
-
-class FormatTimes(Protocol):
-    """Storage of measured times, as `specgen.storage.cost_store.CostStore`."""
-
-    def read(self, key: CostKey, /) -> dict[str, float]:
-        """Returns seconds by format; empty if there are none for this key."""
-
-    def write(self, key: CostKey, seconds: Mapping[str, float], confirmed: Sequence[str], /) -> None:
-        """Stores seconds by format; `confirmed` names the formats measured now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +45,6 @@ class Layer:
     intermediate: int
     dtype: str
     device: str
-
-
-Measure = Callable[[Sequence[str], Layer], dict[str, float]]
-"""Formats and a layer; returns seconds of one row through the layer, by format."""
 
 
 def measured_seconds(formats: Sequence[str], layer: Layer) -> dict[str, float]:
@@ -89,7 +74,10 @@ def measured_seconds(formats: Sequence[str], layer: Layer) -> dict[str, float]:
 
 
 def fastest_format(
-    formats: Sequence[str], layer: Layer, times: FormatTimes | None = None, measure: Measure = measured_seconds
+    formats: Sequence[str],
+    layer: Layer,
+    times: CostStore | None = None,
+    measure: Callable[[Sequence[str], Layer], dict[str, float]] = measured_seconds,
 ) -> tuple[str, str]:
     """Returns the fastest weight format of a draft, and the reason; the reason is empty if there is no choice.
 
@@ -127,8 +115,9 @@ def _row_pass(name: str, layer: Layer) -> Callable[[], Any]:
     intermediate = max(64, min(layer.intermediate, MAX_WEIGHTS // (3 * hidden)) // 64 * 64)
     gate_up_proj = _linear(name, torch.randn(2 * intermediate, hidden) / 30, layer)
     down_proj = _linear(name, torch.randn(hidden, intermediate) / 30, layer)
-    # Packed layers take float32 inputs and have no `weight`.
-    dtype = getattr(torch, layer.dtype) if hasattr(gate_up_proj, "weight") else torch.float32
+    # Packed layers take float32 inputs.
+    is_packed = isinstance(gate_up_proj, Int8Linear | Float16Linear)
+    dtype = torch.float32 if is_packed else getattr(torch, layer.dtype)
     row, middle = (torch.randn(1, width, dtype=dtype, device=layer.device) for width in (hidden, intermediate))
     return lambda: (gate_up_proj(row), down_proj(middle))
 
@@ -139,24 +128,13 @@ def _linear(name: str, weight: Tensor, layer: Layer) -> Any:
         return packed_linear(weight, Int8Linear)
     if layer.device == "cpu" and name == "none" and layer.dtype == "float16" and has_float16_matmul():
         return packed_linear(weight, Float16Linear)
+    weight = weight.to(layer.device, getattr(torch, layer.dtype))
+    if name != "none":
+        return quantized_linear(weight, None, name)
     num_outputs, num_inputs = weight.shape
-    dtype = getattr(torch, layer.dtype)
-    if name == "none":
-        dense = torch.nn.Linear(num_inputs, num_outputs, bias=False, dtype=dtype, device=layer.device)
-        dense.weight.data.copy_(weight)
-        return dense
-    import bitsandbytes
-
-    layers: Any = bitsandbytes.nn
-    if name == "int8":
-        linear = layers.Linear8bitLt(num_inputs, num_outputs, bias=False, has_fp16_weights=False, threshold=0.0)
-        linear.weight = layers.Int8Params(weight.to(dtype), requires_grad=False, has_fp16_weights=False)
-    else:
-        linear = layers.Linear4bit(num_inputs, num_outputs, bias=False, compute_dtype=dtype, quant_type="nf4")
-        linear.weight = layers.Params4bit(
-            weight.to(dtype), requires_grad=False, quant_type="nf4", compress_statistics=False
-        )
-    return linear.to(layer.device).eval()
+    dense = nn.Linear(num_inputs, num_outputs, bias=False, device="meta")
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    return dense
 
 
 def _synchronize(device: str) -> None:

@@ -16,12 +16,12 @@ _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def needed_bytes(facts: ModelConfig, dtype: str, quant: str) -> int:
+def needed_bytes(config: ModelConfig, dtype: str, quant: str) -> int:
     """Returns the memory of the weights, without cache and activations."""
-    if facts.quant_method is not None:
-        return facts.num_weight_bytes
+    if config.quant_method is not None:
+        return config.num_weight_bytes
     per_parameter = _QUANT_BYTES.get(quant) or _BYTES.get(dtype, 4.0)
-    return int(facts.num_parameters * per_parameter)
+    return int(config.num_parameters * per_parameter)
 
 
 def free_bytes(device: str) -> int | None:

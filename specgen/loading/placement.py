@@ -11,14 +11,14 @@ import torch
 from specgen.core.errors import DeviceError, SettingsError, first_line
 from specgen.core.machine import cpu_flags
 from specgen.core.settings import ModelSettings
-from specgen.loading.format_autotune import LEAST_MEASURED, FormatTimes, Layer, fastest_format
+from specgen.loading.format_autotune import LEAST_MEASURED, Layer, fastest_format
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
-from specgen.loading.resolved_model import ModelConfig
+from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
+from specgen.storage.cost_store import CostStore
 
 INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.49', or use --quant none"
 
-Role = Literal["target", "draft"]
 Choice = tuple[str, tuple[str, ...]]
 """A value, and the remarks that explain it."""
 
@@ -45,7 +45,7 @@ class Placement:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Returns the compute type as torch's object."""
+        """The compute type as torch's object."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
@@ -56,7 +56,7 @@ def choose_placement(
     *,
     from_gguf: bool,
     role: Role = "target",
-    times: FormatTimes | None = None,
+    times: CostStore | None = None,
 ) -> Placement:
     """Chooses device, compute type and weight format of a model.
 
@@ -193,7 +193,7 @@ def _quant(settings: ModelSettings, config: ModelConfig, device: str, from_gguf:
     return "none", ()
 
 
-def _fastest(config: ModelConfig, device: str, dtype: str, times: FormatTimes | None) -> Choice | None:
+def _fastest(config: ModelConfig, device: str, dtype: str, times: CostStore | None) -> Choice | None:
     """Measures a draft's fastest format; None if it is quantized already, or too small for products to matter."""
     if config.quant_method or config.widths is None or config.num_parameters < LEAST_MEASURED:
         return None

@@ -11,20 +11,20 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.units import format_size
 from specgen.loading.decoder_weights import load_decoder, weight_bytes
-from specgen.loading.format_autotune import FormatTimes
 from specgen.loading.memory import free_bytes, needed_bytes
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
+from specgen.storage.cost_store import CostStore
 
 
 def load_weights(
     resolved: ResolvedModel,
     num_tokens: int,
     progress: ProgressListener = SILENT,
-    times: FormatTimes | None = None,
+    times: CostStore | None = None,
 ) -> LoadedModel:
     """Loads the weights of a model folder.
 
