@@ -133,3 +133,26 @@ class ModelSettings:
 def _check(is_valid: bool, name: str, value: object, valid: str) -> None:
     if not is_valid:
         raise SettingsError(f"invalid --{name} {value}", f"use a value {valid}")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplySettings:
+    """How the replies of a chat are generated.
+
+    Args:
+        sampling: The seed of each reply is this seed plus the number of replies before it, so a retry differs.
+        sampling_source: Where they come from, for the report.
+        max_new_tokens: Longest reply; the window may end it earlier.
+        num_draft_tokens: Longest draft.
+        schedule: `constant`, or `auto`: lengths chosen by measured cost.
+        stops: Stop strings.
+        strict: A failing drafter is an error, not a warning.
+    """
+
+    sampling: SamplingSettings
+    sampling_source: str = "default"
+    max_new_tokens: int = 1024
+    num_draft_tokens: int = 5
+    schedule: DraftSchedule = "constant"
+    stops: tuple[str, ...] = ()
+    strict: bool = False

@@ -9,10 +9,9 @@ from specgen.core.errors import PromptError, SpecgenError
 from specgen.core.events import Prefill, Round, RoundText, TextEvent
 from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo
-from specgen.core.settings import DecodeSettings
+from specgen.core.settings import DecodeSettings, ReplySettings
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
 from specgen.runtime.loaded_models import LoadedModels
-from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import ChatMessage, Scalar
 from specgen.text.chat_template import ChatTemplate, Message, opens_thinking, split_thinking
 from specgen.text.prefix_reuse import keep_cached_ids

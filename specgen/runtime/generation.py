@@ -83,7 +83,9 @@ class Generation:
         self._started = perf_counter()
         models.reuse_prefix(request.prompt_ids)
         sampler = models.sampler(request.sampling)
-        detokenizer = self._detokenizer()
+        # Only a raw prompt is continued in the middle of a line; its last tokens decide about leading spaces.
+        context = request.prompt_ids[-4:] if request.is_raw else ()
+        detokenizer = Detokenizer(models.pair.tokenizer.backend_tokenizer, context)
         stop = StopStrings(detokenizer.fork(), request.stops) if request.stops else None
         events = decode(
             models.target,
@@ -160,11 +162,6 @@ class Generation:
         """What the user should know about this answer; the notices of loading are not included."""
         return self._notices[len(self.models.notices) :]
 
-    def _detokenizer(self) -> Detokenizer:
-        # Only a raw prompt is continued in the middle of a line; its last tokens decide about leading spaces.
-        context = self.request.prompt_ids[-4:] if self.request.is_raw else ()
-        return Detokenizer(self.models.pair.tokenizer.backend_tokenizer, context)
-
     def _until_ended(self, events: Iterator[Event]) -> Iterator[Event]:
         """Yields events up to an interruption or an error; both become a `Finish`."""
         try:
@@ -172,7 +169,7 @@ class Generation:
                 if isinstance(event, Round):
                     self.models.append(event.token_ids)
                 yield event
-                if self._leaves_draft_window():
+                if self._draft_window is not None and len(self.models.text_ids) >= self._draft_window:
                     yield Notice(
                         "draft_window",
                         f"the text is longer than the draft's window of {self._draft_window} tokens: "
@@ -184,11 +181,8 @@ class Generation:
                     return
         except Exception as error:  # noqa: BLE001 - `__iter__` raises it after the final text
             self._error = error
-            yield Finish(_reason(error))
-
-    def _leaves_draft_window(self) -> bool:
-        """Returns whether the text has just filled the draft model's window."""
-        return self._draft_window is not None and len(self.models.text_ids) >= self._draft_window
+            is_numerical, is_memory = isinstance(error, NumericalError), isinstance(error, MemoryShortageError)
+            yield Finish("numerical" if is_numerical else "memory" if is_memory else "error")
 
     def _should_end(self) -> bool:
         """Returns whether `interrupt` was called; a method, because a signal handler may change it at any time."""
@@ -225,12 +219,6 @@ def target_alone(
         models.sampler(sampling),
         DecodeOptions(DecodeSettings(num_tokens, num_draft_tokens=0), clock=clock or device_clock(*models.devices)),
     )
-
-
-def _reason(error: Exception) -> FinishReason:
-    if isinstance(error, NumericalError):
-        return "numerical"
-    return "memory" if isinstance(error, MemoryShortageError) else "error"
 
 
 def run_info(models: LoadedModels, request: Request) -> RunInfo:

@@ -18,6 +18,7 @@ from specgen.core.settings import (
     DtypeName,
     ModelSettings,
     Quantization,
+    ReplySettings,
     SamplingSettings,
 )
 from specgen.loading.libraries import forbid_foreign_code
@@ -26,7 +27,6 @@ from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import pair_settings, resolve_pair
-from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import ChatMessage
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
@@ -214,19 +214,10 @@ class Chat:
 def load(target: str, draft: str, options: LoadKeywords, progress: ProgressListener | None = None) -> Models:
     """Loads a target and its drafter; see `specgen.load`."""
     forbid_foreign_code()
-
-    def settings(name: str, quant: Quantization) -> ModelSettings:
-        return ModelSettings(
-            name,
-            quant,
-            options.get("dtype", "auto"),
-            options.get("device", "auto"),
-            offline=options.get("offline", False),
-        )
-
+    dtype, device, offline = options.get("dtype", "auto"), options.get("device", "auto"), options.get("offline", False)
     pair = pair_settings(
-        settings(target, options.get("quant", "auto")),
-        settings(draft, options.get("draft_quant", "auto")),
+        ModelSettings(target, options.get("quant", "auto"), dtype, device, offline=offline),
+        ModelSettings(draft, options.get("draft_quant", "auto"), dtype, device, offline=offline),
         options.get("lookup_texts", ()),
     )
     loaded = load_models(resolve_pair(pair, progress or SILENT), progress or SILENT)

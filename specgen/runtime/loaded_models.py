@@ -26,6 +26,7 @@ from specgen.loading.load import load
 from specgen.loading.resolved_model import LoadedModel
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
 from specgen.models.draft_head import DraftHeadModel
+from specgen.runtime.near_ties import first_difference
 
 if TYPE_CHECKING:
     from specgen.runtime.pair import Pair
@@ -90,7 +91,8 @@ class LoadedModels:
         notices: tuple[str, ...] = (),
     ) -> None:
         self.pair = pair
-        self._loaded_target, self._loaded_draft = target, draft
+        self.target, self.target_info = target.model, target.info
+        self._set_draft(draft)
         self.batch_invariance = batch_invariance
         self.notices = notices
         self.load_seconds = perf_counter() - pair.started
@@ -98,27 +100,15 @@ class LoadedModels:
         self.draft_length = CostAwareLength(CostTable(), DraftCost())
         """Decides draft lengths by cost; what it learns serves later answers, too."""
         self._text_ids: list[int] = []
+
+    def _set_draft(self, draft: LoadedModel | None) -> None:
+        self.draft: LanguageModel | None = None if draft is None else draft.model
+        self.draft_info: ModelInfo | None = None if draft is None else draft.info
         self.limit_torch_threads()
 
-    @property
-    def target(self) -> LanguageModel:
-        """The target."""
-        return self._loaded_target.model
-
-    @property
-    def target_info(self) -> ModelInfo:
-        """How the target really runs."""
-        return self._loaded_target.info
-
-    @property
-    def draft(self) -> LanguageModel | None:
-        """The draft model or draft head."""
-        return None if self._loaded_draft is None else self._loaded_draft.model
-
-    @property
-    def draft_info(self) -> ModelInfo | None:
-        """How the draft really runs."""
-        return None if self._loaded_draft is None else self._loaded_draft.info
+    def limit_torch_threads(self) -> None:
+        """Leaves all cores to llama.cpp if neither model runs on torch."""
+        limit_torch_threads(self.target, self.draft)
 
     @property
     def devices(self) -> list[torch.device]:
@@ -132,11 +122,8 @@ class LoadedModels:
 
     def reuse_prefix(self, prompt_ids: Sequence[int]) -> None:
         """Starts a new text; keeps in the caches what it has in common with the last one, except its last token."""
-        shared = 0
-        for old, new in zip(self._text_ids, prompt_ids[:-1], strict=False):
-            if old != new:
-                break
-            shared += 1
+        difference = first_difference(self._text_ids, prompt_ids[:-1])
+        shared = max(0, len(prompt_ids) - 1) if difference is None else difference
         self.target.rewind(min(shared, self.target.length))
         if self.draft is not None:
             self.draft.rewind(min(shared, self.draft.length))
@@ -149,11 +136,7 @@ class LoadedModels:
 
     def clear_caches(self) -> None:
         """Empties all caches; their memory stays allocated."""
-        self.target.rewind(0)
-        if self.draft is not None:
-            self.draft.rewind(0)
-        self.lookup.rewind(0)
-        self._text_ids = []
+        self.reuse_prefix(())
 
     def reset_caches(self) -> None:
         """Replaces all caches: a pass that was interrupted may have left them inconsistent."""
@@ -182,10 +165,6 @@ class LoadedModels:
         self.batch_invariance = check_batch_invariance(self.target)
         return self.batch_invariance
 
-    def limit_torch_threads(self) -> None:
-        """Leaves all cores to llama.cpp if neither model runs on torch."""
-        limit_torch_threads(self.target, self.draft)
-
     def replace_draft(self, pair: Pair, progress: ProgressListener = SILENT) -> list[str]:
         """Replaces the drafter by that of another pair with the same target; after an error, the old one stays.
 
@@ -200,8 +179,8 @@ class LoadedModels:
         notices = [] if draft is None else list(draft.notices)
         if self.pair.settings.drafter == "none":
             notices += _invariance_notices(self.batch_invariance, pair)
-        self.pair, self._loaded_draft = pair, draft
-        self.limit_torch_threads()
+        self.pair = pair
+        self._set_draft(draft)
         # The cost of a target pass stays the same; the cost of a draft token and the acceptance rate don't.
         self.draft_length = CostAwareLength(self.draft_length.costs, DraftCost())
         return notices
@@ -217,7 +196,8 @@ class LoadedModels:
         """
         draft = _load_draft(pair, self.target, progress)
         notices = (*([] if draft is None else draft.notices), *_invariance_notices(self.batch_invariance, pair))
-        return LoadedModels(pair, self._loaded_target, draft, self.batch_invariance, notices)
+        target = LoadedModel(self.target, self.target_info)
+        return LoadedModels(pair, target, draft, self.batch_invariance, notices)
 
 
 def peak_memory_bytes(devices: Sequence[torch.device]) -> int:

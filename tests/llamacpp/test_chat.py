@@ -12,13 +12,12 @@ import torch
 from specgen.cli.chat.run import load_draft
 from specgen.cli.streams import Messages
 from specgen.core.events import Prefill
-from specgen.core.settings import SamplingSettings
+from specgen.core.settings import ReplySettings, SamplingSettings
 from specgen.loading.llama_cpp import default_num_threads
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.runtime.conversation import Conversation
 from specgen.runtime.generation import Generation
-from specgen.runtime.reply_settings import ReplySettings
 from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.llamacpp.test_models import named, opened, save_toy_gguf
 from tests.toys import ANSWER, save_toy

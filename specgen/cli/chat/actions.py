@@ -17,10 +17,10 @@ from specgen.cli.chat.reply import measure_baseline
 from specgen.cli.chat.state import ChatState
 from specgen.core.errors import SettingsError
 from specgen.core.events import FinalText, Finish
+from specgen.core.settings import ReplySettings
 from specgen.render.formatting import format_drafter, format_rate, labelled
 from specgen.render.summary import format_summary
 from specgen.render.views import ViewName
-from specgen.runtime.reply_settings import ReplySettings
 
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 HELP_LINES = (

@@ -17,8 +17,8 @@ from specgen.cli.chat.session import open_session
 from specgen.cli.chat.state import ChatState
 from specgen.cli.prompt_input import decode, read_capped
 from specgen.core.errors import PromptError, SettingsError
+from specgen.core.settings import ReplySettings
 from specgen.render.sanitize import one_line
-from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.saved_chats import SessionSetAside
 
 MAX_LISTED = 20

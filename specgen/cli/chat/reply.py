@@ -11,9 +11,9 @@ from rich.text import Text
 from specgen.cli.chat.state import ChatState
 from specgen.cli.signals import Stopped
 from specgen.core.errors import OutputError, SpecgenError
+from specgen.core.settings import ReplySettings
 from specgen.render.diagnosis import find_doubt
 from specgen.render.summary import format_turn
-from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import ChatMessage
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from specgen.cli.chat.commands import closest_name
 from specgen.cli.options.groups import SamplingOptions
 from specgen.cli.request import parse_draft_length
 from specgen.core.errors import SettingsError
-from specgen.core.settings import DEFAULT_REPLY_TOKENS, SamplingSettings
-from specgen.runtime.reply_settings import ReplySettings
+from specgen.core.settings import DEFAULT_REPLY_TOKENS, ReplySettings, SamplingSettings
 from specgen.storage.transcript import Scalar
 
 _TYPES: dict[str, Callable[[str], float | int]] = {

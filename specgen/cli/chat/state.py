@@ -15,9 +15,9 @@ from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.signals import StopSignals
 from specgen.cli.streams import Messages, ViewOptions
 from specgen.cli.terminal_mode import TerminalMode
+from specgen.core.settings import ReplySettings
 from specgen.render.sanitize import one_line
 from specgen.render.text_width import cut_to_cells
-from specgen.runtime.reply_settings import ReplySettings
 from specgen.storage.transcript import Transcript
 
 if TYPE_CHECKING:
