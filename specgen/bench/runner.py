@@ -105,12 +105,6 @@ class Benchmark:
         if self._generation is not None:
             self._generation.interrupt()
 
-    @property
-    def num_steps(self) -> int:
-        """All runs, warm-up included."""
-        config = self.config
-        return len(self.configurations) * (config.num_warmups + len(self._prompt_ids) * config.num_repeats)
-
     def __iter__(self) -> Iterator[BenchStep]:
         self._start = self._host.wall_clock()
         self._answer_earlier_turns()
@@ -156,7 +150,8 @@ class Benchmark:
 
     def _step(self, stage: Stage, run: Run | None = None) -> BenchStep:
         self._num_done += stage in ("warmup", "run")
-        return BenchStep(stage, self._num_done, self.num_steps, run)
+        num_runs = self.config.num_warmups + len(self._prompt_ids) * self.config.num_repeats
+        return BenchStep(stage, self._num_done, len(self.configurations) * num_runs, run)
 
     def _elapsed_seconds(self) -> float:
         return self._host.wall_clock() - self._start

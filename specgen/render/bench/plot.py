@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from specgen.render.sanitize import one_line
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)), (0, (5, 5)))
+STYLES = tuple(zip(COLOURS, MARKERS, DASHES, strict=True))
 SUFFIXES = (".svg", ".png")
 
 
@@ -46,9 +49,12 @@ def plot_bytes(report: BenchReport, figures: Sequence[SettingFigures], suffix: s
         figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         measured = [item for item in figures if item.setting.drafter != "none" and item.speedup is not None]
-        labels = list(dict.fromkeys(_label(item) for item in measured))
-        _speedups(left, report, measured, labels)
-        _positions(right, measured, labels)
+        groups: dict[str, list[SettingFigures]] = defaultdict(list)
+        for item in measured:
+            on_backend = f" on {item.setting.backend}" if item.setting.backend else ""
+            groups[one_line(item.setting.label + on_backend)].append(item)
+        _speedups(left, report, groups)
+        _positions(right, groups)
         figure.suptitle(_title(report), fontsize=10)
         output = io.BytesIO()
         metadata = {"Date": None} if suffix.lower() == ".svg" else None
@@ -63,36 +69,27 @@ def _title(report: BenchReport) -> str:
     return f"{name}: {report.config.num_tokens} tokens, prompts: {num_prompts}, repeats: {num_repeats}"
 
 
-def _label(figures: SettingFigures) -> str:
-    """Returns the draft, and its backend if two are compared."""
-    setting = figures.setting
-    return f"{setting.label} on {setting.backend}" if setting.backend else setting.label
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
-def _speedups(axes: Any, report: BenchReport, measured: Sequence[SettingFigures], labels: Sequence[str]) -> None:
+def _speedups(axes: Any, report: BenchReport, groups: Mapping[str, Sequence[SettingFigures]]) -> None:
     """Plots measured speedups with their intervals, `auto` at the right, and the curve predicted from pass costs."""
-    lengths = sorted({item.setting.num_draft_tokens for item in measured if item.setting.schedule == "constant"})
-    x_positions: dict[str, float] = {str(length): float(length) for length in lengths}
+    measured = [item for own in groups.values() for item in own]
+    lengths = {item.setting.num_draft_tokens for item in measured if item.setting.schedule == "constant"}
+    longest = max(lengths, default=0)
+    x_positions: dict[str, float] = {str(length): float(length) for length in sorted(lengths)}
     if any(item.setting.schedule == "auto" for item in measured):
-        x_positions["auto"] = (lengths[-1] if lengths else 0) + max(1.0, 0.15 * (lengths[-1] if lengths else 0))
+        x_positions["auto"] = longest + max(1.0, 0.15 * longest)
     step = 0.02 * max(x_positions.values(), default=1.0)
-    for number, label in enumerate(labels):
-        style = _style(number)
-        own = [item for item in measured if _label(item) == label]
+    for number, ((colour, marker, dashes), (label, own)) in enumerate(zip(cycle(STYLES), groups.items(), strict=False)):
         # Drafts of the same length are plotted side by side.
-        shift = step * (number - (len(labels) - 1) / 2)
+        shift = step * (number - (len(groups) - 1) / 2)
         at = [x_positions[item.setting.length] + shift for item in own]
         values = [item.speedup or 0.0 for item in own]
         bounds = [item.interval or Interval(value, value) for item, value in zip(own, values, strict=True)]
         low = [max(value - bound.low, 0.0) for value, bound in zip(values, bounds, strict=True)]
         high = [max(bound.high - value, 0.0) for value, bound in zip(values, bounds, strict=True)]
-        marks = {"linestyle": "none", "capsize": 3, "markersize": 6, "label": one_line(label)}
-        axes.errorbar(at, values, yerr=[low, high], **marks, **style)
-        _curve(axes, report, own, lengths, number)
+        style = {"linestyle": "none", "capsize": 3, "markersize": 6, "color": colour, "marker": marker}
+        axes.errorbar(at, values, yerr=[low, high], label=label, **style)
+        if points := _predicted(report, own, longest):
+            axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, linewidth=1.3)
     axes.axhline(1.0, color="#666666", linewidth=1)
     # At the left edge, since `auto` is at the right one.
     place = ("axes fraction", "data")
@@ -106,8 +103,8 @@ def _speedups(axes: Any, report: BenchReport, measured: Sequence[SettingFigures]
     axes.legend(fontsize=8, title="measured, 95 % interval; dashed: predicted", title_fontsize=8)
 
 
-def _curve(axes: Any, report: BenchReport, own: Sequence[SettingFigures], lengths: Sequence[int], number: int) -> None:
-    """Plots Leviathan's model with the α of these runs and the measured costs.
+def _predicted(report: BenchReport, own: Sequence[SettingFigures], longest: int) -> list[tuple[int, float]]:
+    """Returns lengths and speedups by Leviathan's model, from the α of these runs and the measured costs.
 
     For draft models only: the acceptance of lookup differs by position, and it often drafts nothing.
     """
@@ -115,27 +112,22 @@ def _curve(axes: Any, report: BenchReport, own: Sequence[SettingFigures], length
     timed = [item for item in own if item.setting.backend == report.settings[BASELINE].backend]
     fixed = [item for item in timed if item.setting.schedule == "constant" and item.setting.drafter == "model"]
     indices = {item.index for item in fixed}
-    alpha = total([run for run in report.runs if run.setting in indices]).alpha
+    alpha = total(run for run in report.runs if run.setting in indices).alpha
     if not fixed or report.costs is None or alpha is None:
-        return
+        return []
     costs = report.costs.of(fixed[0].setting.label)
-    points = [(k, expected_speedup([alpha] * k, costs)) for k in range(1, max(lengths) + 1)]
-    known = [(k, value) for k, value in points if value is not None]
-    colour = COLOURS[number % len(COLOURS)]
-    axes.plot(*zip(*known, strict=True), color=colour, linestyle=DASHES[number % len(DASHES)], linewidth=1.3)
+    points = ((k, expected_speedup([alpha] * k, costs)) for k in range(1, longest + 1))
+    return [(k, value) for k, value in points if value is not None]
 
 
-def _positions(axes: Any, measured: Sequence[SettingFigures], labels: Sequence[str]) -> None:
+def _positions(axes: Any, groups: Mapping[str, Sequence[SettingFigures]]) -> None:
     """Plots the acceptance of the tokens tested at each position, for the longest drafts of each drafter."""
-    for number, label in enumerate(labels):
-        own = [item for item in measured if _label(item) == label]
+    for (colour, marker, dashes), (label, own) in zip(cycle(STYLES), groups.items(), strict=False):
         longest = max(own, key=lambda item: len(item.counts.acceptance_by_position))
         rates = longest.counts.acceptance_by_position
-        known = [(i, 100 * rate) for i, rate in enumerate(rates, 1) if rate is not None]
-        if known:
-            name = f"{one_line(label)} -k {longest.setting.length}"
-            dashes = DASHES[number % len(DASHES)]
-            axes.plot(*zip(*known, strict=True), linestyle=dashes, linewidth=1.3, label=name, **_style(number))
+        if known := [(i, 100 * rate) for i, rate in enumerate(rates, 1) if rate is not None]:
+            style = {"linestyle": dashes, "linewidth": 1.3, "color": colour, "marker": marker}
+            axes.plot(*zip(*known, strict=True), label=f"{label} -k {longest.setting.length}", **style)
     axes.set_ylim(0, 105)
     axes.set_xlabel("position in the draft")
     axes.set_ylabel("accepted of the tokens tested there, %")
