@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from specgen.core.errors import SettingsError
-from specgen.core.progress import SILENT, ProgressListener
+from specgen.core.progress import ProgressListener
 from specgen.core.settings import BackendSettings
 from specgen.distill.draft import Draft, SharedWeights, frequent_ids
 from specgen.distill.folders import WorkFolder, lock_folder, prepare_folders
@@ -28,7 +28,6 @@ from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
 from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_own_decoder
-from specgen.models.decoder import Decoder
 from specgen.runtime.pair import PairSettings, resolve_pair
 
 WORK_FOLDER = ".distill"
@@ -72,7 +71,7 @@ class Distillation:
         OutputError: The folder cannot be created, or the disk has too little space.
     """
 
-    def __init__(self, request: DistillRequest, progress: ProgressListener = SILENT) -> None:
+    def __init__(self, request: DistillRequest, progress: ProgressListener) -> None:
         self._request, self._settings, self._folder = request, request.settings, request.folder
         self._work = request.folder / WORK_FOLDER
         self._texts_folder = request.texts_folder or self._work / "texts"
@@ -83,11 +82,11 @@ class Distillation:
         self._prepare_folders()
         in_float32 = replace(target, settings=replace(self._target, quant="none", dtype="float32"))
         progress.stage(f"loading target {target.name}")
-        self._decoder: Decoder | None = load_own_decoder(
+        self._decoder = load_own_decoder(
             in_float32, choose_placement(in_float32.settings, target.config, from_gguf=target.files.from_gguf)
         )
         # Rows after the tokenizer's table are padding, not tokens.
-        self._vocab_size = min(self._target_decoder.spec.vocab_size, target.num_tokens)
+        self._vocab_size = min(self._decoder.spec.vocab_size, target.num_tokens)
 
     def run(self, on_progress: OnProgress) -> DistillResult:
         """Does the remaining work.
@@ -105,7 +104,7 @@ class Distillation:
         made = self._work / "made"
         record, acceptance, prompt_ids = self._train_and_measure(made, on_progress)
         # The timing loads the target in its usual format, after the float32 copy is released.
-        self._decoder = None
+        del self._decoder
         timed = time_pair(self._target, made, prompt_ids)
         length, speedup = acceptance.best_length(timed.costs)
         on_progress(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
@@ -117,7 +116,7 @@ class Distillation:
         """Trains a draft and saves it in the folder `made`; also returns the longest held-out prompt."""
         settings = self._settings
         texts, held_out, num_new = self._texts(on_progress)
-        target = self._target_decoder
+        target = self._decoder
         ids = frequent_ids(texts, settings.num_draft_ids, self._vocab_size, sorted(self._pair.end_ids))
         shared = SharedWeights(target.embedding, target.head.get_parameter("weight"), ids.to(target.device))
         draft = Draft(target, settings.kind, self._target_layers)
@@ -133,11 +132,6 @@ class Distillation:
         save_draft(made, draft, ids, config)
         longest = max(held_out, key=lambda text: text.num_prompt)
         return record, acceptance, longest.ids[: longest.num_prompt].tolist()
-
-    @property
-    def _target_decoder(self) -> Decoder:
-        assert self._decoder is not None, "it is released before the timing"
-        return self._decoder
 
     def _prepare_folders(self) -> None:
         """Creates the folders, or accepts those of an earlier run with the same settings."""
@@ -166,7 +160,7 @@ class Distillation:
 
     def _texts(self, on_progress: OnProgress) -> tuple[list[TargetText], list[TargetText], int]:
         """Generates missing texts; returns the training texts, the held-out ones, and how many tokens are new."""
-        generator = BatchGenerator(self._target_decoder, self._vocab_size, self._pair.end_ids)
+        generator = BatchGenerator(self._decoder, self._vocab_size, self._pair.end_ids)
         texts = self._settings.texts
         folder = TextFolder(self._texts_folder, generator, self._pair.tokenizer, texts, self._settings.seed)
 

@@ -37,6 +37,9 @@ class Tokenizer:
         self.backend_tokenizer = backend
         self.special_tokens_map = dict(special_tokens)
         self.chat_template = chat_template
+        self.bos_token, self.eos_token = special_tokens.get("bos_token"), special_tokens.get("eos_token")
+        self.bos_token_id, self.eos_token_id = self._id_of("bos_token"), self._id_of("eos_token")
+        self.unk_token_id = self._id_of("unk_token")
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the ids of a text. Special tokens are those that the file's post-processor adds."""
@@ -59,31 +62,6 @@ class Tokenizer:
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """The added tokens by id."""
         return self.backend_tokenizer.get_added_tokens_decoder()
-
-    @property
-    def bos_token(self) -> str | None:
-        """The string of the token that begins a text; None without one."""
-        return self.special_tokens_map.get("bos_token")
-
-    @property
-    def eos_token(self) -> str | None:
-        """The string of the token that ends a text; None without one."""
-        return self.special_tokens_map.get("eos_token")
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The token that begins a text; None without one."""
-        return self._id_of("bos_token")
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The token that ends a text; None without one."""
-        return self._id_of("eos_token")
-
-    @property
-    def unk_token_id(self) -> int | None:
-        """The token for unknown text; None without one."""
-        return self._id_of("unk_token")
 
     def apply_chat_template(
         self,
