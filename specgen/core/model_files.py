@@ -81,3 +81,8 @@ def corrupt(path: Path, why: str) -> ModelFileError:
 def reason(error: OSError) -> str:
     """Returns the operating system's reason, without the path."""
     return (error.strerror or type(error).__name__).lower()
+
+
+def listed(names: list[str]) -> str:
+    """Returns the first three names and the number of the others: `a, b, c and 4 more`."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

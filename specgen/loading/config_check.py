@@ -7,6 +7,7 @@ read as plain JSON first.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,21 +50,19 @@ def check_folder(folder: Path) -> ModelConfig:
     model_type = config["model_type"] if decoder is not None else _model_type(config, folder)
     names = tuple(weight_files(folder, config))
     files = [check_safetensors(folder / name) for name in names]
-    dtypes: dict[str, int] = {}
-    for file in files:
-        for dtype, num_values in file.dtypes.items():
-            dtypes[dtype] = dtypes.get(dtype, 0) + num_values
-    stored = max(dtypes, key=lambda dtype: dtypes[dtype], default="F32")
+    dtypes: Counter[str] = sum((Counter(file.dtypes) for file in files), Counter())
+    stored = dtypes.most_common(1)[0][0] if dtypes else "F32"
+    hidden, inner = (_number(config, (key,)) for key in _WIDTH_KEYS)
     return ModelConfig(
         model_type=model_type,
         vocab_rows=_number(config, ("vocab_size",)),
         max_positions=_number(config, _WINDOW_KEYS),
         quant_method=_quant_method(config),
         dtype=_TORCH_NAMES.get(stored, stored.lower()),
-        num_parameters=sum(dtypes.values()),
+        num_parameters=dtypes.total(),
         num_weight_bytes=sum(file.num_bytes for file in files),
-        widths_fit_blocks=all((_number(config, (key,)) or 64) % 64 == 0 for key in _WIDTH_KEYS),
-        widths=_widths(config),
+        widths_fit_blocks=all((width or 64) % 64 == 0 for width in (hidden, inner)),
+        widths=None if hidden is None or inner is None else (hidden, inner),
         weight_files=names,
         decoder=decoder,
         unsupported=unsupported,
@@ -114,11 +113,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise ModelFileError(f"{folder} is not a model folder: config.json is missing", _what_else(folder))
     return read_json(path)
-
-
-def _widths(config: dict[str, Any]) -> tuple[int, int] | None:
-    hidden, inner = (_number(config, (key,)) for key in _WIDTH_KEYS)
-    return None if hidden is None or inner is None else (hidden, inner)
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

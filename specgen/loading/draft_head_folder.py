@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from specgen.core.errors import ModelFileError, PairError, SettingsError
-from specgen.core.model_files import read_json
+from specgen.core.model_files import listed, read_json
 from specgen.loading.config_check import DRAFT_HEAD_KEY, check_sizes, read_config, refuse_kernels, weight_files
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.resolved_model import DraftHeadConfig, DraftHeadKind, ModelConfig, ResolvedModel
 from specgen.loading.safetensors_check import check_safetensors
-from specgen.loading.weights_check import listed
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
@@ -64,7 +63,10 @@ def check_draft_head(folder: Path) -> ModelConfig:
     if model_type not in MODEL_TYPES:
         raise invalid_draft_head(folder, f"unsupported model type {model_type!r}")
     kind, num_draft_ids = draft_head["kind"], draft_head.get("num_draft_ids")
-    spec = _spec(config, folder)
+    try:
+        spec = decoder_spec({key: value for key, value in config.items() if key != DRAFT_HEAD_KEY})
+    except UnsupportedConfig as error:
+        raise invalid_draft_head(folder, f"unsupported layers: {error}") from error
     expected = draft_head_shapes(spec, kind, num_draft_ids)
     if not (folder / WEIGHTS).exists():
         weight_files(folder, config)  # its error names what is there instead: a pickle, or nothing
@@ -207,13 +209,6 @@ def _draft_head_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any
         if value is not None and not (type(value) is int and 1 <= value <= config["hidden_size"]):
             raise invalid_draft_head(folder, f"{name} is {value!r}")
     return part
-
-
-def _spec(config: Mapping[str, Any], folder: Path) -> DecoderSpec:
-    try:
-        return decoder_spec({key: value for key, value in config.items() if key != DRAFT_HEAD_KEY})
-    except UnsupportedConfig as error:
-        raise invalid_draft_head(folder, f"unsupported layers: {error}") from error
 
 
 def _check_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from specgen.core.machine import processor_name, version_of
 from specgen.models.formats import Float16Linear, Int8Linear, has_float16_matmul, has_int8_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
-from specgen.storage.cost_store import CostKey, CostStore
+
+if TYPE_CHECKING:
+    from specgen.storage.cost_store import CostKey, CostStore
 
 NUM_SAMPLES = 5
 MAX_WEIGHTS = 16_000_000

@@ -102,7 +102,7 @@ def _is_reachable() -> bool:
 
     def probe() -> None:
         try:
-            address = first.hostname or "", first.port or _port(first.scheme)
+            address = first.hostname or "", first.port or (443 if first.scheme == "https" else 80)
             with socket.create_connection(address, timeout=PROBE_SECONDS) as connection:
                 is_connected.set()
                 request = _probe_request(first, hub)
@@ -119,10 +119,6 @@ def _is_reachable() -> bool:
     if is_connected.wait(PROBE_SECONDS):
         is_done.wait(PROBE_SECONDS)
     return answers == [True]
-
-
-def _port(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
 
 
 def _probe_request(first: SplitResult, hub: SplitResult) -> bytes:
@@ -173,7 +169,10 @@ def _translated(error: Exception, name: str, revision: str | None) -> SpecgenErr
             f"no model {name} on {hub_host()}, or it is private",
             hint_for(name, "check the name, or run: hf auth login"),
         )
-    status = getattr(getattr(_http_error(error), "response", None), "status_code", None)
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "response", None) is None:  # the client wraps a 500 into "not cached"
+        cause = cause.__cause__
+    status = getattr(getattr(cause, "response", None), "status_code", None)
     if isinstance(status, int):
         return LoadError(f"{hub_host()} refused {name}: HTTP {status}", _status_hint(status))
     if is_disk_full(error):
@@ -190,23 +189,14 @@ def _translated(error: Exception, name: str, revision: str | None) -> SpecgenErr
     )
 
 
-def _http_error(error: BaseException | None) -> BaseException | None:
-    """Returns the cause that has the hub's response: the client wraps a 500 into "not in the cache"."""
-    while error is not None and getattr(error, "response", None) is None:
-        error = error.__cause__
-    return error
-
-
 def _status_hint(status: int) -> str:
-    if status == 401:
-        return "invalid hub token: run hf auth login"
-    if status == 403:
-        return "the hub token gives no access to this model: ask its owner, or run hf auth login"
-    if status == 429:
-        return "too many requests: wait some minutes, or run hf auth login for a higher limit"
-    if status >= 500:
-        return "the hub has a problem: try again in some minutes"
-    return "check the name and the revision"
+    hints = {
+        401: "invalid hub token: run hf auth login",
+        403: "the hub token gives no access to this model: ask its owner, or run hf auth login",
+        429: "too many requests: wait some minutes, or run hf auth login for a higher limit",
+    }
+    other = "the hub has a problem: try again in some minutes" if status >= 500 else "check the name and the revision"
+    return hints.get(status, other)
 
 
 def _bar_class(progress: ProgressListener) -> type[Any]:

@@ -82,7 +82,10 @@ def _place(name: str) -> ModelPlace:
             ) from error
         # `models/llama` may be a hub id, too; if the hub does not know it, the error lists similar local names.
         if name.lower().endswith(".gguf") or not _HUB_ID.fullmatch(name):
-            raise _not_there(name, path, error) from error
+            near = near_names(path)
+            otherwise = "use a hub id, a .gguf file or a folder with safetensors"
+            hint = f"did you mean {' or '.join(near)}?" if near else otherwise
+            raise ModelNotFoundError(f"no model at {name}: {reason(error)}", hint) from error
         return ModelPlace("hub", name)
     if stat.S_ISDIR(mode):
         return ModelPlace("folder", path.resolve().name or name, path)
@@ -147,9 +150,3 @@ def _hub_cache() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
     return Path(os.path.expanduser(home)) / "hub"
-
-
-def _not_there(name: str, path: Path, error: OSError) -> ModelNotFoundError:
-    near = near_names(path)
-    hint = f"did you mean {' or '.join(near)}?" if near else "use a hub id, a .gguf file or a folder with safetensors"
-    return ModelNotFoundError(f"no model at {name}: {reason(error)}", hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -15,7 +15,9 @@ from specgen.loading.format_autotune import LEAST_MEASURED, Layer, fastest_forma
 from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
-from specgen.storage.cost_store import CostStore
+
+if TYPE_CHECKING:
+    from specgen.storage.cost_store import CostStore
 
 INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.49', or use --quant none"
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from specgen.core.errors import (
     DeviceError,
     ModelFileError,
+    NumericalError,
     SpecgenError,
     first_line,
     is_out_of_memory,
     library_failures,
 )
+from specgen.core.model_files import listed
 from specgen.core.results import ModelInfo
 from specgen.loading.memory import needed_bytes, shortage
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
-from specgen.loading.weights_check import check_complete, check_finite
 from specgen.models.formats import Float16Linear, Int8Linear, pack_model
 
 
@@ -171,3 +174,44 @@ def _device_name(model: Any) -> str:
     if len(places) == 1:
         return places[0]
     return f"{places[0]}-{places[-1].rpartition(':')[2]}"
+
+
+def check_complete(loading: dict[str, Any], folder: Path) -> None:
+    """Refuses a model with missing, unexpected or misshapen tensors (F17, F18).
+
+    transformers itself fills a missing tensor with random numbers, and mentions it in a log only.
+
+    Args:
+        loading: What `from_pretrained(..., output_loading_info=True)` reports. Tied tensors don't count as missing.
+        folder: For messages.
+
+    Raises:
+        ModelFileError: A tensor is missing, unexpected, misshapen or unreadable.
+    """
+    for key, problem, hint in (
+        ("missing_keys", "missing tensors", "download it again"),
+        ("mismatched_keys", "tensors with a wrong shape", "config and weights don't belong together"),
+        ("unexpected_keys", "unexpected tensors", "config and weights don't belong together"),
+        ("error_msgs", "unreadable tensors", "download it again"),
+    ):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in loading.get(key) or ())
+        if names:
+            raise ModelFileError(f"{folder}: {problem}: {listed(names)}", hint)
+
+
+def check_finite(model: Any, folder: Path) -> None:
+    """Refuses weights with NaN or infinity (F19). Checks embeddings and norms only: every token passes all of them.
+
+    Raises:
+        NumericalError: One of them is not finite.
+    """
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings = {id(layer.weight) for layer in (inputs, outputs) if layer is not None}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and (parameter.ndim == 1 or id(parameter) in embeddings):
+            # Minimum and maximum propagate NaN and need no copy; isfinite() would create a mask as large as the tensor.
+            low, high = torch.aminmax(parameter.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise NumericalError(
+                    f"{folder}: the tensor {name} contains NaN or infinity", "the file is damaged: download it again"
+                )

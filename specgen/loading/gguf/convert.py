@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +90,24 @@ def converted_folder(key: str) -> Path | None:
 
 
 def _check_supported(header: GgufHeader, path: Path) -> None:
-    check_whole(header, path)
     from specgen.loading.gguf.unpack import can_unpack
 
+    check_whole(header, path)
     if can_unpack(header.architecture):
         return
-    known = _known_architectures()
+    known: set[str] = set()
+    # Their place depends on the version of transformers; if neither is there, the conversion itself decides.
+    for module, name in (
+        ("transformers.modeling_gguf_pytorch_utils", "GGUF_SUPPORTED_ARCHITECTURES"),
+        ("transformers.integrations.gguf", "GGUF_CONFIG_ARCHS"),
+    ):
+        with suppress(ImportError):
+            known |= set(getattr(importlib.import_module(module), name, ()))
     if known and header.architecture not in known:
         raise ModelFileError(
             f"{path}: the installed transformers can't convert the GGUF architecture {header.architecture!r}",
             "upgrade transformers, or use a folder with safetensors",
         )
-
-
-def _known_architectures() -> set[str]:
-    """Returns the architectures that the installed transformers converts; empty if unknown."""
-    known: set[str] = set()
-    for module, name in (
-        ("transformers.modeling_gguf_pytorch_utils", "GGUF_SUPPORTED_ARCHITECTURES"),
-        ("transformers.integrations.gguf", "GGUF_CONFIG_ARCHS"),
-    ):
-        try:
-            known |= set(getattr(importlib.import_module(module), name, ()))
-        except ImportError:
-            continue
-    return known
 
 
 def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressListener) -> None:
@@ -123,7 +117,8 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressList
         # The model contains reference cycles, the collector may be paused, and the next step needs the memory.
         gc.collect()
         save_end_ids(folder, header)
-        drop_added_tokens(folder, _rows(folder))
+        rows = read_json(folder / "config.json").get("vocab_size")
+        drop_added_tokens(folder, rows if isinstance(rows, int) else None)
         progress.stage(f"checking {path.name}")
         _verify(folder)
         gc.collect()
@@ -145,14 +140,11 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressList
 
 def _save(path: Path, folder: Path, header: GgufHeader) -> None:
     """Writes config, weights and tokenizer: unpacked here for families of specgen's decoder, else by transformers."""
-    from specgen.loading.gguf.unpack import can_unpack, unpack
+    from specgen.loading.gguf.unpack import unpack
 
-    if can_unpack(header.architecture):
-        try:
-            unpack(path, folder)
-        except UnsupportedConfig:
-            _save_with_transformers(path, folder)
-    else:
+    try:
+        unpack(path, folder)
+    except UnsupportedConfig:
         _save_with_transformers(path, folder)
     tokenizer = read_tokenizer(path)
     split_digits(tokenizer, header)
@@ -163,7 +155,7 @@ def _save_with_transformers(path: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    from specgen.loading.weights_check import check_complete, check_finite
+    from specgen.loading.transformers_weights import check_complete, check_finite
 
     auto: Any = transformers.AutoModelForCausalLM
     source = path.resolve()
@@ -183,11 +175,6 @@ def _save_with_transformers(path: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _rows(folder: Path) -> int | None:
-    rows = read_json(folder / "config.json").get("vocab_size")
-    return rows if isinstance(rows, int) else None
-
-
 def _clear_quantization(model: Any) -> None:
     """Removes the marks of a quantized model: the weights are plain now, and the folder must load as such."""
     model.config.__dict__.pop("quantization_config", None)
@@ -201,21 +188,16 @@ def _clear_quantization(model: Any) -> None:
 
 def _verify(folder: Path) -> None:
     """Checks the folder as a later run will, and refuses it if a tensor or the tokenizer is damaged."""
+    from specgen.loading.tensor_files import TensorFiles
+    from specgen.loading.transformers_weights import check_complete
+
     config = check_folder(folder)
     check_num_rows(table_size(load_tokenizer(folder)), config.vocab_rows, folder)
     if config.decoder is not None:
-        from specgen.loading.tensor_files import TensorFiles
-
         TensorFiles(folder, config.weight_files).check(tensor_shapes(config.decoder), [HEAD])
         return
-    _verify_with_transformers(folder)
-
-
-def _verify_with_transformers(folder: Path) -> None:
     import torch
     import transformers
-
-    from specgen.loading.weights_check import check_complete
 
     auto: Any = transformers.AutoModelForCausalLM
     _, loading = auto.from_pretrained(

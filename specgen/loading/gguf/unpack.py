@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class _Family:
 
     model_type: str
     architecture: str
-    keys: Mapping[str, str] = ()  # type: ignore[assignment]
-    extra: Mapping[str, Any] = ()  # type: ignore[assignment]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     permutes_rotary: bool = False
     norm_offset: float = 0.0
 
@@ -65,14 +65,14 @@ _CHANGES_THE_OUTPUT = (
 )
 """Keys of a GGUF, without the architecture, that a file with no entry for them in its family must not set."""
 _FAMILIES = {
-    "llama": _Family("llama", "LlamaForCausalLM", {"attention.key_length": "head_dim"}, {}, permutes_rotary=True),
-    "qwen2": _Family("qwen2", "Qwen2ForCausalLM", {}, {}),
-    "qwen3": _Family("qwen3", "Qwen3ForCausalLM", {"attention.key_length": "head_dim"}, {}),
+    "llama": _Family("llama", "LlamaForCausalLM", {"attention.key_length": "head_dim"}, permutes_rotary=True),
+    "qwen2": _Family("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": _Family("qwen3", "Qwen3ForCausalLM", {"attention.key_length": "head_dim"}),
     "gemma3": _Family(
         "gemma3_text",
         "Gemma3ForCausalLM",
         {"attention.key_length": "head_dim", "attention.sliding_window": "sliding_window"},
-        {"rope_local_base_freq": 10_000.0},
+        {"rope_local_base_freq": 10_000.0, "hidden_activation": "gelu_pytorch_tanh"},
         norm_offset=1.0,
     ),
 }
@@ -97,7 +97,9 @@ def unpack(path: Path, folder: Path) -> DecoderSpec:
     """
     reader: Any = gguf.GGUFReader(path)
     architecture = str(_field(reader, "general.architecture"))
-    family = _FAMILIES[architecture]
+    family = _FAMILIES.get(architecture)
+    if family is None:
+        raise UnsupportedConfig(f"the architecture is {architecture!r}")
     config = _config(reader, architecture, family)
     spec = decoder_spec(config)
     stored = {tensor.name: tensor for tensor in reader.tensors}
@@ -108,10 +110,8 @@ def unpack(path: Path, folder: Path) -> DecoderSpec:
     def convert(name: str) -> Tensor:
         try:
             return _converted(name, stored[names[name]], shapes[name], spec, family)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error.message}", error.hint) from error
-        except NumericalError as error:
-            raise NumericalError(f"{path}: {error.message}", error.hint) from error
+        except (ModelFileError, NumericalError) as error:
+            raise type(error)(f"{path}: {error.message}", error.hint) from error
 
     _save(folder, list(names), convert)
     return spec
@@ -119,7 +119,7 @@ def unpack(path: Path, folder: Path) -> DecoderSpec:
 
 def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, name in {**_COMMON, **dict(family.keys)}.items():
+    for key, name in {**_COMMON, **family.keys}.items():
         value = _field(reader, f"{architecture}.{key}")
         if value is not None:
             found[name] = value
@@ -140,15 +140,14 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
             found["partial_rotary_factor"] = ratio
     return {
         **found,
-        **dict(family.extra),
+        **family.extra,
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "dtype": "bfloat16",
         "rope_theta": theta or 10_000.0,
         "tie_word_embeddings": "output.weight" not in tensors,
         "vocab_size": next(int(t.shape[-1]) for t in reader.tensors if t.name == "token_embd.weight"),
-        **({"query_pre_attn_scalar": found.get("head_dim", 256)} if family.model_type.startswith("gemma") else {}),
-        **({"hidden_activation": "gelu_pytorch_tanh"} if family.model_type.startswith("gemma") else {}),
+        **({"query_pre_attn_scalar": found.get("head_dim", 256)} if architecture == "gemma3" else {}),
     }
 
 
