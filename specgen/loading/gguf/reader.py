@@ -63,10 +63,7 @@ class Bytes:
 
     def take(self, count: int) -> bytes:
         """Returns the next bytes."""
-        if count > self.size - self.position:
-            raise InconsistentFileError(
-                f"truncated: {count} bytes expected at {self.position}, {self.size - self.position} left"
-            )
+        self._check_rest(count)
         data = self.file.read(count)
         if len(data) != count:
             raise InconsistentFileError("truncated while it was read")
@@ -78,12 +75,15 @@ class Bytes:
         if count <= 4096:  # a seek discards the read buffer, and a vocabulary has 150,000 short strings
             self.take(count)
             return
+        self._check_rest(count)
+        self.position += count
+        self.file.seek(self.position)
+
+    def _check_rest(self, count: int) -> None:
         if count > self.size - self.position:
             raise InconsistentFileError(
                 f"truncated: {count} bytes expected at {self.position}, {self.size - self.position} left"
             )
-        self.position += count
-        self.file.seek(self.position)
 
     def unpack(self, layout: str) -> int | float:
         """Returns the next number; `layout` is a format of `struct`."""
