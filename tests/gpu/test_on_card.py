@@ -1,0 +1,275 @@
+"""Rehearses the run on a card: every part on a CPU, and what happens to a part that fails or takes too long."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.core.settings import DecodeSettings, SamplingSettings
+from specgen.engine.decoding import DecodeOptions, decode
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.sampling import Sampler
+from specgen.models.transformers_model import TransformersModel
+from tests.fakes import CPU, ScriptedDrafter, ids_of, tiny_model
+from tests.gpu import gates, on_card
+from tests.gpu.correctness import gaps, greedy_text
+from tests.gpu.isolation import Part
+from tests.gpu.loop import PROMPT, OracleDrafter
+from tests.gpu.models import bytes_per_token, config_of, random_decoder, spec_of, static_model, transformers_model
+from tests.gpu.report import Context, Figure, fields_of, read_figures
+from tests.structure import PACKAGE
+
+ROOT = PACKAGE.parent
+
+
+class Run:
+    """A rehearsal: its output and its figures."""
+
+    def __init__(self, folder: Path, parts: str) -> None:
+        command = [sys.executable, "-m", "tests.gpu.on_card", "--device", "cpu", "--tiny", "--parts", parts]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, "--out", str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+        )
+        self.code, self.output, self.errors = done.returncode, done.stdout, done.stderr
+        self.figures = read_figures([folder / f"on_card-{parts}.jsonl"])
+        self.document = json.loads((folder / f"on_card-{parts}.json").read_text())
+
+
+@pytest.fixture(scope="module", params=["0-4", "5-9"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("card"), request.param)
+
+
+def test_every_part_runs_and_reports(run: Run) -> None:
+    wrong = [figure for figure in run.figures if "error" in figure or figure["name"] in ("overdue", "crashed")]
+
+    assert (run.code, wrong) == (0, []), run.errors[-2000:]
+    first = run.document["figures"][0]["part"]
+    assert {figure["part"] for figure in run.figures} == set(range(first, first + 5))
+    assert run.document["failed_parts"] == []
+
+
+def test_each_figure_is_a_line_and_json(run: Run) -> None:
+    lines = [line for line in run.output.splitlines() if line[:2] in {f"{number} " for number in range(10)}]
+
+    assert len(lines) == len(run.figures) == len(run.document["figures"])
+    assert [line.split()[:2] for line in lines] == [[str(one["part"]), one["name"]] for one in run.figures]
+    assert "| figure | measured | good | excellent | verdict |" in run.output
+
+
+# parts that go wrong
+
+
+def good(context: Context) -> None:
+    context.say("answer", value=42)
+
+
+def failing(context: Context) -> None:
+    raise ValueError("planted\nin two lines")
+
+
+def killed(context: Context) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def endless(context: Context) -> None:
+    context.say("begun")
+    subprocess.run(["sleep", "60"])
+
+
+def fails_to_end(context: Context) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(1)
+
+
+def on_parts(tmp_path: Path, *runs: Callable[[Context], None], options: Any = ()) -> Any:
+    limits = {endless: 3.0, fails_to_end: 1.0}
+    parts = [Part(number, run.__name__, limits.get(run, 60.0), run) for number, run in enumerate(runs)]
+    code = on_card.main(["--device", "cpu", "--tiny", "--out", str(tmp_path), *options], parts)
+    return code, read_figures([tmp_path / "on_card-0-9.jsonl"])
+
+
+pytest_forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+
+@pytest_forks
+@pytest.mark.process
+def test_a_part_that_fails_or_is_overdue_stops_no_other(tmp_path: Path) -> None:
+    code, figures = on_parts(tmp_path, failing, killed, endless, fails_to_end, good)
+
+    assert code == 1
+    assert fields_of(figures, "error") == {
+        "part": 0,
+        "name": "error",
+        "what": "failing",
+        "error": "ValueError: planted",
+    }
+    assert fields_of(figures, "crashed", part=1, signal=9)
+    assert fields_of(figures, "begun", part=2)
+    assert [figure["part"] for figure in figures if figure["name"] == "overdue"] == [2, 3]
+    assert fields_of(figures, "answer", part=4) == {"part": 4, "name": "answer", "value": 42}
+    document = json.loads((tmp_path / "on_card-0-9.json").read_text())
+    assert document["failed_parts"] == [0, 1, 2, 3]
+
+
+@pytest_forks
+@pytest.mark.process
+def test_the_whole_run_has_a_deadline(tmp_path: Path) -> None:
+    started = time.monotonic()
+
+    code, figures = on_parts(tmp_path, endless, good, options=["--seconds", "1"])
+
+    assert code == 1
+    assert time.monotonic() - started < 20
+    (overdue,) = [figure for figure in figures if figure["name"] == "overdue"]
+    assert overdue["limit_s"] < 1.1
+    assert fields_of(figures, "left_out", part=1)
+
+
+def test_parts_are_chosen_by_numbers_and_ranges() -> None:
+    assert on_card._numbers("0-4") == {0, 1, 2, 3, 4}
+    assert on_card._numbers("3,7-8") == {3, 7, 8}
+    assert {part.number for part in on_card.PARTS} == set(range(10))
+
+
+def test_the_deadlines_fit_the_two_commands() -> None:
+    seconds = {part.number: part.seconds for part in on_card.PARTS}
+
+    assert sum(seconds[number] for number in range(5)) <= 300
+    assert sum(seconds[number] for number in range(5, 10)) <= 240
+
+
+def test_a_file_that_was_cut_off_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "figures.jsonl"
+    path.write_text('{"part": 0, "name": "card", "card": "x"}\n{"part": 0, "na')
+
+    assert read_figures([path]) == [{"part": 0, "name": "card", "card": "x"}]
+
+
+# aims
+
+
+def figures_of(card: str) -> list[Figure]:
+    """Figures of a card whose 7B in nf4 takes 3 ms, 3.9 ms for five rows."""
+    rows = [
+        {"name": "pass", "model": "7B", "quant": "nf4", "runner": "static", "rows": 1, "ms": 3.0, "call_ms": 3.0},
+        {"name": "pass", "model": "7B", "quant": "nf4", "runner": "static", "rows": 5, "ms": 3.9, "call_ms": 3.9},
+        {"name": "pass", "model": "7B", "quant": "nf4", "runner": "eager", "rows": 1, "ms": 30.0, "call_ms": 30.0},
+        {"name": "bytes", "model": "7B", "quant": "nf4", "gb": 4.76},
+        {"name": "loop", "quant": "nf4", "alpha": 0.8, "k": 4, "tokens_per_s": 300.0, "speedup": 1.0, "busy": 0.95},
+        {"name": "loop", "quant": "nf4", "alpha": 0.8, "k": 2, "tokens_per_s": 400.0, "speedup": 1.3, "busy": 0.9},
+        {"name": "loop", "quant": "nf4", "alpha": 0.9, "k": 2, "tokens_per_s": 600.0, "speedup": 1.9},
+        {"name": "loop", "quant": "none", "error": "RuntimeError"},
+    ]
+    return [{"part": 0, "name": "card", "card": card}, *({"part": 4, **row} for row in rows)]
+
+
+def test_the_aims_of_a_card_are_judged() -> None:
+    judged = {one.gate.what: (one.value, one.verdict) for one in gates.judge(figures_of("NVIDIA H100 80GB HBM3"))}
+
+    assert judged["7B nf4: v(5)"] == (pytest.approx(1.3), "good")
+    assert judged["7B nf4: recorded over eager"] == (pytest.approx(10), "excellent")
+    assert judged["7B nf4: share of the bandwidth, plain"] == (pytest.approx(4.76 / 3350 / 0.003), "good")
+    assert judged["nf4: tokens/s, α 0.8"] == (400, "good")
+    assert judged["nf4: GPU busy in a round, k 4"] == (0.95, "good")
+    assert judged["7B bf16: v(5)"] == (None, "not measured")
+
+
+def test_other_cards_have_other_aims() -> None:
+    judged = {one.gate.what: one.verdict for one in gates.judge(figures_of("NVIDIA GeForce RTX 4090"))}
+
+    assert judged["7B nf4: v(5)"] == "missed"
+    assert judged["nf4: speedup over recorded plain, α 0.8"] == "missed"
+    assert judged["nf4: tokens/s, α 0.8"] == "excellent"
+    assert gates.judge(figures_of("cpu")) == []
+
+
+def test_the_table_is_made_from_the_files_of_both_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of("NVIDIA H100 80GB HBM3")
+    paths = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    for path, part in zip(paths, (figures[:4], figures[4:]), strict=True):
+        path.write_text("".join(f"{json.dumps(figure)}\n" for figure in part))
+
+    assert on_card.main(["--table", *map(str, paths)]) == 0
+
+    assert "| 7B nf4: v(5) | 1.3 | 1.4 | 1.25 | good |" in capsys.readouterr().out
+
+
+# models and figures
+
+
+def test_a_steady_model_counts() -> None:
+    decoder = random_decoder(spec_of("7B", is_tiny=True), CPU, is_steady=True)
+
+    assert greedy_text(static_model(decoder), PROMPT, 6) == [132, 133, 134, 135, 136, 137]
+
+
+def test_transformers_computes_the_same_on_the_same_tensors() -> None:
+    decoder = random_decoder(spec_of("8B", is_tiny=True), CPU, dtype=torch.float32)
+    model = transformers_model(config_of("8B", is_tiny=True), decoder)
+    ids = list(range(20))
+
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0, -1]
+
+    torch.testing.assert_close(static_model(decoder).logits(ids, 1)[0], expected, rtol=1e-4, atol=1e-5)
+    assert model.lm_head.weight.data_ptr() == decoder.head.weight.data_ptr()  # type: ignore[operator, union-attr]
+
+
+def test_the_bytes_of_a_token_leave_out_an_embedding_that_is_no_head() -> None:
+    tied, own = (random_decoder(spec_of(shape, is_tiny=True), CPU) for shape in ("0.5B", "7B"))  # type: ignore[arg-type]
+    whole = [sum(one.nbytes for one in {id(p): p for p in d.parameters()}.values()) for d in (tied, own)]
+
+    assert bytes_per_token(tied) == whole[0] - tied.embedding.nbytes  # the head's parameter is another object
+    assert bytes_per_token(own) == whole[1] - own.embedding.nbytes
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
+def test_the_oracle_accepts_as_often_as_it_is_asked_to(alpha: float) -> None:
+    target, draft = (TransformersModel(tiny_model(seed=seed), 96) for seed in (0, 1))
+    sampler = Sampler.seeded(SamplingSettings(), CPU, 96)
+    prompt = [1, 17, 40]
+    text = greedy_text(target, prompt, 200)
+    target.rewind(0)
+    drafter = OracleDrafter(ModelDrafter(draft, 96, sampler), [*prompt, *text], alpha, CPU)
+
+    events = list(decode(target, drafter, prompt, sampler, DecodeOptions(DecodeSettings(200, 4))))
+
+    rounds = [event for event in events if hasattr(event, "num_accepted")]
+    tested = sum(one.num_accepted + one.num_rejected for one in rounds)
+    assert ids_of(events) == text
+    assert sum(one.num_accepted for one in rounds) / tested == pytest.approx(alpha, abs=0.1)
+    assert draft.num_forwards > len(rounds)
+
+
+def test_a_plain_drafter_can_stand_behind_the_oracle() -> None:
+    drafter = OracleDrafter(ScriptedDrafter(lambda ids, limit: [5] * limit), [1, 2, 3, 4], 1.0, CPU)
+
+    draft = drafter.propose([1, 2], 2, None)  # type: ignore[arg-type]
+
+    assert draft.ids.tolist() == [3, 4]
+
+
+def test_gaps_are_counted_in_steps_of_bfloat16() -> None:
+    one_row = torch.tensor([[4.0, 3.9, 0.0], [1.0, 0.5, 0.0], [2.0, 0.0, 1.0]])
+    several = torch.tensor([[4.0, 4.0625, 0.0], [1.0, 0.5, 0.0], [2.0, 0.0, 1.03125]])
+
+    found = gaps(one_row, several)
+
+    assert found["num_positions"] == 3
+    assert found["num_flips"] == 1
+    assert found["largest_gap_at_flips"] == pytest.approx(0.1 / 2**-5)
+    assert found["largest_steps"] == pytest.approx(0.1625 / 2**-5)
+    assert found["num_gaps_beyond_promise"] == 0
