@@ -10,6 +10,7 @@ from specgen.bench.results import MeasuredCosts
 from specgen.core.errors import DraftError
 from specgen.core.settings import SamplingSettings
 from specgen.engine.clock import Clock, device_clock
+from specgen.engine.contract import RecordingModel
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.runtime.loaded_models import LoadedModels
@@ -66,8 +67,9 @@ def measure_pass_costs(
     verify: dict[int, list[float]] = {n: [] for n in lengths}
     drafting: dict[str, list[tuple[float, float]]] = {label: [] for label in drafts}
     target.feed(ids[:-1])
-    # The first round warms up.
-    for number in range(NUM_SAMPLES + 1):
+    # The first round warms up; with recorded passes, the second one records them.
+    num_warmups = 2 if isinstance(target, RecordingModel) else 1
+    for number in range(NUM_SAMPLES + num_warmups):
         for n in lengths[:: -1 if number % 2 else 1]:
             if options.is_interrupted():
                 return _medians(verify, drafting)
@@ -75,7 +77,7 @@ def measure_pass_costs(
             target.logits([*ids, *[ids[-1]] * (n - 1)], n)
             seconds = read() - started
             target.rewind(len(ids) - 1)
-            if number:
+            if number >= num_warmups:
                 verify[n].append(seconds)
         for label in list(drafting):
             try:
@@ -84,7 +86,7 @@ def measure_pass_costs(
                 # Its runs will report the reason.
                 del drafting[label]
                 continue
-            if number:
+            if number >= num_warmups:
                 drafting[label].append(sample)
     for models in drafts.values():
         models.clear_caches()

@@ -7,7 +7,7 @@ The protocols after `LanguageModel` are optional: the loop uses what a model has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -96,3 +96,8 @@ class GreedyDrafter(Protocol):
 
     def confidence(self, index: int) -> float:
         """Reads the probability of a drafted token; NaN if its logits were not finite. Waits for the device."""
+
+
+def padded_rows_of(target: LanguageModel) -> Callable[[int], int] | None:
+    """Returns how many rows a target's passes really compute; None if as many as are asked for."""
+    return target.padded_rows if isinstance(target, RecordingModel) else None

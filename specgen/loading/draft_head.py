@@ -19,11 +19,13 @@ from specgen.loading.draft_head_folder import PREFIX, WEIGHTS, invalid_draft_hea
 from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.build_decoder import build_layer
+from specgen.models.cuda import draft_head_model
 from specgen.models.decoder import Decoder, Norm
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
+from specgen.models.draft_head import DraftHeadParts
 from specgen.models.formats import Float16Linear, Int8Linear, PackedKind, has_int8_matmul, packed_linear
 from specgen.models.quantized import fits_nf4, is_quantized, nf4_linear
+from specgen.models.static.model import StaticModel
 from specgen.models.tensor_names import NORM
 
 
@@ -46,12 +48,12 @@ def load_draft_head(
     config, head, name = resolved.config, resolved.draft_head, resolved.name
     assert head is not None, "the format says so"
     progress.stage(f"loading draft {name}")
-    if not isinstance(target, DecoderModel):
+    decoder = target.decoder if isinstance(target, DecoderModel | StaticModel) else None
+    if decoder is None or not isinstance(target, DecoderModel | StaticModel):
         raise PairError(
             f"the draft head {name} needs a target that specgen runs itself, but this one runs on transformers",
             "choose another draft, as in --draft lookup",
         )
-    decoder = target.decoder
     stored = load_tensors(resolved.path, config.vocab_rows or 0)
     columns = stored.pop("draft_ids", None)
     if columns is not None and int(columns[-1]) >= vocab_size:
@@ -89,7 +91,7 @@ def load_draft_head(
         num_bytes=weight_bytes(nn.ModuleList(module for module in own if module is not None)),
         remark=head.remark,
     )
-    return LoadedModel(DraftHeadModel(parts), info)
+    return LoadedModel(draft_head_model(parts, target), info)
 
 
 def load_tensors(folder: Path, num_target_ids: int) -> dict[str, Tensor]:

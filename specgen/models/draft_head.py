@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specgen.engine.memory_errors import memory_errors
-from specgen.models.cached_model import PREFILL_CHUNK
+from specgen.models.cached_model import PREFILL_CHUNK, ids_on
 from specgen.models.decoder import Layer, Norm
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.kv_slots import SliceSlots
+from specgen.models.kv_slots import KvSlots, Rotations, SliceSlots
 from specgen.models.target_features import TargetFeatures
 
 
@@ -92,7 +92,7 @@ class DraftHeadModel:
         while self.length < len(ids):
             first = self.length
             last = min(len(ids), first + PREFILL_CHUNK)
-            new = torch.tensor(ids[first:last], dtype=torch.int64)
+            new = ids_on(self._embedding.device, ids[first:last])
             self._last = self._forward(new, self._known_features(first, last))
             self._num_true = self.length
 
@@ -125,7 +125,7 @@ class DraftHeadModel:
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         length = min(length, self._num_true)
         if length <= self.start:
-            self.reset()
+            self._rewind_to_start()
             return
         self.length = self._num_true = length
         self._last = None
@@ -133,6 +133,12 @@ class DraftHeadModel:
     def reset(self) -> None:
         """Empties the cache and frees its memory."""
         self._slots.release()
+        self._restart()
+
+    def _rewind_to_start(self) -> None:
+        self.reset()
+
+    def _restart(self) -> None:
         self.length = self.start = self._num_true = 0
         self._last = None
 
@@ -159,15 +165,7 @@ class DraftHeadModel:
         started = perf_counter()
         try:
             with memory_errors():
-                hidden = functional.embedding(new.to(self._embedding.device), self._embedding)
-                hidden = hidden.to(device=self.device, dtype=self._dtype)
-                if self._join is not None:
-                    assert features is not None
-                    hidden = self._join(torch.cat([hidden, features], dim=-1))
-                rotations = self._slots.begin(self.length - self.start, new.shape[0])
-                for layer in self._layers:
-                    hidden = layer(hidden, rotations, self._slots)
-                output: Tensor = self._norm(hidden[-1:])
+                output = self._run(new, features)
         except BaseException:
             self.reset()
             raise
@@ -175,3 +173,20 @@ class DraftHeadModel:
         self.num_forwards += 1
         self.length += new.shape[0]
         return output
+
+    def _run(self, new: Tensor, features: Tensor | None) -> Tensor:
+        """Computes the pass of `_forward`."""
+        rotations = self._slots.begin(self.length - self.start, new.shape[0])
+        output: Tensor = self._norm(self._layers_output(new, features, rotations, self._slots)[-1:])
+        return output
+
+    def _layers_output(self, new: Tensor, features: Tensor | None, rotations: Rotations, slots: KvSlots) -> Tensor:
+        """Returns the outputs of the last layer for `new` `[n]`, `[n, hidden]`."""
+        hidden = functional.embedding(new.to(self._embedding.device), self._embedding)
+        hidden = hidden.to(device=self.device, dtype=self._dtype)
+        if self._join is not None:
+            assert features is not None
+            hidden = self._join(torch.cat([hidden, features], dim=-1))
+        for layer in self._layers:
+            hidden = layer(hidden, rotations, slots)
+        return hidden

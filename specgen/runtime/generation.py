@@ -13,6 +13,7 @@ from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo, RunReport
 from specgen.core.settings import BaselineMethod, DecodeSettings, SamplingSettings
 from specgen.engine.clock import Clock, device_clock
+from specgen.engine.contract import RecordingModel
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.runtime import learned_costs
@@ -117,6 +118,8 @@ class Generation:
             return None
         num_tokens = len(self.token_ids) if method == "full" else min(NUM_CALIBRATION_TOKENS, len(self.token_ids))
         num_uncounted = 0 if method == "full" else 1
+        if isinstance(self.models.target, RecordingModel):
+            num_uncounted = 2  # the first single-token pass runs plainly, the second one is recorded
         request, models = self.request, self.models
         models.reuse_prefix(request.prompt_ids)
         counts = Counts()
@@ -131,7 +134,7 @@ class Generation:
             if self._should_end():
                 return None
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
-        difference = first_difference(ids, self.token_ids) if compared else None
+        difference = first_difference(ids[:num_tokens], self.token_ids) if compared else None
         self.forecast = learned_costs.predict(models, self.counts, counts)
         num_timed, seconds = counts.num_emitted, counts.decode_seconds
         if method == "calibrate":

@@ -15,7 +15,7 @@ from specgen.core.machine import processor_name, version_of
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings
-from specgen.engine.contract import LanguageModel
+from specgen.engine.contract import LanguageModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
@@ -33,7 +33,7 @@ def load(models: LoadedModels, store: CostStore | None = None) -> None:
     """Starts with the pass costs that earlier runs of the same models measured."""
     store = store or CostStore()
     passes = {int(name): seconds for name, seconds in store.read(target_key(models)).items() if _is_length(name)}
-    costs = CostTable(passes)
+    costs = CostTable(passes, padded_rows_of(models.target))
     models.draft_length = CostAwareLength(costs, DraftCost(_token_seconds(models, store), costs))
 
 
@@ -70,6 +70,8 @@ def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping
 
 def observe(models: LoadedModels, round_: Round) -> None:
     """Updates the costs from a round with a fixed draft length; `-k auto` updates them itself."""
+    if round_.is_warmup:
+        return
     draft_length, num_drafted = models.draft_length, len(round_.draft_ids) + round_.num_cut
     draft_length.costs.observe(num_drafted + 1, round_.verify_seconds)
     if num_drafted and round_.source == "model":

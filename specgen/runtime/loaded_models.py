@@ -12,7 +12,7 @@ import torch
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import BatchInvarianceCheck, ModelInfo
 from specgen.core.settings import SamplingSettings
-from specgen.engine.contract import LanguageModel
+from specgen.engine.contract import LanguageModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
@@ -97,7 +97,7 @@ class LoadedModels:
         self.notices = notices
         self.load_seconds = perf_counter() - pair.started
         self.lookup = LookupDrafter(pair.lookup_ids)
-        self.draft_length = CostAwareLength(CostTable(), DraftCost())
+        self.draft_length = CostAwareLength(CostTable(padded=padded_rows_of(self.target)), DraftCost())
         """Decides draft lengths by cost; what it learns serves later answers, too."""
         self._text_ids: list[int] = []
 
@@ -201,9 +201,12 @@ class LoadedModels:
 
 
 def peak_memory_bytes(devices: Sequence[torch.device]) -> int:
-    """Returns the peak memory so far: of the CUDA devices if there are any, else of the process (resident size)."""
+    """Returns the peak memory so far: of the CUDA devices if there are any, else of the process (resident size).
+
+    On CUDA it is what torch reserved: the memory of recorded passes is not allocated between replays.
+    """
     if any(device.type == "cuda" for device in devices):
-        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+        return sum(torch.cuda.max_memory_reserved(index) for index in range(torch.cuda.device_count()))
     try:
         import resource
     except ImportError:  # Windows

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from specgen.models.cached_model import CachedModel
+from specgen.models.decoder import Decoder
 from specgen.models.static.features import StaticFeatures
+from specgen.models.static.inputs import DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.passes import DecoderPass, StaticPass
 from specgen.models.static.recorder import Recorder, Replays
 from specgen.models.static.slots import MAX_ROWS
 from specgen.models.target_features import TargetFeatures
-
-ROWS = (1, 2, 3, 4, 5, 6, 8, 12, MAX_ROWS)
-"""Rows of the recorded passes; others are padded. Kernels of 4-bit weights have steps between 5 and 8 rows."""
-FIRST_BUCKET = 512
-"""Positions that the shortest recorded pass reads; each further bucket is twice as long."""
-PREFILL_STEP = 64
-"""A prefill pass reads the cache up to a multiple of this: attention kernels want aligned masks."""
-
-
-def capacity_for(num_tokens: int) -> int:
-    """Returns the smallest capacity for a text: a bucket's length."""
-    capacity = FIRST_BUCKET
-    while capacity < num_tokens:
-        capacity *= 2
-    return capacity
 
 
 class StaticModel(CachedModel):
@@ -45,14 +31,13 @@ class StaticModel(CachedModel):
     def __init__(self, static_pass: StaticPass, vocab_size: int, recorder: Recorder) -> None:
         super().__init__(vocab_size, static_pass.num_embeddings, static_pass.device)
         self.static_pass = static_pass
+        self.recorder = recorder
         self.replays = Replays(recorder)
         self.capacity = 0
         """Positions of the cache."""
         with torch.inference_mode():
-            integers = torch.zeros(MAX_ROWS, dtype=torch.int64, device=self.device)
-            self._ids, self._verdict = integers, integers.new_zeros(MAX_ROWS + 2)
-            self._position, self._count = integers.new_zeros(1), integers.new_zeros(1)
-            self._offsets = torch.arange(MAX_ROWS, device=self.device)
+            self._inputs = PassInputs(self.device)
+            self._verdict = torch.zeros(MAX_ROWS + 2, dtype=torch.int64, device=self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
             self._drafted = DraftedTokens(self.device)
 
@@ -63,7 +48,7 @@ class StaticModel(CachedModel):
 
     def padded_rows(self, num_rows: int) -> int:
         """Returns the rows of the recorded pass for `num_rows`; larger passes are not recorded, nor padded."""
-        return ROWS[bisect_left(ROWS, num_rows)] if num_rows <= MAX_ROWS else num_rows
+        return padded_rows(num_rows)
 
     def take_failure(self) -> str | None:
         """Returns once why recording failed, if it did."""
@@ -74,6 +59,11 @@ class StaticModel(CachedModel):
     def module(self) -> nn.Module:
         """The weights."""
         return self.static_pass.module
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The weights as specgen's decoder, if it computes the passes."""
+        return self.static_pass.decoder if isinstance(self.static_pass, DecoderPass) else None
 
     @property
     def target_features(self) -> TargetFeatures | None:
@@ -129,7 +119,7 @@ class StaticModel(CachedModel):
         num_new = draft_ids.shape[0] + 1
         if len(ids) != self.length + 1 or num_new > MAX_ROWS:
             return None
-        self._ids[1:num_new].copy_(draft_ids, non_blocking=True)
+        self._inputs.ids[1:num_new].copy_(draft_ids, non_blocking=True)
         self._counted(num_new, lambda: self._play("verify", self._tensor(ids[-1:]), num_new, self._write_verdict))
         numbers: list[int] = self._verdict[: num_new + 2].tolist()
         return numbers
@@ -140,7 +130,7 @@ class StaticModel(CachedModel):
         if index:
             self._counted(1, lambda: self._play("step", None, 1, self._write_next_token))
             return
-        self.feed(ids[: len(ids) - MAX_ROWS])
+        self.feed(ids[: max(0, len(ids) - MAX_ROWS)])
         new = self._tensor(ids[self.length :])
         self._drafted.restart()
         self._counted(new.shape[0], lambda: self._play("draft", new, new.shape[0], self._write_first_token))
@@ -155,7 +145,7 @@ class StaticModel(CachedModel):
 
     @torch.inference_mode()
     def _release(self) -> None:
-        self._ids.zero_()
+        self._inputs.ids.zero_()
         self.replays.clear()
         self.static_pass.release()
         self.capacity = 0
@@ -171,8 +161,7 @@ class StaticModel(CachedModel):
         last = self.length + num_new
         self.reserve(last)
         positions = torch.arange(self.length, last, device=self.device)
-        bucket = min(-(-last // PREFILL_STEP) * PREFILL_STEP, self.capacity)
-        logits = self.static_pass.run(new, positions, bucket, num_last)
+        logits = self.static_pass.run(new, positions, prefill_bucket(last, self.capacity), num_last)
         self._note_features(last)
         return logits
 
@@ -181,10 +170,8 @@ class StaticModel(CachedModel):
         last = self.length + num_new
         self.reserve(last)
         if new is not None:
-            self._ids[: new.shape[0]].copy_(new)
-            self._position.fill_(self.length)
-            self._count.fill_(num_new)
-        rows, bucket = self.padded_rows(num_new), self.bucket(last)
+            self._inputs.write(new, self.length, num_new)
+        rows, bucket = padded_rows(num_new), self.bucket(last)
         self.replays.run((name, rows, bucket), lambda: work(rows, bucket))
         self._note_features(last)
 
@@ -196,58 +183,23 @@ class StaticModel(CachedModel):
     # What is recorded: functions of the static tensors only.
 
     def _write_logits(self, rows: int, bucket: int) -> None:
-        positions = self._offsets[:rows] + self._position
-        logits = self.static_pass.run(self._ids[:rows], positions, bucket, rows)
+        logits = self.static_pass.run(self._inputs.ids[:rows], self._inputs.positions(rows), bucket, rows)
         self._logits[:rows] = logits[:, : self.vocab_size]
 
     def _write_verdict(self, rows: int, bucket: int) -> None:
         self._write_logits(rows, bucket)
         top = self._logits[:rows].max(dim=-1)
-        num_drafted = self._count - 1
-        draft_ids = self._ids[1:rows]
-        is_match = (top.indices[:-1] == draft_ids) & (self._offsets[: rows - 1] < num_drafted)
+        num_drafted, offsets, draft_ids = self._inputs.count - 1, self._inputs.offsets[:rows], self._inputs.ids[1:rows]
+        is_match = (top.indices[:-1] == draft_ids) & (offsets[:-1] < num_drafted)
         num_accepted = is_match.long().cumprod(dim=0).sum(dim=0, keepdim=True)
-        is_finite = (top.values.isfinite() | (self._offsets[:rows] > num_drafted)).all().view(1).long()
+        is_finite = (top.values.isfinite() | (offsets > num_drafted)).all().view(1).long()
         verdict = [num_accepted, top.indices.index_select(0, num_accepted), is_finite, draft_ids]
         self._verdict[: rows + 2] = torch.cat(verdict)
 
     def _write_first_token(self, rows: int, bucket: int) -> None:
         self._write_logits(rows, bucket)
-        self._feed_back(self._logits.index_select(0, self._count - 1), self._count)
+        self._inputs.feed_back(self._drafted.append(self._logits.index_select(0, self._inputs.count - 1)))
 
     def _write_next_token(self, rows: int, bucket: int) -> None:
         self._write_logits(rows, bucket)
-        self._feed_back(self._logits[:1], 1)
-
-    def _feed_back(self, logits: Tensor, num_fed: Tensor | int) -> None:
-        """Makes the likeliest token the input of the next pass."""
-        self._ids[:1] = self._drafted.append(logits)
-        self._position += num_fed
-
-
-class DraftedTokens:
-    """The tokens of one greedy draft, chosen and stored on the device.
-
-    Args:
-        device: The draft's device.
-        columns: As in `ModelDrafter`.
-    """
-
-    def __init__(self, device: torch.device, columns: Tensor | None = None) -> None:
-        self.ids = torch.zeros(MAX_ROWS, dtype=torch.int64, device=device)
-        self.confidences = torch.zeros(MAX_ROWS, device=device)
-        self._index = torch.zeros(1, dtype=torch.int64, device=device)
-        self._columns = columns
-
-    def restart(self) -> None:
-        """Begins a new draft."""
-        self._index.zero_()
-
-    def append(self, logits: Tensor) -> Tensor:
-        """Appends the likeliest token of `[1, vocab]` logits and returns it, `[1]`."""
-        top = logits.max(dim=-1)
-        token = top.indices if self._columns is None else self._columns.index_select(0, top.indices)
-        self.ids.index_copy_(0, self._index, token)
-        self.confidences.index_copy_(0, self._index, (top.values - logits.logsumexp(dim=-1)).exp())
-        self._index += 1
-        return token
+        self._inputs.feed_back(self._drafted.append(self._logits[:1]))

@@ -99,9 +99,9 @@ class Replays:
         """Why recording failed, if it did; all work runs plainly since then."""
 
     @property
-    def num_recorded(self) -> int:
-        """Number of recordings in memory."""
-        return len(self._recorded)
+    def recorded_keys(self) -> frozenset[Hashable]:
+        """Keys of the recordings in memory."""
+        return frozenset(self._recorded)
 
     def run(self, key: Hashable, work: Work) -> None:
         """Does the work. Equal keys mean equal work on the same tensors."""

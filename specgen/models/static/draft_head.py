@@ -1,0 +1,130 @@
+"""A draft head on recorded passes: on a large card, one or two layers are the fastest draft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
+from specgen.models.static.inputs import DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
+from specgen.models.static.recorder import Recorder, Replays
+from specgen.models.static.slots import MAX_ROWS, TensorSlots
+
+
+class StaticDraftHead(DraftHeadModel):
+    """A draft head whose passes are recorded, and whose greedy tokens are fed back on the device.
+
+    Args:
+        parts: The draft head.
+        recorder: Records its passes.
+    """
+
+    def __init__(self, parts: DraftHeadParts, recorder: Recorder) -> None:
+        super().__init__(parts)
+        self.replays = Replays(recorder)
+        self.capacity = 0
+        with torch.inference_mode():
+            self._inputs = PassInputs(self.device)
+            self._drafted = DraftedTokens(self.device, parts.columns)
+            self._tensor_slots = TensorSlots(parts.spec, parts.norm.weight.to(parts.dtype))
+            width = parts.spec.hidden_size
+            self._given = torch.zeros(MAX_ROWS, width, dtype=parts.dtype, device=self.device)
+            self._output = torch.zeros(1, width, dtype=parts.dtype, device=self.device)
+
+    @property
+    def num_warmups(self) -> int:
+        """As in `RecordingModel`."""
+        return self.replays.num_warmups
+
+    def padded_rows(self, num_rows: int) -> int:
+        """As in `RecordingModel`."""
+        return padded_rows(num_rows)
+
+    def take_failure(self) -> str | None:
+        """As in `RecordingModel`."""
+        failure, self.replays.failure = self.replays.failure, None
+        return failure
+
+    @torch.inference_mode()
+    def draft_token(self, ids: Sequence[int], index: int) -> None:
+        """As in `GreedyDrafter`."""
+        if index == 0:
+            self.feed(ids)
+            self._drafted.restart()
+            self._inputs.position.fill_(self.length - self.start)
+            self._inputs.count.zero_()
+            self.replays.run("choose", self._choose)
+            return
+        # The last drafted token is fed now, with this draft's own output in place of the target's features.
+        self._reserve(self.length - self.start + 1)
+        bucket = capacity_for(self.length - self.start + 1)
+        self.replays.run(("step", bucket), lambda: self._step(bucket))
+        self.num_forwards += 1
+        self.length += 1
+        if self._join is None:
+            self._num_true = self.length
+
+    def drafted_ids(self, count: int) -> Tensor:
+        """As in `GreedyDrafter`."""
+        return self._drafted.ids[:count]
+
+    def confidence(self, index: int) -> float:
+        """As in `GreedyDrafter`."""
+        return float(self._drafted.confidences[index])
+
+    @torch.inference_mode()
+    def reset(self) -> None:
+        """Empties the cache and frees its memory."""
+        self.replays.clear()
+        self._tensor_slots.release()
+        self._inputs.ids.zero_()
+        self.capacity = 0
+        super().reset()
+
+    def _rewind_to_start(self) -> None:
+        self._restart()  # keeps the memory, so that the recordings stay valid
+
+    def _reserve(self, num_positions: int) -> None:
+        needed = num_positions + MAX_ROWS
+        if needed > self.capacity:
+            capacity = capacity_for(needed)
+            self._tensor_slots.grow(capacity, self.length - self.start)
+            self.capacity = capacity
+            self.replays.clear()
+
+    def _run(self, new: Tensor, features: Tensor | None) -> Tensor:
+        num_new, position = new.shape[0], self.length - self.start
+        last = position + num_new
+        self._reserve(last)
+        if num_new > MAX_ROWS:
+            positions = torch.arange(position, last, device=self.device)
+            rotations = self._tensor_slots.begin(positions, prefill_bucket(last, self.capacity))
+            hidden = self._layers_output(new, features, rotations, self._tensor_slots)
+            self._output[:] = self._norm(hidden[-1:])
+            return self._output
+        self._inputs.write(new, position, num_new)
+        if features is not None:
+            self._given[:num_new] = features
+        rows, bucket = padded_rows(num_new), min(capacity_for(last), self.capacity)
+        self.replays.run(("feed", rows, bucket), lambda: self._write_output(rows, bucket))
+        return self._output
+
+    # What is recorded: functions of the static tensors only.
+
+    def _write_output(self, rows: int, bucket: int) -> None:
+        ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
+        rotations = self._tensor_slots.begin(positions, bucket)
+        given = None if self._join is None else self._given[:rows]
+        hidden = self._layers_output(ids, given, rotations, self._tensor_slots)
+        self._output[:] = self._norm(hidden.index_select(0, self._inputs.count - 1))
+
+    def _choose(self) -> None:
+        logits: Tensor = self._head(self._output)[:, : self.vocab_size]
+        self._inputs.feed_back(self._drafted.append(logits.float()))
+
+    def _step(self, bucket: int) -> None:
+        self._given[:1] = self._output
+        self._write_output(1, bucket)
+        self._choose()

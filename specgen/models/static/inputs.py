@@ -1,0 +1,93 @@
+"""What a recorded pass reads and writes: tensors at fixed addresses, and the sizes that passes come in."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import torch
+from torch import Tensor
+
+from specgen.models.static.slots import MAX_ROWS
+
+ROWS = (1, 2, 3, 4, 5, 6, 8, 12, MAX_ROWS)
+"""Rows of the recorded passes; others are padded. Kernels of 4-bit weights have steps between 5 and 8 rows."""
+FIRST_BUCKET = 512
+"""Positions that the shortest recorded pass reads; each further bucket is twice as long."""
+PREFILL_STEP = 64
+"""A prefill pass reads the cache up to a multiple of this: attention kernels want aligned masks."""
+
+
+def padded_rows(num_rows: int) -> int:
+    """Returns the rows of the recorded pass for `num_rows`; larger passes are not recorded, nor padded."""
+    return ROWS[bisect_left(ROWS, num_rows)] if num_rows <= MAX_ROWS else num_rows
+
+
+def capacity_for(num_positions: int) -> int:
+    """Returns the smallest bucket that holds so many positions."""
+    capacity = FIRST_BUCKET
+    while capacity < num_positions:
+        capacity *= 2
+    return capacity
+
+
+def prefill_bucket(num_positions: int, capacity: int) -> int:
+    """Returns how much of the cache a pass reads that is not recorded."""
+    return min(-(-num_positions // PREFILL_STEP) * PREFILL_STEP, capacity)
+
+
+class PassInputs:
+    """Inputs of a recorded pass: ids, the position of the first one, and how many of the rows are not padding.
+
+    Args:
+        device: The device that the passes run on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.ids = torch.zeros(MAX_ROWS, dtype=torch.int64, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.count = torch.zeros(1, dtype=torch.int64, device=device)
+        self.offsets = torch.arange(MAX_ROWS, device=device)
+
+    def write(self, new: Tensor, position: int, count: int) -> None:
+        """Sets the first ids to `new` `[n]`, and the other inputs to numbers of the host. Waits for nothing."""
+        self.ids[: new.shape[0]].copy_(new, non_blocking=True)
+        self.position.fill_(position)
+        self.count.fill_(count)
+
+    def positions(self, rows: int) -> Tensor:
+        """Returns the positions of the rows, `[rows]`."""
+        return self.offsets[:rows] + self.position
+
+    def feed_back(self, token: Tensor) -> None:
+        """Makes a token `[1]` the input of the next pass, which follows this one."""
+        self.ids[:1] = token
+        self.position += self.count
+        self.count.fill_(1)
+
+
+class DraftedTokens:
+    """The tokens of one greedy draft, chosen and stored on the device.
+
+    Args:
+        device: The draft's device.
+        columns: As in `ModelDrafter`.
+    """
+
+    def __init__(self, device: torch.device, columns: Tensor | None = None) -> None:
+        self.ids = torch.zeros(MAX_ROWS, dtype=torch.int64, device=device)
+        self.confidences = torch.zeros(MAX_ROWS, device=device)
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._columns = columns
+
+    def restart(self) -> None:
+        """Begins a new draft."""
+        self._index.zero_()
+
+    def append(self, logits: Tensor) -> Tensor:
+        """Appends the likeliest token of `[1, vocab]` logits and returns it, `[1]`."""
+        top = logits.max(dim=-1)
+        token = top.indices if self._columns is None else self._columns.index_select(0, top.indices)
+        self.ids.index_copy_(0, self._index, token)
+        self.confidences.index_copy_(0, self._index, (top.values - logits.logsumexp(dim=-1)).exp())
+        self._index += 1
+        return token

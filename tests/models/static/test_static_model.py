@@ -1,0 +1,478 @@
+"""Recorded passes: the same text as without them, wherever a replay is in the text, and one host read a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specgen.core.events import Notice, Round
+from specgen.core.settings import DecodeSettings, SamplingSettings
+from specgen.engine.contract import GreedyDrafter, GreedyVerifier, RecordingModel
+from specgen.engine.decoding import DecodeOptions, decode
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import CostAwareLength
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.enumeration import ScriptedRandomness, every_outcome
+from specgen.engine.sampling import Sampler
+from specgen.models.cuda import prepare_cuda, recorded
+from specgen.models.decoder import Norm
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.static import inputs
+from specgen.models.static.admission import admission_failure
+from specgen.models.static.inputs import ROWS, capacity_for, padded_rows
+from specgen.models.static.model import StaticModel
+from specgen.models.static.passes import WholePass, fits_whole_pass
+from specgen.models.static.recorder import PlainRecorder, Replays
+from specgen.models.static.slots import MAX_ROWS
+from specgen.models.transformers_model import TransformersModel
+from tests.decoders import decoder_model
+from tests.draft_heads import SHAPES, open_draft, tiny_draft
+from tests.fakes import GREEDY, assert_close, ids_of, oracle, rounds_of, run_events, sampler, tiny_model
+from tests.models.static.builders import host_reads, static_model, traces_of, whole_model
+from tests.models.static.recorder import TraceRecorder
+from tests.models.test_decoder import FAMILIES, build
+
+PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
+NUM_TOKENS = 40
+SAMPLED = SamplingSettings(temperature=0.9, seed=5)
+
+
+@cache
+def model_of(kind: str, seed: int = 0) -> Any:
+    return build(kind) if seed == 0 else tiny_model("llama", seed)
+
+
+@cache
+def greedy_text(kind: str) -> tuple[int, ...]:
+    output = model_of(kind).generate(
+        torch.tensor([PROMPT]), do_sample=False, max_new_tokens=NUM_TOKENS, eos_token_id=None, pad_token_id=0
+    )
+    return tuple(output[0, len(PROMPT) :].tolist())
+
+
+def text(target: StaticModel, drafter: Drafter, num_draft_tokens: int = 4, **options: Any) -> list[int]:
+    target.rewind(0)
+    drafter.rewind(0)
+    events = run_events(
+        target, drafter, PROMPT, max_new_tokens=NUM_TOKENS, num_draft_tokens=num_draft_tokens, **options
+    )
+    assert not any(isinstance(event, Notice) for event in events)
+    return ids_of(events)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_greedy_text_of_every_family_equals_transformers(kind: str) -> None:
+    target, draft = static_model(model_of(kind)), static_model(model_of("llama", 1))
+
+    assert tuple(text(target, ModelDrafter(draft, 96, sampler()))) == greedy_text(kind)
+    assert tuple(text(target, oracle(greedy_text(kind), len(PROMPT)))) == greedy_text(kind)
+    assert len(target.replays.recorded_keys) >= 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "phi3-window"])
+def test_text_past_a_bucket_equals_that_without_recording(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "FIRST_BUCKET", 16)
+    static, plain = static_model(model_of(kind)), decoder_model(model_of(kind), 96)
+    drafter = ModelDrafter(static_model(model_of("llama", 1)), 96, sampler())
+
+    assert text(static, drafter) == text(plain, NoDrafter())
+    assert static.capacity >= 64
+    assert {bucket for _, _, bucket in static.replays.recorded_keys} >= {32, 64}
+
+
+@pytest.mark.parametrize("make", [static_model, whole_model])
+def test_one_seed_gives_one_text_with_any_draft(make: Callable[[Any], StaticModel]) -> None:
+    sampling = SamplingSettings(temperature=0.8, seed=7, same_text=True)
+
+    def run(drafts: bool) -> list[int]:
+        own = Sampler.seeded(sampling, torch.device("cpu"), 96)
+        drafter = ModelDrafter(make(model_of("llama", 1)), 96, own) if drafts else NoDrafter()
+        options = DecodeOptions(DecodeSettings(30, 4))
+        return ids_of(list(decode(make(model_of("llama")), drafter, PROMPT, own, options)))
+
+    assert run(True) == run(False)
+
+
+# replays
+
+
+def filled(make: Callable[[Any], StaticModel], kind: str = "llama") -> StaticModel:
+    """A model whose passes of every size are recorded."""
+    model = make(model_of(kind))
+    for rows in ROWS:
+        for _ in range(2):
+            model.rewind(0)
+            model.feed(PROMPT)
+            model.logits([*PROMPT, *range(rows)], rows)
+    return model
+
+
+@pytest.mark.parametrize("make", [static_model, whole_model])
+@given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
+@settings(max_examples=15)
+def test_poison_after_the_text_changes_no_logits(
+    make: Callable[[Any], StaticModel], steps: list[tuple[int, int]], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    model, plain = filled(make), decoder_model(model_of("llama"), 96)
+    model.rewind(0)
+    ids = [1]
+    for num_fed, num_removed in steps:
+        ids = [*ids, *torch.randint(0, 96, (num_fed,), generator=generator).tolist()]
+        poison(model)
+        assert_close(model.logits(ids, 1), plain.logits(ids, 1))
+        ids = ids[: max(1, len(ids) - num_removed)]
+        for each in (model, plain):
+            each.rewind(len(ids) - 1)
+
+
+@torch.inference_mode()
+def poison(model: StaticModel) -> None:
+    """Fills what no pass may read: all outputs, and keys and values after the text."""
+    model._logits.fill_(float("nan"))
+    model._verdict.fill_(-1)
+    if isinstance(model.static_pass, WholePass):
+        layers = [] if model.static_pass._cache is None else model.static_pass._cache.layers
+        caches = [part[0] for layer in layers if layer.is_initialized for part in (layer.keys, layer.values)]
+    else:
+        caches = [*model.static_pass._slots._keys, *model.static_pass._slots._values]
+    for cached in caches:
+        cached[:, model.length :] = 1e4  # not NaN: a weight of 0 times NaN is NaN
+
+
+@pytest.mark.parametrize("make", [static_model, whole_model])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "tied"])
+def test_a_recording_does_not_depend_on_the_position(make: Callable[[Any], StaticModel], kind: str) -> None:
+    model = make(model_of(kind))
+    model.logits(list(range(30)), 1)
+    for length in (25, 9):
+        model.replays.clear()
+        for _ in range(2):
+            model.rewind(length)
+            model.logits(list(range(length + 3)), 3)
+
+    first, second = (trace.signature() for trace in traces_of(model)[-2:])
+    assert first == second
+    assert len(first) > 50
+
+
+def test_a_host_read_while_recording_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = StaticModel._write_logits
+
+    def reading(self: StaticModel, rows: int, bucket: int) -> None:
+        original(self, rows, bucket)
+        assert self._logits[0, 0].item() == self._logits[0, 0].item()
+
+    monkeypatch.setattr(StaticModel, "_write_logits", reading)
+    model = filled(static_model)
+
+    assert "reads the device" in str(model.take_failure())
+
+
+def test_a_failed_recording_is_reported_once_and_costs_no_text() -> None:
+    class Failing:
+        def record(self, work: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError("no graphs today\nsecond line")
+
+    target = StaticModel(static_model(model_of("llama")).static_pass, 96, Failing())
+    events = run_events(target, NoDrafter(), PROMPT, max_new_tokens=NUM_TOKENS)
+
+    assert tuple(ids_of(events)) == greedy_text("llama")
+    notices = [event for event in events if isinstance(event, Notice)]
+    assert [notice.code for notice in notices] == ["recording_failed"]
+    assert "no graphs today" in notices[0].message
+
+
+def test_growing_forgets_the_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "FIRST_BUCKET", 32)
+    model = static_model(model_of("llama"))
+    for _ in range(2):
+        model.rewind(0)
+        model.logits([1, 2, 3], 1)
+    assert model.replays.recorded_keys == {("logits", 3, 32)}
+
+    model.reserve(200)
+
+    assert (model.capacity, model.replays.recorded_keys) == (256, frozenset())
+
+
+@given(st.integers(1, 40))
+def test_passes_are_padded_to_the_next_recorded_size(num_rows: int) -> None:
+    padded = padded_rows(num_rows)
+
+    assert padded >= num_rows
+    assert padded == num_rows if num_rows > MAX_ROWS else padded in ROWS
+    assert capacity_for(padded) >= padded
+
+
+# host reads
+
+
+@pytest.mark.parametrize(("policy", "most"), [("fixed", 1), ("auto", 2 + 4)])
+def test_host_reads_of_a_greedy_round(policy: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, draft = static_model(model_of("llama")), static_model(model_of("llama"))
+    drafter = ModelDrafter(draft, 96, sampler())
+    length = (
+        FixedLength()
+        if policy == "fixed"
+        else CostAwareLength(CostTable(dict.fromkeys(range(1, 9), 1.0)), DraftCost(0.01))
+    )
+    options = DecodeOptions(DecodeSettings(NUM_TOKENS, 4), draft_length=length)
+    events = decode(target, drafter, PROMPT, sampler(), options)
+    counts: list[tuple[int, int]] = []
+    with host_reads(monkeypatch) as reads:
+        for event in events:
+            if isinstance(event, Round):
+                counts.append((len(event.draft_ids) + event.num_cut, len(reads)))
+            reads.clear()
+
+    assert max(drafted for drafted, _ in counts) == 4
+    assert all(1 <= found <= (most if policy == "fixed" else 2 + drafted) for drafted, found in counts)
+
+
+def test_static_models_have_what_the_loop_asks_for() -> None:
+    model = static_model(model_of("llama"))
+
+    assert isinstance(model, RecordingModel)
+    assert isinstance(model, GreedyVerifier)
+    assert isinstance(model, GreedyDrafter)
+
+
+@pytest.mark.parametrize("num_drafted", [0, 1, 4, 7, 16])
+@given(st.data())
+@settings(max_examples=10)
+def test_the_verdict_of_the_device_is_that_of_the_logits(num_drafted: int, data: st.DataObject) -> None:
+    static, plain = shared_pair()
+    num_right = data.draw(st.integers(0, num_drafted))
+    draft = list(greedy_text("llama")[:num_right]) + data.draw(
+        st.lists(st.integers(0, 95), min_size=num_drafted - num_right, max_size=num_drafted - num_right)
+    )
+    for model in (static, plain):
+        model.rewind(0)
+        model.feed(PROMPT[:-1])
+
+    found = static.verify_greedy(PROMPT, torch.tensor(draft, dtype=torch.int64))
+
+    top = plain.logits(PROMPT, num_drafted + 1, tail=torch.tensor(draft, dtype=torch.int64)).argmax(-1).tolist()
+    accepted = next((i for i, token in enumerate(draft) if token != top[i]), num_drafted)
+    assert found == [accepted, top[accepted], 1, *draft]
+
+
+@cache
+def shared_pair() -> tuple[StaticModel, Any]:
+    return static_model(model_of("llama")), decoder_model(model_of("llama"), 96)
+
+
+def test_a_verdict_over_too_much_is_left_to_the_logits() -> None:
+    model = static_model(model_of("llama"))
+
+    assert model.verify_greedy(PROMPT, torch.tensor([1])) is None  # the prompt is not in the cache
+    model.feed(PROMPT[:-1])
+    assert model.verify_greedy(PROMPT, torch.zeros(MAX_ROWS, dtype=torch.int64)) is None
+    assert model.length == len(PROMPT) - 1
+
+
+def test_logits_that_are_not_finite_end_the_text() -> None:
+    from specgen.core.errors import NumericalError
+
+    model = static_model(build("llama"))
+    model.module.head.weight.data[5] = float("nan")
+
+    with pytest.raises(NumericalError):
+        text(model, NoDrafter())
+
+
+def test_a_draft_that_is_not_finite_is_dropped() -> None:
+    draft = static_model(build("llama"))
+    draft.module.head.weight.data[5] = float("nan")
+    policy = CostAwareLength(CostTable({1: 1.0, 2: 1.0}), DraftCost(0.01))
+    events = run_events(
+        static_model(model_of("llama")),
+        ModelDrafter(draft, 96, sampler()),
+        PROMPT,
+        max_new_tokens=NUM_TOKENS,
+        draft_length=policy,
+    )
+
+    assert tuple(ids_of(events)) == greedy_text("llama")
+    assert [event.code for event in events if isinstance(event, Notice)] == ["draft_dropped"]
+
+
+# what is learned
+
+
+def test_warm_up_rounds_are_marked_and_not_learned() -> None:
+    policy = CostAwareLength(CostTable(), DraftCost())
+    events = run_events(static_model(model_of("llama")), NoDrafter(), PROMPT, max_new_tokens=6, draft_length=policy)
+
+    assert [round_.is_warmup for round_ in rounds_of(events)] == [True, True, False, False, False, False]
+    assert policy.costs.num_passes == 4
+
+
+def test_padded_rows_share_a_cost() -> None:
+    costs = CostTable(padded=padded_rows)
+    costs.observe(7, 2.0)
+
+    assert costs.known == {8: 2.0}
+    assert costs.is_supported(7)
+    assert costs.is_supported(8)
+    assert costs.seconds(7) == costs.seconds(8)
+
+
+def test_work_is_plain_then_recorded_then_replayed() -> None:
+    done: list[str] = []
+
+    class Spy:
+        def record(self, work: Callable[[], None]) -> Callable[[], None]:
+            done.append("recorded")
+            return lambda: done.append("replayed")
+
+    replays = Replays(Spy())
+    for _ in range(3):
+        replays.run("key", lambda: done.append("plain"))
+
+    assert done == ["plain", "recorded", "replayed", "replayed"]
+    assert replays.num_warmups == 2
+
+
+# draft heads
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without(name: str) -> None:
+    model = model_of("llama")
+    folder = tiny_draft(name, model, "static-llama")
+    plain_target, target = decoder_model(model, 96), static_model(model)
+
+    def events(run_target: Any, sampling: SamplingSettings = GREEDY) -> list[Round]:
+        head = open_draft(folder, run_target)
+        own = Sampler.seeded(sampling, torch.device("cpu"), 96)
+        drafter = ModelDrafter(head, 96, own, columns=head.columns)
+        found = list(decode(run_target, drafter, PROMPT, own, DecodeOptions(DecodeSettings(NUM_TOKENS, 4))))
+        assert not any(isinstance(event, Notice) for event in found)
+        return rounds_of(found)
+
+    plain, static = events(plain_target), events(target)
+
+    assert [round_.draft_ids for round_ in static] == [round_.draft_ids for round_ in plain]
+    assert [token for round_ in static for token in round_.token_ids] == list(greedy_text("llama"))
+    target.rewind(0)
+    plain_target.rewind(0)
+    assert [r.token_ids for r in events(target, SAMPLED)] == [r.token_ids for r in events(plain_target, SAMPLED)]
+
+
+# the distribution
+
+
+@pytest.mark.parametrize("rule", ["block", "token"])
+def test_sampling_keeps_the_targets_distribution(rule: str) -> None:
+    target, draft = (static_model(tiny_model("llama", seed, vocab_size=3), 3) for seed in (0, 1))
+    prompt = [1, 2]
+
+    def distribution(drafts: bool) -> dict[tuple[int, ...], float]:
+        def run(randomness: ScriptedRandomness) -> tuple[int, ...]:
+            target.rewind(0)
+            draft.rewind(0)
+            own = Sampler(SamplingSettings(temperature=2.0), randomness)
+            drafter = ModelDrafter(draft, 3, own) if drafts else NoDrafter()
+            events = list(decode(target, drafter, prompt, own, DecodeOptions(DecodeSettings(3, 2, verification=rule))))
+            assert not any(isinstance(event, Notice) for event in events)
+            return tuple(ids_of(events))
+
+        found: dict[tuple[int, ...], float] = {}
+        for probability, tokens in every_outcome(run):
+            found[tokens] = found.get(tokens, 0.0) + probability
+        return found
+
+    expected, found = distribution(False), distribution(True)
+
+    assert abs(sum(found.values()) - 1) < 1e-6
+    assert all(abs(found.get(tokens, 0.0) - probability) < 1e-5 for tokens, probability in expected.items())
+
+
+# admission
+
+
+def test_recorded_passes_are_admitted_if_they_compute_the_same() -> None:
+    for model in (decoder_model(model_of("gemma3"), 96), TransformersModel(model_of("qwen2"), 96)):
+        found, reason = recorded(model, TraceRecorder())
+        assert reason is None
+        assert isinstance(found, StaticModel)
+        assert found.length == 0
+
+
+def test_a_window_keeps_transformers_passes_unrecorded() -> None:
+    model = TransformersModel(model_of("mistral-window"), 96)
+
+    found, reason = recorded(model, TraceRecorder())
+
+    assert found is model
+    assert "a layer has a window" in str(reason)
+    assert not fits_whole_pass(model_of("gemma3"))
+
+
+def test_passes_that_differ_are_not_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder_model(model_of("llama"), 96)
+    original = StaticModel._write_logits
+
+    def rolled(self: StaticModel, rows: int, bucket: int) -> None:
+        original(self, rows, bucket)
+        self._logits[:rows] = self._logits[:rows].roll(1, 0)
+
+    monkeypatch.setattr(StaticModel, "_write_logits", rolled)
+    found, reason = recorded(model, TraceRecorder())
+
+    assert found is model
+    assert "differ from plain ones" in str(reason)
+
+
+def test_passes_that_fail_are_not_admitted() -> None:
+    static = static_model(model_of("llama"))
+    static._inputs.offsets = torch.arange(3)  # too few for a pass over five rows
+
+    assert "recording failed" in str(admission_failure(static, decoder_model(model_of("llama"), 96)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_float32", [False, True])
+def test_the_fused_norm_rounds_at_most_once_more(dtype: torch.dtype, in_float32: bool) -> None:
+    spec = DecoderSpec(64, 64, 4, 4, 16, 96, (), norm_offset=1.0, scales_norm_in_float32=in_float32)
+    generator = torch.Generator().manual_seed(0)
+    norm = Norm(torch.randn(64, generator=generator).to(dtype), spec)
+    hidden = torch.randn(5, 64, generator=generator).to(dtype)
+
+    found, expected = norm.fused(hidden), norm(hidden)
+
+    assert found.dtype == expected.dtype == dtype
+    assert float((found - expected).abs().max()) <= 2 * torch.finfo(dtype).eps * float(expected.abs().max())
+
+
+def test_plain_recording_repeats_the_work() -> None:
+    done: list[int] = []
+    PlainRecorder().record(lambda: done.append(1))()
+
+    assert done == [1]
+
+
+def test_lookup_and_a_static_target_agree_with_transformers() -> None:
+    assert tuple(text(static_model(model_of("llama")), LookupDrafter())) == greedy_text("llama")
+
+
+def test_cuda_is_prepared_without_cudnn_attention_and_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", called.append)
+
+    prepare_cuda()
+
+    assert called == [False]
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
