@@ -35,9 +35,7 @@ def load_draft_head(
     """Reads a draft head's weights and joins them with its target's embeddings and head.
 
     Args:
-        resolved: The draft head.
         vocab_size: Width of the target's logits.
-        progress: Receives the progress of loading.
         target: Its target, specgen's decoder; it records its features from now on, if the draft reads them.
 
     Raises:
@@ -147,9 +145,7 @@ def _choose_format(requested: Quantization, weight: Tensor, target: Decoder) -> 
     """Returns the requested format of a draft head; for `auto`, the fastest one on this machine.
 
     Args:
-        requested: The requested format.
         weight: One of the draft's weights, in the target's type.
-        target: The target.
 
     Raises:
         SettingsError: The requested format is not available.

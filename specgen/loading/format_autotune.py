@@ -34,14 +34,7 @@ LEAST_MEASURED = 20_000_000
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The feed-forward layer that is timed.
-
-    Args:
-        hidden: Width of the model.
-        intermediate: Width inside the layer.
-        dtype: Compute type of unquantized weights.
-        device: Where the layer runs.
-    """
+    """The feed-forward layer that is timed."""
 
     hidden: int
     intermediate: int
@@ -85,9 +78,7 @@ def fastest_format(
 
     Args:
         formats: What this machine can run, of `none`, `int8` and `nf4`.
-        layer: A layer of the draft.
         times: Stored measurements; None: measure.
-        measure: Measures what is not stored.
     """
     if len(formats) < 2:
         return "none", ""

@@ -89,7 +89,6 @@ class LlamaWeights:
 
     Args:
         library: The module `llama_cpp.llama_cpp`.
-        pointer: The model.
     """
 
     def __init__(self, library: Any, pointer: Any) -> None:
@@ -122,7 +121,6 @@ def load_gguf(resolved: ResolvedModel, num_tokens: int, progress: ProgressListen
     Args:
         resolved: The model; `scan_gguf` checked its header, so llama.cpp never sees an unchecked file.
         num_tokens: Logits are cut to this width.
-        progress: Receives the progress of loading.
 
     Raises:
         ModelFileError: llama.cpp can't read the file.

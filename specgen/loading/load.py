@@ -25,9 +25,7 @@ def load(
     """Reads the weights of a model.
 
     Args:
-        resolved: The model.
         num_tokens: Its logits are cut to this width.
-        progress: Receives the progress of loading.
         target: The loaded target; required for a draft head, which uses its embeddings.
 
     Raises:

@@ -36,7 +36,6 @@ class ModelPlace:
 
     Args:
         kind: `built-in`, `gguf` (a file), `folder`, or `hub`.
-        name: Name for messages.
         path: The file or folder; None for the built-in model and the hub.
     """
 
@@ -119,7 +118,6 @@ def hint_for(name: str, otherwise: str) -> str:
     """Returns a hint for a name that is neither on this machine nor on the hub: similar names, and what else to do.
 
     Args:
-        name: As typed.
         otherwise: What to do if the name is correct.
     """
     names = near_names(Path(name)) or _close(name, [known for known in known_names() if known != name])

@@ -63,8 +63,6 @@ def choose_placement(
     """Chooses device, compute type and weight format of a model.
 
     Args:
-        settings: The requested ones.
-        config: The model's config.
         from_gguf: It was converted from a GGUF, which is already quantized.
         role: A draft may use less exact kernels than a target: its numbers never decide the text.
         times: Stored measurements of a draft's formats; None: they are measured again.

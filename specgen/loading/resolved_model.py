@@ -37,7 +37,6 @@ class ModelFiles:
     Args:
         path: Folder with config.json, the tokenizer and safetensors; with the tokenizer only if llama.cpp runs the
             model.
-        name: Name for messages and reports.
         from_gguf: Converted from a GGUF, whose weights were quantized already.
         revision: Commit of a hub model.
         gguf: The file that llama.cpp runs; None for torch.
@@ -55,12 +54,10 @@ class DraftHeadConfig:
     """A draft head's own part of its config.
 
     Args:
-        kind: What it reads.
         target_layers: The target's layers it was initialized from, for display.
         target_name: The target's name when the draft was made, for display.
         target_digest: `draft_head_folder.target_digest` of its target.
         num_draft_ids: Number of tokens it can propose; None: all.
-        spec: Describes its layers.
     """
 
     kind: DraftHeadKind
@@ -91,10 +88,8 @@ class ModelConfig:
         quant_method: How the checkpoint is quantized (`gptq`, `bitsandbytes`); None if it is not.
         dtype: Type of most stored weights, `bfloat16`.
         num_parameters: Values in the weight files; tied ones count once.
-        num_weight_bytes: Bytes of the weight files.
         widths_fit_blocks: Whether the layers' widths are multiples of 64, the block of 4-bit weights.
         widths: Hidden and intermediate size, if the config names them.
-        weight_files: Names of the safetensors files.
         decoder: Describes the model to specgen's decoder; None if it runs on transformers.
         unsupported: The key of the config that specgen's decoder does not support; empty if it supports all.
         draft_head: Set for a draft head; the sizes above then leave out its target.
@@ -122,8 +117,6 @@ class ResolvedModel:
     """A model that was found and checked, ready to load.
 
     Args:
-        files: Where it is.
-        settings: How to load it.
         role: Decides about formats, and for messages.
         config: What its config and the headers of its files say.
         tokenizer: A `Tokenizer`; None for a draft head, which uses its target's.
@@ -173,7 +166,6 @@ class LoadedModel:
     """A model that is ready to run.
 
     Args:
-        model: Computes logits.
         info: What really runs.
         notices: What the user should know, one line each.
     """

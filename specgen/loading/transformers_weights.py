@@ -183,7 +183,6 @@ def check_complete(loading: dict[str, Any], folder: Path) -> None:
 
     Args:
         loading: What `from_pretrained(..., output_loading_info=True)` reports. Tied tensors don't count as missing.
-        folder: For messages.
 
     Raises:
         ModelFileError: A tensor is missing, unexpected, misshapen or unreadable.

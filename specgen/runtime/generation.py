@@ -32,10 +32,7 @@ class Request:
 
     Args:
         prompt_ids: At least one token.
-        decode: Limits.
-        sampling: How tokens are chosen.
         sampling_source: Where the sampling settings come from, for the report.
-        stops: Stop strings.
         is_raw: The prompt is plain text, not a chat: the answer continues its last word.
     """
 

@@ -52,8 +52,6 @@ def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping
     """Saves the measured pass costs; does nothing if none were measured.
 
     Args:
-        models: The models.
-        store: Default: the store in the user's cache.
         measured: Passes timed on their own, seconds by length; they replace what was observed during answers.
     """
     store = store or CostStore()
@@ -82,8 +80,6 @@ def predict(models: LoadedModels, counts: Counts, baseline: Counts) -> Forecast:
     """Returns the speedup that the learned costs predict for an answer.
 
     Args:
-        models: Their costs were updated by this answer.
-        counts: Of the answer.
         baseline: Of the target alone, after the same prompt.
     """
     draft_length = models.draft_length

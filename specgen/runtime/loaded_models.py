@@ -75,9 +75,6 @@ class LoadedModels:
     """Loaded models with caches that live from one answer to the next.
 
     Args:
-        pair: What they were loaded from.
-        target: The target.
-        draft: The draft model or draft head, if there is one.
         batch_invariance: The target's check, if its weights required one.
         notices: What the user should know about loading, one line each.
     """

@@ -39,7 +39,6 @@ def logit_gap(target: TargetModel, info: ModelInfo, text: Sequence[int], own: in
 
     Args:
         target: Its cache is emptied before and after.
-        info: How the target really runs.
         text: Prompt and answer up to the position, at least one token.
         own: The token of the baseline.
         other: The token generated with a draft.

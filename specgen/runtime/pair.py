@@ -28,8 +28,6 @@ class PairSettings:
     """Which models work together.
 
     Args:
-        target: The model whose text is generated.
-        drafter: Proposes tokens.
         draft: The draft model, for `drafter="model"` and `"model+lookup"`; for `auto`, how to load a shipped one (its
             name is ignored).
         lookup_texts: Texts the answer may repeat; prompt lookup searches them, too.
@@ -58,11 +56,9 @@ class Pair:
     Args:
         requested: The settings as given.
         settings: The settings with `auto` resolved.
-        target: The target.
         draft: The draft model or draft head, if there is one.
         shared: Which token ids target and draft share; None without a draft.
         lookup_ids: The lookup texts, encoded without special tokens.
-        end_ids: Token ids that end a text.
         sampling_defaults: What the target's authors recommend, if they do.
         started: `perf_counter()` when resolving started.
     """
@@ -107,9 +103,7 @@ class Pair:
         """Returns the number of new tokens that fit after the prompt.
 
         Args:
-            num_prompt_tokens: Length of the prompt.
             max_new_tokens: The requested number; None: `default`, or less if the window ends before.
-            default: Used if no number is requested.
 
         Raises:
             PromptError: Prompt and answer don't fit into the target's window.

@@ -52,8 +52,6 @@ def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str
     """Converts a GGUF file, or returns the folder of an earlier conversion.
 
     Args:
-        path: The file.
-        progress: Receives the progress of loading.
         sha256: The file's hash if known; otherwise its path, size and time identify its content.
 
     Raises:

@@ -39,15 +39,9 @@ class GgufHeader:
     Args:
         architecture: llama.cpp's name, `llama`.
         quantization: Type of most values, `Q4_K`.
-        num_parameters: Values in all tensors.
-        num_weight_bytes: Bytes of all tensors.
         num_cache_values: Keys and values per position; 0 if unknown.
-        vocab_rows: Number of token embeddings.
-        context_length: The window in tokens.
         tokenizer_model: Kind of tokenizer, `gpt2`.
         tokenizer_pre: llama.cpp's name of the pre-tokenizer.
-        end_ids: Tokens that end a text.
-        num_parts: Files of the model.
     """
 
     architecture: str

@@ -33,8 +33,6 @@ class _Family:
     """How a GGUF architecture maps to a family of checkpoints.
 
     Args:
-        model_type: In config.json.
-        architecture: Class in config.json.
         keys: Further keys of config.json, by their keys in the GGUF, without the architecture.
         extra: Further entries of config.json.
         permutes_rotary: Rows of queries and keys are stored in pairs, for another rotary kernel.
@@ -85,10 +83,6 @@ def can_unpack(architecture: str) -> bool:
 
 def unpack(path: Path, folder: Path) -> DecoderSpec:
     """Writes config.json and safetensors of a GGUF file.
-
-    Args:
-        path: The file; its header was checked.
-        folder: Where they go.
 
     Raises:
         UnsupportedConfig: The file describes something that specgen's decoder can't run.
