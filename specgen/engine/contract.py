@@ -64,6 +64,9 @@ class RecordingModel(Protocol):
     num_warmups: int
     """Passes so far that were slower than later ones of their size: first runs and recordings."""
 
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room for a text, so that no recording is lost while it grows."""
+
     def padded_rows(self, num_rows: int) -> int:
         """Returns how many rows a pass over `num_rows` tokens really computes."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from specgen.core.machine import cpu_flags
+from specgen.models.gemm_4bit import GemmNf4Linear, fits_gemm
 
 KERNEL_ROWS, KERNEL_COLUMNS = 32, 64
 """Blocks of the 4-bit kernel for CPUs: outputs and inputs are multiples of these."""
@@ -30,11 +31,15 @@ def quantized_linear(weight: Tensor, bias: Tensor | None, quant: str) -> nn.Modu
 def is_quantized(module: nn.Module) -> bool:
     """Returns whether a module has layers in a format of bitsandbytes."""
     kinds = {type(part).__module__.partition(".")[0] for part in module.modules()}
-    return "bitsandbytes" in kinds or any(isinstance(part, KernelNf4Linear) for part in module.modules())
+    return "bitsandbytes" in kinds or any(
+        isinstance(part, KernelNf4Linear | GemmNf4Linear) for part in module.modules()
+    )
 
 
 def nf4_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Returns a layer with 4-bit weights, on the CPU kernel where there is one."""
+    """Returns a layer with 4-bit weights, on the device's own kernel where there is one."""
+    if fits_gemm(weight):
+        return GemmNf4Linear(weight, bias)
     layer = _four_bit_linear(weight, bias, "nf4")
     if fits_nf4(weight):
         return KernelNf4Linear(layer)
@@ -44,6 +49,8 @@ def nf4_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 def fits_nf4(weight: Tensor) -> bool:
     """Returns whether a weight can be quantized to nf4, and is faster then on this machine."""
+    if weight.device.type == "cuda":
+        return fits_gemm(weight)
     fits = weight.shape[0] % KERNEL_ROWS == 0 and weight.shape[1] % KERNEL_COLUMNS == 0
     return fits and weight.dtype == torch.bfloat16 and has_nf4_kernel(weight.device)
 

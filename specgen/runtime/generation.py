@@ -80,6 +80,7 @@ class Generation:
         request, models = self.request, self.models
         self._started = perf_counter()
         models.reuse_prefix(request.prompt_ids)
+        models.reserve(len(request.prompt_ids) + request.decode.max_new_tokens)
         sampler = models.sampler(request.sampling)
         # Only a raw prompt is continued in the middle of a line; its last tokens decide about leading spaces.
         context = request.prompt_ids[-4:] if request.is_raw else ()

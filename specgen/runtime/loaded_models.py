@@ -12,7 +12,7 @@ import torch
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import BatchInvarianceCheck, ModelInfo
 from specgen.core.settings import SamplingSettings
-from specgen.engine.contract import LanguageModel, padded_rows_of
+from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
@@ -30,6 +30,9 @@ from specgen.runtime.near_ties import first_difference
 
 if TYPE_CHECKING:
     from specgen.runtime.pair import Pair
+
+MOST_RESERVED = 4096
+"""Tokens that are reserved at once; most answers end long before their limit."""
 
 
 def load_models(pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:
@@ -126,6 +129,13 @@ class LoadedModels:
             self.draft.rewind(min(shared, self.draft.length))
         self.lookup.rewind(shared)
         self._text_ids = list(prompt_ids)
+
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room for a text of so many tokens in caches of fixed size; at most `MOST_RESERVED` at once."""
+        models: list[object] = [self.target, self.draft]
+        for model in models:
+            if isinstance(model, RecordingModel):
+                model.reserve(min(num_tokens, MOST_RESERVED))
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Adds emitted tokens to the text."""

@@ -58,7 +58,7 @@ class StaticDraftHead(DraftHeadModel):
             self.replays.run("choose", self._choose)
             return
         # The last drafted token is fed now, with this draft's own output in place of the target's features.
-        self._reserve(self.length - self.start + 1)
+        self.reserve(self.length - self.start + 1)
         bucket = capacity_for(self.length - self.start + 1)
         self.replays.run(("step", bucket), lambda: self._step(bucket))
         self.num_forwards += 1
@@ -86,8 +86,10 @@ class StaticDraftHead(DraftHeadModel):
     def _rewind_to_start(self) -> None:
         self._restart()  # keeps the memory, so that the recordings stay valid
 
-    def _reserve(self, num_positions: int) -> None:
-        needed = num_positions + MAX_ROWS
+    @torch.inference_mode()
+    def reserve(self, num_tokens: int) -> None:
+        """As in `RecordingModel`."""
+        needed = num_tokens + MAX_ROWS
         if needed > self.capacity:
             capacity = capacity_for(needed)
             self._tensor_slots.grow(capacity, self.length - self.start)
@@ -97,7 +99,7 @@ class StaticDraftHead(DraftHeadModel):
     def _run(self, new: Tensor, features: Tensor | None) -> Tensor:
         num_new, position = new.shape[0], self.length - self.start
         last = position + num_new
-        self._reserve(last)
+        self.reserve(last)
         if num_new > MAX_ROWS:
             positions = torch.arange(position, last, device=self.device)
             rotations = self._tensor_slots.begin(positions, prefill_bucket(last, self.capacity))

@@ -476,3 +476,14 @@ def test_cuda_is_prepared_without_cudnn_attention_and_tf32(monkeypatch: pytest.M
     assert called == [False]
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_no_recording_is_lost_in_a_text_whose_length_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "FIRST_BUCKET", 16)
+    model = static_model(model_of("llama"))
+    model.reserve(len(PROMPT) + NUM_TOKENS)
+    capacity = model.capacity
+
+    text(model, NoDrafter())
+
+    assert model.capacity == capacity == 128
