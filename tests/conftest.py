@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
 
-from specgen.core.errors import ModelNotFoundError
-from specgen.loading.builtin import fetch_builtin
-from specgen.storage.folders import STATE_VARIABLE
-from specgen.text.tokenizer import load_tokenizer
-from tests import collection
-from tests.cli.chat.scenes import noisy_folder, wordy_folder
-from tests.loading.builders import make_folder
-from tests.toys import save_toy
+from tests import collection, profiles
 
-torch.set_num_threads(1)
+__all__ = ["profiles"]
 
 # With the extra gguf installed, GGUF files would run on llama.cpp; tests of llama.cpp set this themselves.
 os.environ["SPECGEN_BACKEND"] = "torch"
@@ -31,11 +20,12 @@ for _name, _default in _DEFAULTS.items():
     if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
         signal.signal(getattr(signal, _name), _default)
 
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, database=None)
-settings.register_profile(
-    "nightly", deadline=None, max_examples=5000, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile(os.environ.get("SPECGEN_HYPOTHESIS", "ci"))
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The process that hands out tests with -n runs none: without torch it is up five seconds sooner.
+    is_worker = hasattr(config, "workerinput")
+    if is_worker or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("tests.fixtures")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,58 +35,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     collection.report_needs(config)
-
-
-@pytest.fixture(scope="session")
-def smollm2_tokenizer() -> Any:
-    """Loads the tokenizer of the built-in target, if the target is on this machine."""
-    try:
-        return load_tokenizer(fetch_builtin(offline=True))
-    except ModelNotFoundError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makes an empty specgen cache, so that no test touches the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("SPECGEN_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sets the state folder, which does not exist yet."""
-    folder = tmp_path / "state"
-    monkeypatch.setenv(STATE_VARIABLE, str(folder))
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Makes a complete folder of a tiny model."""
-    return make_folder(tmp_path / "tiny")
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saves a model that replies with letters and words that depend on all earlier text."""
-    return wordy_folder(tmp_path_factory.mktemp("models") / "toy", max_position_embeddings=4096)
-
-
-@pytest.fixture(scope="session")
-def other_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saves a draft for `toy` that is nearly always wrong."""
-    return wordy_folder(tmp_path_factory.mktemp("models") / "other", 1, max_position_embeddings=4096)
-
-
-@pytest.fixture(scope="session")
-def noisy_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saves a model that replies with arbitrary bytes."""
-    return noisy_folder(tmp_path_factory.mktemp("models") / "noisy", max_position_embeddings=4096)
-
-
-@pytest.fixture(scope="session")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Saves a model that replies `tests.toys.ANSWER` to every prompt."""
-    return save_toy(tmp_path_factory.mktemp("models") / "talker", num_positions=32768)

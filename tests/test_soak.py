@@ -6,6 +6,7 @@ in `tests/cli/chat/test_growth.py`.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
+from specgen.loading import libraries
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.kv_slots import FIRST_CAPACITY
 from specgen.models.transformers_model import TransformersModel
@@ -74,8 +76,9 @@ def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int, nam
 
 @pytest.mark.parametrize("num_runs", [12, long(200)])
 def test_many_runs_in_one_process_keep_memory_and_files_flat(
-    cli: Cli, toy_arguments: list[str], toys: dict[str, Path], num_runs: int
+    cli: Cli, toy_arguments: list[str], toys: dict[str, Path], num_runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(libraries, "gc", gc)  # the fixture `cli` switches its collections off
     sizes, first, warm = [], levels(), None
     for number in range(num_runs):
         ended = cli("generate", "hello", *toy_arguments, "-d", toys["wrong"], "--no-stats", "--baseline", "off")

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from specgen.cli.app import run
-from specgen.loading.libraries import prepare_libraries
+from specgen.cli.app import make_app, run
+from specgen.loading import libraries
 from tests.cli.children import Ended
 from tests.toys import save_toy
 
 Cli = Callable[..., Ended]
+app = cache(make_app)
+"""Made once: that takes as long as the rest of a refused command."""
+
+
+class NoCollections:
+    """Replaces `gc` where models are loaded: two collections of all that tests import take longer than the command."""
+
+    def __getattr__(self, name: str) -> Callable[[], int]:
+        return lambda: 0
+
+
 EXACT = ["--quant", "none", "--draft-quant", "none", "--dtype", "float32", "--device", "cpu"]
 
-prepare_libraries(verbose=False)
+libraries.prepare_libraries(verbose=False)
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +58,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cli(capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
+def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Calls the command line in this process."""
+    monkeypatch.setattr("specgen.cli.app.make_app", app)
+    monkeypatch.setattr(libraries, "gc", NoCollections())
 
     def call(*arguments: object) -> Ended:
         capfdbinary.readouterr()

@@ -175,10 +175,12 @@ def test_texts_of_another_model_of_the_same_name_are_refused(distill: Any, tmp_p
 
 @pytest.mark.parametrize("texts", ["draft", "draft/texts", "draft/.distill/mine", "."])
 def test_nested_folders_of_texts_and_draft_are_refused(distill: Any, tmp_path: Path, texts: str) -> None:
+    before = sorted(tmp_path.rglob("*"))
+
     ended = distill("--texts", tmp_path / texts)
 
     assert (ended.code, str(tmp_path / texts) in ended.err) == (2, True)
-    assert distill().code == 0, "the refused run left something"
+    assert sorted(tmp_path.rglob("*")) == before, "the refused run left something"
 
 
 def test_a_file_in_place_of_a_folder_is_an_error(distill: Any, tmp_path: Path) -> None:
@@ -231,11 +233,15 @@ def test_texts_of_other_settings_are_refused(distill: Any, tmp_path: Path) -> No
     ("layers", "value"),
     [("2,0", "2,0"), ("-1", "-1"), ("1,1", "1,1"), ("0,3", "3"), ("0;1", "0;1"), ("", "--layers")],
 )
-def test_layers_that_the_target_does_not_have_are_refused(distill: Any, layers: str, value: str) -> None:
+def test_layers_that_the_target_does_not_have_are_refused(
+    distill: Any, tmp_path: Path, layers: str, value: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+
     ended = distill("--layers", layers)
 
     assert (ended.code, value in ended.err) == (2, True), ended.err
-    assert distill().code == 0, "the refused run left something"
+    assert sorted(tmp_path.rglob("*")) == before, "the refused run left something"
 
 
 def test_a_folder_with_something_in_it_is_refused(distill: Any, tmp_path: Path) -> None:

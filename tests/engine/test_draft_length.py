@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
 import torch
@@ -100,8 +101,28 @@ def auto() -> CostAwareLength:
     return CostAwareLength(CostTable(), DraftCost())
 
 
-def best_fixed(*machine: object) -> float:
-    return max(Machine(*machine).speed(FixedLength(), limit) for limit in (0, 1, 2, 3, 4, 5, 6, 8, 12))  # type: ignore[arg-type]
+@cache
+def fixed_rounds(quality: float, limit: int) -> list[Round]:
+    """Returns the rounds at a fixed length. They do not depend on the costs, which are 0 here."""
+    return Machine(lambda n: 0.0, 0.0, quality).run(FixedLength(), limit)
+
+
+def best_fixed(verify_cost: Costs, draft_cost: float, quality: float) -> float:
+    """Returns the tokens per target step of the best fixed length."""
+
+    def speed(rounds: list[Round]) -> float:
+        seconds = sum(verify_cost(len(r.draft_ids) + 1) + draft_cost * len(r.draft_ids) for r in rounds)
+        return sum(len(r.token_ids) for r in rounds) / seconds
+
+    return max(speed(fixed_rounds(quality, limit)) for limit in (0, 1, 2, 3, 4, 5, 6, 8, 12))
+
+
+def test_the_best_fixed_length_has_the_speed_of_the_simulated_clock() -> None:
+    machine = (STEPPED, 0.4, 0.75)
+
+    measured = max(Machine(*machine).speed(FixedLength(), limit) for limit in (0, 1, 2, 3, 4, 5, 6, 8, 12))
+
+    assert best_fixed(*machine) == pytest.approx(measured)
 
 
 @pytest.mark.parametrize("quality", [0.6, 0.75, 0.9])

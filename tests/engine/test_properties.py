@@ -36,14 +36,10 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.transformers_model import TransformersModel
 from tests.fakes import GREEDY, assert_close, cached, ids_of, random_tokens, run_events, sampler, tiny_model
+from tests.profiles import share_of_profile
 
 # The nightly profile tries eighty times as much as the usual one.
 pytestmark = pytest.mark.timeout(300 if settings().max_examples < 1000 else 3600)
-
-
-def share_of_profile(share: float) -> int:
-    """Returns a share of the profile's number of examples, for slow tests."""
-    return max(1, round(share * settings().max_examples))
 
 
 IDS = st.lists(st.integers(0, 95), min_size=1, max_size=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from tests.fakes import CPU, cached, ids_of, random_tokens, rounds_of, run_event
 
 SAMPLING = SamplingSettings(temperature=1.0, top_k=40, repetition_penalty=1.1, seed=11, same_text=True)
 PROMPT = [1, 17, 40, 17, 40, 9]
+NUM_SEEDS = 3000
 
 
 def noise(seed: int = SAMPLING.seed) -> PositionNoise:
@@ -32,6 +34,11 @@ def noise(seed: int = SAMPLING.seed) -> PositionNoise:
 def sampled(drafter: Drafter, **options: object) -> list[int]:
     settings = {"sampling": SAMPLING, "noise": noise(), "max_new_tokens": 30, **options}
     return ids_of(run_events(cached(tiny_model()), drafter, PROMPT, **settings))
+
+
+@cache
+def plain_text() -> list[int]:
+    return sampled(NoDrafter())
 
 
 def drafter(name: str) -> Drafter:
@@ -48,13 +55,13 @@ def drafter(name: str) -> Drafter:
 @pytest.mark.parametrize("num_draft_tokens", [1, 3, 8])
 @pytest.mark.parametrize("name", ["self", "other", "lookup", "combined", "random"])
 def test_one_seed_gives_one_text_with_any_draft(name: str, num_draft_tokens: int) -> None:
-    assert sampled(drafter(name), num_draft_tokens=num_draft_tokens) == sampled(NoDrafter())
+    assert sampled(drafter(name), num_draft_tokens=num_draft_tokens) == plain_text()
 
 
 def test_one_seed_gives_one_text_with_lengths_that_depend_on_the_clock() -> None:
     text = sampled(drafter("other"), draft_length=CostAwareLength(CostTable(), DraftCost()), num_draft_tokens=8)
 
-    assert text == sampled(NoDrafter())
+    assert text == plain_text()
 
 
 def test_another_seed_gives_another_text() -> None:
@@ -71,7 +78,7 @@ def test_draws_tied_to_positions_have_the_targets_distribution() -> None:
     logits, sampling = table(3, 1), SamplingSettings(temperature=0.8, same_text=True)
     wanted = target_distribution(logits, sampling, num_tokens=2)
     found: Counter[tuple[int, ...]] = Counter()
-    for seed in range(6000):
+    for seed in range(NUM_SEEDS):
         tied = PositionNoise(seed, 3)
         draft = ModelDrafter(TableModel(table(3, 2)), 3, Sampler(sampling, TorchRandomness(0, CPU), tied))
         events = run_events(
@@ -80,9 +87,9 @@ def test_draws_tied_to_positions_have_the_targets_distribution() -> None:
         found[tuple(ids_of(events))] += 1
 
     observed = [found[text] for text in wanted]
-    expected = [6000 * probability for probability in wanted.values()]
+    expected = [NUM_SEEDS * probability for probability in wanted.values()]
 
-    assert sum(observed) == 6000
+    assert sum(observed) == NUM_SEEDS
     assert stats.chisquare(observed, expected).pvalue > 1e-6
 
 

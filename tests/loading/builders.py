@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,21 @@ def make_model(seed: int = 0, **changes: Any) -> Any:
 
 
 def make_folder(folder: Path, *, tokens: Sequence[str] | None = None, **changes: Any) -> Path:
-    """A whole model folder: config, weights, tokenizer, generation config."""
-    make_model(**changes).save_pretrained(folder)
-    make_tokenizer(tokens).save_pretrained(folder)
+    """A whole model folder: config, weights, tokenizer, generation config. Each kind is made once, then copied."""
+    key = repr((tokens, sorted(changes.items())))
+    if key not in _FILES:
+        with tempfile.TemporaryDirectory() as made:
+            make_model(**changes).save_pretrained(made)
+            make_tokenizer(tokens).save_pretrained(made)
+            _FILES[key] = {path.name: path.read_bytes() for path in Path(made).iterdir()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in _FILES[key].items():
+        (folder / name).write_bytes(data)
     return folder
+
+
+_FILES: dict[str, dict[str, bytes]] = {}
+"""The files of the folders made so far, by what was asked for; a few hundred KiB."""
 
 
 def edit_json(path: Path, **changes: Any) -> None:

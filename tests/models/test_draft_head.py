@@ -32,16 +32,12 @@ from specgen.models.transformers_model import TransformersModel
 from tests.decoders import decoder_model
 from tests.draft_heads import SHAPES, SlowDraft, head_drafter, open_draft, resolved_head, tiny_draft, write_draft
 from tests.fakes import GREEDY, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
-from tests.models.test_decoder import BUILDERS, build
+from tests.models.test_decoder import BUILDERS, build, built
+from tests.profiles import share_of_profile
 
 KINDS = ["layers", "features"]
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 SUBSET = [0, 2, 3, 17, 40, 41, 60, 95]
-
-
-@cache
-def shared_model(name: str) -> Any:
-    return build(name)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drafts")
 
 
+@cache
 def greedy_text(model: Any, num_tokens: int) -> list[int]:
     """Returns the greedy text of transformers itself."""
     output = model.generate(
@@ -65,7 +62,7 @@ def test_logits_equal_the_formats_definition(
 ) -> None:
     monkeypatch.setattr(cached_model, "PREFILL_CHUNK", 3)
     monkeypatch.setattr(draft_head, "PREFILL_CHUNK", 4)
-    model = shared_model(name)
+    model = built(name)
     folder = write_draft(root / f"{name}{kind}{ids is None}", model, kind=kind, num_layers=2, draft_ids=ids)
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     draft = open_draft(folder, target)
@@ -86,7 +83,7 @@ class DraftMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        model = shared_model("llama")
+        model = built("llama")
         self.target = decoder_model(model, 96)
         self.slow = SlowDraft(self.folder, model)
         self.draft = open_draft(self.folder, self.target)
@@ -141,12 +138,13 @@ def test_any_order_of_rounds_and_rewinds_equals_a_pass_over_the_whole_text(root:
         pass
 
     Machine.kind = kind
-    Machine.folder = write_draft(root / f"machine-{kind}", shared_model("llama"), kind=kind)
-    run_state_machine_as_test(Machine, settings=settings(max_examples=25, stateful_step_count=15, deadline=None))
+    Machine.folder = write_draft(root / f"machine-{kind}", built("llama"), kind=kind)
+    examples = share_of_profile(0.25)
+    run_state_machine_as_test(Machine, settings=settings(max_examples=examples, stateful_step_count=15))
 
 
 def test_a_draft_added_late_starts_where_features_are_known(root: Path) -> None:
-    model = shared_model("llama")
+    model = built("llama")
     folder = write_draft(root / "late", model, kind="features")
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     target.feed(PROMPT[:5])
@@ -163,7 +161,7 @@ def test_a_draft_added_late_starts_where_features_are_known(root: Path) -> None:
 
 
 def test_a_draft_added_late_reads_the_whole_text_after_the_target_reads_it_again(root: Path) -> None:
-    model = shared_model("llama")
+    model = built("llama")
     folder = write_draft(root / "again", model, kind="features")
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     target.feed(PROMPT)
@@ -175,7 +173,7 @@ def test_a_draft_added_late_reads_the_whole_text_after_the_target_reads_it_again
 
 
 def test_a_failure_empties_the_draft_and_it_still_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = shared_model("llama")
+    model = built("llama")
     folder = write_draft(root / "failing", model, kind="features")
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
     draft = open_draft(folder, target)
@@ -193,7 +191,7 @@ def test_a_failure_empties_the_draft_and_it_still_works(root: Path, monkeypatch:
 
 
 def test_a_draft_rewound_to_the_start_frees_its_memory(root: Path) -> None:
-    model = shared_model("llama")
+    model = built("llama")
     target = decoder_model(model, 96)
     drafter = head_drafter(write_draft(root / "rewound", model, kind="features"), target, GREEDY)
     run_events(target, drafter, PROMPT, max_new_tokens=6)
@@ -206,7 +204,7 @@ def test_a_draft_rewound_to_the_start_frees_its_memory(root: Path) -> None:
 
 
 def test_a_text_of_one_token_can_be_drafted_for(root: Path) -> None:
-    model = shared_model("llama")
+    model = built("llama")
     folder = write_draft(root / "one-token", model, kind="features")
     target, slow = decoder_model(model, 96), SlowDraft(folder, model)
 
@@ -218,7 +216,7 @@ def test_a_text_of_one_token_can_be_drafted_for(root: Path) -> None:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_target_features_are_the_models_last_hidden_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_model, "PREFILL_CHUNK", 3)
-    model = build(name)
+    model = built(name)
     target = decoder_model(model, 96)
     features = target.record_target_features()
     target.feed(PROMPT[:-1])
@@ -245,16 +243,16 @@ def test_recording_target_features_changes_no_logit(dtype: torch.dtype) -> None:
 
 
 def test_no_features_are_recorded_for_a_draft_that_reads_none(root: Path) -> None:
-    target = decoder_model(shared_model("llama"), 96)
-    open_draft(write_draft(root / "no-features", shared_model("llama"), kind="layers"), target)
+    target = decoder_model(built("llama"), 96)
+    open_draft(write_draft(root / "no-features", built("llama"), kind="layers"), target)
     target.feed(PROMPT)
 
     assert target.target_features is None
 
 
 def test_memory_grows_with_the_text_not_with_the_number_of_rounds(root: Path) -> None:
-    target = decoder_model(shared_model("llama"), 96)
-    drafter = head_drafter(write_draft(root / "memory", shared_model("llama"), kind="features"), target, GREEDY)
+    target = decoder_model(built("llama"), 96)
+    drafter = head_drafter(write_draft(root / "memory", built("llama"), kind="features"), target, GREEDY)
     sizes = set()
     for _ in range(6):
         run_events(target, drafter, PROMPT, max_new_tokens=60, num_draft_tokens=4)
@@ -271,7 +269,7 @@ def test_memory_grows_with_the_text_not_with_the_number_of_rounds(root: Path) ->
 @pytest.mark.parametrize("name", list(SHAPES))
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: int) -> None:
-    model = shared_model(kind)
+    model = built(kind)
     target = decoder_model(model, 96)
     drafter = head_drafter(tiny_draft(name, model, kind), target, GREEDY)
 
@@ -284,7 +282,7 @@ def test_greedy_text_is_the_targets_own(kind: str, name: str, num_draft_tokens: 
 
 
 def test_a_draft_of_a_subset_proposes_only_its_tokens() -> None:
-    model = shared_model("llama")
+    model = built("llama")
     target = decoder_model(model, 96)
     drafter = head_drafter(tiny_draft("head subset", model, "llama"), target, SamplingSettings(temperature=2.0))
 
@@ -298,7 +296,7 @@ def test_a_draft_of_a_subset_proposes_only_its_tokens() -> None:
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_with_same_text_the_draft_does_not_change_the_sampled_text(name: str) -> None:
     sampling = SamplingSettings(temperature=0.9, top_k=40, repetition_penalty=1.1, seed=7, same_text=True)
-    model = shared_model("llama")
+    model = built("llama")
     target = decoder_model(model, 96)
     noise = PositionNoise(7, 96)
     drafter = head_drafter(tiny_draft(name, model, "llama"), target, sampling, noise=noise)
@@ -314,7 +312,7 @@ def test_with_same_text_the_draft_does_not_change_the_sampled_text(name: str) ->
 
 
 def test_a_draft_that_computes_nan_is_dropped_and_the_text_stays(root: Path) -> None:
-    model = shared_model("llama")
+    model = built("llama")
     target = decoder_model(model, 96)
     drafter = head_drafter(tiny_draft("head features", model, "llama"), target, GREEDY)
     drafter.model._head = lambda rows: torch.full((1, 96), torch.nan)  # type: ignore[attr-defined]
@@ -325,15 +323,14 @@ def test_a_draft_that_computes_nan_is_dropped_and_the_text_stays(root: Path) -> 
 
 
 def test_a_target_on_transformers_is_refused(root: Path) -> None:
-    model = shared_model("llama")
+    model = built("llama")
     draft = resolved_head(write_draft(root / "refused", model))
 
     with pytest.raises(PairError):
         load_draft_head(draft, 96, SILENT, TransformersModel(model, 96))
 
 
-@pytest.mark.parametrize("verification", ["block", "token"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "verification"), [("layers", "token"), ("features", "block")])
 @pytest.mark.parametrize("ids", [None, (0, 2)], ids=["all-ids", "subset"])
 def test_the_distribution_over_all_outcomes_is_the_targets(
     root: Path, kind: str, ids: tuple[int, ...] | None, verification: str
@@ -380,7 +377,7 @@ def target_distribution(
 
 
 def test_after_each_round_both_caches_contain_the_text() -> None:
-    model = shared_model("llama")
+    model = built("llama")
     target = decoder_model(model, 96)
     drafter = head_drafter(tiny_draft("head features", model, "llama"), target, GREEDY)
     text = list(PROMPT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -13,6 +13,7 @@ from specgen.engine.memory_errors import memory_errors
 from specgen.models.cached_model import CachedModel
 from specgen.models.transformers_model import TransformersModel
 from tests.fakes import assert_close, cached, tiny_model
+from tests.profiles import share_of_profile
 
 KINDS = ["llama", "qwen2", "mistral"]
 on_both = pytest.mark.parametrize("name", ["decoder", "transformers"])
@@ -46,6 +47,7 @@ def check_rollback(name: str, kind: str, steps: list[tuple[int, int]], seed: int
 
 @on_both
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=share_of_profile(1 / 4))
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
 def test_logits_after_rewinds_equal_a_fresh_prefill(
     name: str, kind: str, steps: list[tuple[int, int]], seed: int

@@ -1,0 +1,81 @@
+"""Defines the fixtures of all tests."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.core.errors import ModelNotFoundError
+from specgen.loading.builtin import fetch_builtin
+from specgen.storage.folders import STATE_VARIABLE
+from specgen.text.tokenizer import load_tokenizer
+from tests.cli.chat.scenes import noisy_folder, wordy_folder
+from tests.loading.builders import make_folder
+from tests.toys import save_toy
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays; scanning it again and again would take a tenth of the time.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer() -> Any:
+    """Loads the tokenizer of the built-in target, if the target is on this machine."""
+    try:
+        return load_tokenizer(fetch_builtin(offline=True))
+    except ModelNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes an empty specgen cache, so that no test touches the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SPECGEN_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sets the state folder, which does not exist yet."""
+    folder = tmp_path / "state"
+    monkeypatch.setenv(STATE_VARIABLE, str(folder))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Makes a complete folder of a tiny model."""
+    return make_folder(tmp_path / "tiny")
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Saves a model that replies with letters and words that depend on all earlier text."""
+    return wordy_folder(tmp_path_factory.mktemp("models") / "toy", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="session")
+def other_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Saves a draft for `toy` that is nearly always wrong."""
+    return wordy_folder(tmp_path_factory.mktemp("models") / "other", 1, max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="session")
+def noisy_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Saves a model that replies with arbitrary bytes."""
+    return noisy_folder(tmp_path_factory.mktemp("models") / "noisy", max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Saves a model that replies `tests.toys.ANSWER` to every prompt."""
+    return save_toy(tmp_path_factory.mktemp("models") / "talker", num_positions=32768)
