@@ -201,7 +201,7 @@ def test_a_header_without_required_entries_is_reported(tmp_path: Path, cache: Pa
         gguf([pair("general.architecture", 8, text("llama")), pair("tokenizer.ggml.model", 8, text("gpt2")), tokens])
     )
 
-    fails(ModelFileError, lambda: convert_gguf(path), str(path))
+    fails(ModelFileError, lambda: convert_gguf(path), str(path), "llama.block_count")
     assert entries(cache) == []
 
 

@@ -56,6 +56,8 @@ _COMMON = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
+_REQUIRED = ("block_count", "feed_forward_length", "embedding_length", "attention.head_count")
+"""Entries without which transformers would make a model of its default size: 7 billion random parameters."""
 _CHANGES_THE_OUTPUT = (
     *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "attention.scale", "attention.clamp_kqv"),
     *("attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping", "logit_scale"),
@@ -86,7 +88,7 @@ def unpack(path: Path, folder: Path) -> DecoderSpec:
 
     Raises:
         UnsupportedConfig: The file describes something that specgen's decoder can't run.
-        ModelFileError: Tensors are missing, left over or misshapen.
+        ModelFileError: Entries of the header or tensors are missing, left over or misshapen.
         NumericalError: An embedding or a norm contains NaN or infinity.
     """
     reader: Any = gguf.GGUFReader(path)
@@ -94,6 +96,9 @@ def unpack(path: Path, folder: Path) -> DecoderSpec:
     family = _FAMILIES.get(architecture)
     if family is None:
         raise UnsupportedConfig(f"the architecture is {architecture!r}")
+    for key in (f"{architecture}.{name}" for name in _REQUIRED):
+        if reader.get_field(key) is None:
+            raise ModelFileError(f"{path}: the entry {key} is missing", "download it again")
     config = _config(reader, architecture, family)
     spec = decoder_spec(config)
     stored = {tensor.name: tensor for tensor in reader.tensors}
