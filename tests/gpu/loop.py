@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -208,10 +209,11 @@ def measure_peers(context: Context) -> None:
     model: Any = transformers_model(config, decoder)
     num_tokens = context.pick(128, 8)
     _say_rate(context, "transformers eager", "none", lambda: _generate(model, num_tokens), num_tokens)
+    generate_nf4 = partial(_generate, quantize_layers(transformers_model(config, decoder)), num_tokens)
+    _say_rate(context, "transformers eager", "nf4", generate_nf4, num_tokens)
+    del generate_nf4
     static: dict[str, Any] = {"cache_implementation": "static"}
     _say_rate(context, "transformers static", "none", lambda: _generate(model, num_tokens, **static), num_tokens)
-    packed = quantize_layers(model)
-    _say_rate(context, "transformers eager", "nf4", lambda: _generate(packed, num_tokens), num_tokens)
     try:
         _compiled_pass(context, static_model(decoder))
     except Exception as error:  # noqa: BLE001 - compilers raise anything
@@ -233,7 +235,7 @@ def _say_rate(context: Context, peer: str, quant: Quant, run: Callable[[], objec
 
 @torch.inference_mode()
 def _generate(model: Any, num_tokens: int, **options: Any) -> Tensor:
-    """Generates a text of fixed length. On CUDA, transformers compiles passes on a static cache."""
+    """Generates a text of fixed length. On CUDA, transformers compiles its passes if the cache is static."""
     given = torch.tensor([PROMPT], device=model.device)
     limits = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens}
     output: Tensor = model.generate(given, do_sample=False, **limits, **options)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler
 from specgen.models.transformers_model import TransformersModel
 from tests.fakes import CPU, ScriptedDrafter, ids_of, tiny_model
-from tests.gpu import gates, on_card
+from tests.gpu import attention, correctness, gates, machine, models, on_card, prepare, products, timing
 from tests.gpu.correctness import gaps, greedy_text
 from tests.gpu.isolation import Part
 from tests.gpu.loop import PROMPT, OracleDrafter
 from tests.gpu.models import bytes_per_token, config_of, random_decoder, spec_of, static_model, transformers_model
 from tests.gpu.report import Context, Figure, fields_of, read_figures
+from tests.models.static.recorder import TraceRecorder
 from tests.structure import PACKAGE
 
 ROOT = PACKAGE.parent
@@ -207,7 +209,57 @@ def test_the_table_is_made_from_the_files_of_both_commands(tmp_path: Path, capsy
     assert "| 7B nf4: v(5) | 1.3 | 1.4 | 1.25 | good |" in capsys.readouterr().out
 
 
+# packing
+
+
+def test_bitsandbytes_is_packed_with_one_library(tmp_path: Path) -> None:
+    wheel = tmp_path / "bitsandbytes-1.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in (
+            "__init__.py",
+            "libbitsandbytes_cpu.so",
+            "libbitsandbytes_cuda129.so",
+            "libbitsandbytes_cuda130.so",
+        ):
+            archive.writestr(f"bitsandbytes/{name}", "")
+        archive.writestr("bitsandbytes-1.dist-info/METADATA", "")
+
+    prepare.unpack_bitsandbytes(wheel, tmp_path / "packed", "130")
+
+    packed = {path.name for path in (tmp_path / "packed").rglob("*") if path.is_file()}
+    assert packed == {"__init__.py", "libbitsandbytes_cuda130.so", "METADATA"}
+    with pytest.raises(SystemExit, match="has no libbitsandbytes_cuda131"):
+        prepare.unpack_bitsandbytes(wheel, tmp_path / "other", "131")
+
+
+def test_what_is_packed_is_hidden_from_git_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.chdir(tmp_path)
+
+    for _ in range(2):
+        prepare.exclude(Path(".gpu"))
+
+    lines = (tmp_path / ".git/info/exclude").read_text().splitlines()
+    assert lines.count("/.gpu/") == 1
+
+
 # models and figures
+
+
+def test_what_is_timed_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace, like a CUDA graph, can't contain host reads, and computes on the tensors it was recorded with."""
+    said: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(models, "recorder_for", lambda device: TraceRecorder())
+    monkeypatch.setattr(timing, "recorder_for", lambda device: TraceRecorder())
+    context = Context(CPU, True, lambda name, **fields: said.append((name, fields)))
+
+    for part in (machine.examine, attention.measure, products.measure, correctness.compare):
+        part(context)
+
+    assert [found for found in said if "error" in found[1]] == []
+    replays = [fields for name, fields in said if name == "replay_equals_plain"]
+    assert [(one["num_unequal"], one["failure"]) for one in replays] == [(0, None)] * 3
+    assert all(one["num_recorded"] for one in replays)
 
 
 def test_a_steady_model_counts() -> None:

@@ -105,4 +105,4 @@ def num_host_reads(device: torch.device, work: Work) -> int | None:
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
