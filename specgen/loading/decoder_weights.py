@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,11 +14,11 @@ from specgen.core.errors import ModelFileError, NumericalError
 from specgen.loading.placement import Placement
 from specgen.loading.tensor_files import TensorFiles
 from specgen.models.build_decoder import MakeLinear, build_layer
-from specgen.models.decoder import Decoder, Layer, Norm
+from specgen.models.decoder import Decoder, Norm
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.formats import Float16Linear, Int8Linear, fits_float16, without_deprecation_warning
 from specgen.models.quantized import quantized_linear
-from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, layer_prefix, tensor_shapes
+from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
 
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 """Old checkpoints hold these tensors; they follow from the config."""
@@ -43,33 +44,37 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
     dtype = torch.float32 if placement.packed_dtype is not None else placement.torch_dtype
     linear, head_linear = linear_makers(placement, dtype)
 
-    def build(index: int) -> Layer:
-        prefix = layer_prefix(index)
-        tensors = files.read((name for name in shapes if name.startswith(prefix)), placement.device)
-        for name, tensor in tensors.items():
-            if tensor.ndim == 1:
-                _check_finite(name, tensor, folder)
-        return build_layer(spec, index, tensors.__getitem__, linear, dtype)
+    def read(name: str) -> Tensor:
+        tensor = files.read(name, placement.device)
+        if tensor.ndim == 1 or name in (EMBEDDING, HEAD):
+            _check_finite(name, tensor, folder)
+        return tensor
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, without_deprecation_warning():
-        layers = list(pool.map(build, range(len(spec.layers))))
-        rest: dict[str, Tensor] = {}
-        # One at a time: while a tensor is copied, its pages of the file are in memory as well.
-        for name in (EMBEDDING, NORM, HEAD):
-            if name in files.shapes:
-                rest |= files.read([name], placement.device)
-                _check_finite(name, rest[name], folder)
-        embedding = rest[EMBEDDING]
-        if spec.is_tied and HEAD in rest and not torch.equal(rest[HEAD], embedding):
+    # The largest tensors first: what their conversion takes is free again for the layers.
+    with without_deprecation_warning():
+        embedding = read(EMBEDDING)
+        if spec.is_tied and HEAD in files.shapes and not torch.equal(read(HEAD), embedding):
             raise ModelFileError(
                 f"{folder} has a head and an embedding that differ, but its config ties them",
                 "config and weights don't belong together",
             )
         if placement.packed_dtype is None:
             embedding = embedding.to(dtype)
-        head = head_linear(embedding if spec.is_tied else rest[HEAD], None)
-    decoder = Decoder(spec, embedding, layers, Norm(rest[NORM].to(dtype), spec), head)
+        head = head_linear(embedding if spec.is_tied else read(HEAD), None)
+        with ThreadPoolExecutor(_num_workers(placement)) as pool:
+            build = partial(build_layer, spec, tensors=read, linear=linear, dtype=dtype)
+            layers = list(pool.map(build, range(len(spec.layers))))
+    norm = Norm(read(NORM).to(dtype), spec)
+    decoder = Decoder(spec, embedding, layers, norm, head)
     return decoder.eval().requires_grad_(False)
+
+
+def _num_workers(placement: Placement) -> int:
+    """Returns how many layers are loaded at once: each has its weights in memory twice, as stored and converted."""
+    if placement.packed_dtype is not None:
+        return min(torch.get_num_threads(), 2)
+    # bitsandbytes' functions are parallel themselves.
+    return min(torch.get_num_threads(), 4) if placement.quant == "none" else 1
 
 
 def linear_makers(placement: Placement, dtype: torch.dtype) -> tuple[MakeLinear, MakeLinear]:
@@ -78,9 +83,9 @@ def linear_makers(placement: Placement, dtype: torch.dtype) -> tuple[MakeLinear,
         kind = Int8Linear if placement.packed_dtype == "int8" else Float16Linear
 
         def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
-            wide, wide_bias = weight.float(), None if bias is None else bias.float()
-            fits = kind is Int8Linear or fits_float16(wide)
-            return kind(wide, wide_bias) if fits else dense_linear(wide, wide_bias)
+            wide_bias = None if bias is None else bias.float()
+            fits = kind is Int8Linear or fits_float16(weight)
+            return kind(weight, wide_bias) if fits else dense_linear(weight.float(), wide_bias)
 
         return packed, packed
 

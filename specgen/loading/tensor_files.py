@@ -1,22 +1,22 @@
-"""Reads tensors of a model folder by name, a few at a time, so that the files are never mapped as a whole."""
+"""Reads tensors of a model folder by name. Nothing is mapped: pages of a mapped file count as memory of the process."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from specgen.core.errors import ModelFileError
+from specgen.core.model_files import corrupt
+from specgen.models.weight_memory import mapped_tensor
 
 MAX_NAMED = 3
 """Tensors named in an error; of more the number is given."""
 
-
-_TYPES = ("F64", "F32", "F16", "BF16")
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class TensorFiles:
@@ -31,27 +31,31 @@ class TensorFiles:
         self._folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._types: dict[str, str] = {}
-        self._paths: dict[str, Path] = {}
-        for name in names:
-            with safe_open(folder / name, framework="pt") as file:
-                for tensor in file.keys():  # noqa: SIM118  the file is not a mapping
-                    stored = file.get_slice(tensor)
-                    self.shapes[tensor] = tuple(stored.get_shape())
-                    self._types[tensor] = str(stored.get_dtype())
-                    self._paths[tensor] = folder / name
+        self._places: dict[str, tuple[Path, int]] = {}
+        for path in (folder / name for name in names):
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                self.shapes[name] = tuple(entry["shape"])
+                self._types[name] = entry["dtype"]
+                self._places[name] = path, 8 + length + entry["data_offsets"][0]
 
-    def read(self, names: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Returns copies of tensors, in the type they are stored in. The pages read for them are released."""
-        by_path: dict[Path, list[str]] = defaultdict(list)
-        for name in names:
-            by_path[self._paths[name]].append(name)
-        found = {}
-        for path, tensors in by_path.items():
-            with safe_open(path, framework="pt") as file:
-                for name in tensors:
-                    mapped = file.get_tensor(name)
-                    found[name] = mapped.clone() if torch.device(device).type == "cpu" else mapped.to(device)
-        return found
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """Returns a tensor in the type it is stored in.
+
+        Raises:
+            ModelFileError: The file has become shorter since it was checked.
+        """
+        path, offset = self._places[name]
+        tensor, memory = mapped_tensor(self.shapes[name], _TYPES[self._types[name]])
+        if memory is not None:
+            with path.open("rb") as file:
+                file.seek(offset)
+                if file.readinto(memory) != len(memory):
+                    raise corrupt(path, "truncated while it was read")
+        return tensor.to(device)
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> None:
         """Compares names, shapes and types with those that a model needs.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from specgen.models.decoder import Attention, FeedForward, Layer, Norm
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.tensor_names import NORM_NAMES, Projection, layer_prefix, projections, tensor_shapes
+from specgen.models.weight_memory import joined
 
 Tensors = Callable[[str], Tensor]
 """A tensor of the checkpoint by name, as stored."""
@@ -43,10 +44,9 @@ def build_layer(spec: DecoderSpec, index: int, tensors: Tensors, linear: MakeLin
 
 
 def _product(projection: Projection, prefix: str, tensors: Tensors, linear: MakeLinear) -> nn.Module:
-    weights = [tensors(f"{prefix}{name}.weight") for name in projection.names]
-    biases = [tensors(f"{prefix}{name}.bias") for name in projection.names] if projection.has_bias else None
-    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    return linear(weight, None if biases is None else torch.cat(biases))
+    weight = joined([tensors(f"{prefix}{name}.weight") for name in projection.names])
+    has_bias = projection.has_bias
+    return linear(weight, joined([tensors(f"{prefix}{name}.bias") for name in projection.names]) if has_bias else None)
 
 
 def layer_tensors(spec: DecoderSpec, layer: Layer, index: int) -> dict[str, Tensor]:

@@ -19,7 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from specgen.models.weight_memory import empty
+
 MAX_FLOAT16 = 65504.0
+MAX_PACKED = 2**24
+"""Weights that are packed at once: only the heads of large vocabularies, and layers of large models, have more."""
 
 
 @lru_cache(maxsize=1)
@@ -54,59 +58,73 @@ def without_deprecation_warning() -> Iterator[None]:
 class PackedLinear(nn.Module):
     """Base of the linear layers whose weights are packed for a kernel: they are no parameters.
 
-    Args:
-        weight: float32 `[outputs, inputs]`.
-        num_bytes: Size of the packed weights.
-    """
-
-    def __init__(self, weight: Tensor, num_bytes: int) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.num_bytes = num_bytes
-
-
-class Float16Linear(PackedLinear):
-    """A linear layer with float16 weights; inputs, sums and outputs are float32.
+    A large weight is packed in blocks of rows, because the kernels' functions need a float32 copy of what they pack.
 
     Args:
-        weight: float32 `[outputs, inputs]`, rounded to float16 once; no value may be out of its range.
+        weight: `[outputs, inputs]`, of any float type.
         bias: float32 `[outputs]`.
     """
 
+    _value_bytes: int
+    _row_bytes: int
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight, 2 * weight.numel())
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.num_bytes = self._value_bytes * weight.numel() + self._row_bytes * weight.shape[0]
+        num_rows = max(MAX_PACKED // self.in_features, 1)
+        self._blocks = []
+        for first in range(0, self.out_features, num_rows):
+            rows = slice(first, first + num_rows)
+            wide = empty(weight[rows].shape, torch.float32, weight.device).copy_(weight[rows])
+            self._blocks.append(self._pack(wide, None if bias is None else bias[rows]))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16(inputs, self._packed)
-        return outputs
+        outputs = [self._multiply(inputs, block) for block in self._blocks]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
+        raise NotImplementedError
+
+    def _multiply(self, inputs: Tensor, block: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class Float16Linear(PackedLinear):
+    """A linear layer with float16 weights; inputs, sums and outputs are float32. No weight may be out of its range."""
+
+    _value_bytes, _row_bytes = 2, 0
 
     def unpacked(self) -> Tensor:
         """Returns a new copy of the weight, float32 `[outputs, inputs]`."""
-        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
-        return weight.float()
+        return torch.cat([torch.ops.quantized.linear_unpack_fp16(block)[0].float() for block in self._blocks])
+
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
+        return torch.ops.quantized.linear_prepack_fp16(weight, bias)
+
+    def _multiply(self, inputs: Tensor, block: Any) -> Tensor:
+        outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16(inputs, block)
+        return outputs
 
 
 class Int8Linear(PackedLinear):
     """A linear layer with int8 weights and one scale per output; inputs are rounded to 8 bits at run time.
 
     For drafts only: all rows of the inputs share one scale, so a row's result depends on the other rows.
-
-    Args:
-        weight: float32 `[outputs, inputs]`.
-        bias: float32 `[outputs]`.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight, weight.numel() + 4 * weight.shape[0])
-        scales = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        zeros = torch.zeros(self.out_features, dtype=torch.int64)
-        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self._packed = torch.ops.quantized.linear_prepack(rounded, bias)
+    _value_bytes, _row_bytes = 1, 4
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
+        low, high = torch.aminmax(weight, dim=1)
+        scales = torch.maximum(high, -low).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
+        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        return torch.ops.quantized.linear_prepack(rounded, bias)
+
+    def _multiply(self, inputs: Tensor, block: Any) -> Tensor:
         # reduce_range: with all 8 bits, the sum of two products overflows on CPUs without VNNI.
-        outputs: Tensor = torch.ops.quantized.linear_dynamic(inputs, self._packed, True)
+        outputs: Tensor = torch.ops.quantized.linear_dynamic(inputs, block, True)
         return outputs
 
 
@@ -164,14 +182,14 @@ def pack_layers(module: nn.Module, kind: PackedKind) -> int:
 def packed_linear(weight: Tensor, kind: PackedKind, bias: Tensor | None = None) -> Float16Linear | Int8Linear:
     """Returns a layer with a packed copy of a weight `[outputs, inputs]`."""
     with without_deprecation_warning():
-        return kind(weight.detach().float(), None if bias is None else bias.detach().float())
+        return kind(weight.detach(), None if bias is None else bias.detach().float())
 
 
 def _replace(parent: nn.Module, name: str, kind: PackedKind) -> int:
     layer: nn.Linear = getattr(parent, name)
     if kind is Float16Linear and not fits_float16(layer.weight):
         return 0
-    packed = kind(layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float())
+    packed = kind(layer.weight.detach(), None if layer.bias is None else layer.bias.detach().float())
     setattr(parent, name, packed)
     return packed.num_bytes
 

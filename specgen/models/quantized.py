@@ -1,7 +1,12 @@
-"""Linear layers in the formats of bitsandbytes: int8, nf4 and fp4. The library is imported when one is made."""
+"""Linear layers in the formats of bitsandbytes: int8, nf4 and fp4. The library is imported when one is made.
+
+Weights are converted a few rows at a time: the library takes up to 25 bytes per value for it, which would be more than
+the model itself for the head of a large vocabulary.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,9 +14,14 @@ from torch import Tensor, nn
 
 from specgen.core.machine import cpu_flags
 from specgen.models.gemm_4bit import GemmNf4Linear, fits_gemm
+from specgen.models.weight_memory import empty
 
 KERNEL_ROWS, KERNEL_COLUMNS = 32, 64
 """Blocks of the 4-bit kernel for CPUs: outputs and inputs are multiples of these."""
+BLOCK_SIZE = 64
+"""Values with a common scale in the 4-bit formats."""
+MAX_CONVERTED = 2**18
+"""Values that are converted at once."""
 
 
 def quantized_linear(weight: Tensor, bias: Tensor | None, quant: str) -> nn.Module:
@@ -40,11 +50,10 @@ def nf4_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
     """Returns a layer with 4-bit weights, on the device's own kernel where there is one."""
     if fits_gemm(weight):
         return GemmNf4Linear(weight, bias)
-    layer = _four_bit_linear(weight, bias, "nf4")
     if fits_nf4(weight):
-        return KernelNf4Linear(layer)
-    module: nn.Module = layer
-    return module
+        return KernelNf4Linear(weight, bias)
+    layer: nn.Module = _four_bit_linear(weight, bias, "nf4")
+    return layer
 
 
 def fits_nf4(weight: Tensor) -> bool:
@@ -69,50 +78,89 @@ class KernelNf4Linear(nn.Module):
     """A 4-bit layer that calls bitsandbytes' CPU operator itself: 40 microseconds of Python less per product.
 
     Args:
-        layer: A `bitsandbytes.nn.Linear4bit` whose shape the kernel takes.
+        weight: bfloat16 `[outputs, inputs]`; `fits_nf4`.
+        bias: `[outputs]`.
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        # The layer converts its weights to the kernel's layout when it runs first.
-        layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
-        state = layer.weight.quant_state
-        assert state.packing_format_for_cpu, "bitsandbytes has a kernel for this weight"
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self._weight, self._scales = layer.weight.data, state.absmax
-        self._bias = None if layer.bias is None else layer.bias.data.to(torch.bfloat16)
-        self._code, self._block = state.code, state.blocksize
-        self._shape = [self.out_features, self.in_features]
+        self.out_features, self.in_features = weight.shape
+        self._weight = empty((self.out_features, self.in_features // 2), torch.uint8, weight.device)
+        self._scales = empty((self.in_features // BLOCK_SIZE, self.out_features), torch.bfloat16, weight.device)
+        row = torch.zeros(1, self.in_features, dtype=torch.bfloat16)
+        for rows in _blocks_of_rows(weight):
+            layer = _four_bit_linear(weight[rows], None, "nf4")
+            # The layer converts its weights to the kernel's layout when it runs first. Each 32 rows are a block of it.
+            layer(row)
+            state = layer.weight.quant_state
+            assert state.packing_format_for_cpu, "bitsandbytes has a kernel for this weight"
+            self._weight[rows], self._scales[:, rows] = layer.weight.data, state.absmax
+        self._bias = None if bias is None else bias.to(torch.bfloat16)
+        self._code, self._shape = state.code, [self.out_features, self.in_features]
         self._operator: Any = torch.ops.bitsandbytes.gemv_4bit.default
         self.num_bytes = self._weight.nbytes + self._scales.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = self._operator(inputs, self._weight, self._shape, self._scales, self._code, self._block)
+        output: Tensor = self._operator(inputs, self._weight, self._shape, self._scales, self._code, BLOCK_SIZE)
         return output if self._bias is None else output.add_(self._bias)
+
+
+def _blocks_of_rows(weight: Tensor) -> Iterator[slice]:
+    """Yields rows that are converted at once: multiples of 64, so that no scale and no kernel block is cut."""
+    num_rows = max(MAX_CONVERTED // weight.shape[1] // 64, 1) * 64
+    for first in range(0, weight.shape[0], num_rows):
+        yield slice(first, first + num_rows)
 
 
 def _four_bit_linear(weight: Tensor, bias: Tensor | None, quant: str) -> Any:
     import bitsandbytes
 
     layers: Any = bitsandbytes.nn
+    kernels: Any = bitsandbytes.functional
     num_outputs, num_inputs = weight.shape
-    has_bias = bias is not None
-    layer = layers.Linear4bit(num_inputs, num_outputs, bias=has_bias, compute_dtype=weight.dtype, quant_type=quant)
-    layer.weight = layers.Params4bit(weight.detach(), requires_grad=False, quant_type=quant, compress_statistics=False)
+    packed = empty(((weight.numel() + 1) // 2, 1), torch.uint8, weight.device)
+    scales = empty((-(-weight.numel() // BLOCK_SIZE),), torch.float32, weight.device)
+    for rows in _blocks_of_rows(weight):
+        part, state = kernels.quantize_4bit(weight[rows], blocksize=BLOCK_SIZE, quant_type=quant)
+        first = rows.start * num_inputs
+        packed[first // 2 : first // 2 + part.shape[0]] = part
+        scales[first // BLOCK_SIZE : first // BLOCK_SIZE + state.absmax.shape[0]] = state.absmax
+    state.absmax, state.shape = scales, weight.shape
+    layer = layers.Linear4bit(
+        num_inputs, num_outputs, bias=bias is not None, compute_dtype=weight.dtype, quant_type=quant, device="meta"
+    )
+    layer.weight = layers.Params4bit(
+        packed,
+        requires_grad=False,
+        quant_state=state,
+        blocksize=BLOCK_SIZE,
+        compress_statistics=False,
+        quant_type=quant,
+        module=layer,
+        bnb_quantized=True,
+    )
+    layer.quant_state = state
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer.to(weight.device).eval()
+    return layer.eval()
 
 
 def _int8_linear(weight: Tensor, bias: Tensor | None) -> Any:
     import bitsandbytes
 
     layers: Any = bitsandbytes.nn
+    kernels: Any = bitsandbytes.functional
     num_outputs, num_inputs = weight.shape
+    packed = empty((num_outputs, num_inputs), torch.int8, weight.device)
+    scales = empty((num_outputs,), torch.float32, weight.device)
+    for rows in _blocks_of_rows(weight):
+        packed[rows], scales[rows], _ = kernels.int8_vectorwise_quant(weight[rows].to(torch.float16))
     # With the library's threshold of 6.0, outlier columns are chosen over all rows at once: a later draft token then
     # changes the logits of an earlier one (by up to 0.13), and the output is no longer the target's.
-    layer = layers.Linear8bitLt(num_inputs, num_outputs, bias=bias is not None, has_fp16_weights=False, threshold=0.0)
-    layer.weight = layers.Int8Params(weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
+    layer = layers.Linear8bitLt(
+        num_inputs, num_outputs, bias=bias is not None, has_fp16_weights=False, threshold=0.0, device="meta"
+    )
+    layer.weight = layers.Int8Params(packed, requires_grad=False, has_fp16_weights=False, CB=packed, SCB=scales)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer.to(weight.device).eval()
+    return layer.eval()

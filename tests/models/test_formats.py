@@ -15,6 +15,7 @@ from specgen.loading import placement
 from specgen.loading.config_check import check_folder
 from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_weights
+from specgen.models import formats
 from specgen.models.formats import (
     Float16Linear,
     Int8Linear,
@@ -184,3 +185,21 @@ def test_without_the_kernels_float32_is_used(tmp_path: Path, monkeypatch: pytest
 
     assert choose_placement(ModelSettings(""), facts, from_gguf=False).dtype == "float32"
     assert choose_placement(ModelSettings(""), facts, from_gguf=False, role="draft").quant == "none"
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [Float16Linear, Int8Linear])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_weight_packed_in_blocks_gives_the_same_products(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Float16Linear] | type[Int8Linear], has_bias: bool
+) -> None:
+    weight, bias, inputs = torch.randn(100, 64), torch.randn(100) if has_bias else None, torch.randn(3, 64)
+    whole = kind(weight, bias)
+
+    monkeypatch.setattr(formats, "MAX_PACKED", 64 * 32)
+    in_blocks = kind(weight, bias)
+
+    assert torch.equal(in_blocks(inputs), whole(inputs))
+    assert in_blocks.num_bytes == whole.num_bytes
+    if isinstance(in_blocks, Float16Linear):
+        assert torch.equal(in_blocks.unpacked(), weight.half().float())

@@ -1,0 +1,35 @@
+"""Allocates memory for weights apart from the C library's heap.
+
+What the heap gets back, it keeps for the process in pieces between the weights that stay: after quantizing a model,
+as much as the model itself. A mapping is returned to the system as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from mmap import mmap
+
+import torch
+from torch import Tensor
+
+
+def mapped_tensor(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, mmap | None]:
+    """Returns a tensor of zeros on the CPU, and its memory; None if it has no values."""
+    if 0 in shape:
+        return torch.empty(tuple(shape), dtype=dtype), None
+    memory = mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(*shape), memory
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns a new tensor for weights on a device."""
+    return mapped_tensor(shape, dtype)[0] if device.type == "cpu" else torch.empty(shape, dtype=dtype, device=device)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Returns the concatenation of weights along their first dimension."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return torch.cat(list(parts), out=empty(shape, parts[0].dtype, parts[0].device))
