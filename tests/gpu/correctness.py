@@ -16,6 +16,7 @@ from tests.gpu.isolation import described
 from tests.gpu.models import (
     Quant,
     Shape,
+    admission,
     config_of,
     eager_model,
     failure_of,
@@ -36,6 +37,7 @@ def compare(context: Context) -> None:
         (torch.bfloat16, "none"),
         (torch.bfloat16, "nf4"),
     )
+    quants: tuple[Quant, ...] = ("none", "nf4")
     are_equal = True
     for dtype, quant in kinds:
         fields = {"dtype": str(dtype).removeprefix("torch."), "quant": quant}
@@ -46,6 +48,11 @@ def compare(context: Context) -> None:
             found = {"error": described(error)}
         context.say("replay_equals_plain", **fields, **found)
         are_equal &= found.get("num_unequal") == 0 and found.get("failure") is None
+    for quant in quants:
+        decoder = random_decoder(spec_of("0.5B", is_tiny=context.is_tiny), context.device, quant=quant)
+        reason = admission(decoder)
+        context.say("admission", shape="0.5B", quant=quant, reason=reason)
+        are_equal &= reason is None
     shapes: tuple[Shape, ...] = ("7B", "8B")
     for shape in shapes:
         config = config_of(shape, is_tiny=True)
@@ -55,7 +62,7 @@ def compare(context: Context) -> None:
             place = first_difference(texts["transformers"], text)
             context.say("float32_text", shape=shape, runner=name, num_tokens=len(text), first_difference=place)
             are_equal &= place is None
-    assert are_equal, "a recorded pass or a text differs"
+    assert are_equal, "a recorded pass or a text differs, or recorded passes would not be used"
 
 
 @torch.inference_mode()

@@ -17,8 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-import torch
-
+from tests.gpu.models import prepare
 from tests.gpu.report import Context, Report
 
 Isolation = Literal["fork", "spawn"]
@@ -132,19 +131,3 @@ def _in_child(part: Part, setup: Setup, isolation: Isolation) -> None:
 def described(error: BaseException) -> str:
     """Returns an error's class and first line."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
-
-
-def prepare(name: str) -> torch.device:
-    """Starts the device, and sets what specgen sets on CUDA.
-
-    Raises:
-        RuntimeError: It can't be used.
-    """
-    if name == "cpu":
-        torch.set_num_threads(1)
-        return torch.device("cpu")
-    device = torch.device("cuda", 0)
-    torch.zeros(1, device=device)
-    # cuDNN's attention builds a plan for each new length.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    return device

@@ -18,6 +18,7 @@ from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.decoder_weights import dense_linear, weight_bytes
 from specgen.models.build_decoder import build_layer, layer_tensors
+from specgen.models.cuda import prepare_cuda, recorded
 from specgen.models.decoder import Decoder, Norm
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.decoder_spec import DecoderSpec
@@ -38,6 +39,23 @@ def preload() -> None:
     from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM, StaticCache
 
     assert all((AutoModelForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM, StaticCache))
+
+
+def prepare(name: str) -> torch.device:
+    """Starts a device, and sets what specgen sets on CUDA.
+
+    Raises:
+        RuntimeError: It can't be used.
+    """
+    if name == "cpu":
+        torch.set_num_threads(1)
+        return torch.device("cpu")
+    if not torch.backends.cuda.is_built():
+        raise RuntimeError("this torch has no CUDA")
+    device = torch.device("cuda", 0)
+    torch.zeros(1, device=device)
+    prepare_cuda()
+    return device
 
 
 def config_of(shape: Shape, *, is_tiny: bool) -> Any:
@@ -173,6 +191,11 @@ def whole_model(model: Any) -> StaticModel:
     return StaticModel(static_pass, model.config.vocab_size, recorder_for(static_pass.device))
 
 
+def admission(decoder: Decoder) -> str | None:
+    """Returns why specgen would not use the recorded passes of a decoder; None if it would."""
+    return recorded(eager_model(decoder), recorder_for(decoder.device))[1]
+
+
 def failure_of(model: StaticModel) -> str | None:
     """Returns why recording failed, if it did."""
     return model.take_failure()
@@ -180,7 +203,7 @@ def failure_of(model: StaticModel) -> str | None:
 
 def num_recorded(model: StaticModel) -> int:
     """Returns the number of recordings in memory."""
-    return model.replays.num_recorded
+    return len(model.replays.recorded_keys)
 
 
 def auto_options(target: LanguageModel, options: DecodeOptions) -> DecodeOptions:

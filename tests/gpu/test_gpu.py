@@ -6,6 +6,7 @@ Run with `pytest -m gpu`; with `SPECGEN_GPU_TESTS=cpu` they are rehearsed on a C
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +31,17 @@ from tests.decoders import decoder_of
 from tests.fakes import ids_of, tiny_model
 from tests.gpu.correctness import greedy_text
 from tests.gpu.machine import TEST_DEVICE
-from tests.gpu.models import eager_model, num_recorded, random_decoder, spec_of, static_model
+from tests.gpu.models import (
+    admission,
+    config_of,
+    eager_model,
+    num_recorded,
+    random_decoder,
+    spec_of,
+    static_model,
+    transformers_model,
+    whole_model,
+)
 from tests.loading.builders import make_folder, resolved
 
 DEVICE = torch.device(os.environ.get(TEST_DEVICE, "cuda"))
@@ -136,6 +147,11 @@ def test_recorded_passes_compute_the_logits_of_plain_ones(kind: str) -> None:
         assert error < (1e-4 if kind == "float32" else TOLERANCE)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_passes_are_admitted(kind: str) -> None:
+    assert admission(grouped_decoder(kind)) is None
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
 def test_greedy_text_is_that_of_plain_passes_and_of_transformers(kind: str) -> None:
     model = type(tiny_model(kind))(tiny_model(kind).config).eval()
@@ -161,6 +177,51 @@ def test_a_draft_changes_no_greedy_text_of_recorded_models(kind: str) -> None:
     text = ids_of(list(decode(static_model(decoder), drafter, PROMPT, sampler, options)))
 
     assert text == greedy_text(eager_model(decoder), PROMPT, 48)
+
+
+@pytest.mark.parametrize("runner", ["eager", "recorded", "whole"])
+def test_rolling_back_equals_a_fresh_prefill(runner: str) -> None:
+    decoder = grouped_decoder("float32")
+    whole = transformers_model(config_of("7B", is_tiny=True), decoder)
+    makers = {"eager": eager_model, "recorded": static_model, "whole": lambda _: whole_model(whole)}
+    model, choice = makers[runner](decoder), random.Random(0)
+    ids = [1]
+    for _ in range(12):
+        ids += [choice.randrange(500) for _ in range(choice.randint(1, 24))]
+        model.logits(ids, 1)
+        ids = ids[: max(1, len(ids) - choice.randint(0, 30))]
+        model.rewind(len(ids) - 1)
+        fresh = makers[runner](decoder).logits(ids, 1)
+        torch.testing.assert_close(model.logits(ids, 1), fresh, rtol=1e-4, atol=1e-3)
+        model.rewind(len(ids) - 1)
+
+
+@pytest.mark.parametrize("place", sorted({DEVICE.type, "cpu"}))
+def test_a_tail_on_any_device_gives_the_logits_of_the_whole_text(place: str) -> None:
+    decoder = grouped_decoder("float32")
+    tail = torch.tensor([7, 3, 3], device=place)
+    whole = static_model(decoder).logits([1, 5, 9, 7, 3, 3], 4)
+
+    model = static_model(decoder)
+    parts = [model.logits([1, 5, 9], last, tail=tail[:end]).clone() for last, end in ((1, 0), (1, 1), (2, 3))]
+
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"top_k": 20, "repetition_penalty": 1.1}, {"same_text": True, "seed": 3}], ids=str
+)
+def test_recorded_models_sample(sampling: dict[str, Any]) -> None:
+    decoder = grouped_decoder("bfloat16")
+    sampler = Sampler.seeded(SamplingSettings(temperature=1.0, **sampling), DEVICE, 512)
+    options = DecodeOptions(DecodeSettings(32, 4), clock=device_clock(DEVICE))
+
+    texts = [
+        ids_of(list(decode(static_model(decoder), drafter, PROMPT, sampler, options)))
+        for drafter in (NoDrafter(), ModelDrafter(static_model(decoder), 512, sampler))
+    ]
+
+    assert [len(text) for text in texts] == [32, 32]
 
 
 # growing texts

@@ -1,0 +1,191 @@
+"""Tests what a run on a card computes: the aims, the models, the oracle, the gaps, what is packed for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.core.settings import DecodeSettings, SamplingSettings
+from specgen.engine.decoding import DecodeOptions, decode
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.sampling import Sampler
+from specgen.models.transformers_model import TransformersModel
+from tests.fakes import CPU, ScriptedDrafter, ids_of, tiny_model
+from tests.gpu import attention, correctness, gates, machine, models, on_card, prepare, products, timing
+from tests.gpu.correctness import gaps, greedy_text
+from tests.gpu.loop import PROMPT, OracleDrafter
+from tests.gpu.models import bytes_per_token, config_of, random_decoder, spec_of, static_model, transformers_model
+from tests.gpu.report import Context, Figure
+from tests.models.static.recorder import TraceRecorder
+
+# aims
+
+
+def figures_of(card: str) -> list[Figure]:
+    """Figures of a card whose 7B in nf4 takes 3 ms, 3.9 ms for five rows."""
+    rows = [
+        {"name": "pass", "model": "7B", "quant": "nf4", "runner": "static", "rows": 1, "ms": 3.0, "call_ms": 3.0},
+        {"name": "pass", "model": "7B", "quant": "nf4", "runner": "static", "rows": 5, "ms": 3.9, "call_ms": 3.9},
+        {"name": "pass", "model": "7B", "quant": "nf4", "runner": "eager", "rows": 1, "ms": 30.0, "call_ms": 30.0},
+        {"name": "bytes", "model": "7B", "quant": "nf4", "gb": 4.76},
+        {"name": "loop", "quant": "nf4", "alpha": 0.8, "k": 4, "tokens_per_s": 300.0, "speedup": 1.0, "busy": 0.95},
+        {"name": "loop", "quant": "nf4", "alpha": 0.8, "k": 2, "tokens_per_s": 400.0, "speedup": 1.3, "busy": 0.9},
+        {"name": "loop", "quant": "nf4", "alpha": 0.9, "k": 2, "tokens_per_s": 600.0, "speedup": 1.9},
+        {"name": "loop", "quant": "none", "error": "RuntimeError"},
+    ]
+    return [{"part": 0, "name": "card", "card": card}, *({"part": 4, **row} for row in rows)]
+
+
+def test_the_aims_of_a_card_are_judged() -> None:
+    judged = {one.gate.what: (one.value, one.verdict) for one in gates.judge(figures_of("NVIDIA H100 80GB HBM3"))}
+
+    assert judged["7B nf4: v(5)"] == (pytest.approx(1.3), "good")
+    assert judged["7B nf4: recorded over eager"] == (pytest.approx(10), "excellent")
+    assert judged["7B nf4: share of the bandwidth, plain"] == (pytest.approx(4.76 / 3350 / 0.003), "good")
+    assert judged["nf4: tokens/s, α 0.8"] == (400, "good")
+    assert judged["nf4: GPU busy in a round, k 4"] == (0.95, "good")
+    assert judged["7B bf16: v(5)"] == (None, "not measured")
+
+
+def test_other_cards_have_other_aims() -> None:
+    judged = {one.gate.what: one.verdict for one in gates.judge(figures_of("NVIDIA GeForce RTX 4090"))}
+
+    assert judged["7B nf4: v(5)"] == "missed"
+    assert judged["nf4: speedup over recorded plain, α 0.8"] == "missed"
+    assert judged["nf4: tokens/s, α 0.8"] == "excellent"
+    assert gates.judge(figures_of("cpu")) == []
+
+
+def test_the_table_is_made_from_the_files_of_both_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of("NVIDIA H100 80GB HBM3")
+    paths = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    for path, part in zip(paths, (figures[:4], figures[4:]), strict=True):
+        path.write_text("".join(f"{json.dumps(figure)}\n" for figure in part))
+
+    assert on_card.main(["--table", *map(str, paths)]) == 0
+
+    assert "| 7B nf4: v(5) | 1.3 | 1.4 | 1.25 | good |" in capsys.readouterr().out
+
+
+# packing
+
+
+def test_bitsandbytes_is_packed_with_one_library(tmp_path: Path) -> None:
+    wheel = tmp_path / "bitsandbytes-1.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in (
+            "__init__.py",
+            "libbitsandbytes_cpu.so",
+            "libbitsandbytes_cuda129.so",
+            "libbitsandbytes_cuda130.so",
+        ):
+            archive.writestr(f"bitsandbytes/{name}", "")
+        archive.writestr("bitsandbytes-1.dist-info/METADATA", "")
+
+    prepare.unpack_bitsandbytes(wheel, tmp_path / "packed", "130")
+
+    packed = {path.name for path in (tmp_path / "packed").rglob("*") if path.is_file()}
+    assert packed == {"__init__.py", "libbitsandbytes_cuda130.so", "METADATA"}
+    with pytest.raises(SystemExit, match="has no libbitsandbytes_cuda131"):
+        prepare.unpack_bitsandbytes(wheel, tmp_path / "other", "131")
+
+
+def test_what_is_packed_is_hidden_from_git_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.chdir(tmp_path)
+
+    for _ in range(2):
+        prepare.exclude(Path(".gpu"))
+
+    lines = (tmp_path / ".git/info/exclude").read_text().splitlines()
+    assert lines.count("/.gpu/") == 1
+
+
+# models and figures
+
+
+def test_what_is_timed_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace, like a CUDA graph, can't contain host reads, and computes on the tensors it was recorded with."""
+    said: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(models, "recorder_for", lambda device: TraceRecorder())
+    monkeypatch.setattr(timing, "recorder_for", lambda device: TraceRecorder())
+    context = Context(CPU, True, lambda name, **fields: said.append((name, fields)))
+
+    for part in (machine.examine, attention.measure, products.measure, correctness.compare):
+        part(context)
+
+    assert [found for found in said if "error" in found[1]] == []
+    replays = [fields for name, fields in said if name == "replay_equals_plain"]
+    assert [(one["num_unequal"], one["failure"]) for one in replays] == [(0, None)] * 3
+    assert all(one["num_recorded"] for one in replays)
+
+
+def test_a_steady_model_counts() -> None:
+    decoder = random_decoder(spec_of("7B", is_tiny=True), CPU, is_steady=True)
+
+    assert greedy_text(static_model(decoder), PROMPT, 6) == [132, 133, 134, 135, 136, 137]
+
+
+def test_transformers_computes_the_same_on_the_same_tensors() -> None:
+    decoder = random_decoder(spec_of("8B", is_tiny=True), CPU, dtype=torch.float32)
+    model = transformers_model(config_of("8B", is_tiny=True), decoder)
+    ids = list(range(20))
+
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0, -1]
+
+    torch.testing.assert_close(static_model(decoder).logits(ids, 1)[0], expected, rtol=1e-4, atol=1e-5)
+    assert model.lm_head.weight.data_ptr() == decoder.head.weight.data_ptr()  # type: ignore[operator, union-attr]
+
+
+def test_the_bytes_of_a_token_leave_out_an_embedding_that_is_no_head() -> None:
+    tied, own = (random_decoder(spec_of(shape, is_tiny=True), CPU) for shape in ("0.5B", "7B"))  # type: ignore[arg-type]
+    whole = [sum(one.nbytes for one in {id(p): p for p in d.parameters()}.values()) for d in (tied, own)]
+
+    assert bytes_per_token(tied) == whole[0] - tied.embedding.nbytes  # the head's parameter is another object
+    assert bytes_per_token(own) == whole[1] - own.embedding.nbytes
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
+def test_the_oracle_accepts_as_often_as_it_is_asked_to(alpha: float) -> None:
+    target, draft = (TransformersModel(tiny_model(seed=seed), 96) for seed in (0, 1))
+    sampler = Sampler.seeded(SamplingSettings(), CPU, 96)
+    prompt = [1, 17, 40]
+    text = greedy_text(target, prompt, 200)
+    target.rewind(0)
+    drafter = OracleDrafter(ModelDrafter(draft, 96, sampler), [*prompt, *text], alpha, CPU)
+
+    events = list(decode(target, drafter, prompt, sampler, DecodeOptions(DecodeSettings(200, 4))))
+
+    rounds = [event for event in events if hasattr(event, "num_accepted")]
+    tested = sum(one.num_accepted + one.num_rejected for one in rounds)
+    assert ids_of(events) == text
+    assert sum(one.num_accepted for one in rounds) / tested == pytest.approx(alpha, abs=0.1)
+    assert draft.num_forwards > len(rounds)
+
+
+def test_a_plain_drafter_can_stand_behind_the_oracle() -> None:
+    drafter = OracleDrafter(ScriptedDrafter(lambda ids, limit: [5] * limit), [1, 2, 3, 4], 1.0, CPU)
+
+    draft = drafter.propose([1, 2], 2, None)  # type: ignore[arg-type]
+
+    assert draft.ids.tolist() == [3, 4]
+
+
+def test_gaps_are_counted_in_steps_of_bfloat16() -> None:
+    one_row = torch.tensor([[4.0, 3.9, 0.0], [1.0, 0.5, 0.0], [2.0, 0.0, 1.0]])
+    several = torch.tensor([[4.0, 4.0625, 0.0], [1.0, 0.5, 0.0], [2.0, 0.0, 1.03125]])
+
+    found = gaps(one_row, several)
+
+    assert found["num_positions"] == 3
+    assert found["num_flips"] == 1
+    assert found["largest_gap_at_flips"] == pytest.approx(0.1 / 2**-5)
+    assert found["largest_steps"] == pytest.approx(0.1625 / 2**-5)
+    assert found["num_gaps_beyond_promise"] == 0
