@@ -19,7 +19,7 @@ from specgen.models.formats import has_float16_matmul, has_int8_matmul
 if TYPE_CHECKING:
     from specgen.storage.cost_store import CostStore
 
-INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.49', or use --quant none"
+INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.50', or use --quant none"
 
 Choice = tuple[str, tuple[str, ...]]
 """A value, and the remarks that explain it."""
