@@ -19,12 +19,12 @@ from specgen.loading.draft_head_folder import PREFIX, WEIGHTS, invalid_draft_hea
 from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.build_decoder import build_layer
-from specgen.models.cuda import draft_head_model
 from specgen.models.decoder import Decoder, Norm
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.draft_head import DraftHeadParts
+from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.formats import Float16Linear, Int8Linear, PackedKind, has_int8_matmul, packed_linear
 from specgen.models.quantized import fits_nf4, is_quantized, nf4_linear
+from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.model import StaticModel
 from specgen.models.tensor_names import NORM
 
@@ -89,7 +89,9 @@ def load_draft_head(
         num_bytes=weight_bytes(nn.ModuleList(module for module in own if module is not None)),
         remark=head.remark,
     )
-    return LoadedModel(draft_head_model(parts, target), info)
+    # Its passes are recorded if its target's are.
+    model = StaticDraftHead(parts, target.recorder) if isinstance(target, StaticModel) else DraftHeadModel(parts)
+    return LoadedModel(model, info)
 
 
 def load_tensors(folder: Path, num_target_ids: int) -> dict[str, Tensor]:

@@ -1,19 +1,26 @@
-"""Settings of CUDA that every pass needs, and the choice between recorded and plain passes."""
+"""Sets up CUDA, and chooses between recorded and plain passes: recorded ones must compute what plain ones do."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from specgen.core.errors import MemoryShortageError
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
-from specgen.models.static.admission import admission_failure
-from specgen.models.static.draft_head import StaticDraftHead
-from specgen.models.static.model import StaticModel
-from specgen.models.static.passes import DecoderPass, StaticPass, WholePass, fits_whole_pass
+from specgen.models.static.model import StaticModel, StaticPass
+from specgen.models.static.passes import DecoderPass, WholePass, fits_whole_pass
 from specgen.models.static.recorder import CudaRecorder, Recorder
+
+PROBED_ROWS = (1, 3, 5, 8)
+NUM_PROMPT = 12
+NUM_RUNS = 3
+"""Runs of each probe: the first one is plain, the second is recorded, the third replays."""
+TOLERANCES = {torch.float32: 1e-4}
+"""Largest relative distance of the logits by compute type: two orders of additions, far below a wrong mask."""
+DEFAULT_TOLERANCE = 3e-2
 
 
 def prepare_cuda() -> None:
@@ -45,13 +52,48 @@ def recorded(model: CachedModel, recorder: Recorder | None = None) -> tuple[Cach
     return (static, None) if failure is None else (model, failure)
 
 
-def draft_head_model(parts: DraftHeadParts, target: CachedModel) -> DraftHeadModel:
-    """Returns a draft head whose passes are recorded if its target's are."""
-    return StaticDraftHead(parts, target.recorder) if isinstance(target, StaticModel) else DraftHeadModel(parts)
-
-
 def _static_pass(model: CachedModel) -> StaticPass | None:
     if isinstance(model, DecoderModel):
         return DecoderPass(model.decoder)
     whole: Any = model.module
     return WholePass(whole) if fits_whole_pass(whole) else None
+
+
+@torch.inference_mode()
+def admission_failure(static: StaticModel, plain: CachedModel) -> str | None:
+    """Compares the logits of a prompt and of passes over a few rows. Empties both caches.
+
+    Returns:
+        Why the recorded passes must not be used; None if they may.
+    """
+    step = max(static.vocab_size // (NUM_PROMPT + sum(PROBED_ROWS) + 1), 1)
+    ids = [(step * (index + 1)) % static.vocab_size for index in range(NUM_PROMPT + max(PROBED_ROWS))]
+    parameter = next(iter(static.module.parameters()), None)
+    tolerance = TOLERANCES.get(torch.float32 if parameter is None else parameter.dtype, DEFAULT_TOLERANCE)
+    try:
+        for rows in PROBED_ROWS:
+            text = ids[: NUM_PROMPT + rows]
+            expected = _probe(plain, text, rows)
+            for _ in range(NUM_RUNS):
+                distance = relative_distance(_probe(static, text, rows), expected)
+                if not distance <= tolerance:
+                    return f"recorded passes differ from plain ones by {distance:.1e} over {rows} rows"
+    except MemoryShortageError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return f"recording failed: {str(error).partition(chr(10))[0]}"
+    finally:
+        static.rewind(0)
+        plain.reset()
+    return static.take_failure()
+
+
+def relative_distance(found: Tensor, expected: Tensor) -> float:
+    """Returns the norm of the difference over the norm of what is expected; NaN if a value is NaN."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def _probe(model: CachedModel, text: list[int], num_rows: int) -> Tensor:
+    model.rewind(0)
+    model.feed(text[:-num_rows])
+    return model.logits(text, num_rows).clone()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
-from specgen.models.static.inputs import DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
+from specgen.models.static.inputs import MAX_ROWS, DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.recorder import Recorder, Replays
-from specgen.models.static.slots import MAX_ROWS, TensorSlots
+from specgen.models.static.slots import TensorSlots
 
 
 class StaticDraftHead(DraftHeadModel):

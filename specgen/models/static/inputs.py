@@ -7,8 +7,10 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-from specgen.models.static.slots import MAX_ROWS
+from specgen.core.settings import MAX_DRAFT_TOKENS
 
+MAX_ROWS = 17
+"""Rows of the largest recorded pass: a draft of 16 tokens and the token before it."""
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, MAX_ROWS)
 """Rows of the recorded passes; others are padded. Kernels of 4-bit weights have steps between 5 and 8 rows."""
 FIRST_BUCKET = 512
@@ -74,8 +76,8 @@ class DraftedTokens:
     """
 
     def __init__(self, device: torch.device, columns: Tensor | None = None) -> None:
-        self.ids = torch.zeros(MAX_ROWS, dtype=torch.int64, device=device)
-        self.confidences = torch.zeros(MAX_ROWS, device=device)
+        self.ids = torch.zeros(MAX_DRAFT_TOKENS, dtype=torch.int64, device=device)
+        self.confidences = torch.zeros(MAX_DRAFT_TOKENS, device=device)
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._columns = columns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,49 @@ from torch import Tensor, nn
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.static.features import StaticFeatures
-from specgen.models.static.inputs import DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
-from specgen.models.static.passes import DecoderPass, StaticPass
+from specgen.models.static.inputs import MAX_ROWS, DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.recorder import Recorder, Replays
-from specgen.models.static.slots import MAX_ROWS
 from specgen.models.target_features import TargetFeatures
+
+
+class StaticPass(Protocol):
+    """Computes passes on a cache of fixed capacity; knows no text and no length."""
+
+    device: torch.device
+    num_embeddings: int
+    """Ids from here on can't be fed."""
+    module: nn.Module
+    """The weights."""
+    features: StaticFeatures | None
+    """Inputs of the head by position, if a draft head reads them. Only specgen's decoder has them."""
+    reads_whole_cache: bool
+    """Whether a pass takes the same time for every bucket."""
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The weights as specgen's decoder, if it computes the passes."""
+
+    def grow(self, capacity: int, num_kept: int) -> None:
+        """Replaces the cache by one with room for `capacity` tokens that contains the first `num_kept` of the old."""
+
+    def release(self) -> None:
+        """Frees the cache."""
+
+    def clear(self) -> None:
+        """Overwrites the whole cache, which may contain NaN."""
+
+    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
+        """Computes a pass.
+
+        Args:
+            ids: `[n]`.
+            positions: `[n]`, consecutive; what the cache held from the first on is lost.
+            bucket: At least the last position + 1, at most the capacity: so much of the cache is read.
+            num_last: Rows of logits wanted, counted from the end.
+
+        Returns:
+            `[num_last, logits]`, in the model's type.
+        """
 
 
 class StaticModel(CachedModel):
@@ -63,22 +102,21 @@ class StaticModel(CachedModel):
     @property
     def decoder(self) -> Decoder | None:
         """The weights as specgen's decoder, if it computes the passes."""
-        return self.static_pass.decoder if isinstance(self.static_pass, DecoderPass) else None
+        return self.static_pass.decoder
 
     @property
     def target_features(self) -> TargetFeatures | None:
         """Inputs of the head at the cached positions, if a draft head reads them."""
-        return self.static_pass.features if isinstance(self.static_pass, DecoderPass) else None
+        return self.static_pass.features
 
     @torch.inference_mode()
     def record_target_features(self) -> TargetFeatures:
         """Records the head's inputs from the next pass on; a second call returns the same record."""
-        assert isinstance(self.static_pass, DecoderPass), "only specgen's decoder has features"
+        decoder = self.static_pass.decoder
+        assert decoder is not None, "only specgen's decoder has features"
         if self.static_pass.features is None:
-            weight = self.static_pass.decoder.norm.weight
-            buffer = torch.zeros(
-                self.capacity, weight.shape[0], dtype=self.static_pass.decoder.dtype, device=self.device
-            )
+            width = decoder.norm.weight.shape[0]
+            buffer = torch.zeros(self.capacity, width, dtype=decoder.dtype, device=self.device)
             self.static_pass.features = StaticFeatures(self.length, buffer)
             self.replays.clear()
         return self.static_pass.features

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +11,6 @@ from torch import Tensor, nn
 from specgen.models.decoder import Decoder
 from specgen.models.static.features import StaticFeatures
 from specgen.models.static.slots import TensorSlots
-
-
-class StaticPass(Protocol):
-    """Computes passes on a cache of fixed capacity; knows no text and no length."""
-
-    device: torch.device
-    num_embeddings: int
-    """Ids from here on can't be fed."""
-    module: nn.Module
-    """The weights."""
-    reads_whole_cache: bool
-    """Whether a pass takes the same time for every bucket."""
-
-    def grow(self, capacity: int, num_kept: int) -> None:
-        """Replaces the cache by one with room for `capacity` tokens that contains the first `num_kept` of the old."""
-
-    def release(self) -> None:
-        """Frees the cache."""
-
-    def clear(self) -> None:
-        """Overwrites the whole cache, which may contain NaN."""
-
-    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
-        """Computes a pass.
-
-        Args:
-            ids: `[n]`.
-            positions: `[n]`, consecutive; what the cache held from the first on is lost.
-            bucket: At least the last position + 1, at most the capacity: so much of the cache is read.
-            num_last: Rows of logits wanted, counted from the end.
-
-        Returns:
-            `[num_last, logits]`, in the model's type.
-        """
 
 
 class DecoderPass:
@@ -57,13 +23,17 @@ class DecoderPass:
     reads_whole_cache = False
 
     def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
+        self._decoder = decoder
         self.module: nn.Module = decoder
         self.device = decoder.device
         self.num_embeddings = decoder.embedding.shape[0]
         self.features: StaticFeatures | None = None
         """Inputs of the head by position, if a draft head reads them."""
         self._slots = TensorSlots(decoder.spec, decoder.norm.weight.to(decoder.dtype))
+
+    @property
+    def decoder(self) -> Decoder:
+        return self._decoder
 
     def grow(self, capacity: int, num_kept: int) -> None:
         self._slots.grow(capacity, num_kept)
@@ -97,6 +67,7 @@ class WholePass:
     """
 
     reads_whole_cache = True
+    features: StaticFeatures | None = None
 
     def __init__(self, model: Any) -> None:
         weight: Tensor = model.get_input_embeddings().weight
@@ -110,6 +81,10 @@ class WholePass:
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._dtype: torch.dtype = model.dtype
         self.release()
+
+    @property
+    def decoder(self) -> Decoder | None:
+        return None
 
     def release(self) -> None:
         self._cache: Any = None

@@ -12,9 +12,7 @@ from torch.nn import functional
 
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import Rotations, rotations_at
-
-MAX_ROWS = 17
-"""Rows of the largest recorded pass: a draft of 16 tokens and the token before it."""
+from specgen.models.static.inputs import MAX_ROWS
 
 
 class TensorSlots:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.models.static import inputs, slots
 from specgen.models.static.draft_head import StaticDraftHead
@@ -57,7 +56,11 @@ def check_logits() -> None:
 def check_growth() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "FIRST_BUCKET", 16)
-        assert tuple(text(static_model(model_of("llama")), NoDrafter())) == greedy_text("llama")
+        target, plain = static_model(model_of("llama")), decoder_model(model_of("llama"), 96)
+        ids = list(range(1, 60))
+        for length in range(1, len(ids)):
+            expected = plain.logits(ids[:length], 1)
+            assert torch.allclose(target.logits(ids[:length], 1), expected, atol=1e-3)
 
 
 def check_self_draft() -> None:

@@ -23,16 +23,14 @@ from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.sampling import Sampler
-from specgen.models.cuda import prepare_cuda, recorded
+from specgen.models.cuda import admission_failure, prepare_cuda, recorded
 from specgen.models.decoder import Norm
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.static import inputs
-from specgen.models.static.admission import admission_failure
-from specgen.models.static.inputs import ROWS, capacity_for, padded_rows
+from specgen.models.static.inputs import MAX_ROWS, ROWS, capacity_for, padded_rows
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import WholePass, fits_whole_pass
 from specgen.models.static.recorder import PlainRecorder, Replays
-from specgen.models.static.slots import MAX_ROWS
 from specgen.models.transformers_model import TransformersModel
 from tests.decoders import decoder_model
 from tests.draft_heads import SHAPES, open_draft, tiny_draft
@@ -76,6 +74,13 @@ def test_greedy_text_of_every_family_equals_transformers(kind: str) -> None:
     assert tuple(text(target, ModelDrafter(draft, 96, sampler()))) == greedy_text(kind)
     assert tuple(text(target, oracle(greedy_text(kind), len(PROMPT)))) == greedy_text(kind)
     assert len(target.replays.recorded_keys) >= 2
+
+
+def test_a_draft_may_be_longer_than_a_recorded_pass() -> None:
+    target, draft = static_model(model_of("llama")), static_model(model_of("llama"))
+
+    assert tuple(text(target, ModelDrafter(draft, 96, sampler()), 39)) == greedy_text("llama")
+    assert ("step", 1, 512) in draft.replays.recorded_keys
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "phi3-window"])
