@@ -15,7 +15,7 @@ from specgen.loading.memory import free_bytes, needed_bytes
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.cached_model import CachedModel
-from specgen.models.cuda import prepare_cuda, recorded
+from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
 from specgen.storage.cost_store import CostStore
@@ -67,8 +67,9 @@ def load_weights(
         model = TransformersModel(loaded, num_tokens)
     if placement.device.startswith("cuda"):
         prepare_cuda()
-    if placement.device.startswith("cuda") and not placement.spread:
-        model, reason = recorded(model)
+    recorder = None if placement.spread else recorder_for(model.device)
+    if recorder is not None:
+        model, reason = recorded(model, recorder)
         if reason is not None:
             notices += (f"the passes of {name} are not recorded, so it is slower: {reason}",)
     return LoadedModel(model, _with_remarks(info, resolved, placement), notices)

@@ -34,12 +34,17 @@ def prepare_cuda() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def recorded(model: CachedModel, recorder: Recorder | None = None) -> tuple[CachedModel, str | None]:
+def recorder_for(device: torch.device) -> Recorder | None:
+    """Returns what records passes on a device; None where a replay would not be faster than the calls."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+def recorded(model: CachedModel, recorder: Recorder) -> tuple[CachedModel, str | None]:
     """Returns the model with recorded passes, if it fits and they give the same logits.
 
     Args:
         model: Specgen's decoder or a transformers model, with an empty cache.
-        recorder: Records the passes; None: CUDA graphs.
+        recorder: Records the passes.
 
     Returns:
         The model to use, and why it is the given one, if it is.
@@ -47,7 +52,7 @@ def recorded(model: CachedModel, recorder: Recorder | None = None) -> tuple[Cach
     static_pass = _static_pass(model)
     if static_pass is None:
         return model, "its passes can't be recorded: a layer has a window or a running state"
-    static = StaticModel(static_pass, model.vocab_size, recorder or CudaRecorder(model.device))
+    static = StaticModel(static_pass, model.vocab_size, recorder)
     failure = admission_failure(static, model)
     return (static, None) if failure is None else (model, failure)
 
@@ -90,7 +95,7 @@ def admission_failure(static: StaticModel, plain: CachedModel) -> str | None:
 
 def relative_distance(found: Tensor, expected: Tensor) -> float:
     """Returns the norm of the difference over the norm of what is expected; NaN if a value is NaN."""
-    return float((found - expected).norm() / expected.norm())
+    return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
 
 
 def _probe(model: CachedModel, text: list[int], num_rows: int) -> Tensor:
