@@ -73,7 +73,7 @@ def _compare_kernels(context: Context) -> None:
         keys, values = (torch.randn(kv_heads, bucket, size, dtype=torch.bfloat16, device=device) for _ in range(2))
         for rows in (1, 5):
             queries = torch.randn(rows, heads, size, dtype=torch.bfloat16, device=device)
-            kernels = {"folded": partial(_folded, queries, keys, values)}
+            kernels: dict[str, Callable[[], Any]] = {"folded": partial(_folded, queries, keys, values)}
             if device.type == "cuda":
                 kernels["varlen"] = _varlen(queries, keys, values, length)
             for name, run in kernels.items():

@@ -13,9 +13,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 from tests.gpu.models import prepare
 from tests.gpu.report import Context, Report
@@ -96,18 +97,24 @@ def run_parts(parts: Sequence[Part], setup: Setup, seconds: float) -> list[int]:
 
 def _run(part: Part, setup: Setup, isolation: Isolation, seconds: float) -> int | None:
     """Runs a part in a new process. Returns its exit code, negative for a signal; None if it was overdue."""
-    process = multiprocessing.get_context(isolation).Process(target=_in_child, args=(part, setup, isolation))
+    context: Any = multiprocessing.get_context(isolation)
+    process: BaseProcess = context.Process(target=_in_child, args=(part, setup, isolation))
     process.start()
-    process.join(seconds)
-    if process.exitcode is not None:
+    try:
+        process.join(seconds)
         return process.exitcode
-    # With what it started: compilers, for example.
+    finally:  # also after Ctrl-C
+        if process.exitcode is None:
+            _kill(process)
+
+
+def _kill(process: BaseProcess) -> None:
+    """Ends a process with what it started: compilers, for example."""
     assert process.pid is not None
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
-    return None
 
 
 def _in_child(part: Part, setup: Setup, isolation: Isolation) -> None:

@@ -45,6 +45,8 @@ PROMPT = list(range(100, 132))
 AUTO = -1
 """A draft length: `-k auto`."""
 LONGEST_AUTO = 16
+NUM_WARMUP = 64
+"""Tokens, enough for two rounds of the longest draft and for the policy to know its costs."""
 
 
 class OracleDrafter:
@@ -183,8 +185,8 @@ class Loop:
         return OracleDrafter(ModelDrafter(self._draft, self._vocab, self._sampler), text, alpha, self._context.device)
 
     def run(self, target: LanguageModel, drafter: Drafter, length: int, num_tokens: int) -> LoopRun:
-        """Runs the loop twice on the same prompt; the first time warms up and records."""
-        runs = [self._once(target, drafter, length, num_tokens) for _ in range(2)]
+        """Runs the loop twice on the same prompt; the first and shorter run warms up and records."""
+        runs = [self._once(target, drafter, length, count) for count in (min(num_tokens, NUM_WARMUP), num_tokens)]
         self.num_rounds = sum(run.num_rounds for run in runs)
         return runs[-1]
 

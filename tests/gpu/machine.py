@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import metadata
@@ -37,6 +38,7 @@ def examine(context: Context) -> None:
             memory_gb=card.total_memory / 1e9,
             capability=f"{card.major}.{card.minor}",
             cudnn=torch.backends.cudnn.version(),
+            driver=_driver(),
         )
     else:
         context.say("card", card="cpu")
@@ -52,6 +54,15 @@ def examine(context: Context) -> None:
     context.say(
         "launch", eager_us=1000 * timer.call_ms(launch) / count, graph_us=1000 * timer.replay_ms(launch) / count
     )
+
+
+def _driver() -> str:
+    """Returns what the driver says about itself and the limits of the card."""
+    command = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
 
 
 def _version(name: str) -> str:

@@ -156,18 +156,22 @@ def random_decoder(
 
 def with_nf4_head(decoder: Decoder) -> Decoder:
     """Packs a draft's head, in place."""
-    weight = decoder.head.weight
-    assert isinstance(weight, Tensor)
-    decoder.head = nf4_linear(weight.detach(), None)
+    decoder.head = nf4_linear(dense_weight(decoder.head).detach(), None)
     return decoder
 
 
 def bytes_per_token(decoder: Decoder) -> int:
     """Returns the bytes of weights that a pass reads: all but the rows of an embedding that is not the head, too."""
-    is_head = getattr(decoder.head, "weight", None) is not None and (
-        decoder.head.weight.data_ptr() == decoder.embedding.data_ptr()  # type: ignore[operator, union-attr]
-    )
+    is_dense = isinstance(decoder.head, nn.Linear)
+    is_head = is_dense and dense_weight(decoder.head).data_ptr() == decoder.embedding.data_ptr()
     return weight_bytes(decoder) - (0 if is_head else decoder.embedding.nbytes)
+
+
+def dense_weight(linear: nn.Module) -> Tensor:
+    """Returns the weight of a layer that is not quantized."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def recorder_for(device: torch.device) -> Recorder:
@@ -219,9 +223,9 @@ def transformers_model(config: Any, decoder: Decoder) -> Any:
     from transformers import AutoModelForCausalLM
 
     spec = decoder.spec
-    tensors = {EMBEDDING: decoder.embedding, NORM: decoder.norm.weight}
+    tensors: dict[str, Tensor] = {EMBEDDING: decoder.embedding, NORM: decoder.norm.weight}
     if not spec.is_tied:
-        tensors[HEAD] = decoder.head.weight  # type: ignore[assignment]
+        tensors[HEAD] = dense_weight(decoder.head)
     for index, layer in enumerate(decoder.layers):
         tensors |= layer_tensors(spec, layer, index)
     with torch.device("meta"):

@@ -31,7 +31,7 @@ PARTS = (
     Part(6, "loop", 70, loop.measure),
     Part(7, "near ties", 40, correctness.measure_near_ties),
     Part(8, "memory", 30, machine.measure_memory),
-    Part(9, "peers", 60, loop.measure_peers),
+    Part(9, "peers", 150, loop.measure_peers),
 )
 
 

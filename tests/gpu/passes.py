@@ -48,16 +48,13 @@ def measure(context: Context) -> None:
 
 
 def _measure_decoder(context: Context, decoder: Decoder, shape: Shape, quant: Quant) -> None:
-    fields = {"model": shape, "quant": quant}
+    fields: dict[str, str] = {"model": shape, "quant": quant}
     context.say("bytes", **fields, gb=bytes_per_token(decoder) / 1e9)
     for runner, model in (("eager", eager_model(decoder)), ("static", static_model(decoder))):
-        _measure_rows(context, model, ROWS if shape == "7B" else (1, 2), {**fields, "runner": runner})
+        _measure_rows(context, model, _rows(shape, runner), {**fields, "runner": runner})
         try:
-            ids = random_ids(model, LENGTH + 1)
-            model.logits(ids, 1)
-            model.rewind(LENGTH)
-            kernels = num_kernels(context.device, lambda model=model, ids=ids: model.logits(ids, 1))
-            context.say("kernels", **fields, runner=runner, per_layer=kernels / len(decoder.layers))
+            kernels = _kernels_of_token(context, model) / len(decoder.layers)
+            context.say("kernels", **fields, runner=runner, per_layer=kernels)
         except (RuntimeError, AttributeError) as error:
             context.say("kernels", **fields, runner=runner, error=described(error))
         if isinstance(model, StaticModel):
@@ -66,6 +63,21 @@ def _measure_decoder(context: Context, decoder: Decoder, shape: Shape, quant: Qu
                 context.say("draft_step", **fields, ms=draft_step_ms(Timer(context.device, context.pick(20, 2)), model))
             if (failure := failure_of(model)) is not None:
                 context.say("recording_failed", **fields, error=failure)
+
+
+def _kernels_of_token(context: Context, model: CachedModel) -> int:
+    """Counts the kernels of a pass over one token; `_measure_rows` has recorded it before."""
+    ids = random_ids(model, LENGTH + 1)
+    model.rewind(0)
+    model.feed(ids[:LENGTH])
+    return num_kernels(context.device, lambda: model.logits(ids, 1))
+
+
+def _rows(shape: Shape, runner: str) -> Sequence[int]:
+    """Returns which passes are timed. Those that are launched one by one take the same time for all."""
+    if shape != "7B":
+        return (1, 2)
+    return ROWS if runner == "static" else (1, 5, 8)
 
 
 def _measure_rows(context: Context, model: CachedModel, rows: Sequence[int], fields: dict[str, str]) -> None:

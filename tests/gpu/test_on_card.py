@@ -138,7 +138,8 @@ def test_the_deadlines_fit_the_two_commands() -> None:
     seconds = {part.number: part.seconds for part in on_card.PARTS}
 
     assert sum(seconds[number] for number in range(5)) <= 300
-    assert sum(seconds[number] for number in range(5, 10)) <= 240
+    # The last part may take what the others leave, a minute at least.
+    assert sum(seconds[number] for number in range(5, 9)) + 60 <= 240
 
 
 def test_a_file_that_was_cut_off_is_read(tmp_path: Path) -> None:

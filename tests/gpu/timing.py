@@ -77,7 +77,7 @@ class Timer:
             work()
             mark.record()
         self.wait()
-        return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks))
+        return float(statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)))
 
 
 def num_kernels(device: torch.device, work: Work) -> int:
@@ -89,8 +89,8 @@ def num_kernels(device: torch.device, work: Work) -> int:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
-    return sum(event.device_type == kind for event in profiled.events() or ())
+    events: Any = profiled.events() or ()
+    return sum(event.device_type.name == device.type.upper() for event in events)
 
 
 def num_host_reads(device: torch.device, work: Work) -> int | None:
