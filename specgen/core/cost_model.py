@@ -176,7 +176,7 @@ def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
 
 
 def is_unlike(measured: float | None, predicted: float | None) -> bool:
-    """Whether one of two speedups was probably disturbed; False if one is unknown."""
+    """Returns whether one of two speedups was probably disturbed; False if one is unknown."""
     if not measured or not predicted:
         return False
     return not 1 / MAX_DISAGREEMENT < measured / predicted < MAX_DISAGREEMENT

@@ -146,7 +146,7 @@ def _transformers_sizes(folder: Path) -> _Sizes:
 
 
 def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: int) -> MemoryPlan:
-    """Packed layers and head, the embedding as stored, the rest in float32."""
+    """Plans packed layers and head, the embedding as stored, the rest in float32."""
     import torch
 
     size = 1 if dtype == "int8" else 2
@@ -160,7 +160,7 @@ def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: 
 
 
 def _quantized_bytes(num_rows: int, num_values: int, quant: str) -> int:
-    """With its scales: one float32 per row of 8-bit weights, one per block of 4-bit ones."""
+    """Returns the bytes with scales: one float32 per row of 8-bit weights, one per block of 4-bit ones."""
     return num_values + 4 * num_rows if quant == "int8" else num_values // 2 + 4 * num_values // _BLOCK
 
 
@@ -172,7 +172,7 @@ def _cache_bytes(sizes: _Sizes, num_positions: int, size: int) -> int:
 
 
 def _activation_bytes(sizes: _Sizes, size: int) -> int:
-    """Of a chunk of the prompt in one layer, and of the logits of the longest draft in float32, which are copied."""
+    """Returns the bytes of a chunk of the prompt in a layer, and of the longest draft's float32 logits and copies."""
     layer = PREFILL_CHUNK * (3 * sizes.inner + 8 * sizes.hidden) * max(size, 4)
     logits = 3 * 4 * (MAX_DRAFT_TOKENS // 4 + 1) * sizes.vocab
     return layer + logits

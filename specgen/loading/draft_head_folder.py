@@ -105,7 +105,7 @@ def draft_head_shapes(spec: DecoderSpec, kind: DraftHeadKind, num_draft_ids: int
 
 
 def shipped_draft(target: ResolvedModel) -> Path | None:
-    """Returns the folder of the draft head in this package that was made for a target; None if there is none."""
+    """Returns the folder of the draft head in this package that was made for a target, or None."""
     digest = digest_of(target)
     for path in sorted(SHIPPED.glob("*/config.json")):
         with suppress(ModelFileError):

@@ -41,13 +41,13 @@ class CachedModel(ABC):
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> None:
-        """Bring the cache up to `ids`, without logits."""
+        """Brings the cache up to `ids`, without logits."""
         while len(ids) > self.length:
             self._forward(self._tensor(ids[self.length : self.length + PREFILL_CHUNK]), 1)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
-        """Logits at the last positions of `ids` followed by `tail`; extends the cache by what it lacks.
+        """Returns the logits at the last positions of `ids` followed by `tail`; extends the cache by what it lacks.
 
         Args:
             ids: The text; its first `self.length` tokens must be what the cache holds.
@@ -68,7 +68,7 @@ class CachedModel(ABC):
         return self._forward(new, num_last)
 
     def rewind(self, length: int) -> None:
-        """Remove what follows `length` tokens from the cache; a model that can't stop there removes everything."""
+        """Removes what follows `length` tokens from the cache; a model that can't stop there removes everything."""
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         if length == 0 or not self._remove(self.length - length):
             self.reset()
@@ -76,7 +76,7 @@ class CachedModel(ABC):
         self.length = length
 
     def reset(self) -> None:
-        """Empty the cache, and give its memory back."""
+        """Empties the cache and frees its memory."""
         self._release()
         self.length = 0
 
@@ -91,7 +91,7 @@ class CachedModel(ABC):
 
     @abstractmethod
     def _remove(self, num_tokens: int) -> bool:
-        """Remove the last tokens from the cache; False if it can't be cut there."""
+        """Removes the last tokens from the cache; returns False if it can't be cut there."""
 
     @abstractmethod
     def _run(self, new: Tensor, num_last: int) -> Tensor:

@@ -138,7 +138,7 @@ class Layer(nn.Module):
         self._residual_scale = spec.residual_scale
 
     def forward(self, hidden: Tensor, rotations: Rotations, slots: KvSlots) -> Tensor:
-        """`[..., n, hidden]` to the same."""
+        """Turns inputs `[..., n, hidden]` into outputs of the same shape."""
         added = self.attention(hidden if self.attention_in is None else self.attention_in(hidden), rotations, slots)
         hidden = self._add(hidden, added if self.attention_out is None else self.attention_out(added))
         added = self.mlp(hidden if self.mlp_in is None else self.mlp_in(hidden))
@@ -149,7 +149,7 @@ class Layer(nn.Module):
 
 
 def trainable_copy(layer: Layer, index: int) -> Layer:
-    """Copy a layer in float32, with gradients.
+    """Copies a layer in float32, with gradients.
 
     Args:
         layer: Its matrix products are `torch.nn.Linear`.

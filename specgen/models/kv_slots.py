@@ -125,7 +125,7 @@ class SliceSlots:
         return (weights.view(keys.shape[0], self._group * num_new, -1) @ values).view(num_heads, num_new, size)
 
     def _mask(self, window: int | None, start: int) -> Tensor | None:
-        """Which cached positions from `start` on each new token sees, `[n, positions]`; None: plain causal, or all."""
+        """Returns which positions from `start` on each new token sees, `[n, positions]`; None: plain causal, or all."""
         if window not in self._masks:
             num_new = self._last - self._first
             mask = None
@@ -139,7 +139,7 @@ class SliceSlots:
         return self._masks[window]
 
     def _grow(self, num_kept: int, capacity: int) -> None:
-        """Move to a larger cache layer by layer, so that the old and the new one are never both whole.
+        """Moves to a larger cache layer by layer, so that the old and the new one are never both whole.
 
         A failure in between loses nothing: no tensor is smaller than the capacity, which is set last.
         """

@@ -60,7 +60,7 @@ def rotate(heads: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _llama3(frequencies: Tensor, given: dict[str, float]) -> Tensor:
-    """Long wavelengths are stretched by `factor`, short ones stay, those between are interpolated."""
+    """Stretches long wavelengths by `factor`, keeps short ones, and interpolates those between."""
     factor, low, high = given["factor"], given["low_freq_factor"], given["high_freq_factor"]
     context = given["original_max_position_embeddings"]
     wavelengths = 2 * math.pi / frequencies

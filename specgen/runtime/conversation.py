@@ -74,16 +74,16 @@ class Conversation:
 
     @property
     def last_user_text(self) -> str | None:
-        """The last user message; None if there is none."""
+        """The last user message; None before the first one."""
         return next((message.content for message in reversed(self.messages) if message.role == "user"), None)
 
     @property
     def last_reply(self) -> ChatMessage | None:
-        """The last reply; None if there is none."""
+        """The last reply; None before the first one."""
         return next((message for message in reversed(self.messages) if message.role == "assistant"), None)
 
     def take_back(self) -> str | None:
-        """Removes the last user message and the reply to it; returns the message, None if there is none."""
+        """Removes the last user message and the reply to it; returns the message, or None if nothing was said."""
         for index in range(len(self.messages) - 1, -1, -1):
             if self.messages[index].role == "user":
                 text = self.messages[index].content

@@ -74,7 +74,7 @@ def end_ids(tokenizer: Any, generation_config: Mapping[str, Any], config: Mappin
 
 
 def generation_defaults(config: Mapping[str, Any], folder: Path) -> SamplingSettings | None:
-    """Returns the sampling settings that the model's authors recommend; None if there are none.
+    """Returns the sampling settings that the model's authors recommend, or None.
 
     As in transformers, `do_sample` false means greedy, and the repetition penalty still applies. Unlike there, a
     missing top_k is off: 50 is the library's default, not the model's.

@@ -18,7 +18,7 @@ class Pairing:
 
     Args:
         num_shared: Ids below this mean the same to both; both models' logits are cut to this width.
-        notice: A harmless difference, in one line; None if there is none.
+        notice: A harmless difference, in one line, or None.
     """
 
     num_shared: int

@@ -94,7 +94,7 @@ def unquoted_block(text: str) -> str | None:
 
 
 def is_open_block(text: str) -> bool:
-    """Whether a block between triple quotes has begun and not ended, so that Enter starts a new line."""
+    """Returns whether a block between triple quotes has begun and not ended, so that Enter starts a new line."""
     return text.lstrip().startswith(BLOCK) and unquoted_block(text) is None
 
 

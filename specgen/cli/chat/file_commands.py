@@ -25,7 +25,7 @@ MAX_LISTED = 20
 
 
 def read(state: ChatState, argument: str) -> None:
-    """`/read FILE`: prepends a text file to the next message."""
+    """Runs `/read FILE`: prepends a text file to the next message."""
     if not argument:
         raise SettingsError("/read needs a file", "as in: /read notes.txt")
     path = Path(argument.strip("\"'")).expanduser()
@@ -41,7 +41,7 @@ def read(state: ChatState, argument: str) -> None:
 
 
 def edit(state: ChatState, argument: str) -> ReplySettings | None:  # noqa: ARG001
-    """`/edit`: edits the last message in $EDITOR, and sends it again."""
+    """Runs `/edit`: edits the last message in $EDITOR, and sends it again."""
     old = state.conversation.last_user_text
     with state.terminal.mode.released():
         new = edit_text(old or "").strip()
@@ -79,7 +79,7 @@ def edit_text(text: str) -> str:
 
 
 def save(state: ChatState, argument: str) -> None:
-    """`/save [NAME]`: saves the session, from now on under this name."""
+    """Runs `/save [NAME]`: saves the session, from now on under this name."""
     autosave = state.autosave
     if not argument and autosave.file is None:
         autosave.is_on = True
@@ -91,7 +91,7 @@ def save(state: ChatState, argument: str) -> None:
 
 
 def load(state: ChatState, argument: str) -> None:
-    """`/load NAME`: continues a saved session."""
+    """Runs `/load NAME`: continues a saved session."""
     if not argument:
         raise SettingsError("/load needs a name", "/sessions lists the saved sessions")
     path = state.autosave.folder.existing(argument)
@@ -108,7 +108,7 @@ def load(state: ChatState, argument: str) -> None:
 
 
 def sessions(state: ChatState, argument: str) -> None:  # noqa: ARG001
-    """`/sessions`: lists the saved sessions, newest first."""
+    """Runs `/sessions`: lists the saved sessions, newest first."""
     entries = state.autosave.folder.entries()
     if not entries:
         state.print("there are no saved sessions")

@@ -21,7 +21,7 @@ class BaselineRefresh:
         self._num_drafting = 0
 
     def is_due(self, gain: float) -> bool:
-        """Whether the next round should be plain.
+        """Returns whether the next round should be plain.
 
         Args:
             gain: Of drafting, as a share: 0.1 for ten percent more tokens per second.

@@ -86,7 +86,7 @@ class CostTable:
         return 2 * max(self._medians) - 1
 
     def is_supported(self, num_tokens: int) -> bool:
-        """Whether a pass over so many tokens was measured."""
+        """Returns whether a pass over so many tokens was measured."""
         return self._padded(num_tokens) in self._medians
 
     def seconds(self, num_tokens: int) -> float:

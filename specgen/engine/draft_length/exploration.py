@@ -30,7 +30,7 @@ class Exploration:
         return self._expected_tokens is not None
 
     def can_lose(self, num_tokens: float) -> bool:
-        """Whether the budget covers a loss of so many tokens."""
+        """Returns whether the budget covers a loss of so many tokens."""
         return num_tokens <= self._budget
 
     def start_trial(self, expected_tokens: float) -> None:

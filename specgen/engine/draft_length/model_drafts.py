@@ -81,11 +81,11 @@ class ModelDrafts:
         return min(LONGEST_AUTO_DRAFT, self._costs.longest_trial)
 
     def pays(self) -> bool:
-        """Whether to draft one more token."""
+        """Returns whether to draft one more token."""
         return self._gain_ahead() > 0
 
     def exceeds(self, gain: float, num_tokens: float, margin: float) -> bool:
-        """Whether a draft of the model gains more than a lookup draft.
+        """Returns whether a draft of the model gains more than a lookup draft.
 
         Args:
             gain: Of the lookup draft.

@@ -82,7 +82,7 @@ def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str
 
 
 def converted_folder(key: str) -> Path | None:
-    """Returns the folder of an earlier conversion; None if there is none."""
+    """Returns the folder of an earlier conversion, or None."""
     folder = cache_root() / "models" / key
     return folder if has_weights(folder) else None
 
