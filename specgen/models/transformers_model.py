@@ -25,14 +25,14 @@ class TransformersModel(CachedModel):
     """
 
     def __init__(self, model: Any, vocab_size: int) -> None:
-        _refuse_recurrent_state(model)
+        parameters = inspect.signature(model.forward).parameters
+        # Its name changes in transformers 5.40.
+        self._cache_argument = next((name for name in ("cache", "past_key_values") if name in parameters), "")
+        _refuse_recurrent_state(model, has_cache=bool(self._cache_argument))
         weight: Tensor = model.get_input_embeddings().weight
         super().__init__(vocab_size, weight.shape[0], weight.device)
         self.model = model
-        parameters = inspect.signature(model.forward).parameters
         self._cuts_logits = "logits_to_keep" in parameters
-        # Its name changes in transformers 5.40.
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._num_recorded = 0
         self._window: int | None = None
         self._release()
@@ -76,13 +76,14 @@ class TransformersModel(CachedModel):
         return logits
 
 
-def _refuse_recurrent_state(model: Any) -> None:
+def _refuse_recurrent_state(model: Any, *, has_cache: bool) -> None:
     """Refuses Mamba-like and hybrid models: a rewound cache keeps rejected tokens in its state silently."""
-    is_stateful = getattr(model, "_is_stateful", False)
-    if not is_stateful:
-        layers = DynamicCache(config=model.config).layers
-        is_stateful = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-    if is_stateful:
+    layers = DynamicCache(config=model.config).layers
+    has_state = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+    # A model's own kind of cache layer may compress several tokens into one.
+    has_own_layers = any(type(layer).__module__ != DynamicCache.__module__ for layer in layers)
+    # xLSTM accepts a cache and expects another kind of it.
+    if has_state or has_own_layers or not has_cache or model.config.model_type == "xlstm":
         raise LoadError(
             f"{type(model).__name__} keeps a running state, and rejected draft tokens can't be removed from it",
             "choose a model with attention in all layers",
