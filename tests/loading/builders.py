@@ -176,13 +176,22 @@ def gguf(
     return header + b"\0" * (-len(header) % alignment) + data
 
 
-def make_gguf(path: Path, *, skip: str | None = None, tokens: Sequence[str] | None = None) -> Path:
+def make_gguf(
+    path: Path,
+    *,
+    skip: str | None = None,
+    tokens: Sequence[str] | None = None,
+    merges: Sequence[str] = ("A B",),
+    pre: str = "default",
+) -> Path:
     """A tiny Llama as a GGUF that transformers can unpack, float32, with a byte-level tokenizer.
 
     Args:
         path: The file.
         skip: Name of a tensor to leave out.
         tokens: Token strings; default: some letters.
+        merges: Of the tokenizer.
+        pre: Name of its pre-tokenizer.
     """
     import gguf as library
     import numpy as np
@@ -202,10 +211,10 @@ def make_gguf(path: Path, *, skip: str | None = None, tokens: Sequence[str] | No
     writer.add_rope_dimension_count(8)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
-    writer.add_token_merges(["A B"])
+    writer.add_token_merges(list(merges))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.settings import ModelSettings
+from specgen.distill.saving import draft_config
 from specgen.loading.config_check import check_folder
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.draft_head import load_tensors
@@ -50,6 +52,19 @@ def test_a_checked_folder_is_described(folder: Path) -> None:
     layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32
     assert config.num_parameters == 2 * layer + 32 + 2 * 32 * 32
     assert load_tensors(folder, 64)["draft_ids"].tolist() == [1, 5, 9]
+
+
+@pytest.mark.parametrize("window", [8, None])
+def test_a_saved_draft_has_the_window_of_its_target(window: int | None) -> None:
+    config = {**build("mistral").config.to_dict(), "sliding_window": window}
+    draft: Any = SimpleNamespace(kind="features", target_layers=[0])
+
+    saved = draft_config(config, draft, "toy", "0", 96)
+
+    # A missing key would be a window of 4096.
+    assert saved["sliding_window"] == window
+    del saved["specgen_draft"]
+    assert [layer.window for layer in decoder_spec(saved).layers] == [window]
 
 
 @pytest.mark.parametrize("kind", list(BUILDERS))

@@ -92,6 +92,16 @@ def test_tokens_without_an_embedding_are_removed(tmp_path: Path) -> None:
     assert max(tokenizer.encode("AB<|endoftext|>A", add_special_tokens=False)) < 6
 
 
+@pytest.mark.parametrize(("pre", "tokens"), [("smollm", ["\u0120", "1", "2"]), ("gpt-2", ["\u01201", "2"])])
+def test_a_pre_tokenizer_that_separates_digits_is_kept(tmp_path: Path, pre: str, tokens: list[str]) -> None:
+    vocabulary = ["<a>", "<b>", "<c>", "\u0120", "1", "2", "\u01201"]
+    path = make_gguf(tmp_path / "model.gguf", tokens=vocabulary, merges=["\u0120 1"], pre=pre)
+
+    tokenizer = load_tokenizer(convert_gguf(path))
+
+    assert tokenizer.encode(" 12", add_special_tokens=False) == [vocabulary.index(token) for token in tokens]
+
+
 def test_a_converted_file_is_a_plain_checkpoint(source: Path) -> None:
     folder = convert_gguf(source)
 

@@ -42,13 +42,13 @@ Edit = Callable[[Any, Shapes], None]
 """Changes a writer and the shapes of the tensors that are written."""
 
 
-def shapes_of(family: str) -> Shapes:
+def shapes_of(family: str, num_layers: int = LAYERS) -> Shapes:
     """Returns the tensors of a family in GGUF's names."""
     size = HEAD_SIZES[family]
     shapes: Shapes = {"token_embd.weight": (len(TOKENS), HIDDEN), "output_norm.weight": (HIDDEN,)}
     if family != "gemma3":
         shapes["output.weight"] = (len(TOKENS), HIDDEN)
-    for layer in range(LAYERS):
+    for layer in range(num_layers):
         block = f"blk.{layer}."
         shapes |= {f"{block}attn_norm.weight": (HIDDEN,), f"{block}ffn_norm.weight": (HIDDEN,)}
         for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
@@ -65,12 +65,20 @@ def shapes_of(family: str) -> Shapes:
     return shapes
 
 
-def write(path: Path, family: str, *, types: tuple[str, ...] = TYPES, edit: Edit | None = None, nan: str = "") -> Path:
+def write(
+    path: Path,
+    family: str,
+    *,
+    types: tuple[str, ...] = TYPES,
+    edit: Edit | None = None,
+    nan: str = "",
+    num_layers: int = LAYERS,
+) -> Path:
     """Writes a GGUF file of a family with random weights, in different types."""
     writer = gguf.GGUFWriter(path, family)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(num_layers)
     writer.add_feed_forward_length(INNER)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
@@ -91,7 +99,7 @@ def write(path: Path, family: str, *, types: tuple[str, ...] = TYPES, edit: Edit
     writer.add_token_merges(["A B"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    shapes = shapes_of(family)
+    shapes = shapes_of(family, num_layers)
     if edit is not None:
         edit(writer, shapes)
     random = np.random.default_rng(0)
@@ -239,6 +247,61 @@ def test_a_file_left_to_transformers_has_its_weights(tmp_path: Path) -> None:
 
     assert isinstance(loaded.model, DecoderModel | TransformersModel)
     assert relative_error(loaded.model.logits([3, 4, 5], 3), expected) <= 1e-5
+
+
+CHANGED = {"rope.scaling.type": "linear", "attention.sliding_window_pattern": 3, "expert_count": 4}
+"""Values that real files have; other keys get a number."""
+
+
+@pytest.mark.parametrize("suffix", unpack_module._CHANGES_THE_OUTPUT)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_that_changes_the_output_is_read_or_leaves_the_file_to_transformers(
+    tmp_path: Path, family: str, suffix: str
+) -> None:
+    key, value = f"{family}.{suffix}", CHANGED.get(suffix, 2.5)
+    kind = {int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
+
+    def edit(writer: Any, _: Shapes) -> None:
+        if suffix not in unpack_module._FAMILIES[family].keys:
+            writer.add_key_value(key, value, kind[type(value)])
+
+    path = write(tmp_path / "tiny.gguf", family, edit=edit, num_layers=1)
+    if (family, suffix) == ("gemma3", "attention.sliding_window"):
+        assert {layer.window for layer in unpack(path, tmp_path).layers} == {24}
+        return
+    # Gemma 3 has a rule, and a factor without it is not enough to apply one.
+    named = "factor" if (family, suffix) == ("gemma3", "rope.scaling.type") else suffix
+    with pytest.raises(UnsupportedConfig, match=named):
+        unpack(path, tmp_path)
+
+
+def test_gemma_3_scales_the_rotary_embedding_of_layers_without_a_window(tmp_path: Path) -> None:
+    def edit(writer: Any, _: Shapes) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+
+    spec = unpack(write(tmp_path / "tiny.gguf", "gemma3", edit=edit), tmp_path)
+
+    scaled = [
+        (layer.window is None, layer.rotary.scaling, layer.rotary.parameters) for layer in spec.layers if layer.rotary
+    ]
+    assert set(scaled) == {(False, "default", ()), (True, "linear", (("factor", 8.0),))}
+
+
+@pytest.mark.parametrize(("num_layers", "scalar"), [(26, HEAD_SIZES["gemma3"]), (62, HIDDEN // HEADS)])
+def test_the_largest_gemma_3_has_a_query_scale_of_its_own(tmp_path: Path, num_layers: int, scalar: int) -> None:
+    path = write(tmp_path / "tiny.gguf", "gemma3", types=("F16",), num_layers=num_layers)
+
+    assert unpack(path, tmp_path).attention_scale == scalar**-0.5
+
+
+def test_the_largest_gemma_3_is_refused_rather_than_left_to_transformers(tmp_path: Path) -> None:
+    def edit(writer: Any, _: Shapes) -> None:
+        writer.add_float32("gemma3.logit_scale", 2.0)
+
+    path = write(tmp_path / "tiny.gguf", "gemma3", types=("F16",), num_layers=62, edit=edit)
+
+    fails(ModelFileError, lambda: convert_gguf(path), str(path), "logit_scale")
 
 
 @pytest.mark.parametrize("architecture", ["phi3", "gemma2", "qwen2moe", "mamba", ""])

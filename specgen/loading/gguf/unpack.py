@@ -99,8 +99,14 @@ def unpack(path: Path, folder: Path) -> DecoderSpec:
     for key in (f"{architecture}.{name}" for name in _REQUIRED):
         if reader.get_field(key) is None:
             raise ModelFileError(f"{path}: the entry {key} is missing", "download it again")
-    config = _config(reader, architecture, family)
-    spec = decoder_spec(config)
+    try:
+        config = _config(reader, architecture, family)
+        spec = decoder_spec(config)
+    except UnsupportedConfig as error:
+        if _is_gemma3_27b(reader):
+            # transformers would take the query scale of the smaller models.
+            raise ModelFileError(f"{path} can't be converted: {error}", "use a folder with safetensors") from error
+        raise
     stored = {tensor.name: tensor for tensor in reader.tensors}
     names = _names(architecture, spec, stored, path)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
@@ -122,8 +128,11 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
         value = _field(reader, f"{architecture}.{key}")
         if value is not None:
             found[name] = value
+    scaling = _linear_scaling(reader) if architecture == "gemma3" else {}
     for suffix in _CHANGES_THE_OUTPUT:
         key = f"{architecture}.{suffix}"
+        if scaling and suffix in ("rope.scaling.type", "rope.scaling.factor"):
+            continue
         if suffix not in family.keys and (value := _field(reader, key)) not in (None, 0, 0.0, False, "none"):
             raise UnsupportedConfig(f"{key} is {value!r}")
     theta = _field(reader, f"{architecture}.rope.freq_base")
@@ -146,8 +155,27 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
         "rope_theta": theta or 10_000.0,
         "tie_word_embeddings": "output.weight" not in tensors,
         "vocab_size": next(int(t.shape[-1]) for t in reader.tensors if t.name == "token_embd.weight"),
-        **({"query_pre_attn_scalar": found.get("head_dim", 256)} if architecture == "gemma3" else {}),
+        **scaling,
+        **({"query_pre_attn_scalar": _query_scalar(reader, found)} if architecture == "gemma3" else {}),
     }
+
+
+def _linear_scaling(reader: Any) -> dict[str, Any]:
+    """Returns the rule of Gemma 3's larger models, for layers without a window: a GGUF and a config mean the same."""
+    if _field(reader, "gemma3.rope.scaling.type") != "linear":
+        return {}
+    return {"rope_scaling": {"rope_type": "linear", "factor": _field(reader, "gemma3.rope.scaling.factor")}}
+
+
+def _query_scalar(reader: Any, found: Mapping[str, Any]) -> Any:
+    """Returns what a GGUF does not have. llama.cpp recognizes the model with another scale by its layers, too."""
+    if _is_gemma3_27b(reader):
+        return found["hidden_size"] // found["num_attention_heads"]
+    return found.get("head_dim", 256)
+
+
+def _is_gemma3_27b(reader: Any) -> bool:
+    return bool(_field(reader, "gemma3.block_count") == 62)
 
 
 def _ratio(part: Any, whole: Any) -> float:
