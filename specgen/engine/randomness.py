@@ -54,17 +54,21 @@ class PositionNoise:
     here.
 
     Args:
-        seed: Seed.
+        seed: The same seed and kind of device give the same noise.
         vocab_size: Width of the target's distributions.
+        device: The target's. MPS has no float64, so its noise is made on the CPU.
     """
 
-    def __init__(self, seed: int, vocab_size: int) -> None:
+    def __init__(self, seed: int, vocab_size: int, device: torch.device | None = None) -> None:
         self._seed = seed
         self._vocab_size = vocab_size
+        on_cpu = device is None or device.type == "mps"
+        # On CUDA its numbers follow from seed and index alone, so setting the seed is as fast as drawing on.
+        self._generator = torch.Generator(device="cpu" if on_cpu else device)
         self._rows: dict[int, Tensor] = {}
 
     def rows(self, first: int, count: int) -> Tensor:
-        """Returns noise at positions `first` to `first + count - 1`: float64 `[count, vocab_size]`, CPU, above 0."""
+        """Returns noise at positions `first` to `first + count - 1`: float64 `[count, vocab_size]`, above 0."""
         # The draft needs the rows of a round one by one before the target needs all of them.
         self._rows = {at: row for at, row in self._rows.items() if at >= first - MAX_DRAFT_TOKENS}
         return torch.stack([self._row(position) for position in range(first, first + count)])
@@ -73,11 +77,12 @@ class PositionNoise:
         row = self._rows.get(position)
         if row is None:
             mixed = (self._seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9) % 2**63
-            generator = torch.Generator().manual_seed(mixed)
+            generator = self._generator.manual_seed(mixed)
             # In float32 one value in 2^24 is 0 and would always win: with 150,000 tokens that is an arbitrary token at
             # one position in a hundred.
-            row = torch.empty(self._vocab_size, dtype=torch.float64).exponential_(generator=generator)
-            row = self._rows[position] = row.clamp_(min=torch.finfo(torch.float64).tiny)
+            row = torch.empty(self._vocab_size, dtype=torch.float64, device=generator.device)
+            row.exponential_(generator=generator).clamp_(min=torch.finfo(torch.float64).tiny)
+            self._rows[position] = row
         return row
 
 

@@ -5,7 +5,6 @@ Target and draft use the same function, so both apply the same processors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from specgen.core.settings import SamplingSettings
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
+from specgen.engine.transfer import moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Sampler:
     def seeded(cls, settings: SamplingSettings, device: torch.device, vocab_size: int) -> Sampler:
         """Makes a sampler from the settings' seed, for a target on this device with logits of this width."""
         is_tied = settings.same_text and not settings.is_greedy
-        noise = PositionNoise(settings.seed, vocab_size) if is_tied else None
+        noise = PositionNoise(settings.seed, vocab_size, device) if is_tied else None
         return cls(settings, TorchRandomness(settings.seed, device), noise)
 
 
@@ -61,7 +61,8 @@ def token_distributions(
     Args:
         logits: `[rows, vocab]`, float.
         settings: Processors, in transformers' order: penalty, temperature, top-k, top-p, min-p.
-        seen: `[rows, vocab]` bool, tokens already in the text of each row; needed for the repetition penalty.
+        seen: `[rows, vocab]` bool, tokens already in the text of each row, see `SeenTokens`; needed for the
+            repetition penalty.
         noise: `[rows, vocab or more]`, see `PositionNoise`: draw a token from each distribution with it.
     """
     logits = penalize(logits, settings.repetition_penalty, seen)
@@ -78,7 +79,7 @@ def token_distributions(
     if noise is not None:
         noise = noise[:, : probs.shape[-1]]
         # MPS has no float64, so the division is done where the noise is.
-        ratios = probs.cpu() / noise if probs.device.type == "mps" else probs / noise.to(probs.device)
+        ratios = probs.cpu() / noise if probs.device.type == "mps" else probs / moved(noise, probs.device)
         return TokenDistributions(ratios.argmax(dim=-1).to(probs.device), None, is_finite)
     return TokenDistributions(top_ids, probs, is_finite)
 
@@ -142,27 +143,3 @@ def _keep_min_p(scores: Tensor, min_p: float) -> Tensor:
         return scores
     probs = scores.softmax(dim=-1)
     return scores.masked_fill(probs < min_p * probs.amax(dim=-1, keepdim=True), -torch.inf)
-
-
-def seen_rows(
-    ids: Sequence[int], draft_ids: Tensor, vocab_size: int, settings: SamplingSettings, device: torch.device
-) -> Tensor | None:
-    """Marks the tokens that are in the text at each position of a draft.
-
-    Args:
-        ids: The text so far.
-        draft_ids: `[drafted]`; row i also includes the first i of them.
-
-    Returns:
-        `[drafted + 1, vocab_size]` bool, or None if no processor needs it.
-    """
-    if settings.repetition_penalty == 1.0:
-        return None
-    row = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-    # A draft's vocabulary may be smaller than the text's ids; on CUDA an index past the end ruins the process.
-    known = [token for token in ids if token < vocab_size]
-    row[torch.tensor(known, dtype=torch.int64, device=device)] = True
-    rows = row.repeat(draft_ids.shape[0] + 1, 1)
-    for position in range(draft_ids.shape[0]):
-        rows[position + 1 :].index_fill_(1, draft_ids[position : position + 1], True)
-    return rows

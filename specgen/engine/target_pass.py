@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -12,7 +12,10 @@ from specgen.core.errors import DraftError, NumericalError
 from specgen.core.settings import Verification
 from specgen.engine.clock import Stopwatch
 from specgen.engine.contract import GreedyVerifier, RecordingModel, TargetModel
-from specgen.engine.sampling import Sampler, likeliest_on_host, seen_rows, token_distributions
+from specgen.engine.randomness import Randomness
+from specgen.engine.sampling import Sampler, TokenDistributions, likeliest_on_host, token_distributions
+from specgen.engine.seen_tokens import seen_tokens
+from specgen.engine.transfer import moved
 from specgen.engine.verification import Draft, verify
 
 DRAFT_NOT_FINITE = "the draft model's logits contain NaN or infinity"
@@ -53,6 +56,7 @@ class TargetPass:
         self._is_argmax = settings.is_greedy and settings.repetition_penalty == 1.0
         self._on_device = target if self._is_argmax and isinstance(target, GreedyVerifier) else None
         self._recording = target if isinstance(target, RecordingModel) else None
+        self._seen = seen_tokens(settings, target.vocab_size, target.device)
 
     def verify(self, ids: list[int], draft: Draft) -> Verified:
         """Verifies a draft after `ids`.
@@ -85,7 +89,18 @@ class TargetPass:
         top = likeliest_on_host(logits) if self._is_argmax else None
         if top is not None:
             return verify_greedy(*top, draft)
-        return verify_on_device(logits, ids, draft, self._sampler, self._rule)
+        draft = _on_device(draft, logits.device)
+        return verify_on_device(self._distributions(logits, ids, draft), draft, self._sampler.randomness, self._rule)
+
+    @torch.inference_mode()
+    def _distributions(self, logits: torch.Tensor, ids: list[int], draft: Draft) -> TokenDistributions:
+        """Computes the target's distributions at each position of a draft after `ids`."""
+        settings, noise = self._sampler.settings, self._sampler.noise
+        if self._seen is not None:
+            self._seen.update(ids)
+        seen = None if self._seen is None else self._seen.rows(draft.ids)
+        rows = None if noise is None else noise.rows(len(ids), logits.shape[0])
+        return token_distributions(logits, settings, seen, rows)
 
 
 def verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:
@@ -99,11 +114,24 @@ def verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> 
     return [num_accepted, top_ids[num_accepted], all(map(isfinite, top_logits)), *draft_ids]
 
 
+def _on_device(draft: Draft, device: torch.device) -> Draft:
+    return replace(
+        draft,
+        ids=moved(draft.ids, device),
+        probs=None if draft.probs is None else moved(draft.probs, device),
+        is_finite=None if draft.is_finite is None else moved(draft.is_finite, device),
+    )
+
+
 @torch.inference_mode()
-def verify_on_device(
-    logits: torch.Tensor, ids: list[int], draft: Draft, sampler: Sampler, rule: Verification
-) -> list[int]:
+def verify_on_device(target: TokenDistributions, draft: Draft, randomness: Randomness, rule: Verification) -> list[int]:
     """Verifies a draft with a single host read.
+
+    Args:
+        target: The target's distributions at each position of the draft and after it.
+        draft: On the same device.
+        randomness: The run's.
+        rule: Verification of sampled drafts.
 
     Returns:
         The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
@@ -111,20 +139,9 @@ def verify_on_device(
     Raises:
         DraftError: The draft's logits were not finite, and nobody has read that yet.
     """
-    device = logits.device
-    sound = draft.is_finite
-    draft = Draft(
-        draft.ids.to(device, non_blocking=True),
-        None if draft.probs is None else draft.probs.to(device, non_blocking=True),
-    )
-    seen = seen_rows(ids, draft.ids, logits.shape[-1], sampler.settings, device)
-    noise = None if sampler.noise is None else sampler.noise.rows(len(ids), logits.shape[0])
-    distributions = token_distributions(logits, sampler.settings, seen, noise)
-    verdict = verify(distributions, draft, sampler.randomness, rule)
-    is_draft_finite = distributions.is_finite if sound is None else sound.to(device, non_blocking=True)
-    decided = torch.stack(
-        [verdict.num_accepted, verdict.target_id, distributions.is_finite.long(), is_draft_finite.long()]
-    )
+    verdict = verify(target, draft, randomness, rule)
+    is_draft_finite = target.is_finite if draft.is_finite is None else draft.is_finite
+    decided = torch.stack([verdict.num_accepted, verdict.target_id, target.is_finite.long(), is_draft_finite.long()])
     num_accepted, target_id, is_finite, is_sound, *draft_ids = torch.cat([decided, draft.ids]).tolist()
     if is_finite and not is_sound:
         raise DraftError(DRAFT_NOT_FINITE) from NumericalError(DRAFT_NOT_FINITE)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from specgen.engine.memory_errors import memory_errors
+from specgen.engine.transfer import ids_on, moved
 
 Result = TypeVar("Result")
 
@@ -64,7 +65,7 @@ class CachedModel(ABC):
         self.feed(ids[: max(self.length, len(ids) + num_tail - max(num_last, PREFILL_CHUNK))])
         new = self._tensor(ids[self.length :])
         if tail is not None and num_tail:
-            new = torch.cat([new, tail[max(0, self.length - len(ids)) :].to(self.device, non_blocking=True)])
+            new = torch.cat([new, moved(tail[max(0, self.length - len(ids)) :], self.device)])
         return self._forward(new, num_last)
 
     def rewind(self, length: int) -> None:
@@ -118,9 +119,3 @@ class CachedModel(ABC):
         self.num_forwards += 1
         self.length += num_new
         return result
-
-
-def ids_on(device: torch.device, ids: Sequence[int]) -> Tensor:
-    """Copies ids to a device, `[n]`; on CUDA through pinned memory, so that the host does not wait for the device."""
-    is_cuda = device.type == "cuda"
-    return torch.tensor(ids, dtype=torch.int64, pin_memory=is_cuda).to(device, non_blocking=is_cuda)

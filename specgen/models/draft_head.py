@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specgen.engine.memory_errors import memory_errors
-from specgen.models.cached_model import PREFILL_CHUNK, ids_on
+from specgen.engine.transfer import ids_on, moved
+from specgen.models.cached_model import PREFILL_CHUNK
 from specgen.models.decoder import Layer, Norm
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import KvSlots, Rotations, SliceSlots
@@ -182,7 +183,7 @@ class DraftHeadModel:
 
     def _layers_output(self, new: Tensor, features: Tensor | None, rotations: Rotations, slots: KvSlots) -> Tensor:
         """Returns the outputs of the last layer for `new` `[n]`, `[n, hidden]`."""
-        hidden = functional.embedding(new.to(self._embedding.device), self._embedding)
+        hidden = functional.embedding(moved(new, self._embedding.device), self._embedding)
         hidden = hidden.to(device=self.device, dtype=self._dtype)
         if self._join is not None:
             assert features is not None

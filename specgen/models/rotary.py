@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from specgen.engine.transfer import moved
 from specgen.models.decoder_spec import RotarySpec
 
 
@@ -41,7 +42,7 @@ def rotary_table(rotary: RotarySpec, positions: Tensor, dtype: torch.dtype) -> t
     The first half of the sines is negative, so that a rotation is `x * cos + roll(x, size / 2) * sin`.
     """
     frequencies, factor = inverse_frequencies(rotary)
-    angles = positions[..., None].float() * frequencies.to(positions.device)
+    angles = positions[..., None].float() * moved(frequencies, positions.device)
     cos, sin = angles.cos() * factor, angles.sin() * factor
     return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 

@@ -25,7 +25,7 @@ from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
-from specgen.engine.sampling import likeliest_on_host
+from specgen.engine.sampling import likeliest_on_host, token_distributions
 from specgen.engine.target_pass import verify_greedy, verify_on_device
 from specgen.engine.verification import Draft
 from tests.fakes import (
@@ -583,6 +583,6 @@ def test_a_greedy_target_in_host_memory_is_matched_as_on_any_device(rows: list[l
     top = likeliest_on_host(logits)
 
     assert top is not None
-    by_torch = verify_on_device(logits, [0], draft, sampler(), "block")
+    by_torch = verify_on_device(token_distributions(logits, GREEDY), draft, sampler().randomness, "block")
     assert verify_greedy(*top, draft) == by_torch
     assert by_torch[2] == (bad is None)

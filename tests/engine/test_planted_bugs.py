@@ -19,6 +19,7 @@ from specgen.engine import decoding, randomness, target_pass, verification
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters import model as drafters
 from specgen.engine.sampling import TokenDistributions
+from specgen.engine.seen_tokens import SeenTokens
 from specgen.engine.verification import Draft, Verdict
 from specgen.models.cached_model import CachedModel
 from specgen.models.kv_slots import Rotations, SliceSlots
@@ -265,13 +266,20 @@ def token_outside_the_shared_vocabulary(plant: Plant) -> None:
 
 
 def penalty_not_advanced_inside_the_draft(plant: Plant) -> None:
-    original = target_pass.seen_rows
+    def frozen(self: SeenTokens, draft_ids: torch.Tensor) -> torch.Tensor:
+        return self.row(draft_ids[:0]).repeat(len(draft_ids) + 1, 1)
 
-    def frozen(ids: Sequence[int], draft_ids: torch.Tensor, *rest: object) -> torch.Tensor | None:
-        seen = original(ids, draft_ids, *rest)  # type: ignore[arg-type]
-        return None if seen is None else seen[:1].repeat(len(draft_ids) + 1, 1)
+    plant.setattr(SeenTokens, "rows", frozen)
 
-    plant.setattr(target_pass, "seen_rows", frozen)
+
+def new_tokens_not_marked_as_seen(plant: Plant) -> None:
+    original = SeenTokens.update
+
+    def once(self: SeenTokens, ids: Sequence[int]) -> None:
+        if not self._ids:
+            original(self, ids)
+
+    plant.setattr(SeenTokens, "update", once)
 
 
 def one_decision_for_all_positions(plant: Plant) -> None:
@@ -312,6 +320,7 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (no_cut_at_the_end_token, test_decoding.test_a_round_is_cut_at_the_first_end_token),
     (temperature_on_the_target_only, lambda: check_distribution(processors="temperature")),
     (penalty_not_advanced_inside_the_draft, lambda: check_distribution(processors="penalty")),
+    (new_tokens_not_marked_as_seen, lambda: check_distribution(processors="penalty")),
     (one_decision_for_all_positions, check_distribution),
     (draft_distribution_reported_before_its_processors, lambda: check_distribution(processors="top-k")),
     (bonus_from_the_row_before, check_distribution),

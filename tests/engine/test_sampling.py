@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from specgen.core.settings import SamplingSettings
-from specgen.engine.sampling import likeliest, seen_rows, token_distributions
+from specgen.engine.sampling import likeliest, token_distributions
+from specgen.engine.seen_tokens import SeenTokens
 from tests.fakes import CPU
 
 
@@ -50,7 +51,10 @@ def test_each_row_of_a_draft_has_transformers_distribution(
     logits = torch.randn(3, 12, generator=generator, dtype=torch.float64) * 3
     text, draft = [1, 4, 4], torch.tensor([7, 2])
 
-    rows = token_distributions(logits, settings, seen_rows(text, draft, 12, settings, CPU))
+    seen = SeenTokens(12, CPU)
+    seen.update(text)
+
+    rows = token_distributions(logits, settings, seen.rows(draft))
 
     for row in range(3):
         wanted = transformers_distribution(logits[row], [*text, *draft[:row].tolist()], settings)

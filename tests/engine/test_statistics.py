@@ -28,7 +28,8 @@ from specgen.engine.drafters.base import Drafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import TableModel
 from specgen.engine.randomness import TorchRandomness, accepted, drawn
-from specgen.engine.sampling import Sampler, TokenDistributions, seen_rows, token_distributions
+from specgen.engine.sampling import Sampler, TokenDistributions, token_distributions
+from specgen.engine.seen_tokens import SeenTokens
 from specgen.engine.verification import Draft, acceptance_probabilities, residual_distribution
 from tests.engine.test_enumeration import table, target_distribution
 from tests.fakes import CPU, ScriptedDrafter, cached, random_tokens, rounds_of, run_events, sampler, tiny_model
@@ -295,8 +296,10 @@ SENSITIVE_DRAFT = 391
 def test_s6_with_all_processors_on_both_sides_the_text_has_the_processed_distribution(count: int) -> None:
     sampling = SamplingSettings(temperature=0.7, top_k=3, top_p=0.9, repetition_penalty=1.2)
     logits = table(8, 1)
-    seen = seen_rows([0, 1], torch.empty(0, dtype=torch.int64), 8, sampling, CPU)
-    wanted = token_distributions(logits[1].unsqueeze(0), sampling, seen).probs
+    seen = SeenTokens(8, CPU)
+    seen.update([0, 1])
+    no_draft = torch.empty(0, dtype=torch.int64)
+    wanted = token_distributions(logits[1].unsqueeze(0), sampling, seen.rows(no_draft)).probs
     assert wanted is not None
 
     found = first_tokens(count, 1, logits, table(8, SENSITIVE_DRAFT), sampling, seed=41, num_draft_tokens=1)

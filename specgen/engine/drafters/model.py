@@ -13,7 +13,8 @@ from specgen.core.errors import NumericalError
 from specgen.engine.contract import GreedyDrafter, LanguageModel, RecordingModel
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.base import draft_errors, empty_draft
-from specgen.engine.sampling import Sampler, TokenDistributions, seen_rows, token_distributions
+from specgen.engine.sampling import Sampler, TokenDistributions, token_distributions
+from specgen.engine.seen_tokens import seen_tokens
 from specgen.engine.target_pass import DRAFT_NOT_FINITE
 from specgen.engine.verification import Draft
 
@@ -43,6 +44,7 @@ class ModelDrafter:
         self._sampler = sampler
         self._max_positions = max_positions
         self._columns = columns
+        self._seen = seen_tokens(sampler.settings, vocab_size, model.device)
         is_argmax = sampler.settings.is_greedy and sampler.settings.repetition_penalty == 1.0
         self._on_device = model if is_argmax and isinstance(model, GreedyDrafter) else None
         self._recording = model if isinstance(model, RecordingModel) else None
@@ -86,11 +88,13 @@ class ModelDrafter:
 
     def _propose_by_logits(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         draft_ids = torch.empty(0, dtype=torch.int64, device=self.model.device)
+        if self._seen is not None:
+            self._seen.update(ids)
         rows: list[Tensor] = []
         finite: list[Tensor] = []
         while draft_ids.shape[0] < limit and draft_length.should_draft():
             logits = self.model.logits(ids, 1, tail=draft_ids)
-            distribution = self._distribution(logits, ids, draft_ids)
+            distribution = self._distribution(logits, len(ids), draft_ids)
             if logits.is_cuda:
                 # The target's verdict reads it: a read here would stop the device at every token.
                 finite.append(distribution.is_finite)
@@ -116,14 +120,12 @@ class ModelDrafter:
     def _num_warmups(self) -> int:
         return 0 if self._recording is None else self._recording.num_warmups
 
-    def _distribution(self, logits: Tensor, ids: Sequence[int], draft_ids: Tensor) -> TokenDistributions:
-        """Computes the distribution of the token after `ids` and `draft_ids`, over the model's own logits."""
+    def _distribution(self, logits: Tensor, length: int, draft_ids: Tensor) -> TokenDistributions:
+        """Computes the distribution of the token after `length` tokens and `draft_ids`, over the model's own logits."""
         settings, noise = self._sampler.settings, self._sampler.noise
-        seen = seen_rows(ids, draft_ids, self._vocab_size, settings, self.model.device)
-        row = None if noise is None else noise.rows(len(ids) + draft_ids.shape[0], 1)
-        return token_distributions(
-            logits, settings, self._own_columns(None if seen is None else seen[-1:]), self._own_columns(row)
-        )
+        seen = None if self._seen is None else self._seen.row(draft_ids)
+        row = None if noise is None else noise.rows(length + draft_ids.shape[0], 1)
+        return token_distributions(logits, settings, self._own_columns(seen), self._own_columns(row))
 
     def _own_columns(self, rows: Tensor | None) -> Tensor | None:
         """Selects from `[n, vocab]` the columns that the model has logits for."""

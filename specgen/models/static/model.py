@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from specgen.engine.transfer import moved
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.static.features import StaticFeatures
@@ -157,7 +158,7 @@ class StaticModel(CachedModel):
         num_new = draft_ids.shape[0] + 1
         if len(ids) != self.length + 1 or num_new > MAX_ROWS:
             return None
-        self._inputs.ids[1:num_new].copy_(draft_ids, non_blocking=True)
+        self._inputs.ids[1:num_new].copy_(moved(draft_ids, self.device), non_blocking=True)
         self._counted(num_new, lambda: self._play("verify", self._tensor(ids[-1:]), num_new, self._write_verdict))
         numbers: list[int] = self._verdict[: num_new + 2].tolist()
         return numbers

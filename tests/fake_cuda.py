@@ -1,0 +1,204 @@
+"""Gives a CPU a second device that calls itself CUDA: tensors of both may not meet, and copies and reads are listed.
+
+All values are real and in host memory, so code for CUDA devices runs to its end. A tensor belongs to the fake device
+if its storage was made there: by `device=`, by `.to()`, or by an operation on tensors of the device. As on CUDA, an
+operation on tensors of both devices fails, except for copies, numbers without dimensions, and indices on the host.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+FAKE = torch.device("cuda:0")
+HOST = torch.device("cpu")
+aten = torch.ops.aten
+COPIES = {aten.copy_.default, aten._to_copy.default}
+INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+READS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default, aten.nonzero.default}
+READING_METHODS = {torch.Tensor.tolist: "tolist", torch.Tensor.cpu: "cpu"}
+
+
+class FakeCuda(TorchFunctionMode):
+    """The fake device; use `fake_cuda`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+        """Calls that wait for the device: of the module that read, what it called."""
+        self.pageable: list[str] = []
+        """Uploads from memory that is not pinned, which wait, too."""
+        self.made_on: torch.device | None = None
+        self._on_device: dict[int, StorageWeakRef] = {}
+        self._pinned: dict[int, StorageWeakRef] = {}
+
+    def device_of(self, tensor: Tensor) -> torch.device:
+        return FAKE if self._is_in(self._on_device, tensor) else HOST
+
+    def tag(self, tensor: Tensor, device: torch.device) -> None:
+        key = StorageWeakRef(tensor.untyped_storage())
+        if device == FAKE:
+            self._on_device[key.cdata] = key
+        else:
+            self._on_device.pop(key.cdata, None)
+
+    def note_read(self, what: str) -> None:
+        self.reads.append(f"{_caller()}: {what}")
+
+    def note_copy(self, to: Tensor, origin: Tensor, non_blocking: bool) -> None:
+        if self.device_of(to) == self.device_of(origin) or not origin.numel():
+            return
+        if self.device_of(to) == HOST:
+            self.note_read("copy")
+        elif not (non_blocking and self._is_in(self._pinned, origin)):
+            self.pageable.append(f"{_caller()}: {tuple(origin.shape)}")
+
+    def _is_in(self, storages: dict[int, StorageWeakRef], tensor: Tensor) -> bool:
+        found = storages.get(tensor.untyped_storage()._cdata)
+        return found is not None and not found.expired()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and isinstance(args[0], Tensor):
+            device = self.device_of(args[0])
+            answers = {"device": device, "is_cuda": device == FAKE, "is_cpu": device == HOST}
+            attribute = func.__self__.__name__
+            return answers[attribute] if attribute in answers else func(*args, **kwargs)
+        if name in ("to", "cuda", "cpu"):
+            return self._moved(func, name, args, kwargs)
+        if name == "numpy" and self.device_of(args[0]) == FAKE:
+            raise TypeError("can't convert a CUDA tensor to numpy")
+        if name == "tolist" and self.device_of(args[0]) == FAKE:
+            self.note_read("tolist")
+        if name == "pin_memory":
+            return self._pin(args[0].clone())
+        if name == "is_pinned":
+            return self._is_in(self._pinned, args[0])
+        is_pinned = kwargs.pop("pin_memory", False)
+        device = kwargs.get("device")
+        before = self.made_on
+        if device is not None:
+            kwargs["device"] = HOST
+            self.made_on = FAKE if torch.device(device).type == "cuda" else HOST
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            made_on, self.made_on = self.made_on, before
+        if device is not None and isinstance(result, Tensor):
+            self.tag(result, made_on or HOST)
+        return self._pin(result) if is_pinned else result
+
+    def _moved(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        tensor, rest = args[0], list(args[1:])
+        non_blocking = bool(kwargs.get("non_blocking", False))
+        device = HOST if name == "cpu" else FAKE if name == "cuda" else None
+        if name == "to":
+            given = [*rest, kwargs.get("device")]
+            named = [torch.device(each) for each in given if isinstance(each, str | torch.device)]
+            named += [self.device_of(each) for each in rest if isinstance(each, Tensor)]
+            device = named[0] if named else None
+            rest = [HOST if isinstance(each, str | torch.device) else each for each in rest]
+            kwargs |= {"device": HOST} if kwargs.get("device") is not None else {}
+            result = func(tensor, *rest, **kwargs)
+        else:
+            result = tensor
+        device = self.device_of(tensor) if device is None else FAKE if device.type == "cuda" else HOST
+        if device == self.device_of(tensor):
+            return result
+        result = result.clone()
+        self.tag(result, device)
+        self.note_copy(result, tensor, non_blocking)
+        return result
+
+    def _pin(self, tensor: Tensor) -> Tensor:
+        key = StorageWeakRef(tensor.untyped_storage())
+        self._pinned[key.cdata] = key
+        return tensor
+
+
+class _Operations(TorchDispatchMode):
+    """Checks each operation's devices, and gives its results one."""
+
+    def __init__(self, owner: FakeCuda) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():
+            owner = self._owner
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            devices = {owner.device_of(tensor) for tensor in inputs if tensor.ndim or tensor.numel() != 1}
+            is_mixed = len(devices) > 1
+            device = FAKE if FAKE in {owner.device_of(tensor) for tensor in inputs} else HOST if inputs else None
+            if func in COPIES:
+                device = owner.device_of(inputs[0])
+                if func is aten.copy_.default:
+                    owner.note_copy(inputs[0], inputs[1], bool((*args, False)[2]) or kwargs.get("non_blocking", False))
+            elif func in INDEXED and owner.device_of(args[0]) == FAKE:
+                if is_mixed:
+                    owner.pageable.append(f"{_caller()}: indices")
+                if any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1])):
+                    owner.note_read("mask")
+            elif is_mixed and not str(func).startswith("aten._foreach"):
+                found = [(tuple(tensor.shape), owner.device_of(tensor)) for tensor in inputs]
+                raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {found}")
+            if func in READS and device == FAKE:
+                owner.note_read(str(func))
+            known = {tensor.untyped_storage()._cdata for tensor in inputs}
+            result = func(*args, **kwargs)
+            if (device or owner.made_on) == FAKE:
+                for tensor in tree_leaves(result):
+                    if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
+                        owner.tag(tensor, FAKE)
+            return result
+
+
+class FakeGenerator(torch.Generator):
+    """A generator that says it is on the device it was asked for."""
+
+    def __new__(cls, device: torch.device | str = "cpu") -> FakeGenerator:
+        made = super().__new__(cls)
+        made.asked = torch.device(device)
+        return made
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        pass
+
+    asked: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.asked
+
+
+@contextmanager
+def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """Makes `cuda` a device, in this thread, until the block ends."""
+    patch.setattr(torch, "Generator", FakeGenerator)
+    mode = FakeCuda()
+    with _Operations(mode), mode:
+        yield mode
+    patch.undo()
+
+
+def _caller() -> str:
+    """Returns the first module of specgen up the stack; `outside` if there is none."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith("specgen."):
+            return str(name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return "outside"

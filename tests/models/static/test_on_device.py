@@ -1,0 +1,128 @@
+"""Rounds on a device beside the host: nothing meets across devices, one read waits, and no upload does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.core.events import Notice, Round
+from specgen.core.settings import DecodeSettings, SamplingSettings
+from specgen.engine.decoding import DecodeOptions, decode
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.sampling import Sampler
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.static.model import StaticModel
+from specgen.models.static.passes import DecoderPass
+from tests.decoders import decoder_of
+from tests.draft_heads import open_draft, tiny_draft
+from tests.fake_cuda import FAKE, FakeCuda, fake_cuda
+from tests.fakes import GREEDY, ids_of, tiny_model
+from tests.models.static.recorder import TraceRecorder
+from tests.models.test_decoder import build
+
+PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
+NUM_TOKENS = 24
+VOCAB_SIZE = 96
+SAMPLED = SamplingSettings(temperature=0.9, seed=5)
+SAMPLINGS = {
+    "greedy": GREEDY,
+    "greedy-penalty": SamplingSettings(temperature=0.0, repetition_penalty=1.3),
+    "sampled": SAMPLED,
+    "processed": SamplingSettings(temperature=0.9, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=5),
+    "same-text": SamplingSettings(temperature=0.9, seed=5, same_text=True),
+}
+Make = Callable[[Any], Any]
+
+
+def static(decoder: Any) -> StaticModel:
+    return StaticModel(DecoderPass(decoder), VOCAB_SIZE, TraceRecorder())
+
+
+def plain(decoder: Any) -> DecoderModel:
+    return DecoderModel(decoder, VOCAB_SIZE)
+
+
+def run(target: Any, make_drafter: Callable[[Sampler], Drafter], sampling: SamplingSettings, device: FakeCuda) -> Any:
+    """Decodes; returns the events and, for each round, what it read and which of its uploads wait.
+
+    Rounds that record are left out: the recorder of the tests copies what it restores.
+    """
+    own = Sampler.seeded(sampling, target.device, VOCAB_SIZE)
+    events, waits = [], []
+    for event in decode(target, make_drafter(own), PROMPT, own, DecodeOptions(DecodeSettings(NUM_TOKENS, 4))):
+        events.append(event)
+        if isinstance(event, Round) and not event.is_warmup:
+            waits.append((list(device.reads), list(device.pageable)))
+        device.reads.clear()
+        device.pageable.clear()
+    assert not any(isinstance(event, Notice) for event in events)
+    return events, waits
+
+
+def head_drafter(folder: Path, target: Any, own: Sampler) -> ModelDrafter:
+    head = open_draft(folder, target)
+    return ModelDrafter(head, VOCAB_SIZE, own, columns=head.columns)
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("make", [static, plain])
+@pytest.mark.parametrize("drafts", ["model", "head", "lookup", "none"])
+def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = build("llama"), tiny_model("llama", 1)
+    folder = tiny_draft("head subset", models[0], "static-llama")
+    with fake_cuda(monkeypatch) as device:
+        target, draft = (make(decoder_of(model).to(FAKE)) for model in models)
+        drafters: dict[str, Callable[[Sampler], Drafter]] = {
+            "model": lambda own: ModelDrafter(draft, VOCAB_SIZE, own),
+            "head": lambda own: head_drafter(folder, target, own),
+            "lookup": lambda own: LookupDrafter(),
+            "none": lambda own: NoDrafter(),
+        }
+        _, waits = run(target, drafters[drafts], SAMPLINGS[name], device)
+
+    assert len(waits) >= 3
+    assert [len(reads) for reads, _ in waits] == [1] * len(waits)
+    assert [uploads for _, uploads in waits] == [[]] * len(waits)
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_the_text_is_that_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake device draws the host's random numbers, so this compares everything else."""
+    target, draft = build("llama"), tiny_model("llama", 1)
+    sampling = SAMPLINGS[name]
+    own = Sampler.seeded(sampling, torch.device("cpu"), VOCAB_SIZE)
+    expected = ids_of(
+        list(
+            decode(
+                static(decoder_of(target)),
+                ModelDrafter(static(decoder_of(draft)), VOCAB_SIZE, own),
+                PROMPT,
+                own,
+                DecodeOptions(DecodeSettings(NUM_TOKENS, 4)),
+            )
+        )
+    )
+    with fake_cuda(monkeypatch) as device:
+        on_device = static(decoder_of(target).to(FAKE)), static(decoder_of(draft).to(FAKE))
+        events, _ = run(on_device[0], lambda own: ModelDrafter(on_device[1], VOCAB_SIZE, own), sampling, device)
+
+    assert ids_of(events) == expected
+
+
+@pytest.mark.parametrize("name", ["sampled", "processed", "same-text"])
+@pytest.mark.parametrize("places", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_target_and_draft_may_be_on_two_devices(
+    name: str, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = build("llama"), tiny_model("llama", 1)
+    with fake_cuda(monkeypatch) as device:
+        target, draft = (plain(decoder_of(model).to(place)) for model, place in zip(models, places, strict=True))
+        events, _ = run(target, lambda own: ModelDrafter(draft, VOCAB_SIZE, own), SAMPLINGS[name], device)
+
+    assert len(ids_of(events)) == NUM_TOKENS
