@@ -2,12 +2,16 @@
 
 Processor flags say which kernels exist, not which of them is fastest at one row: that depends on memory bandwidth,
 threads and library versions. So one layer of the draft's own widths is timed in each format, and the times are stored.
+
+On CUDA a host clock around a layer would time Python. There the passes of a round are recorded and replayed through
+many layers with weights of their own, as in the draft itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from specgen.core.machine import processor_name, version_of
 from specgen.models.formats import Float16Linear, Int8Linear, has_float16_matmul, has_int8_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
+from specgen.models.timing import FLUSH_BYTES, Timer, timer_for
 
 if TYPE_CHECKING:
     from specgen.storage.cost_store import CostKey, CostStore
@@ -24,8 +29,13 @@ if TYPE_CHECKING:
 NUM_SAMPLES = 5
 MAX_WEIGHTS = 16_000_000
 """Of the timed layer: a wider one is cut, so that creating it takes less than a second."""
-FLUSH_BYTES = 96 * 1024 * 1024
-"""Written before each timed pass: a single layer would stay in the processor's cache, a whole model's weights don't."""
+MAX_LAYERS = 96
+"""Layers that are timed at once on CUDA."""
+ROUND = {1: 3.5, 4: 0.25, 6: 0.25}
+"""Passes of a round by their rows: it drafts four tokens. The first pass also reads what the draft did not propose,
+which is several tokens after a round of lookup; all others read one token."""
+FAILURES = (RuntimeError, NotImplementedError, AttributeError, ValueError, ImportError, OSError)
+"""What formats raise that don't run on this machine."""
 WORTHWHILE = 0.95
 """A format must take less than this share of the unquantized time to be worth its rounding."""
 LEAST_MEASURED = 20_000_000
@@ -41,29 +51,70 @@ class Layer:
     dtype: str
     device: str
 
+    @property
+    def timed_intermediate(self) -> int:
+        """The width inside the layer, cut to `MAX_WEIGHTS` and to whole blocks of all formats."""
+        return max(64, min(self.intermediate, MAX_WEIGHTS // (3 * self.hidden)) // 64 * 64)
+
 
 def measured_seconds(formats: Sequence[str], layer: Layer) -> dict[str, float]:
-    """Times one row through a layer in each format: the minimum of several runs, the formats in turn.
+    """Times a layer in each format. A format whose kernels fail on this machine is left out."""
+    if layer.device.startswith("cuda"):
+        try:
+            timer = timer_for(torch.device(layer.device))
+        except RuntimeError:  # the device is full
+            return {}
+        return round_seconds(formats, layer, timer)
+    return _row_seconds(formats, layer)
 
-    A format whose kernels fail on this machine is left out.
+
+@torch.inference_mode()
+def round_seconds(formats: Sequence[str], layer: Layer, timer: Timer) -> dict[str, float]:
+    """Times the passes of a round, with more weights than the device's cache holds.
+
+    Args:
+        formats: Formats to time.
+        layer: A layer of the draft.
+        timer: Of the layer's device.
+
+    Returns:
+        Mean seconds of a pass of a round per layer, by format.
     """
+    found = {}
+    for name in formats:
+        try:
+            layers = [_Products(name, layer) for _ in range(num_timed_layers(layer))]
+            seconds = timer.seconds([_pass_through(layers, rows) for rows in ROUND])
+        except FAILURES:
+            continue
+        mean = sum(share * each for share, each in zip(ROUND.values(), seconds, strict=True)) / sum(ROUND.values())
+        if isfinite(mean):
+            found[name] = mean / len(layers)
+    return found
+
+
+def num_timed_layers(layer: Layer) -> int:
+    """Returns how many layers hold more than a device's cache, with weights of 4 bits."""
+    return min(MAX_LAYERS, ceil(2 * FLUSH_BYTES / (3 * layer.hidden * layer.timed_intermediate)))
+
+
+def _row_seconds(formats: Sequence[str], layer: Layer) -> dict[str, float]:
+    """Times one row on the host's clock: the minimum of several runs, the formats in turn."""
     passes: dict[str, Callable[[], Any]] = {}
     with torch.inference_mode():
         for name in formats:
             try:
-                passes[name] = _row_pass(name, layer)
+                passes[name] = _pass_through([_Products(name, layer)], 1)
                 passes[name]()
-            except (RuntimeError, NotImplementedError, AttributeError, ValueError, ImportError, OSError):
+            except FAILURES:
                 passes.pop(name, None)
         flushed = torch.zeros(FLUSH_BYTES // 4, device=layer.device)
         samples: dict[str, list[float]] = {name: [] for name in passes}
         for _ in range(NUM_SAMPLES):
             for name, run in passes.items():
                 flushed.add_(1.0)
-                _synchronize(layer.device)
                 started = perf_counter()
                 run()
-                _synchronize(layer.device)
                 samples[name].append(perf_counter() - started)
     return {name: min(values) for name, values in samples.items()}
 
@@ -98,21 +149,37 @@ def decide(seconds: Mapping[str, float]) -> tuple[str, str]:
     chosen = min(seconds, key=lambda name: seconds[name])
     if "none" in seconds and seconds[chosen] > WORTHWHILE * seconds["none"]:
         chosen = "none"
-    figures = ", ".join(f"{name} {1000 * seconds[name]:.2f}" for name in sorted(seconds, key=lambda n: seconds[n]))
+    digits = 2 if min(seconds.values()) >= 1e-4 else 4
+    ranked = sorted(seconds, key=lambda name: seconds[name])
+    figures = ", ".join(f"{name} {1000 * seconds[name]:.{digits}f}" for name in ranked)
     return chosen, f"{chosen} by measurement, ms per layer: {figures}"
 
 
-def _row_pass(name: str, layer: Layer) -> Callable[[], Any]:
-    """Returns a pass of one row through `[2 * intermediate, hidden]` and `[hidden, intermediate]` of a format."""
-    hidden = layer.hidden
-    intermediate = max(64, min(layer.intermediate, MAX_WEIGHTS // (3 * hidden)) // 64 * 64)
-    gate_up_proj = _linear(name, torch.randn(2 * intermediate, hidden) / 30, layer)
-    down_proj = _linear(name, torch.randn(hidden, intermediate) / 30, layer)
-    # Packed layers take float32 inputs.
-    is_packed = isinstance(gate_up_proj, Int8Linear | Float16Linear)
-    dtype = torch.float32 if is_packed else getattr(torch, layer.dtype)
-    row, middle = (torch.randn(1, width, dtype=dtype, device=layer.device) for width in (hidden, intermediate))
-    return lambda: (gate_up_proj(row), down_proj(middle))
+class _Products:
+    """Products of one layer: `[2 * intermediate, hidden]` and `[hidden, intermediate]` of a format."""
+
+    def __init__(self, name: str, layer: Layer) -> None:
+        hidden, intermediate = layer.hidden, layer.timed_intermediate
+        self.gate_up_proj = _linear(name, torch.randn(2 * intermediate, hidden, device=layer.device) / 30, layer)
+        self.down_proj = _linear(name, torch.randn(hidden, intermediate, device=layer.device) / 30, layer)
+        # Packed layers take float32 inputs.
+        is_packed = isinstance(self.gate_up_proj, Int8Linear | Float16Linear)
+        dtype = torch.float32 if is_packed else getattr(torch, layer.dtype)
+        self.widths = (hidden, intermediate)
+        self.like = torch.empty(0, dtype=dtype, device=layer.device)
+
+
+def _pass_through(layers: Sequence[_Products], num_rows: int) -> Callable[[], None]:
+    """Returns a pass of a few rows through layers."""
+    like = layers[0].like
+    rows, middle = (torch.randn(num_rows, width, dtype=like.dtype, device=like.device) for width in layers[0].widths)
+
+    def run() -> None:
+        for layer in layers:
+            layer.gate_up_proj(rows)
+            layer.down_proj(middle)
+
+    return run
 
 
 def _linear(name: str, weight: Tensor, layer: Layer) -> Any:
@@ -130,15 +197,10 @@ def _linear(name: str, weight: Tensor, layer: Layer) -> Any:
     return dense
 
 
-def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
 def _cost_key(layer: Layer) -> CostKey:
     device = layer.device
     return {
-        "role": "formats",
+        "role": "round formats" if device.startswith("cuda") else "formats",
         "hidden": layer.hidden,
         "intermediate": layer.intermediate,
         "dtype": layer.dtype,

@@ -25,12 +25,13 @@ def needed_bytes(config: ModelConfig, dtype: str, quant: str) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Returns the free memory of a device; None if unknown."""
+    """Returns the free memory of a device, with what torch keeps of freed tensors; None if unknown."""
     if device.startswith("cuda"):
         import torch
 
-        free, _ = torch.cuda.mem_get_info(torch.device(device))
-        return int(free)
+        where = torch.device(device)
+        free, _ = torch.cuda.mem_get_info(where)
+        return int(free) + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
     if device != "cpu":
         return None
     known = [number for number in (_meminfo("MemAvailable"), _cgroup_free()) if number is not None]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from specgen.core.settings import ModelSettings
-from specgen.loading import placement
-from specgen.loading.format_autotune import Layer, decide, fastest_format, measured_seconds
+from specgen.loading import format_autotune, placement
+from specgen.loading.format_autotune import (
+    ROUND,
+    Layer,
+    decide,
+    fastest_format,
+    measured_seconds,
+    num_timed_layers,
+    round_seconds,
+)
 from specgen.loading.resolved_model import ModelConfig
 from specgen.storage.cost_store import CostStore
 
@@ -131,3 +141,65 @@ def test_only_large_unquantized_drafts_are_measured(
     placement.choose_placement(settings, config, from_gguf=False, role=role)  # type: ignore[arg-type]
 
     assert requested == []
+
+
+class FakeTimer:
+    """Runs the work, and returns given seconds by its rows."""
+
+    def __init__(self, *seconds: tuple[float, float, float]) -> None:
+        self.remaining = list(seconds)
+
+    def seconds(self, works: Sequence[Callable[[], None]]) -> list[float]:
+        assert len(works) == len(ROUND)
+        for work in works:
+            work()
+        return list(self.remaining.pop(0))
+
+
+TIMED = Layer(64, 128, "float32", "cpu")
+
+
+def test_a_round_decides_on_cuda_by_passes_of_one_row_and_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format_autotune, "MAX_LAYERS", 2)
+
+    found = round_seconds(["none", "int8"], TIMED, FakeTimer((1.0, 1.0, 1.0), (0.7, 8.0, 12.0)))
+
+    assert found["none"] == pytest.approx(1.0 / 2)
+    assert found["int8"] == pytest.approx((3.5 * 0.7 + 0.25 * 8 + 0.25 * 12) / 4 / 2)
+    assert decide(found)[0] == "none"
+
+
+def test_a_format_whose_passes_cannot_be_recorded_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format_autotune, "MAX_LAYERS", 1)
+    timer = FakeTimer((1.0, 1.0, 1.0), (0.1, math.inf, 0.1))
+
+    assert round_seconds(["none", "int8"], TIMED, timer).keys() == {"none"}
+
+
+@pytest.mark.parametrize("widths", [WIDTHS, (1536, 8960), (576, 1536), (2048, 5632)])
+def test_the_timed_layers_do_not_fit_a_devices_cache(widths: tuple[int, int]) -> None:
+    layer = Layer(*widths, "bfloat16", "cuda:0")
+    num_layers = num_timed_layers(layer)
+
+    assert num_layers * 3 * layer.hidden * layer.timed_intermediate // 2 >= 90 * 2**20
+    assert 8 <= num_layers <= 96
+
+
+def test_cuda_devices_are_timed_by_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[torch.device] = []
+
+    def timer(device: torch.device) -> FakeTimer:
+        used.append(device)
+        return FakeTimer()
+
+    monkeypatch.setattr(format_autotune, "timer_for", timer)
+
+    assert measured_seconds([], replace(LAYER, device="cuda:1")) == {}
+    assert used == [torch.device("cuda:1")]
+
+
+def test_times_below_a_tenth_of_a_millisecond_have_four_digits() -> None:
+    assert decide({"none": 0.0000123, "nf4": 0.000006}) == (
+        "nf4",
+        "nf4 by measurement, ms per layer: nf4 0.0060, none 0.0123",
+    )
