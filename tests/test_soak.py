@@ -56,7 +56,7 @@ def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int, nam
                 if done == num_rollbacks // 3 and warm is None:
                     warm = levels()
         if isinstance(model, DecoderModel):
-            num_bytes = sum(tensor.nbytes for tensor in (*model._slots._keys, *model._slots._values))
+            num_bytes = sum(tensor.nbytes for slots in model._slots for tensor in (*slots._keys, *slots._values))
             # The capacity doubles; the longest pass had four tokens more than the text.
             assert num_bytes % bytes_per_token == 0
             assert num_bytes // bytes_per_token <= max(FIRST_CAPACITY, 2 * (model.length + 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from specgen.models.decoder_model import DecoderModel
 from specgen.models.static.model import StaticModel, StaticPass
 from specgen.models.static.passes import DecoderPass, WholePass, fits_whole_pass
 from specgen.models.static.recorder import CudaRecorder, Recorder
+from specgen.models.static.segments import SegmentedPass
 
 PROBED_ROWS = (1, 3, 5, 8)
 NUM_PROMPT = 12
@@ -39,27 +41,28 @@ def recorder_for(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
-def recorded(model: CachedModel, recorder: Recorder) -> tuple[CachedModel, str | None]:
+def recorded(model: CachedModel, *recorders: Recorder) -> tuple[CachedModel, str | None]:
     """Returns the model with recorded passes, if it fits and they give the same logits.
 
     Args:
         model: Specgen's decoder or a transformers model, with an empty cache.
-        recorder: Records the passes.
+        recorders: Record the passes: one for each device, in the order of the layers.
 
     Returns:
         The model to use, and why it is the given one, if it is.
     """
-    static_pass = _static_pass(model)
+    static_pass = _static_pass(model, recorders[:-1])
     if static_pass is None:
         return model, "its passes can't be recorded: a layer has a window or a running state"
-    static = StaticModel(static_pass, model.vocab_size, recorder)
+    static = StaticModel(static_pass, model.vocab_size, recorders[-1])
     failure = admission_failure(static, model)
     return (static, None) if failure is None else (model, failure)
 
 
-def _static_pass(model: CachedModel) -> StaticPass | None:
+def _static_pass(model: CachedModel, earlier: Sequence[Recorder]) -> StaticPass | None:
     if isinstance(model, DecoderModel):
-        return DecoderPass(model.decoder)
+        decoder = model.decoder
+        return SegmentedPass(decoder, earlier) if earlier else DecoderPass(decoder)
     whole: Any = model.module
     return WholePass(whole) if fits_whole_pass(whole) else None
 

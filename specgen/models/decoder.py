@@ -7,6 +7,8 @@ what differs between families; there are no subclasses per family.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -160,8 +162,39 @@ def trainable_copy(layer: Layer, index: int) -> Layer:
     return copied
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive layers of a decoder, all on one device. Each segment has its own slots.
+
+    Args:
+        spec: The decoder with these layers only.
+        layers: Their attention has the index in this segment.
+        dtype: The compute type.
+    """
+
+    spec: DecoderSpec
+    layers: Sequence[Layer]
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its layers are."""
+        return next(self.layers[0].parameters()).device
+
+    @property
+    def like(self) -> Tensor:
+        """Returns an empty tensor of the type and device it computes in."""
+        return torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def run(self, hidden: Tensor, rotations: Rotations, slots: KvSlots) -> Tensor:
+        """Turns inputs of its first layer `[..., n, hidden]` into outputs of its last."""
+        for layer in self.layers:
+            hidden = layer(hidden, rotations, slots)
+        return hidden
+
+
 class Decoder(nn.Module):
-    """A whole decoder.
+    """A whole decoder, on one device until `split` divides it.
 
     Args:
         spec: What it computes.
@@ -187,11 +220,33 @@ class Decoder(nn.Module):
         self.norm = norm
         self.head = head
         self.dtype = norm.dtype
+        self.segments: tuple[Segment, ...] = (Segment(spec, layers, self.dtype),)
+        """The embedding is on the first one's device, the last norm and the head on the last one's."""
 
     @property
     def device(self) -> torch.device:
-        """Where its embedding and its norms are."""
+        """Where its embedding is: ids are fed there."""
         return self.embedding.device
+
+    @property
+    def output_device(self) -> torch.device:
+        """Where its last norm and its head are: logits are returned there."""
+        return self.norm.weight.device
+
+    def split(self, num_layers: Sequence[int]) -> None:
+        """Divides the layers into segments of these lengths, whose tensors are on their devices already."""
+        assert sum(num_layers) == len(self.layers), "every layer belongs to one segment"
+        assert all(num_layers), "no segment is empty"
+        segments = []
+        first = 0
+        for number in num_layers:
+            last = first + number
+            layers = self.layers[first:last]
+            for index, layer in enumerate(layers):
+                layer.attention.index = index
+            segments.append(Segment(replace(self.spec, layers=self.spec.layers[first:last]), layers, self.dtype))
+            first = last
+        self.segments = tuple(segments)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Turns ids `[..., n]` into the first layer's inputs `[..., n, hidden]`."""
@@ -202,10 +257,9 @@ class Decoder(nn.Module):
         return embedded * (torch.tensor(scale, dtype=self.dtype) if self.spec.rounds_embedding_scale else scale)
 
     def run_layers(self, hidden: Tensor, rotations: Rotations, slots: KvSlots) -> Tensor:
-        """Turns inputs of the first layer `[..., n, hidden]` into outputs of the last, for `norm`."""
-        for layer in self.layers:
-            hidden = layer(hidden, rotations, slots)
-        return hidden
+        """Turns inputs of the first layer `[..., n, hidden]` into outputs of the last, for `norm`: on one device."""
+        (segment,) = self.segments
+        return segment.run(hidden, rotations, slots)
 
     def logits(self, features: Tensor) -> Tensor:
         """Turns inputs of the head `[..., hidden]` into logits `[..., vocab]`."""

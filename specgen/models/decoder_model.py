@@ -22,11 +22,11 @@ class DecoderModel(CachedModel):
     """
 
     def __init__(self, decoder: Decoder, vocab_size: int) -> None:
-        super().__init__(vocab_size, decoder.embedding.shape[0], decoder.device)
+        super().__init__(vocab_size, decoder.embedding.shape[0], decoder.output_device)
         self.decoder = decoder
         self.target_features: TargetFeatures | None = None
         """Inputs of the head at the cached positions, if a draft head reads them: see `record_target_features`."""
-        self._slots = SliceSlots(decoder.spec, decoder.norm.weight.to(decoder.dtype))
+        self._slots = tuple(SliceSlots(segment.spec, segment.like) for segment in decoder.segments)
 
     @property
     def module(self) -> nn.Module:
@@ -47,7 +47,8 @@ class DecoderModel(CachedModel):
             self.decoder.head = faster_of(head, nf4_linear(head.weight, None), row)
 
     def _release(self) -> None:
-        self._slots.release()
+        for slots in self._slots:
+            slots.release()
         if self.target_features is not None:
             self.target_features.rewind(0)
 
@@ -59,8 +60,10 @@ class DecoderModel(CachedModel):
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         decoder = self.decoder
-        rotations = self._slots.begin(self.length, new.shape[0])
-        hidden = decoder.run_layers(decoder.embed(new), rotations, self._slots)
+        hidden = decoder.embed(new.to(decoder.device))
+        for segment, slots in zip(decoder.segments, self._slots, strict=True):
+            rotations = slots.begin(self.length, new.shape[0])
+            hidden = segment.run(hidden.to(segment.device), rotations, slots)
         if self.target_features is None:
             return decoder.logits(decoder.norm(hidden[-num_last:]))
         features = decoder.norm(hidden)

@@ -15,7 +15,9 @@ import torch
 from specgen.engine.contract import LanguageModel
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass, WholePass
+from specgen.models.static.segments import SegmentedPass
 from specgen.models.transformers_model import TransformersModel
+from tests.decoders import decoder_of
 from tests.fakes import assert_close, cached, tiny_model
 from tests.models.static.recorder import TraceRecorder
 
@@ -31,8 +33,8 @@ class Engine:
     """A backend with the weights of `tiny_model(kind)`.
 
     Args:
-        name: `decoder` (our own), `transformers`, `llama.cpp`, or `static` and `static-whole`: recorded passes of our
-            decoder and of transformers, with the semantics of CUDA graphs.
+        name: `decoder` (our own), `transformers`, `llama.cpp`, or recorded passes with the semantics of CUDA graphs:
+            `static` (our decoder), `static-segments` (its two layers apart) and `static-whole` (transformers).
         kind: Architecture.
     """
 
@@ -54,6 +56,11 @@ class Engine:
             return TransformersModel(tiny_model(self.kind, seed), vocab_size)
         if self.name == "static":
             return StaticModel(DecoderPass(cached(tiny_model(self.kind, seed)).decoder), vocab_size, TraceRecorder())
+        if self.name == "static-segments":
+            decoder = decoder_of(tiny_model(self.kind, seed))
+            decoder.split((1, 1))
+            segmented = SegmentedPass(decoder, [TraceRecorder()])
+            return StaticModel(segmented, vocab_size, TraceRecorder())
         if self.name == "static-whole":
             return StaticModel(WholePass(tiny_model(self.kind, seed)), vocab_size, TraceRecorder())
         from tests.llamacpp.builders import tiny_llama_cpp
@@ -87,6 +94,8 @@ ENGINES = [
     _parameter(Engine("static", "llama")),
     _parameter(Engine("static", "qwen2")),
     _parameter(Engine("static", "mistral")),
+    _parameter(Engine("static-segments", "llama")),
+    _parameter(Engine("static-segments", "mistral")),
     _parameter(Engine("static-whole", "llama")),
     _parameter(Engine("static-whole", "qwen2")),
     _parameter(Engine("llama.cpp", "llama")),

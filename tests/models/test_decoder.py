@@ -76,15 +76,21 @@ BUILDERS = ("llama", "llama-bias", "llama3-rope", "tied", "mistral", "qwen2", "q
 """Families that a draft head may have."""
 
 
-def build(kind: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A transformers model of a family, with random weights; norms and biases are random, too."""
+def build(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A transformers model of a family, with random weights; norms and biases are random, too.
+
+    Args:
+        kind: The family.
+        dtype: Of the weights.
+        changes: To the config.
+    """
     name, options = FAMILIES[kind]
     config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
     torch.manual_seed(0)
     # transformers' fused attention ignores soft caps.
     attention = "eager" if name == "Gemma2" else "sdpa"
     model = transformers.AutoModelForCausalLM.from_config(
-        config_class(**{**TINY, "bos_token_id": 1, "eos_token_id": 2, **options}),
+        config_class(**{**TINY, "bos_token_id": 1, "eos_token_id": 2, **options, **changes}),
         attn_implementation=attention,
         dtype=dtype,
     ).eval()
@@ -237,7 +243,7 @@ def test_running_out_of_memory_while_the_cache_grows_leaves_a_usable_model(
             break
         except MemoryShortageError:
             num_failures += 1
-        assert (ours.length, ours._slots._keys) == (0, [])
+        assert (ours.length, ours._slots[0]._keys) == (0, [])
         # In the same passes as the fresh model, so equal bit for bit.
         logits = [ours.logits(ids[:end], 1) for end in (20, 70)]
         assert all(torch.equal(row, other) for row, other in zip(logits, expected, strict=True))
@@ -282,7 +288,7 @@ def test_a_draft_dropped_for_memory_has_freed_its_cache_before_the_step_is_repea
     def full(new: torch.Tensor, num_last: int) -> torch.Tensor:
         number = next(calls)
         if number == 2:
-            tensors.extend(map(weakref.ref, (*draft._slots._keys, *draft._slots._values)))
+            tensors.extend(map(weakref.ref, (*draft._slots[0]._keys, *draft._slots[0]._values)))
             raise torch.OutOfMemoryError("CUDA out of memory")
         if number > 2:
             assert all(reference() is None for reference in tensors)

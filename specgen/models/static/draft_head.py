@@ -44,8 +44,7 @@ class StaticDraftHead(DraftHeadModel):
 
     def take_failure(self) -> str | None:
         """As in `RecordingModel`."""
-        failure, self.replays.failure = self.replays.failure, None
-        return failure
+        return self.replays.take_failure()
 
     @torch.inference_mode()
     def draft_token(self, ids: Sequence[int], index: int) -> None:

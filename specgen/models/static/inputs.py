@@ -45,9 +45,9 @@ class PassInputs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.ids = torch.zeros(MAX_ROWS, dtype=torch.int64, device=device)
-        self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.count = torch.zeros(1, dtype=torch.int64, device=device)
+        # One tensor, so that one copy moves them to another device.
+        self._all = torch.zeros(MAX_ROWS + 2, dtype=torch.int64, device=device)
+        self.ids, self.position, self.count = self._all[:MAX_ROWS], self._all[-2:-1], self._all[-1:]
         self.offsets = torch.arange(MAX_ROWS, device=device)
 
     def write(self, new: Tensor, position: int, count: int) -> None:
@@ -55,6 +55,10 @@ class PassInputs:
         self.ids[: new.shape[0]].copy_(new, non_blocking=True)
         self.position.fill_(position)
         self.count.fill_(count)
+
+    def copy_from(self, other: PassInputs) -> None:
+        """Copies the inputs of a pass from another device. The host waits for nothing."""
+        self._all.copy_(other._all, non_blocking=True)
 
     def positions(self, rows: int) -> Tensor:
         """Returns the positions of the rows, `[rows]`."""

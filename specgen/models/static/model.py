@@ -43,6 +43,12 @@ class StaticPass(Protocol):
     def clear(self) -> None:
         """Overwrites the whole cache, which may contain NaN."""
 
+    def run_earlier(self, inputs: PassInputs, rows: int, bucket: int) -> None:
+        """Computes what a recorded pass needs from other devices. Its owner calls it before each run or replay."""
+
+    def take_failure(self) -> str | None:
+        """Returns once why recording failed on another device, if it did."""
+
     def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
         """Computes a pass.
 
@@ -92,8 +98,7 @@ class StaticModel(CachedModel):
 
     def take_failure(self) -> str | None:
         """Returns once why recording failed, if it did."""
-        failure, self.replays.failure = self.replays.failure, None
-        return failure
+        return self.static_pass.take_failure() or self.replays.take_failure()
 
     @property
     def module(self) -> nn.Module:
@@ -211,6 +216,7 @@ class StaticModel(CachedModel):
         if new is not None:
             self._inputs.write(new, self.length, num_new)
         rows, bucket = padded_rows(num_new), self.bucket(last)
+        self.static_pass.run_earlier(self._inputs, rows, bucket)
         self.replays.run((name, rows, bucket), lambda: work(rows, bucket))
         self._note_features(last)
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from specgen.models.decoder import Decoder
 from specgen.models.static.features import StaticFeatures
+from specgen.models.static.inputs import PassInputs
 from specgen.models.static.slots import TensorSlots
 
 
 class DecoderPass:
-    """Passes of specgen's decoder.
+    """Passes of specgen's decoder on one device; `SegmentedPass` runs it on several.
 
     Args:
         decoder: In eval mode, without gradients.
@@ -25,11 +26,12 @@ class DecoderPass:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.module: nn.Module = decoder
-        self.device = decoder.device
+        self.device = decoder.output_device
         self.num_embeddings = decoder.embedding.shape[0]
         self.features: StaticFeatures | None = None
         """Inputs of the head by position, if a draft head reads them."""
-        self._slots = TensorSlots(decoder.spec, decoder.norm.weight.to(decoder.dtype))
+        self._last = decoder.segments[-1]
+        self._slots = TensorSlots(self._last.spec, self._last.like)
 
     @property
     def decoder(self) -> Decoder:
@@ -48,15 +50,25 @@ class DecoderPass:
     def clear(self) -> None:
         self._slots.clear()
 
+    def run_earlier(self, inputs: PassInputs, rows: int, bucket: int) -> None:
+        pass  # all is on one device
+
+    def take_failure(self) -> str | None:
+        return None
+
     def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
         decoder = self.decoder
-        rotations = self._slots.begin(positions, bucket)
-        hidden = decoder.run_layers(decoder.embed(ids), rotations, self._slots)
+        hidden = self._inputs_of_last(ids, positions, bucket)
+        hidden = self._last.run(hidden, self._slots.begin(positions, bucket), self._slots)
         if self.features is None:
             return decoder.logits(decoder.norm(hidden[-num_last:]))
         features = decoder.norm(hidden)
         self.features.write(positions, features)
         return decoder.logits(features[-num_last:])
+
+    def _inputs_of_last(self, ids: Tensor, positions: Tensor, bucket: int) -> Tensor:  # noqa: ARG002
+        """Returns the inputs of the last segment, `[n, hidden]` on its device."""
+        return self.decoder.embed(ids)
 
 
 class WholePass:
@@ -106,6 +118,12 @@ class WholePass:
     def clear(self) -> None:
         if self._cache is not None:
             self._cache.reset()
+
+    def run_earlier(self, inputs: PassInputs, rows: int, bucket: int) -> None:
+        pass  # all is on one device
+
+    def take_failure(self) -> str | None:
+        return None
 
     def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:  # noqa: ARG002
         for layer in self._cache.layers:

@@ -112,6 +112,11 @@ class Replays:
         self._seen.add(key)
         (replay or work)()
 
+    def take_failure(self) -> str | None:
+        """Returns once why recording failed, if it did."""
+        failure, self.failure = self.failure, None
+        return failure
+
     def clear(self) -> None:
         """Forgets all recordings, because the tensors they use were replaced."""
         self._recorded.clear()

@@ -12,6 +12,7 @@ import torch
 
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass, WholePass
+from specgen.models.static.segments import SegmentedPass
 from tests.decoders import decoder_of
 from tests.models.static.recorder import TraceRecorder
 
@@ -21,6 +22,13 @@ HOST_READING_METHODS = ("tolist", "item", "numpy", "__bool__", "__float__", "__i
 def static_model(model: Any, vocab_size: int = 96) -> StaticModel:
     """Returns recorded passes of specgen's decoder with the weights of a transformers model."""
     return StaticModel(DecoderPass(decoder_of(model)), vocab_size, TraceRecorder())
+
+
+def segmented_model(model: Any, num_layers: tuple[int, ...], vocab_size: int = 96) -> StaticModel:
+    """Returns recorded passes of specgen's decoder in segments of these lengths, each with a recorder of its own."""
+    decoder = decoder_of(model)
+    decoder.split(num_layers)
+    return StaticModel(SegmentedPass(decoder, [TraceRecorder() for _ in num_layers[1:]]), vocab_size, TraceRecorder())
 
 
 def whole_model(model: Any, vocab_size: int = 96) -> StaticModel:

@@ -9,17 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.models.static import inputs, slots
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.inputs import DraftedTokens, PassInputs
 from specgen.models.static.model import StaticModel
 from specgen.models.static.recorder import Replays
+from specgen.models.static.segments import SegmentedPass, _Part
 from specgen.models.static.slots import TensorSlots
 from tests.decoders import decoder_model
 from tests.fakes import oracle, sampler
+from tests.models.static import test_segments as segment_tests
 from tests.models.static import test_static_model as static_tests
-from tests.models.static.builders import static_model
+from tests.models.static.builders import segmented_model, static_model
 from tests.models.static.test_static_model import (
     PROMPT,
     greedy_text,
@@ -82,6 +85,32 @@ def check_self_draft() -> None:
 
 def check_head() -> None:
     static_tests.test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without("head features")
+
+
+def check_segments() -> None:
+    """Greedy text in three segments, through growth, with drafts that are right, wrong and in segments themselves."""
+    kind, expected = "gemma3", segment_tests.greedy_text("gemma3")
+    drafts = [
+        ModelDrafter(segmented_model(model_of("llama", 1), (1, 1)), 96, sampler()),
+        oracle(expected, len(PROMPT)),
+        NoDrafter(),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "FIRST_BUCKET", 16)
+        for draft in drafts:
+            target = segmented_model(segment_tests.deep_model(kind), (1, 1, 3))
+            assert tuple(text(target, draft)) == expected
+
+
+def check_segmented_draft() -> None:
+    """A draft in segments that equals its target has every token accepted."""
+    target, draft = static_model(model_of("llama")), segmented_model(model_of("llama"), (1, 1))
+    rounds = segment_tests.rounds(target, ModelDrafter(draft, 96, sampler()))
+    assert all(round_.num_accepted == len(round_.draft_ids) for round_ in rounds)
+
+
+def check_segmented_prompt() -> None:
+    segment_tests.check_logits_after_a_long_prompt((1, 1, 3))
 
 
 def position_recorded_as_a_number(plant: Plant) -> None:
@@ -253,6 +282,93 @@ def growth_keeps_one_token_too_few(plant: Plant) -> None:
     plant.setattr(TensorSlots, "grow", lambda self, capacity, kept: original(self, capacity, max(0, kept - 1)))
 
 
+def segments_in_the_wrong_order(plant: Plant) -> None:
+    original = SegmentedPass.__init__
+
+    def swapped(self: SegmentedPass, *args: Any) -> None:
+        original(self, *args)
+        if len(self._parts) == 2:
+            first, second = self._parts
+            first.segment, second.segment = second.segment, first.segment
+            first.slots, second.slots = second.slots, first.slots
+
+    plant.setattr(SegmentedPass, "__init__", swapped)
+
+
+def copy_to_the_last_segment_forgotten(plant: Plant) -> None:
+    original = SegmentedPass.run_earlier
+
+    def uncopied(self: SegmentedPass, *args: Any) -> None:
+        before = self._received.clone()
+        original(self, *args)
+        self._received.copy_(before)
+
+    plant.setattr(SegmentedPass, "run_earlier", uncopied)
+
+
+def copy_between_segments_forgotten(plant: Plant) -> None:
+    original = _Part.play
+
+    def deaf(self: _Part, rows: int, bucket: int) -> None:
+        self.received.zero_()
+        original(self, rows, bucket)
+
+    plant.setattr(_Part, "play", deaf)
+
+
+def inputs_copied_once(plant: Plant) -> None:
+    original, copied = PassInputs.copy_from, set()
+
+    def once(self: PassInputs, other: PassInputs) -> None:
+        if id(self) not in copied:
+            copied.add(id(self))
+            original(self, other)
+
+    plant.setattr(PassInputs, "copy_from", once)
+
+
+def ids_copied_without_the_position(plant: Plant) -> None:
+    def partial(self: PassInputs, other: PassInputs) -> None:
+        self.ids.copy_(other.ids)
+
+    plant.setattr(PassInputs, "copy_from", partial)
+
+
+def earlier_segments_do_not_grow(plant: Plant) -> None:
+    original, grow = SegmentedPass.grow, TensorSlots.grow
+
+    def careless(self: SegmentedPass, capacity: int, num_kept: int) -> None:
+        earlier = [part.slots for part in self._parts]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                TensorSlots, "grow", lambda slots, size, kept: grow(slots, size, 0 if slots in earlier else kept)
+            )
+            original(self, capacity, num_kept)
+
+    plant.setattr(SegmentedPass, "grow", careless)
+
+
+def recordings_of_segments_survive_growth(plant: Plant) -> None:
+    original = SegmentedPass.grow
+
+    def careless(self: SegmentedPass, capacity: int, num_kept: int) -> None:
+        kept = [(dict(part.replays._recorded), set(part.replays._seen)) for part in self._parts]
+        original(self, capacity, num_kept)
+        for part, (of_part, seen) in zip(self._parts, kept, strict=True):
+            part.replays._recorded, part.replays._seen = of_part, seen
+
+    plant.setattr(SegmentedPass, "grow", careless)
+
+
+def earlier_segments_skipped_in_the_prompt(plant: Plant) -> None:
+    original = SegmentedPass._inputs_of_last
+
+    def skipping(self: SegmentedPass, ids: Tensor, positions: Tensor, bucket: int) -> Tensor:
+        return original(self, ids, positions, bucket) if len(ids) <= 17 else self.decoder.embed(ids)
+
+    plant.setattr(SegmentedPass, "_inputs_of_last", skipping)
+
+
 BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (position_recorded_as_a_number, check_logits),
     (mask_off_by_one, check_logits),
@@ -272,10 +388,25 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (head_without_its_own_output, check_head),
     (values_not_stored, check_logits),
     (growth_keeps_one_token_too_few, check_growth),
+    (segments_in_the_wrong_order, check_segments),
+    (copy_to_the_last_segment_forgotten, check_segments),
+    (copy_between_segments_forgotten, check_segments),
+    (inputs_copied_once, check_segments),
+    (ids_copied_without_the_position, check_segments),
+    (inputs_copied_once, check_segmented_draft),
+    (earlier_segments_do_not_grow, check_segments),
+    (recordings_of_segments_survive_growth, check_segments),
+    (earlier_segments_skipped_in_the_prompt, check_segmented_prompt),
 ]
 
 
-@pytest.mark.parametrize("check", [check_text, check_logits, check_growth, check_self_draft, check_head])
+@pytest.mark.parametrize(
+    "check",
+    [
+        *(check_text, check_logits, check_growth, check_self_draft, check_head),
+        *(check_segments, check_segmented_draft, check_segmented_prompt),
+    ],
+)
 def test_the_checks_pass_without_a_bug(check: Callable[[], None]) -> None:
     check()
 
