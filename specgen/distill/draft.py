@@ -84,7 +84,7 @@ class Draft(nn.Module):
         if kind == "features":
             self.fc = nn.Linear(2 * hidden, hidden, bias=False, device=target.device)
             with torch.no_grad():
-                self.fc.weight.copy_(torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1))
+                self.fc.weight.copy_(torch.eye(hidden, 2 * hidden, device=target.device))
 
     def unroll(self, embedded: Tensor, features: Tensor, num_steps: int) -> list[Tensor]:
         """Drafts from every position of the texts at once, along the tokens of the texts.
@@ -160,4 +160,4 @@ class UnrolledSlots:
 
 def shift(values: Tensor, by: int) -> Tensor:
     """Moves `[..., n, size]` by `by` positions towards the end; zeros come first."""
-    return values if by == 0 else functional.pad(values[..., :-by, :], (0, 0, by, 0))
+    return values if by == 0 else functional.pad(values, (0, 0, by, 0))[..., : values.shape[-2], :]

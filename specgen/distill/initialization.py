@@ -79,22 +79,25 @@ def fit_input(draft: Draft, target: Decoder, texts: Sequence[TargetText], max_to
         return 0.0
     embedding = target.embedding
     width = embedding.shape[1]
-    squares = torch.zeros(2 * width, 2 * width, dtype=torch.float64)
-    products = torch.zeros(2 * width, width, dtype=torch.float64)
-    total = torch.zeros(width, dtype=torch.float64)
-    sums = torch.zeros(width, dtype=torch.float64)
+    # MPS has no float64.
+    device = torch.device("cpu") if target.device.type == "mps" else target.device
+    squares = torch.zeros(2 * width, 2 * width, dtype=torch.float64, device=device)
+    products = torch.zeros(2 * width, width, dtype=torch.float64, device=device)
+    total = torch.zeros(width, dtype=torch.float64, device=device)
+    sums = torch.zeros(width, dtype=torch.float64, device=device)
     num_rows = 0
     stride = max(1, math.ceil(sum(len(text.ids) for text in texts) / max_tokens))
     for text in texts[::stride]:
         # The first position is an attention sink; its state differs from all others.
-        outputs = _layer_inputs(target, text, draft.target_layers[0])[1:]
-        inputs = torch.cat([embedding[text.ids[1:-1]].cpu(), text.features[:-1].float()], dim=1)
+        outputs = _layer_inputs(target, text, draft.target_layers[0])[1:].to(device)
+        embedded = embedding[text.ids[1:-1].to(target.device)].to(device)
+        inputs = torch.cat([embedded, text.features[:-1].to(device).float()], dim=1)
         squares += inputs.T @ inputs
         products += inputs.T @ outputs
         total += outputs.double().pow(2).sum(0)
         sums += outputs.double().sum(0)
         num_rows += len(outputs)
-    ridge = 1e-3 * squares.diagonal().mean() * torch.eye(2 * width, dtype=torch.float64)
+    ridge = 1e-3 * squares.diagonal().mean() * torch.eye(2 * width, dtype=torch.float64, device=device)
     solution = torch.linalg.solve(squares + ridge, products)
     with torch.no_grad():
         draft.fc.weight.copy_(solution.T)
@@ -111,4 +114,4 @@ def _layer_inputs(target: Decoder, text: TargetText, layer: int) -> Tensor:
     hidden = target.embed(ids)
     for earlier in target.layers[:layer]:
         hidden = earlier(hidden, rotations, slots)
-    return hidden.cpu()
+    return hidden

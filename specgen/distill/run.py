@@ -28,6 +28,7 @@ from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
 from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_own_decoder
+from specgen.models.cuda import prepare_cuda
 from specgen.runtime.pair import PairSettings, resolve_pair
 
 WORK_FOLDER = ".distill"
@@ -82,9 +83,10 @@ class Distillation:
         self._prepare_folders()
         in_float32 = replace(target, settings=replace(self._target, quant="none", dtype="float32"))
         progress.stage(f"loading target {target.name}")
-        self._decoder = load_own_decoder(
-            in_float32, choose_placement(in_float32.settings, target.config, from_gguf=target.files.from_gguf)
-        )
+        placement = choose_placement(in_float32.settings, target.config, from_gguf=target.files.from_gguf)
+        if placement.device.startswith("cuda"):
+            prepare_cuda()
+        self._decoder = load_own_decoder(in_float32, placement)
         # Rows after the tokenizer's table are padding, not tokens.
         self._vocab_size = min(self._decoder.spec.vocab_size, target.num_tokens)
 

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specgen.core.errors import OutputError
+from specgen.engine.transfer import moved
 from specgen.storage.atomic_write import replacement, sync
 
 
 @dataclass(frozen=True, slots=True)
 class TargetText:
-    """A prompt with the target's answer.
+    """A prompt with the target's answer, on the host.
 
     Args:
         ids: int64 `[n]`: prompt and answer; an end token is the last one.
@@ -52,13 +53,15 @@ def pad_batch(texts: Sequence[TargetText], device: torch.device) -> Batch:
     """Makes a batch. The last token of each text has no feature and is only predicted."""
     width = max(len(text.ids) for text in texts)
     ids = torch.zeros(len(texts), width, dtype=torch.int64)
-    features = torch.zeros(len(texts), width, texts[0].features.shape[1])
+    features = torch.zeros(len(texts), width, texts[0].features.shape[1], dtype=texts[0].features.dtype)
     for row, text in enumerate(texts):
         ids[row, : len(text.ids)] = text.ids
         features[row, : len(text.features)] = text.features
     num_prompts = torch.tensor([text.num_prompt for text in texts])
     lengths = torch.tensor([len(text.ids) for text in texts])
-    return Batch(ids.to(device), features.to(device), num_prompts.to(device), lengths.to(device))
+    return Batch(
+        moved(ids, device), moved(features, device).float(), moved(num_prompts, device), moved(lengths, device)
+    )
 
 
 def batch_indices(texts: Sequence[TargetText], batch_tokens: int, seed: str) -> list[list[int]]:
@@ -87,7 +90,7 @@ def save_texts(path: Path, texts: Sequence[TargetText]) -> None:
         "ids": torch.cat([text.ids for text in texts]).to(torch.int32),
         "lengths": torch.tensor([len(text.ids) for text in texts]),
         "num_prompt": torch.tensor([text.num_prompt for text in texts]),
-        "features": torch.cat([text.features for text in texts]).cpu(),
+        "features": torch.cat([text.features for text in texts]),
     }
     num_new = sum(len(text.ids) - text.num_prompt for text in texts)
     save_tensors(path, tensors, {"num_new": str(num_new)})

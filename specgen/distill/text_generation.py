@@ -181,7 +181,7 @@ class _Batch:
 
     def texts(self) -> list[TargetText]:
         return [
-            TargetText(torch.tensor(ids), len(prompt), torch.cat(features)[: len(ids) - 1])
+            TargetText(torch.tensor(ids), len(prompt), torch.cat(features)[: len(ids) - 1].cpu())
             for ids, prompt, features in zip(self._ids, self._prompts, self._features, strict=True)
         ]
 

@@ -19,6 +19,6 @@ def ids_on(device: torch.device, ids: Sequence[int]) -> Tensor:
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Returns a tensor on a device: itself if it is there. Only a copy from a device to the host waits."""
-    if tensor.device.type == "cpu" and device.type == "cuda":
+    if tensor.device.type == "cpu" and device.type == "cuda" and tensor.numel():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type != "cpu")

@@ -90,3 +90,12 @@ def test_the_best_length_depends_on_the_costs() -> None:
     assert acceptance.best_length(cheap) == (2, pytest.approx(2.0))
     assert acceptance.best_length(expensive) == (1, pytest.approx(1.5 / 1.5))
     assert acceptance.speedup(2, expensive) == pytest.approx(2.0 / 2.9)
+
+
+def test_a_text_shorter_than_the_longest_draft_is_measured() -> None:
+    text = greedy_text([5, 9], 1)
+    shared = SharedWeights(EMBEDDING, HEAD, torch.arange(61))
+
+    found = measure_acceptance(Draft(decoder_of(MODEL), "features", [2]), [text], shared, 6)
+
+    assert found.num_rounds == (1,) * 6
