@@ -139,6 +139,25 @@ PROMISES = {
     "F80": ("Endless repetition", "runs to its budget; Ctrl-C works"),
 }
 
+REPORTED = {
+    "F121": (
+        "Prompt files with other line ends: U+2028, U+0085, form feeds",
+        "a line ends at \\n; the whole file may also be one JSON array",
+        "wbolster/jsonlines#53",
+    ),
+    "F122": (
+        "Prompt in UTF-16, as PowerShell writes it",
+        "read with its mark; without one exit 2, naming UTF-16",
+        "ollama/ollama#14475",
+    ),
+    "F123": (
+        "Template variables that specgen sets itself; SPECGEN_SYSTEM with a raw prompt",
+        "exit 2 naming the variable; a default from the environment has no effect where it can't apply",
+        "",
+    ),
+}
+"""Faults from public reports about tools of this kind: what, promise, and where it was reported."""
+
 UNTESTED = {
     "F33": "nothing is promised: a mapped file that is replaced raises SIGBUS. Snapshot folders of the hub and our own "
     "cache entries are never changed in place",
@@ -178,6 +197,11 @@ def table() -> str:
             lines += ["", f"## {SECTIONS[number]}", "", "| fault | what | promise | tests |", "|---|---|---|---|"]
         covered = "<br>".join(f"`{name}`" for name in tests[fault]) or f"no test: {UNTESTED[fault]}"
         lines.append(f"| {fault} | {what} | {promise} | {covered} |")
+    lines += ["", "## From public reports", ""]
+    lines += ["| fault | what | promise | reported | tests |", "|---|---|---|---|---|"]
+    for fault, (what, promise, reference) in sorted(REPORTED.items(), key=lambda item: int(item[0][1:])):
+        covered = "<br>".join(f"`{name}`" for name in tests[fault])
+        lines.append(f"| {fault} | {what} | {promise} | {reference or 'found here'} | {covered} |")
     return "\n".join(lines) + "\n"
 
 

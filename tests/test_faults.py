@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import PROMISES, TABLE, UNTESTED, marked_tests, table
+from tests.faults import PROMISES, REPORTED, TABLE, UNTESTED, marked_tests, table
 
 
 def test_the_catalogue_has_eighty_faults() -> None:
@@ -12,8 +12,10 @@ def test_the_catalogue_has_eighty_faults() -> None:
 def test_every_fault_is_covered_by_a_test_or_listed_with_a_reason() -> None:
     marked = set(marked_tests())
 
-    assert marked <= set(PROMISES), "a test is marked with a fault that does not exist"
+    assert marked <= set(PROMISES) | set(REPORTED), "a test is marked with a fault that does not exist"
     assert set(PROMISES) - marked == set(UNTESTED)
+    assert set(REPORTED) <= marked
+    assert not set(REPORTED) & set(PROMISES)
 
 
 def test_the_table_is_up_to_date() -> None:

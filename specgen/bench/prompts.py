@@ -13,6 +13,7 @@ from specgen.core.errors import PromptError
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
 
 _ROLES = ("system", "user", "assistant")
+_SPACE = " \t\r"
 _HINT = "give one JSON object per line with prompt, messages or turns; or plain text, one prompt per line"
 
 
@@ -59,18 +60,21 @@ def bundled_prompts() -> list[BenchPrompt]:
 
 
 def parse_prompts(text: str, source: str) -> list[BenchPrompt]:
-    """Parses the text of a file: JSON lines if its first line begins with `{`, else one prompt per line.
+    """Parses the text of a file: JSON lines if its first line begins with `{`, a JSON array, or one prompt per line.
 
-    `source` names the file in messages.
+    A line ends at `\\n` only: `str.splitlines` also splits at characters that JSON strings and texts contain. `source`
+    names the file in messages.
 
     Raises:
         PromptError: A line is invalid, or there are no prompts.
     """
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip(_SPACE)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise PromptError(f"{source} contains no prompts", _HINT)
     if lines[0][1].startswith("{"):
         prompts = [_from_json(line, number, f"{source}, line {number}") for number, line in lines]
+    elif (entries := _array(text)) is not None:
+        prompts = [_from_entry(entry, n, f"{source}, entry {n}") for n, entry in enumerate(entries, 1)]
     else:
         prompts = [BenchPrompt(f"line-{number}", "text", (Message("user", line),)) for number, line in lines]
     return _with_unique_ids(prompts)
@@ -81,6 +85,23 @@ def _from_json(line: str, number: int, place: str) -> BenchPrompt:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise PromptError(f"{place} is not JSON: {error}", _HINT) from error
+    return _from_entry(entry, number, place)
+
+
+def _array(text: str) -> list[Any] | None:
+    """Returns the entries of a file that is one JSON array; None for any other text, which may begin with `[`."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        entries: list[Any] = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return entries if entries and all(isinstance(entry, (dict, str)) for entry in entries) else None
+
+
+def _from_entry(entry: Any, number: int, place: str) -> BenchPrompt:
+    if isinstance(entry, str):
+        entry = {"prompt": entry}
     if not isinstance(entry, dict):
         raise PromptError(f"{place} is not a JSON object", _HINT)
     name = entry.get("id", entry.get("question_id", number))
@@ -101,9 +122,23 @@ def _conversation(entry: dict[str, Any], place: str) -> tuple[tuple[Message, ...
 
 
 def _message(message: Any, place: str) -> Message:
-    if isinstance(message, dict) and message.get("role") in _ROLES and isinstance(message.get("content"), str):
-        return Message(message["role"], message["content"])
-    raise PromptError(f"{place} has an invalid message: role ({', '.join(_ROLES)}) and content must be strings", _HINT)
+    content = _text(message.get("content")) if isinstance(message, dict) else None
+    if content is not None and message.get("role") in _ROLES:
+        return Message(message["role"], content)
+    raise PromptError(
+        f"{place} has an invalid message: role must be one of {', '.join(_ROLES)}, and content must be text", _HINT
+    )
+
+
+def _text(content: Any) -> str | None:
+    """Returns the text of a message's content: a string, or a list of parts that are all text, as in OpenAI's API."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        return None
+    parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(content) else None
 
 
 def _with_unique_ids(prompts: Sequence[BenchPrompt]) -> list[BenchPrompt]:

@@ -1,7 +1,8 @@
-"""Reads the prompt from the argument, options, files and stdin, and decodes it as strict UTF-8."""
+"""Reads the prompt from the argument, options, files and stdin; decodes strict UTF-8, and UTF-16 by its mark."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import stat
@@ -89,7 +90,7 @@ def read_text(path: Path, name: str) -> str:
     """Returns the text of a file.
 
     Raises:
-        PromptError: It can't be read, is too long or is not UTF-8.
+        PromptError: It can't be read, is too long, or is neither UTF-8 nor UTF-16 with its mark.
     """
     try:
         with path.open("rb") as file:
@@ -128,15 +129,39 @@ def as_utf8(text: str, name: str) -> str:
 
 
 def decode(data: bytes, name: str) -> str:
-    """Decodes strict UTF-8, without an initial byte order mark.
+    """Decodes strict UTF-8, without an initial byte order mark; UTF-16, which PowerShell writes, if it has its mark.
 
     Raises:
-        PromptError: The bytes are not UTF-8; names the first invalid one.
+        PromptError: The bytes are not UTF-8, and names the first invalid one; or they are UTF-16 without a mark.
     """
+    encoding = _encoding(data)
+    if encoding in ("utf-16-le", "utf-16-be"):
+        # Half of its bytes are NUL, which is valid UTF-8 and would reach the model.
+        raise PromptError(
+            f"{name} is not UTF-8: it looks like UTF-16 without a byte order mark",
+            f"convert it first: iconv -f {encoding.upper().replace('-', '', 1).replace('-', '')} -t UTF-8",
+        )
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise PromptError(f"{name} is damaged: its mark says {encoding.upper()}, but it isn't") from error
         raise PromptError(
             f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}",
             "convert it first: iconv -f LATIN1 -t UTF-8",
         ) from error
+
+
+def _encoding(data: bytes) -> str:
+    """Returns the encoding that the first bytes name, or that NUL in every second byte shows."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    start = data[:4096]
+    for first_nul, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        nuls, others = start[first_nul::2], start[1 - first_nul :: 2]
+        # Text in Latin script; three of four, because it may quote some other one.
+        if len(nuls) >= 4 and len(data) % 2 == 0 and nuls.count(0) * 4 >= len(nuls) * 3 and 0 not in others:
+            return encoding
+    return "utf-8-sig"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from specgen.cli.options.groups import SystemOptions
+from specgen.cli.options.groups import SYSTEM_VARIABLE, SystemOptions
 from specgen.cli.prompt_input import as_utf8, read_text
 from specgen.core.errors import SettingsError
 from specgen.core.settings import LONGEST_AUTO_DRAFT, MAX_DRAFT_TOKENS, DraftSchedule
 from specgen.loading.names import LOOKUP_SUFFIX
+from specgen.text.chat_template import RESERVED_VARIABLES
 
 
 def read_lookup_files(paths: Sequence[Path], draft_names: Sequence[str]) -> tuple[str, ...]:
@@ -52,11 +54,18 @@ def system_message(options: SystemOptions) -> str | None:
         PromptError: The file can't be read, or the text is not UTF-8.
     """
     text, path = options.system, options.system_file
+    if path is not None and is_default_system(options):
+        text = None
     if text is not None and path is not None:
         raise SettingsError("--system and --system-file both give a system message", "give one of them")
     if path is not None:
         return read_text(path, "system file")
     return None if text is None else as_utf8(text, "the system message")
+
+
+def is_default_system(options: SystemOptions) -> bool:
+    """Returns whether the system message comes from SPECGEN_SYSTEM, a default that options may replace."""
+    return options.system is not None and options.system == os.environ.get(SYSTEM_VARIABLE)
 
 
 def template_source(choice: str) -> str | None:
@@ -68,7 +77,7 @@ def parse_template_variables(text: str | None) -> dict[str, Any]:
     """Returns the variables of `--chat-template-kwargs`.
 
     Raises:
-        SettingsError: It is not a JSON object.
+        SettingsError: It is not a JSON object, or sets a variable of specgen's own.
     """
     if text is None:
         return {}
@@ -79,6 +88,11 @@ def parse_template_variables(text: str | None) -> dict[str, Any]:
     except ValueError as error:
         hint = """give a JSON object in quotes: '{"key": true}'"""
         raise SettingsError(f"invalid --chat-template-kwargs {text!r}: {error}", hint) from error
+    if reserved := sorted(RESERVED_VARIABLES & variables.keys()):
+        raise SettingsError(
+            f"--chat-template-kwargs can't set {reserved[0]!r}: specgen sets it itself",
+            "omit it; --chat-template FILE gives another template",
+        )
     return variables
 
 

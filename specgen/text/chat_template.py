@@ -18,6 +18,14 @@ MAX_COPIES = 4
 """How often a template may render each message."""
 MAX_EXTRA_CHARS = 2**20
 """Characters that a template may add to the messages."""
+RESERVED_VARIABLES = frozenset(
+    {
+        *("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+        *("return_assistant_tokens_mask", "sanitize_control_tokens"),
+    }
+)
+"""Names that can't be variables of a template here: specgen sets them, or they are arguments of the method."""
 _OPEN, _CLOSE = "<think>", "</think>"
 
 

@@ -37,6 +37,47 @@ def test_plain_text_has_a_prompt_per_line() -> None:
     assert [prompt.messages[0].content for prompt in prompts] == ["one", "two"]
 
 
+@pytest.mark.fault("F121")
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085", "\f", "\v", "\x1c", "\x1e"])
+def test_a_line_ends_at_a_line_feed_only(character: str) -> None:
+    text = f"a{character}b\r\nc\n{character}d\n"
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in (f"a{character}b", "c")]
+
+    plain, from_json = parse_prompts(text, "file"), parse_prompts("\n".join(lines), "file")
+
+    assert [prompt.messages[0].content for prompt in plain] == [f"a{character}b", "c", f"{character}d"]
+    # Control characters must be escaped in JSON, and json.dumps does so.
+    assert [prompt.messages[0].content for prompt in from_json] == [f"a{character}b", "c"]
+
+
+@pytest.mark.fault("F121")
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_file_may_be_one_json_array(indent: int | None) -> None:
+    entries = [{"id": "a", "prompt": "one"}, "two", {"messages": [{"role": "user", "content": "three"}]}]
+
+    prompts = parse_prompts(json.dumps(entries, indent=indent), "file")
+
+    assert [prompt.messages[0].content for prompt in prompts] == ["one", "two", "three"]
+    with pytest.raises(PromptError, match="file, entry 2"):
+        parse_prompts(json.dumps([{"prompt": "a"}, {"text": "b"}], indent=indent), "file")
+
+
+def test_text_in_brackets_is_no_array() -> None:
+    prompts = parse_prompts("[INST] one\n[1, 2]\n", "file")
+
+    assert [prompt.messages[0].content for prompt in prompts] == ["[INST] one", "[1, 2]"]
+
+
+def test_content_may_be_a_list_of_text_parts() -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    (prompt,) = parse_prompts(json.dumps({"messages": [{"role": "user", "content": parts}]}), "file")
+
+    assert prompt.messages == (Message("user", "one two"),)
+    image = [*parts, {"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(PromptError, match="content must be text"):
+        parse_prompts(json.dumps({"messages": [{"role": "user", "content": image}]}), "file")
+
+
 def test_equal_ids_get_a_number() -> None:
     prompts = parse_prompts('{"id": "x", "prompt": "a"}\n{"id": "x", "prompt": "b"}', "file")
 

@@ -215,6 +215,30 @@ def test_a_stop_string_ends_the_answer_before_it(generate: Cli) -> None:
     assert (made["text"], made["finish_reason"], made["stop_text"]) == ("The quick brown fox", "stop", " drinks")
 
 
+@pytest.mark.fault("F123")
+def test_a_system_message_of_the_environment_is_only_a_default(
+    cli: Cli, toy_arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPECGEN_SYSTEM", "be brief")
+    (tmp_path / "system.txt").write_text("be long")
+
+    raw = cli("generate", *toy_arguments, "--chat-template", "none", "hello")
+    from_file = cli("generate", *toy_arguments, "--system-file", tmp_path / "system.txt", "hello")
+
+    assert (raw.code, from_file.code) == (0, 0), (raw.err, from_file.err)
+    both = cli("generate", *toy_arguments, "--system", "x", "--system-file", tmp_path / "system.txt", "hello")
+    assert both.code == 2
+
+
+@pytest.mark.fault("F123")
+@pytest.mark.parametrize("name", ["add_generation_prompt", "messages", "tokenize", "chat_template", "return_dict"])
+def test_a_template_variable_of_specgen_s_own_is_refused(cli: Cli, toy_arguments: list[str], name: str) -> None:
+    ended = cli("generate", *toy_arguments, "--chat-template-kwargs", f'{{"{name}": false}}', "hello")
+
+    assert ended.code == 2
+    assert name in ended.err
+
+
 def test_a_raw_prompt_is_completed(cli: Cli, toy_arguments: list[str]) -> None:
     ended = cli("generate", "The quick", *toy_arguments, "--chat-template", "none")
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from specgen.cli import prompt_input
-from specgen.cli.prompt_input import MAX_PROMPT_BYTES, as_utf8, decode, read_capped, read_prompt
+from specgen.cli.prompt_input import MAX_PROMPT_BYTES, _encoding, as_utf8, decode, read_capped, read_prompt
 from specgen.core.errors import PromptError, SettingsError, SpecgenError
 
 STDIN = Path("-")
@@ -185,6 +185,7 @@ def test_text_of_the_command_line_that_is_not_utf8_is_reported() -> None:
 @given(st.text())
 @pytest.mark.fault("F06")
 def test_any_text_is_read_unchanged(text: str) -> None:
+    assume(_encoding(text.encode()) == "utf-8-sig")  # F122: text with a NUL after each character
     assert as_utf8(text, "it") == text
     assert decode(text.encode(), "it") == text.removeprefix("\ufeff")
 
@@ -192,6 +193,7 @@ def test_any_text_is_read_unchanged(text: str) -> None:
 @given(st.binary())
 @pytest.mark.fault("F06")
 def test_any_bytes_are_text_or_a_prompt_error(data: bytes) -> None:
+    assume(_encoding(data) == "utf-8-sig")
     body = data.removeprefix(b"\xef\xbb\xbf")
     if body.decode(errors="replace").encode() == body:
         assert decode(data, "it").encode() == body
@@ -252,3 +254,32 @@ def test_with_stderr_closed_nothing_is_written_to_stdout(
     prompt_input._print_waiting_notice()
 
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.fault("F122")
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_utf16_is_read_by_its_mark(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_bytes("\ufeffSay hi — 日本 🙂.\r\n".encode(encoding))
+
+    assert read_prompt(None, None, [path], None) == "Say hi — 日本 🙂."
+
+
+@pytest.mark.fault("F122")
+@pytest.mark.parametrize(("encoding", "name"), [("utf-16-le", "UTF16LE"), ("utf-16-be", "UTF16BE")])
+def test_utf16_without_a_mark_is_named(encoding: str, name: str) -> None:
+    with pytest.raises(PromptError, match="UTF-16") as caught:
+        decode("Say hi.\r\n".encode(encoding), "file")
+
+    assert name in (caught.value.hint or "")
+
+
+def test_half_a_utf16_character_is_reported() -> None:
+    with pytest.raises(PromptError, match="UTF-16"):
+        decode(b"\xff\xfea\0b", "file")
+
+
+@pytest.mark.fault("F06")
+def test_some_nul_characters_are_no_utf16() -> None:
+    assert decode(b"a\0b\0c d e f g\n", "file") == "a\0b\0c d e f g\n"
+    assert decode(b"\0" * 8, "file") == "\0" * 8

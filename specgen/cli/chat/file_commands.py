@@ -28,7 +28,7 @@ def read(state: ChatState, argument: str) -> None:
     """Runs `/read FILE`: prepends a text file to the next message."""
     if not argument:
         raise SettingsError("/read needs a file", "as in: /read notes.txt")
-    path = Path(argument.strip("\"'")).expanduser()
+    path = Path(os.path.expanduser(argument.strip("\"'")))  # Path.expanduser() raises for an unknown home
     if not path.is_file():
         raise PromptError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:

@@ -9,6 +9,7 @@ from specgen.cli.generate.options import GenerateOptions, PromptOptions
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import (
     check_stops,
+    is_default_system,
     parse_draft_length,
     parse_template_variables,
     read_lookup_files,
@@ -67,6 +68,8 @@ def _read_messages(options: PromptOptions) -> tuple[tuple[Message, ...], ChatTem
     is_raw = options.chat_template == "none"
     text = read_prompt(options.prompt_argument, options.prompt, options.files, options.reads_stdin, is_chat=not is_raw)
     system = system_message(options.system)
+    if is_raw and is_default_system(options.system):
+        system = None
     if is_raw and system is not None:
         raise SettingsError("--system needs a chat template", "omit --chat-template none")
     variables = parse_template_variables(options.chat_template_variables)

@@ -16,6 +16,7 @@ INPUT = "Input"
 OUTPUT = "Output"
 
 
+SYSTEM_VARIABLE = "SPECGEN_SYSTEM"
 DRAFT_TOKENS_NAMES = ("-k", "--draft-tokens", "--num-draft-tokens")
 MAX_NEW_TOKENS_NAMES = ("-n", "--max-new-tokens", "--max-tokens")
 TEMPERATURE_NAMES = ("--temperature", "--temp")
@@ -136,7 +137,7 @@ class SystemOptions:
 
     HEADING = INPUT
 
-    system: Annotated[str | None, Option(("-s", "--system"), "System message.", env="SPECGEN_SYSTEM")] = None
+    system: Annotated[str | None, Option(("-s", "--system"), "System message.", env=SYSTEM_VARIABLE)] = None
     system_file: Annotated[Path | None, Option(("--system-file",), "File with the system message.")] = None
 
 
