@@ -31,6 +31,14 @@ class Detokenizer:
         self._pending: list[int] = []
         self._stream = self._new_stream(self._context)
 
+    @property
+    def hidden_tokens(self) -> dict[int, str]:
+        """The tokens that the text omits: their strings by id."""
+        if not self._skips_special:
+            return {}
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {token_id: token.content for token_id, token in added if token.special}
+
     def commit(self, token_id: int) -> str:
         """Adds a token; returns the text it completes, `""` while a character is incomplete."""
         self._pending.append(token_id)

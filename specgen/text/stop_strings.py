@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from specgen.core.events import Event, FinalText, Finish, Piece, Round, RoundText, TextEvent, TokenState
 from specgen.text.detokenizer import Detokenizer
@@ -11,34 +11,60 @@ from specgen.text.detokenizer import Detokenizer
 class StopBuffer:
     """Passes text on up to the first stop string, and buffers what may be the start of one.
 
+    Special tokens are not part of the text, but a stop string may contain their strings (`<|im_end|>`). Such a token
+    is a mark in the buffer: a lone surrogate, which no decoded text contains. A stop string is also searched with its
+    special tokens as marks, so it ends the answer whether the model writes the tokens or their letters.
+
     Args:
         stops: Stop strings, none of them empty.
+        hidden: Strings of the tokens that the text omits, by id.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], hidden: Mapping[int, str] | None = None) -> None:
+        self._marks = _marks(stops, hidden or {})
+        self._stops = {form: stop for stop in stops for form in (_marked(stop, self._marks), stop)}
         self._buffer = ""
         self.matched: str | None = None
         """The stop string that was found."""
 
-    def feed(self, text: str) -> str:
-        """Adds text; returns what can be shown: nothing after a match."""
+    def feed(self, text: str, token_id: int | None = None) -> str:
+        """Adds text, and the token that completed it; returns what can be shown: nothing after a match."""
         if self.matched is not None or not self._stops:
             return "" if self.matched is not None else text
-        text = self._buffer + text
+        _, mark = self._marks.get(token_id, ("", "")) if token_id is not None else ("", "")
+        text = self._buffer + text + mark
         matches = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
         if matches:
-            position, _, self.matched = min(matches)
+            position, _, found = min(matches)
+            self.matched = self._stops[found]
             self._buffer = ""
-            return text[:position]
+            return self._visible(text[:position])
         num_buffered = max(_overlap(text, stop) for stop in self._stops)
         self._buffer = text[len(text) - num_buffered :]
-        return text[: len(text) - num_buffered]
+        return self._visible(text[: len(text) - num_buffered])
 
     def flush(self) -> str:
         """Returns the buffered text when the answer ends without a match."""
         text, self._buffer = self._buffer, ""
+        return self._visible(text)
+
+    def _visible(self, text: str) -> str:
+        for _, mark in self._marks.values():
+            text = text.replace(mark, "")
         return text
+
+
+def _marks(stops: Sequence[str], hidden: Mapping[int, str]) -> dict[int, tuple[str, str]]:
+    """Returns the string and the mark of each hidden token that is part of a stop string, by id."""
+    used = [(token_id, string) for token_id, string in hidden.items() if any(string in stop for stop in stops)]
+    # There are 2048 surrogates; no command line names as many special tokens.
+    return {token_id: (string, chr(0xD800 + index)) for index, (token_id, string) in enumerate(used[:2048])}
+
+
+def _marked(stop: str, marks: Mapping[int, tuple[str, str]]) -> str:
+    for string, mark in sorted(marks.values(), key=lambda pair: len(pair[0]), reverse=True):
+        stop = stop.replace(string, mark)
+    return stop
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -56,12 +82,12 @@ class StopStrings:
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
         self._detokenizer = detokenizer
-        self._buffer = StopBuffer(stops)
+        self._buffer = StopBuffer(stops, detokenizer.hidden_tokens)
 
     def cut(self, ids: Sequence[int]) -> int | None:
         """Returns how many of the next ids to keep, up to and with the one that completes a stop; None: all."""
         for position, token_id in enumerate(ids):
-            self._buffer.feed(self._detokenizer.commit(token_id))
+            self._buffer.feed(self._detokenizer.commit(token_id), token_id)
             if self._buffer.matched is not None:
                 return position + 1
         return None
@@ -77,7 +103,7 @@ def with_text(events: Iterable[Event], detokenizer: Detokenizer, stops: Sequence
 
     The texts of all kept pieces and of the final event, joined, are the answer.
     """
-    buffer = StopBuffer(stops)
+    buffer = StopBuffer(stops, detokenizer.hidden_tokens if stops else {})
     for event in events:
         if isinstance(event, Round):
             yield RoundText(event, tuple(_pieces(event, detokenizer, buffer)))
@@ -90,10 +116,11 @@ def with_text(events: Iterable[Event], detokenizer: Detokenizer, stops: Sequence
 def _pieces(round_: Round, detokenizer: Detokenizer, buffer: StopBuffer) -> Iterator[Piece]:
     accepted, rejected = round_.draft_ids[: round_.num_accepted], round_.draft_ids[round_.num_accepted :]
     for token_id in accepted:
-        yield Piece(token_id, buffer.feed(detokenizer.commit(token_id)), TokenState.ACCEPTED)
+        yield Piece(token_id, buffer.feed(detokenizer.commit(token_id), token_id), TokenState.ACCEPTED)
     for position, (token_id, text) in enumerate(zip(rejected, detokenizer.peek(rejected), strict=True)):
         yield Piece(token_id, text, TokenState.DISCARDED if position else TokenState.REJECTED)
     if round_.target_id is not None:
         own = TokenState.BONUS if round_.draft_ids else TokenState.TARGET
         state = TokenState.CORRECTION if round_.num_rejected else own
-        yield Piece(round_.target_id, buffer.feed(detokenizer.commit(round_.target_id)), state)
+        text = buffer.feed(detokenizer.commit(round_.target_id), round_.target_id)
+        yield Piece(round_.target_id, text, state)

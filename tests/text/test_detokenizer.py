@@ -276,6 +276,37 @@ def test_the_stop_check_finds_the_token_that_completes_a_stop_string() -> None:
     assert stop.matched == "日b"
 
 
+@pytest.mark.fault("F91")
+@pytest.mark.parametrize("stop", ["<|im_end|>", "b<|im_end|>", "<|im_end|>c", "b<|im_end|>c", "<|im_end|><|im_start|>"])
+def test_a_stop_string_may_contain_special_tokens(stop: str) -> None:
+    end, start = token_id("<|im_end|>"), token_id("<|im_start|>")
+    ids = [*byte_ids("ab"), end, *([start] if "start" in stop else []), *byte_ids("c"), *byte_ids("d")]
+    check = StopStrings(Detokenizer(TOY), [stop])
+
+    num_kept = check.cut(ids)
+    answer = answer_of(with_text([a_round(0, ids[:num_kept], num_kept or 0, None)], Detokenizer(TOY), [stop]))
+
+    assert num_kept == 2 + stop.count("<|") + ("c" in stop.removeprefix("b"))
+    assert check.matched == stop
+    assert answer == ("a" if stop.startswith("b") else "ab")
+
+
+@pytest.mark.fault("F91")
+def test_the_letters_of_a_special_token_end_the_text_too() -> None:
+    check = StopStrings(Detokenizer(TOY), ["<|im_end|>"])
+
+    assert check.cut(byte_ids("ab<|im_end|>c")) == 12
+
+
+@pytest.mark.fault("F91")
+def test_a_special_token_that_ends_nothing_is_not_shown() -> None:
+    stops = ["<|im_end|>zz", "never"]
+    ids = [*byte_ids("a"), token_id("<|im_end|>"), *byte_ids("b")]
+
+    assert StopStrings(Detokenizer(TOY), stops).cut(ids) is None
+    assert answer_of(with_text([a_round(0, ids, 3, None), Finish("length")], Detokenizer(TOY), stops)) == "ab"
+
+
 # --- with_text ------------------------------------------------------------------------------------------------------
 
 
