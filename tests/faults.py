@@ -160,6 +160,21 @@ REPORTED = {
         "exit 2 naming the variable; a default from the environment has no effect where it can't apply",
         "",
     ),
+    "F124": (
+        "Memory and CPU limits on an outer group, in version 1 or in a container's own part of the tree",
+        "the smallest limit on the way up is used; threads are limited to the CPU time",
+        "sgl-project/sglang#35707",
+    ),
+    "F125": (
+        "File systems that can't sync a folder (CIFS, 9p, VirtualBox, virtiofs), or have no locks",
+        "a finished conversion is kept; EIO is still an error",
+        "borgbackup/borg#1287",
+    ),
+    "F126": (
+        "No HOME and no entry in the user database, as in containers with any user id",
+        "a local folder runs without a cache, no folder named `~` is made; else exit 3 naming the variables",
+        "sclorg/mysql-container#32",
+    ),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""
 

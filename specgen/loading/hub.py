@@ -17,7 +17,7 @@ from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError, S
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import has_weights
-from specgen.loading.names import hint_for
+from specgen.loading.names import hint_for, hub_cache
 from specgen.storage.folders import is_disk_full
 
 ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -35,6 +35,8 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
         ModelFileError: The download is damaged.
         LoadError: The hub refused or failed, or the disk is full.
     """
+    if str(hub_cache()).startswith("~"):  # the client would make a folder named `~` here
+        raise LoadError("there is no home folder for the hub's cache", "set HF_HOME or HOME to a folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

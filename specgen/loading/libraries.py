@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+from specgen.core.cgroups import cpu_limit
+
 INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend torch"
 
 _QUIET = {
@@ -33,6 +35,7 @@ def prepare_libraries(verbose: bool) -> None:
         verbose: Keep their logs and warnings (`-vv`). Otherwise loading writes nothing to stdout or stderr.
     """
     forbid_foreign_code()
+    _limit_threads()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose:
         # llama.cpp's logger has no handler of its own; see specgen.loading.llama_cpp.
@@ -86,6 +89,16 @@ def forbid_foreign_code() -> None:
     # sys.modules makes `import kernels` fail, including the attempt of bitsandbytes on a CPU.
     os.environ["USE_HUB_KERNELS"] = "0"
     cast("dict[str, object]", sys.modules).setdefault("kernels", None)
+
+
+def _limit_threads() -> None:
+    """Limits the threads of torch, before its import, to the CPU time of a container.
+
+    torch starts a thread for each core of the machine; with less CPU time they are stopped in turn at each barrier.
+    """
+    limit = cpu_limit()
+    if limit is not None and limit < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(limit))
 
 
 def _silence() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from specgen.core import cgroups
 from specgen.core.errors import MemoryShortageError
 from specgen.core.units import format_size
 from specgen.loading.resolved_model import ModelConfig
@@ -12,8 +13,6 @@ from specgen.loading.resolved_model import ModelConfig
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
 """Bytes per parameter, including the scales, and the embeddings, which stay in the compute type."""
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def needed_bytes(config: ModelConfig, dtype: str, quant: str) -> int:
@@ -34,13 +33,13 @@ def free_bytes(device: str) -> int | None:
         return int(free) + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
     if device != "cpu":
         return None
-    known = [number for number in (_meminfo("MemAvailable"), _cgroup_free()) if number is not None]
+    known = [number for number in (_meminfo("MemAvailable"), cgroups.free_memory()) if number is not None]
     return min(known) if known else None
 
 
 def total_bytes() -> int | None:
     """Returns the main memory, or the container's limit if that is less; None if unknown."""
-    known = [number for number in (_meminfo("MemTotal"), _cgroup_limit()) if number is not None]
+    known = [number for number in (_meminfo("MemTotal"), cgroups.memory_limit()) if number is not None]
     return min(known) if known else None
 
 
@@ -65,23 +64,3 @@ def _meminfo(key: str) -> int | None:
     if key == "MemAvailable" and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
-
-
-def _cgroup_free() -> int | None:
-    """Returns the free memory of a container; its page cache counts as used and is added back."""
-    limit = _cgroup_limit()
-    if limit is None:
-        return None
-    try:
-        used = int((_CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return max(0, limit - used + int(stat.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        return None
-
-
-def _cgroup_limit() -> int | None:
-    try:
-        return int((_CGROUP / "memory.max").read_text())  # ValueError for "max": unlimited
-    except (OSError, ValueError):
-        return None

@@ -108,7 +108,7 @@ def _file(name: str, path: Path) -> ModelPlace:
 def known_names() -> list[str]:
     """Returns the built-in model and the models in the hub's cache that have a config, as `owner/name`."""
     found = []
-    for folder in _hub_cache().glob("models--*"):
+    for folder in hub_cache().glob("models--*"):
         if any(os.path.exists(snapshot / "config.json") for snapshot in folder.glob("snapshots/*")):
             found.append("/".join(folder.name.split("--")[1:]))
     return [BUILT_IN_NAME, *sorted(found, key=str.lower)]
@@ -141,7 +141,7 @@ def _close(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]
     return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=2, cutoff=cutoff)]
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     """Finds the cache as huggingface_hub does, whose import would take too long for completion."""
     if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(os.path.expanduser(chosen))

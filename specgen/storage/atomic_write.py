@@ -6,10 +6,12 @@ names with `-o` may also be a device, a pipe or an open stream, which is written
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +20,8 @@ from specgen.core.errors import OutputError
 
 USER_FILE = 0o666
 """Mode of files that a user requested; the umask applies."""
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""What file systems answer that can't sync a folder; EBADF is virtiofs's. EIO is a real failure."""
 _STANDARD_STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR_PATH = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
@@ -69,14 +73,22 @@ def publish_folder(folder: Path, final: Path) -> None:
     if final.exists():  # an incomplete entry, for example one that a user emptied
         shutil.rmtree(final)
     os.replace(folder, final)
-    sync(final.parent)
+    # The folder is in place even if its parent cannot be synced.
+    with suppress(OSError):
+        sync(final.parent)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or the entries of a folder are on disk."""
+    """Waits until a file or the entries of a folder are on disk; does nothing for a folder that can't be synced.
+
+    CIFS, 9p, VirtualBox's shared folders and others refuse it for folders, although every file there is on disk.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
     finally:
         os.close(descriptor)
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from specgen.core.errors import LoadError, OutputError
 from specgen.core.model_files import reason
@@ -22,17 +23,14 @@ from specgen.storage.lock import wait_for_lock
 
 CACHE_VARIABLE = "SPECGEN_CACHE"
 STATE_VARIABLE = "SPECGEN_STATE"
+NO_FOLDER = Path(os.devnull, "no-home-folder")
+"""Stands for a folder of a user without a home, as in containers with any user id: nothing is there or can be made."""
 _OTHER_FOLDER = f"choose another cache folder with {CACHE_VARIABLE}"
 
 
 def cache_root() -> Path:
-    """Returns the cache folder, which may not exist yet."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(os.path.expanduser(chosen))
-    from platformdirs import user_cache_path
-
-    return user_cache_path("specgen", appauthor=False)
+    """Returns the cache folder, which may not exist yet; `NO_FOLDER` if the user has no home folder."""
+    return _folder(CACHE_VARIABLE, "user_cache_path")
 
 
 def cache_folder(*parts: str) -> Path:
@@ -42,6 +40,8 @@ def cache_folder(*parts: str) -> Path:
         LoadError: It cannot be created.
     """
     folder = cache_root().joinpath(*parts)
+    if NO_FOLDER in folder.parents:
+        raise LoadError("there is no home folder for the cache", f"set {CACHE_VARIABLE} or HOME to a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,13 +52,21 @@ def cache_folder(*parts: str) -> Path:
 
 
 def state_folder() -> Path:
-    """Returns the folder of input history and saved chats, which may not exist yet."""
-    chosen = os.environ.get(STATE_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    from platformdirs import user_state_path
+    """Returns the folder of input history and saved chats, as `cache_root` does."""
+    return _folder(STATE_VARIABLE, "user_state_path")
 
-    return user_state_path("specgen")
+
+def _folder(variable: str, standard: Literal["user_cache_path", "user_state_path"]) -> Path:
+    if chosen := os.environ.get(variable):
+        path = Path(os.path.expanduser(chosen))
+        return NO_FOLDER if path.parts[:1] == ("~",) else path
+    import platformdirs
+
+    try:
+        path = Path(getattr(platformdirs, standard)("specgen", appauthor=False))
+    except RuntimeError:  # older versions return a path that begins with `~`
+        return NO_FOLDER
+    return NO_FOLDER if path.parts and path.parts[0].startswith("~") else path
 
 
 def private_folder(path: Path) -> Path:
@@ -67,6 +75,8 @@ def private_folder(path: Path) -> Path:
     Raises:
         OutputError: It cannot be created.
     """
+    if NO_FOLDER in path.parents:
+        raise OutputError(f"there is no home folder for {path.name}", f"set {STATE_VARIABLE} or HOME to a folder")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)

@@ -6,6 +6,7 @@ and has changed twice whether a released lock file stays.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 from specgen.core.errors import OutputError
 
 POLL_SECONDS = 0.1
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems answer that have no locks, as NFS without its lock daemon."""
 
 
 class LockedError(Exception):
@@ -102,7 +105,10 @@ def _try_lock(path: Path) -> int | None:
         owner = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
         raise LockedError(owner) from error
-    except OSError:
+    except OSError as error:
+        # Without locks two programs may do the same work twice; each replaces a file or folder as a whole.
+        if error.errno in _NO_LOCKS:
+            return descriptor
         os.close(descriptor)
         raise
     os.close(descriptor)

@@ -232,3 +232,39 @@ def test_an_output_path_that_cannot_be_written_is_refused_before_any_work(path: 
         with pytest.raises(OutputError) as caught:
             check_output_path(wrong, "the answer")
         assert str(named) in caught.value.message
+
+
+@pytest.mark.fault("F125")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_folder_that_cannot_be_synced_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "file").write_bytes(NEW)
+    _fail_for_folders(monkeypatch, code)
+
+    publish_folder(made, tmp_path / "final")
+
+    assert (tmp_path / "final" / "file").read_bytes() == NEW
+
+
+@pytest.mark.fault("F125")
+def test_a_folder_on_a_failing_disk_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made").mkdir()
+    _fail_for_folders(monkeypatch, errno.EIO)
+
+    with pytest.raises(OSError, match="Input/output"):
+        publish_folder(tmp_path / "made", tmp_path / "final")
+    assert not (tmp_path / "final").exists()
+
+
+def _fail_for_folders(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    fsync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -95,3 +96,17 @@ def test_a_lock_in_a_missing_folder_or_on_a_link_is_an_error(tmp_path: Path) -> 
             FileLock(path)
         assert caught.value.exit_code == 7
     assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.fault("F125")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_used_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+
+    with FileLock(tmp_path / "lock"):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
