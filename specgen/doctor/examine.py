@@ -17,11 +17,12 @@ from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
-from specgen.doctor.results import CacheState, DevicePlan, LibraryState, ModelPlan, PairReport
+from specgen.doctor.results import CacheState, DevicePlan, LibraryState, MemoryPlan, ModelPlan, PairReport
+from specgen.loading.gpus import free_by_gpu, in_segments, leaving_room, on_gpu, segment_bytes
 from specgen.loading.llama_cpp import gpu_layers, llama_library
 from specgen.loading.memory import free_bytes
-from specgen.loading.placement import check_bitsandbytes, choose_placement
-from specgen.loading.resolved_model import ResolvedModel
+from specgen.loading.placement import Placement, check_bitsandbytes, choose_placement
+from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.runtime.environment import library_versions
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import Pair
@@ -96,13 +97,9 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     # llama.cpp allocates its cache for the whole window at the start.
     whole = window if pair.target.gguf is not None else None
     positions = whole or num_positions or min(window or 4096, 4096)
-    models = [_model_plan(pair.target, pair.target.settings, positions)]
+    models = [_model_plan(leaving_room(pair.target, pair.draft), pair.target.settings, positions)]
     if pair.draft is not None:
-        settings = pair.draft.settings
-        if pair.draft.draft_head is not None:
-            # A draft head runs on the device and in the compute type of its target.
-            settings = replace(pair.target.settings, quant=settings.quant)
-        models.append(_model_plan(pair.draft, settings, positions))
+        models.append(_draft_plan(pair.draft, pair.target.settings, models[0], positions))
     return PairReport(
         models=tuple(models),
         devices=tuple(_devices(models)),
@@ -115,6 +112,19 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     )
 
 
+def _draft_plan(draft: ResolvedModel, of_target: ModelSettings, target: ModelPlan, num_positions: int) -> ModelPlan:
+    last = [target.device, *target.required_by_device][-1]
+    if draft.draft_head is not None:
+        # A draft head runs on the device of its target's head, and in its compute type.
+        settings = replace(of_target, quant=draft.settings.quant)
+        plan = _model_plan(draft, settings, num_positions)
+        return replace(plan, device=last) if plan.device.startswith("cuda") else plan
+    if draft.gguf is None and last.startswith("cuda"):
+        left = {device: free - target.required_on(device) for device, free in free_by_gpu().items()}
+        draft = on_gpu(draft, last, left)
+    return _model_plan(draft, draft.settings, num_positions)
+
+
 def _model_plan(model: ResolvedModel, settings: ModelSettings, num_positions: int) -> ModelPlan:
     config, files = model.config, model.files
     plan = partial(ModelPlan, model.role, model.name, config.model_type, config.num_parameters)
@@ -124,6 +134,7 @@ def _model_plan(model: ResolvedModel, settings: ModelSettings, num_positions: in
         device, memory = "gpu" if on_gpu else "cpu", plan_gguf_memory(header, config)
         return plan(device, "mixed", header.quantization, ("llama.cpp",), header.context_length, memory)
     placement = choose_placement(settings, config, from_gguf=files.from_gguf, role=model.role, times=CostStore())
+    placement = in_segments(placement, model)
     if config.draft_head is None:
         quant, remarks = config.quant_method or placement.quant, placement.remarks
         memory = plan_memory(files.path, config, placement, num_positions)
@@ -132,14 +143,23 @@ def _model_plan(model: ResolvedModel, settings: ModelSettings, num_positions: in
         quant = "nf4" if is_packed else "int8" if placement.packed_dtype == "int8" else "none"
         remarks = (config.draft_head.remark,)
         memory = plan_draft_head_memory(config, config.draft_head, placement, num_positions)
-    return plan(placement.device, placement.dtype, quant, remarks, config.max_positions, memory)
+    by_device = _by_device(config, placement, memory, num_positions) if placement.spread else {}
+    return plan(placement.device_name, placement.dtype, quant, remarks, config.max_positions, memory, by_device)
+
+
+def _by_device(config: ModelConfig, placement: Placement, memory: MemoryPlan, num_positions: int) -> dict[str, int]:
+    """Returns what a model on several GPUs needs on each; transformers divides it by the free memory."""
+    if not placement.segments:
+        free = free_by_gpu()
+        return {device: memory.required * space // max(sum(free.values()), 1) for device, space in free.items()}
+    needed = segment_bytes(config, placement, num_positions).on_each([part.num_layers for part in placement.segments])
+    return {part.device: number + memory.activations for part, number in zip(placement.segments, needed, strict=True)}
 
 
 def _devices(models: Sequence[ModelPlan]) -> list[DevicePlan]:
-    devices = dict.fromkeys(model.device for model in models)
+    devices = dict.fromkeys(device for model in models for device in model.required_by_device or [model.device])
     return [
-        DevicePlan(device, sum(m.memory.required for m in models if m.device == device), free_bytes(device))
-        for device in devices
+        DevicePlan(device, sum(model.required_on(device) for model in models), free_bytes(device)) for device in devices
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
+from specgen.loading.cuda_memory import GRAPH_BYTES, cuda_capacity, logits_bytes, weight_matrix_bytes
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
@@ -17,9 +18,6 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import FIRST_CAPACITY
 from specgen.models.llama_cpp import MAX_ROWS
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
-
-_BLOCK = 64
-"""Values of a 4-bit weight that share a float32 scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_pos
     is_quantized = placement.quant != "none" and config.quant_method is None
     weights = (sizes.embedding + sizes.head + sizes.rest) * size
     for rows, values in sizes.layers:
-        weights += _quantized_bytes(rows, values, placement.quant) if is_quantized else values * size
+        weights += weight_matrix_bytes(rows, values, placement.quant) if is_quantized else values * size
     if config.quant_method is not None:
         weights = config.num_weight_bytes
     copies = 0
@@ -65,7 +63,10 @@ def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_pos
     elif placement.device == "cpu" and (is_quantized or config.dtype != placement.dtype):
         # transformers converts all weights from the mapped file, whose pages stay.
         copies = config.num_weight_bytes
-    return MemoryPlan(weights, copies, _cache_bytes(sizes, num_positions, size), _activation_bytes(sizes, size))
+    cache = sizes.cache * _capacity(placement, num_positions) * size
+    return MemoryPlan(
+        weights, copies, cache, _activation_bytes(sizes, size), _graph_bytes(placement, config.vocab_rows)
+    )
 
 
 def plan_draft_head_memory(
@@ -77,13 +78,15 @@ def plan_draft_head_memory(
     compute_size = 4 if packed else size
     # A head in a format of its own is a copy of all its rows.
     rows = (head.num_draft_ids or (config.vocab_rows or 0 if packed else 0)) * head.spec.hidden_size
-    features = num_positions * head.spec.hidden_size if head.kind == "features" else 0
+    capacity = _capacity(placement, num_positions)
+    features = (capacity if _is_cuda(placement) else num_positions) * head.spec.hidden_size
     sizes = _own_sizes(head.spec)
     return MemoryPlan(
         (config.num_parameters + rows) * size,
         config.num_weight_bytes,
-        _cache_bytes(sizes, num_positions, compute_size) + features * compute_size,
+        (sizes.cache * capacity + (features if head.kind == "features" else 0)) * compute_size,
         _activation_bytes(sizes, compute_size),
+        _graph_bytes(placement, config.vocab_rows),
     )
 
 
@@ -156,19 +159,27 @@ def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: 
     # Each product is packed from a float32 copy; transformers also keeps the pages of the file.
     largest = max(*(values for _, values in sizes.layers), sizes.head or sizes.embedding)
     copies = 4 * largest + (0 if config.decoder is not None else config.num_weight_bytes)
-    return MemoryPlan(weights, copies, _cache_bytes(sizes, num_positions, 4), _activation_bytes(sizes, 4))
+    return MemoryPlan(weights, copies, sizes.cache * _grown(num_positions) * 4, _activation_bytes(sizes, 4))
 
 
-def _quantized_bytes(num_rows: int, num_values: int, quant: str) -> int:
-    """Returns the bytes with scales: one float32 per row of 8-bit weights, one per block of 4-bit ones."""
-    return num_values + 4 * num_rows if quant == "int8" else num_values // 2 + 4 * num_values // _BLOCK
+def _is_cuda(placement: Placement) -> bool:
+    return placement.device.startswith("cuda")
 
 
-def _cache_bytes(sizes: _Sizes, num_positions: int, size: int) -> int:
+def _capacity(placement: Placement, num_positions: int) -> int:
+    return cuda_capacity(num_positions) if _is_cuda(placement) else _grown(num_positions)
+
+
+def _grown(num_positions: int) -> int:
+    """Returns the positions of a cache that doubled until it held a text."""
     capacity = FIRST_CAPACITY
     while capacity < num_positions:
         capacity *= 2
-    return sizes.cache * capacity * size
+    return capacity
+
+
+def _graph_bytes(placement: Placement, num_logits: int | None) -> int:
+    return GRAPH_BYTES + logits_bytes(num_logits or 0) if _is_cuda(placement) else 0
 
 
 def _activation_bytes(sizes: _Sizes, size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specgen.bench.results import MeasuredCosts
 from specgen.core.machine import Machine
@@ -56,22 +56,24 @@ class MemoryPlan:
         copies: Additional copies of weights: layers joined for speed, mapped pages of the file.
         cache: Keys and values for the planned positions.
         activations: Of the largest pass.
+        graphs: Of recorded passes: logits, and an estimate for CUDA graphs and their pool. 0 on other devices.
     """
 
     weights: int
     copies: int
     cache: int
     activations: int
+    graphs: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.copies + self.cache + self.activations
+        return self.copies + self.required
 
     @property
     def required(self) -> int:
         """What must be free. Excludes the copies, as the system can drop file pages at any time."""
-        return self.weights + self.cache + self.activations
+        return self.weights + self.cache + self.activations + self.graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class ModelPlan:
         quant: Weight format.
         remarks: Reasons for the automatic choices.
         window: Positions; None if its config does not limit them.
+        required_by_device: What must be free on each device; empty if all of it is on one.
     """
 
     role: str
@@ -97,6 +100,12 @@ class ModelPlan:
     remarks: tuple[str, ...]
     window: int | None
     memory: MemoryPlan
+    required_by_device: Mapping[str, int] = field(default_factory=dict)
+
+    def required_on(self, device: str) -> int:
+        """Returns what must be free on a device."""
+        found = self.required_by_device or {self.device: self.memory.required}
+        return found.get(device, 0)
 
 
 @dataclass(frozen=True, slots=True)

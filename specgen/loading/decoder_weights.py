@@ -14,7 +14,7 @@ from specgen.core.errors import ModelFileError, NumericalError
 from specgen.loading.placement import Placement
 from specgen.loading.tensor_files import TensorFiles
 from specgen.models.build_decoder import MakeLinear, build_layer
-from specgen.models.decoder import Decoder, Norm
+from specgen.models.decoder import Decoder, Layer, Norm
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.formats import Float16Linear, Int8Linear, fits_float16, without_deprecation_warning
 from specgen.models.quantized import quantized_linear
@@ -44,28 +44,34 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
     dtype = torch.float32 if placement.packed_dtype is not None else placement.torch_dtype
     linear, head_linear = linear_makers(placement, dtype)
 
-    def read(name: str) -> Tensor:
-        tensor = files.read(name, placement.device)
+    places = placement.layer_devices(len(spec.layers))
+
+    def read(name: str, device: str) -> Tensor:
+        tensor = files.read(name, device)
         if tensor.ndim == 1 or name in (EMBEDDING, HEAD):
             _check_finite(name, tensor, folder)
         return tensor
 
     # The largest tensors first: what their conversion takes is free again for the layers.
     with without_deprecation_warning():
-        embedding = read(EMBEDDING)
-        if spec.is_tied and HEAD in files.shapes and not torch.equal(read(HEAD), embedding):
+        embedding = read(EMBEDDING, places[0])
+        if spec.is_tied and HEAD in files.shapes and not torch.equal(read(HEAD, places[0]), embedding):
             raise ModelFileError(
                 f"{folder} has a head and an embedding that differ, but its config ties them",
                 "config and weights don't belong together",
             )
         if placement.packed_dtype is None:
             embedding = embedding.to(dtype)
-        head = head_linear(embedding if spec.is_tied else read(HEAD), None)
+        head = head_linear(embedding.to(places[-1]) if spec.is_tied else read(HEAD, places[-1]), None)
+
+        def build(index: int) -> Layer:
+            return build_layer(spec, index, partial(read, device=places[index]), linear, dtype)
+
         with ThreadPoolExecutor(_num_workers(placement)) as pool:
-            build = partial(build_layer, spec, tensors=read, linear=linear, dtype=dtype)
             layers = list(pool.map(build, range(len(spec.layers))))
-    norm = Norm(read(NORM).to(dtype), spec)
-    decoder = Decoder(spec, embedding, layers, norm, head)
+    decoder = Decoder(spec, embedding, layers, Norm(read(NORM, places[-1]).to(dtype), spec), head)
+    if placement.segments:
+        decoder.split([part.num_layers for part in placement.segments])
     return decoder.eval().requires_grad_(False)
 
 

@@ -56,8 +56,9 @@ def load_draft_head(
     columns = stored.pop("draft_ids", None)
     if columns is not None and int(columns[-1]) >= vocab_size:
         raise PairError(f"the draft {name} proposes token {int(columns[-1])}, but the target has {vocab_size} tokens")
-    # On the device and in the type of the target.
-    tensors = {key: tensor.to(device=decoder.device, dtype=decoder.dtype) for key, tensor in stored.items()}
+    # On the device of the target's head, and in its type.
+    device = decoder.output_device
+    tensors = {key: tensor.to(device=device, dtype=decoder.dtype) for key, tensor in stored.items()}
     join = tensors.pop("fc.weight", None)
     weight_format = _choose_format(resolved.settings.quant, tensors["layers.0.mlp.down_proj.weight"], decoder)
     linear = weight_format.linear
@@ -71,11 +72,11 @@ def load_draft_head(
         spec=spec,
         layers=[build_layer(spec, index, tensor, linear, decoder.dtype) for index in range(len(spec.layers))],
         norm=Norm(tensor(NORM), spec),
-        embedding=decoder.embedding,
+        embedding=decoder.embedding.to(device),  # a copy, if the target's layers are on several devices
         head=decoder.head if shares_head else linear(_head_rows(decoder, columns).to(decoder.dtype), None),
         dtype=decoder.dtype,
         vocab_size=vocab_size if columns is None else columns.shape[0],
-        columns=None if columns is None else columns.to(decoder.device),
+        columns=None if columns is None else columns.to(device),
         join=None if join is None else linear(join, None),
         features=None if join is None else target.record_target_features(),
     )
@@ -84,7 +85,7 @@ def load_draft_head(
         name=name,
         quant=weight_format.quant,
         dtype="float16" if weight_format.packed is Float16Linear else str(decoder.dtype).removeprefix("torch."),
-        device=str(decoder.device),
+        device=str(device),
         num_parameters=config.num_parameters,
         num_bytes=weight_bytes(nn.ModuleList(module for module in own if module is not None)),
         remark=head.remark,
@@ -175,7 +176,7 @@ def _head_rows(target: Decoder, columns: Tensor | None) -> Tensor:
     """Returns the weights of a target's head, `[outputs, hidden]`: all, or the rows of some tokens."""
     head = target.head
     if target.spec.is_tied:
-        rows: Tensor = target.embedding
+        rows: Tensor = target.embedding.to(target.output_device)
     elif isinstance(head, Float16Linear):
         rows = head.unpacked()
     else:

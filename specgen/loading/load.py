@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.engine.contract import LanguageModel
 from specgen.loading.draft_head import load_draft_head
+from specgen.loading.gpus import beside_target
 from specgen.loading.llama_cpp import load_gguf
 from specgen.loading.resolved_model import Format, LoadedModel, ResolvedModel
 from specgen.loading.weights import load_weights
@@ -36,7 +37,9 @@ def load(
 
 
 _LOADERS: Mapping[Format, Loader] = {
-    "folder": lambda resolved, num_tokens, progress, _: load_weights(resolved, num_tokens, progress, CostStore()),
+    "folder": lambda resolved, num_tokens, progress, target: load_weights(
+        beside_target(resolved, target), num_tokens, progress, CostStore()
+    ),
     "gguf": lambda resolved, num_tokens, progress, _: load_gguf(resolved, num_tokens, progress),
     "draft head": load_draft_head,
 }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from specgen.core.errors import DeviceError, SettingsError, first_line
-from specgen.core.machine import cpu_flags
+from specgen.core.machine import cpu_flags, version_of
 from specgen.core.settings import ModelSettings
+from specgen.loading.cuda_memory import USABLE, cuda_bytes
 from specgen.loading.format_autotune import LEAST_MEASURED, Layer, fastest_format
-from specgen.loading.memory import free_bytes, needed_bytes, shortage
+from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 
@@ -25,17 +26,25 @@ Choice = tuple[str, tuple[str, ...]]
 """A value, and the remarks that explain it."""
 
 
+class DeviceLayers(NamedTuple):
+    """Consecutive layers on one device."""
+
+    device: str
+    num_layers: int
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where and how a model is loaded.
 
     Args:
         device: `cpu`, `mps`, `cuda:0`.
-        spread: Layers are spread over all CUDA devices; `device` is the first of them.
+        spread: Layers are spread over several CUDA devices; `device` is the first of them.
         dtype: Compute type, `bfloat16`.
         quant: `none`, `int8`, `nf4` or `fp4`: how the weights are quantized at load.
         remarks: Why `auto` was resolved so.
         packed_dtype: Type of packed weights on a CPU; the arithmetic is float32. See `specgen.models.formats`.
+        segments: Which devices run which layers of specgen's decoder. Empty: all on `device`, or transformers decides.
     """
 
     device: str
@@ -44,6 +53,17 @@ class Placement:
     quant: str
     remarks: tuple[str, ...]
     packed_dtype: Literal["float16", "int8"] | None = None
+    segments: tuple[DeviceLayers, ...] = ()
+
+    def layer_devices(self, num_layers: int) -> list[str]:
+        """Returns the device of each layer; the embedding is on the first of them, the head on the last."""
+        return [part.device for part in self.segments for _ in range(part.num_layers)] or [self.device] * num_layers
+
+    @property
+    def device_name(self) -> str:
+        """The device for people: `cpu`, `cuda:0`, or `cuda:0-1` for several."""
+        devices = [part.device for part in self.segments] or [str(torch.device(self.device))]
+        return devices[0] if len(devices) == 1 else f"{devices[0]}-{devices[-1].rpartition(':')[2]}"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -111,6 +131,11 @@ def check_bitsandbytes(quant: str, device: str) -> None:
         raise DeviceError("bitsandbytes is not installed", INSTALL_BITSANDBYTES) from error
     except (OSError, RuntimeError, AttributeError) as error:
         raise DeviceError(f"bitsandbytes is unusable: {first_line(error)}", INSTALL_BITSANDBYTES) from error
+    version = version_of("bitsandbytes") or ""
+    is_old = tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < (0, 50)
+    if version and is_old and device.startswith("cuda") and quant != "int8":
+        # A pass over eight tokens then takes three times as long as one over a single token: no draft pays.
+        raise DeviceError(f"bitsandbytes {version} unpacks 4-bit weights in passes of drafts", INSTALL_BITSANDBYTES)
     try:
         sample = torch.ones(64, 64, dtype=torch.float16, device=device)
         if quant == "int8":
@@ -213,18 +238,17 @@ def _fastest(config: ModelConfig, device: str, dtype: str, times: CostStore | No
 
 def _fits(config: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     free = free_bytes(device)
-    return free is None or needed_bytes(config, dtype, quant) <= free * 0.9
+    return free is None or cuda_bytes(config, dtype, quant) <= free * USABLE
 
 
 def _is_spread(settings: ModelSettings, config: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     """Returns whether `auto` needs several GPUs. A model too large for all of them is refused, never put on the CPU."""
     if settings.device != "auto" or not device.startswith("cuda") or torch.cuda.device_count() < 2:
         return False
-    needed = needed_bytes(config, dtype, quant)
+    needed = cuda_bytes(config, dtype, quant)
     free = [free_bytes(f"cuda:{index}") or 0 for index in range(torch.cuda.device_count())]
-    # A tenth for the cache, the activations and the allocator.
-    if needed <= free[0] * 0.9:
+    if needed <= free[0] * USABLE:
         return False
-    if needed > sum(free) * 0.9:
+    if needed > sum(free) * USABLE:
         raise shortage(settings.name, "all CUDA devices", needed, quant)
     return True

@@ -123,6 +123,7 @@ class ResolvedModel:
         num_tokens: The tokenizer's highest id plus one.
         format: Which loader reads it.
         generation_config: Content of generation_config.json; for a target only.
+        draft_bytes: What its draft takes on a GPU, should the layers be spread over several: see `gpus.leaving_room`.
     """
 
     files: ModelFiles
@@ -133,6 +134,7 @@ class ResolvedModel:
     num_tokens: int = 0
     format: Format = "folder"
     generation_config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    draft_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -156,7 +158,7 @@ class ResolvedModel:
 
     @property
     def fits_own_decoder(self) -> bool:
-        """Whether specgen's own decoder can run the model, unless its layers spread over several devices."""
+        """Whether specgen's own decoder can run the model."""
         is_transformers = self.settings.backend.name == "transformers"
         return self.format == "folder" and self.config.decoder is not None and not is_transformers
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from specgen.core.errors import library_failures
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.units import format_size
 from specgen.loading.decoder_weights import load_decoder, weight_bytes
+from specgen.loading.gpus import in_segments
 from specgen.loading.memory import free_bytes, needed_bytes
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
@@ -44,6 +43,7 @@ def load_weights(
     facts, name = resolved.config, resolved.name
     from_gguf = resolved.files.from_gguf
     placement = choose_placement(resolved.settings, facts, from_gguf=from_gguf, role=resolved.role, times=times)
+    placement = in_segments(placement, resolved)
     needed, free = needed_bytes(facts, placement.dtype, placement.quant), free_bytes(placement.device)
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
@@ -55,6 +55,7 @@ def load_weights(
     progress.stage(f"loading {resolved.role} {name}")
     if runs_own_decoder(resolved, placement):
         decoder, info = _load_own(resolved, placement)
+        devices = [segment.device for segment in decoder.segments]
         model: CachedModel = DecoderModel(decoder, num_tokens)
         if resolved.role == "draft" and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):
             # In bfloat16, the head alone would take as long as all the 4-bit layers below it.
@@ -65,19 +66,21 @@ def load_weights(
 
         loaded, info = load_transformers(resolved, placement)
         model = TransformersModel(loaded, num_tokens)
+        # transformers' own hooks move tensors between devices, which can't be recorded.
+        devices = [] if placement.spread else [model.device]
     if placement.device.startswith("cuda"):
         prepare_cuda()
-    recorder = None if placement.spread else recorder_for(model.device)
-    if recorder is not None:
-        model, reason = recorded(model, recorder)
+    recorders = [recorder for device in devices if (recorder := recorder_for(device)) is not None]
+    if recorders:
+        model, reason = recorded(model, *recorders)
         if reason is not None:
             notices += (f"the passes of {name} are not recorded, so it is slower: {reason}",)
     return LoadedModel(model, _with_remarks(info, resolved, placement), notices)
 
 
 def runs_own_decoder(resolved: ResolvedModel, placement: Placement) -> bool:
-    """Returns whether specgen's decoder runs a model. transformers runs layers on several devices."""
-    return resolved.fits_own_decoder and not placement.spread
+    """Returns whether specgen's decoder runs a model."""
+    return resolved.fits_own_decoder and (not placement.spread or bool(placement.segments))
 
 
 def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> Decoder:
@@ -99,7 +102,7 @@ def _load_own(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, M
         name=resolved.name,
         quant="int8" if placement.packed_dtype == "int8" else "none" if is_packed else placement.quant,
         dtype=placement.dtype,
-        device=str(torch.device(placement.device)),
+        device=placement.device_name,
         num_parameters=resolved.config.num_parameters,
         num_bytes=weight_bytes(decoder),
     )

@@ -99,11 +99,12 @@ def format_pair(pair: PairReport, alphas: Sequence[float] = ALPHAS, *, ascii_onl
 def _add_model(block: _Block, model: ModelPlan) -> None:
     memory = model.memory
     parts = f"weights {_size(memory.weights)}, cache {_size(memory.cache)}, activations {_size(memory.activations)}"
+    graphs = f", recorded passes about {_size(memory.graphs)} (an estimate)" if memory.graphs else ""
     copies = f", copies {_size(memory.copies)}" if memory.copies else ""
     description = f"{model.name} {model.model_type} {model.num_parameters / 1e6:.0f} M {model.quant} {model.dtype}"
     why = f" ({'; '.join(model.remarks)})" if model.remarks else ""
     block.add(model.role, f"{description} {model.device}{why}")
-    block.add("", parts + copies)
+    block.add("", parts + graphs + copies)
 
 
 def _add_costs(block: _Block, costs: MeasuredCosts, alphas: Sequence[float], alpha: str) -> None:

@@ -20,6 +20,7 @@ from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler
+from specgen.loading.gpus import leaving_room
 from specgen.loading.libraries import freeze_imported_objects
 from specgen.loading.llama_cpp import limit_torch_threads
 from specgen.loading.load import load
@@ -43,7 +44,7 @@ def load_models(pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels
         DeviceError: The device is missing or has too little memory.
     """
     freeze_imported_objects()
-    target = load(pair.target, pair.target.num_tokens, progress)
+    target = load(leaving_room(pair.target, pair.draft), pair.target.num_tokens, progress)
     invariance = _check_target(target)
     draft = _load_draft(pair, target.model, progress)
     notices = (*target.notices, *_invariance_notices(invariance, pair), *([] if draft is None else draft.notices))
