@@ -25,8 +25,10 @@ HOST = torch.device("cpu")
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default}
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
-READS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default, aten.nonzero.default}
-READING_METHODS = {torch.Tensor.tolist: "tolist", torch.Tensor.cpu: "cpu"}
+READS = {
+    *(aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default),
+    *(aten.nonzero.default, aten.masked_select.default),
+}
 
 
 class FakeCuda(TorchFunctionMode):
@@ -151,7 +153,7 @@ class _Operations(TorchDispatchMode):
                     owner.pageable.append(f"{_caller()}: indices")
                 if any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1])):
                     owner.note_read("mask")
-            elif is_mixed and not str(func).startswith("aten._foreach"):
+            elif is_mixed:
                 found = [(tuple(tensor.shape), owner.device_of(tensor)) for tensor in inputs]
                 raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {found}")
             if func in READS and device == FAKE:

@@ -28,9 +28,11 @@ def test_reads_and_uploads_from_ordinary_memory_are_listed(monkeypatch: pytest.M
     with fake_cuda(monkeypatch) as seen:
         device = torch.zeros(3, device="cuda")
         for read in (lambda: float(device[0]), lambda: device.tolist(), lambda: bool(device.any()), device.cpu):
-            read()
-            assert len(seen.reads) == 1
-            seen.reads.clear()
+            for is_inference in (False, True):
+                with torch.inference_mode(is_inference):
+                    read()
+                assert len(seen.reads) == 1
+                seen.reads.clear()
         device[torch.tensor([True, False, True], device="cuda")]
         assert len(seen.reads) == 1
         for upload in (lambda: torch.ones(3).to("cuda"), lambda: device.copy_(torch.ones(3)), lambda: device[[0, 1]]):

@@ -12,6 +12,9 @@ import torch
 from specgen.core.events import Notice, Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
+from specgen.engine.draft_length.contract import LengthPolicy
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
@@ -22,7 +25,7 @@ from specgen.models.static.passes import DecoderPass
 from tests.decoders import decoder_of
 from tests.draft_heads import open_draft, tiny_draft
 from tests.fake_cuda import FAKE, FakeCuda, fake_cuda
-from tests.fakes import GREEDY, ids_of, tiny_model
+from tests.fakes import GREEDY, ids_of, rounds_of, tiny_model
 from tests.models.static.recorder import TraceRecorder
 from tests.models.test_decoder import build
 
@@ -48,14 +51,21 @@ def plain(decoder: Any) -> DecoderModel:
     return DecoderModel(decoder, VOCAB_SIZE)
 
 
-def run(target: Any, make_drafter: Callable[[Sampler], Drafter], sampling: SamplingSettings, device: FakeCuda) -> Any:
+def run(
+    target: Any,
+    make_drafter: Callable[[Sampler], Drafter],
+    sampling: SamplingSettings,
+    device: FakeCuda,
+    draft_length: LengthPolicy | None = None,
+) -> Any:
     """Decodes; returns the events and, for each round, what it read and which of its uploads wait.
 
     Rounds that record are left out: the recorder of the tests copies what it restores.
     """
     own = Sampler.seeded(sampling, target.device, VOCAB_SIZE)
     events, waits = [], []
-    for event in decode(target, make_drafter(own), PROMPT, own, DecodeOptions(DecodeSettings(NUM_TOKENS, 4))):
+    options = DecodeOptions(DecodeSettings(NUM_TOKENS, 4), draft_length=draft_length)
+    for event in decode(target, make_drafter(own), PROMPT, own, options):
         events.append(event)
         if isinstance(event, Round) and not event.is_warmup:
             waits.append((list(device.reads), list(device.pageable)))
@@ -89,6 +99,23 @@ def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monke
     assert len(waits) >= 3
     assert [len(reads) for reads, _ in waits] == [1] * len(waits)
     assert [uploads for _, uploads in waits] == [[]] * len(waits)
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_a_policy_that_reads_confidences_adds_one_read_per_drafted_token(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = build("llama"), tiny_model("llama", 1)
+    policy = CostAwareLength(CostTable(dict.fromkeys(range(1, 9), 1.0)), DraftCost(0.01))
+    with fake_cuda(monkeypatch) as device:
+        target, draft = (static(decoder_of(model).to(FAKE)) for model in models)
+        events, waits = run(
+            target, lambda own: ModelDrafter(draft, VOCAB_SIZE, own), SAMPLINGS[name], device, draft_length=policy
+        )
+
+    drafted = [len(event.draft_ids) + event.num_cut for event in rounds_of(events) if not event.is_warmup]
+    assert max(drafted) >= 1
+    assert [len(reads) for reads, _ in waits] == [1 + count for count in drafted]
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
