@@ -158,11 +158,11 @@ def leaving_room(target: ResolvedModel, draft: ResolvedModel | None) -> Resolved
     return replace(target, draft_bytes=draft_bytes(draft, target.config))
 
 
-def draft_bytes(draft: ResolvedModel, target: ModelConfig) -> int:
-    """Returns what a draft takes on CUDA at most, before its weight format is chosen."""
+def draft_bytes(draft: ResolvedModel, target: ModelConfig, auto: str = "none") -> int:
+    """Returns what a draft takes on CUDA if `--quant auto` becomes the format `auto`: at most, by default."""
     settings = draft.settings
     dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
-    needed = cuda_bytes(draft.config, dtype, "none" if settings.quant == "auto" else settings.quant)
+    needed = cuda_bytes(draft.config, dtype, auto if settings.quant == "auto" else settings.quant)
     if draft.draft_head is None or target.decoder is None:
         return needed
     # Next to a target in segments it has a copy of the embedding, and another one of the head in a format of its own.
@@ -185,13 +185,16 @@ def beside_target(draft: ResolvedModel, target: LanguageModel | None) -> Resolve
 def on_gpu(draft: ResolvedModel, preferred: str, free: Mapping[str, int]) -> ResolvedModel:
     """Returns a draft model with the preferred GPU if it fits there, else with the one that has most room.
 
-    A device that the user chose stays.
+    A device that the user chose stays, and `auto` stays for a draft that no GPU can hold.
     """
     if draft.settings.device != "auto" or len(free) < 2 or draft.draft_head is not None:
         return draft
-    fits = draft_bytes(draft, draft.config) <= free[preferred] * USABLE
-    device = preferred if fits else max(free, key=lambda name: free[name])
-    return replace(draft, settings=replace(draft.settings, device=device))
+    for quant in ("none", "nf4"):
+        needed = draft_bytes(draft, draft.config, quant)
+        for device in (preferred, max(free, key=lambda name: free[name])):
+            if needed <= free[device] * USABLE:
+                return replace(draft, settings=replace(draft.settings, device=device))
+    return draft
 
 
 def free_by_gpu() -> dict[str, int]:

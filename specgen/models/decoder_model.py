@@ -27,6 +27,7 @@ class DecoderModel(CachedModel):
         self.target_features: TargetFeatures | None = None
         """Inputs of the head at the cached positions, if a draft head reads them: see `record_target_features`."""
         self._slots = tuple(SliceSlots(segment.spec, segment.like) for segment in decoder.segments)
+        self._devices = tuple(segment.device for segment in decoder.segments)
 
     @property
     def module(self) -> nn.Module:
@@ -61,9 +62,9 @@ class DecoderModel(CachedModel):
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         decoder = self.decoder
         hidden = decoder.embed(new.to(decoder.device))
-        for segment, slots in zip(decoder.segments, self._slots, strict=True):
+        for segment, slots, device in zip(decoder.segments, self._slots, self._devices, strict=True):
             rotations = slots.begin(self.length, new.shape[0])
-            hidden = segment.run(hidden.to(segment.device), rotations, slots)
+            hidden = segment.run(hidden.to(device), rotations, slots)
         if self.target_features is None:
             return decoder.logits(decoder.norm(hidden[-num_last:]))
         features = decoder.norm(hidden)

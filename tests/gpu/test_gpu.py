@@ -26,6 +26,7 @@ from specgen.loading.weights import load_weights
 from specgen.models.decoder import Decoder
 from specgen.models.static.model import StaticModel
 from specgen.models.static.recorder import PlainRecorder
+from specgen.models.static.segments import SegmentedPass
 from specgen.models.transformers_model import TransformersModel
 from tests.decoders import decoder_of
 from tests.fakes import ids_of, tiny_model
@@ -37,6 +38,7 @@ from tests.gpu.models import (
     eager_model,
     num_recorded,
     random_decoder,
+    recorder_for,
     spec_of,
     static_model,
     transformers_model,
@@ -136,6 +138,40 @@ def test_a_recorded_pass_equals_the_same_pass_run_plainly(kind: str) -> None:
     assert all(torch.equal(first, second) for first, second in pairs)
     assert recorded.take_failure() is None
     assert num_recorded(recorded) > 0
+
+
+def segmented_model(kind: str, devices: list[torch.device]) -> StaticModel:
+    """Returns recorded passes of `grouped_decoder`, one layer on each of two devices; nf4 weights can't be moved."""
+    decoder = grouped_decoder(kind)
+    if devices[0] != devices[1]:
+        for module in (decoder.layers[1], decoder.norm, decoder.head):
+            module.to(devices[1])
+    decoder.split((1, 1))
+    return StaticModel(
+        SegmentedPass(decoder, [recorder_for(devices[0])]), decoder.spec.vocab_size, recorder_for(devices[1])
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_segments_on_one_device_compute_the_logits_of_one(kind: str) -> None:
+    model = segmented_model(kind, [DEVICE, DEVICE])
+
+    pairs = zip(steps(model), steps(static_model(grouped_decoder(kind))), strict=True)
+
+    assert all(torch.equal(first, second) for first, second in pairs)
+    assert model.take_failure() is None
+    assert num_recorded(model) > 0
+
+
+@pytest.mark.skipif(not IS_CUDA or torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_two_segments_on_two_devices_compute_the_logits_of_one(kind: str) -> None:
+    model = segmented_model(kind, [torch.device("cuda:0"), torch.device("cuda:1")])
+
+    for found, expected in zip(steps(model), steps(static_model(grouped_decoder(kind))), strict=True):
+        error = (found.to(expected.device) - expected).norm() / expected.norm()
+        assert error < (1e-4 if kind == "float32" else TOLERANCE)
+    assert model.take_failure() is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -199,6 +199,10 @@ def test_a_draft_goes_where_its_target_ends_or_where_most_room_is(folder: Path) 
     assert device(draft, {"cuda:0": 10 * needed, "cuda:1": needed}) == "cuda:1"
     assert device(draft, {"cuda:0": needed, "cuda:1": needed - 2, "cuda:2": 3 * needed}) == "cuda:2"
     assert device(draft, {"cuda:1": needed}) == "auto"
+    assert device(draft, {"cuda:0": needed // 2, "cuda:1": needed // 3}) == "auto"
+    smaller = int(gpus.draft_bytes(draft, draft.config, "nf4") / USABLE) + 1
+    assert smaller < needed
+    assert device(draft, {"cuda:0": smaller, "cuda:1": 0}) == "cuda:0"
     chosen = replace(draft, settings=replace(draft.settings, device="cuda:0"))
     assert device(chosen, {"cuda:0": 0, "cuda:1": 10 * needed}) == "cuda:0"
 
