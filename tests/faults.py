@@ -175,6 +175,26 @@ REPORTED = {
         "a local folder runs without a cache, no folder named `~` is made; else exit 3 naming the variables",
         "sclorg/mysql-container#32",
     ),
+    "F127": (
+        "GGUF under another name, as in Ollama's store; other content under a model's name",
+        "a GGUF is recognized by its first bytes; anything else is called what it is",
+        "ollama/ollama#1395",
+    ),
+    "F128": (
+        "GGUF split over several files",
+        "llama.cpp opens the first part; a later or missing one is named, and where the program is that joins them",
+        "abetlen/llama-cpp-python#1341",
+    ),
+    "F129": (
+        "GGUF types that llama.cpp removed, or of another program",
+        "exit 3 naming the type and what to use; never called corrupt",
+        "abetlen/llama-cpp-python#1860",
+    ),
+    "F130": (
+        "Models for images, speech or translation",
+        "exit 3 naming what they are for, and the text model inside",
+        "UKGovernmentBEIS/inspect_ai#4438",
+    ),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""
 

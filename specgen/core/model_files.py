@@ -13,6 +13,25 @@ from specgen.core.errors import ModelFileError
 MAX_JSON_BYTES = 64 * 2**20
 """The largest tokenizer.json seen is 34 MB (Gemma 3); a config is a few kB."""
 
+GGUF_MAGIC = b"GGUF"
+_CONTENTS = {
+    GGUF_MAGIC: "a GGUF file",
+    b"FUGG": "a GGUF file of a big-endian machine",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run git lfs pull",
+    b"lmgg": "a GGML file, which llama.cpp read before GGUF: convert it again from the original model",
+    b"fmgg": "a GGML file, which llama.cpp read before GGUF: convert it again from the original model",
+    b"tjgg": "a GGML file, which llama.cpp read before GGUF: convert it again from the original model",
+    b"algg": "a GGML adapter (LoRA)",
+    b"PK\x03\x04": "a zip archive, as PyTorch's pickles are",
+    b"\x80\x02": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+    b"\xfd7zXZ": "an xz archive: unpack it first",
+    b"(\xb5/\xfd": "a zstd archive: unpack it first",
+    b"\x89HDF": "an HDF5 file",
+}
+"""Kinds of files by their first bytes."""
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Opens a regular file for reading; a FIFO, socket or device could block or never end.
@@ -71,6 +90,29 @@ def _read(path: Path, kind: str) -> bytes:
         limit = MAX_JSON_BYTES >> 20
         raise ModelFileError(f"{path} is larger than {limit} MiB, too large for a {kind} file of a model")
     return data
+
+
+def describe_content(start: bytes) -> str | None:
+    """Returns what a file is by its first bytes, whatever its name says; None if they are not known.
+
+    Args:
+        start: At least 64 bytes, or the whole file.
+    """
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page"
+    return next((what for magic, what in _CONTENTS.items() if start.startswith(magic)), _safetensors(start))
+
+
+def _safetensors(start: bytes) -> str | None:
+    length = int.from_bytes(start[:8], "little")
+    return "a safetensors file" if start[8:10] == b'{"' and 2 <= length < 2**30 else None
+
+
+def is_gguf(path: Path) -> bool:
+    """Returns whether a file begins as a GGUF. A store may name it otherwise, as Ollama's does: `sha256-...`."""
+    with open_regular(path) as file:
+        return file.read(4) == GGUF_MAGIC
 
 
 def corrupt(path: Path, why: str) -> ModelFileError:

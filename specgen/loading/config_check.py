@@ -182,7 +182,7 @@ def _model_type(config: dict[str, Any], folder: Path) -> str:
     if model_type in causal:
         return model_type
     if model_type in known:
-        raise ModelFileError(f"{folder} is a {model_type} model, which does not generate text token by token")
+        raise _unsuitable(folder, model_type, config)
     if "auto_map" in config:
         raise ModelFileError(
             f"{folder} contains its own code for {model_type!r}; code from a model is never run",
@@ -191,6 +191,29 @@ def _model_type(config: dict[str, Any], folder: Path) -> str:
     raise ModelFileError(
         f"{folder}: the installed transformers does not support the model type {model_type!r}",
         "upgrade transformers, or choose another model",
+    )
+
+
+def _unsuitable(folder: Path, model_type: str, config: dict[str, Any]) -> ModelFileError:
+    """Returns the error for a model that transformers knows, but not as one for text only."""
+    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    kinds = {
+        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "for images and text",
+        "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": "for speech",
+        "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "for text and other media",
+        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "of an encoder and a decoder",
+    }
+    kind = next((words for name, words in kinds.items() if model_type in getattr(auto, name, ())), None)
+    inner = _text_config(config).get("model_type")
+    if kind is None and inner in (None, model_type):
+        return ModelFileError(
+            f"{folder} has the model type {model_type}, which does not generate text", "use a model that generates text"
+        )
+    inside = "" if inner in (None, model_type) else f"; the text model inside has the type {inner}"
+    message = f"{folder} has the model type {model_type}, {kind or 'for text and other media'}, which is not supported"
+    is_alone = inner in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return ModelFileError(
+        f"{message}{inside}", f"use a model for text only{f', with the model type {inner}' if is_alone else ''}"
     )
 
 

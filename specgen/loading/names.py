@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
-from specgen.core.model_files import reason
+from specgen.core.model_files import is_gguf, reason
 from specgen.core.settings import ModelSettings
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
@@ -98,6 +98,8 @@ def _place(name: str) -> ModelPlace:
 def _file(name: str, path: Path) -> ModelPlace:
     if path.suffix.lower() == ".gguf":
         return ModelPlace("gguf", path.stem, path)
+    if is_gguf(path):
+        return ModelPlace("gguf", path.name, path)
     if path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"):
         raise ModelFileError(f"{name} is a pickle, which can run code: only safetensors and GGUF are read")
     if path.suffix.lower() == ".safetensors" or path.name == "config.json":

@@ -20,6 +20,7 @@ from specgen.loading.config_check import check_folder
 from specgen.loading.draft_head_folder import check_draft_head, is_draft_head
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.gguf.parts import scan_parts
 from specgen.loading.gguf.tokenizer import tokenizer_folder
 from specgen.loading.hub import fetch_snapshot, is_offline
 from specgen.loading.libraries import INSTALL_LLAMA_CPP, has_llama_cpp
@@ -133,7 +134,7 @@ def _find_gguf(place: ModelPlace, settings: ModelSettings, progress: ProgressLis
             if settings.backend.name != "auto" or folder is None:
                 raise
             return ModelFiles(folder, place.name, from_gguf=True)
-    header = scan_gguf(path)
+    header = scan_parts(path, scan_gguf(path))
     folder = tokenizer_folder(path, header, progress, sha256=sha256)
     return ModelFiles(folder, place.name, from_gguf=True, gguf=GgufFile(path, header))
 

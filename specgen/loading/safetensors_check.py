@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from specgen.core.errors import ModelFileError
-from specgen.core.model_files import corrupt, open_regular
+from specgen.core.model_files import corrupt, describe_content, open_regular
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -41,7 +41,12 @@ def check_safetensors(path: Path) -> WeightFile:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
             raise corrupt(path, "empty" if size == 0 else f"truncated after {size} bytes")
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(min(size, 64))
+        what = describe_content(start)
+        if what not in (None, "a safetensors file"):
+            raise ModelFileError(f"{path} is not a safetensors file but {what}", "download the model again")
+        file.seek(8)
+        length = int.from_bytes(start[:8], "little")
         if length > size - 8:
             raise corrupt(path, f"its header claims {length} bytes, but only {size - 8} follow")
         if length > MAX_HEADER_BYTES:

@@ -299,3 +299,48 @@ def test_doctor_plans_the_memory_of_a_gguf_by_its_header(files: dict[str, Path])
     # Keys and values in float16 for the whole window.
     assert target.memory.cache == 2 * num_values * 512
     assert report.num_positions == 512
+
+
+@pytest.mark.fault("F127")
+@pytest.mark.parametrize("backend", ["llama.cpp", "torch"])
+def test_a_gguf_runs_under_any_name(tmp_path: Path, backend: str, files: dict[str, Path], cache: Path) -> None:
+    blob = tmp_path / "sha256-0123456789abcdef"
+    blob.symlink_to(files["gguf"])
+
+    options = ("--draft", "none", "--backend", backend, "-n", "4", "--no-stats", "hi")
+    made = run_child("generate", "--target", str(blob), *options, module="specgen", env={"SPECGEN_CACHE": str(cache)})
+
+    assert made.out.decode().strip()
+    assert ANSWER.startswith(made.out.decode().strip())
+
+
+@pytest.mark.fault("F128")
+def test_llama_cpp_opens_all_parts_of_a_split_model(tmp_path: Path, files: dict[str, Path], cache: Path) -> None:
+    first = split(files["gguf"], tmp_path / "toy.gguf")
+
+    options = ("--draft", "none", "--no-stats", "hi")
+    env = {"SPECGEN_BACKEND": "auto", "SPECGEN_CACHE": str(cache)}
+    made = run_child("generate", "--target", str(first), *options, module="specgen", env=env)
+
+    assert made.out.decode() == f"{ANSWER}\n"
+
+
+def split(path: Path, target: Path) -> Path:
+    """Writes the tensors of a GGUF to several files, as llama-gguf-split does; returns the first."""
+    import gguf
+
+    reader: Any = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(target, "llama", split_max_tensors=5)
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind = field.types[0]
+            inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (first,) = target.parent.glob("toy-00001-of-*.gguf")
+    return first

@@ -283,3 +283,28 @@ def test_a_dangling_weight_file_is_reported(folder: Path) -> None:
     (folder / "model.safetensors").symlink_to("nowhere")
 
     fails(ModelFileError, lambda: check_folder(folder), "model.safetensors")
+
+
+@pytest.mark.fault("F130")
+@pytest.mark.parametrize(
+    ("model_type", "inner", "parts"),
+    [
+        ("mistral3", "mistral", ("images and text", "mistral3", "type mistral")),
+        ("llava", "llama", ("images and text", "llava", "type llama")),
+        ("idefics3", "llama", ("images and text", "type llama")),
+        ("internvl", "qwen2", ("images and text", "type qwen2")),
+        ("qwen2_5_vl", "qwen2_5_vl_text", ("images and text", "type qwen2_5_vl_text")),
+        ("speech_to_text", None, ("for speech",)),
+        ("t5", None, ("encoder",)),
+        ("vit", None, ("vit", "not generate text")),
+    ],
+)
+def test_a_model_for_more_than_text_is_called_so(
+    tmp_path: Path, model_type: str, inner: str | None, parts: tuple[str, ...]
+) -> None:
+    config = {"model_type": model_type, **({"text_config": {"model_type": inner}} if inner else {})}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    error = fails(ModelFileError, lambda: check_folder(tmp_path), *parts)
+
+    assert "token by token" not in error.message

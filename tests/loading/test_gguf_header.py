@@ -80,6 +80,58 @@ def test_a_missing_architecture_is_refused(tmp_path: Path) -> None:
     fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([]))), "general.architecture")
 
 
+@pytest.mark.fault("F129")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(4, "Q4_2"), (5, "Q4_3"), (31, "Q4_0_4_4"), (32, "Q4_0_4_8"), (33, "Q4_0_8_8"), (36, "IQ4_NL_4_4")],
+)
+def test_a_type_that_llama_cpp_removed_is_named(tmp_path: Path, kind: int, name: str) -> None:
+    path = written(tmp_path, gguf([ARCHITECTURE], [tensor("a", [256], kind=kind)], data=bytes(256)))
+
+    error = fails(ModelFileError, lambda: scan_gguf(path), name, "removed")
+
+    assert "corrupt" not in error.message
+    assert "download" not in (error.hint or "")
+
+
+@pytest.mark.fault("F129")
+@pytest.mark.parametrize("kind", [42, 97, 137, 150, 337, 398])
+def test_a_type_of_another_program_is_not_damage(tmp_path: Path, kind: int) -> None:
+    path = written(tmp_path, gguf([ARCHITECTURE], [tensor("a", [256], kind=kind)], data=bytes(256)))
+
+    error = fails(ModelFileError, lambda: scan_gguf(path), str(kind), "another program")
+
+    assert "corrupt" not in error.message
+
+
+@pytest.mark.fault("F129")
+def test_an_absurd_type_is_damage(tmp_path: Path) -> None:
+    path = written(tmp_path, gguf([ARCHITECTURE], [tensor("a", [256], kind=2**31)], data=bytes(256)))
+
+    fails(ModelFileError, lambda: scan_gguf(path), "corrupt", "2147483648")
+
+
+@pytest.mark.fault("F127")
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"<!DOCTYPE html><html>" + bytes(60), "web page"),
+        (b"\n <html lang=en>" + bytes(60), "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"PK\3\4" + bytes(60), "zip"),
+        (b"tjgg" + bytes(60), "GGML"),
+        (b"\x1f\x8b" + bytes(60), "gzip"),
+        ((60).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}', "safetensors"),
+        (gguf(version=1), "version 1"),
+        (gguf(version=3 << 24), "big-endian"),
+    ],
+)
+def test_a_file_with_other_content_is_called_what_it_is(tmp_path: Path, data: bytes, what: str) -> None:
+    error = fails(ModelFileError, lambda: scan_gguf(written(tmp_path, data)), "model.gguf", what)
+
+    assert "corrupt" not in error.message
+
+
 # F25
 
 BOMBS = {

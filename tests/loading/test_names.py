@@ -28,6 +28,16 @@ def test_a_gguf_file_is_found(tmp_path: Path) -> None:
     assert (place.kind, place.name, place.path) == ("gguf", "model", tmp_path / "model.GGUF")
 
 
+@pytest.mark.fault("F127")
+@pytest.mark.parametrize("name", ["sha256-0123456789abcdef", "model.gguf.bak", "model.bin", "model", "config.json"])
+def test_a_gguf_is_recognized_by_its_first_bytes(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"GGUF" + bytes(60))
+
+    place = find_place(ModelSettings(str(tmp_path / name)))
+
+    assert (place.kind, place.name, place.path) == ("gguf", name, tmp_path / name)
+
+
 def test_a_folder_is_found_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")

@@ -24,8 +24,9 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.config_check import check_folder, has_weights
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.gguf.header import GgufHeader, scan_gguf
+from specgen.loading.gguf.parts import first_part
 from specgen.loading.gguf.tokenizer import (
-    check_whole,
+    check_tokenizer,
     content_key,
     drop_added_tokens,
     read_tokenizer,
@@ -90,7 +91,8 @@ def converted_folder(key: str) -> Path | None:
 def _check_supported(header: GgufHeader, path: Path) -> None:
     from specgen.loading.gguf.unpack import can_unpack
 
-    check_whole(header, path)
+    check_single(header, path)
+    check_tokenizer(header, path)
     if can_unpack(header.architecture):
         return
     known: set[str] = set()
@@ -105,6 +107,21 @@ def _check_supported(header: GgufHeader, path: Path) -> None:
         raise ModelFileError(
             f"{path}: the installed transformers can't convert the GGUF architecture {header.architecture!r}",
             "upgrade transformers, or use a folder with safetensors",
+        )
+
+
+def check_single(header: GgufHeader, path: Path) -> None:
+    """Refuses a part of a split model: only llama.cpp reads several files.
+
+    Raises:
+        ModelFileError: The file is one.
+    """
+    if header.num_parts > 1:
+        first = (first_part(path) or path).name
+        raise ModelFileError(
+            f"{path} is one of {header.num_parts} parts of a model, which only llama.cpp reads",
+            f"use --backend llama.cpp (pip install 'specgen-cli[gguf]'), or join them with the program from "
+            f"github.com/ggml-org/llama.cpp/releases: llama-gguf-split --merge {first} joined.gguf",
         )
 
 

@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from specgen.core.model_files import corrupt, open_regular
-from specgen.loading.gguf.reader import GGML_TYPES, Bytes, InconsistentFileError
+from specgen.core.errors import ModelFileError
+from specgen.core.model_files import GGUF_MAGIC, corrupt, describe_content, open_regular
+from specgen.loading.gguf.reader import (
+    GGML_TYPES,
+    MAX_FOREIGN_TYPE,
+    REMOVED_TYPES,
+    Bytes,
+    ForeignFileError,
+    InconsistentFileError,
+)
 
 MAX_ENTRIES = 65_536
 MAX_KEY_BYTES = 256
@@ -42,6 +50,8 @@ class GgufHeader:
         num_cache_values: Keys and values per position; 0 if unknown.
         tokenizer_model: Kind of tokenizer, `gpt2`.
         tokenizer_pre: llama.cpp's name of the pre-tokenizer.
+        num_parts: How many files the model is split over, as their metadata say.
+        part: Which of them this is, from 0.
     """
 
     architecture: str
@@ -55,17 +65,21 @@ class GgufHeader:
     tokenizer_pre: str | None
     end_ids: tuple[int, ...]
     num_parts: int
+    part: int = 0
 
 
 def scan_gguf(path: Path) -> GgufHeader:
     """Reads and checks the header of a GGUF file; does not read tensor data.
 
     Raises:
-        ModelFileError: The file is not a GGUF of version 2 or 3, is truncated, or its header is inconsistent.
+        ModelFileError: The file is not a GGUF of version 2 or 3, has types that llama.cpp does not have, is truncated,
+            or its header is inconsistent. A file that is whole is never called corrupt.
     """
     with open_regular(path) as file:
         try:
             return _Scan(file).header()
+        except ForeignFileError as error:
+            raise ModelFileError(f"{path} {error}", error.hint) from error
         except (InconsistentFileError, UnicodeDecodeError) as error:
             why = "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise corrupt(path, why) from error
@@ -83,13 +97,18 @@ class _Scan(Bytes):
     def header(self) -> GgufHeader:
         if self.size == 0:
             raise InconsistentFileError("empty")
-        if self.take(4) != b"GGUF":
+        if (magic := self.take(4)) != GGUF_MAGIC:
+            start = magic + self.take(min(60, self.size - 4))
+            if what := describe_content(start):
+                raise ForeignFileError(f"is not a GGUF file but {what}", "give a GGUF file")
             raise InconsistentFileError("does not start with GGUF")
         version = self.u32()
+        if version in (2 << 24, 3 << 24):
+            raise ForeignFileError("is for big-endian machines", "use the GGUF for other machines")
         if version not in (2, 3):
-            big_endian = version in (2 << 24, 3 << 24)
-            raise InconsistentFileError(
-                "big-endian" if big_endian else f"version {version}; only versions 2 and 3 are supported"
+            raise ForeignFileError(
+                f"has version {version} of the format; only versions 2 and 3 are supported",
+                "convert the model again with llama.cpp" if version < 2 else "use a file of an older llama.cpp",
             )
         num_tensors, num_pairs = self.u64(), self.u64()
         # The smallest tensor entry is 8 + 4 + 8 + 4 + 8 bytes, the smallest pair 8 + 4 + 1.
@@ -98,8 +117,9 @@ class _Scan(Bytes):
         pairs = self.metadata(num_pairs)
         self.check_tokens(pairs)
         shares = self.tensors(num_tensors, pairs.get("general.alignment", 32))
-        architecture = _text(pairs, "general.architecture")
-        if not architecture:
+        architecture = _text(pairs, "general.architecture") or ""
+        num_parts, part = _integer(pairs, "split.count") or 1, _integer(pairs, "split.no") or 0
+        if not architecture and not (num_parts > 1 and part > 0):  # later parts have no metadata
             raise InconsistentFileError("no general.architecture")
         ends = [_integer(pairs, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
         return GgufHeader(
@@ -113,7 +133,8 @@ class _Scan(Bytes):
             tokenizer_model=_text(pairs, "tokenizer.ggml.model"),
             tokenizer_pre=_text(pairs, "tokenizer.ggml.pre"),
             end_ids=tuple(dict.fromkeys(token for token in ends if token is not None)),
-            num_parts=_integer(pairs, "split.count") or 1,
+            num_parts=num_parts,
+            part=part,
         )
 
     def check_count(self, what: str, count: int, smallest: int) -> None:
@@ -214,6 +235,16 @@ class _Scan(Bytes):
             raise InconsistentFileError(f"tensor {name!r} has {num_dims} dimensions")
         dims = [self.u64() for _ in range(num_dims)]
         kind = self.u32()
+        if kind in REMOVED_TYPES:
+            raise ForeignFileError(
+                f"has the type {REMOVED_TYPES[kind][0]} (tensor {name!r}), which llama.cpp has removed",
+                REMOVED_TYPES[kind][1],
+            )
+        if kind not in GGML_TYPES and kind <= MAX_FOREIGN_TYPE:
+            raise ForeignFileError(
+                f"has the type {kind} (tensor {name!r}), which llama.cpp does not have: it is for another program",
+                "use a file with llama.cpp's own types, such as Q4_K_M or Q8_0",
+            )
         if kind not in GGML_TYPES:
             raise InconsistentFileError(f"tensor {name!r} has unknown type {kind}")
         label, block, block_bytes = GGML_TYPES[kind]

@@ -44,6 +44,35 @@ GGML_TYPES = {
 }
 """Name, values and bytes per block, by the number in GGUF files. Source: ggml.h; a test compares the gguf package."""
 
+_REPACKED = "use the Q4_0 file of the model: llama.cpp repacks it for the CPU while it loads"
+_REPACKED_NL = "use the IQ4_NL file of the model: llama.cpp repacks it for the CPU while it loads"
+_CONVERT = "convert the model again with llama.cpp"
+REMOVED_TYPES = {
+    4: ("Q4_2", _CONVERT),
+    5: ("Q4_3", _CONVERT),
+    31: ("Q4_0_4_4", _REPACKED),
+    32: ("Q4_0_4_8", _REPACKED),
+    33: ("Q4_0_8_8", _REPACKED),
+    36: ("IQ4_NL_4_4", _REPACKED_NL),
+    37: ("IQ4_NL_4_8", _REPACKED_NL),
+    38: ("IQ4_NL_8_8", _REPACKED_NL),
+}
+"""Types that llama.cpp once had, and what to use instead. Source: the comments in ggml.h."""
+MAX_FOREIGN_TYPE = 1000
+"""Programs derived from llama.cpp number their own types from 97 to about 400; larger numbers are damage."""
+
+
+class ForeignFileError(Exception):
+    """The file is whole, but no GGUF that can be run; the message goes after its name.
+
+    Args:
+        hint: What to use instead.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
 
 class InconsistentFileError(Exception):
     """The file is inconsistent; the message says how."""

@@ -46,7 +46,7 @@ def tokenizer_folder(
         ModelFileError: The file has no tokenizer, or one that transformers can't convert.
         LoadError: The disk is full.
     """
-    check_whole(header, path)
+    check_tokenizer(header, path)
     parent = cache_folder("tokenizers")
     key = content_key(path, sha256)
     final = parent / key
@@ -91,16 +91,12 @@ def content_key(path: Path, sha256: str | None) -> str:
     return f"{re.sub(r'[^a-z0-9.-]+', '-', path.stem.lower())[:60].strip('.-') or 'model'}-{digest[:16]}"
 
 
-def check_whole(header: GgufHeader, path: Path) -> None:
-    """Refuses one part of a split model, and a file without a tokenizer.
+def check_tokenizer(header: GgufHeader, path: Path) -> None:
+    """Refuses a file without a tokenizer.
 
     Raises:
-        ModelFileError: The file is one of them.
+        ModelFileError: It has none.
     """
-    if header.num_parts > 1:
-        raise ModelFileError(
-            f"{path} is one of {header.num_parts} parts of a model", "join them first with: llama-gguf-split --merge"
-        )
     if header.tokenizer_model is None:
         raise ModelFileError(f"{path} has no tokenizer", "use a GGUF file of a language model with its tokenizer")
 
