@@ -20,7 +20,9 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.models import cached_model
+from specgen.loading import draft_head
+from specgen.models import build_decoder, cached_model
+from specgen.models import draft_head as draft_head_model
 from specgen.models.cuda import recorded
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
@@ -348,6 +350,29 @@ def test_a_draft_in_segments_feeds_its_token_to_the_first_device(monkeypatch: py
             draft.draft_token(PROMPT, index)
         assert draft.drafted_ids(3).device == torch.device("cpu:1")
     assert ("cpu:1", "cpu:0", (19,)) in copies.moved
+
+
+@pytest.mark.parametrize("name", ["head layers", "head features"])
+def test_a_draft_head_is_on_the_device_of_its_targets_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_draft(name, deep_model("llama"), "segments-llama")
+    shapes = {key: tensor.shape for key, tensor in draft_head.load_tensors(folder, 96).items()}
+    with fake_devices(monkeypatch) as copies:
+        monkeypatch.setattr(
+            draft_head, "load_tensors", lambda *_: {key: torch.zeros(shape) for key, shape in shapes.items()}
+        )
+        monkeypatch.setattr(draft_head_model, "ids_on", cached_model.ids_on)
+        # On a CPU, weights are joined in memory that is mapped, which has no device.
+        monkeypatch.setattr(build_decoder, "joined", torch.cat)
+        monkeypatch.setattr(draft_head, "weight_bytes", lambda _: 0)
+        target = StaticModel(SegmentedPass(fake_decoder("llama", (2, 3)), [NoRecorder()]), 96, NoRecorder())
+        head = open_draft(folder, target)
+        target.feed(PROMPT)
+        copies.moved.clear()
+        for index in range(3):
+            head.draft_token(PROMPT, index)
+
+        assert head.device == head.drafted_ids(3).device == torch.device("cpu:1")
+    assert copies.moved == []
 
 
 def test_a_checker_of_devices_sees_a_copy_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
