@@ -42,7 +42,7 @@ def long(count: int) -> object:
 @pytest.mark.parametrize("num_rollbacks", [300, long(5000)])
 def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int, name: str) -> None:
     # The drafter is always wrong: each round rejects four tokens. Two layers, two heads of 8, keys and values.
-    num_text = min(num_rollbacks, 2000)
+    num_text = 100 if num_rollbacks == 300 else 2000
     inner = tiny_model(max_position_embeddings=4096)
     model = cached(inner) if name == "decoder" else TransformersModel(inner, 96)
     bytes_per_token = 2 * 2 * 2 * 8 * 4
@@ -85,16 +85,18 @@ def test_many_runs_in_one_process_keep_memory_and_files_flat(
         assert ended.out == f"{ANSWER}\n".encode()
         if number == num_runs // 2:
             warm = levels()
-        sizes.append(levels().resident)
+        if num_runs >= 200:
+            sizes.append(levels().resident)
     last = levels()
 
     assert warm is not None
-    half = sizes[num_runs // 2 :]
-    print(f"\n{num_runs} runs: {_growth(first, warm, last)}, slope {_slope(half) / 1024:.1f} KiB a run")
+    print(f"\n{num_runs} runs: {_growth(first, warm, last)}")
     # Each run loads its models again: a tensor that stays would be a megabyte per run.
     assert_flat(warm, last, 8 * MIB)
-    if num_runs >= 200:
-        assert _slope(half) < 20 * 1024
+    if sizes:
+        slope = _slope(sizes[num_runs // 2 :])
+        print(f"slope {slope / 1024:.1f} KiB a run")
+        assert slope < 20 * 1024
 
 
 @pytest.mark.parametrize("num_runs", [40, long(1000)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_out
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import Sampler, token_distributions
 from specgen.engine.verification import Draft
+from tests.engine.distributions import distributions_made_once
 from tests.fakes import ScriptedDrafter, ids_of, rounds_of, run_events
 
 PROMPT = [0, 1]
@@ -35,6 +37,7 @@ PROCESSORS = {
 }
 
 
+@cache
 def table(vocab_size: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64) * 1.5
@@ -157,8 +160,9 @@ def speculative_distribution(
         return tuple(ids_of(events))
 
     distribution: dict[tuple[int, ...], float] = defaultdict(float)
-    for probability, text in every_outcome(run):
-        distribution[text] += probability
+    with distributions_made_once():
+        for probability, text in every_outcome(run):
+            distribution[text] += probability
     return distribution
 
 
@@ -179,16 +183,16 @@ def test_every_processor_keeps_the_distribution_of_three_tokens(case: Case, proc
     assert_same_distribution(found, target_distribution(table(3, 1), sampling))
 
 
-@pytest.mark.parametrize(("vocab_size", "num_draft_tokens"), [(3, 1), (4, 1), (4, 2), (5, 1)])
+@pytest.mark.parametrize(("vocab_size", "num_draft_tokens", "num_tokens"), [(3, 1, 3), (4, 1, 3), (4, 2, 3), (5, 1, 2)])
 @pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
 def test_every_draft_length_and_vocabulary_keeps_the_distribution(
-    case: Case, vocab_size: int, num_draft_tokens: int
+    case: Case, vocab_size: int, num_draft_tokens: int, num_tokens: int
 ) -> None:
     sampling = PROCESSORS["plain"]
 
-    found = speculative_distribution(case, vocab_size, num_draft_tokens, sampling)
+    found = speculative_distribution(case, vocab_size, num_draft_tokens, sampling, num_tokens=num_tokens)
 
-    assert_same_distribution(found, target_distribution(table(vocab_size, 1), sampling))
+    assert_same_distribution(found, target_distribution(table(vocab_size, 1), sampling, num_tokens=num_tokens))
 
 
 @pytest.mark.parametrize(("case", "vocab_size"), [(CASES[1], 5), (CASES[3], 3), (CASES[4], 4), (CASES[6], 3)])

@@ -15,8 +15,7 @@ from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler
-from specgen.models.transformers_model import TransformersModel
-from tests.fakes import CPU, ScriptedDrafter, ids_of, tiny_model
+from tests.fakes import CPU, ScriptedDrafter, cached, ids_of, tiny_model
 from tests.gpu import attention, correctness, gates, machine, models, on_card, prepare, products, timing
 from tests.gpu.correctness import gaps, greedy_text
 from tests.gpu.loop import PROMPT, OracleDrafter
@@ -162,7 +161,7 @@ def test_the_bytes_of_a_token_leave_out_an_embedding_that_is_no_head() -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
 def test_the_oracle_accepts_as_often_as_it_is_asked_to(alpha: float) -> None:
-    target, draft = (TransformersModel(tiny_model(seed=seed), 96) for seed in (0, 1))
+    target, draft = (cached(tiny_model(seed=seed)) for seed in (0, 1))
     sampler = Sampler.seeded(SamplingSettings(), CPU, 96)
     prompt = [1, 17, 40]
     text = greedy_text(target, prompt, 200)

@@ -71,6 +71,7 @@ def test_no_model_it_made_on_the_way_stays_in_memory(source: Path) -> None:
         convert_gguf(source)
 
         assert models() == before
+    gc.freeze()  # as `tests/fixtures.py` does for all tests
 
 
 def test_a_converted_file_holds_its_tokenizer_template_and_end_ids(source: Path) -> None:

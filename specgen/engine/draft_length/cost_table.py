@@ -124,6 +124,7 @@ class DraftCost:
 
     def __init__(self, seconds: float | None = None, costs: CostTable | None = None) -> None:
         self._samples: deque[float] = deque(maxlen=NUM_SAMPLES)
+        self._median = 0.0
         self._earlier = seconds
         self._costs = costs or CostTable()
         self._first_drift, self._first_pass = self._costs.drift, self._costs.num_passes
@@ -134,6 +135,7 @@ class DraftCost:
         if not self._samples and self._earlier is not None:
             self._samples.append(self.seconds)
         self._samples.append(seconds / num_tokens)
+        self._median = median(self._samples)
         self._num_rounds += 1
 
     @property
@@ -150,6 +152,6 @@ class DraftCost:
     def seconds(self) -> float:
         """Cost of a token; 0 while unknown, so that drafting gets tried."""
         if self._samples:
-            return median(self._samples)
+            return self._median
         trust: float = 0.5 ** ((self._costs.num_passes - self._first_pass) / HALF_LIFE)
         return (self._earlier or 0.0) * self._costs.drift / self._first_drift * trust

@@ -146,11 +146,12 @@ class ModelDrafts:
         here = self._costs.optimistic_seconds(length + 1)
         # Drafting pays at all if it is faster than plain decoding; a lucky recent rate does not change that.
         rate = self._throughput.rate if length else 1 / here
+        draft_seconds, mean = self._draft_cost.seconds, self._acceptance.mean
         gain, best, reach = 0.0, -1.0, self._reach
         for further in range(1, self.limit - length + 1):
-            reach *= self._acceptance.mean
+            reach *= mean
             gain += reach
-            cost = further * self._draft_cost.seconds + self._costs.optimistic_seconds(length + further + 1) - here
+            cost = further * draft_seconds + self._costs.optimistic_seconds(length + further + 1) - here
             best = max(best, gain - rate * cost)
         return best
 

@@ -33,7 +33,9 @@ def levels() -> Levels:
     gc.unfreeze()
     gc.collect()
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return Levels(len(os.listdir("/proc/self/fd")), threading.active_count(), len(gc.get_objects()), resident)
+    found = Levels(len(os.listdir("/proc/self/fd")), threading.active_count(), len(gc.get_objects()), resident)
+    gc.freeze()  # as `tests/fixtures.py` does for all tests
+    return found
 
 
 def transcript(conversation: Conversation) -> Transcript:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class Trace(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+        self._repeated: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+        """The calls without those that only made a view, which is still there at a replay."""
         self._made: set[int] = set()
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
@@ -46,7 +49,8 @@ class Trace(TorchDispatchMode):
         if func in HOST_READS:
             raise RuntimeError(f"{func} reads the device while recording")
         inputs = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
-        for tensor in written_by(func, args, kwargs):
+        written = written_by(func, args, kwargs)
+        for tensor in written:
             pointer = storage_of(tensor)
             if pointer not in self._made and pointer not in self._before:
                 storage = tensor.untyped_storage()
@@ -54,7 +58,10 @@ class Trace(TorchDispatchMode):
         result = func(*args, **kwargs)
         new = [tensor for tensor in tensors_in(result) if storage_of(tensor) not in inputs]
         self._made |= {storage_of(tensor) for tensor in new}
-        self.calls.append((func, args, kwargs, new))
+        call = (func, args, kwargs, new)
+        self.calls.append(call)
+        if new or written:
+            self._repeated.append(call)
         return result
 
     def undo(self) -> None:
@@ -64,13 +71,12 @@ class Trace(TorchDispatchMode):
 
     def replay(self) -> None:
         """Repeats the operations on the same tensors."""
-        for func, args, kwargs, new in self.calls:
-            if not new and not list(written_by(func, args, kwargs)):
-                continue  # a view, which is still there
+        for func, args, kwargs, new in self._repeated:
             result = func(*args, **kwargs)
-            repeated = [tensor for tensor in tensors_in(result) if new]
-            for recorded, tensor in zip(new, repeated, strict=bool(new)):
-                recorded.copy_(tensor)
+            if new:
+                repeated = (result,) if isinstance(result, Tensor) else tensors_in(result)
+                for recorded, tensor in zip(new, repeated, strict=True):
+                    recorded.copy_(tensor)
 
     def signature(self) -> list[Any]:
         """What a replay depends on: operations, shapes, numbers, and the addresses of tensors made before."""
@@ -93,13 +99,29 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        return []
+    return [tensor for part in tree for tensor in tensors_in(part)]
 
 
-def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    for argument, value in zip(func._schema.arguments, args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors_in(value)
-    for argument in func._schema.arguments:
-        if argument.name in kwargs and argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors_in(kwargs[argument.name])
+def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    written = [args[index] for index in _written_positions(func) if index < len(args)]
+    return tensors_in(written + [kwargs[name] for name in _written_names(func) if name in kwargs])
+
+
+@cache
+def _written_positions(func: Any) -> list[int]:
+    return [index for index, argument in enumerate(func._schema.arguments) if _is_written(argument)]
+
+
+@cache
+def _written_names(func: Any) -> list[str]:
+    return [argument.name for argument in func._schema.arguments if _is_written(argument)]
+
+
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
