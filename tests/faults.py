@@ -142,6 +142,14 @@ PROMISES = {
         "Special token as a stop string (vllm-project/vllm#2123)",
         "the text ends before it, whether the model writes the token or its letters",
     ),
+    "F92": (
+        "GGUF whose end of a turn is known only by its text (ollama/ollama#3759)",
+        "tokens that spell an end of turn end the text, as in llama.cpp",
+    ),
+    "F93": (
+        "Id of a special token that is none, -1 or 2^32 - 1 (EricLBuehler/mistral.rs#2282, ggml-org/llama.cpp#2981)",
+        "as if the key were not there, on every backend",
+    ),
 }
 
 REPORTED = {

@@ -18,6 +18,7 @@ from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
 from specgen.core.units import format_size
 from specgen.engine.contract import LanguageModel
+from specgen.loading.gguf.absent_ids import NO_ID
 from specgen.loading.gguf.header import GgufHeader
 from specgen.loading.libraries import INSTALL_LLAMA_CPP
 from specgen.loading.memory import free_bytes
@@ -156,6 +157,9 @@ def read_weights(gguf: GgufFile, num_gpu_layers: int, device: str) -> LlamaWeigh
     if device.startswith("cuda:"):
         params.main_gpu = int(device.removeprefix("cuda:"))
         params.split_mode = library.LLAMA_SPLIT_MODE_NONE
+    overrides = _without_absent_ids(library, gguf)
+    if overrides is not None:
+        params.kv_overrides = overrides
     pointer = library.llama_model_load_from_file(str(gguf.path).encode(errors="surrogateescape"), params)
     if not pointer:
         raise _failed(gguf)
@@ -165,6 +169,22 @@ def read_weights(gguf: GgufFile, num_gpu_layers: int, device: str) -> LlamaWeigh
             f"{gguf.path} is a {gguf.header.architecture} model, which does not generate text token by token"
         )
     return weights
+
+
+def _without_absent_ids(library: Any, gguf: GgufFile) -> Any:
+    """Returns overrides of keys that say "no such token" in a signed type, which llama.cpp refuses; None: no such key.
+
+    llama.cpp replaces an id that is not in the table by its default, as for a missing key.
+    """
+    keys = [absent.key for absent in gguf.header.absent_ids if absent.is_signed]
+    if not keys:
+        return None
+    overrides = (library.llama_model_kv_override * (len(keys) + 1))()  # a zero entry ends the list
+    for override, key in zip(overrides, keys, strict=False):
+        override.tag = library.LLAMA_KV_OVERRIDE_TYPE_INT
+        override.key = key.encode()
+        override.value.val_i64 = NO_ID
+    return overrides
 
 
 def gpu_layers(settings: ModelSettings, *, can_offload: bool) -> int:

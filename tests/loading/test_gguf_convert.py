@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import shutil
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,37 @@ def test_a_converted_file_holds_its_tokenizer_template_and_end_ids(source: Path)
     assert tokenizer.chat_template == CHAT_TEMPLATE
     assert [tokenizer.convert_ids_to_tokens(token) for token in (1, 2, 3)] == ["<|im_start|>", "<|im_end|>", "AB"]
     assert end_ids(tokenizer, read_json(folder / "generation_config.json"), {}) == {0, 2}
+
+
+@pytest.mark.fault("F92")
+def test_a_fine_tune_with_the_eos_of_its_base_model_ends_at_the_end_of_a_turn(tmp_path: Path, cache: Path) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf")
+    data = path.read_bytes()
+    at = data.index(b"tokenizer.ggml.eos_token_id") + len(b"tokenizer.ggml.eos_token_id") + 4
+    path.write_bytes(data[:at] + bytes(4) + data[at + 4 :])
+
+    folder = convert_gguf(path)
+
+    ids = end_ids(load_tokenizer(folder), read_json(folder / "generation_config.json"), {})
+    assert ids == {0, 2}
+
+
+@pytest.mark.fault("F93")
+@pytest.mark.parametrize("kind", [4, 5])
+@pytest.mark.parametrize("name", ["bos", "eos", "eot"])
+def test_a_special_token_that_is_none_changes_no_other(tmp_path: Path, cache: Path, name: str, kind: int) -> None:
+    plain, path = make_gguf(tmp_path / "plain.gguf"), make_gguf(tmp_path / "tiny.gguf")
+    key = f"tokenizer.ggml.{name}_token_id".encode()
+    data = path.read_bytes()
+    at = data.index(key) + len(key)
+    path.write_bytes(data[:at] + struct.pack("<II", kind, 2**32 - 1) + data[at + 8 :])
+
+    tokenizer, expected = load_tokenizer(convert_gguf(path)), load_tokenizer(convert_gguf(plain))
+
+    assert getattr(tokenizer, f"{name}_token_id", None) is None
+    last = table_size(expected) - 1
+    assert tokenizer.decode([last], skip_special_tokens=True) == expected.decode([last], skip_special_tokens=True) != ""
+    assert tokenizer.encode("AB<|im_start|>A") == expected.encode("AB<|im_start|>A")
 
 
 def test_tokens_without_an_embedding_are_removed(tmp_path: Path) -> None:

@@ -242,7 +242,38 @@ def test_what_llama_cpp_reads_by_the_number_of_tokens_has_that_number(
     fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *more]))), reason)
 
 
-def test_a_special_token_may_be_missing(tmp_path: Path) -> None:
-    missing = pair("tokenizer.ggml.padding_token_id", 4, struct.pack("<I", 2**32 - 1))
+@pytest.mark.fault("F93")
+@pytest.mark.parametrize(("kind", "value"), [(4, struct.pack("<I", 2**32 - 1)), (5, struct.pack("<i", -1))])
+@pytest.mark.parametrize("name", ["padding", "unknown", "bos", "eos", "eot", "mask"])
+def test_an_id_that_is_none_is_read_as_if_its_key_were_missing(
+    tmp_path: Path, name: str, kind: int, value: bytes
+) -> None:
+    missing = pair(f"tokenizer.ggml.{name}_token_id", kind, value)
 
-    assert scan_gguf(written(tmp_path, gguf([ARCHITECTURE, TOKENS, missing]))).architecture == "llama"
+    header = scan_gguf(written(tmp_path, gguf([ARCHITECTURE, TOKENS, missing])))
+
+    assert header.end_ids == ()
+    assert [(absent.key, absent.is_signed) for absent in header.absent_ids] == [
+        (f"tokenizer.ggml.{name}_token_id", kind == 5)
+    ]
+
+
+@pytest.mark.fault("F92")
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (["<|endoftext|>", "<|im_end|>", "im_end"], (0, 1)),
+        (["a", "<end_of_turn>"], (0, 1)),
+        (["a", "<|end|>", "<|return|>", "<|call|>"], (0, 2, 3)),
+        (["a", "<|end|>", "<|return|>"], (0, 1, 2)),
+        (["a", "</s>", "<|tool_response>"], (0, 2)),
+        (["a", "b"], (0,)),
+    ],
+)
+def test_tokens_that_spell_an_end_of_turn_end_the_text(
+    tmp_path: Path, tokens: list[str], expected: tuple[int, ...]
+) -> None:
+    table = pair("tokenizer.ggml.tokens", 9, array(8, len(tokens), b"".join(map(text, tokens))))
+    eos = pair("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 0))
+
+    assert scan_gguf(written(tmp_path, gguf([ARCHITECTURE, table, eos]))).end_ids == expected

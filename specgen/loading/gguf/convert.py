@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.config_check import check_folder, has_weights
 from specgen.loading.config_reader import UnsupportedConfig
+from specgen.loading.gguf.absent_ids import copy_whole
 from specgen.loading.gguf.header import GgufHeader, scan_gguf
 from specgen.loading.gguf.parts import first_part
 from specgen.loading.gguf.tokenizer import (
@@ -160,20 +162,28 @@ def _save(path: Path, folder: Path, header: GgufHeader) -> None:
     try:
         unpack(path, folder)
     except UnsupportedConfig:
-        _save_with_transformers(path, folder)
-    tokenizer = read_tokenizer(path)
+        _save_with_transformers(path, folder, header)
+    tokenizer = read_tokenizer(path, header)
     split_digits(tokenizer, header)
     tokenizer.save_pretrained(folder)
 
 
-def _save_with_transformers(path: Path, folder: Path) -> None:
+def _save_with_transformers(path: Path, folder: Path, header: GgufHeader) -> None:
+    if header.absent_ids:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as copies:
+            copy_whole(path, header, Path(copies) / path.name)
+            _convert_with_transformers(Path(copies) / path.name, folder)
+        return
+    _convert_with_transformers(path.resolve(), folder)
+
+
+def _convert_with_transformers(source: Path, folder: Path) -> None:
     import torch
     import transformers
 
     from specgen.loading.transformers_weights import check_complete, check_finite
 
     auto: Any = transformers.AutoModelForCausalLM
-    source = path.resolve()
     model, loading = auto.from_pretrained(
         source.parent,
         gguf_file=source.name,

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import GGUF_MAGIC, corrupt, describe_content, open_regular
+from specgen.loading.gguf.end_tokens import END_TOKENS, LONGEST_END_TOKEN, ending_ids
 from specgen.loading.gguf.reader import (
     GGML_TYPES,
     MAX_FOREIGN_TYPE,
@@ -32,12 +33,27 @@ MAX_ALIGNMENT = 2**20
 
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+_SIGNED = frozenset({1, 3, 5, 11})
 _TOKEN_ARRAYS = {
     "tokenizer.ggml.tokens": (_STRING,),
     "tokenizer.ggml.token_type": (4, 5),
     "tokenizer.ggml.scores": (6,),
 }
 """Arrays with one entry per token, and their allowed types."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentId:
+    """A key that names a special token the file does not have.
+
+    Args:
+        key_end: Position in the file after the key's last byte.
+        is_signed: The value is of a signed type, which llama.cpp refuses.
+    """
+
+    key: str
+    key_end: int
+    is_signed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,9 @@ class GgufHeader:
         tokenizer_pre: llama.cpp's name of the pre-tokenizer.
         num_parts: How many files the model is split over, as their metadata say.
         part: Which of them this is, from 0.
+        end_ids: Tokens that end a text: those of the keys, and those that spell an end of turn.
+        metadata_end: Position after the last metadata entry.
+        absent_ids: Special tokens that are named, but that the file does not have.
     """
 
     architecture: str
@@ -66,6 +85,8 @@ class GgufHeader:
     end_ids: tuple[int, ...]
     num_parts: int
     part: int = 0
+    metadata_end: int = 0
+    absent_ids: tuple[AbsentId, ...] = ()
 
 
 def scan_gguf(path: Path) -> GgufHeader:
@@ -93,6 +114,8 @@ class _Scan(Bytes):
         self.num_weight_bytes = 0
         self.num_cache_values = 0
         self.token_counts: dict[str, int] = {}
+        self.spelled: dict[bytes, int] = {}
+        self.absent_ids: list[AbsentId] = []
 
     def header(self) -> GgufHeader:
         if self.size == 0:
@@ -115,13 +138,14 @@ class _Scan(Bytes):
         self.check_count("tensors", num_tensors, 32)
         self.check_count("metadata entries", num_pairs, 13)
         pairs = self.metadata(num_pairs)
+        metadata_end = self.position
         self.check_tokens(pairs)
         shares = self.tensors(num_tensors, pairs.get("general.alignment", 32))
         architecture = _text(pairs, "general.architecture") or ""
         num_parts, part = _integer(pairs, "split.count") or 1, _integer(pairs, "split.no") or 0
         if not architecture and not (num_parts > 1 and part > 0):  # later parts have no metadata
             raise InconsistentFileError("no general.architecture")
-        ends = [_integer(pairs, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        named = [_integer(pairs, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
         return GgufHeader(
             architecture=architecture,
             quantization=max(shares, key=lambda kind: shares[kind], default="none"),
@@ -132,9 +156,11 @@ class _Scan(Bytes):
             context_length=_integer(pairs, f"{architecture}.context_length"),
             tokenizer_model=_text(pairs, "tokenizer.ggml.model"),
             tokenizer_pre=_text(pairs, "tokenizer.ggml.pre"),
-            end_ids=tuple(dict.fromkeys(token for token in ends if token is not None)),
+            end_ids=tuple(dict.fromkeys([*(token for token in named if token is not None), *ending_ids(self.spelled)])),
             num_parts=num_parts,
             part=part,
+            metadata_end=metadata_end,
+            absent_ids=tuple(self.absent_ids),
         )
 
     def check_count(self, what: str, count: int, smallest: int) -> None:
@@ -148,10 +174,15 @@ class _Scan(Bytes):
         pairs: dict[str, object] = {}
         for _ in range(count):
             key = self.string(MAX_KEY_BYTES).decode()
-            if key in pairs:
+            if key in pairs or any(absent.key == key for absent in self.absent_ids):
                 raise InconsistentFileError(f"duplicate key {key!r}")
+            key_end = self.position
             kept = key.startswith(("general.", "split.", "tokenizer.")) or key.endswith(".context_length")
-            value = self.value(self.u32(), key)
+            kind = self.u32()
+            value = self.value(kind, key)
+            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and value in (-1, 2**32 - 1):
+                self.absent_ids.append(AbsentId(key, key_end, kind in _SIGNED))
+                continue
             # Other values are not kept: a header may contain 65,536 strings of 16 MiB.
             pairs[key] = value if kept and not (isinstance(value, bytes) and len(value) > 4096) else None
         return pairs
@@ -178,12 +209,24 @@ class _Scan(Bytes):
             self.strings_left -= count
             if count * 8 > self.size - self.position or self.strings_left < 0:
                 raise InconsistentFileError(f"key {key!r} claims {count} strings")
+            if key == "tokenizer.ggml.tokens":
+                self.find_end_tokens(count)
+                return
             for _ in range(count):
                 self.skip(self.length(MAX_ARRAY_STRING_BYTES))
         elif kind in _SCALARS:
             self.skip(count * struct.calcsize(_SCALARS[kind]))
         else:
             raise InconsistentFileError(f"key {key!r} is an array of unknown type {kind}")
+
+    def find_end_tokens(self, count: int) -> None:
+        """Reads the tokens; keeps the ids of those that spell an end of turn."""
+        for token_id in range(count):
+            length = self.length(MAX_ARRAY_STRING_BYTES)
+            if length > LONGEST_END_TOKEN:
+                self.skip(length)
+            elif (token := self.take(length)) in END_TOKENS:
+                self.spelled[token] = token_id
 
     def check_tokens(self, pairs: dict[str, object]) -> None:
         """Checks token arrays and special tokens: llama.cpp indexes with them without bounds checks."""
@@ -194,8 +237,7 @@ class _Scan(Bytes):
         for key, value in pairs.items():
             if not key.startswith("tokenizer.ggml.") or not key.endswith("_token_id") or num_tokens is None:
                 continue
-            # -1, as a signed or unsigned 32-bit integer, means that there is no such token.
-            if isinstance(value, int) and value not in (-1, 2**32 - 1) and not 0 <= value < num_tokens:
+            if isinstance(value, int) and not 0 <= value < num_tokens:
                 raise InconsistentFileError(f"{key!r} is {value}, but there are {num_tokens} tokens")
 
     def tensors(self, count: int, alignment: object) -> dict[str, int]:

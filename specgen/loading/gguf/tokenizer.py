@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT, ProgressListener
+from specgen.loading.gguf.absent_ids import copy_metadata
 from specgen.loading.gguf.header import GgufHeader
 from specgen.storage.atomic_write import publish_folder
 from specgen.storage.folders import cache_folder, check_space, disk_error, single_writer, staging
@@ -59,7 +61,7 @@ def tokenizer_folder(
         with staging(parent, key) as folder:
             progress.stage(f"reading the tokenizer of {path.name}, once for this file")
             try:
-                tokenizer = read_tokenizer(path)
+                tokenizer = read_tokenizer(path, header)
                 split_digits(tokenizer, header)
                 tokenizer.save_pretrained(folder)
                 save_end_ids(folder, header)
@@ -101,15 +103,22 @@ def check_tokenizer(header: GgufHeader, path: Path) -> None:
         raise ModelFileError(f"{path} has no tokenizer", "use a GGUF file of a language model with its tokenizer")
 
 
-def read_tokenizer(path: Path) -> Any:
+def read_tokenizer(path: Path, header: GgufHeader) -> Any:
     """Returns the tokenizer of a GGUF file, converted by transformers.
 
     Raises:
         ModelFileError: It can't be converted.
     """
+    if header.absent_ids:
+        with tempfile.TemporaryDirectory() as folder:
+            copy_metadata(path, header, Path(folder) / path.name)
+            return _convert_tokenizer(Path(folder) / path.name, path)
+    return _convert_tokenizer(path.resolve(), path)
+
+
+def _convert_tokenizer(source: Path, path: Path) -> Any:
     import transformers
 
-    source = path.resolve()
     return checked_library_call(
         lambda: transformers.AutoTokenizer.from_pretrained(
             source.parent, gguf_file=source.name, trust_remote_code=False, local_files_only=True
@@ -130,7 +139,7 @@ def split_digits(tokenizer: Any, header: GgufHeader) -> None:
 
 
 def save_end_ids(folder: Path, header: GgufHeader) -> None:
-    """Saves all end ids of the GGUF: chat models end a turn with the eot token, which transformers omits."""
+    """Saves all end ids of the GGUF: chat models end a turn with tokens that transformers omits."""
     path = folder / "generation_config.json"
     config = read_json(path) if path.exists() else {}
     known = config.get("eos_token_id")
