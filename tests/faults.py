@@ -150,6 +150,10 @@ PROMISES = {
         "Id of a special token that is none, -1 or 2^32 - 1 (EricLBuehler/mistral.rs#2282, ggml-org/llama.cpp#2981)",
         "as if the key were not there, on every backend",
     ),
+    "F94": (
+        "Reasoning between special tokens (vllm-project/vllm#38858)",
+        "found by the tokens, kept apart from the answer, and not fed back; harmony's channels, too",
+    ),
 }
 
 REPORTED = {

@@ -13,8 +13,9 @@ from specgen.core.settings import DecodeSettings, ReplySettings
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
 from specgen.runtime.loaded_models import LoadedModels
 from specgen.storage.transcript import ChatMessage, Scalar
-from specgen.text.chat_template import ChatTemplate, Message, opens_thinking, split_thinking
+from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.prefix_reuse import keep_cached_ids
+from specgen.text.reasoning import split_reasoning
 
 WARN_AT = 0.9
 """Used share of the context window from which a chat warns the user."""
@@ -149,8 +150,8 @@ class Conversation:
         if not counts.num_rounds:
             return None
         generation.baseline = self.baseline
-        inside = opens_thinking(self.models.pair.tokenizer, generation.request.prompt_ids)
-        thinking, answer = split_thinking(generation.text, starts_inside=inside)
+        ids, prompt_ids = generation.token_ids, generation.request.prompt_ids
+        thinking, answer = split_reasoning(self.models.pair.tokenizer, ids, generation.text, prompt_ids)
         was_cut = generation.finish_reason != "stop"
         message = ChatMessage("assistant", answer, thinking, was_cut, reply_figures(generation))
         self.messages = (*self.messages, message)

@@ -1,7 +1,4 @@
-"""Renders conversations with chat templates and encodes them so that user text can't become control tokens.
-
-Also separates a reply's reasoning (`<think>...</think>`) from its answer.
-"""
+"""Renders conversations with chat templates and encodes them so that user text can't become control tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ RESERVED_VARIABLES = frozenset(
     }
 )
 """Names that can't be variables of a template here: specgen sets them, or they are arguments of the method."""
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,29 +156,6 @@ class ChatTemplate:
         if len(text) > MAX_COPIES * sum(len(message.content) for message in messages) + MAX_EXTRA_CHARS:
             raise LoadError(f"the chat template failed: it rendered {len(text)} characters", hint)
         return text
-
-
-def split_thinking(text: str, *, starts_inside: bool) -> tuple[str, str]:
-    """Splits a reply into its reasoning and its answer.
-
-    Args:
-        text: The reply.
-        starts_inside: The template opened the block already, at the end of the prompt.
-
-    Returns:
-        Reasoning and answer. A reply without a block is all answer; one that ends inside the block is all reasoning.
-    """
-    stripped = text.lstrip()
-    if not starts_inside and not stripped.startswith(_OPEN):
-        return "", text
-    thinking, mark, answer = stripped.removeprefix(_OPEN).partition(_CLOSE)
-    return thinking.strip(), answer.lstrip() if mark else ""
-
-
-def opens_thinking(tokenizer: Any, prompt_ids: Sequence[int]) -> bool:
-    """Returns whether a prompt ends with an open reasoning block."""
-    end: str = tokenizer.decode(list(prompt_ids[-8:]), skip_special_tokens=False)
-    return end.rstrip().endswith(_OPEN)
 
 
 def _contains_control(tokenizer: Any, text: str, control: Mapping[str, int]) -> bool:

@@ -14,7 +14,7 @@ from tokenizers import normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from specgen.core.errors import LoadError, PromptError, SettingsError, SpecgenError
-from specgen.text.chat_template import ChatTemplate, Message, encode_text, opens_thinking, split_thinking
+from specgen.text.chat_template import ChatTemplate, Message, encode_text
 from specgen.text.tokenizer_file import Tokenizer
 from tests.loading.builders import make_tokenizer
 from tests.toys import CHAT_TEMPLATE, SPECIALS, TOOL_TOKENS, token_id, toy_tokenizer
@@ -261,22 +261,3 @@ def test_an_empty_raw_prompt_starts_from_the_begin_token() -> None:
 def test_an_empty_raw_prompt_without_a_begin_token_is_a_prompt_error() -> None:
     with pytest.raises(PromptError):
         encode_text(make_tokenizer(bos_token=None), "")
-
-
-def test_reasoning_and_answer_are_separated() -> None:
-    assert split_thinking("<think>\na\n</think>\n\nb", starts_inside=False) == ("a", "b")
-    assert split_thinking("a</think>b", starts_inside=True) == ("a", "b")
-    assert split_thinking("<think>a", starts_inside=False) == ("a", "")
-
-
-def test_a_reply_that_only_mentions_the_tag_is_all_answer() -> None:
-    text = "The tag </think> ends it, <think> begins it."
-
-    assert split_thinking(text, starts_inside=False) == ("", text)
-
-
-def test_an_open_block_at_the_end_of_the_prompt_is_detected() -> None:
-    tokenizer = toy_tokenizer()
-
-    assert opens_thinking(tokenizer, tokenizer.encode("assistant\n<think>\n"))
-    assert not opens_thinking(tokenizer, tokenizer.encode("assistant\n"))

@@ -1,0 +1,121 @@
+"""Reads what a checkpoint's generation_config.json asks for: sampling defaults, and rules that specgen does not apply.
+
+A default that can't be used is off, with a notice: an option overrides it anyway. A rule that transformers' `generate`
+would apply and specgen does not is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from specgen.core.errors import SettingsError
+from specgen.core.settings import SamplingSettings
+
+GENERATION_CONFIG = "generation_config.json"
+_DEFAULTS: dict[str, float] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+_RULES: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"), ([],)),
+    **dict.fromkeys(("sequence_bias", "constraints"), ([], {})),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"), ([],)),
+    **dict.fromkeys(("no_repeat_ngram_size", "min_new_tokens", "min_length", "penalty_alpha"), (0,)),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "encoder_repetition_penalty"), (0, 1)),
+    **dict.fromkeys(("num_beams", "guidance_scale"), (0, 1)),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "dola_layers"), ([], {})),
+    **dict.fromkeys(("remove_invalid_values", "token_healing"), (False,)),
+    "max_time": (),
+}
+"""Rules of transformers' `generate` for any text, and the values besides null that switch each of them off."""
+_SAMPLING_RULES: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "top_h"), (0,)),
+    "typical_p": (1,),
+}
+"""Rules that change only a sampled text."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What a checkpoint asks for.
+
+    Args:
+        sampling: The sampling settings that the model's authors recommend; None if they recommend none.
+        stops: Strings that end the text.
+        notices: What is left out, one line each.
+    """
+
+    sampling: SamplingSettings | None = None
+    stops: tuple[str, ...] = ()
+    notices: tuple[str, ...] = field(default=())
+
+
+def generation_defaults(config: Mapping[str, Any]) -> GenerationDefaults:
+    """Returns what a generation_config.json asks for.
+
+    As in transformers, `do_sample` false means greedy, and the repetition penalty still applies. Unlike there, a
+    missing top_k is off: 50 is the library's default, not the model's.
+
+    Args:
+        config: Its content.
+    """
+    known = ("do_sample", *_DEFAULTS)
+    samples = config.get("do_sample") is True
+    names = tuple(_DEFAULTS) if samples else ("repetition_penalty",)
+    values, invalid = {}, []
+    for name in names:
+        value = config.get(name)
+        values[name], is_valid = _usable(name, value)
+        if not is_valid:
+            invalid.append(f"{name} {value!r}")
+    if not samples:
+        values["temperature"] = 0.0
+    sampling = None
+    if any(config.get(key) is not None for key in known):
+        sampling = SamplingSettings(**values)  # type: ignore[arg-type]
+    stops, are_valid = _stops(config.get("stop_strings"))
+    if not are_valid:
+        invalid.append(f"stop_strings {config['stop_strings']!r}")
+    rules = {**_RULES, **(_SAMPLING_RULES if samples else {})}
+    ignored = [name for name, off in rules.items() if config.get(name) is not None and config[name] not in off]
+    notices = []
+    if invalid:
+        notices.append(f"{GENERATION_CONFIG}: ignored {_cut(', '.join(invalid))}: not a usable value")
+    if ignored:
+        notices.append(
+            f"{GENERATION_CONFIG} asks for {', '.join(ignored)}, which specgen does not apply: "
+            "transformers' generate may write another text"
+        )
+    return GenerationDefaults(sampling, stops, tuple(notices))
+
+
+def _usable(name: str, value: object) -> tuple[float, bool]:
+    """Returns the value of a setting, or its default, and whether it could be used."""
+    default = _DEFAULTS[name]
+    if value is None or (name == "top_k" and value in (0, -1)):  # -1 is vLLM's way to switch it off
+        return default, value != -1
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return default, False
+    number = int(value) if name == "top_k" else float(value)
+    try:
+        SamplingSettings(**{name: number})  # type: ignore[arg-type]
+    except SettingsError:
+        return default, False
+    return number, True
+
+
+def _stops(value: object) -> tuple[tuple[str, ...], bool]:
+    items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    stops = tuple(item for item in items if isinstance(item, str) and item)
+    return stops, value is None or len(stops) == len(items) > 0 or value == []
+
+
+def _cut(text: str) -> str:
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return line if len(line) <= 200 else line[:197] + "..."
