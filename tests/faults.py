@@ -154,6 +154,14 @@ PROMISES = {
         "Reasoning between special tokens (vllm-project/vllm#38858)",
         "found by the tokens, kept apart from the answer, and not fed back; harmony's channels, too",
     ),
+    "F95": (
+        "Value in generation_config.json that can't be used (huggingface/transformers#25388, ml-explore/mlx-lm#708)",
+        "off, with a notice; an option overrides it",
+    ),
+    "F96": (
+        "Rules in generation_config.json (microsoft/onnxruntime-genai#2201)",
+        "stop strings are applied; the others are named in one notice",
+    ),
 }
 
 REPORTED = {

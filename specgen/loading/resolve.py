@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from specgen.core.errors import DeviceError, ModelNotFoundError, SettingsError
+from specgen.core.errors import DeviceError, ModelFileError, ModelNotFoundError, SettingsError
 from specgen.core.model_files import read_optional_json
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
@@ -26,7 +26,8 @@ from specgen.loading.hub import fetch_snapshot, is_offline
 from specgen.loading.libraries import INSTALL_LLAMA_CPP, has_llama_cpp
 from specgen.loading.names import ModelPlace, PlaceKind, find_place
 from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
-from specgen.text.tokenizer import GENERATION_CONFIG, check_num_rows, load_tokenizer
+from specgen.text.generation_config import GENERATION_CONFIG
+from specgen.text.tokenizer import check_num_rows, load_tokenizer
 from specgen.text.vocabulary import table_size
 
 DEFAULT_CONTEXT = 8192
@@ -61,13 +62,21 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
         format_ = "draft head"
     check = _CHECKS[format_]
     config = check(files, settings, role)
-    generation = read_optional_json(files.path / GENERATION_CONFIG) if role == "target" else {}
+    generation, notices = _generation_config(files.path) if role == "target" else ({}, ())
     if format_ == "draft head":
         return ResolvedModel(files, settings, role, config, format=format_)
     tokenizer = load_tokenizer(files.path)
     num_tokens = table_size(tokenizer)
     check_num_rows(num_tokens, config.vocab_rows, files.path)
-    return ResolvedModel(files, settings, role, config, tokenizer, num_tokens, format_, generation)
+    return ResolvedModel(files, settings, role, config, tokenizer, num_tokens, format_, generation, notices=notices)
+
+
+def _generation_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the content of generation_config.json; a damaged one has no defaults, but the model runs without them."""
+    try:
+        return read_optional_json(folder / GENERATION_CONFIG), ()
+    except ModelFileError as error:
+        return {}, (f"{GENERATION_CONFIG} is ignored: {error.message}",)
 
 
 def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch", "llama.cpp"]:

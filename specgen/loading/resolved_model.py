@@ -124,6 +124,7 @@ class ResolvedModel:
         format: Which loader reads it.
         generation_config: Content of generation_config.json; for a target only.
         draft_bytes: What its draft takes on a GPU, should the layers be spread over several: see `gpus.leaving_room`.
+        notices: What the user should know about its files, one line each.
     """
 
     files: ModelFiles
@@ -135,6 +136,7 @@ class ResolvedModel:
     format: Format = "folder"
     generation_config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     draft_bytes: int = 0
+    notices: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

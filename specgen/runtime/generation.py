@@ -85,7 +85,9 @@ class Generation:
         # Only a raw prompt is continued in the middle of a line; its last tokens decide about leading spaces.
         context = request.prompt_ids[-4:] if request.is_raw else ()
         detokenizer = Detokenizer(models.pair.tokenizer.backend_tokenizer, context)
-        stop = StopStrings(detokenizer.fork(), request.stops) if request.stops else None
+        # Without end ids, the length is requested.
+        stops = (*request.stops, *(models.pair.stop_strings if request.decode.end_ids else ()))
+        stop = StopStrings(detokenizer.fork(), stops) if stops else None
         events = decode(
             models.target,
             models.drafter(sampler),
@@ -98,7 +100,7 @@ class Generation:
                 clock=self.clock,
             ),
         )
-        for event in with_text(self._until_ended(events), detokenizer, request.stops):
+        for event in with_text(self._until_ended(events), detokenizer, stops):
             self._observe(event)
             yield event
         self.stop_text = None if stop is None else stop.matched

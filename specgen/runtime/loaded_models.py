@@ -47,7 +47,8 @@ def load_models(pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels
     target = load(leaving_room(pair.target, pair.draft), pair.target.num_tokens, progress)
     invariance = _check_target(target)
     draft = _load_draft(pair, target.model, progress)
-    notices = (*target.notices, *_invariance_notices(invariance, pair), *([] if draft is None else draft.notices))
+    from_draft = () if draft is None else draft.notices
+    notices = (*pair.notices, *target.notices, *_invariance_notices(invariance, pair), *from_draft)
     return LoadedModels(pair, target, draft, invariance, notices)
 
 

@@ -13,7 +13,8 @@ from specgen.loading.draft_head_folder import check_own_target, shipped_draft
 from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
-from specgen.text.tokenizer import end_ids, generation_defaults
+from specgen.text.generation_config import generation_defaults
+from specgen.text.tokenizer import end_ids
 from specgen.text.vocabulary import Pairing, compare_tokenizers
 
 DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
@@ -61,6 +62,8 @@ class Pair:
         lookup_ids: The lookup texts, encoded without special tokens.
         sampling_defaults: What the target's authors recommend, if they do.
         started: `perf_counter()` when resolving started.
+        stop_strings: Strings that the target's authors end its texts with.
+        notices: What the user should know about the target's files, one line each.
     """
 
     requested: PairSettings
@@ -72,6 +75,8 @@ class Pair:
     end_ids: frozenset[int]
     sampling_defaults: SamplingSettings | None
     started: float
+    stop_strings: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> Any:
@@ -143,7 +148,7 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
     progress.stage("checking files and tokenizers")
     target = resolve(target_files, settings.target, "target")
     eos_ids = end_ids(target.tokenizer, target.generation_config, target.config.values)
-    defaults = generation_defaults(target.generation_config, target.path)
+    defaults = generation_defaults(target.generation_config)
     decided, draft, shared = _resolve_drafter(settings, target, progress, draft_files)
     if target.gguf is None and (draft is None or draft.gguf is None):
         # An option without effect is a mistake worth reporting.
@@ -159,7 +164,19 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
             f"the files for lookup have {num_tokens} tokens; at most {MAX_LOOKUP_TOKENS} are searched",
             "give only the parts that the answer may repeat",
         )
-    return Pair(settings, decided, target, draft, shared, lookup_ids, eos_ids, defaults, started)
+    return Pair(
+        settings,
+        decided,
+        target,
+        draft,
+        shared,
+        lookup_ids,
+        eos_ids,
+        defaults.sampling,
+        started,
+        defaults.stops,
+        (*target.notices, *defaults.notices),
+    )
 
 
 def _resolve_drafter(

@@ -6,7 +6,6 @@ would apply and specgen does not is named.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,14 +97,14 @@ def generation_defaults(config: Mapping[str, Any]) -> GenerationDefaults:
 def _usable(name: str, value: object) -> tuple[float, bool]:
     """Returns the value of a setting, or its default, and whether it could be used."""
     default = _DEFAULTS[name]
-    if value is None or (name == "top_k" and value in (0, -1)):  # -1 is vLLM's way to switch it off
-        return default, value != -1
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if value is None:
+        return default, True
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return default, False
-    number = int(value) if name == "top_k" else float(value)
     try:
+        number = int(value) if name == "top_k" else float(value)
         SamplingSettings(**{name: number})  # type: ignore[arg-type]
-    except SettingsError:
+    except (SettingsError, OverflowError, ValueError):  # a number without limit, or none: JSON may hold both
         return default, False
     return number, True
 

@@ -1,4 +1,4 @@
-"""Loads a model folder's tokenizer, end ids and sampling defaults. Reads no weights."""
+"""Loads a model folder's tokenizer and end ids. Reads no weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from specgen.core.errors import ModelFileError, PairError, SettingsError, first_line, library_failures
+from specgen.core.errors import ModelFileError, PairError, first_line, library_failures
 from specgen.core.model_files import MAX_JSON_BYTES, read_optional_json
-from specgen.core.settings import SamplingSettings
-from specgen.text.tokenizer_file import TOKENIZER_FILE, read_tokenizer_file
+from specgen.text.tokenizer_file import TOKENIZER_FILE, processor_template, read_tokenizer_file
 
-GENERATION_CONFIG = "generation_config.json"
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _READ = (
     *("tokenizer*", "vocab*", "merges*", "added_tokens.json", "special_tokens_map.json", "tekken.json"),
@@ -41,10 +39,14 @@ def load_tokenizer(folder: Path) -> Any:
     _refuse_code(folder / "tokenizer_config.json")
     from transformers import AutoTokenizer
 
-    return checked_library_call(
+    tokenizer: Any = checked_library_call(
         lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
         f"the tokenizer of {folder} can't be loaded",
     )
+    if not tokenizer.chat_template:
+        # transformers reads this file for a processor only.
+        tokenizer.chat_template = processor_template(folder)
+    return tokenizer
 
 
 def check_num_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:
@@ -71,47 +73,6 @@ def end_ids(tokenizer: Any, generation_config: Mapping[str, Any], config: Mappin
     if tokenizer.eos_token_id is not None:
         ids |= {int(tokenizer.eos_token_id)}
     return frozenset(ids)
-
-
-def generation_defaults(config: Mapping[str, Any], folder: Path) -> SamplingSettings | None:
-    """Returns the sampling settings that the model's authors recommend, or None.
-
-    As in transformers, `do_sample` false means greedy, and the repetition penalty still applies. Unlike there, a
-    missing top_k is off: 50 is the library's default, not the model's.
-
-    Args:
-        config: Content of generation_config.json.
-        folder: For messages.
-
-    Raises:
-        ModelFileError: A value is out of range.
-    """
-    path = folder / GENERATION_CONFIG
-
-    def value(key: str, default: float, kind: Callable[[Any], T]) -> T:
-        setting = config.get(key)
-        if setting is not None and (isinstance(setting, bool) or not isinstance(setting, int | float)):
-            raise ModelFileError(
-                f"{path}: {key} is {setting!r}, which is not a number", "set it on the command line, or repair the file"
-            )
-        return kind(default if setting is None else setting)
-
-    known = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    if not any(config.get(key) is not None for key in known):
-        return None
-    penalty = value("repetition_penalty", 1.0, float)
-    try:
-        if config.get("do_sample") is not True:
-            return SamplingSettings(repetition_penalty=penalty)
-        return SamplingSettings(
-            temperature=value("temperature", 1.0, float),
-            top_k=value("top_k", 0, int),
-            top_p=value("top_p", 1.0, float),
-            min_p=value("min_p", 0.0, float),
-            repetition_penalty=penalty,
-        )
-    except SettingsError as error:
-        raise ModelFileError(f"{path}: {error.message}", "repair or delete the file") from error
 
 
 def checked_library_call(call: Callable[[], T], what: str) -> T:

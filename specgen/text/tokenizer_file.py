@@ -104,10 +104,15 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
     config = read_optional_json(folder / "tokenizer_config.json")
     special_map = read_optional_json(folder / "special_tokens_map.json")
     if (folder / "chat_template.jinja").is_file():
-        template: object = read_text(folder / "chat_template.jinja")
+        template: str | None = read_text(folder / "chat_template.jinja")
     else:
-        template = config.get("chat_template") or read_optional_json(folder / "chat_template.json").get("chat_template")
-    return Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, _default_template(template))
+        template = _default_template(config.get("chat_template")) or processor_template(folder)
+    return Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, template)
+
+
+def processor_template(folder: Path) -> str | None:
+    """Returns the chat template of a model for images and text, which is in a file of its own; None without one."""
+    return _default_template(read_optional_json(folder / "chat_template.json").get("chat_template"))
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -103,6 +103,17 @@ def test_a_pair_has_the_targets_sampling_defaults(tmp_path: Path) -> None:
     assert pair_of(save_toy(tmp_path / "plain")).sampling_defaults is None
 
 
+@pytest.mark.fault("F95")
+@pytest.mark.parametrize("content", ['{"top_k": -1, "do_sample": true}', '{"top_k": 5,}', "[]"])
+def test_a_pair_with_unusable_defaults_is_ready_to_load(folder: Path, content: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+
+    pair = pair_of(folder)
+
+    assert len(pair.notices) == 1
+    assert pair.end_ids == {token_id(END)}
+
+
 def test_a_pair_of_one_family_shares_its_tokens(folder: Path, tmp_path: Path) -> None:
     pair = pair_of(folder, save_toy(tmp_path / "draft"))
 

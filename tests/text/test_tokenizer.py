@@ -10,9 +10,8 @@ import pytest
 
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import read_json, read_optional_json
-from specgen.core.settings import SamplingSettings
 from specgen.loading.config_check import check_folder
-from specgen.text.tokenizer import check_num_rows, end_ids, generation_defaults, load_tokenizer
+from specgen.text.tokenizer import check_num_rows, end_ids, load_tokenizer
 from specgen.text.vocabulary import table_size
 from tests.loading.builders import edit_json, fails, make_folder, make_tokenizer, words
 
@@ -108,10 +107,6 @@ def ends_of(folder: Path, tokenizer: Any) -> frozenset[int]:
     return end_ids(tokenizer, read_optional_json(folder / "generation_config.json"), read_json(folder / "config.json"))
 
 
-def defaults_of(folder: Path) -> SamplingSettings | None:
-    return generation_defaults(read_optional_json(folder / "generation_config.json"), folder)
-
-
 @pytest.mark.parametrize(
     ("eos_token_id", "expected"),
     [
@@ -135,45 +130,3 @@ def test_a_model_without_an_end_token_has_none(folder: Path) -> None:
     edit_json(folder / "config.json", eos_token_id=None)
 
     assert ends_of(folder, make_tokenizer(eos_token=None)) == frozenset()
-
-
-def test_a_file_without_sampling_settings_gives_no_defaults(folder: Path) -> None:
-    write_defaults(folder, eos_token_id=1)
-
-    assert defaults_of(folder) is None
-
-
-def test_a_missing_file_gives_no_defaults(folder: Path) -> None:
-    (folder / "generation_config.json").unlink()
-
-    assert defaults_of(folder) is None
-
-
-def test_the_defaults_of_a_model_that_samples_are_read(folder: Path) -> None:
-    write_defaults(
-        folder, do_sample=True, temperature=0.7, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.1, typical_p=0.5
-    )
-
-    assert defaults_of(folder) == SamplingSettings(0.7, 20, 0.8, 0.05, 1.1)
-
-
-def test_the_default_temperature_of_a_model_that_samples_is_one(folder: Path) -> None:
-    write_defaults(folder, do_sample=True)
-
-    assert defaults_of(folder) == SamplingSettings(temperature=1.0)
-
-
-@pytest.mark.parametrize("do_sample", [False, None])
-def test_a_greedy_model_keeps_its_repetition_penalty(folder: Path, do_sample: object) -> None:
-    write_defaults(folder, do_sample=do_sample, temperature=0.7, repetition_penalty=1.05)
-
-    assert defaults_of(folder) == SamplingSettings(repetition_penalty=1.05)
-
-
-@pytest.mark.parametrize(
-    "values", [{"temperature": -1}, {"top_p": 1.5}, {"temperature": "hot"}, {"top_k": True}, {"repetition_penalty": 0}]
-)
-def test_defaults_out_of_range_name_the_file(folder: Path, values: dict[str, object]) -> None:
-    write_defaults(folder, do_sample=True, **values)
-
-    fails(ModelFileError, lambda: defaults_of(folder), "generation_config.json")
