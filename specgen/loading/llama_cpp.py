@@ -19,7 +19,7 @@ from specgen.core.settings import ModelSettings
 from specgen.core.units import format_size
 from specgen.engine.contract import LanguageModel
 from specgen.loading.gguf.absent_ids import NO_ID
-from specgen.loading.gguf.header import GgufHeader
+from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.libraries import INSTALL_LLAMA_CPP
 from specgen.loading.memory import free_bytes
 from specgen.loading.resolved_model import GgufFile, LoadedModel, ResolvedModel

@@ -13,7 +13,7 @@ from specgen.models.decoder_spec import DecoderSpec
 if TYPE_CHECKING:
     from specgen.core.results import ModelInfo
     from specgen.engine.contract import LanguageModel
-    from specgen.loading.gguf.header import GgufHeader
+    from specgen.loading.gguf.metadata import GgufHeader
 
 Role = Literal["target", "draft"]
 Format = Literal["folder", "gguf", "draft head"]

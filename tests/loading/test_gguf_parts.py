@@ -9,7 +9,8 @@ import pytest
 
 from specgen.core.errors import ModelFileError
 from specgen.loading.gguf.convert import convert_gguf
-from specgen.loading.gguf.header import GgufHeader, scan_gguf
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.gguf.parts import scan_parts
 from tests.loading.builders import fails, gguf, pair, tensor, text
 

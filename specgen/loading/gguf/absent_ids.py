@@ -10,7 +10,7 @@ import shutil
 import struct
 from pathlib import Path
 
-from specgen.loading.gguf.header import GgufHeader
+from specgen.loading.gguf.metadata import GgufHeader
 
 NO_ID = 2**32 - 1
 """llama.cpp's LLAMA_TOKEN_NULL as it is in files."""

@@ -25,7 +25,8 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.config_check import check_folder, has_weights
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.gguf.absent_ids import copy_whole
-from specgen.loading.gguf.header import GgufHeader, scan_gguf
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.gguf.parts import first_part
 from specgen.loading.gguf.tokenizer import (
     check_tokenizer,

@@ -7,13 +7,13 @@ files of the fault catalogue (F25) takes milliseconds; the libraries ended in Me
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import GGUF_MAGIC, corrupt, describe_content, open_regular
 from specgen.loading.gguf.end_tokens import END_TOKENS, LONGEST_END_TOKEN, ending_ids
+from specgen.loading.gguf.metadata import AbsentId, GgufHeader
 from specgen.loading.gguf.reader import (
     GGML_TYPES,
     MAX_FOREIGN_TYPE,
@@ -40,53 +40,6 @@ _TOKEN_ARRAYS = {
     "tokenizer.ggml.scores": (6,),
 }
 """Arrays with one entry per token, and their allowed types."""
-
-
-@dataclass(frozen=True, slots=True)
-class AbsentId:
-    """A key that names a special token the file does not have.
-
-    Args:
-        key_end: Position in the file after the key's last byte.
-        is_signed: The value is of a signed type, which llama.cpp refuses.
-    """
-
-    key: str
-    key_end: int
-    is_signed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GgufHeader:
-    """The metadata of a GGUF file.
-
-    Args:
-        architecture: llama.cpp's name, `llama`.
-        quantization: Type of most values, `Q4_K`.
-        num_cache_values: Keys and values per position; 0 if unknown.
-        tokenizer_model: Kind of tokenizer, `gpt2`.
-        tokenizer_pre: llama.cpp's name of the pre-tokenizer.
-        num_parts: How many files the model is split over, as their metadata say.
-        part: Which of them this is, from 0.
-        end_ids: Tokens that end a text: those of the keys, and those that spell an end of turn.
-        metadata_end: Position after the last metadata entry.
-        absent_ids: Special tokens that are named, but that the file does not have.
-    """
-
-    architecture: str
-    quantization: str
-    num_parameters: int
-    num_weight_bytes: int
-    num_cache_values: int
-    vocab_rows: int | None
-    context_length: int | None
-    tokenizer_model: str | None
-    tokenizer_pre: str | None
-    end_ids: tuple[int, ...]
-    num_parts: int
-    part: int = 0
-    metadata_end: int = 0
-    absent_ids: tuple[AbsentId, ...] = ()
 
 
 def scan_gguf(path: Path) -> GgufHeader:

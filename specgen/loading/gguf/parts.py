@@ -12,7 +12,8 @@ from pathlib import Path
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import listed
-from specgen.loading.gguf.header import GgufHeader, scan_gguf
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.gguf.metadata import GgufHeader
 
 MAX_PARTS = 1000
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)

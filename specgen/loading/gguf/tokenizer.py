@@ -16,7 +16,7 @@ from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.gguf.absent_ids import copy_metadata
-from specgen.loading.gguf.header import GgufHeader
+from specgen.loading.gguf.metadata import GgufHeader
 from specgen.storage.atomic_write import publish_folder
 from specgen.storage.folders import cache_folder, check_space, disk_error, single_writer, staging
 from specgen.text.tokenizer import checked_library_call, load_tokenizer

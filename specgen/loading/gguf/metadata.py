@@ -1,0 +1,52 @@
+"""Defines what the header of a GGUF file says of its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentId:
+    """A key that names a special token the file does not have.
+
+    Args:
+        key_end: Position in the file after the key's last byte.
+        is_signed: The value is of a signed type, which llama.cpp refuses.
+    """
+
+    key: str
+    key_end: int
+    is_signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """The metadata of a GGUF file.
+
+    Args:
+        architecture: llama.cpp's name, `llama`.
+        quantization: Type of most values, `Q4_K`.
+        num_cache_values: Keys and values per position; 0 if unknown.
+        tokenizer_model: Kind of tokenizer, `gpt2`.
+        tokenizer_pre: llama.cpp's name of the pre-tokenizer.
+        num_parts: How many files the model is split over, as their metadata say.
+        part: Which of them this is, from 0.
+        end_ids: Tokens that end a text: those of the keys, and those that spell an end of turn.
+        metadata_end: Position after the last metadata entry.
+        absent_ids: Special tokens that are named, but that the file does not have.
+    """
+
+    architecture: str
+    quantization: str
+    num_parameters: int
+    num_weight_bytes: int
+    num_cache_values: int
+    vocab_rows: int | None
+    context_length: int | None
+    tokenizer_model: str | None
+    tokenizer_pre: str | None
+    end_ids: tuple[int, ...]
+    num_parts: int
+    part: int = 0
+    metadata_end: int = 0
+    absent_ids: tuple[AbsentId, ...] = ()
