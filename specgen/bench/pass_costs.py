@@ -68,7 +68,8 @@ def measure_pass_costs(
     drafting: dict[str, list[tuple[float, float]]] = {label: [] for label in drafts}
     target.feed(ids[:-1])
     # The first round warms up; with recorded passes, the second one records them.
-    num_warmups = 2 if isinstance(target, RecordingModel) else 1
+    used = [target, *(models.draft for models in drafts.values())]
+    num_warmups = 2 if any(isinstance(model, RecordingModel) for model in used) else 1
     for number in range(NUM_SAMPLES + num_warmups):
         for n in lengths[:: -1 if number % 2 else 1]:
             if options.is_interrupted():

@@ -33,8 +33,9 @@ class Counts:
     prefill_seconds: float = 0.0
     first_round_seconds: float = 0.0
     num_plain_rounds: int = 0
+    num_timed_plain_rounds: int = 0
     plain_seconds: float = 0.0
-    """Time of rounds without a draft: steps of plain decoding in the middle of the run."""
+    """Time of rounds without a draft, except warm-up: steps of plain decoding in the middle of the run."""
     num_resumed: int = 0
     resumed_seconds: float = 0.0
     """Time of drafts after a round without one, where the drafter first reads the tokens it missed."""
@@ -64,7 +65,9 @@ class Counts:
         is_plain = num_drafted + round_.num_cut == 0
         if is_plain:
             self.num_plain_rounds += 1
-            self.plain_seconds += round_.seconds
+            if not round_.is_warmup:
+                self.num_timed_plain_rounds += 1
+                self.plain_seconds += round_.seconds
         elif self.was_plain:
             self.num_resumed += num_drafted + round_.num_cut
             self.resumed_seconds += round_.draft_seconds

@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+DRAFT_NOT_FINITE = "the draft model's logits contain NaN or infinity"
+
 
 class TargetModel(Protocol):
     """Computes logits for the decoding loop. `TableModel` in `enumeration.py` is the smallest implementation."""
@@ -61,14 +63,22 @@ class LanguageModel(TargetModel, Protocol):
 class RecordingModel(Protocol):
     """A model that records its passes: they have few sizes, and the first ones of a size are slow."""
 
-    num_warmups: int
-    """Passes so far that were slower than later ones of their size: first runs and recordings."""
+    @property
+    def has_failed(self) -> bool:
+        """Whether recording failed, so that passes run as if there were none."""
+
+    @property
+    def num_warmups(self) -> int:
+        """Passes so far that were slower than later ones of their size: first runs and recordings."""
 
     def reserve(self, num_tokens: int) -> None:
         """Makes room for a text, so that no recording is lost while it grows."""
 
     def padded_rows(self, num_rows: int) -> int:
         """Returns how many rows a pass over `num_rows` tokens really computes."""
+
+    def forget(self) -> None:
+        """Empties the cache and overwrites it: NaN in what was removed would spoil later passes."""
 
     def take_failure(self) -> str | None:
         """Returns once why recording failed, if it did; passes then run as if there were no recording."""
@@ -78,7 +88,9 @@ class RecordingModel(Protocol):
 class GreedyVerifier(Protocol):
     """A target that verifies a greedy draft on its device."""
 
-    def verify_greedy(self, ids: Sequence[int], draft_ids: Tensor) -> list[int] | None:
+    def verify_greedy(
+        self, ids: Sequence[int], draft_ids: Tensor, is_draft_finite: Tensor | None = None
+    ) -> list[int] | None:
         """Extends the cache to `ids` and the draft, and applies the accept rule of greedy decoding.
 
         Returns:
@@ -96,6 +108,9 @@ class GreedyDrafter(Protocol):
 
     def drafted_ids(self, count: int) -> Tensor:
         """Returns the first drafted tokens, `[count]`, on the device. The next draft overwrites them."""
+
+    def is_draft_finite(self) -> Tensor:
+        """Returns whether the logits of the drafted tokens were finite, `[1]` bool, on the device."""
 
     def confidence(self, index: int) -> float:
         """Reads the probability of a drafted token; NaN if its logits were not finite. Waits for the device."""

@@ -98,7 +98,7 @@ def decode(
             drafter, failure = NoDrafter(), None
             yield notice
         if recording is not None and (message := recording.take_failure()) is not None:
-            yield Notice("recording_failed", f"the target's passes can't be recorded, so they are slower: {message}")
+            yield _recording_failed("target", message)
         started = stopwatch.mark()
         draft_length.start_round()
         draft, failure = _propose(drafter, ids, min(settings.num_draft_tokens, num_left - 1), draft_length)
@@ -146,6 +146,8 @@ def decode(
         draft_length.observe(round_)
         yield round_
         index += 1
+        if draft.recording_failure is not None:
+            yield _recording_failed("draft", draft.recording_failure)
     if failure is not None:  # in the rewind of the last round, which does not affect the text
         release_after_failure(drafter)
     yield Finish(reason)
@@ -197,6 +199,10 @@ def _propose(
             return drafter.propose(ids, limit, draft_length), None
     except DraftError as error:
         return empty_draft(), error
+
+
+def _recording_failed(role: str, reason: str) -> Notice:
+    return Notice("recording_failed", f"the {role}'s passes can't be recorded, so they are slower: {reason}")
 
 
 def _cut(tokens: Sequence[int], end_ids: frozenset[int], stop: StopCheck | None) -> tuple[int, bool]:

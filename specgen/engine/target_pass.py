@@ -11,14 +11,12 @@ import torch
 from specgen.core.errors import DraftError, NumericalError
 from specgen.core.settings import Verification
 from specgen.engine.clock import Stopwatch
-from specgen.engine.contract import GreedyVerifier, RecordingModel, TargetModel
+from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyVerifier, RecordingModel, TargetModel
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import Sampler, TokenDistributions, likeliest_on_host, token_distributions
 from specgen.engine.seen_tokens import seen_tokens
 from specgen.engine.transfer import moved
 from specgen.engine.verification import Draft, verify
-
-DRAFT_NOT_FINITE = "the draft model's logits contain NaN or infinity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class TargetPass:
             DraftError: The draft model's logits did.
         """
         num_warmups = self._num_warmups()
-        numbers = None if self._on_device is None else self._on_device.verify_greedy(ids, draft.ids)
+        numbers = None if self._on_device is None else self._on_device.verify_greedy(ids, draft.ids, draft.is_finite)
         if numbers is not None:
             passed_at = self._stopwatch.mark()
         else:
@@ -75,6 +73,8 @@ class TargetPass:
             numbers = self._verify_logits(logits, ids, draft)
         num_accepted, target_id, is_finite, *draft_ids = numbers
         if not is_finite:
+            if self._recording is not None:
+                self._recording.forget()
             raise NumericalError(
                 "the target's logits contain NaN or infinity",
                 "try --dtype float32 or another --quant; the file may be damaged",
@@ -141,7 +141,9 @@ def verify_on_device(target: TokenDistributions, draft: Draft, randomness: Rando
     """
     verdict = verify(target, draft, randomness, rule)
     is_draft_finite = target.is_finite if draft.is_finite is None else draft.is_finite
-    decided = torch.stack([verdict.num_accepted, verdict.target_id, target.is_finite.long(), is_draft_finite.long()])
+    decided = torch.stack(
+        [verdict.num_accepted, verdict.target_id, target.is_finite.long(), is_draft_finite.view(()).long()]
+    )
     num_accepted, target_id, is_finite, is_sound, *draft_ids = torch.cat([decided, draft.ids]).tolist()
     if is_finite and not is_sound:
         raise DraftError(DRAFT_NOT_FINITE) from NumericalError(DRAFT_NOT_FINITE)

@@ -22,8 +22,9 @@ class Draft:
         probs: `[drafted, vocab]`; `ids[i]` was drawn from row i, after all processors. None if nothing was drawn:
             the draft of a greedy model or of lookup is a point mass at `ids`.
         source: What made it.
-        is_finite: `[]` bool: the draft model's logits were finite; None if that was checked already.
+        is_finite: `[]` or `[1]` bool: the draft model's logits were finite; None if that was checked already.
         is_warmup: A pass of the draft model was slower than later ones of its size.
+        recording_failure: Why the draft model's passes can't be recorded, once, if they can't.
     """
 
     ids: Tensor
@@ -31,6 +32,7 @@ class Draft:
     source: DraftSource = "model"
     is_finite: Tensor | None = None
     is_warmup: bool = False
+    recording_failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

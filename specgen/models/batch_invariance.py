@@ -60,11 +60,12 @@ def _max_difference(target: LanguageModel, head: list[int], tails: list[list[int
 
 
 def _head_logits(target: LanguageModel, head: list[int], tail: list[int]) -> torch.Tensor:
-    target.reset()
+    # Not reset(): recorded passes would be lost.
+    target.rewind(0)
     try:
         return target.logits([*head, *tail], NUM_HEAD + NUM_TAIL)[:NUM_HEAD].clone()
     finally:
-        target.reset()
+        target.rewind(0)
 
 
 def outlier_threshold(model: Any) -> float:

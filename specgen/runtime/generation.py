@@ -80,7 +80,7 @@ class Generation:
         request, models = self.request, self.models
         self._started = perf_counter()
         models.reuse_prefix(request.prompt_ids)
-        models.reserve(len(request.prompt_ids) + request.decode.max_new_tokens)
+        models.reserve(len(request.prompt_ids), request.decode.max_new_tokens)
         sampler = models.sampler(request.sampling)
         # Only a raw prompt is continued in the middle of a line; its last tokens decide about leading spaces.
         context = request.prompt_ids[-4:] if request.is_raw else ()
@@ -119,7 +119,7 @@ class Generation:
         num_tokens = len(self.token_ids) if method == "full" else min(NUM_CALIBRATION_TOKENS, len(self.token_ids))
         num_uncounted = 0 if method == "full" else 1
         if isinstance(self.models.target, RecordingModel):
-            num_uncounted = 2  # the first single-token pass runs plainly, the second one is recorded
+            num_uncounted = 2  # warm-up rounds: the first pass runs plainly, the second one is recorded
         request, models = self.request, self.models
         models.reuse_prefix(request.prompt_ids)
         counts = Counts()
@@ -128,7 +128,8 @@ class Generation:
         for event in steps:
             if isinstance(event, Round):
                 ids += event.token_ids
-                if event.index >= num_uncounted:
+                # Only a text that is shorter than its warm-up is timed with it.
+                if event.index >= num_uncounted and (not event.is_warmup or not counts.num_rounds):
                     counts.observe(event)
                     models.draft_length.costs.observe(1, event.verify_seconds)
             if self._should_end():
@@ -140,7 +141,7 @@ class Generation:
         if method == "calibrate":
             # Rounds without a draft are steps of the target alone, too, measured during the run: with them, a machine
             # that was busier during the answer than after it does not look like a slowdown.
-            num_timed += self.counts.num_plain_rounds
+            num_timed += self.counts.num_timed_plain_rounds
             seconds += self.counts.plain_seconds
         self.baseline = Baseline(method, num_timed, seconds / num_timed, difference, compared)
         return self.baseline

@@ -15,7 +15,7 @@ from specgen.core.machine import processor_name, version_of
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings
-from specgen.engine.contract import LanguageModel, padded_rows_of
+from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
@@ -145,6 +145,8 @@ _NAMES_ON_DISK = {"DecoderModel": "LeanModel", "DraftHeadModel": "ShallowModel"}
 def _backend_key(model: LanguageModel, backend: BackendSettings) -> str:
     """Identifies the code that runs a model, in the spelling of version 0.1.0."""
     kind = type(model).__name__
+    if isinstance(model, RecordingModel) and model.has_failed:
+        kind += " without recording"
     return (
         f"{_NAMES_ON_DISK.get(kind, kind)} EngineSettings(backend={backend.name!r}, gpu_layers={backend.gpu_layers!r}, "
         f"context_size={backend.context_size!r}, threads={backend.threads!r})"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 
+from specgen.core.errors import MemoryShortageError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import BatchInvarianceCheck, ModelInfo
 from specgen.core.settings import SamplingSettings
@@ -17,8 +19,9 @@ from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
-from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.lookup import SEPARATOR, LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.memory_errors import memory_errors
 from specgen.engine.sampling import Sampler
 from specgen.loading.gpus import leaving_room
 from specgen.loading.libraries import freeze_imported_objects
@@ -32,8 +35,8 @@ from specgen.runtime.near_ties import first_difference
 if TYPE_CHECKING:
     from specgen.runtime.pair import Pair
 
-MOST_RESERVED = 4096
-"""Tokens that are reserved at once; most answers end long before their limit."""
+MOST_RESERVED = 4000
+"""Tokens of an answer that are reserved at once, together with the prompt; most answers end long before their limit."""
 
 
 def load_models(pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:
@@ -98,10 +101,15 @@ class LoadedModels:
         self.batch_invariance = batch_invariance
         self.notices = notices
         self.load_seconds = perf_counter() - pair.started
-        self.lookup = LookupDrafter(pair.lookup_ids)
+        self.lookup = LookupDrafter(self._known_lookup_texts(pair))
         self.draft_length = CostAwareLength(CostTable(padded=padded_rows_of(self.target)), DraftCost())
         """Decides draft lengths by cost; what it learns serves later answers, too."""
         self._text_ids: list[int] = []
+
+    def _known_lookup_texts(self, pair: Pair) -> list[list[int]]:
+        """Returns the lookup texts, broken at tokens that the target can't be fed."""
+        end = self.target.num_embeddings
+        return [[token if token < end else SEPARATOR for token in text] for text in pair.lookup_ids]
 
     def _set_draft(self, draft: LoadedModel | None) -> None:
         self.draft: LanguageModel | None = None if draft is None else draft.model
@@ -132,12 +140,14 @@ class LoadedModels:
         self.lookup.rewind(shared)
         self._text_ids = list(prompt_ids)
 
-    def reserve(self, num_tokens: int) -> None:
-        """Makes room for a text of so many tokens in caches of fixed size; at most `MOST_RESERVED` at once."""
+    def reserve(self, num_prompt_tokens: int, num_new_tokens: int) -> None:
+        """Makes room for an answer in caches of fixed size. Without memory for it, they grow when they must."""
+        num_tokens = max(num_prompt_tokens + 1, min(num_prompt_tokens + num_new_tokens, MOST_RESERVED))
         models: list[object] = [self.target, self.draft]
         for model in models:
             if isinstance(model, RecordingModel):
-                model.reserve(min(num_tokens, MOST_RESERVED))
+                with suppress(MemoryShortageError), memory_errors():
+                    model.reserve(num_tokens)
 
     def append(self, token_ids: Sequence[int]) -> None:
         """Adds emitted tokens to the text."""

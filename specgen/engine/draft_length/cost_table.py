@@ -40,7 +40,10 @@ class CostTable:
         self._padded = padded or (lambda num_tokens: num_tokens)
         self._samples: dict[int, deque[float]] = {}
         self._num_passes: Counter[int] = Counter()
-        self._earlier: dict[int, float] = dict(known or {})
+        self._earlier: dict[int, float] = {}
+        for num_tokens, seconds in (known or {}).items():
+            rows = self._padded(num_tokens)
+            self._earlier[rows] = min(seconds, self._earlier.get(rows, seconds))
         self._medians: dict[int, float] = dict(self._earlier)
         self.drift = 1.0
         """Ratio of this run's passes to the earlier run's; 1 without an earlier run."""

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from specgen.core.errors import NumericalError
-from specgen.engine.contract import GreedyDrafter, LanguageModel, RecordingModel
+from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyDrafter, LanguageModel, RecordingModel
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.base import draft_errors, empty_draft
 from specgen.engine.sampling import Sampler, TokenDistributions, token_distributions
 from specgen.engine.seen_tokens import seen_tokens
-from specgen.engine.target_pass import DRAFT_NOT_FINITE
 from specgen.engine.verification import Draft
 
 
@@ -69,7 +68,10 @@ class ModelDrafter:
             draft = self._propose_on_device(self._on_device, ids, limit, draft_length)
         else:
             draft = self._propose_by_logits(ids, limit, draft_length)
-        return replace(draft, is_warmup=True) if self._num_warmups() > num_warmups else draft
+        if self._recording is None:
+            return draft
+        is_warmup = self._recording.num_warmups > num_warmups
+        return replace(draft, is_warmup=is_warmup, recording_failure=self._recording.take_failure())
 
     def _propose_on_device(
         self, model: GreedyDrafter, ids: Sequence[int], limit: int, draft_length: LengthPolicy
@@ -84,7 +86,7 @@ class ModelDrafter:
                 if isnan(confidence):
                     raise NumericalError(DRAFT_NOT_FINITE)
                 draft_length.on_token(confidence)
-        return Draft(model.drafted_ids(count))
+        return Draft(model.drafted_ids(count), is_finite=model.is_draft_finite() if count else None)
 
     def _propose_by_logits(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         draft_ids = torch.empty(0, dtype=torch.int64, device=self.model.device)

@@ -34,6 +34,11 @@ class StaticDraftHead(DraftHeadModel):
             self._output = torch.zeros(1, width, dtype=parts.dtype, device=self.device)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether recording failed, so that passes run plainly."""
+        return self.replays.has_failed
+
+    @property
     def num_warmups(self) -> int:
         """As in `RecordingModel`."""
         return self.replays.num_warmups
@@ -69,6 +74,16 @@ class StaticDraftHead(DraftHeadModel):
         """As in `GreedyDrafter`."""
         return self._drafted.ids[:count]
 
+    def is_draft_finite(self) -> Tensor:
+        """As in `GreedyDrafter`."""
+        return self._drafted.is_finite
+
+    @torch.inference_mode()
+    def forget(self) -> None:
+        """As in `RecordingModel`."""
+        self._tensor_slots.clear(0)
+        self._restart()
+
     def confidence(self, index: int) -> float:
         """As in `GreedyDrafter`."""
         return float(self._drafted.confidences[index])
@@ -91,9 +106,14 @@ class StaticDraftHead(DraftHeadModel):
         needed = num_tokens + MAX_ROWS
         if needed > self.capacity:
             capacity = capacity_for(needed)
-            self._tensor_slots.grow(capacity, self.length - self.start)
-            self.capacity = capacity
+            # First: a recording must never outlive the tensors it uses.
             self.replays.clear()
+            try:
+                self._tensor_slots.grow(capacity, self.length - self.start)
+            except BaseException:
+                self.reset()
+                raise
+            self.capacity = capacity
 
     def _run(self, new: Tensor, features: Tensor | None) -> Tensor:
         num_new, position = new.shape[0], self.length - self.start

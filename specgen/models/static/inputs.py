@@ -82,12 +82,15 @@ class DraftedTokens:
     def __init__(self, device: torch.device, columns: Tensor | None = None) -> None:
         self.ids = torch.zeros(MAX_DRAFT_TOKENS, dtype=torch.int64, device=device)
         self.confidences = torch.zeros(MAX_DRAFT_TOKENS, device=device)
+        self.is_finite = torch.ones(1, dtype=torch.bool, device=device)
+        """Whether all logits of this draft were finite."""
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._columns = columns
 
     def restart(self) -> None:
         """Begins a new draft."""
         self._index.zero_()
+        self.is_finite.fill_(True)
 
     def append(self, logits: Tensor) -> Tensor:
         """Appends the likeliest token of `[1, vocab]` logits and returns it, `[1]`."""
@@ -95,5 +98,6 @@ class DraftedTokens:
         token = top.indices if self._columns is None else self._columns.index_select(0, top.indices)
         self.ids.index_copy_(0, self._index, token)
         self.confidences.index_copy_(0, self._index, (top.values - logits.logsumexp(dim=-1)).exp())
+        self.is_finite &= top.values.isfinite()
         self._index += 1
         return token

@@ -2,71 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from specgen.core.errors import DraftError, NumericalError
+from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.engine.contract import DRAFT_NOT_FINITE
 from specgen.engine.transfer import moved
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
+from specgen.models.static.contract import StaticPass
 from specgen.models.static.features import StaticFeatures
 from specgen.models.static.inputs import MAX_ROWS, DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.recorder import Recorder, Replays
 from specgen.models.target_features import TargetFeatures
 
-
-class StaticPass(Protocol):
-    """Computes passes on a cache of fixed capacity; knows no text and no length."""
-
-    device: torch.device
-    num_embeddings: int
-    """Ids from here on can't be fed."""
-    module: nn.Module
-    """The weights."""
-    features: StaticFeatures | None
-    """Inputs of the head by position, if a draft head reads them. Only specgen's decoder has them."""
-    reads_whole_cache: bool
-    """Whether a pass takes the same time for every bucket."""
-
-    @property
-    def decoder(self) -> Decoder | None:
-        """The weights as specgen's decoder, if it computes the passes."""
-
-    def grow(self, capacity: int, num_kept: int) -> None:
-        """Replaces the cache by one with room for `capacity` tokens that contains the first `num_kept` of the old."""
-
-    def release(self) -> None:
-        """Frees the cache."""
-
-    def clear(self) -> None:
-        """Overwrites the whole cache, which may contain NaN."""
-
-    def run_earlier(self, inputs: PassInputs, rows: int, bucket: int) -> None:
-        """Computes what a recorded pass needs from other devices. Its owner calls it before each run or replay."""
-
-    def take_failure(self) -> str | None:
-        """Returns once why recording failed on another device, if it did."""
-
-    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
-        """Computes a pass.
-
-        Args:
-            ids: `[n]`.
-            positions: `[n]`, consecutive; what the cache held from the first on is lost.
-            bucket: At least the last position + 1, at most the capacity: so much of the cache is read.
-            num_last: Rows of logits wanted, counted from the end.
-
-        Returns:
-            `[num_last, logits]`, in the model's type.
-        """
+NUM_VERDICTS = 4
+"""Numbers of a verdict before the draft's ids."""
+MAX_SPLIT = MAX_DRAFT_TOKENS + 1
+"""Rows up to which a pass is split into recorded ones: the longest draft and the token before it."""
 
 
 class StaticModel(CachedModel):
     """A static pass and the cache of one text.
 
-    Padding rows write after the text, where each later pass overwrites them before anything reads them.
+    Padding rows feed ids of an earlier pass and write after the text. Other rows multiply what they wrote by 0.
 
     Args:
         static_pass: Computes the logits.
@@ -83,9 +45,15 @@ class StaticModel(CachedModel):
         """Positions of the cache."""
         with torch.inference_mode():
             self._inputs = PassInputs(self.device)
-            self._verdict = torch.zeros(MAX_ROWS + 2, dtype=torch.int64, device=self.device)
+            self._verdict = torch.zeros(NUM_VERDICTS + MAX_ROWS - 1, dtype=torch.int64, device=self.device)
+            self._is_draft_finite = torch.ones(1, dtype=torch.bool, device=self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
             self._drafted = DraftedTokens(self.device)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether recording failed, so that passes run plainly."""
+        return self.replays.has_failed
 
     @property
     def num_warmups(self) -> int:
@@ -133,9 +101,14 @@ class StaticModel(CachedModel):
         needed = num_tokens + MAX_ROWS
         if needed > self.capacity:
             capacity = capacity_for(needed)
-            self.static_pass.grow(capacity, self.length)
-            self.capacity = capacity
+            # First: a recording must never outlive the tensors it uses.
             self.replays.clear()
+            try:
+                self.static_pass.grow(capacity, self.length)
+            except BaseException:
+                self.reset()
+                raise
+            self.capacity = capacity
 
     def bucket(self, num_positions: int) -> int:
         """Returns how much of the cache a recorded pass reads to see so many positions."""
@@ -149,39 +122,64 @@ class StaticModel(CachedModel):
             self.target_features.rewind(length)
 
     @torch.inference_mode()
-    def verify_greedy(self, ids: Sequence[int], draft_ids: Tensor) -> list[int] | None:
+    def verify_greedy(
+        self, ids: Sequence[int], draft_ids: Tensor, is_draft_finite: Tensor | None = None
+    ) -> list[int] | None:
         """Verifies a greedy draft in one recorded pass and reads the result: the round's only host read.
 
         Args:
             ids: The text.
             draft_ids: `[drafted]`.
+            is_draft_finite: `[]` or `[1]` bool, read together with the verdict; None: it is.
 
         Returns:
             The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
             None if the pass is too long to be recorded, or more than the last token of the text is to be fed.
+
+        Raises:
+            DraftError: The draft model's logits were not finite.
         """
         num_new = draft_ids.shape[0] + 1
         if len(ids) != self.length + 1 or num_new > MAX_ROWS:
             return None
         self._inputs.ids[1:num_new].copy_(moved(draft_ids, self.device), non_blocking=True)
-        self._counted(num_new, lambda: self._play("verify", self._tensor(ids[-1:]), num_new, self._write_verdict))
-        numbers: list[int] = self._verdict[: num_new + 2].tolist()
-        return numbers
+        if is_draft_finite is None:
+            self._is_draft_finite.fill_(True)
+        else:
+            self._is_draft_finite.copy_(is_draft_finite.view(1), non_blocking=True)
+        new = self._tensor(ids[-1:])
+        self._counted(num_new, lambda: self._play("verify", new, self.length, num_new, self._write_verdict))
+        numbers: list[int] = self._verdict[: NUM_VERDICTS + num_new - 1].tolist()
+        accepted, own, is_finite, is_sound, *rest = numbers
+        if is_finite and not is_sound:
+            raise DraftError(DRAFT_NOT_FINITE) from NumericalError(DRAFT_NOT_FINITE)
+        return [accepted, own, is_finite, *rest]
+
+    @torch.inference_mode()
+    def forget(self) -> None:
+        """Empties the cache and overwrites it, because it may contain NaN; keeps the memory."""
+        self.static_pass.clear(0)
+        self.rewind(0)
 
     @torch.inference_mode()
     def draft_token(self, ids: Sequence[int], index: int) -> None:
         """Drafts the likeliest token after `ids` and the `index` tokens drafted so far. Reads nothing."""
         if index:
-            self._counted(1, lambda: self._play("step", None, 1, self._write_next_token))
+            self._counted(1, lambda: self._play("step", None, self.length, 1, self._write_next_token))
             return
         self.feed(ids[: max(0, len(ids) - MAX_ROWS)])
         new = self._tensor(ids[self.length :])
         self._drafted.restart()
-        self._counted(new.shape[0], lambda: self._play("draft", new, new.shape[0], self._write_first_token))
+        count = new.shape[0]
+        self._counted(count, lambda: self._play("draft", new, self.length, count, self._write_first_token))
 
     def drafted_ids(self, count: int) -> Tensor:
         """Returns the first tokens that `draft_token` drafted, `[count]`; the next draft overwrites them."""
         return self._drafted.ids[:count]
+
+    def is_draft_finite(self) -> Tensor:
+        """Returns whether the draft's logits were finite, `[1]`, on the device."""
+        return self._drafted.is_finite
 
     def confidence(self, index: int) -> float:
         """Reads the probability of a drafted token; NaN if a logit was NaN or infinite."""
@@ -200,30 +198,43 @@ class StaticModel(CachedModel):
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         num_new = new.shape[0]
         if num_new <= MAX_ROWS:
-            self._play("logits", new, num_new, self._write_logits)
+            self._play("logits", new, self.length, num_new, self._write_logits)
             return self._logits[num_new - num_last : num_new]
+        if num_last > 1 and num_new <= MAX_SPLIT:
+            return torch.cat(list(self._split_logits(new)))[-num_last:]
         last = self.length + num_new
         self.reserve(last)
         positions = torch.arange(self.length, last, device=self.device)
         logits = self.static_pass.run(new, positions, prefill_bucket(last, self.capacity), num_last)
-        self._note_features(last)
+        self._note_features(self.length, last)
         return logits
 
-    def _play(self, name: str, new: Tensor | None, num_new: int, work: Callable[[int, int], None]) -> None:
-        """Runs or replays `work(rows, bucket)`, which feeds `num_new` tokens that begin with `new`."""
-        last = self.length + num_new
+    def _split_logits(self, new: Tensor) -> Iterator[Tensor]:
+        """Yields the logits of a long draft: a few recorded passes are faster than one that is not."""
+        self.reserve(self.length + new.shape[0])
+        for row in range(0, new.shape[0], MAX_ROWS):
+            part = new[row : row + MAX_ROWS]
+            self._play("logits", part, self.length + row, part.shape[0], self._write_logits)
+            yield self._logits[: part.shape[0]].clone()
+
+    def _play(self, name: str, new: Tensor | None, first: int, num_new: int, work: Callable[[int, int], None]) -> None:
+        """Runs or replays `work(rows, bucket)`, which feeds `num_new` tokens from position `first` on.
+
+        The first of them are `new`; None: the inputs are what the pass before left.
+        """
+        last = first + num_new
         self.reserve(last)
         if new is not None:
-            self._inputs.write(new, self.length, num_new)
+            self._inputs.write(new, first, num_new)
         rows, bucket = padded_rows(num_new), self.bucket(last)
         self.static_pass.run_earlier(self._inputs, rows, bucket)
         self.replays.run((name, rows, bucket), lambda: work(rows, bucket))
-        self._note_features(last)
+        self._note_features(first, last)
 
-    def _note_features(self, last: int) -> None:
+    def _note_features(self, first: int, last: int) -> None:
         features = self.target_features
         if isinstance(features, StaticFeatures):
-            features.record(self.length, last)
+            features.record(first, last)
 
     # What is recorded: functions of the static tensors only.
 
@@ -237,9 +248,10 @@ class StaticModel(CachedModel):
         num_drafted, offsets, draft_ids = self._inputs.count - 1, self._inputs.offsets[:rows], self._inputs.ids[1:rows]
         is_match = (top.indices[:-1] == draft_ids) & (offsets[:-1] < num_drafted)
         num_accepted = is_match.long().cumprod(dim=0).sum(dim=0, keepdim=True)
-        is_finite = (top.values.isfinite() | (offsets > num_drafted)).all().view(1).long()
-        verdict = [num_accepted, top.indices.index_select(0, num_accepted), is_finite, draft_ids]
-        self._verdict[: rows + 2] = torch.cat(verdict)
+        is_finite = (top.values.isfinite() | (offsets > num_drafted)).all().view(1)
+        own = top.indices.index_select(0, num_accepted)
+        verdict = [num_accepted, own, is_finite.long(), self._is_draft_finite.long(), draft_ids]
+        self._verdict[: NUM_VERDICTS + rows - 1] = torch.cat(verdict)
 
     def _write_first_token(self, rows: int, bucket: int) -> None:
         self._write_logits(rows, bucket)

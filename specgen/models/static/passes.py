@@ -47,8 +47,8 @@ class DecoderPass:
         if self.features is not None:
             self.features.release()
 
-    def clear(self) -> None:
-        self._slots.clear()
+    def clear(self, first: int) -> None:
+        self._slots.clear(first)
 
     def run_earlier(self, inputs: PassInputs, rows: int, bucket: int) -> None:
         pass  # all is on one device
@@ -92,6 +92,7 @@ class WholePass:
         # Its name changes in transformers 5.40.
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._dtype: torch.dtype = model.dtype
+        self._last_position = (getattr(model.config, "max_position_embeddings", None) or 2**31) - 1
         self.release()
 
     @property
@@ -115,9 +116,11 @@ class WholePass:
         self._cache = cache
         self._columns = torch.arange(capacity, device=self.device)
 
-    def clear(self) -> None:
-        if self._cache is not None:
-            self._cache.reset()
+    def clear(self, first: int) -> None:
+        for layer in [] if self._cache is None else self._cache.layers:
+            if layer.is_initialized:
+                layer.keys[:, :, first:].zero_()
+                layer.values[:, :, first:].zero_()
 
     def run_earlier(self, inputs: PassInputs, rows: int, bucket: int) -> None:
         pass  # all is on one device
@@ -135,7 +138,8 @@ class WholePass:
         bias = bias.masked_fill_(is_hidden, torch.finfo(self._dtype).min)
         options: dict[str, Any] = {
             "input_ids": ids[None],
-            "position_ids": positions[None],
+            # Padding may be after the last position of a learned embedding, which no text reaches.
+            "position_ids": positions.clamp(max=self._last_position)[None],
             "attention_mask": bias[None, None],
             self._cache_argument: self._cache,
             "use_cache": True,

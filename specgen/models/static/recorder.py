@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from specgen.core.errors import is_out_of_memory
+
 Work = Callable[[], None]
 """Reads and writes static tensors."""
 
@@ -48,8 +50,26 @@ class CudaRecorder:
         self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        self._has_failed = False
+        # A pool ends with its last graph, and its handle is invalid then. This graph lives as long as the recorder.
+        self._keeper = self._graph_of(lambda: _allocate(device))
 
     def record(self, work: Work) -> Work:
+        if self._has_failed:
+            raise RuntimeError("an earlier recording failed")
+        try:
+            replay: Work = self._graph_of(work).replay
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                # The allocator may believe that the recording goes on.
+                self._has_failed = True
+                raise
+            # While it records, the allocator gives no cached memory back.
+            torch.cuda.empty_cache()
+            replay = self._graph_of(work).replay
+        return replay
+
+    def _graph_of(self, work: Work) -> Any:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
@@ -64,7 +84,11 @@ class CudaRecorder:
                 raise
             graph.capture_end()
         current.wait_stream(self._stream)
-        return graph.replay
+        return graph
+
+
+def _allocate(device: torch.device) -> None:
+    torch.zeros(1, device=device)
 
 
 @contextmanager
@@ -93,10 +117,13 @@ class Replays:
         self._recorder = recorder
         self._recorded: dict[Hashable, Work] = {}
         self._seen: set[Hashable] = set()
+        self._plain: set[Hashable] = set()
         self.num_warmups = 0
         """Runs that were slower than later ones of their key: first runs and recordings."""
         self.failure: str | None = None
-        """Why recording failed, if it did; all work runs plainly since then."""
+        """Why recording failed, if it did and nobody has read it yet."""
+        self.has_failed = False
+        """Whether recording failed: all work without a recording runs plainly since then."""
 
     @property
     def recorded_keys(self) -> frozenset[Hashable]:
@@ -106,9 +133,11 @@ class Replays:
     def run(self, key: Hashable, work: Work) -> None:
         """Does the work. Equal keys mean equal work on the same tensors."""
         replay = self._recorded.get(key)
-        self.num_warmups += replay is None
-        if replay is None and key in self._seen:
-            replay = self._recorded[key] = self._record(work)
+        if replay is None and key in self._seen and key not in self._plain:
+            replay = self._record(key, work)
+            self.num_warmups += 1
+        elif key not in self._seen:
+            self.num_warmups += 1
         self._seen.add(key)
         (replay or work)()
 
@@ -121,11 +150,17 @@ class Replays:
         """Forgets all recordings, because the tensors they use were replaced."""
         self._recorded.clear()
         self._seen.clear()
+        self._plain.clear()
 
-    def _record(self, work: Work) -> Work:
-        try:
-            return self._recorder.record(work)
-        except RuntimeError as error:
-            self.failure = str(error).partition("\n")[0] or type(error).__name__
-            self._recorder = PlainRecorder()
-            return work
+    def _record(self, key: Hashable, work: Work) -> Work | None:
+        """Records the work; None if that fails. Without memory for it, this key runs plainly; otherwise all do."""
+        if not self.has_failed:
+            try:
+                replay = self._recorded[key] = self._recorder.record(work)
+                return replay
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    self.failure = str(error).partition("\n")[0] or type(error).__name__
+                    self.has_failed = True
+        self._plain.add(key)
+        return None

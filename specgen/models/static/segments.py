@@ -53,11 +53,11 @@ class SegmentedPass(DecoderPass):
             part.inputs.ids.zero_()
         super().release()
 
-    def clear(self) -> None:
+    def clear(self, first: int) -> None:
         """As in `StaticPass`."""
         for part in self._parts:
-            part.slots.clear()
-        super().clear()
+            part.slots.clear(first)
+        super().clear(first)
 
     def take_failure(self) -> str | None:
         """As in `StaticPass`."""

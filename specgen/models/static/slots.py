@@ -43,23 +43,28 @@ class TensorSlots:
     def grow(self, capacity: int, num_kept: int) -> None:
         """Moves the first `num_kept` positions to new tensors with room for `capacity`.
 
-        A failure in between loses nothing: the old tensors are replaced when all new ones exist.
+        It moves one tensor at a time, so that the old and the new cache are never both whole. After a failure the
+        content is undefined: call `release`.
         """
         spec, like = self._spec, self._like
         # Zeros: masked values are multiplied by 0, and 0 times NaN is NaN.
         shape = (spec.num_kv_heads, capacity, spec.head_size)
-        new = [[like.new_zeros(shape) for _ in spec.layers] for _ in range(2)]
-        for larger, smaller in zip(new, (self._keys, self._values), strict=True):
-            for to, origin in zip(larger, smaller, strict=False):
-                to[:, :num_kept] = origin[:, :num_kept]
-        self._keys, self._values = new
+        if not self._keys:
+            self._keys = [like.new_zeros(0, 0, 0)] * len(spec.layers)
+            self._values = list(self._keys)
+        for tensors in (self._keys, self._values):
+            for index in range(len(spec.layers)):
+                larger = like.new_zeros(shape)
+                if num_kept:
+                    larger[:, :num_kept] = tensors[index][:, :num_kept]
+                tensors[index] = larger
         self._columns = torch.arange(capacity, device=like.device)
         self._tables = rotations_at(spec, self._columns, like.dtype)
 
-    def clear(self) -> None:
-        """Overwrites all keys and values, which may not be finite."""
+    def clear(self, first: int) -> None:
+        """Overwrites the keys and values from a position on, which may not be finite."""
         for tensor in (*self._keys, *self._values):
-            tensor.zero_()
+            tensor[:, first:].zero_()
 
     def begin(self, positions: Tensor, bucket: int) -> Rotations:
         """Prepares a pass.
@@ -111,8 +116,9 @@ class TensorSlots:
         return (weights @ values).view(grouped.shape)
 
     def _bias(self, window: int | None) -> Tensor:
-        """Returns what is added to the scores: 0 where a token attends, else minus infinity.
+        """Returns what is added to the scores: 0 where a token attends, else the type's lowest value.
 
+        Minus infinity would make a padding row NaN whose window lies after the bucket.
         Its shape is `[n, bucket]`, or `[group * n, bucket]` where heads are rows; it is made once a pass.
         """
         if window not in self._biases:
@@ -120,7 +126,7 @@ class TensorSlots:
             is_hidden = columns > rows
             if window is not None:
                 is_hidden |= columns <= rows - window
-            bias = self._like.new_zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
+            bias = self._like.new_zeros(is_hidden.shape).masked_fill_(is_hidden, torch.finfo(self._like.dtype).min)
             heads_are_rows = rows.shape[0] <= MAX_ROWS or self._spec.attention_soft_cap is not None
             self._biases[window] = bias.repeat(self._group, 1) if heads_are_rows else bias
         return self._biases[window]

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specgen.core.errors import NumericalError
 from specgen.core.events import Notice, Round
+from specgen.core.metrics import Counts
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.contract import GreedyDrafter, GreedyVerifier, RecordingModel
 from specgen.engine.decoding import DecodeOptions, decode
@@ -23,6 +26,7 @@ from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.sampling import Sampler
+from specgen.models.batch_invariance import check_batch_invariance
 from specgen.models.cuda import admission_failure, prepare_cuda, recorded
 from specgen.models.decoder import Norm
 from specgen.models.decoder_spec import DecoderSpec
@@ -31,6 +35,7 @@ from specgen.models.static.inputs import MAX_ROWS, ROWS, capacity_for, padded_ro
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import WholePass, fits_whole_pass
 from specgen.models.static.recorder import PlainRecorder, Replays
+from specgen.models.static.slots import TensorSlots
 from specgen.models.transformers_model import TransformersModel
 from tests.decoders import decoder_model
 from tests.draft_heads import SHAPES, open_draft, tiny_draft
@@ -291,8 +296,6 @@ def test_a_verdict_over_too_much_is_left_to_the_logits() -> None:
 
 
 def test_logits_that_are_not_finite_end_the_text() -> None:
-    from specgen.core.errors import NumericalError
-
     model = static_model(build("llama"))
     model.module.head.weight.data[5] = float("nan")
 
@@ -497,3 +500,130 @@ def test_no_recording_is_lost_in_a_text_whose_length_was_reserved(monkeypatch: p
     text(model, NoDrafter())
 
     assert model.capacity == capacity == 128
+
+
+# what must not spoil later passes
+
+
+@torch.inference_mode()
+def fill(model: StaticModel, first: int, last: int, value: float) -> None:
+    for cached in (*model.static_pass._slots._keys, *model.static_pass._slots._values):
+        cached[:, first:last] = value
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_text_after_one_with_nan_is_sound(greedy: bool) -> None:
+    model = static_model(build("llama"))
+    settings = GREEDY if greedy else SAMPLED
+    model.feed(PROMPT)
+    fill(model, 2, 4, float("nan"))
+    with pytest.raises(NumericalError):
+        list(decode(model, NoDrafter(), [*PROMPT, 5], sampler(settings), DecodeOptions(DecodeSettings(4, 0))))
+
+    assert tuple(text(model, NoDrafter())) == greedy_text("llama")
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_fixed_length_draft_that_is_not_finite_is_dropped(head: bool) -> None:
+    target = static_model(model_of("llama"))
+    draft: Any = static_model(build("llama"))
+    if head:
+        draft = open_draft(tiny_draft("head layers", model_of("llama"), "static-llama"), target)
+        draft._norm.weight.data[3] = float("nan")
+    else:
+        draft.module.head.weight.data[5] = float("nan")
+    events = run_events(target, ModelDrafter(draft, 96, sampler()), PROMPT, max_new_tokens=NUM_TOKENS)
+
+    assert tuple(ids_of(events)) == greedy_text("llama")
+    assert [event.code for event in events if isinstance(event, Notice)] == ["draft_dropped"]
+
+
+def test_growing_that_fails_leaves_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = filled(static_model)
+    real = TensorSlots.grow
+
+    def failing(self: TensorSlots, capacity: int, num_kept: int) -> None:
+        real(self, capacity, num_kept)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorSlots, "grow", failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            model.reserve(2000)
+
+    assert (model.length, model.capacity, model.replays.recorded_keys) == (0, 0, frozenset())
+    assert tuple(text(model, NoDrafter())) == greedy_text("llama")
+
+
+def test_a_failure_of_the_drafts_recording_is_reported() -> None:
+    class Failing:
+        def record(self, work: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError("no graphs today")
+
+    draft = StaticModel(static_model(model_of("llama", 1)).static_pass, 96, Failing())
+    target = static_model(model_of("llama"))
+    events = run_events(target, ModelDrafter(draft, 96, sampler()), PROMPT, max_new_tokens=NUM_TOKENS)
+
+    notices = [event for event in events if isinstance(event, Notice)]
+    assert [notice.code for notice in notices] == ["recording_failed"]
+    assert "the draft's passes" in notices[0].message
+    assert tuple(ids_of(events)) == greedy_text("llama")
+
+
+@pytest.mark.parametrize("num_last", [18, 40, 65])
+def test_a_long_draft_is_verified_by_recorded_passes(num_last: int) -> None:
+    static, plain = static_model(model_of("llama")), decoder_model(model_of("llama"), 96)
+    ids = torch.randint(0, 96, (9 + num_last,), generator=torch.Generator().manual_seed(num_last)).tolist()
+    for _ in range(2):
+        static.rewind(0)
+        static.feed(ids[:9])
+        found = static.logits(ids, num_last)
+
+    assert_close(found, plain.logits(ids, num_last))
+    assert ("logits", MAX_ROWS, 512) in static.replays.recorded_keys
+
+
+def test_padding_past_a_learned_embedding_changes_nothing() -> None:
+    config = transformers.GPT2Config(vocab_size=96, n_positions=24, n_embd=32, n_layer=2, n_head=4, bos_token_id=1)
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    static, plain = whole_model(model), TransformersModel(model, 96)
+    ids = list(range(1, 25))
+    static.feed(ids[:17])
+
+    assert_close(static.logits(ids, 7), plain.logits(ids, 7))
+
+
+def test_admission_of_passes_without_memory_keeps_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: TensorSlots, capacity: int, num_kept: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TensorSlots, "grow", failing)
+    model = decoder_model(model_of("llama"), 96)
+    found, reason = recorded(model, TraceRecorder())
+
+    assert found is model
+    assert "too little memory" in str(reason)
+
+
+def test_warm_up_is_not_timed_as_plain_decoding() -> None:
+    counts = Counts()
+    for seconds, is_warmup in ((30.0, True), (110.0, True), (6.0, False)):
+        counts.observe(Round(0, (), 0, 5, 0, 0.0, seconds, 0.0, is_warmup=is_warmup))
+
+    assert (counts.num_plain_rounds, counts.num_timed_plain_rounds, counts.plain_seconds) == (3, 1, 6.0)
+
+
+def test_costs_of_an_earlier_run_are_read_by_padded_rows() -> None:
+    costs = CostTable({7: 1.5, 8: 1.4, 9: 2.0}, padded_rows)
+
+    assert costs.known == {8: 1.4, 12: 2.0}
+    assert costs.is_supported(9)
+
+
+def test_the_check_of_batch_invariance_keeps_the_recordings() -> None:
+    model = filled(static_model)
+    keys = model.replays.recorded_keys
+
+    assert check_batch_invariance(model).max_difference < 1e-4
+    assert model.replays.recorded_keys >= keys
