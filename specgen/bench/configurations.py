@@ -126,7 +126,7 @@ class PeakMemory:
     def read(self) -> int | None:
         """Returns the peak in bytes; None if the system does not report it."""
         if self._uses_cuda:
-            peak = sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+            peak = sum(torch.cuda.max_memory_reserved(index) for index in range(torch.cuda.device_count()))
             return max(peak - self._idle_bytes, 0)
         if not self._is_known:
             return None
