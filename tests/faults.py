@@ -123,7 +123,10 @@ PROMISES = {
         "exit 3 where the client reports it, tested with a client that does; a flipped byte is not found unless it "
         "makes NaN or infinity (F19)",
     ),
-    "F70": ("No network, or a hub that does not answer", "a cached model contacts no server; else exit 3 within 2 s"),
+    "F70": (
+        "No network, or a hub that does not answer",
+        "a cached model contacts no server; else exit 3 within 2 s, or 10 s if the hub accepts a connection",
+    ),
     "F71": ("Gated, 401, 404, 429, 500", "exit 3, each its own hint; the token is never shown"),
     "F72": (
         "Cache disk full",
@@ -214,6 +217,36 @@ REPORTED = {
         "Models for images, speech or translation",
         "exit 3 naming what they are for, and the text model inside",
         "UKGovernmentBEIS/inspect_ai#4438",
+    ),
+    "F131": (
+        "Hub behind a slow network or a mirror that fetches first",
+        "once a connection stands, the client's own limit counts",
+        "huggingface/huggingface_hub#3594",
+    ),
+    "F132": (
+        "ALL_PROXY alone, SOCKS proxies",
+        "honoured; exit 3 naming the package that a SOCKS proxy needs",
+        "OpenHands/OpenHands-CLI#632",
+    ),
+    "F133": (
+        "Certificate of a proxy that signs connections",
+        "exit 3 naming the certificate and SSL_CERT_FILE",
+        "huggingface/huggingface_hub#3440",
+    ),
+    "F134": (
+        "Hub cache that can't be written",
+        "a cached model runs; else exit 3 naming the folder and HF_HOME",
+        "huggingface/huggingface_hub#2797",
+    ),
+    "F135": (
+        "Hub repository with pickles or GGUF files only",
+        "exit 3 with the reason; its GGUF files are listed with the command that downloads one",
+        "vllm-project/vllm#20793",
+    ),
+    "F136": (
+        "Hub names as people paste them: addresses, revisions, quantizations, files; HF_ENDPOINT without a scheme",
+        "understood; a GGUF file is named with the command that downloads it",
+        "vllm-project/vllm#29137",
     ),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError, SpecgenError
+from specgen.core.errors import LoadError, ModelNotFoundError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import has_weights
+from specgen.loading.hub_errors import endpoint, failures, hub_host, translated, without_weights
 from specgen.loading.names import hint_for, hub_cache
-from specgen.storage.folders import is_disk_full
 
 ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 IGNORE_PATTERNS = ["*/*", "consolidated*", "*.bin.index.json"]
 """Subfolders contain ONNX and original weights; `consolidated.safetensors` is Mistral's second copy of the weights."""
 PROBE_SECONDS = 1.8
-"""Time limit for a connection, and again for the first byte of a response."""
+"""Time limit for a connection."""
+ANSWER_SECONDS = 10.0
+"""Time limit for the first byte of a response, as in the client; HF_HUB_ETAG_TIMEOUT changes it there and here."""
 
 
 def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT) -> Path:
@@ -32,8 +34,9 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
 
     Raises:
         ModelNotFoundError: The model does not exist, is not accessible, or is not cached while offline.
-        ModelFileError: The download is damaged.
-        LoadError: The hub refused or failed, or the disk is full.
+        ModelFileError: The download is damaged, or the repository has no safetensors.
+        LoadError: The hub refused or failed, its certificate or proxy is unusable, or the cache can't be written.
+        SettingsError: HF_ENDPOINT is invalid.
     """
     if str(hub_cache()).startswith("~"):  # the client would make a folder named `~` here
         raise LoadError("there is no home folder for the hub's cache", "set HF_HOME or HOME to a folder")
@@ -62,6 +65,8 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
             f"{name} is not on this machine, and downloads are disabled (offline)",
             hint_for(name, "run once without --offline and HF_HUB_OFFLINE to download it"),
         )
+    if "://" not in endpoint():
+        raise SettingsError(f"invalid HF_ENDPOINT {endpoint()!r}: it has no scheme", f"use https://{endpoint()}")
     if not _is_reachable():
         raise ModelNotFoundError(
             f"{name} is not on this machine, and {hub_host()} can't be reached",
@@ -69,23 +74,24 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
         )
     progress.stage(f"downloading {name}")
     try:
-        return Path(snapshot_download(name, tqdm_class=_bar_class(progress), max_workers=4, **options))
-    except _failures() as error:
-        raise _translated(error, name, revision) from error
+        snapshot = Path(snapshot_download(name, tqdm_class=_bar_class(progress), max_workers=4, **options))
+        if not has_weights(snapshot) and (found := without_weights(_all_files(name, revision), name)) is not None:
+            raise found
+        return snapshot
+    except failures() as error:
+        raise translated(error, name, revision) from error
+
+
+def _all_files(name: str, revision: str | None) -> list[str]:
+    """Returns the names of all files of a repository, also of those that are never downloaded."""
+    from huggingface_hub import HfApi
+
+    return list(HfApi().list_repo_files(name, revision=revision))
 
 
 def is_offline() -> bool:
     """Returns whether HF_HUB_OFFLINE disables downloads."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def hub_host() -> str:
-    """Returns the hub's host name, for messages."""
-    return urlsplit(_endpoint()).hostname or _endpoint()
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
 def _is_reachable() -> bool:
@@ -94,8 +100,9 @@ def _is_reachable() -> bool:
     The client itself retries for 26.7 s before it fails, and longer if a connection is accepted and no response
     follows. A DNS lookup has no time limit, so the probe runs in a daemon thread.
     """
-    hub = urlsplit(_endpoint())
-    proxy = urllib.request.getproxies().get(hub.scheme)
+    hub = urlsplit(endpoint())
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(hub.scheme) or proxies.get("all")
     first = hub
     if proxy and not urllib.request.proxy_bypass(hub.hostname or ""):
         first = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
@@ -107,6 +114,7 @@ def _is_reachable() -> bool:
             address = first.hostname or "", first.port or (443 if first.scheme == "https" else 80)
             with socket.create_connection(address, timeout=PROBE_SECONDS) as connection:
                 is_connected.set()
+                connection.settimeout(_answer_seconds())
                 request = _probe_request(first, hub)
                 if request:
                     connection.sendall(request)
@@ -119,8 +127,13 @@ def _is_reachable() -> bool:
 
     threading.Thread(target=probe, name="specgen-probe", daemon=True).start()
     if is_connected.wait(PROBE_SECONDS):
-        is_done.wait(PROBE_SECONDS)
+        is_done.wait(_answer_seconds())
     return answers == [True]
+
+
+def _answer_seconds() -> float:
+    given = os.environ.get("HF_HUB_ETAG_TIMEOUT", "")
+    return max(ANSWER_SECONDS, float(given)) if given.isdigit() else ANSWER_SECONDS
 
 
 def _probe_request(first: SplitResult, hub: SplitResult) -> bytes:
@@ -145,60 +158,6 @@ def _probe_request(first: SplitResult, hub: SplitResult) -> bytes:
     else:
         request = f"HEAD {hub.geturl()} HTTP/1.1"
     return f"{request}\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("ascii")
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Returns what a download can raise; the client uses httpx, httpx2 or requests, depending on its version."""
-    from huggingface_hub import errors
-
-    named = [getattr(errors, name, OSError) for name in ("HTTPError", "XetDownloadError", "EntryNotFoundError")]
-    return (OSError, ValueError, RuntimeError, *named)
-
-
-def _translated(error: Exception, name: str, revision: str | None) -> SpecgenError:
-    """Converts the client's exception. Its text is omitted, because it may quote a request with its headers."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return ModelNotFoundError(
-            f"{name} is gated: its terms must be accepted first",
-            f"accept them at {_endpoint()}/{name}, then run: hf auth login",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return ModelNotFoundError(f"{name} has no revision {revision!r}", "omit --revision, or use a commit hash")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ModelNotFoundError(
-            f"no model {name} on {hub_host()}, or it is private",
-            hint_for(name, "check the name, or run: hf auth login"),
-        )
-    cause: BaseException | None = error
-    while cause is not None and getattr(cause, "response", None) is None:  # the client wraps a 500 into "not cached"
-        cause = cause.__cause__
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if isinstance(status, int):
-        return LoadError(f"{hub_host()} refused {name}: HTTP {status}", _status_hint(status))
-    if is_disk_full(error):
-        return LoadError(
-            f"the disk of the hub's cache is full while downloading {name}",
-            "free some space, or set HF_HOME to another disk; the download continues where it stopped",
-        )
-    if isinstance(error, OSError) and "onsistency check failed" in str(error):
-        return ModelFileError(f"the download of {name} is damaged", "run again to download it again")
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return ModelNotFoundError(f"{hub_host()} did not answer for {name}", "check the network and run again")
-    return LoadError(
-        f"the download of {name} failed ({type(error).__name__})", "run again: it continues where it stopped"
-    )
-
-
-def _status_hint(status: int) -> str:
-    hints = {
-        401: "invalid hub token: run hf auth login",
-        403: "the hub token gives no access to this model: ask its owner, or run hf auth login",
-        429: "too many requests: wait some minutes, or run hf auth login for a higher limit",
-    }
-    other = "the hub has a problem: try again in some minutes" if status >= 500 else "check the name and the revision"
-    return hints.get(status, other)
 
 
 def _bar_class(progress: ProgressListener) -> type[Any]:

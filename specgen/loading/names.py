@@ -17,6 +17,7 @@ from typing import Literal
 from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
 from specgen.core.model_files import is_gguf, reason
 from specgen.core.settings import ModelSettings
+from specgen.loading.hub_names import HubName, read_hub_name
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
 DRAFT_WORDS = ("lookup", "none", "auto")
@@ -37,11 +38,13 @@ class ModelPlace:
     Args:
         kind: `built-in`, `gguf` (a file), `folder`, or `hub`.
         path: The file or folder; None for the built-in model and the hub.
+        revision: Branch, tag or commit that is part of the name of a hub model.
     """
 
     kind: PlaceKind
     name: str
     path: Path | None = None
+    revision: str | None = None
 
     @property
     def is_gguf(self) -> bool:
@@ -79,6 +82,8 @@ def _place(name: str) -> ModelPlace:
             raise ModelFileError(
                 f"{name} is a link to {os.readlink(path)}, which can't be followed: {reason(error)}"
             ) from error
+        if (found := read_hub_name(name)) is not None and not _HUB_ID.fullmatch(name):
+            return _hub_place(found, name)
         # `models/llama` may be a hub id, too; if the hub does not know it, the error lists similar local names.
         if name.lower().endswith(".gguf") or not _HUB_ID.fullmatch(name):
             near = near_names(path)
@@ -93,6 +98,23 @@ def _place(name: str) -> ModelPlace:
             f"{name} is neither a file nor a folder", "use a .gguf file or a folder with config.json and safetensors"
         )
     return _file(name, path)
+
+
+def _hub_place(found: HubName, name: str) -> ModelPlace:
+    """Returns the place of a pasted name.
+
+    Raises:
+        ModelNotFoundError: It names a GGUF file, which is not downloaded.
+    """
+    is_gguf_file = found.file is not None and found.file.lower().endswith(".gguf")
+    if found.tag or is_gguf_file:
+        what = found.file if is_gguf_file else f'--include "*{found.tag}*.gguf"'
+        revision = f" --revision {found.revision}" if found.revision else ""
+        raise ModelNotFoundError(
+            f"{name} is a GGUF file on the hub, which specgen does not download",
+            f"download it and give its path: hf download {found.id} {what}{revision} --local-dir .",
+        )
+    return ModelPlace("hub", found.id, revision=found.revision)
 
 
 def _file(name: str, path: Path) -> ModelPlace:

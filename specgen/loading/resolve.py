@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,6 +114,7 @@ def _find_built_in(place: ModelPlace, settings: ModelSettings, progress: Progres
 
 
 def _find_snapshot(place: ModelPlace, settings: ModelSettings, progress: ProgressListener) -> ModelFiles:
+    settings = replace(settings, name=place.name, revision=settings.revision or place.revision)
     snapshot = fetch_snapshot(settings, progress)
     commit = snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None
     return ModelFiles(snapshot, place.name, revision=commit)

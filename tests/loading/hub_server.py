@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +22,8 @@ class LoopHub:
         code: The hub's own error code, such as `GatedRepo`.
         cut: Send only this many bytes of a weight file, then close.
         stalls: Accept every connection and request, and say nothing until the end.
+        late: Seconds until each answer.
+        certificate: File with a certificate and its key: the hub then speaks TLS.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class LoopHub:
         code: str | None = None,
         cut: int | None = None,
         stalls: bool = False,
+        late: float = 0.0,
+        certificate: Path | None = None,
     ) -> None:
         self.folder, self.status, self.code, self.cut, self.stalls = folder, status, code, cut, stalls
         self.is_over = threading.Event()
@@ -38,11 +43,18 @@ class LoopHub:
         self.tokens: list[str | None] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
+        self.late, self.scheme = late, "http" if certificate is None else "https"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.server.socket = context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self) -> LoopHub:
         self.thread.start()
@@ -72,6 +84,7 @@ class LoopHub:
         path = handler.path.split("?")[0]
         self.requests.append(f"{handler.command} {path}")
         self.tokens.append(handler.headers.get("Authorization"))
+        self.is_over.wait(self.late)
         if self.stalls:
             self.is_over.wait()
             handler.close_connection = True

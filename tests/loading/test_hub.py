@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError
+from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError, SettingsError
 from specgen.core.settings import ModelSettings
-from specgen.loading import hub
+from specgen.loading import hub, hub_errors
 from specgen.loading.config_check import check_folder
 from specgen.loading.hub import fetch_snapshot
 from specgen.loading.resolve import find_files
@@ -176,7 +179,10 @@ def test_a_name_server_that_never_answers_is_not_waited_for(
 
 
 @pytest.mark.fault("F70")
-def test_a_hub_that_accepts_and_says_nothing_is_not_waited_for(server: Callable[..., LoopHub]) -> None:
+def test_a_hub_that_accepts_and_says_nothing_is_not_waited_for(
+    server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 1.8)
     served = server(stalls=True)
     begin = time.monotonic()
 
@@ -190,7 +196,7 @@ def test_a_hub_that_accepts_and_says_nothing_is_not_waited_for(server: Callable[
 def test_a_hub_with_tls_is_reachable_if_it_responds(
     connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.3)
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -378,3 +384,139 @@ def test_a_damaged_download_is_reported(server: Callable[..., LoopHub], monkeypa
     monkeypatch.setattr(huggingface_hub, "snapshot_download", damaged)
 
     fails(ModelFileError, lambda: fetch_snapshot(SETTINGS), "owner/tiny")
+
+
+@pytest.mark.fault("F131")
+def test_a_slow_hub_is_waited_for_as_the_client_does(
+    server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
+    server(late=0.5)
+
+    assert check_folder(fetch_snapshot(SETTINGS)).model_type == "llama"
+
+
+@pytest.mark.fault("F132")
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTPS_PROXY"])
+def test_every_variable_for_a_proxy_is_honoured(
+    server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    served = server()
+    for other in ("no_proxy", "NO_PROXY", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setenv(name, served.url)
+
+    assert hub._is_reachable()
+
+
+@pytest.mark.fault("F132")
+def test_a_socks_proxy_names_the_package_it_needs(
+    server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import _http
+
+    server()
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setattr(hub, "_is_reachable", lambda: True)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    _http.close_session()  # so that a client is made in this environment
+
+    try:
+        error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "SOCKS", "pip install socksio")
+    finally:
+        _http.close_session()
+    assert error.exit_code == 3
+
+
+@pytest.mark.fault("F133")
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_an_unknown_certificate_is_named_and_the_remedy_works(
+    server: Callable[..., LoopHub], quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub.utils import _http
+
+    file = tmp_path / "certificate.pem"
+    subject = ("-subj", "/CN=hub", "-addext", "subjectAltName=IP:127.0.0.1")
+    command = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", file, "-out", tmp_path / "c.pem")
+    subprocess.run([*command, *subject], check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + (tmp_path / "c.pem").read_bytes())
+    server(certificate=file)
+    _http.close_session()
+
+    try:
+        error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "certificate", "127.0.0.1", "SSL_CERT_FILE")
+        assert error.exit_code == 3
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c.pem"))
+        _http.close_session()
+        assert check_folder(fetch_snapshot(SETTINGS)).model_type == "llama"
+    finally:
+        _http.close_session()
+
+
+@pytest.mark.fault("F134")
+def test_a_cache_that_cannot_be_written_is_named(
+    server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    server()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+
+    fails(LoadError, lambda: fetch_snapshot(SETTINGS), str(tmp_path / "file" / "hub"), "HF_HOME")
+
+
+@pytest.mark.fault("F134")
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_read_only_cache_is_named_however_the_client_wraps_it(code: int) -> None:
+    try:
+        raise RuntimeError("client") from OSError(code, "no")
+    except RuntimeError as error:
+        found = hub_errors.translated(error, "owner/tiny", None)
+
+    assert "cache" in found.message
+    assert "HF_HOME" in (found.hint or "")
+
+
+@pytest.mark.fault("F135")
+@pytest.mark.parametrize(
+    ("kept", "parts"),
+    [
+        (("pytorch_model.bin",), ("pytorch_model.bin", "can run code")),
+        (("a-Q4_K_M.gguf", "b-Q8_0.gguf"), ("GGUF", "a-Q4_K_M.gguf", "b-Q8_0.gguf", "hf download owner/tiny")),
+    ],
+)
+def test_a_repository_without_safetensors_is_described(
+    server: Callable[..., LoopHub], kept: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    served = server()
+    for file in list(served.folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin") or "gguf" in kept[0]:
+            file.unlink()
+    for name in kept:
+        (served.folder / name).write_bytes(b"x")
+
+    fails(ModelFileError, lambda: fetch_snapshot(SETTINGS), *parts)
+
+
+@pytest.mark.fault("F136")
+@pytest.mark.parametrize(
+    "name", ["https://huggingface.co/owner/tiny", "hf.co/owner/tiny/", "owner/tiny/", "owner/tiny@main"]
+)
+def test_a_pasted_name_is_downloaded(server: Callable[..., LoopHub], name: str) -> None:
+    server()
+
+    files = find_files(ModelSettings(name))
+
+    assert (files.name, files.revision) == ("owner/tiny", COMMIT)
+
+
+@pytest.mark.fault("F136")
+def test_an_endpoint_without_a_scheme_is_a_settings_error(connect: Callable[[str], None]) -> None:
+    connect("hf-mirror.com")
+
+    fails(SettingsError, lambda: fetch_snapshot(SETTINGS), "HF_ENDPOINT", "https://hf-mirror.com")

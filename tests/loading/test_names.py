@@ -57,6 +57,50 @@ def test_a_name_of_that_form_is_a_hub_id(name: str) -> None:
     assert find_place(ModelSettings(name)).kind == "hub"
 
 
+@pytest.mark.fault("F136")
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("https://huggingface.co/Qwen/Qwen2.5-0.5B", None),
+        ("http://www.huggingface.co/Qwen/Qwen2.5-0.5B/", None),
+        ("https://huggingface.co/Qwen/Qwen2.5-0.5B/tree/main", "main"),
+        ("https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/v1/config.json?download=true", "v1"),
+        ("https://huggingface.co/Qwen/Qwen2.5-0.5B/resolve/main/model.safetensors", "main"),
+        ("hf.co/Qwen/Qwen2.5-0.5B", None),
+        ("huggingface.co/Qwen/Qwen2.5-0.5B", None),
+        ("hf://Qwen/Qwen2.5-0.5B", None),
+        ("Qwen/Qwen2.5-0.5B/", None),
+        ("Qwen/Qwen2.5-0.5B@refs/pr/7", "refs/pr/7"),
+        ("Qwen/Qwen2.5-0.5B@a1b2c3d", "a1b2c3d"),
+        ("Qwen/Qwen2.5-0.5B/model.safetensors", None),
+    ],
+)
+def test_a_hub_name_is_understood_as_people_paste_it(name: str, revision: str | None) -> None:
+    place = find_place(ModelSettings(name))
+
+    assert (place.kind, place.name, place.revision) == ("hub", "Qwen/Qwen2.5-0.5B", revision)
+
+
+@pytest.mark.fault("F136")
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("unsloth/x-GGUF:Q4_K_M", 'hf download unsloth/x-GGUF --include "*Q4_K_M*.gguf"'),
+        ("hf.co/unsloth/x-GGUF:Q4_K_M", 'hf download unsloth/x-GGUF --include "*Q4_K_M*.gguf"'),
+        ("unsloth/x-GGUF/x-Q8_0.gguf", "hf download unsloth/x-GGUF x-Q8_0.gguf"),
+        ("https://huggingface.co/unsloth/x-GGUF/blob/v2/x.gguf", "hf download unsloth/x-GGUF x.gguf --revision v2"),
+    ],
+)
+def test_a_gguf_file_of_the_hub_names_the_command_that_downloads_it(name: str, command: str) -> None:
+    fails(ModelNotFoundError, lambda: find_place(ModelSettings(name)), "GGUF", command)
+
+
+@pytest.mark.fault("F136")
+@pytest.mark.parametrize("name", ["a/b/c", "./owner/name/", "/owner/name", "../owner/name", "a/b.gguf", "C:/x/y"])
+def test_a_path_is_no_pasted_name(name: str) -> None:
+    fails(ModelNotFoundError, lambda: find_place(ModelSettings(name)), f"no model at {name}")
+
+
 # F26
 
 
