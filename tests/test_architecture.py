@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -34,7 +35,11 @@ FORBIDDEN = {
     "cli": {"torch", "transformers", "tokenizers", "specgen.engine", "specgen.models"},
 }
 MODULES = modules_of(PACKAGE)
-IMPORTS = {module: {name for name, _ in imports_of(path, MODULES)} for module, path in MODULES.items()}
+
+
+@cache
+def imports(module: str) -> set[str]:
+    return {name for name, _ in imports_of(MODULES[module], MODULES)}
 
 
 def folder_of(module: str) -> str:
@@ -44,7 +49,7 @@ def folder_of(module: str) -> str:
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - {"specgen"}))
 def test_imports_point_to_earlier_folders(module: str) -> None:
     folder = folder_of(module)
-    for imported in IMPORTS[module]:
+    for imported in imports(module):
         if imported in MODULES:
             assert ORDER.index(folder_of(imported)) <= ORDER.index(folder), f"{module} imports {imported}"
         for forbidden in FORBIDDEN.get(folder, ()):
@@ -53,7 +58,7 @@ def test_imports_point_to_earlier_folders(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in sorted(MODULES) if folder_of(name) == "core"])
 def test_core_imports_the_standard_library_only(module: str) -> None:
-    for imported in IMPORTS[module]:
+    for imported in imports(module):
         assert imported in MODULES or imported.split(".")[0] in sys.stdlib_module_names
 
 
@@ -68,12 +73,12 @@ def _reached_from(folder: str) -> set[str]:
         module = pending.pop()
         if module not in found:
             found.add(module)
-            pending += IMPORTS[module] & MODULES.keys()
+            pending += imports(module) & MODULES.keys()
     return found
 
 
 def _imports_torch(module: str) -> bool:
-    return any(name.split(".")[0] in ("torch", "transformers") for name in IMPORTS[module])
+    return any(name.split(".")[0] in ("torch", "transformers") for name in imports(module))
 
 
 def test_no_file_stands_at_the_top_of_the_package() -> None:
@@ -81,7 +86,7 @@ def test_no_file_stands_at_the_top_of_the_package() -> None:
 
 
 def test_there_is_no_import_circle_even_a_lazy_one() -> None:
-    graph = {module: (names & MODULES.keys()) - {module} for module, names in IMPORTS.items()}
+    graph = {module: (imports(module) & MODULES.keys()) - {module} for module in MODULES}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:

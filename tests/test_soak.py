@@ -74,7 +74,7 @@ def test_rollbacks_leave_the_cache_exact_and_memory_flat(num_rollbacks: int, nam
 # L3
 
 
-@pytest.mark.parametrize("num_runs", [12, long(200)])
+@pytest.mark.parametrize("num_runs", [8, long(200)])
 def test_many_runs_in_one_process_keep_memory_and_files_flat(
     cli: Cli, toy_arguments: list[str], toys: dict[str, Path], num_runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from specgen.cli.app import make_app, run
 from specgen.loading import libraries
@@ -15,8 +16,12 @@ from tests.cli.children import Ended
 from tests.toys import save_toy
 
 Cli = Callable[..., Ended]
-app = cache(make_app)
-"""Made once: that takes as long as the rest of a refused command."""
+
+
+@cache
+def app() -> Callable[..., object]:
+    """Returns what Typer makes of the app for each call; it takes longer than a refused command, so it is made once."""
+    return get_command(make_app())
 
 
 class NoCollections:
@@ -62,6 +67,7 @@ def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
     """Calls the command line in this process."""
     monkeypatch.setattr("specgen.cli.app.make_app", app)
     monkeypatch.setattr(libraries, "gc", NoCollections())
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # these files need not outlive a power cut
 
     def call(*arguments: object) -> Ended:
         capfdbinary.readouterr()

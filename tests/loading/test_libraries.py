@@ -240,7 +240,7 @@ def make_garbage() -> weakref.ref[Cycle]:
 def collector() -> Iterator[None]:
     yield
     gc.enable()
-    gc.unfreeze()
+    gc.freeze()  # as `tests/fixtures.py` does for all tests
 
 
 def test_the_collector_rests_while_models_load_and_works_again(
