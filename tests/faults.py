@@ -248,6 +248,12 @@ REPORTED = {
         "understood; a GGUF file is named with the command that downloads it",
         "vllm-project/vllm#29137",
     ),
+    "F137": (
+        "Several lines pasted by a terminal without bracketed paste",
+        "one message; commands stay apart",
+        "simonw/llm#267",
+    ),
+    "F138": ("Input line that wraps", "looks otherwise than a new line", ""),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""
 

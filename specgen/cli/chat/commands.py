@@ -98,6 +98,12 @@ def is_open_block(text: str) -> bool:
     return text.lstrip().startswith(BLOCK) and unquoted_block(text) is None
 
 
+def is_command(text: str) -> bool:
+    """Returns whether an entry is a command and no message."""
+    stripped = text.lstrip()
+    return stripped.startswith("/") and not stripped.startswith("//")
+
+
 def closest_name(name: str, names: list[str]) -> str | None:
     """Returns the most similar of the known names; None if there is no similar one."""
     if len(name) < 2:

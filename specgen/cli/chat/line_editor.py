@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.utils import is_dumb_terminal
 
-from specgen.cli.chat.commands import COMMANDS, is_open_block
+from specgen.cli.chat.commands import COMMANDS, is_command, is_open_block
 from specgen.cli.chat.settings import SETTING_NAMES
 from specgen.core.errors import OutputError
 from specgen.render.views import ViewName
@@ -64,7 +65,7 @@ class LineEditor:
             key_bindings=_bindings(),
             multiline=True,
             output=output,
-            prompt_continuation=CONTINUATION,
+            prompt_continuation=_continuation,
             reserve_space_for_menu=0,
         )
 
@@ -111,7 +112,7 @@ def _bindings() -> KeyBindings:
 
     @keys.add("enter")
     def _(event: KeyPressEvent) -> None:
-        if in_block():
+        if in_block() or (_is_pasted(event) and not is_command(event.current_buffer.text)):
             event.current_buffer.newline(copy_margin=False)
         else:
             event.current_buffer.validate_and_handle()
@@ -130,6 +131,26 @@ def _bindings() -> KeyBindings:
             event.app.exit(exception=KeyboardInterrupt())
 
     return keys
+
+
+def _is_pasted(event: KeyPressEvent) -> bool:
+    """Returns whether further input came together with this key, as in a paste without marks (screen, serial lines).
+
+    Lines that were typed while nobody read them look the same, and also become one message.
+    """
+    queue = event.key_processor.input_queue
+    # After an escape sequence prompt_toolkit adds a key of its own.
+    if any(press.data != "_Flush" for press in queue):
+        return True
+    try:
+        return bool(select.select([event.app.input.fileno()], [], [], 0)[0])
+    except (OSError, ValueError, NotImplementedError):
+        return False
+
+
+def _continuation(_width: int, _line: int, num_wraps: int) -> str:
+    """Returns what is shown before a further row: a mark before a new line, blanks before a wrapped one."""
+    return " " * len(CONTINUATION) if num_wraps else CONTINUATION
 
 
 def argument_choices(folder: SessionFolder) -> dict[str, Choices]:

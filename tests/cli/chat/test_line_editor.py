@@ -19,17 +19,28 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from specgen.cli.chat.file_commands import edit_text
-from specgen.cli.chat.line_editor import MAX_HISTORY_ENTRIES, CommandCompleter, LineEditor, PrivateHistory
+from specgen.cli.chat.line_editor import (
+    CONTINUATION,
+    MAX_HISTORY_ENTRIES,
+    CommandCompleter,
+    LineEditor,
+    PrivateHistory,
+    _continuation,
+)
 from specgen.core.errors import SettingsError
 
 UP = "\x1b[A"
 
 
-def typed(keys: str, num_lines: int = 1, history: Path | None = None) -> list[str]:
+def typed(keys: str, *later: str, history: Path | None = None) -> list[str]:
+    """Returns the entries that keys make; `later` are keys that follow each entry, one string for one entry."""
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        pipe.send_text(keys)
         editor = LineEditor(history, {}, DummyOutput())
-        return [editor.read() for _ in range(num_lines)]
+        entries = []
+        for line in (keys, *later):
+            pipe.send_text(line)
+            entries.append(editor.read())
+        return entries
 
 
 @pytest.mark.parametrize(
@@ -47,6 +58,36 @@ def typed(keys: str, num_lines: int = 1, history: Path | None = None) -> list[st
 )
 def test_keys_make_an_entry(keys: str, entry: str) -> None:
     assert typed(keys) == [entry]
+
+
+@pytest.mark.fault("F137")
+@pytest.mark.parametrize(
+    ("keys", "entry"),
+    [
+        ("one\rtwo\rthree\r", "one\ntwo\nthree"),
+        ("\rone\r\rtwo\r", "\none\n\ntwo"),
+        ("//x\rtwo\r", "//x\ntwo"),
+        ("".join(f"line {number}\r" for number in range(900)), "\n".join(f"line {number}" for number in range(900))),
+    ],
+)
+def test_a_paste_without_marks_is_one_entry(keys: str, entry: str) -> None:
+    assert typed(keys) == [entry]
+
+
+@pytest.mark.fault("F137")
+def test_commands_that_arrive_together_stay_apart() -> None:
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text("/stats off\r/exit\r")
+        editor = LineEditor(None, {}, DummyOutput())
+
+        assert [editor.read(), editor.read()] == ["/stats off", "/exit"]
+
+
+@pytest.mark.fault("F138")
+def test_a_wrapped_row_differs_from_a_new_line() -> None:
+    assert _continuation(2, 1, 0) == CONTINUATION
+    assert _continuation(2, 0, 1).isspace()
+    assert len(_continuation(2, 0, 1)) == len(CONTINUATION)
 
 
 def test_bytes_that_are_not_utf8_become_question_marks() -> None:
@@ -90,17 +131,17 @@ def test_ctrl_c_and_ctrl_d_on_an_empty_line_raise_different_exceptions() -> None
 
 def test_the_up_key_recalls_entries_of_an_earlier_chat(tmp_path: Path) -> None:
     path = tmp_path / "state" / "history"
-    typed("first\rsecond\nline\r", 2, path)
+    typed("first\r", "second\nline\r", history=path)
 
-    assert typed(f"{UP}{UP}{UP}\r", 1, path) == ["first"]
-    assert typed(f"{UP}\r", 1, path) == ["first"]
+    assert typed(f"{UP}{UP}{UP}\r", history=path) == ["first"]
+    assert typed(f"{UP}\r", history=path) == ["first"]
 
 
 def test_the_history_is_private_and_omits_lines_that_start_with_a_space(tmp_path: Path) -> None:
     path = tmp_path / "state" / "history"
     previous = os.umask(0)
     try:
-        typed("shown\r hidden\r", 2, path)
+        typed("shown\r", " hidden\r", history=path)
     finally:
         os.umask(previous)
 
@@ -125,14 +166,14 @@ def test_the_history_keeps_the_newest_entries(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/proc/nowhere/history", "/dev/null/history"])
 def test_a_history_that_can_t_be_written_is_ignored(path: str) -> None:
-    assert typed("hello\r", 1, Path(path)) == ["hello"]
+    assert typed("hello\r", history=Path(path)) == ["hello"]
 
 
 def test_the_history_does_not_follow_a_link(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "history").symlink_to(tmp_path / "victim")
 
-    typed("hello\r", 1, tmp_path / "history")
+    typed("hello\r", history=tmp_path / "history")
 
     assert (tmp_path / "victim").read_text() == "mine"
 
