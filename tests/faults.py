@@ -254,6 +254,7 @@ REPORTED = {
         "simonw/llm#267",
     ),
     "F138": ("Input line that wraps", "looks otherwise than a new line", ""),
+    "F139": ("Draft that is the target itself, or larger than it", "one notice with its size", ""),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""
 

@@ -14,6 +14,7 @@ from specgen.core.errors import MemoryShortageError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import BatchInvarianceCheck, ModelInfo
 from specgen.core.settings import SamplingSettings
+from specgen.core.units import format_size
 from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
@@ -27,7 +28,7 @@ from specgen.loading.gpus import leaving_room
 from specgen.loading.libraries import freeze_imported_objects
 from specgen.loading.llama_cpp import limit_torch_threads
 from specgen.loading.load import load
-from specgen.loading.resolved_model import LoadedModel
+from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
 from specgen.models.draft_head import DraftHeadModel
 from specgen.runtime.near_ties import first_difference
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 MOST_RESERVED = 4000
 """Tokens of an answer that are reserved at once, together with the prompt; most answers end long before their limit."""
+
+LARGE_DRAFT_BYTES, LARGE_DRAFT_RATIO = 50 * 2**20, 0.8
+"""From this size on, and this share of the target's parameters, a draft is worth a warning."""
 
 
 def load_models(pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:
@@ -75,8 +79,20 @@ def _load_draft(pair: Pair, target: LanguageModel, progress: ProgressListener) -
     if pair.draft is None or pair.shared is None:
         return None
     draft = load(pair.draft, pair.shared.num_shared, progress, target=target)
-    notice = pair.shared.notice
-    return LoadedModel(draft.model, draft.info, (*draft.notices, *([notice] if notice else [])))
+    notices = [notice for notice in (pair.shared.notice, _size_notice(pair.target, pair.draft)) if notice]
+    return LoadedModel(draft.model, draft.info, (*draft.notices, *notices))
+
+
+def _size_notice(target: ResolvedModel, draft: ResolvedModel) -> str | None:
+    """Returns a warning about a large draft that is about as large as its target or larger, and so can't help."""
+    num_bytes, ratio = draft.config.num_weight_bytes, draft.config.num_parameters / max(target.config.num_parameters, 1)
+    if draft.draft_head is not None or num_bytes < LARGE_DRAFT_BYTES or ratio < LARGE_DRAFT_RATIO:
+        return None
+    size = f"{format_size(num_bytes)} of weights"
+    if draft.path.resolve() == target.path.resolve():
+        return f"the draft is the target itself: {size} are loaded twice, and it can't be faster; use a smaller draft"
+    how_large = f"{ratio:.0f} times as large as" if ratio >= 1.5 else "as large as"
+    return f"the draft {draft.name} ({size}) is {how_large} the target and can't be faster; use a smaller draft"
 
 
 class LoadedModels:
