@@ -43,7 +43,7 @@ _specgen() {
     chat:-k|chat:--draft-tokens|chat:--num-draft-tokens) _specgen_words "auto"; return ;;
     chat:--chat-template) _specgen_words "auto"; _specgen_files; return ;;
     chat:--resume) _specgen_words "last $(_specgen_names sessions)"; _specgen_files; return ;;
-    verify:-p|verify:--prompt|verify:--revision|verify:--draft-revision|verify:--gpu-layers|verify:--context-size|verify:--threads|verify:-n|verify:--max-new-tokens) return ;;
+    verify:-p|verify:--prompt|verify:--chat-template-kwargs|verify:--revision|verify:--draft-revision|verify:--gpu-layers|verify:--context-size|verify:--threads|verify:-n|verify:--max-new-tokens) return ;;
     verify:-t|verify:-m|verify:--target|verify:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     verify:--color) _specgen_words "auto always never"; return ;;
     verify:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
@@ -53,7 +53,7 @@ _specgen() {
     verify:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     verify:-k|verify:--draft-tokens|verify:--num-draft-tokens) _specgen_words "auto"; return ;;
     verify:--against) _specgen_words "none transformers"; return ;;
-    bench:-k|bench:--draft-tokens|bench:--num-draft-tokens|bench:--revision|bench:--draft-revision|bench:--gpu-layers|bench:--context-size|bench:--threads|bench:-n|bench:--max-new-tokens|bench:--max-tokens|bench:-r|bench:--repeats|bench:-w|bench:--warmup|bench:--num-prompts|bench:--temperature|bench:--temp|bench:--seed|bench:--fail-under-speedup|bench:--fail-under-tar) return ;;
+    bench:-k|bench:--draft-tokens|bench:--num-draft-tokens|bench:--revision|bench:--draft-revision|bench:--gpu-layers|bench:--context-size|bench:--threads|bench:-n|bench:--max-new-tokens|bench:--max-tokens|bench:-r|bench:--repeats|bench:-w|bench:--warmup|bench:--num-prompts|bench:--temperature|bench:--temp|bench:--seed|bench:--chat-template-kwargs|bench:--fail-under-speedup|bench:--fail-under-tar) return ;;
     bench:--lookup-file|bench:--prompts|bench:--export-json|bench:--export-csv|bench:--export-md|bench:--export-markdown|bench:--plot) _specgen_files; return ;;
     bench:-t|bench:-m|bench:--target|bench:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
     bench:--color) _specgen_words "auto always never"; return ;;
@@ -64,7 +64,7 @@ _specgen() {
     bench:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
     bench:--format) _specgen_words "auto table json ndjson csv md"; return ;;
     bench:--backend) _specgen_words "auto torch transformers llama.cpp both"; return ;;
-    distill:--num-layers|distill:--layers|distill:--vocab|distill:--num-prompts|distill:-n|distill:--max-new-tokens|distill:--greedy-share|distill:--batch-size|distill:--epochs|distill:--learning-rate|distill:--batch-tokens|distill:--unroll|distill:--seed|distill:--revision) return ;;
+    distill:--num-layers|distill:--layers|distill:--vocab|distill:--chat-template-kwargs|distill:--num-prompts|distill:-n|distill:--max-new-tokens|distill:--greedy-share|distill:--batch-size|distill:--epochs|distill:--learning-rate|distill:--batch-tokens|distill:--unroll|distill:--seed|distill:--revision) return ;;
     distill:-o|distill:--output|distill:--prompts|distill:--held-out|distill:--texts) _specgen_files; return ;;
     distill:--color) _specgen_words "auto always never"; return ;;
     distill:--device) _specgen_words "auto cpu cuda mps"; return ;;
@@ -83,9 +83,9 @@ _specgen() {
     case $command in
     generate) _specgen_words "-p --prompt -f --file --stdin --no-stdin -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --baseline --strict -n --max-new-tokens --max-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --format --json -o --output --stats --no-stats -q --quiet -v --verbose -h --help" ;;
     chat) _specgen_words "--resume --save --no-save --history --no-history -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --calibrate --no-calibrate --strict -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --stats --no-stats -q --quiet -v --verbose -h --help" ;;
-    verify) _specgen_words "-p --prompt -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --against -k --draft-tokens --num-draft-tokens -n --max-new-tokens --json --color -q --quiet -v --verbose -h --help" ;;
-    bench) _specgen_words "-t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --lookup-file -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -n --max-new-tokens --max-tokens -r --repeats -w --warmup --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color -q --quiet -v --verbose -h --help" ;;
-    distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
+    verify) _specgen_words "-p --prompt --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --against -k --draft-tokens --num-draft-tokens -n --max-new-tokens --json --color -q --quiet -v --verbose -h --help" ;;
+    bench) _specgen_words "-t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --lookup-file -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -n --max-new-tokens --max-tokens -r --repeats -w --warmup --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --chat-template-kwargs --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color -q --quiet -v --verbose -h --help" ;;
+    distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --chat-template-kwargs --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
     doctor) _specgen_words "-t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
     '') _specgen_words "-V --version --show-completion --list -h --help" ;;
     esac

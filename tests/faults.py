@@ -165,6 +165,15 @@ PROMISES = {
         "Rules in generation_config.json (microsoft/onnxruntime-genai#2201)",
         "stop strings are applied; the others are named in one notice",
     ),
+    "F97": (
+        "System message, and a template without a system role (sgl-project/sglang#1342)",
+        "prepended to the next user message, with a notice: in generate, bench, chat and the library",
+    ),
+    "F98": (
+        "Variables of the chat template in measurements (EleutherAI/lm-evaluation-harness#3088)",
+        "the option is there in bench, verify and distill, and in what they export",
+    ),
+    "F99": ("Chat template only in chat_template.json (ggml-org/llama.cpp#12460)", "used with any tokenizer"),
 }
 
 REPORTED = {

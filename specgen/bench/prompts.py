@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -41,16 +41,26 @@ class PromptFormat:
     Args:
         is_raw: Continue the text as it is, without a chat template.
         template: Jinja source to use instead of the model's own chat template.
+        variables: Further variables for the chat template.
     """
 
     is_raw: bool = False
     template: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    def folds_system(self, tokenizer: Any, messages: Sequence[Message]) -> bool:
+        """Returns whether system messages of a conversation become part of user messages."""
+        return not self.is_raw and self._chat_template.folds_system(tokenizer, messages)
+
+    @property
+    def _chat_template(self) -> ChatTemplate:
+        return ChatTemplate(self.template, self.variables)
 
     def encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation, up to where the answer begins."""
         if self.is_raw:
             return encode_text(tokenizer, "\n\n".join(message.content for message in messages))
-        return ChatTemplate(self.template).encode(tokenizer, messages)
+        return self._chat_template.encode(tokenizer, messages)
 
 
 def bundled_prompts() -> list[BenchPrompt]:

@@ -63,6 +63,7 @@ class BenchSettings:
         stops_at_end: Stop at the model's end token, so lengths may differ.
         time_limit_seconds: Start no repeat that would end after this time, counted from the first pass; the first
             repeat ends after the prompt that reaches it. None: no limit.
+        template_variables: Variables for the chat template, for the report.
         times_passes: Also time single passes and draft tokens, to predict the speedup.
     """
 
@@ -73,6 +74,7 @@ class BenchSettings:
     stops_at_end: bool = False
     time_limit_seconds: float | None = None
     times_passes: bool = True
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, least in (

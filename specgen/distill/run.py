@@ -19,7 +19,7 @@ from specgen.distill.folders import WorkFolder, lock_folder, prepare_folders
 from specgen.distill.initialization import choose_layers, fit_input
 from specgen.distill.measurement import Acceptance, measure_acceptance, time_pair
 from specgen.distill.saving import Curve, TrainingRecord, draft_config, format_card, publish_draft, save_draft
-from specgen.distill.settings import DistillProgress, DistillRequest
+from specgen.distill.settings import DistillProgress, DistillRequest, TextSettings
 from specgen.distill.target_texts import TargetText, read_texts, save_texts
 from specgen.distill.text_folder import TextFolder
 from specgen.distill.text_generation import BatchGenerator
@@ -153,10 +153,10 @@ class Distillation:
             kept, ours = texts_folder.resolve(), self._folder.resolve()
             if kept == ours or ours in kept.parents or kept in ours.parents:
                 raise SettingsError(f"{texts_folder} and {self._folder} contain each other", "give separate folders")
-            text_settings = {**identity, "seed": settings.seed, "texts": asdict(texts)}
+            text_settings = {**identity, "seed": settings.seed, "texts": _recorded(texts)}
             folders.append(WorkFolder(texts_folder, texts_folder, text_settings, "texts of the target", text_bytes))
             identity["texts_folder"] = str(kept)
-        draft_settings = {**identity, **asdict(settings)}
+        draft_settings = {**identity, **asdict(settings), "texts": _recorded(texts)}
         folders.append(WorkFolder(self._folder, self._work, draft_settings, "an unfinished draft", draft_bytes))
         prepare_folders(folders)
 
@@ -196,3 +196,8 @@ class Distillation:
                 curve.append((trainer.step, mean, alpha))
             on_progress(DistillProgress("training", trainer.step, trainer.num_steps, loss=mean, alpha=alpha))
         return curve
+
+
+def _recorded(texts: TextSettings) -> dict[str, Any]:
+    """Returns the settings that a folder of texts is recognized by; earlier versions had no template variables."""
+    return {key: value for key, value in asdict(texts).items() if key != "template_variables" or value}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ class TextSettings:
         greedy_share: Share of greedy answers; the others are sampled.
         temperature: Of the sampled answers.
         batch_size: Texts generated at once.
+        template_variables: Variables for the chat template.
     """
 
     num_prompts: int = 4000
@@ -36,6 +37,7 @@ class TextSettings:
     greedy_share: float = 0.7
     temperature: float = 0.7
     batch_size: int = 64
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_positive(self, "num_prompts", "max_new_tokens", "batch_size")

@@ -60,6 +60,7 @@ class TextFolder:
         self._target = target
         self._tokenizer = tokenizer
         self._settings = settings
+        self._template = ChatTemplate(options=settings.template_variables)
         self._seed = seed
         self.num_tokens = 0
         for left_over in folder.glob(".*.safetensors.*"):  # by a process that was killed
@@ -88,7 +89,7 @@ class TextFolder:
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a prompt, in the chat template if there is one."""
         if self._tokenizer.chat_template:
-            return ChatTemplate().encode(self._tokenizer, [Message("user", text)])
+            return self._template.encode(self._tokenizer, [Message("user", text)])
         return encode_text(self._tokenizer, text)
 
     def _batches(self, stage: str, prompts: Sequence[SeedPrompt]) -> list[PromptBatch]:
@@ -125,7 +126,10 @@ class TextFolder:
         if not self._tokenizer.chat_template:
             return ()
         text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": _MARK}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._settings.template_variables,
         )
         before, mark, _ = text.partition(_MARK)
         return tuple(self._tokenizer.encode(before, add_special_tokens=False)) if mark else ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, TypedDict, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict, Unpack
 
 from specgen.core.events import TextEvent
 from specgen.core.progress import SILENT, ProgressListener
@@ -61,6 +61,8 @@ class AnswerOptions(TypedDict, total=False):
     """Texts that end the answer; they are not part of it."""
     system: str
     """System message."""
+    template_variables: Mapping[str, Any]
+    """Variables for the chat template, as in `{"enable_thinking": False}`."""
     is_raw: bool
     """Continue the prompt as plain text, without a chat template."""
 
@@ -141,7 +143,7 @@ class Models:
             SettingsError: The model has no chat template.
         """
         pair = self._loaded.pair
-        template = ChatTemplate()
+        template = ChatTemplate(options=options.get("template_variables", {}))
         template.check(pair.tokenizer, pair.target.name)
         sampling, source = self._sampling(options)
         num_draft_tokens, schedule = _draft_length(options)
@@ -163,7 +165,8 @@ class Models:
         else:
             system = options.get("system")
             messages = [Message("system", system)] if system else []
-            ids = ChatTemplate().encode(pair.tokenizer, [*messages, Message("user", prompt)])
+            template = ChatTemplate(options=options.get("template_variables", {}))
+            ids = template.encode(pair.tokenizer, [*messages, Message("user", prompt)])
         limit = pair.resolve_max_new_tokens(len(ids), options.get("max_new_tokens"), DEFAULT_MAX_NEW_TOKENS)
         decode = DecodeSettings(limit, *_draft_length(options), pair.end_ids)
         sampling, source = self._sampling(options)

@@ -11,6 +11,8 @@ from typing import Any
 from specgen.core.errors import LoadError, PromptError, SettingsError
 from specgen.text.template_sandbox import template_limits
 
+FOLDED = "the chat template has no system role; the system message is prepended to the next user message"
+"""The notice for a message that `ChatTemplate.encode` folds."""
 MAX_COPIES = 4
 """How often a template may render each message."""
 MAX_EXTRA_CHARS = 2**20
@@ -62,6 +64,8 @@ class ChatTemplate:
     def encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation, up to where the assistant's reply begins.
 
+        A system message becomes the start of the next user message if the template refuses or drops system messages.
+
         Text of a message never becomes a control token: a message that contains the string of one is rendered with a
         random placeholder as its content, and the content is encoded separately, as plain text.
 
@@ -77,6 +81,11 @@ class ChatTemplate:
         """
         if not self._exists(tokenizer):
             raise SettingsError("the model has no chat template", "use --chat-template none, or --chat-template FILE")
+        if self.folds_system(tokenizer, messages):
+            messages = _folded(messages)
+        return self._encode(tokenizer, messages)
+
+    def _encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         # A single character can't be split, and is a control token in no known template.
         added = tokenizer.added_tokens_decoder.items()
         control = {token.content: token_id for token_id, token in added if len(token.content) > 1}
@@ -103,11 +112,15 @@ class ChatTemplate:
             )
         self.encode(tokenizer, [Message("user", "Hello")])
 
+    def folds_system(self, tokenizer: Any, messages: Sequence[Message]) -> bool:
+        """Returns whether `encode` moves system messages of this conversation into user messages."""
+        return any(message.role == "system" for message in messages) and not self.has_system_role(tokenizer)
+
     def has_system_role(self, tokenizer: Any) -> bool:
         """Returns whether the template renders a system message; some refuse it, some drop it silently."""
         marker = secrets.token_hex(8)
         try:
-            ids = self.encode(tokenizer, [Message("system", marker), Message("user", "Hello")])
+            ids = self._encode(tokenizer, [Message("system", marker), Message("user", "Hello")])
         except LoadError:
             return False
         return marker in tokenizer.decode(ids)
@@ -156,6 +169,23 @@ class ChatTemplate:
         if len(text) > MAX_COPIES * sum(len(message.content) for message in messages) + MAX_EXTRA_CHARS:
             raise LoadError(f"the chat template failed: it rendered {len(text)} characters", hint)
         return text
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    """Returns the messages with the text of each system message at the start of the next user message."""
+    folded: list[Message] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message.role == "system":
+            waiting.append(message.content)
+        elif message.role == "user" and waiting:
+            folded.append(Message("user", "\n\n".join([*waiting, message.content])))
+            waiting = []
+        else:
+            folded.append(message)
+    if waiting and folded and folded[-1].role == "user":
+        waiting.insert(0, folded.pop().content)
+    return [*folded, Message("user", "\n\n".join(waiting))] if waiting else folded
 
 
 def _contains_control(tokenizer: Any, text: str, control: Mapping[str, int]) -> bool:

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from specgen.bench.prompts import bundled_prompts, choose_evenly, parse_prompts
+from specgen.bench.prompts import PromptFormat, bundled_prompts, choose_evenly, parse_prompts
 from specgen.core.errors import PromptError
 from specgen.text.chat_template import Message
+from tests.toys import toy_tokenizer
 
 
 def test_the_bundled_prompts_cover_at_least_eight_categories() -> None:
@@ -105,3 +106,25 @@ def test_few_prompts_are_chosen_of_many_categories() -> None:
     prompts = parse_prompts("\n".join(json.dumps(line) for line in lines), "file")
 
     assert [prompt.id for prompt in choose_evenly(prompts, 4)] == ["a0", "a1", "b0", "c0"]
+
+
+@pytest.mark.fault("F98")
+def test_prompts_get_the_variables_of_the_template() -> None:
+    tokenizer = toy_tokenizer()
+    template = "{{ messages[0].content }}{% if enable_thinking is defined %} {{ enable_thinking }}{% endif %}"
+    messages = [Message("user", "hi")]
+
+    encoded = PromptFormat(template=template, variables={"enable_thinking": False}).encode(tokenizer, messages)
+
+    assert tokenizer.decode(encoded) == "hi False"
+
+
+@pytest.mark.fault("F97")
+def test_a_system_message_is_folded_into_a_prompt() -> None:
+    tokenizer = toy_tokenizer()
+    format_ = PromptFormat(template="{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
+    messages = [Message("system", "Be brief."), Message("user", "hi")]
+
+    assert format_.folds_system(tokenizer, messages)
+    assert tokenizer.decode(format_.encode(tokenizer, messages)) == "Be brief.\n\nhi"
+    assert not PromptFormat(is_raw=True).folds_system(tokenizer, messages)

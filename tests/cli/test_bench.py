@@ -90,6 +90,13 @@ def test_one_command_gives_table_json_csv_markdown_and_plot(bench: Cli, tmp_path
     assert "</svg>" in files["svg"].read_text()
 
 
+@pytest.mark.fault("F98")
+def test_variables_of_the_template_are_in_the_document(bench: Cli) -> None:
+    ended = bench("-k", "1", "--format", "json", "--chat-template-kwargs", '{"enable_thinking": false}')
+
+    assert json.loads(ended.out)["config"]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_ndjson_has_a_line_per_run(bench: Cli) -> None:
     ended = bench("-k", "2", "--format", "ndjson")
 

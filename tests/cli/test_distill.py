@@ -58,6 +58,14 @@ def test_a_draft_comes_out_that_generates_the_targets_own_text(
     assert drafted["stats"]["num_draft_tokens"] > 0
 
 
+@pytest.mark.fault("F98")
+def test_variables_of_the_template_are_used_and_recorded(distill: Any, tmp_path: Path) -> None:
+    ended = distill("--chat-template-kwargs", '{"enable_thinking": false}')
+
+    assert ended.code == 0, ended.err
+    assert '"enable_thinking": false' in (tmp_path / "draft" / "README.md").read_text()
+
+
 def test_the_card_reports_data_loss_acceptance_and_cost(distill: Any, tmp_path: Path) -> None:
     distill("--kind", "layers", "--num-layers", 2)
 

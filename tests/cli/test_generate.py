@@ -253,6 +253,19 @@ def test_a_template_file_is_used(generate: Cli, tmp_path: Path) -> None:
     assert ended.out == f"{ANSWER.removeprefix('The quick brown')}\n".encode()
 
 
+@pytest.mark.fault("F97")
+@pytest.mark.parametrize("action", ["{{ raise_exception('System role not supported') }}", ""])
+def test_a_system_message_without_a_role_is_folded_with_a_notice(generate: Cli, tmp_path: Path, action: str) -> None:
+    shown = "{% if m.role == 'system' %}" + action + "{% else %}{{ m.content }}{% endif %}"
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}" + shown + "{% endfor %}")
+
+    ended = generate("--chat-template", tmp_path / "mine.jinja", "--system", "Be brief.", "--json")
+
+    assert ended.code == 0, ended.err
+    assert ended.err.count("no system role") == 1
+    assert document(ended)["usage"]["prompt_tokens"] > len("Be brief.")
+
+
 def test_a_system_message_is_part_of_the_prompt(generate: Cli, tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_text("Be brief.")
     plain, given, from_file = (

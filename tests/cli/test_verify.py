@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from specgen.models.cached_model import CachedModel
+from specgen.text.chat_template import ChatTemplate
 from tests.cli.children import Ended
 from tests.cli.conftest import Cli
 
@@ -43,6 +44,21 @@ def test_json_contains_every_check(verify: Cli) -> None:
     assert [text["verdict"] for text in made["texts"]] == ["same", "same"]
     # A draft that is always right or always wrong would prove little.
     assert 0 < made["texts"][0]["accepted"] < made["texts"][0]["drafted"]
+
+
+@pytest.mark.fault("F98")
+def test_variables_of_the_template_are_used(verify: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    encode = ChatTemplate.encode
+
+    def remember(self: ChatTemplate, tokenizer: Any, messages: Any) -> list[int]:
+        seen.append(dict(self.options))
+        return encode(self, tokenizer, messages)
+
+    monkeypatch.setattr(ChatTemplate, "encode", remember)
+
+    assert verify("--chat-template-kwargs", '{"enable_thinking": false}').code == 0
+    assert seen == [{"enable_thinking": False}]
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, size: float) -> None:

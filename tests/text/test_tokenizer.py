@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import read_json, read_optional_json
@@ -130,3 +131,18 @@ def test_a_model_without_an_end_token_has_none(folder: Path) -> None:
     edit_json(folder / "config.json", eos_token_id=None)
 
     assert ends_of(folder, make_tokenizer(eos_token=None)) == frozenset()
+
+
+@pytest.mark.fault("F99")
+@pytest.mark.parametrize("has_file", [True, False])
+def test_the_template_of_a_processor_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch, has_file: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = None
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    edit_json(folder / "tokenizer_config.json", chat_template=None)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    if not has_file:
+        (folder / "tokenizer.json").rename(folder / "vocab.json")
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
+
+    assert load_tokenizer(folder).chat_template == "{{ messages }}"

@@ -16,6 +16,7 @@ from specgen.runtime import learned_costs
 from specgen.runtime.environment import environment
 from specgen.runtime.loaded_models import LoadedModels
 from specgen.runtime.pair import Pair, PairSettings, resolve_pair
+from specgen.text.chat_template import FOLDED
 
 
 def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
@@ -27,6 +28,8 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
     pairs = {}
     for backend, (target, draft) in inputs.models.items():
         baseline = resolve_pair(PairSettings(target, "none", lookup_texts=inputs.lookup_texts), progress)
+        if any(inputs.prompt_format.folds_system(baseline.tokenizer, prompt.messages) for prompt in inputs.prompts):
+            baseline = replace(baseline, notices=(*baseline.notices, FOLDED))
         pairs[backend] = (baseline, draft_pairs(baseline, inputs.drafts, draft, progress))
     configurations = open_backends(pairs, settings_of(inputs.drafts, inputs.lengths), progress)
     for models in _loaded(configurations):

@@ -13,7 +13,7 @@ from specgen.bench.results import BenchSettings
 from specgen.cli.bench.options import BenchOptions, RunOptions
 from specgen.cli.options.models import AUTO
 from specgen.cli.prompt_input import read_text
-from specgen.cli.request import parse_draft_length, read_lookup_files, template_source
+from specgen.cli.request import parse_draft_length, parse_template_variables, read_lookup_files, template_source
 from specgen.core.errors import SettingsError
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
 from specgen.loading.names import LOOKUP_SUFFIX
@@ -89,7 +89,8 @@ def read_inputs(options: BenchOptions) -> Inputs:
     settings = _bench_settings(runs)
     lookup_texts = read_lookup_files(compared.lookup_files, compared.drafts or ["lookup"])
     prompts = read_prompts(runs.prompts, runs.num_prompts or (QUICK_PROMPTS if runs.quick else None))
-    prompt_format = PromptFormat(runs.chat_template == "none", template_source(runs.chat_template))
+    variables = settings.template_variables
+    prompt_format = PromptFormat(runs.chat_template == "none", template_source(runs.chat_template), variables)
     return Inputs(_models(options), drafts, lengths, prompts, settings, prompt_format, lookup_texts)
 
 
@@ -158,6 +159,7 @@ def _bench_settings(options: RunOptions) -> BenchSettings:
         sampling=SamplingSettings(temperature=options.temperature, seed=options.seed),
         stops_at_end=not options.ignore_eos,
         time_limit_seconds=QUICK_SECONDS if options.quick else None,
+        template_variables=parse_template_variables(options.chat_template_variables),
     )
 
 

@@ -116,6 +116,7 @@ class RunOptions:
         ),
     ] = True
     chat_template: g.ChatTemplate = "auto"
+    chat_template_variables: g.ChatTemplateVariables = None
     quick: Annotated[
         bool,
         Option(

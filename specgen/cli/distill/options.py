@@ -60,6 +60,7 @@ class DataOptions:
         Path | None,
         Option(("--held-out",), "Prompts to measure on, never trained on. Default: those of specgen bench."),
     ] = None
+    chat_template_variables: g.ChatTemplateVariables = None
     num_prompts: Annotated[int, Option(("--num-prompts",), "Most prompts that the target answers.")] = 4000
     max_new_tokens: Annotated[int, Option(("-n", "--max-new-tokens"), "Most tokens of one answer.")] = 160
     texts: Annotated[

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from specgen.cli.bench.inputs import read_prompts
 from specgen.cli.distill.options import DistillOptions
+from specgen.cli.request import parse_template_variables
 from specgen.cli.signals import Stopped
 from specgen.cli.streams import Messages, loading
 from specgen.core.errors import MemoryShortageError, SettingsError
@@ -68,6 +69,7 @@ def _settings(options: DistillOptions) -> DistillSettings:
             max_new_tokens=data.max_new_tokens,
             greedy_share=data.greedy_share,
             batch_size=data.batch_size,
+            template_variables=parse_template_variables(data.chat_template_variables),
         ),
         TrainSettings(training.epochs, training.batch_tokens, training.learning_rate, unroll=training.unroll),
     )

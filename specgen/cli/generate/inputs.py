@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from specgen.cli.generate.options import GenerateOptions, PromptOptions
@@ -20,7 +20,7 @@ from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule
 from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
-from specgen.text.chat_template import ChatTemplate, Message, encode_text
+from specgen.text.chat_template import FOLDED, ChatTemplate, Message, encode_text
 
 if TYPE_CHECKING:
     from specgen.runtime.generation import Generation
@@ -95,6 +95,8 @@ def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
         ids = encode_text(pair.tokenizer, inputs.messages[-1].content)
     else:
         ids = template.encode(pair.tokenizer, inputs.messages)
+        if template.folds_system(pair.tokenizer, inputs.messages):
+            pair = replace(pair, notices=(*pair.notices, FOLDED))
     sampling, source = options.sampling.resolve(pair.sampling_defaults)
     max_new_tokens = pair.resolve_max_new_tokens(len(ids), answer.max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
     end_ids = frozenset[int]() if answer.ignore_eos else pair.end_ids

@@ -33,6 +33,7 @@ class VerifyOptions:
         tuple[str, ...],
         Option(("-p", "--prompt"), "Prompt to compare answers to. Repeatable. Default: four.", heading=g.INPUT),
     ] = ()
+    chat_template_variables: g.ChatTemplateVariables = None
     models: ModelOptions = field(default_factory=ModelOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from specgen.cli.prompt_input import as_utf8
-from specgen.cli.request import parse_draft_length
+from specgen.cli.request import parse_draft_length, parse_template_variables
 from specgen.cli.streams import Messages, discard_stdout, loading, print_text, require_stdout, write_document
 from specgen.cli.verify.options import VerifyOptions
 from specgen.core.errors import DifferenceError, SettingsError
@@ -70,10 +70,11 @@ def _run_checks(options: VerifyOptions, limits: DecodeSettings, progress: Progre
     backend = options.backend.settings()
     target = options.load.target_settings(options.models.target, backend)
     settings = pair_settings(target, options.load.draft_settings(options.models.draft, backend))
+    template = ChatTemplate(options=parse_template_variables(options.chat_template_variables))
     texts = [as_utf8(text, "the prompt") for text in options.prompts or PROMPTS]
     pair = resolve_pair(settings, progress)
     limits = replace(limits, end_ids=pair.end_ids)
-    prompts = [EncodedPrompt(text, _encode(pair, text)) for text in texts]
+    prompts = [EncodedPrompt(text, _encode(pair, text, template)) for text in texts]
     # All prompts must fit the context window before weights are read.
     max_new_tokens = [
         pair.resolve_max_new_tokens(len(prompt.ids), limits.max_new_tokens, limits.max_new_tokens) for prompt in prompts
@@ -95,9 +96,9 @@ def _run_checks(options: VerifyOptions, limits: DecodeSettings, progress: Progre
     return replace(report, references=_compare_with_transformers(models, settings, answers, progress))
 
 
-def _encode(pair: Pair, text: str) -> list[int]:
+def _encode(pair: Pair, text: str, template: ChatTemplate) -> list[int]:
     if pair.tokenizer.chat_template:
-        return ChatTemplate().encode(pair.tokenizer, [Message("user", text)])
+        return template.encode(pair.tokenizer, [Message("user", text)])
     return encode_text(pair.tokenizer, text)
 
 

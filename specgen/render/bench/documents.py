@@ -80,6 +80,7 @@ def start_document(report: BenchReport) -> Document:
             "temperature": config.sampling.temperature,
             "seed": config.sampling.seed,
             "ignore_eos": not config.stops_at_end,
+            "chat_template_kwargs": dict(config.template_variables),
         },
         "prompts": [
             {"id": prompt.id, "category": prompt.category, "prompt_tokens": prompt.num_tokens}
