@@ -85,7 +85,7 @@ def test_a_drift_of_six_percent_over_the_run_biases_the_ratio_by_less_than_one(
             total = totals[0] if totals else 1.0
             clock.rule = lambda c, t, n, drift=drift, total=total: plain_rule(c, t, n) * (1 + drift * c.now / total)
             clock.install(patch)
-            config = BenchSettings(num_tokens=40, num_repeats=num_repeats, num_warmups=0, times_passes=False)
+            config = BenchSettings(num_tokens=20, num_repeats=num_repeats, num_warmups=0, times_passes=False)
             drafts = {"wrong": toys["wrong"], "lookup": None}
             report = finished(benchmark(clock, toys["target"], drafts, (2, 5), config, num_prompts=num_prompts))
         totals.append(clock.now)
