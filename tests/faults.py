@@ -173,7 +173,10 @@ PROMISES = {
         "Variables of the chat template in measurements (EleutherAI/lm-evaluation-harness#3088)",
         "the option is there in bench, verify and distill, and in what they export",
     ),
-    "F99": ("Chat template only in chat_template.json (ggml-org/llama.cpp#12460)", "used with any tokenizer"),
+    "F99": (
+        "Chat template only in the files of a processor (ggml-org/llama.cpp#12460)",
+        "chat_template.json and processor_config.json are read, whatever the tokenizer",
+    ),
 }
 
 REPORTED = {

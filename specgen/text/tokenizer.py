@@ -44,7 +44,7 @@ def load_tokenizer(folder: Path) -> Any:
         f"the tokenizer of {folder} can't be loaded",
     )
     if not tokenizer.chat_template:
-        # transformers reads this file for a processor only.
+        # transformers reads these files for a processor only.
         tokenizer.chat_template = processor_template(folder)
     return tokenizer
 

@@ -111,8 +111,12 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
 
 
 def processor_template(folder: Path) -> str | None:
-    """Returns the chat template of a model for images and text, which is in a file of its own; None without one."""
-    return _default_template(read_optional_json(folder / "chat_template.json").get("chat_template"))
+    """Returns the chat template of a model for images and text, which is in its processor's files; None without one."""
+    for name in ("chat_template.json", "processor_config.json"):
+        template = _default_template(read_optional_json(folder / name).get("chat_template"))
+        if template:
+            return template
+    return None
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

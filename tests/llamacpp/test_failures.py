@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,20 @@ def test_the_info_describes_what_runs(path: Path) -> None:
 
     assert (info.quant, info.device, info.num_parameters) == ("F32", "cpu", scan_gguf(path).num_parameters)
     assert info.remark == "llama.cpp, 1 thread"
+
+
+@pytest.mark.fault("F93")
+@pytest.mark.parametrize("kind", [4, 5])
+def test_a_special_token_that_is_none_is_as_if_its_key_were_missing(path: Path, folder: Path, kind: int) -> None:
+    data, key = path.read_bytes(), b"tokenizer.ggml.eos_token_id"
+    at = data.index(key) + len(key)
+    changed = folder / f"none-{kind}.gguf"
+    changed.write_bytes(data[:at] + struct.pack("<II", kind, 2**32 - 1) + data[at + 8 :])
+
+    tables = [
+        [weights.token_text(token) for token in range(96)] for weights in (load(changed).weights, load(path).weights)
+    ]
+    assert tables[0] == tables[1]
 
 
 def test_a_file_without_a_tensor_is_refused_with_llama_cpps_reason(

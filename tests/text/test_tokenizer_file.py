@@ -185,6 +185,7 @@ def test_a_folder_without_a_config_has_a_tokenizer(digits: Path) -> None:
     assert (tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.eos_token_id) == ({}, None, None)
 
 
+PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 NAMED = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d{{ messages[0].content }}"}]
 
 
@@ -199,6 +200,8 @@ NAMED = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": 
         ({"chat_template": NAMED}, {"chat_template.jinja": "b"}, "b"),
         ({}, {"chat_template.json": json.dumps({"chat_template": "c"})}, "c"),
         ({"chat_template": "a"}, {"chat_template.json": json.dumps({"chat_template": "c"})}, "a"),
+        ({}, {"processor_config.json": json.dumps({"chat_template": "p"})}, "p"),
+        ({}, {name: json.dumps({"chat_template": name[0]}) for name in PROCESSOR_FILES}, "c"),
         ({"chat_template": 7}, {}, None),
     ],
 )
