@@ -31,10 +31,8 @@ from specgen.loading.gguf.parts import first_part
 from specgen.loading.gguf.tokenizer import (
     check_tokenizer,
     content_key,
-    drop_added_tokens,
-    read_tokenizer,
     save_end_ids,
-    split_digits,
+    write_tokenizer,
 )
 from specgen.loading.memory import shortage
 from specgen.models.tensor_names import HEAD, tensor_shapes
@@ -134,9 +132,9 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressList
         _save(path, folder, header)
         # The model contains reference cycles, the collector may be paused, and the next step needs the memory.
         gc.collect()
-        save_end_ids(folder, header)
         rows = read_json(folder / "config.json").get("vocab_size")
-        drop_added_tokens(folder, rows if isinstance(rows, int) else None)
+        write_tokenizer(path, header, folder, rows if isinstance(rows, int) else None, progress)
+        save_end_ids(folder, header)
         progress.stage(f"checking {path.name}")
         _verify(folder)
         gc.collect()
@@ -157,16 +155,13 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressList
 
 
 def _save(path: Path, folder: Path, header: GgufHeader) -> None:
-    """Writes config, weights and tokenizer: unpacked here for families of specgen's decoder, else by transformers."""
+    """Writes config and weights: unpacked here for families of specgen's decoder, else by transformers."""
     from specgen.loading.gguf.unpack import unpack
 
     try:
         unpack(path, folder)
     except UnsupportedConfig:
         _save_with_transformers(path, folder, header)
-    tokenizer = read_tokenizer(path, header)
-    split_digits(tokenizer, header)
-    tokenizer.save_pretrained(folder)
 
 
 def _save_with_transformers(path: Path, folder: Path, header: GgufHeader) -> None:

@@ -31,11 +31,11 @@ MAX_ARRAY_STRINGS = 4_000_000
 """Limit for the strings in all arrays of a file. Gemma 3 has 262,144 tokens and 514,906 merges."""
 MAX_ALIGNMENT = 2**20
 
-_STRING, _ARRAY = 8, 9
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+STRING, ARRAY = 8, 9
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
 _SIGNED = frozenset({1, 3, 5, 11})
 _TOKEN_ARRAYS = {
-    "tokenizer.ggml.tokens": (_STRING,),
+    "tokenizer.ggml.tokens": (STRING,),
     "tokenizer.ggml.token_type": (4, 5),
     "tokenizer.ggml.scores": (6,),
 }
@@ -141,24 +141,24 @@ class _Scan(Bytes):
         return pairs
 
     def value(self, kind: int, key: str) -> object:
-        if kind == _STRING:
+        if kind == STRING:
             return self.string(MAX_STRING_BYTES)
-        if kind == _ARRAY:
+        if kind == ARRAY:
             self.skip_array(key)
             return None
-        if kind not in _SCALARS:
+        if kind not in SCALARS:
             raise InconsistentFileError(f"key {key!r} has unknown type {kind}")
-        return self.unpack(_SCALARS[kind])
+        return self.unpack(SCALARS[kind])
 
     def skip_array(self, key: str) -> None:
         kind, count = self.u32(), self.u64()
-        if kind == _ARRAY:
+        if kind == ARRAY:
             raise InconsistentFileError(f"key {key!r} is an array of arrays")
         if key in _TOKEN_ARRAYS:
             if kind not in _TOKEN_ARRAYS[key]:
                 raise InconsistentFileError(f"key {key!r} is an array of type {kind}")
             self.token_counts[key] = count
-        if kind == _STRING:
+        if kind == STRING:
             self.strings_left -= count
             if count * 8 > self.size - self.position or self.strings_left < 0:
                 raise InconsistentFileError(f"key {key!r} claims {count} strings")
@@ -167,8 +167,8 @@ class _Scan(Bytes):
                 return
             for _ in range(count):
                 self.skip(self.length(MAX_ARRAY_STRING_BYTES))
-        elif kind in _SCALARS:
-            self.skip(count * struct.calcsize(_SCALARS[kind]))
+        elif kind in SCALARS:
+            self.skip(count * struct.calcsize(SCALARS[kind]))
         else:
             raise InconsistentFileError(f"key {key!r} is an array of unknown type {kind}")
 

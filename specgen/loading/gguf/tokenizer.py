@@ -1,6 +1,6 @@
 """Extracts the tokenizer, chat template and end ids of a GGUF file into a folder in the cache, once per file.
 
-llama.cpp runs the file itself, but all text is encoded by transformers' tokenizers, whichever backend runs the model.
+llama.cpp runs the file itself, but all text is encoded by the same tokenizer, whichever backend runs the model.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import json
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.gguf.absent_ids import copy_metadata
 from specgen.loading.gguf.metadata import GgufHeader
+from specgen.loading.gguf.tokenizer_entries import read_tokenizer_entries
+from specgen.loading.gguf.tokenizer_model import UnsupportedTokenizer, build_tokenizer, save_tokenizer
 from specgen.storage.atomic_write import publish_folder
 from specgen.storage.folders import cache_folder, check_space, disk_error, single_writer, staging
 from specgen.text.tokenizer import checked_library_call, load_tokenizer
@@ -24,11 +25,7 @@ from specgen.text.tokenizer import checked_library_call, load_tokenizer
 FORMAT = 3
 """Part of every key: increase it when entries of older versions must not be used any more."""
 
-_DIGITS_ALONE = frozenset(
-    {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "trillion"}
-)
-"""Pre-tokenizers of llama.cpp that split off each digit before GPT-2's rule; transformers 5.23 applies only GPT-2's."""
-
+_FAILED = "the tokenizer of {} can't be converted"
 _FOLDER_BYTES = 40_000_000
 """Disk space for a tokenizer: the largest tokenizer.json seen has 34 MB."""
 
@@ -45,7 +42,7 @@ def tokenizer_folder(
         sha256: The file's hash if known.
 
     Raises:
-        ModelFileError: The file has no tokenizer, or one that transformers can't convert.
+        ModelFileError: The file has no tokenizer, or one that can't be converted.
         LoadError: The disk is full.
     """
     check_tokenizer(header, path)
@@ -61,11 +58,8 @@ def tokenizer_folder(
         with staging(parent, key) as folder:
             progress.stage(f"reading the tokenizer of {path.name}, once for this file")
             try:
-                tokenizer = read_tokenizer(path, header)
-                split_digits(tokenizer, header)
-                tokenizer.save_pretrained(folder)
+                write_tokenizer(path, header, folder, header.vocab_rows, progress)
                 save_end_ids(folder, header)
-                drop_added_tokens(folder, header.vocab_rows)
                 load_tokenizer(folder)
                 publish_folder(folder, final)
             except ModelFileError as error:
@@ -103,39 +97,47 @@ def check_tokenizer(header: GgufHeader, path: Path) -> None:
         raise ModelFileError(f"{path} has no tokenizer", "use a GGUF file of a language model with its tokenizer")
 
 
-def read_tokenizer(path: Path, header: GgufHeader) -> Any:
-    """Returns the tokenizer of a GGUF file, converted by transformers.
+def write_tokenizer(
+    path: Path, header: GgufHeader, folder: Path, rows: int | None, progress: ProgressListener = SILENT
+) -> None:
+    """Writes the tokenizer of a GGUF file to a folder: built here, or converted by transformers.
+
+    Args:
+        path: The file.
+        header: Its header.
+        folder: Where it goes.
+        rows: Embeddings of the model; None if unknown.
+        progress: Receives why transformers converts it.
 
     Raises:
         ModelFileError: It can't be converted.
     """
+    entries = read_tokenizer_entries(path)
+    try:
+        backend = checked_library_call(lambda: build_tokenizer(entries), _FAILED.format(path))
+    except UnsupportedTokenizer as reason:
+        progress.stage(f"transformers converts the tokenizer of {path.name}: {reason}")
+    else:
+        save_tokenizer(backend, entries, folder)
+        return
     if header.absent_ids:
-        with tempfile.TemporaryDirectory() as folder:
-            copy_metadata(path, header, Path(folder) / path.name)
-            return _convert_tokenizer(Path(folder) / path.name, path)
-    return _convert_tokenizer(path.resolve(), path)
+        with tempfile.TemporaryDirectory() as copies:
+            copy_metadata(path, header, Path(copies) / path.name)
+            _convert_with_transformers(Path(copies) / path.name, path, folder)
+    else:
+        _convert_with_transformers(path.resolve(), path, folder)
+    _drop_added_tokens(folder, rows)
 
 
-def _convert_tokenizer(source: Path, path: Path) -> Any:
+def _convert_with_transformers(source: Path, path: Path, folder: Path) -> None:
     import transformers
 
-    return checked_library_call(
+    checked_library_call(
         lambda: transformers.AutoTokenizer.from_pretrained(
             source.parent, gguf_file=source.name, trust_remote_code=False, local_files_only=True
         ),
-        f"the tokenizer of {path} can't be converted",
-    )
-
-
-def split_digits(tokenizer: Any, header: GgufHeader) -> None:
-    """Adds the file's rule for digits, which transformers ignores: `x  1` becomes `x`, two spaces and `1`."""
-    if header.tokenizer_model != "gpt2" or header.tokenizer_pre not in _DIGITS_ALONE:
-        return
-    from tokenizers import pre_tokenizers
-
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
+        _FAILED.format(path),
+    ).save_pretrained(folder)
 
 
 def save_end_ids(folder: Path, header: GgufHeader) -> None:
@@ -149,7 +151,7 @@ def save_end_ids(folder: Path, header: GgufHeader) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def drop_added_tokens(folder: Path, rows: int | None) -> None:
+def _drop_added_tokens(folder: Path, rows: int | None) -> None:
     """Removes tokens without an embedding: transformers adds GPT-2's `<|endoftext|>` if a GGUF has none.
 
     Otherwise a prompt with that string would contain an id that the model can't look up.
