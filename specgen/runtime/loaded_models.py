@@ -84,15 +84,15 @@ def _load_draft(pair: Pair, target: LanguageModel, progress: ProgressListener) -
 
 
 def _size_notice(target: ResolvedModel, draft: ResolvedModel) -> str | None:
-    """Returns a warning about a large draft that is about as large as its target or larger, and so can't help."""
+    """Returns a warning about a large draft that is about as large as its target or larger, and so rarely helps."""
     num_bytes, ratio = draft.config.num_weight_bytes, draft.config.num_parameters / max(target.config.num_parameters, 1)
     if draft.draft_head is not None or num_bytes < LARGE_DRAFT_BYTES or ratio < LARGE_DRAFT_RATIO:
         return None
     size = f"{format_size(num_bytes)} of weights"
     if draft.path.resolve() == target.path.resolve():
-        return f"the draft is the target itself: {size} are loaded twice, and it can't be faster; use a smaller draft"
+        return f"the draft is the target itself: {size} are loaded twice; a smaller draft is faster"
     how_large = f"{ratio:.0f} times as large as" if ratio >= 1.5 else "as large as"
-    return f"the draft {draft.name} ({size}) is {how_large} the target and can't be faster; use a smaller draft"
+    return f"the draft {draft.name} ({size}) is {how_large} the target; a smaller draft is faster"
 
 
 class LoadedModels:

@@ -17,6 +17,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
@@ -31,6 +32,8 @@ from specgen.storage.atomic_write import replace_file
 from specgen.storage.saved_chats import SessionFolder
 
 PROMPT, CONTINUATION = "> ", ". "
+LONG_PASTE = 500
+"""Characters of an entry from which a paste may be read in several pieces."""
 MAX_HISTORY_ENTRIES = 1000
 _HISTORY_SEPARATOR = b"\n# specgen\n"
 
@@ -134,18 +137,24 @@ def _bindings() -> KeyBindings:
 
 
 def _is_pasted(event: KeyPressEvent) -> bool:
-    """Returns whether further input came together with this key, as in a paste without marks (screen, serial lines).
+    """Returns whether text came together with this key, as in a paste without marks (screen, serial lines).
 
-    Lines that were typed while nobody read them look the same, and also become one message.
+    Lines that were typed while nobody read them look the same, and also become one message. A control key, such as
+    Ctrl-D, is no text.
     """
-    queue = event.key_processor.input_queue
-    # After an escape sequence prompt_toolkit adds a key of its own.
-    if any(press.data != "_Flush" for press in queue):
+    if any(press.data == "\r" or (len(press.data) == 1 and press.data.isprintable()) for press in _later(event)):
         return True
-    try:
+    if len(event.current_buffer.text) < LONG_PASTE:
+        return False
+    try:  # prompt_toolkit reads 1024 bytes at once
         return bool(select.select([event.app.input.fileno()], [], [], 0)[0])
     except (OSError, ValueError, NotImplementedError):
         return False
+
+
+def _later(event: KeyPressEvent) -> list[KeyPress]:
+    """Returns the keys after this one that were read with it."""
+    return list(event.key_processor.input_queue)
 
 
 def _continuation(_width: int, _line: int, num_wraps: int) -> str:

@@ -74,6 +74,10 @@ def test_a_paste_without_marks_is_one_entry(keys: str, entry: str) -> None:
     assert typed(keys) == [entry]
 
 
+def test_a_control_key_after_a_line_is_no_paste() -> None:
+    assert typed("two\r\x04") == ["two"]
+
+
 @pytest.mark.fault("F137")
 def test_commands_that_arrive_together_stay_apart() -> None:
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
