@@ -157,4 +157,5 @@ def test_private_files_are_made_private_and_never_through_a_link() -> None:
 def test_nothing_but_the_two_fetchers_knows_an_address() -> None:
     knowing = {path.name for path in SOURCES if "http://" in path.read_text() or "https://" in path.read_text()}
 
-    assert knowing <= {"hub.py", "builtin.py", "app.py"}, knowing
+    # hub_errors.py names the hub in messages, model_files.py has the first bytes of a Git LFS pointer.
+    assert knowing <= {"hub.py", "hub_errors.py", "builtin.py", "app.py", "model_files.py"}, knowing

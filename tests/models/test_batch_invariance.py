@@ -91,8 +91,8 @@ class Leaky(torch.nn.Module):
     def get_input_embeddings(self) -> Any:
         return self.inner.get_input_embeddings()
 
-    def forward(self, logits_to_keep: int = 0, **options: Any) -> Any:
-        output = self.inner(logits_to_keep=logits_to_keep, **options)
+    def forward(self, logits_to_keep: int = 0, past_key_values: Any = None, **options: Any) -> Any:
+        output = self.inner(logits_to_keep=logits_to_keep, past_key_values=past_key_values, **options)
         output.logits = self.change(output.logits)
         return output
 
