@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.kv_slots import KvSlots, Rotations
 from specgen.models.rotary import rotate
+
+if TYPE_CHECKING:
+    from specgen.models.kv_slots import KvSlots, Rotations
 
 
 class Norm(nn.Module):

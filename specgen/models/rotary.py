@@ -6,12 +6,13 @@ The rules are those of the checkpoints' own configs; formulas as in transformers
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from specgen.engine.transfer import moved
-from specgen.models.decoder_spec import RotarySpec
+if TYPE_CHECKING:
+    from specgen.models.decoder_spec import RotarySpec
 
 
 def inverse_frequencies(rotary: RotarySpec) -> tuple[Tensor, float]:
@@ -42,7 +43,7 @@ def rotary_table(rotary: RotarySpec, positions: Tensor, dtype: torch.dtype) -> t
     The first half of the sines is negative, so that a rotation is `x * cos + roll(x, size / 2) * sin`.
     """
     frequencies, factor = inverse_frequencies(rotary)
-    angles = positions[..., None].float() * moved(frequencies, positions.device)
+    angles = positions[..., None].float() * frequencies.to(positions.device)
     cos, sin = angles.cos() * factor, angles.sin() * factor
     return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 

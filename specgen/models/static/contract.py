@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from specgen.models.decoder import Decoder
 from specgen.models.static.features import StaticFeatures
 from specgen.models.static.inputs import PassInputs
+
+if TYPE_CHECKING:
+    from specgen.models.decoder import Decoder
 
 
 class StaticPass(Protocol):
