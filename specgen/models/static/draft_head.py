@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.static.inputs import MAX_ROWS, DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.recorder import Recorder, Replays
@@ -27,7 +28,7 @@ class StaticDraftHead(DraftHeadModel):
         self.capacity = 0
         with torch.inference_mode():
             self._inputs = PassInputs(self.device)
-            self._drafted = DraftedTokens(self.device, parts.columns)
+            self._drafted = DraftedTokens(self.device, MAX_DRAFT_TOKENS, parts.columns)
             self._tensor_slots = TensorSlots(parts.spec, parts.norm.weight.to(parts.dtype))
             width = parts.spec.hidden_size
             self._given = torch.zeros(MAX_ROWS, width, dtype=parts.dtype, device=self.device)

@@ -7,8 +7,6 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-from specgen.core.settings import MAX_DRAFT_TOKENS
-
 MAX_ROWS = 17
 """Rows of the largest recorded pass: a draft of 16 tokens and the token before it."""
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, MAX_ROWS)
@@ -76,12 +74,13 @@ class DraftedTokens:
 
     Args:
         device: The draft's device.
+        num_tokens: Tokens of the longest draft.
         columns: As in `ModelDrafter`.
     """
 
-    def __init__(self, device: torch.device, columns: Tensor | None = None) -> None:
-        self.ids = torch.zeros(MAX_DRAFT_TOKENS, dtype=torch.int64, device=device)
-        self.confidences = torch.zeros(MAX_DRAFT_TOKENS, device=device)
+    def __init__(self, device: torch.device, num_tokens: int, columns: Tensor | None = None) -> None:
+        self.ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
+        self.confidences = torch.zeros(num_tokens, device=device)
         self.is_finite = torch.ones(1, dtype=torch.bool, device=device)
         """Whether all logits of this draft were finite."""
         self._index = torch.zeros(1, dtype=torch.int64, device=device)

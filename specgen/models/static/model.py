@@ -48,7 +48,7 @@ class StaticModel(CachedModel):
             self._verdict = torch.zeros(NUM_VERDICTS + MAX_ROWS - 1, dtype=torch.int64, device=self.device)
             self._is_draft_finite = torch.ones(1, dtype=torch.bool, device=self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
-            self._drafted = DraftedTokens(self.device)
+            self._drafted = DraftedTokens(self.device, MAX_DRAFT_TOKENS)
 
     @property
     def has_failed(self) -> bool:
