@@ -9,8 +9,8 @@ from typing import Any
 
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
+from specgen.loading.cuda_memory import GRAPH_BYTES, cuda_capacity, logits_bytes, weight_matrix_bytes
 from specgen.loading.gguf.metadata import GgufHeader
-from specgen.loading.memory import GRAPH_BYTES, cuda_capacity, logits_bytes, weight_matrix_bytes
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
 from specgen.models.cached_model import PREFILL_CHUNK

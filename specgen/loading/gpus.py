@@ -13,18 +13,17 @@ from math import prod
 import torch
 
 from specgen.engine.contract import LanguageModel
-from specgen.loading.memory import (
+from specgen.loading.cuda_memory import (
     GRAPH_BYTES,
     PLANNED_POSITIONS,
     USABLE,
     cuda_bytes,
     cuda_capacity,
-    free_bytes,
     logits_bytes,
-    shortage,
     spec_cache_values,
     weight_matrix_bytes,
 )
+from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.placement import DeviceLayers, Placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.models.decoder_model import DecoderModel

@@ -11,8 +11,9 @@ import torch
 from specgen.core.errors import DeviceError, SettingsError, first_line
 from specgen.core.machine import cpu_flags, version_of
 from specgen.core.settings import ModelSettings
+from specgen.loading.cuda_memory import USABLE, cuda_bytes
 from specgen.loading.format_autotune import LEAST_MEASURED, Layer, fastest_format
-from specgen.loading.memory import USABLE, cuda_bytes, free_bytes, shortage
+from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 

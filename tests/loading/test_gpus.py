@@ -19,6 +19,7 @@ from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.loading import gpus, placement, weights
+from specgen.loading.cuda_memory import GRAPH_BYTES, USABLE, cuda_bytes, cuda_capacity
 from specgen.loading.gpus import (
     SegmentBytes,
     beside_target,
@@ -28,7 +29,7 @@ from specgen.loading.gpus import (
     plan_segments,
     segment_bytes,
 )
-from specgen.loading.memory import GRAPH_BYTES, USABLE, cuda_bytes, cuda_capacity, needed_bytes
+from specgen.loading.memory import needed_bytes
 from specgen.loading.placement import DeviceLayers, Placement, check_bitsandbytes, choose_placement
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.loading.tensor_files import TensorFiles
