@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ def mapped_tensor(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, mma
     """Returns a tensor of zeros on the CPU, and its memory; None if it has no values."""
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=dtype), None
-    memory = mmap(-1, math.prod(shape) * dtype.itemsize)
+    # Python's default is shared memory, whose pages take longer to get.
+    memory = mmap(-1, math.prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=dtype).view(*shape), memory
 
 
