@@ -48,10 +48,10 @@ class KvSlots(Protocol):
         """
 
 
-class SliceSlots:
-    """The key-value cache of one text.
+class StoredSlots:
+    """Keys and values of one text, `[kv_heads, capacity, head_size]` per layer.
 
-    A layer with a window keeps all positions, too, and attends to the last ones only: so any number of tokens can be
+    A layer with a window stores all positions, too, and attends to the last ones only: so any number of tokens can be
     removed again.
 
     Args:
@@ -67,19 +67,50 @@ class SliceSlots:
 
     def release(self) -> None:
         """Frees the memory; the next pass begins at position 0."""
-        self._capacity = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._tables: Rotations = {}
+
+    def grow(self, capacity: int, num_kept: int) -> None:
+        """Moves the first `num_kept` positions to new tensors with room for `capacity`.
+
+        It moves one tensor at a time, so that the old and the new cache are never both whole.
+        """
+        spec, like = self._spec, self._like
+        # Zeros: masked values are multiplied by 0, and 0 times NaN is NaN.
+        shape = (spec.num_kv_heads, capacity, spec.head_size)
+        if not self._keys:
+            self._keys = [like.new_empty(0, 0, 0)] * len(spec.layers)
+            self._values = list(self._keys)
+        for tensors in (self._keys, self._values):
+            for index in range(len(spec.layers)):
+                larger = like.new_zeros(shape)
+                if num_kept:
+                    larger[:, :num_kept] = tensors[index][:, :num_kept]
+                tensors[index] = larger
+        self._tables = rotations_at(spec, torch.arange(capacity, device=like.device), like.dtype)
+
+
+class SliceSlots(StoredSlots):
+    """The key-value cache of one text, addressed by positions that the host knows."""
+
+    def release(self) -> None:
+        super().release()
+        self._capacity = 0
         self._first = self._last = 0
         self._masks: dict[int | None, Tensor | None] = {}
+
+    def grow(self, capacity: int, num_kept: int) -> None:
+        super().grow(capacity, num_kept)
+        # Last: after a failure, no tensor is smaller than the capacity, so nothing is lost.
+        self._capacity = capacity
 
     def begin(self, first: int, num_new: int) -> Rotations:
         """Prepares a pass over `num_new` tokens from position `first` on; what was stored after `first` is lost."""
         self._first, self._last = first, first + num_new
         self._masks = {}
         if self._last > self._capacity:
-            self._grow(first, max(FIRST_CAPACITY, 2 * self._capacity, self._last))
+            self.grow(max(FIRST_CAPACITY, 2 * self._capacity, self._last), first)
         return {
             rotary: (cos[self._first : self._last], sin[self._first : self._last])
             for rotary, (cos, sin) in self._tables.items()
@@ -137,22 +168,3 @@ class SliceSlots:
                     mask &= columns > rows - window
             self._masks[window] = mask
         return self._masks[window]
-
-    def _grow(self, num_kept: int, capacity: int) -> None:
-        """Moves to a larger cache layer by layer, so that the old and the new one are never both whole.
-
-        A failure in between loses nothing: no tensor is smaller than the capacity, which is set last.
-        """
-        like, spec = self._like, self._spec
-        shape = (spec.num_kv_heads, capacity, spec.head_size)
-        if not self._keys:
-            self._keys = [like.new_empty(0, 0, 0)] * len(spec.layers)
-            self._values = list(self._keys)
-        for tensors in (self._keys, self._values):
-            for index in range(len(spec.layers)):
-                larger = like.new_zeros(shape)
-                if num_kept:
-                    larger[:, :num_kept] = tensors[index][:, :num_kept]
-                tensors[index] = larger
-        self._tables = rotations_at(spec, torch.arange(capacity, device=like.device), like.dtype)
-        self._capacity = capacity

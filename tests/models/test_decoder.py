@@ -225,19 +225,19 @@ def test_running_out_of_memory_while_the_cache_grows_leaves_a_usable_model(
     decoder = decoder_of(build(kind))
     ids = torch.randint(0, 96, (70,), generator=torch.Generator().manual_seed(1)).tolist()
     fresh, ours = DecoderModel(decoder, 96), DecoderModel(decoder, 96)
-    grow, expected = SliceSlots._grow, [fresh.logits(ids[:end], 1) for end in (20, 70)]
+    grow, expected = SliceSlots.grow, [fresh.logits(ids[:end], 1) for end in (20, 70)]
     num_failures = 0
 
-    def fail(self: Any, length: int, capacity: int) -> None:
+    def fail(self: Any, capacity: int, num_kept: int) -> None:
         with FullMemory(num_failures):
-            grow(self, length, capacity)
+            grow(self, capacity, num_kept)
 
     while True:
         ours.reset()
         ours.logits(ids[:3], 1)
         try:
             with monkeypatch.context() as patch:
-                patch.setattr(SliceSlots, "_grow", fail)
+                patch.setattr(SliceSlots, "grow", fail)
                 ours.logits(ids[:20], 1)
             break
         except MemoryShortageError:
@@ -266,7 +266,7 @@ def test_a_cache_that_can_not_grow_keeps_the_old_one(monkeypatch: pytest.MonkeyP
                 run(slots, 0, 8)
             try:
                 with FullMemory(num_failures):
-                    ours._grow(8, 16)
+                    ours.grow(16, 8)
                 break
             except RuntimeError:
                 num_failures += 1

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
-from specgen.models.static.inputs import MAX_ROWS, DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
-from specgen.models.static.recorder import Recorder, Replays
+from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows, prefill_bucket
+from specgen.models.static.recorded import RecordedPasses
+from specgen.models.static.recorder import Recorder
 from specgen.models.static.slots import TensorSlots
 
 
-class StaticDraftHead(DraftHeadModel):
+class StaticDraftHead(RecordedPasses, DraftHeadModel):
     """A draft head whose passes are recorded, and whose greedy tokens are fed back on the device.
 
     Args:
@@ -24,33 +24,12 @@ class StaticDraftHead(DraftHeadModel):
 
     def __init__(self, parts: DraftHeadParts, recorder: Recorder) -> None:
         super().__init__(parts)
-        self.replays = Replays(recorder)
-        self.capacity = 0
+        self._init_recording(self.device, recorder, parts.columns)
         with torch.inference_mode():
-            self._inputs = PassInputs(self.device)
-            self._drafted = DraftedTokens(self.device, MAX_DRAFT_TOKENS, parts.columns)
             self._tensor_slots = TensorSlots(parts.spec, parts.norm.weight.to(parts.dtype))
             width = parts.spec.hidden_size
             self._given = torch.zeros(MAX_ROWS, width, dtype=parts.dtype, device=self.device)
             self._output = torch.zeros(1, width, dtype=parts.dtype, device=self.device)
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether recording failed, so that passes run plainly."""
-        return self.replays.has_failed
-
-    @property
-    def num_warmups(self) -> int:
-        """As in `RecordingModel`."""
-        return self.replays.num_warmups
-
-    def padded_rows(self, num_rows: int) -> int:
-        """As in `RecordingModel`."""
-        return padded_rows(num_rows)
-
-    def take_failure(self) -> str | None:
-        """As in `RecordingModel`."""
-        return self.replays.take_failure()
 
     @torch.inference_mode()
     def draft_token(self, ids: Sequence[int], index: int) -> None:
@@ -71,31 +50,17 @@ class StaticDraftHead(DraftHeadModel):
         if self._join is None:
             self._num_true = self.length
 
-    def drafted_ids(self, count: int) -> Tensor:
-        """As in `GreedyDrafter`."""
-        return self._drafted.ids[:count]
-
-    def is_draft_finite(self) -> Tensor:
-        """As in `GreedyDrafter`."""
-        return self._drafted.is_finite
-
     @torch.inference_mode()
     def forget(self) -> None:
         """As in `RecordingModel`."""
         self._tensor_slots.clear(0)
         self._restart()
 
-    def confidence(self, index: int) -> float:
-        """As in `GreedyDrafter`."""
-        return float(self._drafted.confidences[index])
-
     @torch.inference_mode()
     def reset(self) -> None:
         """Empties the cache and frees its memory."""
-        self.replays.clear()
+        self._forget_recordings()
         self._tensor_slots.release()
-        self._inputs.ids.zero_()
-        self.capacity = 0
         super().reset()
 
     def _rewind_to_start(self) -> None:
@@ -104,17 +69,8 @@ class StaticDraftHead(DraftHeadModel):
     @torch.inference_mode()
     def reserve(self, num_tokens: int) -> None:
         """As in `RecordingModel`."""
-        needed = num_tokens + MAX_ROWS
-        if needed > self.capacity:
-            capacity = capacity_for(needed)
-            # First: a recording must never outlive the tensors it uses.
-            self.replays.clear()
-            try:
-                self._tensor_slots.grow(capacity, self.length - self.start)
-            except BaseException:
-                self.reset()
-                raise
-            self.capacity = capacity
+        num_kept = self.length - self.start
+        self._make_room(num_tokens, lambda capacity: self._tensor_slots.grow(capacity, num_kept), self.reset)
 
     def _run(self, new: Tensor, features: Tensor | None) -> Tensor:
         num_new, position = new.shape[0], self.length - self.start

@@ -15,8 +15,9 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.static.contract import StaticPass
 from specgen.models.static.features import StaticFeatures
-from specgen.models.static.inputs import MAX_ROWS, DraftedTokens, PassInputs, capacity_for, padded_rows, prefill_bucket
-from specgen.models.static.recorder import Recorder, Replays
+from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows, prefill_bucket
+from specgen.models.static.recorded import RecordedPasses
+from specgen.models.static.recorder import Recorder
 from specgen.models.target_features import TargetFeatures
 
 NUM_VERDICTS = 4
@@ -25,7 +26,7 @@ MAX_SPLIT = MAX_DRAFT_TOKENS + 1
 """Rows up to which a pass is split into recorded ones: the longest draft and the token before it."""
 
 
-class StaticModel(CachedModel):
+class StaticModel(RecordedPasses, CachedModel):
     """A static pass and the cache of one text.
 
     Padding rows feed ids of an earlier pass and write after the text. Other rows multiply what they wrote by 0.
@@ -40,33 +41,15 @@ class StaticModel(CachedModel):
         super().__init__(vocab_size, static_pass.num_embeddings, static_pass.device)
         self.static_pass = static_pass
         self.recorder = recorder
-        self.replays = Replays(recorder)
-        self.capacity = 0
-        """Positions of the cache."""
+        self._init_recording(self.device, recorder)
         with torch.inference_mode():
-            self._inputs = PassInputs(self.device)
             self._verdict = torch.zeros(NUM_VERDICTS + MAX_ROWS - 1, dtype=torch.int64, device=self.device)
             self._is_draft_finite = torch.ones(1, dtype=torch.bool, device=self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
-            self._drafted = DraftedTokens(self.device, MAX_DRAFT_TOKENS)
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether recording failed, so that passes run plainly."""
-        return self.replays.has_failed
-
-    @property
-    def num_warmups(self) -> int:
-        """Passes that were slower than later ones of their size: first runs and recordings."""
-        return self.replays.num_warmups
-
-    def padded_rows(self, num_rows: int) -> int:
-        """Returns the rows of the recorded pass for `num_rows`; larger passes are not recorded, nor padded."""
-        return padded_rows(num_rows)
 
     def take_failure(self) -> str | None:
         """Returns once why recording failed, if it did."""
-        return self.static_pass.take_failure() or self.replays.take_failure()
+        return self.static_pass.take_failure() or super().take_failure()
 
     @property
     def module(self) -> nn.Module:
@@ -98,17 +81,7 @@ class StaticModel(CachedModel):
     @torch.inference_mode()
     def reserve(self, num_tokens: int) -> None:
         """Makes room for a text of `num_tokens` tokens, so that no recording is lost while it grows."""
-        needed = num_tokens + MAX_ROWS
-        if needed > self.capacity:
-            capacity = capacity_for(needed)
-            # First: a recording must never outlive the tensors it uses.
-            self.replays.clear()
-            try:
-                self.static_pass.grow(capacity, self.length)
-            except BaseException:
-                self.reset()
-                raise
-            self.capacity = capacity
+        self._make_room(num_tokens, lambda capacity: self.static_pass.grow(capacity, self.length), self.reset)
 
     def bucket(self, num_positions: int) -> int:
         """Returns how much of the cache a recorded pass reads to see so many positions."""
@@ -173,24 +146,10 @@ class StaticModel(CachedModel):
         count = new.shape[0]
         self._counted(count, lambda: self._play("draft", new, self.length, count, self._write_first_token))
 
-    def drafted_ids(self, count: int) -> Tensor:
-        """Returns the first tokens that `draft_token` drafted, `[count]`; the next draft overwrites them."""
-        return self._drafted.ids[:count]
-
-    def is_draft_finite(self) -> Tensor:
-        """Returns whether the draft's logits were finite, `[1]`, on the device."""
-        return self._drafted.is_finite
-
-    def confidence(self, index: int) -> float:
-        """Reads the probability of a drafted token; NaN if a logit was NaN or infinite."""
-        return float(self._drafted.confidences[index])
-
     @torch.inference_mode()
     def _release(self) -> None:
-        self._inputs.ids.zero_()
-        self.replays.clear()
+        self._forget_recordings()
         self.static_pass.release()
-        self.capacity = 0
 
     def _remove(self, num_tokens: int) -> bool:
         raise AssertionError(f"rewind removes {num_tokens} tokens itself")

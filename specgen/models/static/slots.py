@@ -10,56 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.kv_slots import Rotations, rotations_at
+from specgen.models.kv_slots import Rotations, StoredSlots
 from specgen.models.static.inputs import MAX_ROWS
 
 
-class TensorSlots:
-    """Keys and values of one text, `[kv_heads, capacity, head_size]` per layer.
-
-    A layer with a window stores all positions, too, and masks them: so any number of tokens can be removed again.
-
-    Args:
-        spec: The decoder.
-        like: A tensor of the type and device it computes in.
-    """
-
-    def __init__(self, spec: DecoderSpec, like: Tensor) -> None:
-        self._spec = spec
-        self._like = like.new_empty(0)
-        self._group = spec.num_heads // spec.num_kv_heads
-        self.release()
+class TensorSlots(StoredSlots):
+    """Keys and values at fixed addresses until the cache grows. After a failure to grow, call `release`."""
 
     def release(self) -> None:
-        """Frees the memory."""
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._tables: Rotations = {}
+        super().release()
         self._columns = torch.empty(0, dtype=torch.int64, device=self._like.device)
         self._positions, self._bucket = self._columns, 0
         self._biases: dict[int | None, Tensor] = {}
 
     def grow(self, capacity: int, num_kept: int) -> None:
-        """Moves the first `num_kept` positions to new tensors with room for `capacity`.
-
-        It moves one tensor at a time, so that the old and the new cache are never both whole. After a failure the
-        content is undefined: call `release`.
-        """
-        spec, like = self._spec, self._like
-        # Zeros: masked values are multiplied by 0, and 0 times NaN is NaN.
-        shape = (spec.num_kv_heads, capacity, spec.head_size)
-        if not self._keys:
-            self._keys = [like.new_zeros(0, 0, 0)] * len(spec.layers)
-            self._values = list(self._keys)
-        for tensors in (self._keys, self._values):
-            for index in range(len(spec.layers)):
-                larger = like.new_zeros(shape)
-                if num_kept:
-                    larger[:, :num_kept] = tensors[index][:, :num_kept]
-                tensors[index] = larger
-        self._columns = torch.arange(capacity, device=like.device)
-        self._tables = rotations_at(spec, self._columns, like.dtype)
+        super().grow(capacity, num_kept)
+        self._columns = torch.arange(capacity, device=self._like.device)
 
     def clear(self, first: int) -> None:
         """Overwrites the keys and values from a position on, which may not be finite."""
