@@ -150,7 +150,7 @@ PROMISES = {
         "tokens that spell an end of turn end the text, as in llama.cpp",
     ),
     "F93": (
-        "Id of a special token that is none, -1 or 2^32 - 1 (EricLBuehler/mistral.rs#2282, ggml-org/llama.cpp#2981)",
+        "Id of a missing special token, -1 or 2^32 - 1 (EricLBuehler/mistral.rs#2282, ggml-org/llama.cpp#2981)",
         "as if the key were not there, on every backend",
     ),
     "F94": (
@@ -175,7 +175,7 @@ PROMISES = {
     ),
     "F99": (
         "Chat template only in the files of a processor (ggml-org/llama.cpp#12460)",
-        "chat_template.json and processor_config.json are read, whatever the tokenizer",
+        "chat_template.json and processor_config.json are read, with any tokenizer",
     ),
 }
 

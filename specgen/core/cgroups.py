@@ -16,12 +16,12 @@ SELF = Path("/proc/self/cgroup")
 
 
 def memory_limit() -> int | None:
-    """Returns the smallest memory limit of the process; None if there is no limit."""
+    """Returns the smallest memory limit of the process, or None without a limit."""
     return min((limit for limit, _ in _memory()), default=None)
 
 
 def free_memory() -> int | None:
-    """Returns the memory that is free within the limits; None if there is no limit.
+    """Returns the memory that is free within the limits, or None without a limit.
 
     Page cache that can be dropped counts as used, and is added back.
     """
@@ -29,7 +29,7 @@ def free_memory() -> int | None:
 
 
 def cpu_limit() -> int | None:
-    """Returns how many CPUs the process may keep busy, rounded up; None if there is no limit."""
+    """Returns how many CPUs the process may keep busy, rounded up, or None without a limit."""
     quotas = []
     for folder in _groups("cpu"):
         quota, _, period = _text(folder / "cpu.max").partition(" ")  # version 2: "200000 100000", or "max 100000"
@@ -48,7 +48,7 @@ def _memory() -> Iterator[tuple[int, int]]:
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
             limit = _text(folder / limit_name)
-            if limit.isdigit():  # "max" is no limit
+            if limit.isdigit():  # "max" means unlimited
                 used = _text(folder / used_name)
                 cached = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").split("\n") if " " in line)
                 cache = cached.get(cache_name, "0").strip()

@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; returns an empty one if there is no such file. See `read_json` for the errors."""
+    """Reads a JSON object; returns an empty one if the file does not exist. See `read_json` for the errors."""
     return read_json(path) if path.exists() else {}
 
 
@@ -93,7 +93,7 @@ def _read(path: Path, kind: str) -> bytes:
 
 
 def describe_content(start: bytes) -> str | None:
-    """Returns what a file is by its first bytes, whatever its name says; None if they are not known.
+    """Returns the format of a file by its first bytes, not by its name; None if the format is unknown.
 
     Args:
         start: At least 64 bytes, or the whole file.

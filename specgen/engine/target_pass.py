@@ -137,7 +137,7 @@ def verify_on_device(target: TokenDistributions, draft: Draft, randomness: Rando
         The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
 
     Raises:
-        DraftError: The draft's logits were not finite, and nobody has read that yet.
+        DraftError: The draft's logits were not finite, and this was not checked before.
     """
     verdict = verify(target, draft, randomness, rule)
     is_draft_finite = target.is_finite if draft.is_finite is None else draft.is_finite

@@ -87,7 +87,7 @@ def admission_failure(static: StaticModel, plain: CachedModel) -> str | None:
                 distance = relative_distance(_probe(static, text, rows), expected)
                 if not distance <= tolerance:
                     return f"recorded passes differ from plain ones by {distance:.1e} over {rows} rows"
-    except Exception as error:  # noqa: BLE001 - whatever fails here, the plain passes may work
+    except Exception as error:  # noqa: BLE001 - after any failure, the plain passes may still work
         static.reset()
         if isinstance(error, MemoryShortageError):
             return "too little memory for a cache of fixed size"

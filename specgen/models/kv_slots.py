@@ -95,12 +95,14 @@ class SliceSlots(StoredSlots):
     """The key-value cache of one text, addressed by positions that the host knows."""
 
     def release(self) -> None:
+        """As in `StoredSlots`."""
         super().release()
         self._capacity = 0
         self._first = self._last = 0
         self._masks: dict[int | None, Tensor | None] = {}
 
     def grow(self, capacity: int, num_kept: int) -> None:
+        """As in `StoredSlots`."""
         super().grow(capacity, num_kept)
         # Last: after a failure, no tensor is smaller than the capacity, so nothing is lost.
         self._capacity = capacity

@@ -53,7 +53,7 @@ def split_reasoning(tokenizer: Any, ids: Sequence[int], text: str, prompt_ids: S
 
 
 def opened_mark(tokenizer: Any, prompt_ids: Sequence[int]) -> tuple[str, str] | None:
-    """Returns the marks of the reasoning block that a prompt ends in; None if there is none."""
+    """Returns the marks of the reasoning block that a prompt ends in, or None."""
     end: str = tokenizer.decode(list(prompt_ids[-_NUM_TAIL:]), skip_special_tokens=False).rstrip()
     return next((pair for pair in MARKS if end.endswith(pair[0])), None)
 

@@ -95,7 +95,7 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:
-        # The bindings raise a bare Exception for whatever they can't read.
+        # The bindings raise a bare Exception for any file they can't read.
         if type(error) is not Exception:
             raise
         raise ModelFileError(

@@ -118,7 +118,7 @@ def parse_lengths(text: str) -> list[str]:
     """Returns draft lengths from `1,2,4`, `1-8`, `2-8+2`, `auto` or a mixture, each once.
 
     Raises:
-        SettingsError: A part is none of these, or out of range.
+        SettingsError: A part is not one of these, or is out of range.
     """
     lengths: list[str] = []
     for part in map(str.strip, text.split(",")):

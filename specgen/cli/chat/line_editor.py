@@ -139,8 +139,8 @@ def _bindings() -> KeyBindings:
 def _is_pasted(event: KeyPressEvent) -> bool:
     """Returns whether text came together with this key, as in a paste without marks (screen, serial lines).
 
-    Lines that were typed while nobody read them look the same, and also become one message. A control key, such as
-    Ctrl-D, is no text.
+    Lines typed before the prompt appeared look the same, and also become one message. A control key, such as
+    Ctrl-D, does not count as text.
     """
     if any(press.data == "\r" or (len(press.data) == 1 and press.data.isprintable()) for press in _later(event)):
         return True

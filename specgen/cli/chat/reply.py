@@ -29,7 +29,7 @@ def generate_reply(state: ChatState, before: tuple[ChatMessage, ...], settings: 
 
     Args:
         state: Its conversation gets the reply.
-        before: The messages to restore if there is no reply.
+        before: The messages to restore if the model gives no reply.
         settings: For this reply only; default: the chat's.
 
     Raises:

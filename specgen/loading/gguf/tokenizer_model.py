@@ -202,5 +202,5 @@ def _template(entries: Mapping[str, Any], *, adds_bos: bool) -> Any:
 
 def _special(entries: Mapping[str, Any], key: str) -> str | None:
     tokens, index = entries["tokenizer.ggml.tokens"], entries.get(f"tokenizer.ggml.{key}_token_id")
-    # -1, as a signed or unsigned number, means that there is no such token.
+    # -1, as a signed or unsigned number, means that the model has no such token.
     return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None

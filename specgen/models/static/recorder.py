@@ -121,7 +121,7 @@ class Replays:
         self.num_warmups = 0
         """Runs that were slower than later ones of their key: first runs and recordings."""
         self.failure: str | None = None
-        """Why recording failed, if it did and nobody has read it yet."""
+        """Why recording failed, until `take_failure` returns it."""
         self.has_failed = False
         """Whether recording failed: all work without a recording runs plainly since then."""
 

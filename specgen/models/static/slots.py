@@ -18,12 +18,14 @@ class TensorSlots(StoredSlots):
     """Keys and values at fixed addresses until the cache grows. After a failure to grow, call `release`."""
 
     def release(self) -> None:
+        """As in `StoredSlots`."""
         super().release()
         self._columns = torch.empty(0, dtype=torch.int64, device=self._like.device)
         self._positions, self._bucket = self._columns, 0
         self._biases: dict[int | None, Tensor] = {}
 
     def grow(self, capacity: int, num_kept: int) -> None:
+        """As in `StoredSlots`."""
         super().grow(capacity, num_kept)
         self._columns = torch.arange(capacity, device=self._like.device)
 
