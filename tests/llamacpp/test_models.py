@@ -212,6 +212,8 @@ def corpus() -> list[str]:
     """Source code, prose and random mixtures of scripts, in NFC."""
     root = Path(__file__).parent.parent.parent
     texts = [path.read_text() for path in sorted(root.glob("specgen/**/*.py"))] + [(root / "README.md").read_text()]
+    # Names of control tokens: llama.cpp reads them as text here, and the tokenizer as the tokens.
+    texts = [text.replace("<|", "< |") for text in texts]
     pool = "abc ABC 012 .,;:!?'\"()[]{}<>|#@$%^&*-_=+\\/~`\t\n\r  'll 're"
     pool += "éüßøåçŁДЖΩλשלוםمرحبا日本語中文한국어🙂🎉👨\u00a0\u200b\u3000½²①ﬁ"
     chance = random.Random(0)
