@@ -212,8 +212,9 @@ def corpus() -> list[str]:
     """Source code, prose and random mixtures of scripts, in NFC."""
     root = Path(__file__).parent.parent.parent
     texts = [path.read_text() for path in sorted(root.glob("specgen/**/*.py"))] + [(root / "README.md").read_text()]
-    # Names of control tokens: llama.cpp reads them as text here, and the tokenizer as the tokens.
-    texts = [text.replace("<|", "< |") for text in texts]
+    # Names of control tokens: the tokenizer reads `<|im_end|>` as the token, llama.cpp as text; `</s>` in Qwen's table,
+    # an ordinary token for the tokenizer, is one that llama.cpp always cuts out.
+    texts = [text.replace("<|", "< |").replace("</s>", "< /s>") for text in texts]
     pool = "abc ABC 012 .,;:!?'\"()[]{}<>|#@$%^&*-_=+\\/~`\t\n\r  'll 're"
     pool += "éüßøåçŁДЖΩλשלוםمرحبا日本語中文한국어🙂🎉👨\u00a0\u200b\u3000½²①ﬁ"
     chance = random.Random(0)
