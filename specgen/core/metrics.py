@@ -67,7 +67,8 @@ class Counts:
             self.num_plain_rounds += 1
             if not round_.is_warmup:
                 self.num_timed_plain_rounds += 1
-                self.plain_seconds += round_.seconds
+                # A drafter may have worked and found nothing to propose.
+                self.plain_seconds += round_.seconds - round_.draft_seconds
         elif self.was_plain:
             self.num_resumed += num_drafted + round_.num_cut
             self.resumed_seconds += round_.draft_seconds

@@ -21,7 +21,10 @@ class LengthPolicy(Protocol):
         """Decides whether to draft one more token."""
 
     def on_token(self, confidence: float) -> None:
-        """Notes that a token was drafted, with this confidence of the drafter (0 to 1)."""
+        """Notes that a token was drafted, with this confidence of the drafter (0 to 1).
+
+        A drafter that computed a token which it can't propose reports 0 and ends the draft.
+        """
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         """Decides how many tokens of a lookup match to propose; they cost only their verification.

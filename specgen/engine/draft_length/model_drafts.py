@@ -116,9 +116,10 @@ class ModelDrafts:
     def observe(self, round_: Round) -> None:
         """Learns from a finished round."""
         num_missed = self.observe_acceptance(round_)
-        if round_.source != "model":
+        if not self._is_of_model(round_):
             return
-        num_drafted = len(round_.draft_ids) + round_.num_cut
+        # A pass without a token costs the same.
+        num_drafted = max(len(round_.draft_ids) + round_.num_cut, len(self._confidences))
         # After a pause the drafter first reads what it missed; that time is not the cost of a token. The first draft
         # follows a round without one, so a single missed token is tolerated once.
         if not num_missed or (not self._draft_cost.is_supported and num_missed == 1):
@@ -131,14 +132,21 @@ class ModelDrafts:
             # The drafter has just read the prompt.
             self._stats.num_missed = 0
         num_missed = self._stats.num_missed
-        if round_.source != "model":
+        if not self._is_of_model(round_):
             self._stats.num_missed += len(round_.token_ids)
             return num_missed
-        for position, confidence in enumerate(self._confidences[: round_.num_accepted + round_.num_rejected]):
+        num_drafted = len(round_.draft_ids) + round_.num_cut
+        is_whole = round_.num_accepted == num_drafted
+        num_tested = len(self._confidences) if is_whole else round_.num_accepted + round_.num_rejected
+        for position, confidence in enumerate(self._confidences[:num_tested]):
             self._acceptance.observe(confidence, position < round_.num_accepted)
         if round_.is_warmup:
             self._stats.num_missed = 0
         return num_missed
+
+    def _is_of_model(self, round_: Round) -> bool:
+        """Returns whether the draft model made the round's draft, or found no token to propose."""
+        return round_.source == "model" or (round_.source is None and bool(self._confidences))
 
     def _gain_ahead(self) -> float:
         """Returns the largest yield - rate * cost over numbers of further tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isnan
@@ -46,7 +47,7 @@ class ModelDrafter:
         self._seen = seen_tokens(sampler.settings, vocab_size, model.device)
         is_argmax = sampler.settings.is_greedy and sampler.settings.repetition_penalty == 1.0
         self._on_device = model if is_argmax and isinstance(model, GreedyDrafter) else None
-        self._recording = model if isinstance(model, RecordingModel) else None
+        self._recording: RecordingModel | None = model if isinstance(model, RecordingModel) else None
 
     def feed(self, ids: Sequence[int]) -> None:
         if self._can_read(ids):
@@ -55,8 +56,7 @@ class ModelDrafter:
 
     @torch.inference_mode()
     def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
-        if self._max_positions is not None:
-            limit = min(limit, self._max_positions - len(ids))
+        limit = min(limit, self._num_positions_left(ids))
         if limit < 1 or not self._can_read(ids):
             return empty_draft()
         with draft_errors():
@@ -95,7 +95,11 @@ class ModelDrafter:
         rows: list[Tensor] = []
         finite: list[Tensor] = []
         while draft_ids.shape[0] < limit and draft_length.should_draft():
-            logits = self.model.logits(ids, 1, tail=draft_ids)
+            logits = self._next_logits(ids, draft_ids)
+            if logits is None:
+                if draft_length.uses_confidence:
+                    draft_length.on_token(0.0)
+                break
             distribution = self._distribution(logits, len(ids), draft_ids)
             if logits.is_cuda:
                 # The target's verdict reads it: a read here would stop the device at every token.
@@ -141,9 +145,17 @@ class ModelDrafter:
             return torch.nn.functional.pad(probs, (0, self._vocab_size - probs.shape[-1]))
         return probs.new_zeros(probs.shape[0], self._vocab_size).index_copy_(1, self._columns, probs)
 
+    def _next_logits(self, ids: Sequence[int], draft_ids: Tensor) -> Tensor | None:
+        """Computes the logits after `ids` and `draft_ids`, `[1, logits]`; None ends the draft before its next token."""
+        return self.model.logits(ids, 1, tail=draft_ids)
+
+    def _num_positions_left(self, ids: Sequence[int]) -> int:
+        """Returns how many tokens the draft's window has room for after `ids`; negative if `ids` is too long."""
+        return sys.maxsize if self._max_positions is None else self._max_positions - len(ids)
+
     def _can_read(self, ids: Sequence[int]) -> bool:
         """Checks that the text fits the draft's window and each new token has an embedding."""
-        if self._max_positions is not None and len(ids) > self._max_positions:
+        if self._num_positions_left(ids) < 0:
             return False
         return max(ids[self.model.length :], default=0) < self.model.num_embeddings
 
