@@ -26,6 +26,7 @@ _specgen() {
     generate:-d|generate:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     generate:-Q|generate:--quant|generate:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     generate:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
+    generate:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     generate:--format) _specgen_words "auto text json ndjson"; return ;;
     generate:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     generate:-k|generate:--draft-tokens|generate:--num-draft-tokens) _specgen_words "auto"; return ;;
@@ -39,6 +40,7 @@ _specgen() {
     chat:--view) _specgen_words "auto inline live text steps off"; return ;;
     chat:-d|chat:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     chat:-Q|chat:--quant|chat:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
+    chat:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     chat:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     chat:-k|chat:--draft-tokens|chat:--num-draft-tokens) _specgen_words "auto"; return ;;
     chat:--chat-template) _specgen_words "auto"; _specgen_files; return ;;
@@ -50,6 +52,7 @@ _specgen() {
     verify:--device|verify:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
     verify:-d|verify:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     verify:-Q|verify:--quant|verify:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
+    verify:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     verify:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     verify:-k|verify:--draft-tokens|verify:--num-draft-tokens) _specgen_words "auto"; return ;;
     verify:--against) _specgen_words "none transformers"; return ;;
@@ -62,6 +65,7 @@ _specgen() {
     bench:-d|bench:--draft) _specgen_words "auto lookup $(_specgen_names models)"; _specgen_files; return ;;
     bench:-Q|bench:--quant|bench:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     bench:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
+    bench:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     bench:--format) _specgen_words "auto table json ndjson csv md"; return ;;
     bench:--backend) _specgen_words "auto torch transformers llama.cpp both"; return ;;
     distill:--num-layers|distill:--layers|distill:--vocab|distill:--chat-template-kwargs|distill:--num-prompts|distill:-n|distill:--max-new-tokens|distill:--greedy-share|distill:--batch-size|distill:--epochs|distill:--learning-rate|distill:--batch-tokens|distill:--unroll|distill:--seed|distill:--revision) return ;;
@@ -75,18 +79,19 @@ _specgen() {
     doctor:--device|doctor:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
     doctor:-d|doctor:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     doctor:-Q|doctor:--quant|doctor:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
+    doctor:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     doctor:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     :--show-completion) _specgen_words "bash zsh fish"; return ;;
     :--list) _specgen_words "models sessions"; return ;;
   esac
   if [[ $cur == -* ]]; then
     case $command in
-    generate) _specgen_words "-p --prompt -f --file --stdin --no-stdin -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --baseline --strict -n --max-new-tokens --max-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --format --json -o --output --stats --no-stats -q --quiet -v --verbose -h --help" ;;
-    chat) _specgen_words "--resume --save --no-save --history --no-history -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --calibrate --no-calibrate --strict -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --stats --no-stats -q --quiet -v --verbose -h --help" ;;
-    verify) _specgen_words "-p --prompt --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --against -k --draft-tokens --num-draft-tokens -n --max-new-tokens --json --color -q --quiet -v --verbose -h --help" ;;
-    bench) _specgen_words "-t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --lookup-file -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads -n --max-new-tokens --max-tokens -r --repeats -w --warmup --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --chat-template-kwargs --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color -q --quiet -v --verbose -h --help" ;;
+    generate) _specgen_words "-p --prompt -f --file --stdin --no-stdin -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --baseline --strict -n --max-new-tokens --max-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --format --json -o --output --stats --no-stats -q --quiet -v --verbose -h --help" ;;
+    chat) _specgen_words "--resume --save --no-save --history --no-history -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --calibrate --no-calibrate --strict -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --stats --no-stats -q --quiet -v --verbose -h --help" ;;
+    verify) _specgen_words "-p --prompt --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --against -k --draft-tokens --num-draft-tokens -n --max-new-tokens --json --color -q --quiet -v --verbose -h --help" ;;
+    bench) _specgen_words "-t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --lookup-file -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -n --max-new-tokens --max-tokens -r --repeats -w --warmup --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --chat-template-kwargs --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color -q --quiet -v --verbose -h --help" ;;
     distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --chat-template-kwargs --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
-    doctor) _specgen_words "-t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
+    doctor) _specgen_words "-t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
     '') _specgen_words "-V --version --show-completion --list -h --help" ;;
     esac
   elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor"

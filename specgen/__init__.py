@@ -40,7 +40,7 @@ def load(
 
     Raises:
         LoadError: A model is missing or damaged.
-        PairError: Draft and target do not share a vocabulary.
+        PairError: A draft head was made for another target.
         DeviceError: The device is missing or has too little memory.
     """
     from specgen.runtime import library

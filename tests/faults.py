@@ -57,7 +57,7 @@ PROMISES = {
         "missing or damaged: exit 3; ids the model has no row for: exit 4",
     ),
     "F29": ("Padded vocabulary, same tokenizer", "accepted; no padding row is ever chosen"),
-    "F30": ("Same size, different tokenizer", "exit 4 before weights are read, naming ids"),
+    "F30": ("Same size, different tokenizer", "drafts are translated; with --draft-vocab same exit 4, naming ids"),
     "F31": ("Other special tokens of the draft", "the target's are used; a different end is a notice"),
     "F32": ("Path to a FIFO, a dangling link, a file", "exit 3, no wait"),
     "F33": ("File replaced while mapped", "not promised"),

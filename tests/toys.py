@@ -80,6 +80,35 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
+@cache
+def stranger_tokenizer(*, words: Sequence[str] = WORDS) -> Any:
+    """Returns a BPE with word marks and byte tokens, whose ids have nothing in common with the toy's."""
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    marked = [word.replace("Ġ", "▁") for word in words]
+    tokens = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(set("".join(marked)) | {"▁", "."})]
+    merges = []
+    for word in marked:
+        for length in range(2, len(word) + 1):
+            if word[:length] not in tokens:
+                tokens.append(word[:length])
+                merges.append((word[: length - 1], word[length - 1]))
+    raw = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges, byte_fallback=True))
+    raw.normalizer = normalizers.Replace(" ", "▁")
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    raw.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|endoftext|>", eos_token=END)
+
+
+def save_stranger(folder: Path, *, words: Sequence[str] = WORDS, num_positions: int = 512) -> Path:
+    """Writes a model folder that answers `ANSWER` with the tokens of `stranger_tokenizer`."""
+    tokenizer = stranger_tokenizer(words=tuple(words))
+    chain = [*tokenizer.encode("\n" + ANSWER), tokenizer.convert_tokens_to_ids(END)]
+    return save_toy(folder, tokenizer=tokenizer, model=table_model(dict(itertools.pairwise(chain)), num_positions))
+
+
 def successors(**changes: str | bytes) -> dict[int, int]:
     """Returns the next token of each token of `ANSWER`; its end token is followed by its start.
 

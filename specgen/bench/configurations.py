@@ -100,7 +100,9 @@ def _with_label(setting: Setting, models: LoadedModels) -> Setting:
         return replace(setting, drafter=drafter, draft=drafter, label=drafter)
     weight_format = info.dtype if info.quant == "none" else info.quant
     lookup = "+lookup" if drafter == "model+lookup" else ""
-    label = f"{info.name} {weight_format}{lookup}"
+    kind = "same" if models.pair.shared is None else models.pair.shared.kind
+    vocab = "" if kind == "same" else f" by {'shared tokens' if kind == 'shared' else kind}"
+    label = f"{info.name} {weight_format}{vocab}{lookup}"
     return replace(setting, drafter=drafter, label=label, num_draft_bytes=info.num_bytes)
 
 

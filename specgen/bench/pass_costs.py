@@ -110,17 +110,18 @@ def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings
     if isinstance(drafter, CombinedDrafter):
         drafter = drafter.model
 
-    def seconds(num_fed: int, num_drafted: int) -> float:
+    def timed(num_fed: int, num_drafted: int) -> tuple[float, int]:
         drafter.rewind(num_fed)
         drafter.feed(ids[:num_fed])
         started = read()
-        drafter.propose(ids, num_drafted, FixedLength())
-        return read() - started
+        draft = drafter.propose(ids, num_drafted, FixedLength())
+        return read() - started, draft.ids.shape[0]
 
     drafter.feed(ids[:-1])
-    whole = seconds(len(ids) - 1, NUM_DRAFTED)
+    whole, num_drafted = timed(len(ids) - 1, NUM_DRAFTED)
     if models.draft is None:
         return whole, 0.0
-    catch_up = seconds(len(ids) - 2, 1) - seconds(len(ids) - 1, 1) if len(ids) > 1 else 0.0
+    catch_up = timed(len(ids) - 2, 1)[0] - timed(len(ids) - 1, 1)[0] if len(ids) > 1 else 0.0
     drafter.rewind(len(ids) - 1)
-    return whole / NUM_DRAFTED, catch_up
+    # A draft with another vocabulary may propose fewer tokens, or none.
+    return whole / max(num_drafted, 1), catch_up

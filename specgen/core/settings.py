@@ -13,6 +13,8 @@ DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 Verification = Literal["block", "token"]
 DraftSchedule = Literal["auto", "constant"]
 BaselineMethod = Literal["calibrate", "full", "off"]
+DraftVocab = Literal["auto", "same", "shared", "text"]
+"""How a draft's vocabulary is used: as the target's own, by the tokens that both have, or by way of text."""
 BackendName = Literal["auto", "torch", "transformers", "llama.cpp"]
 
 DEFAULT_MAX_NEW_TOKENS, DEFAULT_REPLY_TOKENS = 256, 1024
@@ -119,6 +121,7 @@ class ModelSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         revision: Branch, tag or commit of a hub model.
         offline: Use only files already on this machine.
+        draft_vocab: For a draft: how its vocabulary is used.
     """
 
     name: str
@@ -128,6 +131,7 @@ class ModelSettings:
     revision: str | None = None
     offline: bool = False
     backend: BackendSettings = field(default_factory=BackendSettings)
+    draft_vocab: DraftVocab = "auto"
 
 
 def _check(is_valid: bool, name: str, value: object, valid: str) -> None:

@@ -109,6 +109,8 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
         num_positions=positions,
         library_bytes=_resident_bytes(),
         drafter=pair.settings.drafter,
+        draft_vocab=None if pair.shared is None else pair.shared.kind,
+        vocab_remark="" if pair.shared is None else pair.shared.remark,
     )
 
 

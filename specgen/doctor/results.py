@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from specgen.bench.results import MeasuredCosts
 from specgen.core.machine import Machine
+from specgen.core.settings import DraftVocab
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +136,15 @@ class PairReport:
     Args:
         models: Target first.
         devices: The devices they would run on.
-        num_shared_tokens: Ids with the same meaning in both; None without a draft model.
+        num_shared_tokens: Tokens with the same meaning in both; None without a draft model.
         notice: A harmless difference between the tokenizers.
         window: Positions that both support.
         num_positions: Positions that the memory is planned for.
         library_bytes: Main memory of the program and its libraries, without models.
         costs: Measured pass costs, if any; those of the draft under `draft`.
         drafter: `model`, `lookup`, `model+lookup` or `none`.
+        draft_vocab: How the draft's vocabulary is used; None without a draft model.
+        vocab_remark: Describes a draft with another vocabulary; empty if it has the target's.
     """
 
     models: tuple[ModelPlan, ...]
@@ -153,6 +156,8 @@ class PairReport:
     library_bytes: int | None
     costs: MeasuredCosts | None = None
     drafter: str = "none"
+    draft_vocab: DraftVocab | None = None
+    vocab_remark: str = ""
 
     @property
     def peak_bytes(self) -> int:

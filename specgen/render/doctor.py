@@ -80,7 +80,8 @@ def format_pair(pair: PairReport, alphas: Sequence[float] = ALPHAS, *, ascii_onl
     elif pair.drafter == "model+lookup":
         block.add("", "with prompt lookup")
     if pair.num_shared_tokens is not None:
-        block.add("tokens", f"compatible: {pair.num_shared_tokens} ids mean the same token in both")
+        same = f"compatible: {pair.num_shared_tokens} ids mean the same token in both"
+        block.add("tokens", pair.vocab_remark or same)
     if pair.notice:
         block.add("", pair.notice)
     window = "not in any config" if pair.window is None else f"{pair.window} positions"
@@ -149,6 +150,7 @@ def _pair_document(pair: PairReport, alphas: Sequence[float]) -> Document:
         "devices": [{**asdict(device), "fits": device.fits} for device in pair.devices],
         "drafter": pair.drafter,
         "num_shared_tokens": pair.num_shared_tokens,
+        "draft_vocab": pair.draft_vocab,
         "notice": pair.notice,
         "window": pair.window,
         "num_positions": pair.num_positions,

@@ -173,7 +173,7 @@ class Generation:
                 if isinstance(event, Round):
                     self.models.append(event.token_ids)
                 yield event
-                if self._draft_window is not None and len(self.models.text_ids) >= self._draft_window:
+                if self._draft_window is not None and self.models.is_draft_window_full:
                     yield Notice(
                         "draft_window",
                         f"the text is longer than the draft's window of {self._draft_window} tokens: "

@@ -103,7 +103,10 @@ def draft_key(models: LoadedModels) -> CostKey | None:
     """Returns what the cost of a draft token depends on; None without a draft model."""
     if models.pair.draft is None or models.draft is None or models.draft_info is None:
         return None
-    return _cost_key(models.pair.draft, models.draft, models.draft_info)
+    key = _cost_key(models.pair.draft, models.draft, models.draft_info)
+    kind = "same" if models.pair.shared is None else models.pair.shared.kind
+    # One of the target's tokens may take several of the draft's.
+    return key if kind == "same" else {**key, "vocab": kind}
 
 
 def _cost_key(resolved: ResolvedModel, model: LanguageModel, info: ModelInfo) -> CostKey:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import SEPARATOR, LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.drafters.translated import SharedTokenDrafter, TextDrafter, TranslatedModel
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.sampling import Sampler
 from specgen.loading.gpus import leaving_room
@@ -31,6 +33,7 @@ from specgen.loading.load import load
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
 from specgen.models.draft_head import DraftHeadModel
+from specgen.runtime.draft_vocabulary import TranslatedPairing, translated_model
 from specgen.runtime.near_ties import first_difference
 
 if TYPE_CHECKING:
@@ -78,9 +81,12 @@ def _load_draft(pair: Pair, target: LanguageModel, progress: ProgressListener) -
     """Loads the draft model or draft head of a pair, if it has one."""
     if pair.draft is None or pair.shared is None:
         return None
-    draft = load(pair.draft, pair.shared.num_shared, progress, target=target)
+    is_translated = isinstance(pair.shared, TranslatedPairing)
+    num_tokens = pair.draft.num_tokens if is_translated else pair.shared.num_shared
+    draft = load(pair.draft, num_tokens, progress, target=target)
     notices = [notice for notice in (pair.shared.notice, _size_notice(pair.target, pair.draft)) if notice]
-    return LoadedModel(draft.model, draft.info, (*draft.notices, *notices))
+    info = replace(draft.info, remark="; ".join(filter(None, (draft.info.remark, pair.shared.remark))))
+    return LoadedModel(draft.model, info, (*draft.notices, *notices))
 
 
 def _size_notice(target: ResolvedModel, draft: ResolvedModel) -> str | None:
@@ -130,6 +136,10 @@ class LoadedModels:
     def _set_draft(self, draft: LoadedModel | None) -> None:
         self.draft: LanguageModel | None = None if draft is None else draft.model
         self.draft_info: ModelInfo | None = None if draft is None else draft.info
+        self.translated: TranslatedModel | None = None
+        """The draft model with another vocabulary, as the target's tokens see it; None if it has the target's."""
+        if self.draft is not None and self.pair.shared is not None:
+            self.translated = translated_model(self.pair.shared, self.draft, self.pair.draft_window)
         self.limit_torch_threads()
 
     def limit_torch_threads(self) -> None:
@@ -142,6 +152,14 @@ class LoadedModels:
         return [self.target.device] if self.draft is None else [self.target.device, self.draft.device]
 
     @property
+    def is_draft_window_full(self) -> bool:
+        """Whether the text fills the window of the draft model."""
+        if self.translated is not None:
+            return self.translated.num_positions_left(self._text_ids) < 1
+        window = self.pair.draft_window
+        return window is not None and len(self._text_ids) >= window
+
+    @property
     def text_ids(self) -> Sequence[int]:
         """The text so far; each cache contains a prefix of it."""
         return self._text_ids
@@ -151,8 +169,9 @@ class LoadedModels:
         difference = first_difference(self._text_ids, prompt_ids[:-1])
         shared = max(0, len(prompt_ids) - 1) if difference is None else difference
         self.target.rewind(min(shared, self.target.length))
-        if self.draft is not None:
-            self.draft.rewind(min(shared, self.draft.length))
+        draft = self.translated or self.draft
+        if draft is not None:
+            draft.rewind(min(shared, draft.length))
         self.lookup.rewind(shared)
         self._text_ids = list(prompt_ids)
 
@@ -176,8 +195,9 @@ class LoadedModels:
     def reset_caches(self) -> None:
         """Replaces all caches: a pass that was interrupted may have left them inconsistent."""
         self.target.reset()
-        if self.draft is not None:
-            self.draft.reset()
+        draft = self.translated or self.draft
+        if draft is not None:
+            draft.reset()
         self.lookup.rewind(0)
         self._text_ids = []
 
@@ -190,8 +210,13 @@ class LoadedModels:
         kind = self.pair.settings.drafter
         if self.draft is None:
             return self.lookup if kind == "lookup" else NoDrafter()
-        columns = self.draft.columns if isinstance(self.draft, DraftHeadModel) else None
-        model = ModelDrafter(self.draft, self.target.vocab_size, sampler, self.pair.draft_window, columns)
+        vocab_size = self.target.vocab_size
+        if self.translated is not None:
+            is_text = self.translated.columns is None
+            model: ModelDrafter = (TextDrafter if is_text else SharedTokenDrafter)(self.translated, vocab_size, sampler)
+        else:
+            columns = self.draft.columns if isinstance(self.draft, DraftHeadModel) else None
+            model = ModelDrafter(self.draft, vocab_size, sampler, self.pair.draft_window, columns)
         return CombinedDrafter(self.lookup, model) if kind == "model+lookup" else model
 
     def check_batch_invariance(self) -> BatchInvarianceCheck:

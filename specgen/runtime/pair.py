@@ -13,9 +13,10 @@ from specgen.loading.draft_head_folder import check_own_target, shipped_draft
 from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
+from specgen.runtime.draft_vocabulary import pair_vocabularies
 from specgen.text.generation_config import generation_defaults
 from specgen.text.tokenizer import end_ids
-from specgen.text.vocabulary import Pairing, compare_tokenizers
+from specgen.text.vocabulary import Pairing
 
 DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
 """`auto`: the draft that is shipped for the target together with lookup, if there is one, else lookup alone."""
@@ -98,7 +99,7 @@ class Pair:
 
         Raises:
             LoadError: The draft is missing or damaged.
-            PairError: It doesn't share the target's vocabulary.
+            PairError: It doesn't share the target's vocabulary, and `--draft-vocab same` insists.
         """
         requested = replace(self.settings, drafter=kind, draft=draft)
         settings, resolved, shared = _resolve_drafter(requested, self.target, progress)
@@ -136,7 +137,7 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
 
     Raises:
         LoadError: A model is missing or damaged.
-        PairError: Draft and target don't share a vocabulary.
+        PairError: Draft and target don't share a vocabulary, and `--draft-vocab same` insists.
         PromptError: The lookup texts are too long.
         SettingsError: An option has no effect on these models.
     """
@@ -193,6 +194,13 @@ def _resolve_drafter(
         return settings, None, None
     draft = resolve(files or find_files(settings.draft, progress), settings.draft, "draft")
     if draft.draft_head is None:
-        return settings, draft, compare_tokenizers(target.tokenizer, draft.tokenizer)
+        wanted, cost = settings.draft.draft_vocab, _size_ratio(target, draft)
+        return settings, draft, pair_vocabularies(target.tokenizer, draft.tokenizer, wanted, cost)
     check_own_target(draft, target)
     return settings, draft, Pairing(target.num_tokens)
+
+
+def _size_ratio(target: ResolvedModel, draft: ResolvedModel) -> float | None:
+    """Estimates what a draft token costs as a share of the target's: both read all their weights once."""
+    sizes = target.config.num_weight_bytes, draft.config.num_weight_bytes
+    return sizes[1] / sizes[0] if all(sizes) else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specgen.core.errors import PairError
+from specgen.core.settings import DraftVocab
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,17 @@ class Pairing:
     Args:
         num_shared: Ids below this mean the same to both; both models' logits are cut to this width.
         notice: A harmless difference, in one line, or None.
+        kind: How the draft's vocabulary is used.
     """
 
     num_shared: int
     notice: str | None = None
+    kind: DraftVocab = "same"
+
+    @property
+    def remark(self) -> str:
+        """Describes a vocabulary that is not the target's own in a few words; empty for the target's own."""
+        return ""
 
 
 def table_size(tokenizer: Any) -> int:

@@ -63,14 +63,20 @@ def test_incompatible_tokenizers_are_an_error_after_the_machine_is_reported(
 
     other = toy_tokenizer(normalizer=Lowercase())
     other = save_toy(tmp_path / "other", tokenizer=_shifted(other))
-    ended = cli("doctor", "-t", toys["target"], "-d", other, *EXACT)
+    arguments = ("doctor", "-t", toys["target"], "-d", other, *EXACT)
+    ended = cli(*arguments, "--draft-vocab", "same")
 
     assert ended.code == 4
     assert ended.out.decode().startswith("system")
     # The plan of the target is still reported.
-    document = json.loads(cli("doctor", "-t", toys["target"], "-d", other, *EXACT, "--json").out)
+    document = json.loads(cli(*arguments, "--draft-vocab", "same", "--json").out)
     assert [model["role"] for model in document["pair"]["models"]] == ["target"]
     assert (document["error"]["exit_code"], document["error"]["code"]) == (4, "draft_incompatible")
+    # Without the option, the draft is translated.
+    translated = json.loads(cli(*arguments, "--json").out)
+    assert translated["error"] is None
+    assert translated["pair"]["draft_vocab"] == "shared"
+    assert translated["pair"]["num_shared_tokens"] == 292
 
 
 def _shifted(tokenizer: Any) -> Any:

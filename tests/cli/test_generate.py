@@ -20,7 +20,7 @@ from specgen.storage.atomic_write import write_output
 from tests.cli.children import Ended, run_child
 from tests.cli.conftest import EXACT, Cli
 from tests.loading.builders import edit_json, make_folder
-from tests.toys import ANSWER, save_toy
+from tests.toys import ANSWER, save_stranger, save_toy
 
 LINE = f"{ANSWER}\n".encode()
 
@@ -866,11 +866,25 @@ def test_a_missing_model_exits_with_3(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.fault("F30")
-def test_a_draft_with_another_vocabulary_exits_with_4_before_weights_are_read(generate: Cli, tmp_path: Path) -> None:
-    ended = generate("-d", make_folder(tmp_path / "stranger"))
+def test_a_refused_vocabulary_exits_with_4_before_weights_are_read(generate: Cli, tmp_path: Path) -> None:
+    ended = generate("-d", make_folder(tmp_path / "stranger"), "--draft-vocab", "same")
 
     assert (ended.code, ended.out) == (4, b"")
     assert "tokens differ" in error_of(ended)
+
+
+@pytest.mark.parametrize("vocab", ["auto", "shared", "text"])
+@pytest.mark.fault("F30")
+def test_a_draft_with_another_vocabulary_writes_the_same_text(cli: Cli, tmp_path: Path, vocab: str) -> None:
+    target, stranger = save_toy(tmp_path / "target"), save_stranger(tmp_path / "stranger")
+    arguments = ("generate", "hello", "-t", target, *EXACT, "-k", "4", "--json")
+
+    ended = cli(*arguments, "-d", stranger, "--draft-vocab", vocab)
+
+    made = document(ended)
+    assert (ended.code, made["text"]) == (0, ANSWER)
+    assert made["stats"]["num_accepted_draft_tokens"] > 3
+    assert "shared" in made["draft"]["remark"]
 
 
 @pytest.mark.usefixtures("no_weights")

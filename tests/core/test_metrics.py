@@ -82,7 +82,8 @@ def test_rounds_without_a_draft_are_plain_steps() -> None:
     counts = observed(round_(0, 0), round_(2, 1), round_(0, 0, ends=False), round_(0, 0, num_cut=1))
 
     assert counts.num_plain_rounds == 2
-    assert counts.plain_seconds == pytest.approx(0.7)
+    # Without the time of a drafter that found nothing to propose.
+    assert counts.plain_seconds == pytest.approx(0.5)
 
 
 def test_speedup_is_the_ratio_of_seconds_per_token() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,12 +123,17 @@ def test_a_pair_of_one_family_shares_its_tokens(folder: Path, tmp_path: Path) ->
     assert (pair.window, pair.draft_window) == (64, 512)
 
 
-def test_a_draft_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_draft_with_another_vocabulary_is_refused_on_request_only(folder: Path, tmp_path: Path) -> None:
+    stranger = ModelSettings(str(make_folder(tmp_path / "stranger")), draft_vocab="same")
+
     with pytest.raises(PairError) as caught:
-        pair_of(folder, make_folder(tmp_path / "stranger"))
+        pair_of(folder).with_draft("model", stranger)
 
     assert caught.value.exit_code == 4
-    assert "--draft lookup" in str(caught.value.hint)
+    assert "--draft-vocab" in str(caught.value.hint)
+    pairing = pair_of(folder).with_draft("model", replace(stranger, draft_vocab="auto")).shared
+    assert pairing is not None
+    assert pairing.kind == "text"
 
 
 def test_a_damaged_draft_is_an_error_about_its_file(folder: Path, tmp_path: Path) -> None:

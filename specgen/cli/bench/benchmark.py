@@ -56,7 +56,7 @@ def draft_pairs(
 
     Raises:
         LoadError: A draft is missing or damaged.
-        PairError: A draft does not share the target's vocabulary.
+        PairError: A draft does not share the target's vocabulary, and `--draft-vocab same` insists.
     """
     pairs = {}
     for draft in drafts:

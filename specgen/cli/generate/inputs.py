@@ -82,7 +82,7 @@ def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
 
     Raises:
         LoadError: A model is missing or damaged, or the chat template can't be used.
-        PairError: Draft and target do not share a vocabulary.
+        PairError: Draft and target do not share a vocabulary, and `--draft-vocab same` insists.
         PromptError: The prompt is longer than the context window.
     """
     from specgen.runtime import learned_costs

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from specgen.cli.app_spec import Option
-from specgen.core.settings import BackendName, BackendSettings, DtypeName, ModelSettings, Quantization
+from specgen.core.settings import BackendName, BackendSettings, DraftVocab, DtypeName, ModelSettings, Quantization
 
 MODELS = "Models"
 BACKEND = "Backend"
@@ -86,6 +86,14 @@ class LoadOptions:
     draft_device: Annotated[
         str | None, Option(("--draft-device",), "Device of the draft. Default: the target's.", value=_DEVICES)
     ] = None
+    draft_vocab: Annotated[
+        DraftVocab,
+        Option(
+            ("--draft-vocab",),
+            "How to use a draft with other tokens than the target's. shared: draft the tokens that both have; text: "
+            "encode again what the draft writes; same: refuse it; auto: what promises more.",
+        ),
+    ] = "auto"
     draft_revision: Annotated[
         str | None, Option(("--draft-revision",), "Branch, tag or commit of a draft from the hub.")
     ] = None
@@ -98,7 +106,8 @@ class LoadOptions:
     def draft_settings(self, name: str, backend: BackendSettings) -> ModelSettings:
         """Returns how to load a draft."""
         device = self.draft_device or self.hub.device
-        return ModelSettings(name, self.draft_quant, self.dtype, device, self.draft_revision, self.hub.offline, backend)
+        how = self.draft_quant, self.dtype, device, self.draft_revision, self.hub.offline, backend, self.draft_vocab
+        return ModelSettings(name, *how)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,155 @@
+"""Decides how a draft model's vocabulary is used: the same as the target's, the shared tokens of both, or text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from specgen.core.cost_model import PassCosts, expected_speedup
+from specgen.core.errors import PairError
+from specgen.core.settings import DraftVocab
+from specgen.engine.contract import LanguageModel
+from specgen.engine.drafters.translated import SharedTokens, TranslatedModel
+from specgen.text.token_table import TokenTable
+from specgen.text.translation import Translation, shared_ids
+from specgen.text.vocabulary import Pairing, compare_tokenizers
+
+SAMPLE = """The harbour was quiet when the first boats returned. "How many are missing?" she asked, and wrote 17 into
+her notebook. It's not that simple: the storm moved 40 km north-east between 3:15 and 6:00, so nobody could say.
+
+```python
+def moving_average(values: list[float], width: int = 5) -> list[float]:
+    # Ignore the ends, which have fewer neighbours.
+    return [sum(values[i : i + width]) / width for i in range(len(values) - width + 1)]
+```
+
+1. **Check** the input; 2. compute the result; 3. explain why `None` is returned for an empty list.
+"""
+"""A text to estimate with how often the tokens of two vocabularies agree: prose, numbers, code and a list."""
+
+ASSUMED_ALPHA = 0.7
+"""Agreement per token of a draft with the target's own vocabulary; measured pairs start near it."""
+ASSUMED_SLOPE = 0.05
+"""Cost of a further token in a pass of the target, as a share of a pass over one."""
+LONGEST_ASSUMED = 8
+UNKNOWN_COST = 0.25
+"""Cost of a draft token as a share of the target's, if a size is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedPairing(Pairing):
+    """How a draft with another vocabulary is used.
+
+    Args:
+        share: Estimated share of the target's tokens in ordinary text that the draft has, too.
+        tables: The tokens of target and draft.
+        pairs: Ids of shared tokens, `(target id, draft id)`.
+    """
+
+    share: float = 0.0
+    tables: tuple[TokenTable, TokenTable] | None = field(default=None, compare=False, repr=False)
+    pairs: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def remark(self) -> str:
+        """Describes it in a few words, for the banner."""
+        num_target = 0 if self.tables is None else len(self.tables[0].by_bytes)
+        how = "drafts shared tokens" if self.kind == "shared" else "drafts text"
+        return f"{how}: {self.num_shared} of the target's {num_target} tokens are shared, {self.share:.0%} of a sample"
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How often the tokens of two vocabularies agree in a sample of text.
+
+    Args:
+        target_share: Share of the target's tokens in it that the draft has.
+        draft_share: Share of the draft's tokens in it that the target has.
+        draft_per_target: Draft tokens for each token of the target.
+    """
+
+    target_share: float
+    draft_share: float
+    draft_per_target: float
+
+
+def pair_vocabularies(
+    target_tokenizer: Any, draft_tokenizer: Any, wanted: DraftVocab = "auto", draft_cost: float | None = None
+) -> Pairing:
+    """Compares two vocabularies, and chooses how the draft is used.
+
+    Args:
+        target_tokenizer: The target's tokenizer.
+        draft_tokenizer: The draft's.
+        wanted: `auto` takes the way with the largest predicted throughput; the others insist.
+        draft_cost: Estimated cost of a draft token as a share of the target's; None: unknown.
+
+    Raises:
+        PairError: `same` is wanted, and an id means different strings.
+    """
+    if wanted in ("auto", "same"):
+        try:
+            return compare_tokenizers(target_tokenizer, draft_tokenizer)
+        except PairError as error:
+            if wanted == "same":
+                hint = "omit --draft-vocab: a draft with other tokens is then translated"
+                raise PairError(error.message, hint) from error
+    target, draft = TokenTable(target_tokenizer), TokenTable(draft_tokenizer)
+    pairs = shared_ids(target, draft)
+    has_shared = any(target_id not in target.special for target_id, _ in pairs)
+    overlap = measure_overlap(target, draft, pairs)
+    kinds: tuple[DraftVocab, ...] = ("shared", "text") if wanted == "auto" else (wanted,)
+    kind = max(kinds, key=lambda one: predict_speedup(one, overlap, draft_cost))
+    notice = None
+    if not has_shared:
+        kind, notice = "text", "target and draft share no token, so the draft writes text"
+    return TranslatedPairing(len(pairs), notice, kind, overlap.target_share, (target, draft), tuple(pairs))
+
+
+def measure_overlap(target: TokenTable, draft: TokenTable, pairs: list[tuple[int, int]], text: str = SAMPLE) -> Overlap:
+    """Compares the tokens of a text in two vocabularies."""
+    of_target, of_draft = target.extend([], text.encode()), draft.extend([], text.encode())
+    known_target, known_draft = ({ids[side] for ids in pairs} for side in (0, 1))
+    return Overlap(
+        sum(id_ in known_target for id_ in of_target) / max(len(of_target), 1),
+        sum(id_ in known_draft for id_ in of_draft) / max(len(of_draft), 1),
+        len(of_draft) / max(len(of_target), 1),
+    )
+
+
+def predict_speedup(
+    kind: DraftVocab, overlap: Overlap, draft_cost: float | None, alpha: float = ASSUMED_ALPHA
+) -> float:
+    """Predicts the speedup of the best draft length. An estimate: passes cost what their sizes suggest.
+
+    A shared token is accepted only if the target's own token is shared, and it is drafted only if the draft's own is.
+    A token of a text draft needs all of the draft's tokens for it, and one more is written before it is certain.
+
+    Args:
+        kind: `same`, `shared` or `text`.
+        overlap: Of the vocabularies; without effect for `same`.
+        draft_cost: As in `pair_vocabularies`.
+        alpha: Acceptance of a draft token if the vocabularies were the same.
+    """
+    cost = UNKNOWN_COST if draft_cost is None else draft_cost
+    acceptance, per_token, per_round = alpha, cost, 0.0
+    if kind == "shared":
+        acceptance = alpha * overlap.target_share * overlap.draft_share
+    elif kind == "text":
+        acceptance, per_token, per_round = alpha**overlap.draft_per_target, cost * overlap.draft_per_target, cost
+    verify = {n: 1 + ASSUMED_SLOPE * (n - 1) for n in range(1, LONGEST_ASSUMED + 2)}
+    costs = PassCosts(verify, per_token, round_seconds=per_round)
+    return max(1.0, *(expected_speedup([acceptance] * k, costs) or 0.0 for k in range(1, LONGEST_ASSUMED + 1)))
+
+
+def translated_model(pairing: Pairing, model: LanguageModel, max_positions: int | None) -> TranslatedModel | None:
+    """Returns the draft model as the target's tokens see it; None if the vocabularies are the same."""
+    if not isinstance(pairing, TranslatedPairing) or pairing.tables is None:
+        return None
+    shared = None
+    if pairing.kind == "shared":
+        target_ids, draft_ids = zip(*pairing.pairs, strict=True)
+        shared = SharedTokens(torch.tensor(target_ids), torch.tensor(draft_ids))
+    return TranslatedModel(model, Translation(*pairing.tables), shared, max_positions)
