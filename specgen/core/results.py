@@ -42,10 +42,12 @@ class BatchInvarianceCheck:
     Args:
         max_difference: Largest change of a logit by the tokens after its position; 0 if rows are independent.
         threshold: Outlier threshold of int8 layers; above 0, any text may contain an outlier that makes rows interact.
+        is_exact: Passes over several tokens give the logits of passes over one token, bit for bit.
     """
 
     max_difference: float
     threshold: float = 0.0
+    is_exact: bool = False
 
     @property
     def is_invariant(self) -> bool:
@@ -101,7 +103,9 @@ class RunInfo:
             return "none"
         if not self.sampling.is_greedy:
             return "same_distribution"
-        return "exact" if (self.target.dtype, self.target.quant) == ("float32", "none") else "near_tie"
+        is_exact = self.batch_invariance is not None and self.batch_invariance.is_exact
+        is_float32 = (self.target.dtype, self.target.quant) == ("float32", "none")
+        return "exact" if is_float32 or is_exact else "near_tie"
 
     @property
     def verification(self) -> str:

@@ -1,7 +1,10 @@
-"""Measures which weight format a draft model runs fastest in on this machine.
+"""Measures which weight format a model runs fastest in on this machine.
 
 Processor flags say which kernels exist, not which of them is fastest at one row: that depends on memory bandwidth,
-threads and library versions. So one layer of the draft's own widths is timed in each format, and the times are stored.
+threads and library versions. So one layer of the model's own widths is timed in each format, and the times are stored.
+
+A draft reads one token per pass. A target also verifies drafts: its format is chosen by the seconds per token of a
+round at an expected acceptance rate, because a format that is fastest at one row may be slowest at six.
 
 On CUDA a host clock around a layer would time Python. There the passes of a round are recorded and replayed through
 many layers with weights of their own, as in the draft itself.
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from specgen.core.machine import processor_name, version_of
+from specgen.loading.resolved_model import Role
 from specgen.models.formats import Float16Linear, Int8Linear, has_float16_matmul, has_int8_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.timing import FLUSH_BYTES, Timer, timer_for
@@ -37,19 +41,31 @@ which is several tokens after a round of lookup; all others read one token."""
 FAILURES = (RuntimeError, NotImplementedError, AttributeError, ValueError, ImportError, OSError)
 """What formats raise that don't run on this machine."""
 WORTHWHILE = 0.95
-"""A format must take less than this share of the unquantized time to be worth its rounding."""
+"""A format must take less than this share of a more exact one's time to be worth its rounding."""
+EXACTNESS = ("none", "int8", "nf4")
+"""Formats, the most exact one first."""
+TARGET_ROWS = (1, 4, 6)
+"""Rows of a target's passes: plain decoding, and verifying three and five tokens."""
+ACCEPTANCE_RATE = 0.7
+"""Expected probability that a drafted token is accepted. The order of the formats hardly depends on it."""
+DRAFT_SHARE = 0.25
+"""Expected cost of a drafted token, as a share of the target's fastest pass of one row."""
 LEAST_MEASURED = 20_000_000
 """Parameters; in a smaller draft, matrix products don't decide the speed."""
 
 
+_COST_ROLES = {"draft": "formats", "target": "target formats"}
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The feed-forward layer that is timed."""
+    """The feed-forward layer that is timed, of a draft or of a target."""
 
     hidden: int
     intermediate: int
     dtype: str
     device: str
+    role: Role = "draft"
 
     @property
     def timed_intermediate(self) -> int:
@@ -58,14 +74,37 @@ class Layer:
 
 
 def measured_seconds(formats: Sequence[str], layer: Layer) -> dict[str, float]:
-    """Times a layer in each format. A format whose kernels fail on this machine is left out."""
+    """Times a layer in each format. A format whose kernels fail on this machine is left out.
+
+    Returns:
+        Seconds by format: of a pass of a draft, or per generated token of a target on a CPU.
+    """
     if layer.device.startswith("cuda"):
         try:
             timer = timer_for(torch.device(layer.device))
         except RuntimeError:  # the device is full
             return {}
         return round_seconds(formats, layer, timer)
-    return _row_seconds(formats, layer)
+    if layer.role == "target":
+        return token_seconds(_row_seconds(formats, layer, TARGET_ROWS))
+    return {name: seconds[0] for name, seconds in _row_seconds(formats, layer, (1,)).items()}
+
+
+def token_seconds(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Returns the seconds per token of a target's rounds, at the draft length that suits each format best.
+
+    With acceptance rate a, a round of k drafted tokens gives (1 - a^(k+1)) / (1 - a) tokens (Leviathan et al. 2023).
+
+    Args:
+        seconds: By format: of passes of `TARGET_ROWS`.
+    """
+    draft = DRAFT_SHARE * min((values[0] for values in seconds.values()), default=0.0)
+
+    def per_token(rows: int, verification: float) -> float:
+        num_tokens = (1 - ACCEPTANCE_RATE**rows) / (1 - ACCEPTANCE_RATE)
+        return (verification + (rows - 1) * draft) / num_tokens
+
+    return {name: min(map(per_token, TARGET_ROWS, values)) for name, values in seconds.items()}
 
 
 @torch.inference_mode()
@@ -98,25 +137,28 @@ def num_timed_layers(layer: Layer) -> int:
     return min(MAX_LAYERS, ceil(2 * FLUSH_BYTES / (3 * layer.hidden * layer.timed_intermediate)))
 
 
-def _row_seconds(formats: Sequence[str], layer: Layer) -> dict[str, float]:
-    """Times one row on the host's clock: the minimum of several runs, the formats in turn."""
-    passes: dict[str, Callable[[], Any]] = {}
+def _row_seconds(formats: Sequence[str], layer: Layer, num_rows: Sequence[int]) -> dict[str, list[float]]:
+    """Times passes of some rows on the host's clock: the minimum of several runs, the formats in turn."""
+    passes: dict[str, list[Callable[[], Any]]] = {}
     with torch.inference_mode():
         for name in formats:
             try:
-                passes[name] = _pass_through([_Products(name, layer)], 1)
-                passes[name]()
+                products = [_Products(name, layer)]
+                passes[name] = [_pass_through(products, rows) for rows in num_rows]
+                for run in passes[name]:
+                    run()
             except FAILURES:
                 passes.pop(name, None)
         flushed = torch.zeros(FLUSH_BYTES // 4, device=layer.device)
-        samples: dict[str, list[float]] = {name: [] for name in passes}
+        fastest = {name: [inf] * len(num_rows) for name in passes}
         for _ in range(NUM_SAMPLES):
-            for name, run in passes.items():
-                flushed.add_(1.0)
-                started = perf_counter()
-                run()
-                samples[name].append(perf_counter() - started)
-    return {name: min(values) for name, values in samples.items()}
+            for name, runs in passes.items():
+                for index, run in enumerate(runs):
+                    flushed.add_(1.0)
+                    started = perf_counter()
+                    run()
+                    fastest[name][index] = min(fastest[name][index], perf_counter() - started)
+    return fastest
 
 
 def fastest_format(
@@ -125,7 +167,7 @@ def fastest_format(
     times: CostStore | None = None,
     measure: Callable[[Sequence[str], Layer], dict[str, float]] = measured_seconds,
 ) -> tuple[str, str]:
-    """Returns the fastest weight format of a draft, and the reason; the reason is empty if there is no choice.
+    """Returns the fastest weight format of a model, and the reason; the reason is empty if there is no choice.
 
     Args:
         formats: What this machine can run, of `none`, `int8` and `nf4`.
@@ -143,12 +185,11 @@ def fastest_format(
 
 
 def decide(seconds: Mapping[str, float]) -> tuple[str, str]:
-    """Returns the fastest format, `none` unless another one is clearly faster, and the reason."""
+    """Returns the fastest format, a more exact one unless it is clearly faster, and the reason."""
     if not seconds:
         return "none", "not quantized: no weight format could be timed here"
-    chosen = min(seconds, key=lambda name: seconds[name])
-    if "none" in seconds and seconds[chosen] > WORTHWHILE * seconds["none"]:
-        chosen = "none"
+    fastest = min(seconds.values())
+    chosen = next(name for name in EXACTNESS if WORTHWHILE * seconds.get(name, inf) <= fastest)
     digits = 2 if min(seconds.values()) >= 1e-4 else 4
     ranked = sorted(seconds, key=lambda name: seconds[name])
     figures = ", ".join(f"{name} {1000 * seconds[name]:.{digits}f}" for name in ranked)
@@ -200,7 +241,7 @@ def _linear(name: str, weight: Tensor, layer: Layer) -> Any:
 def _cost_key(layer: Layer) -> CostKey:
     device = layer.device
     return {
-        "role": "round formats" if device.startswith("cuda") else "formats",
+        "role": "round formats" if device.startswith("cuda") else _COST_ROLES[layer.role],
         "hidden": layer.hidden,
         "intermediate": layer.intermediate,
         "dtype": layer.dtype,

@@ -13,7 +13,7 @@ from specgen.core.machine import cpu_flags, version_of
 from specgen.core.settings import ModelSettings
 from specgen.loading.cuda_memory import USABLE, cuda_bytes
 from specgen.loading.format_autotune import LEAST_MEASURED, Layer, fastest_format
-from specgen.loading.memory import free_bytes, shortage
+from specgen.loading.memory import free_bytes, needed_bytes, shortage
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 
@@ -84,8 +84,8 @@ def choose_placement(
 
     Args:
         from_gguf: It was converted from a GGUF, which is already quantized.
-        role: A draft may use less exact kernels than a target: its numbers never decide the text.
-        times: Stored measurements of a draft's formats; None: they are measured again.
+        role: Decides what `auto` measures: a draft's single passes, or a target's passes over drafts on a CPU.
+        times: Stored measurements of formats; None: they are measured again.
 
     Raises:
         DeviceError: The requested device, or bitsandbytes, is missing or unusable.
@@ -95,11 +95,11 @@ def choose_placement(
     dtype, reason = _dtype(settings, device)
     remarks += reason
     quant, reason = _quant(settings, config, device, from_gguf, role)
-    if settings.quant == "auto" and role == "draft" and not from_gguf:
-        quant, reason = _fastest(config, device, dtype, times) or (quant, reason)
+    if settings.quant == "auto" and not from_gguf and (role == "draft" or device == "cpu"):
+        quant, reason = _fastest(config, device, dtype, role, times) or (quant, reason)
     packed_dtype: Literal["float16", "int8"] | None = None
     if device == "cpu" and config.quant_method is None:
-        if quant == "int8" and role == "draft" and has_int8_matmul():
+        if quant == "int8" and has_int8_matmul():
             return Placement(device, False, "float32", quant, reason, "int8")
         if quant == "none" and dtype == "float16" and has_float16_matmul():
             packed_dtype = "float16"
@@ -218,8 +218,8 @@ def _quant(settings: ModelSettings, config: ModelConfig, device: str, from_gguf:
     return "none", ()
 
 
-def _fastest(config: ModelConfig, device: str, dtype: str, times: CostStore | None) -> Choice | None:
-    """Measures a draft's fastest format; None if it is quantized already, or too small for products to matter."""
+def _fastest(config: ModelConfig, device: str, dtype: str, role: Role, times: CostStore | None) -> Choice | None:
+    """Measures a model's fastest format; None if it is quantized already, or too small for products to matter."""
     if config.quant_method or config.widths is None or config.num_parameters < LEAST_MEASURED:
         return None
     formats = ["none"]
@@ -229,16 +229,19 @@ def _fastest(config: ModelConfig, device: str, dtype: str, times: CostStore | No
     if device == "cpu" and "avx512_bf16" in cpu_flags() and config.widths_fit_blocks:
         formats.append("nf4")
     if device.startswith("cuda") and config.widths_fit_blocks:
-        formats = [name for name in ("none", "int8", "nf4") if name == "nf4" or _fits(config, device, dtype, name)]
+        formats = ["none", "int8", "nf4"]
+    # The last one is the smallest.
+    formats = [name for name in formats if name == formats[-1] or _fits(config, device, dtype, name)]
     if len(formats) == 1:
         return formats[0], ()
-    quant, reason = fastest_format(formats, Layer(*config.widths, dtype, device), times)
+    quant, reason = fastest_format(formats, Layer(*config.widths, dtype, device, role), times)
     return quant, (reason,)
 
 
 def _fits(config: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     free = free_bytes(device)
-    return free is None or cuda_bytes(config, dtype, quant) <= free * USABLE
+    needed = needed_bytes(config, dtype, quant) if device == "cpu" else cuda_bytes(config, dtype, quant)
+    return free is None or needed <= free * USABLE
 
 
 def _is_spread(settings: ModelSettings, config: ModelConfig, device: str, dtype: str, quant: str) -> bool:

@@ -56,7 +56,9 @@ def load_weights(
     if runs_own_decoder(resolved, placement):
         decoder, info = _load_own(resolved, placement)
         devices = [segment.device for segment in decoder.segments]
-        model: CachedModel = DecoderModel(decoder, num_tokens)
+        # Rounding to 8 bits would amplify the last bit in which attention depends on the number of tokens.
+        attends_by_row = placement.packed_dtype == "int8" and resolved.role == "target"
+        model: CachedModel = DecoderModel(decoder, num_tokens, attends_by_row)
         if resolved.role == "draft" and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):
             # In bfloat16, the head alone would take as long as all the 4-bit layers below it.
             model.use_nf4_head()

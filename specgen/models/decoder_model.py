@@ -19,14 +19,16 @@ class DecoderModel(CachedModel):
     Args:
         decoder: In eval mode, without gradients.
         vocab_size: As in `CachedModel`.
+        attends_by_row: As in `SliceSlots`.
     """
 
-    def __init__(self, decoder: Decoder, vocab_size: int) -> None:
+    def __init__(self, decoder: Decoder, vocab_size: int, attends_by_row: bool = False) -> None:
         super().__init__(vocab_size, decoder.embedding.shape[0], decoder.output_device)
         self.decoder = decoder
+        self.attends_by_row = attends_by_row
         self.target_features: TargetFeatures | None = None
         """Inputs of the head at the cached positions, if a draft head reads them: see `record_target_features`."""
-        self._slots = tuple(SliceSlots(segment.spec, segment.like) for segment in decoder.segments)
+        self._slots = tuple(SliceSlots(segment.spec, segment.like, attends_by_row) for segment in decoder.segments)
         self._devices = tuple(segment.device for segment in decoder.segments)
 
     @property

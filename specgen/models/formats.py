@@ -1,13 +1,15 @@
-"""Linear layers with packed weights, smaller than the float32 they compute in: for CPUs without bfloat16 instructions.
+"""Linear layers with packed weights, smaller than the float32 they compute in: for CPUs.
 
-On such a CPU a product of a few rows in bfloat16 costs a full pass per row, and one in float32 reads twice the bytes
-and takes three times as long at three rows as at one. torch's FBGEMM kernels read float16 weights and compute in
-float32: measured on two Zen 3 cores, 8960 x 1536, one row 0.89 ms (bfloat16 1.55, float32 3.08), six rows 1.17 ms
-(8.0, 10.6). So checking a draft of five tokens costs 1.3 single passes, and plain decoding is faster too.
+On a CPU without bfloat16 instructions, a product of a few rows in bfloat16 costs a full pass per row, and one in
+float32 reads twice the bytes and takes three times as long at three rows as at one. torch's FBGEMM kernels read float16
+weights and compute in float32: measured on two Zen 3 cores, 8960 x 1536, one row 0.89 ms (bfloat16 1.55, float32 3.08),
+six rows 1.17 ms (8.0, 10.6). So checking a draft of five tokens costs 1.3 single passes, and plain decoding is faster
+too. With int8 weights and inputs the bytes are halved again, on any CPU.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from torch.nn import functional
 from specgen.models.weight_memory import empty
 
 MAX_FLOAT16 = 65504.0
+TINY = float(torch.finfo(torch.float32).tiny)
 MAX_PACKED = 2**24
 """Weights that are packed at once: only the heads of large vocabularies, and layers of large models, have more."""
 
@@ -110,22 +113,56 @@ class Float16Linear(PackedLinear):
 class Int8Linear(PackedLinear):
     """A linear layer with int8 weights and one scale per output; inputs are rounded to 8 bits at run time.
 
-    For drafts only: all rows of the inputs share one scale, so a row's result depends on the other rows.
+    Batch invariant: each row is divided by its own largest value, and the product is computed with a fixed scale of
+    its inputs. FBGEMM's dynamic product instead chooses one scale for all rows, so that a row's result depends on the
+    other rows. The bias is added after a row has its scale again.
     """
 
     _value_bytes, _row_bytes = 1, 4
 
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, None)
+        self._bias = bias
+        self._levels = 127 if keeps_all_bits() else 63
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.reshape(-1, self.in_features)
+        scales = torch.linalg.vector_norm(rows, math.inf, dim=-1, keepdim=True).clamp_min_(TINY)
+        outputs = super().forward(rows / scales).mul_(scales)
+        if self._bias is not None:
+            outputs += self._bias
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
     def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
         low, high = torch.aminmax(weight, dim=1)
-        scales = torch.maximum(high, -low).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        scales = torch.maximum(high, -low).clamp_min(TINY) / 127
         zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
         rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         return torch.ops.quantized.linear_prepack(rounded, bias)
 
     def _multiply(self, inputs: Tensor, block: Any) -> Tensor:
-        # reduce_range: with all 8 bits, the sum of two products overflows on CPUs without VNNI.
-        outputs: Tensor = torch.ops.quantized.linear_dynamic(inputs, block, True)
-        return outputs
+        return _int8_product(inputs, self._levels, block)
+
+
+def _int8_product(inputs: Tensor, levels: int, block: Any) -> Tensor:
+    """Multiplies inputs between -1 and 1, rounded to `2 * levels + 1` values, by a packed weight."""
+    outputs: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        inputs, 1 / levels, levels + 1, block
+    )
+    return outputs
+
+
+@lru_cache(maxsize=1)
+def keeps_all_bits() -> bool:
+    """Returns whether int8 products may use all 8 bits of their inputs.
+
+    CPUs without VNNI add two products in 16 bits, which overflow at the largest values. So this computes the largest.
+    """
+    with without_deprecation_warning():
+        weight = torch.quantize_per_tensor(torch.ones(16, 64), 1 / 127, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(weight, None)
+    product = _int8_product(torch.ones(1, 64), 127, packed)
+    return bool((product - 64).abs().max() < 0.01)
 
 
 PackedKind = type[Float16Linear] | type[Int8Linear]

@@ -175,7 +175,7 @@ def _guarantee(info: RunInfo) -> Document:
             "int8_threshold": check.threshold,
             "reason": check.reason or None,
         }
-        new = {"is_invariant": check.is_invariant, **figures}
+        new = {"is_invariant": check.is_invariant, "is_exact": check.is_exact, **figures}
         old = {"is_independent": check.is_invariant, **figures}
     return {
         "guarantee": {"class": info.guarantee, "is_lossless": is_lossless, "batch_invariance": new},

@@ -61,7 +61,13 @@ def ulp(dtype: torch.dtype, size: float) -> float:
 
 
 def compute_type(info: ModelInfo) -> torch.dtype:
-    """Returns the type whose precision limits a model's logits."""
+    """Returns the type whose precision limits a model's logits.
+
+    int8 layers compute in float32, but round their inputs to 8 bits, about bfloat16's precision: a last bit that
+    differs moves some inputs to the next of 255 values.
+    """
+    if info.quant == "int8":
+        return torch.bfloat16
     dtype = getattr(torch, info.dtype, None)
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype

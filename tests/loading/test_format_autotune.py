@@ -20,8 +20,9 @@ from specgen.loading.format_autotune import (
     measured_seconds,
     num_timed_layers,
     round_seconds,
+    token_seconds,
 )
-from specgen.loading.resolved_model import ModelConfig
+from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.storage.cost_store import CostStore
 
 WIDTHS = (896, 4864)
@@ -53,6 +54,25 @@ def test_the_fastest_format_is_chosen_with_a_reason(tmp_path: Path) -> None:
 def test_a_format_that_is_hardly_faster_is_not_chosen() -> None:
     assert decide({"none": 1.0, "nf4": 0.97})[0] == "none"
     assert decide({"none": 1.0, "nf4": 0.94})[0] == "nf4"
+    assert decide({"none": 2.0, "int8": 1.0, "nf4": 0.97})[0] == "int8"
+
+
+def test_a_target_is_judged_by_the_seconds_per_token_of_its_rounds() -> None:
+    # One token costs 1 in both; three drafted tokens at 0.25 each, and 1 + 0.7 + 0.49 + 0.343 = 2.533 tokens a round.
+    seconds = token_seconds({"int8": (1.0, 1.1, 9.0), "nf4": (1.0, 3.0, 9.0)})
+
+    assert seconds["int8"] == pytest.approx((1.1 + 0.75) / 2.533)
+    assert seconds["nf4"] == pytest.approx(1.0)
+    assert decide(seconds)[0] == "int8"
+
+
+def test_a_format_that_makes_drafts_dear_is_not_chosen_for_being_fast_at_one_row() -> None:
+    seconds = {"none": (2.0, 2.1, 2.2), "nf4": (1.0, 3.5, 5.0)}
+
+    assert min(seconds, key=lambda name: seconds[name][0]) == "nf4"
+    # None of its rounds is faster than 1.0 per token; six rows of bfloat16 take (2.2 + 5 * 0.25) / 2.94 = 1.17.
+    assert decide(token_seconds(seconds))[0] == "nf4"
+    assert decide(token_seconds({"none": (1.2, 1.3, 1.4), "nf4": (1.0, 3.5, 5.0)}))[0] == "none"
 
 
 def test_a_format_that_fails_is_left_out(tmp_path: Path) -> None:
@@ -87,6 +107,7 @@ def test_real_layers_are_timed_in_every_available_format() -> None:
 
     assert set(seconds) <= {"none", "int8"}
     assert seconds["none"] > 0
+    assert 0 < measured_seconds(["none"], Layer(64, 128, "float32", "cpu", "target"))["none"] < math.inf
 
 
 @pytest.fixture
@@ -111,36 +132,54 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         ({"avx2", "avx512_bf16"}, True, ["none", "int8", "nf4"]),
     ],
 )
-def test_a_draft_on_a_cpu_chooses_among_the_formats_with_kernels(
-    monkeypatch: pytest.MonkeyPatch, requested: list[list[str]], flags: set[str], has_int8: bool, formats: list[str]
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_model_on_a_cpu_chooses_among_the_formats_with_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+    requested: list[list[str]],
+    flags: set[str],
+    has_int8: bool,
+    formats: list[str],
+    role: Role,
 ) -> None:
     monkeypatch.setattr(placement, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(placement, "has_int8_matmul", lambda: has_int8)
 
-    chosen = placement.choose_placement(ModelSettings("m", device="cpu"), CONFIG, from_gguf=False, role="draft")
+    chosen = placement.choose_placement(ModelSettings("m", device="cpu"), CONFIG, from_gguf=False, role=role)
 
     assert requested == [formats]
     assert chosen.quant == formats[-1]
     assert "reason" in chosen.remarks
 
 
+@pytest.mark.parametrize("role", ["target", "draft"])
 @pytest.mark.parametrize(
-    ("settings", "config", "role"),
+    ("settings", "config"),
     [
-        (ModelSettings("m", device="cpu"), CONFIG, "target"),
-        (ModelSettings("m", device="cpu", quant="none"), CONFIG, "draft"),
-        (ModelSettings("m", device="cpu"), replace(CONFIG, quant_method="gptq"), "draft"),
-        (ModelSettings("m", device="cpu"), replace(CONFIG, num_parameters=10_000), "draft"),
-        (ModelSettings("m", device="cpu"), replace(CONFIG, widths=None), "draft"),
+        (ModelSettings("m", device="cpu", quant="none"), CONFIG),
+        (ModelSettings("m", device="cpu"), replace(CONFIG, quant_method="gptq")),
+        (ModelSettings("m", device="cpu"), replace(CONFIG, num_parameters=10_000)),
+        (ModelSettings("m", device="cpu"), replace(CONFIG, widths=None)),
     ],
-    ids=["target", "requested", "quantized", "tiny", "unknown-widths"],
+    ids=["requested", "quantized", "tiny", "unknown-widths"],
 )
-def test_only_large_unquantized_drafts_are_measured(
-    requested: list[list[str]], settings: ModelSettings, config: ModelConfig, role: str
+def test_only_large_unquantized_models_are_measured(
+    requested: list[list[str]], settings: ModelSettings, config: ModelConfig, role: Role
 ) -> None:
-    placement.choose_placement(settings, config, from_gguf=False, role=role)  # type: ignore[arg-type]
+    placement.choose_placement(settings, config, from_gguf=False, role=role)
 
     assert requested == []
+
+
+def test_a_format_that_does_not_fit_the_memory_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, requested: list[list[str]]
+) -> None:
+    monkeypatch.setattr(placement, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(placement, "has_int8_matmul", lambda: True)
+    monkeypatch.setattr(placement, "free_bytes", lambda device: int(1.3 * CONFIG.num_parameters))
+
+    placement.choose_placement(ModelSettings("m", device="cpu"), CONFIG, from_gguf=False)
+
+    assert requested == [["int8", "nf4"]]
 
 
 class FakeTimer:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from specgen.core.settings import ModelSettings
+from specgen.core.results import BatchInvarianceCheck, ModelInfo, RunInfo
+from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.engine.drafters.base import NoDrafter
 from specgen.loading import placement
 from specgen.loading.config_check import check_folder
 from specgen.loading.placement import choose_placement
+from specgen.loading.resolved_model import Role
 from specgen.loading.weights import load_weights
 from specgen.models import formats
+from specgen.models.batch_invariance import check_batch_invariance
+from specgen.models.build_decoder import MakeLinear
+from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import (
     Float16Linear,
     Int8Linear,
@@ -26,7 +33,7 @@ from specgen.models.formats import (
 )
 from tests.decoders import decoder_model
 from tests.fakes import always_wrong, assert_close, ids_of, oracle, run_events
-from tests.loading.builders import make_folder, resolved
+from tests.loading.builders import VOCAB, make_folder, resolved
 from tests.models.test_decoder import BUILDERS, build
 
 needs_kernels = pytest.mark.skipif(not (has_float16_matmul() and has_int8_matmul()), reason="needs FBGEMM's kernels")
@@ -76,6 +83,62 @@ def test_an_int8_layer_is_correct_within_its_rounding() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_row_of_an_int8_layer_does_not_depend_on_the_other_rows(has_bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = Int8Linear(torch.randn(96, 64), torch.randn(96) if has_bias else None)
+    rows = torch.randn(5, 64)
+
+    outputs = layer(rows)
+
+    assert torch.equal(torch.cat([layer(row[None]) for row in rows]), outputs)
+    assert torch.equal(layer(torch.cat([rows[:2], 1e4 * torch.randn(9, 64)]))[:2], outputs[:2])
+    assert torch.equal(layer(rows[None])[0], outputs)
+    assert torch.equal(layer(rows[0]), outputs[0])
+
+
+@needs_kernels
+def test_a_shared_scale_of_the_rows_would_be_noticed() -> None:
+    torch.manual_seed(0)
+    layer = Int8Linear(torch.randn(96, 64), None)
+    rows = torch.randn(2, 64)
+
+    def dynamic(inputs: Tensor) -> Tensor:
+        product: Tensor = torch.ops.quantized.linear_dynamic(inputs, layer._blocks[0], True)
+        return product
+
+    assert not torch.equal(dynamic(torch.stack([rows[0], 1e4 * rows[1]]))[0], dynamic(rows[:1])[0])
+
+
+@needs_kernels
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_cpu_without_vnni_rounds_inputs_to_seven_bits(monkeypatch: pytest.MonkeyPatch, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(96, 64), torch.randn(96) if has_bias else torch.zeros(96)
+    inputs = torch.randn(3, 64)
+    expected = inputs @ weight.T + bias
+
+    def error(keeps_all_bits: bool) -> float:
+        monkeypatch.setattr(formats, "keeps_all_bits", lambda: keeps_all_bits)
+        outputs = Int8Linear(weight, bias if has_bias else None)(inputs)
+        return float((outputs - expected).norm() / expected.norm())
+
+    assert error(False) < 0.03
+    # Where all 8 bits can be used, they halve the rounding of the inputs.
+    assert not formats.keeps_all_bits() or error(True) < 0.8 * error(False)
+
+
+@needs_kernels
+def test_an_int8_layer_keeps_what_is_not_a_number_in_its_row() -> None:
+    inputs = torch.ones(3, 16)
+    inputs[0, 3], inputs[2, 5] = math.nan, math.inf
+
+    outputs = Int8Linear(torch.ones(4, 16), torch.ones(4))(inputs)
+
+    assert [bool(torch.isfinite(row).all()) for row in outputs] == [False, True, False]
+
+
+@needs_kernels
 def test_an_int8_layer_accepts_an_output_of_zero_weights() -> None:
     weight = torch.zeros(2, 16)
 
@@ -115,6 +178,10 @@ def float16_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
     return packed_linear(weight, Float16Linear, bias)
 
 
+def int8_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    return packed_linear(weight, Int8Linear, bias)
+
+
 @needs_kernels
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_a_packed_decoder_computes_what_transformers_computes_with_packed_layers(kind: str) -> None:
@@ -126,14 +193,15 @@ def test_a_packed_decoder_computes_what_transformers_computes_with_packed_layers
 
 
 @needs_kernels
-def test_a_draft_of_any_length_does_not_change_the_greedy_text() -> None:
+@pytest.mark.parametrize("linear", [float16_linear, int8_linear])
+def test_a_draft_of_any_length_does_not_change_the_greedy_text(linear: MakeLinear) -> None:
     model = build("llama")
     prompt = [5, 6, 7]
-    baseline = ids_of(run_events(decoder_model(model, 96, float16_linear), NoDrafter(), prompt, max_new_tokens=40))
+    baseline = ids_of(run_events(decoder_model(model, 96, linear), NoDrafter(), prompt, max_new_tokens=40))
 
     for num_draft_tokens in (1, 3, 6, 11):
         for drafter in (oracle(baseline, len(prompt)), always_wrong(baseline, len(prompt), 96)):
-            target = decoder_model(model, 96, float16_linear)
+            target = decoder_model(model, 96, linear)
             events = run_events(target, drafter, prompt, max_new_tokens=40, num_draft_tokens=num_draft_tokens)
             assert ids_of(events) == baseline
 
@@ -161,13 +229,54 @@ def test_the_info_counts_stored_parameters_and_bytes_in_memory(tmp_path: Path) -
 
 
 @needs_kernels
-def test_a_draft_is_packed_in_int8_and_a_target_is_not(tmp_path: Path) -> None:
+def test_auto_packs_a_small_draft_in_int8_and_a_small_target_in_float16(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
     draft = load_weights(resolved(folder, ModelSettings(str(folder)), role="draft"), 96)
 
     assert (draft.info.quant, draft.info.dtype) == ("int8", "float32")
     assert any(isinstance(layer, Int8Linear) for layer in draft.model.module.modules())
     assert choose_placement(ModelSettings(""), check_folder(folder), from_gguf=False).packed_dtype == "float16"
+
+
+@needs_kernels
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_requested_int8_is_batch_invariant_for_both_roles(tmp_path: Path, role: Role) -> None:
+    folder = make_folder(tmp_path / "tiny")
+
+    loaded = load_weights(resolved(folder, ModelSettings(str(folder), quant="int8"), role=role), VOCAB)
+
+    assert (loaded.info.quant, loaded.info.dtype) == ("int8", "float32")
+    assert any(isinstance(layer, Int8Linear) for layer in loaded.model.module.modules())
+    assert check_batch_invariance(loaded.model) == BatchInvarianceCheck(0.0, 0.0, is_exact=role == "target")
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_passes_of_an_int8_target_equal_passes_over_one_token_bit_for_bit(kind: str) -> None:
+    module, ids = build(kind), [5 + 3 * index % 80 for index in range(40)]
+    target = DecoderModel(decoder_model(module, 96, int8_linear).decoder, 96, attends_by_row=True)
+    target.feed(ids[:11])
+    alone = torch.cat([target.logits(ids[: end + 1], 1).clone() for end in range(11, 40)])
+
+    for num_rows in (2, 5, 17):
+        target.rewind(11)
+        ends = [*range(11 + num_rows, 40, num_rows), 40]
+        rows = [target.logits(ids[:end], end - start).clone() for start, end in pairwise([11, *ends])]
+        assert torch.equal(torch.cat(rows), alone)
+
+
+@needs_kernels
+def test_only_int8_targets_are_called_exact() -> None:
+    module = build("llama")
+
+    assert check_batch_invariance(decoder_model(module, 96, float16_linear)).is_exact is False
+    assert (
+        RunInfo(
+            *(ModelInfo("m", "int8", "float32", "cpu"), None, "lookup", 4, SamplingSettings(), "default", 8, 0.0),
+            batch_invariance=BatchInvarianceCheck(0.0, 0.0, is_exact=True),
+        ).guarantee
+        == "exact"
+    )
 
 
 def test_requested_float32_is_used(tmp_path: Path) -> None:

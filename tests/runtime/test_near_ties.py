@@ -72,6 +72,11 @@ def test_llama_cpp_has_the_ulp_of_the_type_it_rounds_to(quant: str, dtype: torch
     assert compute_type(info("mixed", quant)) == dtype
 
 
+def test_int8_layers_have_the_ulp_of_their_rounded_inputs() -> None:
+    assert compute_type(info("float32", "int8")) == torch.bfloat16
+    assert compute_type(info("float32", "none")) == torch.float32
+
+
 def test_the_logits_follow_the_whole_text() -> None:
     model = tiny_model()
     target, text = cached(model), list(range(5, 25))
