@@ -13,7 +13,7 @@ _specgen() {
   # --option=value comes as three words.
   if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
   for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-    case $word in generate|chat|verify|bench|distill|doctor) command=$word; break ;; esac
+    case $word in generate|chat|verify|bench|distill|doctor|drafts) command=$word; break ;; esac
   done
   case $command:$prev in
     generate:-p|generate:--prompt|generate:-s|generate:--system|generate:--chat-template-kwargs|generate:--revision|generate:--draft-revision|generate:--gpu-layers|generate:--context-size|generate:--threads|generate:-n|generate:--max-new-tokens|generate:--max-tokens|generate:--stop|generate:--temperature|generate:--temp|generate:--top-k|generate:--top-p|generate:--min-p|generate:--repetition-penalty|generate:--seed) return ;;
@@ -81,6 +81,13 @@ _specgen() {
     doctor:-Q|doctor:--quant|doctor:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     doctor:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     doctor:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
+    drafts:--revision|drafts:--draft-revision|drafts:--gpu-layers|drafts:--context-size|drafts:--threads) return ;;
+    drafts:-d|drafts:--draft) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    drafts:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
+    drafts:--device|drafts:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
+    drafts:-Q|drafts:--quant|drafts:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
+    drafts:--draft-vocab) _specgen_words "auto same shared text"; return ;;
+    drafts:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     :--show-completion) _specgen_words "bash zsh fish"; return ;;
     :--list) _specgen_words "models sessions"; return ;;
   esac
@@ -92,12 +99,14 @@ _specgen() {
     bench) _specgen_words "-t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --lookup-file -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -n --max-new-tokens --max-tokens -r --repeats -w --warmup --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --chat-template-kwargs --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color -q --quiet -v --verbose -h --help" ;;
     distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --chat-template-kwargs --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
     doctor) _specgen_words "-t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
+    drafts) _specgen_words "-d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --measure --json -q --quiet -v --verbose -h --help" ;;
     '') _specgen_words "-V --version --show-completion --list -h --help" ;;
     esac
-  elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor"
+  elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor drafts"
   else
     case $command in
     distill) _specgen_words "$(_specgen_names models)"; _specgen_files; ;;
+    drafts) _specgen_words "$(_specgen_names models)"; _specgen_files; ;;
     esac
   fi
 }

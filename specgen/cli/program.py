@@ -13,6 +13,7 @@ from specgen.cli.bench import options as bench
 from specgen.cli.chat import options as chat
 from specgen.cli.distill import options as distill
 from specgen.cli.doctor import options as doctor
+from specgen.cli.drafts import options as drafts
 from specgen.cli.generate import options as generate
 from specgen.cli.options.fields import describe
 from specgen.cli.verify import options as verify
@@ -65,6 +66,7 @@ COMMANDS = (
     CommandEntry("bench", bench.BenchOptions, bench),
     CommandEntry("distill", distill.DistillOptions, distill),
     CommandEntry("doctor", doctor.DoctorOptions, doctor),
+    CommandEntry("drafts", drafts.DraftsOptions, drafts),
 )
 
 

@@ -67,7 +67,7 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
         )
     if "://" not in endpoint():
         raise SettingsError(f"invalid HF_ENDPOINT {endpoint()!r}: it has no scheme", f"use https://{endpoint()}")
-    if not _is_reachable():
+    if not is_reachable():
         raise ModelNotFoundError(
             f"{name} is not on this machine, and {hub_host()} can't be reached",
             hint_for(name, "check the network, or use a folder or .gguf file on this machine"),
@@ -94,7 +94,7 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def _is_reachable() -> bool:
+def is_reachable() -> bool:
     """Returns whether the hub, or its proxy, accepts a connection within `PROBE_SECONDS` and then sends a byte.
 
     The client itself retries for 26.7 s before it fails, and longer if a connection is accepted and no response

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from specgen.core.cost_model import PassCosts, expected_speedup
+from specgen.core.cost_model import PassCosts, best_draft_length
 from specgen.core.errors import PairError
 from specgen.core.settings import DraftVocab
 from specgen.engine.contract import LanguageModel
@@ -23,6 +24,17 @@ her notebook. It's not that simple: the storm moved 40 km north-east between 3:1
 def moving_average(values: list[float], width: int = 5) -> list[float]:
     # Ignore the ends, which have fewer neighbours.
     return [sum(values[i : i + width]) / width for i in range(len(values) - width + 1)]
+
+
+class Recorder:
+    def __init__(self, path: Path) -> None:
+        self._path, self._entries = path, []
+
+    def append(self, entry: dict[str, Any]) -> None:
+        if entry.get("level", 0) >= WARNING:
+            self._entries.append(json.dumps(entry))
+        else:
+            raise ValueError(f"unknown level: {entry!r}")
 ```
 
 1. **Check** the input; 2. compute the result; 3. explain why `None` is returned for an empty list.
@@ -39,28 +51,6 @@ UNKNOWN_COST = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class TranslatedPairing(Pairing):
-    """How a draft with another vocabulary is used.
-
-    Args:
-        share: Estimated share of the target's tokens in ordinary text that the draft has, too.
-        tables: The tokens of target and draft.
-        pairs: Ids of shared tokens, `(target id, draft id)`.
-    """
-
-    share: float = 0.0
-    tables: tuple[TokenTable, TokenTable] | None = field(default=None, compare=False, repr=False)
-    pairs: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
-
-    @property
-    def remark(self) -> str:
-        """Describes it in a few words, for the banner."""
-        num_target = 0 if self.tables is None else len(self.tables[0].by_bytes)
-        how = "drafts shared tokens" if self.kind == "shared" else "drafts text"
-        return f"{how}: {self.num_shared} of the target's {num_target} tokens are shared, {self.share:.0%} of a sample"
-
-
-@dataclass(frozen=True, slots=True)
 class Overlap:
     """How often the tokens of two vocabularies agree in a sample of text.
 
@@ -73,6 +63,29 @@ class Overlap:
     target_share: float
     draft_share: float
     draft_per_target: float
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedPairing(Pairing):
+    """How a draft with another vocabulary is used.
+
+    Args:
+        overlap: How often the tokens agree in a sample of text.
+        tables: The tokens of target and draft.
+        pairs: Ids of shared tokens, `(target id, draft id)`.
+    """
+
+    overlap: Overlap = field(default_factory=lambda: Overlap(0.0, 0.0, 1.0))
+    tables: tuple[TokenTable, TokenTable] | None = field(default=None, compare=False, repr=False)
+    pairs: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def remark(self) -> str:
+        """Describes it in a few words, for the banner."""
+        num_target = 0 if self.tables is None else len(self.tables[0].by_bytes)
+        how = "drafts shared tokens" if self.kind == "shared" else "drafts text"
+        share = f"{self.overlap.target_share:.0%} of a sample"
+        return f"{how}: {self.num_shared} of the target's {num_target} tokens are shared, {share}"
 
 
 def pair_vocabularies(
@@ -105,7 +118,7 @@ def pair_vocabularies(
     notice = None
     if not has_shared:
         kind, notice = "text", "target and draft share no token, so the draft writes text"
-    return TranslatedPairing(len(pairs), notice, kind, overlap.target_share, (target, draft), tuple(pairs))
+    return TranslatedPairing(len(pairs), notice, kind, overlap, (target, draft), tuple(pairs))
 
 
 def measure_overlap(target: TokenTable, draft: TokenTable, pairs: list[tuple[int, int]], text: str = SAMPLE) -> Overlap:
@@ -119,10 +132,10 @@ def measure_overlap(target: TokenTable, draft: TokenTable, pairs: list[tuple[int
     )
 
 
-def predict_speedup(
-    kind: DraftVocab, overlap: Overlap, draft_cost: float | None, alpha: float = ASSUMED_ALPHA
-) -> float:
-    """Predicts the speedup of the best draft length. An estimate: passes cost what their sizes suggest.
+def translated_costs(
+    kind: DraftVocab, overlap: Overlap, alpha: float, draft_seconds: float, verify: Mapping[int, float] | None = None
+) -> tuple[float, PassCosts]:
+    """Estimates acceptance and costs of a draft from those that it would have with the target's vocabulary.
 
     A shared token is accepted only if the target's own token is shared, and it is drafted only if the draft's own is.
     A token of a text draft needs all of the draft's tokens for it, and one more is written before it is certain.
@@ -130,18 +143,32 @@ def predict_speedup(
     Args:
         kind: `same`, `shared` or `text`.
         overlap: Of the vocabularies; without effect for `same`.
+        alpha: Acceptance of a draft token.
+        draft_seconds: Cost of one of the draft's own tokens, in the unit of `verify`.
+        verify: v(n) of the target; None: in units of v(1), with `ASSUMED_SLOPE`.
+
+    Returns:
+        The acceptance of each of the target's tokens, and the costs for `best_draft_length`.
+    """
+    verify = verify or {n: 1 + ASSUMED_SLOPE * (n - 1) for n in range(1, LONGEST_ASSUMED + 2)}
+    per_round = 0.0
+    if kind == "shared":
+        alpha *= overlap.target_share * overlap.draft_share
+    elif kind == "text":
+        alpha **= overlap.draft_per_target
+        per_round, draft_seconds = draft_seconds, draft_seconds * overlap.draft_per_target
+    return alpha, PassCosts(verify, draft_seconds, round_seconds=per_round)
+
+
+def predict_speedup(kind: DraftVocab, overlap: Overlap, draft_cost: float | None) -> float:
+    """Predicts the speedup of the best draft length, at `ASSUMED_ALPHA`. An estimate: costs follow from sizes.
+
+    Args:
+        kind: As in `translated_costs`, like `overlap`.
         draft_cost: As in `pair_vocabularies`.
-        alpha: Acceptance of a draft token if the vocabularies were the same.
     """
     cost = UNKNOWN_COST if draft_cost is None else draft_cost
-    acceptance, per_token, per_round = alpha, cost, 0.0
-    if kind == "shared":
-        acceptance = alpha * overlap.target_share * overlap.draft_share
-    elif kind == "text":
-        acceptance, per_token, per_round = alpha**overlap.draft_per_target, cost * overlap.draft_per_target, cost
-    verify = {n: 1 + ASSUMED_SLOPE * (n - 1) for n in range(1, LONGEST_ASSUMED + 2)}
-    costs = PassCosts(verify, per_token, round_seconds=per_round)
-    return max(1.0, *(expected_speedup([acceptance] * k, costs) or 0.0 for k in range(1, LONGEST_ASSUMED + 1)))
+    return best_draft_length(*translated_costs(kind, overlap, ASSUMED_ALPHA, cost))[1]
 
 
 def translated_model(pairing: Pairing, model: LanguageModel, max_positions: int | None) -> TranslatedModel | None:

@@ -14,7 +14,7 @@ from specgen.core.events import Round
 from specgen.core.machine import processor_name, version_of
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
-from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings
+from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, DraftVocab
 from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 DECISIVE = ("torch", "transformers", "bitsandbytes", "llama-cpp-python")
 TOKEN = "token"  # noqa: S105 - a name in the file
 """Key of a draft token's cost; costs of target passes have the number of tokens as key."""
+ALPHA = "alpha"
+MIN_TESTED = 30
+"""Tested draft tokens from which on an acceptance rate is worth saving."""
 
 
 def load(models: LoadedModels, store: CostStore | None = None) -> None:
     """Starts with the pass costs that earlier runs of the same models measured."""
     store = store or CostStore()
-    passes = {int(name): seconds for name, seconds in store.read(target_key(models)).items() if _is_length(name)}
+    passes = {int(name): seconds for name, seconds in store.read(target_key(models)).items() if is_length(name)}
     costs = CostTable(passes, padded_rows_of(models.target))
     models.draft_length = CostAwareLength(costs, DraftCost(_token_seconds(models, store), costs))
 
@@ -76,6 +79,20 @@ def observe(models: LoadedModels, round_: Round) -> None:
         draft_length.draft_cost.observe(num_drafted, round_.draft_seconds)
 
 
+def save_acceptance(models: LoadedModels, counts: Counts, store: CostStore | None = None) -> None:
+    """Saves how often drafts of this model were accepted by this target; does nothing after too few tokens."""
+    pair = models.pair
+    if pair.draft is None or pair.shared is None or counts.num_tested < MIN_TESTED or not counts.alpha:
+        return
+    key = acceptance_key(pair.target.files, pair.draft.files, pair.shared.kind)
+    (store or CostStore()).write(key, {ALPHA: counts.alpha}, [ALPHA])
+
+
+def acceptance_key(target: ModelFiles, draft: ModelFiles, kind: DraftVocab) -> CostKey:
+    """Returns what an acceptance rate depends on: the two models, and how the draft's vocabulary is used."""
+    return {"role": "acceptance", "target": model_identity(target), "model": model_identity(draft), "vocab": kind}
+
+
 def predict(models: LoadedModels, counts: Counts, baseline: Counts) -> Forecast:
     """Returns the speedup that the learned costs predict for an answer.
 
@@ -113,7 +130,7 @@ def _cost_key(resolved: ResolvedModel, model: LanguageModel, info: ModelInfo) ->
     is_cuda = model.device.type == "cuda"
     return {
         "role": resolved.role,
-        "model": _identity(resolved.files),
+        "model": model_identity(resolved.files),
         "parameters": info.num_parameters,
         "bytes": info.num_bytes,
         "quant": info.quant,
@@ -127,7 +144,7 @@ def _cost_key(resolved: ResolvedModel, model: LanguageModel, info: ModelInfo) ->
     }
 
 
-def _identity(files: ModelFiles) -> str:
+def model_identity(files: ModelFiles) -> str:
     """Identifies a model by its shape: costs don't depend on its weights, so a folder may move or be trained again."""
     try:
         if files.gguf is not None:
@@ -137,7 +154,8 @@ def _identity(files: ModelFiles) -> str:
         return files.name
 
 
-def _is_length(name: str) -> bool:
+def is_length(name: str) -> bool:
+    """Returns whether a stored name is the length of a target pass."""
     return name.isascii() and name.isdigit() and len(name) <= 3 and 1 <= int(name) <= MAX_DRAFT_TOKENS + 1
 
 

@@ -66,6 +66,17 @@ class CostStore:
             replace_file(self._folder / file_name(key), json.dumps(document, allow_nan=False).encode())
             self._remove_old_files()
 
+    def find(self, facts: CostKey) -> dict[str, float]:
+        """Returns seconds by name of the newest file whose key contains these facts; empty if there is none."""
+        with suppress(OSError):
+            ages = sorted(((path.stat().st_mtime, path) for path in self._folder.glob("*.json")), reverse=True)
+            for _, path in ages:
+                with suppress(OSError, RecursionError, LookupError, TypeError, ValueError, AttributeError):
+                    key = json.loads(path.read_bytes())["facts"]
+                    if facts.items() <= key.items() and key.get("vocab") == facts.get("vocab"):
+                        return self.read(key)
+        return {}
+
     def _entries(self, key: CostKey) -> dict[str, tuple[float, int]]:
         """Returns seconds and age by name; empty unless every part of the file is valid and its key is this one."""
         path = self._folder / file_name(key)

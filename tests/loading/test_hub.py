@@ -212,7 +212,7 @@ def test_a_hub_with_tls_is_reachable_if_it_responds(
         connect(f"https://localhost:{listening.getsockname()[1]}")
         monkeypatch.setenv("no_proxy", "localhost")
 
-        assert hub._is_reachable() is bool(answer)
+        assert hub.is_reachable() is bool(answer)
         thread.join()
     assert heard[0].startswith(b"\x16\x03")  # a TLS handshake
     assert b"localhost" in heard[0]
@@ -238,7 +238,7 @@ def test_a_proxy_is_used_instead_of_the_hub(server: Callable[..., LoopHub], monk
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
     monkeypatch.setenv("https_proxy", served.url)
 
-    assert hub._is_reachable()
+    assert hub.is_reachable()
 
 
 @pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
@@ -407,7 +407,7 @@ def test_every_variable_for_a_proxy_is_honoured(
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
     monkeypatch.setenv(name, served.url)
 
-    assert hub._is_reachable()
+    assert hub.is_reachable()
 
 
 @pytest.mark.fault("F132")
@@ -420,7 +420,7 @@ def test_a_socks_proxy_names_the_package_it_needs(
     monkeypatch.delenv("no_proxy")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setitem(sys.modules, "socksio", None)
-    monkeypatch.setattr(hub, "_is_reachable", lambda: True)
+    monkeypatch.setattr(hub, "is_reachable", lambda: True)
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     _http.close_session()  # so that a client is made in this environment
 

@@ -167,4 +167,4 @@ def test_all_bytes_are_shared_with_a_byte_fallback_vocabulary() -> None:
 
     assert isinstance(pairing, TranslatedPairing)
     assert pairing.num_shared >= 256 + len(WORDS)
-    assert 0 < pairing.share <= 1
+    assert 0 < pairing.overlap.target_share <= 1

@@ -10,6 +10,7 @@ from specgen.bench.results import Setting
 from specgen.bench.runner import Benchmark, Host
 from specgen.cli.bench.inputs import DraftChoice, Inputs
 from specgen.cli.request import parse_draft_length
+from specgen.core.metrics import Counts
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.runtime import learned_costs
@@ -67,11 +68,19 @@ def draft_pairs(
 
 def save_costs(benchmark: Benchmark) -> None:
     """Saves the measured costs of passes for later runs."""
-    costs, timed = benchmark.report().costs, benchmark.configurations[0].models.target
+    report = benchmark.report()
+    costs, timed = report.costs, benchmark.configurations[0].models.target
     for models in _loaded(benchmark.configurations):
         # On a second backend the target is another one, whose passes were not measured.
         measured = costs.verify_seconds if costs is not None and models.target is timed else None
         learned_costs.save(models, measured=measured)
+    for index, configuration in enumerate(benchmark.configurations):
+        if configuration.setting.drafter == "model":
+            counts = Counts()
+            for run in report.runs:
+                if run.setting == index:
+                    counts.include(run.counts)
+            learned_costs.save_acceptance(configuration.models, counts)
 
 
 def _loaded(configurations: Sequence[Configuration]) -> list[LoadedModels]:

@@ -1,0 +1,70 @@
+"""Finds models that could draft for a target: on this machine, in given folders, and on the hub. Reads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from specgen.core.errors import SpecgenError
+from specgen.core.settings import ModelSettings
+from specgen.doctor.draft_forecast import Source
+from specgen.loading.draft_head_folder import shipped_draft
+from specgen.loading.hub_family import FamilyMember, family_members
+from specgen.loading.names import known_names
+from specgen.loading.resolved_model import ResolvedModel
+
+MAX_IN_FOLDER = 64
+"""Models of one given folder that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that could draft.
+
+    Args:
+        draft: The value of `--draft`.
+        source: Where it was found.
+        on_hub: What the hub says of a model that is not on this machine.
+    """
+
+    draft: str
+    source: Source
+    on_hub: FamilyMember | None = None
+
+
+def find_candidates(target: ResolvedModel, given: Sequence[str]) -> tuple[list[Candidate], list[str]]:
+    """Returns all candidates but the target itself, each once, and notices about places that could not be searched.
+
+    Args:
+        given: Names of models, and folders that contain model folders or .gguf files.
+    """
+    candidates = [Candidate("lookup", "lookup")]
+    if target.fits_own_decoder and shipped_draft(target) is not None:
+        candidates.append(Candidate("auto", "draft head"))
+    candidates += [Candidate(name, "given") for word in given for name in _expanded(word)]
+    own = target.settings.name or target.name
+    cached = [name for name in known_names() if name not in (own, target.name)]
+    candidates += [Candidate(name, "cache") for name in cached]
+    notices = []
+    try:
+        members = family_members(own, offline=target.settings.offline)
+        candidates += [Candidate(one.name, "hub", one) for one in members if one.name not in cached]
+    except SpecgenError as error:
+        notices.append(f"the hub was not searched: {error.message}")
+    return list({one.draft: one for one in reversed(candidates)}.values())[::-1], notices
+
+
+def as_draft(candidate: Candidate, like: ModelSettings) -> ModelSettings:
+    """Returns how to load a candidate: like the options say, and without a download."""
+    return replace(like, name=candidate.draft, offline=like.offline or candidate.source == "cache")
+
+
+def _expanded(word: str) -> Iterator[str]:
+    """Returns the models in a folder of models; any other name as it is."""
+    path = Path(word).expanduser()
+    if not path.is_dir() or (path / "config.json").exists():
+        yield word
+        return
+    found = [config.parent for config in path.glob("*/config.json")] + list(path.glob("*.gguf"))
+    yield from sorted(map(str, found))[:MAX_IN_FOLDER]

@@ -1,0 +1,138 @@
+"""Measures the most promising drafts of a ranking with a short run: costs of passes, and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from specgen.bench.figures import ratio_interval
+from specgen.bench.pass_costs import measure_pass_costs
+from specgen.bench.results import MeasuredCosts
+from specgen.core.cost_model import forecast, predicted_speedup
+from specgen.core.errors import SpecgenError
+from specgen.core.metrics import Counts
+from specgen.core.progress import SILENT, ProgressListener
+from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.doctor.draft_candidates import Candidate, as_draft
+from specgen.doctor.draft_forecast import DraftForecast, DraftRanking, Prediction, UnusableDraft
+from specgen.doctor.draft_ranking import bench_command, ranked
+from specgen.runtime import learned_costs
+from specgen.runtime.generation import Generation, Request
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.pair import DrafterKind, Pair
+
+NUM_MEASURED = 3
+NUM_TOKENS = 32
+"""New tokens for each prompt."""
+MEASURED_LENGTH = 5
+"""Draft length of the runs; predictions for other lengths follow from what was accepted at each position."""
+
+
+def measure_drafts(
+    ranking: DraftRanking,
+    baseline: Pair,
+    prompts: Sequence[Sequence[int]],
+    like: ModelSettings,
+    progress: ProgressListener = SILENT,
+) -> DraftRanking:
+    """Measures the first drafts of a ranking that are on this machine, and ranks again.
+
+    All are timed with one target in memory. What was measured is saved for later rankings.
+
+    Args:
+        ranking: Its first drafts are measured.
+        baseline: The target without a drafter.
+        prompts: Token ids of prompts.
+        like: How drafts are loaded; the name is ignored.
+        progress: Receives what is measured.
+
+    Raises:
+        LoadError: The target is damaged.
+        DeviceError: There is too little memory for the target.
+    """
+    here = [one for one in ranking.drafts if one.source != "hub" and one.fits is not False]
+    chosen = {one.draft: one for one in here[:NUM_MEASURED]}
+    target = load_models(baseline, progress)
+    loaded: dict[str, LoadedModels] = {}
+    failed: dict[str, str] = {}
+    for name, one in chosen.items():
+        progress.stage(f"loading {name}")
+        try:
+            pair = baseline.with_draft(*_drafter(one, like))
+            loaded[name] = target.with_draft(pair, progress)
+        except SpecgenError as error:
+            failed[name] = error.message
+    progress.stage("timing passes")
+    costs = measure_pass_costs(loaded or {"none": target}, prompts[0], MEASURED_LENGTH)
+    one_pass = costs.verify(1) or 0.0
+    measured = {}
+    for name, models in loaded.items():
+        progress.stage(f"measuring {name}")
+        counts = [_run(models, prompt) for prompt in prompts]
+        found = _measured(chosen[name], costs, name, counts, one_pass)
+        measured[name] = replace(found, command=bench_command(baseline, found))
+        _save(models, counts, costs)
+    rest = [measured.get(one.draft, one) for one in ranking.drafts if one.draft not in failed]
+    rest = [_rescaled(one, one_pass) for one in rest]
+    unusable = (*ranking.unusable, *(UnusableDraft(name, reason) for name, reason in failed.items()))
+    return replace(ranking, target_seconds=one_pass, target_basis="measured", drafts=ranked(rest), unusable=unusable)
+
+
+def _drafter(forecast_: DraftForecast, like: ModelSettings) -> tuple[DrafterKind, ModelSettings | None]:
+    name = forecast_.draft
+    if name == "lookup":
+        return "lookup", None
+    settings = as_draft(Candidate(name, forecast_.source), like)
+    if forecast_.draft_vocab in ("shared", "text"):
+        settings = replace(settings, draft_vocab=forecast_.draft_vocab)
+    return "auto" if name == "auto" else "model", settings
+
+
+def _run(models: LoadedModels, prompt: Sequence[int]) -> Counts:
+    """Generates greedily with a fixed draft length."""
+    models.clear_caches()
+    limits = DecodeSettings(NUM_TOKENS, MEASURED_LENGTH)
+    generation = Generation(models, Request(prompt, limits, SamplingSettings()))
+    for _ in generation:
+        pass
+    return generation.counts
+
+
+def _measured(
+    estimate: DraftForecast, costs: MeasuredCosts, name: str, counts: Sequence[Counts], one_pass: float
+) -> DraftForecast:
+    """Returns a forecast from measured costs and from the drafts that were accepted."""
+    total, own = _total(counts), costs.of(name)
+    of_runs = predicted_speedup(total, own) or 1.0
+    length, speedup = MEASURED_LENGTH, of_runs
+    if name != "lookup":
+        by_length = forecast(total, own).by_length
+        length, speedup = max(by_length.items(), key=lambda item: item[1], default=(0, 1.0))
+    # How far the prompts differ at the measured length.
+    spread = ratio_interval([value / of_runs for one in counts if (value := predicted_speedup(one, own))])
+    low, high = (1.0, 1.0) if spread is None else (min(spread.low, 1.0), max(spread.high, 1.0))
+    return replace(
+        estimate,
+        relative_cost=own.draft_seconds / one_pass if one_pass else estimate.relative_cost,
+        cost_basis="measured",
+        alpha=total.alpha or 0.0,
+        alpha_basis="measured",
+        num_draft_tokens=length if speedup > 1 else 0,
+        speedup=Prediction(speedup, speedup * low, speedup * high),
+    )
+
+
+def _total(counts: Sequence[Counts]) -> Counts:
+    total = Counts()
+    for one in counts:
+        total.include(one)
+    return total
+
+
+def _rescaled(one: DraftForecast, one_pass: float) -> DraftForecast:
+    return replace(one, tokens_per_second=one.speedup.times(1 / one_pass) if one_pass else None)
+
+
+def _save(models: LoadedModels, counts: Sequence[Counts], costs: MeasuredCosts) -> None:
+    learned_costs.save(models, measured=costs.verify_seconds)
+    learned_costs.save_acceptance(models, _total(counts))
