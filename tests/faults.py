@@ -267,6 +267,11 @@ REPORTED = {
     ),
     "F138": ("Input line that wraps", "looks otherwise than a new line", ""),
     "F139": ("Draft that is the target itself, or larger than it", "one notice with its size", ""),
+    "F156": (
+        "Character of several code points whose tokens differ in state",
+        "its style changes at its end",
+        "",
+    ),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""
 

@@ -36,6 +36,7 @@ _BENCH_WORDS = {
     "costs": "timing passes",
     "warmup": "warming up",
     "run": "measuring",
+    "prompt": "measuring",
     "repeat": "measuring",
     "end": "done",
 }

@@ -9,6 +9,7 @@ from typing import Protocol
 from rich.console import Console
 
 from specgen.core.events import FinalText, Piece, RoundText, TextEvent
+from specgen.render.clusters import ClusterStyle, standing_alone
 from specgen.render.theme import PLAIN, TARGET_ROLES, mark_target
 from specgen.render.writers import StyledText, StyledWriter
 
@@ -42,6 +43,7 @@ class StyledView:
     def __init__(self, console: Console, sanitizer: Sanitizer) -> None:
         self._writer = StyledWriter(console)
         self._sanitizer = sanitizer
+        self._clusters = ClusterStyle()
 
     def show(self, event: TextEvent) -> None:
         if isinstance(event, RoundText):
@@ -56,17 +58,30 @@ class StyledView:
         raise NotImplementedError
 
     def _final_parts(self, final: FinalText) -> list[StyledText]:
-        return [(PLAIN, self._sanitizer(final.text))]
+        return list(self._clusters.parts(PLAIN, self._sanitizer(final.text)))
 
-    def _kept_parts(self, pieces: Iterable[Piece], *, marks: bool) -> list[StyledText]:
-        """Returns the kept ones of the pieces, one part for each run of tokens with the same state."""
+    def _kept_parts(
+        self, pieces: Iterable[Piece], *, marks: bool, before_own: Iterable[StyledText] = ()
+    ) -> list[StyledText]:
+        """Returns the kept ones of the pieces, one part for each run of tokens with the same state.
+
+        Args:
+            marks: Marks show the states.
+            before_own: Goes before the target's own token, after the cluster that it may continue.
+        """
         parts: list[StyledText] = []
         for state, run in groupby((piece for piece in pieces if piece.state.is_kept), key=lambda piece: piece.state):
-            text = self._sanitizer("".join(piece.text for piece in run))
-            parts.append((state, mark_target(text) if marks and state in TARGET_ROLES else text))
-        return parts
+            joined, rest = self._clusters.parts(state, self._sanitizer("".join(piece.text for piece in run)))
+            parts.append(joined)
+            if state in TARGET_ROLES:
+                parts += before_own
+                before_own = ()
+                rest = state, mark_target(rest[1]) if marks else rest[1]
+            parts.append(rest)
+        return [*parts, *before_own]
 
     def _visible(self, piece_text: str) -> str:
         """Returns the safe text of a token with visible newlines; `·` if it has no text."""
         glyphs = self._writer.glyphs
-        return self._sanitizer(piece_text).replace("\n", glyphs.newline) or glyphs.empty
+        text = self._sanitizer(piece_text).replace("\n", glyphs.newline) or glyphs.empty
+        return standing_alone(self._clusters.cluster or " ", text)

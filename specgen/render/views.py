@@ -68,11 +68,8 @@ class InlineView(StyledView):
     def _round_parts(self, round_text: RoundText) -> list[StyledText]:
         marks = not self._writer.has_styles
         accepted, rejected, own = _by_outcome(round_text)
-        return [
-            *self._kept_parts(accepted, marks=marks),
-            *self._rejected_parts(rejected, marks=marks),
-            *self._kept_parts(own, marks=marks),
-        ]
+        parts = self._kept_parts(accepted, marks=marks)
+        return parts + self._kept_parts(own, marks=marks, before_own=self._rejected_parts(rejected, marks=marks))
 
     def _rejected_parts(self, drafted: list[Piece], *, marks: bool) -> list[StyledText]:
         rejected = [piece for piece in drafted if piece.state is TokenState.REJECTED]

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import get_args
 
 import pytest
 from rich.console import Console
 
+from specgen.bench.results import Stage
 from specgen.distill.settings import DistillProgress
-from specgen.render.progress import LINE_SECONDS, DistillBar, LoadProgress, format_figures
+from specgen.render.progress import _BENCH_WORDS, LINE_SECONDS, DistillBar, LoadProgress, format_figures
 from specgen.render.terminal import make_console
 from specgen.render.theme import THEME
 from tests.render.screens import Terminal, pipe_console, render_screen, scrollback, terminal_console, written
@@ -166,3 +168,7 @@ def test_a_terminal_shows_the_bar_of_a_distillation_and_its_cursor_returns() -> 
     assert "training the draft" in shown
     assert "loss 2.000  α 0.50" in shown
     assert shown.rstrip().endswith("\x1b[?25h") or "\x1b[?25h" in shown
+
+
+def test_every_stage_of_a_benchmark_has_words() -> None:
+    assert set(get_args(Stage)) <= _BENCH_WORDS.keys()
