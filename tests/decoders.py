@@ -8,7 +8,7 @@ import torch
 
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.decoder_weights import dense_linear
-from specgen.models.build_decoder import MakeLinear, build_layer
+from specgen.models.build_decoder import MakeLinear, build_layer, in_memory
 from specgen.models.decoder import Decoder, Norm
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM
@@ -24,7 +24,7 @@ def decoder_of(model: Any, linear: MakeLinear = dense_linear) -> Decoder:
     spec = decoder_spec(model.config.to_dict())
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     dtype: torch.dtype = tensors[EMBEDDING].dtype
-    layers = [build_layer(spec, index, tensors.__getitem__, linear, dtype) for index in range(len(spec.layers))]
+    layers = [build_layer(spec, index, in_memory(tensors), linear, dtype) for index in range(len(spec.layers))]
     embedding = tensors[EMBEDDING]
     head = linear(embedding if spec.is_tied else tensors[HEAD], None)
     return Decoder(spec, embedding, layers, Norm(tensors[NORM], spec), head).eval().requires_grad_(False)

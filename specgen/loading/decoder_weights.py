@@ -46,30 +46,30 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
 
     places = placement.layer_devices(len(spec.layers))
 
-    def read(name: str, device: str) -> Tensor:
-        tensor = files.read(name, device)
-        if tensor.ndim == 1 or name in (EMBEDDING, HEAD):
-            _check_finite(name, tensor, folder)
+    def read(*names: str, device: str) -> Tensor:
+        tensor = files.read(*names, device=device)
+        if tensor.ndim == 1 or names[0] in (EMBEDDING, HEAD):
+            _check_finite(", ".join(names), tensor, folder)
         return tensor
 
     # The largest tensors first: what their conversion takes is free again for the layers.
     with without_deprecation_warning():
-        embedding = read(EMBEDDING, places[0])
-        if spec.is_tied and HEAD in files.shapes and not torch.equal(read(HEAD, places[0]), embedding):
+        embedding = read(EMBEDDING, device=places[0])
+        if spec.is_tied and HEAD in files.shapes and not torch.equal(read(HEAD, device=places[0]), embedding):
             raise ModelFileError(
                 f"{folder} has a head and an embedding that differ, but its config ties them",
                 "config and weights don't belong together",
             )
         if placement.packed_dtype is None:
             embedding = embedding.to(dtype)
-        head = head_linear(embedding.to(places[-1]) if spec.is_tied else read(HEAD, places[-1]), None)
+        head = head_linear(embedding.to(places[-1]) if spec.is_tied else read(HEAD, device=places[-1]), None)
 
         def build(index: int) -> Layer:
             return build_layer(spec, index, partial(read, device=places[index]), linear, dtype)
 
         with ThreadPoolExecutor(_num_workers(placement)) as pool:
             layers = list(pool.map(build, range(len(spec.layers))))
-    decoder = Decoder(spec, embedding, layers, Norm(read(NORM, places[-1]).to(dtype), spec), head)
+    decoder = Decoder(spec, embedding, layers, Norm(read(NORM, device=places[-1]).to(dtype), spec), head)
     if placement.segments:
         decoder.split([part.num_layers for part in placement.segments])
     return decoder.eval().requires_grad_(False)

@@ -18,7 +18,7 @@ from specgen.loading.decoder_weights import dense_linear, weight_bytes
 from specgen.loading.draft_head_folder import PREFIX, WEIGHTS, invalid_draft_head
 from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
-from specgen.models.build_decoder import build_layer
+from specgen.models.build_decoder import build_layer, in_memory
 from specgen.models.decoder import Decoder, Norm
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
@@ -63,15 +63,13 @@ def load_draft_head(
     weight_format = _choose_format(resolved.settings.quant, tensors["layers.0.mlp.down_proj.weight"], decoder)
     linear = weight_format.linear
 
-    def tensor(name: str) -> Tensor:
-        return tensors[name.removeprefix(PREFIX)]
-
+    named = in_memory({PREFIX + key: tensor for key, tensor in tensors.items()})
     spec = head.spec
     shares_head = columns is None and weight_format.is_dense
     parts = DraftHeadParts(
         spec=spec,
-        layers=[build_layer(spec, index, tensor, linear, decoder.dtype) for index in range(len(spec.layers))],
-        norm=Norm(tensor(NORM), spec),
+        layers=[build_layer(spec, index, named, linear, decoder.dtype) for index in range(len(spec.layers))],
+        norm=Norm(named(NORM), spec),
         embedding=decoder.embedding.to(device),  # a copy, if the target's layers are on several devices
         head=decoder.head if shares_head else linear(_head_rows(decoder, columns).to(decoder.dtype), None),
         dtype=decoder.dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import corrupt
-from specgen.models.weight_memory import mapped_tensor
+from specgen.models.weight_memory import joined, mapped_tensor
 
 MAX_NAMED = 3
 """Tensors named in an error; of more the number is given."""
@@ -42,19 +43,31 @@ class TensorFiles:
                 self._types[name] = entry["dtype"]
                 self._places[name] = path, 8 + length + entry["data_offsets"][0]
 
-    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """Returns a tensor in the type it is stored in.
+    def read(self, *names: str, device: torch.device | str = "cpu") -> Tensor:
+        """Returns tensors in the type they are stored in, joined along their first dimension.
+
+        They are read to their place in the result: reading each to memory of its own would take twice the pages.
 
         Raises:
             ModelFileError: The file has become shorter since it was checked.
         """
-        path, offset = self._places[name]
-        tensor, memory = mapped_tensor(self.shapes[name], _TYPES[self._types[name]])
+        types = {self._types[name] for name in names}
+        if len(types) > 1:
+            return joined([self.read(name, device=device) for name in names])
+        first = self.shapes[names[0]]
+        shape = (sum(self.shapes[name][0] for name in names), *first[1:]) if len(names) > 1 else first
+        dtype = _TYPES[types.pop()]
+        tensor, memory = mapped_tensor(shape, dtype)
         if memory is not None:
-            with path.open("rb") as file:
-                file.seek(offset)
-                if file.readinto(memory) != len(memory):
-                    raise corrupt(path, "truncated while it was read")
+            rest = memoryview(memory)
+            for name in names:
+                path, offset = self._places[name]
+                num_bytes = math.prod(self.shapes[name]) * dtype.itemsize
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    if file.readinto(rest[:num_bytes]) != num_bytes:
+                        raise corrupt(path, "truncated while it was read")
+                rest = rest[num_bytes:]
         return tensor.to(device)
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.tensor_names import NORM_NAMES, Projection, layer_prefix, projections, tensor_shapes
 from specgen.models.weight_memory import joined
 
-Tensors = Callable[[str], Tensor]
-"""A tensor of the checkpoint by name, as stored."""
+Tensors = Callable[..., Tensor]
+"""Tensors of the checkpoint by their names, as stored, joined along their first dimension."""
 MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
 """A linear layer in some weight format, from weight `[outputs, inputs]` and bias `[outputs]`, as stored."""
 
@@ -44,9 +44,14 @@ def build_layer(spec: DecoderSpec, index: int, tensors: Tensors, linear: MakeLin
 
 
 def _product(projection: Projection, prefix: str, tensors: Tensors, linear: MakeLinear) -> nn.Module:
-    weight = joined([tensors(f"{prefix}{name}.weight") for name in projection.names])
-    has_bias = projection.has_bias
-    return linear(weight, joined([tensors(f"{prefix}{name}.bias") for name in projection.names]) if has_bias else None)
+    weight = tensors(*(f"{prefix}{name}.weight" for name in projection.names))
+    bias = tensors(*(f"{prefix}{name}.bias" for name in projection.names)) if projection.has_bias else None
+    return linear(weight, bias)
+
+
+def in_memory(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Returns what `build_layer` reads tensors with that are loaded already."""
+    return lambda *names: joined([tensors[name] for name in names])
 
 
 def layer_tensors(spec: DecoderSpec, layer: Layer, index: int) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass, WholePass
 from specgen.models.static.recorder import CudaRecorder, PlainRecorder, Recorder
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
+from specgen.models.weight_memory import joined
 
 Shape = Literal["7B", "8B", "1.5B", "0.5B"]
 Quant = Literal["none", "nf4"]
@@ -148,7 +149,11 @@ def random_decoder(
     """
     tensors = random_tensors(spec, device, dtype, is_steady=is_steady)
     linear = nf4_linear if quant == "nf4" else dense_linear
-    layers = [build_layer(spec, index, tensors, linear, dtype) for index in range(len(spec.layers))]
+
+    def joined_tensors(*names: str) -> Tensor:
+        return joined([tensors(name) for name in names])
+
+    layers = [build_layer(spec, index, joined_tensors, linear, dtype) for index in range(len(spec.layers))]
     embedding = tensors(EMBEDDING)
     head = dense_linear(embedding if spec.is_tied else tensors(HEAD), None)
     return Decoder(spec, embedding, layers, Norm(tensors(NORM), spec), head).eval().requires_grad_(False)

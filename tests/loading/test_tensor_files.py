@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from mmap import mmap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from specgen.core.errors import ModelFileError
+from specgen.loading import tensor_files
 from specgen.loading.tensor_files import TensorFiles
+from specgen.models import weight_memory
+from specgen.models.weight_memory import mapped_tensor
 from tests.loading.builders import fails
 
 TENSORS = {
@@ -48,6 +53,41 @@ def test_tensors_are_copies_that_outlive_their_file(files: TensorFiles, tmp_path
     found += 1
 
     assert torch.equal(found, TENSORS["a"] + 1)
+
+
+@pytest.mark.parametrize("names", ["ae", "ea", "aea", "ac", "be"])
+def test_several_tensors_are_read_joined(tmp_path: Path, names: str) -> None:
+    tensors = {**TENSORS, "b": torch.ones(4, 3, dtype=torch.bfloat16), "c": torch.full((1, 3), 0.5).half()}
+    tensors["e"] = torch.full((5, 3), 7.0)
+    save_file({name: tensors[name] for name in "abc"}, tmp_path / "1.safetensors")
+    save_file({"e": tensors["e"]}, tmp_path / "2.safetensors")
+
+    found = TensorFiles(tmp_path, ["1.safetensors", "2.safetensors"]).read(*names)
+
+    assert found.dtype == tensors[names[0]].dtype
+    assert torch.equal(found, torch.cat([tensors[name].to(found.dtype) for name in names]))
+
+
+def test_joined_tensors_take_no_memory_but_their_own(files: TensorFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def noting(*arguments: Any) -> tuple[torch.Tensor, mmap | None]:
+        tensor, memory = mapped_tensor(*arguments)
+        taken.append(tensor.nbytes)
+        return tensor, memory
+
+    monkeypatch.setattr(tensor_files, "mapped_tensor", noting)
+    monkeypatch.setattr(weight_memory, "mapped_tensor", noting)
+
+    assert files.read("a", "a", "a").nbytes == sum(taken)
+
+
+@pytest.mark.parametrize("names", ["a", "ca", "aa"])
+def test_a_file_that_has_become_shorter_is_reported(files: TensorFiles, tmp_path: Path, names: str) -> None:
+    with (tmp_path / "1.safetensors").open("r+b") as file:
+        file.truncate((tmp_path / "1.safetensors").stat().st_size - 8)
+
+    fails(ModelFileError, lambda: files.read(*names), "1.safetensors")
 
 
 def test_what_a_model_needs_and_what_is_ignored_passes(files: TensorFiles) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.decoder_weights import dense_linear
-from specgen.models.build_decoder import build_layer, layer_tensors
+from specgen.models.build_decoder import build_layer, in_memory, layer_tensors
 from specgen.models.decoder import trainable_copy
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, layer_prefix, tensor_shapes
 from tests.fakes import assert_close
@@ -33,7 +33,7 @@ def test_the_tensors_of_built_layers_are_those_of_the_checkpoint(kind: str) -> N
 
     found: dict[str, torch.Tensor] = {}
     for index in range(len(spec.layers)):
-        found |= layer_tensors(spec, build_layer(spec, index, stored.__getitem__, dense_linear, torch.float32), index)
+        found |= layer_tensors(spec, build_layer(spec, index, in_memory(stored), dense_linear, torch.float32), index)
 
     assert found.keys() == stored.keys() - {EMBEDDING, NORM, HEAD}
     for name, tensor in found.items():
@@ -50,14 +50,14 @@ def test_a_trained_copy_comes_back_as_the_same_layer(kind: str) -> None:
     model = build(kind, torch.bfloat16)
     spec = decoder_spec(model.config.to_dict())
     stored = model.state_dict()
-    original = build_layer(spec, 1, stored.__getitem__, dense_linear, torch.bfloat16)
+    original = build_layer(spec, 1, in_memory(stored), dense_linear, torch.bfloat16)
 
     copied = trainable_copy(original, 0)
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.add_(1.0)
     saved = {name: tensor.detach() for name, tensor in layer_tensors(spec, copied, 0).items()}
-    loaded = build_layer(spec, 0, saved.__getitem__, dense_linear, torch.float32)
+    loaded = build_layer(spec, 0, in_memory(saved), dense_linear, torch.float32)
 
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in copied.parameters())
     for name, tensor in saved.items():
