@@ -13,7 +13,7 @@ _specgen() {
   # --option=value comes as three words.
   if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
   for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-    case $word in generate|chat|verify|bench|distill|doctor|drafts) command=$word; break ;; esac
+    case $word in generate|chat|verify|bench|distill|doctor|drafts|export) command=$word; break ;; esac
   done
   case $command:$prev in
     generate:-p|generate:--prompt|generate:-s|generate:--system|generate:--chat-template-kwargs|generate:--revision|generate:--draft-revision|generate:--gpu-layers|generate:--context-size|generate:--threads|generate:-n|generate:--max-new-tokens|generate:--max-tokens|generate:--stop|generate:--temperature|generate:--temp|generate:--top-k|generate:--top-p|generate:--min-p|generate:--repetition-penalty|generate:--seed) return ;;
@@ -88,6 +88,11 @@ _specgen() {
     drafts:-Q|drafts:--quant|drafts:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     drafts:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     drafts:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
+    export:-k|export:--draft-tokens|export:--num-draft-tokens|export:--gpus|export:--nodes|export:--port) return ;;
+    export:--from) _specgen_files; return ;;
+    export:-t|export:-m|export:--target|export:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    export:--color) _specgen_words "auto always never"; return ;;
+    export:-d|export:--draft) _specgen_words "lookup none $(_specgen_names models)"; _specgen_files; return ;;
     :--show-completion) _specgen_words "bash zsh fish"; return ;;
     :--list) _specgen_words "models sessions"; return ;;
   esac
@@ -100,13 +105,15 @@ _specgen() {
     distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --chat-template-kwargs --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
     doctor) _specgen_words "-t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
     drafts) _specgen_words "-d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --measure --json -q --quiet -v --verbose -h --help" ;;
+    export) _specgen_words "--from -t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --baseline --gpus --nodes --port --json --color -q --quiet -v --verbose -h --help" ;;
     '') _specgen_words "-V --version --show-completion --list -h --help" ;;
     esac
-  elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor drafts"
+  elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor drafts export"
   else
     case $command in
     distill) _specgen_words "$(_specgen_names models)"; _specgen_files; ;;
     drafts) _specgen_words "$(_specgen_names models)"; _specgen_files; ;;
+    export) _specgen_words "vllm sglang llama-server"; ;;
     esac
   fi
 }

@@ -13,13 +13,14 @@ from tests.structure import PACKAGE, imports_of, modules_of
 
 # Imports point from a later folder to an earlier one, lazy imports included.
 ORDER = (
-    *("core", "text", "storage", "engine", "models", "loading", "runtime"),
+    *("core", "text", "storage", "servers", "engine", "models", "loading", "runtime"),
     *("verify", "bench", "doctor", "distill", "render", "cli", "__main__", "specgen"),
 )
 # Libraries, and earlier folders, that a folder must not import.
 FORBIDDEN = {
     "text": {"torch", "rich", "typer"},
     "storage": {"torch", "transformers", "tokenizers", "rich", "typer", "specgen.text"},
+    "servers": {"torch", "transformers", "tokenizers", "rich", "typer"},
     "engine": {"transformers", "tokenizers", "rich", "typer", "specgen.text", "specgen.storage"},
     "models": {"tokenizers", "rich", "typer", "specgen.text", "specgen.storage"},
     "loading": {"rich", "typer"},

@@ -9,7 +9,7 @@ from typing import Any
 GENERAL = "General"
 """Heading of the options that name no other."""
 
-_WORD = re.compile(r"[a-z][a-z0-9.]*")
+_WORD = re.compile(r"[a-z][a-z0-9.-]*")
 _EXAMPLES = "Examples:"
 
 

@@ -155,7 +155,8 @@ def fish_script(program: Program) -> str:
             lines += [f"complete -c specgen {where} {line}" for line in _fish_lines(option)]
     for command, argument in _arguments(program):
         where = f"-n '__fish_seen_subcommand_from {command.name}'"
-        lines.append(f"complete -c specgen {where} -F -a {_fish_quote(_fish_words(argument))}")
+        files = "-F " if argument.takes_file else ""
+        lines.append(f"complete -c specgen {where} {files}-a {_fish_quote(_fish_words(argument))}")
     return _lines(lines) + "\n"
 
 
@@ -179,8 +180,9 @@ FILES = {"bash": "specgen.bash", "zsh": "_specgen", "fish": "specgen.fish"}
 
 
 def _arguments(program: Program) -> list[tuple[Command, Option]]:
-    """Returns the arguments that are files or models. A prompt is not completed."""
-    return [(c, c.argument) for c in program.commands if c.argument is not None and c.argument.takes_file]
+    """Returns the arguments that are files, models or fixed words. A prompt is not completed."""
+    arguments = [(command, command.argument) for command in program.commands if command.argument is not None]
+    return [(command, argument) for command, argument in arguments if argument.takes_file or argument.words]
 
 
 def _lines(lines: list[str]) -> str:

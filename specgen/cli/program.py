@@ -14,6 +14,7 @@ from specgen.cli.chat import options as chat
 from specgen.cli.distill import options as distill
 from specgen.cli.doctor import options as doctor
 from specgen.cli.drafts import options as drafts
+from specgen.cli.export import options as export
 from specgen.cli.generate import options as generate
 from specgen.cli.options.fields import describe
 from specgen.cli.verify import options as verify
@@ -67,6 +68,7 @@ COMMANDS = (
     CommandEntry("distill", distill.DistillOptions, distill),
     CommandEntry("doctor", doctor.DoctorOptions, doctor),
     CommandEntry("drafts", drafts.DraftsOptions, drafts),
+    CommandEntry("export", export.ExportOptions, export),
 )
 
 

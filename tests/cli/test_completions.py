@@ -260,6 +260,7 @@ def test_a_tab_completes(shell: Callable[[dict[str, str]], Any], shell_environme
         ("distill acme/t", "<distill><acme/tiny-1B>"),
         ("distill loc", "<distill><local.gguf>"),
         ("distill --voc", "<distill><--vocab>"),
+        ("export llama", "<export><llama-server>"),
         ("distill acme/tiny-1B -o draf", "<distill><acme/tiny-1B><-o><drafts>"),
     ]:
         child.send(f"specgen {typed}\t")

@@ -128,5 +128,5 @@ def _parse(option: Option, word: str, see: str) -> Any:
 
 
 def _invalid(option: Option, word: str, expected: str, see: str) -> SettingsError:
-    name = option.long_names[0] + (f" (or {option.env})" if option.env else "")
+    name = (option.long_names or [option.value])[0] + (f" (or {option.env})" if option.env else "")
     return SettingsError(f"invalid {name} {word!r}", f"give {expected}; {see}")

@@ -1,0 +1,54 @@
+"""Makes the command line of any engine, with the remarks that hold for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from specgen.servers.launch import llama_server, sglang, vllm
+from specgen.servers.launch.values import LaunchCommand, LaunchRequest
+
+EngineName = Literal["vllm", "sglang", "llama-server"]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine.
+
+    Args:
+        command: Makes its command line.
+        checked: What its command lines were checked with, as a remark.
+    """
+
+    command: Callable[[LaunchRequest], LaunchCommand]
+    checked: str
+
+
+ENGINES: dict[EngineName, Engine] = {
+    "vllm": Engine(vllm.vllm_command, vllm.CHECKED),
+    "sglang": Engine(sglang.sglang_command, sglang.CHECKED),
+    "llama-server": Engine(llama_server.llama_server_command, llama_server.CHECKED),
+}
+assert tuple(ENGINES) == get_args(EngineName)
+
+
+def launch_command(engine: EngineName, request: LaunchRequest) -> LaunchCommand:
+    """Returns the command line that starts an engine, with its remarks.
+
+    Raises:
+        SettingsError: The engine can't run this pair; the message says why.
+    """
+    command = ENGINES[engine].command(request)
+    speculation = request.speculation
+    common = [ENGINES[engine].checked]
+    if speculation is not None and speculation.is_adaptive:
+        common.append(
+            f"-k auto chose lengths by cost; {speculation.num_draft_tokens} is its mean, and the engine keeps to it"
+        )
+    if speculation is not None:
+        common.append(
+            "what is fastest in specgen on one machine need not be so in this engine on another: measure it there with "
+            "specgen bench --server URL, against a server without drafts (specgen export --baseline)"
+        )
+    return replace(command, remarks=(*command.remarks, *common))
