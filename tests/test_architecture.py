@@ -20,7 +20,7 @@ ORDER = (
 FORBIDDEN = {
     "text": {"torch", "rich", "typer"},
     "storage": {"torch", "transformers", "tokenizers", "rich", "typer", "specgen.text"},
-    "servers": {"torch", "transformers", "tokenizers", "rich", "typer"},
+    "servers": {*("torch", "transformers", "tokenizers", "rich", "typer"), "specgen.text", "specgen.storage"},
     "engine": {"transformers", "tokenizers", "rich", "typer", "specgen.text", "specgen.storage"},
     "models": {"tokenizers", "rich", "typer", "specgen.text", "specgen.storage"},
     "loading": {"rich", "typer"},

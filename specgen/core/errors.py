@@ -12,7 +12,11 @@
     ├── DifferenceError           6
     ├── OutputError               7
     ├── NumericalError            8
-    └── LimitError                9
+    ├── LimitError                9
+    └── ServerError               10
+        ├── ServerUnreachableError
+        ├── ServerDeniedError
+        └── ServerBusyError
 
 `DraftError` does not end the program: the drafter failed, and the answer continues without it.
 """
@@ -128,6 +132,31 @@ class LimitError(SpecgenError):
 
     exit_code = 9
     code = "limit"
+
+
+class ServerError(SpecgenError):
+    """A server failed, or its answer is not one."""
+
+    exit_code = 10
+    code = "server_failed"
+
+
+class ServerUnreachableError(ServerError):
+    """A server can't be reached, or stays silent."""
+
+    code = "server_unreachable"
+
+
+class ServerDeniedError(ServerError):
+    """A server refuses the key, or wants one."""
+
+    code = "server_denied"
+
+
+class ServerBusyError(ServerError):
+    """A server is still busy after the retries."""
+
+    code = "server_busy"
 
 
 class DraftError(Exception):

@@ -1,0 +1,88 @@
+"""Reads the counters of a server at `/metrics`, in the text format of Prometheus."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from specgen.servers.values import Acceptance
+
+_LINE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{([^}]*)\})?\s+([0-9.eE+-]+)")
+_POSITION = re.compile(r'position="(\d{1,3})"')
+_RUNNING = ("num_requests_running", "requests_processing")
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a server has counted since its start, for all its users.
+
+    Args:
+        num_rounds: Rounds that drafted.
+        accepted_by_position: Kept draft tokens by position.
+        num_running: Requests in progress; None if it does not say.
+    """
+
+    num_drafted: int
+    num_accepted: int
+    num_rounds: int
+    accepted_by_position: tuple[int, ...] = ()
+    num_running: int | None = None
+
+    def since(self, earlier: Counters) -> Acceptance | None:
+        """Returns the growth since an earlier reading; None if it is not one, as after a restart."""
+        before = (*earlier.accepted_by_position, *[0] * len(self.accepted_by_position))
+        grown = Acceptance(
+            self.num_drafted - earlier.num_drafted,
+            self.num_accepted - earlier.num_accepted,
+            self.num_rounds - earlier.num_rounds,
+            accepted_by_position=tuple(n - m for n, m in zip(self.accepted_by_position, before, strict=False)),
+            source="metrics",
+        )
+        return grown if grown.is_consistent else None
+
+
+def read_counters(text: str, prefix: str) -> Counters | None:
+    """Returns the counters of drafts, summed over models and engines of the server; None if it has none.
+
+    Args:
+        text: The page.
+        prefix: What their names begin with, such as `vllm:`.
+    """
+    sums: dict[str, int] = {}
+    positions: dict[int, int] = {}
+    for line in text.splitlines():
+        found = _LINE.match(line) if line.startswith(prefix) else None
+        if found is None:
+            continue
+        name = found[1].removeprefix(prefix).removesuffix("_total")
+        value = _whole(found[3])
+        if name == "spec_decode_num_accepted_tokens_per_pos" and (at := _POSITION.search(found[2] or "")):
+            positions[int(at[1])] = positions.get(int(at[1]), 0) + value
+        else:
+            sums[name] = sums.get(name, 0) + value
+    names = ("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "spec_decode_num_drafts")
+    running = next((sums[name] for name in _RUNNING if name in sums), None)
+    if not all(name in sums for name in names):
+        return None
+    by_position = tuple(positions.get(index, 0) for index in range(max(positions, default=-1) + 1))
+    num_drafted, num_accepted, num_rounds = (sums[name] for name in names)
+    return Counters(num_drafted, num_accepted, num_rounds, by_position, running)
+
+
+def num_running(text: str, prefix: str) -> int | None:
+    """Returns the requests in progress; None if the page does not say."""
+    found: Mapping[str, int] = {
+        line[1].removeprefix(prefix): _whole(line[3])
+        for line in map(_LINE.match, text.splitlines())
+        if line is not None
+    }
+    return next((found[name] for name in _RUNNING if name in found), None)
+
+
+def _whole(word: str) -> int:
+    try:
+        value = float(word)
+    except ValueError:
+        return 0
+    return int(value) if 0 <= value < 2**53 else 0

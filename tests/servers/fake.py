@@ -1,0 +1,136 @@
+"""A server in a thread that answers as recorded or as told, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+STREAMS = Path(__file__).parent / "streams"
+LLAMA_STREAM, VLLM_STREAM = STREAMS / "llama-server-b11549-draft.txt", STREAMS / "vllm-0.32.0-ngram.txt"
+LLAMA_PAGES: dict[str, Any] = {
+    "/v1/models": {"data": [{"id": "coder", "owned_by": "llamacpp", "meta": {"n_ctx_train": 32768}}]},
+    "/props": {
+        "default_generation_settings": {"n_ctx": 4096},
+        "build_info": "b11549",
+        "model_path": "/models/coder.gguf",
+        "endpoint_metrics": True,
+    },
+}
+VLLM_PAGES: dict[str, Any] = {
+    "/v1/models": {"data": [{"id": "smol", "owned_by": "vllm", "root": "/models/smol", "max_model_len": 2048}]},
+    "/version": {"version": "0.32.0"},
+}
+PLAIN_PAGES: dict[str, Any] = {"/v1/models": {"data": [{"id": "any", "owned_by": "somebody"}]}}
+
+
+@dataclass
+class Reply:
+    """An answer: its status, headers, and the parts of its body, each sent on its own.
+
+    Args:
+        is_cut: Break the connection in the middle of the body.
+        held: Wait for this event before the last part.
+    """
+
+    parts: Sequence[bytes]
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "text/event-stream"})
+    is_cut: bool = False
+    held: threading.Event | None = None
+
+
+def as_json(document: object, status: int = 200, **headers: str) -> Reply:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply([json.dumps(document).encode()], status, {"Content-Type": "application/json", **named})
+
+
+def as_events(*documents: object, done: bool = True) -> Reply:
+    parts = [f"data: {json.dumps(document)}\n\n".encode() for document in documents]
+    return Reply([*parts, *([b"data: [DONE]\n\n"] if done else [])])
+
+
+def chunk(text: str = "", finish: str | None = None, **fields: object) -> dict[str, Any]:
+    """Returns an event of a stream in OpenAI's format."""
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}], **fields}
+
+
+def recorded(path: Path) -> Reply:
+    """Returns a recorded stream, an event a part."""
+    return Reply([event + b"\n\n" for event in path.read_bytes().split(b"\n\n") if event.strip()])
+
+
+@dataclass
+class Fake:
+    """What a fake server was asked, and what it answers next."""
+
+    pages: dict[str, Any]
+    replies: list[Reply]
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+
+@contextmanager
+def serving(pages: dict[str, Any], *replies: Reply) -> Iterator[Fake]:
+    """Serves pages to GET, as JSON or text; POSTs get the replies in turn, the last one again and again."""
+    fake = Fake(dict(pages), list(replies))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            fake.headers.append(dict(self.headers))
+            page = fake.pages.get(self.path)
+            if callable(page):
+                page = page()
+            if page is None:
+                self._send(as_json({"error": {"message": "not found"}}, 404))
+            elif isinstance(page, Reply):
+                self._send(page)
+            elif isinstance(page, str):
+                self._send(Reply([page.encode()], 200, {"Content-Type": "text/plain"}))
+            else:
+                self._send(as_json(page))
+
+        def do_POST(self) -> None:
+            fake.headers.append(dict(self.headers))
+            fake.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self._send(fake.replies.pop(0) if len(fake.replies) > 1 else fake.replies[0])
+
+        def _send(self, reply: Reply) -> None:
+            self.close_connection = True
+            self.send_response(reply.status)
+            for name, value in {"Connection": "close", **reply.headers}.items():
+                self.send_header(name, value)
+            if reply.is_cut:
+                self.send_header("Content-Length", str(sum(map(len, reply.parts)) + 100))
+            self.end_headers()
+            try:
+                for index, data in enumerate(reply.parts):
+                    if reply.held is not None and index == len(reply.parts) - 1:
+                        reply.held.wait(10)
+                    self.wfile.write(data)
+                    self.wfile.flush()
+            except OSError:
+                return  # the client has left
+
+        def log_message(self, *arguments: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
