@@ -267,6 +267,11 @@ REPORTED = {
     ),
     "F138": ("Input line that wraps", "looks otherwise than a new line", ""),
     "F139": ("Draft that is the target itself, or larger than it", "one notice with its size", ""),
+    "F140": (
+        "LongRoPE (Phi-3, Phi-4, Phi-MoE): other rotary frequencies above a length",
+        "the text is `generate`'s on both sides and across, with any draft and any chunk",
+        "microsoft/onnxruntime-genai#1161",
+    ),
     "F156": (
         "Character of several code points whose tokens differ in state",
         "its style changes at its end",

@@ -7,6 +7,7 @@ The protocols after `LanguageModel` are optional: the loop uses what a model has
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -85,6 +86,14 @@ class RecordingModel(Protocol):
 
 
 @runtime_checkable
+class SwitchingModel(Protocol):
+    """A model that may read a long text otherwise than a short one."""
+
+    switch_length: int | None
+    """A longer text is read again from its beginning; None: never. A pass over both sides reads it twice."""
+
+
+@runtime_checkable
 class GreedyVerifier(Protocol):
     """A target that verifies a greedy draft on its device."""
 
@@ -114,6 +123,12 @@ class GreedyDrafter(Protocol):
 
     def confidence(self, index: int) -> float:
         """Reads the probability of a drafted token; NaN if its logits were not finite. Waits for the device."""
+
+
+def rows_before_switch(target: TargetModel, num_tokens: int) -> int:
+    """Returns how many tokens may follow a text before the target reads all of it again."""
+    switch = target.switch_length if isinstance(target, SwitchingModel) else None
+    return sys.maxsize if switch is None or num_tokens > switch else switch - num_tokens
 
 
 def padded_rows_of(target: LanguageModel) -> Callable[[int], int] | None:

@@ -11,7 +11,7 @@ from specgen.core.errors import DraftError, MemoryShortageError
 from specgen.core.events import Event, Finish, FinishReason, Notice, Prefill, Round
 from specgen.core.settings import DecodeSettings
 from specgen.engine.clock import Clock, stopwatch_of
-from specgen.engine.contract import RecordingModel, TargetModel
+from specgen.engine.contract import RecordingModel, TargetModel, rows_before_switch
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import (
@@ -101,7 +101,8 @@ def decode(
             yield _recording_failed("target", message)
         started = stopwatch.mark()
         draft_length.start_round()
-        draft, failure = _propose(drafter, ids, min(settings.num_draft_tokens, num_left - 1), draft_length)
+        limit = min(settings.num_draft_tokens, num_left - 1, rows_before_switch(target, len(ids)))
+        draft, failure = _propose(drafter, ids, limit, draft_length)
         if failure is not None:
             continue
         drafted_at = stopwatch.mark()

@@ -31,11 +31,21 @@ class CachedModel(ABC):
         device: Where ids are fed and logits returned.
     """
 
+    switch_length: int | None = None
+    """The model reads a longer text with other rotary frequencies (LongRoPE), the tokens before this length, too.
+
+    A text's logits follow from the text alone, whatever was drafted or chunked: where a text crosses this length, all
+    of it is read again. So does transformers' `generate` for Phi-3 and Phi-MoE. For other classes with LongRoPE, it
+    keeps the old keys of a text that crosses, and the frequencies then depend on where the prompt ended.
+    """
+
     def __init__(self, vocab_size: int, num_embeddings: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self.num_embeddings = num_embeddings
         self.device = device
         self.length = 0
+        self._is_long = False
+        """Whether the cache belongs to a text longer than `switch_length`."""
         self.forward_seconds = 0.0
         """Time inside the model's forward, summed; on CUDA the time until the kernels were launched."""
         self.num_forwards = 0
@@ -43,8 +53,10 @@ class CachedModel(ABC):
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> None:
         """Brings the cache up to `ids`, without logits."""
+        self._choose_frequencies(len(ids))
         while len(ids) > self.length:
-            self._forward(self._tensor(ids[self.length : self.length + PREFILL_CHUNK]), 1)
+            last = max(self.length + PREFILL_CHUNK, self._first_pass_end)
+            self._forward(self._tensor(ids[self.length : last]), 1)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
@@ -62,11 +74,37 @@ class CachedModel(ABC):
         num_tail = 0 if tail is None else tail.shape[0]
         num_missing = len(ids) + num_tail - self.length
         assert 1 <= num_last <= num_missing, "positions already in the cache have no logits any more"
-        self.feed(ids[: max(self.length, len(ids) + num_tail - max(num_last, PREFILL_CHUNK))])
+        num_tokens = len(ids) + num_tail
+        num_short = 0 if self.switch_length is None else self.switch_length - (num_tokens - num_last)
+        if 0 < num_short < num_last:
+            return self._logits_around_switch(ids, tail, num_short, num_last - num_short)
+        self._choose_frequencies(num_tokens)
+        num_fed = num_tokens - max(num_last, PREFILL_CHUNK)
+        if num_fed >= self._first_pass_end:
+            self.feed(ids[: max(self.length, num_fed)])
         new = self._tensor(ids[self.length :])
         if tail is not None and num_tail:
             new = torch.cat([new, moved(tail[max(0, self.length - len(ids)) :], self.device)])
         return self._forward(new, num_last)
+
+    def _logits_around_switch(self, ids: Sequence[int], tail: Tensor | None, num_short: int, num_long: int) -> Tensor:
+        """Returns the logits of rows on both sides of `switch_length`, each with its own frequencies."""
+        assert self.switch_length is not None
+        num_drafted = max(self.switch_length - len(ids), 0)
+        short = self.logits(ids[: self.switch_length], num_short, None if tail is None else tail[:num_drafted]).clone()
+        return torch.cat([short, self.logits(ids, num_long, tail)])
+
+    def _choose_frequencies(self, num_tokens: int) -> None:
+        """Empties the cache if a text of this length needs other rotary frequencies than the cached one."""
+        is_long = self.switch_length is not None and num_tokens > self.switch_length
+        if is_long != self._is_long and self.length:
+            self.reset()
+        self._is_long = is_long
+
+    @property
+    def _first_pass_end(self) -> int:
+        """Where a pass must end at least: the backend chooses the frequencies by the last position of each pass."""
+        return self.switch_length + 1 if self._is_long and self.switch_length is not None else 0
 
     def rewind(self, length: int) -> None:
         """Removes what follows `length` tokens from the cache; a model that can't stop there removes everything."""

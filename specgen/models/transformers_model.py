@@ -33,6 +33,7 @@ class TransformersModel(CachedModel):
         super().__init__(vocab_size, weight.shape[0], weight.device)
         self.model = model
         self._cuts_logits = "logits_to_keep" in parameters
+        self.switch_length = _switch_length(model.config.get_text_config())
         self._num_recorded = 0
         self._window: int | None = None
         self._release()
@@ -74,6 +75,20 @@ class TransformersModel(CachedModel):
         logits: Tensor = output.logits[0, -num_last:]
         self._num_recorded += new.shape[0]
         return logits
+
+
+def _switch_length(config: Any) -> int | None:
+    """Returns the length of a text above which a model's code takes the other factors of LongRoPE; None: never."""
+    given = getattr(config, "rope_parameters", None) or {}
+    # Per type of layer, or one for all layers.
+    tables = [table for table in (given, *given.values()) if isinstance(table, dict)]
+    lengths = [
+        table["original_max_position_embeddings"]
+        for table in tables
+        if table.get("rope_type") == "longrope"
+        and (table["short_factor"] != table["long_factor"] or table.get("short_mscale") != table.get("long_mscale"))
+    ]
+    return min(lengths, default=None)
 
 
 def _refuse_recurrent_state(model: Any, *, has_cache: bool) -> None:

@@ -14,7 +14,8 @@ from specgen.core.errors import LoadError, MemoryShortageError
 from specgen.engine.memory_errors import memory_errors
 from specgen.models.cached_model import CachedModel
 from specgen.models.transformers_model import TransformersModel
-from tests.fakes import assert_close, cached, tiny_model
+from tests.fakes import TINY, assert_close, cached, tiny_model
+from tests.generate_oracle import differences, generated_ids
 from tests.profiles import share_of_profile
 
 KINDS = ["llama", "qwen2", "mistral"]
@@ -184,3 +185,53 @@ def test_a_model_with_a_recurrent_state_is_refused(name: str) -> None:
 def test_other_runtime_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="shape"), memory_errors():
         raise RuntimeError("shape mismatch")
+
+
+SWITCH = 24
+"""Length above which the model of `longrope_model` takes other rotary frequencies."""
+
+
+def longrope_model(kind: str = "phi3") -> Any:
+    torch.manual_seed(3)
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors, "original_max_position_embeddings": SWITCH}
+    if kind == "phimoe":
+        rope |= {"short_mscale": 1.0, "long_mscale": 1.2}
+    config = transformers.AutoConfig.for_model(
+        kind, **{**TINY, "hidden_size": 32}, original_max_position_embeddings=SWITCH, rope_parameters=rope
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.fault("F140")
+@pytest.mark.parametrize("kind", ["phi3", "phimoe"])
+@pytest.mark.parametrize("num_prompt", [8, SWITCH - 1, SWITCH, SWITCH + 1, 60])
+def test_a_text_around_the_switch_of_longrope_is_generate_s(
+    kind: str, num_prompt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.models.cached_model.PREFILL_CHUNK", 16)
+    model = longrope_model(kind)
+    prompt = torch.randint(3, 96, (num_prompt,), generator=torch.Generator().manual_seed(5)).tolist()
+    expected = generated_ids(model, prompt, 40)
+
+    draft = TransformersModel(tiny_model(), 96)
+
+    assert differences(TransformersModel(model, 96), draft, prompt, expected) == []
+
+
+@pytest.mark.fault("F140")
+def test_rows_on_both_sides_of_the_switch_are_those_of_their_own_texts() -> None:
+    model = longrope_model()
+    ids = torch.randint(3, 96, (SWITCH + 6,), generator=torch.Generator().manual_seed(5)).tolist()
+    target = TransformersModel(model, 96)
+    target.feed(ids[: SWITCH - 4])
+
+    rows = target.logits(ids[: SWITCH - 2], 9, tail=torch.tensor(ids[SWITCH - 2 :]))
+    target.rewind(SWITCH - 3)
+    again = target.logits(ids[: SWITCH - 2], 1)
+
+    for index, row in enumerate(rows):
+        with torch.inference_mode():
+            whole = model(torch.tensor([ids[: SWITCH - 2 + index]])).logits[0, -1:]
+        assert_close(row[None], whole)
+        assert index or torch.allclose(again, whole, atol=1e-3)
