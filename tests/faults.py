@@ -277,6 +277,12 @@ REPORTED = {
         "its style changes at its end",
         "",
     ),
+    "F157": (
+        "GGUF with one odd entry: a size, type, id, string or alignment at its edges",
+        "exit 2, 3, 4, 5 or 8 naming it, or the text of llama.cpp; the process never ends in a signal",
+        "",
+    ),
+    "F158": ("GGUF with the id of a special token beyond its table", "ignored with a notice, on every backend", ""),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""
 

@@ -124,7 +124,7 @@ def load_gguf(resolved: ResolvedModel, num_tokens: int, progress: ProgressListen
         num_tokens: Logits are cut to this width.
 
     Raises:
-        ModelFileError: llama.cpp can't read the file.
+        ModelFileError: llama.cpp can't read the file, or would end the process.
         DeviceError: llama.cpp or the requested GPU is missing.
         MemoryShortageError: The weights don't fit.
     """
@@ -132,10 +132,12 @@ def load_gguf(resolved: ResolvedModel, num_tokens: int, progress: ProgressListen
     assert gguf is not None, "the format says so"
     assert context_size is not None, "`check_gguf` sets it"
     settings, name = resolved.settings, resolved.name
+    if gguf.header.obstacle is not None:
+        raise ModelFileError(f"llama.cpp can't run {gguf.path}: {gguf.header.obstacle}", "try --backend torch")
     library = llama_library()
     layers = gpu_layers(settings, can_offload=bool(library.llama_supports_gpu_offload()))
     num_threads = settings.backend.threads or default_num_threads()
-    notices = []
+    notices = list(gguf.header.notices)
     needed, free = gguf.header.num_weight_bytes, free_bytes("cpu")
     if layers == 0 and free is not None and needed > free:
         sizes = f"{format_size(needed)}, {format_size(free)} are free"
@@ -157,6 +159,9 @@ def read_weights(gguf: GgufFile, num_gpu_layers: int, device: str) -> LlamaWeigh
     if device.startswith("cuda:"):
         params.main_gpu = int(device.removeprefix("cuda:"))
         params.split_mode = library.LLAMA_SPLIT_MODE_NONE
+    # Tensors that are used where they are in the file must be aligned for the CPU.
+    if gguf.header.alignment % 32:
+        params.load_mode = library.LLAMA_LOAD_MODE_NONE
     overrides = _without_absent_ids(library, gguf)
     if overrides is not None:
         params.kv_overrides = overrides

@@ -232,7 +232,6 @@ TOKENS = pair("tokenizer.ggml.tokens", 9, array(8, 2, text("a") + text("b")))
         ([TOKENS, pair("tokenizer.ggml.token_type", 9, array(5, 1, bytes(4)))], "1 entries"),
         ([TOKENS, pair("tokenizer.ggml.scores", 9, array(6, 3, bytes(12)))], "3 entries"),
         ([pair("tokenizer.ggml.scores", 9, array(6, 3, bytes(12)))], "0 tokens"),
-        ([TOKENS, pair("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 2))], "2 tokens"),
     ],
 )
 @pytest.mark.fault("F25")
@@ -256,6 +255,41 @@ def test_an_id_that_is_none_is_read_as_if_its_key_were_missing(
     assert [(absent.key, absent.is_signed) for absent in header.absent_ids] == [
         (f"tokenizer.ggml.{name}_token_id", kind == 5)
     ]
+
+
+@pytest.mark.fault("F158")
+@pytest.mark.parametrize(("kind", "value"), [(4, 2), (4, 2**31), (5, -2), (10, 2**40)])
+def test_an_id_beyond_the_table_is_ignored_with_a_notice(tmp_path: Path, kind: int, value: int) -> None:
+    layout = {4: "<I", 5: "<i", 10: "<Q"}[kind]
+    beyond = pair("tokenizer.ggml.eos_token_id", kind, struct.pack(layout, value))
+
+    header = scan_gguf(written(tmp_path, gguf([ARCHITECTURE, beyond, TOKENS])))
+
+    assert header.end_ids == ()
+    assert [absent.key for absent in header.absent_ids] == ["tokenizer.ggml.eos_token_id"]
+    (notice,) = header.notices
+    assert str(value) in notice
+    assert "tokenizer.ggml.eos_token_id" in notice
+
+
+@pytest.mark.fault("F157")
+@pytest.mark.parametrize(
+    ("key", "kind", "value"),
+    [
+        ("llama.block_count", 4, struct.pack("<I", 2**31)),
+        ("llama.block_count", 4, bytes(4)),
+        ("llama.block_count", 8, text("2")),
+        ("llama.rope.freq_base", 6, struct.pack("<f", float("nan"))),
+        ("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", -1.0)),
+        ("llama.expert_used_count", 4, struct.pack("<I", 2)),
+        ("llama.rope.scaling.type", 8, text("dynamic")),
+        ("llama.attention.causal", 7, bytes(1)),
+    ],
+)
+def test_a_value_that_can_not_be_is_refused_by_the_name_of_its_key(
+    tmp_path: Path, key: str, kind: int, value: bytes
+) -> None:
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, pair(key, kind, value)]))), key)
 
 
 @pytest.mark.fault("F92")

@@ -15,7 +15,6 @@ END_TOKENS = frozenset(
     }
 )
 """Source: llama-vocab.cpp, `special_eog_ids`."""
-LONGEST_END_TOKEN = max(map(len, END_TOKENS))
 
 
 def ending_ids(spelled: Mapping[bytes, int]) -> list[int]:

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import GGUF_MAGIC, corrupt, describe_content, open_regular
-from specgen.loading.gguf.end_tokens import END_TOKENS, LONGEST_END_TOKEN, ending_ids
-from specgen.loading.gguf.metadata import AbsentId, GgufHeader
+from specgen.loading.gguf.entry_check import MAX_LAYERS, check_entries, check_heads
+from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.gguf.reader import (
     GGML_TYPES,
     MAX_FOREIGN_TYPE,
@@ -22,6 +22,7 @@ from specgen.loading.gguf.reader import (
     ForeignFileError,
     InconsistentFileError,
 )
+from specgen.loading.gguf.token_scan import TokenScan
 
 MAX_ENTRIES = 65_536
 MAX_KEY_BYTES = 256
@@ -40,6 +41,12 @@ _TOKEN_ARRAYS = {
     "tokenizer.ggml.scores": (6,),
 }
 """Arrays with one entry per token, and their allowed types."""
+_NO_WEIGHTS = frozenset({24, 25, 26, 27, 28})
+"""Integers and float64: llama.cpp has no product for them, and reads at address 0."""
+_MATRICES = (
+    *("_q.weight", "_k.weight", "_v.weight", "_qkv.weight", "_output.weight", "_up.weight", "_gate.weight"),
+    *("_down.weight", "output.weight", "token_embd.weight", "_norm.weight", "_exps.weight"),
+)
 
 
 def scan_gguf(path: Path) -> GgufHeader:
@@ -66,9 +73,11 @@ class _Scan(Bytes):
         self.vocab_rows: int | None = None
         self.num_weight_bytes = 0
         self.num_cache_values = 0
-        self.token_counts: dict[str, int] = {}
-        self.spelled: dict[bytes, int] = {}
-        self.absent_ids: list[AbsentId] = []
+        self.tokens = TokenScan()
+        self.kinds: dict[str, int] = {}
+        self.heads: dict[str, tuple[int, ...]] = {}
+        self.key_rows: dict[str, int] = {}
+        self.uncomputed: str | None = None
 
     def header(self) -> GgufHeader:
         if self.size == 0:
@@ -92,13 +101,17 @@ class _Scan(Bytes):
         self.check_count("metadata entries", num_pairs, 13)
         pairs = self.metadata(num_pairs)
         metadata_end = self.position
-        self.check_tokens(pairs)
-        shares = self.tensors(num_tensors, pairs.get("general.alignment", 32))
+        self.tokens.check(pairs)
         architecture = _text(pairs, "general.architecture") or ""
+        check_entries(pairs, self.kinds, architecture)
+        alignment = pairs.get("general.alignment", 32)
+        shares = self.tensors(num_tensors, alignment)
         num_parts, part = _integer(pairs, "split.count") or 1, _integer(pairs, "split.no") or 0
         if not architecture and not (num_parts > 1 and part > 0):  # later parts have no metadata
             raise InconsistentFileError("no general.architecture")
-        named = [_integer(pairs, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        key = f"{architecture}.attention.head_count_kv"
+        check_heads(key, self.heads.get(key), self.key_rows)
+        tokenizer_model = _text(pairs, "tokenizer.ggml.model")
         return GgufHeader(
             architecture=architecture,
             quantization=max(shares, key=lambda kind: shares[kind], default="none"),
@@ -107,13 +120,16 @@ class _Scan(Bytes):
             num_cache_values=self.num_cache_values,
             vocab_rows=self.vocab_rows,
             context_length=_integer(pairs, f"{architecture}.context_length"),
-            tokenizer_model=_text(pairs, "tokenizer.ggml.model"),
+            tokenizer_model=tokenizer_model,
             tokenizer_pre=_text(pairs, "tokenizer.ggml.pre"),
-            end_ids=tuple(dict.fromkeys([*(token for token in named if token is not None), *ending_ids(self.spelled)])),
+            end_ids=self.tokens.end_ids(pairs),
             num_parts=num_parts,
             part=part,
             metadata_end=metadata_end,
-            absent_ids=tuple(self.absent_ids),
+            absent_ids=tuple(self.tokens.absent),
+            alignment=alignment if isinstance(alignment, int) else 32,
+            obstacle=self.uncomputed or self.tokens.obstacle(tokenizer_model),
+            notices=tuple(self.tokens.notices),
         )
 
     def check_count(self, what: str, count: int, smallest: int) -> None:
@@ -127,17 +143,17 @@ class _Scan(Bytes):
         pairs: dict[str, object] = {}
         for _ in range(count):
             key = self.string(MAX_KEY_BYTES).decode()
-            if key in pairs or any(absent.key == key for absent in self.absent_ids):
+            if key in self.kinds:
                 raise InconsistentFileError(f"duplicate key {key!r}")
             key_end = self.position
-            kept = key.startswith(("general.", "split.", "tokenizer.")) or key.endswith(".context_length")
-            kind = self.u32()
+            kept = key.startswith(("general.", "split.", "tokenizer."))
+            self.kinds[key] = kind = self.u32()
             value = self.value(kind, key)
-            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id") and value in (-1, 2**32 - 1):
-                self.absent_ids.append(AbsentId(key, key_end, kind in _SIGNED))
-                continue
-            # Other values are not kept: a header may contain 65,536 strings of 16 MiB.
-            pairs[key] = value if kept and not (isinstance(value, bytes) and len(value) > 4096) else None
+            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+                self.tokens.named[key] = key_end, kind in _SIGNED
+            # Other strings are not kept: a header may contain 65,536 of 16 MiB.
+            is_short = isinstance(value, bytes) and len(value) <= (4096 if kept else 64)
+            pairs[key] = value if is_short or not isinstance(value, bytes) else None
         return pairs
 
     def value(self, kind: int, key: str) -> object:
@@ -157,41 +173,23 @@ class _Scan(Bytes):
         if key in _TOKEN_ARRAYS:
             if kind not in _TOKEN_ARRAYS[key]:
                 raise InconsistentFileError(f"key {key!r} is an array of type {kind}")
-            self.token_counts[key] = count
+            self.tokens.counts[key] = count
         if kind == STRING:
             self.strings_left -= count
             if count * 8 > self.size - self.position or self.strings_left < 0:
                 raise InconsistentFileError(f"key {key!r} claims {count} strings")
             if key == "tokenizer.ggml.tokens":
-                self.find_end_tokens(count)
+                for token_id in range(count):
+                    self.tokens.add(token_id, self.string(MAX_ARRAY_STRING_BYTES))
                 return
             for _ in range(count):
                 self.skip(self.length(MAX_ARRAY_STRING_BYTES))
+        elif key.endswith(".head_count_kv") and kind in (4, 5) and count <= MAX_LAYERS and len(self.heads) < 8:
+            self.heads[key] = struct.unpack(f"<{count}{SCALARS[kind][1]}", self.take(4 * count))
         elif kind in SCALARS:
             self.skip(count * struct.calcsize(SCALARS[kind]))
         else:
             raise InconsistentFileError(f"key {key!r} is an array of unknown type {kind}")
-
-    def find_end_tokens(self, count: int) -> None:
-        """Reads the tokens; keeps the ids of those that spell an end of turn."""
-        for token_id in range(count):
-            length = self.length(MAX_ARRAY_STRING_BYTES)
-            if length > LONGEST_END_TOKEN:
-                self.skip(length)
-            elif (token := self.take(length)) in END_TOKENS:
-                self.spelled[token] = token_id
-
-    def check_tokens(self, pairs: dict[str, object]) -> None:
-        """Checks token arrays and special tokens: llama.cpp indexes with them without bounds checks."""
-        num_tokens = self.token_counts.get("tokenizer.ggml.tokens")
-        for key, count in self.token_counts.items():
-            if count != num_tokens:
-                raise InconsistentFileError(f"{count} entries in {key!r}, but {num_tokens or 0} tokens")
-        for key, value in pairs.items():
-            if not key.startswith("tokenizer.ggml.") or not key.endswith("_token_id") or num_tokens is None:
-                continue
-            if isinstance(value, int) and not 0 <= value < num_tokens:
-                raise InconsistentFileError(f"{key!r} is {value}, but there are {num_tokens} tokens")
 
     def tensors(self, count: int, alignment: object) -> dict[str, int]:
         """Checks the tensor table; returns the number of values stored in each type."""
@@ -246,10 +244,15 @@ class _Scan(Bytes):
         num_values = 1
         for dim in dims:  # Python integers don't overflow
             num_values *= dim
-        if name == "token_embd.weight" and num_dims == 2:
+        if kind in _NO_WEIGHTS and name.endswith(_MATRICES):
+            self.uncomputed = f"the tensor {name!r} has the type {label}, which it does not multiply with"
+        while len(dims) > 2 and dims[-1] == 1:
+            dims.pop()
+        if name == "token_embd.weight" and len(dims) == 2:
             self.vocab_rows = dims[1]
-        if name.endswith((".attn_k.weight", ".attn_v.weight")) and num_dims == 2:
+        if name.endswith((".attn_k.weight", ".attn_v.weight")) and len(dims) == 2:
             self.num_cache_values += dims[1]
+            self.key_rows[name] = dims[1]
         if num_values == 0 or dims[0] % block:
             raise InconsistentFileError(f"tensor {name!r} of type {label} has the shape {dims}")
         return label, num_values, num_values // block * block_bytes

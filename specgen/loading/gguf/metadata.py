@@ -34,6 +34,9 @@ class GgufHeader:
         end_ids: Tokens that end a text: those of the keys, and those that spell an end of turn.
         metadata_end: Position after the last metadata entry.
         absent_ids: Special tokens that are named, but that the file does not have.
+        alignment: Of tensors in the file, in bytes.
+        obstacle: Why llama.cpp would end the process that loads the file; None if it would not.
+        notices: What is ignored, one line each.
     """
 
     architecture: str
@@ -50,3 +53,6 @@ class GgufHeader:
     part: int = 0
     metadata_end: int = 0
     absent_ids: tuple[AbsentId, ...] = ()
+    alignment: int = 32
+    obstacle: str | None = None
+    notices: tuple[str, ...] = ()

@@ -10,6 +10,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from specgen.loading.gguf.end_tokens import END_TOKENS
+
 _SPECIAL, _USER_DEFINED = (2, 3), 4
 """Types of tokens that are matched in the text before anything else; special are unknown and control."""
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -83,7 +85,9 @@ def build_tokenizer(entries: Mapping[str, Any]) -> Tokenizer:
         backend, adds_bos = _sentencepiece(entries, tokens), True
     else:
         raise UnsupportedTokenizer(f"tokenizer.ggml.model is {kind!r}")
-    named = {_special(entries, key) for key in _NAMED.values()}
+    named = {_special(entries, key) for key in (*_NAMED.values(), "eot", "eom")}
+    # As in llama.cpp, what ends a text is a control token, whatever its type says.
+    named |= {token for token in tokens if token.encode() in END_TOKENS}
     types = entries.get("tokenizer.ggml.token_type") or [None] * len(tokens)
     vocabulary = backend.get_vocab()
     typed = [(token, kind) for token, kind in zip(tokens, types, strict=True) if token in vocabulary]

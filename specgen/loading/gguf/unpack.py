@@ -139,8 +139,15 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
     tensors = {tensor.name for tensor in reader.tensors}
     if "rope_freqs.weight" in tensors:
         raise UnsupportedConfig("the file has rope_freqs")
-    if "token_embd.weight" not in tensors:
+    embeddings = next((tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"), None)
+    if embeddings is None or len(embeddings.shape) < 2:
         raise UnsupportedConfig("the file has no token_embd.weight")
+    if int(embeddings.shape[0]) != found["hidden_size"]:
+        raise ModelFileError(
+            f"{architecture}.embedding_length is {found['hidden_size']}, but {embeddings.name} has "
+            f"{int(embeddings.shape[0])} columns",
+            "download it again",
+        )
     if (size := _field(reader, f"{architecture}.rope.dimension_count")) is not None:
         heads = found.get("num_attention_heads")
         whole = found.get("head_dim") or (found["hidden_size"] // heads if heads and "hidden_size" in found else size)
@@ -154,7 +161,7 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
         "dtype": "bfloat16",
         "rope_theta": theta or 10_000.0,
         "tie_word_embeddings": "output.weight" not in tensors,
-        "vocab_size": next(int(t.shape[-1]) for t in reader.tensors if t.name == "token_embd.weight"),
+        "vocab_size": int(embeddings.shape[1]),
         **scaling,
         **({"query_pre_attn_scalar": _query_scalar(reader, found)} if architecture == "gemma3" else {}),
     }
@@ -186,7 +193,9 @@ def _ratio(part: Any, whole: Any) -> float:
 
 def _field(reader: Any, key: str) -> Any:
     field = reader.get_field(key)
-    return None if field is None else field.contents()
+    value = None if field is None else field.contents()
+    # One value per layer, the same for all.
+    return value[0] if isinstance(value, list) and value and value.count(value[0]) == len(value) else value
 
 
 def _names(architecture: str, spec: DecoderSpec, stored: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -204,6 +213,8 @@ def _names(architecture: str, spec: DecoderSpec, stored: Mapping[str, Any], path
 
 def _converted(name: str, tensor: Any, shape: tuple[int, ...], spec: DecoderSpec, family: _Family) -> Tensor:
     values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).float()
+    while values.ndim > len(shape) and values.shape[0] == 1:
+        values = values[0]
     if tuple(values.shape) != shape:
         raise ModelFileError(f"{tensor.name} has the shape {tuple(values.shape)}, not {shape}", "download it again")
     if len(shape) == 1 or name.endswith(("embed_tokens.weight", HEAD)):

@@ -1,0 +1,108 @@
+"""Checks entries of a GGUF header by their meaning: llama.cpp ends the process for some values, others fill the memory.
+
+Any integer type is an integer here. llama.cpp accepts one only, and names the key itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from specgen.loading.gguf.reader import InconsistentFileError
+
+_INTEGERS, _FLOATS, _FLAG, _TEXT, ARRAY = frozenset({0, 1, 2, 3, 4, 5, 10, 11}), frozenset({6, 12}), 7, 8, 9
+_NAMES = {_FLAG: "a flag", _TEXT: "a string", ARRAY: "an array"}
+MAX_LAYERS = MAX_EXPERTS = 512
+"""Limits of llama.cpp: LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS."""
+_ROPE_SCALINGS = (b"none", b"linear", b"yarn", b"longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Values of a number.
+
+    Args:
+        may_differ: There may be an array instead, with one value per layer.
+    """
+
+    low: float
+    high: float
+    is_float: bool = False
+    may_differ: bool = False
+
+
+_FINITE = _Range(-1e30, 1e30, is_float=True)
+_RANGES: Mapping[str, _Range] = {
+    "block_count": _Range(1, MAX_LAYERS),
+    "embedding_length": _Range(1, 2**20),
+    "context_length": _Range(0, 2**32),
+    "vocab_size": _Range(0, 2**32),
+    "expert_count": _Range(0, MAX_EXPERTS),
+    "expert_used_count": _Range(0, MAX_EXPERTS, may_differ=True),
+    **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), _Range(0, 2**16)),
+    **dict.fromkeys(("attention.head_count", "attention.head_count_kv"), _Range(0, 2**16, may_differ=True)),
+    "feed_forward_length": _Range(0, 2**24, may_differ=True),
+    **dict.fromkeys(
+        ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"), _Range(0, 1e30, is_float=True)
+    ),
+    "rope.freq_base": _Range(1, 1e30, is_float=True),
+    **dict.fromkeys(("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"), _Range(0, 1e6, True)),
+    **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale", "attention.scale"), _FINITE),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"), _FINITE),
+}
+"""By key, without the architecture."""
+
+
+def check_entries(pairs: Mapping[str, object], kinds: Mapping[str, int], architecture: str) -> None:
+    """Checks the entries of an architecture.
+
+    Args:
+        pairs: Scalars and strings by key.
+        kinds: Their types in the file.
+
+    Raises:
+        InconsistentFileError: A value is of another type, not a number, or too large or small. The message names it.
+    """
+    for suffix, allowed in _RANGES.items():
+        key = f"{architecture}.{suffix}"
+        if (kind := kinds.get(key)) is None or (kind == ARRAY and allowed.may_differ):
+            continue
+        value = pairs.get(key)
+        if kind not in (_FLOATS if allowed.is_float else _INTEGERS):
+            wanted = "a floating-point number" if allowed.is_float else "an integer"
+            raise InconsistentFileError(f"{key} is {_NAMES.get(kind, value)}, not {wanted}")
+        # A comparison with NaN is false.
+        if not (isinstance(value, int | float) and math.isfinite(value) and allowed.low <= value <= allowed.high):
+            raise InconsistentFileError(f"{key} is {value}, not {allowed.low:g} to {allowed.high:g}")
+    scaling = pairs.get(f"{architecture}.rope.scaling.type")
+    if isinstance(scaling, bytes) and scaling not in _ROPE_SCALINGS:
+        raise InconsistentFileError(f"{architecture}.rope.scaling.type is {scaling.decode()!r}, which llama.cpp lacks")
+    if pairs.get(f"{architecture}.attention.causal") == 0:
+        raise InconsistentFileError(f"{architecture}.attention.causal is false: it does not write text token by token")
+    experts = [pairs.get(f"{architecture}.expert_{name}", 0) for name in ("count", "used_count")]
+    num_experts, num_used = (value if isinstance(value, int) else None for value in experts)
+    if num_experts is None or num_used is None:  # a number of experts for each layer
+        return
+    if not (0 < num_used <= num_experts or num_used == num_experts == 0):
+        raise InconsistentFileError(f"{architecture}.expert_used_count is {num_used} of {num_experts} experts")
+
+
+def check_heads(key: str, heads: Sequence[int] | None, key_rows: Mapping[str, int]) -> None:
+    """Checks that all layers have heads of one size: llama.cpp believes the header, and ends the process.
+
+    Args:
+        key: Of the entry.
+        heads: Its values by layer; None: it is one number.
+        key_rows: Rows of the projections to keys, by the name of the tensor.
+
+    Raises:
+        InconsistentFileError: They have not.
+    """
+    sizes = set()
+    for layer, num_heads in enumerate(heads or ()):
+        rows = key_rows.get(f"blk.{layer}.attn_k.weight")
+        if rows is not None:
+            sizes.add(rows / num_heads if num_heads else math.inf)
+    if len(sizes) > 1 or math.inf in sizes:
+        raise InconsistentFileError(f"{key} is {list(heads or ())[:8]}, which does not fit the shapes of the tensors")

@@ -1,0 +1,90 @@
+"""Files with one odd entry: both backends refuse them with their own error, or write what llama.cpp writes.
+
+llama.cpp runs alone in a child (`tests.llamacpp.raw_llama`): it ends the process for some files.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.children import Ended
+from tests.llamacpp.variants import Model, variants
+from tests.processes.environment import environment
+from tests.processes.forked import ForkedProcess, Pipes
+
+PROMPT, NUM_TOKENS, SECONDS = "ABCDE", "12", 30
+VARIANTS = dict(variants())
+QUICK = (
+    *("base", "llama.block_count=2^31", "llama.block_count=0", "llama.attention.layer_norm_rms_epsilon=nan"),
+    *("llama.rope.freq_base=string", "llama.rope.scaling.type=dynamic", "llama.expert_count=3", "aligned 8"),
+    *("llama.attention.head_count_kv=differing", "llama.attention.head_count_kv=per-layer", "type 28 F64"),
+    *("tokenizer.ggml.tokens:twice", "tokenizer.ggml.model=llama", "tokenizer.ggml.eos_token_id=64"),
+    *("tokenizer.ggml.cls_token_id=-2", "end-by-text <end_of_turn> type 1 plain", "general.name=not-utf8"),
+)
+SHOWN_OTHERWISE = ("tokenizer.ggml.tokens:", "tokenizer.ggml.token_type:", "tokenizer.ggml.token_type=")
+"""llama.cpp writes other characters for tokens that are malformed, and none for tokens without a known type."""
+ROPE = ("llama.rope.scaling.", "llama.rope.scale_linear", "llama.rope.freq_base=tiny", "tokenizer.ggml.pre")
+
+
+def run(module: str, *arguments: str, **env: str) -> Ended:
+    pipes = Pipes(None)
+    variables = environment(GGML_NO_BACKTRACE="1", **env)
+    process = ForkedProcess("tests.llamacpp.limited", [module, *arguments], variables, pipes.descriptors)
+    pipes.started()
+    try:
+        process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+    out, err = pipes.result()
+    assert process.returncode is not None
+    return Ended(process.returncode, out, err.decode("utf-8", "replace"))
+
+
+def check(model: Model, name: str, folder: Path, cache: Path) -> None:
+    path = folder / "odd.gguf"
+    path.write_bytes(model.file())
+    alone = run("tests.llamacpp.raw_llama", str(path), PROMPT, NUM_TOKENS)
+    expected: dict[str, Any] | None = json.loads(alone.out) if alone.code == 0 else None
+    for backend, dtype in (("llama.cpp", "auto"), ("torch", "float32")):
+        options = ["-t", str(path), "-d", "none", "--backend", backend, "--dtype", dtype, "--chat-template", "none"]
+        made = run(
+            *("specgen.cli.app", "generate", *options, "-n", NUM_TOKENS, "--json", PROMPT), SPECGEN_CACHE=str(cache)
+        )
+        document = json.loads(made.out)
+        assert made.code in (0, 2, 3, 4, 5, 8), (backend, made.err)
+        if made.code == 0 and expected is not None and not name.startswith((*SHOWN_OTHERWISE, *ROPE)):
+            has_ended = document["finish_reason"] != "length"
+            assert (document["text"], has_ended) == (expected["text"], expected["ended"]), backend
+            assert document["usage"]["prompt_tokens"] == expected["num_prompt"], backend
+
+
+@pytest.mark.fault("F157")
+@pytest.mark.parametrize("name", QUICK)
+def test_an_odd_file_is_refused_or_runs_as_in_llama_cpp(name: str, tmp_path: Path, cache: Path) -> None:
+    check(VARIANTS[name], name, tmp_path, cache)
+
+
+def _groups() -> Sequence[str]:
+    return sorted({name.partition("=")[0].partition(":")[0] for name in VARIANTS})
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F157")
+@pytest.mark.parametrize("group", _groups(), ids=lambda group: group[:40])
+def test_every_entry_at_its_edges_is_refused_or_runs_as_in_llama_cpp(group: str, tmp_path: Path, cache: Path) -> None:
+    failed = []
+    for name, model in VARIANTS.items():
+        if name.partition("=")[0].partition(":")[0] == group:
+            try:
+                check(model, name, tmp_path, cache)
+            except (AssertionError, ValueError, subprocess.TimeoutExpired) as error:
+                failed.append((name, str(error)[:500]))
+    assert not failed
