@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 
+from specgen.cli.program import COMMANDS
 from tests.structure import PACKAGE, imports_of, modules_of
 
 # Imports point from a later folder to an earlier one, lazy imports included.
@@ -106,6 +107,8 @@ def test_there_is_no_import_circle_even_a_lazy_one() -> None:
     [
         ("specgen", ["rich", "typer", "torch"]),
         ("specgen.cli.app", ["torch", "transformers", "tokenizers", "numpy", "huggingface_hub", "prompt_toolkit"]),
+        # Before torch is imported, options are checked and its threads are limited.
+        (", ".join(f"specgen.cli.{command.name}.run" for command in COMMANDS), ["torch", "transformers", "numpy"]),
         ("specgen.render.views", ["torch", "transformers", "typer"]),
         ("specgen.engine.decoding", ["rich.console", "typer", "specgen.text.detokenizer"]),
     ],
