@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 
 from specgen.cli.program import COMMANDS
-from tests.structure import PACKAGE, imports_of, modules_of
+from tests.structure import PACKAGE, imports_of, longest_chain, modules_of
 
 # Imports point from a later folder to an earlier one, lazy imports included.
 ORDER = (
@@ -87,8 +87,18 @@ def test_no_file_stands_at_the_top_of_the_package() -> None:
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
+def import_graph() -> dict[str, set[str]]:
+    return {module: (imports(module) & MODULES.keys()) - {module} for module in MODULES}
+
+
+def test_the_longest_chain_of_imports_has_at_most_fourteen_modules() -> None:
+    chain = longest_chain(import_graph())
+
+    assert len(chain) <= 14, " > ".join(chain)
+
+
 def test_there_is_no_import_circle_even_a_lazy_one() -> None:
-    graph = {module: (imports(module) & MODULES.keys()) - {module} for module in MODULES}
+    graph = import_graph()
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:

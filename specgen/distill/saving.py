@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from torch import Tensor
 from specgen.core.errors import OutputError
 from specgen.core.results import ModelInfo
 from specgen.distill.draft import Draft
-from specgen.distill.measurement import Acceptance, TimedPair
 from specgen.distill.settings import DistillSettings
 from specgen.distill.target_texts import save_tensors
 from specgen.loading.draft_head_folder import FORMAT, PREFIX, WEIGHTS
 from specgen.models.build_decoder import layer_tensors
+
+if TYPE_CHECKING:
+    from specgen.distill.measurement import Acceptance, TimedPair
 
 CONFIG = "config.json"
 _KEPT = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +62,19 @@ class DraftForecast:
     speedup: Prediction
     tokens_per_second: Prediction | None = None
     command: str = ""
+
+    def bench_command(self, target: str) -> str:
+        """Returns the command that measures the draft; without a name, for the built-in target."""
+        target = f"-t {shlex.quote(target)} " if target else ""
+        is_translated = self.draft_vocab in ("shared", "text")
+        vocab = f" --draft-vocab {self.draft_vocab}" if is_translated else ""
+        lengths = f"{self.num_draft_tokens},auto" if self.num_draft_tokens else "auto"
+        return f"specgen bench {target}-d {shlex.quote(self.draft)}{vocab} -k {lengths}"
+
+
+def ranked(drafts: Sequence[DraftForecast]) -> tuple[DraftForecast, ...]:
+    """Sorts drafts: those that fit first, then by speedup; of equal ones, the smallest first."""
+    return tuple(sorted(drafts, key=lambda one: (one.fits is False, -one.speedup.value, one.num_bytes)))
 
 
 @dataclass(frozen=True, slots=True)

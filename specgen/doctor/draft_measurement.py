@@ -14,8 +14,7 @@ from specgen.core.metrics import Counts
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.doctor.draft_candidates import Candidate, as_draft
-from specgen.doctor.draft_forecast import DraftForecast, DraftRanking, Prediction, UnusableDraft
-from specgen.doctor.draft_ranking import bench_command, ranked
+from specgen.doctor.draft_forecast import DraftForecast, DraftRanking, Prediction, UnusableDraft, ranked
 from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
@@ -70,7 +69,7 @@ def measure_drafts(
         progress.stage(f"measuring {name}")
         counts = [_run(models, prompt) for prompt in prompts]
         found = _measured(chosen[name], costs, name, counts, one_pass)
-        measured[name] = replace(found, command=bench_command(baseline, found))
+        measured[name] = replace(found, command=found.bench_command(baseline.settings.target.name))
         _save(models, counts, costs)
     rest = [measured.get(one.draft, one) for one in ranking.drafts if one.draft not in failed]
     rest = [_rescaled(one, one_pass) for one in rest]

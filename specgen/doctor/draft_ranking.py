@@ -6,7 +6,6 @@ the models and from how often the tokens of two vocabularies agree, and are call
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from specgen.core.machine import processor_name
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import DraftVocab, ModelSettings
 from specgen.doctor.draft_candidates import Candidate, as_draft, find_candidates
-from specgen.doctor.draft_forecast import Basis, DraftForecast, DraftRanking, Prediction, UnusableDraft
+from specgen.doctor.draft_forecast import Basis, DraftForecast, DraftRanking, Prediction, UnusableDraft, ranked
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.results import ModelPlan, PairReport
 from specgen.loading.names import LOOKUP_SUFFIX
@@ -100,25 +99,10 @@ def rank_drafts(
         except SpecgenError as error:
             unusable.append(UnusableDraft(candidate.draft, error.message))
         else:
-            found.append(replace(forecast, command=bench_command(baseline, forecast)))
+            found.append(replace(forecast, command=forecast.bench_command(baseline.settings.target.name)))
     return DraftRanking(
         baseline.target.name, target.seconds, target.basis, ranked(found), tuple(unusable), tuple(notices)
     )
-
-
-def ranked(drafts: Sequence[DraftForecast]) -> tuple[DraftForecast, ...]:
-    """Sorts drafts: those that fit first, then by speedup; of equal ones, the smallest first."""
-    return tuple(sorted(drafts, key=lambda one: (one.fits is False, -one.speedup.value, one.num_bytes)))
-
-
-def bench_command(baseline: Pair, forecast: DraftForecast) -> str:
-    """Returns the command that measures a draft."""
-    name = baseline.settings.target.name
-    target = f"-t {shlex.quote(name)} " if name else ""
-    is_translated = forecast.draft_vocab in ("shared", "text")
-    vocab = f" --draft-vocab {forecast.draft_vocab}" if is_translated else ""
-    lengths = f"{forecast.num_draft_tokens},auto" if forecast.num_draft_tokens else "auto"
-    return f"specgen bench {target}-d {shlex.quote(forecast.draft)}{vocab} -k {lengths}"
 
 
 def _examine_target(baseline: Pair, store: CostStore) -> _Target:

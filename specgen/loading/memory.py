@@ -8,19 +8,6 @@ from pathlib import Path
 from specgen.core import cgroups
 from specgen.core.errors import MemoryShortageError
 from specgen.core.units import format_size
-from specgen.loading.resolved_model import ModelConfig
-
-_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
-_QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
-"""Bytes per parameter, including the scales, and the embeddings, which stay in the compute type."""
-
-
-def needed_bytes(config: ModelConfig, dtype: str, quant: str) -> int:
-    """Returns the memory of the weights, without cache and activations."""
-    if config.quant_method is not None:
-        return config.num_weight_bytes
-    per_parameter = _QUANT_BYTES.get(quant) or _BYTES.get(dtype, 4.0)
-    return int(config.num_parameters * per_parameter)
 
 
 def free_bytes(device: str) -> int | None:

@@ -13,7 +13,7 @@ from specgen.core.machine import cpu_flags, version_of
 from specgen.core.settings import ModelSettings
 from specgen.loading.cuda_memory import USABLE, cuda_bytes
 from specgen.loading.format_autotune import LEAST_MEASURED, Layer, fastest_format
-from specgen.loading.memory import free_bytes, needed_bytes, shortage
+from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 
@@ -240,7 +240,7 @@ def _fastest(config: ModelConfig, device: str, dtype: str, role: Role, times: Co
 
 def _fits(config: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     free = free_bytes(device)
-    needed = needed_bytes(config, dtype, quant) if device == "cpu" else cuda_bytes(config, dtype, quant)
+    needed = config.needed_bytes(dtype, quant) if device == "cpu" else cuda_bytes(config, dtype, quant)
     return free is None or needed <= free * USABLE
 
 

@@ -21,6 +21,10 @@ Format = Literal["folder", "gguf", "draft head"]
 DraftHeadKind = Literal["layers", "features"]
 """`layers` reads tokens; `features` also reads the inputs of the target's head."""
 
+_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
+_QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
+"""Bytes per parameter, including the scales, and the embeddings, which stay in the compute type."""
+
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
@@ -110,6 +114,13 @@ class ModelConfig:
     unsupported: str = ""
     draft_head: DraftHeadConfig | None = None
     values: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def needed_bytes(self, dtype: str, quant: str) -> int:
+        """Estimates the memory of the weights in a format, without cache and activations."""
+        if self.quant_method is not None:
+            return self.num_weight_bytes
+        per_parameter = _QUANT_BYTES.get(quant) or _BYTES.get(dtype, 4.0)
+        return int(self.num_parameters * per_parameter)
 
 
 @dataclass(frozen=True, slots=True)

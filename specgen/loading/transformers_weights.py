@@ -21,7 +21,7 @@ from specgen.core.errors import (
 )
 from specgen.core.model_files import listed
 from specgen.core.results import ModelInfo
-from specgen.loading.memory import needed_bytes, shortage
+from specgen.loading.memory import shortage
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.models.formats import Float16Linear, Int8Linear, pack_model
@@ -44,7 +44,7 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
     except library_failures() as error:
         raise load_error(error, resolved.name, folder, facts, placement) from error
     check_complete(loading, folder)
-    _refuse_offload(model, resolved.name, needed_bytes(facts, placement.dtype, placement.quant), placement)
+    _refuse_offload(model, resolved.name, facts.needed_bytes(placement.dtype, placement.quant), placement)
     model.eval()
     model.requires_grad_(False)
     check_finite(model, folder)
@@ -122,7 +122,7 @@ def _quantization(placement: Placement) -> Any:
 def load_error(error: Exception, shown: str, folder: Path, config: ModelConfig, placement: Placement) -> SpecgenError:
     """Translates a library's failure to load a model."""
     if is_out_of_memory(error):
-        needed = needed_bytes(config, placement.dtype, placement.quant)
+        needed = config.needed_bytes(placement.dtype, placement.quant)
         return shortage(shown, placement.device, needed, placement.quant)
     if isinstance(error, ImportError) and config.quant_method:
         return DeviceError(

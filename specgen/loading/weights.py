@@ -10,7 +10,7 @@ from specgen.core.results import ModelInfo
 from specgen.core.units import format_size
 from specgen.loading.decoder_weights import load_decoder, weight_bytes
 from specgen.loading.gpus import in_segments
-from specgen.loading.memory import free_bytes, needed_bytes
+from specgen.loading.memory import free_bytes
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.cached_model import CachedModel
@@ -44,7 +44,7 @@ def load_weights(
     from_gguf = resolved.files.from_gguf
     placement = choose_placement(resolved.settings, facts, from_gguf=from_gguf, role=resolved.role, times=times)
     placement = in_segments(placement, resolved)
-    needed, free = needed_bytes(facts, placement.dtype, placement.quant), free_bytes(placement.device)
+    needed, free = facts.needed_bytes(placement.dtype, placement.quant), free_bytes(placement.device)
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
         # The Linux kernel kills a program that takes too much, and then it is too late for a message.

@@ -342,7 +342,7 @@ def test_the_memory_estimate_is_within_a_quarter(tmp_path: Path, quant: str, bac
     folder = make_folder(tmp_path / "wide", hidden_size=256, intermediate_size=1024, num_hidden_layers=3)
     loaded = load(folder, backend, quant=quant)
 
-    estimate = memory.needed_bytes(check_folder(folder), loaded.info.dtype, quant)
+    estimate = check_folder(folder).needed_bytes(loaded.info.dtype, quant)
 
     assert 0.75 < estimate / loaded.info.num_bytes < 1.25
 
