@@ -79,7 +79,14 @@ def _why(chosen: SettingFigures, best: SettingFigures, figures: Sequence[Setting
     if chosen is not best:
         rank = f"within {CLOSE:.0%} of the fastest ({best.setting.name}, {_speedup(best):.2f}x), with a smaller draft"
     once = " in one repeat" if chosen.interval is None else ""
-    return f"{_speedup(chosen):.2f}x{once}, {rank}: {_cost_and_yield(chosen, figures)}"
+    return f"{_speedup(chosen):.2f}x{once}{_speeds(chosen, figures)}, {rank}: {_cost_and_yield(chosen, figures)}"
+
+
+def _speeds(chosen: SettingFigures, figures: Sequence[SettingFigures]) -> str:
+    """Returns the speeds that the speedup compares: a ratio alone hides a slow baseline."""
+    own = chosen.counts.tokens_per_second
+    baseline = next((f.counts.tokens_per_second for f in figures if f.index == BASELINE), None)
+    return "" if own is None or baseline is None else f" ({own:.1f} against {baseline:.1f} tok/s)"
 
 
 def _why_not(best: SettingFigures, figures: Sequence[SettingFigures]) -> str:
