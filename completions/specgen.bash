@@ -13,7 +13,7 @@ _specgen() {
   # --option=value comes as three words.
   if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
   for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-    case $word in generate|chat|verify|bench|distill|doctor|drafts|export) command=$word; break ;; esac
+    case $word in generate|chat|verify|bench|distill|doctor|drafts|batch|export) command=$word; break ;; esac
   done
   case $command:$prev in
     generate:-p|generate:--prompt|generate:-s|generate:--system|generate:--chat-template-kwargs|generate:--revision|generate:--draft-revision|generate:--gpu-layers|generate:--context-size|generate:--threads|generate:-n|generate:--max-new-tokens|generate:--max-tokens|generate:--stop|generate:--temperature|generate:--temp|generate:--top-k|generate:--top-p|generate:--min-p|generate:--repetition-penalty|generate:--seed) return ;;
@@ -88,6 +88,18 @@ _specgen() {
     drafts:-Q|drafts:--quant|drafts:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     drafts:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     drafts:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
+    batch:--revision|batch:--draft-revision|batch:--gpu-layers|batch:--context-size|batch:--threads|batch:--chat-template-kwargs|batch:-n|batch:--max-new-tokens|batch:--max-tokens|batch:--stop|batch:--temperature|batch:--temp|batch:--top-k|batch:--top-p|batch:--min-p|batch:--repetition-penalty|batch:--seed) return ;;
+    batch:-o|batch:--output|batch:--lookup-file) _specgen_files; return ;;
+    batch:-t|batch:-m|batch:--target|batch:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    batch:--color) _specgen_words "auto always never"; return ;;
+    batch:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
+    batch:--device|batch:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
+    batch:-d|batch:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
+    batch:-Q|batch:--quant|batch:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
+    batch:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
+    batch:--draft-vocab) _specgen_words "auto same shared text"; return ;;
+    batch:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
+    batch:-k|batch:--draft-tokens|batch:--num-draft-tokens) _specgen_words "auto"; return ;;
     export:-k|export:--draft-tokens|export:--num-draft-tokens|export:--gpus|export:--nodes|export:--port) return ;;
     export:--from) _specgen_files; return ;;
     export:-t|export:-m|export:--target|export:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
@@ -105,14 +117,16 @@ _specgen() {
     distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --chat-template-kwargs --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
     doctor) _specgen_words "-t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
     drafts) _specgen_words "-d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --measure --json -q --quiet -v --verbose -h --help" ;;
+    batch) _specgen_words "-o --output -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --chat-template --chat-template-kwargs -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --retry-failed --json --color --stats --no-stats -q --quiet -v --verbose -h --help" ;;
     export) _specgen_words "--from -t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --baseline --gpus --nodes --port --json --color -q --quiet -v --verbose -h --help" ;;
     '') _specgen_words "-V --version --show-completion --list -h --help" ;;
     esac
-  elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor drafts export"
+  elif [[ -z $command ]]; then _specgen_words "generate chat verify bench distill doctor drafts batch export"
   else
     case $command in
     distill) _specgen_words "$(_specgen_names models)"; _specgen_files; ;;
     drafts) _specgen_words "$(_specgen_names models)"; _specgen_files; ;;
+    batch) _specgen_files; ;;
     export) _specgen_words "vllm sglang llama-server"; ;;
     esac
   fi

@@ -15,7 +15,7 @@ from tests.structure import PACKAGE, imports_of, longest_chain, modules_of
 # Imports point from a later folder to an earlier one, lazy imports included.
 ORDER = (
     *("core", "text", "storage", "servers", "engine", "models", "loading", "runtime"),
-    *("verify", "bench", "doctor", "distill", "render", "cli", "__main__", "specgen"),
+    *("verify", "bench", "batch", "doctor", "distill", "render", "cli", "__main__", "specgen"),
 )
 # Libraries, and earlier folders, that a folder must not import.
 FORBIDDEN = {
@@ -28,6 +28,7 @@ FORBIDDEN = {
     "runtime": {"rich", "typer"},
     "verify": {"rich", "typer"},
     "bench": {"rich", "typer"},
+    "batch": {"rich", "typer"},
     "doctor": {"rich", "typer"},
     "distill": {"rich", "typer"},
     "render": {

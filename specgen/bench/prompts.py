@@ -124,14 +124,19 @@ def _conversation(entry: dict[str, Any], place: str) -> tuple[tuple[Message, ...
     if isinstance(prompt := entry.get("prompt"), str) and prompt:
         return (Message("user", prompt),), ()
     if isinstance(messages := entry.get("messages"), list) and messages:
-        return tuple(_message(message, place) for message in messages), ()
+        return tuple(parse_message(message, place) for message in messages), ()
     turns = entry.get("turns")
     if isinstance(turns, list) and turns and all(isinstance(turn, str) and turn for turn in turns):
         return (Message("user", turns[0]),), tuple(turns[1:])
     raise PromptError(f"{place} has no prompt, messages or turns", _HINT)
 
 
-def _message(message: Any, place: str) -> Message:
+def parse_message(message: Any, place: str) -> Message:
+    """Returns a message from a JSON object with `role` and `content`.
+
+    Raises:
+        PromptError: The role is unknown, or the content is not text; `place` says where.
+    """
     content = _text(message.get("content")) if isinstance(message, dict) else None
     if content is not None and message.get("role") in _ROLES:
         return Message(message["role"], content)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from specgen.cli.app_spec import Command, Option, Program
+from specgen.cli.batch import options as batch
 from specgen.cli.bench import options as bench
 from specgen.cli.chat import options as chat
 from specgen.cli.distill import options as distill
@@ -68,6 +69,7 @@ COMMANDS = (
     CommandEntry("distill", distill.DistillOptions, distill),
     CommandEntry("doctor", doctor.DoctorOptions, doctor),
     CommandEntry("drafts", drafts.DraftsOptions, drafts),
+    CommandEntry("batch", batch.BatchOptions, batch),
     CommandEntry("export", export.ExportOptions, export),
 )
 

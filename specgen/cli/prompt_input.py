@@ -86,7 +86,7 @@ def _print_waiting_notice() -> None:
             print("reading the prompt from stdin (--no-stdin ignores it)...", file=sys.stderr, flush=True)
 
 
-def read_text(path: Path, name: str) -> str:
+def read_text(path: Path, name: str, max_bytes: int = MAX_PROMPT_BYTES) -> str:
     """Returns the text of a file.
 
     Raises:
@@ -94,23 +94,23 @@ def read_text(path: Path, name: str) -> str:
     """
     try:
         with path.open("rb") as file:
-            return decode(read_capped(file, str(path)), str(path))
+            return decode(read_capped(file, str(path), max_bytes), str(path))
     except OSError as error:
         raise PromptError(f"can't read the {name} {path}: {error.strerror or error}") from error
 
 
-def read_capped(stream: BinaryIO, name: str) -> bytes:
-    """Reads a stream to its end, up to `MAX_PROMPT_BYTES`.
+def read_capped(stream: BinaryIO, name: str, max_bytes: int = MAX_PROMPT_BYTES) -> bytes:
+    """Reads a stream to its end.
 
     Raises:
-        PromptError: The stream is longer.
+        PromptError: The stream is longer than `max_bytes`.
     """
     chunks: list[bytes] = []
     num_bytes = 0
     while chunk := stream.read(1 << 16):
         num_bytes += len(chunk)
-        if num_bytes > MAX_PROMPT_BYTES:
-            raise PromptError(f"{name} is larger than {MAX_PROMPT_BYTES >> 20} MiB", "give a shorter prompt")
+        if num_bytes > max_bytes:
+            raise PromptError(f"{name} is larger than {max_bytes >> 20} MiB", "give a shorter prompt")
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -13,10 +13,11 @@
     ├── OutputError               7
     ├── NumericalError            8
     ├── LimitError                9
-    └── ServerError               10
-        ├── ServerUnreachableError
-        ├── ServerDeniedError
-        └── ServerBusyError
+    ├── ServerError               10
+    │   ├── ServerUnreachableError
+    │   ├── ServerDeniedError
+    │   └── ServerBusyError
+    └── BatchError               11
 
 `DraftError` does not end the program: the drafter failed, and the answer continues without it.
 """
@@ -157,6 +158,13 @@ class ServerBusyError(ServerError):
     """A server is still busy after the retries."""
 
     code = "server_busy"
+
+
+class BatchError(SpecgenError):
+    """Some requests of a batch could not be answered."""
+
+    exit_code = 11
+    code = "batch"
 
 
 class DraftError(Exception):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from specgen.distill.settings import DistillProgress
 
 LINE_SECONDS = 30.0
-"""Least time between plain lines within a stage of a distillation; its beginning and end always get one."""
+"""Least time between plain lines of a batch, or of a stage of a distillation; the stage's begin and end get one."""
 _BENCH_WORDS = {
     "reading": "preparing",
     "costs": "timing passes",
@@ -186,6 +186,27 @@ class DistillBar(_Bar):
             if is_new or is_last or now - self._last_line >= LINE_SECONDS:
                 self._last_line = now
                 self._print(f"{words}  {figures}".rstrip())
+
+
+class BatchBar(_Bar):
+    """Shows how many requests of a batch are done; without a terminal, a line now and then."""
+
+    def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = monotonic) -> None:
+        figures = TextColumn("{task.fields[figures]}", markup=False)
+        columns = _words_column(), BarColumn(bar_width=20), MofNCompleteColumn(), figures, TimeRemainingColumn()
+        super().__init__(console, *columns, is_shown=not quiet)
+        self._prints_lines = not quiet and not self._is_shown
+        self._clock = clock
+        self._last_line = clock()
+
+    def step(self, num_done: int, num_requests: int, figures: str) -> None:
+        """Shows the state of the run. The first call starts the bar."""
+        if self._task is None:
+            self._start_task("answering", num_requests, figures=figures, completed=num_done)
+        self._update_task(completed=num_done, figures=figures)
+        if self._prints_lines and self._clock() - self._last_line >= LINE_SECONDS:
+            self._last_line = self._clock()
+            self._print(f"{num_done} of {num_requests} requests  {figures}".rstrip())
 
 
 def format_figures(progress: DistillProgress, *, ascii_only: bool = False) -> str:

@@ -1,0 +1,95 @@
+"""Reads and checks what `specgen batch` needs, and loads its models."""
+
+from __future__ import annotations
+
+import os
+
+from specgen.batch.local_fields import read_settings
+from specgen.batch.requests import BatchRequest, parse_requests
+from specgen.batch.results import Answering
+from specgen.cli.batch.options import BatchOptions
+from specgen.cli.prompt_input import read_text
+from specgen.cli.request import (
+    check_stops,
+    parse_draft_length,
+    parse_template_variables,
+    read_lookup_files,
+    template_source,
+)
+from specgen.core.errors import SettingsError
+from specgen.core.progress import ProgressListener
+from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule
+from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
+from specgen.text.chat_template import ChatTemplate
+
+MAX_FILE_BYTES = 256 * 2**20
+
+
+def read_requests(options: BatchOptions) -> list[BatchRequest]:
+    """Reads the file of prompts.
+
+    Raises:
+        SettingsError: It is also the output.
+        PromptError: It can't be read, or a line is invalid.
+    """
+    if os.path.realpath(options.file) == os.path.realpath(options.output):
+        raise SettingsError(f"{options.file} is the input and the output", "give another file with -o")
+    return parse_requests(read_text(options.file, "prompts", MAX_FILE_BYTES), str(options.file))
+
+
+class LocalInputs:
+    """The checked options of a batch on this machine.
+
+    Raises:
+        SettingsError: A value is out of range, or a request has a field that is not answered here.
+        PromptError: A file can't be read, or a message is not text.
+    """
+
+    def __init__(self, options: BatchOptions, requests: list[BatchRequest]) -> None:
+        text = options.text
+        options.sampling.resolve(None)
+        self._options = options
+        self._draft_length: tuple[int, DraftSchedule] = parse_draft_length(options.draft_tokens)
+        variables = parse_template_variables(text.chat_template_variables)
+        source = template_source(text.chat_template)
+        self._template = None if text.chat_template == "none" else ChatTemplate(source, variables)
+        check_stops(text.stops)
+        self._pair = _pair_settings(options)
+        for request in requests:
+            read_settings(request)
+            request.text_messages()
+
+    def open(self, progress: ProgressListener) -> Answering:
+        """Loads the models. Call it once libraries are prepared.
+
+        Raises:
+            LoadError: A model is missing or damaged, or the target has no chat template.
+            PairError: Draft and target do not share a vocabulary, and `--draft-vocab same` insists.
+        """
+        from specgen.batch.local import LocalBatch, LocalSettings
+        from specgen.runtime import learned_costs
+        from specgen.runtime.loaded_models import load_models
+
+        options = self._options
+        pair = resolve_pair(self._pair, progress)
+        if self._template is not None:
+            self._template.check(pair.tokenizer, pair.target.name)
+        sampling, sampling_source = options.sampling.resolve(pair.sampling_defaults)
+        settings = LocalSettings(
+            sampling,
+            sampling_source,
+            DecodeSettings(DEFAULT_MAX_NEW_TOKENS, *self._draft_length, pair.end_ids),
+            options.text.max_new_tokens,
+            options.text.stops,
+            self._template,
+        )
+        models = load_models(pair, progress)
+        learned_costs.load(models)
+        return LocalBatch(models, settings)
+
+
+def _pair_settings(options: BatchOptions) -> PairSettings:
+    lookup_texts = read_lookup_files(options.lookup_files, [options.models.draft])
+    backend = options.backend.settings()
+    target = options.load.target_settings(options.models.target, backend)
+    return pair_settings(target, options.load.draft_settings(options.models.draft, backend), lookup_texts)
