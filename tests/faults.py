@@ -42,7 +42,7 @@ PROMISES = {
     "F15": ("Markup in prompt or answer", "shown literally"),
     "F16": ("Damaged safetensors", "exit 3 naming the file"),
     "F17": ("Tensors missing", "exit 3 naming them; tied ones are not missing"),
-    "F18": ("Tensors left over", "exit 3"),
+    "F18": ("Layers or parts of layers left over", "exit 3"),
     "F19": ("NaN or infinity in weights", "exit 8 at load"),
     "F20": ("config.json missing, cut or absurd", "exit 3 in one line"),
     "F21": ("Only a pickle", "exit 3; no code runs"),
@@ -271,6 +271,17 @@ REPORTED = {
         "LongRoPE (Phi-3, Phi-4, Phi-MoE): other rotary frequencies above a length",
         "the text is `generate`'s on both sides and across, with any draft and any chunk",
         "microsoft/onnxruntime-genai#1161",
+    ),
+    "F142": (
+        "Context window of a model with YaRN or linear scaling",
+        "the scaled window; with dynamic scaling the unscaled one, within which nothing depends on what was drafted",
+        "ggml-org/llama.cpp#17459",
+    ),
+    "F143": ("Sizes that differ by layer (Gemma 3n)", "runs; the text is `generate`'s", ""),
+    "F144": (
+        "Tensors next to a model: heads of rewards and of further tokens, encoders of images",
+        "left out with one notice if nothing is missing; layers left over by number stay exit 3",
+        "NVIDIA/TensorRT-LLM#17378",
     ),
     "F156": (
         "Character of several code points whose tokens differ in state",

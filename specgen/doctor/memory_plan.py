@@ -143,9 +143,13 @@ def _transformers_sizes(folder: Path) -> _Sizes:
         rest=sum(int(parameter.numel()) for parameter in model.parameters() if id(parameter) not in apart),
         cache=2 * config.num_hidden_layers * num_kv_heads * head_size,
         hidden=config.hidden_size,
-        inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        inner=_widest(getattr(config, "intermediate_size", None)) or 4 * config.hidden_size,
         vocab=config.vocab_size,
     )
+
+
+def _widest(size: int | list[int] | None) -> int | None:
+    return max(size) if isinstance(size, list) else size
 
 
 def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: int) -> MemoryPlan:

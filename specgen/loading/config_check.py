@@ -17,6 +17,7 @@ from specgen.core.model_files import read_json
 from specgen.loading.config_reader import MAX_INTEGER, UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.resolved_model import ModelConfig
+from specgen.loading.rotary_config import scaled_window
 from specgen.loading.safetensors_check import check_safetensors, is_plain_name, shard_names
 from specgen.models.decoder_spec import DecoderSpec
 
@@ -56,7 +57,7 @@ def check_folder(folder: Path) -> ModelConfig:
     return ModelConfig(
         model_type=model_type,
         vocab_rows=_number(config, ("vocab_size",)),
-        max_positions=_number(config, _WINDOW_KEYS),
+        max_positions=scaled_window(_text_config(config), _number(config, _WINDOW_KEYS)),
         quant_method=_quant_method(config),
         dtype=_TORCH_NAMES.get(stored, stored.lower()),
         num_parameters=dtypes.total(),
@@ -99,7 +100,9 @@ def check_sizes(config: dict[str, Any], folder: Path) -> None:
     for sizes in (config, _text_config(config)):
         for key in _SIZE_KEYS:
             value = sizes.get(key)
-            if value is not None and not (type(value) is int and 1 <= value <= MAX_INTEGER):
+            # Gemma 3n has a width per layer.
+            values = value if isinstance(value, list) and value else [value]
+            if value is not None and not all(type(size) is int and 1 <= size <= MAX_INTEGER for size in values):
                 raise ModelFileError(f"invalid {key} in {folder / 'config.json'}: {value!r}")
 
 

@@ -38,9 +38,7 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
         NumericalError: An embedding or a norm contains NaN or infinity.
     """
     files = TensorFiles(folder, names)
-    shapes = tensor_shapes(spec)
-    ignored = [name for name in files.shapes if name.endswith(IGNORED_SUFFIX)]
-    files.check(shapes, [*ignored, *([HEAD] if spec.is_tied else [])])
+    left_out(files, spec)
     dtype = torch.float32 if placement.packed_dtype is not None else placement.torch_dtype
     linear, head_linear = linear_makers(placement, dtype)
 
@@ -73,6 +71,16 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
     if placement.segments:
         decoder.split([part.num_layers for part in placement.segments])
     return decoder.eval().requires_grad_(False)
+
+
+def left_out(files: TensorFiles, spec: DecoderSpec) -> list[str]:
+    """Returns the tensors that a decoder does without.
+
+    Raises:
+        ModelFileError: As in `load_decoder`.
+    """
+    ignored = [name for name in files.shapes if name.endswith(IGNORED_SUFFIX)]
+    return files.check(tensor_shapes(spec), [*ignored, *([HEAD] if spec.is_tied else [])])
 
 
 def _num_workers(placement: Placement) -> int:

@@ -20,6 +20,7 @@ from specgen.loading.config_check import DRAFT_HEAD_KEY, check_sizes, read_confi
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.resolved_model import DraftHeadConfig, DraftHeadKind, ModelConfig, ResolvedModel
+from specgen.loading.rotary_config import scaled_window
 from specgen.loading.safetensors_check import check_safetensors
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
@@ -75,7 +76,7 @@ def check_draft_head(folder: Path) -> ModelConfig:
     return ModelConfig(
         model_type=str(model_type),
         vocab_rows=config["vocab_size"],
-        max_positions=config.get("max_position_embeddings"),
+        max_positions=scaled_window(config, config.get("max_position_embeddings")),
         quant_method=None,
         dtype=dtype,
         num_parameters=num_parameters,

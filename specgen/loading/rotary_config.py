@@ -89,3 +89,26 @@ def rotary_from(given: Mapping[str, Any], head_size: int) -> RotarySpec:
     # What another rule left is not read by this one.
     numbers = sorted((key, value) for key, value in parameters.items() if key in (*required, *optional))
     return RotarySpec(float(theta), size, kind, tuple(numbers))
+
+
+def scaled_window(config: Mapping[str, Any], window: int | None) -> int | None:
+    """Returns the context window of a config, scaled by its rotary embedding.
+
+    As in vLLM, `yarn` multiplies the original window, which is the named one where it is not given, and `linear` the
+    named one. The other rules already name the scaled window (`llama3`, `longrope`, Gemma 3), or change with the length
+    of the text: frequencies of `dynamic` past the window depend on what was fed together, so its window is not scaled.
+
+    Args:
+        config: The text part of a config.json.
+        window: The window that it names, in tokens.
+    """
+    given = config.get("rope_scaling") or config.get("rope_parameters")
+    if window is None or not isinstance(given, dict):
+        return window
+    if "short_factor" in given or "gemma3" in str(config.get("model_type")):
+        return window
+    kind, factor = given.get("rope_type", given.get("type")), given.get("factor")
+    if kind not in ("yarn", "linear") or factor is None or not is_number(factor):
+        return window
+    original = given.get(ORIGINAL_CONTEXT) if kind == "yarn" else None
+    return max(window, int(float(original if original is not None and is_number(original) else window) * float(factor)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import corrupt
+from specgen.loading.left_over import misplaced
 from specgen.models.weight_memory import joined, mapped_tensor
 
 MAX_NAMED = 3
@@ -70,18 +71,22 @@ class TensorFiles:
                 rest = rest[num_bytes:]
         return tensor.to(device)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> None:
+    def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> list[str]:
         """Compares names, shapes and types with those that a model needs.
 
         Args:
             expected: Shapes by name.
             ignored: Further tensors that may be there.
 
+        Returns:
+            Tensors that the model does without: see `specgen.loading.left_over`.
+
         Raises:
             ModelFileError: A tensor is missing, unexpected, or has another shape or an unsupported type.
         """
         missing = expected.keys() - self.shapes.keys()
-        unexpected = self.shapes.keys() - expected.keys() - set(ignored)
+        left_over = self.shapes.keys() - expected.keys() - set(ignored)
+        unexpected = misplaced(left_over, expected)
         typed = [f"{name} ({kind})" for name, kind in self._types.items() if name in expected and kind not in _TYPES]
         other = [name for name, shape in expected.items() if name in self.shapes and self.shapes[name] != shape]
         for names, what, hint in (
@@ -94,3 +99,4 @@ class TensorFiles:
                 count = "one tensor" if len(names) == 1 else f"{len(names)} tensors"
                 listed = ", ".join(sorted(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
                 raise ModelFileError(f"{self._folder}: {what.format(count)}: {listed}", hint)
+        return sorted(left_over)

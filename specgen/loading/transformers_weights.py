@@ -5,6 +5,7 @@ Loading is strict: transformers fills a missing tensor with random numbers and m
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ from specgen.core.errors import (
 )
 from specgen.core.model_files import listed
 from specgen.core.results import ModelInfo
+from specgen.loading.left_over import left_out_notice, misplaced
 from specgen.loading.memory import shortage
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.models.formats import Float16Linear, Int8Linear, pack_model
 
 
-def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[Any, ModelInfo]:
+def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[Any, ModelInfo, tuple[str, ...]]:
     """Loads a transformers model, in eval mode and without gradients.
 
     Returns:
-        The `transformers.PreTrainedModel`, and what really runs, read off its layers.
+        The `transformers.PreTrainedModel`, what really runs, read off its layers, and notices.
 
     Raises:
         ModelFileError: The folder is damaged, incomplete or unsafe.
@@ -43,7 +45,7 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
         model, loading = _from_pretrained(folder, placement)
     except library_failures() as error:
         raise load_error(error, resolved.name, folder, facts, placement) from error
-    check_complete(loading, folder)
+    left_out = check_complete(loading, folder, model.state_dict().keys())
     _refuse_offload(model, resolved.name, facts.needed_bytes(placement.dtype, placement.quant), placement)
     model.eval()
     model.requires_grad_(False)
@@ -53,7 +55,7 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
     if placement.packed_dtype is not None:
         packed_bytes = pack_model(model, Int8Linear if placement.packed_dtype == "int8" else Float16Linear)
         quant = "int8" if placement.packed_dtype == "int8" else "none"
-    return model, ModelInfo(
+    info = ModelInfo(
         name=resolved.name,
         quant=quant,
         dtype=_compute_type(model, placement),
@@ -61,6 +63,7 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
         num_parameters=facts.num_parameters,
         num_bytes=int(model.get_memory_footprint()) + scales_bytes + packed_bytes,
     )
+    return model, info, left_out_notice(left_out, folder)
 
 
 def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:
@@ -176,26 +179,32 @@ def _device_name(model: Any) -> str:
     return f"{places[0]}-{places[-1].rpartition(':')[2]}"
 
 
-def check_complete(loading: dict[str, Any], folder: Path) -> None:
-    """Refuses a model with missing, unexpected or misshapen tensors (F17, F18).
+def check_complete(loading: Mapping[str, Any], folder: Path, expected: Collection[str]) -> list[str]:
+    """Refuses a model with missing, misplaced or misshapen tensors (F17, F18).
 
     transformers itself fills a missing tensor with random numbers, and mentions it in a log only.
 
     Args:
         loading: What `from_pretrained(..., output_loading_info=True)` reports. Tied tensors don't count as missing.
+        expected: The model's tensors.
+
+    Returns:
+        Tensors that the model does without: see `specgen.loading.left_over`.
 
     Raises:
-        ModelFileError: A tensor is missing, unexpected, misshapen or unreadable.
+        ModelFileError: A tensor is missing, misplaced, misshapen or unreadable.
     """
-    for key, problem, hint in (
-        ("missing_keys", "missing tensors", "download it again"),
-        ("mismatched_keys", "tensors with a wrong shape", "config and weights don't belong together"),
-        ("unexpected_keys", "unexpected tensors", "config and weights don't belong together"),
-        ("error_msgs", "unreadable tensors", "download it again"),
+    left_over = list(loading.get("unexpected_keys") or ())
+    for found, problem, hint in (
+        (loading.get("missing_keys"), "missing tensors", "download it again"),
+        (loading.get("mismatched_keys"), "tensors with a wrong shape", "config and weights don't belong together"),
+        (misplaced(left_over, expected), "unexpected tensors", "config and weights don't belong together"),
+        (loading.get("error_msgs"), "unreadable tensors", "download it again"),
     ):
-        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in loading.get(key) or ())
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in found or ())
         if names:
             raise ModelFileError(f"{folder}: {problem}: {listed(names)}", hint)
+    return left_over
 
 
 def check_finite(model: Any, folder: Path) -> None:

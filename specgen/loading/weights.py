@@ -8,11 +8,13 @@ from specgen.core.errors import library_failures
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.units import format_size
-from specgen.loading.decoder_weights import load_decoder, weight_bytes
+from specgen.loading.decoder_weights import left_out, load_decoder, weight_bytes
 from specgen.loading.gpus import in_segments
+from specgen.loading.left_over import left_out_notice
 from specgen.loading.memory import free_bytes
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
+from specgen.loading.tensor_files import TensorFiles
 from specgen.models.cached_model import CachedModel
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder import Decoder
@@ -55,6 +57,8 @@ def load_weights(
     progress.stage(f"loading {resolved.role} {name}")
     if runs_own_decoder(resolved, placement):
         decoder, info = _load_own(resolved, placement)
+        names = left_out(TensorFiles(resolved.path, facts.weight_files), decoder.spec)
+        notices += left_out_notice(names, resolved.path)
         devices = [segment.device for segment in decoder.segments]
         # Rounding to 8 bits would amplify the last bit in which attention depends on the number of tokens.
         attends_by_row = placement.packed_dtype == "int8" and resolved.role == "target"
@@ -66,7 +70,8 @@ def load_weights(
         from specgen.loading.transformers_weights import load_transformers
         from specgen.models.transformers_model import TransformersModel
 
-        loaded, info = load_transformers(resolved, placement)
+        loaded, info, left_out_too = load_transformers(resolved, placement)
+        notices += left_out_too
         model = TransformersModel(loaded, num_tokens)
         # transformers' own hooks move tensors between devices, which can't be recorded.
         devices = [] if placement.spread else [model.device]

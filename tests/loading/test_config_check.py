@@ -7,13 +7,15 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from specgen.core.errors import ModelFileError
-from specgen.loading.config_check import check_folder, has_weights
+from specgen.loading.config_check import check_folder, check_sizes, has_weights
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.resolved_model import ModelConfig
+from specgen.loading.rotary_config import scaled_window
 from tests.loading.builders import edit_json, fails, make_model
 
 
@@ -308,3 +310,33 @@ def test_a_model_for_more_than_text_is_called_so(
     error = fails(ModelFileError, lambda: check_folder(tmp_path), *parts)
 
     assert "token by token" not in error.message
+
+
+@pytest.mark.fault("F142")
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}, 512),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}}, 128),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 512),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, 256),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 128),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}}, 128),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "short_factor": [1.0]}}, 128),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "model_type": "gemma3_text"}, 128),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "8"}}, 128),
+        ({"rope_scaling": None}, 128),
+    ],
+)
+def test_the_window_is_scaled_by_the_rotary_embedding(config: dict[str, Any], window: int) -> None:
+    assert scaled_window(config, 128) == window
+
+
+@pytest.mark.fault("F143")
+def test_a_width_per_layer_is_plausible(folder: Path) -> None:
+    check_sizes({"intermediate_size": [64, 32]}, folder)
+
+    for sizes in ([], [64, 0], [64, "a"]):
+        fails(
+            ModelFileError, lambda sizes=sizes: check_sizes({"intermediate_size": sizes}, folder), "intermediate_size"
+        )

@@ -190,7 +190,7 @@ def _convert_with_transformers(source: Path, folder: Path) -> None:
         dtype=torch.bfloat16,
         quantization_config=transformers.GgufConfig(dequantize=True),
     )
-    check_complete(loading, folder)
+    check_complete(loading, folder, model.state_dict().keys())
     check_finite(model, folder)
     _clear_quantization(model)
     model.save_pretrained(folder)
@@ -221,7 +221,7 @@ def _verify(folder: Path) -> None:
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
-    _, loading = auto.from_pretrained(
+    model, loading = auto.from_pretrained(
         folder,
         trust_remote_code=False,
         use_safetensors=True,
@@ -229,4 +229,4 @@ def _verify(folder: Path) -> None:
         output_loading_info=True,
         dtype=torch.bfloat16,
     )
-    check_complete(loading, folder)
+    check_complete(loading, folder, model.state_dict().keys())
