@@ -13,6 +13,7 @@ import pytest
 
 from specgen.batch.output_file import OutputFile
 from tests.cli.conftest import Cli
+from tests.servers.fake import LLAMA_PAGES, Reply, as_json, serving
 
 WORDS = ("hello", "fox", "quick brown", "at the caf", "lat")
 
@@ -162,3 +163,74 @@ def test_a_full_disk_ends_the_run_with_7(batch: Callable[..., Any], out: Path, m
 
     assert batch().code == 7
     assert [one["custom_id"] for one in lines(out)] == ["0"]
+
+
+# On a server
+
+
+def echo(request: dict[str, Any]) -> Reply:
+    message = {"role": "assistant", "content": request["messages"][-1]["content"]}
+    return as_json(
+        {
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"completion_tokens": 4},
+            "timings": {"predicted_n": 4, "predicted_ms": 100, "draft_n": 3, "draft_n_accepted": 1},
+        }
+    )
+
+
+def test_a_server_answers_a_batch_and_continues_it(cli: Cli, prompts: Path, out: Path) -> None:
+    with serving(LLAMA_PAGES, echo) as fake:
+        words = ["batch", prompts, "-o", out, "--server", fake.url, "--concurrency", 3, "-n", 9, "--json"]
+        first = cli(*words)
+        out.write_bytes(out.read_bytes()[:-5])  # the last line is torn
+        second = cli(*words)
+
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert texts(out) == {str(i): word for i, word in enumerate(WORDS)}
+    assert len(lines(out)) == 5
+    assert len(fake.requests) == 6
+    assert {sent["max_tokens"] for sent in fake.requests} == {9}
+    document = json.loads(first.out)
+    assert (document["tokens"], document["num_draft_tokens"]) == (20, 15)
+    assert lines(out)[0]["response"]["body"]["specgen"]["stats"]["draft_acceptance_rate"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    "words", [["-d", "lookup"], ["-k", 3], ["--quant", "none"], ["--backend", "torch"], ["--chat-template", "none"]]
+)
+def test_what_a_server_decided_when_it_started_is_refused(
+    cli: Cli, prompts: Path, out: Path, words: list[object]
+) -> None:
+    ended = cli("batch", prompts, "-o", out, "--server", "http://127.0.0.1:9", *words)
+
+    assert ended.code == 2
+    assert not out.exists()
+
+
+def test_a_server_that_is_not_there_ends_with_10(cli: Cli, prompts: Path, out: Path) -> None:
+    ended = cli("batch", prompts, "-o", out, "--server", "http://127.0.0.1:9", "--json")
+
+    assert (ended.code, json.loads(ended.out)["code"]) == (10, "server_unreachable")
+
+
+def test_a_key_is_in_no_output(cli: Cli, prompts: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECGEN_API_KEY", "sk-secret")
+    refused = as_json({"error": {"message": "wrong key sk-secret"}}, 401)
+
+    with serving(LLAMA_PAGES, refused) as fake:
+        ended = cli("batch", prompts, "-o", out, "--server", fake.url, "--json", "-vv")
+
+    assert ended.code == 10
+    assert fake.headers[-1]["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in ended.out.decode() + ended.err + out.read_text()
+
+
+def test_variables_of_the_environment_for_local_models_do_not_hinder_a_server(
+    cli: Cli, prompts: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECGEN_DRAFT", "lookup")
+
+    with serving(LLAMA_PAGES, echo) as fake:
+        monkeypatch.setenv("SPECGEN_SERVER", fake.url)
+        assert cli("batch", prompts, "-o", out).code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,19 +65,28 @@ def recorded(path: Path) -> Reply:
     return Reply([event + b"\n\n" for event in path.read_bytes().split(b"\n\n") if event.strip()])
 
 
+Answer = Reply | Callable[[dict[str, Any]], Reply]
+"""A reply, or what makes one of a request."""
+
+
 @dataclass
 class Fake:
     """What a fake server was asked, and what it answers next."""
 
     pages: dict[str, Any]
-    replies: list[Reply]
+    replies: list[Answer]
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    """Connections that may wait; with the default of 5, more at once are reset."""
+
+
 @contextmanager
-def serving(pages: dict[str, Any], *replies: Reply) -> Iterator[Fake]:
+def serving(pages: dict[str, Any], *replies: Answer) -> Iterator[Fake]:
     """Serves pages to GET, as JSON or text; POSTs get the replies in turn, the last one again and again."""
     fake = Fake(dict(pages), list(replies))
 
@@ -100,8 +109,10 @@ def serving(pages: dict[str, Any], *replies: Reply) -> Iterator[Fake]:
 
         def do_POST(self) -> None:
             fake.headers.append(dict(self.headers))
-            fake.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self._send(fake.replies.pop(0) if len(fake.replies) > 1 else fake.replies[0])
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            fake.requests.append(request)
+            reply = fake.replies.pop(0) if len(fake.replies) > 1 else fake.replies[0]
+            self._send(reply if isinstance(reply, Reply) else reply(request))
 
         def _send(self, reply: Reply) -> None:
             self.close_connection = True
@@ -123,7 +134,7 @@ def serving(pages: dict[str, Any], *replies: Reply) -> Iterator[Fake]:
         def log_message(self, *arguments: object) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()

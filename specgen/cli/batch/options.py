@@ -8,11 +8,13 @@ from typing import Annotated
 
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
+from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
 
 HELP = "Answer a file of prompts, and continue where an earlier run stopped."
 EPILOG = """The file has prompts as specgen bench takes them, or lines of OpenAI's Batch API; the output has lines of \
-the latter, with figures in response.body.specgen. Requests whose id is in the output are skipped.
+the latter, with figures in response.body.specgen. Requests whose id is in the output are skipped. On this machine \
+they are answered one after the other; with --server several at a time, and lines are in the order of completion.
 
 Exit code 11: some requests failed; their lines say why, and the others are answered.
 
@@ -20,7 +22,7 @@ Examples:
 
 specgen batch prompts.jsonl -o answers.jsonl
 
-specgen batch prompts.jsonl -o answers.jsonl --retry-failed"""
+specgen batch prompts.jsonl -o answers.jsonl --server http://localhost:8000 --concurrency 16"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,33 @@ class TextOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """The server that answers, instead of models on this machine."""
+
+    HEADING = "Server"
+
+    server: Annotated[
+        str | None,
+        Option(
+            ("--server",),
+            "Let this server answer: vLLM, SGLang, llama-server or any with OpenAI's API. A key for it comes from "
+            "SPECGEN_API_KEY.",
+            value="URL",
+            env="SPECGEN_SERVER",
+        ),
+    ] = None
+    concurrency: Annotated[
+        int, Option(("--concurrency",), "Requests that the server gets at a time.", minimum=1, maximum=256)
+    ] = 8
+    timeout: Annotated[
+        float, Option(("--timeout",), "Longest wait for an answer of the server, in seconds.", minimum=1)
+    ] = 600.0
+    insecure_key: Annotated[
+        bool, Option(("--insecure-key",), "Send the key to another machine without encryption, too.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
 class BatchOptions:
     """The options of `specgen batch`."""
 
@@ -54,6 +83,7 @@ class BatchOptions:
     lookup_files: g.LookupFiles = ()
     text: TextOptions = field(default_factory=TextOptions)
     sampling: g.SamplingOptions = field(default_factory=g.SamplingOptions)
+    server: ServerOptions = field(default_factory=ServerOptions)
     retry_failed: Annotated[
         bool, Option(("--retry-failed",), "Answer requests again that an earlier run could not.", heading=g.INPUT)
     ] = False
@@ -61,3 +91,4 @@ class BatchOptions:
     color: g.Color = "auto"
     stats: g.Stats = True
     verbosity: g.VerbosityOptions = field(default_factory=g.VerbosityOptions)
+    given: GivenNames = frozenset()

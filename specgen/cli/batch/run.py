@@ -13,6 +13,7 @@ from specgen.batch.requests import BatchRequest
 from specgen.batch.results import Answering, BatchTotals
 from specgen.cli.batch.inputs import LocalInputs, read_requests
 from specgen.cli.batch.options import BatchOptions
+from specgen.cli.batch.served import ServedInputs
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.streams import Messages, loading, require_stdout, write_document
 from specgen.core.errors import BatchError, SpecgenError
@@ -32,7 +33,8 @@ def run(options: BatchOptions) -> int:
     if options.json:
         require_stdout("the document")
     requests = read_requests(options)
-    inputs = LocalInputs(options, requests)
+    is_local = options.server.server is None
+    inputs = LocalInputs(options, requests) if is_local else ServedInputs(options)
     with OutputFile(options.output, retries_failed=options.retry_failed) as output, StopSignals() as signals:
         left = [request for request in requests if request.id not in output.done]
         totals = BatchTotals(len(requests), len(requests) - len(left), monotonic)
