@@ -27,8 +27,10 @@ from specgen.distill.training import Trainer
 from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
 from specgen.loading.placement import choose_placement
+from specgen.loading.resolved_model import ModelFiles
 from specgen.loading.weights import load_own_decoder
 from specgen.models.cuda import prepare_cuda
+from specgen.runtime import learned_costs
 from specgen.runtime.pair import PairSettings, resolve_pair
 
 WORK_FOLDER = ".distill"
@@ -111,6 +113,9 @@ class Distillation:
         length, speedup = acceptance.best_length(timed.costs)
         on_progress(DistillProgress("saving", 0, 1, alpha=acceptance.alpha(length)))
         num_bytes = publish_draft(made, self._folder, format_card(record, acceptance, timed))
+        if length:
+            files = self._pair.target.files, ModelFiles(self._folder, self._folder.name)
+            learned_costs.write_alpha(learned_costs.acceptance_key(*files, "same"), acceptance.alpha(length))
         shutil.rmtree(self._work)
         return DistillResult(self._folder, num_bytes, acceptance, length, speedup)
 

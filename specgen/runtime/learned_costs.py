@@ -84,8 +84,12 @@ def save_acceptance(models: LoadedModels, counts: Counts, store: CostStore | Non
     pair = models.pair
     if pair.draft is None or pair.shared is None or counts.num_tested < MIN_TESTED or not counts.alpha:
         return
-    key = acceptance_key(pair.target.files, pair.draft.files, pair.shared.kind)
-    (store or CostStore()).write(key, {ALPHA: counts.alpha}, [ALPHA])
+    write_alpha(acceptance_key(pair.target.files, pair.draft.files, pair.shared.kind), counts.alpha, store)
+
+
+def write_alpha(key: CostKey, alpha: float, store: CostStore | None = None) -> None:
+    """Stores an acceptance rate; see `acceptance_key`."""
+    (store or CostStore()).write(key, {ALPHA: alpha}, [ALPHA])
 
 
 def acceptance_key(target: ModelFiles, draft: ModelFiles, kind: DraftVocab) -> CostKey:

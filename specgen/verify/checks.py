@@ -18,6 +18,7 @@ from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.drafters.translated import SharedTokenDrafter, SharedTokens, TranslatedModel
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.sampling import Sampler, token_distributions
 from specgen.runtime.generation import target_alone
@@ -36,6 +37,8 @@ PROCESSORS = {
 _VOCAB_SIZE, _NUM_TOKENS = 3, 3
 _LIMITS = DecodeSettings(_NUM_TOKENS, num_draft_tokens=2)
 _START = (0, 1)
+_SHARED = SharedTokens(torch.tensor([0, 1]), torch.tensor([3, 1]))
+"""Two of the three tokens, for a draft of four."""
 
 Distribution = dict[tuple[int, ...], float]
 """Probabilities of texts."""
@@ -48,25 +51,43 @@ def distribution_errors() -> list[DistributionError]:
     for name, sampling in PROCESSORS.items():
         expected = _target_distribution(target, sampling)
         distribution, num_outcomes = _loop_distribution(target, draft, sampling)
-        error = max(abs(distribution.get(text, 0.0) - expected.get(text, 0.0)) for text in {*distribution, *expected})
-        errors.append(DistributionError(name, num_outcomes, error))
-    return errors
+        errors.append(DistributionError(name, num_outcomes, _error(distribution, expected)))
+    expected = _target_distribution(target, PROCESSORS["plain"])
+    distribution, num_outcomes = _loop_distribution(target, _table(3, _VOCAB_SIZE + 1), PROCESSORS["plain"], _SHARED)
+    return [*errors, DistributionError("shared tokens", num_outcomes, _error(distribution, expected))]
 
 
-def _table(seed: int) -> torch.Tensor:
+def _error(distribution: Distribution, expected: Distribution) -> float:
+    return max(abs(distribution.get(text, 0.0) - expected.get(text, 0.0)) for text in {*distribution, *expected})
+
+
+class _Renaming:
+    """Reads each of the target's tokens as one of the draft's."""
+
+    def draft_ids(self, ids: Sequence[int]) -> list[int]:
+        known = dict(zip(_SHARED.target_ids.tolist(), _SHARED.draft_ids.tolist(), strict=True))
+        return [known.get(id_, 0) for id_ in ids]
+
+    def target_ids(self, ids: Sequence[int], written: Sequence[int]) -> tuple[list[int], bool]:
+        raise NotImplementedError("shared tokens need no text")
+
+
+def _table(seed: int, vocab_size: int = _VOCAB_SIZE) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(_VOCAB_SIZE, _VOCAB_SIZE, generator=generator, dtype=torch.float64) * 1.5
+    return torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64) * 1.5
 
 
 def _loop_distribution(
-    target: torch.Tensor, draft: torch.Tensor, sampling: SamplingSettings
+    target: torch.Tensor, draft: torch.Tensor, sampling: SamplingSettings, shared: SharedTokens | None = None
 ) -> tuple[Distribution, int]:
     """Returns the distribution of the texts that the decoding loop generates, and the number of outcomes."""
 
     def run(randomness: ScriptedRandomness) -> tuple[int, ...]:
         draft_model: Any = TableModel(draft)
         sampler = Sampler(sampling, randomness)
-        drafter = ModelDrafter(draft_model, len(draft), sampler)
+        drafter = ModelDrafter(draft_model, len(target), sampler)
+        if shared is not None:
+            drafter = SharedTokenDrafter(TranslatedModel(draft_model, _Renaming(), shared), len(target), sampler)
         return tuple(_token_ids(decode(TableModel(target), drafter, _START, sampler, DecodeOptions(_LIMITS))))
 
     distribution: Distribution = defaultdict(float)

@@ -56,6 +56,8 @@ def test_a_draft_comes_out_that_generates_the_targets_own_text(
     assert "text" in drafted, drafted
     assert drafted["text"] == alone["text"]
     assert drafted["stats"]["num_draft_tokens"] > 0
+    ranking = json.loads(cli("drafts", target, *exact, "-d", draft, "--json").out)
+    assert [one["source"] for one in ranking["drafts"] if one["draft"] == str(draft)] == ["draft head"]
 
 
 @pytest.mark.fault("F98")

@@ -30,7 +30,7 @@ def test_a_sound_pair_passes_every_check(verify: Cli) -> None:
 
     labels = [line.split()[0] for line in ended.out.decode().splitlines()]
     assert ended.code == 0
-    assert labels == ["target", "draft", *["sampling"] * 6, "logits", "greedy", "output"]
+    assert labels == ["target", "draft", *["sampling"] * 7, "logits", "greedy", "output"]
 
 
 def test_json_contains_every_check(verify: Cli) -> None:
