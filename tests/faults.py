@@ -272,6 +272,11 @@ REPORTED = {
         "the text is `generate`'s on both sides and across, with any draft and any chunk",
         "microsoft/onnxruntime-genai#1161",
     ),
+    "F141": (
+        "Scaled rotary embedding of a GGUF: rope_freqs, linear, YaRN",
+        "carried over to the converted model; what transformers would drop silently is refused: exit 3",
+        "floneum/kalosm#340",
+    ),
     "F142": (
         "Context window of a model with YaRN or linear scaling",
         "the scaled window; with dynamic scaling the unscaled one, within which nothing depends on what was drafted",

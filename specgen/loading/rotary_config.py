@@ -14,6 +14,7 @@ _RULES: Mapping[RotaryScaling, tuple[Sequence[str], Sequence[str]]] = {
     "default": ((), ()),
     "linear": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", ORIGINAL_CONTEXT), ()),
+    "longrope": (("attention_factor", ORIGINAL_CONTEXT), ("factor",)),
     "yarn": (
         ("factor", ORIGINAL_CONTEXT),
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
@@ -79,6 +80,7 @@ def rotary_from(given: Mapping[str, Any], head_size: int) -> RotarySpec:
     size = int(head_size * partial) if is_number(partial) and 0 < partial <= 1 else 0
     if size < 2 or size % 2:
         raise UnsupportedConfig(f"partial_rotary_factor is {partial!r}")
+    factors = _factors(parameters, size) if kind == "longrope" else ()
     required, optional = _RULES[kind]
     for key, value in parameters.items():
         is_valid = is_number(value) and (value > 0 or (value == 0 and key not in required))
@@ -88,7 +90,17 @@ def rotary_from(given: Mapping[str, Any], head_size: int) -> RotarySpec:
         raise UnsupportedConfig(f"{missing[0]} of the rotary embedding is missing")
     # What another rule left is not read by this one.
     numbers = sorted((key, value) for key, value in parameters.items() if key in (*required, *optional))
-    return RotarySpec(float(theta), size, kind, tuple(numbers))
+    return RotarySpec(float(theta), size, kind, tuple(numbers), factors)
+
+
+def _factors(parameters: dict[str, Any], size: int) -> tuple[float, ...]:
+    """Removes the factors of LongRoPE from its parameters; they must be the same at every length of a text."""
+    short, long = parameters.pop("short_factor", None), parameters.pop("long_factor", None)
+    if not isinstance(short, list) or len(short) != size // 2 or not all(is_number(x) and x > 0 for x in short):
+        raise UnsupportedConfig(f"rope_type is 'longrope', and short_factor {short!r}")
+    if long != short:
+        raise UnsupportedConfig("rope_type is 'longrope', with other factors for long texts")
+    return tuple(float(factor) for factor in short)
 
 
 def scaled_window(config: Mapping[str, Any], window: int | None) -> int | None:

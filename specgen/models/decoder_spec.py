@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["silu", "gelu_tanh"]
-RotaryScaling = Literal["default", "linear", "llama3", "yarn"]
+RotaryScaling = Literal["default", "linear", "llama3", "yarn", "longrope"]
 NormPlacement = Literal["pre", "post", "both"]
 """Norms before attention and feed-forward (Llama), after them (OLMo 2), or on both sides (Gemma 2 and 3)."""
 
@@ -18,14 +18,16 @@ class RotarySpec:
     Args:
         theta: Base of the wavelengths.
         size: Channels of a head that are rotated; the others pass through.
-        scaling: Rule that changes the frequencies: `default`, `linear`, `llama3` or `yarn`.
+        scaling: Rule that changes the frequencies. `longrope` has the same factors at every length here.
         parameters: The rule's numbers by their names in config.json, sorted.
+        factors: Divisors of the frequencies of `longrope`, one per rotated pair.
     """
 
     theta: float
     size: int
     scaling: RotaryScaling = "default"
     parameters: tuple[tuple[str, float], ...] = ()
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ def inverse_frequencies(rotary: RotarySpec) -> tuple[Tensor, float]:
         return frequencies / given["factor"], 1.0
     if rotary.scaling == "llama3":
         return _llama3(frequencies, given), 1.0
+    if rotary.scaling == "longrope":
+        return 1.0 / (torch.tensor(rotary.factors) * wavelengths), given["attention_factor"]
     if rotary.scaling == "yarn":
         return _yarn(rotary, wavelengths, given)
     return frequencies, 1.0

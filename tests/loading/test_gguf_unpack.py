@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from specgen.loading.gguf.unpack import can_unpack, unpack
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.rotary import inverse_frequencies
 from specgen.models.transformers_model import TransformersModel
 from tests.loading.builders import fails, resolved
 
@@ -73,6 +75,7 @@ def write(
     edit: Edit | None = None,
     nan: str = "",
     num_layers: int = LAYERS,
+    changes: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> Path:
     """Writes a GGUF file of a family with random weights, in different types."""
     writer = gguf.GGUFWriter(path, family)
@@ -107,6 +110,7 @@ def write(
         values = random.standard_normal(shape).astype(np.float32)
         if name == nan:
             values[...] = np.nan
+        values = (changes or {}).get(name, lambda same: same)(values)
         kind = gguf.GGMLQuantizationType[types[index % len(types)] if len(shape) > 1 else "F32"]
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -206,19 +210,13 @@ def test_weights_larger_than_a_shard_go_to_several_files(tmp_path: Path, monkeyp
     assert check_folder(folder).decoder is not None
 
 
-def _scaled(writer: Any, _: Shapes) -> None:
-    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-    writer.add_rope_scaling_factor(4.0)
-
-
 def _partial(writer: Any, _: Shapes) -> None:
     writer.add_uint32("qwen3.rope.dimension_count", HEAD_SIZES["qwen3"] // 2)
 
 
 UNSUPPORTED: dict[str, tuple[str, Edit, str]] = {
-    "scaled rotary embedding": ("qwen3", _scaled, "rope.scaling.type"),
+    "an expert": ("qwen3", lambda writer, _: writer.add_expert_count(4), "expert_count"),
     "partial rotary embedding": ("qwen3", _partial, "partial_rotary_factor"),
-    "frequencies": ("llama", lambda _, shapes: shapes.update({"rope_freqs.weight": (16,)}), "rope_freqs"),
     "bias": (
         "llama",
         lambda _, shapes: shapes.update({"blk.0.attn_q.bias": (128,)}),
@@ -239,7 +237,7 @@ def test_a_file_that_a_spec_does_not_describe_is_left_to_transformers(tmp_path: 
 
 
 def test_a_file_left_to_transformers_has_its_weights(tmp_path: Path) -> None:
-    path = write(tmp_path / "tiny.gguf", "qwen3", edit=_scaled)
+    path = write(tmp_path / "tiny.gguf", "qwen3", edit=_partial)
     folder = convert_gguf(path)
     loaded = load_weights(resolved(folder, ModelSettings("tiny", dtype="float32"), from_gguf=True), len(TOKENS))
 
@@ -249,7 +247,7 @@ def test_a_file_left_to_transformers_has_its_weights(tmp_path: Path) -> None:
     assert relative_error(loaded.model.logits([3, 4, 5], 3), expected) <= 1e-5
 
 
-CHANGED = {"rope.scaling.type": "linear", "attention.sliding_window_pattern": 3, "expert_count": 4}
+CHANGED = {"attention.sliding_window_pattern": 3, "expert_count": 4}
 """Values that real files have; other keys get a number."""
 
 
@@ -269,10 +267,78 @@ def test_a_key_that_changes_the_output_is_read_or_leaves_the_file_to_transformer
     if (family, suffix) == ("gemma3", "attention.sliding_window"):
         assert {layer.window for layer in unpack(path, tmp_path).layers} == {24}
         return
-    # Gemma 3 has a rule, and a factor without it is not enough to apply one.
-    named = "factor" if (family, suffix) == ("gemma3", "rope.scaling.type") else suffix
-    with pytest.raises(UnsupportedConfig, match=named):
+    with pytest.raises(UnsupportedConfig, match=suffix):
         unpack(path, tmp_path)
+
+
+Keys = dict[str, float | str]
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+SCALED: dict[str, tuple[Keys, bool, dict[str, Any]]] = {
+    "linear": ({"type": "linear", "factor": 4.0}, False, {"rope_type": "linear", "factor": 4.0}),
+    "linear without a type": ({"factor": 4.0}, False, {"rope_type": "linear", "factor": 4.0}),
+    "none": ({"type": "none", "factor": 4.0}, False, {}),
+    "yarn": ({"type": "yarn", "factor": 4.0, "original_context_length": 32}, False, {"rope_type": "yarn", **YARN}),
+    "yarn with betas": (
+        {"type": "yarn", "factor": 4.0, "original_context_length": 32, "yarn_beta_fast": 16.0, "attn_factor": 2.0},
+        False,
+        {"rope_type": "yarn", **YARN, "beta_fast": 16.0, "attention_factor": 2 * (0.1 * math.log(4) + 1)},
+    ),
+    "frequencies": ({}, True, {"rope_type": "longrope", "attention_factor": 1.0}),
+    "frequencies and linear": ({"factor": 2.0}, True, {"rope_type": "longrope", "attention_factor": 1.0}),
+}
+
+
+@pytest.mark.fault("F141")
+@pytest.mark.parametrize("name", SCALED)
+def test_a_scaled_rotary_embedding_is_carried_over(tmp_path: Path, name: str) -> None:
+    keys, has_factors, rule = SCALED[name]
+
+    def edit(writer: Any, shapes: Shapes) -> None:
+        for key, value in keys.items():
+            if key == "original_context_length":
+                writer.add_uint32(f"llama.rope.scaling.{key}", value)
+            elif isinstance(value, str):
+                writer.add_string(f"llama.rope.scaling.{key}", value)
+            else:
+                writer.add_float32(f"llama.rope.scaling.{key}", value)
+        if has_factors:
+            shapes["rope_freqs.weight"] = (HEAD_SIZES["llama"] // 2,)
+
+    positive = {"rope_freqs.weight": lambda values: np.abs(values) + 1}
+    path = write(tmp_path / "tiny.gguf", "llama", edit=edit, num_layers=1, changes=positive)
+    spec = unpack(path, tmp_path)
+
+    rotary = spec.layers[0].rotary
+    assert rotary is not None
+    found = json.loads((tmp_path / "config.json").read_text()).get("rope_scaling", {})
+    assert found.items() >= rule.items()
+    assert bool(found) == bool(rule)
+    if has_factors:
+        stored = next(t for t in gguf.GGUFReader(path).tensors if t.name == "rope_freqs.weight").data
+        expected = [float(value) * float(keys.get("factor", 1.0)) for value in stored]
+        assert found["short_factor"] == found["long_factor"] == expected
+        assert rotary.factors == tuple(expected)
+    frequencies, factor = inverse_frequencies(rotary)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+    assert torch.allclose(frequencies, theirs.inv_freq, rtol=1e-6)
+    assert factor == pytest.approx(theirs.attention_scaling)
+
+
+@pytest.mark.fault("F141")
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda writer, _: writer.add_string("qwen3.rope.scaling.type", "longrope"),
+        lambda writer, _: writer.add_float32("qwen3.rope.scaling.yarn_log_multiplier", 0.1),
+        lambda _, shapes: shapes.update({"rope_factors_long.weight": (64,)}),
+        lambda writer, _: (writer.add_float32("qwen3.rope.scaling.factor", 2.0), writer.add_expert_count(4)),
+    ],
+)
+def test_a_scaling_that_would_be_lost_is_refused(tmp_path: Path, edit: Edit) -> None:
+    path = write(tmp_path / "tiny.gguf", "qwen3", edit=edit, num_layers=1)
+
+    fails(ModelFileError, lambda: convert_gguf(path), str(path))
 
 
 def test_gemma_3_scales_the_rotary_embedding_of_layers_without_a_window(tmp_path: Path) -> None:

@@ -156,11 +156,13 @@ def _unpack(path: Path, folder: Path, header: GgufHeader, progress: ProgressList
 
 def _save(path: Path, folder: Path, header: GgufHeader) -> None:
     """Writes config and weights: unpacked here for families of specgen's decoder, else by transformers."""
+    from specgen.loading.gguf.rotary import refuse_lost_scaling
     from specgen.loading.gguf.unpack import unpack
 
     try:
         unpack(path, folder)
     except UnsupportedConfig:
+        refuse_lost_scaling(path)
         _save_with_transformers(path, folder, header)
 
 

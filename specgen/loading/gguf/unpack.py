@@ -21,6 +21,7 @@ from torch import Tensor
 from specgen.core.errors import ModelFileError, NumericalError
 from specgen.loading.config_reader import UnsupportedConfig, is_number
 from specgen.loading.decoder_families import decoder_spec
+from specgen.loading.gguf.rotary import FACTORS, rope_scaling
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.tensor_names import HEAD, tensor_shapes
 
@@ -59,7 +60,7 @@ _COMMON = {
 _REQUIRED = ("block_count", "feed_forward_length", "embedding_length", "attention.head_count")
 """Entries without which transformers would make a model of its default size: 7 billion random parameters."""
 _CHANGES_THE_OUTPUT = (
-    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "attention.scale", "attention.clamp_kqv"),
+    *("attention.scale", "attention.clamp_kqv"),
     *("attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping", "logit_scale"),
     *("final_logit_softcapping", "embedding_scale", "residual_scale", "expert_count"),
 )
@@ -128,17 +129,15 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
         value = _field(reader, f"{architecture}.{key}")
         if value is not None:
             found[name] = value
-    scaling = _linear_scaling(reader) if architecture == "gemma3" else {}
+    scaling = rope_scaling(reader, architecture)
+    if architecture == "gemma3" and scaling.get("rope_type") not in (None, "linear"):
+        raise UnsupportedConfig(f"gemma3.rope.scaling.type is {scaling['rope_type']!r}")
     for suffix in _CHANGES_THE_OUTPUT:
         key = f"{architecture}.{suffix}"
-        if scaling and suffix in ("rope.scaling.type", "rope.scaling.factor"):
-            continue
         if suffix not in family.keys and (value := _field(reader, key)) not in (None, 0, 0.0, False, "none"):
             raise UnsupportedConfig(f"{key} is {value!r}")
     theta = _field(reader, f"{architecture}.rope.freq_base")
     tensors = {tensor.name for tensor in reader.tensors}
-    if "rope_freqs.weight" in tensors:
-        raise UnsupportedConfig("the file has rope_freqs")
     embeddings = next((tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"), None)
     if embeddings is None or len(embeddings.shape) < 2:
         raise UnsupportedConfig("the file has no token_embd.weight")
@@ -162,16 +161,10 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
         "rope_theta": theta or 10_000.0,
         "tie_word_embeddings": "output.weight" not in tensors,
         "vocab_size": int(embeddings.shape[1]),
-        **scaling,
+        # Of Gemma 3's layers without a window: a GGUF and a config mean the same.
+        **({"rope_scaling": scaling} if scaling else {}),
         **({"query_pre_attn_scalar": _query_scalar(reader, found)} if architecture == "gemma3" else {}),
     }
-
-
-def _linear_scaling(reader: Any) -> dict[str, Any]:
-    """Returns the rule of Gemma 3's larger models, for layers without a window: a GGUF and a config mean the same."""
-    if _field(reader, "gemma3.rope.scaling.type") != "linear":
-        return {}
-    return {"rope_scaling": {"rope_type": "linear", "factor": _field(reader, "gemma3.rope.scaling.factor")}}
 
 
 def _query_scalar(reader: Any, found: Mapping[str, Any]) -> Any:
@@ -206,7 +199,7 @@ def _names(architecture: str, spec: DecoderSpec, stored: Mapping[str, Any], path
     missing = [name for name, own in found.items() if own not in stored]
     if missing:
         raise ModelFileError(f"{path}: missing tensors: {', '.join(missing[:3])}", "download it again")
-    if left := sorted(stored.keys() - set(found.values())):
+    if left := sorted(stored.keys() - set(found.values()) - {FACTORS}):
         raise UnsupportedConfig(f"it has the tensor {left[0]}")
     return {name: str(own) for name, own in found.items()}
 

@@ -1,0 +1,97 @@
+"""Translates the scaled rotary embedding of a GGUF file into the `rope_scaling` of a config.json.
+
+transformers' own conversion drops it without a word for all architectures but gpt-oss.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from specgen.core.errors import ModelFileError
+from specgen.loading.config_reader import UnsupportedConfig, is_number
+
+_KEPT_BY_TRANSFORMERS = ("gpt-oss",)
+FACTORS = "rope_freqs.weight"
+_OTHER_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+_UNTRANSLATED = ("yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor")
+
+
+def rope_scaling(reader: Any, architecture: str) -> dict[str, Any]:
+    """Returns the rule of a GGUF's rotary embedding; empty if it is not scaled.
+
+    Divisors of the frequencies (`rope_freqs`, of Llama 3.1) become LongRoPE with the same factors at every length.
+    As in llama.cpp, a factor without a type is linear.
+
+    Args:
+        reader: A `gguf.GGUFReader`.
+        architecture: The file's.
+
+    Raises:
+        UnsupportedConfig: The file scales in another way.
+    """
+
+    def field(name: str) -> Any:
+        found = reader.get_field(f"{architecture}.{name}")
+        return None if found is None else found.contents()
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if other := [name for name in _OTHER_FACTORS if name in tensors]:
+        raise UnsupportedConfig(f"the file has {other[0]}")
+    factor = field("rope.scaling.factor") or field("rope.scale_linear") or 1.0
+    kind = field("rope.scaling.type") or "linear"
+    if not is_number(factor) or factor <= 0:
+        raise UnsupportedConfig(f"rope.scaling.factor is {factor!r}")
+    for name in _UNTRANSLATED:
+        if (value := field(f"rope.scaling.{name}")) not in (None, 0):
+            raise UnsupportedConfig(f"rope.scaling.{name} is {value!r}")
+    context = field("context_length")
+    if FACTORS in tensors:
+        if kind not in ("none", "linear"):
+            raise UnsupportedConfig(f"the file has rope_freqs, and rope.scaling.type is {kind!r}")
+        tensor = tensors[FACTORS]
+        divisors = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(-1) * (1.0 if kind == "none" else factor)
+        factors = {name: [float(value) for value in divisors] for name in ("short_factor", "long_factor")}
+        rule = {"factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": context}
+        return {"rope_type": "longrope", **rule, **factors}
+    if kind == "none" or (factor == 1.0 and kind == "linear"):
+        return {}
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": float(factor)}
+    if kind != "yarn":
+        raise UnsupportedConfig(f"{architecture}.rope.scaling.type is {kind!r}")
+    optional = {name: field(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
+    # llama.cpp multiplies YaRN's own factor by this one.
+    attention = float(field("rope.scaling.attn_factor") or 1.0)
+    if attention != 1.0:
+        optional["attention_factor"] = attention * (1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0)
+    return {
+        "rope_type": "yarn",
+        "factor": float(factor),
+        "original_max_position_embeddings": field("rope.scaling.original_context_length") or context,
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def refuse_lost_scaling(path: Path) -> None:
+    """Refuses a file whose rotary embedding transformers would read as if it were not scaled.
+
+    Raises:
+        ModelFileError: It would.
+    """
+    reader: Any = gguf.GGUFReader(path)
+    architecture = str(reader.get_field("general.architecture").contents())
+    if architecture in _KEPT_BY_TRANSFORMERS:
+        return
+    try:
+        reason = "it has a scaled rotary embedding" if rope_scaling(reader, architecture) else ""
+    except UnsupportedConfig as error:
+        reason = str(error)
+    if reason:
+        raise ModelFileError(
+            f"{path} can't be converted without a change of its text: {reason}",
+            "use --backend llama.cpp (pip install 'specgen-cli[gguf]'), or a folder with safetensors",
+        )
