@@ -137,6 +137,20 @@ class RoundText:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedText:
+    """A piece of text that a server sent: a token, or several.
+
+    Args:
+        state: The outcome of its token; None if the server does not say.
+        num_tokens: Its tokens; None if the server does not say.
+    """
+
+    text: str
+    state: TokenState | None = None
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FinalText:
     """The rest of the text (half a character, the possible start of a stop string) and the finish."""
 
@@ -144,4 +158,4 @@ class FinalText:
     finish: Finish
 
 
-TextEvent = Prefill | RoundText | Notice | FinalText
+TextEvent = Prefill | RoundText | ServedText | Notice | FinalText

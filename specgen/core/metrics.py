@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from enum import IntEnum
 
 from specgen.core.events import Prefill, Round
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator else None
+
+
+class Detail(IntEnum):
+    """What is known of the drafts of a run. Of one's own run everything is; a server tells what it likes."""
+
+    NOTHING = 0
+    TOTALS = 1
+    """Drafted and accepted tokens."""
+    ROUNDS = 2
+    """The rounds that drafted, too."""
+    ALL = 3
+    """Rejected tokens, too."""
 
 
 @dataclass(slots=True)
@@ -39,6 +52,11 @@ class Counts:
     num_resumed: int = 0
     resumed_seconds: float = 0.0
     """Time of drafts after a round without one, where the drafter first reads the tokens it missed."""
+    num_untimed: int = 0
+    """Tokens of a served answer that came with the prompt's pass: `decode_seconds` does not contain their time."""
+    detail: Detail = Detail.ALL
+    is_served: bool = False
+    """A server generated it: its rounds are those that drafted, and their parts are not timed."""
     was_plain: bool = False
     """Whether the last round drafted nothing."""
     num_prompt_tokens: int = 0
@@ -85,22 +103,30 @@ class Counts:
         self.draft_seconds += round_.draft_seconds
         self.verify_seconds += round_.verify_seconds
         self.other_seconds += round_.other_seconds
+        self.observe_positions(num_drafted, round_.num_accepted, round_.num_cut)
+
+    def observe_positions(self, num_drafted: int, num_accepted: int, num_cut: int = 0) -> None:
+        """Adds a round to the histograms and to the sums by position only."""
         _grow(self.accepted_histogram, num_drafted + 1)
-        self.accepted_histogram[round_.num_accepted] += 1
-        _grow(self.drafted_histogram, num_drafted + round_.num_cut + 1)
-        self.drafted_histogram[num_drafted + round_.num_cut] += 1
+        self.accepted_histogram[num_accepted] += 1
+        _grow(self.drafted_histogram, num_drafted + num_cut + 1)
+        self.drafted_histogram[num_drafted + num_cut] += 1
         for by_position in (self.drafted_by_position, self.tested_by_position, self.accepted_by_position):
             _grow(by_position, num_drafted)
         for position in range(num_drafted):
             self.drafted_by_position[position] += 1
-            self.tested_by_position[position] += position <= round_.num_accepted
-            self.accepted_by_position[position] += position < round_.num_accepted
+            self.tested_by_position[position] += position <= num_accepted
+            self.accepted_by_position[position] += position < num_accepted
 
     def include(self, other: Counts) -> None:
         """Adds the sums of another generation. `ttft_seconds` is then a sum, too."""
         for item in fields(self):
             mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(mine, Detail):
+                self.detail = min(mine, theirs)
+                continue
             if isinstance(mine, bool):
+                self.is_served = self.is_served or other.is_served
                 continue
             if isinstance(mine, list):
                 _grow(mine, len(theirs))
@@ -127,7 +153,7 @@ class Counts:
     @property
     def alpha(self) -> float | None:
         """α: accepted / tested, the estimator of Leviathan's α."""
-        return _ratio(self.num_accepted, self.num_tested)
+        return _ratio(self.num_accepted, self.num_tested) if self.detail is Detail.ALL else None
 
     @property
     def mean_accepted_length(self) -> float | None:
@@ -137,6 +163,8 @@ class Counts:
     @property
     def block_efficiency(self) -> float | None:
         """τ: tokens per round, the target's token included (vLLM: "mean acceptance length")."""
+        if self.is_served:  # of the rounds that drafted, which are those that a server counts
+            return None if not self.num_rounds else 1 + self.num_accepted / self.num_rounds
         return _ratio(self.num_emitted, self.num_rounds)
 
     @property
@@ -152,22 +180,22 @@ class Counts:
     @property
     def draft_share(self) -> float | None:
         """Share of the decoding time spent in the drafter."""
-        return _ratio(self.draft_seconds, self.decode_seconds)
+        return None if self.is_served else _ratio(self.draft_seconds, self.decode_seconds)
 
     @property
     def ttft_seconds(self) -> float | None:
         """Time to the first token: prefill and the first round."""
-        return self.prefill_seconds + self.first_round_seconds if self.num_rounds else None
+        return self.prefill_seconds + self.first_round_seconds if self.num_emitted else None
 
     @property
     def tpot_seconds(self) -> float | None:
-        """Decoding time per emitted token. Prefill emits nothing here, so there is no "minus one"."""
-        return _ratio(self.decode_seconds, self.num_emitted)
+        """Decoding time per token. Prefill emits nothing here, so there is no "minus one"; with a server, there is."""
+        return _ratio(self.decode_seconds, self.num_emitted - self.num_untimed)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens per second of decoding, without prefill."""
-        return _ratio(self.num_emitted, self.decode_seconds)
+        return _ratio(self.num_emitted - self.num_untimed, self.decode_seconds)
 
 
 def _grow(values: list[int], length: int) -> None:

@@ -64,8 +64,45 @@ class BatchInvarianceCheck:
         return ""
 
 
-Guarantee = Literal["exact", "near_tie", "same_distribution", "none"]
-"""Guarantee of a text: the target's own tokens; the same up to rounding; the same distribution; nothing."""
+Guarantee = Literal["exact", "near_tie", "same_distribution", "none", "unchecked"]
+"""Guarantee of a text: the target's own tokens; the same up to rounding; the same distribution; nothing; what a server
+promises, which is not checked."""
+Source = Literal["response", "metrics", "client"]
+"""Where a figure of a served answer comes from: the answer itself, the server's counters, or our own clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """Describes the server that answers.
+
+    Args:
+        engine: Name and version.
+        host: Host and port.
+        baseline_host: The server without drafts that it is compared with; empty without one.
+        marks_tokens: It tells which tokens were accepted while they come.
+    """
+
+    engine: str
+    host: str
+    baseline_host: str = ""
+    marks_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFigures:
+    """Describes where the figures of a served answer come from.
+
+    Args:
+        acceptance: Of drafted and accepted tokens; None if the server does not tell them.
+        clock: Of the decoding time.
+        ceiling: What the speedup is at most, by its rounds; None if unknown. A round takes at least a plain step.
+        advice: How the server could be started to tell more; empty if nothing is missing.
+    """
+
+    acceptance: Source | None
+    clock: Source
+    ceiling: float | None = None
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +118,7 @@ class RunInfo:
         sampling_source: Where they come from: `options`, `model` (its generation_config), `default`.
         load_seconds: Of both models.
         batch_invariance: The target's self-test; None if it was not needed: plain float32.
+        server: The server that answers; None if this program does.
     """
 
     target: ModelInfo
@@ -93,10 +131,13 @@ class RunInfo:
     load_seconds: float
     schedule: DraftSchedule = "constant"
     batch_invariance: BatchInvarianceCheck | None = None
+    server: ServerInfo | None = None
 
     @property
     def guarantee(self) -> Guarantee:
         """Returns the guarantee of the text, by the formats and the sampling that really run."""
+        if self.server is not None:
+            return "unchecked"
         if self.drafter == "none" or self.num_draft_tokens == 0:
             return "exact"
         if self.batch_invariance is not None and not self.batch_invariance.is_invariant:
@@ -109,7 +150,9 @@ class RunInfo:
 
     @property
     def verification(self) -> str:
-        """Name of the accept rule: `exact_match` (greedy), `coupled_noise` (same text) or `rejection_sampling`."""
+        """Accept rule: `exact_match` (greedy), `coupled_noise` (same text), `rejection_sampling`, or `server`."""
+        if self.server is not None:
+            return "server"
         if self.sampling.is_greedy:
             return "exact_match"
         return "coupled_noise" if self.sampling.same_text else "rejection_sampling"
@@ -127,6 +170,7 @@ class RunReport:
         baseline: The target without a draft; None if it was not measured.
         forecast: Speedups predicted from the costs of passes.
         stop_text: The stop string that ended it, if one did.
+        served: Where its figures come from, if a server answered.
     """
 
     info: RunInfo
@@ -139,6 +183,7 @@ class RunReport:
     forecast: Forecast | None = None
     stop_text: str | None = None
     notices: tuple[str, ...] = ()
+    served: ServedFigures | None = None
 
     @property
     def speedup(self) -> float | None:

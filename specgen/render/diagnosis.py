@@ -37,7 +37,7 @@ class Cause(StrEnum):
 def find_doubt(report: RunReport) -> Doubt | None:
     """Returns the reason to doubt the speedup of a run, if there is one."""
     speedup, counts = report.speedup, report.counts
-    if not speedup or report.info.drafter == "none":
+    if not speedup or report.info.drafter in ("none", "server"):
         return None
     if not counts.num_drafted:
         return Doubt.NOTHING_DRAFTED

@@ -21,6 +21,7 @@ _GUARANTEES = {
     "near_tie": "the target's own tokens up to near ties",
     "same_distribution": "the target's distribution",
     "none": _NOT_LOSSLESS,
+    "unchecked": "the server's own, not checked",
 }
 
 
@@ -59,7 +60,9 @@ def format_model(model: ModelInfo, *, ascii_only: bool = False) -> str:
     """Returns name, format, device and size of a model on one safe line."""
     size = f" {format_size(model.num_bytes)}" if model.num_bytes > 0 else ""
     remark = f" ({model.remark})" if model.remark else ""
-    return one_line(f"{model.name} {model.quant} {model.dtype} {model.device}{size}{remark}", ascii_only=ascii_only)
+    # Of a served model only the name is known.
+    words = " ".join(filter(None, (model.name, model.quant, model.dtype, model.device)))
+    return one_line(f"{words}{size}{remark}", ascii_only=ascii_only)
 
 
 def format_drafter(draft: ModelInfo | None, drafter: str, *, ascii_only: bool = False) -> str:
@@ -67,6 +70,8 @@ def format_drafter(draft: ModelInfo | None, drafter: str, *, ascii_only: bool = 
     if draft is not None:
         lookup = ", with prompt lookup" if drafter == "model+lookup" else ""
         return format_model(draft, ascii_only=ascii_only) + lookup
+    if drafter == "server":
+        return "as the server was started"
     return "none, plain decoding" if drafter == "none" else f"prompt {drafter}, no model"
 
 
@@ -75,7 +80,7 @@ def format_settings(info: RunInfo) -> str:
     sampling, is_sampled = info.sampling, not info.sampling.is_greedy
     length = f"drafts of up to {info.num_draft_tokens} tokens"
     words = {
-        "draft length chosen by cost" if info.schedule == "auto" else length: info.drafter != "none",
+        "draft length chosen by cost" if info.schedule == "auto" else length: info.drafter not in ("none", "server"),
         f"up to {info.max_new_tokens} new tokens": True,
         "greedy": not is_sampled,
         f"temperature {sampling.temperature:g}": is_sampled,

@@ -5,7 +5,8 @@ fields are only added. Seconds end in `_s` or `seconds`, sizes in `_bytes`; rate
 
     start → prefill → step* → text? → result        warning and error at any point
 
-The kept tokens of all steps, followed by `text`, concatenate to the text of `result`.
+The kept tokens of all steps, followed by `text`, concatenate to the text of `result`. A server gives `piece`s of text
+instead of `prefill` and `step`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 
 from specgen.core import __version__
 from specgen.core.errors import SpecgenError
-from specgen.core.events import FinalText, Notice, Prefill, RoundText, TextEvent
-from specgen.core.metrics import Counts
+from specgen.core.events import FinalText, Notice, Prefill, RoundText, ServedText, TextEvent
+from specgen.core.metrics import Counts, Detail
 from specgen.core.results import ModelInfo, RunInfo, RunReport
 from specgen.render.sanitize import UNSAFE
+from specgen.render.served import server_document, sources_document
 
 Document = dict[str, Any]
 
@@ -76,6 +78,9 @@ def event_document(event: TextEvent) -> Document | None:
                 "verify_seconds": _seconds(round_.verify_seconds),
                 "tokens": [{"id": piece.id, "text": piece.text, "state": piece.state.value} for piece in pieces],
             }
+        case ServedText():
+            state = None if event.state is None else event.state.value
+            return {"type": "piece", "text": event.text, "state": state, "tokens": event.num_tokens}
         case Notice():
             return {"type": "warning", "code": event.code, "message": event.message}
         case FinalText():
@@ -99,10 +104,10 @@ def result_document(report: RunReport) -> Document:
         },
         "timings": {
             "load_s": _seconds(report.info.load_seconds),
-            "prefill_s": _seconds(counts.prefill_seconds),
+            "prefill_s": None if counts.is_served else _seconds(counts.prefill_seconds),
             "decode_s": _seconds(counts.decode_seconds),
-            "draft_s": _seconds(counts.draft_seconds),
-            "verify_s": _seconds(counts.verify_seconds),
+            "draft_s": None if counts.is_served else _seconds(counts.draft_seconds),
+            "verify_s": None if counts.is_served else _seconds(counts.verify_seconds),
             "ttft_s": None if counts.ttft_seconds is None else _seconds(counts.ttft_seconds),
             "total_s": _seconds(report.total_seconds),
             "tokens_per_s": counts.tokens_per_second,
@@ -122,6 +127,7 @@ def result_document(report: RunReport) -> Document:
         "predicted_speedup": None if report.forecast is None else report.forecast.speedup,
         "predicted_by_draft_tokens": {} if report.forecast is None else dict(report.forecast.by_length),
         "notices": list(report.notices),
+        **sources_document(report),
     }
 
 
@@ -146,8 +152,8 @@ def _header(info: RunInfo) -> Document:
         "draft": model_document(info.draft) if info.draft is not None else None,
         "speculative": {
             "method": info.drafter.replace("model", "draft_model").replace("lookup", "prompt_lookup"),
-            "num_spec_tokens": info.num_draft_tokens,
-            "schedule": info.schedule,
+            "num_spec_tokens": None if info.server else info.num_draft_tokens,
+            "schedule": None if info.server else info.schedule,
             "verification": info.verification,
         },
         "sampling": {
@@ -162,13 +168,14 @@ def _header(info: RunInfo) -> Document:
         },
         "max_new_tokens": info.max_new_tokens,
         **_guarantee(info),
+        **server_document(info),
     }
 
 
 def _guarantee(info: RunInfo) -> Document:
     """`batch_invariance` is null in plain float32, which needs no check."""
     check, new, old = info.batch_invariance, None, None
-    is_lossless = info.guarantee != "none"
+    is_lossless = None if info.guarantee == "unchecked" else info.guarantee != "none"
     if check is not None:
         figures = {
             "max_difference": check.max_difference,
@@ -206,14 +213,15 @@ def model_document(model: ModelInfo) -> Document:
 def stats_document(counts: Counts) -> Document:
     """Returns the figures of drafting and acceptance."""
     accepted_length = counts.mean_accepted_length if counts.num_drafted else None
+    detail = counts.detail
     return {
-        "num_spec_steps": counts.num_rounds,
-        "num_draft_tokens": counts.num_drafted,
-        "num_accepted_draft_tokens": counts.num_accepted,
-        "num_rejected_draft_tokens": counts.num_rejected,
-        "num_discarded_draft_tokens": counts.num_discarded,
-        "num_lookup_draft_tokens": counts.num_lookup_drafted,
-        "num_accepted_lookup_draft_tokens": counts.num_lookup_accepted,
+        "num_spec_steps": counts.num_rounds if detail >= Detail.ROUNDS else None,
+        "num_draft_tokens": counts.num_drafted if detail >= Detail.TOTALS else None,
+        "num_accepted_draft_tokens": counts.num_accepted if detail >= Detail.TOTALS else None,
+        "num_rejected_draft_tokens": counts.num_rejected if detail >= Detail.ALL else None,
+        "num_discarded_draft_tokens": counts.num_discarded if detail >= Detail.ALL else None,
+        "num_lookup_draft_tokens": None if counts.is_served else counts.num_lookup_drafted,
+        "num_accepted_lookup_draft_tokens": None if counts.is_served else counts.num_lookup_accepted,
         "draft_acceptance_rate": counts.acceptance_rate,
         "conditional_acceptance_rate": counts.alpha,
         "mean_acceptance_length": None if accepted_length is None else 1 + accepted_length,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from specgen.core.events import FinalText, Notice, RoundText, TextEvent
+from specgen.core.events import FinalText, Notice, RoundText, ServedText, TextEvent
 from specgen.render.text_width import CursorColumn, cut_to_cells
+from specgen.render.theme import PLAIN
 from specgen.render.view import Sanitizer, StyledView
 from specgen.render.writers import StyledText
 
@@ -38,6 +39,8 @@ class LiveView(StyledView):
         if isinstance(event, RoundText):
             rejected = (self._visible(piece.text) for piece in event.pieces if not piece.state.is_kept)
             self._print(self._kept_parts(event.pieces, marks=False), "".join(rejected).replace("\t", " "))
+        elif isinstance(event, ServedText):
+            self._print([(event.state or PLAIN, self._sanitizer(event.text))], "")
         elif isinstance(event, FinalText):
             self._print(self._final_parts(event), "")
         elif isinstance(event, Notice):

@@ -24,8 +24,11 @@ def format_banner(info: RunInfo, *, marks: bool = False, ascii_only: bool = Fals
         labelled("draft", format_drafter(info.draft, info.drafter, ascii_only=ascii_only)),
         labelled("settings", format_settings(info)),
     ]
+    if info.server is not None and view != "off":
+        view = "text"  # a server shows no rejected tokens
     legend = format_legend(view, marks=marks, ascii_only=ascii_only)
-    if legend is not None and info.drafter != "none":
+    has_states = info.drafter != "none" and (info.server is None or info.server.marks_tokens)
+    if legend is not None and has_states:
         lines.append(labelled("legend", "").append_text(legend))
     return Text("\n").join(lines)
 

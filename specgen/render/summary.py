@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from specgen.core.metrics import Baseline, Counts
+from specgen.core.metrics import Baseline, Counts, Detail
 from specgen.core.results import RunReport
 from specgen.core.units import format_size
 from specgen.render.diagnosis import explain_causes, explain_doubt, find_causes, find_doubt, find_remedies
@@ -23,6 +23,7 @@ from specgen.render.formatting import (
     wrap_words,
 )
 from specgen.render.sanitize import one_line
+from specgen.render.served import served_sources, served_speedup
 from specgen.render.theme import glyphs
 
 NARROW = 60
@@ -85,17 +86,25 @@ def _rows(report: RunReport, ascii_only: bool) -> list[_Row]:
     if report.finish_reason != "stop" or report.stop_text:
         rows.append(("ended", _ending(report, ascii_only=ascii_only)))
     if report.counts.num_drafted:
-        rows += [("TAR", _acceptance_figures(report.counts)), ("rounds", _round_figures(report, ascii_only))]
+        rows.append(("TAR", _acceptance_figures(report.counts)))
+        rows += [("rounds", rounds)] if (rounds := _round_figures(report, ascii_only)) else []
+    elif report.counts.detail is Detail.NOTHING:
+        rows.append(("TAR", "n/a, the server does not tell what its drafts do"))
     else:
         rows.append(("TAR", "n/a, nothing was drafted"))
-    if report.info.guarantee == "none":
+    if report.info.guarantee in ("none", "unchecked"):
         rows.append(("output", format_guarantee(report.info)))
-    return [*rows, ("speedup", _speedup(report))]
+    rows.append(("speedup", _speedup(report) if report.served is None else served_speedup(report, report.served)))
+    if report.served is not None:
+        rows.append(("source", served_sources(report, report.served)))
+    return rows
 
 
 def _token_figures(report: RunReport) -> list[_Figure]:
     counts = report.counts
     tokens = f"{counts.num_emitted} in {format_duration(counts.decode_seconds)}"
+    if counts.is_served and not counts.num_emitted:  # it sends no usage
+        tokens = "n/a"
     figures = [_Figure("tokens", tokens, tokens)]
     if counts.tokens_per_second is not None:
         rate = f"{counts.tokens_per_second:.1f}"
@@ -109,20 +118,24 @@ def _token_figures(report: RunReport) -> list[_Figure]:
 
 def _acceptance_figures(counts: Counts) -> list[_Figure]:
     rate = format_rate(counts.acceptance_rate)
-    return [
+    figures = [
         _Figure("TAR", rate, rate),
         _keyed("accepted", f"{counts.num_accepted} of {counts.num_drafted} drafted"),
-        _keyed("rejected", str(counts.num_rejected)),
-        _keyed("discarded", str(counts.num_discarded)),
     ]
+    if counts.detail is not Detail.ALL:
+        return figures
+    return [*figures, _keyed("rejected", str(counts.num_rejected)), _keyed("discarded", str(counts.num_discarded))]
 
 
 def _round_figures(report: RunReport, ascii_only: bool) -> list[_Figure]:
     counts = report.counts
-    figures = [_keyed(glyphs(ascii_only=ascii_only).alpha, format_rate(counts.alpha))]
+    is_known = counts.alpha is not None or counts.detail is Detail.ALL
+    figures = [_keyed(glyphs(ascii_only=ascii_only).alpha, format_rate(counts.alpha))] if is_known else []
     if counts.block_efficiency is not None:
         tokens = f"{counts.block_efficiency:.2f}"
-        figures.append(_Figure("tokens per round", tokens, f"{tokens} tokens per round"))
+        # A server counts the rounds that drafted.
+        key = "tokens per drafted round" if counts.is_served else "tokens per round"
+        figures.append(_Figure(key, tokens, f"{tokens} {key}"))
     if report.info.drafter == "model+lookup" and counts.num_lookup_drafted:
         accepted = f"{counts.num_lookup_accepted} of {counts.num_lookup_drafted}"
         figures.append(_Figure("accepted from lookup", accepted, f"from lookup {accepted}"))

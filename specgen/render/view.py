@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rich.console import Console
 
-from specgen.core.events import FinalText, Piece, RoundText, TextEvent
+from specgen.core.events import FinalText, Piece, RoundText, ServedText, TextEvent
 from specgen.render.clusters import ClusterStyle, standing_alone
 from specgen.render.theme import PLAIN, TARGET_ROLES, mark_target
 from specgen.render.writers import StyledText, StyledWriter
@@ -48,6 +48,8 @@ class StyledView:
     def show(self, event: TextEvent) -> None:
         if isinstance(event, RoundText):
             self._writer.write(self._round_parts(event))
+        elif isinstance(event, ServedText):
+            self._writer.write(self._served_parts(event))
         elif isinstance(event, FinalText):
             self._writer.write(self._final_parts(event))
 
@@ -79,6 +81,11 @@ class StyledView:
                 rest = state, mark_target(rest[1]) if marks else rest[1]
             parts.append(rest)
         return [*parts, *before_own]
+
+    def _served_parts(self, piece: ServedText) -> list[StyledText]:
+        text = self._sanitizer(piece.text)
+        is_marked = piece.state in TARGET_ROLES and not self._writer.has_styles
+        return [(piece.state or PLAIN, mark_target(text) if is_marked else text)]
 
     def _visible(self, piece_text: str) -> str:
         """Returns the safe text of a token with visible newlines; `·` if it has no text."""

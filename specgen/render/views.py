@@ -8,7 +8,7 @@ from typing import BinaryIO, Literal
 
 from rich.console import Console
 
-from specgen.core.events import FinalText, Piece, RoundText, TextEvent, TokenState
+from specgen.core.events import FinalText, Piece, RoundText, ServedText, TextEvent, TokenState
 from specgen.render.jsonl import Document, dumps, event_document
 from specgen.render.live import LiveView
 from specgen.render.sanitize import sanitize
@@ -42,7 +42,7 @@ class PlainView:
     def show(self, event: TextEvent) -> None:
         if isinstance(event, RoundText):
             self._write(self._sanitizer(event.kept))
-        elif isinstance(event, FinalText):
+        elif isinstance(event, ServedText | FinalText):
             self._write(self._sanitizer(event.text))
 
     def close(self) -> None:

@@ -146,6 +146,20 @@ class Generation:
         self.baseline = Baseline(method, num_timed, seconds / num_timed, difference, compared)
         return self.baseline
 
+    @property
+    def first_notices(self) -> tuple[str, ...]:
+        """What loading the models had to say."""
+        return tuple(self.models.notices)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a round."""
+        return self.counts.num_rounds > 0
+
+    def finish(self) -> None:
+        """Saves the measured costs of passes for later runs."""
+        learned_costs.save(self.models)
+
     def report(self) -> RunReport:
         """Returns what is known of the run so far; may be called at any time, also after an error."""
         return RunReport(

@@ -53,7 +53,8 @@ class LlamaServer:
         num_drafted, num_accepted = count(timings, "draft_n") or 0, count(timings, "draft_n_accepted") or 0
         num_tokens = count(timings, "predicted_n")
         told = replace(told, decode_seconds=seconds(timings, "predicted_ms"))
-        if num_accepted > num_drafted or (num_tokens is not None and num_accepted > num_tokens):
+        # They are ahead of the tokens: all accepted ones of a round are counted with its first token.
+        if num_accepted > num_drafted:
             return replace(told, problem="llama-server's counts of draft tokens contradict each other")
         if "usage" in event:
             return replace(told, acceptance=Acceptance(num_drafted, num_accepted))

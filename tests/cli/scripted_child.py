@@ -11,12 +11,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import specgen.cli.bench.run as bench
 import specgen.cli.doctor.run as doctor
-import specgen.cli.generate.run as generate
+import specgen.cli.generate.inputs as generate
 import specgen.cli.verify.run as verify
 from specgen.cli import app, streams
 from specgen.core.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
@@ -35,7 +34,7 @@ class ScriptedGeneration:
 
     def __init__(self, num_rounds: int) -> None:
         self.info = runs.info()
-        self.models = SimpleNamespace(notices=())
+        self.first_notices = ()
         self.counts = Counts()
         self.notices: list[str] = []
         self.clock = perf_counter
@@ -43,6 +42,13 @@ class ScriptedGeneration:
         self._text = ""
         self._reason: FinishReason = "interrupted"
         self.is_interrupted = False
+
+    @property
+    def has_begun(self) -> bool:
+        return self.counts.num_rounds > 0
+
+    def finish(self) -> None:
+        return
 
     def interrupt(self) -> None:
         self.is_interrupted = True
@@ -98,7 +104,6 @@ def main() -> None:
 
     module: Any = generate
     module.open_generation = open_generation
-    module._save_costs = lambda *_: None
     others: Any = ((verify, "_run_checks"), (doctor, "_examine"), (bench, "_open_benchmark"))
     for other, name in others:
         setattr(other, name, lambda *_, **__: reach("open"))

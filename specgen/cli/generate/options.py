@@ -8,7 +8,9 @@ from typing import Annotated
 
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
+from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
+from specgen.cli.options.server import ConnectionOptions, ServerOptions
 from specgen.core.settings import BaselineMethod
 
 HELP = "Answer one prompt with speculative decoding: the draft guesses tokens, the target checks them."
@@ -106,6 +108,8 @@ class GenerateOptions:
     """The options of `specgen generate`."""
 
     prompt: PromptOptions = field(default_factory=PromptOptions)
+    server: ServerOptions = field(default_factory=ServerOptions)
+    connection: ConnectionOptions = field(default_factory=ConnectionOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
@@ -114,3 +118,4 @@ class GenerateOptions:
     sampling: g.SamplingOptions = field(default_factory=g.SamplingOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     verbosity: g.VerbosityOptions = field(default_factory=g.VerbosityOptions)
+    given: GivenNames = frozenset()

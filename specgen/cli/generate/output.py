@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from specgen.cli.generate.options import OutputOptions
 from specgen.cli.streams import ViewOptions, require_stdout, use_utf8_stdout, write_document
 from specgen.core.errors import SettingsError, SpecgenError
-from specgen.core.events import FinalText, RoundText, TextEvent
+from specgen.core.events import FinalText, RoundText, ServedText, TextEvent
 from specgen.core.results import RunInfo, RunReport
 from specgen.render.jsonl import error_document, result_document, start_document
 from specgen.render.view import View
@@ -66,7 +66,7 @@ class AnswerOutput:
         """
         if isinstance(event, RoundText):
             self._text.append(event.kept)
-        elif isinstance(event, FinalText):
+        elif isinstance(event, ServedText | FinalText):
             self._text.append(event.text)
         if (view := self._view or self._ndjson) is not None:
             view.show(event)

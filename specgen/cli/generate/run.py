@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from specgen.cli.failures import Interrupted, internal_error
-from specgen.cli.generate.inputs import open_generation, read_inputs
 from specgen.cli.generate.options import GenerateOptions
 from specgen.cli.generate.output import AnswerOutput
+from specgen.cli.generate.served import open_served_answer
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.streams import Messages, discard_stdout, loading
 from specgen.cli.terminal_mode import TerminalMode
@@ -18,7 +18,7 @@ from specgen.core.results import RunReport
 from specgen.loading.libraries import gc_paused
 
 if TYPE_CHECKING:
-    from specgen.runtime.generation import Generation
+    from specgen.runtime.answer import Answer
 
 
 def run(options: GenerateOptions) -> int:
@@ -58,7 +58,7 @@ class _Answering:
     messages: Messages
     signals: StopSignals
     terminal_mode: TerminalMode
-    generation: Generation | None = None
+    generation: Answer | None = None
 
     def run(self) -> None:
         """Writes the answer, its file and its figures.
@@ -69,12 +69,7 @@ class _Answering:
             Stopped: A signal ended the run.
         """
         options, answer, messages = self.options, self.answer, self.messages
-        inputs = read_inputs(options)
-        is_random = options.sampling.same_text is False and inputs.draft_length[1] == "auto"
-        if options.sampling.seed is not None and is_random:
-            messages.warning("with --no-same-text and -k auto, --seed does not repeat the text: add -k N")
-        with loading(messages, options.verbosity) as progress, gc_paused():
-            self.generation = generation = open_generation(inputs, progress)
+        self.generation = generation = self._open()
         if options.output.view != "off" and not answer.writes_report:
             messages.banner(generation.info, answer.view_options.resolved_view)
         self._show(generation)
@@ -89,12 +84,26 @@ class _Answering:
         answer.finish(report)
         if options.output.stats:
             messages.summary(report)
-        _save_costs(generation)
+        generation.finish()
 
-    def _show(self, generation: Generation) -> None:
+    def _open(self) -> Answer:
+        """Connects to the server, or loads the models."""
+        options, messages = self.options, self.messages
+        if options.server.server:
+            return open_served_answer(options)
+        from specgen.cli.generate.inputs import open_generation, read_inputs  # imports torch
+
+        inputs = read_inputs(options)
+        is_random = options.sampling.same_text is False and inputs.draft_length[1] == "auto"
+        if options.sampling.seed is not None and is_random:
+            messages.warning("with --no-same-text and -k auto, --seed does not repeat the text: add -k N")
+        with loading(messages, options.verbosity) as progress, gc_paused():
+            return open_generation(inputs, progress)
+
+    def _show(self, generation: Answer) -> None:
         answer, mode = self.answer, self.terminal_mode
         generation.clock = mode.without_suspension(generation.clock)
-        for notice in generation.models.notices:
+        for notice in generation.first_notices:
             self.messages.warning(notice)
         answer.start(generation.info)
         try:
@@ -111,7 +120,7 @@ class _Answering:
         for notice in generation.notices:
             self.messages.warning(notice)
 
-    def _measure_baseline(self, generation: Generation) -> None:
+    def _measure_baseline(self, generation: Answer) -> None:
         """Times the target alone. The answer is complete, so an error costs only the comparison."""
         self.signals.listener = generation.interrupt
         try:
@@ -168,16 +177,9 @@ class _Answering:
     def _failed_report(self) -> RunReport | None:
         """Returns the figures of an answer that an error stopped; None before its first round."""
         generation = self.generation
-        if generation is None or not generation.counts.num_rounds:
+        if generation is None or not generation.has_begun:
             return None
         report = generation.report()
         if report.finish_reason == "interrupted" and not generation.is_interrupted:
             return replace(report, finish_reason="error")
         return report
-
-
-def _save_costs(generation: Generation) -> None:
-    """Saves the measured costs of passes for later runs."""
-    from specgen.runtime import learned_costs  # imports torch
-
-    learned_costs.save(generation.models)

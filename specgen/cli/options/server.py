@@ -1,0 +1,98 @@
+"""Options of a server that generates instead of this program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from specgen.cli.app_spec import Option
+from specgen.cli.options.fields import options_of
+from specgen.core.errors import SettingsError
+from specgen.servers.values import KEY_VARIABLE, Address, parse_address
+
+if TYPE_CHECKING:
+    from specgen.servers.http import HttpOptions
+
+SERVER = "Server"
+BASELINE_SERVER = Option(
+    ("--baseline-server",),
+    "A server of the same model without drafts, for the speedup: it gets the same requests.",
+    value="URL",
+    heading=SERVER,
+    env="SPECGEN_BASELINE_SERVER",
+)
+_DECIDED = (
+    *("quant", "draft_quant", "dtype", "device", "revision", "offline", "draft_device", "draft_vocab"),
+    *("draft_revision", "backend", "gpu_layers", "context_size", "threads"),
+    *("draft", "drafts", "draft_tokens", "lookup_files", "strict", "chat_template", "same_text"),
+)
+"""Fields of the options that mean nothing to a server that runs already."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOptions:
+    """How a server is reached."""
+
+    HEADING = SERVER
+
+    api_key_env: Annotated[
+        str, Option(("--api-key-env",), "Environment variable with the key for the server.", value="NAME")
+    ] = KEY_VARIABLE
+    insecure_key: Annotated[
+        bool, Option(("--insecure-key",), "Send the key over plain http to another machine, too.")
+    ] = False
+    timeout: Annotated[
+        float, Option(("--timeout",), "Longest silence of a server, in seconds.", minimum=1, maximum=86400)
+    ] = 300.0
+
+    def address(self, url: str) -> Address:
+        """Returns the address for a URL, with the key; raises like `parse_address`."""
+        return parse_address(url, self.api_key_env, allows_insecure_key=self.insecure_key)
+
+    def http(self, *, num_retries: int = 2) -> HttpOptions:
+        """Returns how patient the client is."""
+        from specgen.servers.http import HttpOptions
+
+        return HttpOptions(self.timeout, num_retries)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """The server that answers, and one to compare it with."""
+
+    HEADING = SERVER
+
+    server: Annotated[
+        str,
+        Option(
+            ("--server",),
+            "Let a server answer (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible), and show what it tells "
+            "about its drafts. -t then names one of its models.",
+            value="URL",
+            env="SPECGEN_SERVER",
+        ),
+    ] = ""
+    baseline_server: Annotated[str, BASELINE_SERVER] = ""
+
+
+def served_model(target: str) -> str:
+    """Returns which of a server's models `-t` names; SPECGEN_TARGET names one for this program."""
+    return "" if target == os.environ.get("SPECGEN_TARGET") else target
+
+
+def check_given(options_class: type, given: Iterable[str]) -> None:
+    """Refuses options that a server decided when it started. Those from the environment are ignored.
+
+    Raises:
+        SettingsError: One was given on the command line.
+    """
+    typed = set(given)
+    for option in options_of(options_class):
+        is_set = option.env is not None and option.env in os.environ
+        if option.field in _DECIDED and option.field in typed and not is_set:
+            name = option.long_names[0]
+            raise SettingsError(
+                f"{name} has no effect with --server: the server decided that when it started", f"omit {name}"
+            )

@@ -1,0 +1,261 @@
+"""Answers by a server: yields the pieces it sends, and reports the figures it tells, each with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from specgen.core.errors import ServerError
+from specgen.core.events import FinalText, Finish, FinishReason, Prefill, ServedText, TextEvent
+from specgen.core.metrics import Baseline, Counts, Detail
+from specgen.core.results import RunInfo, RunReport, ServedFigures
+from specgen.core.settings import BaselineMethod
+from specgen.servers.http import EventStream
+from specgen.servers.live import LiveRounds
+from specgen.servers.prometheus import Counters
+from specgen.servers.server import Server
+from specgen.servers.values import Acceptance, ChatRequest, Delta
+
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+@dataclass
+class _Heard:
+    """What was heard of an answer so far. Seconds are those of our clock."""
+
+    num_tokens: int | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_pieces: int = 0
+    first_seconds: float | None = None
+    last_seconds: float = 0.0
+    num_first_tokens: int = 1
+    server_seconds: float | None = None
+    acceptance: Acceptance | None = None
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta, now: float) -> None:
+        """Takes the figures of an event."""
+        told = delta.told
+        if delta.text or delta.reasoning or delta.num_new_tokens:
+            self.num_pieces += 1
+            if self.first_seconds is None:
+                self.first_seconds = now
+                self.num_first_tokens = delta.num_new_tokens or told.num_tokens or 1
+            self.last_seconds = now
+        if told.num_tokens is not None:
+            self.num_tokens = told.num_tokens
+        elif delta.num_new_tokens is not None:
+            self.num_tokens = (self.num_tokens or 0) + delta.num_new_tokens
+        self.num_prompt_tokens = told.num_prompt_tokens or self.num_prompt_tokens
+        self.num_cached_tokens = told.num_cached_tokens or self.num_cached_tokens
+        self.server_seconds = self.server_seconds if told.decode_seconds is None else told.decode_seconds
+        self.acceptance = told.acceptance or self.acceptance
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+
+class ServedAnswer:
+    """An answer of a server: iterate over its events, then call `report`.
+
+    Args:
+        server: Who answers.
+        request: What it is asked.
+        info: What runs, for the report.
+        baseline: A server without drafts that `measure_baseline` asks the same.
+    """
+
+    def __init__(self, server: Server, request: ChatRequest, info: RunInfo, baseline: Server | None = None) -> None:
+        self.info = info
+        self.counts = Counts(is_served=True, detail=Detail.NOTHING)
+        self.clock = perf_counter
+        self.is_interrupted = False
+        self.text = ""
+        self.finish_reason: FinishReason = "interrupted"
+        self.baseline: Baseline | None = None
+        self.uses_own_clock = False
+        """Times the answer by our own clock, although the server tells its time."""
+        self.heard = _Heard()
+        self.rounds = LiveRounds()
+        self.notices: list[str] = []
+        self._server, self._request, self._baseline = server, request, baseline
+        self._events: EventStream | None = None
+        self._is_thinking = False
+        self._total_seconds = 0.0
+
+    @property
+    def first_notices(self) -> tuple[str, ...]:
+        """Nothing: a server has no notices of loading."""
+        return ()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any text has come."""
+        return self.heard.num_pieces > 0
+
+    def interrupt(self) -> None:
+        """Ends the connection, on which engines stop. Safe to call from a signal handler."""
+        self.is_interrupted = True
+        if self._events is not None:
+            self._events.close()
+
+    def __iter__(self) -> Iterator[TextEvent]:
+        before = self._server.counters()
+        started, error = self.clock(), None
+        try:
+            with self._server.stream(self._request) as (self._events, deltas):
+                for delta in deltas:
+                    self.heard.add(delta, self.clock() - started)
+                    yield from self._pieces(delta)
+                    if self._should_end():
+                        break
+            self.finish_reason = _REASONS.get(self.heard.finish_reason or "", "stop")
+        except ServerError as failure:
+            self.finish_reason, error = "error", failure
+        finally:
+            self._events = None
+            self._total_seconds = self.clock() - started
+        if self._should_end() and self.heard.finish_reason is None:
+            self.finish_reason = "interrupted"
+        if self.heard.acceptance is None and error is None:
+            self._ask_counters(before)
+        self._count()
+        yield FinalText("", Finish(self.finish_reason))
+        if error is not None and self.finish_reason == "error":
+            raise error
+
+    def _should_end(self) -> bool:
+        return self.is_interrupted
+
+    def _pieces(self, delta: Delta) -> Iterator[ServedText]:
+        """Yields the text of an event; reasoning in the marks that models write around it."""
+        if delta.told.problem and delta.told.problem not in self.notices:
+            self.notices.append(delta.told.problem)
+        told, state = delta.told, None
+        if delta.text or delta.reasoning:
+            state = self.rounds.observe(told.num_tokens, told.num_drafted, told.num_accepted)
+        parts = []
+        if delta.reasoning:
+            parts.append(delta.reasoning if self._is_thinking else f"<think>\n{delta.reasoning}")
+            self._is_thinking = True
+        if delta.text:
+            parts.append(f"\n</think>\n\n{delta.text}" if self._is_thinking else delta.text)
+            self._is_thinking = False
+        for text in parts:
+            self.text += text
+            yield ServedText(text, state, delta.num_new_tokens)
+
+    def _ask_counters(self, before: Counters | None) -> None:
+        """Takes the growth of the server's counters for this answer's, if nobody else was served meanwhile."""
+        after = self._server.counters() if before is not None else None
+        grown = after.since(before) if before is not None and after is not None else None
+        is_alone = before is not None and before.num_running == 0 and after is not None and after.num_running == 0
+        num_tokens = self.heard.num_tokens
+        if grown is not None and is_alone and num_tokens is not None and grown.num_accepted < max(num_tokens, 1):
+            self.heard.acceptance = grown
+
+    def _count(self) -> None:
+        """Fills the counts from what was heard."""
+        heard, counts = self.heard, Counts(is_served=True, detail=Detail.NOTHING)
+        counts.num_emitted = heard.num_tokens or 0
+        first = heard.first_seconds or 0.0
+        counts.observe_prefill(Prefill(heard.num_prompt_tokens, heard.num_cached_tokens, first, 0.0))
+        if heard.server_seconds is not None and not self.uses_own_clock:
+            counts.other_seconds, counts.num_untimed = heard.server_seconds, min(1, counts.num_emitted)
+        else:
+            counts.other_seconds = heard.last_seconds - first
+            counts.num_untimed = min(heard.num_first_tokens, counts.num_emitted)
+        found = _with_rounds(heard.acceptance, self.rounds)
+        if found is not None:
+            count_acceptance(counts, found)
+        self.counts = counts
+
+    def measure_baseline(self, method: BaselineMethod) -> Baseline | None:
+        """Asks the baseline server the same, for an answer of equal length; both are timed by the same clock.
+
+        Returns:
+            None without a baseline server, for an answer of one token, or if `method` is `off`.
+
+        Raises:
+            ServerError: The baseline server failed.
+        """
+        num_tokens = self.heard.num_tokens
+        if self._baseline is None or method == "off" or not num_tokens or num_tokens < 2 or self.is_interrupted:
+            return None
+        has_ignore_eos = self._baseline.engine.has_ignore_eos
+        request = replace(self._request, max_tokens=num_tokens, stops=(), ignore_eos=has_ignore_eos)
+        own, other = self._server.facts, self._baseline.facts
+        if {own.model, own.root} - {""} and not {own.model, own.root} & {other.model, other.root} - {""}:
+            self.notices.append(f"the baseline server runs another model: {other.model}, not {own.model}")
+        answer = ServedAnswer(self._baseline, request, self.info)
+        self.uses_own_clock = self.heard.server_seconds is None or own.engine != other.engine
+        answer.uses_own_clock = self.uses_own_clock
+        for _ in answer:
+            if self._should_end():
+                return None
+        if answer.heard.server_seconds is None and not self.uses_own_clock:
+            self.uses_own_clock = answer.uses_own_clock = True
+            answer._count()
+        self._count()
+        if (tpot := answer.counts.tpot_seconds) is None:
+            return None
+        compared = self._request.sampling.get("temperature", 0) == 0
+        difference = first_character(answer.text, self.text) if compared else None
+        self.baseline = Baseline("server", answer.counts.num_emitted, tpot, difference, compared)
+        return self.baseline
+
+    def report(self) -> RunReport:
+        """Returns what is known of the run so far; may be called at any time, also after an error."""
+        heard, counts = self.heard, self.counts
+        acceptance = None if heard.acceptance is None else heard.acceptance.source
+        num_steps = counts.num_emitted - 1 - counts.num_accepted
+        ceiling = (counts.num_emitted - 1) / num_steps if counts.num_drafted and num_steps > 0 else None
+        has_own_clock = self.uses_own_clock or heard.server_seconds is None
+        advice = "" if acceptance is not None else "; ".join(self._server.facts.advice)
+        return RunReport(
+            info=self.info,
+            counts=counts,
+            text=self.text,
+            finish_reason=self.finish_reason,
+            total_seconds=self._total_seconds,
+            peak_memory_bytes=0,
+            baseline=self.baseline,
+            notices=tuple(self.notices),
+            served=ServedFigures(acceptance, "client" if has_own_clock else "response", ceiling, advice),
+        )
+
+    def finish(self) -> None:
+        """Closes the connections."""
+        for server in (self._server, self._baseline):
+            if server is not None:
+                with suppress(OSError):
+                    server.client.close()
+
+
+def _with_rounds(found: Acceptance | None, rounds: LiveRounds) -> Acceptance | None:
+    """Adds the rounds that were seen live, if their sums are those of the whole answer."""
+    if found is None or found.num_rounds is not None or not rounds.fits:
+        return found
+    seen = replace(found, num_rounds=len(rounds.steps), steps=tuple(rounds.steps))
+    seen = replace(seen, num_rejected=sum(accepted < drafted for drafted, accepted in rounds.steps))
+    sums = (sum(drafted for drafted, _ in seen.steps), sum(accepted for _, accepted in seen.steps))
+    return seen if sums == (found.num_drafted, found.num_accepted) and seen.is_consistent else found
+
+
+def count_acceptance(counts: Counts, found: Acceptance) -> None:
+    """Adds what a server tells of drafts to the counts of its answer, and how much that is."""
+    counts.num_drafted, counts.num_accepted = found.num_drafted, found.num_accepted
+    counts.num_rounds, counts.num_rejected = found.num_rounds or 0, found.num_rejected or 0
+    for drafted, accepted in found.steps:
+        counts.observe_positions(drafted, accepted)
+    if not found.steps:
+        counts.accepted_histogram = list(found.accepted_histogram)
+    counts.detail = Detail.TOTALS if found.num_rounds is None else Detail.ROUNDS
+    if found.num_rejected is not None:
+        counts.detail = Detail.ALL
+
+
+def first_character(one: str, other: str) -> int | None:
+    """Returns the index of the first character that differs; None if one text begins with the other."""
+    return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)

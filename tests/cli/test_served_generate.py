@@ -1,0 +1,242 @@
+"""`specgen generate --server` against recorded and handmade streams."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.servers.fake import (
+    LLAMA_PAGES,
+    LLAMA_STREAM,
+    PLAIN_PAGES,
+    VLLM_PAGES,
+    VLLM_STREAM,
+    Reply,
+    as_events,
+    as_json,
+    chunk,
+    recorded,
+    serving,
+)
+
+KEY = "sk-not-for-anybody"
+PLAIN_ANSWER = as_events(chunk("one"), chunk(" two", "stop"), chunk(usage={"completion_tokens": 2, "prompt_tokens": 5}))
+
+
+def generate(cli: Cli, url: str, *options: str) -> Any:
+    return cli("generate", "--server", url, "--no-stdin", *options, "Hi")
+
+
+def document(cli: Cli, url: str, *options: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(generate(cli, url, "--json", *options).out)
+    return found
+
+
+def test_the_answer_is_all_of_stdout(cli: Cli) -> None:
+    with serving(VLLM_PAGES, recorded(VLLM_STREAM)) as fake:
+        ended = generate(cli, fake.url)
+
+    assert ended.code == 0
+    assert ended.out == b"One two three four, one two three four, one two three four\n"
+
+
+def test_figures_of_llama_server_are_those_it_counts(cli: Cli) -> None:
+    with serving(LLAMA_PAGES, recorded(LLAMA_STREAM)) as fake:
+        found = document(cli, fake.url)
+
+    stats = found["stats"]
+    assert (stats["num_draft_tokens"], stats["num_accepted_draft_tokens"], stats["num_spec_steps"]) == (19, 16, 7)
+    assert stats["block_efficiency"] == pytest.approx(1 + 16 / 7)
+    assert stats["num_rejected_draft_tokens"] == 1
+    assert stats["per_position_acceptance_rate"] == pytest.approx([6 / 7, 5 / 6, 5 / 6])
+    assert found["timings"]["tokens_per_s"] == pytest.approx(23 / 10.190594)
+    assert found["sources"] == {"acceptance": "response", "decode_s": "response", "ttft_s": "client"}
+    assert found["speedup_ceiling"] == pytest.approx(23 / 7)
+    assert found["guarantee"] == {"class": "unchecked", "is_lossless": None, "batch_invariance": None}
+
+
+def test_accepted_tokens_are_marked_as_they_come(cli: Cli) -> None:
+    with serving(LLAMA_PAGES, recorded(LLAMA_STREAM)) as fake:
+        lines = [json.loads(line) for line in generate(cli, fake.url, "--format", "ndjson").out.splitlines()]
+
+    pieces = [line for line in lines if line["type"] == "piece"]
+    assert sum(piece["state"] == "accepted" for piece in pieces) == 16
+    assert "".join(piece["text"] for piece in pieces) == lines[-1]["text"]
+
+
+def test_a_server_that_tells_nothing_gets_no_figures(cli: Cli) -> None:
+    with serving(PLAIN_PAGES, PLAIN_ANSWER) as fake:
+        found = document(cli, fake.url)
+
+    assert {name: found["stats"][name] for name in ("num_draft_tokens", "num_spec_steps")} == {
+        "num_draft_tokens": None,
+        "num_spec_steps": None,
+    }
+    assert found["stats"]["draft_acceptance_rate"] is found["stats"]["draft_share"] is found["speedup"] is None
+    assert found["speedup_ceiling"] is None
+    assert found["usage"]["completion_tokens"] == 2
+    assert found["sources"]["acceptance"] is None
+
+
+def test_counters_of_the_whole_server_count_if_nobody_else_is_served(cli: Cli) -> None:
+    page = (
+        "vllm:spec_decode_num_drafts_total {}\nvllm:spec_decode_num_draft_tokens_total {}\n"
+        "vllm:spec_decode_num_accepted_tokens_total {}\nvllm:num_requests_running {}\n"
+    )
+    answer = as_events(chunk("a b c d", "stop"), chunk(usage={"completion_tokens": 5}))
+    for running, expected in ((0, "metrics"), (1, None)):
+        readings = iter([page.format(7, 21, 9, 0), page.format(9, 27, 12, running)])
+        with serving({**VLLM_PAGES, "/metrics": lambda readings=readings: next(readings)}, answer) as fake:
+            found = document(cli, fake.url)
+
+        assert found["sources"]["acceptance"] == expected
+        assert found["stats"]["num_accepted_draft_tokens"] == (3 if expected else None)
+        assert found["stats"]["conditional_acceptance_rate"] is None
+
+
+def test_contradictory_counts_are_unknown_and_a_notice(cli: Cli) -> None:
+    figures = {"num_draft_tokens": 3, "num_accepted_draft_tokens": 4}
+    answer = as_events(chunk("a", "stop"), {"choices": [], "metrics": {"speculative_decoding": figures}})
+    with serving(VLLM_PAGES, answer) as fake:
+        ended = generate(cli, fake.url, "--json")
+
+    assert ended.code == 0
+    assert json.loads(ended.out)["stats"]["num_draft_tokens"] is None
+    assert "warning" in ended.err
+
+
+def test_a_baseline_server_gets_the_same_request_and_gives_the_speedup(cli: Cli) -> None:
+    def answer(seconds: float, text: str = "a b") -> Reply:
+        return as_events(
+            chunk(text, timings={"predicted_n": 1, "draft_n": 2, "draft_n_accepted": 1}),
+            chunk("c", "length"),
+            chunk(usage={"completion_tokens": 3}, timings={"predicted_n": 3, "predicted_ms": 1000 * seconds}),
+        )
+
+    with serving(LLAMA_PAGES, answer(2.0)) as fake, serving(LLAMA_PAGES, answer(3.0)) as slow:
+        found = document(cli, fake.url, "--baseline-server", slow.url, "-n", "3")
+        request, baseline = fake.requests[0], slow.requests[0]
+
+    assert found["speedup"] == pytest.approx(1.5)
+    assert found["baseline"]["compared"] is True
+    assert found["baseline"]["first_difference"] is None
+    assert {**request, "ignore_eos": True} == baseline
+
+
+def test_reasoning_is_shown_in_its_marks(cli: Cli) -> None:
+    thought = {"choices": [{"delta": {"reasoning_content": "hm"}}]}
+    with serving(PLAIN_PAGES, as_events(thought, chunk("yes", "stop"))) as fake:
+        assert generate(cli, fake.url).out == b"<think>\nhm\n</think>\n\nyes\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "name"),
+    [
+        (as_json({}, 401), 10, "server_denied"),
+        (as_json({}, 500), 10, "server_failed"),
+        (as_json({}, 503, Retry_After="999"), 10, "server_busy"),
+        (as_json({"error": {"message": "exceeds the available context size"}}, 400), 2, "prompt"),
+        (Reply(as_events(chunk("half")).parts[:1], is_cut=True), 10, "server_failed"),
+    ],
+)
+def test_a_failure_keeps_the_text_and_one_valid_document(cli: Cli, reply: Reply, code: int, name: str) -> None:
+    with serving(PLAIN_PAGES, reply) as fake:
+        ended = generate(cli, fake.url, "--json")
+
+    found = json.loads(ended.out)
+    error = found.get("error", found)
+    assert (ended.code, error["code"], error["exit_code"]) == (code, name, code)
+    if reply.is_cut:
+        assert (found["text"], found["finish_reason"]) == ("half", "error")
+
+
+def test_a_server_that_is_not_there_ends_with_10(cli: Cli) -> None:
+    with serving(PLAIN_PAGES) as fake:
+        url = fake.url
+
+    assert generate(cli, url).code == 10
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--quant", "nf4"),
+        ("-d", "lookup"),
+        ("-k", "4"),
+        ("--device", "cpu"),
+        ("--threads", "2"),
+        ("--chat-template", "none"),
+        ("--lookup-file", "x"),
+        ("--same-text",),
+        ("--min-p", "0.1"),
+        ("--ignore-eos",),
+    ],
+)
+def test_what_the_server_decided_or_does_not_know_is_refused(cli: Cli, options: tuple[str, ...]) -> None:
+    with serving(PLAIN_PAGES, PLAIN_ANSWER) as fake:
+        ended = generate(cli, fake.url, *options)
+        assert fake.requests == []
+
+    assert ended.code == 2
+    assert options[0].lstrip("-")[0] in ended.err
+
+
+def test_settings_of_the_environment_for_local_models_are_ignored(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SPECGEN_QUANT", "nf4"), ("SPECGEN_DRAFT_TOKENS", "3"), ("SPECGEN_TARGET", "local")):
+        monkeypatch.setenv(name, value)
+    with serving(PLAIN_PAGES, PLAIN_ANSWER) as fake:
+        monkeypatch.setenv("SPECGEN_SERVER", fake.url)
+        assert cli("generate", "--no-stdin", "Hi").code == 0
+
+
+def test_a_baseline_server_alone_is_refused(cli: Cli) -> None:
+    assert cli("generate", "--baseline-server", "http://localhost:1", "--no-stdin", "Hi").code == 2
+
+
+def test_text_of_a_server_is_as_untrusted_as_a_model(cli: Cli) -> None:
+    pages = {"/v1/models": {"data": [{"id": "evil\x1b]0;x\x07"}]}}
+    with serving(pages, as_events(chunk("a\x1b[2Jb\u202e", "stop"))) as fake:
+        ended = generate(cli, fake.url, "--view", "text", "--sanitize", "always")
+        as_json_ = generate(cli, fake.url, "--json")
+
+    for output in (ended.out, ended.err.encode(), as_json_.out):
+        assert b"\x1b" not in output
+        assert "\u202e".encode() not in output
+
+
+def test_the_key_is_in_no_output(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    replies = (PLAIN_ANSWER, as_json({"error": {"message": f"bad {KEY}"}}, 401), as_json({"error": KEY}, 500))
+    for reply in replies:
+        with serving(PLAIN_PAGES, reply) as fake:
+            ended = generate(cli, fake.url, "--api-key-env", "MY_KEY", "-vv", "--format", "ndjson")
+            assert fake.headers[-1]["Authorization"] == f"Bearer {KEY}"
+        assert KEY.encode() not in ended.out
+        assert KEY not in ended.err
+    refused = generate(cli, "http://far.example:8000", "--api-key-env", "MY_KEY")
+    assert (refused.code, KEY in refused.err) == (2, False)
+
+
+@pytest.mark.parametrize("url", ["http://me:pw-123@h", "nonsense"])
+def test_a_bad_url_ends_with_2_and_repeats_no_password(cli: Cli, url: str) -> None:
+    ended = generate(cli, url)
+
+    assert (ended.code, "pw-123" in ended.err) == (2, False)
+
+
+@pytest.mark.process
+def test_no_library_of_models_is_imported() -> None:
+    code = (
+        "import sys; from specgen.cli.app import run; code = run(sys.argv[1:]);"
+        "print(code, [name for name in ('torch', 'transformers', 'tokenizers', 'numpy') if name in sys.modules])"
+    )
+    with serving(PLAIN_PAGES, PLAIN_ANSWER) as fake:
+        words = [sys.executable, "-c", code, "generate", "--server", fake.url, "--no-stdin", "Hi"]
+        output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    assert output.splitlines()[-1] == "0 []"
