@@ -17,7 +17,7 @@ from tests.processes.forked import ForkedProcess, server_socket
 STARTERS: tuple[object, ...] = (subprocess, pexpect, ForkedProcess, server_socket)
 FORKS = {"fork", "forkpty"}
 """Functions of `os`."""
-ON_REQUEST = ("slow", "gpu")
+ON_REQUEST = ("slow", "gpu", "server")
 NEED = "needs "
 """How the reason of a skip begins that is for want of a kernel, a device or a library."""
 
