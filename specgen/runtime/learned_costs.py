@@ -87,6 +87,18 @@ def save_acceptance(models: LoadedModels, counts: Counts, store: CostStore | Non
     write_alpha(acceptance_key(pair.target.files, pair.draft.files, pair.shared.kind), counts.alpha, store)
 
 
+def relative_draft_cost(target: ModelFiles, draft: ModelFiles, store: CostStore | None = None) -> float | None:
+    """Returns what a draft token costs as a share of a target pass, as earlier runs measured it; None if none did."""
+    store = store or CostStore()
+    one_pass = store.find({"role": "target", "model": model_identity(target)}).get("1")
+    if one_pass is None:
+        return None
+    facts: CostKey = {"role": "draft", "model": model_identity(draft)}
+    keys = [facts, *({**facts, "vocab": kind} for kind in ("shared", "text"))]
+    tokens = [token for key in keys if (token := store.find(key).get(TOKEN)) is not None]
+    return min(tokens) / one_pass if tokens else None
+
+
 def write_alpha(key: CostKey, alpha: float, store: CostStore | None = None) -> None:
     """Stores an acceptance rate; see `acceptance_key`."""
     (store or CostStore()).write(key, {ALPHA: alpha}, [ALPHA])

@@ -194,7 +194,11 @@ def _resolve_drafter(
         return settings, None, None
     draft = resolve(files or find_files(settings.draft, progress), settings.draft, "draft")
     if draft.draft_head is None:
-        wanted, cost = settings.draft.draft_vocab, _size_ratio(target, draft)
+        # It imports torch, and the commands import this module before they check their options.
+        from specgen.runtime.learned_costs import relative_draft_cost
+
+        wanted = settings.draft.draft_vocab
+        cost = relative_draft_cost(target.files, draft.files) or _size_ratio(target, draft)
         return settings, draft, pair_vocabularies(target.tokenizer, draft.tokenizer, wanted, cost)
     check_own_target(draft, target)
     return settings, draft, Pairing(target.num_tokens)

@@ -15,6 +15,7 @@ from specgen.runtime.draft_vocabulary import Overlap, TranslatedPairing, pair_vo
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.storage.cost_store import CostStore
 from specgen.text.vocabulary import Pairing
 from tests.loading.builders import make_tokenizer
 from tests.toys import ANSWER, WORDS, save_stranger, save_toy, stranger_tokenizer, toy_tokenizer
@@ -151,6 +152,20 @@ def test_costs_are_learned_for_each_way(folders: dict[str, Path]) -> None:
     keys = [learned_costs.draft_key(opened(folders, "stranger", vocab)) for vocab in ("shared", "text")]
 
     assert keys[0] != keys[1]
+
+
+def test_a_measured_cost_decides_instead_of_the_sizes(folders: dict[str, Path], cache: Path) -> None:
+    models = opened(folders, "letters", "text")
+    files = models.pair.target.files, models.pair.draft.files if models.pair.draft is not None else None
+    assert files[1] is not None
+    assert learned_costs.relative_draft_cost(files[0], files[1]) is None
+    store = CostStore()
+    key = learned_costs.draft_key(models)
+    assert key is not None
+    store.write(learned_costs.target_key(models), {"1": 0.1}, ["1"])
+    store.write(key, {learned_costs.TOKEN: 0.05}, [learned_costs.TOKEN])
+
+    assert learned_costs.relative_draft_cost(files[0], files[1]) == 0.5
 
 
 def test_shared_tokens_are_predicted_to_win_where_nearly_all_are_shared() -> None:
