@@ -92,6 +92,7 @@ _specgen() {
     batch:--revision|batch:--draft-revision|batch:--gpu-layers|batch:--context-size|batch:--threads|batch:--chat-template-kwargs|batch:-n|batch:--max-new-tokens|batch:--max-tokens|batch:--stop|batch:--temperature|batch:--temp|batch:--top-k|batch:--top-p|batch:--min-p|batch:--repetition-penalty|batch:--seed|batch:--server|batch:--concurrency|batch:--timeout) return ;;
     batch:-o|batch:--output|batch:--lookup-file) _specgen_files; return ;;
     batch:-t|batch:-m|batch:--target|batch:--model) _specgen_words "$(_specgen_names models)"; _specgen_files; return ;;
+    batch:--api-key-env) _specgen_words "$(_specgen_names sessions)"; return ;;
     batch:--color) _specgen_words "auto always never"; return ;;
     batch:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     batch:--device|batch:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
@@ -118,7 +119,7 @@ _specgen() {
     distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --chat-template-kwargs --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
     doctor) _specgen_words "-t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
     drafts) _specgen_words "-d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --measure --json -q --quiet -v --verbose -h --help" ;;
-    batch) _specgen_words "-o --output -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --chat-template --chat-template-kwargs -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --server --concurrency --timeout --insecure-key --retry-failed --json --color --stats --no-stats -q --quiet -v --verbose -h --help" ;;
+    batch) _specgen_words "-o --output -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --chat-template --chat-template-kwargs -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --server --concurrency --api-key-env --insecure-key --timeout --retry-failed --json --color --stats --no-stats -q --quiet -v --verbose -h --help" ;;
     export) _specgen_words "--from -t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --baseline --gpus --nodes --port --json --color -q --quiet -v --verbose -h --help" ;;
     '') _specgen_words "-V --version --show-completion --list -h --help" ;;
     esac

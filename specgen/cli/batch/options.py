@@ -10,11 +10,13 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
+from specgen.cli.options.server import SERVER, ConnectionOptions
 
 HELP = "Answer a file of prompts, and continue where an earlier run stopped."
 EPILOG = """The file has prompts as specgen bench takes them, or lines of OpenAI's Batch API; the output has lines of \
 the latter, with figures in response.body.specgen. Requests whose id is in the output are skipped. On this machine \
-they are answered one after the other; with --server several at a time, and lines are in the order of completion.
+they are answered one after the other; with --server several at a time, each within --timeout, and \
+lines are in the order of completion.
 
 Exit code 11: some requests failed; their lines say why, and the others are answered.
 
@@ -44,30 +46,25 @@ class TextOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerOptions:
+class ServedOptions:
     """The server that answers, instead of models on this machine."""
 
-    HEADING = "Server"
+    HEADING = SERVER
 
     server: Annotated[
-        str | None,
+        str,
         Option(
             ("--server",),
-            "Let this server answer: vLLM, SGLang, llama-server or any with OpenAI's API. A key for it comes from "
-            "SPECGEN_API_KEY.",
+            "Let a server answer (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible). -t then names one of "
+            "its models.",
             value="URL",
             env="SPECGEN_SERVER",
         ),
-    ] = None
+    ] = ""
     concurrency: Annotated[
         int, Option(("--concurrency",), "Requests that the server gets at a time.", minimum=1, maximum=256)
     ] = 8
-    timeout: Annotated[
-        float, Option(("--timeout",), "Longest wait for an answer of the server, in seconds.", minimum=1)
-    ] = 600.0
-    insecure_key: Annotated[
-        bool, Option(("--insecure-key",), "Send the key to another machine without encryption, too.")
-    ] = False
+    connection: ConnectionOptions = field(default_factory=ConnectionOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ class BatchOptions:
     lookup_files: g.LookupFiles = ()
     text: TextOptions = field(default_factory=TextOptions)
     sampling: g.SamplingOptions = field(default_factory=g.SamplingOptions)
-    server: ServerOptions = field(default_factory=ServerOptions)
+    served: ServedOptions = field(default_factory=ServedOptions)
     retry_failed: Annotated[
         bool, Option(("--retry-failed",), "Answer requests again that an earlier run could not.", heading=g.INPUT)
     ] = False

@@ -33,8 +33,7 @@ def run(options: BatchOptions) -> int:
     if options.json:
         require_stdout("the document")
     requests = read_requests(options)
-    is_local = options.server.server is None
-    inputs = LocalInputs(options, requests) if is_local else ServedInputs(options)
+    inputs = ServedInputs(options) if options.served.server else LocalInputs(options, requests)
     with OutputFile(options.output, retries_failed=options.retry_failed) as output, StopSignals() as signals:
         left = [request for request in requests if request.id not in output.done]
         totals = BatchTotals(len(requests), len(requests) - len(left), monotonic)
