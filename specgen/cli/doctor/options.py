@@ -7,8 +7,17 @@ from typing import Annotated
 
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
+from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import DRAFT_NAMES, DRAFT_VALUE, MODELS, TARGET_NAMES, BackendOptions, LoadOptions
+from specgen.cli.options.server import SERVER, ConnectionOptions
 
+SERVER_URL = Option(
+    ("--server",),
+    "Examine a server instead: what it is, what it tells about its drafts, and what would make it tell more.",
+    value="URL",
+    heading=SERVER,
+    env="SPECGEN_SERVER",
+)
 HELP = "Report what this machine and its libraries can do, and whether a pair of models fits it and each other."
 EPILOG = """Without --measure no weights are read: sizes and compatibility come from configs, headers and tokenizers. \
 A hub model that is not on this machine yet is downloaded.
@@ -33,6 +42,8 @@ class DoctorOptions:
             heading=MODELS,
         ),
     ] = None
+    server: Annotated[str, SERVER_URL] = ""
+    connection: ConnectionOptions = field(default_factory=ConnectionOptions)
     draft: Annotated[str, Option(DRAFT_NAMES, "Draft to examine with it.", value=DRAFT_VALUE, heading=MODELS)] = "none"
     load: LoadOptions = field(default_factory=LoadOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
@@ -53,3 +64,4 @@ class DoctorOptions:
     ] = ()
     json: g.Json = False
     verbosity: g.VerbosityOptions = field(default_factory=g.VerbosityOptions)
+    given: GivenNames = frozenset()

@@ -45,6 +45,11 @@ def run(options: DoctorOptions) -> int:
     Raises:
         SpecgenError: Something is wrong with the models; the findings are printed.
     """
+    if options.server:
+        from specgen.cli.doctor.served import run_served
+
+        require_stdout("the findings")
+        return run_served(options)
     if options.target is None and (options.draft != "none" or options.measure):
         raise SettingsError("--draft and --measure need a target", 'give one with -t; -t "" is the built-in model')
     messages = Messages("auto", options.verbosity.quiet)

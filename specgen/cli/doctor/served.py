@@ -1,0 +1,117 @@
+"""Examines a server for `specgen doctor --server`: what it is, what it tells, and what would make it tell more."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.text import Text
+
+from specgen.cli.doctor.options import DoctorOptions
+from specgen.cli.options.server import check_given, served_model
+from specgen.cli.streams import print_text, write_document
+from specgen.core.metrics import Counts
+from specgen.core.results import ModelInfo, RunInfo, RunReport, ServerInfo
+from specgen.core.settings import SamplingSettings
+from specgen.render.formatting import format_rate, labelled
+from specgen.render.jsonl import SCHEMA_VERSION, Document, stats_document
+from specgen.render.sanitize import one_line
+from specgen.render.terminal import is_ascii_only, make_console
+from specgen.runtime.served import ServedAnswer
+from specgen.servers.server import Server, open_server
+from specgen.servers.values import ChatRequest
+
+PROBE = "Count from one to ten in words, three times."
+"""Repeats itself, so that prompt lookup has something to propose, too."""
+NUM_PROBE_TOKENS = 32
+
+
+def run_served(options: DoctorOptions) -> int:
+    """Examines the server, asks it for a short answer, prints the findings and returns the exit code.
+
+    Raises:
+        SettingsError: The URL is invalid, or an option means nothing to a server.
+        ServerError: The server can't be reached, or fails.
+    """
+    check_given(DoctorOptions, options.given)
+    address = options.connection.address(options.server)
+    server = open_server(address, served_model(options.target or ""), options.connection.http())
+    report = _probe(server)
+    if options.json:
+        write_document(_document(server, report))
+    else:
+        ascii_only = is_ascii_only(make_console(sys.stdout, "auto", os.environ))
+        rows = [labelled(label, one_line(words, ascii_only=ascii_only)) for label, words in _rows(server, report)]
+        print_text(Text("\n").join(rows), "auto")
+    server.client.close()
+    return 0
+
+
+def _probe(server: Server) -> RunReport:
+    facts, host = server.facts, server.client.address.host
+    request = ChatRequest([{"role": "user", "content": PROBE}], NUM_PROBE_TOKENS, {"temperature": 0})
+    info = RunInfo(
+        ModelInfo(facts.model, "", "", ""),
+        None,
+        "server",
+        0,
+        SamplingSettings(),
+        "default",
+        NUM_PROBE_TOKENS,
+        0.0,
+        server=ServerInfo(facts.name, host),
+    )
+    answer = ServedAnswer(server, request, info)
+    for _ in answer:
+        pass
+    return answer.report()
+
+
+def _rows(server: Server, report: RunReport) -> list[tuple[str, str]]:
+    """Returns labels and words: facts, then what a short answer showed."""
+    facts, counts, served = server.facts, report.counts, report.served
+    window = "unknown window" if facts.window is None else f"window of {facts.window} tokens"
+    tells = [*facts.exposes]
+    if served is not None and served.acceptance == "response":
+        tells.append("accepted tokens of each answer")
+    if served is not None and served.clock == "response":
+        tells.append("its own decoding time")
+    return [
+        ("server", f"{facts.name} at {server.client.address.host}"),
+        ("model", f"{facts.model}, {window}"),
+        ("drafts", _drafts(counts, is_told=served is not None and served.acceptance is not None)),
+        ("tells", ", ".join(dict.fromkeys(tells)) or "text only"),
+        *([("more", served.advice)] if served is not None and served.advice else []),
+        ("speedup", "needs a second server without drafts: specgen bench --server URL --baseline-server URL"),
+    ]
+
+
+def _drafts(counts: Counts, *, is_told: bool) -> str:
+    if not is_told:
+        return "unknown: the server does not tell"
+    if not counts.num_drafted:
+        return "none in a short answer: off, or it found nothing to propose"
+    rate = format_rate(counts.acceptance_rate, num_digits=0)
+    doubt = "; a TAR of exactly 100 % may be a fault of the counters" if counts.acceptance_rate == 1 else ""
+    return f"on; a short answer accepted {rate} of {counts.num_drafted} drafted tokens{doubt}"
+
+
+def _document(server: Server, report: RunReport) -> Document:
+    facts, served = server.facts, report.served
+    return {
+        "type": "doctor",
+        "schema_version": SCHEMA_VERSION,
+        "server": {
+            "host": server.client.address.host,
+            "engine": facts.engine,
+            "version": facts.version,
+            "model": facts.model,
+            "root": facts.root,
+            "window": facts.window,
+            "exposes": list(facts.exposes),
+            "advice": None if served is None else served.advice or None,
+            "acceptance_source": None if served is None else served.acceptance,
+            "clock_source": None if served is None else served.clock,
+        },
+        "stats": stats_document(report.counts),
+    }
