@@ -54,6 +54,8 @@ def best_speedup(figures: Sequence[SettingFigures]) -> SettingFigures | None:
 
 def command_line_for(setting: Setting) -> str:
     """Returns the options that make `generate` and `chat` use a setting."""
+    if setting.drafter == "server":
+        return f"--server {shlex.quote(setting.draft)}"
     backend = f" --backend {setting.backend}" if setting.backend else ""
     if setting.drafter == "none":
         return f"-d none{backend}"
@@ -100,6 +102,9 @@ def _why_not(best: SettingFigures, figures: Sequence[SettingFigures]) -> str:
 def _cost_and_yield(figures: SettingFigures, every: Sequence[SettingFigures]) -> str:
     """Returns what a round costs and yields, in steps of the baseline."""
     counts = figures.counts
+    if counts.is_served:  # not all of its rounds are known
+        tar = counts.acceptance_rate
+        return "its drafts are not known" if tar is None else f"{100 * tar:.0f} % of its draft tokens are accepted"
     step_seconds = next((f.counts.tpot_seconds for f in every if f.index == BASELINE), None)
     if not step_seconds or not counts.num_rounds:
         return "the reason was not measured"

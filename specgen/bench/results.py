@@ -21,7 +21,7 @@ class Setting:
     """Describes one way to generate: a drafter and a draft length.
 
     Args:
-        drafter: `model`, `lookup`, `model+lookup`, or `none` for the baseline.
+        drafter: `model`, `lookup`, `model+lookup`, `server` (as a server was started), or `none` for the baseline.
         draft: The draft as on the command line; empty for the baseline.
         label: Short name of the draft as it really runs.
         num_draft_tokens: Longest draft.
@@ -42,13 +42,15 @@ class Setting:
 
     @property
     def length(self) -> str:
-        """Draft length as on the command line."""
+        """Draft length as on the command line; `-` if a server decided it."""
+        if self.drafter == "server":
+            return "-"
         return "auto" if self.schedule == "auto" else str(self.num_draft_tokens)
 
     @property
     def name(self) -> str:
         """Name for messages: `lookup -k auto`."""
-        name = self.label if self.drafter == "none" else f"{self.label} -k {self.length}"
+        name = self.label if self.drafter in ("none", "server") else f"{self.label} -k {self.length}"
         return f"{name} on {self.backend}" if self.backend else name
 
 
@@ -195,6 +197,8 @@ class BenchReport:
         environment: Versions, processor, devices.
         is_complete: False while it runs, and if it was interrupted or reached its time limit.
         is_out_of_time: The time limit was reached before the runs finished.
+        doubts: Codes and messages of what a benchmark of servers saw: `not_alone`, `merged_chunks`,
+            `different_models`, `retried`, `perfect_acceptance`.
         other_target: The same target on the second backend, if two are compared.
     """
 
@@ -213,6 +217,7 @@ class BenchReport:
     is_complete: bool = False
     is_out_of_time: bool = False
     other_target: ModelInfo | None = None
+    doubts: tuple[tuple[str, str], ...] = ()
 
 
 Stage = Literal["reading", "costs", "warmup", "run", "prompt", "repeat", "end"]

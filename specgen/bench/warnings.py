@@ -28,6 +28,7 @@ class BenchWarning:
 
     Args:
         code: `noisy`, `outliers`, `slow_start`, `spans_one`, `wide_interval`, `one_repeat`, `lengths`, `different`,
+            `not_alone`, `merged_chunks`, `different_models`, `retried`, `perfect_acceptance` (servers),
             `unlike_predicted`, `failed`, `incomplete`, `out_of_time`.
         message: One sentence.
     """
@@ -41,6 +42,7 @@ def warnings_of(report: BenchReport, figures: Sequence[SettingFigures] | None = 
     figures = figures_by_setting(report) if figures is None else figures
     return [
         *(BenchWarning("failed", f"{report.settings[f.setting].name} failed: {f.message}") for f in report.failures),
+        *(BenchWarning(code, message) for code, message in report.doubts),
         *_completeness(report),
         *_noise(report),
         *_lengths(report),

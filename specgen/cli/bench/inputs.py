@@ -86,7 +86,7 @@ def read_inputs(options: BenchOptions) -> Inputs:
         raise SettingsError("--check compares greedy texts, but --temperature is above 0", "omit --temperature")
     drafts = parse_drafts(compared.drafts or [AUTO], options.load.draft_quant)
     lengths = parse_lengths(compared.draft_tokens or (QUICK_LENGTHS if runs.quick else DEFAULT_LENGTHS))
-    settings = _bench_settings(runs)
+    settings = bench_settings(runs)
     lookup_texts = read_lookup_files(compared.lookup_files, compared.drafts or ["lookup"])
     prompts = read_prompts(runs.prompts, runs.num_prompts or (QUICK_PROMPTS if runs.quick else None))
     variables = settings.template_variables
@@ -151,7 +151,8 @@ def read_prompts(path: Path | None, limit: int | None = None) -> list[BenchPromp
     return prompts if limit is None else choose_evenly(prompts, limit)
 
 
-def _bench_settings(options: RunOptions) -> BenchSettings:
+def bench_settings(options: RunOptions) -> BenchSettings:
+    """Returns how to measure; raises `SettingsError` for a value out of range."""
     return BenchSettings(
         num_tokens=options.max_new_tokens or (QUICK_TOKENS if options.quick else 128),
         num_repeats=options.repeats or (QUICK_REPEATS if options.quick else 5),

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
+from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, TARGET_NAMES, LlamaCppOptions, LoadOptions
+from specgen.cli.options.server import BASELINE_SERVER, SERVER, ConnectionOptions
 
 HELP = "Measure which draft and draft length make a target fastest on this machine, or that none does."
 EPILOG = """TAR: accepted / drafted tokens. α: accepted / tested tokens, the figure to compare drafts by.
@@ -26,7 +28,9 @@ specgen bench -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct -d loo
 
 specgen bench -t TARGET -d DRAFT:none -d DRAFT:nf4 -k 4 --check --fail-under-speedup 1.2 --format json
 
-specgen bench -t TARGET.gguf --backend both"""
+specgen bench -t TARGET.gguf --backend both
+
+specgen bench --server http://a:8000 --baseline-server http://b:8000"""
 
 MEASURING = "Measuring"
 BenchFormat = Literal["auto", "table", "json", "ndjson", "csv", "md"]
@@ -188,6 +192,18 @@ class BenchOptions:
             env="SPECGEN_TARGET",
         ),
     ] = ""
+    servers: Annotated[
+        tuple[str, ...],
+        Option(
+            ("--server",),
+            "Measure a server instead of models here; needs --baseline-server. Repeatable.",
+            value="URL",
+            heading=SERVER,
+            env="SPECGEN_SERVER",
+        ),
+    ] = ()
+    baseline_server: Annotated[str, BASELINE_SERVER] = ""
+    connection: ConnectionOptions = field(default_factory=ConnectionOptions)
     compared: ComparedOptions = field(default_factory=ComparedOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
     backend: BenchBackendOptions = field(default_factory=BenchBackendOptions)
@@ -200,3 +216,4 @@ class BenchOptions:
     table: BenchTableOptions = field(default_factory=BenchTableOptions)
     color: g.Color = "auto"
     verbosity: g.VerbosityOptions = field(default_factory=g.VerbosityOptions)
+    given: GivenNames = frozenset()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from specgen.bench.advice import best_speedup
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchReport
+from specgen.bench.served import ServedBenchmark
 from specgen.cli.bench.inputs import Inputs, read_inputs
 from specgen.cli.bench.options import BenchOptions, BenchTableOptions, LimitOptions
 from specgen.cli.bench.output import BenchOutput
+from specgen.cli.bench.served import open_served_benchmark
 from specgen.cli.failures import Interrupted
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.streams import Messages, discard_stdout, loading
@@ -30,13 +32,17 @@ def run(options: BenchOptions) -> int:
         SpecgenError: A model can't be loaded, the target failed, or a limit is missed.
     """
     messages = Messages(options.color, options.verbosity.quiet)
-    inputs = read_inputs(options)
+    inputs = None if options.servers else read_inputs(options)
     output = BenchOutput(options.format, options.exports, options.color, messages)
     error: SpecgenError | None = None
     with StopSignals() as signals:
         try:
-            with loading(messages, options.verbosity) as progress, gc_paused():
-                benchmark = _open_benchmark(inputs, progress)
+            benchmark: Benchmark | ServedBenchmark
+            if inputs is None:
+                benchmark = open_served_benchmark(options)
+            else:
+                with loading(messages, options.verbosity) as progress, gc_paused():
+                    benchmark = _open_benchmark(inputs, progress)
             report = _measure(benchmark, output, messages, signals)
             error = _missed_limit(report, options.limits)
             output.finish(report, None if signals.exit_code else error, options.table)
@@ -65,14 +71,14 @@ def _open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
     return open_benchmark(inputs, progress)
 
 
-def _measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, signals: StopSignals) -> BenchReport:
+def _measure(
+    benchmark: Benchmark | ServedBenchmark, output: BenchOutput, messages: Messages, signals: StopSignals
+) -> BenchReport:
     """Runs a benchmark and saves the costs of passes. Ctrl-C ends it after the round in progress.
 
     Raises:
         SpecgenError: The target failed; what was finished is written.
     """
-    from specgen.cli.bench.benchmark import save_costs
-
     for notice in benchmark.report().notices:
         messages.warning(notice)
     signals.listener = benchmark.interrupt
@@ -91,7 +97,10 @@ def _measure(benchmark: Benchmark, output: BenchOutput, messages: Messages, sign
         raise
     finally:
         signals.listener = None
-    save_costs(benchmark)
+    if not isinstance(benchmark, ServedBenchmark):
+        from specgen.cli.bench.benchmark import save_costs
+
+        save_costs(benchmark)
     return benchmark.report()
 
 

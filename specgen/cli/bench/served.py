@@ -1,0 +1,42 @@
+"""Reads and checks what `specgen bench --server` needs, and connects to the servers."""
+
+from __future__ import annotations
+
+from specgen.bench.served import ServedBenchmark
+from specgen.cli.bench.inputs import QUICK_PROMPTS, bench_settings, read_prompts
+from specgen.cli.bench.options import BenchOptions
+from specgen.cli.options.server import check_given, served_model
+from specgen.core.errors import SettingsError
+from specgen.servers.server import open_server
+
+
+def open_served_benchmark(options: BenchOptions) -> ServedBenchmark:
+    """Checks the options, reads the prompts and connects to the servers.
+
+    Raises:
+        SettingsError: An option means nothing to a server, there is no baseline, or a server can't write answers of
+            equal length.
+        PromptError: A file can't be read.
+        ServerError: A server can't be reached, or refuses the key.
+    """
+    check_given(BenchOptions, options.given)
+    if not options.baseline_server:
+        raise SettingsError(
+            "bench --server needs a server to compare with: no engine can switch drafts off for one request",
+            "start the same model without drafts, and give it with --baseline-server",
+        )
+    runs, connection = options.runs, options.connection
+    if options.limits.check and runs.temperature > 0:
+        raise SettingsError("--check compares greedy texts, but --temperature is above 0", "omit --temperature")
+    settings = bench_settings(runs)
+    prompts = read_prompts(runs.prompts, runs.num_prompts or (QUICK_PROMPTS if runs.quick else None))
+    addresses = [connection.address(url) for url in (options.baseline_server, *options.servers)]
+    model = served_model(options.target)
+    # A run that is sent again would be timed with its wait.
+    servers = [open_server(address, model, connection.http(num_retries=0)) for address in addresses]
+    for server in servers:
+        if not settings.stops_at_end and not server.engine.has_ignore_eos:
+            why = "can't ignore the end token, so lengths would differ"
+            raise SettingsError(f"{server.client.address.host} {why}", "add --stop-at-eos")
+    variables = settings.template_variables
+    return ServedBenchmark(servers, prompts, settings, {"chat_template_kwargs": variables} if variables else {})
