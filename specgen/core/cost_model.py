@@ -152,18 +152,18 @@ def forecast(counts: Counts, costs: PassCosts) -> Forecast:
 def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
     """Predicts the speedup of a run's rounds from the costs of passes, independently of the run's own clock.
 
-    A token of the baseline costs v(1). A round costs its draft, v(drafted + 1) and the work around them. A draft after
+    A token of the baseline costs v(1). A round costs its draft, v(tokens fed) and the work around them. A draft after
     rounds without one first reads the missed tokens; its time is taken as measured.
     """
     plain = costs.plain_seconds
     if plain is None or not counts.num_rounds:
         return None
     seconds = counts.num_rounds * costs.round_seconds
-    for num_drafted, num_rounds in enumerate(counts.drafted_histogram):
-        verify = interpolated(costs.verify_seconds, num_drafted + 1)
-        if num_rounds and verify is None:
+    for num_fed, num_rounds in enumerate(counts.fed_histogram):
+        verify = interpolated(costs.verify_seconds, num_fed) if num_rounds else 0.0
+        if verify is None:
             return None
-        seconds += num_rounds * (verify or 0.0)
+        seconds += num_rounds * verify
     if costs.is_per_round:
         seconds += counts.num_rounds * costs.draft_seconds
     else:

@@ -40,6 +40,7 @@ class Round:
         other_seconds: The rest of the round: acceptance, cutting, rewinding.
         source: What made the draft; None if nothing was drafted.
         is_warmup: A pass of the round was recorded, or ran for the first time: later ones of its size are faster.
+        num_replayed: Accepted tokens of earlier rounds that the target's pass fed again.
     """
 
     index: int
@@ -52,12 +53,18 @@ class Round:
     other_seconds: float
     source: DraftSource | None = None
     is_warmup: bool = False
+    num_replayed: int = 0
 
     @property
     def token_ids(self) -> tuple[int, ...]:
         """The tokens this round adds to the text, at least one."""
         accepted = self.draft_ids[: self.num_accepted]
         return accepted if self.target_id is None else (*accepted, self.target_id)
+
+    @property
+    def num_fed(self) -> int:
+        """Tokens of the target's pass: the last one of the text, the draft, and those fed again."""
+        return 1 + len(self.draft_ids) + self.num_cut + self.num_replayed
 
     @property
     def num_rejected(self) -> int:

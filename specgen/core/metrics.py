@@ -48,7 +48,7 @@ class Counts:
     num_plain_rounds: int = 0
     num_timed_plain_rounds: int = 0
     plain_seconds: float = 0.0
-    """Time of rounds without a draft, except warm-up: steps of plain decoding in the middle of the run."""
+    """Time of rounds without a draft, except warm-up and replays: steps of plain decoding in the middle of the run."""
     num_resumed: int = 0
     resumed_seconds: float = 0.0
     """Time of drafts after a round without one, where the drafter first reads the tokens it missed."""
@@ -63,8 +63,8 @@ class Counts:
     num_reused_tokens: int = 0
     accepted_histogram: list[int] = field(default_factory=list)
     """`[j]`: rounds that accepted exactly j draft tokens."""
-    drafted_histogram: list[int] = field(default_factory=list)
-    """`[j]`: rounds that drafted exactly j tokens, those cut off at the text's end among them."""
+    fed_histogram: list[int] = field(default_factory=list)
+    """`[n]`: rounds whose target pass fed exactly n tokens; see `Round.num_fed`."""
     drafted_by_position: list[int] = field(default_factory=list)
     tested_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Counts:
         is_plain = num_drafted + round_.num_cut == 0
         if is_plain:
             self.num_plain_rounds += 1
-            if not round_.is_warmup:
+            if not round_.is_warmup and not round_.num_replayed:
                 self.num_timed_plain_rounds += 1
                 # A drafter may have worked and found nothing to propose.
                 self.plain_seconds += round_.seconds - round_.draft_seconds
@@ -103,14 +103,19 @@ class Counts:
         self.draft_seconds += round_.draft_seconds
         self.verify_seconds += round_.verify_seconds
         self.other_seconds += round_.other_seconds
-        self.observe_positions(num_drafted, round_.num_accepted, round_.num_cut)
+        self.observe_positions(num_drafted, round_.num_accepted, round_.num_cut + round_.num_replayed)
 
-    def observe_positions(self, num_drafted: int, num_accepted: int, num_cut: int = 0) -> None:
-        """Adds a round to the histograms and to the sums by position only."""
+    def observe_positions(self, num_drafted: int, num_accepted: int, num_other: int = 0) -> None:
+        """Adds a round to the histograms and to the sums by position only.
+
+        Args:
+            num_other: Further tokens of the target's pass: cut off at the text's end, or fed again.
+        """
         _grow(self.accepted_histogram, num_drafted + 1)
         self.accepted_histogram[num_accepted] += 1
-        _grow(self.drafted_histogram, num_drafted + num_cut + 1)
-        self.drafted_histogram[num_drafted + num_cut] += 1
+        num_fed = 1 + num_drafted + num_other
+        _grow(self.fed_histogram, num_fed + 1)
+        self.fed_histogram[num_fed] += 1
         for by_position in (self.drafted_by_position, self.tested_by_position, self.accepted_by_position):
             _grow(by_position, num_drafted)
         for position in range(num_drafted):

@@ -40,7 +40,12 @@ class TargetModel(Protocol):
         """
 
     def rewind(self, length: int) -> None:
-        """Shortens the cache to at most `length` tokens; to fewer if the model can't stop there."""
+        """Shortens the cache to at most `length` tokens: to the longest prefix that the model can return to.
+
+        A cache of keys and values is cropped to `length`. One with running states returns to a copy of them, made
+        before the draft or at the end of a prompt; the next call then feeds the accepted tokens again, in front of the
+        next draft, so that no pass is added.
+        """
 
 
 class LanguageModel(TargetModel, Protocol):

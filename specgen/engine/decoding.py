@@ -100,7 +100,8 @@ def decode(
         if recording is not None and (message := recording.take_failure()) is not None:
             yield _recording_failed("target", message)
         started = stopwatch.mark()
-        draft_length.start_round()
+        num_replayed = len(ids) - 1 - target.length
+        draft_length.start_round(num_replayed)
         limit = min(settings.num_draft_tokens, num_left - 1, rows_before_switch(target, len(ids)))
         draft, failure = _propose(drafter, ids, limit, draft_length)
         if failure is not None:
@@ -143,6 +144,7 @@ def decode(
             other_seconds=max(0.0, stopwatch.elapsed_seconds(started, ended) - draft_seconds - verify_seconds),
             source=draft.source if draft_ids else None,
             is_warmup=verified.is_warmup or draft.is_warmup,
+            num_replayed=num_replayed,
         )
         draft_length.observe(round_)
         yield round_

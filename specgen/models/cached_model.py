@@ -53,10 +53,8 @@ class CachedModel(ABC):
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> None:
         """Brings the cache up to `ids`, without logits."""
-        self._choose_frequencies(len(ids))
-        while len(ids) > self.length:
-            last = max(self.length + PREFILL_CHUNK, self._first_pass_end)
-            self._forward(self._tensor(ids[self.length : last]), 1)
+        self._feed(ids)
+        self._end_of_feed()
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
@@ -81,7 +79,9 @@ class CachedModel(ABC):
         self._choose_frequencies(num_tokens)
         num_fed = num_tokens - max(num_last, PREFILL_CHUNK)
         if num_fed >= self._first_pass_end:
-            self.feed(ids[: max(self.length, num_fed)])
+            self._feed(ids[: max(self.length, num_fed)])
+        if num_tail and self.length <= len(ids):
+            self._before_draft()
         new = self._tensor(ids[self.length :])
         if tail is not None and num_tail:
             new = torch.cat([new, moved(tail[max(0, self.length - len(ids)) :], self.device)])
@@ -107,12 +107,13 @@ class CachedModel(ABC):
         return self.switch_length + 1 if self._is_long and self.switch_length is not None else 0
 
     def rewind(self, length: int) -> None:
-        """Removes what follows `length` tokens from the cache; a model that can't stop there removes everything."""
+        """Shortens the cache to at most `length` tokens: to the longest prefix that the model can return to."""
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
-        if length == 0 or not self._remove(self.length - length):
+        kept = self._cut(length) if length else 0
+        if not kept:
             self.reset()
             return
-        self.length = length
+        self.length = kept
 
     def reset(self) -> None:
         """Empties the cache and frees its memory."""
@@ -129,12 +130,28 @@ class CachedModel(ABC):
         """Frees the cache's memory."""
 
     @abstractmethod
-    def _remove(self, num_tokens: int) -> bool:
-        """Removes the last tokens from the cache; returns False if it can't be cut there."""
+    def _cut(self, length: int) -> int:
+        """Shortens the cache to at most `length` tokens, at least 1.
+
+        Returns:
+            How many it holds now; 0 if it must be emptied.
+        """
 
     @abstractmethod
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         """Computes the pass itself: `new` `[n]`, after the cached tokens, to logits `[num_last, width]`."""
+
+    def _end_of_feed(self) -> None:  # noqa: B027  most models can cut anywhere
+        """Notes that the cache holds a text that a later one may start with."""
+
+    def _before_draft(self) -> None:  # noqa: B027
+        """Notes that the next pass feeds drafted tokens, which may be rejected."""
+
+    def _feed(self, ids: Sequence[int]) -> None:
+        self._choose_frequencies(len(ids))
+        while len(ids) > self.length:
+            last = max(self.length + PREFILL_CHUNK, self._first_pass_end)
+            self._forward(self._tensor(ids[self.length : last]), 1)
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return ids_on(self.device, ids)

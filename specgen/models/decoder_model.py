@@ -55,11 +55,11 @@ class DecoderModel(CachedModel):
         if self.target_features is not None:
             self.target_features.rewind(0)
 
-    def _remove(self, num_tokens: int) -> bool:
+    def _cut(self, length: int) -> int:
         """Removes only features: the next pass overwrites the keys and values."""
         if self.target_features is not None:
-            self.target_features.rewind(self.length - num_tokens)
-        return True
+            self.target_features.rewind(length)
+        return length
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         decoder = self.decoder

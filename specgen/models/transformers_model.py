@@ -5,35 +5,42 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from specgen.core.errors import LoadError
-from specgen.models.cached_model import CachedModel
+from specgen.models.cached_model import PREFILL_CHUNK, CachedModel
+from specgen.models.running_states import RunningStates, refuse_unfit_states
 
 
 class TransformersModel(CachedModel):
     """A transformers model and the cache of one text.
+
+    Keys, values and the inputs of convolutions are cropped. If a layer is recurrent, the cache returns to the states
+    copied before the draft instead; the accepted tokens are then fed again with the next draft.
 
     Args:
         model: A transformers causal language model in eval mode.
         vocab_size: As in `CachedModel`.
 
     Raises:
-        LoadError: The model has a recurrent state, from which tokens can't be removed.
+        LoadError: The model has a running state that can't be restored.
     """
 
     def __init__(self, model: Any, vocab_size: int) -> None:
         parameters = inspect.signature(model.forward).parameters
         # Its name changes in transformers 5.40.
         self._cache_argument = next((name for name in ("cache", "past_key_values") if name in parameters), "")
-        _refuse_recurrent_state(model, has_cache=bool(self._cache_argument))
+        layers = DynamicCache(config=model.config).layers
+        refuse_unfit_states(model, layers, has_cache=bool(self._cache_argument))
         weight: Tensor = model.get_input_embeddings().weight
         super().__init__(vocab_size, weight.shape[0], weight.device)
         self.model = model
         self._cuts_logits = "logits_to_keep" in parameters
         self.switch_length = _switch_length(model.config.get_text_config())
+        # Bamba's own positions start at 0 in every pass.
+        self._takes_positions = "position_ids" in parameters and any(_is_running(layer) for layer in layers)
         self._num_recorded = 0
         self._window: int | None = None
         self._release()
@@ -44,25 +51,65 @@ class TransformersModel(CachedModel):
         weights: nn.Module = self.model
         return weights
 
+    @property
+    def replays(self) -> bool:
+        """Whether a rejected draft makes the next pass feed accepted tokens again; known after the first pass."""
+        return self.states.has_recurrence
+
     def _release(self) -> None:
         cache: Any = DynamicCache(config=self.model.config)
-        # Without it a sliding window can't be rewound once it is full.
+        # Without it a sliding window can't be rewound once it is full, nor a convolution at any time.
         cache.activate_past_recording()
         self._cache = cache
+        self.states = RunningStates([layer for layer in cache.layers if _is_running(layer)])
+        """The states of layers that have no keys and values."""
         windows = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
         self._window = min(windows, default=None)
         self._num_recorded = 0
 
-    def _remove(self, num_tokens: int) -> bool:
+    def _end_of_feed(self) -> None:
+        if self.states.num_layers and self.length:
+            self._crop(0)
+            self.states.note_prompt(self.length)
+
+    def _before_draft(self) -> None:
+        if self.states.num_layers:
+            self.states.note_draft(self.length)
+
+    def _cut(self, length: int) -> int:
         # A layer with a window drops what left the window when it is cropped, so only tokens fed since then can be
         # removed. Starting over is slow and correct; a deeper crop would silently lose part of the window.
+        num_tokens = self.length - length
         if self._window is not None and self.length >= self._window and num_tokens > self._num_recorded:
-            return False
-        if num_tokens or self._window is not None:
-            self._cache.crop(-num_tokens)
-            self._num_recorded = 0
-        assert self._cache.get_seq_length() == self.length - num_tokens, "the cache and its owner disagree"
-        return True
+            return 0
+        if num_tokens and self.states.num_layers and (self.replays or num_tokens > self._num_recorded):
+            return self._restore(length)
+        if num_tokens or self._window is not None or self.states.num_layers:
+            self._crop(num_tokens)
+        self.states.forget_after(length)
+        return length
+
+    def _restore(self, length: int) -> int:
+        """Returns to the longest known prefix of at most `length` tokens; returns its length, 0 if there is none."""
+        kept = self.states.restore(length)
+        num_tokens = self.length - kept
+        if not kept or (self._window is not None and num_tokens > self._num_recorded):
+            return 0
+        for layer in self._cache.layers:
+            if isinstance(layer, CacheLayerMixin):
+                # A layer with both kinds of states would crop its convolution, too.
+                _attention_kind(layer).crop(layer, -num_tokens)
+        self._num_recorded = 0
+        self.states.forget_after(kept)
+        return kept
+
+    def _crop(self, num_tokens: int) -> None:
+        self._cache.crop(-num_tokens)
+        self._num_recorded = 0
+        is_attended = any(isinstance(layer, CacheLayerMixin) for layer in self._cache.layers)
+        assert not is_attended or self._cache.get_seq_length() == self.length - num_tokens, (
+            "the cache and its owner disagree"
+        )
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         options: dict[str, Any] = {
@@ -71,10 +118,17 @@ class TransformersModel(CachedModel):
             "use_cache": True,
             "return_dict": True,
         }
+        if self.states.num_layers and self._num_recorded >= PREFILL_CHUNK:
+            self._crop(0)  # else the recorded inputs of convolutions grow with the prompt
+        if self._takes_positions:
+            options["position_ids"] = self._positions(new).unsqueeze(0)
         output = self.model(**options, **({"logits_to_keep": num_last} if self._cuts_logits else {}))
         logits: Tensor = output.logits[0, -num_last:]
         self._num_recorded += new.shape[0]
         return logits
+
+    def _positions(self, new: Tensor) -> Tensor:
+        return torch.arange(self.length, self.length + new.shape[0], device=new.device)
 
 
 def _switch_length(config: Any) -> int | None:
@@ -91,15 +145,13 @@ def _switch_length(config: Any) -> int | None:
     return min(lengths, default=None)
 
 
-def _refuse_recurrent_state(model: Any, *, has_cache: bool) -> None:
-    """Refuses Mamba-like and hybrid models: a rewound cache keeps rejected tokens in its state silently."""
-    layers = DynamicCache(config=model.config).layers
-    has_state = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-    # A model's own kind of cache layer may compress several tokens into one.
-    has_own_layers = any(type(layer).__module__ != DynamicCache.__module__ for layer in layers)
-    # xLSTM accepts a cache and expects another kind of it.
-    if has_state or has_own_layers or not has_cache or model.config.model_type == "xlstm":
-        raise LoadError(
-            f"{type(model).__name__} keeps a running state, and rejected draft tokens can't be removed from it",
-            "choose a model with attention in all layers",
-        )
+def _is_running(layer: object) -> bool:
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def _attention_kind(layer: CacheLayerMixin) -> Any:
+    """Returns the class whose `crop` shortens only the keys and values of a layer."""
+    kinds: tuple[type, ...] = type(layer).__mro__
+    return next(
+        kind for kind in kinds if hasattr(kind, "crop") and not issubclass(kind, LinearAttentionCacheLayerMixin)
+    )

@@ -74,7 +74,7 @@ def observe(models: LoadedModels, round_: Round) -> None:
     if round_.is_warmup:
         return
     draft_length, num_drafted = models.draft_length, len(round_.draft_ids) + round_.num_cut
-    draft_length.costs.observe(num_drafted + 1, round_.verify_seconds)
+    draft_length.costs.observe(round_.num_fed, round_.verify_seconds)
     if num_drafted and round_.source == "model":
         draft_length.draft_cost.observe(num_drafted, round_.draft_seconds)
 

@@ -168,7 +168,6 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "xLSTM": {"hidden_size": 64, "embedding_dim": 64, "num_blocks": 1, "num_heads": 2},
     # Hybrids: layers with attention between others.
     "MiniMax": {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "num_local_experts": 2},
-    "Qwen3Next": {"hidden_size": 32, "num_hidden_layers": 4, "num_experts": 2, "moe_intermediate_size": 16},
 }
 
 

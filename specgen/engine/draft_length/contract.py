@@ -14,8 +14,12 @@ class LengthPolicy(Protocol):
     uses_confidence: bool
     """Whether to call `on_token`: for a greedy draft the confidence costs a pass over the vocabulary."""
 
-    def start_round(self) -> None:
-        """Prepares for a new round."""
+    def start_round(self, num_replayed: int = 0) -> None:
+        """Prepares for a new round.
+
+        Args:
+            num_replayed: Tokens that the target feeds again in this round's pass, whatever is drafted.
+        """
 
     def should_draft(self) -> bool:
         """Decides whether to draft one more token."""

@@ -15,29 +15,39 @@ INITIAL_NUM_ACCEPTED = 2.0
 SHORTEST_MATCH = 2
 """A single repeated token is too weak a match, as its cost is not weighed here."""
 
+MAX_REPLAYED = 8
+"""Tokens to feed again from which a round drafts nothing: nothing is rejected then, so the cache keeps them."""
+
 
 class FixedLength:
-    """Always drafts up to the loop's limit. Decides by counts alone, so a seed repeats a text."""
+    """Drafts up to the loop's limit, unless too many tokens wait to be fed again.
+
+    Decides by counts alone, so a seed repeats a text.
+    """
 
     uses_confidence = False
 
     def __init__(self) -> None:
         self._acceptance = AcceptanceByMatch()
         self._match: LookupMatch | None = None
+        self._is_replay_due = False
         self._num_accepted = INITIAL_NUM_ACCEPTED
         """Accepted tokens of a model's draft, averaged over the recent ones."""
 
-    def start_round(self) -> None:
+    def start_round(self, num_replayed: int = 0) -> None:
         self._match = None
+        self._is_replay_due = num_replayed >= MAX_REPLAYED
 
     def should_draft(self) -> bool:
-        return True
+        return not self._is_replay_due
 
     def on_token(self, confidence: float) -> None:
         """Does nothing."""
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         self._match = match
+        if self._is_replay_due:
+            return 0
         if has_draft_model:
             expected = sum(accumulate(self._acceptance.estimates(match), mul))
             return len(match.ids) if expected >= self._num_accepted else 0

@@ -10,6 +10,7 @@ from operator import mul
 from specgen.core.events import Round
 from specgen.engine.draft_length.acceptance import AcceptanceByMatch, LookupMatch
 from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.replay_cost import ReplayCost
 from specgen.engine.draft_length.throughput import Throughput
 
 
@@ -34,9 +35,11 @@ class LookupDrafts:
     Args:
         costs: The target's.
         throughput: Values the time.
+        replay: Costs of tokens fed again.
     """
 
-    def __init__(self, costs: CostTable, throughput: Throughput) -> None:
+    def __init__(self, costs: CostTable, throughput: Throughput, replay: ReplayCost) -> None:
+        self._replay = replay
         self._costs = costs
         self._throughput = throughput
         self._acceptance = AcceptanceByMatch()
@@ -55,14 +58,15 @@ class LookupDrafts:
 
         Args:
             match: The draft.
-            seconds: Cost of a target pass over n tokens: `CostTable.seconds`, or its optimistic one for a trial.
+            seconds: Cost of a target pass over n tokens: `ReplayCost.pass_seconds`, or its optimistic one for a trial.
         """
         rate, plain_seconds = self._throughput.rate, seconds(1)
         best, expected = LookupLength(), 0.0
         estimates = self._acceptance.estimates(match)[: self._costs.longest_trial]
         for length, reach in enumerate(accumulate(estimates, mul), 1):
             expected += reach
-            gain = expected - rate * (seconds(length + 1) - plain_seconds)
+            rejection = (1 - reach) * self._replay.rejection_seconds(expected)
+            gain = expected - rate * (seconds(length + 1) - plain_seconds + rejection)
             if gain > best.gain:
                 best = LookupLength(length, gain, expected)
         return best

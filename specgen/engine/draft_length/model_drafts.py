@@ -6,6 +6,7 @@ from specgen.core.events import Round
 from specgen.core.settings import LONGEST_AUTO_DRAFT
 from specgen.engine.draft_length.acceptance import AcceptanceByConfidence
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.replay_cost import ReplayCost
 from specgen.engine.draft_length.throughput import LATEST_WEIGHT, RecentRounds, Throughput
 
 TRIAL_LENGTHS = (1, 3, 4, 5, 7)
@@ -49,10 +50,12 @@ class ModelDrafts:
         costs: The target's.
         draft_cost: Of a draft token.
         throughput: Values the time.
+        replay: Costs of tokens fed again.
     """
 
-    def __init__(self, costs: CostTable, draft_cost: DraftCost, throughput: Throughput) -> None:
+    def __init__(self, costs: CostTable, draft_cost: DraftCost, throughput: Throughput, replay: ReplayCost) -> None:
         self._costs = costs
+        self._replay = replay
         self._draft_cost = draft_cost
         self._throughput = throughput
         self._acceptance = AcceptanceByConfidence()
@@ -102,7 +105,7 @@ class ModelDrafts:
         """Returns the length that comes closest to paying, and the tokens that it is expected to lose."""
 
         def loss(length: int) -> float:
-            extra = self._costs.optimistic_seconds(length + 1) - self._costs.seconds(1)
+            extra = self._replay.optimistic_seconds(length + 1) - self._replay.pass_seconds(1)
             seconds = length * self._draft_cost.seconds + extra + self._reading_seconds()
             return seconds / self._costs.seconds(1) - self.expected_tokens(length)
 
@@ -151,7 +154,7 @@ class ModelDrafts:
     def _gain_ahead(self) -> float:
         """Returns the largest yield - rate * cost over numbers of further tokens."""
         length = self.num_drafted
-        here = self._costs.optimistic_seconds(length + 1)
+        here = self._replay.optimistic_seconds(length + 1)
         # Drafting pays at all if it is faster than plain decoding; a lucky recent rate does not change that.
         rate = self._throughput.rate if length else 1 / here
         draft_seconds, mean = self._draft_cost.seconds, self._acceptance.mean
@@ -159,7 +162,8 @@ class ModelDrafts:
         for further in range(1, self.limit - length + 1):
             reach *= mean
             gain += reach
-            cost = further * draft_seconds + self._costs.optimistic_seconds(length + further + 1) - here
+            cost = further * draft_seconds + self._replay.optimistic_seconds(length + further + 1) - here
+            cost += (self._reach - reach) * self._replay.rejection_seconds(length + gain)
             best = max(best, gain - rate * cost)
         return best
 

@@ -13,6 +13,7 @@ from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.exploration import Exploration
 from specgen.engine.draft_length.lookup_drafts import LookupDrafts
 from specgen.engine.draft_length.model_drafts import ModelDrafts
+from specgen.engine.draft_length.replay_cost import ReplayCost
 from specgen.engine.draft_length.throughput import Throughput
 
 MARGIN = 0.5
@@ -39,13 +40,15 @@ class CostAwareLength:
         self.costs = costs
         self.draft_cost = draft_cost
         self._throughput = Throughput(costs)
-        self._model = ModelDrafts(costs, draft_cost, self._throughput)
-        self._lookup = LookupDrafts(costs, self._throughput)
+        self._replay = ReplayCost(costs)
+        self._model = ModelDrafts(costs, draft_cost, self._throughput, self._replay)
+        self._lookup = LookupDrafts(costs, self._throughput, self._replay)
         self._exploration = Exploration(costs)
         self._baseline = BaselineRefresh()
         self._trial_length = 0
 
-    def start_round(self) -> None:
+    def start_round(self, num_replayed: int = 0) -> None:
+        self._replay.start_round(num_replayed)
         self._model.start_round()
         self._lookup.start_round()
         self._exploration.end_trial()
@@ -57,11 +60,11 @@ class CostAwareLength:
         self._lookup.note(match)
         if not self.costs.is_supported(1):
             return 0
-        best = self._lookup.best_length(match, self.costs.seconds)
+        best = self._lookup.best_length(match, self._replay.pass_seconds)
         is_trial = not best.num_tokens and self._exploration.can_lose(1)
         if is_trial:
             # The cost of longer passes is unknown: it may be small.
-            best = self._lookup.best_length(match, self.costs.optimistic_seconds)
+            best = self._lookup.best_length(match, self._replay.optimistic_seconds)
         if not best.num_tokens:
             return 0
         if has_draft_model and self._model.exceeds(best.gain, best.expected_tokens + 1, MARGIN):
@@ -94,7 +97,7 @@ class CostAwareLength:
             # Its tokens count, its time says nothing about later rounds.
             self._model.observe_acceptance(round_)
             return
-        self.costs.observe(len(round_.draft_ids) + round_.num_cut + 1, round_.verify_seconds)
+        self.costs.observe(round_.num_fed, round_.verify_seconds)
         self._model.observe(round_)
         self._exploration.observe(round_)
         if not self._exploration.is_trial:

@@ -151,8 +151,8 @@ class StaticModel(RecordedPasses, CachedModel):
         self._forget_recordings()
         self.static_pass.release()
 
-    def _remove(self, num_tokens: int) -> bool:
-        raise AssertionError(f"rewind removes {num_tokens} tokens itself")
+    def _cut(self, length: int) -> int:
+        raise AssertionError(f"rewind cuts to {length} tokens itself")
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         num_new = new.shape[0]
