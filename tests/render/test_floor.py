@@ -15,11 +15,13 @@ MODULES = sorted(
 )
 ALLOWED = (
     "specgen.core",
+    "specgen.batch.results",
     "specgen.bench.advice",
     "specgen.bench.figures",
     "specgen.bench.results",
     "specgen.bench.warnings",
     "specgen.distill.settings",
+    "specgen.doctor.draft_forecast",
     "specgen.doctor.results",
     "specgen.verify.results",
     "specgen.render",
