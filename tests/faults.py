@@ -19,6 +19,7 @@ SECTIONS = {
     49: "Signals, pipes, disk",
     75: "Text and stream",
     91: "Where a text ends, and what the checkpoint asks for",
+    100: "Tokens: the checkpoint's own tokenizer decides",
 }
 
 PROMISES = {
@@ -176,6 +177,10 @@ PROMISES = {
     "F99": (
         "Chat template only in the files of a processor (ggml-org/llama.cpp#12460)",
         "chat_template.json and processor_config.json are read, with any tokenizer",
+    ),
+    "F100": (
+        "Draft whose reserved tokens have other names (ggml-org/llama.cpp#3812)",
+        "a few added tokens that differ are never drafted, with a notice; the text is the target's",
     ),
 }
 

@@ -103,7 +103,7 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     return PairReport(
         models=tuple(models),
         devices=tuple(_devices(models)),
-        num_shared_tokens=None if pair.shared is None else pair.shared.num_shared,
+        num_shared_tokens=None if pair.shared is None else pair.shared.num_shared - len(pair.shared.masked_ids),
         notice=None if pair.shared is None else pair.shared.notice,
         window=window,
         num_positions=positions,

@@ -118,7 +118,7 @@ def pair_vocabularies(
     notice = None
     if not has_shared:
         kind, notice = "text", "target and draft share no token, so the draft writes text"
-    return TranslatedPairing(len(pairs), notice, kind, overlap, (target, draft), tuple(pairs))
+    return TranslatedPairing(len(pairs), notice, kind, overlap=overlap, tables=(target, draft), pairs=tuple(pairs))
 
 
 def measure_overlap(target: TokenTable, draft: TokenTable, pairs: list[tuple[int, int]], text: str = SAMPLE) -> Overlap:

@@ -22,7 +22,7 @@ from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import SEPARATOR, LookupDrafter
-from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.drafters.model import MaskedDrafter, ModelDrafter
 from specgen.engine.drafters.translated import SharedTokenDrafter, TextDrafter, TranslatedModel
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.sampling import Sampler
@@ -214,6 +214,9 @@ class LoadedModels:
         if self.translated is not None:
             is_text = self.translated.columns is None
             model: ModelDrafter = (TextDrafter if is_text else SharedTokenDrafter)(self.translated, vocab_size, sampler)
+        elif self.pair.shared is not None and self.pair.shared.masked_ids:
+            masked = torch.tensor(self.pair.shared.masked_ids)
+            model = MaskedDrafter(self.draft, vocab_size, sampler, self.pair.draft_window, masked)
         else:
             columns = self.draft.columns if isinstance(self.draft, DraftHeadModel) else None
             model = ModelDrafter(self.draft, vocab_size, sampler, self.pair.draft_window, columns)

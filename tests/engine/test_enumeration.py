@@ -16,7 +16,7 @@ from specgen.core.settings import SamplingSettings
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
-from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.drafters.model import MaskedDrafter, ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import Sampler, token_distributions
@@ -87,6 +87,9 @@ class Case:
             columns = torch.tensor([0, vocab_size - 1])
             few = ColumnsOf(table(vocab_size, 2), columns)
             return ModelDrafter(few, vocab_size, Sampler(sampling, randomness), columns=columns)
+        if self.name == "masked ids":
+            masked = torch.tensor([1, vocab_size - 1])
+            return MaskedDrafter(model, vocab_size, Sampler(sampling, randomness), None, masked)
         if self.name == "greedy draft":
             sampling = SamplingSettings(repetition_penalty=sampling.repetition_penalty)
         return ModelDrafter(model, vocab_size, Sampler(sampling, randomness))
@@ -128,7 +131,7 @@ CASES = [
     Case(n)
     for n in (
         *("none", "fixed", "same model", "other model", "greedy draft", "narrower vocabulary", "stops when unsure"),
-        "subset",
+        *("masked ids", "subset"),
     )
 ]
 

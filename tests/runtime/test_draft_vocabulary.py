@@ -9,6 +9,7 @@ import pytest
 
 from specgen.core.errors import PairError
 from specgen.core.settings import DecodeSettings, DraftVocab, ModelSettings, SamplingSettings
+from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.translated import SharedTokenDrafter, TextDrafter
 from specgen.runtime import learned_costs
 from specgen.runtime.draft_vocabulary import Overlap, TranslatedPairing, pair_vocabularies, predict_speedup
@@ -109,6 +110,29 @@ def test_the_way_is_chosen_and_described(folders: dict[str, Path]) -> None:
     assert models.draft_info is not None
     assert str(models.pair.shared.num_shared) in models.draft_info.remark
     assert opened(folders, "draft").pair.shared == Pairing(len(toy_tokenizer()))
+
+
+@pytest.mark.fault("F100")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_that_another_tokenizer_names_differently_is_never_drafted(
+    folders: dict[str, Path], tmp_path: Path, temperature: float
+) -> None:
+    tokenizer = save_toy(tmp_path, fox="<tool_call>") / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"<tool_call>"', '"<reserved_1>"'))
+    models = opened({**folders, "renamed": tmp_path}, "renamed")
+    masked = toy_tokenizer().convert_tokens_to_ids("<tool_call>")
+    fox = toy_tokenizer().encode("The quick brown fox", add_special_tokens=False)
+
+    drafter = models.drafter(models.sampler(SamplingSettings(temperature=temperature)))
+    draft = drafter.propose(fox, 4, FixedLength())
+
+    assert models.pair.shared is not None
+    assert models.pair.shared.masked_ids == (masked,)
+    assert any("<reserved_1>" in notice for notice in models.notices)
+    assert draft.ids.shape[0] == 4
+    assert masked not in draft.ids.tolist()
+    assert draft.probs is None or float(draft.probs[:, masked].sum()) == 0.0
+    assert answer(models).text == ANSWER
 
 
 def test_insisting_on_the_same_vocabulary_is_an_error(folders: dict[str, Path]) -> None:

@@ -74,6 +74,35 @@ def test_an_added_token_in_the_middle_is_refused() -> None:
     fails(PairError, lambda: compare_tokenizers(target, draft), "60 is '<a>' and '<b>'")
 
 
+@pytest.mark.fault("F100")
+def test_an_added_token_with_another_name_is_masked_with_a_notice() -> None:
+    target, draft = make_tokenizer(words(60)), make_tokenizer(words(60))
+    target.add_tokens(["<a>", "<think>", "<b>"])
+    draft.add_tokens(["<a>", "<reserved_1>", "<b>"])
+
+    pairing = compare_tokenizers(target, draft)
+
+    assert (pairing.num_shared, pairing.masked_ids, pairing.kind) == (63, (61,), "same")
+    assert "61 is '<think>' and '<reserved_1>'" in str(pairing.notice)
+
+
+@pytest.mark.fault("F100")
+def test_a_filler_of_a_gguf_is_masked() -> None:
+    target, draft = make_tokenizer([*words(60), "[PAD60]"]), make_tokenizer(words(60))
+    draft.add_tokens(["<pad>"])
+
+    assert compare_tokenizers(target, draft).masked_ids == (60,)
+
+
+@pytest.mark.fault("F100")
+def test_many_different_added_tokens_are_another_vocabulary() -> None:
+    target, draft = make_tokenizer(words(60)), make_tokenizer(words(60))
+    target.add_tokens([f"<a{index}>" for index in range(20)])
+    draft.add_tokens([f"<b{index}>" for index in range(20)])
+
+    fails(PairError, lambda: compare_tokenizers(target, draft), "20 of 80")
+
+
 @pytest.mark.fault("F31")
 def test_a_different_end_token_is_a_notice() -> None:
     pairing = compare_tokenizers(make_tokenizer(), make_tokenizer(eos_token="<unk>"))

@@ -160,6 +160,31 @@ class ModelDrafter:
         return max(ids[self.model.length :], default=0) < self.model.num_embeddings
 
 
+class MaskedDrafter(ModelDrafter):
+    """Drafts with a model whose vocabulary differs from the target's in a few ids, which it never proposes.
+
+    The draft's distribution is what is left without them, so verification keeps the target's distribution.
+
+    Args:
+        model: The draft model.
+        vocab_size: Width of the target's distributions.
+        sampler: The run's.
+        max_positions: As in `ModelDrafter`.
+        masked_ids: `[masked]` int64 ids with other meanings.
+    """
+
+    def __init__(
+        self, model: LanguageModel, vocab_size: int, sampler: Sampler, max_positions: int | None, masked_ids: Tensor
+    ) -> None:
+        super().__init__(model, vocab_size, sampler, max_positions)
+        self._masked_ids = masked_ids.to(model.device)
+        # A model that feeds its own likeliest token back knows of no mask.
+        self._on_device = None
+
+    def _next_logits(self, ids: Sequence[int], draft_ids: Tensor) -> Tensor | None:
+        return self.model.logits(ids, 1, tail=draft_ids).index_fill(1, self._masked_ids, -torch.inf)
+
+
 def _confidence(logits: Tensor, distribution: TokenDistributions) -> float:
     """Returns the probability of the likeliest token. A host read, which on CUDA waits for the draft's step."""
     if distribution.probs is not None:
