@@ -185,6 +185,11 @@ PROMISES = {
 }
 
 REPORTED = {
+    "F101": (
+        "Added token beyond the model's embeddings",
+        "dropped with a notice; its string is text. More, or an end of text: exit 4",
+        "",
+    ),
     "F121": (
         "Prompt files with other line ends: U+2028, U+0085, form feeds",
         "a line ends at \\n; the whole file may also be one JSON array",

@@ -28,7 +28,7 @@ from specgen.loading.libraries import INSTALL_LLAMA_CPP, has_llama_cpp
 from specgen.loading.names import ModelPlace, PlaceKind, find_place
 from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
 from specgen.text.generation_config import GENERATION_CONFIG
-from specgen.text.tokenizer import check_num_rows, load_tokenizer
+from specgen.text.tokenizer import fit_tokenizer, load_tokenizer
 from specgen.text.vocabulary import table_size
 
 DEFAULT_CONTEXT = 8192
@@ -66,9 +66,9 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
     generation, notices = _generation_config(files.path) if role == "target" else ({}, ())
     if format_ == "draft head":
         return ResolvedModel(files, settings, role, config, format=format_)
-    tokenizer = load_tokenizer(files.path)
+    tokenizer, notice = fit_tokenizer(load_tokenizer(files.path), config.vocab_rows, files.path)
+    notices = notices if notice is None else (*notices, notice)
     num_tokens = table_size(tokenizer)
-    check_num_rows(num_tokens, config.vocab_rows, files.path)
     return ResolvedModel(files, settings, role, config, tokenizer, num_tokens, format_, generation, notices=notices)
 
 

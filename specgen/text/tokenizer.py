@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from specgen.core.errors import ModelFileError, PairError, first_line, library_failures
 from specgen.core.model_files import MAX_JSON_BYTES, read_optional_json
-from specgen.text.tokenizer_file import TOKENIZER_FILE, processor_template, read_tokenizer_file
+from specgen.text.tokenizer_file import TOKENIZER_FILE, Tokenizer, processor_template, read_tokenizer_file
+from specgen.text.vocabulary import table_size
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _READ = (
@@ -17,6 +18,8 @@ _READ = (
 )
 """Files that transformers reads into memory for a tokenizer: by name, or by pattern where names vary."""
 
+_MAX_DROPPED = 8
+"""Added tokens without an embedding; with more, the tokenizer is another model's."""
 T = TypeVar("T")
 
 
@@ -65,6 +68,33 @@ def check_num_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:
             f"the tokenizer of {folder} has ids up to {num_tokens - 1}, but its model has {num_rows} embeddings",
             "the tokenizer belongs to another model: download the folder again",
         )
+
+
+def fit_tokenizer(tokenizer: Any, num_rows: int | None, folder: Path) -> tuple[Any, str | None]:
+    """Drops a few added tokens for which the model has no embedding: fine-tunes get a padding token that way.
+
+    Args:
+        tokenizer: As `load_tokenizer` returns it.
+        num_rows: Rows of the model's embeddings; None if unknown.
+        folder: For messages.
+
+    Returns:
+        The tokenizer, and a notice if tokens were dropped.
+
+    Raises:
+        PairError: More is missing than added tokens without a function: the tokenizer belongs to another model.
+    """
+    if num_rows is None or not isinstance(tokenizer, Tokenizer) or table_size(tokenizer) <= num_rows:
+        check_num_rows(table_size(tokenizer), num_rows, folder)
+        return tokenizer, None
+    dropped = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if i >= num_rows}
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, *tokenizer.encode("")}
+    if len(dropped) > _MAX_DROPPED or not needed.isdisjoint(dropped):
+        check_num_rows(table_size(tokenizer), num_rows, folder)
+    fitting = tokenizer.without_added(num_rows)
+    check_num_rows(table_size(fitting), num_rows, folder)
+    names = ", ".join(f"{content!r} ({token_id})" for token_id, content in sorted(dropped.items()))
+    return fitting, f"the model has {num_rows} embeddings and none for {names}: the tokenizer is used without"
 
 
 def end_ids(tokenizer: Any, generation_config: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:

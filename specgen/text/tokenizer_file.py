@@ -6,6 +6,7 @@ the chat template come from tokenizer_config.json, special_tokens_map.json and c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +80,14 @@ class Tokenizer:
         source = chat_template or self.chat_template
         assert source is not None, "the caller checks that there is a template"
         return render_template(source, conversation, {**self.special_tokens_map, **variables})
+
+    def without_added(self, num_rows: int) -> Tokenizer:
+        """Returns a copy without the added tokens whose ids are not below a number: their strings are plain text."""
+        state = json.loads(self.backend_tokenizer.to_str())
+        dropped = {token["content"] for token in state["added_tokens"] if token["id"] >= num_rows}
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < num_rows]
+        names = {name: token for name, token in self.special_tokens_map.items() if token not in dropped}
+        return Tokenizer(Backend.from_str(json.dumps(state)), names, self.chat_template)
 
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens_map.get(name)

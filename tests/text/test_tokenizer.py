@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import read_json, read_optional_json
 from specgen.loading.config_check import check_folder
-from specgen.text.tokenizer import check_num_rows, end_ids, load_tokenizer
+from specgen.text.tokenizer import check_num_rows, end_ids, fit_tokenizer, load_tokenizer
 from specgen.text.vocabulary import table_size
 from tests.loading.builders import edit_json, fails, make_folder, make_tokenizer, words
 
@@ -96,6 +97,48 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         "64",
     )
     assert error.exit_code == 4
+
+
+def add_tokens(folder: Path, *contents: str) -> None:
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(list(contents))
+    backend.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.fault("F101")
+def test_an_added_token_beyond_the_embeddings_is_dropped(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tiny", tokens=words(64))
+    plain = load_tokenizer(folder)
+    add_tokens(folder, "<pad>")
+    edit_json(folder / "tokenizer_config.json", pad_token="<pad>")
+    assert load_tokenizer(folder).encode("w0 <pad>")[-1] == 64
+
+    tokenizer, notice = fit_tokenizer(load_tokenizer(folder), 64, folder)
+
+    assert tokenizer.encode("w0 <pad>") == plain.encode("w0 <pad>")
+    assert table_size(tokenizer) == 64
+    assert "pad_token" not in tokenizer.special_tokens_map
+    assert notice is not None
+    assert "'<pad>' (64)" in notice
+
+
+@pytest.mark.fault("F101")
+def test_a_tokenizer_that_fits_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tiny", tokens=words(60))
+    tokenizer = load_tokenizer(folder)
+
+    assert fit_tokenizer(tokenizer, 64, folder) == (tokenizer, None)
+    assert fit_tokenizer(tokenizer, None, folder) == (tokenizer, None)
+
+
+@pytest.mark.fault("F101")
+@pytest.mark.parametrize("added", [["<end>"], [f"<{index}>" for index in range(9)]])
+def test_more_than_unused_tokens_beyond_the_embeddings_are_refused(tmp_path: Path, added: list[str]) -> None:
+    folder = make_folder(tmp_path / "tiny", tokens=words(64))
+    add_tokens(folder, *added)
+    edit_json(folder / "tokenizer_config.json", eos_token="<end>")
+
+    fails(PairError, lambda: fit_tokenizer(load_tokenizer(folder), 64, folder), str(63 + len(added)), "64")
 
 
 def test_a_padded_model_is_accepted(tmp_path: Path) -> None:
