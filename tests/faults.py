@@ -190,6 +190,12 @@ REPORTED = {
         "dropped with a notice; its string is text. More, or an end of text: exit 4",
         "",
     ),
+    "F102": (
+        "Added tokens that are text: line ends, runs of spaces, HTML",
+        "the ids of apply_chat_template; only control tokens are kept out of messages",
+        "",
+    ),
+    "F103": ("Raw prompt that begins with the begin token", "one begin token", ""),
     "F121": (
         "Prompt files with other line ends: U+2028, U+0085, form feeds",
         "a line ends at \\n; the whole file may also be one JSON array",

@@ -17,6 +17,8 @@ MAX_COPIES = 4
 """How often a template may render each message."""
 MAX_EXTRA_CHARS = 2**20
 """Characters that a template may add to the messages."""
+_MARK = re.compile(r"[<\[].*[_|｜:].*[>\]]")
+"""Spelling of a mark that no language of markup has: `<|fim_prefix|>`, `<tool_call>`, `[AVAILABLE_TOOLS]`."""
 RESERVED_VARIABLES = frozenset(
     {
         *("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message"),
@@ -38,10 +40,16 @@ class Message:
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Encodes a raw prompt (`--chat-template none`): special tokens in it keep their meaning.
 
+    The begin token of a text that is written out is not added again.
+
     Raises:
         PromptError: The prompt is empty, and the tokenizer has no begin token to start from.
     """
     ids: list[int] = tokenizer.encode(text)
+    begin = tokenizer.bos_token_id
+    if begin is not None and ids[:2] == [begin, begin] and text.startswith(tokenizer.bos_token):
+        # Rendered templates are pasted with their begin token, and the tokenizer adds another.
+        del ids[0]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     if not ids:
@@ -86,9 +94,7 @@ class ChatTemplate:
         return self._encode(tokenizer, messages)
 
     def _encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-        # A single character can't be split, and is a control token in no known template.
-        added = tokenizer.added_tokens_decoder.items()
-        control = {token.content: token_id for token_id, token in added if len(token.content) > 1}
+        control = self.control_tokens(tokenizer)
         unsafe = [index for index, m in enumerate(messages) if _contains_control(tokenizer, m.content, control)]
         if unsafe:
             ids = self._encode_with_placeholders(tokenizer, messages, unsafe, control)
@@ -97,6 +103,22 @@ class ChatTemplate:
         if not ids:
             raise PromptError("the chat template renders an empty prompt", "use another template")
         return ids
+
+    def control_tokens(self, tokenizer: Any) -> dict[str, int]:
+        """Returns the ids of control tokens by content: what a message must not contain.
+
+        An added token is one if it is special, if the template writes it, or if it is spelled like a mark. Others are
+        text that makers added to their vocabulary, as Gemma's runs of spaces and `<h1>`.
+        """
+        source = self.source or tokenizer.chat_template or ""
+
+        def is_mark(text: str) -> bool:
+            return _MARK.fullmatch(text) is not None or (bool(text.strip()) and text in source)
+
+        added = tokenizer.added_tokens_decoder.items()
+        # A single character can't be split, and is a control token in no known template.
+        several = ((token_id, token) for token_id, token in added if len(token.content) > 1)
+        return {token.content: token_id for token_id, token in several if token.special or is_mark(token.content)}
 
     def check(self, tokenizer: Any, model_name: str) -> None:
         """Renders one question, so that a model without a usable template is refused before its weights are read.

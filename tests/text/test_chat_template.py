@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from specgen.core.errors import LoadError, PromptError, SettingsError, SpecgenError
@@ -24,7 +24,7 @@ QWEN = Path("/root/.cache/specgen-dev/qwen2.5-coder-0.5b-instruct")
 
 
 def control_counts(tokenizer: Any, ids: Sequence[int]) -> Counter[int]:
-    """Counts the added tokens of more than one character."""
+    """Counts the added tokens of more than one character; all are control tokens in the tokenizers of these tests."""
     added = {token for token, entry in tokenizer.added_tokens_decoder.items() if len(entry.content) > 1}
     return Counter(token for token in ids if token in added)
 
@@ -117,6 +117,37 @@ def test_a_control_token_in_a_message_stays_text(text: str) -> None:
     expected = control_counts(toy_tokenizer(), library_ids(toy_tokenizer(), user("")))
     assert control_counts(toy_tokenizer(), ids) == expected
     assert f"say {text} to me<|im_end|>" in toy_tokenizer().decode(ids)
+
+
+TEXTS_AS_TOKENS = ("\n\n", "  ", "    ", "<h1>", "</h1>")
+
+
+@pytest.mark.fault("F102")
+@pytest.mark.parametrize("normalizer", [None, normalizers.Replace(" ", "\u0120")])
+@pytest.mark.parametrize("text", ["if x:\n    return  1\n\ny", "<h1>a</h1>", "a  b", "    ", "x \n\n\n    z"])
+def test_added_tokens_that_are_text_are_encoded_as_the_library_does(text: str, normalizer: Any) -> None:
+    tokenizer = toy_tokenizer(extra=TEXTS_AS_TOKENS, normalizer=normalizer)
+    # A reply that holds such a text must not end the chat.
+    chat = [*user("hi"), Message("assistant", text), Message("user", text)]
+    text_ids = {tokenizer.convert_tokens_to_ids(token) for token in TEXTS_AS_TOKENS}
+
+    ids = ChatTemplate().encode(tokenizer, chat)
+
+    assert ids == library_ids(tokenizer, chat)
+    assert not text_ids.isdisjoint(ids)
+
+
+@pytest.mark.fault("F102")
+@pytest.mark.parametrize("mark", ["<|fim|>", "<tool_call>", "[AVAILABLE_TOOLS]", "<think>"])
+def test_a_mark_that_is_not_special_stays_text_among_tokens_of_text(mark: str) -> None:
+    source = CHAT_TEMPLATE + "{% if false %}<think>{% endif %}"
+    tokenizer = toy_tokenizer(extra=(*TEXTS_AS_TOKENS, "<|fim|>", "[AVAILABLE_TOOLS]", "<think>"), template=source)
+
+    ids = ChatTemplate().encode(tokenizer, user(f"    say {mark}\n\nto  me"))
+
+    assert tokenizer.convert_tokens_to_ids(mark) not in ids
+    assert tokenizer.convert_tokens_to_ids("\n\n") in ids
+    assert f"    say {mark}\n\nto  me<|im_end|>" in tokenizer.decode(ids)
 
 
 DROPS = CHAT_TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
@@ -294,3 +325,22 @@ def test_an_empty_raw_prompt_starts_from_the_begin_token() -> None:
 def test_an_empty_raw_prompt_without_a_begin_token_is_a_prompt_error() -> None:
     with pytest.raises(PromptError):
         encode_text(make_tokenizer(bos_token=None), "")
+
+
+@pytest.mark.fault("F103")
+def test_a_begin_token_that_is_written_out_is_not_added_again() -> None:
+    tokenizer = make_tokenizer()
+    begin, name = tokenizer.bos_token_id, tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{name} $A", special_tokens=[(name, begin)]
+    )
+
+    plain = encode_text(tokenizer, "w1 w2")
+
+    assert plain[0] == begin
+    assert plain.count(begin) == 1
+    assert encode_text(tokenizer, f"{name}w1 w2") == plain
+    assert encode_text(tokenizer, f"{name} w1 w2") == plain
+    assert encode_text(tokenizer, name) == [begin]
+    assert encode_text(tokenizer, "") == [begin]
+    assert encode_text(tokenizer, f"w1{name}w2").count(begin) == 2
