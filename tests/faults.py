@@ -196,6 +196,23 @@ REPORTED = {
         "",
     ),
     "F103": ("Raw prompt that begins with the begin token", "one begin token", ""),
+    "F104": (
+        "GGUF of an architecture that transformers does not convert, with an ordinary table",
+        "its tokenizer is built from the table, as in llama.cpp",
+        "",
+    ),
+    "F105": ("Tokenizer without a counterpart in Rust", "exit 3 naming its class, in every command", ""),
+    "F106": (
+        "GGUF whose pre-tokenizer transformers ignores (digits of SmolLM2)",
+        "one set of ids on every backend: llama.cpp's",
+        "",
+    ),
+    "F107": ("GGUF next to the tokenizer files of another model", "the GGUF alone decides, on every backend", ""),
+    "F108": (
+        "Folder whose tokenizer_class rebuilds the tokenizer otherwise than tokenizer.json",
+        "the ids of tokenizer.json, whatever the class",
+        "",
+    ),
     "F121": (
         "Prompt files with other line ends: U+2028, U+0085, form feeds",
         "a line ends at \\n; the whole file may also be one JSON array",

@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path) -> Any:
         A `Tokenizer`; without a tokenizer.json, a `transformers.PreTrainedTokenizerBase`, which has the same methods.
 
     Raises:
-        ModelFileError: It is missing, damaged, or comes with its own code.
+        ModelFileError: It is missing, damaged, comes with its own code, or can't decode token by token.
     """
     if not any((folder / name).is_file() for name in _FILES):
         raise ModelFileError(f"{folder} has no tokenizer", f"copy {_FILES[0]} of the same model into it")
@@ -46,6 +46,11 @@ def load_tokenizer(folder: Path) -> Any:
         lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
         f"the tokenizer of {folder} can't be loaded",
     )
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelFileError(
+            f"the tokenizer of {folder} is in Python only: the `tokenizers` package has no {type(tokenizer).__name__}",
+            f"choose a model that has a {TOKENIZER_FILE}",
+        )
     if not tokenizer.chat_template:
         # transformers reads these files for a processor only.
         tokenizer.chat_template = processor_template(folder)

@@ -29,8 +29,12 @@ from tests.processes.environment import environment
 
 HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 SAMPLES = ("x  1", "a  2023", "a\n\n\nb", "   x    y ", "\t\r\n ", "don't DON'T", "你好，世界", "😀👍🏽 é", "½ ² ٣", "")
-LIKE_GPT2 = [name for name, splitting in _SPLITTINGS.items() if splitting.separates_digits or name in ("mpt", "jais")]
-KNOWN_TO_THE_LIBRARY = sorted(_SPLITTINGS.keys() - set(LIKE_GPT2))
+LIKE_GPT2 = [
+    name for name, splitting in _SPLITTINGS.items() if splitting.separates_digits or name in ("mpt", "jais", "trillion")
+]
+NEWER = {"glm4", "chatglm-bpe", "stablelm2", "hunyuan"}
+"""Read without their rule by transformers; `tests/llamacpp/test_tokenizer.py` compares them with llama.cpp."""
+KNOWN_TO_THE_LIBRARY = sorted(_SPLITTINGS.keys() - set(LIKE_GPT2) - NEWER)
 PIECES = ["▁", *string.ascii_letters, "▁a", "ab", "▁ab", "▁▁", "b▁", "é", "世"]
 
 
@@ -142,13 +146,14 @@ def test_a_byte_level_tokenizer_splits_as_transformers_converts_it(tmp_path: Pat
         assert built["model"][part] == expected["model"][part], part
 
 
+@pytest.mark.fault("F106")
 @pytest.mark.parametrize("pre", LIKE_GPT2)
 def test_a_rule_that_the_library_ignores_is_gpt2s_with_or_without_digits(tmp_path: Path, pre: str) -> None:
     words = build_tokenizer(read_tokenizer_entries(make_gguf(tmp_path / "model.gguf", pre=pre))).pre_tokenizer
 
     found = [word for word, _ in words.pre_tokenize_str("it's  12 a34")]
 
-    rest = ["Ġ", "Ġ12", "Ġa", "34"] if pre in ("mpt", "jais") else ["ĠĠ", "1", "2", "Ġa", "3", "4"]
+    rest = ["Ġ", "Ġ12", "Ġa", "34"] if pre in ("mpt", "jais", "trillion") else ["ĠĠ", "1", "2", "Ġa", "3", "4"]
     assert found == ["it", "'s", *rest]
 
 
@@ -183,6 +188,20 @@ def test_a_sentencepiece_tokenizer_equals_transformers_conversion(
         assert built.encode(text, add_special_tokens=False).ids == reference.encode(text, add_special_tokens=False).ids
     ids = list(range(built.get_vocab_size()))
     assert built.decode(ids, skip_special_tokens=False) == reference.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.fault("F104")
+@pytest.mark.parametrize("architecture", ["phi3", "minicpm", "internlm2", "no-such-model"])
+def test_a_table_is_read_whatever_the_architecture(tmp_path: Path, architecture: str) -> None:
+    """As in llama.cpp, where the kind of table decides."""
+    of_llama = build_tokenizer(read_tokenizer_entries(write_sentencepiece(tmp_path / "llama.gguf", "llama")))
+    path = write_sentencepiece(tmp_path / "model.gguf", architecture)
+
+    tokenizer, stages = written(path, tmp_path / "folder")
+
+    assert stages == []
+    for text in (*SAMPLES, "ab ab", "  ab", "[USER] ab</s>"):
+        assert tokenizer.encode(text) == of_llama.encode(text).ids
 
 
 def test_no_space_is_put_before_a_text_if_the_file_says_so(tmp_path: Path) -> None:

@@ -80,6 +80,19 @@ def test_a_tokenizer_that_needs_its_own_code_is_refused(folder: Path) -> None:
     fails(ModelFileError, lambda: load_tokenizer(folder), "Evil")
 
 
+@pytest.mark.fault("F105")
+def test_a_tokenizer_in_python_only_is_refused_where_it_is_loaded(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    tokens = ["<unk>", *(f"{letter}@@" for letter in "helo"), *"helo", "hello"]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nh e\nhe l\nhel l\nhell o</w>\n")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="CTRLTokenizer", unk_token="<unk>")
+
+    error = fails(ModelFileError, lambda: load_tokenizer(folder), "CTRLTokenizer", str(folder))
+
+    assert (error.code, error.exit_code) == ("model_file", 3)
+
+
 def test_a_tokenizer_json_needs_no_class_of_its_config(folder: Path) -> None:
     edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
 

@@ -64,6 +64,7 @@ def digits(tmp_path: Path) -> Path:
     return byte_level_folder(tmp_path / "digits")
 
 
+@pytest.mark.fault("F108")
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_and_text_are_those_of_the_file(digits: Path, text: str) -> None:
     tokenizer, backend = load_tokenizer(digits), Backend.from_file(str(digits / "tokenizer.json"))
@@ -75,6 +76,7 @@ def test_ids_and_text_are_those_of_the_file(digits: Path, text: str) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=skip) == backend.decode(ids, skip_special_tokens=skip)
 
 
+@pytest.mark.fault("F108")
 @given(text=st.text(max_size=30))
 def test_ids_of_any_text_are_those_of_the_file(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "any-text"

@@ -47,18 +47,19 @@ _GPT_4O = _Splitting(
 )
 _TEKKEN = _Splitting(rf"{_CASES % ('', '')}|\p{{N}}|{_SYMBOLS_OR_SLASH}|{_SPACES}", ignores_merges=True, adds_bos=True)
 _SPLITTINGS: Mapping[str, _Splitting] = {
-    **dict.fromkeys(("default", "gpt-2", "phi-2", "mpt", "olmo", "jais"), _Splitting()),
+    **dict.fromkeys(("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"), _Splitting()),
     **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "trillion"),
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
         _Splitting(separates_digits=True),
     ),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"), _QWEN2),
+    **dict.fromkeys(("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"), _QWEN2),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "midm-2.0", "lfm2"), _LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _Splitting(_LLAMA3_PATTERN)),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _Splitting(_LLAMA3_PATTERN)),
     "tekken": _TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT_4O),
 }
 """By the name of llama.cpp's pre-tokenizer. Sources: llama-vocab.cpp, and the tokenizer.json it was made from."""
+_GEMMA = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma-embedding")
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -136,10 +137,8 @@ def _byte_level(entries: Mapping[str, Any], tokens: Sequence[str]) -> tuple[Toke
 
 
 def _sentencepiece(entries: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer:
-    architecture = entries.get("general.architecture")
-    is_gemma = architecture in ("gemma", "gemma2", "gemma3")
-    if not is_gemma and architecture != "llama":
-        raise UnsupportedTokenizer(f"tokenizer.ggml.model is 'llama' for {architecture!r}")
+    # As in llama.cpp, the kind of table decides, whatever the architecture (Phi-3, MiniCPM, InternLM).
+    is_gemma = entries.get("general.architecture") in _GEMMA
     if is_gemma:
         # The files have runs of spaces as they are; the order of Gemma's merges is that of its tokens.
         tokens = ["▁" * len(token) if " " in token and not token.strip() else token for token in tokens]
