@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,15 @@ def test_a_wrong_draft_changes_no_text(files: dict[str, Path], target: str) -> N
     assert generation.counts.num_rejected > 0
 
 
-def test_different_vocabularies_are_refused(files: dict[str, Path]) -> None:
-    settings = PairSettings(named(files["folder"]), "model", named(files["foreign"]))
+def test_different_vocabularies_are_translated_unless_the_same_one_is_requested(files: dict[str, Path]) -> None:
+    foreign = named(files["foreign"])
+    settings = PairSettings(named(files["folder"]), "model", foreign)
 
-    fails(PairError, lambda: resolve_pair(settings), "--draft lookup")
+    shared = resolve_pair(settings).shared
+    assert shared is not None
+    assert shared.kind in ("shared", "text")
+    same = replace(settings, draft=replace(foreign, draft_vocab="same"))
+    fails(PairError, lambda: resolve_pair(same), "--draft-vocab")
 
 
 def test_torch_leaves_the_cores_to_llama_cpp_if_it_runs_no_model(files: dict[str, Path]) -> None:

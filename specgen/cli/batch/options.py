@@ -13,7 +13,7 @@ from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelO
 from specgen.cli.options.server import SERVER, ConnectionOptions
 
 HELP = "Answer a file of prompts, and continue where an earlier run stopped."
-EPILOG = """The file has prompts as specgen bench takes them, or lines of OpenAI's Batch API; the output has lines of \
+EPILOG = """The file has prompts as bench reads them, or lines of OpenAI's Batch API; the output has lines of \
 the latter, with figures in response.body.specgen. Requests whose id is in the output are skipped. On this machine \
 they are answered one after the other; with --server several at a time, each within --timeout, and \
 lines are in the order of completion.
