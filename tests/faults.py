@@ -213,6 +213,11 @@ REPORTED = {
         "the ids of tokenizer.json, whatever the class",
         "",
     ),
+    "F109": (
+        "Special tokens in an answer: tool calls, marks of code",
+        "shown with --show-special-tokens; the ids are in every JSON form",
+        "",
+    ),
     "F121": (
         "Prompt files with other line ends: U+2028, U+0085, form feeds",
         "a line ends at \\n; the whole file may also be one JSON array",

@@ -170,6 +170,8 @@ class RunReport:
         baseline: The target without a draft; None if it was not measured.
         forecast: Speedups predicted from the costs of passes.
         stop_text: The stop string that ended it, if one did.
+        token_ids: All ids that were generated, special tokens and those of a stop string included; None if a server
+            answered.
         served: Where its figures come from, if a server answered.
     """
 
@@ -182,6 +184,7 @@ class RunReport:
     baseline: Baseline | None = None
     forecast: Forecast | None = None
     stop_text: str | None = None
+    token_ids: tuple[int, ...] | None = None
     notices: tuple[str, ...] = ()
     served: ServedFigures | None = None
 

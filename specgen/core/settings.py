@@ -151,6 +151,7 @@ class ReplySettings:
         schedule: `constant`, or `auto`: lengths chosen by measured cost.
         stops: Stop strings.
         strict: A failing drafter is an error, not a warning.
+        show_special_tokens: Replies are shown with special tokens; messages are stored without.
     """
 
     sampling: SamplingSettings
@@ -160,3 +161,4 @@ class ReplySettings:
     schedule: DraftSchedule = "constant"
     stops: tuple[str, ...] = ()
     strict: bool = False
+    show_special_tokens: bool = False

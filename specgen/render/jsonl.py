@@ -94,6 +94,7 @@ def result_document(report: RunReport) -> Document:
         "type": "result",
         **_header(report.info),
         "text": report.text,
+        "token_ids": None if report.token_ids is None else list(report.token_ids),
         "finish_reason": report.finish_reason,
         "stop_text": report.stop_text,
         "usage": {

@@ -128,7 +128,15 @@ class Conversation:
         )
         sampling = replace(settings.sampling, seed=(settings.sampling.seed + self.num_replies) % 2**63)
         self.num_replies += 1
-        return Generation(self.models, Request(prompt_ids, limits, sampling, settings.sampling_source, settings.stops))
+        request = Request(
+            prompt_ids,
+            limits,
+            sampling,
+            settings.sampling_source,
+            settings.stops,
+            show_special_tokens=settings.show_special_tokens,
+        )
+        return Generation(self.models, request)
 
     def info(self, settings: ReplySettings) -> RunInfo:
         """Returns what runs, before the first reply."""
@@ -151,7 +159,12 @@ class Conversation:
             return None
         generation.baseline = self.baseline
         ids, prompt_ids = generation.token_ids, generation.request.prompt_ids
-        thinking, answer = split_reasoning(self.models.pair.tokenizer, ids, generation.text, prompt_ids)
+        tokenizer, text = self.models.pair.tokenizer, generation.text
+        if generation.request.show_special_tokens:
+            # What is stored is sent again, and a mark in a message would be text to the model.
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            text = text.partition(generation.stop_text)[0] if generation.stop_text else text
+        thinking, answer = split_reasoning(tokenizer, ids, text, prompt_ids)
         was_cut = generation.finish_reason != "stop"
         message = ChatMessage("assistant", answer, thinking, was_cut, reply_figures(generation))
         self.messages = (*self.messages, message)

@@ -34,6 +34,7 @@ class Request:
         prompt_ids: At least one token.
         sampling_source: Where the sampling settings come from, for the report.
         is_raw: The prompt is plain text, not a chat: the answer continues its last word.
+        show_special_tokens: The text contains special tokens, as tool calls and the end token.
     """
 
     prompt_ids: Sequence[int]
@@ -42,6 +43,7 @@ class Request:
     sampling_source: str = "default"
     stops: tuple[str, ...] = ()
     is_raw: bool = False
+    show_special_tokens: bool = False
 
 
 class Generation:
@@ -84,7 +86,8 @@ class Generation:
         sampler = models.sampler(request.sampling)
         # Only a raw prompt is continued in the middle of a line; its last tokens decide about leading spaces.
         context = request.prompt_ids[-4:] if request.is_raw else ()
-        detokenizer = Detokenizer(models.pair.tokenizer.backend_tokenizer, context)
+        backend = models.pair.tokenizer.backend_tokenizer
+        detokenizer = Detokenizer(backend, context, skip_special_tokens=not request.show_special_tokens)
         # Without end ids, the length is requested.
         stops = (*request.stops, *(models.pair.stop_strings if request.decode.end_ids else ()))
         stop = StopStrings(detokenizer.fork(), stops) if stops else None
@@ -172,6 +175,7 @@ class Generation:
             baseline=self.baseline,
             forecast=self.forecast,
             stop_text=self.stop_text,
+            token_ids=tuple(self.token_ids),
             notices=tuple(self._notices),
         )
 

@@ -230,3 +230,9 @@ def test_every_event_is_written_and_flushed_at_once() -> None:
 
     assert stream.num_flushes == 2
     assert stream.getvalue().count(b"\n") == 2
+
+
+@pytest.mark.fault("F109")
+def test_the_result_has_the_ids_of_the_answer() -> None:
+    assert result_document(report(counts(), None, token_ids=(5, 2)))["token_ids"] == [5, 2]
+    assert result_document(report(counts(), None))["token_ids"] is None

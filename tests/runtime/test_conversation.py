@@ -451,3 +451,16 @@ def test_the_toy_gives_its_answer(talker: Path) -> None:
     generation = reply(converse(open_toy(talker), replace(SHORT, max_new_tokens=100)), "Hello")
 
     assert generation.text == ANSWER
+
+
+@pytest.mark.fault("F109")
+def test_shown_special_tokens_are_not_part_of_the_stored_reply(toy: Path) -> None:
+    whole = replace(SHORT, max_new_tokens=40)
+    plain = converse(open_toy(toy), whole)
+    shown = converse(open_toy(toy), replace(whole, show_special_tokens=True))
+
+    texts = [reply(conversation, "hello").text for conversation in (plain, shown)]
+
+    assert texts == [ANSWER, f"{ANSWER}<|im_end|>"]
+    assert shown.messages[-1].content == plain.messages[-1].content
+    assert shown.prompt_ids() == plain.prompt_ids()

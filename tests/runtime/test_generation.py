@@ -591,3 +591,21 @@ def test_a_repeated_prompt_computes_only_its_last_token(opened: Opener) -> None:
 
     assert prefill_of(events).num_reused_tokens == len(CHAT) - 1
     assert second.token_ids == first.token_ids
+
+
+@pytest.mark.fault("F109")
+def test_special_tokens_are_shown_on_request(opened: Opener) -> None:
+    models = opened("target", "wrong")
+
+    hidden, shown = run(models), run(models, show_special_tokens=True)
+
+    assert (hidden.text, shown.text) == (ANSWER, ANSWER + END)
+    assert hidden.report().token_ids == shown.report().token_ids
+    assert toy_tokenizer().decode(list(hidden.report().token_ids or ())) == ANSWER + END
+
+
+@pytest.mark.fault("F109")
+def test_a_shown_special_token_can_be_a_stop_string(opened: Opener) -> None:
+    shown = run(opened(), show_special_tokens=True, stops=(END,))
+
+    assert (shown.text, shown.finish_reason) == (ANSWER, "stop")

@@ -102,6 +102,7 @@ class OutputOptions:
     )
     color: g.Color = "auto"
     sanitize: g.Sanitize = "auto"
+    show_special_tokens: g.ShowSpecialTokens = False
     stats: g.Stats = True
 
 

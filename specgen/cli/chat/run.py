@@ -108,6 +108,7 @@ def _read_inputs(options: ChatOptions) -> _Inputs:
         options.drafting.draft_tokens,
         stops=options.reply.stops,
         strict=options.drafting.strict,
+        show_special_tokens=options.output.show_special_tokens,
     )
     prompt, backend = options.prompt, options.backend.settings()
     if prompt.chat_template == "none":

@@ -39,6 +39,7 @@ class ChatSettings:
     stops: tuple[str, ...] = ()
     strict: bool = False
     """A failing drafter is an error."""
+    show_special_tokens: bool = False
     default_seed: int = field(default_factory=lambda: random.SystemRandom().randrange(2**31))
     """Used if the user gives no seed."""
 
@@ -86,7 +87,14 @@ class ChatSettings:
         sampling, source = replace(self.sampling, seed=seed, same_text=same_text).resolve(defaults)
         num_draft_tokens, schedule = parse_draft_length(self.draft_tokens)
         return ReplySettings(
-            sampling, source, self.max_new_tokens, num_draft_tokens, schedule, stops=self.stops, strict=self.strict
+            sampling,
+            source,
+            self.max_new_tokens,
+            num_draft_tokens,
+            schedule,
+            self.stops,
+            self.strict,
+            self.show_special_tokens,
         )
 
     def to_figures(self) -> dict[str, Scalar]:

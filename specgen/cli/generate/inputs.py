@@ -103,7 +103,15 @@ def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
     max_new_tokens = pair.resolve_max_new_tokens(len(ids), answer.max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
     end_ids = frozenset[int]() if answer.ignore_eos else pair.end_ids
     settings = DecodeSettings(max_new_tokens, *inputs.draft_length, end_ids, options.drafting.strict)
-    request = Request(ids, settings, sampling, source, answer.stops, is_raw=template is None)
+    request = Request(
+        ids,
+        settings,
+        sampling,
+        source,
+        answer.stops,
+        is_raw=template is None,
+        show_special_tokens=options.output.show_special_tokens,
+    )
     models = load_models(pair, progress)
     learned_costs.load(models)
     return Generation(models, request)

@@ -100,6 +100,7 @@ class OutputOptions:
     ] = "auto"
     json: Annotated[bool, Option(("--json",), "The same as --format json.")] = False
     file: Annotated[Path | None, Option(("-o", "--output"), "Write the plain answer to this file as well.")] = None
+    show_special_tokens: g.ShowSpecialTokens = False
     stats: g.Stats = True
 
 

@@ -46,6 +46,9 @@ Strict = Annotated[
 Stops = Annotated[
     tuple[str, ...], Option(("--stop",), "End the answer before this text. Repeatable.", heading=SAMPLING)
 ]
+ShowSpecialTokens = Annotated[
+    bool, Option(("--show-special-tokens",), "Show special tokens in the answer, as tool calls.", heading=OUTPUT)
+]
 ChatTemplate = Annotated[
     str,
     Option(
