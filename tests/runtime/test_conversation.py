@@ -30,7 +30,7 @@ from tests.cli.chat.scenes import (
     reply,
     wordy_folder,
 )
-from tests.toys import ANSWER, toy_tokenizer
+from tests.toys import ANSWER, save_toy, toy_tokenizer
 
 
 def play(conversation: Conversation, steps: list[str]) -> None:
@@ -454,7 +454,8 @@ def test_the_toy_gives_its_answer(talker: Path) -> None:
 
 
 @pytest.mark.fault("F109")
-def test_shown_special_tokens_are_not_part_of_the_stored_reply(toy: Path) -> None:
+def test_shown_special_tokens_are_not_part_of_the_stored_reply(tmp_path: Path) -> None:
+    toy = save_toy(tmp_path / "toy")
     whole = replace(SHORT, max_new_tokens=40)
     plain = converse(open_toy(toy), whole)
     shown = converse(open_toy(toy), replace(whole, show_special_tokens=True))
