@@ -218,6 +218,11 @@ REPORTED = {
         "shown with --show-special-tokens; the ids are in every JSON form",
         "",
     ),
+    "F110": (
+        "Tokenizer file of Mistral's with the split of Llama 3",
+        "mended with a notice; another split than Mistral's is a notice",
+        "",
+    ),
     "F121": (
         "Prompt files with other line ends: U+2028, U+0085, form feeds",
         "a line ends at \\n; the whole file may also be one JSON array",

@@ -66,8 +66,9 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
     generation, notices = _generation_config(files.path) if role == "target" else ({}, ())
     if format_ == "draft head":
         return ResolvedModel(files, settings, role, config, format=format_)
-    tokenizer, notice = fit_tokenizer(load_tokenizer(files.path), config.vocab_rows, files.path)
-    notices = notices if notice is None else (*notices, notice)
+    loaded = load_tokenizer(files.path)
+    tokenizer, notice = fit_tokenizer(loaded, config.vocab_rows, files.path)
+    notices = (*notices, *filter(None, (getattr(loaded, "notice", None), notice)))
     num_tokens = table_size(tokenizer)
     return ResolvedModel(files, settings, role, config, tokenizer, num_tokens, format_, generation, notices=notices)
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_optional_json, read_text
+from specgen.text.mistral_split import mend_split
 from specgen.text.template_sandbox import render_template
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -41,6 +42,8 @@ class Tokenizer:
         self.bos_token, self.eos_token = special_tokens.get("bos_token"), special_tokens.get("eos_token")
         self.bos_token_id, self.eos_token_id = self._id_of("bos_token"), self._id_of("eos_token")
         self.unk_token_id = self._id_of("unk_token")
+        self.notice: str | None = None
+        """What the user should know about the file."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the ids of a text. Special tokens are those that the file's post-processor adds."""
@@ -116,7 +119,9 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
         template: str | None = read_text(folder / "chat_template.jinja")
     else:
         template = _default_template(config.get("chat_template")) or processor_template(folder)
-    return Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, template)
+    tokenizer = Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, template)
+    tokenizer.notice = mend_split(backend, folder)
+    return tokenizer
 
 
 def processor_template(folder: Path) -> str | None:
