@@ -223,6 +223,7 @@ REPORTED = {
         "mended with a notice; another split than Mistral's is a notice",
         "",
     ),
+    "F111": ("Prompt file of distill with system messages or whole conversations", "all messages are kept", ""),
     "F121": (
         "Prompt files with other line ends: U+2028, U+0085, form feeds",
         "a line ends at \\n; the whole file may also be one JSON array",

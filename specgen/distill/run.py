@@ -147,7 +147,7 @@ class Distillation:
         identity: dict[str, Any] = {
             "target": target.name,
             "target_digest": digest_of(target),
-            "prompts": list(self._request.own_prompts),
+            "prompts": [list(map(asdict, messages)) for messages in self._request.own_prompts],
         }
         text_bytes = texts.num_prompts * (texts.max_new_tokens + 100) * hidden * 2
         draft_bytes = 100 * 2**20 * (hidden > 512)

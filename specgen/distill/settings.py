@@ -9,6 +9,10 @@ from typing import Any, Literal
 
 from specgen.core.errors import SettingsError
 from specgen.core.settings import ModelSettings
+from specgen.text.chat_template import Message
+
+Conversation = Sequence[Message]
+"""A prompt: messages up to the reply that the target writes."""
 
 Kind = Literal["features", "layers"]
 MAX_LAYERS = 8
@@ -123,8 +127,8 @@ class DistillRequest:
     target: ModelSettings
     settings: DistillSettings
     folder: Path
-    held_out: Sequence[str]
-    own_prompts: Sequence[str] = ()
+    held_out: Sequence[Conversation]
+    own_prompts: Sequence[Conversation] = ()
     texts_folder: Path | None = None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from specgen.core.errors import PromptError
 from specgen.distill.prompts import SeedPrompt, compose, sources_from
-from specgen.distill.settings import TextSettings
+from specgen.distill.settings import Conversation, TextSettings
 from specgen.distill.target_texts import num_generated_tokens, read_texts, save_texts
 from specgen.distill.text_generation import BatchGenerator
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
@@ -81,24 +81,28 @@ class TextFolder:
         sourced = self._batches("sourced", compose(num_sourced, self._seed + 1, sources))
         self._generate(sourced, lambda done: on_batch(len(turns) + len(plain) + done, num_batches))
 
-    def generate_own(self, prompts: Sequence[str], on_batch: OnBatch) -> None:
+    def generate_own(self, prompts: Sequence[Conversation], on_batch: OnBatch) -> None:
         """Answers a user's prompts."""
-        batches = self._batches("own", [SeedPrompt("own", text) for text in prompts[: self._settings.num_prompts]])
+        encoded = [("own", tuple(self.encode(messages))) for messages in prompts[: self._settings.num_prompts]]
+        batches = self._encoded_batches("own", encoded)
         self._generate(batches, lambda done: on_batch(done, len(batches)))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, messages: Conversation) -> list[int]:
         """Returns the ids of a prompt, in the chat template if there is one."""
         if self._tokenizer.chat_template:
-            return self._template.encode(self._tokenizer, [Message("user", text)])
-        return encode_text(self._tokenizer, text)
+            return self._template.encode(self._tokenizer, messages)
+        return encode_text(self._tokenizer, "\n\n".join(message.content for message in messages))
 
     def _batches(self, stage: str, prompts: Sequence[SeedPrompt]) -> list[PromptBatch]:
+        encoded = [(prompt.category, tuple(self.encode([Message("user", prompt.text)]))) for prompt in prompts]
+        return self._encoded_batches(stage, encoded)
+
+    def _encoded_batches(self, stage: str, encoded: Sequence[tuple[str, tuple[int, ...]]]) -> list[PromptBatch]:
         """Groups prompts of similar length; the order mixes categories and lengths."""
         rng = random.Random(f"{self._seed} {stage}")  # noqa: S311 - an order, no secret
         settings = self._settings
-        encoded = [(prompt.category, tuple(self.encode(prompt.text))) for prompt in prompts]
         fitting = [entry for entry in encoded if len(entry[1]) <= settings.max_prompt_tokens]
-        if prompts and not fitting:
+        if encoded and not fitting:
             raise PromptError(
                 f"all prompts are longer than {settings.max_prompt_tokens} tokens", "give shorter ones with --prompts"
             )

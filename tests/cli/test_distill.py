@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from specgen.text.chat_template import ChatTemplate, Message
+from specgen.text.tokenizer import load_tokenizer
 from tests.cli.conftest import Cli
 from tests.toys import random_toy, save_toy
 
@@ -66,6 +68,25 @@ def test_variables_of_the_template_are_used_and_recorded(distill: Any, tmp_path:
 
     assert ended.code == 0, ended.err
     assert '"enable_thinking": false' in (tmp_path / "draft" / "README.md").read_text()
+
+
+@pytest.mark.fault("F111")
+def test_the_target_answers_whole_conversations_of_a_prompt_file(
+    distill: Any, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specgen.distill.text_folder import TextFolder
+
+    roles = (("system", "Be brief."), ("user", "hello"), ("assistant", "hi"), ("user", "fox"))
+    messages = [{"role": role, "content": content} for role, content in roles]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    encode, seen = TextFolder.encode, []
+    monkeypatch.setattr(TextFolder, "encode", lambda self, prompt: seen.append(encode(self, prompt)) or seen[-1])
+
+    ended = distill("--prompts", tmp_path / "chats.jsonl", "--held-out", tmp_path / "chats.jsonl")
+
+    assert ended.code == 0, ended.err
+    expected = ChatTemplate().encode(load_tokenizer(target), [Message(role, content) for role, content in roles])
+    assert seen == [expected, expected]
 
 
 def test_the_card_reports_data_loss_acceptance_and_cost(distill: Any, tmp_path: Path) -> None:

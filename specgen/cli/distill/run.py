@@ -13,7 +13,7 @@ from specgen.cli.signals import Stopped
 from specgen.cli.streams import Messages, loading
 from specgen.core.errors import MemoryShortageError, SettingsError
 from specgen.core.settings import ModelSettings
-from specgen.distill.settings import DistillRequest, DistillSettings, TextSettings, TrainSettings
+from specgen.distill.settings import Conversation, DistillRequest, DistillSettings, TextSettings, TrainSettings
 from specgen.render.progress import DistillBar
 from specgen.render.sanitize import one_line
 
@@ -50,9 +50,9 @@ def run(options: DistillOptions) -> int:
 def _request(options: DistillOptions) -> DistillRequest:
     hub, data = options.hub, options.data
     target = ModelSettings(options.target, device=hub.device, revision=hub.revision, offline=hub.offline)
-    own_prompts = [] if data.prompts is None else _read_texts(data.prompts)
+    own_prompts = [] if data.prompts is None else _read_conversations(data.prompts)
     settings = _settings(options)
-    return DistillRequest(target, settings, options.output, _read_texts(data.held_out), own_prompts, data.texts)
+    return DistillRequest(target, settings, options.output, _read_conversations(data.held_out), own_prompts, data.texts)
 
 
 def _settings(options: DistillOptions) -> DistillSettings:
@@ -85,8 +85,8 @@ def _parse_layers(text: str | None) -> tuple[int, ...]:
         raise SettingsError(f"invalid --layers {text!r}", "give numbers with commas, as in 27,29") from None
 
 
-def _read_texts(path: Path | None) -> list[str]:
-    return [prompt.messages[-1].content for prompt in read_prompts(path)]
+def _read_conversations(path: Path | None) -> list[Conversation]:
+    return [prompt.messages for prompt in read_prompts(path)]
 
 
 def _summary(result: DistillResult) -> Text:
