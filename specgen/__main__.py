@@ -1,6 +1,6 @@
 """`python -m specgen` runs the command line."""
 
-from specgen.cli.app import main
+from specgen.cli.app import start
 
 if __name__ == "__main__":
-    main()
+    start()
