@@ -188,14 +188,14 @@ REPORTED = {
     "F101": (
         "Added token beyond the model's embeddings",
         "dropped with a notice; its string is text. More, or an end of text: exit 4",
-        "",
+        "OpenNMT/CTranslate2#1618",
     ),
     "F102": (
         "Added tokens that are text: line ends, runs of spaces, HTML",
         "the ids of apply_chat_template; only control tokens are kept out of messages",
         "",
     ),
-    "F103": ("Raw prompt that begins with the begin token", "one begin token", ""),
+    "F103": ("Raw prompt that begins with the begin token", "one begin token", "abetlen/llama-cpp-python#1501"),
     "F104": (
         "GGUF of an architecture that transformers does not convert, with an ordinary table",
         "its tokenizer is built from the table, as in llama.cpp",
@@ -216,12 +216,12 @@ REPORTED = {
     "F109": (
         "Special tokens in an answer: tool calls, marks of code",
         "shown with --show-special-tokens; the ids are in every JSON form",
-        "",
+        "vllm-project/vllm#893",
     ),
     "F110": (
         "Tokenizer file of Mistral's with the split of Llama 3",
         "mended with a notice; another split than Mistral's is a notice",
-        "",
+        "huggingface/transformers#42131",
     ),
     "F111": ("Prompt file of distill with system messages or whole conversations", "all messages are kept", ""),
     "F121": (

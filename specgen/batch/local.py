@@ -140,6 +140,7 @@ def _body(generation: Generation) -> dict[str, Any]:
                 "index": 0,
                 "message": {"role": "assistant", "content": generation.text},
                 "finish_reason": generation.finish_reason,
+                "token_ids": list(generation.token_ids),
             }
         ],
         "usage": {

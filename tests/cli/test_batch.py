@@ -58,6 +58,7 @@ def test_figures_of_an_answer_are_in_its_line(batch: Callable[..., Any], out: Pa
 
     body = lines(out)[0]["response"]["body"]
     assert body["usage"]["completion_tokens"] == body["specgen"]["tokens"] > 0
+    assert len(body["choices"][0]["token_ids"]) == body["usage"]["completion_tokens"]
     stats = body["specgen"]["stats"]
     assert 0 <= stats["num_accepted_draft_tokens"] <= stats["num_draft_tokens"]
 
