@@ -332,6 +332,17 @@ REPORTED = {
         "left out with one notice if nothing is missing; layers left over by number stay exit 3",
         "NVIDIA/TensorRT-LLM#17378",
     ),
+    "F146": (
+        "Weights outside linear layers: fused experts, Conv1D",
+        "memory is counted by the modules that run, and the share of the weights in the format is shown",
+        "",
+    ),
+    "F147": (
+        "Quantized checkpoints of MLX, and of methods that a CPU can't compute with (fp8)",
+        "MLX is named: exit 3; unpacked weights are counted as they run, and shown",
+        "",
+    ),
+    "F148": ("Forward pass with another name for its cache", "the name is taken from its signature", ""),
     "F156": (
         "Character of several code points whose tokens differ in state",
         "its style changes at its end",

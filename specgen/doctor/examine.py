@@ -21,6 +21,7 @@ from specgen.doctor.results import CacheState, DevicePlan, LibraryState, MemoryP
 from specgen.loading.gpus import free_by_gpu, in_segments, leaving_room, on_gpu, segment_bytes
 from specgen.loading.llama_cpp import gpu_layers, llama_library
 from specgen.loading.memory import free_bytes
+from specgen.loading.module_sizes import with_module_sizes
 from specgen.loading.placement import Placement, check_bitsandbytes, choose_placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.runtime.environment import library_versions
@@ -135,6 +136,7 @@ def _model_plan(model: ResolvedModel, settings: ModelSettings, num_positions: in
         on_gpu = gpu_layers(settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
         device, memory = "gpu" if on_gpu else "cpu", plan_gguf_memory(header, config)
         return plan(device, "mixed", header.quantization, ("llama.cpp",), header.context_length, memory)
+    config = with_module_sizes(config, files.path)
     placement = choose_placement(settings, config, from_gguf=files.from_gguf, role=model.role, times=CostStore())
     placement = in_segments(placement, model)
     if config.draft_head is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import MemoryPlan
 from specgen.loading.cuda_memory import GRAPH_BYTES, cuda_capacity, logits_bytes, weight_matrix_bytes
 from specgen.loading.gguf.metadata import GgufHeader
+from specgen.loading.module_sizes import empty_model
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
 from specgen.models.cached_model import PREFILL_CHUNK
@@ -55,7 +55,7 @@ def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_pos
     weights = (sizes.embedding + sizes.head + sizes.rest) * size
     for rows, values in sizes.layers:
         weights += weight_matrix_bytes(rows, values, placement.quant) if is_quantized else values * size
-    if config.quant_method is not None:
+    if config.quant_method is not None and not config.is_unpacked(placement.device):
         weights = config.num_weight_bytes
     copies = 0
     if config.decoder is not None:
@@ -114,15 +114,8 @@ def _own_sizes(spec: DecoderSpec) -> _Sizes:
 def _transformers_sizes(folder: Path) -> _Sizes:
     """Sizes of a model that transformers builds, without memory for its weights."""
     import torch
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    auto_config: Any = AutoConfig
-    auto_model: Any = AutoModelForCausalLM
-    whole_config = auto_config.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    with init_empty_weights():
-        model = auto_model.from_config(whole_config, trust_remote_code=False)
-    model.tie_weights()
+    model = empty_model(folder)
     config = model.config.get_text_config()
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     head_weight = None if head is None or head.weight is embedding else head.weight

@@ -46,6 +46,7 @@ def check_folder(folder: Path) -> ModelConfig:
             "use it with --draft, together with its target",
         )
     refuse_kernels(config, folder)
+    _refuse_mlx(config, folder)
     check_sizes(config, folder)
     decoder, unsupported = _decoder(config)
     model_type = config["model_type"] if decoder is not None else _model_type(config, folder)
@@ -138,6 +139,15 @@ def _quant_method(config: dict[str, Any]) -> str | None:
         if isinstance(found, dict):
             return str(found.get("quant_method") or "unknown")
     return None
+
+
+def _refuse_mlx(config: dict[str, Any], folder: Path) -> None:
+    """Refuses weights that MLX quantized: its config names sizes and no method."""
+    found = config.get("quantization", config.get("quantization_config"))
+    if isinstance(found, dict) and {"bits", "group_size"} <= found.keys() and "quant_method" not in found:
+        raise ModelFileError(
+            f"{folder} is quantized for MLX, which runs on Apple's processors", "use the original model or its GGUF"
+        )
 
 
 def refuse_kernels(config: dict[str, Any], folder: Path) -> None:

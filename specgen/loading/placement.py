@@ -240,7 +240,7 @@ def _fastest(config: ModelConfig, device: str, dtype: str, role: Role, times: Co
 
 def _fits(config: ModelConfig, device: str, dtype: str, quant: str) -> bool:
     free = free_bytes(device)
-    needed = config.needed_bytes(dtype, quant) if device == "cpu" else cuda_bytes(config, dtype, quant)
+    needed = config.needed_bytes(dtype, quant, device) if device == "cpu" else cuda_bytes(config, dtype, quant)
     return free is None or needed <= free * USABLE
 
 

@@ -24,6 +24,10 @@ DraftHeadKind = Literal["layers", "features"]
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
 """Bytes per parameter, including the scales, and the embeddings, which stay in the compute type."""
+_LAYER_BYTES = {"int8": 1.0, "nf4": 0.5625, "fp4": 0.5625}
+"""Bytes per parameter of a quantized layer, with a float32 scale per 64 values of 4 bits."""
+_UNPACKED_ON_CPU = ("fp8", "mxfp4")
+"""Methods that transformers can't compute with on a CPU: it unpacks the weights to the compute type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,31 @@ class DraftHeadConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleSizes:
+    """Numbers of weights by the modules that hold them: formats apply to some kinds of them only.
+
+    Args:
+        linear: Of `torch.nn.Linear`, apart from the head.
+        conv1d: Of transformers' `Conv1D`, which bitsandbytes quantizes and packed formats leave in float32.
+        embedding: Of the embedding of tokens.
+        head: Of the head, which may be the embedding (`is_tied`).
+        rest: Others, as fused experts, other embeddings and norms; never quantized.
+    """
+
+    linear: int
+    conv1d: int
+    embedding: int
+    head: int
+    is_tied: bool
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """All weights; a tied head counts once."""
+        return self.linear + self.conv1d + self.embedding + self.rest + (0 if self.is_tied else self.head)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A model's config, and what the headers of its weight files say.
 
@@ -97,6 +126,7 @@ class ModelConfig:
         decoder: Describes the model to specgen's decoder; None if it runs on transformers.
         unsupported: The key of the config that specgen's decoder does not support; empty if it supports all.
         draft_head: Set for a draft head; the sizes above then leave out its target.
+        modules: Set by `specgen.loading.module_sizes` before a model is placed that runs on transformers.
         values: Content of config.json.
     """
 
@@ -113,14 +143,27 @@ class ModelConfig:
     decoder: DecoderSpec | None = None
     unsupported: str = ""
     draft_head: DraftHeadConfig | None = None
+    modules: ModuleSizes | None = None
     values: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def needed_bytes(self, dtype: str, quant: str) -> int:
+    def is_unpacked(self, device: str) -> bool:
+        """Returns whether the checkpoint is quantized, and its weights are unpacked when it is loaded."""
+        return device == "cpu" and self.quant_method in _UNPACKED_ON_CPU
+
+    def needed_bytes(self, dtype: str, quant: str, device: str = "") -> int:
         """Estimates the memory of the weights in a format, without cache and activations."""
-        if self.quant_method is not None:
+        if self.quant_method is not None and not self.is_unpacked(device):
             return self.num_weight_bytes
-        per_parameter = _QUANT_BYTES.get(quant) or _BYTES.get(dtype, 4.0)
-        return int(self.num_parameters * per_parameter)
+        size = _BYTES.get(dtype, 4.0)
+        if self.modules is None:
+            return int(self.num_parameters * _QUANT_BYTES.get(quant, size))
+        sizes, layer_size = self.modules, _LAYER_BYTES.get(quant, size)
+        if self.quant_method is None and device == "cpu" and (quant == "int8" or dtype == "float16"):
+            # Packed: the embedding is as stored, and what is not packed computes in float32.
+            packed = (sizes.linear + sizes.head) * layer_size
+            return int(packed + sizes.embedding * _BYTES.get(self.dtype, 4.0) + (sizes.conv1d + sizes.rest) * 4)
+        layers = sizes.linear + sizes.conv1d
+        return int(layers * layer_size + (sizes.total - layers) * size)
 
 
 @dataclass(frozen=True, slots=True)

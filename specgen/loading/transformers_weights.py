@@ -26,7 +26,10 @@ from specgen.loading.left_over import left_out_notice, misplaced
 from specgen.loading.memory import shortage
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
-from specgen.models.formats import Float16Linear, Int8Linear, pack_model
+from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, pack_model
+
+NEARLY_ALL = 0.95
+"""Share of the weights in a format from which the others, norms and biases, are not mentioned."""
 
 
 def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[Any, ModelInfo, tuple[str, ...]]:
@@ -46,7 +49,8 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
     except library_failures() as error:
         raise load_error(error, resolved.name, folder, facts, placement) from error
     left_out = check_complete(loading, folder, model.state_dict().keys())
-    _refuse_offload(model, resolved.name, facts.needed_bytes(placement.dtype, placement.quant), placement)
+    needed = facts.needed_bytes(placement.dtype, placement.quant, placement.device)
+    _refuse_offload(model, resolved.name, needed, placement)
     model.eval()
     model.requires_grad_(False)
     check_finite(model, folder)
@@ -62,6 +66,7 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
         device=_device_name(model),
         num_parameters=facts.num_parameters,
         num_bytes=int(model.get_memory_footprint()) + scales_bytes + packed_bytes,
+        remark=_format_remark(model, facts, placement),
     )
     return model, info, left_out_notice(left_out, folder)
 
@@ -125,7 +130,7 @@ def _quantization(placement: Placement) -> Any:
 def load_error(error: Exception, shown: str, folder: Path, config: ModelConfig, placement: Placement) -> SpecgenError:
     """Translates a library's failure to load a model."""
     if is_out_of_memory(error):
-        needed = config.needed_bytes(placement.dtype, placement.quant)
+        needed = config.needed_bytes(placement.dtype, placement.quant, placement.device)
         return shortage(shown, placement.device, needed, placement.quant)
     if isinstance(error, ImportError) and config.quant_method:
         return DeviceError(
@@ -169,6 +174,25 @@ def _weight_format(model: Any) -> tuple[str, int]:
         method = quantizer.quantization_config.quant_method
         quant = str(getattr(method, "value", method))
     return quant, extra
+
+
+def _format_remark(model: Any, config: ModelConfig, placement: Placement) -> str:
+    """Returns which share of the weights is in the chosen format, unless it is nearly all; the embedding is apart."""
+    if config.quant_method is not None:
+        is_unpacked = config.is_unpacked(placement.device)
+        return f"{config.quant_method} weights, unpacked to {placement.dtype} on a CPU" if is_unpacked else ""
+    chosen = placement.packed_dtype or placement.quant
+    apart, num_chosen = {id(model.get_input_embeddings().weight)}, 0
+    for module in model.modules():
+        if isinstance(module, PackedLinear) or type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            num_chosen += module.in_features * module.out_features
+            apart.add(id(getattr(module, "weight", None)))
+    num_others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in apart)
+    share = num_chosen / max(num_chosen + num_others, 1)
+    if chosen == "none" or num_chosen == 0 or share >= NEARLY_ALL:
+        return ""
+    wide = "float32" if placement.packed_dtype is not None else placement.dtype
+    return f"{100 * share:.0f} % of the weights in {chosen}, the rest in {wide}"
 
 
 def _device_name(model: Any) -> str:

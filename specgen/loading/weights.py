@@ -12,6 +12,7 @@ from specgen.loading.decoder_weights import left_out, load_decoder, weight_bytes
 from specgen.loading.gpus import in_segments
 from specgen.loading.left_over import left_out_notice
 from specgen.loading.memory import free_bytes
+from specgen.loading.module_sizes import with_module_sizes
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.loading.tensor_files import TensorFiles
@@ -42,11 +43,12 @@ def load_weights(
         SettingsError: The weight format can't be applied to this checkpoint.
         NumericalError: The weights contain NaN or infinity.
     """
-    facts, name = resolved.config, resolved.name
+    facts, name = with_module_sizes(resolved.config, resolved.path), resolved.name
+    resolved = replace(resolved, config=facts)
     from_gguf = resolved.files.from_gguf
     placement = choose_placement(resolved.settings, facts, from_gguf=from_gguf, role=resolved.role, times=times)
     placement = in_segments(placement, resolved)
-    needed, free = facts.needed_bytes(placement.dtype, placement.quant), free_bytes(placement.device)
+    needed, free = facts.needed_bytes(placement.dtype, placement.quant, placement.device), free_bytes(placement.device)
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
         # The Linux kernel kills a program that takes too much, and then it is too late for a message.
@@ -118,6 +120,7 @@ def _load_own(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, M
 def _with_remarks(info: ModelInfo, resolved: ResolvedModel, placement: Placement) -> ModelInfo:
     remarks = ["from GGUF"] if resolved.files.from_gguf else []
     remarks += placement.remarks
+    remarks += [info.remark] if info.remark else []
     if placement.packed_dtype is None and placement.quant != "none" and info.quant == "none":
         remarks.append(f"{placement.quant}: it has no layer that can be quantized")
     return replace(info, revision=resolved.files.revision, remark="; ".join(remarks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -234,3 +235,29 @@ def test_rows_on_both_sides_of_the_switch_are_those_of_their_own_texts() -> None
             whole = model(torch.tensor([ids[: SWITCH - 2 + index]])).logits[0, -1:]
         assert_close(row[None], whole)
         assert index or torch.allclose(again, whole, atol=1e-3)
+
+
+def knowing_only(argument: str) -> Any:
+    """Returns a tiny Llama whose forward knows its cache by one name and ignores any other without a word."""
+    base: Any = type(tiny_model())
+    own = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+
+    def forward(self: Any, input_ids: Any, *, use_cache: bool = True, **others: Any) -> Any:
+        return base.forward(self, input_ids, use_cache=use_cache, **{own: others.get(argument)})
+
+    known = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in (argument, "use_cache")]
+    first = inspect.Parameter("input_ids", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = inspect.Signature([first, *known])  # type: ignore[attr-defined]
+    model = type(base.__name__, (base,), {"forward": forward})(tiny_model().config).eval()
+    model.load_state_dict(tiny_model().state_dict())
+    return model
+
+
+@pytest.mark.fault("F148")
+@pytest.mark.parametrize("argument", ["cache", "past_key_values"])
+def test_the_cache_is_passed_by_the_name_in_the_signature(argument: str) -> None:
+    model = TransformersModel(knowing_only(argument), 96)
+
+    model.logits([1, 2, 3], 1)
+
+    assert_close(model.logits([1, 2, 3, 4, 5], 2)[1:], fresh_logits("llama", [1, 2, 3, 4, 5]))
