@@ -332,6 +332,11 @@ REPORTED = {
         "left out with one notice if nothing is missing; layers left over by number stay exit 3",
         "NVIDIA/TensorRT-LLM#17378",
     ),
+    "F145": (
+        "Every decoder architecture of transformers, as a tiny random model",
+        "the text is `generate`'s with any draft; what can't run is refused with the reason",
+        "",
+    ),
     "F146": (
         "Weights outside linear layers: fused experts, Conv1D",
         "memory is counted by the modules that run, and the share of the weights in the format is shown",

@@ -19,7 +19,7 @@ NUM_DRAFTED = 4
 @torch.inference_mode()
 def generated_ids(model: Any, prompt: Sequence[int], num_new: int) -> list[int]:
     """Returns what `generate` adds to a prompt, greedily. Nothing ends the text early."""
-    model.generation_config.eos_token_id = None
+    model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
     options = {"max_new_tokens": num_new, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     inputs = torch.tensor([list(prompt)])
     output = model.generate(inputs, attention_mask=torch.ones_like(inputs), use_cache=True, **options)
