@@ -66,11 +66,17 @@ def format_turn(report: RunReport, *, ascii_only: bool = False) -> Text:
     """Formats the line after a reply in a chat: `71 % of 225 accepted · 1.62x · 62.2 tok/s · 212 tok`."""
     counts = report.counts
     rate = counts.acceptance_rate
+    if rate is not None:
+        drafts = f"{format_rate(rate, num_digits=0)} of {counts.num_drafted} accepted"
+    else:
+        drafts = "drafts unknown" if counts.detail is Detail.NOTHING else "nothing drafted"
+    is_reused = counts.is_served and counts.num_reused_tokens
     figures = [
-        "nothing drafted" if rate is None else f"{format_rate(rate, num_digits=0)} of {counts.num_drafted} accepted",
+        drafts,
         "" if report.speedup is None or find_doubt(report) else format_speedup(report.speedup),
         "" if counts.tokens_per_second is None else f"{counts.tokens_per_second:.1f} tok/s",
         f"{counts.num_emitted} tok",
+        f"{counts.num_reused_tokens} of {counts.num_prompt_tokens} cached" if is_reused else "",
         "" if report.finish_reason == "stop" else _ending(report),
     ]
     separator = f" {glyphs(ascii_only=ascii_only).separator} "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from specgen.core.errors import PromptError, SpecgenError
 from specgen.core.events import Prefill, Round, RoundText, TextEvent
 from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo
-from specgen.core.settings import DecodeSettings, ReplySettings
+from specgen.core.settings import DecodeSettings, ReplySettings, SamplingSettings
+from specgen.runtime import learned_costs
+from specgen.runtime.answer import Answer
+from specgen.runtime.chat_history import ChatHistory, ContextUse
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
 from specgen.runtime.loaded_models import LoadedModels
 from specgen.storage.transcript import ChatMessage, Scalar
@@ -17,86 +20,38 @@ from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.prefix_reuse import keep_cached_ids
 from specgen.text.reasoning import split_reasoning
 
-WARN_AT = 0.9
-"""Used share of the context window from which a chat warns the user."""
 
-
-@dataclass(frozen=True, slots=True)
-class ContextUse:
-    """How full the context window is; `window` is None if the model does not name it."""
-
-    num_tokens: int
-    window: int | None
-
-    @property
-    def share(self) -> float:
-        """Used share of the window; 0 if the window is unknown."""
-        return 0.0 if self.window is None else self.num_tokens / self.window
-
-    @property
-    def is_nearly_full(self) -> bool:
-        """Whether to warn the user."""
-        return self.share >= WARN_AT
-
-
-class Conversation:
-    """The messages of a chat, and the next reply.
-
-    `messages` is a tuple that is replaced on each change, so callers can keep an old one to go back to.
-    """
+class Conversation(ChatHistory):
+    """A chat with models that this program runs."""
 
     def __init__(
         self, models: LoadedModels, settings: ReplySettings, template: ChatTemplate, system: str | None = None
     ) -> None:
+        super().__init__()
         self.models = models
         self.settings = settings
         self.template = template
-        self.messages: tuple[ChatMessage, ...] = ()
-        self.totals = Counts()
-        self.num_replies = 0
-        self.baseline: Baseline | None = None
-        """Speed of the target alone, measured once; see `calibrate`."""
-        self.system: str | None = None
-        self.folds_system = False
-        """The template has no system role: the system message is put before the first user message."""
         self.set_system(system)
+
+    @property
+    def target_name(self) -> str:
+        """The name of the target, as the user gave it."""
+        return self.models.pair.settings.target.name
+
+    @property
+    def sampling_defaults(self) -> SamplingSettings | None:
+        """The model's own sampling settings."""
+        return self.models.pair.sampling_defaults
+
+    @property
+    def first_notices(self) -> tuple[str, ...]:
+        """Notices of the loader."""
+        return tuple(self.models.notices)
 
     def set_system(self, text: str | None) -> None:
         """Sets the system message, or removes it (None or ""); the other messages stay."""
-        self.system = text or None
+        super().set_system(text)
         self.folds_system = bool(text) and not self.template.has_system_role(self.models.pair.tokenizer)
-
-    def say(self, text: str) -> None:
-        """Adds a user message. A message without a reply is continued, because templates require alternating roles."""
-        if self.messages and self.messages[-1].role == "user":
-            text = f"{self.messages[-1].content}\n\n{text}"
-            self.messages = self.messages[:-1]
-        self.messages = (*self.messages, ChatMessage("user", text))
-
-    @property
-    def last_user_text(self) -> str | None:
-        """The last user message; None before the first one."""
-        return next((message.content for message in reversed(self.messages) if message.role == "user"), None)
-
-    @property
-    def last_reply(self) -> ChatMessage | None:
-        """The last reply; None before the first one."""
-        return next((message for message in reversed(self.messages) if message.role == "assistant"), None)
-
-    def take_back(self) -> str | None:
-        """Removes the last user message and the reply to it; returns the message, or None if nothing was said."""
-        for index in range(len(self.messages) - 1, -1, -1):
-            if self.messages[index].role == "user":
-                text = self.messages[index].content
-                self.messages = self.messages[:index]
-                return text
-        return None
-
-    def drop_reply(self) -> bool:
-        """Removes the last reply, so that the next one replaces it. Returns False if there is nothing to reply to."""
-        while self.messages and self.messages[-1].role == "assistant":
-            self.messages = self.messages[:-1]
-        return bool(self.messages)
 
     def begin_reply(self, settings: ReplySettings | None = None) -> Generation:
         """Returns the next reply, to be run with `stream`.
@@ -143,17 +98,18 @@ class Conversation:
         limits = DecodeSettings(settings.max_new_tokens, settings.num_draft_tokens, schedule=settings.schedule)
         return run_info(self.models, Request((), limits, settings.sampling, settings.sampling_source))
 
-    def stream(self, generation: Generation) -> Iterator[TextEvent]:
+    def stream(self, answer: Answer) -> Iterator[TextEvent]:
         """Yields the events of a reply and adds them to the totals."""
-        for event in generation:
+        for event in answer:
             if isinstance(event, Prefill):
                 self.totals.observe_prefill(event)
             elif isinstance(event, RoundText):
                 self.totals.observe(event.round)
             yield event
 
-    def end_reply(self, generation: Generation) -> ChatMessage | None:
+    def end_reply(self, answer: Answer) -> ChatMessage | None:
         """Adds a reply to the messages, finished or not; returns None if it has no token."""
+        generation = _own(answer)
         counts = generation.counts
         if not counts.num_rounds:
             return None
@@ -164,18 +120,19 @@ class Conversation:
             # What is stored is sent again, and a mark in a message would be text to the model.
             text = tokenizer.decode(ids, skip_special_tokens=True)
             text = text.partition(generation.stop_text)[0] if generation.stop_text else text
-        thinking, answer = split_reasoning(tokenizer, ids, text, prompt_ids)
+        thinking, content = split_reasoning(tokenizer, ids, text, prompt_ids)
         was_cut = generation.finish_reason != "stop"
-        message = ChatMessage("assistant", answer, thinking, was_cut, reply_figures(generation))
+        message = ChatMessage("assistant", content, thinking, was_cut, reply_figures(generation))
         self.messages = (*self.messages, message)
         return message
 
-    def calibrate(self, generation: Generation) -> Baseline | None:
+    def calibrate(self, answer: Answer) -> Baseline | None:
         """Times the target alone on a few tokens after a reply, then removes them from its cache.
 
         Returns:
             None if there is nothing to compare (no drafter, a shorter reply) or the window is full.
         """
+        generation = _own(answer)
         models, sampling = self.models, generation.request.sampling
         text_ids, length = list(models.text_ids), models.target.length
         num_tokens = NUM_CALIBRATION_TOKENS + 1
@@ -196,6 +153,18 @@ class Conversation:
         assert counts.tpot_seconds is not None
         self.baseline = generation.baseline = Baseline("calibrate", counts.num_emitted, counts.tpot_seconds)
         return self.baseline
+
+    def abandon_reply(self) -> None:
+        """Empties the caches after a prefill that was stopped."""
+        self.models.reset_caches()
+
+    def finish(self) -> None:
+        """Saves the measured costs of passes for later runs."""
+        learned_costs.save(self.models)
+
+    def repeats(self, answer: Answer) -> bool:
+        """Returns whether the next reply has the prompt of an earlier one."""
+        return list(_own(answer).request.prompt_ids) == self.prompt_ids()
 
     def context_use(self) -> ContextUse:
         """Returns how much of the window the conversation takes, including the start of the next reply."""
@@ -220,6 +189,12 @@ class Conversation:
         if not self.folds_system:
             return [Message("system", self.system), *turns]
         return [Message("user", f"{self.system}\n\n{turns[0].content}"), *turns[1:]]
+
+
+def _own(answer: Answer) -> Generation:
+    """Narrows an answer that `begin_reply` returned."""
+    assert isinstance(answer, Generation)
+    return answer
 
 
 def reply_figures(generation: Generation) -> dict[str, Scalar]:

@@ -79,7 +79,8 @@ class ServedAnswer:
         self.heard = _Heard()
         self.rounds = LiveRounds()
         self.notices: list[str] = []
-        self._server, self._request, self._baseline = server, request, baseline
+        self.request = request
+        self._server, self._baseline = server, baseline
         self._events: EventStream | None = None
         self._is_thinking = False
         self._total_seconds = 0.0
@@ -104,7 +105,7 @@ class ServedAnswer:
         before = self._server.counters()
         started, error = self.clock(), None
         try:
-            with self._server.stream(self._request) as (self._events, deltas):
+            with self._server.stream(self.request) as (self._events, deltas):
                 for delta in deltas:
                     self.heard.add(delta, self.clock() - started)
                     yield from self._pieces(delta)
@@ -184,7 +185,7 @@ class ServedAnswer:
         if self._baseline is None or method == "off" or not num_tokens or num_tokens < 2 or self.is_interrupted:
             return None
         has_ignore_eos = self._baseline.engine.has_ignore_eos
-        request = replace(self._request, max_tokens=num_tokens, stops=(), ignore_eos=has_ignore_eos)
+        request = replace(self.request, max_tokens=num_tokens, stops=(), ignore_eos=has_ignore_eos)
         own, other = self._server.facts, self._baseline.facts
         if {own.model, own.root} - {""} and not {own.model, own.root} & {other.model, other.root} - {""}:
             self.notices.append(f"the baseline server runs another model: {other.model}, not {own.model}")
@@ -200,7 +201,7 @@ class ServedAnswer:
         self._count()
         if (tpot := answer.counts.tpot_seconds) is None:
             return None
-        compared = self._request.sampling.get("temperature", 0) == 0
+        compared = self.request.sampling.get("temperature", 0) == 0
         difference = first_character(answer.text, self.text) if compared else None
         self.baseline = Baseline("server", answer.counts.num_emitted, tpot, difference, compared)
         return self.baseline

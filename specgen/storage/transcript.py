@@ -67,7 +67,7 @@ class Transcript:
         messages: All of them, oldest first.
         system: System message.
         target: The target.
-        drafter: `model`, `lookup`, `model+lookup` or `none`.
+        drafter: `model`, `lookup`, `model+lookup`, `none`, or `server` if a server replied.
         draft: The draft model; None for other drafters.
         settings: Values of options and `/set`, by name.
         created: When the session started, ISO 8601.

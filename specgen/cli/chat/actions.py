@@ -21,6 +21,7 @@ from specgen.core.settings import ReplySettings
 from specgen.render.formatting import format_drafter, format_rate, labelled
 from specgen.render.summary import format_summary
 from specgen.render.views import ViewName
+from specgen.runtime.served_chat import ServedConversation
 
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 HELP_LINES = (
@@ -64,9 +65,8 @@ def _retry(state: ChatState, argument: str) -> ReplySettings:
         settings = settings.with_value(name, value)
     if not state.conversation.drop_reply():
         raise SettingsError("there is no message to reply to")
-    reply_settings = settings.for_reply(state.conversation.models.pair.sampling_defaults)
-    last = state.last_generation.request if state.last_generation is not None else None
-    same_prompt = last is not None and list(last.prompt_ids) == state.conversation.prompt_ids()
+    reply_settings = settings.for_reply(state.conversation.sampling_defaults)
+    same_prompt = state.last_generation is not None and state.conversation.repeats(state.last_generation)
     if same_prompt and reply_settings.sampling.is_greedy and settings == state.settings:
         state.print("greedy decoding repeats the reply; /retry temperature=0.8 samples another")
     return reply_settings
@@ -119,18 +119,24 @@ def _view(state: ChatState, argument: str) -> None:
     state.print(f"view: {state.view.resolved_view}")
 
 
+def _refuse_if_served(state: ChatState, command: str) -> None:
+    if isinstance(state.conversation, ServedConversation):
+        raise SettingsError(f"{command} has no effect with --server: drafts were set when the server started")
+
+
 def _draft(state: ChatState, argument: str) -> None:
+    _refuse_if_served(state, "/draft")
     if argument:
         for notice in state.load_draft(argument):
             state.terminal.messages.warning(notice)
         state.is_baseline_stale = True
         state.save()
-    models = state.conversation.models
-    drafter = models.pair.settings.drafter
-    state.print(f"draft: {format_drafter(models.draft_info, drafter, ascii_only=state.ascii_only)}")
+    info = state.conversation.info(state.reply_settings)
+    state.print(f"draft: {format_drafter(info.draft, info.drafter, ascii_only=state.ascii_only)}")
 
 
 def _draft_length(state: ChatState, argument: str) -> None:
+    _refuse_if_served(state, "/k")
     if argument:
         state.settings = state.settings.with_draft_tokens(argument.lower())
         state.is_baseline_stale = True
@@ -176,6 +182,8 @@ def _last(state: ChatState, argument: str) -> None:  # noqa: ARG001
 
 def _tokens(state: ChatState, argument: str) -> None:  # noqa: ARG001
     use = state.conversation.context_use()
+    if isinstance(state.conversation, ServedConversation) and state.conversation.messages and not use.num_tokens:
+        raise SettingsError("the server has not counted these messages", "it may after the next reply")
     if use.window is None:
         state.print(f"{use.num_tokens} tokens; the model does not state the size of its context window")
     else:

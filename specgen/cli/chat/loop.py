@@ -36,7 +36,7 @@ class ChatLoop:
         state = self.state
         conversation, messages = state.conversation, state.terminal.messages
         messages.chat_banner(conversation.info(state.reply_settings), state.view.resolved_view)
-        for notice in conversation.models.notices:
+        for notice in conversation.first_notices:
             messages.warning(notice)
         if resumed is not None:
             state.resume_from(resumed)

@@ -9,6 +9,7 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
+from specgen.cli.options.server import SERVER_URL, ConnectionOptions
 from specgen.core.settings import DEFAULT_REPLY_TOKENS
 
 HELP = "Talk with a model. The caches are kept between turns, and each reply shows what the draft saves."
@@ -18,7 +19,9 @@ specgen chat
 
 specgen chat -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct --system "Be brief."
 
-specgen chat --resume last"""
+specgen chat --resume last
+
+specgen chat --server http://localhost:8000"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,8 @@ class ChatOptions:
     """
 
     session: SessionOptions = field(default_factory=SessionOptions)
+    server: Annotated[str, SERVER_URL] = ""
+    connection: ConnectionOptions = field(default_factory=ConnectionOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)
     models: ModelOptions = field(default_factory=ModelOptions)
     load: LoadOptions = field(default_factory=LoadOptions)

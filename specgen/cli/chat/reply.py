@@ -17,7 +17,7 @@ from specgen.render.summary import format_turn
 from specgen.storage.transcript import ChatMessage
 
 if TYPE_CHECKING:
-    from specgen.runtime.generation import Generation
+    from specgen.runtime.answer import Answer
 
 
 class _PrefillStopped(BaseException):
@@ -65,7 +65,7 @@ def generate_reply(state: ChatState, before: tuple[ChatMessage, ...], settings: 
     return message is not None
 
 
-def _show(state: ChatState, generation: Generation) -> Stopped | SpecgenError | None:
+def _show(state: ChatState, generation: Answer) -> Stopped | SpecgenError | None:
     """Runs a reply and shows it. Handles Ctrl-C and Ctrl-Z on the way.
 
     Returns:
@@ -74,7 +74,7 @@ def _show(state: ChatState, generation: Generation) -> Stopped | SpecgenError | 
     signals, mode = state.terminal.signals, state.terminal.mode
 
     def stop() -> None:
-        if not generation.counts.num_prompt_tokens:
+        if not (generation.counts.num_prompt_tokens or generation.has_begun):
             raise _PrefillStopped
         generation.interrupt()
 
@@ -90,7 +90,7 @@ def _show(state: ChatState, generation: Generation) -> Stopped | SpecgenError | 
                 view = state.view.new_view()
             view.show(event)
     except _PrefillStopped:
-        state.conversation.models.reset_caches()
+        state.conversation.abandon_reply()
     except (Stopped, SpecgenError) as error:
         return error
     finally:
@@ -100,7 +100,7 @@ def _show(state: ChatState, generation: Generation) -> Stopped | SpecgenError | 
     return None
 
 
-def _finish(state: ChatState, generation: Generation, *, may_calibrate: bool) -> None:
+def _finish(state: ChatState, generation: Answer, *, may_calibrate: bool) -> None:
     """Measures the baseline if necessary, then prints the statistics and the state of the context window."""
     conversation, messages = state.conversation, state.terminal.messages
     state.last_generation = generation
@@ -123,7 +123,7 @@ def _finish(state: ChatState, generation: Generation, *, may_calibrate: bool) ->
     messages.info(Text())
 
 
-def measure_baseline(state: ChatState, generation: Generation) -> bool:
+def measure_baseline(state: ChatState, generation: Answer) -> bool:
     """Times the target alone after a reply; returns whether that succeeded. Ctrl-C ends it early."""
     signals = state.terminal.signals
     signals.listener = generation.interrupt

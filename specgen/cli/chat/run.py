@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 from specgen.cli.chat.line_editor import LineEditor, argument_choices
 from specgen.cli.chat.loop import ChatLoop
 from specgen.cli.chat.options import ChatOptions
+from specgen.cli.chat.served import open_served_conversation
 from specgen.cli.chat.session import Autosave, resumed_models
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.chat.state import ChatState, ChatTerminal
 from specgen.cli.options.groups import VerbosityOptions
+from specgen.cli.options.server import check_given
 from specgen.cli.request import (
     check_stops,
     parse_draft_length,
@@ -39,6 +42,7 @@ from specgen.storage.transcript import Transcript
 from specgen.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
+    from specgen.runtime.chat_history import ChatHistory
     from specgen.runtime.conversation import Conversation
 
 
@@ -65,6 +69,8 @@ def run(options: ChatOptions) -> int:
             "chat needs a terminal, but stdin is not one", 'for one answer use: specgen generate "your question"'
         )
     output, drafting = options.output, options.drafting
+    if options.server:
+        check_given(ChatOptions, options.given)
     messages = Messages(output.color, options.verbosity.quiet)
     inputs = _read_inputs(options)
     autosave = Autosave(SessionFolder(), is_on=options.session.save, warn=messages.warning)
@@ -73,29 +79,39 @@ def run(options: ChatOptions) -> int:
             resumed = None if options.session.resume is None else autosave.resume(options.session.resume)
             if resumed is not None:
                 inputs = _with_saved(inputs, options.given, resumed)
-            lookup_texts = read_lookup_files(drafting.lookup_files, [inputs.draft.name])
-            pair = pair_settings(inputs.target, inputs.draft, lookup_texts)
-            conversation = _open_conversation(pair, inputs, messages, options.verbosity)
+            conversation, load = _open(options, inputs, messages)
             state = ChatState(
                 conversation,
                 ChatTerminal(messages, signals, mode),
                 autosave,
                 inputs.settings,
                 ViewOptions(output.view, output.color, output.sanitize, default="live"),
-                partial(load_draft, conversation, inputs.draft, messages),
+                load,
                 output.stats,
-                drafting.calibrate,
+                drafting.calibrate and not options.server,
             )
             history = state_folder() / "history" if options.session.history else None
             loop = ChatLoop(state, LineEditor(history, argument_choices(autosave.folder)))
             loop.print_banner(resumed, inputs.system)
             exit_code = loop.run()
-            from specgen.runtime import learned_costs  # imports torch
-
-            learned_costs.save(conversation.models)
+            conversation.finish()
             return exit_code
         except Stopped as stopped:
             return stopped.exit_code
+
+
+def _open(options: ChatOptions, inputs: _Inputs, messages: Messages) -> tuple[ChatHistory, Callable[[str], list[str]]]:
+    """Connects to the server, or loads the models; returns the conversation, and what replaces its drafter."""
+    if options.server:
+        return open_served_conversation(options, inputs.settings), _refuse_draft
+    lookup_texts = read_lookup_files(options.drafting.lookup_files, [inputs.draft.name])
+    pair = pair_settings(inputs.target, inputs.draft, lookup_texts)
+    conversation = _open_conversation(pair, inputs, messages, options.verbosity)
+    return conversation, partial(load_draft, conversation, inputs.draft, messages)
+
+
+def _refuse_draft(name: str) -> list[str]:
+    raise SettingsError(f"{name} can't be loaded: the server decided about drafts when it started")
 
 
 def _read_inputs(options: ChatOptions) -> _Inputs:

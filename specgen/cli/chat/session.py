@@ -8,7 +8,7 @@ from collections.abc import Callable, Set
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from specgen.cli.options.models import AUTO
 from specgen.core.errors import OutputError, SettingsError
@@ -17,12 +17,18 @@ from specgen.core.settings import ModelSettings, Quantization
 from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.render.formatting import format_model
 from specgen.render.sanitize import one_line
+from specgen.runtime.served_chat import ServedConversation
 from specgen.storage.saved_chats import SessionFile, SessionFolder, SessionSetAside
 from specgen.storage.transcript import SavedModel, Transcript
 
+SERVED = "server"
+"""The drafter of a saved chat whose replies a server generated."""
+
 if TYPE_CHECKING:
     from specgen.cli.chat.settings import ChatSettings
+    from specgen.runtime.chat_history import ChatHistory
     from specgen.runtime.conversation import Conversation
+    from specgen.runtime.loaded_models import LoadedModels
 
 
 class Autosave:
@@ -131,20 +137,32 @@ def open_session(path: Path) -> tuple[SessionFile, Transcript]:
         raise
 
 
-def transcript_of(conversation: Conversation, settings: ChatSettings, created: str) -> Transcript:
+def transcript_of(conversation: ChatHistory, settings: ChatSettings, created: str) -> Transcript:
     """Returns a conversation as it is saved."""
-    models = conversation.models
-    requested, used = models.pair.requested, models.pair.settings
-    # The draft that `auto` chooses is not saved: its path is in the package, which may be elsewhere at the next start.
-    draft = None if requested.drafter == "auto" else requested.draft
+    if isinstance(conversation, ServedConversation):
+        facts, host = conversation.server.facts, conversation.server.client.address.host
+        target, drafter, draft = SavedModel(facts.model, ran_as=f"{facts.name} at {host}"), SERVED, None
+    else:
+        target, drafter, draft = _saved_pair(cast("Conversation", conversation).models)
     return Transcript(
         messages=conversation.messages,
         system=conversation.system,
-        target=_saved_model(requested.target, models.target_info),
-        drafter=used.drafter,
-        draft=_saved_model(draft, models.draft_info) if draft and models.draft_info else None,
+        target=target,
+        drafter=drafter,
+        draft=draft,
         settings=settings.to_figures(),
         created=created,
+    )
+
+
+def _saved_pair(models: LoadedModels) -> tuple[SavedModel, str, SavedModel | None]:
+    requested, used = models.pair.requested, models.pair.settings
+    # The draft that `auto` chooses is not saved: its path is in the package, which may be elsewhere at the next start.
+    draft = None if requested.drafter == "auto" else requested.draft
+    return (
+        _saved_model(requested.target, models.target_info),
+        used.drafter,
+        _saved_model(draft, models.draft_info) if draft and models.draft_info else None,
     )
 
 
@@ -162,6 +180,8 @@ def resumed_models(
     given: Set[str], transcript: Transcript, target: ModelSettings, draft: ModelSettings
 ) -> tuple[ModelSettings, ModelSettings]:
     """Returns target and draft: of the command line if `given` names their options, else of the saved session."""
+    if transcript.drafter == SERVED:
+        return target, draft  # its model was one of a server
     if "target" not in given:
         target = _resumed(target, transcript.target, keeps_quant="quant" in given)
     if "draft" in given:

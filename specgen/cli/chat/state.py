@@ -21,8 +21,8 @@ from specgen.render.text_width import cut_to_cells
 from specgen.storage.transcript import Transcript
 
 if TYPE_CHECKING:
-    from specgen.runtime.conversation import Conversation
-    from specgen.runtime.generation import Generation
+    from specgen.runtime.answer import Answer
+    from specgen.runtime.chat_history import ChatHistory
 
 NUM_PREVIEWED = 2
 """Messages shown when a session is resumed: the last question and its reply."""
@@ -47,7 +47,7 @@ class ChatState:
         calibrates: Time the target alone, so that replies show a speedup.
     """
 
-    conversation: Conversation
+    conversation: ChatHistory
     terminal: ChatTerminal
     autosave: Autosave
     settings: ChatSettings
@@ -58,7 +58,7 @@ class ChatState:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     attached_text: str = ""
     """Contents of files, to be prepended to the next message."""
-    last_generation: Generation | None = None
+    last_generation: Answer | None = None
     is_baseline_stale: bool = False
     """The drafter or the draft length has changed since the baseline was measured."""
     is_baseline_doubtful: bool = False
@@ -72,7 +72,7 @@ class ChatState:
     @property
     def reply_settings(self) -> ReplySettings:
         """Settings of the next reply, completed by the model's own."""
-        return self.settings.for_reply(self.conversation.models.pair.sampling_defaults)
+        return self.settings.for_reply(self.conversation.sampling_defaults)
 
     def print(self, text: str | Text) -> None:
         """Prints the output of a command, under `--quiet` too."""
@@ -103,7 +103,7 @@ class ChatState:
         conversation.messages = messages
         conversation.set_system(transcript.system)
         self.created, self.last_generation, self.attached_text = transcript.created, None, ""
-        if transcript.target.name != absolute_name(conversation.models.pair.settings.target.name):
+        if transcript.target.name != absolute_name(conversation.target_name):
             saved_with = transcript.target.ran_as or transcript.target.name
             self.terminal.messages.warning(f"this session was saved with another model: {saved_with}")
         self.print(f"resumed: {len(messages)} messages" if messages else "resumed: no messages yet")

@@ -8,8 +8,9 @@ from specgen.cli.options.server import check_given, served_model
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import check_stops, parse_template_variables, system_message
 from specgen.core.errors import SettingsError
-from specgen.core.results import ModelInfo, RunInfo, ServerInfo
-from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS
+from specgen.core.results import RunInfo
+from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, ReplySettings
+from specgen.runtime import served_chat
 from specgen.runtime.served import ServedAnswer
 from specgen.servers.server import Server, open_server
 from specgen.servers.values import ChatRequest
@@ -52,42 +53,17 @@ def open_served_answer(options: GenerateOptions) -> ServedAnswer:
 def sampling_fields(options: SamplingOptions, server: Server) -> dict[str, float]:
     """Returns the sampling settings to send. Without a temperature the answer is greedy.
 
-    A server has defaults of its own, llama-server samples with temperature 0.8: so what is not given is sent, too,
-    as far as the engine knows it.
+    What is given is sent even if it is the neutral value, so that an engine that does not know it is noticed.
     """
-    settings, _ = options.resolve(None)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    values = {name: float(value) for name in names if (value := getattr(options, name)) is not None}
-    values["temperature"] = settings.temperature
-    neutral: dict[str, float] = {"repetition_penalty": 1.0}
-    if not settings.is_greedy:
-        neutral |= {"top_k": -1, "top_p": 1.0, "min_p": 0.0, "seed": settings.seed}
-    values |= {name: value for name, value in neutral.items() if name not in values and _takes(server, name)}
-    return {name: int(value) if name in ("top_k", "seed") else value for name, value in values.items()}
-
-
-def _takes(server: Server, name: str) -> bool:
-    # An engine that knows `ignore_eos` is known well enough to send it neutral values.
-    return name in server.engine.sampling_fields and (server.engine.has_ignore_eos or name == "seed")
+    names = ("top_k", "top_p", "min_p", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return served_chat.sampling_fields(options.resolve(None)[0], server) | given
 
 
 def run_info(server: Server, baseline: Server | None, request: ChatRequest, options: SamplingOptions) -> RunInfo:
     """Returns what is known before the first token."""
-    facts, host = server.facts, server.client.address.host
     sampling, source = options.resolve(None)
-    baseline_host = "" if baseline is None else baseline.client.address.host
-    marks_tokens = facts.engine == "llama-server"
-    return RunInfo(
-        target=ModelInfo(facts.model, "", "", "", remark=f"{facts.name} at {host}"),
-        draft=None,
-        drafter="server",
-        num_draft_tokens=0,
-        sampling=sampling,
-        sampling_source=source,
-        max_new_tokens=request.max_tokens,
-        load_seconds=0.0,
-        server=ServerInfo(facts.name, host, baseline_host, marks_tokens),
-    )
+    return served_chat.served_info(server, ReplySettings(sampling, source, request.max_tokens), baseline)
 
 
 def check_without_server(options: GenerateOptions) -> None:

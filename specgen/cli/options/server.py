@@ -23,11 +23,19 @@ BASELINE_SERVER = Option(
     heading=SERVER,
     env="SPECGEN_BASELINE_SERVER",
 )
+SERVER_URL = Option(
+    ("--server",),
+    "Let a server answer (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible), and show what it tells "
+    "about its drafts. -t then names one of its models.",
+    value="URL",
+    heading=SERVER,
+    env="SPECGEN_SERVER",
+)
 _DECIDED = (
     *("quant", "draft_quant", "dtype", "device", "revision", "offline", "draft_device", "draft_vocab"),
     *("draft_revision", "backend", "gpu_layers", "context_size", "threads"),
     *("draft", "drafts", "draft_tokens", "lookup_files", "strict", "chat_template", "same_text", "show_special_tokens"),
-    *("measure", "alphas", "context_tokens"),
+    *("measure", "calibrate", "alphas", "context_tokens"),
 )
 """Fields of the options that mean nothing to a server that runs already."""
 
@@ -65,16 +73,7 @@ class ServerOptions:
 
     HEADING = SERVER
 
-    server: Annotated[
-        str,
-        Option(
-            ("--server",),
-            "Let a server answer (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible), and show what it tells "
-            "about its drafts. -t then names one of its models.",
-            value="URL",
-            env="SPECGEN_SERVER",
-        ),
-    ] = ""
+    server: Annotated[str, SERVER_URL] = ""
     baseline_server: Annotated[str, BASELINE_SERVER] = ""
 
 
