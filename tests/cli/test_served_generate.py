@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from specgen.runtime.served import ServedAnswer
 from tests.cli.conftest import Cli
 from tests.servers.fake import (
     LLAMA_PAGES,
@@ -240,3 +243,41 @@ def test_no_library_of_models_is_imported() -> None:
         output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
     assert output.splitlines()[-1] == "0 []"
+
+
+def test_ctrl_c_keeps_the_text_and_exits_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = ServedAnswer._pieces
+
+    def stopped(answer: ServedAnswer, delta: Any) -> Iterator[Any]:
+        yield from pieces(answer, delta)
+        if delta.text == "one":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ServedAnswer, "_pieces", stopped)
+    with serving(PLAIN_PAGES, PLAIN_ANSWER) as fake:
+        ended = generate(cli, fake.url)
+
+    assert ended.code == 130
+    assert ended.out == b"one\n"
+
+
+def test_a_host_without_an_address_ends_with_10(cli: Cli) -> None:
+    assert generate(cli, "http://nobody.invalid:8000").code == 10
+
+
+def test_a_failed_tls_handshake_ends_with_10(cli: Cli) -> None:
+    with serving(PLAIN_PAGES, PLAIN_ANSWER) as fake:
+        assert generate(cli, fake.url.replace("http:", "https:")).code == 10
+        assert not fake.headers
+
+
+def test_a_redirect_is_not_followed_with_the_key(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECGEN_API_KEY", KEY)
+    with serving(PLAIN_PAGES, PLAIN_ANSWER) as other:
+        moved = as_json({}, 307, Location=f"{other.url}/v1/models")
+        with serving({"/v1/models": moved}, PLAIN_ANSWER) as first:
+            ended = generate(cli, first.url)
+
+    assert ended.code == 10
+    assert first.headers[0]["Authorization"].endswith(KEY)
+    assert not other.headers
