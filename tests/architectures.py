@@ -138,7 +138,6 @@ UNEQUAL: dict[str, str] = {
     **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl"), _POSITIONS),
     "cpmant": "its code can't continue from a cache with several tokens",
     "moshi": "its code gives other logits for several tokens after a cache",
-    "nemotron_h": "with rejected drafts its text differs; the cause is not known yet",
     "prophetnet": "its code can't continue from a cache with several tokens",
     "xlm": "has no cache of the usual kind: its code fails in the second pass",
 }

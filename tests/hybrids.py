@@ -47,6 +47,12 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         **_MAMBA,
     },
     "FalconH1": {"num_hidden_layers": 1, "mamba_d_ssm": 64, "head_dim": 8, **_MAMBA},
+    "Bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1], **_MAMBA},
+    "Mamba2": {"num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
+}
+"""Architectures that specgen runs, by the first part of their classes' names."""
+
+LIMITED: dict[str, dict[str, Any]] = {
     "NemotronH": {
         "layers_block_type": ["mamba", "attention", "mlp"],
         "mamba_num_heads": 4,
@@ -56,7 +62,6 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "chunk_size": 8,
         "head_dim": 8,
     },
-    "Bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1], **_MAMBA},
     "Zamba2": {
         "num_hidden_layers": 2,
         "layers_block_type": ["mamba", "hybrid"],
@@ -66,9 +71,8 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "chunk_size": 8,
         "num_mem_blocks": 1,
     },
-    "Mamba2": {"num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
 }
-"""Architectures that specgen runs, by the first part of their classes' names."""
+"""Architectures whose Mamba layers limit the time step in passes over several tokens only."""
 
 RESTARTING: dict[str, dict[str, Any]] = {
     "Mamba": {"num_hidden_layers": 2, "state_size": 8},
@@ -91,7 +95,7 @@ def hybrid_model(kind: str, vocab_size: int = 96, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     # Small vocabularies lack the usual ids of special tokens.
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    own = {**HYBRIDS, **RESTARTING}[kind]
+    own = {**HYBRIDS, **LIMITED, **RESTARTING}[kind]
     if "layers_block_type" in own and "num_hidden_layers" not in own:
         sizes = {key: value for key, value in TINY.items() if key != "num_hidden_layers"}
     else:
