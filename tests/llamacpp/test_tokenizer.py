@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import llama_cpp
 import pytest
 from tokenizers import pre_tokenizers
 
@@ -58,6 +57,8 @@ def byte_level_gguf(path: Path, pre: str) -> Path:
 @pytest.mark.fault("F104", "F106")
 @pytest.mark.parametrize("pre", sorted(_SPLITTINGS.keys() - {"default"}))
 def test_text_is_split_as_llama_cpp_splits_it(tmp_path: Path, pre: str) -> None:
+    import llama_cpp
+
     path = byte_level_gguf(tmp_path / "model.gguf", pre)
     built = build_tokenizer(read_tokenizer_entries(path))
     library = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
