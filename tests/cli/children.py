@@ -71,8 +71,11 @@ def run_child(
     pipes = Pipes(stdin)
     process = ForkedProcess(module, arguments, environment(**(env or {})), pipes.descriptors)
     pipes.started()
-    out, err = pipes.result()
-    return Ended(process.wait(), out, err.decode())
+    try:
+        out, err = pipes.result()
+        return Ended(process.wait(), out, err.decode())
+    finally:
+        process.kill()  # one that hangs; does nothing if it has ended
 
 
 def shell(script: str, *, module: str = SCRIPTED, **env: str) -> Ended:
