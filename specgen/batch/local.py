@@ -16,7 +16,7 @@ from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels
-from specgen.text.chat_template import ChatTemplate, Message, encode_text
+from specgen.text.chat_template import ChatTemplate, Message, encode_messages
 
 _OF_ONE_REQUEST = (SettingsError, LoadError, NumericalError, MemoryShortageError)
 """Errors that the next request need not have: a prompt that is too long, a conversation that the template refuses."""
@@ -101,7 +101,7 @@ class LocalBatch:
         settings, models = self._settings, self._models
         tokenizer, template = models.pair.tokenizer, settings.template
         if template is None:
-            ids = encode_text(tokenizer, "\n\n".join(message.content for message in messages))
+            ids = encode_messages(tokenizer, messages)
         else:
             template = replace(template, options={**template.options, **own.template_variables})
             ids = template.encode(tokenizer, messages)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from specgen.bench.results import BASELINE, BenchReport, Difference, MeasuredCosts, Run, Setting
 from specgen.core.cost_model import Forecast, forecast
-from specgen.core.metrics import Counts
+from specgen.core.metrics import Counts, sum_counts
 
 TextVerdict = Literal["same", "near-tie", "different"]
 
@@ -128,10 +128,7 @@ def _figures(report: BenchReport, index: int, own: Sequence[Run], baseline: Sequ
 
 def total(runs: Iterable[Run]) -> Counts:
     """Returns the sums over runs."""
-    counts = Counts()
-    for run in runs:
-        counts.include(run.counts)
-    return counts
+    return sum_counts(run.counts for run in runs)
 
 
 _Pair = tuple[Run, Run]

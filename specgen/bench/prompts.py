@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from specgen.core.errors import PromptError
-from specgen.text.chat_template import ChatTemplate, Message, encode_text
+from specgen.text.chat_template import ChatTemplate, Message, encode_messages
 
 _ROLES = ("system", "user", "assistant")
 _SPACE = " \t\r"
@@ -59,7 +59,7 @@ class PromptFormat:
     def encode(self, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation, up to where the answer begins."""
         if self.is_raw:
-            return encode_text(tokenizer, "\n\n".join(message.content for message in messages))
+            return encode_messages(tokenizer, messages)
         return self._chat_template.encode(tokenizer, messages)
 
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 from specgen.bench.results import BASELINE, Difference, Run
+from specgen.core.comparison import first_difference
 from specgen.core.results import LogitGap, ModelInfo
 from specgen.core.settings import SamplingSettings
 from specgen.engine.contract import TargetModel
-from specgen.runtime.near_ties import first_difference, logit_gap
+from specgen.runtime.near_ties import logit_gap
 
 
 class TextComparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
@@ -125,13 +126,11 @@ class Counts:
 
     def include(self, other: Counts) -> None:
         """Adds the sums of another generation. `ttft_seconds` is then a sum, too."""
+        self.detail = min(self.detail, other.detail)
+        self.is_served = self.is_served or other.is_served
         for item in fields(self):
             mine, theirs = getattr(self, item.name), getattr(other, item.name)
-            if isinstance(mine, Detail):
-                self.detail = min(mine, theirs)
-                continue
-            if isinstance(mine, bool):
-                self.is_served = self.is_served or other.is_served
+            if isinstance(mine, bool | Detail):
                 continue
             if isinstance(mine, list):
                 _grow(mine, len(theirs))
@@ -201,6 +200,14 @@ class Counts:
     def tokens_per_second(self) -> float | None:
         """Tokens per second of decoding, without prefill."""
         return _ratio(self.num_emitted - self.num_untimed, self.decode_seconds)
+
+
+def sum_counts(counts: Iterable[Counts]) -> Counts:
+    """Returns the sums over generations; see `Counts.include`."""
+    found = Counts()
+    for one in counts:
+        found.include(one)
+    return found
 
 
 def _grow(values: list[int], length: int) -> None:

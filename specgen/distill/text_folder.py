@@ -13,7 +13,7 @@ from specgen.distill.prompts import SeedPrompt, compose, sources_from
 from specgen.distill.settings import Conversation, TextSettings
 from specgen.distill.target_texts import num_generated_tokens, read_texts, save_texts
 from specgen.distill.text_generation import BatchGenerator
-from specgen.text.chat_template import ChatTemplate, Message, encode_text
+from specgen.text.chat_template import ChatTemplate, Message, encode_messages
 
 SORTED_BATCHES = 8
 """Batches whose prompts are sorted by length together: less padding, and neighbouring batches still differ."""
@@ -91,7 +91,7 @@ class TextFolder:
         """Returns the ids of a prompt, in the chat template if there is one."""
         if self._tokenizer.chat_template:
             return self._template.encode(self._tokenizer, messages)
-        return encode_text(self._tokenizer, "\n\n".join(message.content for message in messages))
+        return encode_messages(self._tokenizer, messages)
 
     def _batches(self, stage: str, prompts: Sequence[SeedPrompt]) -> list[PromptBatch]:
         encoded = [(prompt.category, tuple(self.encode([Message("user", prompt.text)]))) for prompt in prompts]

@@ -10,7 +10,7 @@ from specgen.bench.pass_costs import measure_pass_costs
 from specgen.bench.results import MeasuredCosts
 from specgen.core.cost_model import forecast, predicted_speedup
 from specgen.core.errors import SpecgenError
-from specgen.core.metrics import Counts
+from specgen.core.metrics import Counts, sum_counts
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.doctor.draft_candidates import Candidate, as_draft
@@ -101,7 +101,7 @@ def _measured(
     estimate: DraftForecast, costs: MeasuredCosts, name: str, counts: Sequence[Counts], one_pass: float
 ) -> DraftForecast:
     """Returns a forecast from measured costs and from the drafts that were accepted."""
-    total, own = _total(counts), costs.of(name)
+    total, own = sum_counts(counts), costs.of(name)
     of_runs = predicted_speedup(total, own) or 1.0
     length, speedup = MEASURED_LENGTH, of_runs
     if name != "lookup":
@@ -121,17 +121,10 @@ def _measured(
     )
 
 
-def _total(counts: Sequence[Counts]) -> Counts:
-    total = Counts()
-    for one in counts:
-        total.include(one)
-    return total
-
-
 def _rescaled(one: DraftForecast, one_pass: float) -> DraftForecast:
     return replace(one, tokens_per_second=one.speedup.times(1 / one_pass) if one_pass else None)
 
 
 def _save(models: LoadedModels, counts: Sequence[Counts], costs: MeasuredCosts) -> None:
     learned_costs.save(models, measured=costs.verify_seconds)
-    learned_costs.save_acceptance(models, _total(counts))
+    learned_costs.save_acceptance(models, sum_counts(counts))

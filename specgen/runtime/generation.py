@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+from specgen.core.comparison import first_difference
 from specgen.core.cost_model import Forecast
 from specgen.core.errors import MemoryShortageError, NumericalError
 from specgen.core.events import Event, FinalText, Finish, FinishReason, Notice, Prefill, Round, RoundText, TextEvent
@@ -18,7 +19,6 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.runtime import learned_costs
 from specgen.runtime.loaded_models import LoadedModels, peak_memory_bytes
-from specgen.runtime.near_ties import first_difference
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.stop_strings import StopStrings, with_text
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from specgen.core.comparison import first_difference
 from specgen.core.errors import MemoryShortageError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import BatchInvarianceCheck, ModelInfo
@@ -34,7 +35,6 @@ from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
 from specgen.models.draft_head import DraftHeadModel
 from specgen.runtime.draft_vocabulary import TranslatedPairing, translated_model
-from specgen.runtime.near_ties import first_difference
 
 if TYPE_CHECKING:
     from specgen.runtime.pair import Pair

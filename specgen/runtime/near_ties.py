@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import torch
 
@@ -27,11 +26,6 @@ MIN_TOLERANCE = 1e-3
 _FLOAT16_QUANTS = ("F32", "F16")
 """Weights that llama.cpp multiplies in float16, or with a float16 cache. For all others it rounds the inputs to 8 bits,
 about bfloat16's precision."""
-
-
-def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
-    """Returns the index of the first token that differs, or is missing in one of two texts; None if they are equal."""
-    return next((i for i, (a, b) in enumerate(zip_longest(first, second)) if a != b), None)
 
 
 def logit_gap(target: TargetModel, info: ModelInfo, text: Sequence[int], own: int, other: int) -> LogitGap:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from specgen.core.comparison import first_difference
 from specgen.core.errors import ServerError
 from specgen.core.events import FinalText, Finish, FinishReason, Prefill, ServedText, TextEvent
 from specgen.core.metrics import Baseline, Counts, Detail
@@ -259,4 +260,5 @@ def count_acceptance(counts: Counts, found: Acceptance) -> None:
 
 def first_character(one: str, other: str) -> int | None:
     """Returns the index of the first character that differs; None if one text begins with the other."""
-    return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    position = first_difference(one, other)
+    return position if position != min(len(one), len(other)) else None

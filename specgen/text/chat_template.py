@@ -57,6 +57,11 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def encode_messages(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Encodes messages without a chat template, a blank line between them; raises like `encode_text`."""
+    return encode_text(tokenizer, "\n\n".join(message.content for message in messages))
+
+
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """A chat template and its variables.

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import groupby
 
+from specgen.core.comparison import first_difference
 from specgen.text.token_table import TokenTable
 
 NUM_REREAD = 6
@@ -60,8 +61,8 @@ class Translation:
         Args:
             ids: The text in the target's tokens.
         """
-        same = _num_same(self._ids, ids)
-        if same < len(ids) or same < len(self._ids):
+        same = first_difference(self._ids, ids)
+        if same is not None:
             del self._ids[same:], self._ends[same:]
             self._reread(ids)
         return list(self._read) or [self._draft.end_id or 0]
@@ -125,11 +126,3 @@ class Translation:
 
     def _bytes_of(self, id_: int) -> bytes:
         return b"" if id_ in self._unread or id_ >= self._target.num_tokens else self._target.bytes[id_]
-
-
-def _num_same(first: Sequence[int], second: Sequence[int]) -> int:
-    """Returns how many tokens two texts have in common at their start."""
-    length = min(len(first), len(second))
-    if list(first[:length]) == list(second[:length]):
-        return length
-    return next(index for index in range(length) if first[index] != second[index])

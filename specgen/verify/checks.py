@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from specgen.core.comparison import first_difference
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
@@ -23,7 +24,7 @@ from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_out
 from specgen.engine.sampling import Sampler, token_distributions
 from specgen.runtime.generation import target_alone
 from specgen.runtime.loaded_models import LoadedModels
-from specgen.runtime.near_ties import first_difference, logit_gap
+from specgen.runtime.near_ties import logit_gap
 from specgen.verify.results import DistributionError, ReferenceCheck, TextCheck
 
 PROCESSORS = {

@@ -5,11 +5,11 @@ import torch
 
 from specgen.bench.results import Run
 from specgen.bench.text_comparison import TextComparison
+from specgen.core.comparison import first_difference
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo
 from specgen.core.settings import SamplingSettings
 from specgen.engine.enumeration import TableModel
-from specgen.runtime.near_ties import first_difference
 from tests.fakes import GREEDY
 
 FLOAT32 = ModelInfo("table", "none", "float32", "cpu")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specgen.bench.configurations import Configuration, open_backends
+from specgen.bench.figures import total
 from specgen.bench.results import Setting
 from specgen.bench.runner import Benchmark, Host
 from specgen.cli.bench.inputs import DraftChoice, Inputs
 from specgen.cli.request import parse_draft_length
-from specgen.core.metrics import Counts
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.runtime import learned_costs
@@ -76,10 +76,7 @@ def save_costs(benchmark: Benchmark) -> None:
         learned_costs.save(models, measured=measured)
     for index, configuration in enumerate(benchmark.configurations):
         if configuration.setting.drafter == "model":
-            counts = Counts()
-            for run in report.runs:
-                if run.setting == index:
-                    counts.include(run.counts)
+            counts = total(run for run in report.runs if run.setting == index)
             learned_costs.save_acceptance(configuration.models, counts)
 
 

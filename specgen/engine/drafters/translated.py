@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from specgen.core.comparison import first_difference
 from specgen.core.errors import NumericalError
 from specgen.engine.contract import DRAFT_NOT_FINITE, LanguageModel, RecordingModel
 from specgen.engine.draft_length.contract import LengthPolicy
@@ -148,9 +149,8 @@ class TranslatedModel:
 
     def _cut(self, read: Sequence[int]) -> None:
         """Cuts the cache to what it has in common with `read`."""
-        pairs = enumerate(zip(self._cached, read, strict=False))
-        same = next((index for index, (old, new) in pairs if old != new), min(len(self._cached), len(read)))
-        if same < self.model.length:
+        same = first_difference(self._cached, read)
+        if same is not None and same < self.model.length:
             self.model.rewind(same)
         del self._cached[self.model.length :]
 
