@@ -79,8 +79,7 @@ class PackedLinear(nn.Module):
         self._blocks = []
         for first in range(0, self.out_features, num_rows):
             rows = slice(first, first + num_rows)
-            wide = empty(weight[rows].shape, torch.float32, weight.device).copy_(weight[rows])
-            self._blocks.append(self._pack(wide, None if bias is None else bias[rows]))
+            self._blocks.append(self._pack(weight[rows], None if bias is None else bias[rows]))
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = [self._multiply(inputs, block) for block in self._blocks]
@@ -103,7 +102,7 @@ class Float16Linear(PackedLinear):
         return torch.cat([torch.ops.quantized.linear_unpack_fp16(block)[0].float() for block in self._blocks])
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
-        return torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        return torch.ops.quantized.linear_prepack_fp16(_wide(weight), bias)
 
     def _multiply(self, inputs: Tensor, block: Any) -> Tensor:
         outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16(inputs, block)
@@ -134,14 +133,22 @@ class Int8Linear(PackedLinear):
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
-        low, high = torch.aminmax(weight, dim=1)
-        scales = torch.maximum(high, -low).clamp_min(TINY) / 127
-        zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
-        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        return torch.ops.quantized.linear_prepack(rounded, bias)
+        return torch.ops.quantized.linear_prepack(_rounded(_wide(weight)), bias)
 
     def _multiply(self, inputs: Tensor, block: Any) -> Tensor:
         return _int8_product(inputs, self._levels, block)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return empty(weight.shape, torch.float32, weight.device).copy_(weight)
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """Returns a float32 weight in int8, with a scale for each row."""
+    low, high = torch.aminmax(weight, dim=1)
+    scales = torch.maximum(high, -low).clamp_min(TINY) / 127
+    zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
+    return torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
 
 
 def _int8_product(inputs: Tensor, levels: int, block: Any) -> Tensor:
