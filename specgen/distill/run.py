@@ -88,7 +88,7 @@ class Distillation:
         placement = choose_placement(in_float32.settings, target.config, from_gguf=target.files.from_gguf)
         if placement.device.startswith("cuda"):
             prepare_cuda()
-        self._decoder = load_own_decoder(in_float32, placement)
+        self._decoder, _ = load_own_decoder(in_float32, placement)
         # Rows after the tokenizer's table are padding, not tokens.
         self._vocab_size = min(self._decoder.spec.vocab_size, target.num_tokens)
 

@@ -20,7 +20,7 @@ from specgen.core.settings import DraftVocab, ModelSettings
 from specgen.doctor.draft_candidates import Candidate, as_draft, find_candidates
 from specgen.doctor.draft_forecast import Basis, DraftForecast, DraftRanking, Prediction, UnusableDraft, ranked
 from specgen.doctor.examine import examine_pair
-from specgen.doctor.results import ModelPlan, PairReport
+from specgen.doctor.results import DevicePlan, ModelPlan, PairReport
 from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.runtime.draft_vocabulary import (
@@ -55,6 +55,7 @@ class _Target:
 
     Args:
         plan: Its format, device and memory.
+        device: Memory of its first device.
         verify: v(n) in units of v(1), for the cost model.
         seconds: v(1) in seconds.
         basis: Where they come from.
@@ -62,6 +63,7 @@ class _Target:
 
     pair: Pair
     plan: ModelPlan
+    device: DevicePlan
     verify: dict[int, float]
     seconds: float
     basis: Basis
@@ -106,12 +108,17 @@ def rank_drafts(
 
 
 def _examine_target(baseline: Pair, store: CostStore) -> _Target:
-    plan = examine_pair(baseline).models[0]
+    report = examine_pair(baseline)
+    plan, device = report.models[0], report.devices[0]
     stored = store.find(_facts(baseline.target, plan))
     learned = {int(n): seconds for n, seconds in stored.items() if is_length(n)}
     if 1 not in learned:
-        return _Target(baseline, plan, _verify({1: 1.0}), plan.memory.weights / _bytes_per_second(), "estimated")
-    return _Target(baseline, plan, _verify({n: s / learned[1] for n, s in learned.items()}), learned[1], "learned")
+        return _Target(
+            baseline, plan, device, _verify({1: 1.0}), plan.memory.weights / _bytes_per_second(), "estimated"
+        )
+    return _Target(
+        baseline, plan, device, _verify({n: s / learned[1] for n, s in learned.items()}), learned[1], "learned"
+    )
 
 
 def _verify(known: dict[int, float]) -> dict[int, float]:
@@ -202,7 +209,7 @@ def _from_the_hub(target: _Target, candidate: Candidate) -> DraftForecast:
     num_bytes = int(plan.memory.weights * ratio)
     alpha, costs = translated_costs("same", UNKNOWN_OVERLAP, ASSUMED_ALPHA, ratio, target.verify)
     speedup, length = _speedup(alpha, costs, "estimated", "estimated")
-    device = examine_pair(target.pair).devices[0]
+    device = target.device
     return DraftForecast(
         draft=candidate.draft,
         source="hub",

@@ -24,7 +24,9 @@ IGNORED_SUFFIX = "rotary_emb.inv_freq"
 """Old checkpoints hold these tensors; they follow from the config."""
 
 
-def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placement: Placement) -> Decoder:
+def load_decoder(
+    folder: Path, names: Sequence[str], spec: DecoderSpec, placement: Placement
+) -> tuple[Decoder, list[str]]:
     """Loads a decoder.
 
     Args:
@@ -33,12 +35,16 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
         spec: What its config describes.
         placement: Device, compute type and weight format.
 
+    Returns:
+        The decoder, and the tensors of the files that it does without: see `specgen.loading.left_over`.
+
     Raises:
         ModelFileError: A tensor is missing, left over, or of another shape.
         NumericalError: An embedding or a norm contains NaN or infinity.
     """
     files = TensorFiles(folder, names)
-    left_out(files, spec)
+    ignored = [name for name in files.shapes if name.endswith(IGNORED_SUFFIX)]
+    left_out = files.check(tensor_shapes(spec), [*ignored, *([HEAD] if spec.is_tied else [])])
     dtype = torch.float32 if placement.packed_dtype is not None else placement.torch_dtype
     linear, head_linear = linear_makers(placement, dtype)
 
@@ -70,17 +76,7 @@ def load_decoder(folder: Path, names: Sequence[str], spec: DecoderSpec, placemen
     decoder = Decoder(spec, embedding, layers, Norm(read(NORM, device=places[-1]).to(dtype), spec), head)
     if placement.segments:
         decoder.split([part.num_layers for part in placement.segments])
-    return decoder.eval().requires_grad_(False)
-
-
-def left_out(files: TensorFiles, spec: DecoderSpec) -> list[str]:
-    """Returns the tensors that a decoder does without.
-
-    Raises:
-        ModelFileError: As in `load_decoder`.
-    """
-    ignored = [name for name in files.shapes if name.endswith(IGNORED_SUFFIX)]
-    return files.check(tensor_shapes(spec), [*ignored, *([HEAD] if spec.is_tied else [])])
+    return decoder.eval().requires_grad_(False), left_out
 
 
 def _num_workers(placement: Placement) -> int:

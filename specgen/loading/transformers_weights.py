@@ -22,7 +22,7 @@ from specgen.core.errors import (
 )
 from specgen.core.model_files import listed
 from specgen.core.results import ModelInfo
-from specgen.loading.left_over import left_out_notice, misplaced
+from specgen.loading.left_over import misplaced
 from specgen.loading.memory import shortage
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
@@ -32,11 +32,12 @@ NEARLY_ALL = 0.95
 """Share of the weights in a format from which the others, norms and biases, are not mentioned."""
 
 
-def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[Any, ModelInfo, tuple[str, ...]]:
+def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[Any, ModelInfo, list[str]]:
     """Loads a transformers model, in eval mode and without gradients.
 
     Returns:
-        The `transformers.PreTrainedModel`, what really runs, read off its layers, and notices.
+        The `transformers.PreTrainedModel`, what really runs, read off its layers, and the tensors of the files that it
+        does without: see `specgen.loading.left_over`.
 
     Raises:
         ModelFileError: The folder is damaged, incomplete or unsafe.
@@ -68,7 +69,7 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
         num_bytes=int(model.get_memory_footprint()) + scales_bytes + packed_bytes,
         remark=_format_remark(model, facts, placement),
     )
-    return model, info, left_out_notice(left_out, folder)
+    return model, info, left_out
 
 
 def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str, Any]]:

@@ -8,14 +8,13 @@ from specgen.core.errors import library_failures
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import ModelInfo
 from specgen.core.units import format_size
-from specgen.loading.decoder_weights import left_out, load_decoder, weight_bytes
+from specgen.loading.decoder_weights import load_decoder, weight_bytes
 from specgen.loading.gpus import in_segments
 from specgen.loading.left_over import left_out_notice
 from specgen.loading.memory import free_bytes
 from specgen.loading.module_sizes import with_module_sizes
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
-from specgen.loading.tensor_files import TensorFiles
 from specgen.models.cached_model import CachedModel
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder import Decoder
@@ -58,9 +57,7 @@ def load_weights(
         progress.stage(f"{name} runs on transformers: {facts.unsupported}")
     progress.stage(f"loading {resolved.role} {name}")
     if runs_own_decoder(resolved, placement):
-        decoder, info = _load_own(resolved, placement)
-        names = left_out(TensorFiles(resolved.path, facts.weight_files), decoder.spec)
-        notices += left_out_notice(names, resolved.path)
+        decoder, info, left_out = _load_own(resolved, placement)
         devices = [segment.device for segment in decoder.segments]
         # Rounding to 8 bits would amplify the last bit in which attention depends on the number of tokens.
         attends_by_row = placement.packed_dtype == "int8" and resolved.role == "target"
@@ -72,11 +69,11 @@ def load_weights(
         from specgen.loading.transformers_weights import load_transformers
         from specgen.models.transformers_model import TransformersModel
 
-        loaded, info, left_out_too = load_transformers(resolved, placement)
-        notices += left_out_too
+        loaded, info, left_out = load_transformers(resolved, placement)
         model = TransformersModel(loaded, num_tokens)
         # transformers' own hooks move tensors between devices, which can't be recorded.
         devices = [] if placement.spread else [model.device]
+    notices += left_out_notice(left_out, resolved.path)
     if placement.device.startswith("cuda"):
         prepare_cuda()
     recorders = [recorder for device in devices if (recorder := recorder_for(device)) is not None]
@@ -92,8 +89,8 @@ def runs_own_decoder(resolved: ResolvedModel, placement: Placement) -> bool:
     return resolved.fits_own_decoder and (not placement.spread or bool(placement.segments))
 
 
-def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> Decoder:
-    """Loads specgen's decoder; see `load_weights` for the errors."""
+def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, list[str]]:
+    """Loads specgen's decoder; see `load_decoder` for what it returns, and `load_weights` for the errors."""
     spec = resolved.config.decoder
     assert spec is not None, "the caller checks it"
     try:
@@ -104,10 +101,10 @@ def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> Decoder:
         raise load_error(error, resolved.name, resolved.path, resolved.config, placement) from error
 
 
-def _load_own(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, ModelInfo]:
-    decoder = load_own_decoder(resolved, placement)
+def _load_own(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, ModelInfo, list[str]]:
+    decoder, left_out = load_own_decoder(resolved, placement)
     is_packed = placement.packed_dtype is not None
-    return decoder, ModelInfo(
+    info = ModelInfo(
         name=resolved.name,
         quant="int8" if placement.packed_dtype == "int8" else "none" if is_packed else placement.quant,
         dtype=placement.dtype,
@@ -115,6 +112,7 @@ def _load_own(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, M
         num_parameters=resolved.config.num_parameters,
         num_bytes=weight_bytes(decoder),
     )
+    return decoder, info, left_out
 
 
 def _with_remarks(info: ModelInfo, resolved: ResolvedModel, placement: Placement) -> ModelInfo:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from specgen.core.cost_model import PassCosts, best_draft_length
@@ -89,7 +90,10 @@ class TranslatedPairing(Pairing):
 
 
 def pair_vocabularies(
-    target_tokenizer: Any, draft_tokenizer: Any, wanted: DraftVocab = "auto", draft_cost: float | None = None
+    target_tokenizer: Any,
+    draft_tokenizer: Any,
+    wanted: DraftVocab = "auto",
+    draft_cost: Callable[[], float | None] | None = None,
 ) -> Pairing:
     """Compares two vocabularies, and chooses how the draft is used.
 
@@ -97,7 +101,8 @@ def pair_vocabularies(
         target_tokenizer: The target's tokenizer.
         draft_tokenizer: The draft's.
         wanted: `auto` takes the way with the largest predicted throughput; the others insist.
-        draft_cost: Estimated cost of a draft token as a share of the target's; None: unknown.
+        draft_cost: Estimates the cost of a draft token as a share of the target's; None if it is unknown. Called
+            only if `auto` must choose.
 
     Raises:
         PairError: `same` is wanted, and an id means different strings.
@@ -109,16 +114,24 @@ def pair_vocabularies(
             if wanted == "same":
                 hint = "omit --draft-vocab: a draft with other tokens is then translated"
                 raise PairError(error.message, hint) from error
-    target, draft = TokenTable(target_tokenizer), TokenTable(draft_tokenizer)
+    target, draft = _target_table(target_tokenizer), TokenTable(draft_tokenizer)
     pairs = shared_ids(target, draft)
     has_shared = any(target_id not in target.special for target_id, _ in pairs)
     overlap = measure_overlap(target, draft, pairs)
-    kinds: tuple[DraftVocab, ...] = ("shared", "text") if wanted == "auto" else (wanted,)
-    kind = max(kinds, key=lambda one: predict_speedup(one, overlap, draft_cost))
-    notice = None
+    kind, notice = wanted, None
+    if wanted == "auto":
+        cost = None if draft_cost is None else draft_cost()
+        kinds: tuple[DraftVocab, ...] = ("shared", "text")
+        kind = max(kinds, key=lambda one: predict_speedup(one, overlap, cost))
     if not has_shared:
         kind, notice = "text", "target and draft share no token, so the draft writes text"
     return TranslatedPairing(len(pairs), notice, kind, overlap=overlap, tables=(target, draft), pairs=tuple(pairs))
+
+
+@lru_cache(maxsize=1)
+def _target_table(tokenizer: Any) -> TokenTable:
+    """Returns the target's tokens. `specgen drafts` compares many drafts with them; 150,000 tokens take 0.5 s."""
+    return TokenTable(tokenizer)
 
 
 def measure_overlap(target: TokenTable, draft: TokenTable, pairs: list[tuple[int, int]], text: str = SAMPLE) -> Overlap:
@@ -165,7 +178,7 @@ def predict_speedup(kind: DraftVocab, overlap: Overlap, draft_cost: float | None
 
     Args:
         kind: As in `translated_costs`, like `overlap`.
-        draft_cost: As in `pair_vocabularies`.
+        draft_cost: Of a draft token, as a share of the target's; None: unknown.
     """
     cost = UNKNOWN_COST if draft_cost is None else draft_cost
     return best_draft_length(*translated_costs(kind, overlap, ASSUMED_ALPHA, cost))[1]

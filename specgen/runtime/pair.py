@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal
 
@@ -194,17 +195,20 @@ def _resolve_drafter(
         return settings, None, None
     draft = resolve(files or find_files(settings.draft, progress), settings.draft, "draft")
     if draft.draft_head is None:
-        # It imports torch, and the commands import this module before they check their options.
-        from specgen.runtime.learned_costs import relative_draft_cost
-
-        wanted = settings.draft.draft_vocab
-        cost = relative_draft_cost(target.files, draft.files) or _size_ratio(target, draft)
-        return settings, draft, pair_vocabularies(target.tokenizer, draft.tokenizer, wanted, cost)
+        cost = partial(_draft_cost, target, draft)
+        return settings, draft, pair_vocabularies(target.tokenizer, draft.tokenizer, settings.draft.draft_vocab, cost)
     check_own_target(draft, target)
     return settings, draft, Pairing(target.num_tokens)
 
 
-def _size_ratio(target: ResolvedModel, draft: ResolvedModel) -> float | None:
-    """Estimates what a draft token costs as a share of the target's: both read all their weights once."""
+def _draft_cost(target: ResolvedModel, draft: ResolvedModel) -> float | None:
+    """Returns the cost of a draft token as a share of the target's: as measured, else by the sizes of the files."""
+    # It imports torch, and the commands import this module before they check their options.
+    from specgen.runtime.learned_costs import relative_draft_cost
+
+    measured = relative_draft_cost(target.files, draft.files)
+    if measured is not None:
+        return measured
+    # Both read all their weights once.
     sizes = target.config.num_weight_bytes, draft.config.num_weight_bytes
     return sizes[1] / sizes[0] if all(sizes) else None

@@ -19,7 +19,8 @@ from specgen.core.errors import (
     SettingsError,
     first_line,
 )
-from specgen.servers.values import KEY_VARIABLE, Address, Json, part, word
+from specgen.servers import KEY_VARIABLE
+from specgen.servers.values import Address, Json, part, word
 
 if TYPE_CHECKING:
     import httpx2

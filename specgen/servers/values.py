@@ -11,9 +11,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from specgen.core.errors import SettingsError
+from specgen.servers import KEY_VARIABLE
 
 Json = dict[str, Any]
-KEY_VARIABLE = "SPECGEN_API_KEY"
 _KEY = re.compile(r"[!-~]+", re.ASCII)
 _HINT = "give the address of a server, as in http://host:8000"
 

@@ -48,7 +48,7 @@ with torch.inference_mode():  # what the libraries take when they run first
         quantized_linear(torch.ones(64, 64, dtype=torch.bfloat16), None, quant)
 config = check_folder(folder)
 before = peak()
-decoder = load_decoder(
+decoder, _ = load_decoder(
     folder, config.weight_files, config.decoder, Placement("cpu", False, dtype, quant, (), packed or None)
 )
 print(json.dumps([peak() - before, weight_bytes(decoder)]))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from specgen.bench.results import Setting
 from specgen.core.errors import PromptError, SettingsError
 from specgen.render.bench.documents import bench_document
+from specgen.servers.launch import EngineName
 from specgen.servers.launch.bench_results import read_bench_results
-from specgen.servers.launch.engines import ENGINES, EngineName, launch_command
+from specgen.servers.launch.engines import ENGINES, launch_command
 from specgen.servers.launch.values import LaunchRequest, Placement, Speculation
 from tests.bench.reports import LABEL, SETTINGS, report
 

@@ -91,7 +91,7 @@ class _Answering:
         options, messages = self.options, self.messages
         if options.server.server:
             return open_served_answer(options)
-        from specgen.cli.generate.inputs import open_generation, read_inputs  # imports torch
+        from specgen.cli.generate.inputs import open_generation, read_inputs  # 60 ms, which a server does not need
 
         inputs = read_inputs(options)
         is_random = options.sampling.same_text is False and inputs.draft_length[1] == "auto"

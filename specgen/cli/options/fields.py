@@ -8,8 +8,9 @@ options that name no other.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -25,16 +26,23 @@ _NUMBERS = {int: "an integer", float: "a number"}
 _VALUES = {int: "N", float: "X", Path: "FILE"}
 
 
-def options_of(options_class: type) -> Iterator[Option]:
-    """Yields the options of a dataclass, those of its groups included."""
+def options_of(options_class: type) -> tuple[Option, ...]:
+    """Returns the options of a dataclass, those of its groups included."""
+    return _read_options(options_class)  # mypy holds no type variable for hashable
+
+
+@cache  # commands share groups, and every start asks for all of them
+def _read_options(options_class: type) -> tuple[Option, ...]:
     hints = get_type_hints(options_class, include_extras=True)
+    found: list[Option] = []
     for field in fields(options_class):
         kind, *extras = get_args(hints[field.name]) or [hints[field.name]]
         if is_dataclass(kind):
-            yield from options_of(kind)  # type: ignore[arg-type]
+            found += options_of(kind)  # type: ignore[arg-type]
         elif extras and isinstance(extras[0], Option):
             heading = extras[0].heading or getattr(options_class, "HEADING", GENERAL)
-            yield _completed(replace(extras[0], heading=heading, field=field.name), kind, field.default)
+            found.append(_completed(replace(extras[0], heading=heading, field=field.name), kind, field.default))
+    return tuple(found)
 
 
 def _completed(option: Option, kind: Any, default: Any) -> Option:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 from specgen.cli.app_spec import Option
 from specgen.cli.options.fields import options_of
 from specgen.core.errors import SettingsError
-from specgen.servers.values import KEY_VARIABLE, Address, parse_address
+from specgen.servers import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from specgen.servers.http import HttpOptions
+    from specgen.servers.values import Address
 
 SERVER = "Server"
 BASELINE_SERVER = Option(
@@ -58,6 +59,8 @@ class ConnectionOptions:
 
     def address(self, url: str) -> Address:
         """Returns the address for a URL, with the key; raises like `parse_address`."""
+        from specgen.servers.values import parse_address
+
         return parse_address(url, self.api_key_env, allows_insecure_key=self.insecure_key)
 
     def http(self, *, num_retries: int = 2) -> HttpOptions:

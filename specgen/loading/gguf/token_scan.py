@@ -9,7 +9,7 @@ from specgen.loading.gguf.end_tokens import END_TOKENS, ending_ids
 from specgen.loading.gguf.metadata import AbsentId
 from specgen.loading.gguf.reader import InconsistentFileError
 
-_BYTE = re.compile(rb"<0x[0-9A-F]{2}>")
+_BYTE, _BYTE_SIZE = re.compile(rb"<0x[0-9A-F]{2}>"), 6
 _NO_IDS = (-1, 2**32 - 1)
 
 
@@ -41,7 +41,7 @@ class TokenScan:
         self._hashes.add(number)
         if token in END_TOKENS:
             self._spelled[token] = token_id
-        elif _BYTE.fullmatch(token):
+        elif len(token) == _BYTE_SIZE and _BYTE.fullmatch(token):
             self._bytes.add(token)
 
     def check(self, pairs: dict[str, object]) -> None:

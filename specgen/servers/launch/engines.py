@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
-from specgen.servers.launch import llama_server, sglang, vllm
+from specgen.servers.launch import EngineName, llama_server, sglang, vllm
 from specgen.servers.launch.values import LaunchCommand, LaunchRequest
-
-EngineName = Literal["vllm", "sglang", "llama-server"]
 
 
 @dataclass(frozen=True, slots=True)
