@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tests.hybrids import HYBRIDS, LIMITED, MAMBA
 from tests.toys import toy_tokenizer
 
 WINDOW = 24
@@ -50,25 +51,16 @@ _SIZES: dict[str, Any] = {
     "is_decoder": True,
     "initializer_range": 0.3,
 }
-_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
 _OWN: dict[str, dict[str, Any]] = {
-    "bamba": {"attn_layer_indices": [1, 3], **_MAMBA},
+    "bamba": {"attn_layer_indices": [1, 3], **MAMBA},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "dots3_note_text": {"num_key_value_heads": _HEADS},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, **_MAMBA},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, **MAMBA},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
+    "mamba2": HYBRIDS["Mamba2"],
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 32)},
-    "zamba2": {
-        "num_hidden_layers": 2,
-        "layers_block_type": ["mamba", "hybrid"],
-        "mamba_d_state": 8,
-        "mamba_ngroups": 1,
-        "n_mamba_heads": 4,
-        "chunk_size": 8,
-        "num_mem_blocks": 1,
-    },
+    "zamba2": LIMITED["Zamba2"],
     "zaya": {"num_experts_per_tok": 1},
 }
 """Sizes that must fit each other, by model type."""
@@ -83,6 +75,14 @@ def build_folder(model_type: str, folder: Path, noise: float = 0.0) -> None:
     _spread(model, noise)
     model.save_pretrained(folder)
     toy_tokenizer().save_pretrained(folder)
+
+
+def empty_model(model_type: str) -> Any:
+    """Builds a model without memory for its weights."""
+    config = _tiny_config(transformers.CONFIG_MAPPING[model_type], _OWN.get(model_type, {}))
+    auto_model: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto_model.from_config(config)
 
 
 def _tiny_config(config_class: Any, own: dict[str, Any]) -> Any:
@@ -142,3 +142,26 @@ UNEQUAL: dict[str, str] = {
     "xlm": "has no cache of the usual kind: its code fails in the second pass",
 }
 """Architectures whose text is not that of `generate`, or that fail, and why."""
+REFUSED: dict[str, str] = {
+    "bailing_hybrid": "BailingHybridDeltaAttention",
+    "deepseek_v4": "DeepseekV4HCACache",
+    "falcon_mamba": "FalconMambaMixer",
+    "gemma4_unified_assistant": "Gemma4UnifiedTextAttention",
+    "inkling_text": "InklingShortConvolution",
+    "jamba": "JambaMambaMixer",
+    "kimi_linear": "KimiLinearDeltaAttention",
+    "lara_mini": "LaraMiniGatedDeltaNet",
+    "lfm3": "Lfm3ShortConv",
+    "mamba": "MambaMixer",
+    "minimax": "MiniMaxLightningAttention",
+    "nemotron_h": "NemotronHMamba2Mixer",
+    "openai-gpt": "Attention",
+    "recurrent_gemma": "RecurrentGemmaRecurrentBlock",
+    "reformer": "ReformerAttention",
+    "rwkv": "RwkvSelfAttention",
+    "xlnet": "XLNetRelativeAttention",
+    "xlstm": "xLSTMLayer",
+    "zamba2": "Zamba2MambaMixer",
+    "zaya": "ZayaAttention",
+}
+"""Architectures whose rejected draft tokens can't be removed, and the kind of the layers that cause it."""

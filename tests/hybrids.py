@@ -10,7 +10,7 @@ import transformers
 
 from tests.fakes import TINY
 
-_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
 _DELTA = {
     "linear_num_value_heads": 4,
     "linear_num_key_heads": 2,
@@ -44,10 +44,10 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "num_local_experts": 2,
         "num_experts_per_tok": 1,
         "shared_intermediate_size": 32,
-        **_MAMBA,
+        **MAMBA,
     },
-    "FalconH1": {"num_hidden_layers": 1, "mamba_d_ssm": 64, "head_dim": 8, **_MAMBA},
-    "Bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1], **_MAMBA},
+    "FalconH1": {"num_hidden_layers": 1, "mamba_d_ssm": 64, "head_dim": 8, **MAMBA},
+    "Bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1], **MAMBA},
     "Mamba2": {"num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
 }
 """Architectures that specgen runs, by the first part of their classes' names."""

@@ -43,11 +43,14 @@ class BatchInvarianceCheck:
         max_difference: Largest change of a logit by the tokens after its position; 0 if rows are independent.
         threshold: Outlier threshold of int8 layers; above 0, any text may contain an outlier that makes rows interact.
         is_exact: Passes over several tokens give the logits of passes over one token, bit for bit.
+        recurrent_difference: Largest difference of a logit between a pass over several tokens and passes over one, if a
+            layer is recurrent: its rules for the two round differently. None for other models.
     """
 
     max_difference: float
     threshold: float = 0.0
     is_exact: bool = False
+    recurrent_difference: float | None = None
 
     @property
     def is_invariant(self) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any, Literal
 
+from specgen.core.errors import library_failures
 from specgen.core.settings import MAX_DRAFT_TOKENS
-from specgen.doctor.results import MemoryPlan
+from specgen.doctor.results import CROP, MemoryPlan, RollbackPlan
 from specgen.loading.cuda_memory import GRAPH_BYTES, cuda_capacity, logits_bytes, weight_matrix_bytes
 from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.module_sizes import empty_model
@@ -15,8 +17,10 @@ from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
 from specgen.models.cached_model import PREFILL_CHUNK
 from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.hybrid_support import refuse_unfit_states
 from specgen.models.kv_slots import FIRST_CAPACITY
 from specgen.models.llama_cpp import MAX_ROWS
+from specgen.models.running_states import MAX_COPIES, StateSizes, state_sizes
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
 
@@ -33,6 +37,8 @@ class _Sizes:
         hidden: Width of the model.
         inner: Width of the feed-forward.
         vocab: Rows of the logits.
+        states: Bytes of the running states.
+        rollback: The copies of these.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -43,11 +49,18 @@ class _Sizes:
     hidden: int
     inner: int
     vocab: int
+    states: int = 0
+    rollback: RollbackPlan = CROP
 
 
 def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_positions: int) -> MemoryPlan:
-    """Estimates what a model takes, with a cache for `num_positions`."""
-    sizes = _own_sizes(config.decoder) if config.decoder is not None else _transformers_sizes(folder)
+    """Estimates what a model takes, with a cache for `num_positions`.
+
+    Raises:
+        LoadError: Rejected tokens can't be removed from its cache.
+    """
+    num_value_bytes = 4 if placement.packed_dtype is not None else placement.torch_dtype.itemsize
+    sizes = _own_sizes(config.decoder) if config.decoder is not None else _transformers_sizes(folder, num_value_bytes)
     if placement.packed_dtype is not None:
         return _packed_plan(sizes, config, placement.packed_dtype, num_positions)
     size = placement.torch_dtype.itemsize
@@ -63,10 +76,9 @@ def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_pos
     elif placement.device == "cpu" and (is_quantized or config.dtype != placement.dtype):
         # transformers converts all weights from the mapped file, whose pages stay.
         copies = config.num_weight_bytes
-    cache = sizes.cache * _capacity(placement, num_positions) * size
-    return MemoryPlan(
-        weights, copies, cache, _activation_bytes(sizes, size), _graph_bytes(placement, config.vocab_rows)
-    )
+    cache = sizes.cache * _capacity(placement, num_positions) * size + sizes.states
+    graphs = _graph_bytes(placement, config.vocab_rows)
+    return MemoryPlan(weights, copies, cache, _activation_bytes(sizes, size), graphs, sizes.rollback)
 
 
 def plan_draft_head_memory(
@@ -111,7 +123,7 @@ def _own_sizes(spec: DecoderSpec) -> _Sizes:
     )
 
 
-def _transformers_sizes(folder: Path) -> _Sizes:
+def _transformers_sizes(folder: Path, num_value_bytes: int) -> _Sizes:
     """Sizes of a model that transformers builds, without memory for its weights."""
     import torch
 
@@ -126,19 +138,47 @@ def _transformers_sizes(folder: Path) -> _Sizes:
         if isinstance(module, torch.nn.Linear) and id(module.weight) not in apart
     ]
     apart |= {id(weight) for weight in matrices}
-    num_heads = config.num_attention_heads
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    states, rollback = _states(empty_model(folder), num_value_bytes)
     return _Sizes(
         layers=tuple((int(weight.shape[0]), int(weight.numel())) for weight in matrices),
         embedding=int(embedding.numel()),
         head=0 if head_weight is None else int(head_weight.numel()),
         rest=sum(int(parameter.numel()) for parameter in model.parameters() if id(parameter) not in apart),
-        cache=2 * config.num_hidden_layers * num_kv_heads * head_size,
+        cache=_cache_values(config, config.num_hidden_layers if states is None else states.num_attention_layers),
         hidden=config.hidden_size,
         inner=_widest(getattr(config, "intermediate_size", None)) or 4 * config.hidden_size,
         vocab=config.vocab_size,
+        states=0 if states is None else states.num_bytes,
+        rollback=rollback,
     )
+
+
+def _cache_values(config: Any, num_layers: int) -> int:
+    """Returns the values of keys and values per position."""
+    if not num_layers:
+        return 0
+    num_heads = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return int(2 * num_layers * num_kv_heads * head_size)
+
+
+def _states(model: Any, num_value_bytes: int) -> tuple[StateSizes | None, RollbackPlan]:
+    """Returns the sizes of a model's running states and the plan of their copies.
+
+    Raises:
+        LoadError: As for `TransformersModel`.
+    """
+    refuse_unfit_states(model)
+    try:
+        sizes = state_sizes(model, num_value_bytes)
+    except library_failures():
+        # Installed kernels, as those of flash-linear-attention, run on a GPU only.
+        return None, RollbackPlan("unknown")
+    if sizes is None:
+        return None, CROP
+    kind: Literal["crop", "snapshot_and_replay"] = "snapshot_and_replay" if sizes.is_recurrent else "crop"
+    return sizes, RollbackPlan(kind, MAX_COPIES, sizes.num_bytes)
 
 
 def _widest(size: int | list[int] | None) -> int | None:
@@ -156,7 +196,8 @@ def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: 
     # Each product is packed from a float32 copy; transformers also keeps the pages of the file.
     largest = max(*(values for _, values in sizes.layers), sizes.head or sizes.embedding)
     copies = 4 * largest + (0 if config.decoder is not None else config.num_weight_bytes)
-    return MemoryPlan(weights, copies, sizes.cache * _grown(num_positions) * 4, _activation_bytes(sizes, 4))
+    cache = sizes.cache * _grown(num_positions) * 4 + sizes.states
+    return MemoryPlan(weights, copies, cache, _activation_bytes(sizes, 4), rollback=sizes.rollback)
 
 
 def _is_cuda(placement: Placement) -> bool:

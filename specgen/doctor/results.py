@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from specgen.bench.results import MeasuredCosts
 from specgen.core.machine import Machine
@@ -49,15 +50,41 @@ class TerminalState:
 
 
 @dataclass(frozen=True, slots=True)
+class RollbackPlan:
+    """How a model's cache returns to the state before rejected tokens.
+
+    Args:
+        kind: `crop` removes tokens; `snapshot_and_replay` restores a copy of the running states and feeds the accepted
+            tokens again; `unknown` if the model can't be run without its weights.
+        num_snapshots: Copies of the running states that are kept; 0 without running states.
+        snapshot_bytes: Memory of one.
+    """
+
+    kind: Literal["crop", "snapshot_and_replay", "unknown"] = "crop"
+    num_snapshots: int = 0
+    snapshot_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all copies."""
+        return self.num_snapshots * self.snapshot_bytes
+
+
+CROP = RollbackPlan()
+"""That of a model without running states."""
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """The memory that a model will use on its device.
 
     Args:
         weights: The weights in their format.
         copies: Additional copies of weights: layers joined for speed, mapped pages of the file.
-        cache: Keys and values for the planned positions.
+        cache: Keys and values for the planned positions, and running states.
         activations: Of the largest pass.
         graphs: Of recorded passes: logits, and an estimate for CUDA graphs and their pool. 0 on other devices.
+        rollback: The copies of running states.
     """
 
     weights: int
@@ -65,6 +92,7 @@ class MemoryPlan:
     cache: int
     activations: int
     graphs: int = 0
+    rollback: RollbackPlan = CROP
 
     @property
     def total(self) -> int:
@@ -74,7 +102,7 @@ class MemoryPlan:
     @property
     def required(self) -> int:
         """What must be free. Excludes the copies, as the system can drop file pages at any time."""
-        return self.weights + self.cache + self.activations + self.graphs
+        return self.weights + self.cache + self.activations + self.graphs + self.rollback.num_bytes
 
 
 @dataclass(frozen=True, slots=True)

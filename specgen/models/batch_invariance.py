@@ -54,8 +54,14 @@ def check_batch_invariance(target: LanguageModel, num_tails: int = NUM_TAILS) ->
         difference = _max_difference(target, head, tails)
     if not isinstance(target, CachedModel):
         return BatchInvarianceCheck(difference)
-    is_exact = difference == 0.0 and has_independent_rows(target) and _has_exact_passes(target, head, tails[0])
-    return BatchInvarianceCheck(difference, outlier_threshold(target.module), is_exact)
+    has_exact_rows = difference == 0.0 and has_independent_rows(target)
+    from_one = _difference_from_one(target, head, tails[0]) if has_exact_rows or target.is_recurrent else None
+    return BatchInvarianceCheck(
+        difference,
+        outlier_threshold(target.module),
+        is_exact=has_exact_rows and from_one == 0.0,
+        recurrent_difference=from_one if target.is_recurrent else None,
+    )
 
 
 def has_independent_rows(target: CachedModel) -> bool:
@@ -71,8 +77,8 @@ def has_independent_rows(target: CachedModel) -> bool:
     return all(is_product)
 
 
-def _has_exact_passes(target: CachedModel, head: list[int], tail: list[int]) -> bool:
-    """Returns whether the logits of a pass over several tokens equal those of passes over one token."""
+def _difference_from_one(target: CachedModel, head: list[int], tail: list[int]) -> float:
+    """Returns the largest difference of a logit between a pass over several tokens and passes over one."""
     together = _head_logits(target, head, tail)
     num_before = NUM_HEAD - NUM_SINGLE
     target.feed(head[:num_before])
@@ -80,7 +86,7 @@ def _has_exact_passes(target: CachedModel, head: list[int], tail: list[int]) -> 
         alone = [target.logits(head[: end + 1], 1)[0].clone() for end in range(num_before, NUM_HEAD)]
     finally:
         target.rewind(0)
-    return torch.equal(torch.stack(alone), together[num_before:])
+    return float((torch.stack(alone) - together[num_before:]).abs().max())
 
 
 def _max_difference(target: LanguageModel, head: list[int], tails: list[list[int]]) -> float:

@@ -39,6 +39,12 @@ class CachedModel(ABC):
     keeps the old keys of a text that crosses, and the frequencies then depend on where the prompt ended.
     """
 
+    is_recurrent: bool = False
+    """Whether a layer has a recurrent state, known after the first pass.
+
+    After a rejected draft, the next pass then feeds the accepted tokens again.
+    """
+
     def __init__(self, vocab_size: int, num_embeddings: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self.num_embeddings = num_embeddings

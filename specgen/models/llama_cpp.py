@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specgen.core.errors import DeviceError, LoadError, MemoryShortageError, PromptError
+from specgen.core.errors import DeviceError, MemoryShortageError, PromptError
 from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.models.hybrid_support import unfit_layers
 
 PREFILL_CHUNK = 128
 """Tokens of one prefill pass: larger ones are no faster on a CPU, and Ctrl-C waits for the end of a pass."""
@@ -82,10 +83,8 @@ class LlamaCppModel:
         self._weights = weights
         self._library = library = weights.library
         if library.llama_model_is_recurrent(weights.pointer) or library.llama_model_is_hybrid(weights.pointer):
-            raise LoadError(
-                "this GGUF model has a recurrent state, which can't be rewound after rejected draft tokens",
-                "choose a model with attention in all layers",
-            )
+            reason = "whose state specgen can't restore in llama.cpp after rejected draft tokens"
+            raise unfit_layers("this GGUF model", "recurrent", reason)
         self.vocab_size = vocab_size
         self.num_embeddings = weights.num_embeddings
         self.device = torch.device("cpu")

@@ -7,7 +7,6 @@ rejected.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,29 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specgen.core.errors import LoadError
+from specgen.models.hybrid_support import cache_argument
 
 MAX_CHECKPOINTS = 4
 """Ends of prompts whose states are kept, for the next turns of a chat."""
-
-CONTINUED_TYPES = frozenset(
-    {
-        "bamba",
-        "falcon_h1",
-        "granitemoehybrid",
-        "lfm2",
-        "lfm2_moe",
-        "mamba2",
-        "nemotron_h",
-        "olmo_hybrid",
-        "qwen3_5_moe_text",
-        "qwen3_5_text",
-        "qwen3_next",
-        "zamba2",
-    }
-)
-"""Architectures with running states whose passes over several tokens continue from the states in the cache, as tests
-show. In transformers 5.24 the scans of Mamba, FalconMamba, Jamba and Zamba start from zeros instead."""
+MAX_COPIES = MAX_CHECKPOINTS + 1
+"""Copies of the states at a time: also that before the draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +58,6 @@ class RunningStates:
     def has_recurrence(self) -> bool:
         """Whether a layer has a recurrent state; unknown, and so False, before the first pass."""
         return any(any(layer.is_recurrent_states_initialized.values()) for layer in self._layers)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of one copy of the recurrent states."""
-        states = (state for layer in self._layers for state in layer.recurrent_states.values() if state is not None)
-        return sum(state.numel() * state.element_size() for state in states)
 
     def note_prompt(self, length: int) -> None:
         """Copies the states at the end of a prompt, where a later text may branch off."""
@@ -137,45 +113,47 @@ def _cloned(states: dict[int, Tensor | None]) -> dict[int, Tensor | None]:
     return {index: None if state is None else state.clone() for index, state in states.items()}
 
 
-def refuse_unfit_states(model: Any, layers: Sequence[Any], *, has_cache: bool) -> None:
-    """Refuses a model whose cache can't be returned to an earlier state, or whose passes ignore the cached states.
+@dataclass(frozen=True, slots=True)
+class StateSizes:
+    """What the running states of a model take.
 
     Args:
-        model: A transformers model.
-        layers: Those of its empty cache.
-        has_cache: Whether its forward takes transformers' cache.
-
-    Raises:
-        LoadError: Rejected draft tokens would change the text silently.
+        is_recurrent: Whether a layer has a recurrent state, not only the latest inputs of a convolution.
+        num_bytes: All states of one text.
+        num_attention_layers: Layers with keys and values.
     """
-    from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
 
-    name, kind = type(model).__name__, model.config.model_type
-    hint = "choose a model with attention in all layers, or of a hybrid architecture that specgen runs: LFM2, Qwen3.5, "
-    hint += "Qwen3-Next, Granite 4, Falcon-H1, Bamba, OLMo Hybrid"
-    # xLSTM accepts a cache and expects another kind of it.
-    if not has_cache or kind == "xlstm":
-        raise LoadError(f"{name} keeps a running state outside of transformers' cache, so it can't be restored", hint)
-    known = (CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin)
-    own = next((layer for layer in layers if type(layer).__module__ != CacheLayerMixin.__module__), None)
-    if own is not None or not all(isinstance(layer, known) for layer in layers):
-        # Such a layer may compress several tokens into one.
-        raise LoadError(
-            f"{name} has cache layers of its own kind, {type(own).__name__}, from which tokens can't be removed",
-            hint,
-        )
-    if kind not in CONTINUED_TYPES and any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
-        raise LoadError(
-            f"{name} has layers with a running state ({kind}) that transformers computes from zero in a pass over "
-            "several tokens, or that was not tested, so drafts can't be verified",
-            hint,
-        )
-    # transformers 5.24 applies the limit in passes over several tokens only: for smaller steps, the logits of
-    # Nemotron-H differ by up to 0.2 between the two.
-    limits = [getattr(module, "time_step_limit", None) or (0.0, math.inf) for module in model.modules()]
-    if any(tuple(limit) != (0.0, math.inf) for limit in limits):
-        raise LoadError(
-            f"{name} has Mamba layers ({kind}) whose time step transformers limits in passes over several tokens but "
-            "not in passes over one, so drafts can't be verified",
-            hint,
-        )
+    is_recurrent: bool
+    num_bytes: int
+    num_attention_layers: int
+
+
+@torch.inference_mode()
+def state_sizes(model: Any, num_value_bytes: int) -> StateSizes | None:
+    """Runs one token through a model without memory for its weights, to learn the shapes of its states.
+
+    Args:
+        model: A transformers model on the meta device; converted to bfloat16, as experts on that device need.
+        num_value_bytes: Of a value in the model's compute type; most recurrent states are float32 in any case.
+
+    Returns:
+        None without running states.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+    cache: Any = DynamicCache(config=model.config)
+    running = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    if not running:
+        return None
+    model = model.to("meta", torch.bfloat16).eval()
+    ids = torch.zeros((1, 1), dtype=torch.long, device="meta")
+    model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
+    recurrences = [state for layer in running for state in layer.recurrent_states.values() if state is not None]
+    convolutions = [state for layer in running for state in layer.conv_states.values() if state is not None]
+    num_bytes = sum(
+        state.numel() * (4 if state.dtype == torch.float32 else num_value_bytes)
+        for state in [*recurrences, *convolutions]
+    )
+    num_attention_layers = sum(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+    return StateSizes(bool(recurrences), num_bytes, num_attention_layers)

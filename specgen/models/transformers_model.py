@@ -11,7 +11,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from specgen.models.cached_model import PREFILL_CHUNK, CachedModel
-from specgen.models.running_states import RunningStates, refuse_unfit_states
+from specgen.models.hybrid_support import cache_argument, refuse_unfit_states
+from specgen.models.running_states import RunningStates
 
 
 class TransformersModel(CachedModel):
@@ -30,10 +31,9 @@ class TransformersModel(CachedModel):
 
     def __init__(self, model: Any, vocab_size: int) -> None:
         parameters = inspect.signature(model.forward).parameters
-        # Its name changes in transformers 5.40.
-        self._cache_argument = next((name for name in ("cache", "past_key_values") if name in parameters), "")
+        refuse_unfit_states(model)
+        self._cache_argument = cache_argument(model)
         layers = DynamicCache(config=model.config).layers
-        refuse_unfit_states(model, layers, has_cache=bool(self._cache_argument))
         weight: Tensor = model.get_input_embeddings().weight
         super().__init__(vocab_size, weight.shape[0], weight.device)
         self.model = model
@@ -50,11 +50,6 @@ class TransformersModel(CachedModel):
         """The weights."""
         weights: nn.Module = self.model
         return weights
-
-    @property
-    def replays(self) -> bool:
-        """Whether a rejected draft makes the next pass feed accepted tokens again; known after the first pass."""
-        return self.states.has_recurrence
 
     def _release(self) -> None:
         cache: Any = DynamicCache(config=self.model.config)
@@ -82,7 +77,7 @@ class TransformersModel(CachedModel):
         num_tokens = self.length - length
         if self._window is not None and self.length >= self._window and num_tokens > self._num_recorded:
             return 0
-        if num_tokens and self.states.num_layers and (self.replays or num_tokens > self._num_recorded):
+        if num_tokens and self.states.num_layers and (self.is_recurrent or num_tokens > self._num_recorded):
             return self._restore(length)
         if num_tokens or self._window is not None or self.states.num_layers:
             self._crop(num_tokens)
@@ -125,6 +120,7 @@ class TransformersModel(CachedModel):
         output = self.model(**options, **({"logits_to_keep": num_last} if self._cuts_logits else {}))
         logits: Tensor = output.logits[0, -num_last:]
         self._num_recorded += new.shape[0]
+        self.is_recurrent = self.states.has_recurrence
         return logits
 
     def _positions(self, new: Tensor) -> Tensor:

@@ -27,6 +27,12 @@ from specgen.render.theme import glyphs
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 LENGTHS = (1, 2, 4, 8)
 
+_ROLLBACKS = {
+    "crop": "rejected tokens are cropped",
+    "snapshot_and_replay": "running states are restored from a snapshot, accepted tokens are fed again",
+    "unknown": "depends on kernels that need a GPU; the memory of snapshots is not counted",
+}
+
 
 class _Block:
     """Labelled lines. Names and paths from outside are made safe, and each stays on one line."""
@@ -106,6 +112,11 @@ def _add_model(block: _Block, model: ModelPlan) -> None:
     why = f" ({'; '.join(model.remarks)})" if model.remarks else ""
     block.add(model.role, f"{description} {model.device}{why}")
     block.add("", parts + graphs + copies)
+    rollback = memory.rollback
+    if rollback.num_snapshots or rollback.kind == "unknown":
+        kind = _ROLLBACKS[rollback.kind]
+        sizes = f"{rollback.num_snapshots} snapshots of {_size(rollback.snapshot_bytes)}"
+        block.add("rollback", f"{kind}; {sizes}" if rollback.num_snapshots else kind)
 
 
 def _add_costs(block: _Block, costs: MeasuredCosts, alphas: Sequence[float], alpha: str) -> None:

@@ -25,6 +25,9 @@ def format_verify_report(report: VerifyReport, *, ascii_only: bool = False) -> T
         rows.append(("sampling", f"{verdict}, {check.processors}: {figures}"))
     logits = report.batch_invariance.reason or "batch invariant: later tokens do not change earlier logits"
     rows.append(("logits", logits))
+    if difference := report.batch_invariance.recurrent_difference:
+        rule = "recurrent layers compute one token and several by different rules"
+        rows.append(("", f"{rule}: logits differ by up to {difference:.1e}, so near ties may be decided differently"))
     for text in report.texts:
         counts = f"{text.num_tokens} tokens, {text.num_accepted} of {text.num_drafted} drafted accepted"
         rows.append(("greedy", _comparison(text, counts, ascii_only=ascii_only)))
@@ -67,7 +70,11 @@ def verify_document(report: VerifyReport) -> Document:
         "promise": old_guarantee(info),
         "distributions": distributions,
         "laws": distributions,
-        "batch_invariance": {"is_invariant": check.is_invariant, **figures},
+        "batch_invariance": {
+            "is_invariant": check.is_invariant,
+            **figures,
+            "recurrent_difference": check.recurrent_difference,
+        },
         "rows": {"is_independent": check.is_invariant, **figures},
         "texts": [_text_document(text) for text in report.texts],
         "against": [_reference_document(reference) for reference in report.references],

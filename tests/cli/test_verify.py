@@ -39,7 +39,12 @@ def test_json_contains_every_check(verify: Cli) -> None:
     assert (made["type"], made["promise"], made["has_real_difference"]) == ("proof", "exact", False)
     assert all(distribution["is_exact"] and distribution["outcomes"] > 3 for distribution in made["distributions"])
     assert made["laws"] == made["distributions"]
-    assert made["batch_invariance"] == {"is_invariant": True, "max_difference": 0.0, "int8_threshold": 0.0}
+    assert made["batch_invariance"] == {
+        "is_invariant": True,
+        "max_difference": 0.0,
+        "int8_threshold": 0.0,
+        "recurrent_difference": None,
+    }
     assert made["rows"] == {"is_independent": True, "max_difference": 0.0, "int8_threshold": 0.0}
     assert [text["verdict"] for text in made["texts"]] == ["same", "same"]
     # A draft that is always right or always wrong would prove little.

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specgen.core.errors import LoadError
 from specgen.core.settings import SamplingSettings
 from specgen.engine.draft_length.fixed import MAX_REPLAYED
 from specgen.engine.drafters.base import Drafter, NoDrafter
@@ -22,10 +20,11 @@ from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import every_outcome
 from specgen.models import running_states
-from specgen.models.running_states import RunningStates
+from specgen.models.batch_invariance import check_batch_invariance
+from specgen.models.running_states import RunningStates, state_sizes
 from specgen.models.transformers_model import TransformersModel
-from tests.fakes import ScriptedDrafter, always_wrong, assert_close, ids_of, rounds_of, run_events, sampler
-from tests.hybrids import HYBRIDS, LIMITED, RESTARTING, hybrid_model
+from tests.fakes import ScriptedDrafter, always_wrong, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
+from tests.hybrids import HYBRIDS, hybrid_model
 from tests.profiles import share_of_profile
 
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
@@ -161,7 +160,7 @@ def check_states(kind: str) -> None:
         for pair in zip(states_of(one), states_of(other), strict=True):
             # Experts compute the rows of their tokens together, so rejected tokens change the rounding of others.
             assert torch.equal(*pair) or (kind == "Lfm2Moe" and assert_close(*pair) is None), "a token left a trace"
-        if one.replays:
+        if one.is_recurrent:
             never = make(kind)
             never.feed(PROMPT[:-1])
             assert one.length == len(PROMPT) - 1
@@ -246,7 +245,49 @@ def test_copies_of_states_are_few_and_counted() -> None:
         model.feed(list(range(1, length + 1)))
 
     assert len(model.states._checkpoints) == running_states.MAX_CHECKPOINTS
-    assert model.states.num_bytes == 4 * 4 * 8 * 8  # heads x keys x values in float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@on_each
+def test_the_sizes_of_states_are_known_without_weights(kind: str, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(hybrid_model(kind)).to(dtype)
+    cached = TransformersModel(model, 96)
+    cached.feed(PROMPT)
+    states = [
+        state
+        for layer in cached.states._layers
+        for state in (*layer.conv_states.values(), *layer.recurrent_states.values())
+        if state is not None
+    ]
+
+    sizes = state_sizes(copy.deepcopy(model), dtype.itemsize)
+
+    assert sizes is not None
+    assert sizes.num_bytes == sum(state.numel() * state.element_size() for state in states)
+    assert sizes.is_recurrent == cached.is_recurrent == (kind in RECURRENT)
+    assert sizes.num_attention_layers == (0 if kind == "Mamba2" else 1)
+
+
+@pytest.mark.parametrize("kind", MAIN)
+def test_the_self_test_measures_how_recurrent_rules_round(kind: str) -> None:
+    model = make(kind)
+    check = check_batch_invariance(model)
+    single, together = make(kind), make(kind)
+    step = 96 // 19
+    ids = [step * (index + 1) for index in range(10)]
+    logits = together.logits(ids, 10)
+    alone = torch.stack([single.logits(ids[: end + 1], 1)[0] for end in range(6)])
+
+    assert model.length == 0
+    assert check.is_invariant
+    assert (check.recurrent_difference is not None) == (kind in RECURRENT)
+    if check.recurrent_difference:
+        assert check.recurrent_difference <= 2 * float((alone - logits[:6]).abs().max()) < 1e-4
+
+
+def test_a_target_without_recurrent_layers_has_no_such_difference() -> None:
+    assert state_sizes(tiny_model("llama"), 4) is None
+    assert check_batch_invariance(TransformersModel(tiny_model("llama"), 96)).recurrent_difference is None
 
 
 # Planted bugs: each must be caught by a check that passes without it.
@@ -344,36 +385,3 @@ def test_planted_bugs_are_caught(
 
     with pytest.raises((AssertionError, RuntimeError)):
         check(kind)
-
-
-@pytest.mark.parametrize("kind", LIMITED)
-def test_an_architecture_that_limits_its_time_step_in_long_passes_only_is_refused(kind: str) -> None:
-    model = hybrid_model(kind)
-    for module in model.modules():
-        if hasattr(module, "dt_bias"):
-            module.dt_bias.data.fill_(-9.0)  # steps of about 1e-4, below the limit of 1e-3
-    cache: Any = transformers.DynamicCache(config=model.config)
-    with torch.inference_mode():
-        together = model(torch.tensor([PROMPT])).logits[0, -1]
-        for index in range(len(PROMPT)):
-            alone = model(torch.tensor([PROMPT[index : index + 1]]), cache=cache, use_cache=True).logits[0, -1]
-
-    # The reason still holds: once this fails, the architecture can be let in.
-    assert float((together - alone).abs().max()) > 1e-4
-    with pytest.raises(LoadError, match="time step"):
-        TransformersModel(model, 96)
-
-
-@pytest.mark.parametrize("kind", RESTARTING)
-def test_an_architecture_whose_passes_restart_is_refused_by_name(kind: str) -> None:
-    model = hybrid_model(kind)
-    cache: Any = transformers.DynamicCache(config=model.config)
-    ids = torch.tensor([PROMPT])
-    with torch.inference_mode():
-        model(ids[:, :4], cache=cache, use_cache=True)
-        continued = model(ids[:, 4:], cache=cache, use_cache=True).logits[0, -1]
-
-    # The reason still holds: once this fails, the architecture can be let in.
-    assert float((continued - fresh_logits(kind, PROMPT)[0]).abs().max()) > 0.1
-    with pytest.raises(LoadError, match=kind):
-        TransformersModel(model, 96)

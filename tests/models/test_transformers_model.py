@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specgen.core.errors import LoadError, MemoryShortageError
+from specgen.core.errors import MemoryShortageError
 from specgen.engine.memory_errors import memory_errors
 from specgen.models.cached_model import CachedModel
 from specgen.models.transformers_model import TransformersModel
@@ -162,24 +162,6 @@ def test_running_out_of_memory_for_float32_logits_empties_the_cache(name: str, m
 
     assert model.length == 0
     assert_close(model.logits([1, 2, 3], 1), fresh_logits("llama", [1, 2, 3]))
-
-
-RECURRENT: dict[str, dict[str, Any]] = {
-    "Mamba": {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1},
-    "xLSTM": {"hidden_size": 64, "embedding_dim": 64, "num_blocks": 1, "num_heads": 2},
-    # Hybrids: layers with attention between others.
-    "MiniMax": {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "num_local_experts": 2},
-}
-
-
-@pytest.mark.parametrize("name", RECURRENT)
-def test_a_model_with_a_recurrent_state_is_refused(name: str) -> None:
-    config = getattr(transformers, f"{name}Config")(vocab_size=32, **RECURRENT[name])
-    with torch.device("meta"):
-        model = getattr(transformers, f"{name}ForCausalLM")(config)
-
-    with pytest.raises(LoadError, match=name):
-        TransformersModel(model, 32)
 
 
 def test_other_runtime_errors_pass_through() -> None:
