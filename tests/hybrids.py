@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from tests.fakes import TINY
+from tests.toys import toy_tokenizer
 
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
 _DELTA = {
@@ -103,3 +105,11 @@ def hybrid_model(kind: str, vocab_size: int = 96, seed: int = 0) -> Any:
     config_class = getattr(transformers, f"{kind}TextConfig", None) or getattr(transformers, f"{kind}Config")
     config = config_class(**{**sizes, **special, **own, "vocab_size": vocab_size})
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+def save_hybrid(kind: str, folder: Path) -> Path:
+    """Saves such a model with the tests' tokenizer."""
+    tokenizer = toy_tokenizer()
+    hybrid_model(kind, vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -26,7 +26,9 @@ CONTINUED_TYPES = frozenset(
     }
 )
 """Architectures with running states whose passes over several tokens continue from the states in the cache, as tests
-show. In transformers 5.24 the scans of Mamba, FalconMamba, Jamba and Zamba start from zeros instead."""
+show."""
+RESTARTED_TYPES = frozenset({"falcon_mamba", "jamba", "mamba", "zamba"})
+"""Architectures whose passes over several tokens start from zeros instead, in transformers 5.24."""
 
 INSTEAD = (
     "use a model with attention in all layers, or a safetensors folder of a hybrid that specgen runs: LFM2, Qwen3.5, "
@@ -72,21 +74,23 @@ def refuse_unfit_states(model: Any) -> None:
     layers = DynamicCache(config=model.config).layers
     # xLSTM accepts a cache and expects another kind of it.
     if not cache_argument(model) or model_type == "xlstm":
-        reason = "which keep what they read of earlier tokens outside of transformers' cache, so it can't be restored"
+        reason = "which don't use transformers' cache, so rejected tokens can't be removed"
         raise unfit_layers(name, layer_kind(model, layers, 0), reason)
     known = (CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin)
     for layer in layers:
         if type(layer).__module__ != CacheLayerMixin.__module__ or not isinstance(layer, known):
             # Such a layer may compress several tokens into one.
-            reason = "a cache of its own, from which rejected tokens can't be removed"
+            reason = "a cache of the model's own, from which rejected tokens can't be removed"
             raise unfit_layers(name, type(layer).__name__, reason)
     running = [index for index, layer in enumerate(layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
     if not running:
         return
     kind = layer_kind(model, layers, running[0])
     if model_type not in CONTINUED_TYPES:
-        reason = "whose running state transformers computes from zero in a pass over several tokens, or whose passes "
-        raise unfit_layers(name, kind, reason + "were not tested, so drafts can't be verified")
+        restarts = "whose running state transformers computes from zero in a pass over several tokens"
+        untested = "with a running state, and it was not tested that passes over several tokens continue from it"
+        reason = restarts if model_type in RESTARTED_TYPES else untested
+        raise unfit_layers(name, kind, f"{reason}, so drafts can't be verified")
     # transformers 5.24 applies the limit in passes over several tokens only: for smaller steps, the logits of
     # Nemotron-H differ by up to 0.2 between the two.
     limits = [getattr(module, "time_step_limit", None) or (0.0, math.inf) for module in model.modules()]

@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import EXACT, Cli
-from tests.hybrids import hybrid_model
-from tests.toys import toy_tokenizer
-
-
-def save(kind: str, folder: Path) -> Path:
-    tokenizer = toy_tokenizer()
-    hybrid_model(kind, vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+from tests.hybrids import save_hybrid
 
 
 # In float32: FalconH1 has 80 channels of 4 inputs and 4 heads of 16 x 8; Lfm2 has 2 layers of 32 channels of 3 inputs.
@@ -27,7 +19,7 @@ def save(kind: str, folder: Path) -> Path:
 def test_doctor_shows_the_rollback_and_the_memory_of_snapshots(
     cli: Cli, tmp_path: Path, kind: str, rollback: str, snapshot_bytes: int
 ) -> None:
-    arguments = ("doctor", "-t", save(kind, tmp_path), "-d", "none", *EXACT)
+    arguments = ("doctor", "-t", save_hybrid(kind, tmp_path), "-d", "none", *EXACT)
     text, document = cli(*arguments), json.loads(cli(*arguments, "--json").out)
     memory = document["pair"]["models"][0]["memory"]
 
@@ -40,7 +32,7 @@ def test_doctor_shows_the_rollback_and_the_memory_of_snapshots(
 
 
 def test_the_cache_is_planned_for_layers_with_attention_only(cli: Cli, tmp_path: Path) -> None:
-    arguments = ("doctor", "-t", save("Lfm2", tmp_path), "-d", "none", *EXACT, "--json")
+    arguments = ("doctor", "-t", save_hybrid("Lfm2", tmp_path), "-d", "none", *EXACT, "--json")
     memory = json.loads(cli(*arguments).out)["pair"]["models"][0]["memory"]
 
     # One of three layers.
@@ -65,7 +57,7 @@ def test_kernels_that_need_a_gpu_leave_the_rollback_unknown(
         raise RuntimeError("0 active drivers")
 
     monkeypatch.setattr("specgen.doctor.memory_plan.state_sizes", fail)
-    arguments = ("doctor", "-t", save("FalconH1", tmp_path), "-d", "none", *EXACT)
+    arguments = ("doctor", "-t", save_hybrid("FalconH1", tmp_path), "-d", "none", *EXACT)
 
     memory = json.loads(cli(*arguments, "--json").out)["pair"]["models"][0]["memory"]
     assert memory["rollback"]["kind"] == "unknown"
@@ -73,7 +65,7 @@ def test_kernels_that_need_a_gpu_leave_the_rollback_unknown(
 
 
 def test_doctor_refuses_a_hybrid_that_cannot_run(cli: Cli, tmp_path: Path) -> None:
-    arguments = ("doctor", "-t", save("Jamba", tmp_path), "-d", "none", *EXACT, "--json")
+    arguments = ("doctor", "-t", save_hybrid("Jamba", tmp_path), "-d", "none", *EXACT, "--json")
     ended = cli(*arguments)
     error = json.loads(ended.out)["error"]
 
@@ -84,7 +76,7 @@ def test_doctor_refuses_a_hybrid_that_cannot_run(cli: Cli, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("kind", "is_recurrent"), [("FalconH1", True), ("Lfm2", False)])
 def test_verify_says_how_recurrent_rules_round(cli: Cli, tmp_path: Path, kind: str, is_recurrent: bool) -> None:
-    arguments = ("verify", "-t", save(kind, tmp_path), "-d", "lookup", "-p", "hello", "-n", "8", *EXACT)
+    arguments = ("verify", "-t", save_hybrid(kind, tmp_path), "-d", "lookup", "-p", "hello", "-n", "8", *EXACT)
     text, document = cli(*arguments), json.loads(cli(*arguments, "--json").out)
     check = document["batch_invariance"]
 

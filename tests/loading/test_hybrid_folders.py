@@ -12,20 +12,17 @@ from specgen.loading.load import load
 from specgen.loading.resolve import find_files, resolve
 from specgen.models.transformers_model import TransformersModel
 from tests.fakes import assert_close
-from tests.hybrids import hybrid_model
+from tests.hybrids import hybrid_model, save_hybrid
 from tests.toys import toy_tokenizer
 
 
 @pytest.mark.parametrize("kind", ["Lfm2", "Qwen3_5", "FalconH1"])
 def test_a_hybrid_folder_gives_the_logits_of_its_weights(kind: str, tmp_path: Path) -> None:
-    tokenizer = toy_tokenizer()
-    module = hybrid_model(kind, vocab_size=len(tokenizer))
-    module.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    settings = ModelSettings(str(tmp_path), quant="none", dtype="float32")
+    num_tokens = len(toy_tokenizer())
+    settings = ModelSettings(str(save_hybrid(kind, tmp_path)), quant="none", dtype="float32")
     text, rejected = [5, 6, 7, 8, 9, 10], [20, 21, 22]
 
-    model = load(resolve(find_files(settings), settings, "target"), len(tokenizer)).model
+    model = load(resolve(find_files(settings), settings, "target"), num_tokens).model
     assert isinstance(model, TransformersModel)
     model.feed(text[:4])
     model.logits([*text[:5], *rejected], len(rejected))
@@ -33,5 +30,5 @@ def test_a_hybrid_folder_gives_the_logits_of_its_weights(kind: str, tmp_path: Pa
     found = model.logits(text, 1)[0]
 
     with torch.inference_mode():
-        expected = module(torch.tensor([text])).logits[0, -1]
+        expected = hybrid_model(kind, num_tokens)(torch.tensor([text])).logits[0, -1]
     assert_close(found, expected)

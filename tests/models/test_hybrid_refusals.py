@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from specgen.core.errors import LoadError
-from specgen.models.hybrid_support import INSTEAD
+from specgen.models.hybrid_support import INSTEAD, RESTARTED_TYPES
 from specgen.models.transformers_model import TransformersModel
 from tests.architectures import REFUSED, empty_model
 from tests.hybrids import LIMITED, RESTARTING, hybrid_model
@@ -33,6 +33,7 @@ def test_a_refusal_names_the_kind_of_the_layers_and_what_to_use_instead(model_ty
 @pytest.mark.parametrize("kind", [*LIMITED, *RESTARTING])
 def test_the_reason_of_a_refusal_still_holds(kind: str) -> None:
     model = hybrid_model(kind)
+    assert (model.config.model_type in RESTARTED_TYPES) == (kind in RESTARTING)
     for module in model.modules():
         if kind in LIMITED and hasattr(module, "dt_bias"):
             module.dt_bias.data.fill_(-9.0)  # steps of about 1e-4, below the limit of 1e-3
