@@ -16,11 +16,12 @@ from specgen.loading.module_sizes import empty_model
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
 from specgen.models.cached_model import PREFILL_CHUNK
+from specgen.models.checkpoints import MAX_COPIES
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.hybrid_support import refuse_unfit_states
 from specgen.models.kv_slots import FIRST_CAPACITY
 from specgen.models.llama_cpp import MAX_ROWS
-from specgen.models.running_states import MAX_COPIES, StateSizes, state_sizes
+from specgen.models.running_states import StateSizes, state_sizes
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
 

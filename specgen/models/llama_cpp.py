@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specgen.core.errors import DeviceError, MemoryShortageError, PromptError
 from specgen.core.settings import MAX_DRAFT_TOKENS
-from specgen.models.hybrid_support import unfit_layers
+from specgen.models.checkpoints import Checkpoints
 
 PREFILL_CHUNK = 128
 """Tokens of one prefill pass: larger ones are no faster on a CPU, and Ctrl-C waits for the end of a pass."""
@@ -75,16 +75,15 @@ class LlamaCppModel:
         num_threads: Threads of a pass.
 
     Raises:
-        LoadError: The model has a recurrent state, which can't be rewound.
         MemoryShortageError: The cache does not fit.
     """
 
     def __init__(self, weights: NativeWeights, vocab_size: int, context_size: int, num_threads: int) -> None:
         self._weights = weights
         self._library = library = weights.library
-        if library.llama_model_is_recurrent(weights.pointer) or library.llama_model_is_hybrid(weights.pointer):
-            reason = "whose state specgen can't restore in llama.cpp after rejected draft tokens"
-            raise unfit_layers("this GGUF model", "recurrent", reason)
+        self._has_states = bool(
+            library.llama_model_is_recurrent(weights.pointer) or library.llama_model_is_hybrid(weights.pointer)
+        )
         self.vocab_size = vocab_size
         self.num_embeddings = weights.num_embeddings
         self.device = torch.device("cpu")
@@ -96,6 +95,7 @@ class LlamaCppModel:
         self._owner = _Context(weights, self._params())
         self._context, self._batch = self._owner.pointer, self._owner.batch
         self._memory = library.llama_get_memory(self._context)
+        self._checkpoints = Checkpoints(self._copy_states)
         self._tokens = np.ctypeslib.as_array(self._batch.token, (PREFILL_CHUNK,))
         self._positions = np.ctypeslib.as_array(self._batch.pos, (PREFILL_CHUNK,))
         self._has_logits = np.ctypeslib.as_array(self._batch.logits, (PREFILL_CHUNK,))
@@ -119,6 +119,11 @@ class LlamaCppModel:
 
     def feed(self, ids: Sequence[int]) -> None:
         """Extends the cache to `ids`, without logits."""
+        self._feed(ids)
+        if self._has_states and self.length:
+            self._checkpoints.note_prompt(self.length)
+
+    def _feed(self, ids: Sequence[int]) -> None:
         while len(ids) > self.length:
             self._decode(ids[self.length : self.length + PREFILL_CHUNK], 0)
 
@@ -142,7 +147,9 @@ class LlamaCppModel:
         drafted = [] if tail is None else tail.tolist()
         num_missing = len(ids) + len(drafted) - self.length
         assert 1 <= num_last <= num_missing, "the logits of cached positions are not stored"
-        self.feed(ids[: max(self.length, len(ids) + len(drafted) - max(num_last, PREFILL_CHUNK))])
+        self._feed(ids[: max(self.length, len(ids) + len(drafted) - max(num_last, PREFILL_CHUNK))])
+        if self._has_states and drafted and self.length <= len(ids):
+            self._checkpoints.note_draft(self.length)
         new = [*ids[self.length :], *drafted[max(0, self.length - len(ids)) :]]
         if num_last <= MAX_ROWS and len(new) <= PREFILL_CHUNK:
             return self._decode(new, num_last)[:, : self.vocab_size]
@@ -158,18 +165,41 @@ class LlamaCppModel:
         return torch.cat(rows)
 
     def rewind(self, length: int) -> None:
-        """Drops positions from `length` on, or everything if llama.cpp can't do that."""
+        """Shortens the cache to at most `length` tokens: to the longest prefix that llama.cpp can return to."""
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         if length == self.length:
             return
-        if length == 0 or not self._library.llama_memory_seq_rm(self._memory, 0, length, -1):
+        # llama.cpp removes keys and values only where the states are those before them.
+        kept = self._restore_states(length) if self._has_states else length
+        if kept == 0 or not self._library.llama_memory_seq_rm(self._memory, 0, kept, -1):
             self.reset()
             return
-        self.length = length
+        self._checkpoints.forget_after(kept)
+        self.length = kept
+
+    def _restore_states(self, length: int) -> int:
+        """Restores the states after the longest known prefix; returns its length, 0 if there is none."""
+        best = self._checkpoints.best(length)
+        if best is None:
+            return 0
+        kept, states = best
+        data = (ctypes.c_uint8 * len(states)).from_buffer(states)
+        flags = self._library.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        return kept if self._library.llama_state_seq_set_data_ext(self._context, data, len(states), 0, flags) else 0
+
+    def _copy_states(self) -> bytearray:
+        """Copies what layers keep other than keys and values: the states of recurrences and convolutions."""
+        flags = self._library.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        states = bytearray(self._library.llama_state_seq_get_size_ext(self._context, 0, flags))
+        data = (ctypes.c_uint8 * len(states)).from_buffer(states)
+        if self._library.llama_state_seq_get_data_ext(self._context, data, len(states), 0, flags) != len(states):
+            raise DeviceError("llama.cpp can't copy the states of this model's recurrent layers", "use --draft none")
+        return states
 
     def reset(self) -> None:
         """Empties the cache."""
         self._library.llama_memory_clear(self._memory, False)
+        self._checkpoints = Checkpoints(self._copy_states)
         self.length = 0
 
     def _decode(self, new: Sequence[int], num_last: int) -> Tensor:

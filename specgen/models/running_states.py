@@ -14,25 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specgen.models.checkpoints import Checkpoints
 from specgen.models.hybrid_support import cache_argument
-
-MAX_CHECKPOINTS = 4
-"""Ends of prompts whose states are kept, for the next turns of a chat."""
-MAX_COPIES = MAX_CHECKPOINTS + 1
-"""Copies of the states at a time: also that before the draft."""
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The states after a prefix of the text.
+class _States:
+    """The states of all layers, by the number of the state in its layer.
 
     Args:
-        length: Tokens of the prefix.
-        convolutions: The latest inputs of each convolution, by layer and number of the state.
+        convolutions: The latest inputs of each convolution.
         recurrences: The recurrent states.
     """
 
-    length: int
     convolutions: list[dict[int, Tensor | None]]
     recurrences: list[dict[int, Tensor | None]]
 
@@ -46,8 +40,7 @@ class RunningStates:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
-        self._checkpoints: list[Checkpoint] = []
-        self._before_draft: Checkpoint | None = None
+        self.checkpoints = Checkpoints(self._copy)
 
     @property
     def num_layers(self) -> int:
@@ -59,17 +52,6 @@ class RunningStates:
         """Whether a layer has a recurrent state; unknown, and so False, before the first pass."""
         return any(any(layer.is_recurrent_states_initialized.values()) for layer in self._layers)
 
-    def note_prompt(self, length: int) -> None:
-        """Copies the states at the end of a prompt, where a later text may branch off."""
-        if all(checkpoint.length != length for checkpoint in self._checkpoints):
-            checkpoint = self._at(length) or self._copy(length)
-            self._checkpoints = [*self._checkpoints, checkpoint][-MAX_CHECKPOINTS:]
-
-    def note_draft(self, length: int) -> None:
-        """Copies the states before a draft."""
-        if length and self._at(length) is None:
-            self._before_draft = self._copy(length)
-
     @torch.inference_mode()
     def restore(self, length: int) -> int:
         """Restores the states after the longest prefix of at most `length` tokens that is known.
@@ -77,36 +59,21 @@ class RunningStates:
         Returns:
             The length of the prefix, 0 if none is known.
         """
-        known = [checkpoint for checkpoint in self._known() if checkpoint.length <= length]
-        if not known:
+        best = self.checkpoints.best(length)
+        if best is None:
             return 0
-        best = max(known, key=lambda checkpoint: checkpoint.length)
-        for layer, convolutions, recurrences in zip(self._layers, best.convolutions, best.recurrences, strict=True):
+        kept, states = best
+        for layer, convolutions, recurrences in zip(self._layers, states.convolutions, states.recurrences, strict=True):
             layer.conv_states = dict(convolutions)
             for index, state in recurrences.items():
                 if state is not None:
                     layer.recurrent_states[index].copy_(state)
-        return best.length
-
-    def forget_after(self, length: int) -> None:
-        """Drops the copies of longer prefixes: the text goes on differently there."""
-        self._checkpoints = [checkpoint for checkpoint in self._checkpoints if checkpoint.length <= length]
-        if self._before_draft is not None and self._before_draft.length > length:
-            self._before_draft = None
-
-    def _known(self) -> list[Checkpoint]:
-        return self._checkpoints if self._before_draft is None else [*self._checkpoints, self._before_draft]
-
-    def _at(self, length: int) -> Checkpoint | None:
-        return next((checkpoint for checkpoint in self._known() if checkpoint.length == length), None)
+        return kept
 
     @torch.inference_mode()
-    def _copy(self, length: int) -> Checkpoint:
-        return Checkpoint(
-            length,
-            [_cloned(layer.conv_states) for layer in self._layers],
-            [_cloned(layer.recurrent_states) for layer in self._layers],
-        )
+    def _copy(self) -> _States:
+        convolutions = [_cloned(layer.conv_states) for layer in self._layers]
+        return _States(convolutions, [_cloned(layer.recurrent_states) for layer in self._layers])
 
 
 def _cloned(states: dict[int, Tensor | None]) -> dict[int, Tensor | None]:

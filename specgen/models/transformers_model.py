@@ -65,11 +65,11 @@ class TransformersModel(CachedModel):
     def _end_of_feed(self) -> None:
         if self.states.num_layers and self.length:
             self._crop(0)
-            self.states.note_prompt(self.length)
+            self.states.checkpoints.note_prompt(self.length)
 
     def _before_draft(self) -> None:
         if self.states.num_layers:
-            self.states.note_draft(self.length)
+            self.states.checkpoints.note_draft(self.length)
 
     def _cut(self, length: int) -> int:
         # A layer with a window drops what left the window when it is cropped, so only tokens fed since then can be
@@ -81,7 +81,7 @@ class TransformersModel(CachedModel):
             return self._restore(length)
         if num_tokens or self._window is not None or self.states.num_layers:
             self._crop(num_tokens)
-        self.states.forget_after(length)
+        self.states.checkpoints.forget_after(length)
         return length
 
     def _restore(self, length: int) -> int:
@@ -95,7 +95,7 @@ class TransformersModel(CachedModel):
                 # A layer with both kinds of states would crop its convolution, too.
                 _attention_kind(layer).crop(layer, -num_tokens)
         self._num_recorded = 0
-        self.states.forget_after(kept)
+        self.states.checkpoints.forget_after(kept)
         return kept
 
     def _crop(self, num_tokens: int) -> None:

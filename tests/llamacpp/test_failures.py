@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.core.errors import DeviceError, LoadError, MemoryShortageError, ModelFileError, PromptError
+from specgen.core.errors import DeviceError, MemoryShortageError, ModelFileError, PromptError
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading.gguf.header import scan_gguf
-from specgen.models.hybrid_support import INSTEAD
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.fakes import tiny_model
@@ -113,12 +112,6 @@ def test_a_damaged_file_is_refused_before_llama_cpp_sees_it(
 
     settings = ModelSettings(str(damaged), backend=BackendSettings("llama.cpp"))
     fails(ModelFileError, lambda: resolve_pair(PairSettings(settings)), "damaged.gguf")
-
-
-def test_a_recurrent_model_is_refused(path: Path) -> None:
-    weights = Weights(load(path).weights, llama_model_is_hybrid=lambda pointer: True)
-
-    fails(LoadError, lambda: LlamaCppModel(weights, 96, 64, 1), "recurrent", INSTEAD)
 
 
 def test_nothing_but_the_answer_reaches_stdout_and_stderr(path: Path) -> None:

@@ -21,6 +21,7 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import every_outcome
 from specgen.models import running_states
 from specgen.models.batch_invariance import check_batch_invariance
+from specgen.models.checkpoints import MAX_CHECKPOINTS
 from specgen.models.running_states import RunningStates, state_sizes
 from specgen.models.transformers_model import TransformersModel
 from tests.fakes import ScriptedDrafter, always_wrong, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
@@ -244,7 +245,7 @@ def test_copies_of_states_are_few_and_counted() -> None:
     for length in range(1, 12):
         model.feed(list(range(1, length + 1)))
 
-    assert len(model.states._checkpoints) == running_states.MAX_CHECKPOINTS
+    assert len(model.states.checkpoints._at_prompts) == MAX_CHECKPOINTS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

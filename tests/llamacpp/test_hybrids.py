@@ -1,0 +1,179 @@
+"""Models with running states on llama.cpp: rejected tokens leave no trace in the states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.core.errors import DeviceError
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.models.checkpoints import MAX_CHECKPOINTS, Checkpoints
+from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
+from tests.fakes import ScriptedDrafter, always_wrong, ids_of, oracle, random_tokens, rounds_of, run_events, sampler
+from tests.llamacpp.builders import load
+from tests.llamacpp.hybrids import ARCHITECTURES, VOCAB, make_hybrid_gguf
+
+NUM_TOKENS = 60
+PROMPT = [1, 20, 21, 22, 20, 21, 22, 20]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_hybrid_gguf(tmp_path_factory.mktemp("hybrid") / "tiny.gguf", request.param)
+
+
+@pytest.fixture(scope="module")
+def weights(path: Path) -> Any:
+    return load(path).weights
+
+
+@pytest.fixture(scope="module")
+def expected(path: Path) -> list[int]:
+    """Greedy text of llama-cpp-python itself, which never removes a token."""
+    from llama_cpp import Llama
+
+    settings = {"n_ctx": 256, "n_batch": PREFILL_CHUNK, "n_ubatch": PREFILL_CHUNK, "flash_attn": True}
+    theirs = Llama(str(path), n_threads=1, n_threads_batch=1, verbose=False, **settings)
+    return list(islice(theirs.generate(PROMPT, temp=0.0, repeat_penalty=1.0, top_k=1), NUM_TOKENS))
+
+
+def model(weights: Any) -> LlamaCppModel:
+    return LlamaCppModel(weights, VOCAB, 512, 1)
+
+
+def half_right(answer: list[int]) -> Any:
+    """Drafts with one wrong token, later in each round, then a draft without."""
+    right, rounds = oracle(answer, len(PROMPT)).script, count()
+
+    def script(ids: list[int], limit: int) -> list[int]:
+        drafted, at = right(ids, limit), next(rounds) % 5
+        return [*drafted[:at], *((token + 1) % VOCAB for token in drafted[at : at + 1]), *drafted[at + 1 :]]
+
+    return ScriptedDrafter(script)
+
+
+@pytest.mark.parametrize("kind", ["none", "lookup", "itself", "right", "wrong", "half right", "random"])
+def test_greedy_text_equals_llama_cpp_pythons_own(weights: Any, expected: list[int], kind: str) -> None:
+    drafters: dict[str, Callable[[], Any]] = {
+        "none": NoDrafter,
+        "lookup": LookupDrafter,
+        "itself": lambda: ModelDrafter(model(weights), VOCAB, sampler()),
+        "right": lambda: oracle(expected, len(PROMPT)),
+        "wrong": lambda: always_wrong(expected, len(PROMPT), VOCAB),
+        "half right": lambda: half_right(expected),
+        "random": lambda: random_tokens(3, VOCAB),
+    }
+
+    events = run_events(model(weights), drafters[kind](), PROMPT, max_new_tokens=NUM_TOKENS, num_draft_tokens=4)
+
+    assert ids_of(events) == expected
+    if kind == "half right":
+        assert {round_.num_accepted for round_ in rounds_of(events)} >= {0, 1, 2, 3, 4}
+
+
+def test_a_rejected_draft_leaves_states_bit_equal(weights: Any) -> None:
+    drafted, plain = model(weights), model(weights)
+    for one in (drafted, plain):
+        one.feed(PROMPT)
+
+    for num_accepted in range(4):
+        ids = [*PROMPT, 30, *range(40, 40 + num_accepted)]
+        drafted.logits(PROMPT, 1, torch.tensor([30, *range(40, 44)]))
+        drafted.rewind(len(ids) - 1)
+
+        assert torch.equal(drafted.logits([*ids, 50], 1), plain.logits([*ids, 50], 1))
+
+        for one in (drafted, plain):
+            one.rewind(len(PROMPT))
+            assert one.length == len(PROMPT)
+
+
+def test_any_order_of_feeding_and_rewinding_equals_a_fresh_prefill(weights: Any) -> None:
+    order, used = random.Random(5), model(weights)
+    text = list(PROMPT)
+    for _ in range(40):
+        used.rewind(order.randint(0, used.length))
+        text = [*text[: max(used.length, 1)], *(order.randrange(4, VOCAB) for _ in range(order.randint(1, 6)))]
+        if order.random() < 0.3:
+            used.feed(text[:-1])
+        num_tail = min(order.randint(0, 4), len(text) - 1 - used.length)
+        ids, tail = text[: len(text) - num_tail], text[len(text) - num_tail :]
+
+        found = used.logits(ids, 1, torch.tensor(tail, dtype=torch.int64) if tail else None)
+
+        torch.testing.assert_close(found, model(weights).logits(text, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_next_turn_returns_to_the_end_of_the_last_prompt(weights: Any) -> None:
+    chatting = model(weights)
+    events = run_events(chatting, always_wrong([9] * 20, len(PROMPT), VOCAB), PROMPT, max_new_tokens=20)
+    assert ids_of(events)
+
+    chatting.rewind(len(PROMPT) + 2)
+
+    assert chatting.length == len(PROMPT) - 1
+
+
+def _plant_stale_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, first = LlamaCppModel._copy_states, []
+
+    def stale(self: LlamaCppModel) -> bytearray:
+        first.append(copy(self))
+        return first[0]
+
+    monkeypatch.setattr(LlamaCppModel, "_copy_states", stale)
+
+
+def _plant_short_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    restore = LlamaCppModel._restore_states
+    monkeypatch.setattr(LlamaCppModel, "_restore_states", lambda self, n: min(restore(self, n) + 1, n))
+
+
+@pytest.mark.parametrize("plant", [_plant_stale_copies, _plant_short_replay])
+def test_a_planted_bug_is_caught(
+    weights: Any, expected: list[int], plant: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    try:
+        events = run_events(model(weights), half_right(expected), PROMPT, max_new_tokens=NUM_TOKENS, num_draft_tokens=4)
+    except DeviceError:  # llama.cpp refuses some of the wrong positions
+        return
+
+    assert ids_of(events) != expected
+
+
+def test_llama_cpp_removes_no_keys_without_the_states_before_them(
+    weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaCppModel, "_restore_states", lambda self, length: length)
+    target = model(weights)
+    target.feed(PROMPT)
+
+    target.rewind(4)
+
+    assert target.length == 0
+
+
+def test_the_best_copy_is_the_longest_that_fits() -> None:
+    copies = iter(range(100))
+    kept = Checkpoints(lambda: next(copies))
+    for length in (3, 5, 9, 14, 20):
+        kept.note_prompt(length)
+    kept.note_draft(17)
+
+    assert [kept.best(n) for n in (4, 5, 16, 19, 30)] == [None, (5, 1), (14, 3), (17, 5), (20, 4)]
+    assert MAX_CHECKPOINTS == 4
+
+    kept.forget_after(14)
+
+    assert kept.best(30) == (14, 3)
+    kept.note_draft(14)
+    assert next(copies) == 6
