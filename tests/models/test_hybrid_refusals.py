@@ -14,8 +14,7 @@ from specgen.models.hybrid_support import INSTEAD, RESTARTED_TYPES
 from specgen.models.transformers_model import TransformersModel
 from tests.architectures import REFUSED, empty_model
 from tests.hybrids import LIMITED, RESTARTING, hybrid_model
-
-PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
+from tests.models.hybrid_checks import PROMPT
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
