@@ -106,7 +106,10 @@ def plan_draft_head_memory(
 def plan_gguf_memory(header: GgufHeader, config: ModelConfig) -> MemoryPlan:
     """Estimates what a GGUF takes on llama.cpp, which allocates a float16 cache for the whole window at the start."""
     logits = MAX_ROWS * (config.vocab_rows or 0) * 4
-    return MemoryPlan(header.num_weight_bytes, 0, header.num_cache_values * 2 * (config.max_positions or 0), logits)
+    cache = header.num_cache_values * 2 * (config.max_positions or 0)
+    # llama.cpp restores copies also for models whose states are convolutions alone.
+    rollback = RollbackPlan("snapshot_and_replay", MAX_COPIES, None) if header.has_running_states else CROP
+    return MemoryPlan(header.num_weight_bytes, 0, cache, logits, rollback=rollback)
 
 
 def _own_sizes(spec: DecoderSpec) -> _Sizes:

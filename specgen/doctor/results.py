@@ -57,17 +57,17 @@ class RollbackPlan:
         kind: `crop` removes tokens; `snapshot_and_replay` restores a copy of the running states and feeds the accepted
             tokens again; `unknown` if the model can't be run without its weights.
         num_snapshots: Copies of the running states that are kept; 0 without running states.
-        snapshot_bytes: Memory of one.
+        snapshot_bytes: Memory of one; None if unknown, as for GGUF files.
     """
 
     kind: Literal["crop", "snapshot_and_replay", "unknown"] = "crop"
     num_snapshots: int = 0
-    snapshot_bytes: int = 0
+    snapshot_bytes: int | None = 0
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all copies."""
-        return self.num_snapshots * self.snapshot_bytes
+        """Memory of all copies, as far as it is known."""
+        return self.num_snapshots * (self.snapshot_bytes or 0)
 
 
 CROP = RollbackPlan()

@@ -115,7 +115,8 @@ def _add_model(block: _Block, model: ModelPlan) -> None:
     rollback = memory.rollback
     if rollback.num_snapshots or rollback.kind == "unknown":
         kind = _ROLLBACKS[rollback.kind]
-        sizes = f"{rollback.num_snapshots} snapshots of {_size(rollback.snapshot_bytes)}"
+        size = "unknown size" if rollback.snapshot_bytes is None else _size(rollback.snapshot_bytes)
+        sizes = f"{rollback.num_snapshots} snapshots of {size}"
         block.add("rollback", f"{kind}; {sizes}" if rollback.num_snapshots else kind)
 
 

@@ -12,11 +12,16 @@ import pytest
 import torch
 
 from specgen.core.errors import DeviceError
+from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.doctor.examine import examine_pair
+from specgen.doctor.results import RollbackPlan
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.models.checkpoints import MAX_CHECKPOINTS, Checkpoints
+from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES, Checkpoints
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
+from specgen.render.doctor import format_pair
+from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.fakes import ScriptedDrafter, always_wrong, ids_of, oracle, random_tokens, rounds_of, run_events, sampler
 from tests.llamacpp.builders import load
 from tests.llamacpp.hybrids import ARCHITECTURES, VOCAB, make_hybrid_gguf
@@ -177,3 +182,12 @@ def test_the_best_copy_is_the_longest_that_fits() -> None:
     assert kept.best(30) == (14, 3)
     kept.note_draft(14)
     assert next(copies) == 6
+
+
+def test_doctor_shows_that_states_are_restored(path: Path) -> None:
+    report = examine_pair(
+        resolve_pair(PairSettings(ModelSettings(str(path), backend=BackendSettings("llama.cpp")), "none"))
+    )
+
+    assert report.models[0].memory.rollback == RollbackPlan("snapshot_and_replay", MAX_COPIES, None)
+    assert "rollback" in format_pair(report).plain

@@ -73,6 +73,7 @@ class _Scan(Bytes):
         self.vocab_rows: int | None = None
         self.num_weight_bytes = 0
         self.num_cache_values = 0
+        self.has_running_states = False
         self.tokens = TokenScan()
         self.kinds: dict[str, int] = {}
         self.heads: dict[str, tuple[int, ...]] = {}
@@ -118,6 +119,7 @@ class _Scan(Bytes):
             num_parameters=sum(shares.values()),
             num_weight_bytes=self.num_weight_bytes,
             num_cache_values=self.num_cache_values,
+            has_running_states=self.has_running_states,
             vocab_rows=self.vocab_rows,
             context_length=_integer(pairs, f"{architecture}.context_length"),
             tokenizer_model=tokenizer_model,
@@ -250,6 +252,9 @@ class _Scan(Bytes):
             dims.pop()
         if name == "token_embd.weight" and len(dims) == 2:
             self.vocab_rows = dims[1]
+        # Mamba and delta rules, LFM2, RWKV.
+        if any(part in name for part in (".ssm_", ".shortconv.", ".time_mix_")):
+            self.has_running_states = True
         if name.endswith((".attn_k.weight", ".attn_v.weight")) and len(dims) == 2:
             self.num_cache_values += dims[1]
             self.key_rows[name] = dims[1]

@@ -37,6 +37,7 @@ class GgufHeader:
         alignment: Of tensors in the file, in bytes.
         obstacle: Why llama.cpp would end the process that loads the file; None if it would not.
         notices: What is ignored, one line each.
+        has_running_states: Some layers have states of a recurrence or a convolution.
     """
 
     architecture: str
@@ -56,3 +57,4 @@ class GgufHeader:
     alignment: int = 32
     obstacle: str | None = None
     notices: tuple[str, ...] = ()
+    has_running_states: bool = False
