@@ -59,6 +59,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, **MAMBA},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": HYBRIDS["Mamba2"],
+    "moshi": {"sliding_window": 512},  # all of its context, as in Moshi: its masks know no window
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 32)},
     "zamba2": LIMITED["Zamba2"],
     "zaya": {"num_experts_per_tok": 1},
@@ -122,7 +123,6 @@ def _spread(model: torch.nn.Module, noise: float) -> None:
 
 _COMPOSED = "its config is made of those of other models, which have no small defaults"
 _SIZES_UNKNOWN = "no small sizes are known that fit each other"
-_POSITIONS = "generate counts its positions from 0, its code from the padding's id, as trained"
 UNBUILT: dict[str, str] = {
     **dict.fromkeys(("blt", "dots3_note", "musicgen", "musicgen_melody", "phi4_multimodal"), _COMPOSED),
     **dict.fromkeys(("cohere_compass_text", "dbrx", "dots3_note_text", "gemma4_assistant"), _SIZES_UNKNOWN),
@@ -133,15 +133,12 @@ UNBUILT: dict[str, str] = {
     "xmod": "needs a language to be set in code",
 }
 """Architectures that are not tried, and why."""
-UNEQUAL: dict[str, str] = {
-    **dict.fromkeys(("camembert", "data2vec-text", "roberta", "roberta-prelayernorm"), _POSITIONS),
-    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl"), _POSITIONS),
+BROKEN: dict[str, str] = {
     "cpmant": "its code can't continue from a cache with several tokens",
-    "moshi": "its code gives other logits for several tokens after a cache",
     "prophetnet": "its code can't continue from a cache with several tokens",
     "xlm": "has no cache of the usual kind: its code fails in the second pass",
 }
-"""Architectures whose text is not that of `generate`, or that fail, and why."""
+"""Architectures that are refused by a pass at load, and why."""
 REFUSED: dict[str, str] = {
     "bailing_hybrid": "BailingHybridDeltaAttention",
     "deepseek_v4": "DeepseekV4HCACache",

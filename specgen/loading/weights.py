@@ -37,6 +37,7 @@ def load_weights(
         times: As in `choose_placement`.
 
     Raises:
+        LoadError: The code of its architecture can't verify drafts.
         ModelFileError: The folder is damaged, incomplete or unsafe.
         DeviceError: The device or bitsandbytes is missing; `MemoryShortageError` if it is too small.
         SettingsError: The weight format can't be applied to this checkpoint.
@@ -67,10 +68,12 @@ def load_weights(
             model.use_nf4_head()
     else:
         from specgen.loading.transformers_weights import load_transformers
+        from specgen.models.continuation import refuse_broken_continuation
         from specgen.models.transformers_model import TransformersModel
 
         loaded, info, left_out = load_transformers(resolved, placement)
         model = TransformersModel(loaded, num_tokens)
+        refuse_broken_continuation(model, name)
         # transformers' own hooks move tensors between devices, which can't be recorded.
         devices = [] if placement.spread else [model.device]
     notices += left_out_notice(left_out, resolved.path)

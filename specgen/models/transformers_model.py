@@ -33,14 +33,14 @@ class TransformersModel(CachedModel):
         parameters = inspect.signature(model.forward).parameters
         refuse_unfit_states(model)
         self._cache_argument = cache_argument(model)
-        layers = DynamicCache(config=model.config).layers
         weight: Tensor = model.get_input_embeddings().weight
         super().__init__(vocab_size, weight.shape[0], weight.device)
         self.model = model
         self._cuts_logits = "logits_to_keep" in parameters
         self.switch_length = _switch_length(model.config.get_text_config())
-        # Bamba's own positions start at 0 in every pass.
-        self._takes_positions = "position_ids" in parameters and any(_is_running(layer) for layer in layers)
+        # As in `generate`. A model that gets none may count otherwise: RoBERTa from the id of the padding, Bamba from 0
+        # in every pass.
+        self._takes_positions = "position_ids" in parameters and not model.config.is_encoder_decoder
         self._num_recorded = 0
         self._window: int | None = None
         self._release()
