@@ -22,8 +22,10 @@ from specgen.bench.results import (
     Stage,
 )
 from specgen.core.errors import ServerError, SpecgenError
-from specgen.core.results import LogitGap, ModelInfo, RunInfo
+from specgen.core.results import LogitGap, RunInfo
+from specgen.core.settings import ReplySettings
 from specgen.runtime.served import ServedAnswer, first_character
+from specgen.runtime.served_chat import sampling_fields, served_info
 from specgen.servers.server import Server
 from specgen.servers.values import ChatRequest, Json, part
 
@@ -59,7 +61,7 @@ class ServedBenchmark:
         self._failures: list[Failure] = []
         self._doubts: dict[str, str] = {}
         self._num_tokens: dict[int, int] = {}
-        # Servers of different engines tell different times, so one clock of ours is used for all of them.
+        # The clocks of different engines start at different events, so one clock of ours is used for all of them.
         self._uses_own_clock = len({server.facts.engine for server in self.servers}) > 1
         self._answer: ServedAnswer | None = None
         self._is_interrupted = self._is_complete = self._is_out_of_time = False
@@ -76,7 +78,7 @@ class ServedBenchmark:
         self._start = perf_counter()
         self._check_models()
         yield self._step("reading")
-        # At least one, which shows whether all servers tell their time.
+        # At least one, which shows whether all servers send their times.
         for _ in range(max(self.config.num_warmups, 1)):
             for index in range(len(self.servers)):
                 if not self._is_interrupted:
@@ -125,7 +127,7 @@ class ServedBenchmark:
             for _ in answer:
                 pass
             if not answer.counts.num_emitted or answer.counts.tpot_seconds is None:
-                raise ServerError(f"{server.client.address.host} does not tell how many tokens it wrote")
+                raise ServerError(f"{server.client.address.host} does not say how many tokens it wrote")
         except SpecgenError as error:
             if index == BASELINE:
                 raise
@@ -164,19 +166,13 @@ class ServedBenchmark:
                 self._doubts["different_models"] = f"{host} runs {server.facts.model}, not the baseline server's model"
 
     def _request(self, prompt: int, server: Server) -> ChatRequest:
-        sampling = self.config.sampling
-        values: dict[str, float] = {"temperature": sampling.temperature}
-        values |= {} if sampling.is_greedy else {"seed": sampling.seed}
-        if server.engine.has_ignore_eos:
-            values["repetition_penalty"] = 1.0
+        values = sampling_fields(self.config.sampling, server)
         messages = [{"role": one.role, "content": one.content} for one in self.prompts[prompt].messages]
         ignores_eos = not self.config.stops_at_end and server.engine.has_ignore_eos
         return ChatRequest(messages, self.config.num_tokens, values, (), ignores_eos, self.fields)
 
     def _info(self, server: Server) -> RunInfo:
-        return RunInfo(
-            _model(server), None, "server", 0, self.config.sampling, "options", self.config.num_tokens, load_seconds=0.0
-        )
+        return served_info(server, ReplySettings(self.config.sampling, "options", self.config.num_tokens))
 
     def _compare(self, prompt: int) -> None:
         """Compares the texts of the servers with the baseline's."""
@@ -193,7 +189,7 @@ class ServedBenchmark:
     def _gap(self, prompt: int, position: int, other: str) -> LogitGap:
         """Returns the gap of the baseline's two likeliest tokens where the texts part, if the second is the other's.
 
-        Infinite if the server tells no log-probabilities.
+        Infinite if the server sends no log-probabilities.
         """
         server = self.servers[BASELINE]
         body = server.body(self._request(prompt, server), stream=False) | {"logprobs": True, "top_logprobs": 2}
@@ -216,7 +212,7 @@ class ServedBenchmark:
             for index, prompt in enumerate(self.prompts)
         ]
         return BenchReport(
-            target=_model(self.servers[BASELINE]),
+            target=self._info(self.servers[BASELINE]).target,
             drafts={},
             settings=tuple(_setting(index, server) for index, server in enumerate(self.servers)),
             prompts=tuple(prompts),
@@ -235,10 +231,6 @@ class ServedBenchmark:
         self._num_done += stage in ("warmup", "run")
         num_runs = max(self.config.num_warmups, 1) + len(self.prompts) * self.config.num_repeats
         return BenchStep(stage, self._num_done, len(self.servers) * num_runs, run)
-
-
-def _model(server: Server) -> ModelInfo:
-    return ModelInfo(server.facts.model, "", "", "", remark=f"{server.facts.name} at {server.client.address.host}")
 
 
 def _setting(index: int, server: Server) -> Setting:

@@ -49,6 +49,25 @@ def read_counters(text: str, prefix: str) -> Counters | None:
         text: The page.
         prefix: What their names begin with, such as `vllm:`.
     """
+    sums, by_position = _read(text, prefix)
+    names = ("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "spec_decode_num_drafts")
+    if not all(name in sums for name in names):
+        return None
+    num_drafted, num_accepted, num_rounds = (sums[name] for name in names)
+    return Counters(num_drafted, num_accepted, num_rounds, by_position, _num_running(sums))
+
+
+def num_running(text: str, prefix: str) -> int | None:
+    """Returns the requests in progress, summed likewise; None if the page does not say."""
+    return _num_running(_read(text, prefix)[0])
+
+
+def _num_running(sums: Mapping[str, int]) -> int | None:
+    return next((sums[name] for name in _RUNNING if name in sums), None)
+
+
+def _read(text: str, prefix: str) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Returns the sums by name, and those of accepted tokens by position."""
     sums: dict[str, int] = {}
     positions: dict[int, int] = {}
     for line in text.splitlines():
@@ -61,23 +80,7 @@ def read_counters(text: str, prefix: str) -> Counters | None:
             positions[int(at[1])] = positions.get(int(at[1]), 0) + value
         else:
             sums[name] = sums.get(name, 0) + value
-    names = ("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "spec_decode_num_drafts")
-    running = next((sums[name] for name in _RUNNING if name in sums), None)
-    if not all(name in sums for name in names):
-        return None
-    by_position = tuple(positions.get(index, 0) for index in range(max(positions, default=-1) + 1))
-    num_drafted, num_accepted, num_rounds = (sums[name] for name in names)
-    return Counters(num_drafted, num_accepted, num_rounds, by_position, running)
-
-
-def num_running(text: str, prefix: str) -> int | None:
-    """Returns the requests in progress; None if the page does not say."""
-    found: Mapping[str, int] = {
-        line[1].removeprefix(prefix): _whole(line[3])
-        for line in map(_LINE.match, text.splitlines())
-        if line is not None
-    }
-    return next((found[name] for name in _RUNNING if name in found), None)
+    return sums, tuple(positions.get(index, 0) for index in range(max(positions, default=-1) + 1))
 
 
 def _whole(word: str) -> int:

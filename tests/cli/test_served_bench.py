@@ -54,6 +54,20 @@ def test_doubts_are_warnings(cli: Cli) -> None:
     assert {"different_models", "not_alone"} <= {warning["code"] for warning in found["warnings"]}
 
 
+@pytest.mark.parametrize(("temperature", "sent"), [("0", {}), ("0.7", {"top_k": -1, "top_p": 1.0, "min_p": 0.0})])
+def test_a_server_does_not_sample_with_its_own_defaults(cli: Cli, temperature: str, sent: dict[str, float]) -> None:
+    with serving(LLAMA_PAGES, answer(1.0)) as a, serving(LLAMA_PAGES, answer(1.0)) as b:
+        assert (
+            cli("bench", "--server", a.url, "--baseline-server", b.url, "--temperature", temperature, *SHORT).code == 0
+        )
+        bodies = [*a.requests, *b.requests]
+
+    assert ended.code == 0
+    for body in bodies:
+        assert (body["temperature"], body["repeat_penalty"]) == (float(temperature), 1.0)
+        assert {name: body[name] for name in ("top_k", "top_p", "min_p") if name in body} == sent
+
+
 def test_servers_are_not_compared_without_a_baseline_or_equal_lengths(cli: Cli) -> None:
     assert cli("bench", "--server", "http://localhost:1").code == 2
     with serving(PLAIN_PAGES) as plain:

@@ -12,7 +12,7 @@ from specgen.servers.engine import Engine
 from specgen.servers.llama_server import LlamaServer
 from specgen.servers.lm_studio import LmStudio
 from specgen.servers.plain import PlainServer
-from specgen.servers.prometheus import read_counters
+from specgen.servers.prometheus import num_running, read_counters
 from specgen.servers.sglang import Sglang
 from specgen.servers.vllm import Vllm
 
@@ -110,6 +110,7 @@ vllm:spec_decode_num_accepted_tokens_total{engine="0"} 5.0
 vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"} 3.0
 vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="1"} 2.0
 vllm:num_requests_running{engine="0"} 2.0
+vllm:num_requests_running{engine="1"} 1.0
 """
 
 
@@ -117,8 +118,9 @@ def test_counters_are_summed_over_engines() -> None:
     counters = read_counters(PAGE, "vllm:")
 
     assert counters is not None
-    assert (counters.num_drafted, counters.num_accepted, counters.num_rounds, counters.num_running) == (9, 5, 4, 2)
+    assert (counters.num_drafted, counters.num_accepted, counters.num_rounds, counters.num_running) == (9, 5, 4, 3)
     assert counters.accepted_by_position == (3, 2)
+    assert num_running(PAGE, "vllm:") == 3
     assert read_counters(PAGE, "llamacpp:") is None
 
 
