@@ -109,5 +109,5 @@ class BatchTotals:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """TAR: accepted / drafted, over the answers that tell it."""
+        """TAR: accepted / drafted, over the answers that report both."""
         return self.num_accepted / self.num_drafted if self.num_drafted else None

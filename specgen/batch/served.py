@@ -20,7 +20,7 @@ from specgen.core.errors import (
     SpecgenError,
 )
 from specgen.servers.server import Server
-from specgen.servers.values import ChatRequest, Told, part
+from specgen.servers.values import ChatRequest, EventFigures, part
 
 T = TypeVar("T")
 _OF_ALL_REQUESTS = (ServerDeniedError, ServerUnreachableError)
@@ -115,15 +115,15 @@ class ServedBatch:
         num_tokens = num_drafted = num_accepted = 0
         is_known, seconds = True, 0.0
         for number in range(len(request.later_turns) + 1):
-            body, told = self._ask(self._body(request, messages))
+            body, figures = self._ask(self._body(request, messages))
             text = self._text(body)
-            seconds += told.decode_seconds or 0.0
-            num_tokens += told.num_tokens or 0
-            if told.acceptance is None:
+            seconds += figures.decode_seconds or 0.0
+            num_tokens += figures.num_tokens or 0
+            if figures.acceptance is None:
                 is_known = False
             else:
-                num_drafted += told.acceptance.num_drafted
-                num_accepted += told.acceptance.num_accepted
+                num_drafted += figures.acceptance.num_drafted
+                num_accepted += figures.acceptance.num_accepted
             if number < len(request.later_turns):
                 replies.append(text)
                 messages += [
@@ -137,10 +137,10 @@ class ServedBatch:
             num_drafted if is_known else None,
             num_accepted if is_known else None,
             earlier_replies=tuple(replies),
-            problem=told.problem,
+            problem=figures.problem,
         )
 
-    def _ask(self, body: Json) -> tuple[Json, Told]:
+    def _ask(self, body: Json) -> tuple[Json, EventFigures]:
         """Sends one body; waits for a busy server, and sends it once more if a connection broke.
 
         Raises:
@@ -177,7 +177,7 @@ class ServedBatch:
         """Returns the text of an answer; empty for one without, such as a call of a tool.
 
         Raises:
-            ServerError: The body is no answer.
+            ServerError: The body is not an answer.
         """
         choices = body.get("choices")
         if not isinstance(choices, list) or not choices:

@@ -139,19 +139,19 @@ class ServedBenchmark:
             return None
         self._observe(index, answer, is_retried=server.client.num_retried > num_retried, num_others=num_others or 0)
         self._texts[index, prompt] = answer.text
-        self._num_tokens[prompt] = answer.heard.num_prompt_tokens
+        self._num_tokens[prompt] = answer.received.num_prompt_tokens
         return Run(index, prompt, repeat, answer.counts, (), None, started)
 
     def _observe(self, index: int, answer: ServedAnswer, *, is_retried: bool, num_others: int) -> None:
         """Notes what casts doubt on a run."""
-        heard, counts, host = answer.heard, answer.counts, self.servers[index].client.address.host
-        if heard.server_seconds is None and not self._uses_own_clock and not self._runs:
+        received, counts, host = answer.received, answer.counts, self.servers[index].client.address.host
+        if received.server_seconds is None and not self._uses_own_clock and not self._runs:
             self._uses_own_clock = True  # seen in the warm-up: from here on, one clock for all
         if is_retried:
             self._doubts["retried"] = f"{host} refused requests of this benchmark at first"
         if num_others:
             self._doubts["not_alone"] = f"{host} served others at the same time"
-        if self._uses_own_clock and heard.num_pieces < counts.num_emitted - 1:
+        if self._uses_own_clock and received.num_pieces < counts.num_emitted - 1:
             self._doubts["merged_chunks"] = f"{host} sends several tokens at once, so times here are coarse"
         if counts.num_rounds > MANY_ROUNDS and counts.acceptance_rate == 1:
             self._doubts["perfect_acceptance"] = (

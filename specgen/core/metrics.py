@@ -14,7 +14,7 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 class Detail(IntEnum):
-    """What is known of the drafts of a run. Of one's own run everything is; a server tells what it likes."""
+    """How much is known about the drafts of a run: everything for a local run, for a server what it reports."""
 
     NOTHING = 0
     TOTALS = 1

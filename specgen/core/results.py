@@ -82,7 +82,7 @@ class ServerInfo:
         engine: Name and version.
         host: Host and port.
         baseline_host: The server without drafts that it is compared with; empty without one.
-        marks_tokens: It tells which tokens were accepted while they come.
+        marks_tokens: It reports which tokens were accepted while they arrive.
     """
 
     engine: str
@@ -96,10 +96,10 @@ class ServedFigures:
     """Describes where the figures of a served answer come from.
 
     Args:
-        acceptance: Of drafted and accepted tokens; None if the server does not tell them.
+        acceptance: Of drafted and accepted tokens; None if the server does not report them.
         clock: Of the decoding time.
         ceiling: What the speedup is at most, by its rounds; None if unknown. A round takes at least a plain step.
-        advice: How the server could be started to tell more; empty if nothing is missing.
+        advice: How the server could be started to report more; empty if nothing is missing.
     """
 
     acceptance: Source | None

@@ -143,7 +143,7 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, progress: ProgressListen
 
 
 def _largest_file(folder: Path) -> int:
-    """Returns the size of the largest file; files that disappear meanwhile are skipped, since pip moves them."""
+    """Returns the size of the largest file; skips files that disappear during the search, since pip moves them."""
     largest = 0
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""Formats what is known of a served answer: its server, its speedup, and who told which figure."""
+"""Formats what is known of a served answer: its server, its speedup, and the source of each figure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from specgen.render.sanitize import one_line
 
 
 def served_sources(report: RunReport, served: ServedFigures) -> str:
-    """Returns who told the figures of a served answer."""
-    acceptance = {"response": "TAR of this request", "metrics": "TAR from the server's counters, alone meanwhile"}
-    told = acceptance.get(served.acceptance or "", "")
+    """Returns the sources of the figures of a served answer."""
+    acceptance = {"response": "TAR of this request", "metrics": "TAR from the server's counters, with no other request"}
+    source = acceptance.get(served.acceptance or "", "")
     clock = "its own clock" if served.clock == "response" else "timed here, network included"
     engine = report.info.server.engine if report.info.server else ""
-    words = one_line(f"{engine}: {', '.join(filter(None, (told, clock)))}")
+    words = one_line(f"{engine}: {', '.join(filter(None, (source, clock)))}")
     return f"{words}; {served.advice}" if served.advice else words
 
 
 def served_speedup(report: RunReport, served: ServedFigures) -> str:
-    """Returns the speedup over the baseline server; without one, what it is at most."""
+    """Returns the speedup over the baseline server; without one, an upper bound."""
     speedup, baseline, server = report.speedup, report.baseline, report.info.server
     if speedup is not None and baseline is not None and server is not None:
         text = "" if not baseline.compared else ", same text"

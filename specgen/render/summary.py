@@ -95,7 +95,7 @@ def _rows(report: RunReport, ascii_only: bool) -> list[_Row]:
         rows.append(("TAR", _acceptance_figures(report.counts)))
         rows += [("rounds", rounds)] if (rounds := _round_figures(report, ascii_only)) else []
     elif report.counts.detail is Detail.NOTHING:
-        rows.append(("TAR", "n/a, the server does not tell what its drafts do"))
+        rows.append(("TAR", "n/a, the server sends no counts of drafts"))
     else:
         rows.append(("TAR", "n/a, nothing was drafted"))
     if report.info.guarantee in ("none", "unchecked"):

@@ -1,4 +1,4 @@
-"""Answers by a server: yields the pieces it sends, and reports the figures it tells, each with its source."""
+"""Answers by a server: yields the pieces it sends, and reports the figures it sends, each with its source."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 @dataclass
-class _Heard:
-    """What was heard of an answer so far. Seconds are those of our clock."""
+class _Received:
+    """What was received of an answer so far. Seconds are those of our clock."""
 
     num_tokens: int | None = None
     num_prompt_tokens: int = 0
@@ -39,21 +39,21 @@ class _Heard:
 
     def add(self, delta: Delta, now: float) -> None:
         """Takes the figures of an event."""
-        told = delta.told
+        figures = delta.figures
         if delta.text or delta.reasoning or delta.num_new_tokens:
             self.num_pieces += 1
             if self.first_seconds is None:
                 self.first_seconds = now
-                self.num_first_tokens = delta.num_new_tokens or told.num_tokens or 1
+                self.num_first_tokens = delta.num_new_tokens or figures.num_tokens or 1
             self.last_seconds = now
-        if told.num_tokens is not None:
-            self.num_tokens = told.num_tokens
+        if figures.num_tokens is not None:
+            self.num_tokens = figures.num_tokens
         elif delta.num_new_tokens is not None:
             self.num_tokens = (self.num_tokens or 0) + delta.num_new_tokens
-        self.num_prompt_tokens = told.num_prompt_tokens or self.num_prompt_tokens
-        self.num_cached_tokens = told.num_cached_tokens or self.num_cached_tokens
-        self.server_seconds = self.server_seconds if told.decode_seconds is None else told.decode_seconds
-        self.acceptance = told.acceptance or self.acceptance
+        self.num_prompt_tokens = figures.num_prompt_tokens or self.num_prompt_tokens
+        self.num_cached_tokens = figures.num_cached_tokens or self.num_cached_tokens
+        self.server_seconds = self.server_seconds if figures.decode_seconds is None else figures.decode_seconds
+        self.acceptance = figures.acceptance or self.acceptance
         self.finish_reason = delta.finish_reason or self.finish_reason
 
 
@@ -76,8 +76,8 @@ class ServedAnswer:
         self.finish_reason: FinishReason = "interrupted"
         self.baseline: Baseline | None = None
         self.uses_own_clock = False
-        """Times the answer by our own clock, although the server tells its time."""
-        self.heard = _Heard()
+        """Times the answer by our own clock, although the server sends its time."""
+        self.received = _Received()
         self.rounds = LiveRounds()
         self.notices: list[str] = []
         self.request = request
@@ -94,7 +94,7 @@ class ServedAnswer:
     @property
     def has_begun(self) -> bool:
         """Whether any text has come."""
-        return self.heard.num_pieces > 0
+        return self.received.num_pieces > 0
 
     def interrupt(self) -> None:
         """Ends the connection, on which engines stop. Safe to call from a signal handler."""
@@ -108,19 +108,19 @@ class ServedAnswer:
         try:
             with self._server.stream(self.request) as (self._events, deltas):
                 for delta in deltas:
-                    self.heard.add(delta, self.clock() - started)
+                    self.received.add(delta, self.clock() - started)
                     yield from self._pieces(delta)
                     if self._should_end():
                         break
-            self.finish_reason = _REASONS.get(self.heard.finish_reason or "", "stop")
+            self.finish_reason = _REASONS.get(self.received.finish_reason or "", "stop")
         except ServerError as failure:
             self.finish_reason, error = "error", failure
         finally:
             self._events = None
             self._total_seconds = self.clock() - started
-        if self._should_end() and self.heard.finish_reason is None:
+        if self._should_end() and self.received.finish_reason is None:
             self.finish_reason = "interrupted"
-        if self.heard.acceptance is None and error is None:
+        if self.received.acceptance is None and error is None:
             self._ask_counters(before)
         self._count()
         yield FinalText("", Finish(self.finish_reason))
@@ -132,11 +132,11 @@ class ServedAnswer:
 
     def _pieces(self, delta: Delta) -> Iterator[ServedText]:
         """Yields the text of an event; reasoning in the marks that models write around it."""
-        if delta.told.problem and delta.told.problem not in self.notices:
-            self.notices.append(delta.told.problem)
-        told, state = delta.told, None
+        if delta.figures.problem and delta.figures.problem not in self.notices:
+            self.notices.append(delta.figures.problem)
+        figures, state = delta.figures, None
         if delta.text or delta.reasoning:
-            state = self.rounds.observe(told.num_tokens, told.num_drafted, told.num_accepted)
+            state = self.rounds.observe(figures.num_tokens, figures.num_drafted, figures.num_accepted)
         parts = []
         if delta.reasoning:
             parts.append(delta.reasoning if self._is_thinking else f"<think>\n{delta.reasoning}")
@@ -149,26 +149,26 @@ class ServedAnswer:
             yield ServedText(text, state, delta.num_new_tokens)
 
     def _ask_counters(self, before: Counters | None) -> None:
-        """Takes the growth of the server's counters for this answer's, if nobody else was served meanwhile."""
+        """Takes the growth of the server's counters for this answer's, if there was no other request."""
         after = self._server.counters() if before is not None else None
         grown = after.since(before) if before is not None and after is not None else None
         is_alone = before is not None and before.num_running == 0 and after is not None and after.num_running == 0
-        num_tokens = self.heard.num_tokens
+        num_tokens = self.received.num_tokens
         if grown is not None and is_alone and num_tokens is not None and grown.num_accepted < max(num_tokens, 1):
-            self.heard.acceptance = grown
+            self.received.acceptance = grown
 
     def _count(self) -> None:
-        """Fills the counts from what was heard."""
-        heard, counts = self.heard, Counts(is_served=True, detail=Detail.NOTHING)
-        counts.num_emitted = heard.num_tokens or 0
-        first = heard.first_seconds or 0.0
-        counts.observe_prefill(Prefill(heard.num_prompt_tokens, heard.num_cached_tokens, first, 0.0))
-        if heard.server_seconds is not None and not self.uses_own_clock:
-            counts.other_seconds, counts.num_untimed = heard.server_seconds, min(1, counts.num_emitted)
+        """Fills the counts from what was received."""
+        received, counts = self.received, Counts(is_served=True, detail=Detail.NOTHING)
+        counts.num_emitted = received.num_tokens or 0
+        first = received.first_seconds or 0.0
+        counts.observe_prefill(Prefill(received.num_prompt_tokens, received.num_cached_tokens, first, 0.0))
+        if received.server_seconds is not None and not self.uses_own_clock:
+            counts.other_seconds, counts.num_untimed = received.server_seconds, min(1, counts.num_emitted)
         else:
-            counts.other_seconds = heard.last_seconds - first
-            counts.num_untimed = min(heard.num_first_tokens, counts.num_emitted)
-        found = _with_rounds(heard.acceptance, self.rounds)
+            counts.other_seconds = received.last_seconds - first
+            counts.num_untimed = min(received.num_first_tokens, counts.num_emitted)
+        found = _with_rounds(received.acceptance, self.rounds)
         if found is not None:
             count_acceptance(counts, found)
         self.counts = counts
@@ -182,7 +182,7 @@ class ServedAnswer:
         Raises:
             ServerError: The baseline server failed.
         """
-        num_tokens = self.heard.num_tokens
+        num_tokens = self.received.num_tokens
         if self._baseline is None or method == "off" or not num_tokens or num_tokens < 2 or self.is_interrupted:
             return None
         has_ignore_eos = self._baseline.engine.has_ignore_eos
@@ -191,12 +191,12 @@ class ServedAnswer:
         if {own.model, own.root} - {""} and not {own.model, own.root} & {other.model, other.root} - {""}:
             self.notices.append(f"the baseline server runs another model: {other.model}, not {own.model}")
         answer = ServedAnswer(self._baseline, request, self.info)
-        self.uses_own_clock = self.heard.server_seconds is None or own.engine != other.engine
+        self.uses_own_clock = self.received.server_seconds is None or own.engine != other.engine
         answer.uses_own_clock = self.uses_own_clock
         for _ in answer:
             if self._should_end():
                 return None
-        if answer.heard.server_seconds is None and not self.uses_own_clock:
+        if answer.received.server_seconds is None and not self.uses_own_clock:
             self.uses_own_clock = answer.uses_own_clock = True
             answer._count()
         self._count()
@@ -209,11 +209,11 @@ class ServedAnswer:
 
     def report(self) -> RunReport:
         """Returns what is known of the run so far; may be called at any time, also after an error."""
-        heard, counts = self.heard, self.counts
-        acceptance = None if heard.acceptance is None else heard.acceptance.source
+        received, counts = self.received, self.counts
+        acceptance = None if received.acceptance is None else received.acceptance.source
         num_steps = counts.num_emitted - 1 - counts.num_accepted
         ceiling = (counts.num_emitted - 1) / num_steps if counts.num_drafted and num_steps > 0 else None
-        has_own_clock = self.uses_own_clock or heard.server_seconds is None
+        has_own_clock = self.uses_own_clock or received.server_seconds is None
         advice = "" if acceptance is not None else "; ".join(self._server.facts.advice)
         return RunReport(
             info=self.info,
@@ -246,7 +246,7 @@ def _with_rounds(found: Acceptance | None, rounds: LiveRounds) -> Acceptance | N
 
 
 def count_acceptance(counts: Counts, found: Acceptance) -> None:
-    """Adds what a server tells of drafts to the counts of its answer, and how much that is."""
+    """Adds a server's counts of drafts to those of its answer, with their level of detail."""
     counts.num_drafted, counts.num_accepted = found.num_drafted, found.num_accepted
     counts.num_rounds, counts.num_rejected = found.num_rounds or 0, found.num_rejected or 0
     for drafted, accepted in found.steps:

@@ -66,9 +66,9 @@ class ServedConversation(ChatHistory):
 
     def _max_tokens(self, settings: ReplySettings) -> int:
         """Returns the longest reply. Engines refuse one that may not fit the window, so the estimate is cautious."""
-        window, told = self.server.facts.window, self._counted
-        is_continued = bool(told) and self.messages[: len(told)] == told
-        new = self.messages[len(told) :] if is_continued else self.messages
+        window, counted = self.server.facts.window, self._counted
+        is_continued = bool(counted) and self.messages[: len(counted)] == counted
+        new = self.messages[len(counted) :] if is_continued else self.messages
         num_bytes = sum(len(message.content.encode("utf-8", "replace")) for message in new)
         room = (window or 0) - num_bytes - _NUM_TEMPLATE_TOKENS - (self._num_tokens if is_continued else 0)
         return min(settings.max_new_tokens, room) if room > 0 else settings.max_new_tokens
@@ -108,7 +108,7 @@ class ServedConversation(ChatHistory):
         return isinstance(answer, ServedAnswer) and list(answer.request.messages) == self._turns()
 
     def context_use(self) -> ContextUse:
-        """Returns what the server told after the last reply; 0 tokens if it told nothing of these messages."""
+        """Returns what the server sent after the last reply; 0 tokens if it sent no counts for these messages."""
         return ContextUse(self._num_tokens if self.messages == self._counted else 0, self.server.facts.window)
 
 

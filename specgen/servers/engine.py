@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from specgen.servers.values import Json, ServerFacts, Told, count, part
+from specgen.servers.values import EventFigures, Json, ServerFacts, count, part
 
 Getter = Callable[[str], Json | None]
 """Returns a page of a server as a JSON object; None if it has none."""
@@ -35,19 +35,20 @@ class Engine(Protocol):
         """
 
     def request_fields(self) -> Json:
-        """Returns the fields of the body that make the engine tell more."""
+        """Returns the fields of the body that make the engine report more."""
 
-    def read(self, event: Json) -> Told:
+    def read(self, event: Json) -> EventFigures:
         """Returns what an event, or a whole answer, says besides its text."""
 
 
+CONTRADICTION = "{}'s counts of draft tokens contradict each other"
 OPENAI_SAMPLING = {"temperature": "temperature", "top_p": "top_p", "seed": "seed"}
 
 
-def usage(event: Json) -> Told:
+def usage(event: Json) -> EventFigures:
     """Returns the counts of OpenAI's `usage`, which all engines send at the end."""
     found = part(event, "usage")
-    return Told(
+    return EventFigures(
         num_tokens=count(found, "completion_tokens"),
         num_prompt_tokens=count(found, "prompt_tokens"),
         num_cached_tokens=count(part(found, "prompt_tokens_details"), "cached_tokens"),

@@ -256,7 +256,7 @@ def _object(text: str) -> Json | None:
 
 
 def _message(text: str) -> str:
-    """Returns the message of an error document; the text itself if it is none."""
+    """Returns the message of an error document; the text itself if it is not an error document."""
     document = _object(text)
     if document is None:
         return text[:2000]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from specgen.servers.engine import OPENAI_SAMPLING, Getter, usage
-from specgen.servers.values import Acceptance, Json, ServerFacts, Told, count, part, seconds, word
+from specgen.servers.engine import CONTRADICTION, OPENAI_SAMPLING, Getter, usage
+from specgen.servers.values import Acceptance, EventFigures, Json, ServerFacts, count, part, seconds, word
 
 
 class LlamaServer:
@@ -45,17 +45,17 @@ class LlamaServer:
     def request_fields(self) -> Json:
         return {"stream_options": {"include_usage": True}, "timings_per_token": True}
 
-    def read(self, event: Json) -> Told:
-        told, timings = usage(event), part(event, "timings")
+    def read(self, event: Json) -> EventFigures:
+        figures, timings = usage(event), part(event, "timings")
         if not timings:
-            return told
+            return figures
         # Without drafts the two counters are absent.
         num_drafted, num_accepted = count(timings, "draft_n") or 0, count(timings, "draft_n_accepted") or 0
         num_tokens = count(timings, "predicted_n")
-        told = replace(told, decode_seconds=seconds(timings, "predicted_ms"))
+        figures = replace(figures, decode_seconds=seconds(timings, "predicted_ms"))
         # They are ahead of the tokens: all accepted ones of a round are counted with its first token.
         if num_accepted > num_drafted:
-            return replace(told, problem="llama-server's counts of draft tokens contradict each other")
+            return replace(figures, problem=CONTRADICTION.format("llama-server"))
         if "usage" in event:
-            return replace(told, acceptance=Acceptance(num_drafted, num_accepted))
-        return replace(told, num_tokens=num_tokens, num_drafted=num_drafted, num_accepted=num_accepted)
+            return replace(figures, acceptance=Acceptance(num_drafted, num_accepted))
+        return replace(figures, num_tokens=num_tokens, num_drafted=num_drafted, num_accepted=num_accepted)

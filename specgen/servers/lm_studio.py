@@ -1,4 +1,4 @@
-"""Speaks to LM Studio by its own v0 interface, which tells how many draft tokens were accepted.
+"""Speaks to LM Studio by its own v0 interface, which reports how many draft tokens were accepted.
 
 Source of the fields: LM Studio's documentation of `/api/v0/chat/completions`. They were tested with handmade payloads
 only: no server of this engine was at hand.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from specgen.servers.engine import OPENAI_SAMPLING, Getter, usage
-from specgen.servers.values import Acceptance, Json, ServerFacts, Told, count, part, word
+from specgen.servers.engine import CONTRADICTION, OPENAI_SAMPLING, Getter, usage
+from specgen.servers.values import Acceptance, EventFigures, Json, ServerFacts, count, part, word
 
 
 class LmStudio:
@@ -35,15 +35,15 @@ class LmStudio:
     def request_fields(self) -> Json:
         return {"stream_options": {"include_usage": True}}
 
-    def read(self, event: Json) -> Told:
-        told, stats = usage(event), part(event, "stats")
+    def read(self, event: Json) -> EventFigures:
+        figures, stats = usage(event), part(event, "stats")
         num_drafted, num_accepted = (
             count(stats, "total_draft_tokens_count"),
             count(stats, "accepted_draft_tokens_count"),
         )
         if num_drafted is None and num_accepted is None:
-            return told
+            return figures
         found = None if num_drafted is None or num_accepted is None else Acceptance(num_drafted, num_accepted)
         if found is None or not found.is_consistent:
-            return replace(told, problem="LM Studio's counts of draft tokens contradict each other")
-        return replace(told, acceptance=found)
+            return replace(figures, problem=CONTRADICTION.format("LM Studio"))
+        return replace(figures, acceptance=found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from specgen.servers.engine import OPENAI_SAMPLING, Getter, usage
-from specgen.servers.values import Json, ServerFacts, Told, count, word
+from specgen.servers.values import EventFigures, Json, ServerFacts, count, word
 
 
 class PlainServer:
@@ -17,12 +17,12 @@ class PlainServer:
     metrics_prefix = ""
 
     def facts(self, model: Json, get: Getter) -> ServerFacts:  # noqa: ARG002
-        advice = ("this server does not tell what its drafts do; vLLM, SGLang, llama-server and LM Studio do",)
+        advice = ("this server reports nothing about its drafts; vLLM, SGLang, llama-server and LM Studio do",)
         window = count(model, "max_model_len")
         return ServerFacts("OpenAI-compatible server", "", word(model, "id"), window=window, advice=advice)
 
     def request_fields(self) -> Json:
         return {"stream_options": {"include_usage": True}}
 
-    def read(self, event: Json) -> Told:
+    def read(self, event: Json) -> EventFigures:
         return usage(event)

@@ -14,7 +14,7 @@ from specgen.servers.lm_studio import LmStudio
 from specgen.servers.plain import PlainServer
 from specgen.servers.prometheus import Counters, num_running, read_counters
 from specgen.servers.sglang import Sglang
-from specgen.servers.values import Address, ChatRequest, Delta, Json, ServerFacts, Told, counts, part, word
+from specgen.servers.values import Address, ChatRequest, Delta, EventFigures, Json, ServerFacts, counts, part, word
 from specgen.servers.vllm import Vllm
 
 ENGINES: tuple[Engine, ...] = (Vllm(), LlamaServer(), Sglang(), LmStudio(), PlainServer())
@@ -58,8 +58,8 @@ class Server:
             **request.fields,
         }
 
-    def complete(self, body: Json) -> tuple[Json, Told]:
-        """Sends a body that is complete, not streamed; returns the answer and what it tells; raises like `post`."""
+    def complete(self, body: Json) -> tuple[Json, EventFigures]:
+        """Sends a body that is complete, not streamed; returns the answer and its figures; raises like `post`."""
         document = self.client.post(self.engine.chat_path, {**body, "stream": False})
         return document, self.engine.read(document)
 
@@ -129,7 +129,7 @@ def open_server(address: Address, model: str = "", options: HttpOptions | None =
         model: Which of its models answers; empty: the only one.
 
     Raises:
-        ServerError: It can't be reached, refuses the key, or is no such server.
+        ServerError: It can't be reached, refuses the key, or speaks another protocol.
         ModelNotFoundError: It does not have the model.
         SettingsError: It has several models, and none is named.
     """

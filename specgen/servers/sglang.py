@@ -1,4 +1,4 @@
-"""Speaks to SGLang, which tells the figures of a request that asks for them.
+"""Speaks to SGLang, which reports figures if a request asks for them.
 
 Source of the fields: the text of SGLang's pull request 33518. They were tested with handmade payloads only: no server
 of this engine was at hand.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from specgen.servers.engine import Getter, usage
-from specgen.servers.values import Acceptance, Json, ServerFacts, Told, count, counts, part, word
+from specgen.servers.engine import CONTRADICTION, Getter, usage
+from specgen.servers.values import Acceptance, EventFigures, Json, ServerFacts, count, counts, part, word
 
 
 class Sglang:
@@ -44,16 +44,16 @@ class Sglang:
     def request_fields(self) -> Json:
         return {"stream_options": {"include_usage": True}, "return_spec_tokens_details": True}
 
-    def read(self, event: Json) -> Told:
-        told, details = usage(event), part(event, "sglext", "spec_tokens_details")
+    def read(self, event: Json) -> EventFigures:
+        figures, details = usage(event), part(event, "sglext", "spec_tokens_details")
         if not details:
-            return told
+            return figures
         num_drafted = count(details, "spec_num_proposed_drafts")
         num_accepted = count(details, "spec_num_correct_drafts")
         num_rounds = count(details, "spec_verify_ct")
         histogram = counts(details, "spec_correct_drafts_histogram") or ()
         if num_drafted is None or num_accepted is None:
-            return replace(told, problem="SGLang's counts of draft tokens are incomplete")
+            return replace(figures, problem="SGLang's counts of draft tokens are incomplete")
         # Its width is the same in every round: a round without a rejection accepts all of them.
         width = num_drafted // num_rounds if num_rounds and num_drafted % num_rounds == 0 else None
         full = histogram[width] if width is not None and width < len(histogram) else 0
@@ -61,5 +61,5 @@ class Sglang:
         num_rejected = num_rounds - full if is_known and num_rounds is not None else None
         found = Acceptance(num_drafted, num_accepted, num_rounds, num_rejected, histogram)
         if not found.is_consistent:
-            return replace(told, problem="SGLang's counts of draft tokens contradict each other")
-        return replace(told, acceptance=found)
+            return replace(figures, problem=CONTRADICTION.format("SGLang"))
+        return replace(figures, acceptance=found)

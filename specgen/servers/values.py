@@ -112,7 +112,7 @@ class ServerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """Counts of drafted and accepted tokens, as one request or a server's counters tell them.
+    """Counts of drafted and accepted tokens, from one answer or from a server's counters.
 
     Args:
         num_drafted: Drafted tokens.
@@ -155,7 +155,7 @@ class Acceptance:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EventFigures:
     """What one event of a stream says besides its text. None where it does not say.
 
     Args:
@@ -185,14 +185,14 @@ class Delta:
         text: Text of the answer; `reasoning` is text of a reasoning block that the server separates.
         finish_reason: The server's word for the end; None before it.
         num_new_tokens: Tokens of this event; None if it does not say.
-        told: What else it says.
+        figures: What else it says.
     """
 
     text: str = ""
     reasoning: str = ""
     finish_reason: str | None = None
     num_new_tokens: int | None = None
-    told: Told = field(default_factory=Told)
+    figures: EventFigures = field(default_factory=EventFigures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from specgen.servers.engine import Getter, usage
-from specgen.servers.values import Acceptance, Json, ServerFacts, Told, count, counts, part, seconds, word
+from specgen.servers.engine import CONTRADICTION, Getter, usage
+from specgen.servers.values import Acceptance, EventFigures, Json, ServerFacts, count, counts, part, seconds, word
 
 FLAGS = "--per-request-spec-decode-metrics detailed --enable-per-request-metrics"
 
@@ -41,16 +41,16 @@ class Vllm:
     def request_fields(self) -> Json:
         return {"stream_options": {"include_usage": True}, "return_token_ids": True}
 
-    def read(self, event: Json) -> Told:
-        told, metrics = usage(event), part(event, "metrics")
-        told = replace(told, decode_seconds=seconds(metrics, "generation_time_ms"))
+    def read(self, event: Json) -> EventFigures:
+        figures, metrics = usage(event), part(event, "metrics")
+        figures = replace(figures, decode_seconds=seconds(metrics, "generation_time_ms"))
         speculation = part(metrics, "speculative_decoding")
         if not speculation:
-            return told
+            return figures
         acceptance = _acceptance(speculation)
         if acceptance is None or not acceptance.is_consistent:
-            return replace(told, problem="vLLM's counts of draft tokens contradict each other")
-        return replace(told, acceptance=acceptance)
+            return replace(figures, problem=CONTRADICTION.format("vLLM"))
+        return replace(figures, acceptance=acceptance)
 
 
 def _acceptance(figures: Json) -> Acceptance | None:

@@ -95,7 +95,7 @@ def wait_for_lock(path: Path, on_wait: Callable[[], None]) -> FileLock:
 
 
 def _try_lock(path: Path) -> int | None:
-    """Returns the locked descriptor; None if the file was removed meanwhile, by an owner that released it."""
+    """Returns the locked descriptor; None if an owner that released the lock removed the file."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

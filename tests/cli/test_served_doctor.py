@@ -18,7 +18,7 @@ def test_a_server_is_described_by_what_it_says_and_does(cli: Cli) -> None:
     assert (found["server"]["engine"], found["server"]["window"]) == ("llama-server", 4096)
     assert (found["server"]["acceptance_source"], found["stats"]["num_draft_tokens"]) == ("response", 19)
     assert shown.code == 0
-    assert {"server", "model", "drafts", "tells"} <= {line.split()[0] for line in shown.out.decode().splitlines()}
+    assert {"server", "model", "drafts", "reported"} <= {line.split()[0] for line in shown.out.decode().splitlines()}
 
 
 def test_what_a_silent_server_could_tell_is_advised(cli: Cli) -> None:

@@ -1,4 +1,4 @@
-"""A server in a thread that answers as recorded or as told, over real sockets."""
+"""A server in a thread that answers as recorded or as a test says, over real sockets."""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ NESTED = st.recursive(
 @given(event=st.dictionaries(st.sampled_from(NAMES), NESTED | JSON))
 def test_no_payload_is_an_error_or_gives_impossible_counts(event: dict[str, Any]) -> None:
     for engine in ENGINES:
-        told = engine.read(event)
-        if told.acceptance is not None:
-            assert 0 <= told.acceptance.num_accepted <= told.acceptance.num_drafted
-        assert told.num_tokens is None or told.num_tokens >= 0
+        figures = engine.read(event)
+        if figures.acceptance is not None:
+            assert 0 <= figures.acceptance.num_accepted <= figures.acceptance.num_drafted
+        assert figures.num_tokens is None or figures.num_tokens >= 0
 
 
 def vllm(**figures: object) -> dict[str, Any]:
@@ -60,22 +60,22 @@ def vllm(**figures: object) -> dict[str, Any]:
     ],
 )
 def test_contradictory_counts_of_vllm_are_unknown(event: dict[str, Any]) -> None:
-    told = Vllm().read(event)
+    figures = Vllm().read(event)
 
-    assert told.acceptance is None
-    assert told.problem
+    assert figures.acceptance is None
+    assert figures.problem
 
 
 def test_missing_counts_are_not_a_problem() -> None:
     for engine in ENGINES:
-        told = engine.read({"choices": []})
-        assert (told.acceptance, told.problem) == (None, "")
+        figures = engine.read({"choices": []})
+        assert (figures.acceptance, figures.problem) == (None, "")
 
 
 def test_contradictory_counts_of_llama_server_are_unknown() -> None:
-    told = LlamaServer().read({"timings": {"predicted_n": 5, "draft_n": 2, "draft_n_accepted": 3}})
+    figures = LlamaServer().read({"timings": {"predicted_n": 5, "draft_n": 2, "draft_n_accepted": 3}})
 
-    assert (told.num_drafted, bool(told.problem)) == (None, True)
+    assert (figures.num_drafted, bool(figures.problem)) == (None, True)
 
 
 def test_sglang_tells_rejections_by_its_histogram() -> None:

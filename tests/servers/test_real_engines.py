@@ -115,12 +115,12 @@ class TestOnLlamaServer:
     def test_a_server_starts_as_printed_and_drafts(self, kind: str) -> None:
         with started(LaunchRequest(str(MODEL), PAIRS[kind], Placement(port=free_port()))) as server:
             asked = ChatRequest([{"role": "user", "content": PROMPT}], 24, {"temperature": 0.0})
-            _, told = server.complete(server.body(asked, stream=False))
+            _, figures = server.complete(server.body(asked, stream=False))
 
-        assert told.num_tokens is not None
-        assert told.acceptance is not None
+        assert figures.num_tokens is not None
+        assert figures.acceptance is not None
         if kind != "lookup":  # whether text repeats is the model's choice
-            assert told.acceptance.num_drafted > 0
+            assert figures.acceptance.num_drafted > 0
 
     @pytest.mark.timeout(900)
     def test_a_batch_that_is_killed_at_half_ends_with_every_id_once(self, tmp_path: Path) -> None:

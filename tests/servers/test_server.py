@@ -61,10 +61,10 @@ def test_a_recorded_stream_of_llama_server_gives_its_text_and_counts() -> None:
     assert (server.facts.window, server.facts.root) == (4096, "/models/coder.gguf")
     assert text_of(found).startswith("Certainly! Below is a simple Python function")
     assert fake.requests[0]["timings_per_token"] is True
-    acceptance = found[-1].told.acceptance
+    acceptance = found[-1].figures.acceptance
     assert acceptance is not None
-    assert (acceptance.num_drafted, acceptance.num_accepted, found[-1].told.num_tokens) == (19, 16, 24)
-    assert found[-1].told.decode_seconds == pytest.approx(10.190594)
+    assert (acceptance.num_drafted, acceptance.num_accepted, found[-1].figures.num_tokens) == (19, 16, 24)
+    assert found[-1].figures.decode_seconds == pytest.approx(10.190594)
 
 
 def test_a_recorded_stream_of_vllm_gives_every_round() -> None:
@@ -73,11 +73,11 @@ def test_a_recorded_stream_of_vllm_gives_every_round() -> None:
         found = deltas(server)
 
     assert server.facts.name == "vLLM 0.32.0"
-    acceptance = found[-1].told.acceptance
+    acceptance = found[-1].figures.acceptance
     assert acceptance is not None
     assert acceptance.steps == ((3, 3), (3, 3), (3, 3))
     assert (acceptance.num_rounds, acceptance.num_rejected) == (3, 0)
-    assert sum(delta.num_new_tokens or 0 for delta in found) == found[-1].told.num_tokens == 15
+    assert sum(delta.num_new_tokens or 0 for delta in found) == found[-1].figures.num_tokens == 15
     assert text_of(found) == "One two three four, one two three four, one two three four"
 
 
@@ -225,9 +225,9 @@ def test_a_whole_answer_is_read_like_a_stream() -> None:
     document = {**chunk(), "usage": {"completion_tokens": 5}, "metrics": {"speculative_decoding": figures}}
     with serving(VLLM_PAGES, as_json(document)) as fake:
         server = opened(fake.url)
-        found, told = server.complete(server.body(REQUEST, stream=False))
+        found, figures = server.complete(server.body(REQUEST, stream=False))
 
     assert found == document
-    assert told.acceptance is not None
-    assert (told.num_tokens, told.acceptance.num_accepted) == (5, 2)
+    assert figures.acceptance is not None
+    assert (figures.num_tokens, figures.acceptance.num_accepted) == (5, 2)
     assert "stream_options" not in fake.requests[0]

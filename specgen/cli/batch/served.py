@@ -36,7 +36,7 @@ class ServedInputs:
         """Connects to the server and recognizes its engine.
 
         Raises:
-            ServerError: It can't be reached, refuses the key, or is no such server.
+            ServerError: It can't be reached, refuses the key, or speaks another protocol.
             ModelNotFoundError: It does not have the model.
             SettingsError: It has several models and none is named, or does not know a sampling setting.
         """

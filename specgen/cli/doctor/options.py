@@ -13,7 +13,7 @@ from specgen.cli.options.server import SERVER, ConnectionOptions
 
 SERVER_URL = Option(
     ("--server",),
-    "Examine a server instead: what it is, what it tells about its drafts, and what would make it tell more.",
+    "Examine a server instead: what it is, what it reports about its drafts, and how it would report more.",
     value="URL",
     heading=SERVER,
     env="SPECGEN_SERVER",

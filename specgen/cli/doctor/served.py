@@ -1,4 +1,4 @@
-"""Examines a server for `specgen doctor --server`: what it is, what it tells, and what would make it tell more."""
+"""Examines a server for `specgen doctor --server`: what it is, what it reports, and how it would report more."""
 
 from __future__ import annotations
 
@@ -71,24 +71,24 @@ def _rows(server: Server, report: RunReport) -> list[tuple[str, str]]:
     """Returns labels and words: facts, then what a short answer showed."""
     facts, counts, served = server.facts, report.counts, report.served
     window = "unknown window" if facts.window is None else f"window of {facts.window} tokens"
-    tells = [*facts.exposes]
+    reported = [*facts.exposes]
     if served is not None and served.acceptance == "response":
-        tells.append("accepted tokens of each answer")
+        reported.append("accepted tokens of each answer")
     if served is not None and served.clock == "response":
-        tells.append("its own decoding time")
+        reported.append("its own decoding time")
     return [
         ("server", f"{facts.name} at {server.client.address.host}"),
         ("model", f"{facts.model}, {window}"),
-        ("drafts", _drafts(counts, is_told=served is not None and served.acceptance is not None)),
-        ("tells", ", ".join(dict.fromkeys(tells)) or "text only"),
+        ("drafts", _drafts(counts, is_reported=served is not None and served.acceptance is not None)),
+        ("reported", ", ".join(dict.fromkeys(reported)) or "text only"),
         *([("more", served.advice)] if served is not None and served.advice else []),
         ("speedup", "needs a second server without drafts: specgen bench --server URL --baseline-server URL"),
     ]
 
 
-def _drafts(counts: Counts, *, is_told: bool) -> str:
-    if not is_told:
-        return "unknown: the server does not tell"
+def _drafts(counts: Counts, *, is_reported: bool) -> str:
+    if not is_reported:
+        return "unknown: the server does not report it"
     if not counts.num_drafted:
         return "none in a short answer: off, or it found nothing to propose"
     rate = format_rate(counts.acceptance_rate, num_digits=0)

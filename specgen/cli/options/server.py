@@ -26,7 +26,7 @@ BASELINE_SERVER = Option(
 )
 SERVER_URL = Option(
     ("--server",),
-    "Let a server answer (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible), and show what it tells "
+    "Let a server answer (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible), and show what it reports "
     "about its drafts. -t then names one of its models.",
     value="URL",
     heading=SERVER,

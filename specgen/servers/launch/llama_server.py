@@ -41,7 +41,7 @@ def _model(name: str, file_option: str, hub_option: str) -> list[str]:
     if name.count("/") == 1 and PurePath(name.partition(":")[0]).name.lower().endswith("gguf"):
         return [hub_option, name]
     raise SettingsError(
-        f"llama-server reads GGUF files, and {name} is none", "give a .gguf file, or a hub id that ends in GGUF"
+        f"llama-server reads GGUF files only, and {name} is not one", "give a .gguf file, or a hub id that ends in GGUF"
     )
 
 
