@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
 
 from specgen.core.errors import LoadError
 from specgen.core.settings import ModelSettings
 from specgen.loading.weights import load_weights
 from specgen.models import cached_model
 from specgen.models.cached_model import CachedModel
+from specgen.text.tokenizer import load_tokenizer
 from tests.architectures import BROKEN, MODEL_TYPES, REFUSED, UNBUILT, WINDOW, build_folder
 from tests.generate_oracle import differences, generated_ids
 from tests.loading.builders import resolved
@@ -23,6 +25,7 @@ NUM_NEW = 60
 CHUNK = 32
 PROMPT_LENGTHS = (10, 80)
 """One shorter than the window and the chunk, one longer than both."""
+TEXTS = ("The cat sat on the mat.", "  if x:\n\n\treturn  2023", " Grüße, 你好 \U0001f600", "<|im_start|>user\n<s></s>")
 
 
 @pytest.fixture
@@ -63,6 +66,8 @@ def test_every_architecture_writes_the_text_of_generate(model_type: str, tmp_pat
     auto_model: Any = transformers.AutoModelForCausalLM
     reference = auto_model.from_pretrained(tmp_path / "target", dtype=torch.float32).eval()
 
+    tokenizer, file = load_tokenizer(tmp_path / "target"), Tokenizer.from_file(str(tmp_path / "target/tokenizer.json"))
+    assert [tokenizer.encode(text) for text in TEXTS] == [file.encode(text).ids for text in TEXTS]
     assert min(PROMPT_LENGTHS) < min(WINDOW, CHUNK) < max(WINDOW, CHUNK) < max(PROMPT_LENGTHS)
     for prompt in prompts():
         expected = generated_ids(reference, prompt, NUM_NEW)
