@@ -142,12 +142,13 @@ def _transformers_sizes(folder: Path, num_value_bytes: int) -> _Sizes:
         if isinstance(module, torch.nn.Linear) and id(module.weight) not in apart
     ]
     apart |= {id(weight) for weight in matrices}
-    states, rollback = _states(empty_model(folder), num_value_bytes)
+    rest = sum(int(parameter.numel()) for parameter in model.parameters() if id(parameter) not in apart)
+    states, rollback = _states(model, num_value_bytes)  # last: it converts the model
     return _Sizes(
         layers=tuple((int(weight.shape[0]), int(weight.numel())) for weight in matrices),
         embedding=int(embedding.numel()),
         head=0 if head_weight is None else int(head_weight.numel()),
-        rest=sum(int(parameter.numel()) for parameter in model.parameters() if id(parameter) not in apart),
+        rest=rest,
         cache=_cache_values(config, config.num_hidden_layers if states is None else states.num_attention_layers),
         hidden=config.hidden_size,
         inner=_widest(getattr(config, "intermediate_size", None)) or 4 * config.hidden_size,

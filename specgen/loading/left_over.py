@@ -1,4 +1,4 @@
-"""Tells tensors that a model can do without from those whose absence changes its text.
+"""Decides which tensors of a checkpoint a model may leave out without a change of its text.
 
 Checkpoints contain heads of rewards and of further tokens, and encoders of images, next to the model. transformers
 leaves out any tensor that it has no place for.

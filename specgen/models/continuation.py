@@ -49,7 +49,7 @@ def refuse_broken_continuation(model: CachedModel, name: str) -> None:
     finally:
         model.rewind(0)
     difference = relative_difference(continued, whole)
-    # NaN is no reason to refuse here: generation names it (NumericalError).
+    # A difference of NaN does not refuse the model: generation raises NumericalError for it.
     if difference > (FLOAT32_LIMIT if is_float32(model) else ROUNDED_LIMIT):
         message = f"{name} is not supported: {kind} gives other logits in a pass over several tokens after its cache"
         raise LoadError(f"{message} (by {100 * difference:.0f} % of their spread)", _HINT)

@@ -178,7 +178,7 @@ class LlamaCppModel:
         self.length = kept
 
     def _restore_states(self, length: int) -> int:
-        """Restores the states after the longest known prefix; returns its length, 0 if there is none."""
+        """Restores the states after the longest known prefix. Returns its length; 0 if no copy fits."""
         best = self._checkpoints.best(length)
         if best is None:
             return 0

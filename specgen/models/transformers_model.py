@@ -85,7 +85,7 @@ class TransformersModel(CachedModel):
         return length
 
     def _restore(self, length: int) -> int:
-        """Returns to the longest known prefix of at most `length` tokens; returns its length, 0 if there is none."""
+        """Returns to the longest known prefix of at most `length` tokens. Returns its length; 0 if no copy fits."""
         kept = self.states.restore(length)
         num_tokens = self.length - kept
         if not kept or (self._window is not None and num_tokens > self._num_recorded):

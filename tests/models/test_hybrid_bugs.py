@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -18,17 +19,21 @@ from tests.models.hybrid_checks import (
 )
 
 
-def not_restored(plant: pytest.MonkeyPatch) -> None:
+def _keep(states: str, plant: pytest.MonkeyPatch) -> None:
     original = RunningStates.restore
 
     def forgetful(self: RunningStates, length: int) -> int:
-        before = [{i: s.clone() for i, s in layer.recurrent_states.items()} for layer in self._layers]
+        before = [copy.deepcopy(getattr(layer, states)) for layer in self._layers]
         kept = original(self, length)
-        for layer, states in zip(self._layers, before, strict=True):
-            layer.recurrent_states = states
+        for layer, own in zip(self._layers, before, strict=True):
+            setattr(layer, states, own)
         return kept
 
     plant.setattr(RunningStates, "restore", forgetful)
+
+
+def not_restored(plant: pytest.MonkeyPatch) -> None:
+    _keep("recurrent_states", plant)
 
 
 def replay_one_short(plant: pytest.MonkeyPatch) -> None:
@@ -46,16 +51,7 @@ def convolution_not_cropped(plant: pytest.MonkeyPatch) -> None:
 
 
 def convolution_not_restored(plant: pytest.MonkeyPatch) -> None:
-    original = RunningStates.restore
-
-    def forgetful(self: RunningStates, length: int) -> int:
-        before = [dict(layer.conv_states) for layer in self._layers]
-        kept = original(self, length)
-        for layer, states in zip(self._layers, before, strict=True):
-            layer.conv_states = states
-        return kept
-
-    plant.setattr(RunningStates, "restore", forgetful)
+    _keep("conv_states", plant)
 
 
 def position_off_by_one_after_replay(plant: pytest.MonkeyPatch) -> None:

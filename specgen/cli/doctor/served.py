@@ -11,13 +11,14 @@ from specgen.cli.doctor.options import DoctorOptions
 from specgen.cli.options.server import check_given, served_model
 from specgen.cli.streams import print_text, write_document
 from specgen.core.metrics import Counts
-from specgen.core.results import ModelInfo, RunInfo, RunReport, ServerInfo
-from specgen.core.settings import SamplingSettings
+from specgen.core.results import RunReport
+from specgen.core.settings import ReplySettings, SamplingSettings
 from specgen.render.formatting import format_rate, labelled
 from specgen.render.jsonl import SCHEMA_VERSION, Document, stats_document
 from specgen.render.sanitize import one_line
 from specgen.render.terminal import is_ascii_only, make_console
 from specgen.runtime.served import ServedAnswer
+from specgen.runtime.served_chat import served_info
 from specgen.servers.server import Server, open_server
 from specgen.servers.values import ChatRequest
 
@@ -48,20 +49,9 @@ def run_served(options: DoctorOptions) -> int:
 
 
 def _probe(server: Server) -> RunReport:
-    facts, host = server.facts, server.client.address.host
     request = ChatRequest([{"role": "user", "content": PROBE}], NUM_PROBE_TOKENS, {"temperature": 0})
-    info = RunInfo(
-        ModelInfo(facts.model, "", "", ""),
-        None,
-        "server",
-        0,
-        SamplingSettings(),
-        "default",
-        NUM_PROBE_TOKENS,
-        0.0,
-        server=ServerInfo(facts.name, host),
-    )
-    answer = ServedAnswer(server, request, info)
+    settings = ReplySettings(SamplingSettings(), "default", NUM_PROBE_TOKENS)
+    answer = ServedAnswer(server, request, served_info(server, settings))
     for _ in answer:
         pass
     return answer.report()
