@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from specgen.core.errors import DraftError
 from specgen.core.events import Event, Round
-from specgen.core.settings import DecodeSettings, SamplingSettings
+from specgen.core.settings import DecodeSettings, SamplingSettings, TokenRules
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.base import empty_draft
@@ -137,9 +137,8 @@ def run_events(target: object, drafter: object, prompt: Sequence[int], **options
         verification=options.pop("verification", "block"),
     )
     sampling = options.pop("sampling", GREEDY)
-    sampler = Sampler(
-        sampling, options.pop("randomness", None) or TorchRandomness(sampling.seed, CPU), options.pop("noise", None)
-    )
+    randomness = options.pop("randomness", None) or TorchRandomness(sampling.seed, CPU)
+    sampler = Sampler(sampling, randomness, options.pop("noise", None), options.pop("rules", TokenRules()))
     events = decode(target, drafter, prompt, sampler, DecodeOptions(settings, **options))
     return list(itertools.islice(events, num_events))
 

@@ -164,7 +164,7 @@ PROMISES = {
     ),
     "F96": (
         "Rules in generation_config.json (microsoft/onnxruntime-genai#2201)",
-        "stop strings are applied; the others are named in one notice",
+        "stop strings and forbidden tokens as in generate, with any draft; other rules are named in one notice",
     ),
     "F97": (
         "System message, and a template without a system role (sgl-project/sglang#1342)",

@@ -64,6 +64,38 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRules:
+    """Tokens that a checkpoint's authors forbid, with the names and meanings of transformers' `generate`.
+
+    Args:
+        suppress_tokens: Never chosen.
+        begin_suppress_tokens: Not chosen as the first new token.
+        bad_words_ids: Sequences that are never completed.
+        no_repeat_ngram_size: Length of the sequences that occur at most once in prompt and answer; 0 is off.
+        min_new_tokens: New tokens before the text may end.
+        min_length: Tokens of prompt and answer before the text may end.
+        end_ids: The tokens that end it.
+    """
+
+    suppress_tokens: frozenset[int] = frozenset()
+    begin_suppress_tokens: frozenset[int] = frozenset()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    min_length: int = 0
+    end_ids: frozenset[int] = frozenset()
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether a token is forbidden anywhere."""
+        lengths = self.no_repeat_ngram_size, self.min_new_tokens, self.min_length
+        return bool(self.suppress_tokens or self.begin_suppress_tokens or self.bad_words_ids or any(lengths))
+
+
+NO_RULES = TokenRules()
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeSettings:
     """Limits one generation and chooses its accept rule.
 

@@ -80,7 +80,7 @@ def decode(
     """
     settings, stopwatch = options.settings, stopwatch_of(options.clock)
     draft_length = options.draft_length or FixedLength()
-    target_pass = TargetPass(target, sampler, settings.verification, stopwatch)
+    target_pass = TargetPass(target, sampler, settings.verification, stopwatch, len(prompt_ids))
     recording = target if isinstance(target, RecordingModel) else None
     ids = list(prompt_ids)
     prefill, failure = _prefill(target, drafter, ids, options)

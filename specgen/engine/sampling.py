@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specgen.core.settings import SamplingSettings
+from specgen.core.settings import NO_RULES, SamplingSettings, TokenRules
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
 from specgen.engine.transfer import moved
 
@@ -23,18 +23,22 @@ class Sampler:
         settings: Processors, applied alike to target and draft.
         randomness: The run's only source of random numbers.
         noise: Ties random choices to positions; `randomness` is not used then.
+        rules: Tokens that the target never chooses.
     """
 
     settings: SamplingSettings
     randomness: Randomness
     noise: PositionNoise | None = None
+    rules: TokenRules = NO_RULES
 
     @classmethod
-    def seeded(cls, settings: SamplingSettings, device: torch.device, vocab_size: int) -> Sampler:
+    def seeded(
+        cls, settings: SamplingSettings, device: torch.device, vocab_size: int, rules: TokenRules = NO_RULES
+    ) -> Sampler:
         """Makes a sampler from the settings' seed, for a target on this device with logits of this width."""
         is_tied = settings.same_text and not settings.is_greedy
         noise = PositionNoise(settings.seed, vocab_size, device) if is_tied else None
-        return cls(settings, TorchRandomness(settings.seed, device), noise)
+        return cls(settings, TorchRandomness(settings.seed, device), noise, rules)
 
 
 @dataclass(frozen=True, slots=True)

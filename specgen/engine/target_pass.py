@@ -12,6 +12,7 @@ from specgen.core.errors import DraftError, NumericalError
 from specgen.core.settings import Verification
 from specgen.engine.clock import Stopwatch
 from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyVerifier, RecordingModel, TargetModel
+from specgen.engine.forbidden_tokens import ForbiddenTokens
 from specgen.engine.randomness import Randomness
 from specgen.engine.sampling import Sampler, TokenDistributions, likeliest_on_host, token_distributions
 from specgen.engine.seen_tokens import seen_tokens
@@ -46,12 +47,17 @@ class TargetPass:
         sampler: The run's.
         rule: Verification of sampled drafts.
         stopwatch: Marks the end of each pass.
+        num_prompt: Tokens of the prompt.
     """
 
-    def __init__(self, target: TargetModel, sampler: Sampler, rule: Verification, stopwatch: Stopwatch) -> None:
+    def __init__(
+        self, target: TargetModel, sampler: Sampler, rule: Verification, stopwatch: Stopwatch, num_prompt: int
+    ) -> None:
         self._target, self._sampler, self._rule, self._stopwatch = target, sampler, rule, stopwatch
         settings = sampler.settings
-        self._is_argmax = settings.is_greedy and settings.repetition_penalty == 1.0
+        rules = sampler.rules
+        self._forbidden = ForbiddenTokens(rules, num_prompt) if rules.has_effect else None
+        self._is_argmax = settings.is_greedy and settings.repetition_penalty == 1.0 and self._forbidden is None
         self._on_device = target if self._is_argmax and isinstance(target, GreedyVerifier) else None
         self._recording = target if isinstance(target, RecordingModel) else None
         self._seen = seen_tokens(settings, target.vocab_size, target.device)
@@ -96,6 +102,8 @@ class TargetPass:
     def _distributions(self, logits: torch.Tensor, ids: list[int], draft: Draft) -> TokenDistributions:
         """Computes the target's distributions at each position of a draft after `ids`."""
         settings, noise = self._sampler.settings, self._sampler.noise
+        if self._forbidden is not None:
+            logits = self._forbidden.remove(logits, ids, draft.ids.tolist())
         if self._seen is not None:
             self._seen.update(ids)
         seen = None if self._seen is None else self._seen.rows(draft.ids)

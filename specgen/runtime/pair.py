@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from specgen.core.errors import PromptError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.core.settings import NO_RULES, ModelSettings, SamplingSettings, TokenRules
 from specgen.loading.draft_head_folder import check_own_target, shipped_draft
 from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.loading.resolve import find_files, resolve
@@ -65,6 +65,7 @@ class Pair:
         sampling_defaults: What the target's authors recommend, if they do.
         started: `perf_counter()` when resolving started.
         stop_strings: Strings that the target's authors end its texts with.
+        token_rules: Tokens that they forbid.
         notices: What the user should know about the target's files, one line each.
     """
 
@@ -78,6 +79,7 @@ class Pair:
     sampling_defaults: SamplingSettings | None
     started: float
     stop_strings: tuple[str, ...] = ()
+    token_rules: TokenRules = NO_RULES
     notices: tuple[str, ...] = ()
 
     @property
@@ -150,7 +152,7 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
     progress.stage("checking files and tokenizers")
     target = resolve(target_files, settings.target, "target")
     eos_ids = end_ids(target.tokenizer, target.generation_config, target.config.values)
-    defaults = generation_defaults(target.generation_config)
+    defaults = generation_defaults(target.generation_config, eos_ids)
     decided, draft, shared = _resolve_drafter(settings, target, progress, draft_files)
     if target.gguf is None and (draft is None or draft.gguf is None):
         # An option without effect is a mistake worth reporting.
@@ -177,6 +179,7 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
         defaults.sampling,
         started,
         defaults.stops,
+        defaults.rules,
         (*target.notices, *defaults.notices),
     )
 

@@ -1,17 +1,18 @@
-"""Reads what a checkpoint's generation_config.json asks for: sampling defaults, and rules that specgen does not apply.
+"""Reads what a checkpoint's generation_config.json asks for: sampling defaults, and rules for the text.
 
-A default that can't be used is off, with a notice: an option overrides it anyway. A rule that transformers' `generate`
-would apply and specgen does not is named.
+A value that can't be used is off, with a notice: an option overrides a default anyway. A rule that transformers'
+`generate` would apply and specgen does not is named: those that need several texts at a time or another pass, or that
+change logits by amounts, which the sampling settings don't have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from specgen.core.errors import SettingsError
-from specgen.core.settings import SamplingSettings
+from specgen.core.settings import NO_RULES, SamplingSettings, TokenRules
 
 GENERATION_CONFIG = "generation_config.json"
 _DEFAULTS: dict[str, float] = {
@@ -22,17 +23,17 @@ _DEFAULTS: dict[str, float] = {
     "repetition_penalty": 1.0,
 }
 _RULES: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids"), ([],)),
+    **dict.fromkeys(("force_words_ids",), ([],)),
     **dict.fromkeys(("sequence_bias", "constraints"), ([], {})),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"), ([],)),
-    **dict.fromkeys(("no_repeat_ngram_size", "min_new_tokens", "min_length", "penalty_alpha"), (0,)),
+    **dict.fromkeys(("penalty_alpha",), (0,)),
     **dict.fromkeys(("encoder_no_repeat_ngram_size", "encoder_repetition_penalty"), (0, 1)),
     **dict.fromkeys(("num_beams", "guidance_scale"), (0, 1)),
     **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "dola_layers"), ([], {})),
     **dict.fromkeys(("remove_invalid_values", "token_healing"), (False,)),
     "max_time": (),
 }
-"""Rules of transformers' `generate` for any text, and the values besides null that switch each of them off."""
+"""Rules that are not applied, and the values besides null that switch each of them off."""
 _SAMPLING_RULES: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "top_h"), (0,)),
     "typical_p": (1,),
@@ -47,15 +48,17 @@ class GenerationDefaults:
     Args:
         sampling: The sampling settings that the model's authors recommend; None if they recommend none.
         stops: Strings that end the text.
+        rules: Tokens that they forbid.
         notices: What is left out, one line each.
     """
 
     sampling: SamplingSettings | None = None
     stops: tuple[str, ...] = ()
-    notices: tuple[str, ...] = field(default=())
+    rules: TokenRules = NO_RULES
+    notices: tuple[str, ...] = ()
 
 
-def generation_defaults(config: Mapping[str, Any]) -> GenerationDefaults:
+def generation_defaults(config: Mapping[str, Any], end_ids: frozenset[int] = frozenset()) -> GenerationDefaults:
     """Returns what a generation_config.json asks for.
 
     As in transformers, `do_sample` false means greedy, and the repetition penalty still applies. Unlike there, a
@@ -63,6 +66,7 @@ def generation_defaults(config: Mapping[str, Any]) -> GenerationDefaults:
 
     Args:
         config: Its content.
+        end_ids: The tokens that end the model's texts.
     """
     known = ("do_sample", *_DEFAULTS)
     samples = config.get("do_sample") is True
@@ -81,6 +85,8 @@ def generation_defaults(config: Mapping[str, Any]) -> GenerationDefaults:
     stops, are_valid = _stops(config.get("stop_strings"))
     if not are_valid:
         invalid.append(f"stop_strings {config['stop_strings']!r}")
+    token_rules, unusable = _token_rules(config, end_ids)
+    invalid += unusable
     rules = {**_RULES, **(_SAMPLING_RULES if samples else {})}
     ignored = [name for name, off in rules.items() if config.get(name) is not None and config[name] not in off]
     notices = []
@@ -91,7 +97,7 @@ def generation_defaults(config: Mapping[str, Any]) -> GenerationDefaults:
             f"{GENERATION_CONFIG} asks for {', '.join(ignored)}, which specgen does not apply: "
             "transformers' generate may write another text"
         )
-    return GenerationDefaults(sampling, stops, tuple(notices))
+    return GenerationDefaults(sampling, stops, token_rules, tuple(notices))
 
 
 def _usable(name: str, value: object) -> tuple[float, bool]:
@@ -107,6 +113,39 @@ def _usable(name: str, value: object) -> tuple[float, bool]:
     except (SettingsError, OverflowError, ValueError):  # a number without limit, or none: JSON may hold both
         return default, False
     return number, True
+
+
+def _token_rules(config: Mapping[str, Any], end_ids: frozenset[int]) -> tuple[TokenRules, list[str]]:
+    """Returns the tokens that a config forbids, and the values that can't be used."""
+    invalid = []
+
+    def read(name: str, is_usable: Callable[[object], bool], default: Any) -> Any:
+        value = config.get(name)
+        if value is None or is_usable(value):
+            return default if value is None else value
+        invalid.append(f"{name} {value!r}")
+        return default
+
+    suppressed, begin = (frozenset(read(name, _is_ids, ())) for name in ("suppress_tokens", "begin_suppress_tokens"))
+    words = tuple(tuple(word) for word in read("bad_words_ids", _is_words, ()))
+    names = ("no_repeat_ngram_size", "min_new_tokens", "min_length")
+    ngram_size, min_new, min_length = (read(name, _is_count, 0) for name in names)
+    # As in `generate`: the end of a text is no bad word, and min_new_tokens replaces min_length.
+    words = tuple(word for word in words if len(word) > 1 or word[0] not in end_ids)
+    min_length = 0 if min_new else min_length
+    return TokenRules(suppressed, begin, words, ngram_size, min_new, min_length, end_ids), invalid
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(_is_ids(item) and item for item in value)
 
 
 def _stops(value: object) -> tuple[tuple[str, ...], bool]:

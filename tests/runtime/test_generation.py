@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,17 @@ def opened(folders: dict[str, Path]) -> Opener:
 
     def open_it(target: str = "target", drafter: str = "none") -> LoadedModels:
         def model(name: str) -> ModelSettings:
-            return ModelSettings(str(folders[name]), quant="none", dtype="float32", device="cpu")
+            return exact(folders[name])
 
         if drafter in ("none", "lookup"):
             return load_models(resolve_pair(PairSettings(model(target), drafter)))
         return load_models(resolve_pair(PairSettings(model(target), "model", model(drafter))))
 
     return open_it
+
+
+def exact(folder: Path) -> ModelSettings:
+    return ModelSettings(str(folder), quant="none", dtype="float32", device="cpu")
 
 
 def request(prompt: Sequence[int] = CHAT, *, sampling: SamplingSettings = GREEDY, **options: Any) -> Request:
@@ -111,6 +117,24 @@ def raised(error: BaseException) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 # --- The answer and its figures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F96")
+@pytest.mark.parametrize("drafter", ["none", "lookup", "target"])
+def test_tokens_that_the_target_forbids_are_in_no_answer_and_no_baseline(
+    folders: dict[str, Path], tmp_path: Path, drafter: str
+) -> None:
+    first, *_ = run(load_models(resolve_pair(PairSettings(exact(folders["random"]), "none")))).token_ids
+    shutil.copytree(folders["random"], tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text(json.dumps({"suppress_tokens": [first]}))
+    draft = exact(folders["random"]) if drafter == "target" else None
+    settings = PairSettings(exact(tmp_path / "model"), "model" if draft else drafter, draft)  # type: ignore[arg-type]
+
+    generation = run(load_models(resolve_pair(settings)))
+    baseline = generation.measure_baseline("full")
+
+    assert first not in generation.token_ids
+    assert baseline is None or baseline.first_difference is None
 
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "target", "wrong", "short"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from specgen.core.settings import SamplingSettings
+from specgen.core.settings import SamplingSettings, TokenRules
 from specgen.text.generation_config import generation_defaults
 
 
@@ -71,12 +71,6 @@ def test_a_greedy_model_needs_no_temperature() -> None:
 
 
 RULES = {
-    "suppress_tokens": [5],
-    "begin_suppress_tokens": [5],
-    "bad_words_ids": [[5, 6]],
-    "no_repeat_ngram_size": 2,
-    "min_new_tokens": 30,
-    "min_length": 3,
     "forced_eos_token_id": 2,
     "sequence_bias": [[[5], -10.0]],
     "num_beams": 4,
@@ -96,7 +90,40 @@ def test_rules_that_are_not_applied_are_named_in_one_notice() -> None:
 def test_rules_that_are_off_are_not_named() -> None:
     off = {"suppress_tokens": [], "no_repeat_ngram_size": 0, "min_length": 0, "num_beams": 1, "guidance_scale": None}
 
-    assert generation_defaults(off).notices == ()
+    defaults = generation_defaults(off, frozenset({2}))
+    assert defaults.notices == ()
+    assert not defaults.rules.has_effect
+
+
+@pytest.mark.fault("F96")
+def test_tokens_that_a_model_forbids_are_read() -> None:
+    given = {"suppress_tokens": [5], "begin_suppress_tokens": [6], "bad_words_ids": [[5, 6], [2], [7]]}
+    lengths = {"no_repeat_ngram_size": 2, "min_new_tokens": 30, "min_length": 3}
+
+    defaults = generation_defaults({**given, **lengths}, frozenset({2}))
+
+    assert defaults.notices == ()
+    assert defaults.rules == TokenRules(frozenset({5}), frozenset({6}), ((5, 6), (7,)), 2, 30, 0, frozenset({2}))
+
+
+@pytest.mark.fault("F95")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("suppress_tokens", [-1]),
+        ("begin_suppress_tokens", 5),
+        ("bad_words_ids", [5]),
+        ("bad_words_ids", [[]]),
+        ("no_repeat_ngram_size", -2),
+        ("min_new_tokens", "3"),
+        ("min_length", True),
+    ],
+)
+def test_a_rule_that_can_not_be_used_is_off_with_a_notice(name: str, value: object) -> None:
+    defaults = generation_defaults({name: value})
+
+    assert not defaults.rules.has_effect
+    assert f"{name} {value!r}" in defaults.notices[0]
 
 
 @pytest.mark.fault("F96")
