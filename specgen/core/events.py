@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from specgen.core.draft_tree import DraftTree
 
 DraftSource = Literal["model", "lookup"]
 FinishReason = Literal["stop", "length", "interrupted", "numerical", "memory", "error"]
@@ -31,7 +34,8 @@ class Round:
 
     Args:
         index: 0 for the first round.
-        draft_ids: The draft, without tokens after an accepted end.
+        draft_ids: The draft, without tokens after an accepted end; of a tree, the accepted path and the best tokens
+            after it.
         num_accepted: `draft_ids[:num_accepted]` were kept.
         target_id: The target's own token after them (correction or bonus); None if the draft ended the text.
         num_cut: Drafted tokens left out of `draft_ids` because the text ended before them.
@@ -41,6 +45,7 @@ class Round:
         source: What made the draft; None if nothing was drafted.
         is_warmup: A pass of the round was recorded, or ran for the first time: later ones of its size are faster.
         num_replayed: Accepted tokens of earlier rounds that the target's pass fed again.
+        tree: The whole draft, if it branches; it is not cut.
     """
 
     index: int
@@ -54,6 +59,7 @@ class Round:
     source: DraftSource | None = None
     is_warmup: bool = False
     num_replayed: int = 0
+    tree: DraftTree | None = None
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -62,9 +68,14 @@ class Round:
         return accepted if self.target_id is None else (*accepted, self.target_id)
 
     @property
+    def num_nodes(self) -> int:
+        """Tokens of the whole draft: all branches, and those that were cut."""
+        return len(self.draft_ids) + self.num_cut if self.tree is None else len(self.tree)
+
+    @property
     def num_fed(self) -> int:
         """Tokens of the target's pass: the last one of the text, the draft, and those fed again."""
-        return 1 + len(self.draft_ids) + self.num_cut + self.num_replayed
+        return 1 + self.num_nodes + self.num_replayed
 
     @property
     def num_rejected(self) -> int:

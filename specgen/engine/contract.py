@@ -99,6 +99,39 @@ class SwitchingModel(Protocol):
 
 
 @runtime_checkable
+class TreeModel(Protocol):
+    """A model that computes several continuations of a text in one pass."""
+
+    can_branch: bool
+    """Whether it can for the loaded weights."""
+
+    def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        """Adds rows to a tree after the cached tokens. Each row sees the cached tokens, its ancestors and itself.
+
+        The cache's length stays; any other call that changes the cache drops the tree.
+
+        Args:
+            tokens: `[n]` ids of the new rows.
+            parents: Row of the token before each of them, over all rows since the tree is empty, or `ROOT`.
+
+        Returns:
+            float32 `[n, vocab_size]`, the logits after each new row.
+        """
+
+
+@runtime_checkable
+class TreeTarget(TreeModel, Protocol):
+    """A target that verifies drafts that branch."""
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Moves the keys and values of a path to their places, extends the cache by it, and drops the tree.
+
+        Args:
+            rows: The path, from a child of the root on.
+        """
+
+
+@runtime_checkable
 class GreedyVerifier(Protocol):
     """A target that verifies a greedy draft on its device."""
 
@@ -128,6 +161,11 @@ class GreedyDrafter(Protocol):
 
     def confidence(self, index: int) -> float:
         """Reads the probability of a drafted token; NaN if its logits were not finite. Waits for the device."""
+
+
+def can_branch(model: object) -> bool:
+    """Returns whether a model computes trees."""
+    return isinstance(model, TreeModel) and model.can_branch
 
 
 def rows_before_switch(target: TargetModel, num_tokens: int) -> int:

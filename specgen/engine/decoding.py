@@ -145,6 +145,7 @@ def decode(
             source=draft.source if draft_ids else None,
             is_warmup=verified.is_warmup or draft.is_warmup,
             num_replayed=num_replayed,
+            tree=verified.tree,
         )
         draft_length.observe(round_)
         yield round_

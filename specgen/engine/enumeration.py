@@ -13,11 +13,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from specgen.core.draft_tree import ROOT
+
 Result = TypeVar("Result")
 
 
 class TableModel:
     """A target whose logits are a fixed row per last token. Asserts the cache rule on every call."""
+
+    can_branch = True
 
     def __init__(self, logits_by_last_id: Tensor) -> None:
         self.table = logits_by_last_id
@@ -27,9 +31,12 @@ class TableModel:
         self.length = 0
         self.cached_ids: list[int] = []
         self.num_forwards = 0
+        self._tree: list[tuple[int, int]] = []
+        """Token and parent of each row after the cached tokens."""
 
     def feed(self, ids: Sequence[int]) -> None:
         assert list(ids[: self.length]) == self.cached_ids, "the cache is not a prefix of the text"
+        self._tree = []
         self.cached_ids = list(ids)
         self.length = len(self.cached_ids)
 
@@ -40,8 +47,23 @@ class TableModel:
         self.num_forwards += 1
         return self.table[torch.tensor(whole[-num_last:])].clone()
 
+    def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        first = len(self._tree)
+        assert all(parent < first + index for index, parent in enumerate(parents)), "a row comes before its parent"
+        self._tree += zip(tokens.tolist(), parents, strict=True)
+        self.num_forwards += 1
+        return self.table[tokens].clone()
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        parents = [self._tree[row][1] for row in rows]
+        assert parents == [ROOT, *rows[:-1]][: len(rows)], "the rows are not a path"
+        self.cached_ids += [self._tree[row][0] for row in rows]
+        self.length = len(self.cached_ids)
+        self._tree = []
+
     def rewind(self, length: int) -> None:
         assert 0 <= length <= self.length
+        self._tree = []
         self.length = length
         self.cached_ids = self.cached_ids[:length]
 

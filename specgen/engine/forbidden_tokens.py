@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from specgen.core.draft_tree import ROOT, path_to
 from specgen.core.settings import TokenRules
 
 Ngram = tuple[int, ...]
@@ -32,16 +33,23 @@ class ForbiddenTokens:
         """What followed each sequence of one token less than `no_repeat_ngram_size`."""
         self._num_indexed = 0
 
-    def remove(self, logits: Tensor, ids: Sequence[int], draft_ids: Sequence[int]) -> Tensor:
+    def remove(
+        self, logits: Tensor, ids: Sequence[int], draft_ids: Sequence[int], parents: Sequence[int] | None = None
+    ) -> Tensor:
         """Returns the logits with minus infinity for forbidden tokens.
 
         Args:
             logits: `[drafted + 1, vocab]`; row i is for the token after `ids` and the first i of `draft_ids`.
             ids: The text so far. From call to call it only grows.
             draft_ids: `[drafted]`.
+            parents: Of a draft that branches: row i + 1 is for the token after the path to token i.
         """
         width = logits.shape[-1]
-        rows = enumerate(self._forbidden(ids, draft_ids))
+        if parents is None:
+            rows = enumerate(self._forbidden(ids, draft_ids))
+        else:
+            paths = [[draft_ids[node] for node in path_to(parents, index)] for index in range(ROOT, len(parents))]
+            rows = enumerate([*self._forbidden(ids, path)][-1] for path in paths)
         places = [(row, token) for row, tokens in rows for token in tokens if token < width]
         if not places:
             return logits

@@ -52,6 +52,18 @@ class SeenTokens:
             rows[position + 1 :].index_fill_(1, draft_ids[position : position + 1], True)
         return rows
 
+    def tree_rows(self, draft_ids: Tensor, parents: Sequence[int]) -> Tensor:
+        """Returns the marks after the text and after each token of a tree, `[drafted + 1, vocab_size]`.
+
+        Args:
+            draft_ids: `[drafted]`; the row of a token also includes it and those on the path to it.
+            parents: As in `DraftTree`.
+        """
+        rows = [self._marks]
+        for index, parent in enumerate(parents):
+            rows.append(rows[parent + 1].index_fill(0, draft_ids[index : index + 1], True))
+        return torch.stack(rows)
+
 
 def seen_tokens(settings: SamplingSettings, vocab_size: int, device: torch.device) -> SeenTokens | None:
     """Returns a new record of seen tokens; None if no processor needs it."""

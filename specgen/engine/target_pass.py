@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
+from specgen.core.draft_tree import ROOT, DraftTree, depths_of
 from specgen.core.errors import DraftError, NumericalError
 from specgen.core.settings import Verification
 from specgen.engine.clock import Stopwatch
-from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyVerifier, RecordingModel, TargetModel
+from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyVerifier, RecordingModel, TargetModel, TreeTarget
 from specgen.engine.forbidden_tokens import ForbiddenTokens
-from specgen.engine.randomness import Randomness
+from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import Sampler, TokenDistributions, likeliest_on_host, token_distributions
 from specgen.engine.seen_tokens import seen_tokens
-from specgen.engine.transfer import moved
+from specgen.engine.transfer import ids_on, moved
+from specgen.engine.tree_verification import matching_path, verify_tree
 from specgen.engine.verification import Draft, verify
 
 
@@ -25,11 +27,12 @@ class Verified:
     """A verified draft.
 
     Args:
-        draft_ids: The draft.
+        draft_ids: The draft; of a tree, the accepted path and the best tokens after it.
         num_accepted: How many of its tokens are accepted.
         target_id: The target's own token after them.
         is_warmup: The pass took longer than later ones of its size: it was recorded, or ran for the first time.
         passed_at: Stopwatch mark at the end of the target's pass.
+        tree: The whole draft, if it branches.
     """
 
     draft_ids: list[int]
@@ -37,6 +40,7 @@ class Verified:
     target_id: int
     is_warmup: bool
     passed_at: Any
+    tree: DraftTree | None = None
 
 
 class TargetPass:
@@ -69,6 +73,8 @@ class TargetPass:
             NumericalError: The target's logits contain NaN or infinity.
             DraftError: The draft model's logits did.
         """
+        if draft.parents is not None:
+            return self._verify_tree(ids, draft, DraftTree(tuple(draft.ids.tolist()), draft.parents))
         num_warmups = self._num_warmups()
         numbers = None if self._on_device is None else self._on_device.verify_greedy(ids, draft.ids, draft.is_finite)
         if numbers is not None:
@@ -81,11 +87,32 @@ class TargetPass:
         if not is_finite:
             if self._recording is not None:
                 self._recording.forget()
-            raise NumericalError(
-                "the target's logits contain NaN or infinity",
-                "try --dtype float32 or another --quant; the file may be damaged",
-            )
+            raise _not_finite()
         return Verified(draft_ids, num_accepted, target_id, self._num_warmups() > num_warmups, passed_at)
+
+    def _verify_tree(self, ids: list[int], draft: Draft, tree: DraftTree) -> Verified:
+        """Verifies a draft that branches. Row 0 of the pass is the last token of `ids`."""
+        target = self._target
+        assert isinstance(target, TreeTarget), "the target computes no trees"
+        if target.length < len(ids) - 1:
+            target.feed(ids[:-1])
+        draft = _on_device(draft, target.device)
+        tokens = torch.cat([ids_on(target.device, ids[-1:]), draft.ids])
+        logits = target.tree_logits(tokens, [ROOT, *(parent + 1 for parent in tree.parents)])
+        passed_at = self._stopwatch.mark()
+        top = likeliest_on_host(logits) if self._is_argmax else None
+        if top is not None:
+            is_finite = all(map(isfinite, top[0]))
+            path, target_id = matching_path(tree, top[1])
+        else:
+            distributions = self._distributions(logits, ids, draft)
+            is_finite = bool(distributions.is_finite)
+            path, target_id = verify_tree(distributions, draft, tree, self._sampler.randomness)
+        if not is_finite:
+            raise _not_finite()
+        target.keep_rows([0, *(index + 1 for index in path)])
+        branch = [tree.ids[index] for index in tree.branch(path)]
+        return Verified(branch, len(path), target_id, is_warmup=False, passed_at=passed_at, tree=tree)
 
     def _num_warmups(self) -> int:
         return 0 if self._recording is None else self._recording.num_warmups
@@ -101,14 +128,29 @@ class TargetPass:
     @torch.inference_mode()
     def _distributions(self, logits: torch.Tensor, ids: list[int], draft: Draft) -> TokenDistributions:
         """Computes the target's distributions at each position of a draft after `ids`."""
-        settings, noise = self._sampler.settings, self._sampler.noise
+        settings, noise, parents = self._sampler.settings, self._sampler.noise, draft.parents
+        seen = None
         if self._forbidden is not None:
-            logits = self._forbidden.remove(logits, ids, draft.ids.tolist())
+            logits = self._forbidden.remove(logits, ids, draft.ids.tolist(), parents)
         if self._seen is not None:
             self._seen.update(ids)
-        seen = None if self._seen is None else self._seen.rows(draft.ids)
-        rows = None if noise is None else noise.rows(len(ids), logits.shape[0])
+            seen = self._seen.rows(draft.ids) if parents is None else self._seen.tree_rows(draft.ids, parents)
+        rows = None if noise is None else noise_rows(noise, len(ids), draft)
         return token_distributions(logits, settings, seen, rows)
+
+
+def noise_rows(noise: PositionNoise, length: int, draft: Draft) -> torch.Tensor:
+    """Returns the noise at each position of a draft after `length` tokens, `[drafted + 1, vocab_size]`."""
+    if draft.parents is None:
+        return noise.rows(length, draft.ids.shape[0] + 1)
+    depths = [0, *(depth + 1 for depth in depths_of(draft.parents))]
+    return noise.rows(length, max(depths) + 1)[depths]
+
+
+def _not_finite() -> NumericalError:
+    return NumericalError(
+        "the target's logits contain NaN or infinity", "try --dtype float32 or another --quant; the file may be damaged"
+    )
 
 
 def verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:

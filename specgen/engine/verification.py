@@ -25,6 +25,8 @@ class Draft:
         is_finite: `[]` or `[1]` bool: the draft model's logits were finite; None if that was checked already.
         is_warmup: A pass of the draft model was slower than later ones of its size.
         recording_failure: Why the draft model's passes can't be recorded, once, if they can't.
+        parents: Of a draft that branches, as in `DraftTree`; row i of `probs` is the distribution that `ids[i]` was
+            drawn from after the tokens with the same parent before it. None: a chain.
     """
 
     ids: Tensor
@@ -33,6 +35,7 @@ class Draft:
     is_finite: Tensor | None = None
     is_warmup: bool = False
     recording_failure: str | None = None
+    parents: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

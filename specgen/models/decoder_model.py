@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
-from specgen.models.kv_slots import SliceSlots
+from specgen.models.kv_slots import Rotations, SliceSlots
 from specgen.models.quantized import fits_nf4, nf4_linear
 from specgen.models.target_features import TargetFeatures
 from specgen.models.timing import faster_of
@@ -28,6 +30,8 @@ class DecoderModel(CachedModel):
         self.attends_by_row = attends_by_row
         self.target_features: TargetFeatures | None = None
         """Inputs of the head at the cached positions, if a draft head reads them: see `record_target_features`."""
+        self._row_features: Tensor | None = None
+        """Those of the rows of the last tree's pass."""
         self._slots = tuple(SliceSlots(segment.spec, segment.like, attends_by_row) for segment in decoder.segments)
         self._devices = tuple(segment.device for segment in decoder.segments)
 
@@ -49,6 +53,25 @@ class DecoderModel(CachedModel):
             row = torch.ones(1, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
             self.decoder.head = faster_of(head, nf4_linear(head.weight, None), row)
 
+    @property
+    def can_branch(self) -> bool:
+        """Whether it computes trees: not where a longer text is read with other frequencies."""
+        return self.switch_length is None
+
+    @torch.inference_mode()
+    def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        """As in `TreeModel`."""
+        return self._counted(0, lambda: self._run_rows(tokens, parents)[:, : self.vocab_size].float())
+
+    @torch.inference_mode()
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """As in `TreeModel`."""
+        for slots in self._slots:
+            slots.keep_rows(rows)
+        if self.target_features is not None and self._row_features is not None:
+            self.target_features.append(self.length, self._row_features[list(rows)])
+        self.length += len(rows)
+
     def _release(self) -> None:
         for slots in self._slots:
             slots.release()
@@ -56,19 +79,31 @@ class DecoderModel(CachedModel):
             self.target_features.rewind(0)
 
     def _cut(self, length: int) -> int:
-        """Removes only features: the next pass overwrites the keys and values."""
+        """Removes only features and trees: the next pass overwrites the keys and values."""
+        for slots in self._slots:
+            slots.drop_rows()
         if self.target_features is not None:
             self.target_features.rewind(length)
         return length
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         decoder = self.decoder
-        hidden = decoder.embed(new.to(decoder.device))
-        for segment, slots, device in zip(decoder.segments, self._slots, self._devices, strict=True):
-            rotations = slots.begin(self.length, new.shape[0])
-            hidden = segment.run(hidden.to(device), rotations, slots)
+        hidden = self._layers_output(new, [slots.begin(self.length, new.shape[0]) for slots in self._slots])
         if self.target_features is None:
             return decoder.logits(decoder.norm(hidden[-num_last:]))
         features = decoder.norm(hidden)
         self.target_features.append(self.length, features)
         return decoder.logits(features[-num_last:])
+
+    def _run_rows(self, new: Tensor, parents: Sequence[int]) -> Tensor:
+        """Computes the pass of `tree_logits`."""
+        hidden = self._layers_output(new, [slots.begin_rows(self.length, parents) for slots in self._slots])
+        self._row_features = self.decoder.norm(hidden)
+        return self.decoder.logits(self._row_features)
+
+    def _layers_output(self, new: Tensor, rotations: Sequence[Rotations]) -> Tensor:
+        """Returns the outputs of the last layer for `new` `[n]`, with the rotations of each segment."""
+        hidden = self.decoder.embed(new.to(self.decoder.device))
+        for index, segment in enumerate(self.decoder.segments):
+            hidden = segment.run(hidden.to(self._devices[index]), rotations[index], self._slots[index])
+        return hidden

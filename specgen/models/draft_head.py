@@ -11,7 +11,7 @@ of a draft follows its depth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -65,6 +65,8 @@ class DraftHeadModel:
     else changes: the draft sees less of the text and may be accepted less often, but the target's text stays the same.
     """
 
+    can_branch = True
+
     def __init__(self, parts: DraftHeadParts) -> None:
         assert (parts.join is None) == (parts.features is None), "join and features belong together"
         self.vocab_size = parts.vocab_size
@@ -85,6 +87,8 @@ class DraftHeadModel:
         """Tokens whose cache entries stay after the round: all, or those computed from true features."""
         self._last: Tensor | None = None
         """`[1, hidden]`: the output at the last position."""
+        self._row_outputs: Tensor | None = None
+        """`[rows, hidden]`: outputs at the rows of a tree after the last position."""
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> None:
@@ -117,14 +121,30 @@ class DraftHeadModel:
             self._last = self._forward(tail[index : index + 1], self._last)
             if self._join is None:
                 self._num_true = self.length
-        assert self._last is not None, "the logits of cached positions are not stored"
-        logits: Tensor = self._head(self._last)[:, : self.vocab_size]
+        return self._logits(self._last)
+
+    @torch.inference_mode()
+    def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        """As in `TreeModel`, after `logits` of the text; parents are rows of earlier calls."""
+        assert self._last is not None, "the output of the last position is not stored"
+        known = self._last if self._row_outputs is None else torch.cat([self._last, self._row_outputs])
+        features = None if self._join is None else known[[parent + 1 for parent in parents]]
+        rotations = self._slots.begin_rows(self.length - self.start, parents)
+        outputs = self._counted(lambda: self._norm(self._layers_output(tokens, features, rotations, self._slots)))
+        self._row_outputs = torch.cat([known[1:], outputs])
+        return self._logits(outputs)
+
+    def _logits(self, outputs: Tensor | None) -> Tensor:
+        assert outputs is not None, "the logits of cached positions are not stored"
+        logits: Tensor = self._head(outputs)[:, : self.vocab_size]
         return logits.float()
 
     def rewind(self, length: int) -> None:
         """Drops positions from `length` on, and all that were computed from the draft's own outputs."""
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         length = min(length, self._num_true)
+        self._row_outputs = None
+        self._slots.drop_rows()
         if length <= self.start:
             self._rewind_to_start()
             return
@@ -141,7 +161,7 @@ class DraftHeadModel:
 
     def _restart(self) -> None:
         self.length = self.start = self._num_true = 0
-        self._last = None
+        self._last = self._row_outputs = None
 
     def _skip_unknown_features(self) -> None:
         """Starts over after a gap: the first known feature belongs to a later index than the next one needed."""
@@ -162,17 +182,23 @@ class DraftHeadModel:
         return torch.cat([unknown, known]) if known.shape[0] else unknown
 
     def _forward(self, new: Tensor, features: Tensor | None) -> Tensor:
-        """Feeds `new` `[n]` with its features; returns the last output, `[1, hidden]`. A failure empties the cache."""
+        """Feeds `new` `[n]` with its features; returns the last output, `[1, hidden]`."""
+        output = self._counted(lambda: self._run(new, features))
+        self._row_outputs = None
+        self.length += new.shape[0]
+        return output
+
+    def _counted(self, work: Callable[[], Tensor]) -> Tensor:
+        """Does the work of a pass. A failure empties the cache."""
         started = perf_counter()
         try:
             with memory_errors():
-                output = self._run(new, features)
+                output = work()
         except BaseException:
             self.reset()
             raise
         self.forward_seconds += perf_counter() - started
         self.num_forwards += 1
-        self.length += new.shape[0]
         return output
 
     def _run(self, new: Tensor, features: Tensor | None) -> Tensor:

@@ -6,16 +6,18 @@ of one text, addressed by positions that the host knows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specgen.core.draft_tree import depths_of
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.models.decoder_spec import DecoderSpec, RotarySpec
 from specgen.models.rotary import rotary_table
+from specgen.models.tree_mask import tree_mask
 
 FIRST_CAPACITY = 512
 """Positions of a new cache; it doubles when it is full."""
@@ -114,6 +116,10 @@ class SliceSlots(StoredSlots):
         super().release()
         self._capacity = 0
         self._first = self._last = 0
+        self._first_row = 0
+        self._parents: list[int] = []
+        """Of the rows of a tree, stored from `_first_row` on; empty: the pass has consecutive tokens."""
+        self._depths: tuple[int, ...] = ()
         self._masks: dict[int | None, Tensor | None] = {}
 
     def grow(self, capacity: int, num_kept: int) -> None:
@@ -124,8 +130,8 @@ class SliceSlots(StoredSlots):
 
     def begin(self, first: int, num_new: int) -> Rotations:
         """Prepares a pass over `num_new` tokens from position `first` on; what was stored after `first` is lost."""
-        self._first, self._last = first, first + num_new
-        self._masks = {}
+        self._first_row, self._first, self._last = first, first, first + num_new
+        self._masks, self._parents = {}, []
         if self._last > self._capacity:
             self.grow(max(FIRST_CAPACITY, 2 * self._capacity, self._last), first)
         return {
@@ -133,23 +139,84 @@ class SliceSlots(StoredSlots):
             for rotary, (cos, sin) in self._tables.items()
         }
 
+    def begin_rows(self, length: int, parents: Sequence[int]) -> Rotations:
+        """Prepares a pass over rows of a tree after `length` positions; earlier rows stay.
+
+        Row i is stored at position `length + i`, and rotated by its depth.
+
+        Args:
+            length: Positions before the tree.
+            parents: As in `TreeModel.tree_logits`.
+        """
+        all_parents = [*self._parents, *parents]
+        first = length + len(self._parents)
+        if first + len(parents) > self._capacity:
+            self.grow(max(FIRST_CAPACITY, 2 * self._capacity, first + len(parents)), first)
+        self._first_row, self._first, self._last = length, first, first + len(parents)
+        self._masks, self._parents, self._depths = {}, all_parents, depths_of(all_parents)
+        positions = torch.tensor(self._depths[-len(parents) :], device=self._like.device) + length
+        return {rotary: (cos[positions], sin[positions]) for rotary, (cos, sin) in self._tables.items()}
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Moves a path of the tree to the positions after the text before it."""
+        first = self._first_row
+        self._parents = []
+        num_in_place = next((index for index, row in enumerate(rows) if row != index), len(rows))
+        if num_in_place == len(rows):
+            return
+        moved = torch.tensor(rows[num_in_place:], device=self._like.device) + first
+        for tensor in (*self._keys, *self._values):
+            tensor[:, first + num_in_place : first + len(rows)] = tensor[:, moved]
+
+    def drop_rows(self) -> None:
+        """Forgets the tree."""
+        self._parents = []
+
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         first, last = self._first, self._last
         self._keys[layer][:, first:last] = keys.transpose(0, 1)
         self._values[layer][:, first:last] = values.transpose(0, 1)
+        if self._parents:
+            return self._attend_rows(layer, queries, keys, values)
         if self._attends_by_row and last - first <= MAX_SINGLE_ROWS:
             rows = enumerate(torch.split(queries, 1))
-            return torch.cat([self._attend(layer, row, first + index) for index, row in rows])
+            return torch.cat([self._attend(layer, row, first + index, is_alone=True) for index, row in rows])
         return self._attend(layer, queries, first)
 
-    def _attend(self, layer: int, queries: Tensor, first: int) -> Tensor:
-        """Attends with queries from position `first` on; the keys and values are stored."""
+    def _attend_rows(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attends with rows of a tree: with a mask, or row by row as in passes over one token, bit for bit.
+
+        A row is alone after its ancestors when rows are visited in preorder and stored by depth. The rows are stored
+        at their own places again in the end.
+        """
+        first = self._first
+        if not self._attends_by_row or first != self._first_row:
+            return self._attend(layer, queries, first)
+        stored, attended = (self._keys[layer], self._values[layer]), []
+        for row, depth in enumerate(self._depths):
+            if depth != row:
+                for tensor, new in zip(stored, (keys, values), strict=True):
+                    tensor[:, first + depth] = new[row]
+            attended.append(self._attend(layer, queries[row : row + 1], first + depth, is_alone=True))
+        for tensor, new in zip(stored, (keys, values), strict=True):
+            tensor[:, first : self._last] = new.transpose(0, 1)
+        return torch.cat(attended)
+
+    def _attend(self, layer: int, queries: Tensor, first: int, *, is_alone: bool = False) -> Tensor:
+        """Attends with queries from position `first` on; the keys and values are stored.
+
+        Args:
+            layer: Index of the layer.
+            queries: `[n, heads, head_size]`.
+            first: Position of the first one.
+            is_alone: It is one row that sees all positions up to its own.
+        """
         num_new = queries.shape[0]
         last = first + num_new
         window = self._spec.layers[layer].window
-        start = 0 if window is None else max(0, first + 1 - window)
+        start = 0 if window is None else max(0, (first if is_alone else self._first_row) + 1 - window)
         seen_keys, seen_values = self._keys[layer][:, start:last], self._values[layer][:, start:last]
-        mask = None if num_new == 1 else self._mask(window, start)
+        mask = None if is_alone else self._mask(window, start)
         rows = queries.transpose(0, 1)
         if self._spec.attention_soft_cap is not None:
             attended = self._attend_capped(rows, seen_keys, seen_values, mask)
@@ -185,7 +252,9 @@ class SliceSlots(StoredSlots):
         if window not in self._masks:
             num_new = self._last - self._first
             mask = None
-            if num_new > 1 and (self._first or (window is not None and self._last > window)):
+            if self._parents:
+                mask = tree_mask(self._parents, num_new, (start, self._first_row), window).to(self._like.device)
+            elif num_new > 1 and (self._first or (window is not None and self._last > window)):
                 columns = torch.arange(start, self._last, device=self._like.device)
                 rows = torch.arange(self._first, self._last, device=self._like.device)[:, None]
                 mask = columns <= rows

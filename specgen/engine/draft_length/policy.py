@@ -47,6 +47,11 @@ class CostAwareLength:
         self._baseline = BaselineRefresh()
         self._trial_length = 0
 
+    @property
+    def rate(self) -> float:
+        """Tokens per second of the recent rounds, which value time."""
+        return self._throughput.rate
+
     def start_round(self, num_replayed: int = 0) -> None:
         self._replay.start_round(num_replayed)
         self._model.start_round()

@@ -22,6 +22,8 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         recorder: Records its passes.
     """
 
+    can_branch = False
+
     def __init__(self, parts: DraftHeadParts, recorder: Recorder) -> None:
         super().__init__(parts)
         self._init_recording(self.device, recorder, parts.columns)

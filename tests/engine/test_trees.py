@@ -1,0 +1,414 @@
+"""Tests drafts that branch: the target's distribution by enumeration, and the target's own greedy and tied texts."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from specgen.core.draft_tree import ROOT, DraftTree, depths_of
+from specgen.core.settings import SamplingSettings
+from specgen.engine import target_pass, tree_verification
+from specgen.engine.draft_length.contract import LengthPolicy
+from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.policy import CostAwareLength
+from specgen.engine.draft_length.tree_length import Branching, TreeLength
+from specgen.engine.drafters.base import Drafter, empty_draft
+from specgen.engine.drafters.tree import TreeDrafter
+from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
+from specgen.engine.randomness import Randomness, TorchRandomness
+from specgen.engine.sampling import Sampler, token_distributions
+from specgen.engine.verification import Draft
+from tests.engine import test_forbidden_tokens, test_greedy_equality, test_same_text
+from tests.engine.distributions import distributions_made_once
+from tests.engine.test_enumeration import PROCESSORS, PROMPT, assert_same_distribution, table, target_distribution
+from tests.fakes import CPU, ScriptedDrafter, cached, ids_of, rounds_of, run_events, sampler, tiny_model
+
+SHAPES = [
+    (ROOT,),
+    (ROOT, ROOT),
+    (ROOT, 0, ROOT),
+    (ROOT, 0, 0, ROOT),
+    (ROOT, ROOT, 1, 1),
+    (ROOT, 0, 0, ROOT, 3),
+    (ROOT, 0, 0, ROOT, 3, 3),
+]
+
+
+def next_probs(logits: Tensor, text: Sequence[int], sampling: SamplingSettings) -> Tensor:
+    """Returns the distribution after a text, `[1, vocab]`, without any draft."""
+    seen = torch.zeros(1, logits.shape[1], dtype=torch.bool)
+    seen[0, list(text)] = True
+    made = token_distributions(logits[text[-1]].unsqueeze(0), sampling, seen)
+    return torch.nn.functional.one_hot(made.ids, logits.shape[1]).double() if made.probs is None else made.probs
+
+
+class ShapedDrafter(ScriptedDrafter):
+    """Draws the tokens of a tree of given shape from a table, without replacement among tokens with one parent."""
+
+    def __init__(self, shape: Sequence[int], vocab_size: int, sampling: SamplingSettings, source: Randomness) -> None:
+        super().__init__(lambda ids, limit: [])
+        self.shape, self.table, self.sampling, self.source = shape, table(vocab_size, 2), sampling, source
+
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+        paths: dict[int, list[int]] = {ROOT: []}
+        taken: dict[int, list[int]] = defaultdict(list)
+        parents, rows, places = [], [], {ROOT: ROOT}
+        for node, parent in enumerate(self.shape):
+            if parent not in places or len(paths[parent]) >= limit:
+                continue
+            row = next_probs(self.table, [*ids, *paths[parent]], self.sampling).clone()
+            row[0, taken[parent]] = 0.0
+            if row.sum() == 0:
+                continue
+            row /= row.sum()
+            token = int(self.source.draw(row[0]))
+            taken[parent].append(token)
+            paths[node] = [*paths[parent], token]
+            places[node] = len(parents)
+            parents.append(places[parent])
+            rows.append(row)
+        if not rows:
+            return empty_draft()
+        tokens = [paths[node][-1] for node in places if node != ROOT]
+        probs = None if self.sampling.is_greedy else torch.cat(rows)
+        return Draft(torch.tensor(tokens), probs, parents=tuple(parents))
+
+
+Make = Callable[[int, SamplingSettings, Randomness], tuple[Drafter, LengthPolicy | None]]
+
+
+def shaped(shape: Sequence[int]) -> Make:
+    return lambda size, sampling, source: (ShapedDrafter(shape, size, sampling, source), None)
+
+
+def grown(num_nodes: int, seed: int = 2, inner: Callable[[], LengthPolicy] = FixedLength) -> Make:
+    def make(size: int, sampling: SamplingSettings, source: Randomness) -> tuple[Drafter, LengthPolicy]:
+        drafter = TreeDrafter(TableModel(table(size, seed)), size, Sampler(sampling, source))
+        return drafter, TreeLength(num_nodes, inner(), is_fixed=False)
+
+    return make
+
+
+def round_distribution(
+    make: Make, size: int, sampling: SamplingSettings, num_tokens: int
+) -> dict[tuple[int, ...], float]:
+    """Enumerates the outcomes of one round, and completes each text with the target alone."""
+    logits = table(size, 1)
+
+    def run(source: ScriptedRandomness) -> tuple[int, ...]:
+        drafter, draft_length = make(size, sampling, source)
+        options = {"sampling": sampling, "randomness": source, "draft_length": draft_length, "num_events": 2}
+        events = run_events(TableModel(logits), drafter, PROMPT, max_new_tokens=num_tokens, **options)
+        return tuple(ids_of(events))
+
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+
+    def complete(text: tuple[int, ...], weight: float) -> None:
+        if len(text) == num_tokens:
+            found[text] += weight
+            return
+        for token, probability in enumerate(next_probs(logits, [*PROMPT, *text], sampling)[0].tolist()):
+            if probability > 0:
+                complete((*text, token), weight * probability)
+
+    with distributions_made_once():
+        for probability, text in every_outcome(run):
+            complete(text, probability)
+    return found
+
+
+def check_round(make: Make, size: int = 3, processors: str = "plain", num_tokens: int = 3) -> None:
+    sampling = PROCESSORS[processors]
+
+    found = round_distribution(make, size, sampling, num_tokens)
+
+    assert_same_distribution(found, target_distribution(table(size, 1), sampling, num_tokens=num_tokens))
+
+
+@pytest.mark.parametrize(
+    ("shape", "processors"),
+    [*((shape, name) for shape in SHAPES[1:4] for name in PROCESSORS), *((shape, "all") for shape in SHAPES)],
+    ids=str,
+)
+def test_every_shape_keeps_the_distribution_with_every_processor(shape: tuple[int, ...], processors: str) -> None:
+    check_round(shaped(shape), processors=processors)
+
+
+@pytest.mark.parametrize(("size", "shape"), [(3, SHAPES[-1]), (4, SHAPES[2]), (5, (ROOT, ROOT, ROOT, ROOT))])
+def test_larger_vocabularies_keep_the_distribution(size: int, shape: tuple[int, ...]) -> None:
+    check_round(shaped(shape), size)
+
+
+@pytest.mark.parametrize("processors", PROCESSORS)
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_grown_trees_keep_the_distribution_with_every_processor(num_nodes: int, processors: str) -> None:
+    check_round(grown(num_nodes), processors=processors)
+
+
+@pytest.mark.parametrize(("size", "num_nodes", "seed"), [(3, 6, 2), (4, 2, 1)])
+def test_larger_grown_trees_keep_the_distribution(size: int, num_nodes: int, seed: int) -> None:
+    check_round(grown(num_nodes, seed), size)
+
+
+def test_trees_sized_by_cost_keep_the_distribution() -> None:
+    def prices() -> CostAwareLength:
+        costs = CostTable({1: 1.0, 2: 1.01, 3: 1.02, 5: 1.3})
+        return CostAwareLength(costs, DraftCost(0.05, costs))
+
+    check_round(grown(5, inner=prices))
+
+
+def test_several_rounds_of_trees_keep_the_distribution() -> None:
+    sampling, logits = PROCESSORS["all"], table(3, 1)
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+
+    def run(source: ScriptedRandomness) -> tuple[int, ...]:
+        drafter, policy = grown(2)(3, sampling, source)
+        options = {"sampling": sampling, "randomness": source, "draft_length": policy}
+        return tuple(ids_of(run_events(TableModel(logits), drafter, PROMPT, max_new_tokens=3, **options)))
+
+    for probability, text in every_outcome(run):
+        found[text] += probability
+
+    assert_same_distribution(found, target_distribution(logits, sampling))
+
+
+def random_trees(seed: int, vocab_size: int = 96) -> ScriptedDrafter:
+    """Proposes random tokens in trees of random shape, up to 8 of them."""
+    chosen = random.Random(seed)
+
+    class Random(ScriptedDrafter):
+        def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+            parents: list[int] = []
+            path: list[int] = []
+            tokens: list[int] = []
+            for node in range(chosen.randint(0, 8)):
+                path = path[: chosen.randint(0, min(len(path), limit - 1))]
+                parents.append(path[-1] if path else ROOT)
+                path.append(node)
+                # Often a token of the prompt, which the models like to repeat; never one that a sibling has.
+                token = chosen.choice([*test_greedy_equality.PROMPT, chosen.randrange(vocab_size)])
+                while token in [t for t, parent in zip(tokens, parents, strict=False) if parent == parents[-1]]:
+                    token = chosen.randrange(vocab_size)
+                tokens.append(token)
+            return Draft(torch.tensor(tokens), parents=tuple(parents)) if tokens else empty_draft()
+
+    return Random(lambda ids, limit: [])
+
+
+def oracle_tree(answer: Sequence[int], num_prompt: int) -> ScriptedDrafter:
+    """Proposes the target's tokens as the last branch of a tree."""
+
+    class Oracle(ScriptedDrafter):
+        def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+            right = list(answer[len(ids) - num_prompt :])[: min(limit, 3)]
+            wrong = [(token + 1) % 96 for token in right]
+            tokens: list[int] = []
+            parents: list[int] = []
+            parent = ROOT
+            for bad, good in zip(wrong, right, strict=True):
+                tokens += [bad, good]
+                parents += [parent, parent]
+                parent = len(tokens) - 1
+            return Draft(torch.tensor(tokens), parents=tuple(parents))
+
+    return Oracle(lambda ids, limit: [])
+
+
+def tree_drafter(seed: int, kind: str = "llama", **changes: object) -> TreeDrafter:
+    return TreeDrafter(cached(tiny_model(kind, seed)), 96, changes.pop("sampler", None) or sampler())
+
+
+def greedy(kind: str, drafter: Drafter, **options: object) -> list:
+    prompt = test_greedy_equality.PROMPT
+    return run_events(
+        cached(tiny_model(kind)), drafter, prompt, max_new_tokens=test_greedy_equality.NUM_TOKENS, **options
+    )
+
+
+@pytest.mark.parametrize("kind", test_greedy_equality.KINDS)
+def test_greedy_text_with_random_trees_equals_transformers_generate(kind: str) -> None:
+    reference = test_greedy_equality.reference(kind)
+
+    for seed in range(3):
+        assert tuple(ids_of(greedy(kind, random_trees(seed)))) == reference
+    assert tuple(ids_of(greedy(kind, oracle_tree(reference, len(test_greedy_equality.PROMPT))))) == reference
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3, 8, 16])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kind", test_greedy_equality.KINDS)
+def test_greedy_text_with_grown_trees_equals_transformers_generate(kind: str, seed: int, num_nodes: int) -> None:
+    events = greedy(kind, tree_drafter(seed, kind), draft_length=TreeLength(num_nodes, FixedLength()))
+
+    assert tuple(ids_of(events)) == test_greedy_equality.reference(kind)
+    assert all(len(r.tree) == num_nodes for r in rounds_of(events)[:-2] if r.tree)
+
+
+@pytest.mark.parametrize("name", test_forbidden_tokens.RULES)
+def test_forbidden_tokens_are_those_of_the_path_to_each_token(name: str) -> None:
+    values = test_forbidden_tokens.RULES[name]
+    ends = test_forbidden_tokens.ends_of(values)
+    expected = test_forbidden_tokens.generated(values, sorted(ends))
+    rules, prompt = test_forbidden_tokens.rules_of(values, ends), test_forbidden_tokens.PROMPT
+
+    for drafter in (random_trees(1), oracle_tree([*expected, *[0] * 40], len(prompt)), tree_drafter(1)):
+        policy = TreeLength(6, FixedLength())
+        options = {"max_new_tokens": 40, "end_ids": ends, "rules": rules, "draft_length": policy}
+        assert ids_of(run_events(cached(tiny_model()), drafter, prompt, **options)) == expected
+
+
+def test_the_target_as_its_own_draft_has_its_tokens_in_the_first_branch() -> None:
+    events = greedy("llama", tree_drafter(0), draft_length=TreeLength(6, FixedLength()), num_draft_tokens=4)
+
+    assert all(r.num_accepted == len(r.draft_ids) for r in rounds_of(events))
+    assert max(r.num_accepted for r in rounds_of(events)) == 4
+
+
+@pytest.mark.parametrize("num_nodes", [1, 4, 12])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_seed_gives_one_text_with_any_tree(seed: int, num_nodes: int) -> None:
+    tied = Sampler(test_same_text.SAMPLING, TorchRandomness(0, CPU), test_same_text.noise())
+    drafter = tree_drafter(seed, sampler=tied)
+
+    text = test_same_text.sampled(drafter, draft_length=TreeLength(num_nodes, FixedLength()))
+
+    assert text == test_same_text.plain_text()
+
+
+def test_the_target_as_its_own_draft_finds_the_tied_draws() -> None:
+    tied = Sampler(test_same_text.SAMPLING, TorchRandomness(0, CPU), test_same_text.noise())
+    settings = {"sampling": test_same_text.SAMPLING, "noise": test_same_text.noise(), "num_draft_tokens": 3}
+    policy = TreeLength(5, FixedLength())
+    events = run_events(
+        cached(tiny_model()), tree_drafter(0, sampler=tied), test_same_text.PROMPT, draft_length=policy, **settings
+    )
+
+    assert all(r.num_accepted == len(r.draft_ids) for r in rounds_of(events))
+
+
+def test_rounds_report_the_tree_and_the_followed_branch() -> None:
+    tree = Draft(torch.tensor([5, 6, 7, 8, 9]), parents=(ROOT, 0, ROOT, 2, 2))
+    logits = torch.full((16, 16), -1.0)
+    for last, following in {1: 7, 7: 9, 9: 4}.items():
+        logits[last, following] = 1.0
+
+    class Fixed(ScriptedDrafter):
+        def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+            return tree
+
+    first = rounds_of(run_events(TableModel(logits), Fixed(lambda ids, limit: []), [3, 1], num_events=2))[0]
+
+    assert first.tree == DraftTree((5, 6, 7, 8, 9), tree.parents)
+    assert (first.draft_ids, first.num_accepted, first.target_id) == ((7, 9), 2, 4)
+    assert (first.num_fed, first.num_nodes, first.num_rejected) == (6, 5, 0)
+    assert first.tree.num_leaves == 3
+
+
+def test_a_rejected_tree_reports_its_best_branch() -> None:
+    tree = DraftTree((5, 6, 7, 8), (ROOT, 0, ROOT, 2))
+
+    assert tree.branch() == [0, 1]
+    assert tree.branch([2]) == [2, 3]
+    assert tree.depths == depths_of(tree.parents) == (0, 1, 0, 1)
+
+
+def test_a_tree_is_cut_at_an_end_token() -> None:
+    events = greedy("llama", oracle_tree(test_greedy_equality.reference("llama"), 8), end_ids=[])
+    text = ids_of(events)
+    cut = greedy("llama", oracle_tree(test_greedy_equality.reference("llama"), 8), end_ids=[text[4]])
+
+    assert ids_of(cut) == text[: text.index(text[4]) + 1]
+
+
+def test_a_tree_grows_where_its_tokens_are_likely() -> None:
+    policy = TreeLength(4, FixedLength())
+    sure, unsure = Branching(ROOT, 0, 1.0, [0.9, 0.05, 0.04]), Branching(ROOT, 0, 1.0, [0.3, 0.28, 0.27, 0.1])
+
+    assert policy.next_tokens([sure], 0, depth=8) == ([0], True)
+    assert TreeLength(3, FixedLength()).next_tokens([unsure], 0, depth=8) == ([0, 0, 0], False)
+    assert policy.next_tokens([unsure], 0, depth=1) == ([0, 0, 0, 0], False)
+
+
+def test_a_tree_by_cost_ends_where_rows_become_expensive() -> None:
+    costs = CostTable({1: 1.0, 2: 1.0, 3: 1.0, 4: 3.0, 9: 9.0})
+    policy = TreeLength(8, CostAwareLength(costs, DraftCost(10.0, costs)), is_fixed=False)
+
+    chosen, is_fed = policy.next_tokens([Branching(ROOT, 0, 1.0, [0.4, 0.2, 0.1, 0.1, 0.1])], 0, depth=8)
+
+    assert (chosen, is_fed) == ([0, 0], False)
+
+
+def probability_of_the_first_sibling_kept(plant: pytest.MonkeyPatch) -> None:
+    """Each sibling is compared with the target's whole distribution."""
+    plant.setattr(tree_verification, "residual_distribution", lambda target_probs, _: target_probs)
+
+
+def sibling_not_removed_from_the_reported_distribution(plant: pytest.MonkeyPatch) -> None:
+    original = TreeDrafter._take
+
+    def forgetful(self: TreeDrafter, growth: object, number: int) -> int:
+        index = original(self, growth, number)
+        first = next(i for i, parent in enumerate(growth.parents) if parent == growth.parents[index])
+        growth.rows[index] = growth.rows[first]
+        return index
+
+    plant.setattr(TreeDrafter, "_take", forgetful)
+
+
+def siblings_tried_best_first_by_the_target(plant: pytest.MonkeyPatch) -> None:
+    original = tree_verification._accepted_child
+
+    def greedy_order(probs: Tensor, draft: Draft, children: list[int], randomness: Randomness) -> object:
+        order = sorted(children, key=lambda child: -float(probs[draft.ids[child]]))
+        return original(probs, draft, order, randomness)
+
+    plant.setattr(tree_verification, "_accepted_child", greedy_order)
+
+
+def row_of_the_previous_node(plant: pytest.MonkeyPatch) -> None:
+    original = target_pass.verify_tree
+
+    def shifted(target: object, draft: Draft, tree: DraftTree, randomness: Randomness) -> object:
+        wrong = type(target)(target.ids, target.probs.roll(1, dims=0), target.is_finite)
+        return original(wrong, draft, tree, randomness)
+
+    plant.setattr(target_pass, "verify_tree", shifted)
+
+
+def unlikely_token_dropped_after_it_was_drawn(plant: pytest.MonkeyPatch) -> None:
+    original = TreeDrafter._propose
+
+    def choosy(self: TreeDrafter, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+        draft = original(self, ids, limit, draft_length)
+        if draft.probs is None or float(draft.probs[0, draft.ids[0]]) > 0.4:
+            return draft
+        return empty_draft()
+
+    plant.setattr(TreeDrafter, "_propose", choosy)
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        probability_of_the_first_sibling_kept,
+        sibling_not_removed_from_the_reported_distribution,
+        siblings_tried_best_first_by_the_target,
+        row_of_the_previous_node,
+        unlikely_token_dropped_after_it_was_drawn,
+    ],
+    ids=lambda bug: bug.__name__,
+)
+def test_a_planted_bug_in_the_law_is_caught(
+    bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        check_round(grown(3))
