@@ -10,7 +10,7 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
-from specgen.cli.options.server import SERVER, ConnectionOptions
+from specgen.cli.options.server import SERVER, SERVER_URL, ConnectionOptions
 
 HELP = "Answer a file of prompts, and continue where an earlier run stopped."
 EPILOG = """The file has prompts as bench reads them, or lines of OpenAI's Batch API; the output has lines of \
@@ -51,16 +51,7 @@ class ServedOptions:
 
     HEADING = SERVER
 
-    server: Annotated[
-        str,
-        Option(
-            ("--server",),
-            "Let a server answer (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible). -t then names one of "
-            "its models.",
-            value="URL",
-            env="SPECGEN_SERVER",
-        ),
-    ] = ""
+    server: Annotated[str, SERVER_URL] = ""
     concurrency: Annotated[
         int, Option(("--concurrency",), "Requests that the server gets at a time.", minimum=1, maximum=256)
     ] = 8

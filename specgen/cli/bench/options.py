@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, TARGET_NAMES, LlamaCppOptions, LoadOptions
-from specgen.cli.options.server import BASELINE_SERVER, SERVER, ConnectionOptions
+from specgen.cli.options.server import BASELINE_SERVER, SERVER_URL, ConnectionOptions
 
 HELP = "Measure which draft and draft length make a target fastest on this machine, or that none does."
 EPILOG = """TAR: accepted / drafted tokens. α: accepted / tested tokens, the figure to compare drafts by.
@@ -193,14 +193,7 @@ class BenchOptions:
         ),
     ] = ""
     servers: Annotated[
-        tuple[str, ...],
-        Option(
-            ("--server",),
-            "Measure a server instead of models here; needs --baseline-server. Repeatable.",
-            value="URL",
-            heading=SERVER,
-            env="SPECGEN_SERVER",
-        ),
+        tuple[str, ...], replace(SERVER_URL, help=f"{SERVER_URL.help} Needs --baseline-server. Repeatable.")
     ] = ()
     baseline_server: Annotated[str, BASELINE_SERVER] = ""
     connection: ConnectionOptions = field(default_factory=ConnectionOptions)

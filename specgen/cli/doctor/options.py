@@ -9,15 +9,8 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import DRAFT_NAMES, DRAFT_VALUE, MODELS, TARGET_NAMES, BackendOptions, LoadOptions
-from specgen.cli.options.server import SERVER, ConnectionOptions
+from specgen.cli.options.server import SERVER_URL, ConnectionOptions
 
-SERVER_URL = Option(
-    ("--server",),
-    "Examine a server instead: what it is, what it reports about its drafts, and how it would report more.",
-    value="URL",
-    heading=SERVER,
-    env="SPECGEN_SERVER",
-)
 HELP = "Report what this machine and its libraries can do, and whether a pair of models fits it and each other."
 EPILOG = """Without --measure no weights are read: sizes and compatibility come from configs, headers and tokenizers. \
 A hub model that is not on this machine yet is downloaded.

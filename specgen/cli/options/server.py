@@ -26,8 +26,8 @@ BASELINE_SERVER = Option(
 )
 SERVER_URL = Option(
     ("--server",),
-    "Let a server answer (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible), and show what it reports "
-    "about its drafts. -t then names one of its models.",
+    "Use a server instead of models here (vLLM, SGLang, llama-server, LM Studio, or OpenAI-compatible), and show what "
+    "it reports about its drafts. -t then names one of its models.",
     value="URL",
     heading=SERVER,
     env="SPECGEN_SERVER",

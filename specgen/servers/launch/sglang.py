@@ -6,6 +6,9 @@ from specgen.servers.launch.values import (
     LaunchCommand,
     LaunchRequest,
     Speculation,
+    draft_remarks,
+    placement_remarks,
+    quant_remarks,
     refuse_gguf,
     refuse_other_vocabulary,
 )
@@ -24,25 +27,17 @@ def sglang_command(request: LaunchRequest) -> LaunchCommand:
     refuse_gguf("SGLang", request)
     place, speculation = request.placement, request.speculation
     words = ["python", "-m", "sglang.launch_server", "--model-path", request.target, *place.port_words]
-    remarks = []
+    remarks = placement_remarks(place)
     if place.world_size > 1:
         words += ["--tp", str(place.world_size)]
     if place.num_nodes > 1:
         words += ["--nnodes", str(place.num_nodes), "--node-rank", "0", "--dist-init-addr", f"HEAD:{INIT_PORT}"]
-        remarks.append("HEAD is the address of the first node; the others run the same line with --node-rank 1, 2, ...")
     if speculation is not None:
         refuse_other_vocabulary("SGLang", speculation)
         words += _speculative(speculation)
         if speculation.draft is None:
             remarks.append("SGLang's NGRAM needs CUDA")
-        elif speculation.has_lookup:
-            remarks.append("SGLang can't combine a draft model with lookup: this uses the model only")
-    for role, quant in (("target", request.quant), ("draft", request.draft_quant)):
-        if quant in ("nf4", "fp4", "int8"):
-            remarks.append(
-                f"the {role} ran in {quant}; here it runs in the checkpoint's own format: start it from an AWQ, GPTQ "
-                "or FP8 checkpoint of the same model"
-            )
+    remarks += [*draft_remarks("SGLang", speculation), *quant_remarks(request, "AWQ, GPTQ or FP8")]
     return LaunchCommand(tuple(words), tuple(remarks))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,6 +120,43 @@ def refuse_gguf(engine: str, request: LaunchRequest) -> None:
         raise SettingsError(
             f"{engine} does not read GGUF files: {name}", "give the hub id or the safetensors folder of the same model"
         )
+
+
+def placement_remarks(place: Placement, *, others_add: str = "") -> list[str]:
+    """Returns how the other machines are started; nothing for one machine.
+
+    Args:
+        place: Where the server runs.
+        others_add: An option that only they get.
+    """
+    if place.num_nodes == 1:
+        return []
+    also = f" and {others_add}" if others_add else ""
+    return [f"HEAD is the address of the first node; the others run the same line with --node-rank 1, 2, ...{also}"]
+
+
+def draft_remarks(engine: str, speculation: Speculation | None) -> list[str]:
+    """Returns what an engine without combined drafts omits; nothing if it omits nothing."""
+    is_combined = speculation is not None and speculation.draft is not None and speculation.has_lookup
+    return [f"{engine} can't combine a draft model with lookup: this uses the model only"] if is_combined else []
+
+
+def quant_remarks(request: LaunchRequest, formats: str, more: Mapping[str, str] | None = None) -> list[str]:
+    """Returns which models specgen ran in a format of its own, and what to start instead.
+
+    Args:
+        request: The models; the draft counts only if it is used.
+        formats: Those that the engine reads.
+        more: What else to know of a format, by its name.
+    """
+    num_models, remarks = len(request.models), []
+    for role, quant in (("target", request.quant), ("draft", request.draft_quant))[:num_models]:
+        if quant in ("nf4", "fp4", "int8"):
+            remarks.append(
+                f"the {role} ran in {quant}; here it runs in the checkpoint's own format: start it from a checkpoint of "
+                f"the same model in {formats}{(more or {}).get(quant, '')}"
+            )
+    return remarks
 
 
 def refuse_other_vocabulary(engine: str, speculation: Speculation) -> None:

@@ -9,6 +9,9 @@ from specgen.servers.launch.values import (
     LaunchCommand,
     LaunchRequest,
     Speculation,
+    draft_remarks,
+    placement_remarks,
+    quant_remarks,
     refuse_gguf,
     refuse_other_vocabulary,
 )
@@ -16,16 +19,11 @@ from specgen.servers.launch.values import (
 CHECKED = "checked with vLLM 0.32.0"
 LOOKUP_MIN, LOOKUP_MAX = 2, 5
 """Lengths of the repeated text that `ngram` searches."""
-_OTHER_WEIGHTS = "start it from an AWQ, GPTQ, FP8 or compressed-tensors checkpoint of the same model"
-_BITSANDBYTES = (
-    f"vLLM 0.32 has no bitsandbytes: {_OTHER_WEIGHTS}, or on one GPU with the plugin vllm-bnb-plugin; as printed it "
-    "runs the checkpoint's own format"
-)
+_BITSANDBYTES = ". vLLM 0.32 has no bitsandbytes; on one GPU there is the plugin vllm-bnb-plugin"
 QUANT_REMARKS = {
     "nf4": _BITSANDBYTES,
     "fp4": _BITSANDBYTES,
-    "int8": f"specgen ran the target in int8: {_OTHER_WEIGHTS}, or add --quantization int8_per_channel_weight_only, "
-    "whose numbers are not the same",
+    "int8": ", or add --quantization int8_per_channel_weight_only, whose numbers are not the same",
 }
 
 
@@ -45,21 +43,14 @@ def vllm_command(request: LaunchRequest) -> LaunchCommand:
         words += ["--tensor-parallel-size", str(place.world_size)]
     if place.num_nodes > 1:
         words += ["--nnodes", str(place.num_nodes), "--node-rank", "0", "--master-addr", "HEAD"]
-        remarks.append(
-            "HEAD is the address of the first node; the others run the same line with --node-rank 1, 2, ... "
-            "and --headless"
-        )
+        remarks += placement_remarks(place, others_add="--headless")
     if speculation is not None:
         refuse_other_vocabulary("vLLM", speculation)
         words += ["--speculative-config", json.dumps(_config(speculation), separators=(",", ":"))]
         # Without speculation the server refuses the first of the two.
         words += ["--per-request-spec-decode-metrics", "detailed", "--enable-per-request-metrics"]
-        if speculation.draft is not None and speculation.has_lookup:
-            remarks.append("vLLM can't combine a draft model with lookup: this uses the model only")
-        if request.draft_quant in QUANT_REMARKS:
-            remarks.append(f"the draft ran in {request.draft_quant}; here it runs in the checkpoint's own format")
-    if request.quant in QUANT_REMARKS:
-        remarks.append(QUANT_REMARKS[request.quant])
+    remarks += draft_remarks("vLLM", speculation)
+    remarks += quant_remarks(request, "AWQ, GPTQ, FP8 or compressed-tensors", QUANT_REMARKS)
     return LaunchCommand(tuple(words), tuple(remarks))
 
 
