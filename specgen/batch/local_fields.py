@@ -8,8 +8,7 @@ from typing import Any
 
 from specgen.batch.requests import BatchRequest
 from specgen.core.errors import SettingsError
-from specgen.core.settings import SamplingSettings
-from specgen.text.chat_template import RESERVED_VARIABLES
+from specgen.core.settings import RESERVED_VARIABLES, SamplingSettings
 
 IGNORED = frozenset({"model", "user", "metadata", "store", "stream_options", "service_tier"})
 """Fields that don't change the text. The model is the one of the command line."""

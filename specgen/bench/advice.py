@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specgen.bench.figures import SettingFigures
-from specgen.bench.results import BASELINE, Setting
+from specgen.bench.results import Setting
 
 CLOSE = 0.01
 """Settings this close to the fastest count as equal; the one with the smallest draft is recommended."""
@@ -69,7 +69,7 @@ def command_line_for(setting: Setting) -> str:
 
 
 def _usable(figures: Sequence[SettingFigures]) -> list[SettingFigures]:
-    return [f for f in figures if f.index != BASELINE and f.speedup is not None and f.text_verdict != "different"]
+    return [f for f in figures if not f.is_baseline and f.speedup is not None and f.text_verdict != "different"]
 
 
 def _speedup(figures: SettingFigures) -> float:
@@ -81,13 +81,22 @@ def _why(chosen: SettingFigures, best: SettingFigures, figures: Sequence[Setting
     if chosen is not best:
         rank = f"within {CLOSE:.0%} of the fastest ({best.setting.name}, {_speedup(best):.2f}x), with a smaller draft"
     once = " in one repeat" if chosen.interval is None else ""
-    return f"{_speedup(chosen):.2f}x{once}{_speeds(chosen, figures)}, {rank}: {_cost_and_yield(chosen, figures)}"
+    reason = f"{_speedup(chosen):.2f}x{once}{_speeds(chosen, figures)}, {rank}: {_cost_and_yield(chosen, figures)}"
+    return reason + _at_other_loads(chosen, figures)
+
+
+def _at_other_loads(chosen: SettingFigures, figures: Sequence[SettingFigures]) -> str:
+    """Returns the speedups of the same server at every concurrency, if there are several: at high ones drafts cost."""
+    same = [f for f in figures if f.setting.draft == chosen.setting.draft and f.speedup is not None]
+    if chosen.setting.drafter != "server" or len(same) < 2:
+        return ""
+    return "; " + ", ".join(f"{_speedup(f):.2f}x at concurrency {f.setting.concurrency}" for f in same)
 
 
 def _speeds(chosen: SettingFigures, figures: Sequence[SettingFigures]) -> str:
     """Returns the speeds that the speedup compares: a ratio alone hides a slow baseline."""
     own = chosen.counts.tokens_per_second
-    baseline = next((f.counts.tokens_per_second for f in figures if f.index == BASELINE), None)
+    baseline = next((f.counts.tokens_per_second for f in figures if f.index == chosen.baseline_index), None)
     return "" if own is None or baseline is None else f" ({own:.1f} against {baseline:.1f} tok/s)"
 
 
@@ -105,7 +114,7 @@ def _cost_and_yield(figures: SettingFigures, every: Sequence[SettingFigures]) ->
     if counts.is_served:  # not all of its rounds are known
         tar = counts.acceptance_rate
         return "its drafts are not known" if tar is None else f"{100 * tar:.0f} % of its draft tokens are accepted"
-    step_seconds = next((f.counts.tpot_seconds for f in every if f.index == BASELINE), None)
+    step_seconds = next((f.counts.tpot_seconds for f in every if f.index == figures.baseline_index), None)
     if not step_seconds or not counts.num_rounds:
         return "the reason was not measured"
     cost = counts.decode_seconds / counts.num_rounds / step_seconds

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
-from specgen.bench.results import BASELINE, BenchReport, Difference, MeasuredCosts, Run, Setting
+from specgen.bench.results import BenchReport, Difference, MeasuredCosts, Run, Setting
 from specgen.core.cost_model import Forecast, forecast
 from specgen.core.metrics import Counts, sum_counts
 
@@ -54,6 +54,7 @@ class SettingFigures:
 
     Args:
         index: Of the setting.
+        baseline_index: Of the setting that it is compared with; its own for a baseline.
         counts: Sums over its runs.
         speedup: Seconds per token of the baseline / of this setting, as a ratio of sums over the same prompts and
             repeats; None for the baseline and before the first pair. If two backends are compared, the baseline is
@@ -62,6 +63,8 @@ class SettingFigures:
         repeat_ratios: The speedup of each whole repeat.
         prompt_ratios: The speedup on each prompt, by the prompt's index.
         ttft_seconds: Mean over runs.
+        output_throughput: Tokens per second of all requests of a server together, from the first request to the last
+            answer; None if unknown.
         peak_memory_bytes: Largest of the runs.
         text_verdict: Whether greedy answers were the target's own; None if nothing was compared.
         difference: The first one of the worst kind, if there is one.
@@ -69,6 +72,7 @@ class SettingFigures:
     """
 
     index: int
+    baseline_index: int
     setting: Setting
     counts: Counts
     num_runs: int
@@ -77,10 +81,16 @@ class SettingFigures:
     repeat_ratios: tuple[float, ...]
     prompt_ratios: dict[int, float]
     ttft_seconds: float | None
+    output_throughput: float | None
     peak_memory_bytes: int | None
     text_verdict: TextVerdict | None
     difference: Difference | None
     forecast: Forecast | None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether others are compared with it."""
+        return self.index == self.baseline_index
 
     @property
     def predicted_speedup(self) -> float | None:
@@ -95,18 +105,19 @@ def figures_by_setting(report: BenchReport, category: str | None = None) -> list
     for run in report.runs:
         if run.prompt in selected:
             runs[run.setting].append(run)
-    return [_figures(report, index, runs[index], runs[BASELINE]) for index in sorted(runs)]
+    return [_figures(report, index, runs[index], runs[report.baseline_of(index)]) for index in sorted(runs)]
 
 
 def _figures(report: BenchReport, index: int, own: Sequence[Run], baseline: Sequence[Run]) -> SettingFigures:
-    setting, counts = report.settings[index], total(own)
-    pairs = _paired(baseline, own) if index != BASELINE else []
+    setting, counts, baseline_index = report.settings[index], total(own), report.baseline_of(index)
+    pairs = _paired(baseline, own) if index != baseline_index else []
     repeats = _whole_repeats(pairs)
     ttfts = [run.counts.ttft_seconds for run in own if run.counts.ttft_seconds is not None]
     text_verdict, difference = _compared_text(report, index, {run.prompt for run in own})
-    is_timed = index != BASELINE and setting.backend == report.settings[BASELINE].backend
+    is_timed = index != baseline_index and setting.backend == report.settings[baseline_index].backend
     return SettingFigures(
         index=index,
+        baseline_index=baseline_index,
         setting=setting,
         counts=counts,
         num_runs=len(own),
@@ -119,6 +130,7 @@ def _figures(report: BenchReport, index: int, own: Sequence[Run], baseline: Sequ
             if (ratio := _ratio_of_sums(group))
         },
         ttft_seconds=fmean(ttfts) if ttfts else None,
+        output_throughput=_throughput(own),
         peak_memory_bytes=max((peak for run in own if (peak := run.peak_memory_bytes) is not None), default=None),
         text_verdict=text_verdict,
         difference=difference,
@@ -129,6 +141,16 @@ def _figures(report: BenchReport, index: int, own: Sequence[Run], baseline: Sequ
 def total(runs: Iterable[Run]) -> Counts:
     """Returns the sums over runs."""
     return sum_counts(run.counts for run in runs)
+
+
+def _throughput(runs: Sequence[Run]) -> float | None:
+    """Returns the tokens of runs over the time in which at least one of them ran; None if their times are unknown."""
+    seconds, end = 0.0, 0.0
+    for run in sorted(runs, key=lambda run: run.started_seconds):
+        run_end = run.started_seconds + run.total_seconds
+        seconds += max(run_end - max(run.started_seconds, end), 0.0)
+        end = max(end, run_end)
+    return total(runs).num_emitted / seconds if seconds else None
 
 
 _Pair = tuple[Run, Run]

@@ -29,6 +29,7 @@ class Setting:
         quant: Requested weight format of the draft.
         num_draft_bytes: Size of the draft's weights in memory.
         backend: `llama.cpp` or `transformers` if two backends are compared; else empty.
+        concurrency: Requests that a server gets at a time.
     """
 
     drafter: str
@@ -39,6 +40,7 @@ class Setting:
     quant: Quantization = "auto"
     num_draft_bytes: int = 0
     backend: str = ""
+    concurrency: int = 1
 
     @property
     def length(self) -> str:
@@ -51,6 +53,8 @@ class Setting:
     def name(self) -> str:
         """Name for messages: `lookup -k auto`."""
         name = self.label if self.drafter in ("none", "server") else f"{self.label} -k {self.length}"
+        if self.concurrency > 1:
+            name = f"{name} at concurrency {self.concurrency}"
         return f"{name} on {self.backend}" if self.backend else name
 
 
@@ -67,6 +71,7 @@ class BenchSettings:
             repeat ends after the prompt that reaches it. None: no limit.
         template_variables: Variables for the chat template, for the report.
         times_passes: Also time single passes and draft tokens, to predict the speedup.
+        concurrencies: How many requests servers get at a time; each is measured on its own.
     """
 
     num_tokens: int = 128
@@ -77,6 +82,7 @@ class BenchSettings:
     time_limit_seconds: float | None = None
     times_passes: bool = True
     template_variables: Mapping[str, Any] = field(default_factory=dict)
+    concurrencies: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -110,6 +116,7 @@ class Run:
         started_seconds: Since the first pass of the benchmark.
         peak_memory_bytes: Peak memory during the run, without the weights of models that it did not use; None: the
             system does not report it.
+        total_seconds: From the request to the end of the answer, for servers.
     """
 
     setting: int
@@ -119,6 +126,7 @@ class Run:
     token_ids: tuple[int, ...]
     peak_memory_bytes: int | None = None
     started_seconds: float = 0.0
+    total_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +195,7 @@ class BenchReport:
     Args:
         target: The target as it really runs, on the first backend.
         drafts: The draft models, by label.
-        settings: The baseline first; those of a second backend follow all of the first one's, likewise.
+        settings: The baseline first; those of a second backend or concurrency follow all of the first one's, likewise.
         prompts: In the order they were run.
         runs: All finished runs.
         differences: The worst difference per setting and prompt, greedy runs only.
@@ -198,7 +206,7 @@ class BenchReport:
         is_complete: False while it runs, and if it was interrupted or reached its time limit.
         is_out_of_time: The time limit was reached before the runs finished.
         doubts: Codes and messages of what a benchmark of servers saw: `not_alone`, `merged_chunks`,
-            `different_models`, `retried`, `perfect_acceptance`.
+            `different_models`, `retried`, `perfect_acceptance`, `counters_differ`.
         other_target: The same target on the second backend, if two are compared.
     """
 
@@ -218,6 +226,11 @@ class BenchReport:
     is_out_of_time: bool = False
     other_target: ModelInfo | None = None
     doubts: tuple[tuple[str, str], ...] = ()
+
+    def baseline_of(self, index: int) -> int:
+        """Returns the index of the setting that another one is compared with: the first of its concurrency."""
+        concurrency = self.settings[index].concurrency
+        return next(number for number, one in enumerate(self.settings) if one.concurrency == concurrency)
 
 
 Stage = Literal["reading", "costs", "warmup", "run", "prompt", "repeat", "end"]

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from specgen.bench.prompts import BenchPrompt
-from specgen.bench.results import (
-    BASELINE,
-    BenchReport,
-    BenchSettings,
-    BenchStep,
-    Difference,
-    Failure,
-    Prompt,
-    Run,
-    Setting,
-    Stage,
-)
-from specgen.core.errors import ServerError, SpecgenError
-from specgen.core.results import LogitGap, RunInfo
+from specgen.bench.results import BASELINE, BenchReport, BenchSettings, BenchStep, Failure, Prompt, Run, Setting, Stage
+from specgen.bench.served_doubts import ServedDoubts
+from specgen.bench.served_texts import ServedTexts
+from specgen.core.errors import ServerBusyError, ServerError, SpecgenError
+from specgen.core.results import RunInfo
 from specgen.core.settings import ReplySettings
-from specgen.runtime.served import ServedAnswer, first_character
+from specgen.runtime.served import ServedAnswer
 from specgen.runtime.served_chat import sampling_fields, served_info
 from specgen.servers.server import Server
-from specgen.servers.values import ChatRequest, Json, part
+from specgen.servers.values import ChatRequest
 
-NEAR_TIE = 0.25
-"""Largest gap of two log-probabilities that rounding explains: two steps of bfloat16 at a logit of 16 to 32."""
-MANY_ROUNDS = 20
-"""From here on, a TAR of exactly 1 is more likely a fault of the counters than luck."""
+BUSY_SECONDS = 1.0
+"""Wait before a run that a busy server has refused is sent again."""
 
 
 @dataclass
 class ServedBenchmark:
-    """Asks every server every prompt, alternately forwards and backwards. Iterate for its steps.
+    """Asks every server every prompt, alternately forwards and backwards, at every concurrency. Iterate for its steps.
 
     Args:
         servers: The one without drafts first.
@@ -54,42 +43,50 @@ class ServedBenchmark:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._settings = tuple(
+            _setting(index, server, concurrency)
+            for concurrency in self.config.concurrencies
+            for index, server in enumerate(self.servers)
+        )
         self._runs: list[Run] = []
-        self._texts: dict[tuple[int, int], str] = {}
-        self._differences: dict[tuple[int, int], Difference] = {}
-        self._compared: set[tuple[int, int]] = set()
         self._failures: list[Failure] = []
-        self._doubts: dict[str, str] = {}
         self._num_tokens: dict[int, int] = {}
+        self._doubts = ServedDoubts(self.servers)
+        self._texts = ServedTexts(
+            self.servers[BASELINE], self._request, lambda found: self._doubts.add_acceptance(BASELINE, found)
+        )
         # The clocks of different engines start at different events, so one clock of ours is used for all of them.
         self._uses_own_clock = len({server.facts.engine for server in self.servers}) > 1
-        self._answer: ServedAnswer | None = None
+        self._answers: set[ServedAnswer] = set()
         self._is_interrupted = self._is_complete = self._is_out_of_time = False
         self._num_done = 0
         self._start = perf_counter()
 
     def interrupt(self) -> None:
-        """Ends the answer in progress, which does not count, and the benchmark. Safe in a signal handler."""
+        """Ends the answers in progress, which do not count, and the benchmark. Safe in a signal handler."""
         self._is_interrupted = True
-        if self._answer is not None:
-            self._answer.interrupt()
+        for answer in list(self._answers):
+            answer.interrupt()
 
     def __iter__(self) -> Iterator[BenchStep]:
         self._start = perf_counter()
-        self._check_models()
+        self._doubts.begin()
         yield self._step("reading")
-        # At least one, which shows whether all servers send their times.
-        for _ in range(max(self.config.num_warmups, 1)):
-            for index in range(len(self.servers)):
-                if not self._is_interrupted:
-                    self._run(index, 0, 0)
-                    yield self._step("warmup")
+        for index in range(len(self._settings)):
+            # At least one, which shows whether all servers send their times.
+            for _ in range(max(self.config.num_warmups, 1)):
+                for _ in self._at_once(index, range(self._settings[index].concurrency), 0):
+                    pass
+                yield self._step("warmup")
         for repeat in range(self.config.num_repeats):
             if self._should_end():
                 break
-            yield from self._repeat(repeat)
+            for first in range(0, len(self._settings), len(self.servers)):
+                yield from self._repeat(range(first, first + len(self.servers)), repeat)
             yield self._step("repeat")
         self._is_complete = not self._is_interrupted and not self._is_out_of_time
+        if self._is_complete:
+            self._doubts.end()
         yield self._step("end")
 
     def _should_end(self) -> bool:
@@ -97,73 +94,84 @@ class ServedBenchmark:
         self._is_out_of_time |= limit is not None and bool(self._runs) and perf_counter() - self._start > limit
         return self._is_interrupted or self._is_out_of_time
 
-    def _repeat(self, repeat: int) -> Iterator[BenchStep]:
-        for prompt in range(len(self.prompts)):
+    def _repeat(self, settings: range, repeat: int) -> Iterator[BenchStep]:
+        """Runs all prompts in settings of one concurrency.
+
+        One request at a time, the servers take turns at every prompt; else each gets all prompts before the next one.
+        """
+        is_single = self._settings[settings[0]].concurrency == 1
+        everything = range(len(self.prompts))
+        for prompts in [range(prompt, prompt + 1) for prompt in everything] if is_single else [everything]:
             if self._should_end():
                 return
-            step = -1 if (prompt + repeat) % 2 else 1
-            for index in range(len(self.servers))[::step]:
-                run = None if self._is_interrupted else self._run(index, prompt, repeat)
-                if run is not None:
-                    self._runs.append(run)
-                yield self._step("run", run)
-            if self.config.sampling.is_greedy and not self._is_interrupted:
-                self._compare(prompt)
-            yield self._step("prompt")
+            is_reversed = (prompts[0] + repeat) % 2
+            for index in reversed(settings) if is_reversed else settings:
+                for run in self._at_once(index, prompts, repeat):
+                    if run is not None:
+                        self._runs.append(run)
+                    yield self._step("run", run)
+            for prompt in prompts:
+                if self.config.sampling.is_greedy and not self._is_interrupted:
+                    for index in settings[1:]:
+                        self._texts.compare(index, prompt, settings[BASELINE])
+                yield self._step("prompt")
+
+    def _at_once(self, index: int, prompts: range, repeat: int) -> Iterator[Run | None]:
+        """Yields the runs of prompts, as many at a time as the setting says; None for each that has none."""
+        if not self._is_interrupted:
+            self._doubts.check_alone(index % len(self.servers))
+        with ThreadPoolExecutor(self._settings[index].concurrency) as pool:
+            yield from pool.map(lambda prompt: self._run(index, prompt, repeat), prompts)
 
     def _run(self, index: int, prompt: int, repeat: int) -> Run | None:
-        """Returns one run; None if the server failed, now or earlier, or the run was interrupted.
+        """Returns one run; None if the server failed, now or earlier, or the benchmark was interrupted.
 
         Raises:
             SpecgenError: The baseline failed.
         """
-        if any(failure.setting == index for failure in self._failures):
+        number = index % len(self.servers)
+        if self._is_interrupted or any(failure.setting == index for failure in self._failures):
             return None
-        server = self.servers[index]
-        started, num_retried, num_others = perf_counter() - self._start, server.client.num_retried, server.num_running()
-        answer = self._answer = ServedAnswer(server, self._request(prompt, server), self._info(server))
-        answer.uses_own_clock = self._uses_own_clock
         try:
-            for _ in answer:
-                pass
-            if not answer.counts.num_emitted or answer.counts.tpot_seconds is None:
-                raise ServerError(f"{server.client.address.host} does not say how many tokens it wrote")
+            try:
+                return self._answered(index, prompt, repeat)
+            except ServerBusyError:
+                # Once more, and timed without the wait.
+                self._doubts.note_retry(number)
+                sleep(BUSY_SECONDS)
+                return self._answered(index, prompt, repeat)
         except SpecgenError as error:
-            if index == BASELINE:
+            if number == BASELINE:
                 raise
             self._failures.append(Failure(index, error.message))
             return None
+
+    def _answered(self, index: int, prompt: int, repeat: int) -> Run | None:
+        number = index % len(self.servers)
+        server, started = self.servers[number], perf_counter() - self._start
+        answer = ServedAnswer(server, self._request(prompt, server), self._info(server))
+        answer.uses_own_clock = self._uses_own_clock
+        self._answers.add(answer)
+        if self._is_interrupted:  # since the last look
+            answer.interrupt()
+        try:
+            for _ in answer:
+                pass
         finally:
-            self._answer = None
+            self._answers.discard(answer)
+        received, counts = answer.received, answer.counts
         if answer.finish_reason == "interrupted":
             return None
-        self._observe(index, answer, is_retried=server.client.num_retried > num_retried, num_others=num_others or 0)
-        self._texts[index, prompt] = answer.text
-        self._num_tokens[prompt] = answer.received.num_prompt_tokens
-        return Run(index, prompt, repeat, answer.counts, (), None, started)
-
-    def _observe(self, index: int, answer: ServedAnswer, *, is_retried: bool, num_others: int) -> None:
-        """Notes what casts doubt on a run."""
-        received, counts, host = answer.received, answer.counts, self.servers[index].client.address.host
-        if received.server_seconds is None and not self._uses_own_clock and not self._runs:
+        self._doubts.add_acceptance(number, received.acceptance)
+        if not counts.num_emitted or counts.tpot_seconds is None:
+            raise ServerError(f"{server.client.address.host} does not say how many tokens it wrote")
+        if received.server_seconds is None and not self._runs:
             self._uses_own_clock = True  # seen in the warm-up: from here on, one clock for all
-        if is_retried:
-            self._doubts["retried"] = f"{host} refused requests of this benchmark at first"
-        if num_others:
-            self._doubts["not_alone"] = f"{host} served others at the same time"
-        if self._uses_own_clock and received.num_pieces < counts.num_emitted - 1:
-            self._doubts["merged_chunks"] = f"{host} sends several tokens at once, so times here are coarse"
-        if counts.num_rounds > MANY_ROUNDS and counts.acceptance_rate == 1:
-            self._doubts["perfect_acceptance"] = (
-                f"{host} counts every draft token as accepted: its counters may be wrong"
-            )
-
-    def _check_models(self) -> None:
-        names = [{one.facts.model, one.facts.root} - {""} for one in self.servers]
-        for server, own in zip(self.servers, names, strict=True):
-            if not own & names[BASELINE]:
-                host = server.client.address.host
-                self._doubts["different_models"] = f"{host} runs {server.facts.model}, not the baseline server's model"
+        self._doubts.note(number, answer)
+        self._texts.keep(index, prompt, answer.text)
+        self._num_tokens[prompt] = received.num_prompt_tokens
+        ended = perf_counter() - self._start
+        return Run(index, prompt, repeat, counts, (), None, started, ended - started)
 
     def _request(self, prompt: int, server: Server) -> ChatRequest:
         values = sampling_fields(self.config.sampling, server)
@@ -174,37 +182,6 @@ class ServedBenchmark:
     def _info(self, server: Server) -> RunInfo:
         return served_info(server, ReplySettings(self.config.sampling, "options", self.config.num_tokens))
 
-    def _compare(self, prompt: int) -> None:
-        """Compares the texts of the servers with the baseline's."""
-        own = self._texts.get((BASELINE, prompt))
-        for index in range(1, len(self.servers)):
-            other, key = self._texts.get((index, prompt)), (index, prompt)
-            if own is None or other is None:
-                continue
-            self._compared.add(key)
-            at = first_character(own, other)
-            if at is not None and key not in self._differences:
-                self._differences[key] = Difference(index, prompt, at, self._gap(prompt, at, other))
-
-    def _gap(self, prompt: int, position: int, other: str) -> LogitGap:
-        """Returns the gap of the baseline's two likeliest tokens where the texts part, if the second is the other's.
-
-        Infinite if the server sends no log-probabilities.
-        """
-        server = self.servers[BASELINE]
-        body = server.body(self._request(prompt, server), stream=False) | {"logprobs": True, "top_logprobs": 2}
-        try:
-            document, _ = server.complete(body)
-        except SpecgenError:
-            return LogitGap(math.inf, NEAR_TIE)
-        start = 0
-        for token in _tokens(document):
-            text = token["token"]
-            if start <= position < start + len(text):
-                return LogitGap(_distance(token, other[start:]), NEAR_TIE)
-            start += len(text)
-        return LogitGap(math.inf, NEAR_TIE)
-
     def report(self) -> BenchReport:
         """Returns what is known so far."""
         prompts = [
@@ -214,14 +191,14 @@ class ServedBenchmark:
         return BenchReport(
             target=self._info(self.servers[BASELINE]).target,
             drafts={},
-            settings=tuple(_setting(index, server) for index, server in enumerate(self.servers)),
+            settings=self._settings,
             prompts=tuple(prompts),
             config=self.config,
             runs=tuple(self._runs),
-            differences=tuple(self._differences.values()),
-            compared=frozenset(self._compared),
+            differences=tuple(self._texts.differences.values()),
+            compared=frozenset(self._texts.compared),
             failures=tuple(self._failures),
-            doubts=tuple(self._doubts.items()),
+            doubts=tuple(self._doubts.by_code.items()),
             environment=self.environment,
             is_complete=self._is_complete,
             is_out_of_time=self._is_out_of_time,
@@ -230,31 +207,12 @@ class ServedBenchmark:
     def _step(self, stage: Stage, run: Run | None = None) -> BenchStep:
         self._num_done += stage in ("warmup", "run")
         num_runs = max(self.config.num_warmups, 1) + len(self.prompts) * self.config.num_repeats
-        return BenchStep(stage, self._num_done, len(self.servers) * num_runs, run)
+        return BenchStep(stage, self._num_done, len(self._settings) * num_runs, run)
 
 
-def _setting(index: int, server: Server) -> Setting:
+def _setting(index: int, server: Server, concurrency: int) -> Setting:
     host = server.client.address.host
     if index == BASELINE:
-        return Setting("none", label=f"(baseline) {host}")
-    return Setting("server", server.client.address.url, f"{server.facts.engine} {host}")
-
-
-def _tokens(document: Json) -> list[Json]:
-    choices = document.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else {}
-    content = part(choice, "logprobs").get("content")
-    tokens = content if isinstance(content, list) else []
-    return [one for one in tokens if isinstance(one, dict) and isinstance(one.get("token"), str)]
-
-
-def _distance(token: Json, other: str) -> float:
-    """Returns how much likelier the token is than the one that the other text begins with; infinite if unknown."""
-    candidates = token.get("top_logprobs")
-    own = token.get("logprob")
-    for one in candidates if isinstance(candidates, list) else []:
-        text, value = (one.get("token"), one.get("logprob")) if isinstance(one, dict) else (None, None)
-        is_other = isinstance(text, str) and text != token["token"] and text and other.startswith(text)
-        if is_other and isinstance(value, (int, float)) and isinstance(own, (int, float)):
-            return abs(own - value)
-    return math.inf
+        return Setting("none", label=f"(baseline) {host}", concurrency=concurrency)
+    label = f"{server.facts.engine} {host}"
+    return Setting("server", server.client.address.url, label, concurrency=concurrency)

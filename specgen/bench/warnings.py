@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
 from specgen.bench.figures import SettingFigures, figures_by_setting, total
-from specgen.bench.results import BASELINE, BenchReport
+from specgen.bench.results import BenchReport, Run
 from specgen.core.cost_model import is_unlike
 
 NOISY_SPREAD = 0.05
@@ -28,7 +28,8 @@ class BenchWarning:
 
     Args:
         code: `noisy`, `outliers`, `slow_start`, `spans_one`, `wide_interval`, `one_repeat`, `lengths`, `different`,
-            `not_alone`, `merged_chunks`, `different_models`, `retried`, `perfect_acceptance` (servers),
+            `not_alone`, `merged_chunks`, `different_models`, `retried`, `perfect_acceptance`, `counters_differ`
+            (servers),
             `unlike_predicted`, `failed`, `incomplete`, `out_of_time`.
         message: One sentence.
     """
@@ -61,28 +62,38 @@ def _completeness(report: BenchReport) -> list[BenchWarning]:
 
 
 def _lengths(report: BenchReport) -> list[BenchWarning]:
-    lengths = {len(run.token_ids) for run in report.runs}
+    lengths = {run.counts.num_emitted for run in report.runs}
     if not report.config.stops_at_end or len(lengths) < 2:
         return []
     return [BenchWarning("lengths", f"answers have different lengths, {min(lengths)} to {max(lengths)} tokens")]
 
 
 def _noise(report: BenchReport) -> list[BenchWarning]:
-    """Checks how steady the baseline was, which does the same work in every repeat."""
+    """Checks how steady the baselines were, which do the same work in every repeat."""
     warnings = []
     repeats = sorted({run.repeat for run in report.runs})
     if len(repeats) == 1:
         hint = "" if report.is_out_of_time else "; use -r 5"
         warnings.append(BenchWarning("one_repeat", f"one repeat does not show the uncertainty{hint}"))
-    baseline = [run for run in report.runs if run.setting == BASELINE]
+    for index in sorted({report.baseline_of(run.setting) for run in report.runs}):
+        concurrency = report.settings[index].concurrency
+        where = f" at concurrency {concurrency}" if concurrency > 1 else ""
+        warnings += _unsteady([run for run in report.runs if run.setting == index], repeats, where)
+    return warnings
+
+
+def _unsteady(baseline: Sequence[Run], repeats: Sequence[int], where: str) -> list[BenchWarning]:
+    warnings = []
     sums = [total(run for run in baseline if run.repeat == repeat) for repeat in repeats]
     rates = [rate for counts in sums if (rate := counts.tokens_per_second) is not None]
     deviation = spread(rates)
     if deviation is not None and deviation > NOISY_SPREAD:
-        text = f"the baseline varied by {deviation:.0%} between repeats; close other programs, or use more repeats"
+        text = (
+            f"the baseline{where} varied by {deviation:.0%} between repeats; close other programs, or use more repeats"
+        )
         warnings.append(BenchWarning("noisy", text))
     if len(rates) > 2 and min(rates[1:]) > SLOW_START * rates[0]:
-        warnings.append(BenchWarning("slow_start", "the first repeat was slower than all others; use -w 2"))
+        warnings.append(BenchWarning("slow_start", f"the first repeat{where} was slower than all others; use -w 2"))
     return warnings
 
 

@@ -12,9 +12,8 @@ from typing import Any
 from specgen.cli.options.groups import SYSTEM_VARIABLE, SystemOptions
 from specgen.cli.prompt_input import as_utf8, read_text
 from specgen.core.errors import SettingsError
-from specgen.core.settings import LONGEST_AUTO_DRAFT, MAX_DRAFT_TOKENS, DraftSchedule
+from specgen.core.settings import LONGEST_AUTO_DRAFT, MAX_DRAFT_TOKENS, RESERVED_VARIABLES, DraftSchedule
 from specgen.loading.names import LOOKUP_SUFFIX
-from specgen.text.chat_template import RESERVED_VARIABLES
 
 
 def read_lookup_files(paths: Sequence[Path], draft_names: Sequence[str]) -> tuple[str, ...]:

@@ -23,6 +23,14 @@ MAX_DRAFT_TOKENS = 64
 """Longest draft that can be requested; beyond it no measured pair gains anything."""
 LONGEST_AUTO_DRAFT = 16
 """Longest draft of `-k auto`: at the best acceptance measured, a longer one gains under 2 %."""
+RESERVED_VARIABLES = frozenset(
+    {
+        *("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+        *("return_assistant_tokens_mask", "sanitize_control_tokens"),
+    }
+)
+"""Names that can't be variables of a chat template: specgen sets them, or arguments of the method that renders."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ class ServedAnswer:
         self.request = request
         self._server, self._baseline = server, baseline
         self._events: EventStream | None = None
+        self._compared: ServedAnswer | None = None
         self._is_thinking = False
         self._total_seconds = 0.0
 
@@ -101,6 +102,8 @@ class ServedAnswer:
         self.is_interrupted = True
         if self._events is not None:
             self._events.close()
+        if self._compared is not None:
+            self._compared.interrupt()
 
     def __iter__(self) -> Iterator[TextEvent]:
         before = self._server.counters()
@@ -190,12 +193,13 @@ class ServedAnswer:
         own, other = self._server.facts, self._baseline.facts
         if {own.model, own.root} - {""} and not {own.model, own.root} & {other.model, other.root} - {""}:
             self.notices.append(f"the baseline server runs another model: {other.model}, not {own.model}")
-        answer = ServedAnswer(self._baseline, request, self.info)
+        answer = self._compared = ServedAnswer(self._baseline, request, self.info)
         self.uses_own_clock = self.received.server_seconds is None or own.engine != other.engine
         answer.uses_own_clock = self.uses_own_clock
         for _ in answer:
-            if self._should_end():
-                return None
+            pass
+        if self._should_end():
+            return None
         if answer.received.server_seconds is None and not self.uses_own_clock:
             self.uses_own_clock = answer.uses_own_clock = True
             answer._count()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from specgen.core.events import TextEvent
+from specgen.core.metrics import Baseline
 from specgen.core.results import ModelInfo, RunInfo, ServerInfo
 from specgen.core.settings import ReplySettings, SamplingSettings
 from specgen.runtime.answer import Answer
@@ -26,11 +28,20 @@ class ServedConversation(ChatHistory):
         server: Who replies.
         settings: Of replies without settings of their own.
         fields: Further fields of each request, such as variables of the template.
+        baseline_server: A server without drafts that `calibrate` asks the same.
     """
 
-    def __init__(self, server: Server, settings: ReplySettings, fields: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        settings: ReplySettings,
+        fields: Mapping[str, Any] | None = None,
+        baseline_server: Server | None = None,
+    ) -> None:
         super().__init__()
         self.server = server
+        self._baseline_server = baseline_server
+        self._uses_own_clock = False
         self.settings = settings
         self._fields = dict(fields or {})
         self._num_tokens = 0
@@ -43,7 +54,7 @@ class ServedConversation(ChatHistory):
 
     def info(self, settings: ReplySettings) -> RunInfo:
         """Returns what is known before the first reply."""
-        return served_info(self.server, settings)
+        return served_info(self.server, settings, self._baseline_server)
 
     def begin_reply(self, settings: ReplySettings | None = None) -> ServedAnswer:
         """Returns the next reply, to be run with `stream`.
@@ -58,7 +69,12 @@ class ServedConversation(ChatHistory):
         request = ChatRequest(self._turns(), self._max_tokens(settings), sampling, settings.stops, False, self._fields)
         self.server.body(request, stream=True)  # refuses what the engine does not know
         self.num_replies += 1
-        return ServedAnswer(self.server, request, self.info(settings))
+        answer = ServedAnswer(self.server, request, self.info(settings), self._baseline_server)
+        if self.baseline is not None:
+            # Its time holds for this reply, too, if the clock is the same; its text was another reply's.
+            answer.baseline = replace(self.baseline, first_difference=None, compared=False)
+            answer.uses_own_clock = self._uses_own_clock
+        return answer
 
     def _turns(self) -> list[dict[str, str]]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -99,9 +115,22 @@ class ServedConversation(ChatHistory):
         self._counted = self.messages if self._num_tokens else ()
         return message
 
+    def calibrate(self, answer: Answer) -> Baseline | None:
+        """Asks the baseline server for the same reply; None if there is none, or the reply has less than two tokens.
+
+        Raises:
+            ServerError: The baseline server failed.
+        """
+        baseline = answer.measure_baseline("full")
+        if baseline is not None and isinstance(answer, ServedAnswer):
+            self.baseline, self._uses_own_clock = baseline, answer.uses_own_clock
+        return baseline
+
     def finish(self) -> None:
-        """Closes the connection."""
-        self.server.client.close()
+        """Closes the connections."""
+        for server in (self.server, self._baseline_server):
+            if server is not None:
+                server.client.close()
 
     def repeats(self, answer: Answer) -> bool:
         """Returns whether the next reply has the prompt of an earlier one."""

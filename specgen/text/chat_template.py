@@ -19,14 +19,6 @@ MAX_EXTRA_CHARS = 2**20
 """Characters that a template may add to the messages."""
 _MARK = re.compile(r"[<\[].*[_|｜:].*[>\]]")
 """Spelling of a mark that no language of markup has: `<|fim_prefix|>`, `<tool_call>`, `[AVAILABLE_TOOLS]`."""
-RESERVED_VARIABLES = frozenset(
-    {
-        *("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message"),
-        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
-        *("return_assistant_tokens_mask", "sanitize_control_tokens"),
-    }
-)
-"""Names that can't be variables of a template here: specgen sets them, or they are arguments of the method."""
 
 
 @dataclass(frozen=True, slots=True)

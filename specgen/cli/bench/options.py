@@ -10,7 +10,7 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, TARGET_NAMES, LlamaCppOptions, LoadOptions
-from specgen.cli.options.server import BASELINE_SERVER, SERVER_URL, ConnectionOptions
+from specgen.cli.options.server import BASELINE_SERVER, SERVER, SERVER_URL, ConnectionOptions
 
 HELP = "Measure which draft and draft length make a target fastest on this machine, or that none does."
 EPILOG = """TAR: accepted / drafted tokens. α: accepted / tested tokens, the figure to compare drafts by.
@@ -30,7 +30,7 @@ specgen bench -t TARGET -d DRAFT:none -d DRAFT:nf4 -k 4 --check --fail-under-spe
 
 specgen bench -t TARGET.gguf --backend both
 
-specgen bench --server http://a:8000 --baseline-server http://b:8000"""
+specgen bench --server http://a:8000 --server http://b:8000 --baseline-server http://c:8000 --concurrency 1,8"""
 
 MEASURING = "Measuring"
 BenchFormat = Literal["auto", "table", "json", "ndjson", "csv", "md"]
@@ -196,6 +196,15 @@ class BenchOptions:
         tuple[str, ...], replace(SERVER_URL, help=f"{SERVER_URL.help} Needs --baseline-server. Repeatable.")
     ] = ()
     baseline_server: Annotated[str, BASELINE_SERVER] = ""
+    concurrency: Annotated[
+        str,
+        Option(
+            ("--concurrency",),
+            "Requests that a server gets at a time, as in 1,8; each number is measured on its own.",
+            value="LIST",
+            heading=SERVER,
+        ),
+    ] = "1"
     connection: ConnectionOptions = field(default_factory=ConnectionOptions)
     compared: ComparedOptions = field(default_factory=ComparedOptions)
     load: LoadOptions = field(default_factory=LoadOptions)

@@ -14,6 +14,7 @@ from specgen.cli.bench.options import BenchOptions, BenchTableOptions, LimitOpti
 from specgen.cli.bench.output import BenchOutput
 from specgen.cli.bench.served import open_served_benchmark
 from specgen.cli.failures import Interrupted
+from specgen.cli.options.server import check_without_server
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.streams import Messages, discard_stdout, loading
 from specgen.core.errors import DifferenceError, LimitError, SpecgenError
@@ -32,6 +33,8 @@ def run(options: BenchOptions) -> int:
         SpecgenError: A model can't be loaded, the target failed, or a limit is missed.
     """
     messages = Messages(options.color, options.verbosity.quiet)
+    if not options.servers:
+        check_without_server(BenchOptions, options.given)
     inputs = None if options.servers else read_inputs(options)
     output = BenchOutput(options.format, options.exports, options.color, messages)
     error: SpecgenError | None = None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from specgen.bench.served import ServedBenchmark
 from specgen.cli.bench.inputs import QUICK_PROMPTS, bench_settings, read_prompts
 from specgen.cli.bench.options import BenchOptions
 from specgen.cli.options.server import check_given, served_model
 from specgen.core.errors import SettingsError
 from specgen.servers.server import open_server
+
+MAX_CONCURRENCY = 256
 
 
 def open_served_benchmark(options: BenchOptions) -> ServedBenchmark:
@@ -28,8 +32,12 @@ def open_served_benchmark(options: BenchOptions) -> ServedBenchmark:
     runs, connection = options.runs, options.connection
     if options.limits.check and runs.temperature > 0:
         raise SettingsError("--check compares greedy texts, but --temperature is above 0", "omit --temperature")
-    settings = bench_settings(runs)
+    settings = replace(bench_settings(runs), concurrencies=parse_concurrencies(options.concurrency))
     prompts = read_prompts(runs.prompts, runs.num_prompts or (QUICK_PROMPTS if runs.quick else None))
+    if (most := max(settings.concurrencies)) > len(prompts):
+        raise SettingsError(
+            f"--concurrency {most} needs as many prompts, but there are {len(prompts)}", "give more with --prompts"
+        )
     addresses = [connection.address(url) for url in (options.baseline_server, *options.servers)]
     model = served_model(options.target)
     # A run that is sent again would be timed with its wait.
@@ -40,3 +48,17 @@ def open_served_benchmark(options: BenchOptions) -> ServedBenchmark:
             raise SettingsError(f"{server.client.address.host} {why}", "add --stop-at-eos")
     variables = settings.template_variables
     return ServedBenchmark(servers, prompts, settings, {"chat_template_kwargs": variables} if variables else {})
+
+
+def parse_concurrencies(text: str) -> tuple[int, ...]:
+    """Returns numbers of requests at a time from `1,8`, each once.
+
+    Raises:
+        SettingsError: A part is not an integer, or is out of range.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MAX_CONCURRENCY for part in parts):
+        raise SettingsError(
+            f"invalid --concurrency {text!r}", f"give integers from 1 to {MAX_CONCURRENCY}, as in --concurrency 1,8"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))

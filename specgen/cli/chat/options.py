@@ -9,7 +9,7 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
 from specgen.cli.options.models import AUTO, BackendOptions, LoadOptions, ModelOptions
-from specgen.cli.options.server import SERVER_URL, ConnectionOptions
+from specgen.cli.options.server import ConnectionOptions, ServerOptions
 from specgen.core.settings import DEFAULT_REPLY_TOKENS
 
 HELP = "Talk with a model. The caches are kept between turns, and each reply shows what the draft saves."
@@ -21,7 +21,7 @@ specgen chat -t Qwen/Qwen2.5-1.5B-Instruct -d Qwen/Qwen2.5-0.5B-Instruct --syste
 
 specgen chat --resume last
 
-specgen chat --server http://localhost:8000"""
+specgen chat --server http://localhost:8000 --baseline-server http://localhost:8001"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class ChatOptions:
     """
 
     session: SessionOptions = field(default_factory=SessionOptions)
-    server: Annotated[str, SERVER_URL] = ""
+    server: ServerOptions = field(default_factory=ServerOptions)
     connection: ConnectionOptions = field(default_factory=ConnectionOptions)
     prompt: PromptOptions = field(default_factory=PromptOptions)
     models: ModelOptions = field(default_factory=ModelOptions)

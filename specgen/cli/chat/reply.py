@@ -10,7 +10,7 @@ from rich.text import Text
 
 from specgen.cli.chat.state import ChatState
 from specgen.cli.signals import Stopped
-from specgen.core.errors import OutputError, SpecgenError
+from specgen.core.errors import OutputError, ServerError, SpecgenError
 from specgen.core.settings import ReplySettings
 from specgen.render.diagnosis import find_doubt
 from specgen.render.summary import format_turn
@@ -113,7 +113,8 @@ def _finish(state: ChatState, generation: Answer, *, may_calibrate: bool) -> Non
         messages.info(format_turn(report, ascii_only=state.ascii_only))
         if is_measured:
             again = "" if is_first else " again"
-            messages.info(Text(f"(measured the baseline{again} on 8 tokens, for the speedup)", style="muted"))
+            on = f" on {report.baseline.num_tokens} tokens" if report.baseline else ""
+            messages.info(Text(f"(measured the baseline{again}{on}, for the speedup)", style="muted"))
     use = conversation.context_use()
     if use.is_nearly_full:
         share = f"{100 * use.share:.0f} % full" if use.share < 1 else "full"
@@ -129,6 +130,9 @@ def measure_baseline(state: ChatState, generation: Answer) -> bool:
     signals.listener = generation.interrupt
     try:
         return state.conversation.calibrate(generation) is not None
+    except ServerError as error:
+        state.terminal.messages.warning(f"the baseline was not measured: {error.message}")
+        return False
     finally:
         signals.listener = None
         if signals.signum == signal.SIGINT:

@@ -18,7 +18,7 @@ from specgen.cli.chat.session import Autosave, resumed_models
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.chat.state import ChatState, ChatTerminal
 from specgen.cli.options.groups import VerbosityOptions
-from specgen.cli.options.server import check_given
+from specgen.cli.options.server import check_given, check_without_server
 from specgen.cli.request import (
     check_stops,
     parse_draft_length,
@@ -69,8 +69,7 @@ def run(options: ChatOptions) -> int:
             "chat needs a terminal, but stdin is not one", 'for one answer use: specgen generate "your question"'
         )
     output, drafting = options.output, options.drafting
-    if options.server:
-        check_given(ChatOptions, options.given)
+    (check_given if options.server.server else check_without_server)(ChatOptions, options.given)
     messages = Messages(output.color, options.verbosity.quiet)
     inputs = _read_inputs(options)
     autosave = Autosave(SessionFolder(), is_on=options.session.save, warn=messages.warning)
@@ -88,7 +87,7 @@ def run(options: ChatOptions) -> int:
                 ViewOptions(output.view, output.color, output.sanitize, default="live"),
                 load,
                 output.stats,
-                drafting.calibrate and not options.server,
+                bool(options.server.baseline_server) if options.server.server else drafting.calibrate,
             )
             history = state_folder() / "history" if options.session.history else None
             loop = ChatLoop(state, LineEditor(history, argument_choices(autosave.folder)))
@@ -102,7 +101,7 @@ def run(options: ChatOptions) -> int:
 
 def _open(options: ChatOptions, inputs: _Inputs, messages: Messages) -> tuple[ChatHistory, Callable[[str], list[str]]]:
     """Connects to the server, or loads the models; returns the conversation, and what replaces its drafter."""
-    if options.server:
+    if options.server.server:
         return open_served_conversation(options, inputs.settings), _refuse_draft
     lookup_texts = read_lookup_files(options.drafting.lookup_files, [inputs.draft.name])
     pair = pair_settings(inputs.target, inputs.draft, lookup_texts)

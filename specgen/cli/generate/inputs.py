@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from specgen.cli.generate.options import GenerateOptions, PromptOptions
-from specgen.cli.generate.served import check_without_server
+from specgen.cli.options.server import check_without_server
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import (
     check_stops,
@@ -53,7 +53,7 @@ def read_inputs(options: GenerateOptions) -> Inputs:
         SettingsError: A value is out of range, or options exclude each other.
         PromptError: The prompt is missing, or a file can't be read.
     """
-    check_without_server(options)
+    check_without_server(GenerateOptions, options.given)
     # Ranges first: nothing is read if a value is wrong.
     options.sampling.resolve(None)
     draft_length = parse_draft_length(options.drafting.draft_tokens)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from specgen.cli.generate.options import GenerateOptions
 from specgen.cli.options.groups import SamplingOptions
-from specgen.cli.options.server import check_given, served_model
+from specgen.cli.options.server import check_given, open_servers, served_model
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import check_stops, parse_template_variables, system_message
-from specgen.core.errors import SettingsError
 from specgen.core.results import RunInfo
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, ReplySettings
 from specgen.runtime import served_chat
 from specgen.runtime.served import ServedAnswer
-from specgen.servers.server import Server, open_server
+from specgen.servers.server import Server
 from specgen.servers.values import ChatRequest
 
 
@@ -28,16 +27,11 @@ def open_served_answer(options: GenerateOptions) -> ServedAnswer:
     options.sampling.resolve(None)
     check_stops(options.answer.stops)
     connection, prompt = options.connection, options.prompt
-    address = connection.address(options.server.server)
-    baseline_url = options.server.baseline_server
-    baseline_address = connection.address(baseline_url) if baseline_url else None
     text = read_prompt(prompt.prompt_argument, prompt.prompt, prompt.files, prompt.reads_stdin)
     system = system_message(prompt.system)
     turns = [*([] if system is None else [("system", system)]), ("user", text)]
     variables = parse_template_variables(prompt.chat_template_variables)
-    model = served_model(options.models.target)
-    server = open_server(address, model, connection.http())
-    baseline = None if baseline_address is None else open_server(baseline_address, "", connection.http())
+    server, baseline = open_servers(options.server, connection, served_model(options.models.target))
     request = ChatRequest(
         [{"role": role, "content": content} for role, content in turns],
         options.answer.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
@@ -64,13 +58,3 @@ def run_info(server: Server, baseline: Server | None, request: ChatRequest, opti
     """Returns what is known before the first token."""
     sampling, source = options.resolve(None)
     return served_chat.served_info(server, ReplySettings(sampling, source, request.max_tokens), baseline)
-
-
-def check_without_server(options: GenerateOptions) -> None:
-    """Refuses a baseline server without a server.
-
-    Raises:
-        SettingsError: Only `--baseline-server` is given.
-    """
-    if options.server.baseline_server and "baseline_server" in options.given:
-        raise SettingsError("--baseline-server needs --server", "give the server to compare with --server")

@@ -14,6 +14,7 @@ from specgen.servers import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from specgen.servers.http import HttpOptions
+    from specgen.servers.server import Server
     from specgen.servers.values import Address
 
 SERVER = "Server"
@@ -80,6 +81,27 @@ class ServerOptions:
     baseline_server: Annotated[str, BASELINE_SERVER] = ""
 
 
+def open_servers(options: ServerOptions, connection: ConnectionOptions, model: str) -> tuple[Server, Server | None]:
+    """Connects to a server, and to the one to compare it with, if there is one.
+
+    Args:
+        options: Their URLs.
+        connection: How they are reached.
+        model: One of the first server's models; empty: its only one.
+
+    Raises:
+        SettingsError: A URL is invalid, or a server has several models and none is named.
+        ModelNotFoundError: The server does not have the model.
+        ServerError: A server can't be reached, or refuses the key.
+    """
+    from specgen.servers.server import open_server
+
+    urls = (options.server, *([options.baseline_server] if options.baseline_server else []))
+    addresses = [connection.address(url) for url in urls]
+    server = open_server(addresses[0], model, connection.http())
+    return server, open_server(addresses[1], "", connection.http()) if len(addresses) > 1 else None
+
+
 def served_model(target: str) -> str:
     """Returns which of a server's models `-t` names; SPECGEN_TARGET names one for this program."""
     return "" if target == os.environ.get("SPECGEN_TARGET") else target
@@ -91,11 +113,30 @@ def check_given(options_class: type, given: Iterable[str]) -> None:
     Raises:
         SettingsError: One was given on the command line.
     """
-    typed = set(given)
-    for option in options_of(options_class):
-        is_set = option.env is not None and option.env in os.environ
-        if option.field in _DECIDED and option.field in typed and not is_set:
+    for option in _typed(options_class, given):
+        if option.field in _DECIDED:
             name = option.long_names[0]
             raise SettingsError(
                 f"{name} has no effect with --server: the server decided that when it started", f"omit {name}"
             )
+
+
+def check_without_server(options_class: type, given: Iterable[str]) -> None:
+    """Refuses options that only have an effect together with a server. Those from the environment are ignored.
+
+    Raises:
+        SettingsError: One was given on the command line.
+    """
+    for option in _typed(options_class, given):
+        if option.field in ("baseline_server", "concurrency"):
+            raise SettingsError(f"{option.long_names[0]} needs --server", "give the server with --server URL")
+
+
+def _typed(options_class: type, given: Iterable[str]) -> list[Option]:
+    """Returns the options among those given that are not set by an environment variable."""
+    names = set(given)
+    return [
+        option
+        for option in options_of(options_class)
+        if option.field in names and (option.env is None or option.env not in os.environ)
+    ]

@@ -65,7 +65,7 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
 
 
 def name_columns(figures: Sequence[SettingFigures], num_cells: int | None, *, ascii_only: bool) -> list[Column]:
-    """Returns the first columns of every part of a table: backend if two are compared, draft, and draft length.
+    """Returns the first columns of every part of a table: draft, draft length, and what else distinguishes settings.
 
     Names are cut to `num_cells`, if given.
     """
@@ -74,10 +74,12 @@ def name_columns(figures: Sequence[SettingFigures], num_cells: int | None, *, as
         names = [shorten(name, num_cells, glyphs(ascii_only=ascii_only).cut) for name in names]
     lengths = [NOTHING if item.setting.drafter == "none" else item.setting.length for item in figures]
     backends = tuple(item.setting.backend for item in figures)
+    concurrencies = [item.setting.concurrency for item in figures]
     return [
         *([Column("backend", backends, is_left=True)] if any(backends) else []),
         Column("draft", tuple(names), is_left=True),
         Column("k", tuple(lengths)),
+        *([Column("concurrency", tuple(map(str, concurrencies)))] if max(concurrencies) > 1 else []),
     ]
 
 
@@ -96,6 +98,7 @@ def figure_columns(figures: Sequence[SettingFigures], best: int | None, symbols:
     def column(head: str, words: Callable[[SettingFigures], str | None]) -> Column:
         return Column(head, tuple(words(item) or NOTHING for item in figures))
 
+    is_concurrent = any(item.setting.concurrency > 1 for item in figures)
     return [
         column("tok/s", lambda f: _optional(f.counts.tokens_per_second, "{:.1f}".format)),
         column("speedup", lambda f: speedup_cell(f, symbols) + (" best" if f.index == best else "")),
@@ -106,6 +109,7 @@ def figure_columns(figures: Sequence[SettingFigures], best: int | None, symbols:
         column("predicted", lambda f: _optional(f.predicted_speedup, format_speedup)),
         column("drafting", lambda f: percent(f.counts.draft_share) if f.setting.drafter != "none" else None),
         column("TTFT", lambda f: _optional(f.ttft_seconds, format_duration)),
+        *([column("throughput", lambda f: _optional(f.output_throughput, "{:.1f}".format))] if is_concurrent else []),
         column("memory", lambda f: _optional(f.peak_memory_bytes, format_size)),
     ]
 

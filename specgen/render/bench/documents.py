@@ -26,6 +26,7 @@ CSV_COLUMNS = (
     *("rounds", "drafted", "accepted", "rejected", "peak_memory_bytes"),
     # The field's name of `engine`, which keeps its place in schema version 1.
     "backend",
+    "concurrency",
 )
 
 
@@ -101,6 +102,7 @@ def result_document(report: BenchReport, figures: SettingFigures) -> Document:
             "predicted_speedup": figures.predicted_speedup,
             "predicted_by_draft_tokens": {} if figures.forecast is None else dict(figures.forecast.by_length),
             "ttft_s": figures.ttft_seconds,
+            "output_throughput": figures.output_throughput,
             "peak_memory_bytes": figures.peak_memory_bytes,
             "text": figures.text_verdict,
             "stats": stats_document(figures.counts),
@@ -133,6 +135,7 @@ def run_document(report: BenchReport, run: Run) -> Document:
         "tokens": counts.num_emitted,
         "prefill_s": counts.prefill_seconds,
         "ttft_s": counts.ttft_seconds,
+        "total_s": run.total_seconds or None,
         "decode_s": counts.decode_seconds,
         "draft_s": counts.draft_seconds,
         "verify_s": counts.verify_seconds,
@@ -196,6 +199,7 @@ def _setting(setting: Setting) -> Document:
         "k": setting.length,
         "drafter": setting.drafter,
         "backend": setting.backend or None,
+        "concurrency": setting.concurrency,
         # Key and value of 0.1.0, kept in schema version 1.
         "engine": {"torch": "transformers"}.get(setting.backend, setting.backend) or None,
     }

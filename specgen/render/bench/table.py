@@ -112,8 +112,12 @@ def _names(figures: Sequence[SettingFigures], options: TableOptions) -> list[Col
     """Returns the name columns; names are cut so that all figures fit into one part, if enough of them remains."""
     columns = figure_columns(figures, None, options.symbols)
     figures_width = sum(GAP + column.width for column in columns) + GAP + len("auto")
-    backend_width = max(len(item.setting.backend) for item in figures)
-    room = options.width - figures_width - len(" best") - (GAP + backend_width if backend_width else 0)
+    others = [
+        column
+        for column in name_columns(figures, None, ascii_only=options.ascii_only)
+        if column.head not in ("draft", "k")
+    ]
+    room = options.width - figures_width - len(" best") - sum(GAP + column.width for column in others)
     num_cells = room if room >= MIN_NAME_CELLS else options.width // 4
     return name_columns(figures, num_cells, ascii_only=options.ascii_only)
 
@@ -132,7 +136,7 @@ def _chart(figures: Sequence[SettingFigures], names: Sequence[Column], options: 
     lines = [Text("speedup over the target alone", "label")]
     for row, (value, cell) in enumerate(zip(values, cells, strict=True)):
         bar = options.symbols.bar * max(round(room * value / max(values)), 1)
-        style = "muted" if figures[row].index == BASELINE else "accepted" if value > 1 else "target"
+        style = "muted" if figures[row].is_baseline else "accepted" if value > 1 else "target"
         lines.append(Text(f"{_row(names, row)}  ").append(bar, style).append(f" {cell}"))
     return Text("\n").join(lines)
 

@@ -153,8 +153,8 @@ def quant_remarks(request: LaunchRequest, formats: str, more: Mapping[str, str] 
     for role, quant in (("target", request.quant), ("draft", request.draft_quant))[:num_models]:
         if quant in ("nf4", "fp4", "int8"):
             remarks.append(
-                f"the {role} ran in {quant}; here it runs in the checkpoint's own format: start it from a checkpoint of "
-                f"the same model in {formats}{(more or {}).get(quant, '')}"
+                f"the {role} ran in {quant}; here it runs in the checkpoint's own format: start it from a checkpoint "
+                f"of the same model in {formats}{(more or {}).get(quant, '')}"
             )
     return remarks
 

@@ -6,7 +6,7 @@ import io
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,17 @@ def open_chat(monkeypatch: pytest.MonkeyPatch, state: Path) -> Iterator[Opener]:
     monkeypatch.setattr(chat_loop, "end_of_input_code", lambda signals: signals.exit_code)
     with ExitStack() as entered:
 
-        def make(*replies: Any, pages: dict[str, Any] = PLAIN_PAGES) -> tuple[ScriptedChat, Fake]:
+        def make(
+            *replies: Any, pages: dict[str, Any] = PLAIN_PAGES, baseline: Sequence[Any] = ()
+        ) -> tuple[ScriptedChat, Fake]:
             fake = entered.enter_context(serving(pages, *replies))
+            compared = entered.enter_context(serving(pages, *baseline)) if baseline else None
+            compared_server = open_server(Address(compared.url), "", HttpOptions(5.0, 0)) if compared else None
             out, err = io.BytesIO(), io.StringIO()
             monkeypatch.setattr(sys, "stderr", err)
             settings = ChatSettings(GREEDY, max_new_tokens=60)
             server = open_server(Address(fake.url), "", HttpOptions(5.0, 0))
-            conversation = ServedConversation(server, settings.for_reply(None))
+            conversation = ServedConversation(server, settings.for_reply(None), baseline_server=compared_server)
             entered.callback(conversation.finish)
             messages = Messages("never", quiet=False)
             errors = record_errors(messages)
@@ -73,7 +77,7 @@ def open_chat(monkeypatch: pytest.MonkeyPatch, state: Path) -> Iterator[Opener]:
             autosave = Autosave(SessionFolder(), is_on=True, warn=messages.warning)
             entered.callback(autosave.close)
             view = ViewOptions(default="live")
-            chat = ChatState(conversation, terminal, autosave, settings, view, _refuse_draft, calibrates=False)
+            chat = ChatState(conversation, terminal, autosave, settings, view, _refuse_draft, calibrates=bool(baseline))
             return ScriptedChat(chat, out, err, monkeypatch, errors), fake
 
         yield make
@@ -96,6 +100,47 @@ def test_each_turn_sends_the_whole_history(open_chat: Opener) -> None:
         [*turns, ("user", "c")],
     ]
     assert chat.replies == "one\ntwo\nthree\n"
+
+
+def timed(text: str, seconds: float, **drafts: int) -> Reply:
+    """Returns a reply of four tokens that took llama-server so long."""
+    timings = {"predicted_n": 4, "predicted_ms": 1000 * seconds, **drafts}
+    return as_events(chunk(text, "stop"), chunk(usage={"completion_tokens": 4, "prompt_tokens": 9}, timings=timings))
+
+
+def test_the_speedup_of_each_turn_is_that_over_the_baseline_server(open_chat: Opener) -> None:
+    chat, fake = open_chat(
+        *(timed("one", 2.0, draft_n=2, draft_n_accepted=1), timed("two", 1.0, draft_n=2, draft_n_accepted=1)),
+        pages=LLAMA_PAGES,
+        baseline=[timed("one", 3.0)],
+    )
+    found = []
+    for turn in ("a", "b"):
+        chat.run(turn)
+        assert chat.state.last_generation is not None
+        found.append(chat.state.last_generation.report().speedup)
+
+    assert found == pytest.approx([1.5, 3.0])
+    assert chat.printed.count("measured the baseline on 4 tokens") == 1
+    assert len(fake.requests) == 2
+    assert chat.texts == ["a", "one", "b", "two"]
+
+
+def test_a_baseline_server_that_fails_costs_the_speedup_only(open_chat: Opener) -> None:
+    chat, _ = open_chat(timed("one", 2.0), timed("two", 2.0), pages=LLAMA_PAGES, baseline=[as_json({}, 500)])
+
+    assert chat.run("a", "b") == 0
+
+    assert chat.texts == ["a", "one", "b", "two"]
+    assert chat.state.last_generation is not None
+    assert chat.state.last_generation.report().speedup is None
+
+
+def test_a_baseline_server_needs_a_server(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specgen.cli.chat.run.is_terminal", lambda _: True)
+
+    assert cli("chat", "--baseline-server", "http://127.0.0.1:1").code == 2
+    assert cli("chat", "--server", "http://127.0.0.1:1", "--baseline-server", "http://127.0.0.1:1").code == 10
 
 
 def test_cached_tokens_are_shown_where_the_server_tells(open_chat: Opener) -> None:
