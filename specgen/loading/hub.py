@@ -68,9 +68,13 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
     if "://" not in endpoint():
         raise SettingsError(f"invalid HF_ENDPOINT {endpoint()!r}: it has no scheme", f"use https://{endpoint()}")
     if not is_reachable():
+        first = _first_host()
+        is_proxy = first.netloc != urlsplit(endpoint()).netloc
+        through = f" through the proxy {first.netloc.rpartition('@')[2]}" if is_proxy else ""
+        check = "HTTPS_PROXY and ALL_PROXY" if is_proxy else "the network"
         raise ModelNotFoundError(
-            f"{name} is not on this machine, and {hub_host()} can't be reached",
-            hint_for(name, "check the network, or use a folder or .gguf file on this machine"),
+            f"{name} is not on this machine, and {hub_host()} can't be reached{through}",
+            hint_for(name, f"check {check}, or use a folder or .gguf file on this machine"),
         )
     progress.stage(f"downloading {name}")
     try:
@@ -100,12 +104,7 @@ def is_reachable() -> bool:
     The client itself retries for 26.7 s before it fails, and longer if a connection is accepted and no response
     follows. A DNS lookup has no time limit, so the probe runs in a daemon thread.
     """
-    hub = urlsplit(endpoint())
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(hub.scheme) or proxies.get("all")
-    first = hub
-    if proxy and not urllib.request.proxy_bypass(hub.hostname or ""):
-        first = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    hub, first = urlsplit(endpoint()), _first_host()
     is_connected, is_done = threading.Event(), threading.Event()
     answers: list[bool] = []
 
@@ -131,6 +130,16 @@ def is_reachable() -> bool:
     return answers == [True]
 
 
+def _first_host() -> SplitResult:
+    """Returns the address that is connected to: the hub's, or that of a proxy."""
+    hub = urlsplit(endpoint())
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(hub.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(hub.hostname or ""):
+        return hub
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
 def _answer_seconds() -> float:
     given = os.environ.get("HF_HUB_ETAG_TIMEOUT", "")
     return max(ANSWER_SECONDS, float(given)) if given.isdigit() else ANSWER_SECONDS
@@ -150,7 +159,7 @@ def _probe_request(first: SplitResult, hub: SplitResult) -> bytes:
         return hello.read()
     if first.scheme != "http":
         return b""
-    if first is hub:
+    if first == hub:
         request = "HEAD / HTTP/1.1"
     elif hub.scheme == "https":
         host = f"{host}:{hub.port or 443}"

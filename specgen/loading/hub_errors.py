@@ -62,7 +62,7 @@ def translated(error: Exception, name: str, revision: str | None) -> SpecgenErro
             f"the disk of the hub's cache is full while downloading {name}",
             "free some space, or set HF_HOME to another disk; the download continues where it stopped",
         )
-    if (found := _connection_error(causes) or _cache_error(causes)) is not None:
+    if (found := _bundle_error(causes) or _connection_error(causes) or _cache_error(causes)) is not None:
         return found
     if isinstance(error, OSError) and "onsistency check failed" in str(error):
         return ModelFileError(f"the download of {name} is damaged", "run again to download it again")
@@ -116,9 +116,23 @@ def _connection_error(causes: list[BaseException]) -> LoadError | None:
     return None
 
 
+def _bundle_error(causes: list[BaseException]) -> LoadError | None:
+    """Returns the error for a file of certificates that the client could not read; its own error has no name."""
+    path = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR") or ""
+    is_missing = path and not os.path.exists(path) and any(isinstance(cause, FileNotFoundError) for cause in causes)
+    if is_missing or (path and any(getattr(cause, "library", "") == "X509" for cause in causes)):
+        what = "is missing" if is_missing else "holds no certificate that can be read"
+        return LoadError(f"{path} {what}", "correct SSL_CERT_FILE or SSL_CERT_DIR, or unset it")
+    return None
+
+
 def _cache_error(causes: list[BaseException]) -> LoadError | None:
     for cause in causes:
-        if isinstance(cause, OSError) and cause.errno in _NOT_WRITABLE:
+        if not isinstance(cause, OSError):
+            continue
+        # Folders below /proc, and some of FUSE, refuse a new file as if its folder were missing.
+        is_in_cache = isinstance(cause.filename, str) and cause.filename.startswith(str(hub_cache()))
+        if cause.errno in _NOT_WRITABLE or is_in_cache:
             return LoadError(
                 f"can't write to the hub's cache {hub_cache()}: {reason(cause)}",
                 "set HF_HOME to a folder that you can write to",

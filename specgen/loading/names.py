@@ -25,6 +25,7 @@ DRAFT_WORDS = ("lookup", "none", "auto")
 LOOKUP_SUFFIX = "+lookup"
 """After the name of a draft model: prompt lookup drafts as well, in the rounds where it is expected to gain more."""
 
+_OLLAMA_NAME = re.compile(r"[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -82,12 +83,14 @@ def _place(name: str) -> ModelPlace:
             raise ModelFileError(
                 f"{name} is a link to {os.readlink(path)}, which can't be followed: {reason(error)}"
             ) from error
-        if (found := read_hub_name(name)) is not None and not _HUB_ID.fullmatch(name):
+        if (found := read_hub_name(name)) is not None and found.id != name:
             return _hub_place(found, name)
         # `models/llama` may be a hub id, too; if the hub does not know it, the error lists similar local names.
         if name.lower().endswith(".gguf") or not _HUB_ID.fullmatch(name):
             near = near_names(path)
             otherwise = "use a hub id, a .gguf file or a folder with safetensors"
+            if _OLLAMA_NAME.fullmatch(name):
+                otherwise = f"Ollama shows the file of its model after FROM: ollama show --modelfile {name}"
             hint = f"did you mean {' or '.join(near)}?" if near else otherwise
             raise ModelNotFoundError(f"no model at {name}: {reason(error)}", hint) from error
         return ModelPlace("hub", name)
@@ -104,8 +107,10 @@ def _hub_place(found: HubName, name: str) -> ModelPlace:
     """Returns the place of a pasted name.
 
     Raises:
-        ModelNotFoundError: It names a GGUF file, which is not downloaded.
+        ModelNotFoundError: It names a GGUF file, which is not downloaded, or no model.
     """
+    if not found.is_model:
+        raise ModelNotFoundError(f"{name} is a data set or a space, not a model", "use the hub id of a model")
     is_gguf_file = found.file is not None and found.file.lower().endswith(".gguf")
     if found.tag or is_gguf_file:
         what = found.file if is_gguf_file else f'--include "*{found.tag}*.gguf"'

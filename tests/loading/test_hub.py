@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -456,6 +457,40 @@ def test_an_unknown_certificate_is_named_and_the_remedy_works(
         _http.close_session()
 
 
+@pytest.mark.fault("F133")
+@pytest.mark.parametrize(
+    "content", [None, "no certificate", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----"]
+)
+def test_a_file_of_certificates_that_can_not_be_read_is_named(
+    content: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "bundle.pem"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    try:
+        ssl.create_default_context(cafile=str(path))  # what the client does
+    except OSError as error:
+        found = hub_errors.translated(error, "owner/tiny", None)
+
+    assert str(path) in found.message
+    assert "SSL_CERT_FILE" in (found.hint or "")
+
+
+@pytest.mark.fault("F132")
+@pytest.mark.parametrize("proxy", ["http://user:secret@127.0.0.1:9", "socks5h://127.0.0.1:9", "127.0.0.1:9"])
+def test_a_proxy_that_can_not_be_reached_is_named(
+    proxy: str, connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect("http://hub.example")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("all_proxy", proxy)
+
+    error = fails(ModelNotFoundError, lambda: fetch_snapshot(SETTINGS), "proxy 127.0.0.1:9", "ALL_PROXY")
+
+    assert "secret" not in str(error)
+
+
 @pytest.mark.fault("F134")
 def test_a_cache_that_cannot_be_written_is_named(
     server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -468,6 +503,20 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
 
     fails(LoadError, lambda: fetch_snapshot(SETTINGS), str(tmp_path / "file" / "hub"), "HF_HOME")
+
+
+@pytest.mark.fault("F134")
+def test_a_cache_whose_file_system_names_another_reason_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    # As below /proc, and in folders of some FUSE file systems.
+    error = FileNotFoundError(errno.ENOENT, "no", str(tmp_path / "hub" / "models--owner--tiny"))
+
+    found = hub_errors.translated(error, "owner/tiny", None)
+
+    assert str(tmp_path / "hub") in found.message
+    assert "HF_HOME" in (found.hint or "")
 
 
 @pytest.mark.fault("F134")

@@ -66,6 +66,11 @@ def test_a_name_of_that_form_is_a_hub_id(name: str) -> None:
         ("https://huggingface.co/Qwen/Qwen2.5-0.5B/tree/main", "main"),
         ("https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/v1/config.json?download=true", "v1"),
         ("https://huggingface.co/Qwen/Qwen2.5-0.5B/resolve/main/model.safetensors", "main"),
+        ("HTTPS://HuggingFace.co/Qwen/Qwen2.5-0.5B", None),
+        ("https://huggingface.co/Qwen/Qwen2.5-0.5B.git", None),
+        ("git@hf.co:Qwen/Qwen2.5-0.5B", None),
+        ("Qwen/Qwen2.5-0.5B.git", None),
+        ("https://hub.example:8080/Qwen/Qwen2.5-0.5B/tree/v2", "v2"),
         ("hf.co/Qwen/Qwen2.5-0.5B", None),
         ("huggingface.co/Qwen/Qwen2.5-0.5B", None),
         ("hf://Qwen/Qwen2.5-0.5B", None),
@@ -75,7 +80,11 @@ def test_a_name_of_that_form_is_a_hub_id(name: str) -> None:
         ("Qwen/Qwen2.5-0.5B/model.safetensors", None),
     ],
 )
-def test_a_hub_name_is_understood_as_people_paste_it(name: str, revision: str | None) -> None:
+def test_a_hub_name_is_understood_as_people_paste_it(
+    name: str, revision: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example:8080/")
+
     place = find_place(ModelSettings(name))
 
     assert (place.kind, place.name, place.revision) == ("hub", "Qwen/Qwen2.5-0.5B", revision)
@@ -93,6 +102,17 @@ def test_a_hub_name_is_understood_as_people_paste_it(name: str, revision: str | 
 )
 def test_a_gguf_file_of_the_hub_names_the_command_that_downloads_it(name: str, command: str) -> None:
     fails(ModelNotFoundError, lambda: find_place(ModelSettings(name)), "GGUF", command)
+
+
+@pytest.mark.fault("F136")
+@pytest.mark.parametrize("name", ["https://huggingface.co/datasets/a/b", "hf.co/spaces/a/b", "hf://datasets/a/b"])
+def test_an_address_of_no_model_is_called_so(name: str) -> None:
+    fails(ModelNotFoundError, lambda: find_place(ModelSettings(name)), name, "not a model")
+
+
+@pytest.mark.fault("F136")
+def test_a_name_of_ollama_names_the_command_that_shows_its_file() -> None:
+    fails(ModelNotFoundError, lambda: find_place(ModelSettings("llama3.2:1b")), "ollama show --modelfile llama3.2:1b")
 
 
 @pytest.mark.fault("F136")
