@@ -168,9 +168,9 @@ def can_branch(model: object) -> bool:
     return isinstance(model, TreeModel) and model.can_branch
 
 
-def rows_before_switch(target: TargetModel, num_tokens: int) -> int:
-    """Returns how many tokens may follow a text before the target reads all of it again."""
-    switch = target.switch_length if isinstance(target, SwitchingModel) else None
+def rows_before_switch(target: SwitchingModel | None, num_tokens: int) -> int:
+    """Returns how many tokens may follow a text before the target reads all of it again. None never does."""
+    switch = None if target is None else target.switch_length
     return sys.maxsize if switch is None or num_tokens > switch else switch - num_tokens
 
 

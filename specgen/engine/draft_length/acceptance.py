@@ -5,6 +5,7 @@ Model drafts are estimated by the drafter's confidence, lookup drafts by the len
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,6 +97,7 @@ class LookupMatch:
 
 MATCH_BINS = ((1, 0.2), (2, 0.45), (3, 0.55), (4, 0.65), (6, 0.75), (9, 0.85), (13, 0.93), (20, 0.96))
 """By match length: the shortest of each bin, and the initial estimate of its acceptance."""
+_SHORTEST_MATCHES = [shortest for shortest, _ in MATCH_BINS]
 AMBIGUOUS_FACTOR = 0.6
 """Initial estimate for an ambiguous match, relative to an unambiguous one."""
 MATCH_PRIOR_WEIGHT = 6.0
@@ -138,6 +140,6 @@ class AcceptanceByMatch:
     def _bin(self, match: LookupMatch, position: int) -> tuple[list[float], list[float], int]:
         """Returns the counts and the bin of a token. Only the first token of a match can be ambiguous."""
         length = match.num_matched + position
-        index = max(i for i, (shortest, _) in enumerate(MATCH_BINS) if shortest <= length)
+        index = bisect_right(_SHORTEST_MATCHES, length) - 1
         row = int(match.is_ambiguous and position == 0)
         return self._accepted[row], self._tested[row], index

@@ -45,6 +45,9 @@ class CostTable:
             rows = self._padded(num_tokens)
             self._earlier[rows] = min(seconds, self._earlier.get(rows, seconds))
         self._medians: dict[int, float] = dict(self._earlier)
+        self._longest = max(self._medians, default=0)
+        self._asked: dict[int, float] = {}
+        """What `seconds` returned since the last pass: a policy asks for the same few lengths at every token."""
         self.drift = 1.0
         """Ratio of this run's passes to the earlier run's; 1 without an earlier run."""
 
@@ -59,8 +62,10 @@ class CostTable:
         samples.append(seconds)
         self._num_passes[num_tokens] += 1
         self._medians[num_tokens] = median(samples)
+        self._longest = max(self._longest, num_tokens)
         if num_tokens in self._earlier:
             self._rescale()
+        self._asked.clear()
 
     def _rescale(self) -> None:
         measured = self._samples.keys() & self._earlier.keys()
@@ -86,7 +91,7 @@ class CostTable:
     @property
     def longest_trial(self) -> int:
         """Longest draft to try: a pass of unknown cost may be expensive, so it has at most twice the known tokens."""
-        return 2 * max(self._medians) - 1
+        return 2 * self._longest - 1
 
     def is_supported(self, num_tokens: int) -> bool:
         """Returns whether a pass over so many tokens was measured."""
@@ -94,12 +99,17 @@ class CostTable:
 
     def seconds(self, num_tokens: int) -> float:
         """Returns the cost of a pass: measured, interpolated, or extrapolated beyond the longest known pass."""
-        num_tokens = self._padded(num_tokens)
+        found = self._asked.get(num_tokens)
+        if found is None:
+            found = self._asked[num_tokens] = self._seconds(self._padded(num_tokens))
+        return found
+
+    def _seconds(self, num_tokens: int) -> float:
         known = self._medians
         inside = interpolated(known, num_tokens)
         if inside is not None or not known:
             return inside or 0.0
-        shortest, longest = min(known), max(known)
+        shortest, longest = min(known), self._longest
         if num_tokens < shortest:
             return known[shortest]
         # A further token costs what a token cost on average so far.
@@ -108,7 +118,7 @@ class CostTable:
 
     def optimistic_seconds(self, num_tokens: int) -> float:
         """Returns `seconds`, except that tokens beyond the longest known pass are nearly free."""
-        longest = max(self._medians, default=0)
+        longest = self._longest
         if num_tokens <= longest or not longest:
             return self.seconds(num_tokens)
         return self._medians[longest] + self._medians[min(self._medians)] * OPTIMISTIC_SLOPE * (num_tokens - longest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from specgen.core.events import Round
 from specgen.core.settings import LONGEST_AUTO_DRAFT
 from specgen.engine.draft_length.acceptance import AcceptanceByConfidence
@@ -85,7 +87,7 @@ class ModelDrafts:
 
     def pays(self) -> bool:
         """Returns whether to draft one more token."""
-        return self._gain_ahead() > 0
+        return any(gain > 0 for gain in self._gains_ahead())
 
     def exceeds(self, gain: float, num_tokens: float, margin: float) -> bool:
         """Returns whether a draft of the model gains more than a lookup draft.
@@ -98,7 +100,7 @@ class ModelDrafts:
         rate = self._throughput.rate
         own_gain = self._stats.gain(rate, self._costs.seconds(1))
         if own_gain is None:
-            own_gain = self._gain_ahead()
+            own_gain = max(self._gains_ahead(), default=-1.0)
         return gain <= own_gain + margin + (rate * self._stats.seconds_per_missed * num_tokens if own_gain > 0 else 0.0)
 
     def best_trial(self) -> tuple[int, float]:
@@ -151,21 +153,20 @@ class ModelDrafts:
         """Returns whether the draft model made the round's draft, or found no token to propose."""
         return round_.source == "model" or (round_.source is None and bool(self._confidences))
 
-    def _gain_ahead(self) -> float:
-        """Returns the largest yield - rate * cost over numbers of further tokens."""
+    def _gains_ahead(self) -> Iterator[float]:
+        """Yields yield - rate * cost for 1, 2, ... further tokens."""
         length = self.num_drafted
         here = self._replay.optimistic_seconds(length + 1)
         # Drafting pays at all if it is faster than plain decoding; a lucky recent rate does not change that.
         rate = self._throughput.rate if length else 1 / here
         draft_seconds, mean = self._draft_cost.seconds, self._acceptance.mean
-        gain, best, reach = 0.0, -1.0, self._reach
+        gain, reach = 0.0, self._reach
         for further in range(1, self.limit - length + 1):
             reach *= mean
             gain += reach
             cost = further * draft_seconds + self._replay.optimistic_seconds(length + further + 1) - here
             cost += (self._reach - reach) * self._replay.rejection_seconds(length + gain)
-            best = max(best, gain - rate * cost)
-        return best
+            yield gain - rate * cost
 
     def _reading_seconds(self) -> float:
         """Estimates the draft model's time to read missed tokens: as many of its steps as the target would need."""
