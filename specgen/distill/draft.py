@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from specgen.distill.settings import Kind
 from specgen.distill.target_texts import TargetText
-from specgen.models.decoder import Decoder, trainable_copy
+from specgen.models.decoder import Decoder, Layer
 from specgen.models.kv_slots import rotations_at
 
 
@@ -60,6 +60,18 @@ def frequent_ids(texts: Sequence[TargetText], num_ids: int, vocab_size: int, alw
         counts += 0.1 * torch.bincount(text.ids[: text.num_prompt], minlength=vocab_size)
     counts[list(always)] = math.inf
     return counts.argsort(descending=True, stable=True)[:num_ids].sort().values
+
+
+def trainable_copy(layer: Layer, index: int) -> Layer:
+    """Copies a layer in float32, with gradients.
+
+    Args:
+        layer: Its matrix products are `torch.nn.Linear`.
+        index: Of the copy, for the slots.
+    """
+    copied = copy.deepcopy(layer).float().requires_grad_()
+    copied.attention.index = index
+    return copied
 
 
 class Draft(nn.Module):

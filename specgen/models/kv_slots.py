@@ -178,7 +178,7 @@ class SliceSlots(StoredSlots):
         self._values[layer][:, first:last] = values.transpose(0, 1)
         if self._parents:
             return self._attend_rows(layer, queries, keys, values)
-        if self._attends_by_row and last - first <= MAX_SINGLE_ROWS:
+        if self._attends_by_row and 1 < last - first <= MAX_SINGLE_ROWS:
             rows = enumerate(torch.split(queries, 1))
             return torch.cat([self._attend(layer, row, first + index, is_alone=True) for index, row in rows])
         return self._attend(layer, queries, first)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from specgen.distill.draft import trainable_copy
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.decoder_weights import dense_linear
 from specgen.models.build_decoder import build_layer, in_memory, layer_tensors
-from specgen.models.decoder import trainable_copy
+from specgen.models.decoder import Layer
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.kv_slots import SliceSlots
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, layer_prefix, tensor_shapes
 from tests.fakes import assert_close
 from tests.models.test_decoder import BUILDERS, FAMILIES, build
@@ -67,6 +70,14 @@ def test_a_trained_copy_comes_back_as_the_same_layer(kind: str) -> None:
     assert again.keys() == saved.keys()
     assert all(torch.equal(tensor, saved[name]) for name, tensor in again.items())
     assert torch.equal(original.attention.qkv_proj.weight, torch.cat(_rows(stored, spec.has_fused_tensors)))
+    assert torch.equal(_outputs(copied, spec), _outputs(loaded, spec)), "the copy computes with its own weights"
+
+
+@torch.no_grad()
+def _outputs(layer: Layer, spec: DecoderSpec) -> torch.Tensor:
+    inputs = torch.randn(3, spec.hidden_size, generator=torch.Generator().manual_seed(0))
+    slots = SliceSlots(spec, inputs)
+    return layer(inputs, slots.begin(0, 3), slots)
 
 
 def _rows(stored: dict[str, torch.Tensor], is_fused: bool) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -21,16 +21,20 @@ from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.loading import draft_head
+from specgen.loading.decoder_families import decoder_spec
+from specgen.loading.decoder_weights import dense_linear
 from specgen.models import build_decoder, cached_model
 from specgen.models import draft_head as draft_head_model
+from specgen.models.build_decoder import build_layer
 from specgen.models.cuda import recorded
-from specgen.models.decoder import Decoder
+from specgen.models.decoder import Decoder, Norm
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.static import inputs
 from specgen.models.static.inputs import ROWS
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass
 from specgen.models.static.segments import SegmentedPass
+from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
 from tests.decoders import decoder_of
 from tests.draft_heads import SHAPES, open_draft, tiny_draft
 from tests.fakes import assert_close, ids_of, oracle, run_events, sampler
@@ -295,18 +299,21 @@ def fake_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceCopies]:
 
 def fake_decoder(kind: str, num_layers: tuple[int, ...]) -> Decoder:
     """A decoder whose segments are on `cpu:0`, `cpu:1` and so on."""
-    decoder = decoder_of(deep_model(kind))
+    spec = decoder_spec(deep_model(kind).config.to_dict())
+    shapes = tensor_shapes(spec)
     last = f"cpu:{len(num_layers) - 1}"
     places = [f"cpu:{index}" for index, number in enumerate(num_layers) for _ in range(number)]
-    parts: list[tuple[torch.nn.Module, str]] = [*zip(decoder.layers, places, strict=True)]
-    for module, place in (*parts, (decoder.norm, last), (decoder.head, last)):
-        for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None:
-                    moved = torch.zeros(parameter.shape, dtype=parameter.dtype, device=place)
-                    part._parameters[name] = torch.nn.Parameter(moved, requires_grad=False)
-    embedding = torch.zeros(decoder.embedding.shape, dtype=decoder.embedding.dtype, device="cpu:0")
-    decoder.embedding = torch.nn.Parameter(embedding, requires_grad=False)
+
+    def zeros(*names: str, device: str) -> torch.Tensor:
+        return torch.zeros(sum(shapes[name][0] for name in names), *shapes[names[0]][1:], device=device)
+
+    layers = [
+        build_layer(spec, index, partial(zeros, device=place), dense_linear, torch.float32)
+        for index, place in enumerate(places)
+    ]
+    head = dense_linear(zeros(EMBEDDING if spec.is_tied else HEAD, device=last), None)
+    norm = Norm(zeros(NORM, device=last), spec)
+    decoder = Decoder(spec, zeros(EMBEDDING, device="cpu:0"), layers, norm, head)
     decoder.split(num_layers)
     return decoder
 
