@@ -60,7 +60,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON and bad UTF-8 alike
-        raise corrupt(path, f"not valid JSON: {error}") from error
+        what = describe_content(data[:64])
+        raise corrupt(path, f"not JSON but {what}" if what else f"not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise corrupt(path, "not a JSON object")
     return value

@@ -6,7 +6,6 @@ read as plain JSON first.
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
+from specgen.loading.architecture_check import generating_type, refuse_other_heads, text_config
 from specgen.loading.config_reader import MAX_INTEGER, UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.resolved_model import ModelConfig
@@ -30,6 +30,15 @@ _WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
+_OTHER_FORMATS = {
+    "adapter_config.json": "this is an adapter (LoRA): merge it into its base model first",
+    "model_index.json": "these are the files of a model that draws images",
+    "params.json": "params.json is of Mistral's or Meta's own format: use the version of the model with a config.json",
+    "*.onnx": "{} is of ONNX, which specgen does not read: use the original model",
+    "onnx/*.onnx": "{} is of ONNX, which specgen does not read: use the original model",
+    "*.mlmodelc": "{} is of Core ML, which specgen does not read: use the original model",
+}
+"""What files of other formats say about a folder without a model, by pattern."""
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -48,8 +57,9 @@ def check_folder(folder: Path) -> ModelConfig:
     refuse_kernels(config, folder)
     _refuse_mlx(config, folder)
     check_sizes(config, folder)
+    refuse_other_heads(config, folder)
     decoder, unsupported = _decoder(config)
-    model_type = config["model_type"] if decoder is not None else _model_type(config, folder)
+    model_type = config["model_type"] if decoder is not None else generating_type(config, folder)
     names = tuple(weight_files(folder, config))
     files = [check_safetensors(folder / name) for name in names]
     dtypes: Counter[str] = sum((Counter(file.dtypes) for file in files), Counter())
@@ -58,7 +68,7 @@ def check_folder(folder: Path) -> ModelConfig:
     return ModelConfig(
         model_type=model_type,
         vocab_rows=_number(config, ("vocab_size",)),
-        max_positions=scaled_window(_text_config(config), _number(config, _WINDOW_KEYS)),
+        max_positions=scaled_window(text_config(config), _number(config, _WINDOW_KEYS)),
         quant_method=_quant_method(config),
         dtype=_TORCH_NAMES.get(stored, stored.lower()),
         num_parameters=dtypes.total(),
@@ -98,7 +108,7 @@ def check_sizes(config: dict[str, Any], folder: Path) -> None:
     Raises:
         ModelFileError: A size is not a positive number, or far too large.
     """
-    for sizes in (config, _text_config(config)):
+    for sizes in (config, text_config(config)):
         for key in _SIZE_KEYS:
             value = sizes.get(key)
             # Gemma 3n has a width per layer.
@@ -119,14 +129,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the text part of a config for vision and text, else the config."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, dict) else config
-
-
 def _number(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    for source in (_text_config(config), config):
+    for source in (text_config(config), config):
         for key in keys:
             if type(value := source.get(key)) is int and value > 0:
                 return int(value)
@@ -134,7 +138,7 @@ def _number(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
 
 
 def _quant_method(config: dict[str, Any]) -> str | None:
-    for source in (config, _text_config(config)):
+    for source in (config, text_config(config)):
         found = source.get("quantization_config")
         if isinstance(found, dict):
             return str(found.get("quant_method") or "unknown")
@@ -185,51 +189,6 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _model_type(config: dict[str, Any], folder: Path) -> str:
-    causal: Any = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    known: Any = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise ModelFileError(f"{folder / 'config.json'} has no model_type", "use the folder of a language model")
-    if model_type in causal:
-        return model_type
-    if model_type in known:
-        raise _unsuitable(folder, model_type, config)
-    if "auto_map" in config:
-        raise ModelFileError(
-            f"{folder} contains its own code for {model_type!r}; code from a model is never run",
-            "choose a model that transformers supports without extra code",
-        )
-    raise ModelFileError(
-        f"{folder}: the installed transformers does not support the model type {model_type!r}",
-        "upgrade transformers, or choose another model",
-    )
-
-
-def _unsuitable(folder: Path, model_type: str, config: dict[str, Any]) -> ModelFileError:
-    """Returns the error for a model that transformers knows, but not as one for text only."""
-    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
-    kinds = {
-        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "for images and text",
-        "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": "for speech",
-        "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "for text and other media",
-        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "of an encoder and a decoder",
-    }
-    kind = next((words for name, words in kinds.items() if model_type in getattr(auto, name, ())), None)
-    inner = _text_config(config).get("model_type")
-    if kind is None and inner in (None, model_type):
-        return ModelFileError(
-            f"{folder} has the model type {model_type}, which does not generate text", "use a model that generates text"
-        )
-    inside = "" if inner in (None, model_type) else f"; the text model inside has the type {inner}"
-    message = f"{folder} has the model type {model_type}, {kind or 'for text and other media'}, which is not supported"
-    is_alone = inner in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return ModelFileError(
-        f"{message}{inside}", f"use a model for text only{f', with the model type {inner}' if is_alone else ''}"
-    )
-
-
 def weight_files(folder: Path, config: dict[str, Any]) -> list[str]:
     """Returns the names of a model's safetensors files.
 
@@ -271,8 +230,9 @@ def _shards(folder: Path, index: str) -> list[str]:
 
 def _what_else(folder: Path) -> str:
     """Returns a hint based on what else is in a folder."""
-    if (folder / "adapter_config.json").exists():
-        return "this is an adapter (LoRA): merge it into its base model first"
+    for name, what in _OTHER_FORMATS.items():
+        if found := sorted(folder.glob(name)):
+            return what.format(found[0].name)
     if found := sorted(folder.glob("*.gguf")):
         return f"it contains a GGUF file: use {found[0]}"
     if found := sorted(folder.glob("*/config.json")):

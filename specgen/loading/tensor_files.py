@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from torch import Tensor
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import corrupt
 from specgen.loading.left_over import misplaced
+from specgen.models.tensor_names import EMBEDDING, HEAD
 from specgen.models.weight_memory import joined, mapped_tensor
 
 MAX_NAMED = 3
 """Tensors named in an error; of more the number is given."""
 
+T = TypeVar("T")
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -43,6 +46,16 @@ class TensorFiles:
                 self.shapes[name] = tuple(entry["shape"])
                 self._types[name] = entry["dtype"]
                 self._places[name] = path, 8 + length + entry["data_offsets"][0]
+        if EMBEDDING.removeprefix("model.") in self.shapes:
+            self._add_prefix()
+
+    def _add_prefix(self) -> None:
+        """Renames the tensors of a model that was saved without its head, as models of embeddings are."""
+
+        def renamed(values: dict[str, T]) -> dict[str, T]:
+            return {name if name == HEAD else f"model.{name}": value for name, value in values.items()}
+
+        self.shapes, self._types, self._places = renamed(self.shapes), renamed(self._types), renamed(self._places)
 
     def read(self, *names: str, device: torch.device | str = "cpu") -> Tensor:
         """Returns tensors in the type they are stored in, joined along their first dimension.
@@ -89,8 +102,9 @@ class TensorFiles:
         unexpected = misplaced(left_over, expected)
         typed = [f"{name} ({kind})" for name, kind in self._types.items() if name in expected and kind not in _TYPES]
         other = [name for name, shape in expected.items() if name in self.shapes and self.shapes[name] != shape]
+        headless = "the model was saved without its head, as classifiers are: use one that generates text"
         for names, what, hint in (
-            (missing, "missing {}", "download it again"),
+            (missing, "missing {}", headless if missing == {HEAD} else "download it again"),
             (other, "{} with a wrong shape", "config and weights don't belong together"),
             (unexpected, "{} that the config does not name", "config and weights don't belong together"),
             (typed, "{} of an unsupported type", "use a checkpoint with float weights"),

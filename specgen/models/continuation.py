@@ -1,7 +1,7 @@
-"""Refuses models of transformers whose passes with a cache fail, or differ from passes without one.
+"""Refuses models of transformers whose passes with a cache fail, or whose logits depend on how a text is divided.
 
 A draft is verified in a pass over several tokens after a cache, which `generate` never makes: the code of some
-architectures was not written for it.
+architectures was not written for it. And an encoder, as BERT, reads later tokens, too: it writes no text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from specgen.core.errors import LoadError, first_line, is_out_of_memory, library
 from specgen.models.batch_invariance import is_float32
 from specgen.models.cached_model import CachedModel
 
-NUM_BEFORE, NUM_AFTER = 4, 3
+NUM_BEFORE, NUM_AFTER = 5, 3
 """Tokens in the cache, and tokens of the pass after it."""
 FLOAT32_LIMIT, ROUNDED_LIMIT = 0.01, 0.5
 """Largest difference that rounding explains, as a share of the logits' spread. A router of experts that rounds a tie
@@ -23,7 +23,7 @@ _HINT = "use a model of another architecture"
 
 @torch.inference_mode()
 def refuse_broken_continuation(model: CachedModel, name: str) -> None:
-    """Compares a pass over several tokens after a cache with one pass over the whole text. Empties the cache.
+    """Compares passes over the beginning and the rest of a text with one over all of it. Empties the cache.
 
     Args:
         model: The loaded model; three short passes are made.
@@ -37,10 +37,11 @@ def refuse_broken_continuation(model: CachedModel, name: str) -> None:
     step = max(model.vocab_size // (NUM_BEFORE + NUM_AFTER + 1), 1)
     ids = [(step * (index + 1)) % model.vocab_size for index in range(NUM_BEFORE + NUM_AFTER)]
     try:
-        whole = model.logits(ids, NUM_AFTER).clone()
+        whole = model.logits(ids, NUM_AFTER + 1).clone()
         model.rewind(0)
-        model.feed(ids[:NUM_BEFORE])
-        continued = model.logits(ids, NUM_AFTER).clone()
+        begun = model.logits(ids[:NUM_BEFORE], 1).clone()
+        continued = torch.cat([begun, model.logits(ids, NUM_AFTER)])
+        difference = relative_difference(continued, whole)
     except library_failures() as error:
         if is_out_of_memory(error):
             raise
@@ -48,10 +49,9 @@ def refuse_broken_continuation(model: CachedModel, name: str) -> None:
         raise LoadError(message, f"{_HINT}, or another --quant") from error
     finally:
         model.rewind(0)
-    difference = relative_difference(continued, whole)
     # A difference of NaN does not refuse the model: generation raises NumericalError for it.
     if difference > (FLOAT32_LIMIT if is_float32(model) else ROUNDED_LIMIT):
-        message = f"{name} is not supported: {kind} gives other logits in a pass over several tokens after its cache"
+        message = f"{name} is not supported: {kind} gives other logits if later tokens follow, or after a cache"
         raise LoadError(f"{message} (by {100 * difference:.0f} % of their spread)", _HINT)
 
 

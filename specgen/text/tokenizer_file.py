@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from specgen.core.errors import ModelFileError
-from specgen.core.model_files import read_optional_json, read_text
+from specgen.core.model_files import describe_content, open_regular, read_optional_json, read_text
 from specgen.text.mistral_split import mend_split
 from specgen.text.template_sandbox import render_template
 
@@ -110,8 +110,11 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
         # The bindings raise a bare Exception for any file they can't read.
         if type(error) is not Exception:
             raise
+        with open_regular(path) as file:
+            what = describe_content(file.read(64))
+        why = f"it is {what}" if what else str(error)
         raise ModelFileError(
-            f"invalid tokenizer {path}: {error}", "the file is damaged: download the model again"
+            f"invalid tokenizer {path}: {why}", "the file is damaged: download the model again"
         ) from error
     config = read_optional_json(folder / "tokenizer_config.json")
     special_map = read_optional_json(folder / "special_tokens_map.json")

@@ -312,6 +312,62 @@ def test_a_model_for_more_than_text_is_called_so(
     assert "token by token" not in error.message
 
 
+@pytest.mark.fault("F130")
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ({"model_type": "whisper"}, "for speech"),
+        ({"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}, "for speech"),
+        ({"model_type": "bart", "is_encoder_decoder": True}, "an encoder and a decoder"),
+        ({"model_type": "marian", "architectures": ["MarianMTModel"]}, "an encoder and a decoder"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
+        ({"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]}, "RobertaForSequence"),
+        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequence"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "Qwen2ForRewardModel"),
+    ],
+)
+def test_a_model_with_another_head_is_called_so(folder: Path, config: dict[str, Any], part: str) -> None:
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**found, "architectures": None, **config}))
+
+    error = fails(ModelFileError, lambda: check_folder(folder), part)
+
+    assert "download" not in f"{error.hint}"
+
+
+@pytest.mark.fault("F130")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bart", "architectures": ["BartForCausalLM"], "is_encoder_decoder": False},
+        {"model_type": "bert", "architectures": ["BertForMaskedLM"], "is_decoder": True},
+        {"model_type": "gpt2", "architectures": ["GPT2Model"]},
+        {"model_type": "llama", "architectures": "LlamaForSequenceClassification"},
+    ],
+)
+def test_a_causal_model_is_accepted_whatever_its_config_names(folder: Path, config: dict[str, Any]) -> None:
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**found, **config}))
+
+    assert check_folder(folder).model_type == config["model_type"]
+
+
+@pytest.mark.fault("F130")
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("model_index.json", "images"),
+        ("params.json", "Mistral"),
+        ("model.onnx", "ONNX"),
+        ("adapter_config.json", "LoRA"),
+    ],
+)
+def test_a_folder_of_another_format_is_called_so(tmp_path: Path, name: str, part: str) -> None:
+    (tmp_path / name).write_text("{}")
+
+    fails(ModelFileError, lambda: check_folder(tmp_path), part)
+
+
 @pytest.mark.fault("F142")
 @pytest.mark.parametrize(
     ("config", "window"),

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from specgen.core.errors import ModelFileError
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading.left_over import misplaced
 from specgen.loading.weights import load_weights
 from tests.fakes import assert_close
-from tests.loading.builders import VOCAB, edit_weights, make_folder, make_model, resolved
+from tests.loading.builders import VOCAB, edit_weights, fails, make_folder, make_model, resolved
 
 EXPECTED = [
     "model.embed_tokens.weight",
@@ -52,3 +53,31 @@ def test_a_value_head_is_left_out_with_a_notice(tmp_path: Path, backend: str) ->
 
     assert any(all(name in notice for name in names) for notice in loaded.notices)
     assert_close(loaded.model.logits([5, 6], 1), make_model()(torch.tensor([[5, 6]])).logits[0, -1:].detach())
+
+
+def without_prefix(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+
+@pytest.mark.fault("F144")
+@pytest.mark.parametrize("backend", ["torch", "transformers"])
+def test_a_model_that_was_saved_without_its_tied_head_runs(tmp_path: Path, backend: str) -> None:
+    folder = make_folder(tmp_path, tie_word_embeddings=True)
+    edit_weights(folder, without_prefix)
+    settings = ModelSettings("m", dtype="float32", quant="none", backend=BackendSettings(backend))  # type: ignore[arg-type]
+
+    loaded = load_weights(resolved(folder, settings), VOCAB)
+
+    expected = make_model(tie_word_embeddings=True)(torch.tensor([[5, 6]])).logits[0, -1:].detach()
+    assert_close(loaded.model.logits([5, 6], 1), expected)
+
+
+@pytest.mark.fault("F130")
+def test_a_model_that_was_saved_without_a_head_of_its_own_is_called_so(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    edit_weights(folder, lambda tensors: tensors.update({"score.weight": tensors.pop("lm_head.weight")}))
+    edit_weights(folder, without_prefix)
+    settings = ModelSettings("m", dtype="float32", quant="none")
+
+    fails(ModelFileError, lambda: load_weights(resolved(folder, settings), VOCAB), "lm_head", "without its head")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from specgen.core.errors import LoadError
 from specgen.core.settings import ModelSettings
@@ -69,6 +70,19 @@ def test_code_that_can_not_continue_from_a_cache_is_refused(change: Any) -> None
 
     assert caught.value.exit_code == 3
     assert "LlamaForCausalLM" in caught.value.message
+
+
+@pytest.mark.fault("F130")
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Electra"])
+def test_an_encoder_that_reads_later_tokens_is_refused(kind: str) -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, num_attention_heads=4, initializer_range=0.3, pad_token_id=0
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+
+    with pytest.raises(LoadError):
+        refuse_broken_continuation(TransformersModel(model, 96), "encoder")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
