@@ -27,8 +27,12 @@ GGUF_BOTH = Speculation("/m/d.gguf", True, 5)
 
 VLLM_METRICS = "--per-request-spec-decode-metrics detailed --enable-per-request-metrics"
 EXPECTED = [
-    ("vllm", LaunchRequest("acme/big", None), "vllm serve acme/big"),
-    ("vllm", LaunchRequest("acme/big", None, Placement(port=8001)), "vllm serve acme/big --port 8001"),
+    ("vllm", LaunchRequest("acme/big", None), "vllm serve acme/big --enable-per-request-metrics"),
+    (
+        "vllm",
+        LaunchRequest("acme/big", None, Placement(port=8001)),
+        "vllm serve acme/big --port 8001 --enable-per-request-metrics",
+    ),
     (
         "vllm",
         LaunchRequest("acme/big", MODEL, Placement(8)),

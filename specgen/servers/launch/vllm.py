@@ -47,8 +47,10 @@ def vllm_command(request: LaunchRequest) -> LaunchCommand:
     if speculation is not None:
         refuse_other_vocabulary("vLLM", speculation)
         words += ["--speculative-config", json.dumps(_config(speculation), separators=(",", ":"))]
-        # Without speculation the server refuses the first of the two.
-        words += ["--per-request-spec-decode-metrics", "detailed", "--enable-per-request-metrics"]
+        # Without speculation the server refuses it.
+        words += ["--per-request-spec-decode-metrics", "detailed"]
+    # Its own decoding time; a baseline needs it, too, because both servers are timed by the same clock.
+    words.append("--enable-per-request-metrics")
     remarks += draft_remarks("vLLM", speculation)
     remarks += quant_remarks(request, "AWQ, GPTQ, FP8 or compressed-tensors", QUANT_REMARKS)
     return LaunchCommand(tuple(words), tuple(remarks))
