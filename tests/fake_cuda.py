@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from tests.models.static.recorder import EagerMode, tensors_in
 
 FAKE = torch.device("cuda:0")
 HOST = torch.device("cpu")
@@ -66,6 +66,8 @@ class FakeCuda(TorchFunctionMode):
             self.pageable.append(f"{_caller()}: {tuple(origin.shape)}")
 
     def _is_in(self, storages: dict[int, StorageWeakRef], tensor: Tensor) -> bool:
+        if not storages:
+            return False
         found = storages.get(tensor.untyped_storage()._cdata)
         return found is not None and not found.expired()
 
@@ -129,7 +131,7 @@ class FakeCuda(TorchFunctionMode):
         return tensor
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(EagerMode):
     """Checks each operation's devices, and gives its results one."""
 
     def __init__(self, owner: FakeCuda) -> None:
@@ -140,10 +142,11 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
             owner = self._owner
-            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            devices = {owner.device_of(tensor) for tensor in inputs if tensor.ndim or tensor.numel() != 1}
-            is_mixed = len(devices) > 1
-            device = FAKE if FAKE in {owner.device_of(tensor) for tensor in inputs} else HOST if inputs else None
+            inputs = tensors_in((args, kwargs))
+            places = [owner.device_of(tensor) for tensor in inputs]
+            pairs = zip(inputs, places, strict=True)
+            is_mixed = len({place for tensor, place in pairs if tensor.ndim or tensor.numel() != 1}) > 1
+            device = FAKE if FAKE in places else HOST if inputs else None
             if func in COPIES:
                 device = owner.device_of(inputs[0])
                 if func is aten.copy_.default:
@@ -151,18 +154,18 @@ class _Operations(TorchDispatchMode):
             elif func in INDEXED and owner.device_of(args[0]) == FAKE:
                 if is_mixed:
                     owner.pageable.append(f"{_caller()}: indices")
-                if any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1])):
+                if any(tensor.dtype == torch.bool for tensor in tensors_in(args[1])):
                     owner.note_read("mask")
             elif is_mixed:
                 found = [(tuple(tensor.shape), owner.device_of(tensor)) for tensor in inputs]
                 raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {found}")
             if func in READS and device == FAKE:
                 owner.note_read(str(func))
-            known = {tensor.untyped_storage()._cdata for tensor in inputs}
             result = func(*args, **kwargs)
             if (device or owner.made_on) == FAKE:
-                for tensor in tree_leaves(result):
-                    if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
+                known = {tensor.untyped_storage()._cdata for tensor in inputs}
+                for tensor in tensors_in(result):
+                    if tensor.untyped_storage()._cdata not in known:
                         owner.tag(tensor, FAKE)
             return result
 

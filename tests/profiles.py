@@ -1,18 +1,38 @@
-"""Sets how many examples hypothesis makes: `SPECGEN_HYPOTHESIS=nightly` makes eighty times as many as usual."""
+"""Sets how much the tests try, by the variable `SPECGEN_HYPOTHESIS`.
+
+`daily` is the default. `deep` tries three times as many examples, and all combinations of tests that repeat the same
+code with other values; `.ci/run` uses it. `nightly` makes eighty times as many examples as `deep`. In each of them
+every test has the same promise and the same oracle.
+"""
 
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, database=None)
+Value = TypeVar("Value")
+PROFILE = os.environ.get("SPECGEN_HYPOTHESIS", "daily")
+
+settings.register_profile("daily", derandomize=True, deadline=None, max_examples=20, database=None)
+settings.register_profile("deep", derandomize=True, deadline=None, max_examples=60, database=None)
 settings.register_profile(
     "nightly", deadline=None, max_examples=5000, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile(os.environ.get("SPECGEN_HYPOTHESIS", "ci"))
+settings.load_profile(PROFILE)
 
 
 def share_of_profile(share: float) -> int:
     """Returns a share of the profile's number of examples, for slow tests."""
-    return max(1, round(share * settings().max_examples))
+    return max(2, round(share * settings().max_examples))
+
+
+def by_profile(daily: Value, deep: Value) -> Value:
+    """Returns the first value in the profile `daily`, else the second."""
+    return daily if PROFILE == "daily" else deep
+
+
+def num_examples(deep: int) -> int:
+    """Returns a test's own number of examples, of which `daily` makes a third."""
+    return by_profile(max(2, deep // 3), deep)

@@ -16,6 +16,7 @@ from specgen.core.errors import ModelFileError
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.gguf.reader import GGML_TYPES
 from tests.loading.builders import array, fails, gguf, make_gguf, pair, tensor, text
+from tests.profiles import num_examples
 
 ARCHITECTURE = pair("general.architecture", 8, text("llama"))
 WHOLE = gguf([ARCHITECTURE], [tensor("a", [32, 2])], data=bytes(256))
@@ -200,7 +201,7 @@ def test_many_strings_are_counted_before_they_are_read(tmp_path: Path) -> None:
     fails(ModelFileError, lambda: scan_gguf(path), "67108864")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=num_examples(200), deadline=None, derandomize=True, database=None)
 @given(data=st.binary(max_size=400))
 def test_any_bytes_give_a_header_or_an_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = written(tmp_path_factory.getbasetemp(), b"GGUF\3\0\0\0" + data)
@@ -209,7 +210,7 @@ def test_any_bytes_give_a_header_or_an_error(tmp_path_factory: pytest.TempPathFa
         scan_gguf(path)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=num_examples(300), deadline=None, derandomize=True, database=None)
 @given(position=st.integers(0, len(WHOLE) - 1), change=st.binary(min_size=1, max_size=9))
 def test_any_change_of_a_file_gives_a_header_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, position: int, change: bytes

@@ -194,7 +194,8 @@ def test_a_text_around_the_switch_of_longrope_is_generate_s(
     monkeypatch.setattr("specgen.models.cached_model.PREFILL_CHUNK", 16)
     model = longrope_model(kind)
     prompt = torch.randint(3, 96, (num_prompt,), generator=torch.Generator().manual_seed(5)).tolist()
-    expected = generated_ids(model, prompt, 40)
+    # From any of the prompts, 24 tokens lead past the switch.
+    expected = generated_ids(model, prompt, 24)
 
     draft = TransformersModel(tiny_model(), 96)
 

@@ -13,6 +13,7 @@ from specgen.core.events import TextEvent
 from specgen.render.live import LiveView
 from specgen.render.sanitize import sanitize
 from specgen.render.views import InlineView, PlainView, StepsView, TextView
+from tests.profiles import by_profile, num_examples
 from tests.render.screens import (
     ACCEPTED,
     CORRECTION,
@@ -81,7 +82,7 @@ def _check_inert(view_type: type, events: list[TextEvent]) -> None:
 @pytest.mark.parametrize("view_type", VIEWS)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_split_over_tokens_and_states_has_no_effect(view_type: type, attack: str) -> None:
-    step = max(len(attack) // 12, 1)
+    step = max(len(attack) // by_profile(5, 12), 1)
     for at in range(0, len(attack) + 1, step):
         left, right = attack[:at], attack[at:]
         for states in ((ACCEPTED, CORRECTION), (ACCEPTED, REJECTED), (REJECTED, CORRECTION)):
@@ -104,7 +105,7 @@ def test_random_hostile_text_is_inert(view_type: type) -> None:
     hostile = st.text(st.sampled_from("\x1b\x9b\x9d\x07[]0;2JH?mc\\\u202e\r\x08 a"), max_size=6)
 
     @given(generations(hostile))
-    @settings(max_examples=40)
+    @settings(max_examples=num_examples(40))
     def check(events: list[TextEvent]) -> None:
         _check_inert(view_type, events)
 

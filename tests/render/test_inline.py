@@ -13,6 +13,7 @@ from specgen.render.sanitize import sanitize
 from specgen.render.terminal import make_console
 from specgen.render.theme import ROLES, TARGET_ROLES
 from specgen.render.views import InlineView
+from tests.profiles import num_examples
 from tests.render.screens import (
     ACCEPTED,
     CORRECTION,
@@ -90,7 +91,7 @@ def test_an_ascii_terminal_gets_ascii_symbols() -> None:
 
 
 @given(generations(UNMARKED_TEXT))
-@settings(max_examples=100)
+@settings(max_examples=num_examples(100))
 def test_without_marks_the_marked_text_is_the_answer(events: list[TextEvent]) -> None:
     text = answer(events)
     assume(not re.search(r"\{\+|\+\}|\[-|-\]", text))  # two tokens may make a mark together
@@ -102,7 +103,7 @@ def test_without_marks_the_marked_text_is_the_answer(events: list[TextEvent]) ->
 
 
 @given(generations(st.text("ab cd\n", max_size=5)), st.sampled_from([20, 40, 80]))
-@settings(max_examples=60)
+@settings(max_examples=num_examples(60))
 def test_styled_text_without_rejected_tokens_is_the_answer(events: list[TextEvent], columns: int) -> None:
     shown = _shown(events)
 
@@ -112,7 +113,7 @@ def test_styled_text_without_rejected_tokens_is_the_answer(events: list[TextEven
 
 
 @given(generations(st.text("ab\n", max_size=5)))
-@settings(max_examples=30)
+@settings(max_examples=num_examples(30))
 def test_the_only_controls_are_styles_and_the_cursor(events: list[TextEvent]) -> None:
     rest = re.sub(r"\x1b\[[0-9;]*m|\x1b\[\?25h", "", _shown(events))
 

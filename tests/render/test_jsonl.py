@@ -22,6 +22,7 @@ from specgen.render.jsonl import (
     start_document,
 )
 from specgen.render.views import NdjsonView
+from tests.profiles import num_examples
 from tests.render.runs import counts, info, report
 from tests.render.screens import EXAMPLE, answer, final, generations, show_all
 
@@ -173,7 +174,7 @@ def test_an_error_carries_the_exit_code() -> None:
 
 
 @given(generations(ANY_TEXT))
-@settings(max_examples=60)
+@settings(max_examples=num_examples(60))
 def test_texts_of_the_events_concatenate_to_the_text_of_the_result(events: list[TextEvent]) -> None:
     stream = io.BytesIO()
     view = NdjsonView(stream)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from specgen.core.events import Notice, Prefill, TextEvent
 from specgen.render.live import LiveView
 from specgen.render.sanitize import sanitize
+from tests.profiles import num_examples
 from tests.render.screens import (
     ACCEPTED,
     BONUS,
@@ -52,7 +53,7 @@ def _streamed(events: list[TextEvent]) -> str:
 @pytest.mark.parametrize("kind", TEXTS)
 def test_scrollback_equals_plain_streaming(kind: str, columns: int) -> None:
     @given(generations(TEXTS[kind], max_rounds=40))
-    @settings(max_examples=40)
+    @settings(max_examples=num_examples(40))
     def check(events: list[TextEvent]) -> None:
         screen = render_screen(_shown(events, columns), columns)
         plain = render_screen(_streamed(events), columns)
@@ -63,7 +64,7 @@ def test_scrollback_equals_plain_streaming(kind: str, columns: int) -> None:
 
 
 @given(generations(st.one_of(*TEXTS.values())), st.integers(1, 25))
-@settings(max_examples=40)
+@settings(max_examples=num_examples(40))
 @pytest.mark.fault("F74")
 def test_text_is_whole_at_any_width(events: list[TextEvent], columns: int) -> None:
     screen = render_screen(_shown(events, columns), columns)
@@ -72,7 +73,7 @@ def test_text_is_whole_at_any_width(events: list[TextEvent], columns: int) -> No
 
 
 @given(generations(st.text("abc ", min_size=1, max_size=5), max_rounds=60))
-@settings(max_examples=15)
+@settings(max_examples=num_examples(15))
 def test_every_moment_shows_the_text_so_far(events: list[TextEvent]) -> None:
     console = terminal_console(columns=20)
     view = LiveView(console, sanitize)

@@ -11,6 +11,7 @@ from specgen.core.events import FinalText, Finish, TextEvent
 from specgen.render.sanitize import sanitize
 from specgen.render.terminal import make_console
 from specgen.render.views import StepsView
+from tests.profiles import num_examples
 from tests.render.screens import (
     ACCEPTED,
     BONUS,
@@ -73,7 +74,7 @@ def test_the_last_line_has_the_reason_and_the_remaining_text() -> None:
 
 
 @given(generations(st.text("ab \n\r\x1b\u2028é", max_size=5)))
-@settings(max_examples=40)
+@settings(max_examples=num_examples(40))
 def test_there_are_as_many_lines_as_rounds_and_one_for_the_end(events: list[TextEvent]) -> None:
     assert len(_lines(*events)) == len(events)
 

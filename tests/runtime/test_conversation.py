@@ -30,6 +30,7 @@ from tests.cli.chat.scenes import (
     reply,
     wordy_folder,
 )
+from tests.profiles import num_examples
 from tests.toys import ANSWER, save_toy, toy_tokenizer
 
 
@@ -68,7 +69,7 @@ def test_caches_stay_consistent_after_incomplete_characters(noisy_toy: Path, oth
     play(converse(open_toy(noisy_toy, draft=other_toy if drafter == "model" else None)), SCRIPT)
 
 
-@settings(max_examples=6)
+@settings(max_examples=num_examples(6))
 @given(steps=st.lists(st.sampled_from(["say", "undo", "retry", "edit", "system"]), min_size=2, max_size=8))
 def test_caches_stay_consistent_after_any_order_of_commands(toy_conversation: Conversation, steps: list[str]) -> None:
     toy_conversation.messages = ()

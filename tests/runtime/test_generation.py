@@ -21,6 +21,7 @@ from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Reque
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
+from tests.profiles import num_examples
 from tests.toys import ANSWER, END, random_toy, save_toy, token_id, toy_tokenizer
 
 GREEDY = SamplingSettings()
@@ -255,7 +256,7 @@ def test_no_notice_of_a_window_that_is_not_exceeded(opened: Opener) -> None:
 # M1, M2, M7
 
 
-@settings(max_examples=12)
+@settings(max_examples=num_examples(12))
 @given(
     words=st.lists(st.sampled_from(["The", " quick", " brown", "é", "日", "\n", "a"]), min_size=1, max_size=8),
     num_draft_tokens=st.integers(1, 8),

@@ -22,6 +22,7 @@ from specgen.core.errors import (
 from specgen.servers.http import HttpOptions
 from specgen.servers.server import Server, open_server
 from specgen.servers.values import Address, ChatRequest, Delta
+from tests.profiles import num_examples
 from tests.servers.fake import (
     LLAMA_PAGES,
     LLAMA_STREAM,
@@ -81,7 +82,7 @@ def test_a_recorded_stream_of_vllm_gives_every_round() -> None:
     assert text_of(found) == "One two three four, one two three four, one two three four"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=num_examples(25), deadline=None)
 @given(size=st.integers(1, 40))
 def test_bytes_may_be_split_anywhere(size: int) -> None:
     data = b": ping\n\n" + as_events(chunk("Ä€"), chunk("𝄞", "stop")).parts[0] + b":\r\n\r\n"

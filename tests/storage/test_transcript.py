@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specgen.storage.transcript import ChatMessage, SavedModel, Transcript, TranscriptError, from_json, to_json
+from tests.profiles import num_examples
 
 ANY_TEXT = st.text(st.characters(), max_size=30)  # lone surrogates, too
 SCALARS = st.dictionaries(
@@ -70,7 +71,7 @@ def test_a_session_of_version_0_1_0_loads() -> None:
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=num_examples(200))
 @given(data=st.data())
 @pytest.mark.fault("F64")
 def test_any_damage_is_a_transcript_error_or_harmless(data: st.DataObject) -> None:

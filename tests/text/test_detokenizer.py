@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from specgen.core.events import FinalText, Finish, Notice, Prefill, Round, RoundText, TextEvent, TokenState
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.stop_strings import StopBuffer, StopStrings, with_text
+from tests.profiles import num_examples
 from tests.toys import token_id, toy_tokenizer
 
 TOY: Tokenizer = toy_tokenizer().backend_tokenizer
@@ -41,7 +42,7 @@ def decoded(ids: Sequence[int], tokenizer: Tokenizer = TOY) -> str:
 
 
 @given(st.lists(st.integers(0, NUM_TOY - 1), max_size=40))
-@settings(max_examples=400)
+@settings(max_examples=num_examples(400))
 def test_the_pieces_of_any_ids_join_to_their_text(ids: list[int]) -> None:
     assert "".join(stream(Detokenizer(TOY), ids)) == decoded(ids)
 
@@ -400,7 +401,7 @@ def rounds_of_a_text(draw: st.DrawFn) -> tuple[list[int], list[Round]]:
 
 
 @given(rounds_of_a_text())
-@settings(max_examples=200)
+@settings(max_examples=num_examples(200))
 def test_kept_pieces_and_the_final_text_join_to_the_answer(text: tuple[list[int], list[Round]]) -> None:
     ids, rounds = text
 

@@ -19,6 +19,7 @@ from specgen.engine.enumeration import TableModel
 from specgen.text.token_table import TokenTable
 from specgen.text.translation import Translation, shared_ids
 from tests.fakes import ids_of, run_events, sampler
+from tests.profiles import num_examples
 from tests.toys import toy_tokenizer
 
 LETTERS = " abcé日\n"
@@ -80,7 +81,7 @@ def is_reading(found: bytes, text: bytes) -> bool:
 
 
 @given(tokenizer=tokenizers, text=texts)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60), deadline=None)
 def test_a_table_has_the_bytes_that_the_decoder_writes(tokenizer: Any, text: str) -> None:
     table = TokenTable(tokenizer)
     ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
@@ -89,7 +90,7 @@ def test_a_table_has_the_bytes_that_the_decoder_writes(tokenizer: Any, text: str
 
 
 @given(target=tokenizers, draft=tokenizers, first=texts, second=texts, data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=num_examples(120), deadline=None)
 def test_a_text_that_grows_and_shrinks_is_read_as_it_is(
     target: Any, draft: Any, first: str, second: str, data: st.DataObject
 ) -> None:
@@ -106,7 +107,7 @@ def test_a_text_that_grows_and_shrinks_is_read_as_it_is(
 
 
 @given(target=tokenizers, draft=tokenizers, before=texts, after=texts)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=num_examples(120), deadline=None)
 def test_what_is_proposed_stays_the_same_whatever_follows(target: Any, draft: Any, before: str, after: str) -> None:
     of_target, of_draft = TokenTable(target), TokenTable(draft)
     translation = Translation(of_target, of_draft)
@@ -126,7 +127,7 @@ def test_what_is_proposed_stays_the_same_whatever_follows(target: Any, draft: An
 
 
 @given(target=tokenizers, draft=tokenizers)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60), deadline=None)
 def test_shared_tokens_mean_the_same_bytes(target: Any, draft: Any) -> None:
     of_target, of_draft = TokenTable(target), TokenTable(draft)
 
@@ -142,7 +143,7 @@ def test_shared_tokens_mean_the_same_bytes(target: Any, draft: Any) -> None:
 
 
 @given(target=tokenizers, draft=tokenizers, prompt=texts, kind=st.sampled_from(["shared", "text"]), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(60), deadline=None)
 def test_greedy_text_is_the_targets_after_rollbacks_at_every_border(
     target: Any, draft: Any, prompt: str, kind: str, data: st.DataObject
 ) -> None:

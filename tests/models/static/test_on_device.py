@@ -27,10 +27,10 @@ from tests.draft_heads import open_draft, tiny_draft
 from tests.fake_cuda import FAKE, FakeCuda, fake_cuda
 from tests.fakes import GREEDY, ids_of, rounds_of, tiny_model
 from tests.models.static.recorder import TraceRecorder
-from tests.models.test_decoder import build
+from tests.models.test_decoder import built
 
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
-NUM_TOKENS = 24
+NUM_TOKENS = 20
 VOCAB_SIZE = 96
 SAMPLED = SamplingSettings(temperature=0.9, seed=5)
 SAMPLINGS = {
@@ -84,8 +84,9 @@ def head_drafter(folder: Path, target: Any, own: Sampler) -> ModelDrafter:
 @pytest.mark.parametrize("make", [static, plain])
 @pytest.mark.parametrize("drafts", ["model", "head", "lookup", "none"])
 def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = build("llama"), tiny_model("llama", 1)
-    folder = tiny_draft("head subset", models[0], "static-llama")
+    # One layer: a second one does the same on the same device, and every operation here costs ten times as much.
+    models = built("llama", num_hidden_layers=1), tiny_model("llama", 1, num_hidden_layers=1)
+    folder = tiny_draft("head subset", models[0], "one-layer-llama")
     with fake_cuda(monkeypatch) as device:
         target, draft = (make(decoder_of(model).to(FAKE)) for model in models)
         drafters: dict[str, Callable[[Sampler], Drafter]] = {
@@ -105,7 +106,7 @@ def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monke
 def test_a_policy_that_reads_confidences_adds_one_read_per_drafted_token(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = build("llama"), tiny_model("llama", 1)
+    models = built("llama"), tiny_model("llama", 1)
     policy = CostAwareLength(CostTable(dict.fromkeys(range(1, 9), 1.0)), DraftCost(0.01))
     with fake_cuda(monkeypatch) as device:
         target, draft = (static(decoder_of(model).to(FAKE)) for model in models)
@@ -121,7 +122,7 @@ def test_a_policy_that_reads_confidences_adds_one_read_per_drafted_token(
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_the_text_is_that_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake device draws the host's random numbers, so this compares everything else."""
-    target, draft = build("llama"), tiny_model("llama", 1)
+    target, draft = built("llama"), tiny_model("llama", 1)
     sampling = SAMPLINGS[name]
     own = Sampler.seeded(sampling, torch.device("cpu"), VOCAB_SIZE)
     expected = ids_of(
@@ -147,7 +148,7 @@ def test_the_text_is_that_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch
 def test_target_and_draft_may_be_on_two_devices(
     name: str, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = build("llama"), tiny_model("llama", 1)
+    models = built("llama"), tiny_model("llama", 1)
     with fake_cuda(monkeypatch) as device:
         target, draft = (plain(decoder_of(model).to(place)) for model, place in zip(models, places, strict=True))
         events, _ = run(target, lambda own: ModelDrafter(draft, VOCAB_SIZE, own), SAMPLINGS[name], device)

@@ -44,6 +44,7 @@ from tests.fakes import GREEDY, assert_close, ids_of, oracle, rounds_of, run_eve
 from tests.models.static.builders import host_reads, static_model, traces_of, whole_model
 from tests.models.static.recorder import TraceRecorder
 from tests.models.test_decoder import FAMILIES, build
+from tests.profiles import num_examples
 
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 NUM_TOKENS = 40
@@ -53,6 +54,12 @@ SAMPLED = SamplingSettings(temperature=0.9, seed=5)
 @cache
 def model_of(kind: str, seed: int = 0) -> Any:
     return build(kind) if seed == 0 else tiny_model("llama", seed)
+
+
+@cache
+def shared_draft() -> StaticModel:
+    """A draft whose passes are recorded in its first text, and replayed in those of other tests."""
+    return static_model(model_of("llama", 1))
 
 
 @cache
@@ -75,7 +82,7 @@ def text(target: StaticModel, drafter: Drafter, num_draft_tokens: int = 4, **opt
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_greedy_text_of_every_family_equals_transformers(kind: str) -> None:
-    target, draft = static_model(model_of(kind)), static_model(model_of("llama", 1))
+    target, draft = static_model(model_of(kind)), shared_draft()
 
     assert tuple(text(target, ModelDrafter(draft, 96, sampler()))) == greedy_text(kind)
     assert tuple(text(target, oracle(greedy_text(kind), len(PROMPT)))) == greedy_text(kind)
@@ -129,7 +136,7 @@ def filled(make: Callable[[Any], StaticModel]) -> StaticModel:
 
 @pytest.mark.parametrize("make", [static_model, whole_model])
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
-@settings(max_examples=15)
+@settings(max_examples=num_examples(15))
 def test_poison_after_the_text_changes_no_logits(
     make: Callable[[Any], StaticModel], steps: list[tuple[int, int]], seed: int
 ) -> None:
@@ -263,7 +270,7 @@ def test_static_models_have_what_the_loop_asks_for() -> None:
 
 @pytest.mark.parametrize("num_drafted", [0, 1, 4, 7, 16])
 @given(st.data())
-@settings(max_examples=10)
+@settings(max_examples=num_examples(10))
 def test_the_verdict_of_the_device_is_that_of_the_logits(num_drafted: int, data: st.DataObject) -> None:
     static, plain = shared_pair()
     num_right = data.draw(st.integers(0, num_drafted))
