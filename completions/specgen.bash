@@ -27,6 +27,7 @@ _specgen() {
     generate:-d|generate:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     generate:-Q|generate:--quant|generate:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     generate:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
+    generate:--tree) _specgen_words "auto off"; return ;;
     generate:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     generate:--format) _specgen_words "auto text json ndjson"; return ;;
     generate:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
@@ -42,6 +43,7 @@ _specgen() {
     chat:--view) _specgen_words "auto inline live text steps off"; return ;;
     chat:-d|chat:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     chat:-Q|chat:--quant|chat:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
+    chat:--tree) _specgen_words "auto off"; return ;;
     chat:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     chat:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     chat:-k|chat:--draft-tokens|chat:--num-draft-tokens) _specgen_words "auto"; return ;;
@@ -54,6 +56,7 @@ _specgen() {
     verify:--device|verify:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
     verify:-d|verify:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     verify:-Q|verify:--quant|verify:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
+    verify:--tree) _specgen_words "auto off"; return ;;
     verify:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     verify:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     verify:-k|verify:--draft-tokens|verify:--num-draft-tokens) _specgen_words "auto"; return ;;
@@ -102,6 +105,7 @@ _specgen() {
     batch:-d|batch:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
     batch:-Q|batch:--quant|batch:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     batch:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
+    batch:--tree) _specgen_words "auto off"; return ;;
     batch:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     batch:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
     batch:-k|batch:--draft-tokens|batch:--num-draft-tokens) _specgen_words "auto"; return ;;
@@ -115,14 +119,14 @@ _specgen() {
   esac
   if [[ $cur == -* ]]; then
     case $command in
-    generate) _specgen_words "-p --prompt -f --file --stdin --no-stdin -s --system --system-file --chat-template --chat-template-kwargs --server --baseline-server --api-key-env --insecure-key --timeout -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --baseline --strict -n --max-new-tokens --max-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --format --json -o --output --show-special-tokens --stats --no-stats -q --quiet -v --verbose -h --help" ;;
-    chat) _specgen_words "--resume --save --no-save --history --no-history --server --baseline-server --api-key-env --insecure-key --timeout -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --calibrate --no-calibrate --strict -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --show-special-tokens --stats --no-stats -q --quiet -v --verbose -h --help" ;;
-    verify) _specgen_words "-p --prompt --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --against -k --draft-tokens --num-draft-tokens -n --max-new-tokens --json --color -q --quiet -v --verbose -h --help" ;;
+    generate) _specgen_words "-p --prompt -f --file --stdin --no-stdin -s --system --system-file --chat-template --chat-template-kwargs --server --baseline-server --api-key-env --insecure-key --timeout -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --tree --lookup-file --baseline --strict -n --max-new-tokens --max-tokens --stop --ignore-eos --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --format --json -o --output --show-special-tokens --stats --no-stats -q --quiet -v --verbose -h --help" ;;
+    chat) _specgen_words "--resume --save --no-save --history --no-history --server --baseline-server --api-key-env --insecure-key --timeout -s --system --system-file --chat-template --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --tree --lookup-file --calibrate --no-calibrate --strict -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --view --color --sanitize --show-special-tokens --stats --no-stats -q --quiet -v --verbose -h --help" ;;
+    verify) _specgen_words "-p --prompt --chat-template-kwargs -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --against -k --draft-tokens --num-draft-tokens --tree -n --max-new-tokens --json --color -q --quiet -v --verbose -h --help" ;;
     bench) _specgen_words "-t -m --target --model --server --baseline-server --concurrency --api-key-env --insecure-key --timeout -d --draft -k --draft-tokens --num-draft-tokens --lookup-file -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -n --max-new-tokens --max-tokens -r --repeats -w --warmup --prompts --num-prompts --temperature --temp --seed --ignore-eos --stop-at-eos --chat-template --chat-template-kwargs --quick --check --fail-under-speedup --fail-under-tar --format --export-json --export-csv --export-md --export-markdown --plot --by-category --chart --no-chart --color -q --quiet -v --verbose -h --help" ;;
     distill) _specgen_words "-o --output --kind --num-layers --layers --vocab --prompts --held-out --chat-template-kwargs --num-prompts -n --max-new-tokens --texts --greedy-share --batch-size --epochs --learning-rate --batch-tokens --unroll --seed --device --revision --offline --color -q --quiet -v --verbose -h --help" ;;
     doctor) _specgen_words "-t -m --target --model --server --api-key-env --insecure-key --timeout -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --context --measure --alpha --json -q --quiet -v --verbose -h --help" ;;
     drafts) _specgen_words "-d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads --measure --json -q --quiet -v --verbose -h --help" ;;
-    batch) _specgen_words "-o --output -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --lookup-file --chat-template --chat-template-kwargs -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --server --concurrency --api-key-env --insecure-key --timeout --retry-failed --json --color --stats --no-stats -q --quiet -v --verbose -h --help" ;;
+    batch) _specgen_words "-o --output -t -m --target --model -d --draft -Q --quant --draft-quant --dtype --device --revision --offline --draft-device --draft-vocab --draft-revision --backend --gpu-layers --context-size --threads -k --draft-tokens --num-draft-tokens --tree --lookup-file --chat-template --chat-template-kwargs -n --max-new-tokens --max-tokens --stop --temperature --temp --top-k --top-p --min-p --repetition-penalty --seed --same-text --no-same-text --server --concurrency --api-key-env --insecure-key --timeout --retry-failed --json --color --stats --no-stats -q --quiet -v --verbose -h --help" ;;
     export) _specgen_words "--from -t -m --target --model -d --draft -k --draft-tokens --num-draft-tokens --baseline --gpus --nodes --port --json --color -q --quiet -v --verbose -h --help" ;;
     '') _specgen_words "-V --version --show-completion --list -h --help" ;;
     esac

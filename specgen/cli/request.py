@@ -12,7 +12,13 @@ from typing import Any
 from specgen.cli.options.groups import SYSTEM_VARIABLE, SystemOptions
 from specgen.cli.prompt_input import as_utf8, read_text
 from specgen.core.errors import SettingsError
-from specgen.core.settings import LONGEST_AUTO_DRAFT, MAX_DRAFT_TOKENS, RESERVED_VARIABLES, DraftSchedule
+from specgen.core.settings import (
+    LONGEST_AUTO_DRAFT,
+    MAX_DRAFT_TOKENS,
+    MAX_TREE_NODES,
+    RESERVED_VARIABLES,
+    DraftSchedule,
+)
 from specgen.loading.names import LOOKUP_SUFFIX
 
 
@@ -43,6 +49,20 @@ def parse_draft_length(text: str) -> tuple[int, DraftSchedule]:
         if 0 <= (length := int(text)) <= MAX_DRAFT_TOKENS:
             return length, "constant"
     raise SettingsError(f"invalid --draft-tokens {text!r}", f"give auto or an integer from 0 to {MAX_DRAFT_TOKENS}")
+
+
+def parse_tree(text: str) -> tuple[int, DraftSchedule]:
+    """Returns the most tokens of a tree, 0 for none, and the schedule of `--tree`.
+
+    Raises:
+        SettingsError: It is neither `auto` nor `off` nor an integer in range.
+    """
+    if text in ("auto", "off"):
+        return (MAX_TREE_NODES, "auto") if text == "auto" else (0, "constant")
+    with suppress(ValueError):
+        if 1 <= (size := int(text)) <= MAX_TREE_NODES:
+            return size, "constant"
+    raise SettingsError(f"invalid --tree {text!r}", f"give auto, off or an integer from 1 to {MAX_TREE_NODES}")
 
 
 def system_message(options: SystemOptions) -> str | None:

@@ -33,8 +33,18 @@ class DraftTree:
 
     @property
     def num_leaves(self) -> int:
-        """Number of branches."""
+        """Number of paths from the root to a last token."""
         return len(self.ids) - len(set(self.parents) - {ROOT})
+
+    def followed(self, tokens: Sequence[int]) -> list[int]:
+        """Returns the indices of the path that has these tokens, as far as there is one."""
+        path: list[int] = []
+        for token in tokens:
+            child = self.child(path[-1] if path else ROOT, token)
+            if child is None:
+                break
+            path.append(child)
+        return path
 
     def children(self, index: int) -> list[int]:
         """Returns the indices of the tokens after a token, or after the text for `ROOT`; the first one is best."""

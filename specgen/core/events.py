@@ -139,10 +139,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class RoundText:
-    """A round as text. The kept pieces of all rounds plus the `FinalText` are the answer."""
+    """A round as text. The kept pieces of all rounds plus the `FinalText` are the answer.
+
+    Args:
+        tree_texts: Text of each token of the round's tree, if its draft branched.
+    """
 
     round: Round
     pieces: tuple[Piece, ...]
+    tree_texts: tuple[str, ...] = ()
 
     @property
     def kept(self) -> str:

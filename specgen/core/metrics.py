@@ -58,6 +58,9 @@ class Counts:
     detail: Detail = Detail.ALL
     is_served: bool = False
     """A server generated it: its rounds are those that drafted, and their parts are not timed."""
+    num_tree_rounds: int = 0
+    num_tree_nodes: int = 0
+    """Rounds whose draft branched, and the tokens of all their branches."""
     was_plain: bool = False
     """Whether the last round drafted nothing."""
     num_prompt_tokens: int = 0
@@ -97,6 +100,9 @@ class Counts:
         self.num_accepted += round_.num_accepted
         self.num_rejected += round_.num_rejected
         self.num_cut += round_.num_cut
+        if round_.tree is not None:
+            self.num_tree_rounds += 1
+            self.num_tree_nodes += round_.num_nodes
         if round_.source == "lookup":
             self.num_lookup_drafted += num_drafted
             self.num_lookup_accepted += round_.num_accepted
@@ -104,13 +110,13 @@ class Counts:
         self.draft_seconds += round_.draft_seconds
         self.verify_seconds += round_.verify_seconds
         self.other_seconds += round_.other_seconds
-        self.observe_positions(num_drafted, round_.num_accepted, round_.num_cut + round_.num_replayed)
+        self.observe_positions(num_drafted, round_.num_accepted, round_.num_fed - 1 - num_drafted)
 
     def observe_positions(self, num_drafted: int, num_accepted: int, num_other: int = 0) -> None:
         """Adds a round to the histograms and to the sums by position only.
 
         Args:
-            num_other: Further tokens of the target's pass: cut off at the text's end, or fed again.
+            num_other: Further tokens of the target's pass: cut off at the text's end, of other branches, or fed again.
         """
         _grow(self.accepted_histogram, num_drafted + 1)
         self.accepted_histogram[num_accepted] += 1
@@ -163,6 +169,11 @@ class Counts:
     def mean_accepted_length(self) -> float | None:
         """Accepted draft tokens per round, without the target's token."""
         return _ratio(self.num_accepted, self.num_rounds)
+
+    @property
+    def nodes_per_tree(self) -> float | None:
+        """Drafted tokens of a draft that branched, in all its branches."""
+        return _ratio(self.num_tree_nodes, self.num_tree_rounds)
 
     @property
     def block_efficiency(self) -> float | None:

@@ -117,6 +117,8 @@ class RunInfo:
         drafter: `model`, `lookup`, `model+lookup` (each round the better one) or `none`.
         num_draft_tokens: Longest draft of a round; 0 without a drafter.
         schedule: `constant`, or `auto`: lengths chosen by measured cost.
+        num_tree_nodes: Most tokens of a draft that branches; 0: drafts don't.
+        tree_schedule: Of the sizes of trees, as `schedule`.
         sampling: The settings in effect.
         sampling_source: Where they come from: `options`, `model` (its generation_config), `default`.
         load_seconds: Of both models.
@@ -133,6 +135,8 @@ class RunInfo:
     max_new_tokens: int
     load_seconds: float
     schedule: DraftSchedule = "constant"
+    num_tree_nodes: int = 0
+    tree_schedule: DraftSchedule = "constant"
     batch_invariance: BatchInvarianceCheck | None = None
     server: ServerInfo | None = None
 

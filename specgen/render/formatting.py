@@ -81,6 +81,8 @@ def format_settings(info: RunInfo) -> str:
     length = f"drafts of up to {info.num_draft_tokens} tokens"
     words = {
         "draft length chosen by cost" if info.schedule == "auto" else length: info.drafter not in ("none", "server"),
+        "trees sized by cost": info.num_tree_nodes > 0 and info.tree_schedule == "auto",
+        f"trees of {info.num_tree_nodes} tokens": info.num_tree_nodes > 0 and info.tree_schedule == "constant",
         f"up to {info.max_new_tokens} new tokens": True,
         "greedy": not is_sampled,
         f"temperature {sampling.temperature:g}": is_sampled,

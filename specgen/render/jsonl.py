@@ -66,7 +66,7 @@ def event_document(event: TextEvent) -> Document | None:
                 "reused_tokens": event.num_reused_tokens,
                 "seconds": _seconds(event.seconds),
             }
-        case RoundText(round_, pieces):
+        case RoundText(round_, pieces, texts):
             return {
                 "type": "step",
                 "index": round_.index,
@@ -77,6 +77,12 @@ def event_document(event: TextEvent) -> Document | None:
                 "draft_seconds": _seconds(round_.draft_seconds),
                 "verify_seconds": _seconds(round_.verify_seconds),
                 "tokens": [{"id": piece.id, "text": piece.text, "state": piece.state.value} for piece in pieces],
+                "nodes": None
+                if round_.tree is None
+                else [
+                    {"id": token, "parent": parent, "text": text}
+                    for token, parent, text in zip(round_.tree.ids, round_.tree.parents, texts, strict=True)
+                ],
             }
         case ServedText():
             state = None if event.state is None else event.state.value
@@ -155,6 +161,7 @@ def _header(info: RunInfo) -> Document:
             "method": info.drafter.replace("model", "draft_model").replace("lookup", "prompt_lookup"),
             "num_spec_tokens": None if info.server else info.num_draft_tokens,
             "schedule": None if info.server else info.schedule,
+            "num_tree_nodes": None if info.server else info.num_tree_nodes,
             "verification": info.verification,
         },
         "sampling": {
@@ -227,6 +234,8 @@ def stats_document(counts: Counts) -> Document:
         "conditional_acceptance_rate": counts.alpha,
         "mean_acceptance_length": None if accepted_length is None else 1 + accepted_length,
         "block_efficiency": counts.block_efficiency,
+        "num_tree_steps": None if counts.is_served else counts.num_tree_rounds,
+        "num_tree_nodes": None if counts.is_served else counts.num_tree_nodes,
         "draft_share": counts.draft_share,
         "acceptance_histogram": list(counts.accepted_histogram),
         "per_position_acceptance_rate": [

@@ -142,6 +142,8 @@ def _round_figures(report: RunReport, ascii_only: bool) -> list[_Figure]:
         # A server counts the rounds that drafted.
         key = "tokens per drafted round" if counts.is_served else "tokens per round"
         figures.append(_Figure(key, tokens, f"{tokens} {key}"))
+    if counts.nodes_per_tree is not None:
+        figures.append(_keyed("nodes per tree", f"{counts.nodes_per_tree:.1f}"))
     if report.info.drafter == "model+lookup" and counts.num_lookup_drafted:
         accepted = f"{counts.num_lookup_accepted} of {counts.num_lookup_drafted}"
         figures.append(_Figure("accepted from lookup", accepted, f"from lookup {accepted}"))

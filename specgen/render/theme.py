@@ -54,10 +54,14 @@ class Glyphs:
     alpha: str = "α"
     plus_minus: str = "±"
     bar: str = "█"
+    branches: str = "⋔"
+    """Precedes the number of further branches of a draft."""
+    branch: str = "└"
+    """Precedes a branch in the drawing of a tree."""
 
 
 UNICODE_GLYPHS = Glyphs()
-ASCII_GLYPHS = Glyphs("\\n", "\\t", "_", ".", "+", "~", "|", "alpha", "+-", "#")
+ASCII_GLYPHS = Glyphs("\\n", "\\t", "_", ".", "+", "~", "|", "alpha", "+-", "#", "^", "`")
 
 
 def glyphs(*, ascii_only: bool) -> Glyphs:

@@ -8,6 +8,7 @@ from typing import BinaryIO, Literal
 
 from rich.console import Console
 
+from specgen.core.draft_tree import path_to
 from specgen.core.events import FinalText, Piece, RoundText, ServedText, TextEvent, TokenState
 from specgen.render.jsonl import Document, dumps, event_document
 from specgen.render.live import LiveView
@@ -63,13 +64,23 @@ class TextView(StyledView):
 
 
 class InlineView(StyledView):
-    """Shows accepted tokens, the rejected token struck out, `⋯n` for n discarded, then the target's own token."""
+    """Shows accepted tokens, the rejected token struck out, `⋯n` for n discarded, then the target's own token.
+
+    Of a draft that branches, it shows the best branch, and `⋔n` for n others.
+    """
 
     def _round_parts(self, round_text: RoundText) -> list[StyledText]:
         marks = not self._writer.has_styles
         accepted, rejected, own = _by_outcome(round_text)
         parts = self._kept_parts(accepted, marks=marks)
-        return parts + self._kept_parts(own, marks=marks, before_own=self._rejected_parts(rejected, marks=marks))
+        others = self._rejected_parts(rejected, marks=marks) + self._branch_parts(round_text)
+        return parts + self._kept_parts(own, marks=marks, before_own=others)
+
+    def _branch_parts(self, round_text: RoundText) -> list[StyledText]:
+        tree = round_text.round.tree
+        if tree is None or tree.num_leaves < 2:
+            return []
+        return [("discarded", f"{self._writer.glyphs.branches}{tree.num_leaves - 1}")]
 
     def _rejected_parts(self, drafted: list[Piece], *, marks: bool) -> list[StyledText]:
         rejected = [piece for piece in drafted if piece.state is TokenState.REJECTED]
@@ -88,7 +99,8 @@ class StepsView(StyledView):
 
     #12    3/5    31 ms  ␣The ␣quick ␣brown | -␣dog -␣and | +␣fox
 
-    Lines are not cut. The prefixes show the states, so a stream without styles needs no other marks.
+    Lines are not cut. The prefixes show the states, so a stream without styles needs no other marks. The other
+    branches of a draft follow, each in a line that is indented by the depth of its first token.
     """
 
     def _round_parts(self, round_text: RoundText) -> list[StyledText]:
@@ -102,7 +114,20 @@ class StepsView(StyledView):
             if pieces:
                 parts += [separator, *self._token_parts(prefix, pieces)]
                 separator = ("muted", " | ")
-        return [*parts, (PLAIN, "\n")]
+        return [*parts, (PLAIN, "\n"), *self._branch_parts(round_text)]
+
+    def _branch_parts(self, round_text: RoundText) -> list[StyledText]:
+        tree, parts = round_text.round.tree, list[StyledText]()
+        if tree is None:
+            return parts
+        shown = set(tree.followed(round_text.round.draft_ids))
+        for index, depth in enumerate(tree.depths):
+            if index not in shown:
+                branch = tree.branch(path_to(tree.parents, index))[depth:]
+                shown.update(branch)
+                words = " ".join(f"-{self._visible(round_text.tree_texts[node])}" for node in branch)
+                parts.append(("discarded", f"{' ' * (20 + 2 * depth)}{self._writer.glyphs.branch} {words}\n"))
+        return parts
 
     def _final_parts(self, final: FinalText) -> list[StyledText]:
         text = f"  {self._visible(final.text)}" if final.text else ""

@@ -80,6 +80,8 @@ class Conversation(ChatHistory):
             schedule=settings.schedule,
             end_ids=self.models.pair.end_ids,
             strict=settings.strict,
+            num_tree_nodes=settings.num_tree_nodes,
+            tree_schedule=settings.tree_schedule,
         )
         sampling = replace(settings.sampling, seed=(settings.sampling.seed + self.num_replies) % 2**63)
         self.num_replies += 1

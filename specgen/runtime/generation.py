@@ -18,6 +18,7 @@ from specgen.engine.contract import RecordingModel
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.runtime import learned_costs
+from specgen.runtime.drafting import no_trees_reason
 from specgen.runtime.loaded_models import LoadedModels, peak_memory_bytes
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.stop_strings import StopStrings, with_text
@@ -68,6 +69,8 @@ class Generation:
         self.clock = device_clock(*models.devices)
         """Times the rounds; may be replaced before the iteration."""
         self._notices = list(models.notices)
+        if request.decode.num_tree_nodes and (reason := no_trees_reason(models)) is not None:
+            self._notices.append(f"--tree has no effect: {reason}")
         self._draft_window = models.pair.draft_window if request.decode.num_draft_tokens else None
         self.is_interrupted = False
         self._error: Exception | None = None
@@ -98,7 +101,7 @@ class Generation:
             sampler,
             DecodeOptions(
                 request.decode,
-                draft_length=models.draft_length if request.decode.schedule == "auto" else None,
+                draft_length=models.length_policy(request.decode),
                 stop=stop,
                 clock=self.clock,
             ),
@@ -256,5 +259,7 @@ def run_info(models: LoadedModels, request: Request) -> RunInfo:
         max_new_tokens=request.decode.max_new_tokens,
         load_seconds=models.load_seconds,
         schedule=request.decode.schedule,
+        num_tree_nodes=0 if no_trees_reason(models) is not None else request.decode.num_tree_nodes,
+        tree_schedule=request.decode.tree_schedule,
         batch_invariance=models.batch_invariance,
     )

@@ -15,16 +15,16 @@ from specgen.core.comparison import first_difference
 from specgen.core.errors import MemoryShortageError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import BatchInvarianceCheck, ModelInfo
-from specgen.core.settings import SamplingSettings
+from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.core.units import format_size
 from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
-from specgen.engine.drafters.base import Drafter, NoDrafter
-from specgen.engine.drafters.combined import CombinedDrafter
+from specgen.engine.draft_length.tree_length import AcceptanceByShare, TreeLength
+from specgen.engine.drafters.base import Drafter
 from specgen.engine.drafters.lookup import SEPARATOR, LookupDrafter
-from specgen.engine.drafters.model import MaskedDrafter, ModelDrafter
-from specgen.engine.drafters.translated import SharedTokenDrafter, TextDrafter, TranslatedModel
+from specgen.engine.drafters.translated import TranslatedModel
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.sampling import Sampler
 from specgen.loading.gpus import leaving_room
@@ -33,8 +33,8 @@ from specgen.loading.llama_cpp import limit_torch_threads
 from specgen.loading.load import load
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
-from specgen.models.draft_head import DraftHeadModel
 from specgen.runtime.draft_vocabulary import TranslatedPairing, translated_model
+from specgen.runtime.drafting import make_drafter, no_trees_reason
 
 if TYPE_CHECKING:
     from specgen.runtime.pair import Pair
@@ -126,6 +126,8 @@ class LoadedModels:
         self.lookup = LookupDrafter(self._known_lookup_texts(pair))
         self.draft_length = CostAwareLength(CostTable(padded=padded_rows_of(self.target)), DraftCost())
         """Decides draft lengths by cost; what it learns serves later answers, too."""
+        self.tree_acceptance = AcceptanceByShare()
+        """Of trees; it serves later answers, too."""
         self._text_ids: list[int] = []
 
     def _known_lookup_texts(self, pair: Pair) -> list[list[int]]:
@@ -207,20 +209,15 @@ class LoadedModels:
 
     def drafter(self, sampler: Sampler) -> Drafter:
         """Returns the drafter of the next answer."""
-        kind = self.pair.settings.drafter
-        if self.draft is None:
-            return self.lookup if kind == "lookup" else NoDrafter()
-        vocab_size = self.target.vocab_size
-        if self.translated is not None:
-            is_text = self.translated.columns is None
-            model: ModelDrafter = (TextDrafter if is_text else SharedTokenDrafter)(self.translated, vocab_size, sampler)
-        elif self.pair.shared is not None and self.pair.shared.masked_ids:
-            masked = torch.tensor(self.pair.shared.masked_ids)
-            model = MaskedDrafter(self.draft, vocab_size, sampler, self.pair.draft_window, masked)
-        else:
-            columns = self.draft.columns if isinstance(self.draft, DraftHeadModel) else None
-            model = ModelDrafter(self.draft, vocab_size, sampler, self.pair.draft_window, columns)
-        return CombinedDrafter(self.lookup, model) if kind == "model+lookup" else model
+        return make_drafter(self, sampler)
+
+    def length_policy(self, settings: DecodeSettings) -> LengthPolicy | None:
+        """Returns what decides the drafts of the next answer; None: the settings' constant length."""
+        by_cost = self.draft_length if settings.schedule == "auto" else None
+        if not settings.num_tree_nodes or no_trees_reason(self) is not None:
+            return by_cost
+        is_fixed = settings.tree_schedule == "constant"
+        return TreeLength(settings.num_tree_nodes, by_cost, is_fixed=is_fixed, acceptance=self.tree_acceptance)
 
     def check_batch_invariance(self) -> BatchInvarianceCheck:
         """Checks the target's batch invariance now, whatever its weights; clears the caches."""

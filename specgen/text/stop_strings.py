@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from specgen.core.draft_tree import DraftTree, path_to
 from specgen.core.events import Event, FinalText, Finish, Piece, Round, RoundText, TextEvent, TokenState
 from specgen.text.detokenizer import Detokenizer
 
@@ -106,11 +107,22 @@ def with_text(events: Iterable[Event], detokenizer: Detokenizer, stops: Sequence
     buffer = StopBuffer(stops, detokenizer.hidden_tokens if stops else {})
     for event in events:
         if isinstance(event, Round):
-            yield RoundText(event, tuple(_pieces(event, detokenizer, buffer)))
+            texts = () if event.tree is None else _tree_texts(event.tree, detokenizer)
+            yield RoundText(event, tuple(_pieces(event, detokenizer, buffer)), texts)
         elif isinstance(event, Finish):
             yield FinalText(buffer.feed(detokenizer.flush()) + buffer.flush(), event)
         else:
             yield event
+
+
+def _tree_texts(tree: DraftTree, detokenizer: Detokenizer) -> tuple[str, ...]:
+    """Returns the text that each token of a tree would add after the text so far and the tokens on its path."""
+    texts = [""] * len(tree)
+    for leaf in set(range(len(tree))) - set(tree.parents):
+        path = path_to(tree.parents, leaf)
+        for index, text in zip(path, detokenizer.peek([tree.ids[index] for index in path]), strict=True):
+            texts[index] = text
+    return tuple(texts)
 
 
 def _pieces(round_: Round, detokenizer: Detokenizer, buffer: StopBuffer) -> Iterator[Piece]:

@@ -131,7 +131,7 @@ def compare_texts(models: LoadedModels, prompt: EncodedPrompt, limits: DecodeSet
     models.reuse_prefix(prompt.ids)
     sampler = models.sampler(sampling)
     strict = replace(limits, strict=True)
-    draft_length = models.draft_length if limits.schedule == "auto" else None
+    draft_length = models.length_policy(limits)
     drafter = models.drafter(sampler)
     events = decode(models.target, drafter, prompt.ids, sampler, DecodeOptions(strict, draft_length))
     rounds = [event for event in events if isinstance(event, Round)]

@@ -15,7 +15,6 @@ from specgen.core.settings import SamplingSettings
 from specgen.engine import target_pass, tree_verification
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
-from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.tree_length import Branching, TreeLength
 from specgen.engine.drafters.base import Drafter, empty_draft
@@ -87,7 +86,7 @@ def shaped(shape: Sequence[int]) -> Make:
     return lambda size, sampling, source: (ShapedDrafter(shape, size, sampling, source), None)
 
 
-def grown(num_nodes: int, seed: int = 2, inner: Callable[[], LengthPolicy] = FixedLength) -> Make:
+def grown(num_nodes: int, seed: int = 2, inner: Callable[[], CostAwareLength | None] = lambda: None) -> Make:
     def make(size: int, sampling: SamplingSettings, source: Randomness) -> tuple[Drafter, LengthPolicy]:
         drafter = TreeDrafter(TableModel(table(size, seed)), size, Sampler(sampling, source))
         return drafter, TreeLength(num_nodes, inner(), is_fixed=False)
@@ -245,7 +244,7 @@ def test_greedy_text_with_random_trees_equals_transformers_generate(kind: str) -
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", test_greedy_equality.KINDS)
 def test_greedy_text_with_grown_trees_equals_transformers_generate(kind: str, seed: int, num_nodes: int) -> None:
-    events = greedy(kind, tree_drafter(seed, kind), draft_length=TreeLength(num_nodes, FixedLength()))
+    events = greedy(kind, tree_drafter(seed, kind), draft_length=TreeLength(num_nodes))
 
     assert tuple(ids_of(events)) == test_greedy_equality.reference(kind)
     assert all(len(r.tree) == num_nodes for r in rounds_of(events)[:-2] if r.tree)
@@ -259,13 +258,13 @@ def test_forbidden_tokens_are_those_of_the_path_to_each_token(name: str) -> None
     rules, prompt = test_forbidden_tokens.rules_of(values, ends), test_forbidden_tokens.PROMPT
 
     for drafter in (random_trees(1), oracle_tree([*expected, *[0] * 40], len(prompt)), tree_drafter(1)):
-        policy = TreeLength(6, FixedLength())
+        policy = TreeLength(6)
         options = {"max_new_tokens": 40, "end_ids": ends, "rules": rules, "draft_length": policy}
         assert ids_of(run_events(cached(tiny_model()), drafter, prompt, **options)) == expected
 
 
 def test_the_target_as_its_own_draft_has_its_tokens_in_the_first_branch() -> None:
-    events = greedy("llama", tree_drafter(0), draft_length=TreeLength(6, FixedLength()), num_draft_tokens=4)
+    events = greedy("llama", tree_drafter(0), draft_length=TreeLength(6), num_draft_tokens=4)
 
     assert all(r.num_accepted == len(r.draft_ids) for r in rounds_of(events))
     assert max(r.num_accepted for r in rounds_of(events)) == 4
@@ -277,7 +276,7 @@ def test_one_seed_gives_one_text_with_any_tree(seed: int, num_nodes: int) -> Non
     tied = Sampler(test_same_text.SAMPLING, TorchRandomness(0, CPU), test_same_text.noise())
     drafter = tree_drafter(seed, sampler=tied)
 
-    text = test_same_text.sampled(drafter, draft_length=TreeLength(num_nodes, FixedLength()))
+    text = test_same_text.sampled(drafter, draft_length=TreeLength(num_nodes))
 
     assert text == test_same_text.plain_text()
 
@@ -285,7 +284,7 @@ def test_one_seed_gives_one_text_with_any_tree(seed: int, num_nodes: int) -> Non
 def test_the_target_as_its_own_draft_finds_the_tied_draws() -> None:
     tied = Sampler(test_same_text.SAMPLING, TorchRandomness(0, CPU), test_same_text.noise())
     settings = {"sampling": test_same_text.SAMPLING, "noise": test_same_text.noise(), "num_draft_tokens": 3}
-    policy = TreeLength(5, FixedLength())
+    policy = TreeLength(5)
     events = run_events(
         cached(tiny_model()), tree_drafter(0, sampler=tied), test_same_text.PROMPT, draft_length=policy, **settings
     )
@@ -328,11 +327,11 @@ def test_a_tree_is_cut_at_an_end_token() -> None:
 
 
 def test_a_tree_grows_where_its_tokens_are_likely() -> None:
-    policy = TreeLength(4, FixedLength())
+    policy = TreeLength(4)
     sure, unsure = Branching(ROOT, 0, 1.0, [0.9, 0.05, 0.04]), Branching(ROOT, 0, 1.0, [0.3, 0.28, 0.27, 0.1])
 
     assert policy.next_tokens([sure], 0, depth=8) == ([0], True)
-    assert TreeLength(3, FixedLength()).next_tokens([unsure], 0, depth=8) == ([0, 0, 0], False)
+    assert TreeLength(3).next_tokens([unsure], 0, depth=8) == ([0, 0, 0], False)
     assert policy.next_tokens([unsure], 0, depth=1) == ([0, 0, 0, 0], False)
 
 

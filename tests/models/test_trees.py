@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from specgen.core.draft_tree import ROOT, depths_of
-from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.drafters.tree import TreeDrafter
 from specgen.models import kv_slots
@@ -178,9 +177,7 @@ def test_greedy_text_with_trees_of_draft_heads_equals_transformers_generate(name
     head = open_draft(tiny_draft(name, module, "trees"), target)
     drafter = TreeDrafter(head, 96, sampler(), columns=head.columns)
 
-    events = run_events(
-        target, drafter, prompt, max_new_tokens=40, draft_length=TreeLength(7, FixedLength()), num_draft_tokens=4
-    )
+    events = run_events(target, drafter, prompt, max_new_tokens=40, draft_length=TreeLength(7), num_draft_tokens=4)
 
     assert tuple(ids_of(events)) == test_greedy_equality.reference("llama")
     if "oracle" in name:

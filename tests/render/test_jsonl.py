@@ -57,6 +57,7 @@ def test_the_start_document_has_models_and_settings() -> None:
         "method": "draft_model",
         "num_spec_tokens": 5,
         "schedule": "constant",
+        "num_tree_nodes": 0,
         "verification": "exact_match",
     }
     assert (
@@ -137,6 +138,8 @@ def test_the_result_has_all_figures() -> None:
         "conditional_acceptance_rate": pytest.approx(2 / 3),
         "mean_acceptance_length": 3.0,
         "block_efficiency": 3.0,
+        "num_tree_steps": 0,
+        "num_tree_nodes": 0,
         "draft_share": pytest.approx(1 / 3),
         "acceptance_histogram": [0, 0, 1, 0, 0, 0],
         "per_position_acceptance_rate": [1, 1, 0, 0, 0],

@@ -4,6 +4,8 @@ import io
 
 import pytest
 
+from specgen.core.draft_tree import DraftTree
+from specgen.core.events import Piece, Round, RoundText, TokenState
 from specgen.render.live import LiveView
 from specgen.render.sanitize import sanitize
 from specgen.render.terminal import ColorMode
@@ -116,3 +118,33 @@ def test_without_styles_only_the_targets_own_tokens_are_marked() -> None:
     show_all(TextView(console, sanitize), [EXAMPLE, final(".")])
 
     assert written(console) == " The quick{+ fox+}.\n"
+
+
+def branching_round() -> RoundText:
+    """Drafts `The (quick (dog), slow (cat))` and `A (fox)`; the target writes `The slow hen`."""
+    tree = DraftTree((1, 2, 3, 4, 5, 6, 7), (-1, 0, 1, 0, 3, -1, 5))
+    round_ = Round(0, (1, 4, 5), 2, 9, 0, 0.01, 0.02, 0.0, "model", tree=tree)
+    states = (TokenState.ACCEPTED, TokenState.ACCEPTED, TokenState.REJECTED, TokenState.CORRECTION)
+    pieces = tuple(
+        Piece(token, text, state)
+        for token, text, state in zip((1, 4, 5, 9), ("The", " slow", " cat", " hen"), states, strict=True)
+    )
+    return RoundText(round_, pieces, ("The", " quick", " dog", " slow", " cat", " A", " fox"))
+
+
+def shown(name: ViewName) -> str:
+    console = pipe_console()
+    show_all(make_view(name, console=console, binary=io.BytesIO(), is_terminal=False), [branching_round()])
+    return written(console)
+
+
+def test_inline_shows_the_best_branch_and_counts_the_others() -> None:
+    assert shown("inline") == "The slow[- cat-]⋔2{+ hen+}\n"
+
+
+def test_steps_draw_the_other_branches_of_a_tree() -> None:
+    first, *rest = shown("steps").splitlines()
+
+    assert "The ␣slow | -␣cat | +␣hen" in first
+    assert [line.strip() for line in rest[:2]] == ["└ -␣quick -␣dog", "└ -␣A -␣fox"]
+    assert len(rest[0]) - len(rest[0].lstrip()) == len(rest[1]) - len(rest[1].lstrip()) + 2

@@ -13,6 +13,7 @@ from specgen.cli.request import (
     check_stops,
     parse_draft_length,
     parse_template_variables,
+    parse_tree,
     read_lookup_files,
     template_source,
 )
@@ -50,6 +51,7 @@ class LocalInputs:
         options.sampling.resolve(None)
         self._options = options
         self._draft_length: tuple[int, DraftSchedule] = parse_draft_length(options.draft_tokens)
+        self._tree: tuple[int, DraftSchedule] = parse_tree(options.tree)
         variables = parse_template_variables(text.chat_template_variables)
         source = template_source(text.chat_template)
         self._template = None if text.chat_template == "none" else ChatTemplate(source, variables)
@@ -78,7 +80,13 @@ class LocalInputs:
         settings = LocalSettings(
             sampling,
             sampling_source,
-            DecodeSettings(DEFAULT_MAX_NEW_TOKENS, *self._draft_length, pair.end_ids),
+            DecodeSettings(
+                DEFAULT_MAX_NEW_TOKENS,
+                *self._draft_length,
+                pair.end_ids,
+                num_tree_nodes=self._tree[0],
+                tree_schedule=self._tree[1],
+            ),
             options.text.max_new_tokens,
             options.text.stops,
             self._template,

@@ -23,6 +23,7 @@ from specgen.cli.request import (
     check_stops,
     parse_draft_length,
     parse_template_variables,
+    parse_tree,
     read_lookup_files,
     system_message,
     template_source,
@@ -116,11 +117,13 @@ def _refuse_draft(name: str) -> list[str]:
 def _read_inputs(options: ChatOptions) -> _Inputs:
     options.sampling.resolve(None)  # checks the ranges
     parse_draft_length(options.drafting.draft_tokens)
+    parse_tree(options.drafting.tree)
     check_stops(options.reply.stops)
     settings = ChatSettings(
         options.sampling,
         options.reply.max_new_tokens,
         options.drafting.draft_tokens,
+        options.drafting.tree,
         stops=options.reply.stops,
         strict=options.drafting.strict,
         show_special_tokens=options.output.show_special_tokens,

@@ -10,7 +10,7 @@ from typing import Any
 
 from specgen.cli.chat.commands import closest_name
 from specgen.cli.options.groups import SamplingOptions
-from specgen.cli.request import parse_draft_length
+from specgen.cli.request import parse_draft_length, parse_tree
 from specgen.core.errors import SettingsError
 from specgen.core.settings import DEFAULT_REPLY_TOKENS, ReplySettings, SamplingSettings
 from specgen.storage.transcript import Scalar
@@ -36,6 +36,8 @@ class ChatSettings:
     max_new_tokens: int = DEFAULT_REPLY_TOKENS
     draft_tokens: str = "auto"
     """`auto` or an integer."""
+    tree: str = "off"
+    """`auto`, `off` or an integer."""
     stops: tuple[str, ...] = ()
     strict: bool = False
     """A failing drafter is an error."""
@@ -86,12 +88,15 @@ class ChatSettings:
         same_text = self.sampling.seed is not None if self.sampling.same_text is None else self.sampling.same_text
         sampling, source = replace(self.sampling, seed=seed, same_text=same_text).resolve(defaults)
         num_draft_tokens, schedule = parse_draft_length(self.draft_tokens)
+        num_nodes, tree_schedule = parse_tree(self.tree)
         return ReplySettings(
             sampling,
             source,
             self.max_new_tokens,
             num_draft_tokens,
             schedule,
+            num_nodes,
+            tree_schedule,
             self.stops,
             self.strict,
             self.show_special_tokens,

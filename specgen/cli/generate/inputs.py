@@ -13,6 +13,7 @@ from specgen.cli.request import (
     is_default_system,
     parse_draft_length,
     parse_template_variables,
+    parse_tree,
     read_lookup_files,
     system_message,
     template_source,
@@ -44,6 +45,7 @@ class Inputs:
     messages: tuple[Message, ...]
     template: ChatTemplate | None
     draft_length: tuple[int, DraftSchedule]
+    tree: tuple[int, DraftSchedule]
 
 
 def read_inputs(options: GenerateOptions) -> Inputs:
@@ -57,13 +59,14 @@ def read_inputs(options: GenerateOptions) -> Inputs:
     # Ranges first: nothing is read if a value is wrong.
     options.sampling.resolve(None)
     draft_length = parse_draft_length(options.drafting.draft_tokens)
+    tree = parse_tree(options.drafting.tree)
     messages, template = _read_messages(options.prompt)
     check_stops(options.answer.stops)
     lookup_texts = read_lookup_files(options.drafting.lookup_files, [options.models.draft])
     backend = options.backend.settings()
     target = options.load.target_settings(options.models.target, backend)
     draft = options.load.draft_settings(options.models.draft, backend)
-    return Inputs(options, pair_settings(target, draft, lookup_texts), messages, template, draft_length)
+    return Inputs(options, pair_settings(target, draft, lookup_texts), messages, template, draft_length, tree)
 
 
 def _read_messages(options: PromptOptions) -> tuple[tuple[Message, ...], ChatTemplate | None]:
@@ -102,7 +105,15 @@ def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
     sampling, source = options.sampling.resolve(pair.sampling_defaults)
     max_new_tokens = pair.resolve_max_new_tokens(len(ids), answer.max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
     end_ids = frozenset[int]() if answer.ignore_eos else pair.end_ids
-    settings = DecodeSettings(max_new_tokens, *inputs.draft_length, end_ids, options.drafting.strict)
+    num_nodes, tree_schedule = inputs.tree
+    settings = DecodeSettings(
+        max_new_tokens,
+        *inputs.draft_length,
+        end_ids,
+        options.drafting.strict,
+        num_tree_nodes=num_nodes,
+        tree_schedule=tree_schedule,
+    )
     request = Request(
         ids,
         settings,

@@ -33,6 +33,17 @@ DraftTokens = Annotated[
         env="SPECGEN_DRAFT_TOKENS",
     ),
 ]
+Tree = Annotated[
+    str,
+    Option(
+        ("--tree",),
+        "Draft several tokens for one position: trees of this many tokens, 1 to 16, with paths of up to -k. auto: as "
+        "many as are worth their measured cost.",
+        value="N|auto|off",
+        heading=SPECULATION,
+        env="SPECGEN_TREE",
+    ),
+]
 LookupFiles = Annotated[
     tuple[Path, ...],
     Option(("--lookup-file",), "Text that lookup searches in addition to the prompt. Repeatable.", heading=SPECULATION),

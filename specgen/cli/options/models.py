@@ -13,6 +13,8 @@ BACKEND = "Backend"
 
 AUTO = "auto"
 """Default of `--draft` and `--draft-tokens`."""
+OFF = "off"
+"""Default of `--tree`."""
 
 TARGET_NAMES = ("-t", "-m", "--target", "--model")
 DRAFT_NAMES = ("-d", "--draft")

@@ -36,8 +36,18 @@ SERVER_URL = Option(
 _DECIDED = (
     *("quant", "draft_quant", "dtype", "device", "revision", "offline", "draft_device", "draft_vocab"),
     *("draft_revision", "backend", "gpu_layers", "context_size", "threads"),
-    *("draft", "drafts", "draft_tokens", "lookup_files", "strict", "chat_template", "same_text", "show_special_tokens"),
-    *("measure", "calibrate", "alphas", "context_tokens"),
+    *(
+        "draft",
+        "drafts",
+        "draft_tokens",
+        "tree",
+        "lookup_files",
+        "strict",
+        "chat_template",
+        "same_text",
+        "show_special_tokens",
+    ),
+    *("show_special_tokens", "measure", "calibrate", "alphas", "context_tokens"),
 )
 """Fields of the options that mean nothing to a server that runs already."""
 

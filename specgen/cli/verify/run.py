@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from specgen.cli.prompt_input import as_utf8
-from specgen.cli.request import parse_draft_length, parse_template_variables
+from specgen.cli.request import parse_draft_length, parse_template_variables, parse_tree
 from specgen.cli.streams import Messages, discard_stdout, loading, print_text, require_stdout, write_document
 from specgen.cli.verify.options import VerifyOptions
 from specgen.core.errors import DifferenceError, SettingsError
@@ -38,7 +38,10 @@ def run(options: VerifyOptions) -> int:
             "verify compares a run with drafts, but --draft none or -k 0 drafts nothing",
             "give --draft MODEL or lookup, and -k above 0",
         )
-    limits = DecodeSettings(options.max_new_tokens, num_draft_tokens, schedule)
+    num_nodes, tree_schedule = parse_tree(options.tree)
+    limits = DecodeSettings(
+        options.max_new_tokens, num_draft_tokens, schedule, num_tree_nodes=num_nodes, tree_schedule=tree_schedule
+    )
     messages = Messages(options.color, options.verbosity.quiet)
     require_stdout("the report")
     with loading(messages, options.verbosity) as progress:

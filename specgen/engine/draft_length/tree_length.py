@@ -10,12 +10,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
 
 from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.core.events import Round
 from specgen.engine.draft_length.acceptance import BIN_DECAY, INITIAL_MEAN_ACCEPTANCE, LookupMatch
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.draft_length.policy import CostAwareLength
+from specgen.engine.draft_length.fixed import FixedLength
+
+if TYPE_CHECKING:
+    from specgen.engine.draft_length.policy import CostAwareLength
 
 SHARE_BINS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Upper ends of the bins of draft probabilities, but the last: most tokens after the best one have small ones."""
@@ -71,22 +75,30 @@ class Branching:
 
 
 class TreeLength:
-    """Decides the size and the shape of each draft, next to a policy for chains that decides whether to draft at all.
+    """Decides the size and the shape of each draft, next to a policy for chains.
 
     Args:
         num_nodes: Tokens of a tree: this many if the size is fixed, else at most.
-        inner: The policy for chains. One by cost decides about passes of the draft, too.
+        by_cost: Decides whether to draft at all, and about passes of the draft. None: `-k` gives the longest path.
         is_fixed: Every tree has `num_nodes` tokens.
+        acceptance: What earlier answers taught.
     """
 
-    def __init__(self, num_nodes: int, inner: LengthPolicy, *, is_fixed: bool = True) -> None:
+    def __init__(
+        self,
+        num_nodes: int,
+        by_cost: CostAwareLength | None = None,
+        *,
+        is_fixed: bool = True,
+        acceptance: AcceptanceByShare | None = None,
+    ) -> None:
         self.num_nodes = num_nodes
-        self._inner = inner
-        self._prices = inner if isinstance(inner, CostAwareLength) else None
+        self._inner: LengthPolicy = by_cost or FixedLength()
+        self._prices = by_cost
         self._is_fixed = is_fixed or self._prices is None
-        self.acceptance = AcceptanceByShare()
+        self.acceptance = acceptance or AcceptanceByShare()
         self._shares: list[float] = []
-        self.uses_confidence = inner.uses_confidence
+        self.uses_confidence = self._inner.uses_confidence
 
     def start_round(self, num_replayed: int = 0) -> None:
         self._shares = []

@@ -1,0 +1,49 @@
+"""Makes the drafter of loaded models, and says whether it proposes trees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from specgen.engine.contract import can_branch
+from specgen.engine.drafters.base import Drafter, NoDrafter
+from specgen.engine.drafters.combined import CombinedDrafter
+from specgen.engine.drafters.model import MaskedDrafter, ModelDrafter
+from specgen.engine.drafters.translated import SharedTokenDrafter, TextDrafter
+from specgen.engine.drafters.tree import TreeDrafter
+from specgen.engine.sampling import Sampler
+from specgen.models.draft_head import DraftHeadModel
+
+if TYPE_CHECKING:
+    from specgen.runtime.loaded_models import LoadedModels
+
+
+def make_drafter(models: LoadedModels, sampler: Sampler) -> Drafter:
+    """Returns the drafter of an answer."""
+    kind, pair, vocab_size = models.pair.settings.drafter, models.pair, models.target.vocab_size
+    if models.draft is None:
+        return models.lookup if kind == "lookup" else NoDrafter()
+    if models.translated is not None:
+        is_text = models.translated.columns is None
+        model: ModelDrafter = (TextDrafter if is_text else SharedTokenDrafter)(models.translated, vocab_size, sampler)
+    elif pair.shared is not None and pair.shared.masked_ids:
+        masked = torch.tensor(pair.shared.masked_ids)
+        model = MaskedDrafter(models.draft, vocab_size, sampler, pair.draft_window, masked)
+    else:
+        columns = models.draft.columns if isinstance(models.draft, DraftHeadModel) else None
+        made = TreeDrafter if no_trees_reason(models) is None else ModelDrafter
+        model = made(models.draft, vocab_size, sampler, pair.draft_window, columns)
+    return CombinedDrafter(models.lookup, model) if kind == "model+lookup" else model
+
+
+def no_trees_reason(models: LoadedModels) -> str | None:
+    """Returns why drafts can't branch; None if they can."""
+    if models.draft is None:
+        return "no draft model"
+    if models.translated is not None or (models.pair.shared is not None and models.pair.shared.masked_ids):
+        return "the draft has other tokens than the target"
+    for name, model in (("target", models.target), ("draft", models.draft)):
+        if not can_branch(model):
+            return f"the {name} does not run on specgen's own decoder on a CPU"
+    return None
