@@ -65,7 +65,10 @@ class ServerClient:
         self._library = httpx2
         headers = {"User-Agent": "specgen"} | ({"Authorization": f"Bearer {address.key}"} if address.key else {})
         try:
-            self._client = httpx2.Client(headers=headers, follow_redirects=False, trust_env=not address.is_loopback)
+            # A transport of our own takes SSL_CERT_FILE from the environment, but no proxy.
+            limits = httpx2.Limits(max_connections=None)  # callers decide how many requests they send at a time
+            transport = httpx2.HTTPTransport(limits=limits) if address.is_loopback else None
+            self._client = httpx2.Client(headers=headers, follow_redirects=False, limits=limits, transport=transport)
         except (OSError, ValueError) as error:  # a file of certificates, or a proxy's address
             raise SettingsError(f"can't prepare the connection to {address.host}: {first_line(error)}") from None
 

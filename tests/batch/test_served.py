@@ -13,10 +13,7 @@ from specgen.batch.requests import BatchRequest
 from specgen.batch.results import BatchAnswer, BatchResult, BatchTotals
 from specgen.batch.served import ServedBatch, ServedSettings
 from specgen.core.errors import ServerDeniedError, ServerUnreachableError, SpecgenError
-from specgen.servers.http import HttpOptions
-from specgen.servers.server import open_server
-from specgen.servers.values import Address
-from tests.servers.fake import LLAMA_PAGES, Fake, Reply, as_json, serving
+from tests.servers.fake import LLAMA_PAGES, Fake, Reply, as_json, opened, serving
 
 
 def answer(request: dict[str, Any], **fields: Any) -> Reply:
@@ -36,9 +33,8 @@ def requests(num: int) -> list[BatchRequest]:
 
 
 def batch_on(fake: Fake, **settings: Any) -> ServedBatch:
-    options = HttpOptions(timeout_seconds=10, sleep=lambda _: None)
     settings = {"concurrency": 4, "busy_seconds": (0.0,), **settings}
-    return ServedBatch(open_server(Address(fake.url), "", options), ServedSettings(16, **settings))
+    return ServedBatch(opened(fake.url), ServedSettings(16, **settings))
 
 
 def by_id(results: Sequence[BatchResult]) -> dict[str, str]:
@@ -50,6 +46,19 @@ def by_id(results: Sequence[BatchResult]) -> dict[str, str]:
         else result.answer.body["choices"][0]["message"]["content"]
         for result in results
     }
+
+
+def test_as_many_requests_are_under_way_as_asked() -> None:
+    together = threading.Barrier(120)
+
+    def waits(request: dict[str, Any]) -> Reply:
+        together.wait(2)
+        return answer(request)
+
+    with serving(LLAMA_PAGES, waits) as fake:
+        found = by_id(list(batch_on(fake, concurrency=120).results(requests(120))))
+
+    assert found == {str(i): f"text {i}" for i in range(120)}
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 64])

@@ -11,32 +11,9 @@ import pytest
 
 from specgen.bench import served, served_doubts
 from tests.cli.conftest import Cli
-from tests.servers.fake import LLAMA_PAGES, PLAIN_PAGES, Fake, Reply, as_events, as_json, chunk, serving
+from tests.servers.fake import LLAMA_PAGES, PLAIN_PAGES, Fake, Reply, as_json, serving, timed
 
 SHORT = ("-r", "2", "--num-prompts", "2", "-n", "3", "--format", "json")
-
-
-def answer(seconds: float, text: str = "abc", **drafts: int) -> Reply:
-    """Returns an answer of three tokens that took a server so long after the first one."""
-    timings: dict[str, Any] = {"predicted_n": 3, "predicted_ms": 1000 * seconds, **drafts}
-    return as_events(chunk(text, "length"), chunk(usage={"completion_tokens": 3, "prompt_tokens": 4}, timings=timings))
-
-
-def test_the_speedup_is_that_of_the_servers_own_clocks(cli: Cli) -> None:
-    fast, slow = answer(2.0, draft_n=2, draft_n_accepted=1), answer(3.0)
-    with serving(LLAMA_PAGES, fast) as a, serving(LLAMA_PAGES, slow) as b:
-        ended = cli("bench", "--server", a.url, "--baseline-server", b.url, *SHORT)
-        num_requests = len(a.requests), len(b.requests)
-
-    found = json.loads(ended.out)
-    baseline, own = found["results"]
-    assert (ended.code, num_requests) == (0, (5, 5))  # a warm-up, then two prompts twice
-    assert baseline["draft"] is None
-    assert own["summary"]["speedup"] == pytest.approx(1.5)
-    assert own["summary"]["speedup_interval_95"] == pytest.approx([1.5, 1.5])
-    assert own["summary"]["stats"]["draft_acceptance_rate"] == pytest.approx(0.5)
-    assert own["summary"]["text"] == "same"
-    assert {run["decode_s"] for run in own["runs"]} == {2.0}
 
 
 def answered_together(num: int, seconds: float, **drafts: int) -> tuple[Callable[[dict[str, Any]], Reply], list[int]]:
@@ -53,7 +30,7 @@ def answered_together(num: int, seconds: float, **drafts: int) -> tuple[Callable
         together.wait(10)
         with lock:
             waiting.clear()
-        return answer(seconds, **drafts)
+        return timed(seconds, **drafts)
 
     return reply, seen
 
@@ -78,7 +55,7 @@ def test_the_speedup_of_one_concurrency_is_not_that_of_another(cli: Cli) -> None
 
     def at(loads: dict[bool, float], fake: Callable[[], Fake]) -> Callable[[dict[str, Any]], Reply]:
         # A fake can't know the load, so it counts: warm-up and measured requests come first at concurrency 1.
-        return lambda _: answer(loads[len(fake().requests) in alone])
+        return lambda _: timed(loads[len(fake().requests) in alone])
 
     alone = {1, 4, 5, 8, 9}  # a warm-up; then two prompts of each of two repeats
     fakes: list[Fake] = []
@@ -115,7 +92,7 @@ def test_options_of_servers_need_a_server(cli: Cli, options: tuple[str, ...]) ->
 
 
 def test_another_text_is_different_and_check_ends_with_6(cli: Cli) -> None:
-    with serving(LLAMA_PAGES, answer(1.0, "abd")) as a, serving(LLAMA_PAGES, answer(1.0)) as b:
+    with serving(LLAMA_PAGES, timed(1.0, "abd")) as a, serving(LLAMA_PAGES, timed(1.0)) as b:
         ended = cli("bench", "--server", a.url, "--baseline-server", b.url, "--check", *SHORT)
 
     assert ended.code == 6
@@ -126,7 +103,7 @@ def test_another_text_is_different_and_check_ends_with_6(cli: Cli) -> None:
 def test_doubts_are_warnings(cli: Cli) -> None:
     other = {**LLAMA_PAGES, "/v1/models": {"data": [{"id": "other", "owned_by": "llamacpp"}]}, "/props": {}}
     pages = {**other, "/metrics": "llamacpp:requests_processing 1\n"}
-    with serving(pages, answer(1.0)) as a, serving(LLAMA_PAGES, answer(1.0)) as b:
+    with serving(pages, timed(1.0)) as a, serving(LLAMA_PAGES, timed(1.0)) as b:
         found = json.loads(cli("bench", "--server", a.url, "--baseline-server", b.url, *SHORT).out)
 
     assert {"different_models", "not_alone"} <= {warning["code"] for warning in found["warnings"]}
@@ -143,7 +120,10 @@ def test_counts_of_answers_are_compared_with_the_servers_counters(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, counted: tuple[int, int], is_doubted: bool
 ) -> None:
     monkeypatch.setattr(served_doubts, "_LATE_SECONDS", 0.0)
-    with serving(LLAMA_PAGES, answer(1.0, draft_n=2, draft_n_accepted=1)) as a, serving(LLAMA_PAGES, answer(1.0)) as b:
+    with (
+        serving(LLAMA_PAGES, timed(1.0, draft_n=2, draft_n_accepted=1)) as a,
+        serving(LLAMA_PAGES, timed(1.0)) as b,
+    ):
         a.pages["/metrics"] = lambda: metrics(a, *counted)
         found = json.loads(cli("bench", "--server", a.url, "--baseline-server", b.url, *SHORT).out)
 
@@ -152,7 +132,10 @@ def test_counts_of_answers_are_compared_with_the_servers_counters(
 
 def test_a_run_that_a_busy_server_refused_is_sent_again_and_doubted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "BUSY_SECONDS", 0.0)
-    with serving(LLAMA_PAGES, answer(1.0), as_json({}, 503), answer(1.0)) as a, serving(LLAMA_PAGES, answer(1.0)) as b:
+    with (
+        serving(LLAMA_PAGES, timed(1.0), as_json({}, 503), timed(1.0)) as a,
+        serving(LLAMA_PAGES, timed(1.0)) as b,
+    ):
         ended = cli("bench", "--server", a.url, "--baseline-server", b.url, *SHORT)
 
     found = json.loads(ended.out)
@@ -163,8 +146,8 @@ def test_a_run_that_a_busy_server_refused_is_sent_again_and_doubted(cli: Cli, mo
 def test_a_server_that_fails_is_left_out_and_the_others_are_measured(cli: Cli) -> None:
     with (
         serving(LLAMA_PAGES, as_json({}, 500)) as bad,
-        serving(LLAMA_PAGES, answer(1.0)) as good,
-        serving(LLAMA_PAGES, answer(2.0)) as b,
+        serving(LLAMA_PAGES, timed(1.0)) as good,
+        serving(LLAMA_PAGES, timed(2.0)) as b,
     ):
         servers = ("--server", bad.url, "--server", good.url, "--baseline-server", b.url)
         ended = cli("bench", *servers, *SHORT)
@@ -177,7 +160,7 @@ def test_a_server_that_fails_is_left_out_and_the_others_are_measured(cli: Cli) -
 
 @pytest.mark.parametrize(("temperature", "sent"), [("0", {}), ("0.7", {"top_k": -1, "top_p": 1.0, "min_p": 0.0})])
 def test_a_server_does_not_sample_with_its_own_defaults(cli: Cli, temperature: str, sent: dict[str, float]) -> None:
-    with serving(LLAMA_PAGES, answer(1.0)) as a, serving(LLAMA_PAGES, answer(1.0)) as b:
+    with serving(LLAMA_PAGES, timed(1.0)) as a, serving(LLAMA_PAGES, timed(1.0)) as b:
         ended = cli("bench", "--server", a.url, "--baseline-server", b.url, "--temperature", temperature, *SHORT)
         bodies = [*a.requests, *b.requests]
 

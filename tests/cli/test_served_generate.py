@@ -13,7 +13,9 @@ import pytest
 
 from specgen.runtime.served import ServedAnswer
 from tests.cli.conftest import Cli
+from tests.processes.environment import environment
 from tests.servers.fake import (
+    KEY,
     LLAMA_PAGES,
     LLAMA_STREAM,
     PLAIN_PAGES,
@@ -23,12 +25,12 @@ from tests.servers.fake import (
     as_events,
     as_json,
     chunk,
+    plain_answer,
     recorded,
     serving,
 )
 
-KEY = "sk-not-for-anybody"
-PLAIN_ANSWER = as_events(chunk("one"), chunk(" two", "stop"), chunk(usage={"completion_tokens": 2, "prompt_tokens": 5}))
+PLAIN_ANSWER = plain_answer()
 
 
 def generate(cli: Cli, url: str, *options: str) -> Any:
@@ -233,16 +235,26 @@ def test_a_bad_url_ends_with_2_and_repeats_no_password(cli: Cli, url: str) -> No
 
 
 @pytest.mark.process
-def test_no_library_of_models_is_imported() -> None:
+def test_the_process_imports_no_library_of_models_and_does_not_show_the_key() -> None:
     code = (
         "import sys; from specgen.cli.app import run; code = run(sys.argv[1:]);"
-        "print(code, [name for name in ('torch', 'transformers', 'tokenizers', 'numpy') if name in sys.modules])"
+        "print(code, {'torch', 'transformers', 'tokenizers', 'numpy', 'jinja2'} & set(sys.modules))"
     )
-    with serving(PLAIN_PAGES, PLAIN_ANSWER) as fake:
-        words = [sys.executable, "-c", code, "generate", "--server", fake.url, "--no-stdin", "Hi"]
-        output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    listed: list[str] = []
 
-    assert output.splitlines()[-1] == "0 []"
+    def answered(request: dict[str, Any]) -> Reply:
+        listed.append(subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, text=True).stdout)
+        return PLAIN_ANSWER
+
+    with serving(PLAIN_PAGES, answered) as fake:
+        words = [sys.executable, "-c", code, "generate", "--server", fake.url, "--no-stdin", "Hi"]
+        variables = environment(SPECGEN_API_KEY=KEY)
+        ended = subprocess.run(words, capture_output=True, text=True, check=True, env=variables)
+        assert fake.headers[-1]["Authorization"] == f"Bearer {KEY}"
+
+    assert ended.stdout.splitlines()[-1] == "0 set()"
+    assert fake.url in listed[0]
+    assert KEY not in listed[0] + ended.stdout + ended.stderr
 
 
 def test_ctrl_c_keeps_the_text_and_exits_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

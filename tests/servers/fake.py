@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from specgen.servers.http import HttpOptions
+from specgen.servers.server import Server, open_server
+from specgen.servers.values import Address
+
+KEY = "sk-not-for-anybody"
 STREAMS = Path(__file__).parent / "streams"
 LLAMA_STREAM, VLLM_STREAM = STREAMS / "llama-server-b11549-draft.txt", STREAMS / "vllm-0.32.0-ngram.txt"
 LLAMA_PAGES: dict[str, Any] = {
@@ -65,6 +71,27 @@ def recorded(path: Path) -> Reply:
     return Reply([event + b"\n\n" for event in path.read_bytes().split(b"\n\n") if event.strip()])
 
 
+def plain_answer(text: str = "one two", num_prompt_tokens: int = 9, num_cached_tokens: int = 0) -> Reply:
+    """Returns an answer in two pieces, by a server that reports OpenAI's usage and nothing else."""
+    first, space, last = text.partition(" ")
+    cached = {"cached_tokens": num_cached_tokens}
+    usage = {"completion_tokens": 2, "prompt_tokens": num_prompt_tokens, "prompt_tokens_details": cached}
+    return as_events(chunk(first), chunk(space + last, "stop"), chunk(usage=usage))
+
+
+def timed(seconds: float, text: str = "abc", num_tokens: int = 3, **drafts: int) -> Reply:
+    """Returns an answer that took llama-server so long after its first token; `drafts` are its counters."""
+    timings: dict[str, Any] = {"predicted_n": num_tokens, "predicted_ms": 1000 * seconds, **drafts}
+    usage = {"completion_tokens": num_tokens, "prompt_tokens": 4}
+    return as_events(chunk(text, "length"), chunk(usage=usage, timings=timings))
+
+
+def opened(url: str, key: str = "", **options: Any) -> Server:
+    """Returns a server, asked without waits between retries."""
+    patience = {"timeout_seconds": 10.0, "sleep": lambda _: None, **options}
+    return open_server(Address(url, key), "", HttpOptions(**patience))
+
+
 Answer = Reply | Callable[[dict[str, Any]], Reply]
 """A reply, or what makes one of a request."""
 
@@ -86,8 +113,11 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(pages: dict[str, Any], *replies: Answer) -> Iterator[Fake]:
-    """Serves pages to GET, as JSON or text; POSTs get the replies in turn, the last one again and again."""
+def serving(pages: dict[str, Any], *replies: Answer, certificate: Path | None = None) -> Iterator[Fake]:
+    """Serves pages to GET, as JSON or text; POSTs get the replies in turn, the last one again and again.
+
+    With a file of a certificate and its key, it serves by https.
+    """
     fake = Fake(dict(pages), list(replies))
 
     class Handler(BaseHTTPRequestHandler):
@@ -136,9 +166,13 @@ def serving(pages: dict[str, Any], *replies: Answer) -> Iterator[Fake]:
 
     server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    fake.url = f"http://127.0.0.1:{server.server_port}"
+    fake.url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
     try:
         yield fake
     finally:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 
 from specgen.core.errors import SettingsError, SpecgenError
-from specgen.servers.server import open_server
-from specgen.servers.values import Address, ChatRequest, parse_address
-from tests.servers.fake import PLAIN_PAGES, as_events, as_json, chunk, serving
-
-KEY = "sk-not-for-anybody"
+from specgen.servers.values import ChatRequest, parse_address
+from tests.servers.fake import KEY, PLAIN_PAGES, as_events, as_json, chunk, opened, serving
 
 
 @pytest.mark.parametrize(
@@ -81,7 +78,7 @@ def test_a_key_that_no_header_can_hold_is_not_repeated(monkeypatch: pytest.Monke
 def test_the_key_is_sent_and_a_server_that_repeats_it_does_not_reveal_it() -> None:
     refusal = as_json({"error": {"message": f"wrong key {KEY}"}}, 401)
     with serving(PLAIN_PAGES, refusal) as fake:
-        server = open_server(Address(fake.url, KEY))
+        server = opened(fake.url, KEY)
         with pytest.raises(SpecgenError) as failure, server.stream(ChatRequest([], 1)):
             pass
 
@@ -91,7 +88,7 @@ def test_the_key_is_sent_and_a_server_that_repeats_it_does_not_reveal_it() -> No
 
 def test_without_a_key_none_is_sent_even_if_the_environment_has_a_netrc(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(PLAIN_PAGES, as_events(chunk("", "stop"))) as fake:
-        open_server(Address(fake.url))
+        opened(fake.url)
 
     assert all("Authorization" not in headers for headers in fake.headers)
 
@@ -100,4 +97,4 @@ def test_this_machine_is_not_reached_by_a_proxy(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with serving(PLAIN_PAGES) as fake:
-        assert open_server(Address(fake.url)).facts.model == "any"
+        assert opened(fake.url).facts.model == "any"

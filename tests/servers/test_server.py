@@ -19,7 +19,6 @@ from specgen.core.errors import (
     SettingsError,
     SpecgenError,
 )
-from specgen.servers.http import HttpOptions
 from specgen.servers.server import Server, open_server
 from specgen.servers.values import Address, ChatRequest, Delta
 from tests.profiles import num_examples
@@ -33,15 +32,12 @@ from tests.servers.fake import (
     as_events,
     as_json,
     chunk,
+    opened,
     recorded,
     serving,
 )
 
 REQUEST = ChatRequest([{"role": "user", "content": "Hi"}], 8)
-
-
-def opened(url: str, **options: object) -> Server:
-    return open_server(Address(url), "", HttpOptions(**{"sleep": lambda _: None, **options}))  # type: ignore[arg-type]
 
 
 def deltas(server: Server, request: ChatRequest = REQUEST) -> list[Delta]:
@@ -164,6 +160,26 @@ def test_a_server_that_is_not_there_is_unreachable() -> None:
 def test_silence_before_the_first_event_is_unreachable(held: Reply) -> None:
     with serving(PLAIN_PAGES, held) as fake, pytest.raises(ServerUnreachableError):
         deltas(opened(fake.url, timeout_seconds=0.2))
+
+
+def test_silence_between_events_is_a_failure_that_keeps_the_text(held: Reply) -> None:
+    reply = Reply([*as_events(chunk("a"), done=False).parts, *held.parts], held=held.held)
+    with serving(PLAIN_PAGES, reply) as fake, opened(fake.url, timeout_seconds=0.2).stream(REQUEST) as (_, stream):
+        assert next(stream).text == "a"
+        with pytest.raises(ServerError) as failure:
+            next(stream)
+
+    assert failure.value.code == "server_failed"
+
+
+def test_a_connection_that_fails_is_tried_three_times_in_all() -> None:
+    waits: list[float] = []
+    with serving(PLAIN_PAGES) as fake:
+        url = fake.url
+    with pytest.raises(ServerUnreachableError):
+        opened(url, sleep=waits.append)
+
+    assert waits == [0.5, 1.0]
 
 
 @pytest.fixture

@@ -24,14 +24,12 @@ from specgen.cli.terminal_mode import TerminalMode
 from specgen.core.events import ServedText
 from specgen.core.settings import ModelSettings
 from specgen.runtime.served_chat import ServedConversation
-from specgen.servers.http import HttpOptions
-from specgen.servers.server import open_server
-from specgen.servers.values import Address
 from specgen.storage.saved_chats import SessionFolder
 from tests.cli.chat.scenes import saved
 from tests.cli.chat.test_loop import GREEDY, ScriptedChat, record_errors, sessions
 from tests.cli.conftest import Cli
 from tests.servers.fake import (
+    KEY,
     LLAMA_PAGES,
     LLAMA_STREAM,
     PLAIN_PAGES,
@@ -41,15 +39,12 @@ from tests.servers.fake import (
     as_events,
     as_json,
     chunk,
+    opened,
+    plain_answer,
     recorded,
     serving,
+    timed,
 )
-
-
-def says(text: str, prompt: int = 9, cached: int = 0) -> Reply:
-    usage = {"completion_tokens": 2, "prompt_tokens": prompt, "prompt_tokens_details": {"cached_tokens": cached}}
-    return as_events(chunk(text), chunk("", "stop"), chunk(usage=usage))
-
 
 Opener = Callable[..., tuple[ScriptedChat, Fake]]
 
@@ -60,15 +55,15 @@ def open_chat(monkeypatch: pytest.MonkeyPatch, state: Path) -> Iterator[Opener]:
     with ExitStack() as entered:
 
         def make(
-            *replies: Any, pages: dict[str, Any] = PLAIN_PAGES, baseline: Sequence[Any] = ()
+            *replies: Any, pages: dict[str, Any] = PLAIN_PAGES, baseline: Sequence[Any] = (), key: str = ""
         ) -> tuple[ScriptedChat, Fake]:
             fake = entered.enter_context(serving(pages, *replies))
             compared = entered.enter_context(serving(pages, *baseline)) if baseline else None
-            compared_server = open_server(Address(compared.url), "", HttpOptions(5.0, 0)) if compared else None
+            compared_server = opened(compared.url) if compared else None
             out, err = io.BytesIO(), io.StringIO()
             monkeypatch.setattr(sys, "stderr", err)
             settings = ChatSettings(GREEDY, max_new_tokens=60)
-            server = open_server(Address(fake.url), "", HttpOptions(5.0, 0))
+            server = opened(fake.url, key)
             conversation = ServedConversation(server, settings.for_reply(None), baseline_server=compared_server)
             entered.callback(conversation.finish)
             messages = Messages("never", quiet=False)
@@ -88,7 +83,7 @@ def roles_and_texts(request: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def test_each_turn_sends_the_whole_history(open_chat: Opener) -> None:
-    chat, fake = open_chat(says("one"), says("two"), says("three"))
+    chat, fake = open_chat(plain_answer("one"), plain_answer("two"), plain_answer("three"))
     chat.state.conversation.set_system("Be brief.")
 
     assert chat.run("a", "b", "c") == 0
@@ -102,17 +97,12 @@ def test_each_turn_sends_the_whole_history(open_chat: Opener) -> None:
     assert chat.replies == "one\ntwo\nthree\n"
 
 
-def timed(text: str, seconds: float, **drafts: int) -> Reply:
-    """Returns a reply of four tokens that took llama-server so long."""
-    timings = {"predicted_n": 4, "predicted_ms": 1000 * seconds, **drafts}
-    return as_events(chunk(text, "stop"), chunk(usage={"completion_tokens": 4, "prompt_tokens": 9}, timings=timings))
-
-
 def test_the_speedup_of_each_turn_is_that_over_the_baseline_server(open_chat: Opener) -> None:
     chat, fake = open_chat(
-        *(timed("one", 2.0, draft_n=2, draft_n_accepted=1), timed("two", 1.0, draft_n=2, draft_n_accepted=1)),
+        timed(2.0, "one", 4, draft_n=2, draft_n_accepted=1),
+        timed(1.0, "two", 4, draft_n=2, draft_n_accepted=1),
         pages=LLAMA_PAGES,
-        baseline=[timed("one", 3.0)],
+        baseline=[timed(3.0, "one", 4)],
     )
     found = []
     for turn in ("a", "b"):
@@ -127,7 +117,7 @@ def test_the_speedup_of_each_turn_is_that_over_the_baseline_server(open_chat: Op
 
 
 def test_a_baseline_server_that_fails_costs_the_speedup_only(open_chat: Opener) -> None:
-    chat, _ = open_chat(timed("one", 2.0), timed("two", 2.0), pages=LLAMA_PAGES, baseline=[as_json({}, 500)])
+    chat, _ = open_chat(timed(2.0, "one", 4), timed(2.0, "two", 4), pages=LLAMA_PAGES, baseline=[as_json({}, 500)])
 
     assert chat.run("a", "b") == 0
 
@@ -144,7 +134,7 @@ def test_a_baseline_server_needs_a_server(cli: Cli, monkeypatch: pytest.MonkeyPa
 
 
 def test_cached_tokens_are_shown_where_the_server_tells(open_chat: Opener) -> None:
-    chat, _ = open_chat(says("one"), says("two", 20, 11))
+    chat, _ = open_chat(plain_answer("one"), plain_answer("two", 20, 11))
 
     chat.run("a", "b", "/stats", "/tokens")
 
@@ -164,7 +154,7 @@ def test_acceptance_of_a_reply_is_the_servers(open_chat: Opener) -> None:
 def test_a_reply_whose_server_tells_nothing_of_drafts_does_not_claim_that_nothing_was_drafted(
     open_chat: Opener,
 ) -> None:
-    chat, _ = open_chat(says("one"))
+    chat, _ = open_chat(plain_answer("one"))
 
     chat.run("a")
 
@@ -174,7 +164,7 @@ def test_a_reply_whose_server_tells_nothing_of_drafts_does_not_claim_that_nothin
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_reasoning_is_shown_and_not_sent_again(open_chat: Opener, name: str) -> None:
     thought = {"choices": [{"index": 0, "delta": {name: "hm"}, "finish_reason": None}]}
-    chat, fake = open_chat(as_events(thought, chunk("yes", "stop")), says("two"))
+    chat, fake = open_chat(as_events(thought, chunk("yes", "stop")), plain_answer("two"))
 
     chat.run("a", "b")
 
@@ -185,7 +175,7 @@ def test_reasoning_is_shown_and_not_sent_again(open_chat: Opener, name: str) -> 
 
 @pytest.mark.parametrize("command", ["/k", "/k 4", "/draft", "/draft lookup"])
 def test_drafting_was_set_when_the_server_started(open_chat: Opener, command: str) -> None:
-    chat, fake = open_chat(says("one"))
+    chat, fake = open_chat(plain_answer("one"))
 
     chat.run(command)
 
@@ -194,7 +184,7 @@ def test_drafting_was_set_when_the_server_started(open_chat: Opener, command: st
 
 
 def test_undo_and_retry_send_the_shorter_history(open_chat: Opener) -> None:
-    chat, fake = open_chat(says("one"), says("two"), says("again"))
+    chat, fake = open_chat(plain_answer("one"), plain_answer("two"), plain_answer("again"))
 
     chat.run("a", "b", "/retry temperature=0.8", "/undo")
 
@@ -212,7 +202,7 @@ def test_undo_and_retry_send_the_shorter_history(open_chat: Opener) -> None:
     ids=["before the text", "in the text"],
 )
 def test_an_error_of_the_server_keeps_the_chat_alive(open_chat: Opener, failure: Reply) -> None:
-    chat, fake = open_chat(says("one"), failure, says("three"))
+    chat, fake = open_chat(plain_answer("one"), failure, plain_answer("three"))
 
     assert chat.run("a", "b", "c") == 0
 
@@ -223,7 +213,7 @@ def test_an_error_of_the_server_keeps_the_chat_alive(open_chat: Opener, failure:
 
 
 def test_ctrl_c_keeps_what_came(open_chat: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, _ = open_chat(as_events(chunk("one"), chunk(" two"), chunk(" three", "stop")), says("next"))
+    chat, _ = open_chat(as_events(chunk("one"), chunk(" two"), chunk(" three", "stop")), plain_answer("next"))
     conversation = chat.state.conversation
     stream = conversation.stream
 
@@ -244,7 +234,7 @@ def test_ctrl_c_keeps_what_came(open_chat: Opener, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_saved_chat_names_the_server_and_leaves_models_to_the_command_line(open_chat: Opener, state: Path) -> None:
-    chat, _ = open_chat(says("one"))
+    chat, _ = open_chat(plain_answer("one"))
 
     chat.run("a")
 
@@ -255,8 +245,19 @@ def test_a_saved_chat_names_the_server_and_leaves_models_to_the_command_line(ope
     assert resumed_models(frozenset(), transcript, *own) == own
 
 
+def test_the_key_is_in_no_saved_chat_and_no_message(open_chat: Opener, state: Path) -> None:
+    failure = as_json({"error": {"message": f"wrong key {KEY}"}}, 401)
+    chat, fake = open_chat(plain_answer(), failure, key=KEY)
+
+    chat.run("a", "b", "/stats")
+
+    assert fake.headers[-1]["Authorization"] == f"Bearer {KEY}"
+    assert KEY not in chat.printed + chat.replies
+    assert not any(KEY.encode() in path.read_bytes() for path in state.rglob("*") if path.is_file())
+
+
 def test_a_reply_is_never_asked_to_be_longer_than_the_window_leaves_room(open_chat: Opener) -> None:
-    chat, fake = open_chat(says("one", 1970), says("two"), pages=VLLM_PAGES)  # a window of 2048
+    chat, fake = open_chat(plain_answer("one", 1970), plain_answer("two"), pages=VLLM_PAGES)  # a window of 2048
 
     chat.run("a", "b")
 
