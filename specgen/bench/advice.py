@@ -36,15 +36,15 @@ def recommend(figures: Sequence[SettingFigures]) -> Recommendation:
     """
     usable = _usable(figures)
     if not usable:
-        return Recommendation(None, "no setting finished with the baseline's text")
+        return Recommendation(None, "no setting finished with the baseline's text" + _peers(figures))
     best = max(usable, key=_speedup)
     if _speedup(best) < MIN_SPEEDUP or (best.interval is not None and best.interval.low <= 1):
-        return Recommendation(None, _why_not(best, figures))
+        return Recommendation(None, _why_not(best, figures) + _peers(figures))
     # A setting that may be slower than the baseline is not recommended, however small its draft.
     sure = [f for f in usable if f.interval is None or f.interval.low > 1]
     close = [f for f in sure if _speedup(f) >= _speedup(best) * (1 - CLOSE)]
     chosen = min(close, key=lambda f: (f.setting.num_draft_bytes, -_speedup(f)))
-    return Recommendation(chosen, _why(chosen, best, figures))
+    return Recommendation(chosen, _why(chosen, best, figures) + _peers(figures))
 
 
 def best_speedup(figures: Sequence[SettingFigures]) -> SettingFigures | None:
@@ -69,7 +69,8 @@ def command_line_for(setting: Setting) -> str:
 
 
 def _usable(figures: Sequence[SettingFigures]) -> list[SettingFigures]:
-    return [f for f in figures if not f.is_baseline and f.speedup is not None and f.text_verdict != "different"]
+    own = [f for f in figures if not f.is_baseline and f.setting.drafter != "peer"]
+    return [f for f in own if f.speedup is not None and f.text_verdict != "different"]
 
 
 def _speedup(figures: SettingFigures) -> float:
@@ -98,6 +99,12 @@ def _speeds(chosen: SettingFigures, figures: Sequence[SettingFigures]) -> str:
     own = chosen.counts.tokens_per_second
     baseline = next((f.counts.tokens_per_second for f in figures if f.index == chosen.baseline_index), None)
     return "" if own is None or baseline is None else f" ({own:.1f} against {baseline:.1f} tok/s)"
+
+
+def _peers(figures: Sequence[SettingFigures]) -> str:
+    """Returns the speeds of other programs."""
+    speeds = [(f.setting.label, f.counts.tokens_per_second) for f in figures if f.setting.drafter == "peer"]
+    return "".join(f"; {label}: {speed:.1f} tok/s" for label, speed in speeds if speed is not None)
 
 
 def _why_not(best: SettingFigures, figures: Sequence[SettingFigures]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import torch
 
 from specgen.bench.results import Setting
 from specgen.core.progress import SILENT, ProgressListener
+from specgen.engine.clock import Clock
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import Pair
 from specgen.text.vocabulary import compare_tokenizers
@@ -25,6 +28,21 @@ class Configuration:
 
     setting: Setting
     models: LoadedModels
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Describes where a benchmark runs.
+
+    Args:
+        environment: Versions and hardware, for the report.
+        clock: Seconds of passes; None: the engine's own clock, which waits for the devices.
+        wall_clock: Seconds for the time limit.
+    """
+
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    clock: Clock | None = None
+    wall_clock: Clock = perf_counter
 
 
 def open_configurations(

@@ -21,8 +21,9 @@ class Setting:
     """Describes one way to generate: a drafter and a draft length.
 
     Args:
-        drafter: `model`, `lookup`, `model+lookup`, `server` (as a server was started), or `none` for the baseline.
-        draft: The draft as on the command line; empty for the baseline.
+        drafter: `model`, `lookup`, `model+lookup`, `server` (as a server was started), `peer` (another program), or
+            `none` for the baseline.
+        draft: The draft as on the command line, or the peer's name; empty for the baseline.
         label: Short name of the draft as it really runs.
         num_draft_tokens: Longest draft.
         schedule: `auto` chooses lengths by cost.
@@ -43,16 +44,21 @@ class Setting:
     concurrency: int = 1
 
     @property
+    def has_drafter(self) -> bool:
+        """Whether it is neither the target alone nor another program."""
+        return self.drafter not in ("none", "peer")
+
+    @property
     def length(self) -> str:
-        """Draft length as on the command line; `-` if a server decided it."""
-        if self.drafter == "server":
+        """Draft length as on the command line; `-` if a server or another program decided it."""
+        if self.drafter in ("server", "peer"):
             return "-"
         return "auto" if self.schedule == "auto" else str(self.num_draft_tokens)
 
     @property
     def name(self) -> str:
         """Name for messages: `lookup -k auto`."""
-        name = self.label if self.drafter in ("none", "server") else f"{self.label} -k {self.length}"
+        name = self.label if self.drafter in ("none", "server", "peer") else f"{self.label} -k {self.length}"
         if self.concurrency > 1:
             name = f"{name} at concurrency {self.concurrency}"
         return f"{name} on {self.backend}" if self.backend else name

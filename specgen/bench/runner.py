@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from time import perf_counter
-from typing import Any
 
-from specgen.bench.configurations import Configuration, PeakMemory
+from specgen.bench.configurations import Configuration, Host, PeakMemory
 from specgen.bench.pass_costs import TimingOptions, measure_pass_costs
+from specgen.bench.peers import Peer, PeerRequest, answered
 from specgen.bench.prompts import BenchPrompt, PromptFormat
 from specgen.bench.results import (
     BASELINE,
@@ -24,7 +23,6 @@ from specgen.bench.results import (
 from specgen.bench.text_comparison import TextComparison
 from specgen.core.errors import SpecgenError
 from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings
-from specgen.engine.clock import Clock
 from specgen.runtime.generation import Generation, Request
 from specgen.text.chat_template import Message
 
@@ -32,21 +30,6 @@ NUM_CONTEXT_TOKENS = 256
 """Prompt tokens in the cache while passes are timed for the prediction."""
 LONGEST_TIMED_PASS = 17
 """v(n) of longer passes is not needed for `auto`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """Describes where a benchmark runs.
-
-    Args:
-        environment: Versions and hardware, for the report.
-        clock: Seconds of passes; None: the engine's own clock, which waits for the devices.
-        wall_clock: Seconds for the time limit.
-    """
-
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    clock: Clock | None = None
-    wall_clock: Clock = perf_counter
 
 
 class Benchmark:
@@ -78,6 +61,8 @@ class Benchmark:
     ) -> None:
         self.configurations = list(configurations)
         self.config = config
+        self._settings = [one.setting for one in configurations]
+        self._peers: list[Peer] = []
         self._pair = configurations[BASELINE].models.pair
         self._baselines = [i for i, one in enumerate(configurations) if one.setting.drafter == "none"]
         self._prompt_format, self._host = prompt_format or PromptFormat(), host or Host()
@@ -99,6 +84,11 @@ class Benchmark:
         self._is_interrupted = False
         self._generation: Generation | None = None
 
+    def add_peers(self, peers: Sequence[Peer]) -> None:
+        """Measures other programs, too: they take their turn after the configurations."""
+        self._peers += peers
+        self._settings += [peer.setting for peer in peers]
+
     def interrupt(self) -> None:
         """Ends after the round in progress; the run it belongs to does not count. Safe in a signal handler."""
         self._is_interrupted = True
@@ -113,7 +103,7 @@ class Benchmark:
             self._costs = self._time_passes()
             yield self._step("costs")
         for _ in range(self.config.num_warmups):
-            for index in range(len(self.configurations)):
+            for index in range(len(self._settings)):
                 if not self._is_interrupted:
                     self._run(index, 0, 0)
                     yield self._step("warmup")
@@ -133,7 +123,7 @@ class Benchmark:
         return BenchReport(
             target=every[BASELINE].models.target_info,
             drafts={one.setting.label: one.models.draft_info for one in every if one.models.draft_info is not None},
-            settings=tuple(one.setting for one in every),
+            settings=tuple(self._settings),
             prompts=tuple(self._prompts),
             config=self.config,
             runs=tuple(self._runs),
@@ -151,7 +141,7 @@ class Benchmark:
     def _step(self, stage: Stage, run: Run | None = None) -> BenchStep:
         self._num_done += stage in ("warmup", "run")
         num_runs = self.config.num_warmups + len(self._prompt_ids) * self.config.num_repeats
-        return BenchStep(stage, self._num_done, len(self.configurations) * num_runs, run)
+        return BenchStep(stage, self._num_done, len(self._settings) * num_runs, run)
 
     def _elapsed_seconds(self) -> float:
         return self._host.wall_clock() - self._start
@@ -173,7 +163,7 @@ class Benchmark:
             # The direction alternates from prompt to prompt and, for each prompt, from repeat to repeat.
             step = -1 if (prompt + repeat) % 2 else 1
             num_before = len(self._runs)
-            for index in range(len(self.configurations))[::step]:
+            for index in range(len(self._settings))[::step]:
                 if self._is_interrupted:
                     break
                 run = self._run(index, prompt, repeat)
@@ -182,11 +172,17 @@ class Benchmark:
                 yield self._step("run", run)
             finished = self._runs[num_before:]
             for comparison in self._comparisons:
-                own = [run for run in finished if self._backend(run.setting) == self._backend(comparison.baseline)]
+                own = [run for run in finished if self._is_compared(run.setting, comparison.baseline)]
                 comparison.observe(own, self._prompt_ids[prompt])
             if self._is_interrupted:
                 return
             yield self._step("prompt")
+
+    def _is_compared(self, index: int, baseline: int) -> bool:
+        """Returns whether the text of a setting is to be that of a baseline."""
+        if index >= len(self.configurations):
+            return baseline == BASELINE and self._peers[index - len(self.configurations)].has_target_weights
+        return self._backend(index) == self._backend(baseline)
 
     def _backend(self, index: int) -> str:
         return self.configurations[index].setting.backend
@@ -253,9 +249,11 @@ class Benchmark:
         """
         if any(failure.setting == index for failure in self._failures):
             return None
-        memory = PeakMemory(self.configurations, self.configurations[index])
         started = self._elapsed_seconds()
         try:
+            if index >= len(self.configurations):
+                return self._run_peer(index, prompt, repeat)
+            memory = PeakMemory(self.configurations, self.configurations[index])
             generation = self._generate(index, self._prompt_ids[prompt], stops_at_end=self.config.stops_at_end)
         except SpecgenError as error:
             if index == BASELINE:
@@ -265,3 +263,14 @@ class Benchmark:
         if generation.finish_reason == "interrupted":
             return None
         return Run(index, prompt, repeat, generation.counts, tuple(generation.token_ids), memory.read(), started)
+
+    def _run_peer(self, index: int, prompt: int, repeat: int) -> Run | None:
+        """Does what `_run` does, for a peer."""
+        started = self._elapsed_seconds()
+        end_ids = self._pair.end_ids if self.config.stops_at_end else frozenset[int]()
+        clock, ids = self._host.clock or perf_counter, self._prompt_ids[prompt]
+        request = PeerRequest(ids, self.config.num_tokens, end_ids, clock, lambda: self._is_interrupted)
+        answer = answered(self._peers[index - len(self.configurations)], request)
+        if self._is_interrupted:
+            return None
+        return Run(index, prompt, repeat, answer.counts, tuple(answer.token_ids), None, started)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from specgen.bench.advice import command_line_for, recommend
-from specgen.bench.configurations import open_backends
+from specgen.bench.configurations import Host, open_backends
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
-from specgen.bench.runner import Benchmark, Host
+from specgen.bench.runner import Benchmark
 from specgen.cli.bench.inputs import on_both_backends
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.render.bench.columns import name_columns

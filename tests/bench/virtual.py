@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from specgen.bench.configurations import open_configurations
+from specgen.bench.configurations import Host, open_configurations
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
-from specgen.bench.runner import Benchmark, Host
+from specgen.bench.runner import Benchmark
 from specgen.core.settings import ModelSettings
 from specgen.models.cached_model import CachedModel
 from specgen.runtime.pair import PairSettings, resolve_pair

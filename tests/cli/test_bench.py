@@ -197,6 +197,9 @@ def test_a_pipe_gets_one_document_at_the_end(bench: Cli, tmp_path: Path) -> None
         (["--plot", "out.pdf"], ".pdf", "out.pdf"),
         (["--prompts", "/nowhere"], "prompts", "/nowhere"),
         (["--temperature", "-1"], "--temperature", "-1"),
+        (["--peer", "llama"], "--peer", "llama"),
+        (["--peer", "transformers=x.gguf"], "--peer", "transformers=x.gguf"),
+        (["--peer", "transformers", "--temperature", "1"], "--peer", "--temperature"),
     ],
 )
 def test_invalid_options_are_rejected_before_anything_is_loaded(

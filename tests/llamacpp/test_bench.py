@@ -69,6 +69,21 @@ def test_a_single_backend_has_no_column(files: dict[str, Path], cache: Path) -> 
     assert [row["engine"] for row in found["results"]] == [None, None]
 
 
+def test_llama_cpp_alone_writes_the_text_of_the_same_file(files: dict[str, Path], cache: Path) -> None:
+    peers = ("--peer", "llama-cpp", "--peer", f"llama-cpp={files['wrong']}")
+
+    ended = bench(files, cache, "--threads", "1", "-d", "lookup", *peers, "--format", "json")
+
+    assert ended.code == 0, ended.err
+    found: Any = json.loads(ended.out)
+    own, other = found["results"][2:]
+    assert [(row["drafter"], row["draft"], row["k"]) for row in (own, other)] == [("peer", "llama-cpp F32", "-")] * 2
+    assert [row["summary"]["text"] for row in (own, other)] == ["same", None]
+    assert all(len(run["token_ids"]) == 12 for row in (own, other) for run in row["runs"])
+    assert len(own["runs"]) == len(other["runs"]) == 4
+    assert own["runs"][0]["token_ids"] != other["runs"][0]["token_ids"]
+
+
 def test_both_backends_need_a_gguf(files: dict[str, Path], cache: Path, tmp_path: Path) -> None:
     ended = bench({"target": save_toy(tmp_path / "folder")}, cache, "--backend", "both")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specgen.bench.configurations import Configuration, open_backends
+from specgen.bench.configurations import Configuration, Host, open_backends
 from specgen.bench.figures import total
-from specgen.bench.results import Setting
-from specgen.bench.runner import Benchmark, Host
+from specgen.bench.peers import open_peers
+from specgen.bench.results import BASELINE, Setting
+from specgen.bench.runner import Benchmark
 from specgen.cli.bench.inputs import DraftChoice, Inputs
 from specgen.cli.request import parse_draft_length
 from specgen.core.progress import ProgressListener
@@ -36,7 +37,13 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
     for models in _loaded(configurations):
         learned_costs.load(models)
     host = Host(environment())
-    return Benchmark(configurations, inputs.prompts, inputs.settings, prompt_format=inputs.prompt_format, host=host)
+    benchmark = Benchmark(
+        configurations, inputs.prompts, inputs.settings, prompt_format=inputs.prompt_format, host=host
+    )
+    if inputs.peers:
+        (target, _), *_ = inputs.models.values()
+        benchmark.add_peers(open_peers(inputs.peers, target, configurations[BASELINE].models.pair, progress))
+    return benchmark
 
 
 def settings_of(drafts: Sequence[DraftChoice], lengths: Sequence[str]) -> list[Setting]:

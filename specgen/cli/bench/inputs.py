@@ -63,6 +63,7 @@ class Inputs:
         lengths: Draft lengths, as on the command line.
         prompt_format: Whether prompts get a chat template, and which.
         lookup_texts: Texts that lookup searches in addition to the prompt.
+        peers: Other programs to measure, as on the command line.
     """
 
     models: Mapping[str, tuple[ModelSettings, ModelSettings]]
@@ -72,6 +73,7 @@ class Inputs:
     settings: BenchSettings
     prompt_format: PromptFormat
     lookup_texts: tuple[str, ...]
+    peers: tuple[str, ...] = ()
 
 
 def read_inputs(options: BenchOptions) -> Inputs:
@@ -84,6 +86,7 @@ def read_inputs(options: BenchOptions) -> Inputs:
     compared, runs = options.compared, options.runs
     if options.limits.check and runs.temperature > 0:
         raise SettingsError("--check compares greedy texts, but --temperature is above 0", "omit --temperature")
+    _check_peers(compared.peers, runs)
     drafts = parse_drafts(compared.drafts or [AUTO], options.load.draft_quant)
     lengths = parse_lengths(compared.draft_tokens or (QUICK_LENGTHS if runs.quick else DEFAULT_LENGTHS))
     settings = bench_settings(runs)
@@ -91,7 +94,16 @@ def read_inputs(options: BenchOptions) -> Inputs:
     prompts = read_prompts(runs.prompts, runs.num_prompts or (QUICK_PROMPTS if runs.quick else None))
     variables = settings.template_variables
     prompt_format = PromptFormat(runs.chat_template == "none", template_source(runs.chat_template), variables)
-    return Inputs(_models(options), drafts, lengths, prompts, settings, prompt_format, lookup_texts)
+    return Inputs(_models(options), drafts, lengths, prompts, settings, prompt_format, lookup_texts, compared.peers)
+
+
+def _check_peers(names: Sequence[str], runs: RunOptions) -> None:
+    """Raises `SettingsError` for a `--peer` that is unknown, or that can't be measured."""
+    for name in names:
+        if name != "transformers" and name.partition("=")[0] != "llama-cpp":
+            raise SettingsError(f"invalid --peer {name!r}", "give transformers, llama-cpp or llama-cpp=FILE.gguf")
+    if names and runs.temperature > 0:
+        raise SettingsError("--peer measures greedy text, but --temperature is above 0", "omit --temperature")
 
 
 def parse_drafts(names: Sequence[str], quant: Quantization) -> list[DraftChoice]:

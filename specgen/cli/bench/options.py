@@ -59,6 +59,16 @@ class ComparedOptions:
         ),
     ] = None
     lookup_files: g.LookupFiles = ()
+    peers: Annotated[
+        tuple[str, ...],
+        Option(
+            ("--peer",),
+            "Measure another program in the same table: llama-cpp-python, or transformers with the target's weights. "
+            "Repeatable.",
+            value="llama-cpp[=FILE.gguf]|transformers",
+            heading=MODELS,
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True)

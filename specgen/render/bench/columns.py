@@ -53,7 +53,7 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
     )
     how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
     targets = [report.target, *([report.other_target] if report.other_target else [])]
-    drafters = {setting.label: setting.drafter for setting in report.settings if setting.drafter != "none"}
+    drafters = {setting.label: setting.drafter for setting in report.settings if setting.has_drafter}
     return [
         *(f"target {format_model(target, ascii_only=ascii_only)}" for target in targets),
         *(
@@ -107,7 +107,7 @@ def figure_columns(figures: Sequence[SettingFigures], best: int | None, symbols:
         column("text", _text),
         column(symbols.alpha, lambda f: percent(f.counts.alpha)),
         column("predicted", lambda f: _optional(f.predicted_speedup, format_speedup)),
-        column("drafting", lambda f: percent(f.counts.draft_share) if f.setting.drafter != "none" else None),
+        column("drafting", lambda f: percent(f.counts.draft_share) if f.setting.has_drafter else None),
         column("TTFT", lambda f: _optional(f.ttft_seconds, format_duration)),
         *([column("throughput", lambda f: _optional(f.output_throughput, "{:.1f}".format))] if is_concurrent else []),
         column("memory", lambda f: _optional(f.peak_memory_bytes, format_size)),

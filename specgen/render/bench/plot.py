@@ -48,7 +48,7 @@ def plot_bytes(report: BenchReport, figures: Sequence[SettingFigures], suffix: s
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "specgen", "text.parse_math": False}):
         figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        measured = [item for item in figures if item.setting.drafter != "none" and item.speedup is not None]
+        measured = [item for item in figures if item.setting.has_drafter and item.speedup is not None]
         groups: dict[str, list[SettingFigures]] = defaultdict(list)
         for item in measured:
             on_backend = f" on {item.setting.backend}" if item.setting.backend else ""

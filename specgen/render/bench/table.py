@@ -61,7 +61,7 @@ def format_bench(
     parts += _fold(names, figure_columns(figures, best, options.symbols), options.width, best_row)
     if options.has_chart:
         parts.append(_chart(figures, names, options))
-    drafting = [item for item in figures if item.setting.drafter != "none"]
+    drafting = [item for item in figures if item.setting.has_drafter]
     parts += _positions(drafting, options) if drafting else []
     if options.by_category:
         parts += _categories(report, figures, names, options)
