@@ -23,11 +23,12 @@ NEED = "needs "
 
 
 def mark_processes(items: Iterable[pytest.Item]) -> None:
-    """Marks with `process` each test that reaches a starter of processes, itself or through fixtures and helpers."""
+    """Marks with `process` each test that reaches a starter of processes, itself or through what it is given."""
     known: dict[object, bool] = {}
     for item in items:
         fixtures = item._fixtureinfo.name2fixturedefs.values()
-        functions = [getattr(item, "function", None), *(one.func for found in fixtures for one in found)]
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        functions = [getattr(item, "function", None), *(one.func for found in fixtures for one in found), *values]
         if any(_starts_process(function, known) for function in functions):
             item.add_marker("process")
 

@@ -67,7 +67,6 @@ def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
     """Calls the command line in this process."""
     monkeypatch.setattr("specgen.cli.app.make_app", app)
     monkeypatch.setattr(libraries, "gc", NoCollections())
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # these files need not outlive a power cut
 
     def call(*arguments: object) -> Ended:
         capfdbinary.readouterr()

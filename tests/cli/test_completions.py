@@ -252,7 +252,7 @@ def test_a_tab_completes(shell: Callable[[dict[str, str]], Any], shell_environme
         ("generate --quant nf", "<generate><--quant><nf4>"),
         ("bench --format=nd", "<bench><--format=ndjson>"),
         ("chat --no-h", "<chat><--no-history>"),
-        ("chat --baseli", "<chat><--baseli>"),
+        ("chat --voc", "<chat><--voc>"),
         ("generate -t acme/t", "<generate><-t><acme/tiny-1B>"),
         ("generate -d look", "<generate><-d><lookup>"),
         ("generate -t loc", "<generate><-t><local.gguf>"),

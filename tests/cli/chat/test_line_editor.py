@@ -28,8 +28,11 @@ from specgen.cli.chat.line_editor import (
     _continuation,
 )
 from specgen.core.errors import SettingsError
+from tests.profiles import by_profile
 
 UP = "\x1b[A"
+MANY_LINES = [f"line {number}" for number in range(by_profile(300, 900))]
+"""More than are read at once, 1024 bytes."""
 
 
 def typed(keys: str, *later: str, history: Path | None = None) -> list[str]:
@@ -67,7 +70,7 @@ def test_keys_make_an_entry(keys: str, entry: str) -> None:
         ("one\rtwo\rthree\r", "one\ntwo\nthree"),
         ("\rone\r\rtwo\r", "\none\n\ntwo"),
         ("//x\rtwo\r", "//x\ntwo"),
-        ("".join(f"line {number}\r" for number in range(900)), "\n".join(f"line {number}" for number in range(900))),
+        pytest.param("".join(f"{line}\r" for line in MANY_LINES), "\n".join(MANY_LINES), id="many-lines"),
     ],
 )
 def test_a_paste_without_marks_is_one_entry(keys: str, entry: str) -> None:
