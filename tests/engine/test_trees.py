@@ -16,8 +16,10 @@ from specgen.engine import target_pass, tree_verification
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
-from specgen.engine.draft_length.tree_length import Branching, TreeLength
+from specgen.engine.draft_length.tree_length import Branching, Step, TreeLength
 from specgen.engine.drafters.base import Drafter, empty_draft
+from specgen.engine.drafters.combined import CombinedDrafter
+from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.tree import TreeDrafter
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
 from specgen.engine.randomness import Randomness, TorchRandomness
@@ -330,18 +332,70 @@ def test_a_tree_grows_where_its_tokens_are_likely() -> None:
     policy = TreeLength(4)
     sure, unsure = Branching(ROOT, 0, 1.0, [0.9, 0.05, 0.04]), Branching(ROOT, 0, 1.0, [0.3, 0.28, 0.27, 0.1])
 
-    assert policy.next_tokens([sure], 0, depth=8) == ([0], True)
-    assert TreeLength(3).next_tokens([unsure], 0, depth=8) == ([0, 0, 0], False)
-    assert policy.next_tokens([unsure], 0, depth=1) == ([0, 0, 0, 0], False)
+    assert policy.next_tokens([sure], 0, depth=8) == Step([0], is_fed=True)
+    assert TreeLength(3).next_tokens([unsure], 0, depth=8) == Step([0, 0, 0], is_fed=False)
+    assert policy.next_tokens([unsure], 0, depth=1) == Step([0, 0, 0, 0], is_fed=False)
 
 
 def test_a_tree_by_cost_ends_where_rows_become_expensive() -> None:
     costs = CostTable({1: 1.0, 2: 1.0, 3: 1.0, 4: 3.0, 9: 9.0})
     policy = TreeLength(8, CostAwareLength(costs, DraftCost(10.0, costs)), is_fixed=False)
 
-    chosen, is_fed = policy.next_tokens([Branching(ROOT, 0, 1.0, [0.4, 0.2, 0.1, 0.1, 0.1])], 0, depth=8)
+    step = policy.next_tokens([Branching(ROOT, 0, 1.0, [0.4, 0.2, 0.1, 0.1, 0.1])], 0, depth=8)
 
-    assert (chosen, is_fed) == ([0, 0], False)
+    assert step == Step([0, 0], is_fed=False)
+
+
+def with_lookup(num_nodes: int, texts: Sequence[Sequence[int]]) -> Make:
+    def make(size: int, sampling: SamplingSettings, source: Randomness) -> tuple[Drafter, LengthPolicy]:
+        drafter, policy = grown(num_nodes)(size, sampling, source)
+        return CombinedDrafter(LookupDrafter(texts), drafter), policy
+
+    return make
+
+
+@pytest.mark.parametrize("processors", ["plain", "all", "greedy"])
+@pytest.mark.parametrize("texts", [[[0, 1, 2, 0]], [[0, 1, 1, 1]]], ids=str)
+def test_branches_of_matches_keep_the_distribution(texts: list[list[int]], processors: str) -> None:
+    check_round(with_lookup(4, texts), processors=processors)
+
+
+def test_matches_are_merged_with_the_tree_by_common_prefixes() -> None:
+    lookup = LookupDrafter([[9, 8, 7, 5, 6, 4], [9, 8, 7, 5, 3, 3]])
+    logits = torch.zeros(16, 16)
+    for last, following in {7: 5, 5: 11, 11: 12}.items():
+        logits[last, following] = 9.0
+    drafter = CombinedDrafter(lookup, TreeDrafter(TableModel(logits), 16, sampler()))
+    policy = TreeLength(6)
+    policy.start_round()
+
+    draft = drafter.propose([1, 8, 7], 3, policy)
+
+    assert draft.parents is not None
+    tree = DraftTree(tuple(draft.ids.tolist()), draft.parents)
+    assert tree.followed([5, 11])[0] == tree.followed([5, 3])[0]
+    assert len(tree.followed([5, 3, 3])) == len(tree.followed([5, 11, 12])) == 3
+    for parent in {ROOT, *tree.parents}:
+        children = [tree.ids[child] for child in tree.children(parent)]
+        assert len(children) == len(set(children))
+
+
+def test_both_the_text_and_given_texts_are_matched() -> None:
+    lookup = LookupDrafter([[3, 4, 5, 6]])
+
+    found = lookup.matches([4, 7, 3, 4], 2)
+
+    assert [(list(match.ids), match.num_matched) for match in found] == [([5, 6], 2), ([7, 3], 1)]
+    assert lookup.match([4, 7, 3, 4], 2) == found[0]
+
+
+@pytest.mark.parametrize("kind", test_greedy_equality.KINDS)
+def test_greedy_text_with_trees_and_lookup_equals_transformers_generate(kind: str) -> None:
+    drafter = CombinedDrafter(LookupDrafter([test_greedy_equality.reference(kind)[5:20]]), tree_drafter(1, kind))
+
+    events = greedy(kind, drafter, draft_length=TreeLength(8))
+
+    assert tuple(ids_of(events)) == test_greedy_equality.reference(kind)
 
 
 def probability_of_the_first_sibling_kept(plant: pytest.MonkeyPatch) -> None:

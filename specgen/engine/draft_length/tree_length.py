@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import accumulate
+from operator import mul
 from typing import TYPE_CHECKING
 
 from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.core.events import Round
-from specgen.engine.draft_length.acceptance import BIN_DECAY, INITIAL_MEAN_ACCEPTANCE, LookupMatch
+from specgen.engine.draft_length.acceptance import BIN_DECAY, INITIAL_MEAN_ACCEPTANCE, AcceptanceByMatch, LookupMatch
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
 
@@ -74,6 +77,38 @@ class Branching:
         """Tokens that are part of the draft."""
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The next tokens of a tree.
+
+    Args:
+        branchings: Of each token, in order, the index of its branching.
+        is_fed: They are fed to the draft; otherwise the tree ends with them.
+        num_matched: At the end, how many tokens of each match to add.
+    """
+
+    branchings: list[int]
+    is_fed: bool
+    num_matched: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A tree's best continuation.
+
+    Args:
+        taken: Branching, order and score of each token that may be drawn now.
+        followed: Orders of those that others would follow.
+        values: Scores of all tokens, in order.
+        num_matched: How many of them are tokens of each match.
+    """
+
+    taken: list[tuple[int, int, float]] = field(default_factory=list)
+    followed: set[int] = field(default_factory=set)
+    values: list[float] = field(default_factory=list)
+    num_matched: list[int] = field(default_factory=list)
+
+
 class TreeLength:
     """Decides the size and the shape of each draft, next to a policy for chains.
 
@@ -97,11 +132,16 @@ class TreeLength:
         self._prices = by_cost
         self._is_fixed = is_fixed or self._prices is None
         self.acceptance = acceptance or AcceptanceByShare()
-        self._shares: list[float] = []
+        self._match_acceptance = AcceptanceByMatch()
+        self.matches: Sequence[LookupMatch] = ()
+        """Of lookup, to be added to this round's tree."""
+        self._reaches: list[list[float]] = []
+        """Probability that the text follows each match up to each of its tokens."""
+        self._shares: list[float | None] = []
         self.uses_confidence = self._inner.uses_confidence
 
     def start_round(self, num_replayed: int = 0) -> None:
-        self._shares = []
+        self._shares, self.matches, self._reaches = [], (), []
         self._inner.start_round(num_replayed)
 
     def should_draft(self) -> bool:
@@ -113,28 +153,33 @@ class TreeLength:
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         return self._inner.tokens_to_take(match, has_draft_model=has_draft_model)
 
-    def on_tree(self, shares: Sequence[float]) -> None:
-        """Notes the draft's probability of each token of the finished tree."""
+    def note_matches(self, matches: Sequence[LookupMatch]) -> None:
+        """Notes matches whose tokens may be branches of this round's tree."""
+        self.matches = matches
+        self._reaches = [list(accumulate(self._match_acceptance.estimates(match), mul)) for match in matches]
+
+    def on_tree(self, shares: Sequence[float | None]) -> None:
+        """Notes the draft's probability of each token of the finished tree; None if it comes from a match."""
         self._shares = list(shares)
 
     def observe(self, round_: Round) -> None:
         self._inner.observe(round_)
+        for match in self.matches:
+            self._match_acceptance.observe(match, round_.token_ids)
         if round_.tree is not None and len(round_.tree) == len(self._shares):
             self._observe_tree(round_.tree, round_.draft_ids[: round_.num_accepted])
 
     def _observe_tree(self, tree: DraftTree, accepted: Sequence[int]) -> None:
         index = ROOT
         for token in (*accepted, None):
-            children = tree.children(index)
+            drawn = {child: share for child in tree.children(index) if (share := self._shares[child]) is not None}
             found = None if token is None else tree.child(index, token)
-            self.acceptance.observe(
-                [self._shares[child] for child in children], None if found is None else children.index(found)
-            )
+            self.acceptance.observe([*drawn.values()], [*drawn].index(found) if found in drawn else None)
             if found is None:
                 return
             index = found
 
-    def next_tokens(self, branchings: Sequence[Branching], num_drafted: int, depth: int) -> tuple[list[int], bool]:
+    def next_tokens(self, branchings: Sequence[Branching], num_drafted: int, depth: int) -> Step:
         """Decides which tokens to draw next.
 
         The tree is continued best first, as if one token of mean acceptance followed every further one. Those that
@@ -145,49 +190,50 @@ class TreeLength:
             branchings: All tokens that may be drawn.
             num_drafted: Tokens drawn so far.
             depth: Longest path.
-
-        Returns:
-            Of each token, in order, the index of its branching; and whether they are to be fed.
         """
-        taken, fed, values = self._best_first(branchings, self.num_nodes - num_drafted, depth)
-        if not self._is_fixed:
-            size = self._best_size(values, num_drafted)
-            taken = [(branching, order, score) for branching, order, score in taken if order < size]
-            fed = {order: follower for order, follower in fed.items() if follower < size}
-        frontier = [(branching, score) for branching, order, score in taken if order in fed]
+        plan = self._plan(branchings, num_drafted, depth)
+        frontier = [(branching, score) for branching, order, score in plan.taken if order in plan.followed]
         if frontier and self._pays(sum(score for _, score in frontier) * self.acceptance.mean):
-            return [branching for branching, _ in frontier], True
-        if fed:
+            return Step([branching for branching, _ in frontier], is_fed=True)
+        if plan.followed:
             # Without the pass, other tokens take the place of those that would follow.
-            taken, _, values = self._best_first(branchings, self.num_nodes - num_drafted, 0)
-            size = len(values) if self._is_fixed else self._best_size(values, num_drafted)
-            taken = taken[:size]
-        return [branching for branching, _, _ in taken], False
+            plan = self._plan(branchings, num_drafted, 0)
+        return Step([branching for branching, _, _ in plan.taken], False, plan.num_matched)
 
-    def _best_first(
-        self, branchings: Sequence[Branching], num_left: int, depth: int
-    ) -> tuple[list[tuple[int, int, float]], dict[int, int], list[float]]:
-        """Returns the real tokens with their order and score, the order of each one's first follower, all scores."""
-        taken: list[tuple[int, int, float]] = []
-        followers: dict[int, int] = {}
-        values: list[float] = []
+    def _plan(self, branchings: Sequence[Branching], num_drafted: int, depth: int) -> _Plan:
+        """Continues the tree best first to the size that pays."""
+        plan = self._best_first(branchings, self.num_nodes - num_drafted, depth)
+        if self._is_fixed:
+            return plan
+        size = self._best_size(plan.values, num_drafted)
+        return self._best_first(branchings, size, depth) if size < len(plan.values) else plan
+
+    def _best_first(self, branchings: Sequence[Branching], num_left: int, depth: int) -> _Plan:
+        plan = _Plan(num_matched=[0] * len(self._reaches))
         heap = [(-self._score(b, b.num_taken), index, b.num_taken, -1, b.depth) for index, b in enumerate(branchings)]
+        # Matches have negative indices.
+        heap += [(-reaches[0], -1 - number, 0, -1, depth) for number, reaches in enumerate(self._reaches)]
         heapify(heap)
-        while heap and len(values) < num_left:
+        while heap and len(plan.values) < num_left:
             negative, index, position, leader, at = heappop(heap)
             if negative == 0.0:
                 break
-            order = len(values)
-            values.append(-negative)
+            order = len(plan.values)
+            plan.values.append(-negative)
+            if index < 0:
+                plan.num_matched[-1 - index] += 1
+                if position + 1 < len(self._reaches[-1 - index]):
+                    heappush(heap, (-self._reaches[-1 - index][position + 1], index, position + 1, -1, depth))
+                continue
             if leader < 0:
-                taken.append((index, order, -negative))
+                plan.taken.append((index, order, -negative))
                 branching = branchings[index]
                 heappush(heap, (-self._score(branching, position + 1), index, position + 1, -1, at))
             else:
-                followers.setdefault(leader, order)
+                plan.followed.add(leader)
             if at + 1 < depth:
                 heappush(heap, (negative * self.acceptance.mean, index, 0, order if leader < 0 else leader, at + 1))
-        return taken, followers, values
+        return plan
 
     def _score(self, branching: Branching, position: int) -> float:
         shares = branching.shares

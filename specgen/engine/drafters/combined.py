@@ -1,10 +1,14 @@
-"""Combines prompt lookup with a draft model: each round uses the one with the larger expected gain."""
+"""Combines prompt lookup with a draft model: each round uses the one with the larger expected gain.
+
+A tree of the model's also has the tokens of matches as branches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from specgen.engine.draft_length.contract import LengthPolicy
+from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.drafters.lookup import LookupDrafter, drafted
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.verification import Draft
@@ -27,11 +31,13 @@ class CombinedDrafter:
         self.model.feed(ids)
 
     def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
-        match = self.lookup.match(ids, limit)
-        if match is not None:
-            num_taken = draft_length.tokens_to_take(match, has_draft_model=True)
+        matches = self.lookup.matches(ids, limit)
+        if matches:
+            num_taken = draft_length.tokens_to_take(matches[0], has_draft_model=True)
             if num_taken:
-                return drafted(match, num_taken)
+                return drafted(matches[0], num_taken)
+        if isinstance(draft_length, TreeLength):
+            draft_length.note_matches(matches)
         return self.model.propose(ids, limit, draft_length)
 
     def rewind(self, length: int) -> None:

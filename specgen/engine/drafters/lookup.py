@@ -59,15 +59,21 @@ class LookupDrafter:
 
     def match(self, ids: Sequence[int], limit: int) -> LookupMatch | None:
         """Returns at most `limit` tokens that followed the longest earlier occurrence of the end of `ids`, if any."""
+        return next(iter(self.matches(ids, limit)), None)
+
+    def matches(self, ids: Sequence[int], limit: int) -> list[LookupMatch]:
+        """Returns the tokens after the longest earlier occurrence in the text and in the given texts, best first."""
         self.feed(ids)
-        here = self._text.longest_match(self._text.end, ids[-1])
-        given = self._given.longest_match(self._cursor, ids[-1])
-        if here is not None and (given is None or here.length >= given.length):
-            return _lookup_match(here, _repeated(ids, here.end, limit))
-        if given is None:
-            return None
-        following = self._given.ids[given.end : given.end + limit]
-        return _lookup_match(given, following[: following.index(SEPARATOR)] if SEPARATOR in following else following)
+        found: list[tuple[int, LookupMatch | None]] = []
+        if (here := self._text.longest_match(self._text.end, ids[-1])) is not None:
+            found.append((here.length, _lookup_match(here, _repeated(ids, here.end, limit))))
+        if (given := self._given.longest_match(self._cursor, ids[-1])) is not None:
+            following = self._given.ids[given.end : given.end + limit]
+            following = following[: following.index(SEPARATOR)] if SEPARATOR in following else following
+            found.append((given.length, _lookup_match(given, following)))
+        # Sorting is stable: the text so far wins a tie.
+        found.sort(key=lambda pair: -pair[0])
+        return [match for _, match in found if match is not None]
 
     def rewind(self, length: int) -> None:
         """Drops the index if indexed text was removed (a chat turn undone); rejected drafts are never indexed."""

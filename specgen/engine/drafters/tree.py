@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -48,7 +48,7 @@ class _Growth:
     ids: Sequence[int]
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
+    shares: list[float | None] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
     branchings: list[Branching] = field(default_factory=list)
     candidates: list[_Candidates] = field(default_factory=list)
@@ -57,6 +57,26 @@ class _Growth:
     def path(self, index: int) -> list[int]:
         """Returns the tokens from the root to a token."""
         return [self.tokens[node] for node in path_to(self.parents, index)]
+
+    def graft(self, tokens: Sequence[int], one_hot: Callable[[int], Tensor] | None) -> None:
+        """Adds a path from the root; tokens that are there already are not added again.
+
+        Args:
+            tokens: The path.
+            one_hot: Distribution `[1, vocab]` of a token that was not drawn; None if no tokens are.
+        """
+        parent = ROOT
+        for token in tokens:
+            there = (i for i, above in enumerate(self.parents) if above == parent and self.tokens[i] == token)
+            found = next(there, None)
+            if found is None:
+                found = len(self.tokens)
+                self.tokens.append(token)
+                self.parents.append(parent)
+                self.shares.append(None)
+                if one_hot is not None:
+                    self.rows.append(one_hot(token))
+            parent = found
 
     def preorder(self) -> list[int]:
         """Returns the tokens' indices, each followed by all that were drafted after it."""
@@ -84,13 +104,22 @@ class TreeDrafter(ModelDrafter):
         if self._seen is not None:
             self._seen.update(ids)
         self._branch(growth, [ROOT], self.model.logits(ids, 1), draft_length)
-        is_fed = True
-        while is_fed:
-            chosen, is_fed = draft_length.next_tokens(growth.branchings, len(growth.tokens), limit)
-            new = [self._take(growth, index) for index in chosen]
-            if is_fed:
-                self._branch(growth, new, self._pass(growth, new), draft_length)
+        while True:
+            step = draft_length.next_tokens(growth.branchings, len(growth.tokens), limit)
+            new = [self._take(growth, index) for index in step.branchings]
+            if not step.is_fed:
+                break
+            self._branch(growth, new, self._pass(growth, new), draft_length)
+        is_drawn = growth.candidates[0].rest is not None
+        for match, count in zip(draft_length.matches, step.num_matched, strict=True):
+            growth.graft(match.ids[:count], self._one_hot if is_drawn else None)
         return _draft_of(growth, draft_length)
+
+    def _one_hot(self, token: int) -> Tensor:
+        """Returns the distribution of a token of a match, which was not drawn."""
+        return torch.zeros(1, self._vocab_size, device=self.model.device).index_fill_(
+            1, torch.tensor([token], device=self.model.device), 1.0
+        )
 
     def _pass(self, growth: _Growth, new: Sequence[int]) -> Tensor:
         """Feeds tokens of the tree; returns the logits after each of them."""
@@ -125,7 +154,8 @@ class TreeDrafter(ModelDrafter):
             reach = 1.0
             if node != ROOT:
                 above = next(b for b in growth.branchings if b.node == growth.parents[node])
-                reach = above.reach * policy.acceptance.estimate(growth.shares[node])
+                share = growth.shares[node]
+                reach = above.reach * (1.0 if share is None else policy.acceptance.estimate(share))
             growth.branchings.append(Branching(node, len(path), reach, shares))
             growth.candidates.append(candidates)
             best = max(best, shares[0])
