@@ -231,7 +231,7 @@ class Baseline:
 
     Args:
         method: `calibrate`: a few steps repeated after the answer, and its own rounds without a draft; `full`: the
-            whole answer again.
+            whole answer again; `server`: by a server without drafts; `request`: by the same server without a draft.
         num_tokens: Timed tokens.
         tpot_seconds: Decoding seconds per token.
         first_difference: For `full` and greedy: index of the first token that differs from the speculative answer,

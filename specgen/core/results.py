@@ -100,12 +100,14 @@ class ServedFigures:
         clock: Of the decoding time.
         ceiling: What the speedup is at most, by its rounds; None if unknown. A round takes at least a plain step.
         advice: How the server could be started to report more; empty if nothing is missing.
+        baseline_command: Starts the same model without drafts; empty if a speedup was measured, or for other engines.
     """
 
     acceptance: Source | None
     clock: Source
     ceiling: float | None = None
     advice: str = ""
+    baseline_command: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,17 @@ def served_speedup(report: RunReport, served: ServedFigures) -> str:
         text = "" if not baseline.compared else ", same text"
         if baseline.first_difference is not None:
             text = f", text differs from character {baseline.first_difference} on"
-        words = f"{format_speedup(speedup)} over {server.baseline_host} without drafts, as you started them"
+        over = f"{server.baseline_host} without drafts, as you started them"
+        if baseline.method == "request":
+            over = "the same server without a draft"
+        words = f"{format_speedup(speedup)} over {over}"
         return f"{words} ({baseline.num_tokens} tokens{text})"
     if served.ceiling is None:
         return "not measured: give a second server without drafts with --baseline-server"
+    how = f", as with: {one_line(served.baseline_command)}" if served.baseline_command else ""
     return (
         f"at most {format_speedup(served.ceiling)}, by its rounds; to measure it, start a second server without "
-        "drafts and give it with --baseline-server"
+        f"drafts and give it with --baseline-server{how}"
     )
 
 
@@ -50,4 +54,8 @@ def sources_document(report: RunReport) -> dict[str, Any]:
     if served is None:
         return {}
     sources = {"acceptance": served.acceptance, "decode_s": served.clock, "ttft_s": "client"}
-    return {"sources": sources, "speedup_ceiling": served.ceiling}
+    return {
+        "sources": sources,
+        "speedup_ceiling": served.ceiling,
+        "baseline_command": served.baseline_command or None,
+    }

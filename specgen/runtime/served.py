@@ -13,7 +13,9 @@ from specgen.core.events import FinalText, Finish, FinishReason, Prefill, Served
 from specgen.core.metrics import Baseline, Counts, Detail
 from specgen.core.results import RunInfo, RunReport, ServedFigures
 from specgen.core.settings import BaselineMethod
+from specgen.runtime.served_counts import count_acceptance, with_rounds
 from specgen.servers.http import EventStream
+from specgen.servers.launch.engines import baseline_command
 from specgen.servers.live import LiveRounds
 from specgen.servers.prometheus import Counters
 from specgen.servers.server import Server
@@ -171,7 +173,7 @@ class ServedAnswer:
         else:
             counts.other_seconds = received.last_seconds - first
             counts.num_untimed = min(received.num_first_tokens, counts.num_emitted)
-        found = _with_rounds(received.acceptance, self.rounds)
+        found = with_rounds(received.acceptance, self.rounds)
         if found is not None:
             count_acceptance(counts, found)
         self.counts = counts
@@ -179,26 +181,38 @@ class ServedAnswer:
     def measure_baseline(self, method: BaselineMethod) -> Baseline | None:
         """Asks the baseline server the same, for an answer of equal length; both are timed by the same clock.
 
+        Without one, the same server is asked without a draft, if its engine takes the draft with the request.
+
         Returns:
-            None without a baseline server, for an answer of one token, or if `method` is `off`.
+            None if there is nothing to ask, for an answer of one token, or if `method` is `off`.
 
         Raises:
-            ServerError: The baseline server failed.
+            ServerError: The server failed.
         """
-        num_tokens = self.received.num_tokens
-        if self._baseline is None or method == "off" or not num_tokens or num_tokens < 2 or self.is_interrupted:
+        num_tokens, draft_field = self.received.num_tokens, self._server.engine.draft_field
+        is_same_server = self._baseline is None and draft_field in self.request.fields
+        server = self._server if is_same_server else self._baseline
+        if server is None or method == "off" or not num_tokens or num_tokens < 2 or self.is_interrupted:
             return None
-        has_ignore_eos = self._baseline.engine.has_ignore_eos
-        request = replace(self.request, max_tokens=num_tokens, stops=(), ignore_eos=has_ignore_eos)
-        own, other = self._server.facts, self._baseline.facts
+        request = replace(
+            self.request,
+            max_tokens=num_tokens,
+            stops=(),
+            ignore_eos=server.engine.has_ignore_eos,
+            fields={name: value for name, value in self.request.fields.items() if name != draft_field},
+        )
+        own, other = self._server.facts, server.facts
         if {own.model, own.root} - {""} and not {own.model, own.root} & {other.model, other.root} - {""}:
             self.notices.append(f"the baseline server runs another model: {other.model}, not {own.model}")
-        answer = self._compared = ServedAnswer(self._baseline, request, self.info)
+        answer = self._compared = ServedAnswer(server, request, self.info)
         self.uses_own_clock = self.received.server_seconds is None or own.engine != other.engine
         answer.uses_own_clock = self.uses_own_clock
         for _ in answer:
             pass
         if self._should_end():
+            return None
+        if answer.counts.num_drafted:
+            self.notices.append(f"{server.client.address.host} drafted in the answer that was to be without drafts")
             return None
         if answer.received.server_seconds is None and not self.uses_own_clock:
             self.uses_own_clock = answer.uses_own_clock = True
@@ -208,7 +222,9 @@ class ServedAnswer:
             return None
         compared = self.request.sampling.get("temperature", 0) == 0
         difference = first_character(answer.text, self.text) if compared else None
-        self.baseline = Baseline("server", answer.counts.num_emitted, tpot, difference, compared)
+        self.baseline = Baseline(
+            "request" if is_same_server else "server", answer.counts.num_emitted, tpot, difference, compared
+        )
         return self.baseline
 
     def report(self) -> RunReport:
@@ -219,6 +235,8 @@ class ServedAnswer:
         ceiling = (counts.num_emitted - 1) / num_steps if counts.num_drafted and num_steps > 0 else None
         has_own_clock = self.uses_own_clock or received.server_seconds is None
         advice = "" if acceptance is not None else "; ".join(self._server.facts.advice)
+        is_open = self.baseline is None and self._baseline is None and ceiling is not None
+        command = baseline_command(self._server) if is_open else ""
         return RunReport(
             info=self.info,
             counts=counts,
@@ -228,7 +246,7 @@ class ServedAnswer:
             peak_memory_bytes=0,
             baseline=self.baseline,
             notices=tuple(self.notices),
-            served=ServedFigures(acceptance, "client" if has_own_clock else "response", ceiling, advice),
+            served=ServedFigures(acceptance, "client" if has_own_clock else "response", ceiling, advice, command),
         )
 
     def finish(self) -> None:
@@ -237,29 +255,6 @@ class ServedAnswer:
             if server is not None:
                 with suppress(OSError):
                     server.client.close()
-
-
-def _with_rounds(found: Acceptance | None, rounds: LiveRounds) -> Acceptance | None:
-    """Adds the rounds that were seen live, if their sums are those of the whole answer."""
-    if found is None or found.num_rounds is not None or not rounds.fits:
-        return found
-    seen = replace(found, num_rounds=len(rounds.steps), steps=tuple(rounds.steps))
-    seen = replace(seen, num_rejected=sum(accepted < drafted for drafted, accepted in rounds.steps))
-    sums = (sum(drafted for drafted, _ in seen.steps), sum(accepted for _, accepted in seen.steps))
-    return seen if sums == (found.num_drafted, found.num_accepted) and seen.is_consistent else found
-
-
-def count_acceptance(counts: Counts, found: Acceptance) -> None:
-    """Adds a server's counts of drafts to those of its answer, with their level of detail."""
-    counts.num_drafted, counts.num_accepted = found.num_drafted, found.num_accepted
-    counts.num_rounds, counts.num_rejected = found.num_rounds or 0, found.num_rejected or 0
-    for drafted, accepted in found.steps:
-        counts.observe_positions(drafted, accepted)
-    if not found.steps:
-        counts.accepted_histogram = list(found.accepted_histogram)
-    counts.detail = Detail.TOTALS if found.num_rounds is None else Detail.ROUNDS
-    if found.num_rejected is not None:
-        counts.detail = Detail.ALL
 
 
 def first_character(one: str, other: str) -> int | None:

@@ -54,7 +54,7 @@ class ServedConversation(ChatHistory):
 
     def info(self, settings: ReplySettings) -> RunInfo:
         """Returns what is known before the first reply."""
-        return served_info(self.server, settings, self._baseline_server)
+        return served_info(self.server, settings, self._baseline_server, self._fields)
 
     def begin_reply(self, settings: ReplySettings | None = None) -> ServedAnswer:
         """Returns the next reply, to be run with `stream`.
@@ -149,12 +149,22 @@ def split_marked(text: str) -> tuple[str, str]:
     return thinking.strip(), answer.lstrip("\n")
 
 
-def served_info(server: Server, settings: ReplySettings, baseline: Server | None = None) -> RunInfo:
-    """Returns what is known of an answer of a server before its first token."""
+def served_info(
+    server: Server, settings: ReplySettings, baseline: Server | None = None, fields: Mapping[str, Any] | None = None
+) -> RunInfo:
+    """Returns what is known of an answer of a server before its first token.
+
+    Args:
+        server: Who answers.
+        settings: Of the answer.
+        baseline: The server without drafts that is asked the same.
+        fields: Further fields of the request, one of which may name a draft.
+    """
+    draft = (fields or {}).get(server.engine.draft_field)
     facts, host = server.facts, server.client.address.host
     return RunInfo(
         target=ModelInfo(facts.model, "", "", "", remark=f"{facts.name} at {host}"),
-        draft=None,
+        draft=None if draft is None else ModelInfo(str(draft), "", "", ""),
         drafter="server",
         num_draft_tokens=0,
         sampling=settings.sampling,

@@ -18,12 +18,14 @@ class Engine(Protocol):
         chat_path: Where chat completions are answered.
         sampling_fields: Names of the sampling settings that it takes, by our names.
         has_ignore_eos: Whether an answer can continue after the end token.
+        draft_field: The field of a request that names its draft model; empty: the server decided when it started.
         metrics_prefix: What the names of its counters at `/metrics` begin with; empty if it has none.
     """
 
     chat_path: str
     sampling_fields: Mapping[str, str]
     has_ignore_eos: bool
+    draft_field: str
     metrics_prefix: str
 
     def facts(self, model: Json, get: Getter) -> ServerFacts | None:

@@ -24,6 +24,7 @@ class LlamaServer:
         "repetition_penalty": "repeat_penalty",
     }
     has_ignore_eos = True
+    draft_field = ""
     metrics_prefix = "llamacpp:"
 
     def facts(self, model: Json, get: Getter) -> ServerFacts | None:

@@ -19,6 +19,7 @@ class LmStudio:
     chat_path = "/api/v0/chat/completions"
     sampling_fields: Mapping[str, str] = {**OPENAI_SAMPLING, "top_k": "top_k"}
     has_ignore_eos = False
+    draft_field = "draft_model"
     metrics_prefix = ""
 
     def facts(self, model: Json, get: Getter) -> ServerFacts | None:

@@ -14,6 +14,7 @@ class PlainServer:
     chat_path = "/v1/chat/completions"
     sampling_fields: Mapping[str, str] = OPENAI_SAMPLING
     has_ignore_eos = False
+    draft_field = ""
     metrics_prefix = ""
 
     def facts(self, model: Json, get: Getter) -> ServerFacts:  # noqa: ARG002

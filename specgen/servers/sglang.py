@@ -21,6 +21,7 @@ class Sglang:
         name: name for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     }
     has_ignore_eos = True
+    draft_field = ""
     metrics_prefix = ""
 
     def facts(self, model: Json, get: Getter) -> ServerFacts | None:

@@ -22,6 +22,7 @@ class Vllm:
         name: name for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     }
     has_ignore_eos = True
+    draft_field = ""
     metrics_prefix = "vllm:"
 
     def facts(self, model: Json, get: Getter) -> ServerFacts | None:

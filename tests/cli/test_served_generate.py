@@ -18,6 +18,7 @@ from tests.servers.fake import (
     KEY,
     LLAMA_PAGES,
     LLAMA_STREAM,
+    LM_STUDIO_PAGES,
     PLAIN_PAGES,
     VLLM_PAGES,
     VLLM_STREAM,
@@ -131,6 +132,61 @@ def test_a_baseline_server_gets_the_same_request_and_gives_the_speedup(cli: Cli)
     assert found["baseline"]["compared"] is True
     assert found["baseline"]["first_difference"] is None
     assert {**request, "ignore_eos": True} == baseline
+
+
+def test_a_baseline_of_another_model_is_a_warning(cli: Cli) -> None:
+    pages = {**LLAMA_PAGES, "/v1/models": {"data": [{"id": "other", "owned_by": "llamacpp"}]}, "/props": {}}
+    with serving(LLAMA_PAGES, recorded(LLAMA_STREAM)) as fake, serving(pages, recorded(LLAMA_STREAM)) as other:
+        ended = generate(cli, fake.url, "--baseline-server", other.url)
+
+    assert ended.code == 0
+    assert "warning: " in ended.err
+    assert "other, not coder" in ended.err
+
+
+def lm_studio(request: dict[str, Any], *, drafts_always: bool = False) -> Reply:
+    """Answers as LM Studio documents it: with counts of drafts if the request names a draft."""
+    stats = {"total_draft_tokens_count": 4, "accepted_draft_tokens_count": 3}
+    is_drafted = drafts_always or "draft_model" in request
+    counted = chunk(usage={"completion_tokens": 5}, **({"stats": stats} if is_drafted else {}))
+    return as_events(chunk("one"), chunk(" two", "stop"), counted)
+
+
+def test_an_engine_that_takes_the_draft_with_the_request_is_its_own_baseline(cli: Cli) -> None:
+    with serving(LM_STUDIO_PAGES, lm_studio) as fake:
+        found = document(cli, fake.url, "-d", "small")
+        shown = generate(cli, fake.url, "-d", "small").err
+
+    drafts = [request.get("draft_model") for request in fake.requests]
+    assert drafts == ["small", None, "small", None]
+    assert found["baseline"]["method"] == "request"
+    assert found["speedup"] > 0
+    assert found["stats"]["draft_acceptance_rate"] == pytest.approx(0.75)
+    assert "small" in shown
+
+
+def test_a_baseline_that_drafts_gives_no_speedup(cli: Cli) -> None:
+    with serving(LM_STUDIO_PAGES, lambda request: lm_studio(request, drafts_always=True)) as fake:
+        ended = generate(cli, fake.url, "-d", "small", "--json")
+
+    assert (ended.code, json.loads(ended.out)["speedup"]) == (0, None)
+    assert "warning" in ended.err
+
+
+@pytest.mark.parametrize("draft", ["small", "lookup", "none", "auto"])
+def test_an_engine_that_decided_about_drafts_takes_none(cli: Cli, draft: str) -> None:
+    with serving(LLAMA_PAGES, recorded(LLAMA_STREAM)) as fake:
+        assert generate(cli, fake.url, "-d", draft).code == 2
+        assert fake.requests == []
+
+
+def test_the_command_that_starts_a_baseline_is_given_with_the_ceiling(cli: Cli) -> None:
+    with serving(VLLM_PAGES, recorded(VLLM_STREAM)) as fake:
+        found, shown = document(cli, fake.url), generate(cli, fake.url).err
+    port = int(fake.url.rpartition(":")[2]) + 1
+
+    assert found["baseline_command"] == f"vllm serve /models/smol --port {port} --enable-per-request-metrics"
+    assert "vllm serve /models/smol" in " ".join(shown.split())
 
 
 def test_reasoning_is_shown_in_its_marks(cli: Cli) -> None:

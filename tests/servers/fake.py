@@ -32,6 +32,10 @@ VLLM_PAGES: dict[str, Any] = {
     "/v1/models": {"data": [{"id": "smol", "owned_by": "vllm", "root": "/models/smol", "max_model_len": 2048}]},
     "/version": {"version": "0.32.0"},
 }
+LM_STUDIO_PAGES: dict[str, Any] = {
+    "/v1/models": {"data": [{"id": "big"}]},
+    "/api/v0/models": {"data": [{"id": "big", "max_context_length": 4096}]},
+}
 PLAIN_PAGES: dict[str, Any] = {"/v1/models": {"data": [{"id": "any", "owned_by": "somebody"}]}}
 
 

@@ -126,12 +126,15 @@ def _finish(state: ChatState, generation: Answer, *, may_calibrate: bool) -> Non
 
 def measure_baseline(state: ChatState, generation: Answer) -> bool:
     """Times the target alone after a reply; returns whether that succeeded. Ctrl-C ends it early."""
-    signals = state.terminal.signals
+    signals, messages, num_shown = state.terminal.signals, state.terminal.messages, len(generation.notices)
     signals.listener = generation.interrupt
     try:
-        return state.conversation.calibrate(generation) is not None
+        is_measured = state.conversation.calibrate(generation) is not None
+        for notice in generation.notices[num_shown:]:
+            messages.warning(notice)
+        return is_measured
     except ServerError as error:
-        state.terminal.messages.warning(f"the baseline was not measured: {error.message}")
+        messages.warning(f"the baseline was not measured: {error.message}")
         return False
     finally:
         signals.listener = None

@@ -70,7 +70,10 @@ def run(options: ChatOptions) -> int:
             "chat needs a terminal, but stdin is not one", 'for one answer use: specgen generate "your question"'
         )
     output, drafting = options.output, options.drafting
-    (check_given if options.server.server else check_without_server)(ChatOptions, options.given)
+    if options.server.server:
+        check_given(ChatOptions, options.given, options.models.draft)
+    else:
+        check_without_server(ChatOptions, options.given)
     messages = Messages(output.color, options.verbosity.quiet)
     inputs = _read_inputs(options)
     autosave = Autosave(SessionFolder(), is_on=options.session.save, warn=messages.warning)
@@ -88,7 +91,7 @@ def run(options: ChatOptions) -> int:
                 ViewOptions(output.view, output.color, output.sanitize, default="live"),
                 load,
                 output.stats,
-                bool(options.server.baseline_server) if options.server.server else drafting.calibrate,
+                drafting.calibrate,
             )
             history = state_folder() / "history" if options.session.history else None
             loop = ChatLoop(state, LineEditor(history, argument_choices(autosave.folder)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from specgen.cli.chat.options import ChatOptions
 from specgen.cli.chat.settings import ChatSettings
-from specgen.cli.options.server import open_servers, served_model
+from specgen.cli.options.server import draft_field, open_servers, served_model
 from specgen.cli.request import parse_template_variables
 from specgen.runtime.served_chat import ServedConversation
 
@@ -19,5 +21,6 @@ def open_served_conversation(options: ChatOptions, settings: ChatSettings) -> Se
     connection = options.connection
     variables = parse_template_variables(options.prompt.chat_template_variables)
     server, baseline = open_servers(options.server, connection, served_model(options.models.target))
-    fields = {"chat_template_kwargs": variables} if variables else {}
+    fields: dict[str, Any] = {"chat_template_kwargs": variables} if variables else {}
+    fields |= draft_field(ChatOptions, options.given, options.models.draft, server)
     return ServedConversation(server, settings.for_reply(None), fields, baseline)

@@ -122,9 +122,12 @@ class _Answering:
 
     def _measure_baseline(self, generation: Answer) -> None:
         """Times the target alone. The answer is complete, so an error costs only the comparison."""
+        num_shown = len(generation.notices)
         self.signals.listener = generation.interrupt
         try:
             generation.measure_baseline(self.options.drafting.baseline)
+            for notice in generation.notices[num_shown:]:
+                self.messages.warning(notice)
         except Exception as error:  # noqa: BLE001 - a bug of ours included
             failure = error if isinstance(error, SpecgenError) else internal_error(error)
             self.messages.warning(f"the target alone was not timed: {failure.message}")

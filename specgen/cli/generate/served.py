@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from specgen.cli.generate.options import GenerateOptions
 from specgen.cli.options.groups import SamplingOptions
-from specgen.cli.options.server import check_given, open_servers, served_model
+from specgen.cli.options.server import check_given, draft_field, open_servers, served_model
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import check_stops, parse_template_variables, system_message
 from specgen.core.results import RunInfo
@@ -23,7 +25,8 @@ def open_served_answer(options: GenerateOptions) -> ServedAnswer:
         PromptError: The prompt is missing, or a file can't be read.
         ServerError: A server can't be reached, or refuses the key.
     """
-    check_given(GenerateOptions, options.given)
+    draft = options.models.draft
+    check_given(GenerateOptions, options.given, draft)
     options.sampling.resolve(None)
     check_stops(options.answer.stops)
     connection, prompt = options.connection, options.prompt
@@ -32,13 +35,14 @@ def open_served_answer(options: GenerateOptions) -> ServedAnswer:
     turns = [*([] if system is None else [("system", system)]), ("user", text)]
     variables = parse_template_variables(prompt.chat_template_variables)
     server, baseline = open_servers(options.server, connection, served_model(options.models.target))
+    fields: dict[str, Any] = {"chat_template_kwargs": variables} if variables else {}
     request = ChatRequest(
         [{"role": role, "content": content} for role, content in turns],
         options.answer.max_new_tokens or DEFAULT_MAX_NEW_TOKENS,
         sampling_fields(options.sampling, server),
         options.answer.stops,
         options.answer.ignore_eos,
-        {"chat_template_kwargs": variables} if variables else {},
+        fields | draft_field(GenerateOptions, options.given, draft, server),
     )
     server.body(request, stream=True)  # refuses what the engine does not know, before anything is shown
     return ServedAnswer(server, request, run_info(server, baseline, request, options.sampling), baseline)
@@ -57,4 +61,6 @@ def sampling_fields(options: SamplingOptions, server: Server) -> dict[str, float
 def run_info(server: Server, baseline: Server | None, request: ChatRequest, options: SamplingOptions) -> RunInfo:
     """Returns what is known before the first token."""
     sampling, source = options.resolve(None)
-    return served_chat.served_info(server, ReplySettings(sampling, source, request.max_tokens), baseline)
+    return served_chat.served_info(
+        server, ReplySettings(sampling, source, request.max_tokens), baseline, request.fields
+    )

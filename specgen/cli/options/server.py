@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from specgen.cli.app_spec import Option
 from specgen.cli.options.fields import options_of
+from specgen.cli.options.models import AUTO
 from specgen.core.errors import SettingsError
 from specgen.servers import KEY_VARIABLE
 
@@ -117,18 +118,40 @@ def served_model(target: str) -> str:
     return "" if target == os.environ.get("SPECGEN_TARGET") else target
 
 
-def check_given(options_class: type, given: Iterable[str]) -> None:
+def check_given(options_class: type, given: Iterable[str], draft: str = "") -> None:
     """Refuses options that a server decided when it started. Those from the environment are ignored.
+
+    Args:
+        options_class: The options of the command.
+        given: Fields of those that were given.
+        draft: A draft model, which `draft_field` refuses later unless the engine takes it with a request.
 
     Raises:
         SettingsError: One was given on the command line.
     """
+    is_model = draft not in ("", AUTO, "lookup", "none") and not draft.endswith("+lookup")
     for option in _typed(options_class, given):
-        if option.field in _DECIDED:
-            name = option.long_names[0]
-            raise SettingsError(
-                f"{name} has no effect with --server: the server decided that when it started", f"omit {name}"
-            )
+        if option.field in _DECIDED and not (option.field == "draft" and is_model):
+            raise _refused(option)
+
+
+def draft_field(options_class: type, given: Iterable[str], draft: str, server: Server) -> dict[str, str]:
+    """Returns the field of a request that names its draft model; empty unless `-d` was given.
+
+    Raises:
+        SettingsError: The engine takes no draft with a request.
+    """
+    option = next((one for one in _typed(options_class, given) if one.field == "draft"), None)
+    if option is None:
+        return {}
+    if not server.engine.draft_field:
+        raise _refused(option)
+    return {server.engine.draft_field: draft}
+
+
+def _refused(option: Option) -> SettingsError:
+    name = option.long_names[0]
+    return SettingsError(f"{name} has no effect with this server, which decided that when it started", f"omit {name}")
 
 
 def check_without_server(options_class: type, given: Iterable[str]) -> None:

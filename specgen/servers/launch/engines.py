@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import get_args
+from urllib.parse import urlsplit
 
+from specgen.core.errors import SettingsError
 from specgen.servers.launch import EngineName, llama_server, sglang, vllm
-from specgen.servers.launch.values import LaunchCommand, LaunchRequest
+from specgen.servers.launch.values import LaunchCommand, LaunchRequest, Placement
+from specgen.servers.server import Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,19 @@ ENGINES: dict[EngineName, Engine] = {
     "llama-server": Engine(llama_server.llama_server_command, llama_server.CHECKED),
 }
 assert tuple(ENGINES) == get_args(EngineName)
+
+
+def baseline_command(server: Server) -> str:
+    """Returns the line that starts the model of a server without drafts, on the next port; empty if it is unknown."""
+    names: dict[str, EngineName] = {"vLLM": "vllm", "SGLang": "sglang", "llama-server": "llama-server"}
+    facts, name = server.facts, names.get(server.facts.engine)
+    place = Placement(port=(urlsplit(server.client.address.url).port or 8000) + 1)
+    if name is None:
+        return ""
+    try:
+        return launch_command(name, LaunchRequest(facts.root or facts.model, None, place)).line
+    except SettingsError:
+        return ""
 
 
 def launch_command(engine: EngineName, request: LaunchRequest) -> LaunchCommand:
