@@ -75,7 +75,7 @@ def observe(models: LoadedModels, round_: Round) -> None:
         return
     draft_length, num_drafted = models.draft_length, len(round_.draft_ids) + round_.num_cut
     draft_length.costs.observe(round_.num_fed, round_.verify_seconds)
-    if num_drafted and round_.source == "model":
+    if num_drafted and round_.source == "model" and round_.tree is None:
         draft_length.draft_cost.observe(num_drafted, round_.draft_seconds)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specgen.core.draft_tree import ROOT, DraftTree, depths_of
+from specgen.core.events import Round
 from specgen.core.settings import SamplingSettings
 from specgen.engine import target_pass, tree_verification
 from specgen.engine.draft_length.contract import LengthPolicy
@@ -344,6 +345,20 @@ def test_a_tree_by_cost_ends_where_rows_become_expensive() -> None:
     step = policy.next_tokens([Branching(ROOT, 0, 1.0, [0.4, 0.2, 0.1, 0.1, 0.1])], 0, depth=8)
 
     assert step == Step([0, 0], is_fed=False)
+
+
+def test_a_draft_token_costs_a_pass_however_many_branches_it_continues() -> None:
+    prices = CostAwareLength(CostTable({1: 1.0}), DraftCost())
+    policy = TreeLength(6, prices)
+    policy.start_round()
+    for _ in range(2):
+        policy.on_token(0.5)
+    tree = DraftTree((5, 6, 7, 8, 9, 4), (ROOT, 0, 1, ROOT, 3, ROOT))
+
+    policy.observe(Round(0, (5, 6, 7), 1, 2, 0, 0.5, 1.1, 0.0, "model", tree=tree))
+
+    assert prices.draft_cost.seconds == 0.25
+    assert prices.costs.known[7] == 1.1
 
 
 def with_lookup(num_nodes: int, texts: Sequence[Sequence[int]]) -> Make:
