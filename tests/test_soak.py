@@ -29,6 +29,7 @@ from tests.toys import ANSWER
 
 __all__ = ["clean_environment", "cli", "toy_arguments", "toys"]
 MIB = 2**20
+pytestmark = pytest.mark.thorough
 
 
 def long(count: int) -> object:

@@ -74,6 +74,7 @@ def test_every_run_reads_its_whole_prompt(toys: dict[str, Path], clock: VirtualC
     assert {run.counts.num_prompt_tokens for run in report.runs} == {report.prompts[0].num_tokens}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("num_repeats", "num_prompts"), [(2, 1), (5, 1), (3, 3)])
 def test_a_drift_of_six_percent_over_the_run_biases_the_ratio_by_less_than_one(
     toys: dict[str, Path], monkeypatch: pytest.MonkeyPatch, num_repeats: int, num_prompts: int

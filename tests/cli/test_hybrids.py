@@ -74,6 +74,7 @@ def test_doctor_refuses_a_hybrid_that_cannot_run(cli: Cli, tmp_path: Path) -> No
     assert "Falcon-H1" in error["hint"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "is_recurrent"), [("FalconH1", True), ("Lfm2", False)])
 def test_verify_says_how_recurrent_rules_round(cli: Cli, tmp_path: Path, kind: str, is_recurrent: bool) -> None:
     arguments = ("verify", "-t", save_hybrid(kind, tmp_path), "-d", "lookup", "-p", "hello", "-n", "8", *EXACT)

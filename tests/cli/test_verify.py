@@ -80,6 +80,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     monkeypatch.setattr(CachedModel, "logits", leaning)
 
 
+@pytest.mark.thorough
 def test_a_planted_difference_ends_with_exit_code_6_and_its_position(
     verify: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

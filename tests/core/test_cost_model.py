@@ -42,6 +42,7 @@ def test_the_speedup_of_a_run_is_predicted(verify_cost: Costs, quality: float, p
     assert predicted_speedup(counts, costs_of(verify_cost)) == pytest.approx(measured, rel=0.03)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
 def test_one_run_with_a_fixed_length_predicts_shorter_ones(verify_cost: Costs) -> None:
     machine = (verify_cost, DRAFT, 0.8)

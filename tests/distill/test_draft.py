@@ -37,6 +37,7 @@ def trained_like(model: Any, kind: str, num_layers: int) -> Draft:
     return draft
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("kind", ["features", "layers"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -69,6 +69,7 @@ def distill(folder: Path, device: torch.device, kind: Kind) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["features", "layers"])
 def test_every_step_runs_on_a_device_and_makes_the_same_draft(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

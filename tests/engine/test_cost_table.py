@@ -90,6 +90,7 @@ def speed_without_earlier_costs(verify_cost: Costs) -> float:
     return sum(Machine(verify_cost, 0.1, 0.8, seed=seed).speed(auto()) for seed in SEEDS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("verify_cost", [FLAT, STEEP, STEPPED], ids=["flat", "steep", "stepped"])
 @pytest.mark.parametrize(
     ("load", "draft_load"), [(1.0, 1.0), (3.0, 3.0), (1 / 3, 1 / 3), (1.0, 8.0), (1.0, 0.1), (3.0, 1.0)]

@@ -208,6 +208,7 @@ def test_every_draft_length_and_vocabulary_keeps_the_distribution(
     assert_same_distribution(found, target_distribution(table(vocab_size, 1), sampling, num_tokens=num_tokens))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("case", "vocab_size"), [(CASES[1], 5), (CASES[3], 3), (CASES[4], 4), (CASES[6], 3)])
 def test_three_draft_tokens_keep_the_distribution_of_four(case: Case, vocab_size: int) -> None:
     sampling = PROCESSORS["all"]

@@ -353,6 +353,7 @@ def test_a_planted_bug_is_caught(
         oracle()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("bug", "oracle"), STATISTICS_SEE, ids=[bug.__name__ for bug, _ in STATISTICS_SEE])
 def test_a_planted_bug_is_seen_by_chi_square(
     bug: Callable[[Plant], None], oracle: Callable[[], None], monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,7 @@ def best_fixed(traces: list[Trace], machine: Machine) -> float:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("traces", [COPIES, EDITS], ids=["copies", "edits"])
 def test_lookup_comes_close_to_its_best_fixed_length_where_matches_hold(traces: list[Trace], name: str) -> None:

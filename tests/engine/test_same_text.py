@@ -74,6 +74,7 @@ def test_the_target_as_its_own_draft_is_always_accepted() -> None:
     assert all(r.num_accepted == len(r.draft_ids) for r in rounds_of(events))
 
 
+@pytest.mark.thorough
 def test_draws_tied_to_positions_have_the_targets_distribution() -> None:
     logits, sampling = table(3, 1), SamplingSettings(temperature=0.8, same_text=True)
     wanted = target_distribution(logits, sampling, num_tokens=2)
@@ -93,6 +94,7 @@ def test_draws_tied_to_positions_have_the_targets_distribution() -> None:
     assert stats.chisquare(observed, expected).pvalue > 1e-6
 
 
+@pytest.mark.thorough
 def test_a_distribution_of_many_tokens_is_drawn_without_an_arbitrary_tail() -> None:
     """150,000 tokens that share one in a million of the mass: in float32 noise they would win one time in a hundred."""
     logits = torch.full((1, 150_000), -26.0)

@@ -151,6 +151,7 @@ def test_s1_one_step_has_the_target_distribution(name: str) -> None:
 # --- S2: the joint distribution of three tokens -----------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [None, MANY])
 @pytest.mark.parametrize(("num_draft_tokens", "rule"), [(1, "token"), (2, "token"), (3, "token"), (4, "block")])
 def test_s2_three_tokens_have_the_targets_joint_distribution(
@@ -212,6 +213,7 @@ def _transitions(runs: list[tuple[int, list[Round]]]) -> dict[str, Tensor]:
     return counts
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("name", ["other model", "same model", "random", "constant"])
 def test_s3_tokens_after_accepted_and_corrected_ones_have_the_target_distribution(name: str, count: int) -> None:
@@ -223,6 +225,7 @@ def test_s3_tokens_after_accepted_and_corrected_ones_have_the_target_distributio
                 assert p_value(counts[last].tolist(), wanted[last].tolist()) > ALPHA
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [2 * FEW, MANY])
 def test_s4_each_position_accepts_as_often_as_the_distributions_overlap(count: int) -> None:
     target, draft = table(STATES, 1).softmax(-1), table(STATES, 2).softmax(-1)
@@ -245,6 +248,7 @@ def test_s4_each_position_accepts_as_often_as_the_distributions_overlap(count: i
         assert stats.binomtest(kept[position, context], number, overlap[context]).pvalue > ALPHA
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("name", ["same model", "random", "constant"])
 def test_s5_two_drafters_give_one_distribution(name: str, count: int) -> None:
@@ -266,6 +270,7 @@ def test_s5_two_drafters_give_one_distribution(name: str, count: int) -> None:
 SENSITIVE_DRAFT = 391
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [FEW_STEPS, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_s6_with_all_processors_on_both_sides_the_text_has_the_processed_distribution(count: int) -> None:
     sampling = SamplingSettings(temperature=0.7, top_k=3, top_p=0.9, repetition_penalty=1.2)
@@ -285,6 +290,7 @@ def test_s6_with_all_processors_on_both_sides_the_text_has_the_processed_distrib
 # S7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_s7_two_tokens_of_a_real_architecture_with_a_real_draft_have_the_targets_joint_distribution(count: int) -> None:
     prompt, shared = [1, 5, 9], sampler(PLAIN, 11)

@@ -117,6 +117,7 @@ def test_what_is_packed_is_hidden_from_git_once(tmp_path: Path, monkeypatch: pyt
 # models and figures
 
 
+@pytest.mark.thorough
 def test_what_is_timed_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace, like a CUDA graph, can't contain host reads, and computes on the tensors it was recorded with."""
     said: list[tuple[str, dict[str, Any]]] = []

@@ -60,6 +60,7 @@ def test_a_converted_file_holds_its_weights(source: Path) -> None:
     assert "from GGUF" in loaded.info.remark
 
 
+@pytest.mark.thorough
 def test_no_model_it_made_on_the_way_stays_in_memory(source: Path) -> None:
     def models() -> int:
         return sum(type(one).__name__ == "LlamaForCausalLM" for one in gc.get_objects())

@@ -243,6 +243,7 @@ def collector() -> Iterator[None]:
     gc.freeze()  # as `tests/fixtures.py` does for all tests
 
 
+@pytest.mark.thorough
 def test_the_collector_rests_while_models_load_and_works_again(
     monkeypatch: pytest.MonkeyPatch, collector: None
 ) -> None:
@@ -262,6 +263,7 @@ def test_the_collector_rests_while_models_load_and_works_again(
     assert not gc.isenabled(), "one that was off stays off"
 
 
+@pytest.mark.thorough
 def test_what_was_set_aside_is_looked_at_before_the_next_load(collector: None) -> None:
     with gc_paused():
         garbage = make_garbage()

@@ -144,6 +144,7 @@ def test_a_whole_text_in_one_pass_rounds_as_transformers_does(kind: str, dtype: 
     assert relative_error(DecoderModel(built_decoder(kind, dtype), 96).logits(ids, 60).float(), expected) <= tolerance
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_200_tokens_of_greedy_text_are_those_of_transformers(kind: str) -> None:
     """Windows of 12 tokens and soft caps are crossed; the prompt is longer than a prefill chunk."""

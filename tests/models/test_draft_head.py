@@ -336,6 +336,7 @@ def test_a_target_on_transformers_is_refused(root: Path) -> None:
         load_draft_head(draft, 96, SILENT, TransformersModel(model, 96))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "verification"), [("layers", "token"), ("features", "block")])
 @pytest.mark.parametrize("ids", [None, (0, 2)], ids=["all-ids", "subset"])
 def test_the_distribution_over_all_outcomes_is_the_targets(

@@ -46,6 +46,7 @@ def test_two_hundred_tokens_equal_transformers_generate(kind: str, name: str) ->
     check_greedy(kind, name, 200, 4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind", [kind if kind in MAIN else pytest.param(kind, marks=pytest.mark.slow) for kind in HYBRIDS]
 )

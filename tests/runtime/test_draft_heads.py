@@ -180,6 +180,7 @@ def test_it_runs_with_a_quantized_target(folders: dict[str, Path]) -> None:
     assert generation.token_ids[:8] == run(plain).token_ids[:8]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not has_float16_matmul(), reason="needs FBGEMM's kernels")
 @pytest.mark.parametrize("quant", ["none", "int8", "auto"])
 @pytest.mark.parametrize("is_tied", [False, True])

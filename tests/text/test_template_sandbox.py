@@ -156,6 +156,7 @@ def test_a_template_that_renders_far_more_text_than_its_messages_is_refused() ->
         ChatTemplate("{{ 'a' * 2000000 }}").encode(toy_tokenizer(), HELLO)
 
 
+@pytest.mark.thorough
 def test_a_long_conversation_is_not_refused() -> None:
     assert len(ChatTemplate().encode(toy_tokenizer(), [Message("user", "fox " * 300_000)])) > 300_000
 

@@ -73,6 +73,7 @@ def assert_flat(warm: Levels, last: Levels, num_turns: int) -> None:
     assert last.resident - warm.resident < 24 * 2**20
 
 
+@pytest.mark.thorough
 def test_sixty_turns_leave_files_threads_objects_and_memory_flat(talker: Path) -> None:
     warm, last, sizes = run_turns(talker, 60, 20)
 

@@ -76,7 +76,7 @@ def split_decoder(kind: str, num_layers: tuple[int, ...]) -> Decoder:
 MIXED_LAYERS = ("qwen2-window", "gemma2", "gemma3", "smollm3")
 """Families whose layers differ, so that the division matters: a segment may have layers of one kind or of both."""
 CASES = [
-    (kind, num_layers)
+    pytest.param(kind, num_layers, marks=() if kind in (*MIXED_LAYERS, "llama") else pytest.mark.thorough)
     for kind in FAMILIES
     for num_layers in DIVISIONS
     if num_layers == (1, 1, 3) or kind in by_profile((*MIXED_LAYERS, "llama"), tuple(FAMILIES))
@@ -340,7 +340,14 @@ class NoRecorder:
         return work
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3", "olmo2", "tied", "granite"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llama",
+        "gemma3",
+        *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("gemma2", "olmo2", "tied", "granite")),
+    ],
+)
 def test_no_operation_mixes_devices(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = list(range(60))
     with fake_devices(monkeypatch) as copies:

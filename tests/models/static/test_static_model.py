@@ -392,6 +392,7 @@ def test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without(name: str
 # the distribution
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", ["block", "token"])
 def test_sampling_keeps_the_targets_distribution(rule: str) -> None:
     target, draft = (static_model(tiny_model("llama", seed, vocab_size=3), 3) for seed in (0, 1))
