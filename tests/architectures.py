@@ -28,7 +28,8 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_key_value_heads", "decoder_num_key_value_heads", "num_global_key_value_heads"), 2),
     **dict.fromkeys(("head_dim", "attention_head_dim", "global_head_dim", "v_head_dim", "swa_head_dim"), _HEAD_SIZE),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "rotary_dim"), 4),
-    **dict.fromkeys(("qk_head_dim",), _HEAD_SIZE),
+    **dict.fromkeys(("qk_head_dim", "linear_key_head_dim", "linear_value_head_dim"), _HEAD_SIZE),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), _HEADS),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank"), 16),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "ffn_hidden_size"), 64),
     **dict.fromkeys(
@@ -55,11 +56,13 @@ _OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], **MAMBA},
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "dots3_note_text": {"num_key_value_heads": _HEADS},
+    "falcon_h1": HYBRIDS["FalconH1"],
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2, **MAMBA},
+    "hrm_text": {"num_layers_per_stack": 1, "H_cycles": 1, "L_cycles": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": HYBRIDS["Mamba2"],
-    "moshi": {"sliding_window": 512},  # all of its context, as in Moshi: its masks know no window
+    "moshi": {"sliding_window": 512},  # its masks know no window, so a smaller one is all of the context
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 32)},
     "zamba2": LIMITED["Zamba2"],
     "zaya": {"num_experts_per_tok": 1},

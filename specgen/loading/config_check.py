@@ -29,6 +29,10 @@ DRAFT_HEAD_KEY = "specgen_draft"
 _WIDTH_KEYS = ("hidden_size", "intermediate_size")
 _SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 _WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+_SLIDING_KEY = ("sliding_window",)
+_UNMASKED_WINDOWS = ("moshi",)
+"""Types whose code masks no sliding window, while transformers' cache drops the tokens before it: past the window, the
+text of `generate` depends on how many tokens a pass has. Moshi's own window is all of its context."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
 _OTHER_FORMATS = {
     "adapter_config.json": "this is an adapter (LoRA): merge it into its base model first",
@@ -68,7 +72,7 @@ def check_folder(folder: Path) -> ModelConfig:
     return ModelConfig(
         model_type=model_type,
         vocab_rows=_number(config, ("vocab_size",)),
-        max_positions=scaled_window(text_config(config), _number(config, _WINDOW_KEYS)),
+        max_positions=_window(config),
         quant_method=_quant_method(config),
         dtype=_TORCH_NAMES.get(stored, stored.lower()),
         num_parameters=dtypes.total(),
@@ -80,6 +84,14 @@ def check_folder(folder: Path) -> ModelConfig:
         unsupported=unsupported,
         values=config,
     )
+
+
+def _window(config: dict[str, Any]) -> int | None:
+    """Returns the positions that a config names; None if it names none."""
+    window, sliding = scaled_window(text_config(config), _number(config, _WINDOW_KEYS)), _number(config, _SLIDING_KEY)
+    if window is not None and sliding is not None and config.get("model_type") in _UNMASKED_WINDOWS:
+        return min(window, sliding)
+    return window
 
 
 def _decoder(config: dict[str, Any]) -> tuple[DecoderSpec | None, str]:

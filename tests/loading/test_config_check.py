@@ -396,3 +396,10 @@ def test_a_width_per_layer_is_plausible(folder: Path) -> None:
         fails(
             ModelFileError, lambda sizes=sizes: check_sizes({"intermediate_size": sizes}, folder), "intermediate_size"
         )
+
+
+@pytest.mark.fault("F145")
+def test_a_window_that_the_code_does_not_mask_is_all_of_the_context(folder: Path) -> None:
+    edit_json(folder / "config.json", model_type="moshi", sliding_window=24, max_position_embeddings=512)
+
+    assert check_folder(folder).max_positions == 24

@@ -33,11 +33,18 @@ from tests.loading.builders import fails, resolved
 
 HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 64, 4, 2, 96, 7
-HEAD_SIZES = {"llama": 32, "qwen2": HIDDEN // HEADS, "qwen3": 128, "gemma3": 256}
+HEAD_SIZES = {
+    "llama": 32,
+    "qwen2": HIDDEN // HEADS,
+    "phi3": HIDDEN // HEADS,
+    "qwen3": 128,
+    "gemma2": 256,
+    "gemma3": 256,
+}
 """Of Qwen 3 and Gemma 3, transformers' loader unpacks no others."""
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "AB", *[chr(code) for code in range(33, 93)]]
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0")
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+FAMILIES = ("llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3")
 
 Shapes = dict[str, tuple[int, ...]]
 Edit = Callable[[Any, Shapes], None]
@@ -48,7 +55,7 @@ def shapes_of(family: str, num_layers: int = LAYERS) -> Shapes:
     """Returns the tensors of a family in GGUF's names."""
     size = HEAD_SIZES[family]
     shapes: Shapes = {"token_embd.weight": (len(TOKENS), HIDDEN), "output_norm.weight": (HIDDEN,)}
-    if family != "gemma3":
+    if "gemma" not in family:
         shapes["output.weight"] = (len(TOKENS), HIDDEN)
     for layer in range(num_layers):
         block = f"blk.{layer}."
@@ -59,10 +66,15 @@ def shapes_of(family: str, num_layers: int = LAYERS) -> Shapes:
                 shapes[f"{block}attn_{name}.bias"] = (heads * size,)
         shapes[f"{block}attn_output.weight"] = (HIDDEN, HEADS * size)
         shapes |= {f"{block}ffn_gate.weight": (INNER, HIDDEN), f"{block}ffn_up.weight": (INNER, HIDDEN)}
+        if family == "phi3":
+            for name in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+                del shapes[f"{block}{name}.weight"]
+            shapes[f"{block}attn_qkv.weight"] = ((HEADS + 2 * KV_HEADS) * size, HIDDEN)
+            shapes[f"{block}ffn_up.weight"] = (2 * INNER, HIDDEN)
         shapes[f"{block}ffn_down.weight"] = (HIDDEN, INNER)
         if family in ("qwen3", "gemma3"):
             shapes |= {f"{block}attn_q_norm.weight": (size,), f"{block}attn_k_norm.weight": (size,)}
-        if family == "gemma3":
+        if "gemma" in family:
             shapes |= {f"{block}post_attention_norm.weight": (HIDDEN,), f"{block}post_ffw_norm.weight": (HIDDEN,)}
     return shapes
 
@@ -87,14 +99,16 @@ def write(
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(50_000.0)
-    if family != "qwen2":
+    if family not in ("qwen2", "phi3"):
         writer.add_key_length(HEAD_SIZES[family])
         writer.add_value_length(HEAD_SIZES[family])
     if family == "llama":
         writer.add_rope_dimension_count(HEAD_SIZES[family])
         writer.add_vocab_size(len(TOKENS))
-    if family == "gemma3":
+    if "gemma" in family:
         writer.add_sliding_window(24)
+    if family == "phi3":  # as transformers' class, whose default id is beyond this table
+        writer.add_pad_token_id(2)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(TOKENS)
@@ -257,15 +271,16 @@ def test_a_key_that_changes_the_output_is_read_or_leaves_the_file_to_transformer
     tmp_path: Path, family: str, suffix: str
 ) -> None:
     key, value = f"{family}.{suffix}", CHANGED.get(suffix, 2.5)
+    is_read = suffix in unpack_module._FAMILIES[family].keys
     kind = {int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32, str: gguf.GGUFValueType.STRING}
 
     def edit(writer: Any, _: Shapes) -> None:
-        if suffix not in unpack_module._FAMILIES[family].keys:
+        if not is_read:
             writer.add_key_value(key, value, kind[type(value)])
 
     path = write(tmp_path / "tiny.gguf", family, edit=edit, num_layers=1)
-    if (family, suffix) == ("gemma3", "attention.sliding_window"):
-        assert {layer.window for layer in unpack(path, tmp_path).layers} == {24}
+    if is_read:
+        assert unpack(path, tmp_path)  # other tests compare the values
         return
     with pytest.raises(UnsupportedConfig, match=suffix):
         unpack(path, tmp_path)
@@ -354,11 +369,42 @@ def test_gemma_3_scales_the_rotary_embedding_of_layers_without_a_window(tmp_path
     assert set(scaled) == {(False, "default", ()), (True, "linear", (("factor", 8.0),))}
 
 
-@pytest.mark.parametrize(("num_layers", "scalar"), [(26, HEAD_SIZES["gemma3"]), (62, HIDDEN // HEADS)])
-def test_the_largest_gemma_3_has_a_query_scale_of_its_own(tmp_path: Path, num_layers: int, scalar: int) -> None:
-    path = write(tmp_path / "tiny.gguf", "gemma3", types=("F16",), num_layers=num_layers)
+@pytest.mark.parametrize(("family", "largest"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_largest_gemma_has_a_query_scale_of_its_own(tmp_path: Path, family: str, largest: int) -> None:
+    for num_layers, scalar in ((26, HEAD_SIZES[family]), (largest, HIDDEN // HEADS)):
+        path = write(tmp_path / "tiny.gguf", family, types=("F16",), num_layers=num_layers)
 
-    assert unpack(path, tmp_path).attention_scale == scalar**-0.5
+        assert unpack(path, tmp_path).attention_scale == scalar**-0.5
+
+
+@pytest.mark.fault("F157")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3"])
+def test_heads_without_a_size_divide_the_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setitem(HEAD_SIZES, family, HIDDEN // HEADS)
+
+    def edit(writer: Any, _: Shapes) -> None:
+        for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+            writer.kv_data[0].pop(f"{family}.{name}", None)
+
+    assert unpack(write(tmp_path / "tiny.gguf", family, edit=edit), tmp_path).head_size == HIDDEN // HEADS
+
+
+def test_the_caps_and_windows_of_gemma_2_are_read(tmp_path: Path) -> None:
+    def edit(writer: Any, _: Shapes) -> None:
+        writer.add_attn_logit_softcapping(40.0)
+        writer.add_final_logit_softcapping(20.0)
+
+    spec = unpack(write(tmp_path / "tiny.gguf", "gemma2", edit=edit), tmp_path)
+
+    # transformers' loader drops both and takes its defaults.
+    assert (spec.attention_soft_cap, spec.logits_soft_cap) == (40.0, 20.0)
+    assert [layer.window for layer in spec.layers] == [24, None] * 3 + [24]
+
+
+def test_the_window_of_phi_3_is_read(tmp_path: Path) -> None:
+    spec = unpack(write(tmp_path / "tiny.gguf", "phi3", edit=lambda writer, _: writer.add_sliding_window(24)), tmp_path)
+
+    assert {layer.window for layer in spec.layers} == {24}
 
 
 def test_the_largest_gemma_3_is_refused_rather_than_left_to_transformers(tmp_path: Path) -> None:
@@ -370,7 +416,7 @@ def test_the_largest_gemma_3_is_refused_rather_than_left_to_transformers(tmp_pat
     fails(ModelFileError, lambda: convert_gguf(path), str(path), "logit_scale")
 
 
-@pytest.mark.parametrize("architecture", ["phi3", "gemma2", "qwen2moe", "mamba", ""])
+@pytest.mark.parametrize("architecture", ["starcoder2", "qwen2moe", "mamba", ""])
 def test_other_architectures_are_not_unpacked_here(architecture: str) -> None:
     assert not can_unpack(architecture)
 

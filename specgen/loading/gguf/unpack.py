@@ -69,6 +69,19 @@ _FAMILIES = {
     "llama": _Family("llama", "LlamaForCausalLM", {"attention.key_length": "head_dim"}, permutes_rotary=True),
     "qwen2": _Family("qwen2", "Qwen2ForCausalLM"),
     "qwen3": _Family("qwen3", "Qwen3ForCausalLM", {"attention.key_length": "head_dim"}),
+    "phi3": _Family("phi3", "Phi3ForCausalLM", {"attention.sliding_window": "sliding_window"}),
+    "gemma2": _Family(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {
+            "attention.key_length": "head_dim",
+            "attention.sliding_window": "sliding_window",
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        {"hidden_activation": "gelu_pytorch_tanh"},
+        norm_offset=1.0,
+    ),
     "gemma3": _Family(
         "gemma3_text",
         "Gemma3ForCausalLM",
@@ -104,7 +117,7 @@ def unpack(path: Path, folder: Path) -> DecoderSpec:
         config = _config(reader, architecture, family)
         spec = decoder_spec(config)
     except UnsupportedConfig as error:
-        if _is_gemma3_27b(reader):
+        if _has_other_query_scale(reader, architecture):
             # transformers would take the query scale of the smaller models.
             raise ModelFileError(f"{path} can't be converted: {error}", "use a folder with safetensors") from error
         raise
@@ -129,6 +142,9 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
         value = _field(reader, f"{architecture}.{key}")
         if value is not None:
             found[name] = value
+    sizes = found.get("hidden_size"), found.get("num_attention_heads")
+    if "attention.key_length" in family.keys and "head_dim" not in found and all(type(size) is int for size in sizes):
+        found["head_dim"] = found["hidden_size"] // max(found["num_attention_heads"], 1)  # as in llama.cpp
     scaling = rope_scaling(reader, architecture)
     if architecture == "gemma3" and scaling.get("rope_type") not in (None, "linear"):
         raise UnsupportedConfig(f"gemma3.rope.scaling.type is {scaling['rope_type']!r}")
@@ -163,19 +179,20 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
         "vocab_size": int(embeddings.shape[1]),
         # Of Gemma 3's layers without a window: a GGUF and a config mean the same.
         **({"rope_scaling": scaling} if scaling else {}),
-        **({"query_pre_attn_scalar": _query_scalar(reader, found)} if architecture == "gemma3" else {}),
+        **({"query_pre_attn_scalar": _query_scalar(reader, architecture, found)} if "gemma" in architecture else {}),
     }
 
 
-def _query_scalar(reader: Any, found: Mapping[str, Any]) -> Any:
-    """Returns what a GGUF does not have. llama.cpp recognizes the model with another scale by its layers, too."""
-    if _is_gemma3_27b(reader):
+def _query_scalar(reader: Any, architecture: str, found: Mapping[str, Any]) -> Any:
+    """Returns what a GGUF does not have. llama.cpp recognizes the models with another scale by their layers, too."""
+    if _has_other_query_scale(reader, architecture):
         return found["hidden_size"] // found["num_attention_heads"]
     return found.get("head_dim", 256)
 
 
-def _is_gemma3_27b(reader: Any) -> bool:
-    return bool(_field(reader, "gemma3.block_count") == 62)
+def _has_other_query_scale(reader: Any, architecture: str) -> bool:
+    """Returns whether a file is of a Gemma of 27 billion parameters."""
+    return bool(_field(reader, f"{architecture}.block_count") == {"gemma2": 46, "gemma3": 62}.get(architecture, 0))
 
 
 def _ratio(part: Any, whole: Any) -> float:
