@@ -24,7 +24,7 @@ _specgen() {
     generate:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     generate:--device|generate:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
     generate:--view) _specgen_words "auto inline live text steps off"; return ;;
-    generate:-d|generate:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
+    generate:-d|generate:--draft) _specgen_words "auto lookup mtp none $(_specgen_names models)"; _specgen_files; return ;;
     generate:-Q|generate:--quant|generate:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     generate:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
     generate:--tree) _specgen_words "auto off"; return ;;
@@ -41,7 +41,7 @@ _specgen() {
     chat:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     chat:--device|chat:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
     chat:--view) _specgen_words "auto inline live text steps off"; return ;;
-    chat:-d|chat:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
+    chat:-d|chat:--draft) _specgen_words "auto lookup mtp none $(_specgen_names models)"; _specgen_files; return ;;
     chat:-Q|chat:--quant|chat:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     chat:--tree) _specgen_words "auto off"; return ;;
     chat:--draft-vocab) _specgen_words "auto same shared text"; return ;;
@@ -54,7 +54,7 @@ _specgen() {
     verify:--color) _specgen_words "auto always never"; return ;;
     verify:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     verify:--device|verify:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
-    verify:-d|verify:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
+    verify:-d|verify:--draft) _specgen_words "auto lookup mtp none $(_specgen_names models)"; _specgen_files; return ;;
     verify:-Q|verify:--quant|verify:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     verify:--tree) _specgen_words "auto off"; return ;;
     verify:--draft-vocab) _specgen_words "auto same shared text"; return ;;
@@ -85,7 +85,7 @@ _specgen() {
     doctor:--api-key-env) _specgen_words "$(_specgen_names sessions)"; return ;;
     doctor:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     doctor:--device|doctor:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
-    doctor:-d|doctor:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
+    doctor:-d|doctor:--draft) _specgen_words "auto lookup mtp none $(_specgen_names models)"; _specgen_files; return ;;
     doctor:-Q|doctor:--quant|doctor:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     doctor:--draft-vocab) _specgen_words "auto same shared text"; return ;;
     doctor:--backend) _specgen_words "auto torch transformers llama.cpp"; return ;;
@@ -103,7 +103,7 @@ _specgen() {
     batch:--color) _specgen_words "auto always never"; return ;;
     batch:--dtype) _specgen_words "auto bfloat16 float16 float32"; return ;;
     batch:--device|batch:--draft-device) _specgen_words "auto cpu cuda mps"; return ;;
-    batch:-d|batch:--draft) _specgen_words "auto lookup none $(_specgen_names models)"; _specgen_files; return ;;
+    batch:-d|batch:--draft) _specgen_words "auto lookup mtp none $(_specgen_names models)"; _specgen_files; return ;;
     batch:-Q|batch:--quant|batch:--draft-quant) _specgen_words "auto none int8 nf4 fp4"; return ;;
     batch:--chat-template) _specgen_words "auto none"; _specgen_files; return ;;
     batch:--tree) _specgen_words "auto off"; return ;;

@@ -11,7 +11,8 @@ from specgen.core.settings import ModelSettings
 from specgen.doctor.draft_forecast import Source
 from specgen.loading.draft_head_folder import shipped_draft
 from specgen.loading.hub_family import FamilyMember, family_members
-from specgen.loading.names import known_names
+from specgen.loading.mtp_folder import has_mtp
+from specgen.loading.names import MTP_NAME, known_names
 from specgen.loading.resolved_model import ResolvedModel
 
 MAX_IN_FOLDER = 64
@@ -42,6 +43,8 @@ def find_candidates(target: ResolvedModel, given: Sequence[str]) -> tuple[list[C
     candidates = [Candidate("lookup", "lookup")]
     if target.fits_own_decoder and shipped_draft(target) is not None:
         candidates.append(Candidate("auto", "draft head"))
+    if has_mtp(target):
+        candidates.append(Candidate(MTP_NAME, "draft head"))
     candidates += [Candidate(name, "given") for word in given for name in _expanded(word)]
     own = target.settings.name or target.name
     cached = [name for name in known_names() if name not in (own, target.name)]

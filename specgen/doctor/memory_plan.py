@@ -10,7 +10,7 @@ from typing import Any, Literal
 from specgen.core.errors import library_failures
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.doctor.results import CROP, MemoryPlan, RollbackPlan
-from specgen.loading.cuda_memory import GRAPH_BYTES, cuda_capacity, logits_bytes, weight_matrix_bytes
+from specgen.loading.cuda_memory import GRAPH_BYTES, cache_values, cuda_capacity, logits_bytes, weight_matrix_bytes
 from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.module_sizes import empty_model
 from specgen.loading.placement import Placement
@@ -89,15 +89,15 @@ def plan_draft_head_memory(
     packed = {"float16": 2, "int8": 1}.get(placement.packed_dtype or "")
     size = packed or placement.torch_dtype.itemsize
     compute_size = 4 if packed else size
+    sizes = _mtp_sizes(config) if head.spec is None else _own_sizes(head.spec)
     # A head in a format of its own is a copy of all its rows.
-    rows = (head.num_draft_ids or (config.vocab_rows or 0 if packed else 0)) * head.spec.hidden_size
+    rows = (head.num_draft_ids or (config.vocab_rows or 0 if packed else 0)) * sizes.hidden
     capacity = _capacity(placement, num_positions)
-    features = (capacity if _is_cuda(placement) else num_positions) * head.spec.hidden_size
-    sizes = _own_sizes(head.spec)
+    features = (capacity if _is_cuda(placement) else num_positions) * sizes.hidden
     return MemoryPlan(
         (config.num_parameters + rows) * size,
         config.num_weight_bytes,
-        (sizes.cache * capacity + (features if head.kind == "features" else 0)) * compute_size,
+        (sizes.cache * capacity + (0 if head.kind == "layers" else features)) * compute_size,
         _activation_bytes(sizes, compute_size),
         _graph_bytes(placement, config.vocab_rows),
     )
@@ -125,6 +125,13 @@ def _own_sizes(spec: DecoderSpec) -> _Sizes:
         inner=spec.intermediate_size,
         vocab=spec.vocab_size,
     )
+
+
+def _mtp_sizes(config: ModelConfig) -> _Sizes:
+    """Sizes of a head in a checkpoint, as far as they are not known from the headers of its files."""
+    hidden = config.values["hidden_size"]
+    inner = config.values.get("intermediate_size") or 4 * hidden
+    return _Sizes((), 0, 0, 0, cache=cache_values(config), hidden=hidden, inner=inner, vocab=config.vocab_rows or 0)
 
 
 def _transformers_sizes(folder: Path, num_value_bytes: int) -> _Sizes:

@@ -53,7 +53,7 @@ def load_decoder(
     def read(*names: str, device: str) -> Tensor:
         tensor = files.read(*names, device=device)
         if tensor.ndim == 1 or names[0] in (EMBEDDING, HEAD):
-            _check_finite(", ".join(names), tensor, folder)
+            check_finite_tensor(", ".join(names), tensor, folder)
         return tensor
 
     # The largest tensors first: what their conversion takes is free again for the layers.
@@ -131,8 +131,12 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(tensors.values()) + scales
 
 
-def _check_finite(name: str, tensor: Tensor, folder: Path) -> None:
-    """Embeddings and norms are checked: each token passes all of them, and the layers' weights take too long."""
+def check_finite_tensor(name: str, tensor: Tensor, folder: Path) -> None:
+    """Refuses NaN and infinity. For embeddings and norms: each token passes them, and the others take too long.
+
+    Raises:
+        NumericalError: The tensor has some.
+    """
     # Extremes pass NaN on and take no copy; isfinite() would take a mask as large as the vocabulary.
     low, high = torch.aminmax(tensor)
     if not (torch.isfinite(low) and torch.isfinite(high)):

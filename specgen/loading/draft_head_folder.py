@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from specgen.core.errors import ModelFileError, PairError, SettingsError
 from specgen.core.model_files import listed, read_json
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
+FOLDER_KINDS: tuple[DraftHeadKind, ...] = ("layers", "features")
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 SHIPPED = Path(__file__).parent.parent / "drafts"
 """Draft heads that come with the package, one folder per target."""
@@ -139,6 +140,15 @@ def check_own_target(draft: ResolvedModel, target: ResolvedModel) -> None:
             f"the draft {draft.name} was made for another target ({draft.draft_head.target_name}) than {target.name}",
             "give the target it was made for with -t, or another draft with -d",
         )
+    check_own_options(draft, target)
+
+
+def check_own_options(draft: ResolvedModel, target: ResolvedModel) -> None:
+    """Refuses options that a part of a target can't have.
+
+    Raises:
+        SettingsError: A device or a weight format is requested.
+    """
     for option, value, accepted in (
         ("draft-device", draft.settings.device, ("auto", target.settings.device)),
         ("draft-quant", draft.settings.quant, ("auto", "none", "nf4", "int8")),
@@ -193,7 +203,7 @@ def _draft_head_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any
         )
     layers, num_ids = part.get("target_layers"), part.get("num_draft_ids")
     checks = {
-        "kind": part.get("kind") in get_args(DraftHeadKind),
+        "kind": part.get("kind") in FOLDER_KINDS,
         "target_layers": isinstance(layers, list) and all(type(item) is int for item in layers),
         "target_name": isinstance(part.get("target_name"), str),
         "target_digest": isinstance(part.get("target_digest"), str),

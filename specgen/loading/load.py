@@ -36,10 +36,19 @@ def load(
     return _LOADERS[resolved.format](resolved, num_tokens, progress, target)
 
 
+def _load_mtp(
+    resolved: ResolvedModel, num_tokens: int, progress: ProgressListener, target: LanguageModel | None
+) -> LoadedModel:
+    from specgen.loading.mtp_weights import load_mtp  # it imports transformers, which its target has imported already
+
+    return load_mtp(resolved, num_tokens, progress, target)
+
+
 _LOADERS: Mapping[Format, Loader] = {
     "folder": lambda resolved, num_tokens, progress, target: load_weights(
         beside_target(resolved, target), num_tokens, progress, CostStore()
     ),
     "gguf": lambda resolved, num_tokens, progress, _: load_gguf(resolved, num_tokens, progress),
     "draft head": load_draft_head,
+    "mtp": _load_mtp,
 }

@@ -20,7 +20,9 @@ from specgen.core.settings import ModelSettings
 from specgen.loading.hub_names import HubName, read_hub_name
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
-DRAFT_WORDS = ("lookup", "none", "auto")
+MTP_NAME = "mtp"
+"""The value of `--draft` for the multi-token-prediction head in the target's checkpoint."""
+DRAFT_WORDS = ("lookup", MTP_NAME, "none", "auto")
 """Values of `--draft` that are not names of models."""
 LOOKUP_SUFFIX = "+lookup"
 """After the name of a draft model: prompt lookup drafts as well, in the rounds where it is expected to gain more."""

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from specgen.loading.gguf.metadata import GgufHeader
 
 Role = Literal["target", "draft"]
-Format = Literal["folder", "gguf", "draft head"]
-"""`folder`: safetensors for torch; `gguf`: a file for llama.cpp; `draft head`: layers on their target's embeddings."""
-DraftHeadKind = Literal["layers", "features"]
-"""`layers` reads tokens; `features` also reads the inputs of the target's head."""
+Format = Literal["folder", "gguf", "draft head", "mtp"]
+"""`folder`: safetensors for torch; `gguf`: a file for llama.cpp; `draft head`: layers on their target's embeddings;
+`mtp`: such layers in the target's own folder."""
+DraftHeadKind = Literal["layers", "features", "mtp"]
+"""`layers` reads tokens; `features` also reads the inputs of the target's head, and so does `mtp`."""
 
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
@@ -59,13 +60,15 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True)
 class DraftHeadConfig:
-    """A draft head's own part of its config.
+    """What a draft head is; of a draft head in a folder of its own, its own part of the config.
 
     Args:
         target_layers: The target's layers it was initialized from, for display.
         target_name: The target's name when the draft was made, for display.
         target_digest: `draft_head_folder.target_digest` of its target.
         num_draft_ids: Number of tokens it can propose; None: all.
+        spec: Describes its layers; None for `mtp`, whose layer runs on transformers' code.
+        num_unused: Further layers of a `mtp`, for tokens after the next one: its first layer drafts these, too.
     """
 
     kind: DraftHeadKind
@@ -73,14 +76,17 @@ class DraftHeadConfig:
     target_name: str
     target_digest: str
     num_draft_ids: int | None
-    spec: DecoderSpec
+    spec: DecoderSpec | None
+    num_unused: int = 0
 
     @property
     def remark(self) -> str:
         """Describes it in a few words."""
-        num_layers = len(self.spec.layers)
+        num_layers = 1 if self.spec is None else len(self.spec.layers)
         layers = "1 layer" if num_layers == 1 else f"{num_layers} layers"
-        reads = ", reads the target's features" if self.kind == "features" else ""
+        if self.num_unused:
+            layers = f"{layers} of {num_layers + self.num_unused}"
+        reads = "" if self.kind == "layers" else ", reads the target's features"
         ids = "" if self.num_draft_ids is None else f", proposes {self.num_draft_ids} tokens"
         return f"{layers} on the target's embeddings{reads}{ids}"
 

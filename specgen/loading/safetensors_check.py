@@ -31,6 +31,40 @@ class WeightFile:
     dtypes: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a safetensors file.
+
+    Args:
+        dtype: The format's name of its type, `BF16`.
+        begin: Where its values begin in the file.
+        num_bytes: What they take.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    num_bytes: int
+
+    @property
+    def num_values(self) -> int:
+        """Returns the number of its values."""
+        return math.prod(self.shape)
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of a file that was checked, by name."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
+    return tensors
+
+
 def check_safetensors(path: Path) -> WeightFile:
     """Checks that the header matches the file (F16).
 

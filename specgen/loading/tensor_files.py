@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +12,7 @@ from torch import Tensor
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import corrupt
 from specgen.loading.left_over import misplaced
+from specgen.loading.safetensors_check import StoredTensor, stored_tensors
 from specgen.models.tensor_names import EMBEDDING, HEAD
 from specgen.models.weight_memory import joined, mapped_tensor
 
@@ -36,16 +35,12 @@ class TensorFiles:
         self._folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._types: dict[str, str] = {}
-        self._places: dict[str, tuple[Path, int]] = {}
+        self._places: dict[str, tuple[Path, StoredTensor]] = {}
         for path in (folder / name for name in names):
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
-                self.shapes[name] = tuple(entry["shape"])
-                self._types[name] = entry["dtype"]
-                self._places[name] = path, 8 + length + entry["data_offsets"][0]
+            for name, tensor in stored_tensors(path).items():
+                self.shapes[name] = tensor.shape
+                self._types[name] = tensor.dtype
+                self._places[name] = path, tensor
         if EMBEDDING.removeprefix("model.") in self.shapes:
             self._add_prefix()
 
@@ -75,13 +70,12 @@ class TensorFiles:
         if memory is not None:
             rest = memoryview(memory)
             for name in names:
-                path, offset = self._places[name]
-                num_bytes = math.prod(self.shapes[name]) * dtype.itemsize
+                path, stored = self._places[name]
                 with path.open("rb") as file:
-                    file.seek(offset)
-                    if file.readinto(rest[:num_bytes]) != num_bytes:
+                    file.seek(stored.begin)
+                    if file.readinto(rest[: stored.num_bytes]) != stored.num_bytes:
                         raise corrupt(path, "truncated while it was read")
-                rest = rest[num_bytes:]
+                rest = rest[stored.num_bytes :]
         return tensor.to(device)
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> list[str]:

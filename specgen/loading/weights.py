@@ -13,6 +13,7 @@ from specgen.loading.gpus import in_segments
 from specgen.loading.left_over import left_out_notice
 from specgen.loading.memory import free_bytes
 from specgen.loading.module_sizes import with_module_sizes
+from specgen.loading.mtp_folder import without_mtp
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.cached_model import CachedModel
@@ -76,7 +77,7 @@ def load_weights(
         refuse_broken_continuation(model, name)
         # transformers' own hooks move tensors between devices, which can't be recorded.
         devices = [] if placement.spread else [model.device]
-    notices += left_out_notice(left_out, resolved.path)
+    notices += left_out_notice(without_mtp(left_out, resolved), resolved.path)
     if placement.device.startswith("cuda"):
         prepare_cuda()
     recorders = [recorder for device in devices if (recorder := recorder_for(device)) is not None]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.transfer import ids_on, moved
+from specgen.models.target_features import TargetFeatures
 
 Result = TypeVar("Result")
 
@@ -52,9 +53,21 @@ class CachedModel(ABC):
         self.length = 0
         self._is_long = False
         """Whether the cache belongs to a text longer than `switch_length`."""
+        self._features: TargetFeatures | None = None
         self.forward_seconds = 0.0
         """Time inside the model's forward, summed; on CUDA the time until the kernels were launched."""
         self.num_forwards = 0
+
+    @property
+    def target_features(self) -> TargetFeatures | None:
+        """Inputs of the head by position, if a draft head reads them: see `record_target_features`."""
+        return self._features
+
+    def record_target_features(self) -> TargetFeatures:
+        """Records the head's inputs from the next pass on; a second call returns the same record."""
+        if self._features is None:
+            self._features = TargetFeatures(self.length)
+        return self._features
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> None:
@@ -117,14 +130,19 @@ class CachedModel(ABC):
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         kept = self._cut(length) if length else 0
         if not kept:
-            self.reset()
-            return
+            self._release()
         self.length = kept
+        self._rewind_features(length)
 
     def reset(self) -> None:
         """Empties the cache and frees its memory."""
         self._release()
         self.length = 0
+        self._rewind_features(0)
+
+    def _rewind_features(self, length: int) -> None:
+        if self.target_features is not None:
+            self.target_features.rewind(length)
 
     @property
     @abstractmethod

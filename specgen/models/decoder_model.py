@@ -11,7 +11,6 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.kv_slots import Rotations, SliceSlots
 from specgen.models.quantized import fits_nf4, nf4_linear
-from specgen.models.target_features import TargetFeatures
 from specgen.models.timing import faster_of
 
 
@@ -28,10 +27,8 @@ class DecoderModel(CachedModel):
         super().__init__(vocab_size, decoder.embedding.shape[0], decoder.output_device)
         self.decoder = decoder
         self.attends_by_row = attends_by_row
-        self.target_features: TargetFeatures | None = None
-        """Inputs of the head at the cached positions, if a draft head reads them: see `record_target_features`."""
         self._row_features: Tensor | None = None
-        """Those of the rows of the last tree's pass."""
+        """`[rows, hidden]`: inputs of the head at the rows of the last tree's pass."""
         self._slots = tuple(SliceSlots(segment.spec, segment.like, attends_by_row) for segment in decoder.segments)
         self._devices = tuple(segment.device for segment in decoder.segments)
 
@@ -39,12 +36,6 @@ class DecoderModel(CachedModel):
     def module(self) -> nn.Module:
         """The weights."""
         return self.decoder
-
-    def record_target_features(self) -> TargetFeatures:
-        """Records the head's inputs from the next pass on; a second call returns the same record."""
-        if self.target_features is None:
-            self.target_features = TargetFeatures(self.length)
-        return self.target_features
 
     def use_nf4_head(self) -> None:
         """Computes the logits with a 4-bit copy of the head if that is faster. For drafts only."""
@@ -75,15 +66,11 @@ class DecoderModel(CachedModel):
     def _release(self) -> None:
         for slots in self._slots:
             slots.release()
-        if self.target_features is not None:
-            self.target_features.rewind(0)
 
     def _cut(self, length: int) -> int:
-        """Removes only features and trees: the next pass overwrites the keys and values."""
+        """Removes only trees: the next pass overwrites the keys and values."""
         for slots in self._slots:
             slots.drop_rows()
-        if self.target_features is not None:
-            self.target_features.rewind(length)
         return length
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:

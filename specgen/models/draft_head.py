@@ -1,12 +1,13 @@
 """Draft heads: a few decoder layers between the target's own embeddings and head.
 
-There are two kinds. One is a small language model on the target's embeddings. The other, as in EAGLE, also reads the
-target's features, the inputs of its head: at index i it joins the token's embedding and the feature of index i - 1 by
-one matrix product. For drafted tokens, which the target has not seen, its own outputs replace the features. Cache
-entries computed from such outputs are dropped when the round ends: only entries of true features stay.
+There are two kinds. One is a small language model on the target's embeddings. The other, as in EAGLE and in the
+multi-token-prediction heads (MTP) of checkpoints, also reads the target's features, the inputs of its head: at index i
+it joins the token's embedding and the feature of index i - 1 by one matrix product. For drafted tokens, which the
+target has not seen, its own outputs replace the features. Cache entries computed from such outputs are dropped when the
+round ends: only entries of true features stay.
 
-Sources: Li et al. 2024 (EAGLE, arXiv:2401.15077) for the second kind; Yan et al. 2024 (arXiv:2402.01528): the latency
-of a draft follows its depth.
+Sources: Li et al. 2024 (EAGLE, arXiv:2401.15077) and DeepSeek-AI 2024 (MTP, arXiv:2412.19437) for the second kind; Yan
+et al. 2024 (arXiv:2402.01528): the latency of a draft follows its depth.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ from torch.nn import functional
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.transfer import ids_on, moved
 from specgen.models.cached_model import PREFILL_CHUNK
-from specgen.models.decoder import Layer, Norm
-from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.kv_slots import KvSlots, Rotations, SliceSlots
+from specgen.models.draft_head_layers import FeatureJoin, HeadLayers
 from specgen.models.target_features import TargetFeatures
 
 
@@ -33,28 +32,34 @@ class DraftHeadParts:
     """The parts of a draft head.
 
     Args:
-        spec: Describes the draft's layers.
         layers: The draft's layers.
-        norm: The draft's last norm.
+        norm: The draft's last norm, with a `weight`.
         embedding: The target's, `[rows, hidden]`.
         head: The target's head, or some of its rows: `[n, hidden]` to `[n, logits]`.
         dtype: The type it computes in.
         vocab_size: Logits are cut to this width.
         columns: `[logits]` ids of the logits, ascending; None: column i is id i.
-        join: `[n, 2 * hidden]` to `[n, hidden]`, embedding first, feature second; None: it reads no features.
+        join: Joins embeddings and features; None: it reads no features.
         features: The target's; required with `join`.
+        skips_first: It has no entry for a token before which no feature is known, as the first one of a text. Otherwise
+            it reads zeros in place of that feature.
     """
 
-    spec: DecoderSpec
-    layers: list[Layer]
-    norm: Norm
+    layers: HeadLayers
+    norm: nn.Module
     embedding: Tensor
     head: nn.Module
     dtype: torch.dtype
     vocab_size: int
     columns: Tensor | None = None
-    join: nn.Module | None = None
+    join: FeatureJoin | None = None
     features: TargetFeatures | None = None
+    skips_first: bool = False
+
+    @property
+    def like(self) -> Tensor:
+        """Returns an empty tensor of the type and device it computes in."""
+        return torch.empty(0, dtype=self.dtype, device=self.norm.weight.device)  # type: ignore[arg-type]
 
 
 class DraftHeadModel:
@@ -65,8 +70,6 @@ class DraftHeadModel:
     else changes: the draft sees less of the text and may be accepted less often, but the target's text stays the same.
     """
 
-    can_branch = True
-
     def __init__(self, parts: DraftHeadParts) -> None:
         assert (parts.join is None) == (parts.features is None), "join and features belong together"
         self.vocab_size = parts.vocab_size
@@ -74,15 +77,16 @@ class DraftHeadModel:
         self.columns = parts.columns
         self.length = 0
         self.start = 0
-        """Index of the first token in the cache; the features before it are unknown."""
+        """Index of the first token in the cache; earlier features are unknown."""
         self.forward_seconds = 0.0
         self.num_forwards = 0
-        self.device: torch.device = parts.norm.weight.device
+        self.device = parts.like.device
         self._dtype = parts.dtype
         self._embedding, self._head = parts.embedding, parts.head
         self._join, self._features = parts.join, parts.features
         self._layers, self._norm = parts.layers, parts.norm
-        self._slots = SliceSlots(parts.spec, parts.norm.weight.to(parts.dtype))
+        self.can_branch = parts.layers.can_branch
+        self._num_skipped = int(parts.skips_first)
         self._num_true = 0
         """Tokens whose cache entries stay after the round: all, or those computed from true features."""
         self._last: Tensor | None = None
@@ -93,7 +97,7 @@ class DraftHeadModel:
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> None:
         """Extends the cache to `ids`; the target must have seen all of them but the last."""
-        self._skip_unknown_features()
+        self._skip_unknown_features(len(ids))
         while self.length < len(ids):
             first = self.length
             last = min(len(ids), first + PREFILL_CHUNK)
@@ -129,8 +133,10 @@ class DraftHeadModel:
         assert self._last is not None, "the output of the last position is not stored"
         known = self._last if self._row_outputs is None else torch.cat([self._last, self._row_outputs])
         features = None if self._join is None else known[[parent + 1 for parent in parents]]
-        rotations = self._slots.begin_rows(self.length - self.start, parents)
-        outputs = self._counted(lambda: self._norm(self._layers_output(tokens, features, rotations, self._slots)))
+        position = self.length - self.start
+        outputs = self._counted(
+            lambda: self._norm(self._layers.run_rows(self._layer_inputs(tokens, features), position, parents))
+        )
         self._row_outputs = torch.cat([known[1:], outputs])
         return self._logits(outputs)
 
@@ -144,7 +150,7 @@ class DraftHeadModel:
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         length = min(length, self._num_true)
         self._row_outputs = None
-        self._slots.drop_rows()
+        self._layers.drop_rows()
         if length <= self.start:
             self._rewind_to_start()
             return
@@ -153,7 +159,7 @@ class DraftHeadModel:
 
     def reset(self) -> None:
         """Empties the cache and frees its memory."""
-        self._slots.release()
+        self._layers.release()
         self._restart()
 
     def _rewind_to_start(self) -> None:
@@ -163,10 +169,15 @@ class DraftHeadModel:
         self.length = self.start = self._num_true = 0
         self._last = self._row_outputs = None
 
-    def _skip_unknown_features(self) -> None:
-        """Starts over after a gap: the first known feature belongs to a later index than the next one needed."""
-        if self._features is not None and self._features.first > self.length:
-            self.length = self.start = self._num_true = self._features.first
+    def _skip_unknown_features(self, num_tokens: int) -> None:
+        """Starts over after a gap: the first token that can be read is a later one than the next one needed."""
+        if self._features is None:
+            return
+        first = self._features.first + self._num_skipped
+        if first > self.length:
+            self.length = self.start = self._num_true = min(first, num_tokens)
+            # Zeros are the best guess if no token of the text can be read.
+            self._last = torch.zeros(1, self._embedding.shape[1], dtype=self._dtype, device=self.device)
 
     def _known_features(self, first: int, last: int) -> Tensor | None:
         """Returns the target's features of indices `first - 1` to `last - 2`; zeros before the first known one."""
@@ -203,17 +214,15 @@ class DraftHeadModel:
 
     def _run(self, new: Tensor, features: Tensor | None) -> Tensor:
         """Computes the pass of `_forward`."""
-        rotations = self._slots.begin(self.length - self.start, new.shape[0])
-        output: Tensor = self._norm(self._layers_output(new, features, rotations, self._slots)[-1:])
+        output: Tensor = self._norm(self._layers.run(self._layer_inputs(new, features), self.length - self.start)[-1:])
         return output
 
-    def _layers_output(self, new: Tensor, features: Tensor | None, rotations: Rotations, slots: KvSlots) -> Tensor:
-        """Returns the outputs of the last layer for `new` `[n]`, `[n, hidden]`."""
+    def _layer_inputs(self, new: Tensor, features: Tensor | None) -> Tensor:
+        """Returns the inputs of the first layer for `new` `[n]`, `[n, hidden]`."""
         hidden = functional.embedding(moved(new, self._embedding.device), self._embedding)
         hidden = hidden.to(device=self.device, dtype=self._dtype)
-        if self._join is not None:
-            assert features is not None
-            hidden = self._join(torch.cat([hidden, features], dim=-1))
-        for layer in self._layers:
-            hidden = layer(hidden, rotations, slots)
-        return hidden
+        if self._join is None:
+            return hidden
+        assert features is not None, "they belong to the join"
+        joined: Tensor = self._join(hidden, features)
+        return joined

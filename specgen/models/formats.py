@@ -85,6 +85,10 @@ class PackedLinear(nn.Module):
         outputs = [self._multiply(inputs, block) for block in self._blocks]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
+    def unpacked(self) -> Tensor:
+        """Returns a new copy of the weight, float32 `[outputs, inputs]`."""
+        raise NotImplementedError
+
     def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
         raise NotImplementedError
 
@@ -98,7 +102,7 @@ class Float16Linear(PackedLinear):
     _value_bytes, _row_bytes = 2, 0
 
     def unpacked(self) -> Tensor:
-        """Returns a new copy of the weight, float32 `[outputs, inputs]`."""
+        """As in `PackedLinear`."""
         return torch.cat([torch.ops.quantized.linear_unpack_fp16(block)[0].float() for block in self._blocks])
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
@@ -131,6 +135,10 @@ class Int8Linear(PackedLinear):
         if self._bias is not None:
             outputs += self._bias
         return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def unpacked(self) -> Tensor:
+        """As in `PackedLinear`."""
+        return torch.cat([torch.ops.quantized.linear_unpack(block)[0].dequantize() for block in self._blocks])
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> Any:
         return torch.ops.quantized.linear_prepack(_rounded(_wide(weight)), bias)

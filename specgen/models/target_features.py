@@ -12,9 +12,9 @@ FIRST_CAPACITY = 512
 class TargetFeatures:
     """Inputs of a model's head, one row per position of its cache: the hidden state after the last norm.
 
-    A row is kept as long as the cache has the position, so a drafter can be rewound to any position. It takes one row
-    of the model's width where the cache takes keys and values of every layer: 5 % more for SmolLM2-135M, 6 % for
-    Llama-3.1-8B.
+    A row is kept as long as the text has the position, so a drafter can be rewound to any position. A recurrent target
+    reads accepted tokens again, and their rows stay valid until then. It takes one row of the model's width where the
+    cache takes keys and values of every layer: 5 % more for SmolLM2-135M, 6 % for Llama-3.1-8B.
 
     Args:
         first: First position that will be recorded; earlier ones were computed before recording started.
@@ -27,8 +27,8 @@ class TargetFeatures:
         self._rows: Tensor | None = None
 
     def append(self, first: int, rows: Tensor) -> None:
-        """Adds the rows `[n, hidden]` of positions `first` on."""
-        if first != self.end:
+        """Adds the rows `[n, hidden]` of positions `first` on, in place of those that were known from there on."""
+        if not self.first <= first <= self.end:
             self.first = first
         self.end = first + rows.shape[0]
         buffer = self._buffer(self.end - self.first, rows)

@@ -13,6 +13,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 from specgen.models.cached_model import PREFILL_CHUNK, CachedModel
 from specgen.models.hybrid_support import cache_argument, refuse_unfit_states
 from specgen.models.running_states import RunningStates
+from specgen.models.target_features import TargetFeatures
 
 
 class TransformersModel(CachedModel):
@@ -43,7 +44,18 @@ class TransformersModel(CachedModel):
         self._takes_positions = "position_ids" in parameters and not model.config.is_encoder_decoder
         self._num_recorded = 0
         self._window: int | None = None
+        self._hidden: Tensor | None = None
+        """`[n, hidden]`: the head's inputs of the last pass, if they are recorded."""
         self._release()
+
+    def record_target_features(self) -> TargetFeatures:
+        """As in `CachedModel`."""
+        if self.target_features is None:
+            self.model.get_decoder().register_forward_hook(self._keep_hidden)
+        return super().record_target_features()
+
+    def _keep_hidden(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._hidden = output.last_hidden_state[0]
 
     @property
     def module(self) -> nn.Module:
@@ -119,6 +131,10 @@ class TransformersModel(CachedModel):
             options["position_ids"] = self._positions(new).unsqueeze(0)
         output = self.model(**options, **({"logits_to_keep": num_last} if self._cuts_logits else {}))
         logits: Tensor = output.logits[0, -num_last:]
+        if self.target_features is not None:
+            assert self._hidden is not None, "the hook kept it"
+            self.target_features.append(self.length, self._hidden)
+            self._hidden = None
         self._num_recorded += new.shape[0]
         self.is_recurrent = self.states.has_recurrence
         return logits

@@ -18,6 +18,7 @@ from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, DraftVocab
 from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
+from specgen.loading.names import MTP_NAME
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.storage.cost_store import CostKey, CostStore
 
@@ -165,7 +166,9 @@ def model_identity(files: ModelFiles) -> str:
     try:
         if files.gguf is not None:
             return f"gguf {files.gguf.path.name} {files.gguf.path.stat().st_size}"
-        return hashlib.sha256((files.path / "config.json").read_bytes()).hexdigest()
+        digest = hashlib.sha256((files.path / "config.json").read_bytes()).hexdigest()
+        # A head in the target's own folder shares its config.
+        return f"{digest} {MTP_NAME}" if files.name == MTP_NAME else digest
     except OSError:  # moved while the program runs
         return files.name
 

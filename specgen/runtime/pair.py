@@ -11,7 +11,8 @@ from specgen.core.errors import PromptError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import NO_RULES, ModelSettings, SamplingSettings, TokenRules
 from specgen.loading.draft_head_folder import check_own_target, shipped_draft
-from specgen.loading.names import LOOKUP_SUFFIX
+from specgen.loading.mtp_folder import has_mtp, resolve_mtp
+from specgen.loading.names import LOOKUP_SUFFIX, MTP_NAME
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.runtime.draft_vocabulary import pair_vocabularies
@@ -20,7 +21,7 @@ from specgen.text.tokenizer import end_ids
 from specgen.text.vocabulary import Pairing
 
 DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
-"""`auto`: the draft that is shipped for the target together with lookup, if there is one, else lookup alone."""
+"""`auto`: the draft that comes with specgen or with the target together with lookup, if there is one, else lookup."""
 
 MAX_LOOKUP_TOKENS = 100_000
 """Tokens of all lookup texts together: their index takes half a KiB per token."""
@@ -148,7 +149,7 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
     target_files = find_files(settings.target, progress)
     # Before the libraries are imported: a missing draft is reported at once.
     named = settings.draft if settings.drafter != "auto" else None
-    draft_files = None if named is None else find_files(named, progress)
+    draft_files = None if named is None or named.name == MTP_NAME else find_files(named, progress)
     progress.stage("checking files and tokenizers")
     target = resolve(target_files, settings.target, "target")
     eos_ids = end_ids(target.tokenizer, target.generation_config, target.config.values)
@@ -191,11 +192,14 @@ def _resolve_drafter(
     settings = requested
     if requested.drafter == "auto":
         shipped = shipped_draft(target) if target.fits_own_decoder else None
+        name = str(shipped) if shipped is not None else MTP_NAME if has_mtp(target) else None
         template = requested.draft or ModelSettings("", device=requested.target.device)
-        named = None if shipped is None else replace(template, name=str(shipped))
+        named = None if name is None else replace(template, name=name)
         settings = replace(requested, drafter="lookup" if named is None else "model+lookup", draft=named)
     if settings.draft is None:
         return settings, None, None
+    if settings.draft.name == MTP_NAME:
+        return settings, resolve_mtp(target, settings.draft), Pairing(target.num_tokens)
     draft = resolve(files or find_files(settings.draft, progress), settings.draft, "draft")
     if draft.draft_head is None:
         cost = partial(_draft_cost, target, draft)

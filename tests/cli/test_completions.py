@@ -56,7 +56,7 @@ def test_values_follow_from_the_types_of_the_fields() -> None:
     options = {name: option for option in generate.options for name in option.names}
 
     assert options["--quant"].words == ("auto", "none", "int8", "nf4", "fp4")
-    assert options["-d"].words == ("auto", "lookup", "none")
+    assert options["-d"].words == ("auto", "lookup", "mtp", "none")
     assert options["-d"].takes_model
     assert options["-t"].takes_file
     assert options["-o"].takes_file

@@ -196,7 +196,7 @@ def test_a_draft_rewound_to_the_start_frees_its_memory(root: Path) -> None:
     target = decoder_model(model, 96)
     drafter = head_drafter(write_draft(root / "rewound", model, kind="features"), target, GREEDY)
     run_events(target, drafter, PROMPT, max_new_tokens=6)
-    slots = drafter.model._slots  # type: ignore[attr-defined]
+    slots = drafter.model._layers._slots  # type: ignore[attr-defined]
     assert slots._keys
 
     drafter.rewind(0)
@@ -260,7 +260,7 @@ def test_memory_grows_with_the_text_not_with_the_number_of_rounds(root: Path) ->
         target.rewind(4)
         drafter.rewind(4)
         assert target.target_features is not None
-        num_bytes = drafter.model._slots._keys[0].untyped_storage().nbytes()  # type: ignore[attr-defined]
+        num_bytes = drafter.model._layers._slots._keys[0].untyped_storage().nbytes()  # type: ignore[attr-defined]
         sizes.add((target.target_features._rows.untyped_storage().nbytes(), num_bytes))  # type: ignore[union-attr]
 
     assert len(sizes) == 1

@@ -35,7 +35,7 @@ COMMANDS = (
     CommandHelp("/system", "[TEXT|none]", "show, set or remove the system message"),
     CommandHelp("/set", "[NAME VALUE]", "show the settings, or change one"),
     CommandHelp("/view", "NAME", "inline, live, text, steps or off"),
-    CommandHelp("/draft", "NAME[+lookup]|none", "set the drafter: a model, auto, lookup or none"),
+    CommandHelp("/draft", "NAME[+lookup]|none", "set the drafter: a model, auto, lookup, mtp or none"),
     CommandHelp("/k", "N|auto", "set the maximum draft length"),
     CommandHelp("/stats", "[on|off]", "show statistics, or switch the line per reply"),
     CommandHelp("/last", "", "show the last reply as plain text"),

@@ -165,7 +165,7 @@ def _continuation(_width: int, _line: int, num_wraps: int) -> str:
 def argument_choices(folder: SessionFolder) -> dict[str, Choices]:
     """Returns the choices for the argument of each command."""
     return {
-        "/draft": lambda: ("auto", "lookup", "none"),
+        "/draft": lambda: ("auto", "lookup", "mtp", "none"),
         "/k": lambda: ("auto",),
         "/load": lambda: [entry.name for entry in folder.entries()],
         "/retry": lambda: [f"{name}=" for name in SETTING_NAMES],

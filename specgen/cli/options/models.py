@@ -18,7 +18,7 @@ OFF = "off"
 
 TARGET_NAMES = ("-t", "-m", "--target", "--model")
 DRAFT_NAMES = ("-d", "--draft")
-DRAFT_VALUE = "MODEL[+lookup]|auto|lookup|none"
+DRAFT_VALUE = "MODEL[+lookup]|auto|lookup|mtp|none"
 _DEVICES = "auto|cpu|cuda|cuda:N|mps"
 
 
@@ -41,8 +41,8 @@ class ModelOptions:
         str,
         Option(
             DRAFT_NAMES,
-            "Drafter: a model, lookup (repeated text), MODEL+lookup (both), none, or auto (a model made for the "
-            "target if there is one, else lookup).",
+            "Drafter: a model, lookup (repeated text), MODEL+lookup (both), mtp (the head in the target's checkpoint), "
+            "none, or auto (a head made for the target if there is one, else lookup).",
             value=DRAFT_VALUE,
             env="SPECGEN_DRAFT",
         ),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
+from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.recorded import RecordedPasses
 from specgen.models.static.recorder import Recorder
@@ -18,18 +19,19 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
     """A draft head whose passes are recorded, and whose greedy tokens are fed back on the device.
 
     Args:
-        parts: The draft head.
+        parts: The draft head; its layers are `DecoderLayers`.
         recorder: Records its passes.
     """
 
-    can_branch = False
-
     def __init__(self, parts: DraftHeadParts, recorder: Recorder) -> None:
         super().__init__(parts)
+        assert isinstance(parts.layers, DecoderLayers), "the caller checks it"
+        self._own_layers = parts.layers
+        self.can_branch = False
         self._init_recording(self.device, recorder, parts.columns)
         with torch.inference_mode():
-            self._tensor_slots = TensorSlots(parts.spec, parts.norm.weight.to(parts.dtype))
-            width = parts.spec.hidden_size
+            self._tensor_slots = TensorSlots(parts.layers.spec, parts.like)
+            width = parts.layers.spec.hidden_size
             self._given = torch.zeros(MAX_ROWS, width, dtype=parts.dtype, device=self.device)
             self._output = torch.zeros(1, width, dtype=parts.dtype, device=self.device)
 
@@ -81,7 +83,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         if num_new > MAX_ROWS:
             positions = torch.arange(position, last, device=self.device)
             rotations = self._tensor_slots.begin(positions, prefill_bucket(last, self.capacity))
-            hidden = self._layers_output(new, features, rotations, self._tensor_slots)
+            hidden = self._own_layers.run_on(self._tensor_slots, self._layer_inputs(new, features), rotations)
             self._output[:] = self._norm(hidden[-1:])
             return self._output
         self._inputs.write(new, position, num_new)
@@ -97,7 +99,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
         rotations = self._tensor_slots.begin(positions, bucket)
         given = None if self._join is None else self._given[:rows]
-        hidden = self._layers_output(ids, given, rotations, self._tensor_slots)
+        hidden = self._own_layers.run_on(self._tensor_slots, self._layer_inputs(ids, given), rotations)
         self._output[:] = self._norm(hidden.index_select(0, self._inputs.count - 1))
 
     def _choose(self) -> None:

@@ -91,8 +91,7 @@ class StaticModel(RecordedPasses, CachedModel):
         """As in the contract; keeps all memory, so that the recordings stay valid."""
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         self.length = length
-        if self.target_features is not None:
-            self.target_features.rewind(length)
+        self._rewind_features(length)
 
     @torch.inference_mode()
     def verify_greedy(

@@ -19,7 +19,7 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.loading import draft_head
+from specgen.loading import draft_head, draft_head_parts
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.decoder_weights import dense_linear
 from specgen.models import build_decoder, cached_model
@@ -394,7 +394,7 @@ def test_a_draft_head_is_on_the_device_of_its_targets_head(name: str, monkeypatc
         monkeypatch.setattr(draft_head_model, "ids_on", cached_model.ids_on)
         # On a CPU, weights are joined in memory that is mapped, which has no device.
         monkeypatch.setattr(build_decoder, "joined", torch.cat)
-        monkeypatch.setattr(draft_head, "weight_bytes", lambda _: 0)
+        monkeypatch.setattr(draft_head_parts, "weight_bytes", lambda _: 0)
         target = StaticModel(SegmentedPass(fake_decoder("llama", (2, 3)), [NoRecorder()]), 96, NoRecorder())
         head = open_draft(folder, target)
         target.feed(PROMPT)

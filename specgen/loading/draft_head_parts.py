@@ -1,0 +1,128 @@
+"""Assembles draft heads, of specgen's own format and of checkpoints, and chooses the format of their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from specgen.core.errors import SettingsError
+from specgen.core.results import ModelInfo
+from specgen.core.settings import Quantization
+from specgen.engine.contract import LanguageModel
+from specgen.loading.decoder_weights import dense_linear, weight_bytes
+from specgen.loading.placement import has_fast_bf16_cpu
+from specgen.loading.resolved_model import LoadedModel, ResolvedModel
+from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
+from specgen.models.draft_head_layers import DecoderLayers
+from specgen.models.formats import Float16Linear, Int8Linear, PackedKind, PackedLinear, has_int8_matmul, packed_linear
+from specgen.models.quantized import fits_nf4, is_quantized, nf4_linear
+from specgen.models.static.draft_head import StaticDraftHead
+from specgen.models.static.model import StaticModel
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFormat:
+    """How a draft head's weights are stored: as they are, in 4 bits, or packed under float32 arithmetic.
+
+    A draft's numbers decide its speed and its acceptance, never the text, so the fastest format is the default. The
+    head has the format of the layers: in bfloat16 it would take as long as several 4-bit layers.
+    """
+
+    quant: str = "none"
+    packed: PackedKind | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the weights stay as they are."""
+        return self.quant == "none" and self.packed is None
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        """Returns a matrix product in this format."""
+        if self.packed is not None:
+            return packed_linear(weight, self.packed, bias)
+        if self.quant == "nf4" and fits_nf4(weight):
+            return nf4_linear(weight, bias)
+        return dense_linear(weight, bias)
+
+
+def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, head: nn.Module) -> HeadFormat:
+    """Returns the requested format of a draft head; for `auto`, the fastest one on this machine.
+
+    Args:
+        weight: One of the draft's weights, in the target's type.
+        target: The weights of the target.
+        head: The target's.
+
+    Raises:
+        SettingsError: The requested format is not available.
+    """
+    # For `auto`, only if the target loaded bitsandbytes anyway: its import takes 2.7 s.
+    may_nf4 = requested == "nf4" or (requested == "auto" and is_quantized(target))
+    can_nf4 = may_nf4 and fits_nf4(weight)
+    can_int8 = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
+    is_auto_faster = can_nf4 or not has_fast_bf16_cpu()
+    for weight_format, is_available, requirement in (
+        (HeadFormat("nf4"), can_nf4, "bfloat16 on a CPU with AVX512-BF16"),
+        (HeadFormat("int8", Int8Linear), can_int8, "float32 arithmetic on a CPU"),
+    ):
+        if requested == weight_format.quant and not is_available:
+            raise SettingsError(
+                f"--draft-quant {requested} can't be applied to a draft head here: it needs {requirement}",
+                "omit --draft-quant",
+            )
+        if is_available and (requested == weight_format.quant or (requested == "auto" and is_auto_faster)):
+            return weight_format
+    return HeadFormat(packed=Float16Linear if isinstance(head, Float16Linear) else None)
+
+
+def drafting_head(
+    head: nn.Module, tied: Tensor | None, weight_format: HeadFormat, dtype: torch.dtype, columns: Tensor | None = None
+) -> nn.Module:
+    """Returns what computes a draft head's logits: the target's head, or a copy in the draft's format.
+
+    Args:
+        head: The target's.
+        tied: The target's embedding if the head has its weights.
+        weight_format: Of the draft head.
+        dtype: The type it computes in.
+        columns: As in `DraftHeadParts`.
+    """
+    has_format = weight_format.is_dense or (weight_format.packed is not None and isinstance(head, weight_format.packed))
+    if columns is None and has_format:
+        return head
+    if tied is not None:
+        rows = tied
+    elif isinstance(head, PackedLinear):
+        rows = head.unpacked()
+    else:
+        assert isinstance(head.weight, Tensor), "a dense layer"
+        rows = head.weight
+    if columns is not None:
+        rows = rows[columns.to(rows.device)]
+    return weight_format.linear(rows.to(dtype), None) if rows.is_floating_point() else head
+
+
+def assembled(
+    resolved: ResolvedModel, parts: DraftHeadParts, weight_format: HeadFormat, target: LanguageModel, head: nn.Module
+) -> LoadedModel:
+    """Returns a draft head that is ready to run.
+
+    Args:
+        head: The target's, which is not counted if the draft uses it.
+    """
+    own = [parts.layers.module, parts.norm, parts.join, None if parts.head is head else parts.head]
+    info = ModelInfo(
+        name=resolved.name,
+        quant=weight_format.quant,
+        dtype="float16" if weight_format.packed is Float16Linear else str(parts.dtype).removeprefix("torch."),
+        device=str(parts.like.device),
+        num_parameters=resolved.config.num_parameters,
+        num_bytes=weight_bytes(nn.ModuleList(module for module in own if module is not None)),
+        remark="" if resolved.draft_head is None else resolved.draft_head.remark,
+    )
+    # Its passes are recorded if its target's are.
+    if isinstance(target, StaticModel) and isinstance(parts.layers, DecoderLayers):
+        return LoadedModel(StaticDraftHead(parts, target.recorder), info)
+    return LoadedModel(DraftHeadModel(parts), info)
