@@ -56,6 +56,11 @@ class Setting:
         return "auto" if self.schedule == "auto" else str(self.num_draft_tokens)
 
     @property
+    def position_unit(self) -> str:
+        """What the position of a difference counts: servers send text."""
+        return "character" if self.drafter == "server" else "token"
+
+    @property
     def name(self) -> str:
         """Name for messages: `lookup -k auto`."""
         name = self.label if self.drafter in ("none", "server", "peer") else f"{self.label} -k {self.length}"
@@ -142,7 +147,7 @@ class Difference:
     Args:
         setting: Index of the setting.
         prompt: Index of the prompt.
-        position: Index of the first token that differs.
+        position: Index of the first token that differs, or of the first character in texts of servers.
         gap: Between the logits of the baseline's token and of the other token there.
     """
 

@@ -53,14 +53,14 @@ class ServedTexts:
     def _gap(self, prompt: int, position: int, other: str) -> LogitGap:
         """Returns the gap of the baseline's two likeliest tokens where the texts part, if the second is the other's.
 
-        Infinite if the server sends no log-probabilities.
+        NaN if the server sends no log-probabilities, infinite if the other's is not among its two.
         """
         server = self._baseline
         body = server.body(self._request(prompt, server), stream=False) | {"logprobs": True, "top_logprobs": 2}
         try:
             document, figures = server.complete(body)
         except SpecgenError:
-            return LogitGap(math.inf, NEAR_TIE)
+            return LogitGap(math.nan, NEAR_TIE)
         self._add_acceptance(figures.acceptance)
         start = 0
         for token in _tokens(document):
@@ -68,7 +68,7 @@ class ServedTexts:
             if start <= position < start + len(text):
                 return LogitGap(_distance(token, other[start:]), NEAR_TIE)
             start += len(text)
-        return LogitGap(math.inf, NEAR_TIE)
+        return LogitGap(math.nan, NEAR_TIE)
 
 
 def _tokens(document: Json) -> list[Json]:
@@ -80,7 +80,7 @@ def _tokens(document: Json) -> list[Json]:
 
 
 def _distance(token: Json, other: str) -> float:
-    """Returns how much likelier the token is than the one that the other text begins with; infinite if unknown."""
+    """Returns how much likelier the token is than the one that the other text begins with; see `LogitGap`."""
     candidates = token.get("top_logprobs")
     own = token.get("logprob")
     for one in candidates if isinstance(candidates, list) else []:
@@ -88,4 +88,4 @@ def _distance(token: Json, other: str) -> float:
         is_other = isinstance(text, str) and text != token["token"] and text and other.startswith(text)
         if is_other and isinstance(value, (int, float)) and isinstance(own, (int, float)):
             return abs(own - value)
-    return math.inf
+    return math.inf if isinstance(candidates, list) and candidates else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
@@ -135,11 +136,14 @@ def _difference(figures: SettingFigures, report: BenchReport) -> str:
     difference = figures.difference
     if figures.text_verdict != "different" or difference is None:
         return ""
-    return (
-        f"the text differs from the baseline's on prompt {report.prompts[difference.prompt].id} from token "
-        f"{difference.position} on, by {difference.gap.distance:.2g} logits where rounding explains "
-        f"{difference.gap.tolerance:.2g}"
-    )
+    gap, unit = difference.gap, figures.setting.position_unit
+    why = f"by {gap.distance:.2g} logits where rounding explains {gap.tolerance:.2g}"
+    if math.isnan(gap.distance):
+        why = "and the baseline server does not report how likely the other text was"
+    elif math.isinf(gap.distance):
+        why = "with a token that is not one of the baseline's two likeliest"
+    prompt = report.prompts[difference.prompt].id
+    return f"the text differs from the baseline's on prompt {prompt} from {unit} {difference.position} on, {why}"
 
 
 def _outlying_runs(figures: SettingFigures, report: BenchReport) -> str:

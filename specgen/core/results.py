@@ -208,7 +208,8 @@ class LogitGap:
     """Distance of two tokens in the target's logits; see `specgen.runtime.near_ties`.
 
     Args:
-        distance: Distance of their logits.
+        distance: Distance of their logits; NaN if a server does not report it, infinite if the other token is not among
+            those that it reports.
         tolerance: Largest distance that rounding explains.
     """
 

@@ -12,6 +12,9 @@ from dataclasses import replace
 from specgen.servers.engine import CONTRADICTION, Getter, usage
 from specgen.servers.values import Acceptance, EventFigures, Json, ServerFacts, count, counts, part, word
 
+MAX_ROUNDS = 2**20
+"""More rounds than any answer has: the counts are untrusted."""
+
 
 class Sglang:
     """A server started with `sglang.launch_server`."""
@@ -60,7 +63,11 @@ class Sglang:
         full = histogram[width] if width is not None and width < len(histogram) else 0
         is_known = bool(histogram) and num_rounds is not None and width is not None
         num_rejected = num_rounds - full if is_known and num_rounds is not None else None
-        found = Acceptance(num_drafted, num_accepted, num_rounds, num_rejected, histogram)
+        steps: tuple[tuple[int, int], ...] = ()
+        if is_known and width is not None and sum(histogram) == num_rounds and sum(histogram) <= MAX_ROUNDS:
+            # Not in their order, which no figure depends on.
+            steps = tuple((width, accepted) for accepted, n in enumerate(histogram) for _ in range(n))
+        found = Acceptance(num_drafted, num_accepted, num_rounds, num_rejected, histogram, steps)
         if not found.is_consistent:
             return replace(figures, problem=CONTRADICTION.format("SGLang"))
         return replace(figures, acceptance=found)

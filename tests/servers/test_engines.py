@@ -90,6 +90,7 @@ def test_sglang_tells_rejections_by_its_histogram() -> None:
 
     assert found is not None
     assert (found.num_drafted, found.num_accepted, found.num_rounds, found.num_rejected) == (12, 7, 4, 2)
+    assert sorted(found.steps) == [(3, 0), (3, 1), (3, 3), (3, 3)]
 
 
 def test_lm_studio_tells_totals_only() -> None:

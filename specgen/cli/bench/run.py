@@ -118,10 +118,14 @@ def _difference_error(report: BenchReport) -> DifferenceError | None:
     if different:
         first = different[0]
         num_prompts = sum(difference.setting == first.setting for difference in different)
+        setting = report.settings[first.setting]
+        hint = "this is a bug of specgen or of a kernel: please report it with --format json"
+        if setting.drafter == "server":
+            hint = "check that both servers run the same model in the same format; else it is a fault of the engine"
         return DifferenceError(
-            f"--check: {report.settings[first.setting].name} differs from the target's own text in {num_prompts} of "
-            f"{len(report.prompts)} prompts, first in {report.prompts[first.prompt].id} at token {first.position}",
-            "this is a bug of specgen or of a kernel: please report it with --format json",
+            f"--check: {setting.name} differs from the target's own text in {num_prompts} of {len(report.prompts)} "
+            f"prompts, first in {report.prompts[first.prompt].id} at {setting.position_unit} {first.position}",
+            hint,
         )
     if report.failures:
         failure = report.failures[0]

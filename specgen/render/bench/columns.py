@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,12 +55,13 @@ def method_lines(report: BenchReport, *, ascii_only: bool) -> list[str]:
     how = "greedy" if config.sampling.is_greedy else f"temperature {config.sampling.temperature:g}"
     targets = [report.target, *([report.other_target] if report.other_target else [])]
     drafters = {setting.label: setting.drafter for setting in report.settings if setting.has_drafter}
+    drafts = [
+        f"draft  {format_drafter(report.drafts.get(label), drafter, ascii_only=ascii_only)}"
+        for label, drafter in drafters.items()
+    ]
     return [
         *(f"target {format_model(target, ascii_only=ascii_only)}" for target in targets),
-        *(
-            f"draft  {format_drafter(report.drafts.get(label), drafter, ascii_only=ascii_only)}"
-            for label, drafter in drafters.items()
-        ),
+        *dict.fromkeys(drafts),
         f"{config.num_tokens} tokens x {prompts} x {repeats}, {how}",
     ]
 
@@ -139,4 +141,6 @@ def _text(figures: SettingFigures) -> str | None:
     """Returns whether greedy answers are the baseline's."""
     if figures.difference is None:
         return figures.text_verdict
-    return f"{'near-tie' if figures.text_verdict == 'near-tie' else 'DIFFERENT'}@{figures.difference.position}"
+    words = "near-tie" if figures.text_verdict == "near-tie" else "DIFFERENT"
+    doubt = "?" if math.isnan(figures.difference.gap.distance) else ""
+    return f"{words}{doubt}@{figures.difference.position}"
