@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from specgen.core.errors import PromptError, SettingsError
+from specgen.core.model_files import describe_content
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 """More text than fits the window of any model. Limits an endless stdin."""
@@ -146,6 +147,8 @@ def decode(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
             raise PromptError(f"{name} is damaged: its mark says {encoding.upper()}, but it isn't") from error
+        if (what := describe_content(data[:64])) is not None:
+            raise PromptError(f"{name} is {what}", "give a text file") from error
         raise PromptError(
             f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}",
             "convert it first: iconv -f LATIN1 -t UTF-8",

@@ -233,9 +233,11 @@ def _failed(gguf: GgufFile) -> ModelFileError | MemoryShortageError:
         return MemoryShortageError(
             f"not enough memory for {gguf.path}: {reason}", "use a smaller model, or fewer --gpu-layers"
         )
+    hint = "download it again, or use another GGUF of the model"
+    if "unknown model architecture" in reason:
+        hint = "upgrade it (pip install -U llama-cpp-python), or use the model's folder with safetensors"
     return ModelFileError(
-        f"llama.cpp can't load {gguf.path} ({gguf.header.architecture}, {gguf.header.quantization}): {reason}",
-        "download it again, or try --backend torch",
+        f"llama.cpp can't load {gguf.path} ({gguf.header.architecture}, {gguf.header.quantization}): {reason}", hint
     )
 
 

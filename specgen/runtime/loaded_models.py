@@ -84,7 +84,8 @@ def _load_draft(pair: Pair, target: LanguageModel, progress: ProgressListener) -
     is_translated = isinstance(pair.shared, TranslatedPairing)
     num_tokens = pair.draft.num_tokens if is_translated else pair.shared.num_shared
     draft = load(pair.draft, num_tokens, progress, target=target)
-    notices = [notice for notice in (pair.shared.notice, _size_notice(pair.target, pair.draft)) if notice]
+    of_files = (f"the draft: {notice}" for notice in pair.draft.notices)
+    notices = [notice for notice in (*of_files, pair.shared.notice, _size_notice(pair.target, pair.draft)) if notice]
     info = replace(draft.info, remark="; ".join(filter(None, (draft.info.remark, pair.shared.remark))))
     return LoadedModel(draft.model, info, (*draft.notices, *notices))
 

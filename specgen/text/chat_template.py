@@ -37,7 +37,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     Raises:
         PromptError: The prompt is empty, and the tokenizer has no begin token to start from.
     """
-    ids: list[int] = tokenizer.encode(text)
+    ids = _ids(tokenizer, text, add_special_tokens=True)
     begin = tokenizer.bos_token_id
     if begin is not None and ids[:2] == [begin, begin] and text.startswith(tokenizer.bos_token):
         # Rendered templates are pasted with their begin token, and the tokenizer adds another.
@@ -234,5 +234,18 @@ def _split_control_strings(text: str, control: Iterable[str]) -> list[str]:
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return _ids(tokenizer, text, add_special_tokens=False)
+
+
+def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except (TypeError, UnicodeEncodeError) as error:
+        found = next((char for char in text if "\ud800" <= char <= "\udfff"), None)
+        if found is None:
+            raise
+        raise PromptError(
+            f"the prompt contains {found.encode('unicode_escape').decode()}, half of a character",
+            "replace it: JSON escapes such characters in two halves",
+        ) from error
     return ids

@@ -74,7 +74,8 @@ def compare_tokenizers(target_tokenizer: Any, draft_tokenizer: Any) -> Pairing:
             f"({len(target)} and {len(draft)} tokens): {shown or 'a vocabulary is empty'}",
             "choose a draft of the same family, or --draft lookup, which needs no second model",
         )
-    notices = [f"{len(differing)} added tokens that differ are never drafted: {shown}"] if differing else []
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    notices = [f"added tokens that differ are never drafted: {shown}{more}"] if differing else []
     notices += _notices(target_tokenizer, draft_tokenizer)
     return Pairing(num_shared, "; ".join(notices) or None, masked_ids=tuple(differing))
 

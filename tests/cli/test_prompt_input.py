@@ -274,6 +274,17 @@ def test_utf16_without_a_mark_is_named(encoding: str, name: str) -> None:
     assert name in (caught.value.hint or "")
 
 
+@pytest.mark.fault("F122")
+@pytest.mark.parametrize(
+    ("data", "part"), [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14\xff", "zip"), (b"GGUF\x03\0\0\0\xff", "GGUF")]
+)
+def test_a_file_that_is_no_text_is_called_what_it_is(data: bytes, part: str) -> None:
+    with pytest.raises(PromptError, match=part) as caught:
+        decode(data, "file")
+
+    assert "iconv" not in (caught.value.hint or "")
+
+
 def test_half_a_utf16_character_is_reported() -> None:
     with pytest.raises(PromptError, match="UTF-16"):
         decode(b"\xff\xfea\0b", "file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from specgen.core.settings import ModelSettings
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ResolvedModel
-from specgen.runtime.loaded_models import _size_notice
-from tests.loading.builders import make_folder
+from specgen.runtime.loaded_models import _size_notice, load_models
+from specgen.runtime.pair import PairSettings, resolve_pair
+from tests.loading.builders import VOCAB, make_folder
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +53,18 @@ def test_a_target_that_drafts_for_itself_is_loaded_twice(model: ResolvedModel) -
     large = sized(model, 10**9)
 
     assert "twice" in (_size_notice(large, large) or "")
+
+
+@pytest.mark.fault("F101")
+def test_a_token_that_the_draft_has_no_embedding_for_is_a_notice(tmp_path: Path) -> None:
+    folders = [make_folder(tmp_path / name) for name in ("target", "draft")]
+    path = folders[1] / "tokenizer.json"
+    value = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    value["added_tokens"].append({"id": VOCAB, "content": "<extra>", "special": True, **flags})
+    path.write_text(json.dumps(value))
+    target, draft = (ModelSettings(str(folder), quant="none", dtype="float32", device="cpu") for folder in folders)
+
+    models = load_models(resolve_pair(PairSettings(target, "model", draft)))
+
+    assert any("draft" in notice and "<extra>" in notice for notice in models.notices)

@@ -344,3 +344,17 @@ def test_a_begin_token_that_is_written_out_is_not_added_again() -> None:
     assert encode_text(tokenizer, name) == [begin]
     assert encode_text(tokenizer, "") == [begin]
     assert encode_text(tokenizer, f"w1{name}w2").count(begin) == 2
+
+
+@pytest.mark.fault("F06")
+@pytest.mark.parametrize("text", ["\ud800", "a\udc00b", "<|im_end|>\ude00"])
+def test_half_a_character_is_a_prompt_error(text: str) -> None:
+    tokenizer = toy_tokenizer()
+
+    for encode in (
+        lambda: encode_text(tokenizer, text),
+        lambda: ChatTemplate().encode(tokenizer, [Message("user", text)]),
+        lambda: ChatTemplate().encode(tokenizer, [Message("system", text), Message("user", "x")]),
+    ):
+        with pytest.raises(PromptError, match="ud"):
+            encode()
