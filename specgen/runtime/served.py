@@ -112,6 +112,8 @@ class ServedAnswer:
         started, error = self.clock(), None
         try:
             with self._server.stream(self.request) as (self._events, deltas):
+                if self.is_interrupted:  # while the server had not answered
+                    self._events.close()
                 for delta in deltas:
                     self.received.add(delta, self.clock() - started)
                     yield from self._pieces(delta)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -141,6 +143,32 @@ def test_a_run_that_a_busy_server_refused_is_sent_again_and_doubted(cli: Cli, mo
     found = json.loads(ended.out)
     assert (ended.code, found["results"][1]["summary"]["num_runs"]) == (0, 4)
     assert "retried" in {warning["code"] for warning in found["warnings"]}
+
+
+@pytest.mark.parametrize("concurrency", ["1", "2"])
+def test_ctrl_c_ends_the_requests_under_way_and_keeps_finished_runs(cli: Cli, concurrency: str) -> None:
+    release, started = threading.Event(), threading.Semaphore(0)
+    num_finished = 2 * int(concurrency)  # warm-up and the first prompts
+
+    def stopped(request: dict[str, Any]) -> Reply:
+        if len(a.requests) <= num_finished:
+            return timed(1.0)
+        started.release()
+        if started._value == int(concurrency):
+            os.kill(os.getpid(), signal.SIGINT)
+        return Reply([b": waits\n\n", b"data: {}\n\n"], held=release)
+
+    try:
+        with serving(LLAMA_PAGES, stopped) as a, serving(LLAMA_PAGES, timed(2.0)) as b:
+            options = ("-r", "3", "--num-prompts", "2", "-n", "3", "--concurrency", concurrency, "--format", "json")
+            ended = cli("bench", "--server", a.url, "--baseline-server", b.url, *options)
+            release.set()
+    finally:
+        release.set()
+
+    found = json.loads(ended.out)
+    own = [run for one in found["results"] if one["draft"] for run in one["runs"]]
+    assert (ended.code, found["is_complete"], len(own)) == (130, False, int(concurrency))
 
 
 def test_a_server_that_fails_is_left_out_and_the_others_are_measured(cli: Cli) -> None:

@@ -26,7 +26,7 @@ def open_served_benchmark(options: BenchOptions) -> ServedBenchmark:
     check_given(BenchOptions, options.given)
     if not options.baseline_server:
         raise SettingsError(
-            "bench --server needs a server to compare with: no engine can switch drafts off for one request",
+            "bench --server needs a server to compare with",
             "start the same model without drafts, and give it with --baseline-server",
         )
     runs, connection = options.runs, options.connection
