@@ -70,7 +70,9 @@ class Generation:
         """Times the rounds; may be replaced before the iteration."""
         self._notices = list(models.notices)
         if request.decode.num_tree_nodes and (reason := no_trees_reason(models)) is not None:
-            self._notices.append(f"--tree has no effect: {reason}")
+            notice = f"--tree has no effect: {reason}"
+            self._notices += [notice] if notice not in models.reported else []
+            models.reported.add(notice)
         self._draft_window = models.pair.draft_window if request.decode.num_draft_tokens else None
         self.is_interrupted = False
         self._error: Exception | None = None

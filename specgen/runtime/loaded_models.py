@@ -129,6 +129,8 @@ class LoadedModels:
         """Decides draft lengths by cost; what it learns serves later answers, too."""
         self.tree_acceptance = AcceptanceByShare()
         """Of trees; it serves later answers, too."""
+        self.reported: set[str] = set()
+        """Notices of answers that later ones don't repeat."""
         self._text_ids: list[int] = []
 
     def _known_lookup_texts(self, pair: Pair) -> list[list[int]]:

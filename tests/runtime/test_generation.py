@@ -68,6 +68,7 @@ def request(prompt: Sequence[int] = CHAT, *, sampling: SamplingSettings = GREEDY
         num_draft_tokens=options.pop("num_draft_tokens", 5),
         end_ids=frozenset(options.pop("end_ids", {token_id(END)})),
         strict=options.pop("strict", False),
+        num_tree_nodes=options.pop("num_tree_nodes", 0),
     )
     return Request(list(prompt), decode, sampling, **options)
 
@@ -177,6 +178,16 @@ def test_without_a_drafter_the_report_counts_no_draft_tokens(opened: Opener) -> 
     info = run(opened()).report().info
 
     assert (info.drafter, info.num_draft_tokens, info.draft) == ("none", 0, None)
+
+
+def test_a_tree_without_effect_is_reported_by_the_first_answer_only(opened: Opener) -> None:
+    models = opened(drafter="lookup")
+
+    first, second = (run(models, num_tree_nodes=4) for _ in range(2))
+
+    assert any("--tree" in notice for notice in first.notices)
+    assert not second.notices
+    assert first.text == second.text
 
 
 def test_the_times_of_the_report_are_consistent(opened: Opener) -> None:
