@@ -107,7 +107,7 @@ class ChatTemplate:
         An added token is one if it is special, if the template writes it, or if it is spelled like a mark. Others are
         text that makers added to their vocabulary, as Gemma's runs of spaces and `<h1>`.
         """
-        source = self.source or tokenizer.chat_template or ""
+        source = (tokenizer.chat_template if self.source is None else self.source) or ""
 
         def is_mark(text: str) -> bool:
             return _MARK.fullmatch(text) is not None or (bool(text.strip()) and text in source)

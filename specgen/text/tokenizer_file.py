@@ -80,7 +80,7 @@ class Tokenizer:
         Raises:
             Exception: Whatever the template raises.
         """
-        source = chat_template or self.chat_template
+        source = self.chat_template if chat_template is None else chat_template
         assert source is not None, "the caller checks that there is a template"
         return render_template(source, conversation, {**self.special_tokens_map, **variables})
 

@@ -15,6 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from specgen.core.errors import LoadError, PromptError, SettingsError, SpecgenError
 from specgen.text.chat_template import ChatTemplate, Message, encode_text
+from specgen.text.tokenizer import load_tokenizer
 from specgen.text.tokenizer_file import Tokenizer
 from tests.loading.builders import make_tokenizer
 from tests.toys import CHAT_TEMPLATE, SPECIALS, TOOL_TOKENS, token_id, toy_tokenizer
@@ -358,3 +359,10 @@ def test_half_a_character_is_a_prompt_error(text: str) -> None:
     ):
         with pytest.raises(PromptError, match="ud"):
             encode()
+
+
+def test_an_empty_template_is_not_replaced_by_the_models_own(tmp_path: Path) -> None:
+    toy_tokenizer().save_pretrained(tmp_path)
+
+    with pytest.raises(PromptError, match="empty"):
+        ChatTemplate("").encode(load_tokenizer(tmp_path), [Message("user", "x")])

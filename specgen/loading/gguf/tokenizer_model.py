@@ -58,7 +58,10 @@ _SPLITTINGS: Mapping[str, _Splitting] = {
     "tekken": _TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT_4O),
 }
-"""By the name of llama.cpp's pre-tokenizer. Sources: llama-vocab.cpp, and the tokenizer.json it was made from."""
+"""By the name of llama.cpp's pre-tokenizer. Sources: llama-vocab.cpp, and the tokenizer.json it was made from.
+
+A file without a name, or with `default`, is split as GPT-2's on every backend, as transformers does: llama.cpp has a
+rule for it that no model was trained with, and warns."""
 _GEMMA = ("gemma", "gemma2", "gemma3", "gemma3n", "gemma-embedding")
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
