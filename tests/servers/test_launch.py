@@ -53,6 +53,11 @@ EXPECTED = [
         '\'{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_min":2,"prompt_lookup_max":5}\' ' + VLLM_METRICS,
     ),
     (
+        "vllm",
+        LaunchRequest("acme/big", Speculation("mtp", False, 2)),
+        'vllm serve acme/big --speculative-config \'{"method":"mtp","num_speculative_tokens":2}\' ' + VLLM_METRICS,
+    ),
+    (
         "sglang",
         LaunchRequest("acme/big", MODEL, Placement(8, 2)),
         "python -m sglang.launch_server --model-path acme/big --tp 16 --nnodes 2 --node-rank 0 --dist-init-addr "
@@ -206,3 +211,11 @@ def test_a_damaged_document_is_an_error_with_a_code(key: str, value: object) -> 
 
     with pytest.raises(PromptError):
         read_bench_results(json.dumps(document), "runs")
+
+
+@pytest.mark.parametrize(("engine", "target"), [("sglang", "acme/big"), ("llama-server", "/m/t.gguf")])
+def test_the_head_in_a_checkpoint_is_refused_where_the_options_were_not_checked(
+    engine: EngineName, target: str
+) -> None:
+    with pytest.raises(SettingsError, match="mtp"):
+        launch_command(engine, LaunchRequest(target, Speculation("mtp", False, 2)))

@@ -12,7 +12,7 @@ from specgen.cli.prompt_input import read_text
 from specgen.core.errors import ModelFileError, SettingsError
 from specgen.core.model_files import read_json
 from specgen.loading.config_check import DRAFT_HEAD_KEY
-from specgen.loading.names import BUILT_IN_NAME, LOOKUP_SUFFIX
+from specgen.loading.names import BUILT_IN_NAME, LOOKUP_SUFFIX, MTP_NAME
 from specgen.servers.launch.bench_results import BenchChoice, read_bench_results
 from specgen.servers.launch.values import LaunchRequest, Placement, Speculation
 
@@ -78,6 +78,8 @@ def _checked(name: str, option: str) -> str:
         raise SettingsError(f"invalid {option} {name!r}: a server can't load the built-in model", _NAMES)
     if name.startswith("-") or not name.isprintable():
         raise SettingsError(f"invalid {option} {name!r}: not the name of a model", _NAMES)
+    if name == MTP_NAME and option == "-d":
+        return name
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.exists(path):
         return name

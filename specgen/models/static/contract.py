@@ -23,13 +23,16 @@ class StaticPass(Protocol):
     module: nn.Module
     """The weights."""
     features: StaticFeatures | None
-    """Inputs of the head by position, if a draft head reads them. Only specgen's decoder has them."""
+    """Inputs of the head by position, if a draft head reads them."""
     reads_whole_cache: bool
     """Whether a pass takes the same time for every bucket."""
 
     @property
     def decoder(self) -> Decoder | None:
         """The weights as specgen's decoder, if it computes the passes."""
+
+    def record_features(self, first: int, capacity: int) -> StaticFeatures:
+        """Records the inputs of the head from the next pass on, for positions from `first` on."""
 
     def grow(self, capacity: int, num_kept: int) -> None:
         """Replaces the cache by one with room for `capacity` tokens that contains the first `num_kept` of the old."""

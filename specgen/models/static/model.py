@@ -69,13 +69,10 @@ class StaticModel(RecordedPasses, CachedModel):
     @torch.inference_mode()
     def record_target_features(self) -> TargetFeatures:
         """Records the head's inputs from the next pass on; a second call returns the same record."""
-        decoder = self.static_pass.decoder
-        assert decoder is not None, "only specgen's decoder has features"
         if self.static_pass.features is None:
-            width = decoder.norm.weight.shape[0]
-            buffer = torch.zeros(self.capacity, width, dtype=decoder.dtype, device=self.device)
-            self.static_pass.features = StaticFeatures(self.length, buffer)
+            self.static_pass.record_features(self.length, self.capacity)
             self.replays.clear()
+        assert self.static_pass.features is not None, "they are recorded now"
         return self.static_pass.features
 
     @torch.inference_mode()

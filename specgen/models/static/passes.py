@@ -37,6 +37,12 @@ class DecoderPass:
     def decoder(self) -> Decoder:
         return self._decoder
 
+    def record_features(self, first: int, capacity: int) -> StaticFeatures:
+        weight = self._decoder.norm.weight
+        buffer = torch.zeros(capacity, weight.shape[0], dtype=self._decoder.dtype, device=self.device)
+        self.features = StaticFeatures(first, buffer)
+        return self.features
+
     def grow(self, capacity: int, num_kept: int) -> None:
         self._slots.grow(capacity, num_kept)
         if self.features is not None:
@@ -80,6 +86,8 @@ class WholePass:
 
     reads_whole_cache = True
     features: StaticFeatures | None = None
+    _hidden: Tensor | None = None
+    """`[n, hidden]`: inputs of the head in the last pass, if they are recorded."""
 
     def __init__(self, model: Any) -> None:
         weight: Tensor = model.get_input_embeddings().weight
@@ -99,8 +107,19 @@ class WholePass:
     def decoder(self) -> Decoder | None:
         return None
 
+    def record_features(self, first: int, capacity: int) -> StaticFeatures:
+        width = self.model.config.get_text_config().hidden_size
+        self.features = StaticFeatures(first, torch.zeros(capacity, width, dtype=self._dtype, device=self.device))
+        self.model.get_decoder().register_forward_hook(self._keep_hidden)
+        return self.features
+
+    def _keep_hidden(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._hidden = output.last_hidden_state[0]
+
     def release(self) -> None:
         self._cache: Any = None
+        if self.features is not None:
+            self.features.release()
         self._columns = torch.empty(0, dtype=torch.int64, device=self.device)
 
     def grow(self, capacity: int, num_kept: int) -> None:
@@ -115,6 +134,8 @@ class WholePass:
                     new.values[:, :, :num_kept] = old.values[:, :, :num_kept]
         self._cache = cache
         self._columns = torch.arange(capacity, device=self.device)
+        if self.features is not None:
+            self.features.grow(capacity, num_kept)
 
     def clear(self, first: int) -> None:
         for layer in [] if self._cache is None else self._cache.layers:
@@ -146,6 +167,9 @@ class WholePass:
             "return_dict": True,
         }
         output = self.model(**options, **({"logits_to_keep": num_last} if self._cuts_logits else {}))
+        if self.features is not None:
+            assert self._hidden is not None, "the hook kept it"
+            self.features.write(positions, self._hidden)
         logits: Tensor = output.logits[0, -num_last:]
         return logits
 

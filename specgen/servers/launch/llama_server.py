@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from specgen.core.errors import SettingsError
-from specgen.servers.launch.values import LaunchCommand, LaunchRequest, Placement, Speculation, is_gguf_name
+from specgen.servers.launch.values import LaunchCommand, LaunchRequest, Placement, Speculation, is_gguf_name, refuse_mtp
 
 CHECKED = "checked with llama.cpp b10434 and b11549"
 LOOKUP_SIZE = 3
@@ -26,6 +26,7 @@ def llama_server_command(request: LaunchRequest) -> LaunchCommand:
     placement, remarks = _placement(place)
     words += placement
     if speculation is not None:
+        refuse_mtp("llama-server", speculation)
         words += _speculative(speculation)
         if speculation.vocabulary != "same":
             remarks.append("llama-server translates a draft of another vocabulary by way of text; this was not checked")

@@ -10,6 +10,7 @@ from specgen.servers.launch.values import (
     placement_remarks,
     quant_remarks,
     refuse_gguf,
+    refuse_mtp,
     refuse_other_vocabulary,
 )
 
@@ -34,6 +35,7 @@ def sglang_command(request: LaunchRequest) -> LaunchCommand:
         words += ["--nnodes", str(place.num_nodes), "--node-rank", "0", "--dist-init-addr", f"HEAD:{INIT_PORT}"]
     if speculation is not None:
         refuse_other_vocabulary("SGLang", speculation)
+        refuse_mtp("SGLang", speculation)
         words += _speculative(speculation)
         if speculation.draft is None:
             remarks.append("SGLang's NGRAM needs CUDA")

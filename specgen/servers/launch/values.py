@@ -11,6 +11,8 @@ from specgen.core.errors import SettingsError
 from specgen.core.settings import MAX_DRAFT_TOKENS
 
 Vocabulary = Literal["same", "shared", "text"]
+MTP_DRAFT = "mtp"
+"""The draft is the multi-token-prediction head in the target's checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class Speculation:
     """What drafts, and how many tokens.
 
     Args:
-        draft: The draft model; None drafts by lookup only.
+        draft: The draft model, or `MTP_DRAFT`; None drafts by lookup only.
         has_lookup: Lookup drafts, alone or together with the model.
         num_draft_tokens: Tokens of a draft.
         is_adaptive: The number is the mean length of `-k auto` in a benchmark.
@@ -157,6 +159,18 @@ def quant_remarks(request: LaunchRequest, formats: str, more: Mapping[str, str] 
                 f"of the same model in {formats}{(more or {}).get(quant, '')}"
             )
     return remarks
+
+
+def refuse_mtp(engine: str, speculation: Speculation) -> None:
+    """Refuses the head in a checkpoint for an engine whose options for it were not checked.
+
+    Raises:
+        SettingsError: The draft is such a head.
+    """
+    if speculation.draft == MTP_DRAFT:
+        raise SettingsError(
+            f"specgen knows no command line of {engine} for --draft {MTP_DRAFT}", "export vllm, or give -d lookup"
+        )
 
 
 def refuse_other_vocabulary(engine: str, speculation: Speculation) -> None:

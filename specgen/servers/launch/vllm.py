@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from specgen.servers.launch.values import (
+    MTP_DRAFT,
     LaunchCommand,
     LaunchRequest,
     Speculation,
@@ -58,6 +59,8 @@ def vllm_command(request: LaunchRequest) -> LaunchCommand:
 
 def _config(speculation: Speculation) -> dict[str, Any]:
     number = {"num_speculative_tokens": speculation.num_draft_tokens}
+    if speculation.draft == MTP_DRAFT:
+        return {"method": "mtp", **number}
     if speculation.draft is not None:
         return {"method": "draft_model", "model": speculation.draft, **number}
     return {"method": "ngram", **number, "prompt_lookup_min": LOOKUP_MIN, "prompt_lookup_max": LOOKUP_MAX}

@@ -635,3 +635,20 @@ def test_the_check_of_batch_invariance_keeps_the_recordings() -> None:
 
     assert check_batch_invariance(model).max_difference < 1e-4
     assert model.replays.recorded_keys >= keys
+
+
+def test_features_of_transformers_passes_are_the_inputs_of_its_head() -> None:
+    model = tiny_model("llama")
+    static = whole_model(model)
+    features = static.record_target_features()
+    ids, tails = [1, 17, 40, 17, 40, 9, 88, 3], ([5, 7], [60, 61], [4, 2], [8, 9])
+
+    static.feed(ids[:-1])
+    for tail in tails:  # the later passes are replayed
+        static.logits(ids, 3, torch.tensor(tail))
+        ids += [tail[0], 33]
+        static.rewind(len(ids) - 1)
+        with torch.inference_mode():
+            expected = model.model(torch.tensor([ids])).last_hidden_state[0, : features.end]
+        assert features.end == len(ids) - 1
+        assert_close(features.rows(0, features.end), expected)
