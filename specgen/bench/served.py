@@ -49,7 +49,7 @@ class ServedBenchmark:
             for index, server in enumerate(self.servers)
         )
         self._runs: list[Run] = []
-        self._failures: list[Failure] = []
+        self._failures: dict[int, Failure] = {}
         self._num_tokens: dict[int, int] = {}
         self._doubts = ServedDoubts(self.servers)
         self._texts = ServedTexts(
@@ -130,7 +130,7 @@ class ServedBenchmark:
             SpecgenError: The baseline failed.
         """
         number = index % len(self.servers)
-        if self._is_interrupted or any(failure.setting == index for failure in self._failures):
+        if self._is_interrupted or index in self._failures:
             return None
         try:
             try:
@@ -143,7 +143,7 @@ class ServedBenchmark:
         except SpecgenError as error:
             if number == BASELINE:
                 raise
-            self._failures.append(Failure(index, error.message))
+            self._failures.setdefault(index, Failure(index, error.message))
             return None
 
     def _answered(self, index: int, prompt: int, repeat: int) -> Run | None:
@@ -197,7 +197,7 @@ class ServedBenchmark:
             runs=tuple(self._runs),
             differences=tuple(self._texts.differences.values()),
             compared=frozenset(self._texts.compared),
-            failures=tuple(self._failures),
+            failures=tuple(self._failures.values()),
             doubts=tuple(self._doubts.by_code.items()),
             environment=self.environment,
             is_complete=self._is_complete,

@@ -163,7 +163,9 @@ class TestWithABaseline:
             assert summary["speedup_interval_95"][0] <= summary["speedup"] <= summary["speedup_interval_95"][1]
             assert summary["text"] in ("same", "near-tie")
             assert summary["stats"]["num_draft_tokens"] > 0
-        assert not {"counters_differ", "different_models", "merged_chunks"} & {one["code"] for one in found["warnings"]}
+        doubts = {one["code"] for one in found["warnings"]}
+        # Of a server that served others, the counters would not be compared.
+        assert not {"counters_differ", "not_alone", "different_models", "merged_chunks", "retried"} & doubts
 
     def test_doctor_finds_drafts_on_and_off(self, servers: tuple[Server, Server]) -> None:
         for server, is_on in zip(servers, (True, False), strict=True):
