@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -25,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # The process that hands out tests with -n runs none: without torch it is up five seconds sooner.
     is_worker = hasattr(config, "workerinput")
     if is_worker or not config.getoption("numprocesses", None):
+        gc.disable()  # until all tests are collected: what is imported stays
         config.pluginmanager.import_plugin("tests.fixtures")
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
+
+from tests.structure import nodes_of
 
 HERE = Path(__file__).parent
 TABLE = HERE / "FAULTS.md"
@@ -371,11 +374,12 @@ UNTESTED = {
 """Faults without a test, and why."""
 
 
+@cache
 def marked_tests() -> dict[str, list[str]]:
     """Returns the tests of each fault, as `tests/...::name`."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted(HERE.rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef):
                 for fault in (fault for decorator in node.decorator_list for fault in _faults(decorator)):
                     found[fault].append(f"{path.relative_to(HERE)}::{node.name}")

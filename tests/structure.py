@@ -23,13 +23,21 @@ def modules_of(package: Path) -> dict[str, Path]:
     return found
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file, for all tests that read sources. None of them changes it."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of a file's syntax tree."""
+    return tuple(ast.walk(parsed(path)))
+
+
 def imports_of(path: Path, modules: Mapping[str, Path]) -> list[tuple[str, bool]]:
     """Modules that a file imports, and whether each import stands inside a function."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            node.body = []
-    return list(_imports(tree, modules, inside=False))
+    return list(_imports(parsed(path), modules, inside=False))
 
 
 def _imports(node: ast.AST, modules: Mapping[str, Path], *, inside: bool) -> Iterator[tuple[str, bool]]:
@@ -40,6 +48,8 @@ def _imports(node: ast.AST, modules: Mapping[str, Path], *, inside: bool) -> Ite
             for alias in child.names:
                 name = f"{child.module}.{alias.name}"
                 yield (name if name in modules else child.module), inside
+        elif isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING":
+            yield from _imports(ast.Module(child.orelse, []), modules, inside=inside)
         else:
             is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from _imports(child, modules, inside=inside or is_function)
@@ -82,7 +92,7 @@ def figures(package: Path) -> dict[str, object]:
         for name in names
         if room_of(module) != room_of(name) and package.name not in (room_of(module), room_of(name))
     }
-    trees = {module: ast.parse(path.read_text()) for module, path in modules.items()}
+    trees = {module: parsed(path) for module, path in modules.items()}
     functions = [
         (num_parameters(node), f"{module}.{node.name}")
         for module, tree in trees.items()

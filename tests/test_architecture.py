@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 
 from specgen.cli.program import COMMANDS
-from tests.structure import PACKAGE, imports_of, longest_chain, modules_of
+from tests.structure import PACKAGE, imports_of, longest_chain, modules_of, parsed
 
 # Imports point from a later folder to an earlier one, lazy imports included.
 ORDER = (
@@ -154,7 +154,7 @@ def public_classes(tree: ast.Module) -> list[ast.ClassDef]:
 
 
 def test_every_public_function_says_its_contract() -> None:
-    trees = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+    trees = {name: parsed(path) for name, path in MODULES.items()}
     protocols = [
         set(methods)
         for tree in trees.values()

@@ -14,6 +14,7 @@ from packaging.version import Version
 from prompt_toolkit.application import create_app_session
 
 from tests.cli.conftest import EXACT, Cli, clean_environment, cli
+from tests.structure import nodes_of
 from tests.toys import ANSWER, save_toy
 
 __all__ = ["clean_environment", "cli"]
@@ -137,13 +138,8 @@ def test_an_old_or_forbidden_dependency_is_found() -> None:
 
 def test_text_of_others_is_never_parsed_as_markup() -> None:
     for path in SOURCES:
-        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
-        imported = {
-            alias.name
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
+        names = {node.id for node in nodes_of(path) if isinstance(node, ast.Name)}
+        imported = {alias.name for node in nodes_of(path) if isinstance(node, ast.ImportFrom) for alias in node.names}
         assert not {"Markdown", "Syntax", "from_markup"} & (names | imported), path
 
 

@@ -224,7 +224,7 @@ def test_ctrl_c_inside_a_drafter_is_not_caught(method: str) -> None:
 @pytest.mark.parametrize("route", ["lookup", "model"])
 def test_an_exception_in_a_combined_drafter_drops_it(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drafter = CombinedDrafter(LookupDrafter(), ModelDrafter(counting(), VOCAB, sampler()))
-    monkeypatch.setattr(getattr(drafter, route), "match" if route == "lookup" else "propose", lambda *_: 1 / 0)
+    monkeypatch.setattr(getattr(drafter, route), "matches" if route == "lookup" else "propose", lambda *_: 1 / 0)
 
     events = run_events(counting(), drafter, [3], max_new_tokens=6)
 

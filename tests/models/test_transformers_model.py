@@ -186,7 +186,7 @@ def longrope_model(kind: str = "phi3") -> Any:
 
 
 @pytest.mark.fault("F140")
-@pytest.mark.parametrize("kind", ["phi3", "phimoe"])
+@pytest.mark.parametrize("kind", ["phi3", pytest.param("phimoe", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("num_prompt", [8, SWITCH - 1, SWITCH, SWITCH + 1, 60])
 def test_a_text_around_the_switch_of_longrope_is_generate_s(
     kind: str, num_prompt: int, monkeypatch: pytest.MonkeyPatch
