@@ -23,6 +23,7 @@ from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.gguf import unpack as unpack_module
 from specgen.loading.gguf.convert import convert_gguf
+from specgen.loading.gguf.rotary import carry_base_over
 from specgen.loading.gguf.unpack import can_unpack, unpack
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
@@ -248,6 +249,17 @@ def test_a_file_that_a_spec_does_not_describe_is_left_to_transformers(tmp_path: 
     with pytest.raises(UnsupportedConfig, match=part):
         unpack(path, tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.fault("F141")
+def test_transformers_conversion_keeps_the_base_of_the_rotary_embedding(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", "qwen3", edit=_partial)
+    config = transformers.Starcoder2Config()
+
+    carry_base_over(path, config)
+
+    assert config.rope_parameters["rope_theta"] == 50_000.0
+    assert json.loads(config.to_json_string())["rope_parameters"]["rope_theta"] == 50_000.0
 
 
 def test_a_file_left_to_transformers_has_its_weights(tmp_path: Path) -> None:

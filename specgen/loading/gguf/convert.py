@@ -179,6 +179,7 @@ def _convert_with_transformers(source: Path, folder: Path) -> None:
     import torch
     import transformers
 
+    from specgen.loading.gguf.rotary import carry_base_over
     from specgen.loading.transformers_weights import check_complete, check_finite
 
     auto: Any = transformers.AutoModelForCausalLM
@@ -194,6 +195,7 @@ def _convert_with_transformers(source: Path, folder: Path) -> None:
     )
     check_complete(loading, folder, model.state_dict().keys())
     check_finite(model, folder)
+    carry_base_over(source, model.config)
     _clear_quantization(model)
     model.save_pretrained(folder)
 

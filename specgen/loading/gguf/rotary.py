@@ -95,3 +95,20 @@ def refuse_lost_scaling(path: Path) -> None:
             f"{path} can't be converted without a change of its text: {reason}",
             "use --backend llama.cpp (pip install 'specgen-cli[gguf]'), or a folder with safetensors",
         )
+
+
+def carry_base_over(path: Path, config: Any) -> None:
+    """Sets the base of the rotary embedding in the config of a file that transformers converted.
+
+    It drops the base of some architectures, such as StarCoder2 and StableLM, and takes the default.
+
+    Args:
+        path: The file.
+        config: The converted model's, a `transformers.PreTrainedConfig`.
+    """
+    reader: Any = gguf.GGUFReader(path)
+    architecture = str(reader.get_field("general.architecture").contents())
+    base = reader.get_field(f"{architecture}.rope.freq_base")
+    rotary = getattr(config, "rope_parameters", None)
+    if base is not None and isinstance(rotary, dict) and "rope_theta" in rotary:
+        rotary["rope_theta"] = float(base.contents())
