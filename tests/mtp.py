@@ -44,7 +44,8 @@ _OTHERS: dict[str, dict[str, Any]] = {
 AS_A_LAYER = ("Glm4Moe", "DeepseekV3")
 """Their head is a further layer; the others have names that begin with `mtp`."""
 QWEN = ("Qwen3_5", "Qwen3_5Moe", "Qwen3Next")
-KINDS = (*QWEN, *_OTHERS)
+# Mellum is not in all supported versions of transformers.
+KINDS = tuple(kind for kind in (*QWEN, *_OTHERS) if hasattr(transformers, f"{kind}ForCausalLM"))
 
 
 @cache

@@ -31,8 +31,8 @@ RESTARTED_TYPES = frozenset({"falcon_mamba", "jamba", "mamba", "zamba"})
 """Architectures whose passes over several tokens start from zeros instead, in transformers 5.24."""
 
 INSTEAD = (
-    "use a model with attention in all layers, or a safetensors folder of a hybrid that specgen runs: LFM2, Qwen3.5, "
-    "Qwen3-Next, Granite 4, Falcon-H1, Bamba, OLMo Hybrid, Mamba2"
+    "use its GGUF file if llama.cpp runs it, a model with attention in all layers, or a safetensors folder of a hybrid "
+    "that specgen runs: LFM2, Qwen3.5, Qwen3-Next, Granite 4, Falcon-H1, Bamba, OLMo Hybrid, Mamba2"
 )
 
 _OTHER_PARTS = ("Norm", "MLP", "Mlp", "MoE", "Moe", "FeedForward", "Dropout", "Residual")

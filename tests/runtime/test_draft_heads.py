@@ -167,9 +167,10 @@ def test_a_target_that_transformers_runs_is_refused(folders: dict[str, Path]) ->
     )
 
 
-def test_it_runs_with_a_quantized_target(folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", ["features", "subset"])
+def test_it_runs_with_a_quantized_target(folders: dict[str, Path], name: str) -> None:
     target = model(folders["target"], quant="int8", dtype="float32")
-    pair = resolve_pair(PairSettings(target, "model", model(folders["features"])))
+    pair = resolve_pair(PairSettings(target, "model", model(folders[name])))
     models = load_models(pair)
     plain = load_models(resolve_pair(PairSettings(target, "none")))
 
