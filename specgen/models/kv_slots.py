@@ -174,8 +174,8 @@ class SliceSlots(StoredSlots):
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         first, last = self._first, self._last
-        self._keys[layer][:, first:last] = keys.transpose(0, 1)
-        self._values[layer][:, first:last] = values.transpose(0, 1)
+        self._keys[layer].narrow(1, first, last - first).copy_(keys.transpose(0, 1))
+        self._values[layer].narrow(1, first, last - first).copy_(values.transpose(0, 1))
         if self._parents:
             return self._attend_rows(layer, queries, keys, values)
         if self._attends_by_row and 1 < last - first <= MAX_SINGLE_ROWS:
@@ -215,11 +215,12 @@ class SliceSlots(StoredSlots):
         last = first + num_new
         window = self._spec.layers[layer].window
         start = 0 if window is None else max(0, (first if is_alone else self._first_row) + 1 - window)
-        seen_keys, seen_values = self._keys[layer][:, start:last], self._values[layer][:, start:last]
+        seen_keys = self._keys[layer].narrow(1, start, last - start)
+        seen_values = self._values[layer].narrow(1, start, last - start)
         mask = None if is_alone else self._mask(window, start)
         rows = queries.transpose(0, 1)
         if self._spec.attention_soft_cap is not None:
-            attended = self._attend_capped(rows, seen_keys, seen_values, mask)
+            attended = self._attend_capped(rows, seen_keys, seen_values, mask)[None]
         else:
             attended = functional.scaled_dot_product_attention(
                 rows[None],
@@ -229,8 +230,8 @@ class SliceSlots(StoredSlots):
                 is_causal=mask is None and num_new > 1,
                 scale=self._spec.attention_scale,
                 enable_gqa=self._group > 1,
-            )[0]
-        return attended.transpose(0, 1).reshape(num_new, -1)
+            )
+        return attended.transpose(1, 2).reshape(num_new, -1)
 
     def _attend_capped(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Computes attention with capped scores, in the order of transformers (Gemma 2). No fused kernel has them."""
