@@ -34,6 +34,7 @@ __all__ = ["clean_environment", "cli", "toy_arguments", "toys"]
 # M8
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("has_draft", [False, True], ids=["alone", "with a draft"])
 def test_one_thread_or_two_give_one_text(has_draft: bool) -> None:
     texts = []

@@ -341,6 +341,7 @@ STATISTICS_SEE: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
 CRASHING = (window_rewound_too_deep, stale_library_cache_after_rewind)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("bug", "oracle"), BUGS, ids=[bug.__name__ for bug, _ in BUGS])
 def test_a_planted_bug_is_caught(
     bug: Callable[[Plant], None], oracle: Callable[[], None], monkeypatch: pytest.MonkeyPatch

@@ -142,6 +142,7 @@ def test_every_shape_keeps_the_distribution_with_every_processor(shape: tuple[in
     check_round(shaped(shape), processors=processors)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "shape"), [(3, SHAPES[-1]), (4, SHAPES[2]), (5, (ROOT, ROOT, ROOT, ROOT))])
 def test_larger_vocabularies_keep_the_distribution(size: int, shape: tuple[int, ...]) -> None:
     check_round(shaped(shape), size)
@@ -153,6 +154,7 @@ def test_grown_trees_keep_the_distribution_with_every_processor(num_nodes: int, 
     check_round(grown(num_nodes), processors=processors)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "num_nodes", "seed"), [(3, 6, 2), (4, 2, 1)])
 def test_larger_grown_trees_keep_the_distribution(size: int, num_nodes: int, seed: int) -> None:
     check_round(grown(num_nodes, seed), size)

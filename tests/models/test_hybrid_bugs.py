@@ -97,6 +97,7 @@ BUGS: list[tuple[Bug, Callable[[str], None], tuple[str, ...]]] = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("bug", "check", "kind"), [(bug, check, kind) for bug, check, kinds in BUGS for kind in kinds])
 def test_planted_bugs_are_caught(
     bug: Bug, check: Callable[[str], None], kind: str, monkeypatch: pytest.MonkeyPatch

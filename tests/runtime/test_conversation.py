@@ -56,7 +56,7 @@ def play(conversation: Conversation, steps: list[str]) -> None:
 SCRIPT = ["say", "say", "say", "undo", "say", "retry", "system", "say", "edit", "undo", "undo", "say", "say"]
 
 
-@pytest.mark.parametrize("drafter", ["none", "lookup", "model"])
+@pytest.mark.parametrize("drafter", ["none", pytest.param("lookup", marks=pytest.mark.thorough), "model"])
 @pytest.mark.parametrize("template", [None, QWEN_TEMPLATE, REWRITING_TEMPLATE, NO_SYSTEM_TEMPLATE])
 def test_replies_equal_those_from_empty_caches(toy: Path, other_toy: Path, drafter: str, template: str | None) -> None:
     models = open_toy(toy, drafter=drafter, draft=other_toy if drafter == "model" else None)

@@ -65,6 +65,7 @@ def run(models: LoadedModels, prompt: list[int] = PROMPT, **options: Any) -> Gen
 # --- The text ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_turns_and_retries_are_the_targets_own(kind: str, folder: Any) -> None:
     models, alone = load_models(pair_of(folder(kind))), load_models(pair_of(folder(kind), "none"))

@@ -400,6 +400,7 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "check",
     [
@@ -411,6 +412,7 @@ def test_the_checks_pass_without_a_bug(check: Callable[[], None]) -> None:
     check()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("plant_bug", "check"), BUGS, ids=[bug.__name__ for bug, _ in BUGS])
 def test_a_planted_bug_is_caught(
     plant_bug: Callable[[Plant], None], check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
