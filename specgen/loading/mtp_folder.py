@@ -90,12 +90,12 @@ def resolve_mtp(target: ResolvedModel, settings: ModelSettings) -> ResolvedModel
         raise PairError(f"the MTP head of {target.name} can't be used: {kind}", "use another draft: --draft lookup")
     stored = tensors_of(target)
     text = text_values(target)
-    found = find_mtp(stored, int(text["num_hidden_layers"]), target.path)
+    found = find_mtp(stored, int(text.get("num_hidden_layers") or 0), target.path)
     if found is None:
         named = next((f"; its config names {text[key]}" for key in _NUMBER_KEYS if text.get(key)), "")
         raise PairError(f"the checkpoint of {target.name} has no MTP head{named}", INSTEAD)
     own = {name: stored[name] for name in found.names}
-    _check_own(own, found, int(text["hidden_size"]), target.path)
+    _check_own(own, found, int(text.get("hidden_size") or 0), target.path)
     dtype = Counter(tensor.dtype for tensor in own.values()).most_common(1)[0][0]
     head = DraftHeadConfig("mtp", (), target.name, "", None, None, num_unused=found.num_layers - 1)
     config = ModelConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -225,6 +226,16 @@ def test_auto_is_lookup_if_the_head_is_incomplete(kind: str, tmp_path: Path) -> 
     pair = pair_of(save_with_mtp(tmp_path, kind, change=lambda it: without(it, "hidden.weight", "hnorm")), "auto")
 
     assert (pair.settings.drafter, pair.draft) == ("lookup", None)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size"])
+def test_auto_is_lookup_if_the_config_lacks_a_size(key: str, tmp_path: Path) -> None:
+    path = save_with_mtp(tmp_path, "Glm4Moe")
+    config = json.loads((path / "config.json").read_text())
+    del config[key]
+    (path / "config.json").write_text(json.dumps(config))
+
+    assert pair_of(path, "auto").draft is None
 
 
 def test_it_combines_with_lookup(folder: Any) -> None:
