@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, Stopped) and not as_json:
             return error.exit_code
         # Its imports take 0.1 s, which help and completion don't need.
-        from specgen.cli.failures import exit_code_of
+        from specgen.cli.error_report import exit_code_of
 
         return exit_code_of(error, as_json=as_json, with_traceback="-vv" in arguments)
 

@@ -15,7 +15,7 @@ from specgen.core.results import RunInfo, RunReport, ServedFigures
 from specgen.core.settings import BaselineMethod
 from specgen.runtime.served_counts import count_acceptance, with_rounds
 from specgen.servers.http import EventStream
-from specgen.servers.launch.engines import baseline_command
+from specgen.servers.launch.command import baseline_command
 from specgen.servers.live import LiveRounds
 from specgen.servers.prometheus import Counters
 from specgen.servers.server import Server

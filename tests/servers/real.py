@@ -23,7 +23,7 @@ from specgen.core.settings import SamplingSettings
 from specgen.runtime.served import ServedAnswer
 from specgen.servers.http import HttpOptions
 from specgen.servers.launch import EngineName
-from specgen.servers.launch.engines import launch_command
+from specgen.servers.launch.command import launch_command
 from specgen.servers.launch.values import LaunchRequest, Placement, Speculation
 from specgen.servers.server import Server, open_server
 from specgen.servers.values import Address, ChatRequest

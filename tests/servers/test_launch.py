@@ -15,7 +15,7 @@ from specgen.core.errors import PromptError, SettingsError
 from specgen.render.bench.documents import bench_document
 from specgen.servers.launch import EngineName
 from specgen.servers.launch.bench_results import read_bench_results
-from specgen.servers.launch.engines import ENGINES, launch_command
+from specgen.servers.launch.command import ENGINES, launch_command
 from specgen.servers.launch.values import LaunchRequest, Placement, Speculation
 from tests.bench.reports import LABEL, SETTINGS, report
 

@@ -20,7 +20,7 @@ import pytest
 
 from specgen.core.settings import ReplySettings, SamplingSettings
 from specgen.runtime.served_chat import ServedConversation
-from specgen.servers.launch.engines import launch_command
+from specgen.servers.launch.command import launch_command
 from specgen.servers.launch.values import LaunchRequest, Placement, Speculation
 from specgen.servers.server import Server
 from tests.processes.environment import environment

@@ -13,7 +13,7 @@ from specgen.cli.bench.inputs import Inputs, read_inputs
 from specgen.cli.bench.options import BenchOptions, BenchTableOptions, LimitOptions
 from specgen.cli.bench.output import BenchOutput
 from specgen.cli.bench.served import open_served_benchmark
-from specgen.cli.failures import Interrupted
+from specgen.cli.error_report import Interrupted
 from specgen.cli.options.server import check_without_server
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.streams import Messages, discard_stdout, loading

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from specgen.cli.failures import Interrupted, internal_error
+from specgen.cli.error_report import Interrupted, internal_error
 from specgen.cli.generate.options import GenerateOptions
 from specgen.cli.generate.output import AnswerOutput
 from specgen.cli.generate.served import open_served_answer
