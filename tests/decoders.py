@@ -9,8 +9,9 @@ import torch
 from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.decoder_weights import dense_linear
 from specgen.models.build_decoder import MakeLinear, build_layer, in_memory
-from specgen.models.decoder import Decoder, Norm
+from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.layer_functions import Norm
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM
 
 

@@ -70,7 +70,7 @@ def trainable_copy(layer: Layer, index: int) -> Layer:
         index: Of the copy, for the slots.
     """
     copied = copy.deepcopy(layer).float().requires_grad_()
-    copied.attention.index = index
+    copied.attention.function.index = index
     return copied
 
 

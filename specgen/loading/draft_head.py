@@ -15,10 +15,10 @@ from specgen.loading.draft_head_folder import PREFIX, WEIGHTS, invalid_draft_hea
 from specgen.loading.draft_head_parts import assembled, choose_format, drafting_head
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.build_decoder import build_layer, in_memory
-from specgen.models.decoder import Norm
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers, FeatureJoin
+from specgen.models.layer_functions import Norm
 from specgen.models.static.model import StaticModel
 from specgen.models.tensor_names import NORM
 

@@ -19,9 +19,10 @@ from specgen.loading.decoder_families import decoder_spec
 from specgen.loading.decoder_weights import dense_linear, weight_bytes
 from specgen.models.build_decoder import build_layer, layer_tensors
 from specgen.models.cuda import prepare_cuda, recorded
-from specgen.models.decoder import Decoder, Norm
+from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.layer_functions import Norm
 from specgen.models.quantized import nf4_linear
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass, WholePass

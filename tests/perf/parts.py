@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -25,8 +26,8 @@ from specgen.loading.libraries import prepare_libraries
 from specgen.loading.resolved_model import LoadedModel
 from specgen.loading.weights import load_weights
 from specgen.models.cached_model import CachedModel
-from specgen.models.decoder import Norm
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.layer_functions import gated_feed_forward
 from specgen.models.transformers_model import TransformersModel
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.vocabulary import table_size
@@ -75,13 +76,20 @@ def watch_theirs(model: Any, watch: Stopwatch) -> None:
 
 
 def watch_ours(model: DecoderModel, watch: Stopwatch) -> None:
-    """Times the modules of our decoder."""
+    """Times the functions that our decoder's layers call, and its last norm and head."""
     decoder = model.decoder
-    parts: dict[Any, str] = {module: "norms" for module in decoder.modules() if isinstance(module, Norm)}
     for layer in decoder.layers:
-        products = (layer.attention.qkv_proj, layer.attention.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj)
-        parts |= dict.fromkeys(products, "products")
-    for module, part in {**parts, decoder.head: "head"}.items():
+        whole = layer.function
+        attend, (spec, widen, narrow) = whole.attend, layer.mlp.function.args
+        attend.project, attend.output = watch.timed("products", attend.project), watch.timed("products", attend.output)
+        if attend.qk_norms is not None:
+            attend.qk_norms = (watch.timed("norms", attend.qk_norms[0]), watch.timed("norms", attend.qk_norms[1]))
+        widen, narrow = watch.timed("products", widen), watch.timed("products", narrow)
+        whole.feed_forward = partial(gated_feed_forward, spec, widen, narrow)
+        for name in ("attention_in", "attention_out", "mlp_in", "mlp_out"):
+            if getattr(whole, name) is not None:
+                setattr(whole, name, watch.timed("norms", getattr(whole, name)))
+    for module, part in ((decoder.norm, "norms"), (decoder.head, "head")):
         module.forward = watch.timed(part, module.forward)
 
 

@@ -26,8 +26,9 @@ from specgen.models import build_decoder, cached_model
 from specgen.models import draft_head as draft_head_model
 from specgen.models.build_decoder import build_layer
 from specgen.models.cuda import recorded
-from specgen.models.decoder import Decoder, Norm
+from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.layer_functions import Norm
 from specgen.models.static import inputs
 from specgen.models.static.inputs import ROWS
 from specgen.models.static.model import StaticModel
