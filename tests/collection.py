@@ -18,8 +18,6 @@ STARTERS: tuple[object, ...] = (subprocess, pexpect, ForkedProcess, server_socke
 FORKS = {"fork", "forkpty"}
 """Functions of `os`."""
 ON_REQUEST = ("slow", "gpu", "server")
-THOROUGH, FAST_LANE = "thorough", "not process"
-"""What the whole suite runs, and a run of the fast lane does not."""
 NEED = "needs "
 """How the reason of a skip begins that is for want of a kernel, a device or a library."""
 
@@ -61,11 +59,9 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def deselect_unless_requested(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests with a marker of `ON_REQUEST` that -m does not mention, and thorough ones from the fast lane."""
+    """Deselects tests with a marker of `ON_REQUEST` that -m does not mention."""
     requested = str(config.option.markexpr)
     left_out = [marker for marker in ON_REQUEST if marker not in requested]
-    if FAST_LANE in requested and THOROUGH not in requested:
-        left_out.append(THOROUGH)
     kept, dropped = [], []
     for item in items:
         is_dropped = any(item.get_closest_marker(marker) for marker in left_out)
