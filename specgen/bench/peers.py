@@ -5,6 +5,7 @@ A peer computes greedy text. Its first token ends its TTFT, so the other tokens 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -102,12 +103,11 @@ class LlamaCppPeer:
         self.setting = Setting("peer", "llama-cpp", f"llama-cpp {gguf.header.quantization}")
         self.has_target_weights = has_target_weights
         llama_library()
-        from llama_cpp import Llama
-
+        library: Any = importlib.import_module("llama_cpp")
         num_threads = settings.threads or default_num_threads()
         options: dict[str, Any] = {"n_threads": num_threads, "n_threads_batch": num_threads, "verbose": False}
         try:
-            self._llama: Any = Llama(str(gguf.path), n_ctx=pair.target.config.max_positions or 0, **options)
+            self._llama: Any = library.Llama(str(gguf.path), n_ctx=pair.target.config.max_positions or 0, **options)
         except (RuntimeError, ValueError) as error:
             raise DeviceError(f"llama-cpp-python can't load {gguf.path}: {first_line(error)}") from error
 
