@@ -34,7 +34,8 @@ _AS_A_LAYER = ("eh_proj", "enorm", "hnorm", "shared_head.norm")
 """Names in the two styles: the product, the norms of embeddings and features, and the last norm."""
 _SHARED = ("embed_tokens.weight", "shared_head.head.weight")
 """Copies of the target's embedding and head in some checkpoints."""
-_LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(.*\blayers)\.([0-9]{1,6})\.(.+)")
+"""Python refuses to read numbers of thousands of digits, and a file may name anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def has_mtp(target: ResolvedModel) -> bool:
 def without_mtp(names: Collection[str], target: ResolvedModel) -> list[str]:
     """Returns tensors apart from those of a target's head."""
     try:
-        found = find_mtp(names, int(text_values(target).get("num_hidden_layers") or 0), target.path)
+        found = find_mtp(names, _size(text_values(target), "num_hidden_layers"), target.path)
     except ModelFileError:
         found = None
     return [name for name in names if found is None or not name.startswith(found.prefixes)]
@@ -90,12 +91,12 @@ def resolve_mtp(target: ResolvedModel, settings: ModelSettings) -> ResolvedModel
         raise PairError(f"the MTP head of {target.name} can't be used: {kind}", "use another draft: --draft lookup")
     stored = tensors_of(target)
     text = text_values(target)
-    found = find_mtp(stored, int(text.get("num_hidden_layers") or 0), target.path)
+    found = find_mtp(stored, _size(text, "num_hidden_layers"), target.path)
     if found is None:
         named = next((f"; its config names {text[key]}" for key in _NUMBER_KEYS if text.get(key)), "")
         raise PairError(f"the checkpoint of {target.name} has no MTP head{named}", INSTEAD)
     own = {name: stored[name] for name in found.names}
-    _check_own(own, found, int(text.get("hidden_size") or 0), target.path)
+    _check_own(own, found, _size(text, "hidden_size"), target.path)
     dtype = Counter(tensor.dtype for tensor in own.values()).most_common(1)[0][0]
     head = DraftHeadConfig("mtp", (), target.name, "", None, None, num_unused=found.num_layers - 1)
     config = ModelConfig(
@@ -128,6 +129,12 @@ def text_values(target: ResolvedModel) -> Mapping[str, Any]:
     """Returns the text part of a model's config."""
     values = target.config.values
     return values["text_config"] if isinstance(values.get("text_config"), dict) else values
+
+
+def _size(text: Mapping[str, Any], key: str) -> int:
+    """Returns a size of the config; 0 if it is no single number, with which no head is complete."""
+    value = text.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def find_mtp(names: Collection[str], num_hidden_layers: int, folder: Path) -> MtpTensors | None:

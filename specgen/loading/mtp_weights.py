@@ -114,12 +114,13 @@ def _fill(block: nn.Module, names: dict[str, str], read: _Reader) -> None:
         if absent := [part for part in parts if part not in names]:
             missing += absent
             continue
-        shapes = [read.shapes[names[part]] for part in parts]
-        expected = tuple(like.flatten(0, 1).shape if is_fused else like.shape)
-        if (sum(shape[0] for shape in shapes), *shapes[0][1:]) == expected:
-            tensors[name] = read.tensor(*(names[part] for part in parts)).view(like.shape)
+        joined_rows = like.flatten(0, 1) if is_fused else like
+        # All parts have the same shape; parts of several shapes would be joined into other weights.
+        expected = (joined_rows.shape[0] // len(parts), *joined_rows.shape[1:])
+        if wrong := [names[part] for part in parts if read.shapes[names[part]] != expected]:
+            misshapen += wrong
         else:
-            misshapen += [names[part] for part in parts]
+            tensors[name] = read.tensor(*(names[part] for part in parts)).view(like.shape)
     unexpected = [own for name, own in names.items() if name not in used and not name.endswith(IGNORED_SUFFIX)]
     for found, problem in (
         (missing, "missing tensors"),

@@ -228,14 +228,22 @@ def test_auto_is_lookup_if_the_head_is_incomplete(kind: str, tmp_path: Path) -> 
     assert (pair.settings.drafter, pair.draft) == ("lookup", None)
 
 
+@pytest.mark.parametrize("value", [None, [2]])
 @pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size"])
-def test_auto_is_lookup_if_the_config_lacks_a_size(key: str, tmp_path: Path) -> None:
+def test_auto_is_lookup_if_the_config_lacks_a_size(key: str, value: object, tmp_path: Path) -> None:
     path = save_with_mtp(tmp_path, "Glm4Moe")
     config = json.loads((path / "config.json").read_text())
     del config[key]
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps(config if value is None else {**config, key: value}))
 
     assert pair_of(path, "auto").draft is None
+
+
+def test_a_layer_with_a_number_of_thousands_of_digits_is_no_part_of_a_head(tmp_path: Path) -> None:
+    name = f"model.layers.{'9' * 5000}.mlp.up_proj.weight"
+    path = save_with_mtp(tmp_path, "Glm4Moe", change=lambda tensors: {**tensors, name: torch.zeros(2)})
+
+    assert getattr(pair_of(path, "auto").draft, "format", None) == "mtp"
 
 
 def test_it_combines_with_lookup(folder: Any) -> None:
@@ -332,14 +340,39 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
     fails(ModelFileError, lambda: load_models(pair_of(path)), "mlp.experts.3.up_proj.weight")
 
 
-@pytest.mark.parametrize("name", ["mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight"])
-def test_a_wrong_shape_is_named(name: str, tmp_path: Path) -> None:
-    def cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**tensors, name: tensors[name][:-1].contiguous()}
+SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "fewer rows": lambda value: value[:-1].contiguous(),
+    "fewer columns": lambda value: value[:, :-1].contiguous(),
+    "flat": lambda value: value.flatten(),
+    "a number": lambda value: value[0, 0].clone(),
+}
+PRODUCTS = (
+    ("Qwen3_5", "mtp.fc.weight"),
+    ("Qwen3_5", "mtp.layers.0.mlp.up_proj.weight"),
+    ("Glm4Moe", "model.layers.2.mlp.experts.1.up_proj.weight"),
+)
 
-    path = save_with_mtp(tmp_path, "Qwen3_5", change=cut)
+
+@pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("kind", "name"), PRODUCTS)
+def test_a_wrong_shape_is_named(kind: str, name: str, change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    path = save_with_mtp(tmp_path, kind, change=lambda tensors: {**tensors, name: change(tensors[name])})
 
     fails(ModelFileError, lambda: load_models(pair_of(path)), name)
+
+
+def test_experts_that_have_the_right_size_together_only_are_named(tmp_path: Path) -> None:
+    stem = "model.layers.2.mlp.experts.1."
+    gate, up = f"{stem}gate_proj.weight", f"{stem}up_proj.weight"
+
+    def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        both = torch.cat([tensors[gate], tensors[up]])
+        num_rows = tensors[gate].shape[0] + 1
+        return {**tensors, gate: both[:num_rows].clone(), up: both[num_rows:].clone()}
+
+    path = save_with_mtp(tmp_path, "Glm4Moe", change=moved)
+
+    fails(ModelFileError, lambda: load_models(pair_of(path)), gate, up)
 
 
 def test_a_quantized_head_is_refused_with_its_type(tmp_path: Path) -> None:
