@@ -44,7 +44,7 @@ class BatchInvarianceCheck:
         threshold: Outlier threshold of int8 layers; above 0, any text may contain an outlier that makes rows interact.
         is_exact: Passes over several tokens give the logits of passes over one token, bit for bit.
         recurrent_difference: Largest difference of a logit between a pass over several tokens and passes over one, if a
-            layer is recurrent: its rules for the two round differently. None for other models.
+            layer is recurrent: its rules for the two round differently. None for other models, and if not measured.
     """
 
     max_difference: float

@@ -57,7 +57,7 @@ class RollbackPlan:
         kind: `crop` removes tokens; `snapshot_and_replay` restores a copy of the running states and feeds the accepted
             tokens again; `unknown` if the model can't be run without its weights.
         num_snapshots: Copies of the running states that are kept; 0 without running states.
-        snapshot_bytes: Memory of one; None if unknown, as for GGUF files.
+        snapshot_bytes: Memory of one; None if unknown, as for GGUF files of RWKV.
     """
 
     kind: Literal["crop", "snapshot_and_replay", "unknown"] = "crop"

@@ -16,6 +16,7 @@ from specgen.engine.contract import LanguageModel
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import Int8Linear, PackedLinear
+from specgen.models.llama_cpp import LlamaCppModel
 
 NUM_HEAD = 6
 NUM_TAIL = 4
@@ -35,7 +36,9 @@ def is_float32(target: LanguageModel) -> bool:
 
 
 @torch.inference_mode()
-def check_batch_invariance(target: LanguageModel, num_tails: int = NUM_TAILS) -> BatchInvarianceCheck:
+def check_batch_invariance(
+    target: LanguageModel, num_tails: int = NUM_TAILS, *, measures_recurrence: bool = True
+) -> BatchInvarianceCheck:
     """Compares the logits of the same tokens in passes that differ only after them. Empties the cache.
 
     All passes have the same shape, so the same kernels run, and rows that don't interact are equal bit for bit.
@@ -43,6 +46,7 @@ def check_batch_invariance(target: LanguageModel, num_tails: int = NUM_TAILS) ->
     Args:
         target: The model.
         num_tails: Passes, 2 to `NUM_TAILS`; if they differ, as many again.
+        measures_recurrence: Compares passes over one token and several of a recurrent target, in four more passes.
     """
     step = max(target.vocab_size // (NUM_HEAD + NUM_TAIL * NUM_TAILS + 1), 1)
     ids = [(step * (index + 1)) % target.vocab_size for index in range(NUM_HEAD + NUM_TAIL * NUM_TAILS)]
@@ -52,19 +56,19 @@ def check_batch_invariance(target: LanguageModel, num_tails: int = NUM_TAILS) ->
     if difference != 0.0:
         # Some kernels repack their weights in the first pass, so only a repeated difference counts.
         difference = _max_difference(target, head, tails)
-    if not isinstance(target, CachedModel):
-        return BatchInvarianceCheck(difference)
     has_exact_rows = difference == 0.0 and has_independent_rows(target)
-    from_one = _difference_from_one(target, head, tails[0]) if has_exact_rows or target.is_recurrent else None
+    has_states = isinstance(target, (CachedModel, LlamaCppModel)) and target.is_recurrent
+    is_measured = measures_recurrence and has_states
+    from_one = _difference_from_one(target, head, tails[0]) if has_exact_rows or is_measured else None
     return BatchInvarianceCheck(
         difference,
-        outlier_threshold(target.module),
+        outlier_threshold(target.module) if isinstance(target, CachedModel) else 0.0,
         is_exact=has_exact_rows and from_one == 0.0,
-        recurrent_difference=from_one if target.is_recurrent else None,
+        recurrent_difference=from_one if is_measured else None,
     )
 
 
-def has_independent_rows(target: CachedModel) -> bool:
+def has_independent_rows(target: LanguageModel) -> bool:
     """Returns whether all products of a target are int8 products, and its tokens attend one by one.
 
     All other kernels differ by the number of rows, so that exactness of a few tokens proves nothing.
@@ -77,7 +81,7 @@ def has_independent_rows(target: CachedModel) -> bool:
     return all(is_product)
 
 
-def _difference_from_one(target: CachedModel, head: list[int], tail: list[int]) -> float:
+def _difference_from_one(target: LanguageModel, head: list[int], tail: list[int]) -> float:
     """Returns the largest difference of a logit between a pass over several tokens and passes over one."""
     together = _head_logits(target, head, tail)
     num_before = NUM_HEAD - NUM_SINGLE

@@ -81,9 +81,10 @@ class LlamaCppModel:
     def __init__(self, weights: NativeWeights, vocab_size: int, context_size: int, num_threads: int) -> None:
         self._weights = weights
         self._library = library = weights.library
-        self._has_states = bool(
+        self.is_recurrent = bool(
             library.llama_model_is_recurrent(weights.pointer) or library.llama_model_is_hybrid(weights.pointer)
         )
+        """Whether a layer has a running state, of a recurrence or a convolution: llama.cpp crops neither."""
         self.vocab_size = vocab_size
         self.num_embeddings = weights.num_embeddings
         self.device = torch.device("cpu")
@@ -120,7 +121,7 @@ class LlamaCppModel:
     def feed(self, ids: Sequence[int]) -> None:
         """Extends the cache to `ids`, without logits."""
         self._feed(ids)
-        if self._has_states and self.length:
+        if self.is_recurrent and self.length:
             self._checkpoints.note_prompt(self.length)
 
     def _feed(self, ids: Sequence[int]) -> None:
@@ -148,7 +149,7 @@ class LlamaCppModel:
         num_missing = len(ids) + len(drafted) - self.length
         assert 1 <= num_last <= num_missing, "the logits of cached positions are not stored"
         self._feed(ids[: max(self.length, len(ids) + len(drafted) - max(num_last, PREFILL_CHUNK))])
-        if self._has_states and drafted and self.length <= len(ids):
+        if self.is_recurrent and drafted and self.length <= len(ids):
             self._checkpoints.note_draft(self.length)
         new = [*ids[self.length :], *drafted[max(0, self.length - len(ids)) :]]
         if num_last <= MAX_ROWS and len(new) <= PREFILL_CHUNK:
@@ -170,7 +171,7 @@ class LlamaCppModel:
         if length == self.length:
             return
         # llama.cpp removes keys and values only where the states are those before them.
-        kept = self._restore_states(length) if self._has_states else length
+        kept = self._restore_states(length) if self.is_recurrent else length
         if kept == 0 or not self._library.llama_memory_seq_rm(self._memory, 0, kept, -1):
             self.reset()
             return

@@ -65,9 +65,11 @@ def load_models(pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels
 def _check_target(target: LoadedModel) -> BatchInvarianceCheck | None:
     """Checks batch invariance if the target's weights require it; also without a drafter, since one may be added."""
     if target.info.quant != "none":
-        return check_batch_invariance(target.model)
+        return check_batch_invariance(target.model, measures_recurrence=False)
     # In plain float32, tokens change each other's logits by rounding at most; the passes would only delay the start.
-    return None if is_float32(target.model) else check_batch_invariance(target.model, num_tails=2)
+    if is_float32(target.model):
+        return None
+    return check_batch_invariance(target.model, num_tails=2, measures_recurrence=False)
 
 
 def _invariance_notices(check: BatchInvarianceCheck | None, pair: Pair) -> list[str]:

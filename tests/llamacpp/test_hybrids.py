@@ -14,10 +14,10 @@ import torch
 from specgen.core.errors import DeviceError
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.doctor.examine import examine_pair
-from specgen.doctor.results import RollbackPlan
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
+from specgen.models.batch_invariance import check_batch_invariance
 from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES, Checkpoints
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.render.doctor import format_pair
@@ -25,6 +25,7 @@ from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.fakes import ScriptedDrafter, always_wrong, ids_of, oracle, random_tokens, rounds_of, run_events, sampler
 from tests.llamacpp.builders import load
 from tests.llamacpp.hybrids import ARCHITECTURES, VOCAB, make_hybrid_gguf
+from tests.loading.builders import make_gguf
 
 NUM_TOKENS = 60
 PROMPT = [1, 20, 21, 22, 20, 21, 22, 20]
@@ -127,6 +128,27 @@ def test_the_next_turn_returns_to_the_end_of_the_last_prompt(weights: Any) -> No
     assert chatting.length == len(PROMPT) - 1
 
 
+def test_the_self_test_measures_how_recurrent_rules_round(weights: Any) -> None:
+    target, together = model(weights), model(weights)
+    check = check_batch_invariance(target)
+    step = VOCAB // 19
+    ids = [step * (index + 1) for index in range(10)]
+    rows = together.logits(ids, 10)[4:6].clone()
+    alone = torch.stack([model(weights).logits(ids[: end + 1], 1)[0].clone() for end in (4, 5)])
+
+    assert target.length == 0
+    assert check.is_invariant
+    assert check.recurrent_difference is not None
+    assert check.recurrent_difference <= 2 * float((alone - rows).abs().max()) + 1e-4
+    assert check_batch_invariance(target, measures_recurrence=False).recurrent_difference is None
+
+
+def test_a_gguf_with_attention_alone_has_no_such_difference(tmp_path: Path) -> None:
+    target = LlamaCppModel(load(make_gguf(tmp_path / "tiny.gguf")).weights, 64, 128, 1)
+
+    assert check_batch_invariance(target).recurrent_difference is None
+
+
 def _plant_stale_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     copy, first = LlamaCppModel._copy_states, []
 
@@ -184,10 +206,15 @@ def test_the_best_copy_is_the_longest_that_fits() -> None:
     assert next(copies) == 6
 
 
-def test_doctor_shows_that_states_are_restored(path: Path) -> None:
+def test_doctor_shows_the_size_of_the_states_that_are_restored(path: Path, weights: Any) -> None:
+    target = model(weights)
+    target.feed(PROMPT)
     report = examine_pair(
         resolve_pair(PairSettings(ModelSettings(str(path), backend=BackendSettings("llama.cpp")), "none"))
     )
 
-    assert report.models[0].memory.rollback == RollbackPlan("snapshot_and_replay", MAX_COPIES, None)
+    rollback = report.models[0].memory.rollback
+    assert (rollback.kind, rollback.num_snapshots) == ("snapshot_and_replay", MAX_COPIES)
+    # llama.cpp adds the positions of the cells to a copy.
+    assert 0 <= len(target._copy_states()) - (rollback.snapshot_bytes or 0) < 128
     assert "rollback" in format_pair(report).plain

@@ -37,6 +37,40 @@ def test_a_real_file_is_summarized(tmp_path: Path) -> None:
     assert header.num_parts == 1
 
 
+LAYERS = ("blk.0.ssm_conv1d.weight", "blk.0.ssm_out.weight", "blk.2.shortconv.conv.weight", "blk.3.attn_k.weight")
+STATES = (
+    # A convolution keeps its latest inputs; a recurrence has a state of state_size for each inner channel.
+    ("lfm2", {"embedding_length": 1024, "shortconv.l_cache": 3}, 2 * 1024),
+    ("mamba", {"ssm.conv_kernel": 4, "ssm.inner_size": 64, "ssm.state_size": 8}, 3 * 64 + 64 * 8),
+    (
+        "qwen35",
+        {"ssm.conv_kernel": 4, "ssm.inner_size": 2048, "ssm.state_size": 128, "ssm.group_count": 16},
+        3 * (2048 + 2 * 16 * 128) + 2048 * 128,
+    ),
+    ("rwkv7", {"embedding_length": 64, "wkv.head_size": 16}, None),
+    ("mamba", {"ssm.conv_kernel": 4}, None),
+    ("mamba", {"ssm.conv_kernel": 4, "ssm.inner_size": 2**31, "ssm.state_size": 8}, None),
+)
+
+
+@pytest.mark.parametrize(("architecture", "keys", "num_values"), STATES)
+def test_the_size_of_running_states_follows_from_the_keys(
+    architecture: str, keys: dict[str, int], num_values: int | None, tmp_path: Path
+) -> None:
+    pairs = [pair("general.architecture", 8, text(architecture))]
+    pairs += [pair(f"{architecture}.{key}", 4, struct.pack("<I", value)) for key, value in keys.items()]
+    tensors = [tensor(name, [32, 2]) for name in LAYERS]
+
+    header = scan_gguf(written(tmp_path, gguf(pairs, tensors, data=bytes(256))))
+
+    assert header.state_layers == {"blk.0", "blk.2"}
+    assert header.state_bytes == (None if num_values is None else 2 * 4 * num_values)
+
+
+def test_a_model_with_attention_alone_has_no_running_states(tmp_path: Path) -> None:
+    assert scan_gguf(make_gguf(tmp_path / "tiny.gguf")).state_bytes == 0
+
+
 def test_version_2_is_read(tmp_path: Path) -> None:
     assert scan_gguf(written(tmp_path, gguf(version=2))).architecture == "llama"
 

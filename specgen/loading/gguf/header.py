@@ -22,6 +22,7 @@ from specgen.loading.gguf.reader import (
     ForeignFileError,
     InconsistentFileError,
 )
+from specgen.loading.gguf.state_sizes import layer_state_values
 from specgen.loading.gguf.token_scan import TokenScan
 
 MAX_ENTRIES = 65_536
@@ -73,7 +74,7 @@ class _Scan(Bytes):
         self.vocab_rows: int | None = None
         self.num_weight_bytes = 0
         self.num_cache_values = 0
-        self.has_running_states = False
+        self.state_layers: set[str] = set()
         self.tokens = TokenScan()
         self.kinds: dict[str, int] = {}
         self.heads: dict[str, tuple[int, ...]] = {}
@@ -119,7 +120,8 @@ class _Scan(Bytes):
             num_parameters=sum(shares.values()),
             num_weight_bytes=self.num_weight_bytes,
             num_cache_values=self.num_cache_values,
-            has_running_states=self.has_running_states,
+            state_layers=frozenset(self.state_layers),
+            layer_state_values=layer_state_values(pairs, architecture),
             vocab_rows=self.vocab_rows,
             context_length=_integer(pairs, f"{architecture}.context_length"),
             tokenizer_model=tokenizer_model,
@@ -253,8 +255,9 @@ class _Scan(Bytes):
         if name == "token_embd.weight" and len(dims) == 2:
             self.vocab_rows = dims[1]
         # Mamba and delta rules, LFM2, RWKV.
-        if any(part in name for part in (".ssm_", ".shortconv.", ".time_mix_")):
-            self.has_running_states = True
+        for part in (".ssm_", ".shortconv.", ".time_mix_"):
+            if part in name:
+                self.state_layers.add(name.partition(part)[0])
         if name.endswith((".attn_k.weight", ".attn_v.weight")) and len(dims) == 2:
             self.num_cache_values += dims[1]
             self.key_rows[name] = dims[1]

@@ -37,7 +37,8 @@ class GgufHeader:
         alignment: Of tensors in the file, in bytes.
         obstacle: Why llama.cpp would end the process that loads the file; None if it would not.
         notices: What is ignored, one line each.
-        has_running_states: Some layers have states of a recurrence or a convolution.
+        state_layers: Names of the layers that have states of a recurrence or a convolution.
+        layer_state_values: float32 values of the states in such a layer; None if unknown.
     """
 
     architecture: str
@@ -57,4 +58,11 @@ class GgufHeader:
     alignment: int = 32
     obstacle: str | None = None
     notices: tuple[str, ...] = ()
-    has_running_states: bool = False
+    state_layers: frozenset[str] = frozenset()
+    layer_state_values: int | None = None
+
+    @property
+    def state_bytes(self) -> int | None:
+        """Returns the bytes of all running states of a text; 0 without any, None if unknown."""
+        values = self.layer_state_values
+        return 0 if not self.state_layers else None if values is None else 4 * len(self.state_layers) * values

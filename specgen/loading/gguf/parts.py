@@ -39,7 +39,7 @@ def scan_parts(path: Path, header: GgufHeader) -> GgufHeader:
         num_parameters=sum(part.num_parameters for part in headers),
         num_weight_bytes=sum(part.num_weight_bytes for part in headers),
         num_cache_values=sum(part.num_cache_values for part in headers),
-        has_running_states=any(part.has_running_states for part in headers),
+        state_layers=frozenset().union(*(part.state_layers for part in headers)),
         vocab_rows=next((part.vocab_rows for part in headers if part.vocab_rows is not None), None),
     )
 
