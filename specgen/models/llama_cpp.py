@@ -188,10 +188,15 @@ class LlamaCppModel:
         flags = self._library.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
         return kept if self._library.llama_state_seq_set_data_ext(self._context, data, len(states), 0, flags) else 0
 
-    def _copy_states(self) -> bytearray:
-        """Copies what layers keep other than keys and values: the states of recurrences and convolutions."""
+    def _copy_states(self, unneeded: bytearray | None = None) -> bytearray:
+        """Copies what layers keep other than keys and values: the states of recurrences and convolutions.
+
+        Args:
+            unneeded: An earlier copy, which is overwritten if it has the right size.
+        """
         flags = self._library.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        states = bytearray(self._library.llama_state_seq_get_size_ext(self._context, 0, flags))
+        size = self._library.llama_state_seq_get_size_ext(self._context, 0, flags)
+        states = unneeded if unneeded is not None and len(unneeded) == size else bytearray(size)
         data = (ctypes.c_uint8 * len(states)).from_buffer(states)
         if self._library.llama_state_seq_get_data_ext(self._context, data, len(states), 0, flags) != len(states):
             raise DeviceError("llama.cpp can't copy the states of this model's recurrent layers", "use --draft none")

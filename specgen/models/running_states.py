@@ -71,13 +71,21 @@ class RunningStates:
         return kept
 
     @torch.inference_mode()
-    def _copy(self) -> _States:
-        convolutions = [_cloned(layer.conv_states) for layer in self._layers]
-        return _States(convolutions, [_cloned(layer.recurrent_states) for layer in self._layers])
+    def _copy(self, unneeded: _States | None) -> _States:
+        convolutions = [_cloned(layer.conv_states, {}) for layer in self._layers]
+        # The cache may still use the convolutions' tensors of an earlier copy, and their shapes change.
+        into = [{} for _ in self._layers] if unneeded is None else unneeded.recurrences
+        recurrences = [_cloned(layer.recurrent_states, old) for layer, old in zip(self._layers, into, strict=True)]
+        return _States(convolutions, recurrences)
 
 
-def _cloned(states: dict[int, Tensor | None]) -> dict[int, Tensor | None]:
-    return {index: None if state is None else state.clone() for index, state in states.items()}
+def _cloned(states: dict[int, Tensor | None], into: dict[int, Tensor | None]) -> dict[int, Tensor | None]:
+    """Copies states into tensors that are needed no longer, where there are any."""
+    found: dict[int, Tensor | None] = {}
+    for index, state in states.items():
+        old = into.get(index)
+        found[index] = None if state is None else state.clone() if old is None else old.copy_(state)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ def test_a_gguf_with_attention_alone_has_no_such_difference(tmp_path: Path) -> N
 def _plant_stale_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     copy, first = LlamaCppModel._copy_states, []
 
-    def stale(self: LlamaCppModel) -> bytearray:
+    def stale(self: LlamaCppModel, unneeded: bytearray | None = None) -> bytearray:
         first.append(copy(self))
         return first[0]
 
@@ -191,7 +191,7 @@ def test_llama_cpp_removes_no_keys_without_the_states_before_them(
 
 def test_the_best_copy_is_the_longest_that_fits() -> None:
     copies = iter(range(100))
-    kept = Checkpoints(lambda: next(copies))
+    kept = Checkpoints[int](lambda _unneeded: next(copies))
     for length in (3, 5, 9, 14, 20):
         kept.note_prompt(length)
     kept.note_draft(17)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specgen.engine.draft_length.fixed import MAX_REPLAYED
 from specgen.models.batch_invariance import check_batch_invariance
-from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES
+from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES, Checkpoints
 from specgen.models.running_states import state_sizes
 from specgen.models.transformers_model import TransformersModel
 from tests.fakes import always_wrong, assert_close, rounds_of, run_events, tiny_model
@@ -134,6 +134,27 @@ def test_copies_of_states_are_few_and_counted() -> None:
 
     assert len(model.states.checkpoints._at_prompts) == MAX_CHECKPOINTS
     assert len(model.states.checkpoints._known()) == MAX_COPIES
+
+
+def test_only_a_copy_that_is_needed_no_longer_is_overwritten() -> None:
+    given, made = list[object](), list[object]()
+
+    def copy(unneeded: object) -> object:
+        given.append(unneeded)
+        made.append(object())
+        return made[-1]
+
+    kept = Checkpoints[object](copy)
+    for length in (3, 5):
+        kept.note_draft(length)
+    kept.note_prompt(5)  # keeps the copy that was made before the draft
+    for length in (7, 9):
+        kept.note_draft(length)
+    kept.forget_after(8)
+    kept.note_draft(8)
+
+    assert given == [None, made[0], None, made[2], made[3]]
+    assert [kept.best(length) for length in (4, 6, 9)] == [None, (5, made[1]), (8, made[4])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
