@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,24 @@ _ATTENTION = {
     "attn_k_norm.weight": (8,),
 }
 Shapes = dict[str, tuple[int, ...]]
+Describe = Callable[[Any], Shapes]
+"""Writes the metadata of an architecture; returns the shapes of the tensors in addition to the embedding."""
 
 
 def make_hybrid_gguf(path: Path, architecture: str) -> Path:
     """Writes a float32 model of three layers, with a byte-level tokenizer of 64 tokens."""
+    return _write(path, architecture, 3, WIDTH, _ARCHITECTURES[architecture])
+
+
+def make_large_qwen35(path: Path) -> Path:
+    """Writes a float16 model with the layers of Qwen3.5 0.8B, and a vocabulary of 64 tokens: 0.9 GiB."""
+    sizes = Qwen35Sizes(num_layers=24, interval=4, width=1024, inner=3584, heads=16, size=128, head_size=256)
+    return _write(path, "qwen35", 24, sizes.width, lambda writer: _qwen35(writer, sizes), is_half=True)
+
+
+def _write(
+    path: Path, architecture: str, num_layers: int, width: int, describe: Describe, *, is_half: bool = False
+) -> Path:
     import gguf
     import numpy as np
 
@@ -28,8 +43,8 @@ def make_hybrid_gguf(path: Path, architecture: str) -> Path:
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "AB", *letters]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(512)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(3)
+    writer.add_embedding_length(width)
+    writer.add_block_count(num_layers)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("gpt2")
@@ -40,9 +55,11 @@ def make_hybrid_gguf(path: Path, architecture: str) -> Path:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     random = np.random.default_rng(0)
-    shapes: Shapes = {"token_embd.weight": (VOCAB, WIDTH), **_ARCHITECTURES[architecture](writer)}
+    shapes: Shapes = {"token_embd.weight": (VOCAB, width), **describe(writer)}
     for name, shape in shapes.items():
-        values = random.standard_normal(shape).astype(np.float32)
+        is_product = len(shape) == 2 and "ssm_conv" not in name
+        values = random.standard_normal(shape, np.float32) * (0.03 if is_half else 1)
+        values = values.astype(np.float16 if is_half and is_product else np.float32)
         if name.endswith("ssm_a"):  # a decay, so that the states stay finite
             values = -np.abs(values)
         writer.add_tensor(name, values)
@@ -98,39 +115,73 @@ def _mamba2(writer: Any) -> Shapes:
     return {"output_norm.weight": (WIDTH,), "output.weight": (VOCAB, WIDTH), **_blocks([layer] * 3)}
 
 
-def _qwen35(writer: Any) -> Shapes:
+@dataclass(frozen=True)
+class Qwen35Sizes:
+    """Sizes of a Qwen3.5.
+
+    Args:
+        interval: Each layer of this number has attention; the others have a gated delta rule.
+        heads: Of the delta rule, `size` wide each.
+        head_size: Of the attention, which has 4 heads and 2 of keys and values.
+    """
+
+    num_layers: int = 3
+    interval: int = 3
+    width: int = WIDTH
+    inner: int = INNER
+    heads: int = 2
+    size: int = 16
+    head_size: int = 8
+
+
+def _qwen35(writer: Any, sizes: Qwen35Sizes | None = None) -> Shapes:
     """Two gated delta rules, then gated attention."""
-    heads, size = 2, 16
-    writer.add_feed_forward_length(INNER)
+    s = sizes or Qwen35Sizes()
+    width, delta_width, rotated = s.width, s.heads * s.size, s.head_size if s.head_size < 16 else s.head_size // 4
+    writer.add_feed_forward_length(s.inner)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
-    writer.add_key_length(8)
-    writer.add_value_length(8)
+    writer.add_key_length(s.head_size)
+    writer.add_value_length(s.head_size)
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(8)
-    writer.add_rope_dimension_sections([2, 1, 1, 0])
+    writer.add_rope_dimension_count(rotated)
+    writer.add_rope_dimension_sections([rotated // 4, rotated // 8, rotated // 8, 0])
     writer.add_ssm_conv_kernel(4)
-    writer.add_ssm_state_size(size)
-    writer.add_ssm_group_count(heads)
-    writer.add_ssm_time_step_rank(heads)
-    writer.add_ssm_inner_size(heads * size)
-    writer.add_full_attention_interval(3)
-    common: Shapes = {"attn_norm.weight": (WIDTH,), "post_attention_norm.weight": (WIDTH,), **_FFN}
-    delta: Shapes = {
-        "attn_qkv.weight": (3 * heads * size, WIDTH),
-        "attn_gate.weight": (heads * size, WIDTH),
-        "ssm_conv1d.weight": (3 * heads * size, 4),
-        "ssm_dt.bias": (heads,),
-        "ssm_a": (heads,),
-        "ssm_beta.weight": (heads, WIDTH),
-        "ssm_alpha.weight": (heads, WIDTH),
-        "ssm_norm.weight": (size,),
-        "ssm_out.weight": (WIDTH, heads * size),
+    writer.add_ssm_state_size(s.size)
+    writer.add_ssm_group_count(s.heads)
+    writer.add_ssm_time_step_rank(s.heads)
+    writer.add_ssm_inner_size(delta_width)
+    writer.add_full_attention_interval(s.interval)
+    common: Shapes = {
+        "attn_norm.weight": (width,),
+        "post_attention_norm.weight": (width,),
+        "ffn_gate.weight": (s.inner, width),
+        "ffn_up.weight": (s.inner, width),
+        "ffn_down.weight": (width, s.inner),
     }
-    attention: Shapes = {**_ATTENTION, "attn_q.weight": (2 * WIDTH, WIDTH)}  # with a gate
-    layers = [{**common, **kind} for kind in (delta, delta, attention)]
-    return {"output_norm.weight": (WIDTH,), "output.weight": (VOCAB, WIDTH), **_blocks(layers)}
+    delta: Shapes = {
+        "attn_qkv.weight": (3 * delta_width, width),
+        "attn_gate.weight": (delta_width, width),
+        "ssm_conv1d.weight": (3 * delta_width, 4),
+        "ssm_dt.bias": (s.heads,),
+        "ssm_a": (s.heads,),
+        "ssm_beta.weight": (s.heads, width),
+        "ssm_alpha.weight": (s.heads, width),
+        "ssm_norm.weight": (s.size,),
+        "ssm_out.weight": (width, delta_width),
+    }
+    attention: Shapes = {
+        "attn_q.weight": (2 * 4 * s.head_size, width),  # with a gate
+        "attn_k.weight": (2 * s.head_size, width),
+        "attn_v.weight": (2 * s.head_size, width),
+        "attn_output.weight": (width, 4 * s.head_size),
+        "attn_q_norm.weight": (s.head_size,),
+        "attn_k_norm.weight": (s.head_size,),
+    }
+    kinds = (attention if index % s.interval == s.interval - 1 else delta for index in range(s.num_layers))
+    layers = [{**common, **kind} for kind in kinds]
+    return {"output_norm.weight": (width,), "output.weight": (VOCAB, width), **_blocks(layers)}
 
 
-_ARCHITECTURES: dict[str, Callable[[Any], Shapes]] = {"lfm2": _lfm2, "mamba2": _mamba2, "qwen35": _qwen35}
+_ARCHITECTURES: dict[str, Describe] = {"lfm2": _lfm2, "mamba2": _mamba2, "qwen35": _qwen35}
 ARCHITECTURES = tuple(_ARCHITECTURES)
