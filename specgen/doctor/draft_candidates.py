@@ -9,7 +9,7 @@ from pathlib import Path
 from specgen.core.errors import SpecgenError
 from specgen.core.settings import ModelSettings
 from specgen.doctor.draft_forecast import Source
-from specgen.loading.draft_head_folder import shipped_draft
+from specgen.loading.draft_head_folder import draft_heads_of, shipped_draft
 from specgen.loading.hub_family import FamilyMember, family_members
 from specgen.loading.mtp_folder import has_mtp
 from specgen.loading.names import MTP_NAME, known_names
@@ -45,8 +45,11 @@ def find_candidates(target: ResolvedModel, given: Sequence[str]) -> tuple[list[C
         candidates.append(Candidate("auto", "draft head"))
     if has_mtp(target):
         candidates.append(Candidate(MTP_NAME, "draft head"))
-    candidates += [Candidate(name, "given") for word in given for name in _expanded(word)]
     own = target.settings.name or target.name
+    # A given target may draft for itself in another format.
+    candidates += [Candidate(name, "given") for word in given for name in _expanded(word, without=own)]
+    if target.fits_own_decoder:
+        candidates += [Candidate(name, "draft head") for name in _draft_heads(target)]
     cached = [name for name in known_names() if name not in (own, target.name)]
     candidates += [Candidate(name, "cache") for name in cached]
     notices = []
@@ -55,7 +58,7 @@ def find_candidates(target: ResolvedModel, given: Sequence[str]) -> tuple[list[C
         candidates += [Candidate(one.name, "hub", one) for one in members if one.name not in cached]
     except SpecgenError as error:
         notices.append(f"the hub was not searched: {error.message}")
-    return list({one.draft: one for one in reversed(candidates)}.values())[::-1], notices
+    return list({_identity(one): one for one in reversed(candidates)}.values())[::-1], notices
 
 
 def as_draft(candidate: Candidate, like: ModelSettings) -> ModelSettings:
@@ -63,11 +66,25 @@ def as_draft(candidate: Candidate, like: ModelSettings) -> ModelSettings:
     return replace(like, name=candidate.draft, offline=like.offline or candidate.source == "cache")
 
 
-def _expanded(word: str) -> Iterator[str]:
-    """Returns the models in a folder of models; any other name as it is."""
-    path = Path(word).expanduser()
+def _expanded(word: str, without: str) -> Iterator[str]:
+    """Returns the models in a folder of models, apart from one; any other name as it is."""
+    path, left_out = Path(word).expanduser(), Path(without).expanduser().resolve()
     if not path.is_dir() or (path / "config.json").exists():
         yield word
         return
     found = [config.parent for config in path.glob("*/config.json")] + list(path.glob("*.gguf"))
-    yield from sorted(map(str, found))[:MAX_IN_FOLDER]
+    yield from sorted(str(one) for one in found if one.resolve() != left_out)[:MAX_IN_FOLDER]
+
+
+def _draft_heads(target: ResolvedModel) -> Iterator[str]:
+    """Returns the draft heads for this target in the working folder and next to the target: `distill` writes there."""
+    places = [Path(), *([target.path.parent] if target.files.path == Path(target.settings.name) else [])]
+    for place in places:
+        folders = sorted(config.parent for config in place.glob("*/config.json"))
+        yield from map(str, draft_heads_of(target, folders[:MAX_IN_FOLDER]))
+
+
+def _identity(candidate: Candidate) -> str:
+    """Returns what two names of one folder or file have in common."""
+    path = Path(candidate.draft).expanduser()
+    return str(path.resolve()) if candidate.source in ("given", "draft head") and path.exists() else candidate.draft

@@ -8,7 +8,7 @@ from dataclasses import replace
 from specgen.bench.figures import ratio_interval
 from specgen.bench.pass_costs import measure_pass_costs
 from specgen.bench.results import MeasuredCosts
-from specgen.core.cost_model import forecast, predicted_speedup
+from specgen.core.cost_model import PassCosts, forecast, predicted_speedup
 from specgen.core.errors import SpecgenError
 from specgen.core.metrics import Counts, sum_counts
 from specgen.core.progress import SILENT, ProgressListener
@@ -21,7 +21,7 @@ from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import DrafterKind, Pair
 
 NUM_MEASURED = 3
-NUM_TOKENS = 32
+NUM_TOKENS = 24
 """New tokens for each prompt."""
 MEASURED_LENGTH = 5
 """Draft length of the runs; predictions for other lengths follow from what was accepted at each position."""
@@ -102,14 +102,10 @@ def _measured(
 ) -> DraftForecast:
     """Returns a forecast from measured costs and from the drafts that were accepted."""
     total, own = sum_counts(counts), costs.of(name)
-    of_runs = predicted_speedup(total, own) or 1.0
-    length, speedup = MEASURED_LENGTH, of_runs
+    length, speedup = MEASURED_LENGTH, predicted_speedup(total, own) or 1.0
     if name != "lookup":
         by_length = forecast(total, own).by_length
         length, speedup = max(by_length.items(), key=lambda item: item[1], default=(0, 1.0))
-    # How far the prompts differ at the measured length.
-    spread = ratio_interval([value / of_runs for one in counts if (value := predicted_speedup(one, own))])
-    low, high = (1.0, 1.0) if spread is None else (min(spread.low, 1.0), max(spread.high, 1.0))
     return replace(
         estimate,
         relative_cost=own.draft_seconds / one_pass if one_pass else estimate.relative_cost,
@@ -117,8 +113,33 @@ def _measured(
         alpha=total.alpha or 0.0,
         alpha_basis="measured",
         num_draft_tokens=length if speedup > 1 else 0,
-        speedup=Prediction(speedup, speedup * low, speedup * high),
+        speedup=_with_interval(speedup, length, counts, own),
     )
+
+
+def _with_interval(speedup: float, length: int, counts: Sequence[Counts], costs: PassCosts) -> Prediction:
+    """Returns a speedup with its 95 % interval over prompts, by the jackknife.
+
+    A prompt alone has too few rounds for a prediction, but all prompts without one have enough. Source: Tukey 1958,
+    pseudo-values n θ - (n - 1) θ(i), here of logarithms.
+
+    Args:
+        speedup: Predicted for all prompts.
+        length: Draft length that it was predicted for; 0 if none pays.
+        counts: Of each prompt.
+        costs: Of the passes.
+    """
+    number, pseudo = len(counts), []
+    for index in range(number):
+        without = sum_counts([*counts[:index], *counts[index + 1 :]])
+        predicted = forecast(without, costs)
+        value = predicted.by_length.get(length) if costs.is_per_round is False else predicted.speedup
+        if value:
+            pseudo.append(speedup**number / value ** (number - 1))
+    spread = ratio_interval(pseudo)
+    if spread is None or not length:
+        return Prediction(speedup, speedup, speedup)
+    return Prediction(speedup, min(spread.low, speedup), max(spread.high, speedup))
 
 
 def _rescaled(one: DraftForecast, one_pass: float) -> DraftForecast:

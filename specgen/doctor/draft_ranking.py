@@ -6,11 +6,8 @@ the models and from how often the tokens of two vocabularies agree, and are call
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from specgen.core.cost_model import PassCosts, best_draft_length, interpolated
 from specgen.core.errors import ModelNotFoundError, SpecgenError
@@ -20,6 +17,7 @@ from specgen.core.settings import DraftVocab, ModelSettings
 from specgen.doctor.draft_candidates import Candidate, as_draft, find_candidates
 from specgen.doctor.draft_forecast import Basis, DraftForecast, DraftRanking, Prediction, UnusableDraft, ranked
 from specgen.doctor.examine import examine_pair
+from specgen.doctor.pass_estimate import MachineSpeed, measure_machine
 from specgen.doctor.results import DevicePlan, ModelPlan, PairReport
 from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.loading.resolved_model import ResolvedModel
@@ -36,17 +34,17 @@ from specgen.runtime.pair import Pair
 from specgen.storage.cost_store import CostStore
 
 ALPHA_RANGE = 0.15
-"""Estimated acceptance rates of measured pairs were this far from `ASSUMED_ALPHA`."""
+"""Estimated acceptance rates were this far from measured ones."""
 LEARNED_RANGE = 0.05
 """Acceptance rates of one pair differ by this much between texts."""
 COST_FACTOR = 1.5
 """By which an estimated cost may be wrong, up or down."""
-STRANGER_FACTOR = 0.85
-"""Acceptance of a draft of another family, relative to one of the target's: it was trained on other texts."""
+FAMILY_ALPHA, HEAD_ALPHA = 0.8, 0.6
+"""Acceptance of a smaller model of the target's family (Qwen2.5-Coder-0.5B for 1.5B: 79 to 90 %), and of a draft head
+(the one that comes with specgen: 56 %)."""
 LOOKUP_ROUNDS, LOOKUP_ALPHA, LOOKUP_LENGTH = 0.2, 0.5, 5
 """Rounds that find a match, and what is accepted of it, in texts that are not about a given file."""
 UNKNOWN_OVERLAP = Overlap(1.0, 1.0, 1.0)
-BANDWIDTH_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,7 @@ class _Target:
         verify: v(n) in units of v(1), for the cost model.
         seconds: v(1) in seconds.
         basis: Where they come from.
+        speed: Estimates the costs of models that were not measured.
     """
 
     pair: Pair
@@ -67,6 +66,12 @@ class _Target:
     verify: dict[int, float]
     seconds: float
     basis: Basis
+    speed: MachineSpeed
+
+    @property
+    def estimated_seconds(self) -> float:
+        """An estimate of v(1): that of a draft is compared with it, so that their common errors cancel."""
+        return self.speed.pass_seconds(self.pair.target, self.plan.memory.weights)
 
 
 def rank_drafts(
@@ -110,15 +115,14 @@ def rank_drafts(
 def _examine_target(baseline: Pair, store: CostStore) -> _Target:
     report = examine_pair(baseline)
     plan, device = report.models[0], report.devices[0]
+    speed = measure_machine()
     stored = store.find(_facts(baseline.target, plan))
     learned = {int(n): seconds for n, seconds in stored.items() if is_length(n)}
-    if 1 not in learned:
-        return _Target(
-            baseline, plan, device, _verify({1: 1.0}), plan.memory.weights / _bytes_per_second(), "estimated"
-        )
-    return _Target(
-        baseline, plan, device, _verify({n: s / learned[1] for n, s in learned.items()}), learned[1], "learned"
-    )
+    if 1 in learned:
+        verify = _verify({n: seconds / learned[1] for n, seconds in learned.items()})
+        return _Target(baseline, plan, device, verify, learned[1], "learned", speed)
+    seconds = speed.pass_seconds(baseline.target, plan.memory.weights)
+    return _Target(baseline, plan, device, _verify({1: 1.0}), seconds, "estimated", speed)
 
 
 def _verify(known: dict[int, float]) -> dict[int, float]:
@@ -156,8 +160,9 @@ def _forecast(target: _Target, candidate: Candidate, like: ModelSettings, store:
     report = examine_pair(pair)
     plan, kind = report.models[1], pair.shared.kind
     overlap = pair.shared.overlap if isinstance(pair.shared, TranslatedPairing) else UNKNOWN_OVERLAP
-    size_ratio = max(plan.memory.weights, 1) / max(target.plan.memory.weights, 1)
-    alpha, costs = translated_costs(kind, overlap, _assumed_alpha(kind), size_ratio, target.verify)
+    ratio = target.speed.pass_seconds(pair.draft, plan.memory.weights) / target.estimated_seconds
+    assumed = HEAD_ALPHA if pair.draft.draft_head is not None else FAMILY_ALPHA if kind == "same" else ASSUMED_ALPHA
+    alpha, costs = translated_costs(kind, overlap, assumed, ratio, target.verify)
     cost_basis: Basis = "estimated"
     learned = store.find(_facts(pair.draft, plan, kind)).get(TOKEN)
     if learned is not None and target.basis == "learned":
@@ -165,7 +170,7 @@ def _forecast(target: _Target, candidate: Candidate, like: ModelSettings, store:
     known = store.read(acceptance_key(pair.target.files, pair.draft.files, kind)).get(ALPHA)
     alpha_basis: Basis = "estimated" if known is None else "learned"
     speedup, length = _speedup(known or alpha, costs, alpha_basis, cost_basis)
-    vocabulary = {"same": "the target's own"}.get(kind, pair.shared.remark)
+    vocabulary = pair.shared.remark or "the target's own vocabulary"
     return DraftForecast(
         draft=candidate.draft,
         source="draft head" if pair.draft.draft_head is not None else candidate.source,
@@ -207,13 +212,13 @@ def _from_the_hub(target: _Target, candidate: Candidate) -> DraftForecast:
     plan = target.plan
     ratio = candidate.on_hub.num_parameters / max(plan.num_parameters, 1)
     num_bytes = int(plan.memory.weights * ratio)
-    alpha, costs = translated_costs("same", UNKNOWN_OVERLAP, ASSUMED_ALPHA, ratio, target.verify)
+    alpha, costs = translated_costs("same", UNKNOWN_OVERLAP, FAMILY_ALPHA, ratio, target.verify)
     speedup, length = _speedup(alpha, costs, "estimated", "estimated")
     device = target.device
     return DraftForecast(
         draft=candidate.draft,
         source="hub",
-        vocabulary="probably the target's own: one family; not downloaded",
+        vocabulary="not downloaded; probably the target's own vocabulary, as of one family",
         draft_vocab=None,
         num_bytes=num_bytes,
         fits=None if device.free is None else device.needed + num_bytes <= device.free,
@@ -225,10 +230,6 @@ def _from_the_hub(target: _Target, candidate: Candidate) -> DraftForecast:
         speedup=speedup,
         tokens_per_second=_rate(target, speedup),
     )
-
-
-def _assumed_alpha(kind: DraftVocab) -> float:
-    return ASSUMED_ALPHA * (1.0 if kind == "same" else STRANGER_FACTOR)
 
 
 def _speedup(alpha: float, costs: PassCosts, alpha_basis: Basis, cost_basis: Basis) -> tuple[Prediction, int]:
@@ -251,15 +252,3 @@ def _rate(target: _Target, speedup: Prediction) -> Prediction:
 def _fits(report: PairReport) -> bool | None:
     fits = [device.fits for device in report.devices]
     return False if False in fits else None if None in fits else True
-
-
-def _bytes_per_second() -> float:
-    """Times a copy in memory: a pass of a model that is not measured reads its weights about that fast."""
-    source = torch.ones(BANDWIDTH_BYTES // 4)
-    copy = torch.empty_like(source)
-    seconds = []
-    for _ in range(4):
-        started = time.perf_counter()
-        copy.copy_(source)
-        seconds.append(time.perf_counter() - started)
-    return BANDWIDTH_BYTES / min(seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,13 +108,18 @@ def draft_head_shapes(spec: DecoderSpec, kind: DraftHeadKind, num_draft_ids: int
 
 def shipped_draft(target: ResolvedModel) -> Path | None:
     """Returns the folder of the draft head in this package that was made for a target, or None."""
-    digest = digest_of(target)
-    for path in sorted(SHIPPED.glob("*/config.json")):
+    return next(draft_heads_of(target, sorted(path.parent for path in SHIPPED.glob("*/config.json"))), None)
+
+
+def draft_heads_of(target: ResolvedModel, folders: Iterable[Path]) -> Iterator[Path]:
+    """Yields those folders that are draft heads made for a target. Others, and damaged ones, are left out."""
+    digest = None
+    for folder in filter(is_draft_head, folders):
         with suppress(ModelFileError):
-            draft_head = check_draft_head(path.parent).draft_head
+            draft_head = check_draft_head(folder).draft_head
+            digest = digest or digest_of(target)
             if draft_head is not None and draft_head.target_digest == digest:
-                return path.parent
-    return None
+                yield folder
 
 
 def check_own_target(draft: ResolvedModel, target: ResolvedModel) -> None:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from rich.text import Text
 
 from specgen.core.units import format_size
-from specgen.doctor.draft_forecast import Basis, DraftForecast, DraftRanking, Prediction
-from specgen.render.formatting import format_rate, format_speedup, labelled
+from specgen.doctor.draft_forecast import DraftForecast, DraftRanking, Prediction
+from specgen.render.formatting import format_rate, labelled
 from specgen.render.jsonl import SCHEMA_VERSION, Document
 from specgen.render.sanitize import one_line
 from specgen.render.theme import glyphs
@@ -18,10 +18,11 @@ NUM_COMMANDS = 3
 
 
 def format_ranking(ranking: DraftRanking, *, ascii_only: bool = False) -> Text:
-    """Formats two lines per draft, the most promising first, then the commands that measure the first ones."""
-    lines = [("target", f"{ranking.target}, {_target_speed(ranking)}")]
+    """Formats a block for each draft, the most promising first, then the commands that measure the first ones."""
+    lines = [("target", f"{ranking.target}: {_target_speed(ranking)}")]
     for number, draft in enumerate(ranking.drafts, 1):
-        lines += [(str(number), _prediction(draft)), ("", _reasons(draft, glyphs(ascii_only=ascii_only).alpha))]
+        lines.append((str(number), draft.draft))
+        lines += [("", line) for line in _describe(draft, glyphs(ascii_only=ascii_only).alpha)]
     lines += [("unusable", f"{one.draft}: {one.reason}") for one in ranking.unusable]
     lines += [("note", notice) for notice in ranking.notices]
     commands = [draft.command for draft in ranking.drafts if draft.fits is not False and draft.speedup.value > 1]
@@ -34,38 +35,32 @@ def format_ranking(ranking: DraftRanking, *, ascii_only: bool = False) -> Text:
 def _target_speed(ranking: DraftRanking) -> str:
     if not ranking.target_seconds:
         return "its speed is unknown"
-    return f"{1 / ranking.target_seconds:.1f} tok/s alone ({_words(ranking.target_basis)})"
+    return f"{1 / ranking.target_seconds:.1f} tok/s alone ({ranking.target_basis})"
+
+
+def _describe(draft: DraftForecast, alpha: str) -> list[str]:
+    acceptance = f"{alpha} {format_rate(draft.alpha, num_digits=0)} ({draft.alpha_basis})"
+    if not draft.num_bytes:
+        return [_prediction(draft), acceptance]
+    fits = {True: "fits in memory", False: "does not fit in memory", None: "unknown whether it fits"}[draft.fits]
+    return [
+        _prediction(draft),
+        f"{acceptance}, a token costs {draft.relative_cost:.2f} of the target's ({draft.cost_basis})",
+        f"{draft.source}, {format_size(draft.num_bytes)}, {fits}",
+        draft.vocabulary,
+    ]
 
 
 def _prediction(draft: DraftForecast) -> str:
     speedup, rate = draft.speedup, draft.tokens_per_second
-    if draft.fits is False:
-        return f"{draft.draft}: does not fit into memory"
     if not draft.num_draft_tokens:
-        return f"{draft.draft}: not predicted to pay ({_range(speedup, 'x', 2)})"
-    per_second = "" if rate is None else f", {rate.value:.1f} tok/s ({_range(rate, '', 1)})"
-    return f"{draft.draft}: {format_speedup(speedup.value)} ({_range(speedup, 'x', 2)}){per_second}"
+        return f"not predicted to pay: {_range(speedup, 'x', 2)}"
+    per_second = "" if rate is None else f", {_range(rate, ' tok/s', 1)}"
+    return f"predicted {_range(speedup, 'x', 2)}{per_second}, with -k {draft.num_draft_tokens}"
 
 
 def _range(value: Prediction, unit: str, num_digits: int) -> str:
-    return f"{value.low:.{num_digits}f} to {value.high:.{num_digits}f}{unit}"
-
-
-def _reasons(draft: DraftForecast, alpha: str) -> str:
-    cost = f"a token costs {draft.relative_cost:.2f} of the target's ({_words(draft.cost_basis)})"
-    fits = {True: "fits", False: "does not fit", None: "unknown whether it fits"}[draft.fits]
-    parts = [
-        f"{draft.source}; vocabulary: {draft.vocabulary}",
-        f"{format_size(draft.num_bytes)}, {fits}" if draft.num_bytes else "",
-        cost if draft.num_bytes else "",
-        f"{alpha} {format_rate(draft.alpha, num_digits=0)} ({_words(draft.alpha_basis)})",
-        f"-k {draft.num_draft_tokens}" if draft.num_draft_tokens else "",
-    ]
-    return "; ".join(filter(None, parts))
-
-
-def _words(basis: Basis) -> str:
-    return {"measured": "measured", "learned": "from earlier runs", "estimated": "an estimate"}[basis]
+    return f"{value.value:.{num_digits}f}{unit} ({value.low:.{num_digits}f} to {value.high:.{num_digits}f})"
 
 
 def ranking_document(ranking: DraftRanking) -> Document:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import EXACT, Cli
-from tests.toys import save_stranger, save_toy
+from tests.draft_heads import write_draft
+from tests.toys import save_stranger, save_toy, successors, table_model
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,104 @@ def test_the_text_has_the_commands_to_measure(cli: Cli, toys: dict[str, Path], m
     text = ended.out.decode()
     assert ended.code == 0
     assert str(models / "sibling") in text
-    assert "an estimate" in text
+    assert "(estimated)" in text
 
 
 def test_a_missing_target_is_an_error(cli: Cli, tmp_path: Path) -> None:
     assert cli("drafts", tmp_path / "none").code == 3
+
+
+def test_the_target_is_no_candidate_in_its_own_folder(cli: Cli, tmp_path: Path) -> None:
+    for name in ("target", "sibling"):
+        save_toy(tmp_path / name)
+
+    assert set(by_name(ranked(cli, tmp_path / "target", "-d", tmp_path))) == {"lookup", "sibling"}
+
+
+def test_draft_heads_made_for_the_target_are_found_where_distill_writes(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the working folder and next to the target; those of another target are left out, given ones are named."""
+    target, other = table_model(successors()), table_model(successors(), 512)
+    other.model.embed_tokens.weight.data.mul_(2)
+    save_toy(tmp_path / "models" / "target", model=target)
+    write_draft(tmp_path / "models" / "beside", target)
+    write_draft(tmp_path / "work" / "own", target)
+    write_draft(tmp_path / "work" / "foreign", other)
+    (tmp_path / "work" / "damaged").mkdir()
+    (tmp_path / "work" / "damaged" / "config.json").write_text('{"specgen_draft": {}}')
+    monkeypatch.chdir(tmp_path / "work")
+
+    document = ranked(cli, tmp_path / "models" / "target", "-d", tmp_path / "work" / "own")
+
+    heads = [Path(one["draft"]).name for one in document["drafts"] if one["source"] == "draft head"]
+    assert sorted(heads) == ["beside", "own"]
+    assert not document["unusable"]
+    given = ranked(cli, tmp_path / "models" / "target", "-d", "foreign")
+    assert [one["draft"] for one in given["unusable"]] == ["foreign"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub whose cache has acme/Toy-2B, and the names that it lists."""
+    commit = "0123456789" * 4
+    root = tmp_path / "hub" / "models--acme--Toy-2B"
+    save_toy(root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    names = [f"acme/Toy-{size}" for size in ("500M", "1B", "2B", "70B")]
+
+    def list_models(_: object, *, author: str, **__: object) -> list[Any]:
+        assert author == "acme"
+        return [SimpleNamespace(id=name) for name in names]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_models", list_models)
+    monkeypatch.setattr("specgen.loading.hub_family.is_reachable", lambda: True)
+    return names
+
+
+@pytest.mark.usefixtures("hub", "no_weights")
+def test_smaller_models_of_the_family_on_the_hub_are_ranked_without_a_download(cli: Cli) -> None:
+    document = ranked(cli, Path("acme/Toy-2B"))
+
+    found = {one["draft"]: one for one in document["drafts"]}
+    assert set(found) == {"lookup", "acme/Toy-500M", "acme/Toy-1B"}
+    half = found["acme/Toy-500M"]
+    assert (half["source"], half["cost_basis"], half["alpha_basis"]) == ("hub", "estimated", "estimated")
+    assert half["draft_vocab"] is None
+    assert half["num_bytes"] * 2 == pytest.approx(found["acme/Toy-1B"]["num_bytes"], rel=0.01)
+    assert half["command"].startswith("specgen bench -t acme/Toy-2B -d acme/Toy-500M -k ")
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("way", ["offline", "unreachable"])
+def test_without_a_network_the_rest_is_ranked_and_a_note_says_why(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr("specgen.loading.hub_family.is_reachable", lambda: False)
+
+    document = ranked(cli, Path("acme/Toy-2B"), *(["--offline"] if way == "offline" else []))
+
+    assert [one["draft"] for one in document["drafts"]] == ["lookup"]
+    assert len(document["notices"]) == 1
+
+
+@pytest.mark.usefixtures("hub")
+def test_models_of_the_hubs_cache_are_candidates(cli: Cli, toys: dict[str, Path]) -> None:
+    found = {one["draft"]: one for one in ranked(cli, toys["target"])["drafts"]}
+
+    assert found["acme/Toy-2B"]["source"] == "cache"
+    assert found["acme/Toy-2B"]["draft_vocab"] == "same"
+
+
+def test_a_draft_that_does_not_fit_comes_last_and_gets_no_command(
+    cli: Cli, toys: dict[str, Path], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.doctor.examine.free_bytes", lambda _: 1000)
+
+    document = ranked(cli, toys["target"], "-d", models / "sibling")
+    text = cli("drafts", toys["target"], *EXACT, "-d", models / "sibling").out.decode()
+
+    assert Path(document["drafts"][-1]["draft"]).name == "sibling"
+    assert document["drafts"][-1]["fits"] is False
+    assert f"bench -t {toys['target']} -d {models / 'sibling'}" not in text

@@ -10,7 +10,7 @@ from specgen.doctor.draft_forecast import DraftRanking
 from specgen.render.drafts import format_ranking, ranking_document
 from specgen.runtime.pair import PairSettings, resolve_pair
 
-NUM_PROMPTS = 3
+NUM_PROMPTS = 5
 
 
 def run(options: DraftsOptions) -> int:
