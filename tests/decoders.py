@@ -11,7 +11,7 @@ from specgen.loading.decoder_weights import dense_linear
 from specgen.models.build_decoder import MakeLinear, build_layer, in_memory
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.layer_functions import Norm
+from specgen.models.forward_pass import Norm
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from specgen.cli.program import program
 from specgen.core.errors import SpecgenError
+from specgen.core.exit_codes import ExitCode
 from tests.structure import PACKAGE
 from tests.test_architecture import ORDER
 
@@ -62,6 +63,7 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     table = README.partition("| exit code | meaning |")[2].partition("\n\n")[0]
     told = {int(code) for row in table.splitlines()[2:] for code in row.split("|")[1].split(",")}
 
+    assert told == set(ExitCode)
     assert told == {0} | {error.exit_code for error in errors(SpecgenError)} | SIGNALS
 
 

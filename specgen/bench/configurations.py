@@ -1,22 +1,20 @@
-"""Loads the models of a benchmark, each draft once and all with one target in memory, and measures their memory."""
+"""Defines what a benchmark measures and where, and reads the peak memory of a run."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from specgen.bench.results import Setting
-from specgen.core.progress import SILENT, ProgressListener
 from specgen.engine.clock import Clock
-from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import Pair
-from specgen.text.vocabulary import compare_tokenizers
+
+if TYPE_CHECKING:
+    from specgen.runtime.loaded_models import LoadedModels
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,85 +41,6 @@ class Host:
     environment: Mapping[str, Any] = field(default_factory=dict)
     clock: Clock | None = None
     wall_clock: Clock = perf_counter
-
-
-def open_configurations(
-    baseline: Pair, drafts: Mapping[str, Pair], settings: Sequence[Setting], progress: ProgressListener = SILENT
-) -> list[Configuration]:
-    """Loads the weights of a target and of every draft; returns the baseline, then a configuration per setting.
-
-    Args:
-        baseline: The target without a drafter.
-        drafts: A pair with the same target for each draft, by the `draft` of its settings.
-        settings: What to run besides the baseline.
-        progress: Receives the progress of loading.
-
-    Raises:
-        LoadError: A file is damaged.
-        DeviceError: Too little memory for all of them.
-    """
-    target_alone = load_models(baseline, progress)
-    loaded: dict[str, LoadedModels] = {}
-    for name, pair in drafts.items():
-        progress.stage(f"loading draft {name}")
-        loaded[name] = target_alone.with_draft(pair, progress)
-    labelled = [
-        Configuration(_with_label(setting, loaded[setting.draft]), loaded[setting.draft]) for setting in settings
-    ]
-    return [Configuration(Setting("none"), target_alone), *_with_distinct_labels(labelled)]
-
-
-def open_backends(
-    pairs: Mapping[str, tuple[Pair, Mapping[str, Pair]]],
-    settings: Sequence[Setting],
-    progress: ProgressListener = SILENT,
-) -> list[Configuration]:
-    """Loads one target on several backends; returns the configurations of the first one, then those of the others.
-
-    Args:
-        pairs: The first two arguments of `open_configurations`, by the backend's name.
-        settings: What to run on each backend.
-        progress: Receives the progress of loading.
-
-    Raises:
-        PairError: The backends tokenize differently.
-        LoadError: A file is damaged.
-        DeviceError: Too little memory for all of them.
-    """
-    first, *others = [baseline for baseline, _ in pairs.values()]
-    for other in others:
-        compare_tokenizers(first.tokenizer, other.tokenizer)
-    return [
-        replace(configuration, setting=replace(configuration.setting, backend=backend))
-        for backend, (baseline, drafts) in pairs.items()
-        for configuration in open_configurations(baseline, drafts, settings, progress)
-    ]
-
-
-def _with_distinct_labels(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """Labels drafts from two folders that share a name and a format by their names on the command line instead."""
-    drafts: dict[str, set[str]] = defaultdict(set)
-    for one in configurations:
-        drafts[one.setting.label].add(one.setting.draft)
-    return [
-        replace(one, setting=replace(one.setting, label=one.setting.draft))
-        if len(drafts[one.setting.label]) > 1
-        else one
-        for one in configurations
-    ]
-
-
-def _with_label(setting: Setting, models: LoadedModels) -> Setting:
-    """Returns the setting, labelled with the draft that really runs: `auto` is decided by now."""
-    info, drafter = models.draft_info, models.pair.settings.drafter
-    if info is None:
-        return replace(setting, drafter=drafter, draft=drafter, label=drafter)
-    weight_format = info.dtype if info.quant == "none" else info.quant
-    lookup = "+lookup" if drafter == "model+lookup" else ""
-    kind = "same" if models.pair.shared is None else models.pair.shared.kind
-    vocab = "" if kind == "same" else f" by {'shared tokens' if kind == 'shared' else kind}"
-    label = f"{info.name} {weight_format}{vocab}{lookup}"
-    return replace(setting, drafter=drafter, label=label, num_draft_bytes=info.num_bytes)
 
 
 class PeakMemory:

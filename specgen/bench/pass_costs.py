@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TYPE_CHECKING
 
 from specgen.bench.results import MeasuredCosts
 from specgen.core.errors import DraftError
@@ -13,7 +14,9 @@ from specgen.engine.clock import Clock, device_clock
 from specgen.engine.contract import RecordingModel
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.combined import CombinedDrafter
-from specgen.runtime.loaded_models import LoadedModels
+
+if TYPE_CHECKING:
+    from specgen.runtime.loaded_models import LoadedModels
 
 NUM_SAMPLES = 5
 LONGEST_DENSE = 9

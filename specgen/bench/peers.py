@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from specgen.bench.results import Setting
-from specgen.core.errors import DeviceError, SettingsError, SpecgenError, first_line
+from specgen.core.errors import DeviceError, SpecgenError, first_line
 from specgen.core.events import Prefill
 from specgen.core.metrics import Counts, Detail
-from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.engine.clock import Clock
 from specgen.loading.llama_cpp import default_num_threads, llama_library
 from specgen.models.transformers_model import TransformersModel
-from specgen.runtime.loaded_models import load_models
-from specgen.runtime.pair import Pair, PairSettings, resolve_pair
-from specgen.text.vocabulary import compare_tokenizers
+
+if TYPE_CHECKING:
+    from specgen.runtime.pair import Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,42 +155,6 @@ def _greedy(**values: Any) -> Any:
 
     config: Any = GenerationConfig
     return config(do_sample=False, pad_token_id=0, **values)
-
-
-def open_peers(
-    names: Sequence[str], target: ModelSettings, baseline: Pair, progress: ProgressListener = SILENT
-) -> list[Peer]:
-    """Loads peers.
-
-    Args:
-        names: As on the command line: `transformers`, `llama-cpp` or `llama-cpp=FILE.gguf`.
-        target: The target's settings.
-        baseline: The target alone.
-        progress: Receives the progress of loading.
-
-    Raises:
-        SettingsError: llama-cpp has no file.
-        PairError: A file has another tokenizer than the target.
-        SpecgenError: A model can't be loaded.
-    """
-    return [_open(name, target, baseline, progress) for name in dict.fromkeys(names)]
-
-
-def _open(name: str, target: ModelSettings, baseline: Pair, progress: ProgressListener) -> Peer:
-    kind, _, file = name.partition("=")
-    progress.stage(f"loading peer {kind}")
-    if kind == "transformers":
-        pair = resolve_pair(PairSettings(replace(target, backend=BackendSettings("transformers")), "none"), progress)
-        model = load_models(pair, progress).target
-        assert isinstance(model, TransformersModel), "the backend was chosen"
-        return TransformersPeer(model)
-    if not file and baseline.target.gguf is None:
-        raise SettingsError("--peer llama-cpp needs a GGUF file, and the target runs from none", "give llama-cpp=FILE")
-    backend = replace(target.backend, name="llama.cpp")
-    settings = ModelSettings(file or target.name, backend=backend)
-    pair = resolve_pair(PairSettings(settings, "none"), progress)
-    compare_tokenizers(baseline.tokenizer, pair.tokenizer)
-    return LlamaCppPeer(pair, has_target_weights=not file)
 
 
 def answered(peer: Peer, request: PeerRequest) -> PeerAnswer:

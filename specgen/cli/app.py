@@ -18,6 +18,7 @@ from specgen.cli.options.fields import build, options_of
 from specgen.cli.program import COMMANDS, RootOptions
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.core.errors import SettingsError
+from specgen.core.exit_codes import ExitCode
 
 T = TypeVar("T")
 _NO_COMMAND = -1
@@ -52,7 +53,7 @@ def run(arguments: list[str]) -> int:
     """Runs the program.
 
     Returns:
-        The exit code; see `specgen.core.errors`, and 130, 143, 129 for signals, 0 if the reader closed the pipe.
+        The exit code; see `specgen.core.exit_codes`. It is 0 if the reader closed the pipe.
     """
     try:
         # A command that can finish a round or a run after a signal watches for signals itself.
@@ -64,7 +65,7 @@ def run(arguments: list[str]) -> int:
             sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return 130
+        return ExitCode.CTRL_C
     except BaseException as error:  # noqa: BLE001 - every error of the program ends here
         as_json = _wants_json(arguments)
         # At once: a second signal during the imports below would show a traceback.

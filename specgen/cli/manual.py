@@ -5,6 +5,7 @@ from __future__ import annotations
 from specgen.cli.app_spec import Command, Option, Program
 from specgen.core import __version__
 from specgen.core.errors import SpecgenError
+from specgen.core.exit_codes import ExitCode
 
 FOLDERS = {
     "SPECGEN_CACHE": "Folder for what can be made again: converted GGUF files, the built-in model, costs of passes.",
@@ -60,11 +61,14 @@ def _environment(program: Program) -> list[str]:
 
 def _exit_codes() -> list[str]:
     """Lists each code with the first line of the docstrings of its errors."""
-    meanings: dict[int, list[str]] = {0: ["Done; also if the reader of the output closed the pipe."], 1: ["A bug."]}
+    meanings: dict[int, list[str]] = {
+        ExitCode.SUCCESS: ["Done; also if the reader of the output closed the pipe."],
+        ExitCode.INTERNAL_ERROR: ["A bug."],
+    }
     for error in _all_errors(SpecgenError):
         meanings.setdefault(error.exit_code, []).append((error.__doc__ or "").partition("\n")[0])
-    meanings |= {129: ["SIGHUP."], 130: ["Ctrl-C."], 143: ["SIGTERM."]}
-    return [line for code, texts in sorted(meanings.items()) for line in _entry(str(code), " ".join(texts))]
+    meanings |= {ExitCode.HANGUP: ["SIGHUP."], ExitCode.CTRL_C: ["Ctrl-C."], ExitCode.TERMINATED: ["SIGTERM."]}
+    return [line for code, texts in sorted(meanings.items()) for line in _entry(f"{code:d}", " ".join(texts))]
 
 
 def _all_errors(base: type[SpecgenError]) -> list[type[SpecgenError]]:

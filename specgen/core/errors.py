@@ -28,6 +28,8 @@ import errno
 import struct
 import sys
 
+from specgen.core.exit_codes import ExitCode
+
 _MEMORY_TEXTS = (
     *("DefaultCPUAllocator", "out of memory", "not enough memory", "Cannot allocate memory"),
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -44,7 +46,7 @@ class SpecgenError(Exception):
         hint: What to do about it, in one line.
     """
 
-    exit_code = 1
+    exit_code: int = ExitCode.INTERNAL_ERROR
     code = "error"
 
     def __init__(self, message: str, hint: str | None = None) -> None:
@@ -58,7 +60,7 @@ class SpecgenError(Exception):
 class SettingsError(SpecgenError):
     """An option, or a combination of options, is invalid."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
     code = "settings"
 
 
@@ -71,7 +73,7 @@ class PromptError(SettingsError):
 class LoadError(SpecgenError):
     """A model can't be loaded."""
 
-    exit_code = 3
+    exit_code = ExitCode.LOAD
     code = "load"
 
 
@@ -90,14 +92,14 @@ class ModelFileError(LoadError):
 class PairError(SpecgenError):
     """Draft and target don't share a vocabulary."""
 
-    exit_code = 4
+    exit_code = ExitCode.PAIR
     code = "draft_incompatible"
 
 
 class DeviceError(SpecgenError):
     """The device, or the library that drives it, is missing or unusable."""
 
-    exit_code = 5
+    exit_code = ExitCode.DEVICE
     code = "device"
 
 
@@ -110,35 +112,35 @@ class MemoryShortageError(DeviceError):
 class OutputError(SpecgenError):
     """The output can't be written to the requested place."""
 
-    exit_code = 7
+    exit_code = ExitCode.OUTPUT
     code = "output"
 
 
 class NumericalError(SpecgenError):
     """The target model's logits contain NaN or infinity."""
 
-    exit_code = 8
+    exit_code = ExitCode.NUMERICAL
     code = "numerical"
 
 
 class DifferenceError(SpecgenError):
     """A greedy text differs from the target's own by more than rounding explains."""
 
-    exit_code = 6
+    exit_code = ExitCode.DIFFERENT_TEXT
     code = "different_text"
 
 
 class LimitError(SpecgenError):
     """A measured figure is below the limit of `bench --fail-under-...`."""
 
-    exit_code = 9
+    exit_code = ExitCode.LIMIT
     code = "limit"
 
 
 class ServerError(SpecgenError):
     """A server failed, or its answer is not one."""
 
-    exit_code = 10
+    exit_code = ExitCode.SERVER
     code = "server_failed"
 
 
@@ -163,7 +165,7 @@ class ServerBusyError(ServerError):
 class BatchError(SpecgenError):
     """Some requests of a batch could not be answered."""
 
-    exit_code = 11
+    exit_code = ExitCode.BATCH
     code = "batch"
 
 

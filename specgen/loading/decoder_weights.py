@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from specgen.core.errors import ModelFileError, NumericalError
-from specgen.loading.placement import Placement
 from specgen.loading.tensor_files import TensorFiles
 from specgen.models.build_decoder import MakeLinear, build_layer
 from specgen.models.decoder import Decoder, Layer
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.formats import Float16Linear, Int8Linear, fits_float16, without_deprecation_warning
-from specgen.models.layer_functions import Norm
+from specgen.models.forward_pass import Norm
 from specgen.models.quantized import quantized_linear
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
+
+if TYPE_CHECKING:
+    from specgen.loading.placement import Placement
 
 IGNORED_SUFFIX = "rotary_emb.inv_freq"
 """Old checkpoints hold these tensors; they follow from the config."""

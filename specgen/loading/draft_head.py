@@ -18,7 +18,7 @@ from specgen.models.build_decoder import build_layer, in_memory
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers, FeatureJoin
-from specgen.models.layer_functions import Norm
+from specgen.models.forward_pass import Norm
 from specgen.models.static.model import StaticModel
 from specgen.models.tensor_names import NORM
 

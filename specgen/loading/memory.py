@@ -1,13 +1,19 @@
-"""Estimates how much memory a model needs and a device has, in bytes, for decisions and messages."""
+"""Says how much memory a device has, how much was used, and that a model needs more, in bytes."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from specgen.core import cgroups
 from specgen.core.errors import MemoryShortageError
 from specgen.core.units import format_size
+
+if TYPE_CHECKING:
+    import torch
 
 
 def free_bytes(device: str) -> int | None:
@@ -28,6 +34,23 @@ def total_bytes() -> int | None:
     """Returns the main memory, or the container's limit if that is less; None if unknown."""
     known = [number for number in (_meminfo("MemTotal"), cgroups.memory_limit()) if number is not None]
     return min(known) if known else None
+
+
+def peak_memory_bytes(devices: Sequence[torch.device]) -> int:
+    """Returns the peak memory so far: of the CUDA devices if there are any, else of the process (resident size).
+
+    On CUDA it is what torch reserved: the memory of recorded passes is not allocated between replays.
+    """
+    if any(device.type == "cuda" for device in devices):
+        from torch import cuda
+
+        return sum(cuda.max_memory_reserved(index) for index in range(cuda.device_count()))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
 
 
 def shortage(what: str, device: str, needed: int, quant: str) -> MemoryShortageError:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from specgen.models.decoder import Attention, FeedForward, Layer
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.layer_functions import Norm
+from specgen.models.forward_pass import Norm
 from specgen.models.tensor_names import NORM_NAMES, Projection, layer_prefix, projections, tensor_shapes
 from specgen.models.weight_memory import joined
 

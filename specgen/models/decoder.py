@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.layer_functions import AttentionFunction, LayerFunction, Norm, function_of, gated_feed_forward
+from specgen.models.forward_pass import AttentionFunction, LayerFunction, Norm, function_of, gated_feed_forward
 
 if TYPE_CHECKING:
     from specgen.models.kv_slots import KvSlots, Rotations

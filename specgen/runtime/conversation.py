@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from specgen.core.errors import PromptError, SpecgenError
 from specgen.core.events import Prefill, Round, RoundText, TextEvent
@@ -14,11 +15,13 @@ from specgen.runtime import learned_costs
 from specgen.runtime.answer import Answer
 from specgen.runtime.chat_history import ChatHistory, ContextUse
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request, run_info, target_alone
-from specgen.runtime.loaded_models import LoadedModels
 from specgen.storage.transcript import ChatMessage, Scalar
 from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.prefix_reuse import keep_cached_ids
 from specgen.text.reasoning import split_reasoning
+
+if TYPE_CHECKING:
+    from specgen.runtime.loaded_models import LoadedModels
 
 
 class Conversation(ChatHistory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from specgen.core.comparison import first_difference
 from specgen.core.cost_model import Forecast
@@ -17,11 +18,14 @@ from specgen.engine.clock import Clock, device_clock
 from specgen.engine.contract import RecordingModel
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
+from specgen.loading.memory import peak_memory_bytes
 from specgen.runtime import learned_costs
 from specgen.runtime.drafting import no_trees_reason
-from specgen.runtime.loaded_models import LoadedModels, peak_memory_bytes
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.stop_strings import StopStrings, with_text
+
+if TYPE_CHECKING:
+    from specgen.runtime.loaded_models import LoadedModels
 
 NUM_CALIBRATION_TOKENS = 8
 """Steps of the target alone that are timed for the quick baseline, after a warm-up step."""

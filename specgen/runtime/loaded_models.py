@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -263,18 +262,3 @@ class LoadedModels:
         notices = (*([] if draft is None else draft.notices), *_invariance_notices(self.batch_invariance, pair))
         target = LoadedModel(self.target, self.target_info)
         return LoadedModels(pair, target, draft, self.batch_invariance, notices)
-
-
-def peak_memory_bytes(devices: Sequence[torch.device]) -> int:
-    """Returns the peak memory so far: of the CUDA devices if there are any, else of the process (resident size).
-
-    On CUDA it is what torch reserved: the memory of recorded passes is not allocated between replays.
-    """
-    if any(device.type == "cuda" for device in devices):
-        return sum(torch.cuda.max_memory_reserved(index) for index in range(torch.cuda.device_count()))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from specgen.bench.advice import command_line_for, recommend
-from specgen.bench.configurations import Host, open_backends
+from specgen.bench.configurations import Host
 from specgen.bench.figures import figures_by_setting
+from specgen.bench.open_models import open_backends
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark

@@ -9,7 +9,8 @@ import pytest
 
 from specgen.bench.advice import best_speedup, recommend
 from specgen.bench.figures import figures_by_setting
-from specgen.bench.peers import PeerAnswer, PeerRequest, TransformersPeer, answered, open_peers
+from specgen.bench.open_models import open_peers
+from specgen.bench.peers import PeerAnswer, PeerRequest, TransformersPeer, answered
 from specgen.bench.results import BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.core.errors import DeviceError, SettingsError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from specgen.bench.configurations import Host, open_configurations
+from specgen.bench.configurations import Host
+from specgen.bench.open_models import open_configurations
 from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark

@@ -22,7 +22,7 @@ from specgen.models.cuda import prepare_cuda, recorded
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.layer_functions import Norm
+from specgen.models.forward_pass import Norm
 from specgen.models.quantized import nf4_linear
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass, WholePass

@@ -27,7 +27,7 @@ from specgen.loading.resolved_model import LoadedModel
 from specgen.loading.weights import load_weights
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.layer_functions import gated_feed_forward
+from specgen.models.forward_pass import gated_feed_forward
 from specgen.models.transformers_model import TransformersModel
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.vocabulary import table_size

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from specgen.bench.configurations import open_configurations
+from specgen.bench.open_models import open_configurations
 from specgen.bench.pass_costs import measure_pass_costs
 from specgen.bench.results import Setting
 from specgen.cli.bench.benchmark import draft_pairs, settings_of

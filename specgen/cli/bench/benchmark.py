@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specgen.bench.configurations import Configuration, Host, open_backends
+from specgen.bench.configurations import Configuration, Host
 from specgen.bench.figures import total
-from specgen.bench.peers import open_peers
+from specgen.bench.open_models import open_backends, open_peers
 from specgen.bench.results import BASELINE, Setting
 from specgen.bench.runner import Benchmark
 from specgen.cli.bench.inputs import DraftChoice, Inputs

@@ -10,16 +10,19 @@ import sys
 import tempfile
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from specgen.cli.chat.session import open_session
-from specgen.cli.chat.state import ChatState
 from specgen.cli.prompt_input import decode, read_capped
 from specgen.core.errors import PromptError, SettingsError
 from specgen.core.settings import ReplySettings
 from specgen.render.sanitize import one_line
 from specgen.storage.saved_chats import SessionSetAside
+
+if TYPE_CHECKING:
+    from specgen.cli.chat.state import ChatState
 
 MAX_LISTED = 20
 

@@ -16,12 +16,11 @@ from specgen.cli.chat.reply import generate_reply
 from specgen.cli.chat.state import ChatState
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.core.errors import SettingsError, SpecgenError
+from specgen.core.exit_codes import ExitCode
 from specgen.storage.transcript import Transcript
 
 if TYPE_CHECKING:
     from specgen.cli.chat.line_editor import LineEditor
-
-CTRL_C_EXIT_CODE, HANGUP_EXIT_CODE = 130, 129
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class ChatLoop:
             state.terminal.messages.error(error)
             return
         except Stopped as stopped:
-            if stopped.exit_code != CTRL_C_EXIT_CODE:
+            if stopped.exit_code != ExitCode.CTRL_C:
                 raise
             state.terminal.signals.signum = None
             state.print("stopped")
@@ -102,7 +101,7 @@ class ChatLoop:
         state, messages = self.state, self.state.terminal.messages
         state.save()
         state.autosave.close()
-        if exit_code in (0, CTRL_C_EXIT_CODE) and (name := state.autosave.resume_name):
+        if exit_code in (0, ExitCode.CTRL_C) and (name := state.autosave.resume_name):
             messages.info(Text(f"saved; continue with: specgen chat --resume {name}", style="muted"))
         if state.autosave.failure is not None and exit_code == 0:
             messages.error(state.autosave.failure)
@@ -150,5 +149,5 @@ def end_of_input_code(signals: StopSignals) -> int:
     try:
         termios.tcgetattr(sys.stdin.fileno())
     except (OSError, ValueError, termios.error):
-        return HANGUP_EXIT_CODE
+        return ExitCode.HANGUP
     return signals.exit_code

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from specgen.cli.chat.state import ChatState
 from specgen.cli.signals import Stopped
 from specgen.core.errors import OutputError, ServerError, SpecgenError
 from specgen.core.settings import ReplySettings
@@ -17,6 +16,7 @@ from specgen.render.summary import format_turn
 from specgen.storage.transcript import ChatMessage
 
 if TYPE_CHECKING:
+    from specgen.cli.chat.state import ChatState
     from specgen.runtime.answer import Answer
 
 

@@ -28,7 +28,7 @@ from specgen.models.build_decoder import build_layer
 from specgen.models.cuda import recorded
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.layer_functions import Norm
+from specgen.models.forward_pass import Norm
 from specgen.models.static import inputs
 from specgen.models.static.inputs import ROWS
 from specgen.models.static.model import StaticModel

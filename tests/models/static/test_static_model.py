@@ -29,7 +29,7 @@ from specgen.engine.sampling import Sampler
 from specgen.models.batch_invariance import check_batch_invariance
 from specgen.models.cuda import admission_failure, prepare_cuda, recorded
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.layer_functions import Norm, fused_norm
+from specgen.models.forward_pass import Norm, fused_norm
 from specgen.models.static import inputs
 from specgen.models.static.inputs import MAX_ROWS, ROWS, capacity_for, padded_rows
 from specgen.models.static.model import StaticModel

@@ -1,4 +1,4 @@
-"""Computes the parts of a decoder layer by plain objects, whose weights belong to modules.
+"""Computes the forward pass of a decoder's layers by plain objects, whose weights belong to modules.
 
 Reading an attribute of a module and calling it through its hooks is slow: for all layers it took 6 % of a pass of a
 135M model. Every operation is applied in transformers' order, so that rounding in low precisions is the same.
