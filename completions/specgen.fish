@@ -158,6 +158,7 @@ complete -c specgen -n '__fish_seen_subcommand_from bench' -l insecure-key -d 'S
 complete -c specgen -n '__fish_seen_subcommand_from bench' -l timeout -x -d 'Longest silence of a server, in seconds.'
 complete -c specgen -n '__fish_seen_subcommand_from bench' -s d -l draft -r -F -a 'auto lookup (specgen --list models 2>/dev/null)' -d 'Draft to measure, with its weight format if given. Repeatable. Default: auto.'
 complete -c specgen -n '__fish_seen_subcommand_from bench' -s k -l draft-tokens -l num-draft-tokens -x -d 'Draft lengths, as in 1,2,4,8 or 1-8 or 2-8+2 or auto. Default: 2,4,auto.'
+complete -c specgen -n '__fish_seen_subcommand_from bench' -l tree -x -d 'Sizes of drafts that branch, as in off,4,8 or off,auto; each is measured at each draft length.'
 complete -c specgen -n '__fish_seen_subcommand_from bench' -l lookup-file -r -F -d 'Text that lookup searches in addition to the prompt. Repeatable.'
 complete -c specgen -n '__fish_seen_subcommand_from bench' -l peer -x -a 'llama-cpp transformers' -d 'Measure another program in the same table: llama-cpp-python, or transformers with the target\'s weights. Repeatable.'
 complete -c specgen -n '__fish_seen_subcommand_from bench' -s Q -l quant -x -a 'auto none int8 nf4 fp4' -d 'Weight format of the target. auto: nf4 on CUDA and on CPUs with AVX512-BF16, else none; GGUF files keep theirs.'

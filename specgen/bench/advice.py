@@ -65,7 +65,8 @@ def command_line_for(setting: Setting) -> str:
     lookup = "+lookup" if setting.drafter == "model+lookup" and not is_auto else ""
     name = setting.draft.removesuffix(lookup)
     name = (name if setting.quant == "auto" else name.removesuffix(f":{setting.quant}")) + lookup
-    return f"-d {shlex.quote(name)}{quant} -k {setting.length}{backend}"
+    tree = f" --tree {setting.tree}" if setting.num_tree_nodes else ""
+    return f"-d {shlex.quote(name)}{quant} -k {setting.length}{tree}{backend}"
 
 
 def _usable(figures: Sequence[SettingFigures]) -> list[SettingFigures]:

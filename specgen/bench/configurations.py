@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from specgen.bench.results import Setting
+from specgen.core.settings import DecodeSettings
 from specgen.engine.clock import Clock
 
 if TYPE_CHECKING:
@@ -26,6 +27,19 @@ class Configuration:
 
     setting: Setting
     models: LoadedModels
+
+    def decode_settings(self, num_tokens: int, end_ids: frozenset[int]) -> DecodeSettings:
+        """Returns how a run generates."""
+        setting = self.setting
+        return DecodeSettings(
+            num_tokens,
+            setting.num_draft_tokens,
+            setting.schedule,
+            end_ids,
+            strict=True,
+            num_tree_nodes=setting.num_tree_nodes,
+            tree_schedule=setting.tree_schedule,
+        )
 
 
 @dataclass(frozen=True, slots=True)

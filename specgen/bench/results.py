@@ -31,6 +31,8 @@ class Setting:
         num_draft_bytes: Size of the draft's weights in memory.
         backend: `llama.cpp` or `transformers` if two backends are compared; else empty.
         concurrency: Requests that a server gets at a time.
+        num_tree_nodes: Tokens of a draft that branches; 0: drafts don't.
+        tree_schedule: `auto` chooses sizes by cost, up to `num_tree_nodes`.
     """
 
     drafter: str
@@ -42,6 +44,8 @@ class Setting:
     num_draft_bytes: int = 0
     backend: str = ""
     concurrency: int = 1
+    num_tree_nodes: int = 0
+    tree_schedule: DraftSchedule = "constant"
 
     @property
     def has_drafter(self) -> bool:
@@ -56,6 +60,13 @@ class Setting:
         return "auto" if self.schedule == "auto" else str(self.num_draft_tokens)
 
     @property
+    def tree(self) -> str:
+        """Size of drafts that branch, as on the command line."""
+        if not self.num_tree_nodes:
+            return "off"
+        return "auto" if self.tree_schedule == "auto" else str(self.num_tree_nodes)
+
+    @property
     def position_unit(self) -> str:
         """What the position of a difference counts: servers send text."""
         return "character" if self.drafter == "server" else "token"
@@ -64,6 +75,8 @@ class Setting:
     def name(self) -> str:
         """Name for messages: `lookup -k auto`."""
         name = self.label if self.drafter in ("none", "server", "peer") else f"{self.label} -k {self.length}"
+        if self.num_tree_nodes:
+            name = f"{name} --tree {self.tree}"
         if self.concurrency > 1:
             name = f"{name} at concurrency {self.concurrency}"
         return f"{name} on {self.backend}" if self.backend else name

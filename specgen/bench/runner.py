@@ -21,8 +21,9 @@ from specgen.bench.results import (
     Stage,
 )
 from specgen.bench.text_comparison import TextComparison
-from specgen.core.errors import SpecgenError
-from specgen.core.settings import MAX_DRAFT_TOKENS, DecodeSettings
+from specgen.core.errors import SettingsError, SpecgenError
+from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.runtime.drafting import no_trees_reason
 from specgen.runtime.generation import Generation, Request
 from specgen.text.chat_template import Message
 
@@ -213,23 +214,23 @@ class Benchmark:
     def _time_passes(self) -> MeasuredCosts:
         own = [one for one in self.configurations if one.setting.backend == self._backend(BASELINE)]
         timed = own[1:] or own
-        longest = max(min(one.setting.num_draft_tokens, MAX_DRAFT_TOKENS) for one in timed)
+        longest = max(max(one.setting.num_draft_tokens, one.setting.num_tree_nodes) for one in timed)
         return measure_pass_costs(
             {one.setting.label: one.models for one in timed},
             max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS],
-            min(longest, LONGEST_TIMED_PASS - 1),
+            min(longest, MAX_DRAFT_TOKENS, LONGEST_TIMED_PASS - 1),
             TimingOptions(self.config.sampling, self._host.clock, lambda: self._is_interrupted),
         )
 
     def _generate(self, index: int, prompt_ids: Sequence[int], *, stops_at_end: bool) -> Generation:
         """Runs one generation to its end, or until `interrupt`."""
-        setting, models = self.configurations[index].setting, self.configurations[index].models
+        models = self.configurations[index].models
         models.clear_caches()
         models.limit_torch_threads()
         end_ids = self._pair.end_ids if stops_at_end else frozenset[int]()
-        decoding = DecodeSettings(
-            self.config.num_tokens, setting.num_draft_tokens, setting.schedule, end_ids, strict=True
-        )
+        decoding = self.configurations[index].decode_settings(self.config.num_tokens, end_ids)
+        if decoding.num_tree_nodes and (reason := no_trees_reason(models)) is not None:
+            raise SettingsError(f"--tree has no effect: {reason}", "give --tree off")
         generation = Generation(models, Request(prompt_ids, decoding, self.config.sampling))
         if self._host.clock is not None:
             generation.clock = self._host.clock

@@ -135,11 +135,12 @@ def forecast(counts: Counts, costs: PassCosts) -> Forecast:
 
     The predictions by length are exact for a run with a fixed length, up to the positions where its rounds began. A
     run with `-k auto` drafted further where the draft was confident, so they are slightly too high for longer drafts.
+    Rounds whose drafts branch do not tell what the best token alone yields: there are none then.
     """
     by_length: dict[int, float] = {}
     acceptance: list[float] = []
     for accepted, tested in zip(counts.accepted_by_position, counts.tested_by_position, strict=True):
-        if tested < MIN_TESTED:
+        if tested < MIN_TESTED or counts.num_tree_rounds:
             break
         acceptance.append(accepted / tested)
         speedup = expected_speedup(acceptance, costs)
@@ -170,6 +171,7 @@ def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
         num_whole = counts.num_rounds - counts.num_plain_rounds - counts.num_rejected
         # Lookup drafts next to a model's take no measurable time.
         num_drawn = counts.num_drafted + counts.num_cut - counts.num_resumed - counts.num_lookup_drafted
+        num_drawn += counts.num_extra_passes
         seconds += costs.draft_seconds * max(num_drawn, 0)
         seconds += counts.resumed_seconds + costs.catch_up_seconds * max(num_whole - 1, 0)
     return counts.num_emitted * plain / seconds if seconds else None

@@ -46,6 +46,7 @@ class Round:
         is_warmup: A pass of the round was recorded, or ran for the first time: later ones of its size are faster.
         num_replayed: Accepted tokens of earlier rounds that the target's pass fed again.
         tree: The whole draft, if it branches; it is not cut.
+        num_tree_passes: Passes of the draft model that the tree took.
     """
 
     index: int
@@ -60,6 +61,7 @@ class Round:
     is_warmup: bool = False
     num_replayed: int = 0
     tree: DraftTree | None = None
+    num_tree_passes: int = 0
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -76,6 +78,11 @@ class Round:
     def num_fed(self) -> int:
         """Tokens of the target's pass: the last one of the text, the draft, and those fed again."""
         return 1 + self.num_nodes + self.num_replayed
+
+    @property
+    def num_draft_passes(self) -> int:
+        """Passes of a draft model: of a chain one for each token, if the draft is a model's."""
+        return len(self.draft_ids) + self.num_cut if self.tree is None else self.num_tree_passes
 
     @property
     def num_rejected(self) -> int:

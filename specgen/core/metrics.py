@@ -61,6 +61,8 @@ class Counts:
     num_tree_rounds: int = 0
     num_tree_nodes: int = 0
     """Rounds whose draft branched, and the tokens of all their branches."""
+    num_extra_passes: int = 0
+    """Passes of the draft model in those rounds, less the tokens of theirs that `num_drafted` and `num_cut` have."""
     was_plain: bool = False
     """Whether the last round drafted nothing."""
     num_prompt_tokens: int = 0
@@ -92,7 +94,7 @@ class Counts:
                 # A drafter may have worked and found nothing to propose.
                 self.plain_seconds += round_.seconds - round_.draft_seconds
         elif self.was_plain:
-            self.num_resumed += num_drafted + round_.num_cut
+            self.num_resumed += round_.num_draft_passes
             self.resumed_seconds += round_.draft_seconds
         self.was_plain = is_plain
         self.num_rounds += 1
@@ -103,6 +105,7 @@ class Counts:
         if round_.tree is not None:
             self.num_tree_rounds += 1
             self.num_tree_nodes += round_.num_nodes
+            self.num_extra_passes += round_.num_draft_passes - num_drafted - round_.num_cut
         if round_.source == "lookup":
             self.num_lookup_drafted += num_drafted
             self.num_lookup_accepted += round_.num_accepted

@@ -148,6 +148,7 @@ def decode(
             is_warmup=verified.is_warmup or draft.is_warmup,
             num_replayed=num_replayed,
             tree=verified.tree,
+            num_tree_passes=draft.num_tree_passes,
         )
         draft_length.observe(round_)
         yield round_

@@ -74,10 +74,10 @@ def observe(models: LoadedModels, round_: Round) -> None:
     """Updates the costs from a round with a fixed draft length; `-k auto` updates them itself."""
     if round_.is_warmup:
         return
-    draft_length, num_drafted = models.draft_length, len(round_.draft_ids) + round_.num_cut
+    draft_length, num_passes = models.draft_length, round_.num_draft_passes
     draft_length.costs.observe(round_.num_fed, round_.verify_seconds)
-    if num_drafted and round_.source == "model" and round_.tree is None:
-        draft_length.draft_cost.observe(num_drafted, round_.draft_seconds)
+    if num_passes and round_.source == "model":
+        draft_length.draft_cost.observe(num_passes, round_.draft_seconds)
 
 
 def save_acceptance(models: LoadedModels, counts: Counts, store: CostStore | None = None) -> None:

@@ -67,6 +67,32 @@ def test_every_figure_of_a_scripted_pair_is_exact(toys: dict[str, Path], clock: 
     assert drafted.predicted_speedup == pytest.approx(drafted.speedup)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_trees_are_measured_next_to_chains_and_predicted_from_their_passes(
+    toys: dict[str, Path], clock: VirtualClock, k: int
+) -> None:
+    report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (k,), SMALL, trees=(0, 6)))
+
+    _, chain, tree = figures_by_setting(report)
+    assert (chain.setting.tree, tree.setting.tree) == ("off", "6")
+    assert chain.counts.nodes_per_tree is None
+    assert tree.counts.nodes_per_tree == pytest.approx(6, abs=0.5)
+    assert tree.counts.block_efficiency == pytest.approx(chain.counts.block_efficiency)
+    assert tree.text_verdict == "same"
+    assert report.costs is not None
+    assert report.costs.verify_seconds[7] == pytest.approx(1.6)
+    for figures in (chain, tree):
+        assert figures.predicted_speedup == pytest.approx(figures.speedup)
+    assert tree.forecast is not None
+    assert not tree.forecast.by_length
+
+
+def test_a_tree_of_a_draft_without_branches_is_reported_as_failed(toys: dict[str, Path], clock: VirtualClock) -> None:
+    report = finished(benchmark(clock, toys["target"], {"lookup": None}, (2,), SMALL, trees=(0, 4)))
+
+    assert [failure.setting for failure in report.failures] == [2]
+
+
 def test_every_run_reads_its_whole_prompt(toys: dict[str, Path], clock: VirtualClock) -> None:
     report = finished(benchmark(clock, toys["target"], {"wrong": toys["wrong"]}, (2,), SMALL))
 

@@ -15,6 +15,7 @@ from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.core.settings import ModelSettings
 from specgen.models.cached_model import CachedModel
+from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message
 from tests.toys import successors, token_id
@@ -47,6 +48,13 @@ class VirtualClock:
             return forward(model, new, num_last)
 
         monkeypatch.setattr(CachedModel, "_forward", timed)
+        tree_logits = DecoderModel.tree_logits
+
+        def timed_tree(model: DecoderModel, tokens: Any, parents: Any) -> Any:
+            self.now += self.rule(self, model.module is self.target, int(tokens.shape[0]))
+            return tree_logits(model, tokens, parents)
+
+        monkeypatch.setattr(DecoderModel, "tree_logits", timed_tree)
 
 
 def model(folder: Path) -> ModelSettings:
@@ -60,6 +68,7 @@ def benchmark(
     lengths: tuple[int, ...],
     config: BenchSettings,
     num_prompts: int = 2,
+    trees: tuple[int, ...] = (0,),
 ) -> Benchmark:
     """Makes a benchmark of toys; a draft of None is lookup."""
     baseline = resolve_pair(PairSettings(model(target), drafter="none"))
@@ -67,7 +76,12 @@ def benchmark(
         name: baseline.with_draft("lookup", None) if path is None else baseline.with_draft("model", model(path))
         for name, path in drafts.items()
     }
-    settings = [Setting("model" if drafts[n] else "lookup", n, n, k) for n in drafts for k in lengths]
+    settings = [
+        Setting("model" if drafts[n] else "lookup", n, n, k, num_tree_nodes=tree)
+        for n in drafts
+        for k in lengths
+        for tree in trees
+    ]
     configurations = open_configurations(baseline, pairs, settings)
     clock.target = configurations[0].models.target.module
     prompts = [BenchPrompt(f"p{i}", f"c{i}", (Message("user", "hello"),)) for i in range(num_prompts)]

@@ -234,6 +234,28 @@ def test_lists_of_lengths_may_contain_ranges_and_steps() -> None:
     assert parse_lengths("2-8+3") == ["2", "5", "8"]
 
 
+def test_every_tree_is_measured_at_every_length() -> None:
+    from specgen.bench.advice import command_line_for
+    from specgen.cli.bench.benchmark import settings_of
+    from specgen.cli.bench.inputs import parse_drafts, parse_trees
+
+    drafts, trees = parse_drafts(["m"], "auto"), parse_trees("off, 4,auto,4")
+
+    assert [command_line_for(setting) for setting in settings_of(drafts, ["2", "auto"], trees)] == [
+        *("-d m -k 2", "-d m -k 2 --tree 4", "-d m -k 2 --tree auto"),
+        *("-d m -k auto", "-d m -k auto --tree 4", "-d m -k auto --tree auto"),
+    ]
+
+
+def test_trees_are_rows_of_their_own(bench: Cli) -> None:
+    ended = bench("-k", "2", "--tree", "off,4", "--format", "json")
+
+    rows = json.loads(ended.out)["results"]
+    assert [(row["k"], row["tree"]) for row in rows[1:]] == [("2", "off"), ("2", "4")]
+    assert [{run["tree_nodes"] > 0 for run in row["runs"]} for row in rows[1:]] == [{False}, {True}]
+    assert b"nodes" in bench("-k", "2", "--tree", "4").out
+
+
 def test_a_draft_may_name_its_weight_format() -> None:
     from specgen.cli.bench.inputs import parse_drafts
 

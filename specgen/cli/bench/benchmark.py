@@ -11,7 +11,8 @@ from specgen.bench.open_models import open_backends, open_peers
 from specgen.bench.results import BASELINE, Setting
 from specgen.bench.runner import Benchmark
 from specgen.cli.bench.inputs import DraftChoice, Inputs
-from specgen.cli.request import parse_draft_length
+from specgen.cli.options.models import OFF
+from specgen.cli.request import parse_draft_length, parse_tree
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.runtime import learned_costs
@@ -33,7 +34,7 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
         if any(inputs.prompt_format.folds_system(baseline.tokenizer, prompt.messages) for prompt in inputs.prompts):
             baseline = replace(baseline, notices=(*baseline.notices, FOLDED))
         pairs[backend] = (baseline, draft_pairs(baseline, inputs.drafts, draft, progress))
-    configurations = open_backends(pairs, settings_of(inputs.drafts, inputs.lengths), progress)
+    configurations = open_backends(pairs, settings_of(inputs.drafts, inputs.lengths, inputs.trees), progress)
     for models in _loaded(configurations):
         learned_costs.load(models)
     host = Host(environment())
@@ -46,12 +47,17 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
     return benchmark
 
 
-def settings_of(drafts: Sequence[DraftChoice], lengths: Sequence[str]) -> list[Setting]:
-    """Combines every draft with every length."""
-    return [
+def settings_of(drafts: Sequence[DraftChoice], lengths: Sequence[str], trees: Sequence[str] = (OFF,)) -> list[Setting]:
+    """Combines every draft with every length and every tree."""
+    made = [
         Setting(draft.kind, draft.key, draft.key, *parse_draft_length(length), draft.quant)
         for draft in drafts
         for length in lengths
+    ]
+    return [
+        replace(setting, num_tree_nodes=num_nodes, tree_schedule=schedule)
+        for setting in made
+        for num_nodes, schedule in map(parse_tree, trees)
     ]
 
 

@@ -13,7 +13,13 @@ from specgen.bench.results import BenchSettings
 from specgen.cli.bench.options import BenchOptions, RunOptions
 from specgen.cli.options.models import AUTO
 from specgen.cli.prompt_input import read_text
-from specgen.cli.request import parse_draft_length, parse_template_variables, read_lookup_files, template_source
+from specgen.cli.request import (
+    parse_draft_length,
+    parse_template_variables,
+    parse_tree,
+    read_lookup_files,
+    template_source,
+)
 from specgen.core.errors import SettingsError
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
 from specgen.loading.names import LOOKUP_SUFFIX
@@ -61,6 +67,7 @@ class Inputs:
         models: How to load the target and its drafts, by backend; the key is empty unless two backends are compared.
         drafts: Measured on each backend.
         lengths: Draft lengths, as on the command line.
+        trees: Sizes of drafts that branch, as on the command line.
         prompt_format: Whether prompts get a chat template, and which.
         lookup_texts: Texts that lookup searches in addition to the prompt.
         peers: Other programs to measure, as on the command line.
@@ -69,6 +76,7 @@ class Inputs:
     models: Mapping[str, tuple[ModelSettings, ModelSettings]]
     drafts: Sequence[DraftChoice]
     lengths: Sequence[str]
+    trees: Sequence[str]
     prompts: Sequence[BenchPrompt]
     settings: BenchSettings
     prompt_format: PromptFormat
@@ -89,12 +97,15 @@ def read_inputs(options: BenchOptions) -> Inputs:
     _check_peers(compared.peers, runs)
     drafts = parse_drafts(compared.drafts or [AUTO], options.load.draft_quant)
     lengths = parse_lengths(compared.draft_tokens or (QUICK_LENGTHS if runs.quick else DEFAULT_LENGTHS))
+    trees = parse_trees(compared.trees)
     settings = bench_settings(runs)
     lookup_texts = read_lookup_files(compared.lookup_files, compared.drafts or ["lookup"])
     prompts = read_prompts(runs.prompts, runs.num_prompts or (QUICK_PROMPTS if runs.quick else None))
     variables = settings.template_variables
     prompt_format = PromptFormat(runs.chat_template == "none", template_source(runs.chat_template), variables)
-    return Inputs(_models(options), drafts, lengths, prompts, settings, prompt_format, lookup_texts, compared.peers)
+    return Inputs(
+        _models(options), drafts, lengths, trees, prompts, settings, prompt_format, lookup_texts, compared.peers
+    )
 
 
 def _check_peers(names: Sequence[str], runs: RunOptions) -> None:
@@ -151,6 +162,14 @@ def parse_lengths(text: str) -> list[str]:
         if num_draft_tokens == 0:
             raise SettingsError("invalid --draft-tokens '0': the target alone is always measured", "omit 0")
     return list(dict.fromkeys(lengths))
+
+
+def parse_trees(text: str) -> list[str]:
+    """Returns the sizes of trees from `off,4,auto`, each once; raises `SettingsError` if a part is none."""
+    trees = list(dict.fromkeys(map(str.strip, text.split(","))))
+    for tree in trees:
+        parse_tree(tree)
+    return trees
 
 
 def read_prompts(path: Path | None, limit: int | None = None) -> list[BenchPrompt]:

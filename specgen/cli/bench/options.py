@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.fields import GivenNames
-from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, TARGET_NAMES, LlamaCppOptions, LoadOptions
+from specgen.cli.options.models import BACKEND, DRAFT_NAMES, MODELS, OFF, TARGET_NAMES, LlamaCppOptions, LoadOptions
 from specgen.cli.options.server import BASELINE_SERVER, SERVER, SERVER_URL, ConnectionOptions
 
 HELP = "Measure which draft and draft length make a target fastest on this machine, or that none does."
@@ -58,6 +58,15 @@ class ComparedOptions:
             heading=g.SPECULATION,
         ),
     ] = None
+    trees: Annotated[
+        str,
+        Option(
+            ("--tree",),
+            "Sizes of drafts that branch, as in off,4,8 or off,auto; each is measured at each draft length.",
+            value="LIST",
+            heading=g.SPECULATION,
+        ),
+    ] = OFF
     lookup_files: g.LookupFiles = ()
     peers: Annotated[
         tuple[str, ...],

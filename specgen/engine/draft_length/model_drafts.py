@@ -124,9 +124,7 @@ class ModelDrafts:
         if not self._is_of_model(round_):
             return
         # A pass without a token costs the same, and so does one that continues several branches.
-        num_drafted = len(self._confidences)
-        if round_.tree is None:
-            num_drafted = max(len(round_.draft_ids) + round_.num_cut, num_drafted)
+        num_drafted = max(round_.num_draft_passes, len(self._confidences))
         # After a pause the drafter first reads what it missed; that time is not the cost of a token. The first draft
         # follows a round without one, so a single missed token is tolerated once.
         if not num_missed or (not self._draft_cost.is_supported and num_missed == 1):

@@ -43,6 +43,7 @@ class _Growth:
         rows: `[1, vocab]` each, the distributions that the tokens were drawn from; empty if nothing was drawn.
         branchings: What may follow each token that the draft read, and the text; `candidates` has their tokens.
         fed: Row in the draft's own tree of each token that it read.
+        num_passes: Passes of the draft so far.
     """
 
     ids: Sequence[int]
@@ -53,6 +54,7 @@ class _Growth:
     branchings: list[Branching] = field(default_factory=list)
     candidates: list[_Candidates] = field(default_factory=list)
     fed: dict[int, int] = field(default_factory=lambda: {ROOT: ROOT})
+    num_passes: int = 1
 
     def path(self, index: int) -> list[int]:
         """Returns the tokens from the root to a token."""
@@ -124,6 +126,7 @@ class TreeDrafter(ModelDrafter):
     def _pass(self, growth: _Growth, new: Sequence[int]) -> Tensor:
         """Feeds tokens of the tree; returns the logits after each of them."""
         assert isinstance(self.model, TreeModel), "the draft model computes no trees"
+        growth.num_passes += 1
         first = len(growth.fed) - 1
         growth.fed.update({index: first + number for number, index in enumerate(new)})
         tokens = ids_on(self.model.device, [growth.tokens[index] for index in new])
@@ -201,4 +204,5 @@ def _draft_of(growth: _Growth, policy: TreeLength) -> Draft:
         torch.tensor([growth.tokens[index] for index in order], dtype=torch.int64),
         torch.cat([growth.rows[index] for index in order]) if growth.rows else None,
         parents=tuple(places[growth.parents[index]] for index in order),
+        num_tree_passes=growth.num_passes,
     )

@@ -77,10 +77,12 @@ def name_columns(figures: Sequence[SettingFigures], num_cells: int | None, *, as
     lengths = [NOTHING if item.setting.drafter == "none" else item.setting.length for item in figures]
     backends = tuple(item.setting.backend for item in figures)
     concurrencies = [item.setting.concurrency for item in figures]
+    trees = [NOTHING if item.setting.drafter == "none" else item.setting.tree for item in figures]
     return [
         *([Column("backend", backends, is_left=True)] if any(backends) else []),
         Column("draft", tuple(names), is_left=True),
         Column("k", tuple(lengths)),
+        *([Column("tree", tuple(trees))] if any(item.setting.num_tree_nodes for item in figures) else []),
         *([Column("concurrency", tuple(map(str, concurrencies)))] if max(concurrencies) > 1 else []),
     ]
 
@@ -100,12 +102,14 @@ def figure_columns(figures: Sequence[SettingFigures], best: int | None, symbols:
     def column(head: str, words: Callable[[SettingFigures], str | None]) -> Column:
         return Column(head, tuple(words(item) or NOTHING for item in figures))
 
+    branches = any(item.setting.num_tree_nodes for item in figures)
     is_concurrent = any(item.setting.concurrency > 1 for item in figures)
     return [
         column("tok/s", lambda f: _optional(f.counts.tokens_per_second, "{:.1f}".format)),
         column("speedup", lambda f: speedup_cell(f, symbols) + (" best" if f.index == best else "")),
         column("TAR", lambda f: percent(f.counts.acceptance_rate)),
         column("tok/round", lambda f: _optional(f.counts.block_efficiency, "{:.2f}".format)),
+        *([column("nodes", lambda f: _optional(f.counts.nodes_per_tree, "{:.1f}".format))] if branches else []),
         column("text", _text),
         column(symbols.alpha, lambda f: percent(f.counts.alpha)),
         column("predicted", lambda f: _optional(f.predicted_speedup, format_speedup)),

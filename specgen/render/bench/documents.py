@@ -27,6 +27,7 @@ CSV_COLUMNS = (
     # The field's name of `engine`, which keeps its place in schema version 1.
     "backend",
     "concurrency",
+    *("tree", "tree_rounds", "tree_nodes"),
 )
 
 
@@ -143,6 +144,8 @@ def run_document(report: BenchReport, run: Run) -> Document:
         "drafted": counts.num_drafted,
         "accepted": counts.num_accepted,
         "rejected": counts.num_rejected,
+        "tree_rounds": counts.num_tree_rounds,
+        "tree_nodes": counts.num_tree_nodes,
         "peak_memory_bytes": run.peak_memory_bytes,
         "token_ids": list(run.token_ids),
     }
@@ -197,6 +200,7 @@ def _setting(setting: Setting) -> Document:
     return {
         "draft": None if setting.drafter == "none" else setting.label,
         "k": setting.length,
+        "tree": setting.tree,
         "drafter": setting.drafter,
         "backend": setting.backend or None,
         "concurrency": setting.concurrency,

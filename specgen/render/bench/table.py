@@ -115,7 +115,7 @@ def _names(figures: Sequence[SettingFigures], options: TableOptions) -> list[Col
     others = [
         column
         for column in name_columns(figures, None, ascii_only=options.ascii_only)
-        if column.head not in ("draft", "k")
+        if column.head not in ("draft", "k", "tree")
     ]
     room = options.width - figures_width - len(" best") - sum(GAP + column.width for column in others)
     num_cells = room if room >= MIN_NAME_CELLS else options.width // 4
