@@ -19,6 +19,7 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.formats import Float16Linear, Int8Linear, fits_float16, without_deprecation_warning
 from specgen.models.forward_pass import Norm
 from specgen.models.quantized import quantized_linear
+from specgen.models.shortlist_head import has_shortlist, shortlist_head
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
 
 def load_decoder(
-    folder: Path, names: Sequence[str], spec: DecoderSpec, placement: Placement
+    folder: Path, names: Sequence[str], spec: DecoderSpec, placement: Placement, *, may_shorten_head: bool = False
 ) -> tuple[Decoder, list[str]]:
     """Loads a decoder.
 
@@ -38,6 +39,7 @@ def load_decoder(
         names: Its safetensors files.
         spec: What its config describes.
         placement: Device, compute type and weight format.
+        may_shorten_head: Use a `ShortlistHead` where the vocabulary is large.
 
     Returns:
         The decoder, and the tensors of the files that it does without: see `specgen.loading.left_over`.
@@ -70,7 +72,12 @@ def load_decoder(
             )
         if placement.packed_dtype is None:
             embedding = embedding.to(dtype)
-        head = head_linear(embedding.to(places[-1]) if spec.is_tied else read(HEAD, device=places[-1]), None)
+        head_weight = embedding.to(places[-1]) if spec.is_tied else read(HEAD, device=places[-1])
+        if may_shorten_head and has_shortlist(spec, head_weight.shape[0]):
+            head: nn.Module = shortlist_head(head_weight, head_linear)
+        else:
+            head = head_linear(head_weight, None)
+        del head_weight
 
         def build(index: int) -> Layer:
             return build_layer(spec, index, partial(read, device=places[index]), linear, dtype)

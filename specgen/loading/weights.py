@@ -98,7 +98,10 @@ def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> tuple[Dec
     spec = resolved.config.decoder
     assert spec is not None, "the caller checks it"
     try:
-        return load_decoder(resolved.path, resolved.config.weight_files, spec, placement)
+        is_draft_on_cpu = resolved.role == "draft" and placement.device == "cpu"
+        return load_decoder(
+            resolved.path, resolved.config.weight_files, spec, placement, may_shorten_head=is_draft_on_cpu
+        )
     except library_failures() as error:
         from specgen.loading.transformers_weights import load_error
 

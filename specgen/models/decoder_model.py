@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
-from specgen.models.kv_slots import Rotations, SliceSlots
+from specgen.models.kv_slots import MAX_SINGLE_ROWS, Rotations, SliceSlots
 from specgen.models.quantized import fits_nf4, nf4_linear
+from specgen.models.shortlist_head import ShortlistHead
 from specgen.models.timing import faster_of
 
 
@@ -29,6 +30,7 @@ class DecoderModel(CachedModel):
         self.attends_by_row = attends_by_row
         self._row_features: Tensor | None = None
         """`[rows, hidden]`: inputs of the head at the rows of the last tree's pass."""
+        self._shortlist = decoder.head if isinstance(decoder.head, ShortlistHead) else None
         self._slots = tuple(SliceSlots(segment.spec, segment.like, attends_by_row) for segment in decoder.segments)
         self._devices = tuple(segment.device for segment in decoder.segments)
 
@@ -40,9 +42,14 @@ class DecoderModel(CachedModel):
     def use_nf4_head(self) -> None:
         """Computes the logits with a 4-bit copy of the head if that is faster. For drafts only."""
         head = self.decoder.head
-        if isinstance(head, nn.Linear) and fits_nf4(head.weight):
-            row = torch.ones(1, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
-            self.decoder.head = faster_of(head, nf4_linear(head.weight, None), row)
+        largest = head.parts[0] if isinstance(head, ShortlistHead) else head
+        faster = _faster_in_nf4(largest)
+        if faster is largest:
+            return
+        if isinstance(head, ShortlistHead):
+            head.replace_parts(faster, nf4_linear)
+        else:
+            self.decoder.head = faster
 
     @property
     def can_branch(self) -> bool:
@@ -75,6 +82,8 @@ class DecoderModel(CachedModel):
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         decoder = self.decoder
+        if self._shortlist is not None:
+            self._shortlist.read(new, is_prompt=new.shape[0] > MAX_SINGLE_ROWS)
         hidden = self._layers_output(new, [slots.begin(self.length, new.shape[0]) for slots in self._slots])
         if self.target_features is None:
             return decoder.logits(decoder.norm(hidden[-num_last:]))
@@ -84,6 +93,8 @@ class DecoderModel(CachedModel):
 
     def _run_rows(self, new: Tensor, parents: Sequence[int]) -> Tensor:
         """Computes the pass of `tree_logits`."""
+        if self._shortlist is not None:
+            self._shortlist.read(new, is_prompt=False)
         hidden = self._layers_output(new, [slots.begin_rows(self.length, parents) for slots in self._slots])
         self._row_features = self.decoder.norm(hidden)
         return self.decoder.logits(self._row_features)
@@ -94,3 +105,11 @@ class DecoderModel(CachedModel):
         for index, segment in enumerate(self.decoder.segments):
             hidden = segment.run(hidden.to(self._devices[index]), rotations[index], self._slots[index])
         return hidden
+
+
+def _faster_in_nf4(head: nn.Module) -> nn.Module:
+    """Returns a 4-bit copy of a linear layer if it is faster, else the layer."""
+    if not isinstance(head, nn.Linear) or not fits_nf4(head.weight):
+        return head
+    row = torch.ones(1, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
+    return faster_of(head, nf4_linear(head.weight, None), row)

@@ -1,0 +1,97 @@
+"""A draft's head that computes the logits of a part of the vocabulary, as FR-Spec does (arXiv:2502.14856).
+
+The head of a small model with a large vocabulary is a quarter of its weights or more, and a text uses few of its
+tokens. Tokenizers number their tokens by frequency: the first ids are always computed, the others in blocks, where the
+text has had tokens of them. A token without logits is never drafted; verification keeps the target's distribution.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from specgen.models.build_decoder import MakeLinear
+from specgen.models.decoder_spec import DecoderSpec
+
+NUM_FIRST = 2**16
+"""Ids that are always computed. With blocks as below, 1 % of the tokens of English texts and code have no logits for
+Qwen's tokenizer, and half of the head is computed."""
+BLOCK_SIZE = 2**11
+"""Ids that are computed together."""
+MIN_VOCAB = 3 * 2**15
+"""Smaller vocabularies are computed whole."""
+NUM_REMEMBERED = 512
+"""Tokens after which an unused block is no longer computed."""
+MAX_MISSES, NUM_WATCHED = 4, 64
+"""This many tokens without logits among so many: the text is in a language with late ids. All blocks are computed then,
+for another `NUM_REMEMBERED` tokens."""
+
+
+class ShortlistHead(nn.Module):
+    """A head in parts, which computes those that the text needs. Batch variant: for drafts only.
+
+    Args:
+        parts: Linear layers of consecutive ids. The first one is always computed.
+        num_ids: Outputs of each part.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], num_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self._bounds = [0]
+        for number in num_ids:
+            self._bounds.append(self._bounds[-1] + number)
+        self._num_read = 0
+        self._last_read = [-NUM_REMEMBERED] * len(parts)
+        """When each part's tokens were read last."""
+        self._misses: deque[int] = deque(maxlen=MAX_MISSES)
+        """When the last tokens without logits were read."""
+        self._all_until = 0
+
+    def replace_parts(self, first: nn.Module, make: MakeLinear) -> None:
+        """Replaces the first part, and makes the others again from their weights."""
+        self.parts = nn.ModuleList([first, *(make(part.get_parameter("weight"), None) for part in self.parts[1:])])
+
+    def read(self, ids: Tensor, *, is_prompt: bool) -> None:
+        """Notes the tokens `[n]` of a pass: their parts are computed from now on.
+
+        Args:
+            ids: On the CPU.
+            is_prompt: No draft was made for them, so none of them is a miss.
+        """
+        first, size = self._bounds[1], self._bounds[2] - self._bounds[1]
+        for id_ in ids.tolist():
+            self._num_read += 1
+            part = 0 if id_ < first else 1 + (id_ - first) // size
+            if not is_prompt and not self._is_computed(part):
+                self._misses.append(self._num_read)
+                if len(self._misses) == MAX_MISSES and self._num_read - self._misses[0] < NUM_WATCHED:
+                    self._all_until = self._num_read + NUM_REMEMBERED
+            self._last_read[part] = self._num_read
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Turns inputs `[..., hidden]` into logits `[..., vocab]`, minus infinity where none are computed."""
+        logits = hidden.new_full((*hidden.shape[:-1], self._bounds[-1]), -torch.inf)
+        for index, part in enumerate(self.parts):
+            if self._is_computed(index):
+                logits[..., self._bounds[index] : self._bounds[index + 1]] = part(hidden)
+        return logits
+
+    def _is_computed(self, part: int) -> bool:
+        return not part or self._num_read < max(self._all_until, self._last_read[part] + NUM_REMEMBERED)
+
+
+def has_shortlist(spec: DecoderSpec, num_ids: int) -> bool:
+    """Returns whether a draft of this vocabulary computes a part of it. A soft cap would hide what has no logits."""
+    return num_ids >= MIN_VOCAB and spec.logits_soft_cap is None
+
+
+def shortlist_head(weight: Tensor, make: MakeLinear) -> ShortlistHead:
+    """Returns the head with weights `[vocab, hidden]`, whose parts `make` makes."""
+    sizes = [NUM_FIRST, *[BLOCK_SIZE] * ((weight.shape[0] - NUM_FIRST) // BLOCK_SIZE)]
+    if rest := weight.shape[0] - sum(sizes):
+        sizes.append(rest)
+    return ShortlistHead([make(part, None) for part in torch.split(weight, sizes)], sizes)
