@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +20,8 @@ from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 
 MAX_DRAFT = 6
+WIDTHS = (1, 2, 4)
+"""Candidates for one position that are counted: what drafts that branch may gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,14 @@ class Acceptance:
     Args:
         num_accepted, num_tested, num_rounds: One number per draft length.
         by_step: Share of positions at which step s of a draft that started s positions earlier is right.
+        by_width: The same, by `WIDTHS`: the token is one of that many likeliest ones.
     """
 
     num_accepted: tuple[int, ...]
     num_tested: tuple[int, ...]
     num_rounds: tuple[int, ...]
     by_step: tuple[float, ...]
+    by_width: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
     def alpha(self, length: int) -> float:
         """Returns accepted per tested token at a draft length."""
@@ -72,12 +76,14 @@ def measure_acceptance(
     Drafts run along the tokens of the text. This is exact, as nothing counts after the first token that differs.
     """
     accepted, tested, rounds = ([0] * num_steps for _ in range(3))
-    right, positions = [0] * num_steps, [0] * num_steps
+    right, positions = torch.zeros(len(WIDTHS), num_steps, dtype=torch.int64), [0] * num_steps
     for text in texts:
-        is_right = _right_proposals(draft, text, shared, num_steps)
+        ranks = _ranks(draft, text, shared, num_steps)
+        is_right = ranks == 0
         first, end = text.num_prompt - 1, len(text.ids) - 1
         for step in range(num_steps):
-            right[step] += int(is_right[step, first + step : end].sum())
+            here = ranks[step, first + step : end]
+            right[:, step] += torch.stack([(here < width).sum() for width in WIDTHS])
             positions[step] += max(0, end - first - step)
         table = is_right.tolist()
         for length in range(1, num_steps + 1):
@@ -91,17 +97,27 @@ def measure_acceptance(
                 tested[length - 1] += min(run + 1, limit)
                 rounds[length - 1] += 1
                 at += run + 1
-    by_step = tuple(r / max(1, n) for r, n in zip(right, positions, strict=True))
-    return Acceptance(tuple(accepted), tuple(tested), tuple(rounds), by_step)
+    by_width = {
+        width: tuple(r / max(1, n) for r, n in zip(row, positions, strict=True))
+        for width, row in zip(WIDTHS, right.tolist(), strict=True)
+    }
+    return Acceptance(tuple(accepted), tuple(tested), tuple(rounds), by_width[1], by_width)
 
 
-def _right_proposals(draft: Draft, text: TargetText, shared: SharedWeights, num_steps: int) -> Tensor:
-    """Returns bool `[steps, n]`: whether step s of the draft that started at i - s proposes the token after i."""
+def _ranks(draft: Draft, text: TargetText, shared: SharedWeights, num_steps: int) -> Tensor:
+    """Returns the rank of the token after i at step s of the draft that started at i - s.
+
+    Returns:
+        int64 `[steps, n]`: 0 if it is the likeliest one; the largest of `WIDTHS` if it is not among that many.
+    """
     batch = pad_batch([text], shared.head.device)
     outputs = draft.unroll(shared.embedding[batch.ids], batch.features, num_steps)
     next_ids = torch.roll(batch.ids[0], -1)
-    best = [functional.linear(output[0], shared.head).argmax(-1) for output in outputs]
-    return torch.stack([shared.draft_ids[rows] == next_ids for rows in best]).cpu()
+    count = min(WIDTHS[-1], shared.head.shape[0])
+    best = [functional.linear(output[0], shared.head).topk(count).indices for output in outputs]
+    is_found = torch.stack([shared.draft_ids[rows] == next_ids[:, None] for rows in best])
+    ranks = torch.where(is_found.any(-1), is_found.long().argmax(-1), WIDTHS[-1])
+    return ranks.cpu()
 
 
 def time_pair(target: ModelSettings, draft: Path, prompt_ids: Sequence[int]) -> TimedPair:

@@ -144,13 +144,14 @@ def format_card(record: TrainingRecord, acceptance: Acceptance, timed: TimedPair
             str(n),
             f"{acceptance.alpha(n):.3f}",
             f"{acceptance.tokens_per_round(n):.2f}",
-            f"{acceptance.by_step[n - 1]:.3f}",
+            *(f"{by_step[n - 1]:.3f}" for by_step in acceptance.by_width.values()),
             f"{costs.verify_seconds[n + 1] * 1000:.1f}",
             f"{acceptance.speedup(n, costs):.2f}",
         )
         for n in range(1, len(acceptance.num_rounds) + 1)
     ]
-    head = ("draft length", "α", "tokens per round", "step right", "pass in ms", "predicted speedup")
+    widths = [f"top {width}" for width in acceptance.by_width]
+    head = ("draft length", "α", "tokens per round", *widths, "pass in ms", "predicted speedup")
     curve = [(str(step), f"{loss:.3f}", f"{alpha:.3f}") for step, loss, alpha in record.curve]
     parts = [
         f"# A draft head for {about['target_name']}",
@@ -171,7 +172,8 @@ def format_card(record: TrainingRecord, acceptance: Acceptance, timed: TimedPair
         f"loop on the target's text. On the training machine a drafted token costs {costs.draft_seconds * 1000:.2f} ms "
         f"and a token of the target {plain_seconds * 1000:.1f} ms (c = {costs.draft_seconds / plain_seconds:.3f}), "
         f"with the target in {_format_name(timed.target)} and the draft in {_format_name(timed.draft)}. Highest "
-        f"predicted speedup: {speedup:.2f}x with drafts of {length}.",
+        f"predicted speedup: {speedup:.2f}x with drafts of {length}. Top n: the share of positions at which the "
+        "target's token is among the n likeliest ones of this step.",
         _table(head, rows),
         "## Settings",
         f"```json\n{json.dumps(asdict(record.settings), indent=2)}\n```",

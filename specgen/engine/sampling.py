@@ -84,7 +84,7 @@ def token_distributions(
         noise = noise[:, : probs.shape[-1]]
         # MPS has no float64, so the division is done where the noise is.
         ratios = probs.cpu() / noise if probs.device.type == "mps" else probs / moved(noise, probs.device)
-        return TokenDistributions(ratios.argmax(dim=-1).to(probs.device), None, is_finite)
+        return TokenDistributions(likeliest(ratios)[1].to(probs.device), None, is_finite)
     return TokenDistributions(top_ids, probs, is_finite)
 
 

@@ -12,6 +12,7 @@ from specgen.core.settings import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_REPLY_TOKENS,
     LONGEST_AUTO_DRAFT,
+    MAX_TREE_NODES,
     BaselineMethod,
     DecodeSettings,
     DraftSchedule,
@@ -55,6 +56,8 @@ class AnswerOptions(TypedDict, total=False):
     """Longest answer; default 256, or what the model's window leaves."""
     num_draft_tokens: int | Literal["auto"]
     """Draft length; `auto`, the default, chooses it by measured cost."""
+    num_tree_nodes: int | Literal["auto"]
+    """Tokens of drafts that branch, whose paths have up to `num_draft_tokens`; default 0: no branches."""
     sampling: SamplingSettings
     """How tokens are chosen; default: what the model's authors recommend, else greedy."""
     stops: Sequence[str]
@@ -147,12 +150,15 @@ class Models:
         template.check(pair.tokenizer, pair.target.name)
         sampling, source = self._sampling(options)
         num_draft_tokens, schedule = _draft_length(options)
+        num_tree_nodes, tree_schedule = _tree(options)
         settings = ReplySettings(
             sampling,
             source,
             max_new_tokens=options.get("max_new_tokens", DEFAULT_REPLY_TOKENS),
             num_draft_tokens=num_draft_tokens,
             schedule=schedule,
+            num_tree_nodes=num_tree_nodes,
+            tree_schedule=tree_schedule,
             stops=tuple(options.get("stops", ())),
         )
         return Chat(Conversation(self._loaded, settings, template, options.get("system")))
@@ -168,7 +174,9 @@ class Models:
             template = ChatTemplate(options=options.get("template_variables", {}))
             ids = template.encode(pair.tokenizer, [*messages, Message("user", prompt)])
         limit = pair.resolve_max_new_tokens(len(ids), options.get("max_new_tokens"), DEFAULT_MAX_NEW_TOKENS)
-        decode = DecodeSettings(limit, *_draft_length(options), pair.end_ids)
+        num_nodes, tree_schedule = _tree(options)
+        length = _draft_length(options)
+        decode = DecodeSettings(limit, *length, pair.end_ids, num_tree_nodes=num_nodes, tree_schedule=tree_schedule)
         sampling, source = self._sampling(options)
         return Generation(
             self._loaded, Request(ids, decode, sampling, source, tuple(options.get("stops", ())), is_raw=is_raw)
@@ -231,3 +239,8 @@ def load(target: str, draft: str, options: LoadKeywords, progress: ProgressListe
 def _draft_length(options: AnswerOptions) -> tuple[int, DraftSchedule]:
     requested = options.get("num_draft_tokens", "auto")
     return (LONGEST_AUTO_DRAFT, "auto") if requested == "auto" else (requested, "constant")
+
+
+def _tree(options: AnswerOptions) -> tuple[int, DraftSchedule]:
+    requested = options.get("num_tree_nodes", 0)
+    return (MAX_TREE_NODES, "auto") if requested == "auto" else (requested, "constant")

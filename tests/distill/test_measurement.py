@@ -57,6 +57,22 @@ def test_rounds_are_counted_as_in_the_decoding_loop() -> None:
     assert found.by_step == (2 / 7, 1 / 6)
 
 
+def test_the_best_two_and_four_tokens_are_counted() -> None:
+    text = TargetText(torch.tensor([1, 5, 6, 7, 8]), 1, torch.zeros(4, 61))
+    draft = Scripted(text, [set()])
+    # Scores of each token's successor by rank: 6 follows 5 as second, 7 follows 6 as fourth, 8 follows 7 as fifth.
+    order = {0: [5, 1, 2, 3, 4], 1: [1, 6, 2, 3, 4], 2: [1, 2, 3, 7, 4], 3: [1, 2, 3, 4, 8]}
+    scores = torch.zeros(1, 5, 61)
+    for index, tokens in order.items():
+        scores[0, index, tokens] = torch.arange(9.0, 4.0, -1)
+    draft.unroll = lambda embedded, features, num_steps: [scores]  # type: ignore[method-assign]
+
+    found = measure_acceptance(draft, [text], SharedWeights(torch.eye(61), torch.eye(61), torch.arange(61)), 1)
+
+    assert found.by_width == {1: (1 / 4,), 2: (2 / 4,), 4: (3 / 4,)}
+    assert found.by_step == found.by_width[1]
+
+
 def test_replay_accepts_what_drafting_would() -> None:
     text = greedy_text([4, 9, 30], 24)
     draft = Draft(decoder_of(MODEL), "features", [2])

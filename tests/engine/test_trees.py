@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.tree_length import Branching, Step, TreeLength
-from specgen.engine.drafters.base import Drafter, empty_draft
+from specgen.engine.drafters.base import Drafter, NoDrafter, empty_draft
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.tree import TreeDrafter
@@ -284,6 +286,50 @@ def test_one_seed_gives_one_text_with_any_tree(seed: int, num_nodes: int) -> Non
     text = test_same_text.sampled(drafter, draft_length=TreeLength(num_nodes))
 
     assert text == test_same_text.plain_text()
+
+
+class ScriptedNoise:
+    """Noise of a position: a scripted order of the same few values."""
+
+    def __init__(self, orders: Sequence[Sequence[float]]) -> None:
+        self.orders = orders
+
+    def rows(self, first: int, count: int) -> Tensor:
+        rows = [self.orders[(position - len(PROMPT)) % len(self.orders)] for position in range(first, first + count)]
+        return torch.tensor(rows, dtype=torch.float64)
+
+
+def tied_texts(make: Callable[[Sampler], tuple[Drafter, LengthPolicy | None]], size: int, processors: str) -> None:
+    """Checks that every order of noise gives the text that it gives the target alone."""
+    sampling, logits = replace(PROCESSORS[processors], same_text=True), table(size, 1)
+    values = [0.08, 0.6, 1.1, 2.0, 3.1][:size]
+    found: dict[tuple[int, ...], int] = defaultdict(int)
+    for orders in product(permutations(values), repeat=2):
+        tied = ScriptedNoise(orders)
+        drafter, policy = make(Sampler(sampling, TorchRandomness(0, CPU), tied))
+        options = {"sampling": sampling, "noise": tied, "max_new_tokens": 4}
+        text = ids_of(run_events(TableModel(logits), drafter, PROMPT, draft_length=policy, **options))
+        assert text == ids_of(run_events(TableModel(logits), NoDrafter(), PROMPT, **options))
+        found[tuple(text)] += 1
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("processors", [name for name in PROCESSORS if name != "greedy"])
+@pytest.mark.parametrize("num_nodes", [3, 6])
+def test_every_noise_gives_the_targets_text_with_grown_trees(num_nodes: int, processors: str) -> None:
+    tied_texts(lambda made: (TreeDrafter(TableModel(table(3, 2)), 3, made), TreeLength(num_nodes)), 3, processors)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_noise_gives_the_targets_text_with_every_shape(shape: tuple[int, ...]) -> None:
+    sampling = replace(PROCESSORS["all"], temperature=0.0)
+    tied_texts(lambda made: (ShapedDrafter(shape, 3, sampling, TorchRandomness(0, CPU)), None), 3, "all")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("shape", [SHAPES[4], SHAPES[-1]], ids=str)
+def test_every_noise_over_four_tokens_gives_the_targets_text(shape: tuple[int, ...]) -> None:
+    tied_texts(lambda made: (ShapedDrafter(shape, 4, PROCESSORS["greedy"], TorchRandomness(0, CPU)), None), 4, "plain")
 
 
 def test_the_target_as_its_own_draft_finds_the_tied_draws() -> None:

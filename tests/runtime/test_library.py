@@ -70,6 +70,16 @@ def test_a_draft_model_changes_nothing_but_the_counts(talker: Path, models: Mode
     assert drafted.counts.num_accepted > 0
 
 
+@pytest.mark.parametrize("num_nodes", [3, "auto"])
+def test_trees_change_nothing_but_the_counts(talker: Path, models: Models, num_nodes: int | str) -> None:
+    loaded = specgen.load(str(talker), draft=str(talker), **EXACT)
+    options = {"num_draft_tokens": 2, "num_tree_nodes": num_nodes}
+
+    assert loaded.generate("hello", **options).text == models.generate("hello").text
+    assert loaded.generate("hello", **options).counts.num_tree_rounds > 0
+    assert list(loaded.chat(**options).stream("hello"))
+
+
 def test_a_missing_model_is_an_error_of_the_one_tree() -> None:
     with pytest.raises(ModelNotFoundError):
         specgen.load("/no/such/model", offline=True)
