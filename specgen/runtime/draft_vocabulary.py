@@ -59,11 +59,13 @@ class Overlap:
         target_share: Share of the target's tokens in it that the draft has.
         draft_share: Share of the draft's tokens in it that the target has.
         draft_per_target: Draft tokens for each token of the target.
+        written_share: Share of its bytes that the draft's tokens can write at all.
     """
 
     target_share: float
     draft_share: float
     draft_per_target: float
+    written_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,10 @@ class TranslatedPairing(Pairing):
     @property
     def remark(self) -> str:
         """Describes it in a few words, for the banner."""
-        num_target = 0 if self.tables is None else len(self.tables[0].by_bytes)
+        num_target, special = (0, {}) if self.tables is None else (len(self.tables[0].by_bytes), self.tables[0].special)
+        num_shared = sum(target_id not in special for target_id, _ in self.pairs)
         how = "drafts shared tokens:" if self.kind == "shared" else "drafts text; shared tokens:"
-        return f"{how} {self.num_shared} of {num_target}, {100 * self.overlap.target_share:.0f} % of a sample"
+        return f"{how} {num_shared} of {num_target}, {100 * self.overlap.target_share:.0f} % of a sample"
 
 
 def pair_vocabularies(
@@ -123,7 +126,7 @@ def pair_vocabularies(
         kinds: tuple[DraftVocab, ...] = ("shared", "text")
         kind = max(kinds, key=lambda one: predict_speedup(one, overlap, cost))
     if not has_shared:
-        kind, notice = "text", "target and draft share no token, so the draft writes text"
+        kind, notice = "text", "target and draft share no token of text, so the draft writes text"
     return TranslatedPairing(len(pairs), notice, kind, overlap=overlap, tables=(target, draft), pairs=tuple(pairs))
 
 
@@ -135,12 +138,16 @@ def _target_table(tokenizer: Any) -> TokenTable:
 
 def measure_overlap(target: TokenTable, draft: TokenTable, pairs: list[tuple[int, int]], text: str = SAMPLE) -> Overlap:
     """Compares the tokens of a text in two vocabularies."""
-    of_target, of_draft = target.extend([], text.encode()), draft.extend([], text.encode())
+    data = text.encode()
+    of_target, of_draft = target.extend([], data), draft.extend([], data)
+    # A tokenizer with word marks may put one in front.
+    num_written = min(sum(len(draft.bytes[id_]) for id_ in of_draft), len(data))
     known_target, known_draft = ({ids[side] for ids in pairs} for side in (0, 1))
     return Overlap(
         sum(id_ in known_target for id_ in of_target) / max(len(of_target), 1),
         sum(id_ in known_draft for id_ in of_draft) / max(len(of_draft), 1),
         len(of_draft) / max(len(of_target), 1),
+        num_written / len(data),
     )
 
 
@@ -167,7 +174,7 @@ def translated_costs(
     if kind == "shared":
         alpha *= overlap.target_share * overlap.draft_share
     elif kind == "text":
-        alpha **= overlap.draft_per_target
+        alpha = overlap.written_share * alpha**overlap.draft_per_target
         per_round, draft_seconds = draft_seconds, draft_seconds * overlap.draft_per_target
     return alpha, PassCosts(verify, draft_seconds, round_seconds=per_round)
 

@@ -18,7 +18,7 @@ from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.cost_store import CostStore
 from specgen.text.vocabulary import Pairing
-from tests.loading.builders import make_tokenizer
+from tests.loading.builders import make_model, make_tokenizer
 from tests.toys import ANSWER, WORDS, save_stranger, save_toy, stranger_tokenizer, toy_tokenizer
 
 PROMPT = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
@@ -108,7 +108,8 @@ def test_the_way_is_chosen_and_described(folders: dict[str, Path]) -> None:
     assert models.pair.shared is not None
     assert models.pair.shared.kind in ("shared", "text")
     assert models.draft_info is not None
-    assert str(models.pair.shared.num_shared) in models.draft_info.remark
+    # Three of them are control tokens, which are no text.
+    assert f" {models.pair.shared.num_shared - 3} of " in models.draft_info.remark
     assert opened(folders, "draft").pair.shared == Pairing(len(toy_tokenizer()))
 
 
@@ -163,6 +164,25 @@ def test_a_draft_without_a_shared_token_says_so_and_writes_text() -> None:
     assert isinstance(pairing, TranslatedPairing)
     assert pairing.kind == "text"
     assert pairing.notice is not None
+    assert " 0 of " in pairing.remark, "control tokens are shared, but mean no text"
+    assert pairing.overlap.written_share < 0.1
+    assert predict_speedup("text", pairing.overlap, 0.01) == 1.0, "it can't write the sample"
+
+
+def test_a_pair_without_a_shared_token_loads_warns_and_writes_the_targets_text(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    words = make_tokenizer(["<|im_start|>", "<|im_end|>", "<unk>", "ab", "cd"])
+    save_toy(tmp_path, tokenizer=words, model=make_model(0, vocab_size=len(words)))
+
+    for vocab in ("auto", "shared", "text"):
+        models = opened({**folders, "words": tmp_path}, "words", vocab)  # type: ignore[arg-type]
+
+        assert models.translated is not None
+        assert models.translated.columns is None
+        assert models.pair.shared is not None
+        assert models.pair.shared.notice in models.notices
+        assert answer(models).text == ANSWER
 
 
 def test_a_window_of_the_draft_ends_drafting_with_a_notice(folders: dict[str, Path]) -> None:
