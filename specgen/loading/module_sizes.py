@@ -11,6 +11,7 @@ from typing import Any
 
 from specgen.core.errors import library_failures
 from specgen.loading.resolved_model import ModelConfig, ModuleSizes
+from specgen.models.quantized import fits_cpu_kernel
 
 
 def empty_model(folder: Path) -> Any:
@@ -25,6 +26,22 @@ def empty_model(folder: Path) -> Any:
         model = auto_model.from_config(config, trust_remote_code=False)
     model.tie_weights()
     return model
+
+
+def dense_layers(folder: Path) -> list[str]:
+    """Returns the linear layers that a CPU with a 4-bit kernel can't run in 4 bits, and the head; empty if all can.
+
+    bitsandbytes gives every layer to that kernel, which fails for others than whole blocks. Such layers are small: the
+    gates of Qwen3.5 have one row per head.
+    """
+    import torch
+
+    model = empty_model(folder)
+    linear = {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    head = model.get_output_embeddings()
+    unfit = [name for name, part in linear.items() if part is not head and not fits_cpu_kernel(part.weight)]
+    # transformers leaves out the head by itself only if nothing is named.
+    return [*unfit, *(name for name, part in linear.items() if part is head)] if unfit else []
 
 
 def with_module_sizes(config: ModelConfig, folder: Path) -> ModelConfig:

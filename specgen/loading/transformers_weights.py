@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from specgen.core.errors import (
     DeviceError,
@@ -24,9 +25,11 @@ from specgen.core.model_files import listed
 from specgen.core.results import ModelInfo
 from specgen.loading.left_over import misplaced
 from specgen.loading.memory import shortage
+from specgen.loading.module_sizes import dense_layers
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, pack_model
+from specgen.models.quantized import has_nf4_kernel
 
 NEARLY_ALL = 0.95
 """Share of the weights in a format from which the others, norms and biases, are not mentioned."""
@@ -79,7 +82,7 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
     auto_model: Any = transformers.AutoModelForCausalLM
     options: dict[str, Any] = {"dtype": placement.torch_dtype if placement.packed_dtype is None else "auto"}
     if placement.packed_dtype is None and placement.quant != "none":
-        options["quantization_config"] = _quantization(placement)
+        options["quantization_config"] = _quantization(placement, folder)
     if placement.spread:
         options["device_map"] = "auto"
     elif placement.device != "cpu" or "quantization_config" in options:
@@ -112,7 +115,7 @@ def _from_pretrained(folder: Path, placement: Placement) -> tuple[Any, dict[str,
         return load("eager")
 
 
-def _quantization(placement: Placement) -> Any:
+def _quantization(placement: Placement, folder: Path) -> Any:
     import transformers
 
     config: Any = transformers.BitsAndBytesConfig
@@ -120,8 +123,10 @@ def _quantization(placement: Placement) -> Any:
         # With the default threshold of 6.0, outlier columns are chosen over all rows at once: a later draft token
         # then changes the logits of an earlier one (by up to 0.13), and the output is no longer the target's.
         return config(load_in_8bit=True, llm_int8_threshold=0.0)
+    has_kernel = placement.device == "cpu" and has_nf4_kernel(torch.device("cpu"))
     return config(
         load_in_4bit=True,
+        llm_int8_skip_modules=(dense_layers(folder) or None) if has_kernel else None,
         bnb_4bit_quant_type=placement.quant,
         bnb_4bit_compute_dtype=placement.torch_dtype,
         bnb_4bit_use_double_quant=False,
@@ -190,10 +195,14 @@ def _format_remark(model: Any, config: ModelConfig, placement: Placement) -> str
             apart.add(id(getattr(module, "weight", None)))
     num_others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in apart)
     share = num_chosen / max(num_chosen + num_others, 1)
-    if chosen == "none" or num_chosen == 0 or share >= NEARLY_ALL:
+    if chosen == "none" or num_chosen == 0:
         return ""
     wide = "float32" if placement.packed_dtype is not None else placement.dtype
-    return f"{100 * share:.0f} % of the weights in {chosen}, the rest in {wide}"
+    rest = f"{100 * share:.0f} % of the weights in {chosen}, the rest in {wide}" if share < NEARLY_ALL else ""
+    head = model.get_output_embeddings()
+    dense = {name.rpartition(".")[2] for name, part in model.named_modules() if type(part) is nn.Linear and part is not head}
+    kinds = f"{', '.join(sorted(dense))} in {wide}: too few rows for {chosen}" if dense and chosen in ("nf4", "fp4") else ""
+    return "; ".join(filter(None, (rest, kinds)))
 
 
 def _device_name(model: Any) -> str:

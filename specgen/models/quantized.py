@@ -60,8 +60,12 @@ def fits_nf4(weight: Tensor) -> bool:
     """Returns whether a weight can be quantized to nf4, and is faster then on this machine."""
     if weight.device.type == "cuda":
         return fits_gemm(weight)
-    fits = weight.shape[0] % KERNEL_ROWS == 0 and weight.shape[1] % KERNEL_COLUMNS == 0
-    return fits and weight.dtype == torch.bfloat16 and has_nf4_kernel(weight.device)
+    return fits_cpu_kernel(weight) and weight.dtype == torch.bfloat16 and has_nf4_kernel(weight.device)
+
+
+def fits_cpu_kernel(weight: Tensor) -> bool:
+    """Returns whether a weight consists of whole blocks of the 4-bit kernel for CPUs."""
+    return weight.shape[0] % KERNEL_ROWS == 0 and weight.shape[1] % KERNEL_COLUMNS == 0
 
 
 def has_nf4_kernel(device: torch.device) -> bool:

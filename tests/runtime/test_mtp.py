@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,9 +20,11 @@ from specgen.core.progress import SILENT
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.doctor.draft_candidates import find_candidates
 from specgen.doctor.examine import examine_pair
+from specgen.loading.module_sizes import dense_layers
 from specgen.models.cached_model import CachedModel
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
+from specgen.models.quantized import has_nf4_kernel
 from specgen.render.jsonl import stats_document
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
@@ -50,8 +52,9 @@ def settings(path: Path | str, **changes: Any) -> ModelSettings:
     return replace(ModelSettings(str(path), "none", "float32", "cpu"), **changes)
 
 
-def pair_of(path: Path, draft: str = "mtp", **changes: Any) -> Pair:
-    return resolve_pair(pair_settings(settings(path), replace(ModelSettings(draft, "none", device="cpu"), **changes)))
+def pair_of(path: Path, draft: str = "mtp", target: Mapping[str, Any] | None = None, **changes: Any) -> Pair:
+    own = settings(path, **(target or {}))
+    return resolve_pair(pair_settings(own, replace(ModelSettings(draft, "none", device="cpu"), **changes)))
 
 
 def run(models: LoadedModels, prompt: list[int] = PROMPT, **options: Any) -> Generation:
@@ -128,6 +131,7 @@ def test_a_head_added_in_a_chat_drafts_after_the_next_message(folder: Any) -> No
 
 FORMATS: dict[str, dict[str, Any]] = {
     "int8": {"quant": "int8"},
+    "nf4": {"quant": "nf4", "dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
     "bfloat16": {"dtype": "bfloat16"},
 }
@@ -139,15 +143,39 @@ FORMATS: dict[str, dict[str, Any]] = {
 def test_it_runs_in_the_format_of_its_target(kind: str, name: str, is_tied: bool, folder: Any) -> None:
     if (name == "int8" and not has_int8_matmul()) or (name == "float16" and not has_float16_matmul()):
         pytest.skip("this CPU lacks the products")
-    path = folder(kind, is_oracle=True, tie_word_embeddings=is_tied)
+    # The 4-bit kernel for CPUs needs such widths.
+    widths = {"hidden_size": 64, "intermediate_size": 128} if name == "nf4" else {}
+    path = folder(kind, is_oracle=True, tie_word_embeddings=is_tied, **widths)
     pair = resolve_pair(PairSettings(settings(path, **FORMATS[name]), "model", ModelSettings("mtp", device="cpu")))
     models = load_models(pair)
     assert models.draft_info is not None
 
     generation = run(models)
 
-    assert models.draft_info.quant in ("none", "int8")
+    assert models.draft_info.quant in {"nf4": ("none", "nf4"), "int8": ("none", "int8")}.get(name, ("none",))
+    assert models.target_info.quant == FORMATS[name].get("quant", "none")
     assert generation.counts.acceptance_rate > 0.3
+
+
+@pytest.mark.skipif(not has_nf4_kernel(torch.device("cpu")), reason="needs a CPU with AVX512-BF16")
+def test_layers_that_the_4_bit_kernel_cannot_run_are_named(folder: Any) -> None:
+    path = folder("Qwen3_5", is_oracle=True, hidden_size=64, intermediate_size=128)
+
+    info = load_models(pair_of(path, target={"quant": "nf4", "dtype": "bfloat16"})).target_info
+
+    assert all(kind in info.remark for kind in ("in_proj_a", "in_proj_b", "nf4", "bfloat16"))
+    assert "q_proj" not in info.remark
+
+
+def test_layers_of_whole_blocks_are_all_quantized(folder: Any) -> None:
+    gates = {"in_proj_a", "in_proj_b"}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "linear_value_head_dim": 16}
+
+    unfit = dense_layers(folder("Qwen3_5", **sizes))
+    fit = dense_layers(folder("Qwen3_5", **sizes, linear_num_value_heads=32, linear_num_key_heads=16))
+
+    assert {name.rpartition(".")[2] for name in unfit} == {*gates, "lm_head"}
+    assert fit == []
 
 
 @pytest.mark.skipif(not has_int8_matmul(), reason="needs FBGEMM's kernels")
