@@ -60,7 +60,8 @@ def target_model(kind: str, vocab_size: int = 96, **changes: Any) -> Any:
         config = config_class(**{**TINY, **own, "vocab_size": vocab_size, **changes})
         model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     # With equal weights, the next norm would hide whether the last one was applied.
-    model.model.norm.weight.data += torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(5)) * 0.3
+    generator = torch.Generator().manual_seed(5)
+    model.model.norm.weight.data += torch.randn(model.config.hidden_size, generator=generator) * 0.3
     return model
 
 

@@ -106,11 +106,12 @@ def plan_draft_head_memory(
 def plan_gguf_memory(header: GgufHeader, config: ModelConfig) -> MemoryPlan:
     """Estimates what a GGUF takes on llama.cpp, which allocates a float16 cache for the whole window at the start.
 
-    Running states are float32. Their size, which is unknown for some architectures, is then not counted.
+    It also makes room for two float32 sets of running states: the present ones, and those before a draft. The size is
+    unknown for some architectures, and then not counted.
     """
     logits = MAX_ROWS * (config.vocab_rows or 0) * 4
     states = header.state_bytes
-    cache = header.num_cache_values * 2 * (config.max_positions or 0) + (states or 0)
+    cache = header.num_cache_values * 2 * (config.max_positions or 0) + 2 * (states or 0)
     # llama.cpp restores copies also for models whose states are convolutions alone.
     rollback = RollbackPlan("snapshot_and_replay", MAX_COPIES, states) if header.state_layers else CROP
     return MemoryPlan(header.num_weight_bytes, 0, cache, logits, rollback=rollback)

@@ -4,10 +4,10 @@ Its layer runs on transformers' code, as its target does. The head reads the inp
 norm. So do all engines for Qwen3.5 and 3.6, and so it was measured to be accepted more often
 (ggml-org/llama.cpp#24025, ModelTC/LightLLM#1402); the code in DeepSeek's checkpoints says the same (ROCm/ATOM#1764).
 
-For a further token, the head reads its own output after its norm, as transformers' `MtpModel` does. vLLM 0.32 does so for
-Qwen and DeepSeek; for GLM-4.5 it feeds the output before the norm. After the norm was measured to be accepted more often
-for DeepSeek-R1 (ROCm/ATOM#1764: 2.94 instead of 2.84 tokens per pass at three drafted tokens) and for GLM-5.2
-(ROCm/ATOM#1742: 3.46 instead of 3.04).
+For a further token, the head reads its own output after its norm, as transformers' `MtpModel` does. vLLM 0.32 does so
+for Qwen and DeepSeek; for GLM-4.5 it feeds the output before the norm. Others measured that drafts are accepted more
+often after the norm: DeepSeek-R1 yields 2.94 instead of 2.84 tokens per pass at three drafted tokens (ROCm/ATOM#1764),
+GLM-5.2 3.46 instead of 3.04 (ROCm/ATOM#1742).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from specgen.loading.module_sizes import dense_layers
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, pack_model
-from specgen.models.quantized import has_nf4_kernel
+from specgen.models.quantized import fits_cpu_kernel, has_nf4_kernel
 
 NEARLY_ALL = 0.95
 """Share of the weights in a format from which the others, norms and biases, are not mentioned."""
@@ -199,10 +199,17 @@ def _format_remark(model: Any, config: ModelConfig, placement: Placement) -> str
         return ""
     wide = "float32" if placement.packed_dtype is not None else placement.dtype
     rest = f"{100 * share:.0f} % of the weights in {chosen}, the rest in {wide}" if share < NEARLY_ALL else ""
+    unfit = _unfit_kinds(model) if chosen in ("nf4", "fp4") else []
+    return "; ".join(
+        filter(None, (rest, f"{', '.join(unfit)} in {wide}: no whole blocks of {chosen}" if unfit else ""))
+    )
+
+
+def _unfit_kinds(model: Any) -> list[str]:
+    """Returns names of layers that stayed dense because the 4-bit kernel can't run them."""
     head = model.get_output_embeddings()
-    dense = {name.rpartition(".")[2] for name, part in model.named_modules() if type(part) is nn.Linear and part is not head}
-    kinds = f"{', '.join(sorted(dense))} in {wide}: too few rows for {chosen}" if dense and chosen in ("nf4", "fp4") else ""
-    return "; ".join(filter(None, (rest, kinds)))
+    dense = [(name, part) for name, part in model.named_modules() if type(part) is nn.Linear and part is not head]
+    return sorted({name.rpartition(".")[2] for name, part in dense if not fits_cpu_kernel(part.weight)})
 
 
 def _device_name(model: Any) -> str:

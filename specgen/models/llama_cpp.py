@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specgen.core.errors import DeviceError, MemoryShortageError, PromptError
 from specgen.core.settings import MAX_DRAFT_TOKENS
-from specgen.models.checkpoints import Checkpoints
+from specgen.models.llama_cpp_states import NUM_SEQUENCES, SequenceStates
 
 PREFILL_CHUNK = 128
 """Tokens of one prefill pass: larger ones are no faster on a CPU, and Ctrl-C waits for the end of a pass."""
@@ -96,7 +96,7 @@ class LlamaCppModel:
         self._owner = _Context(weights, self._params())
         self._context, self._batch = self._owner.pointer, self._owner.batch
         self._memory = library.llama_get_memory(self._context)
-        self._checkpoints = Checkpoints(self._copy_states)
+        self._states = SequenceStates(library, self._context)
         self._tokens = np.ctypeslib.as_array(self._batch.token, (PREFILL_CHUNK,))
         self._positions = np.ctypeslib.as_array(self._batch.pos, (PREFILL_CHUNK,))
         self._has_logits = np.ctypeslib.as_array(self._batch.logits, (PREFILL_CHUNK,))
@@ -110,7 +110,8 @@ class LlamaCppModel:
         params = self._library.llama_context_default_params()
         params.n_ctx = self.context_size
         params.n_batch = params.n_ubatch = PREFILL_CHUNK
-        params.n_seq_max = 1
+        params.n_seq_max = NUM_SEQUENCES if self.is_recurrent else 1
+        params.kv_unified = True  # the sequences share the context's positions
         params.n_outputs_max = params.n_outputs_max_per_seq = MAX_ROWS
         params.n_threads = params.n_threads_batch = self.num_threads
         # A cache limited to a sliding window could not be rewound beyond the window's edge.
@@ -122,7 +123,7 @@ class LlamaCppModel:
         """Extends the cache to `ids`, without logits."""
         self._feed(ids)
         if self.is_recurrent and self.length:
-            self._checkpoints.note_prompt(self.length)
+            self._states.note_prompt(self.length)
 
     def _feed(self, ids: Sequence[int]) -> None:
         while len(ids) > self.length:
@@ -150,7 +151,7 @@ class LlamaCppModel:
         assert 1 <= num_last <= num_missing, "the logits of cached positions are not stored"
         self._feed(ids[: max(self.length, len(ids) + len(drafted) - max(num_last, PREFILL_CHUNK))])
         if self.is_recurrent and drafted and self.length <= len(ids):
-            self._checkpoints.note_draft(self.length)
+            self._states.note_draft(self.length)
         new = [*ids[self.length :], *drafted[max(0, self.length - len(ids)) :]]
         if num_last <= MAX_ROWS and len(new) <= PREFILL_CHUNK:
             return self._decode(new, num_last)[:, : self.vocab_size]
@@ -171,41 +172,16 @@ class LlamaCppModel:
         if length == self.length:
             return
         # llama.cpp removes keys and values only where the states are those before them.
-        kept = self._restore_states(length) if self.is_recurrent else length
+        kept = self._states.restore(length) if self.is_recurrent else length
         if kept == 0 or not self._library.llama_memory_seq_rm(self._memory, 0, kept, -1):
             self.reset()
             return
-        self._checkpoints.forget_after(kept)
         self.length = kept
-
-    def _restore_states(self, length: int) -> int:
-        """Restores the states after the longest known prefix. Returns its length; 0 if no copy fits."""
-        best = self._checkpoints.best(length)
-        if best is None:
-            return 0
-        kept, states = best
-        data = (ctypes.c_uint8 * len(states)).from_buffer(states)
-        flags = self._library.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        return kept if self._library.llama_state_seq_set_data_ext(self._context, data, len(states), 0, flags) else 0
-
-    def _copy_states(self, unneeded: bytearray | None = None) -> bytearray:
-        """Copies what layers keep other than keys and values: the states of recurrences and convolutions.
-
-        Args:
-            unneeded: An earlier copy, which is overwritten if it has the right size.
-        """
-        flags = self._library.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        size = self._library.llama_state_seq_get_size_ext(self._context, 0, flags)
-        states = unneeded if unneeded is not None and len(unneeded) == size else bytearray(size)
-        data = (ctypes.c_uint8 * len(states)).from_buffer(states)
-        if self._library.llama_state_seq_get_data_ext(self._context, data, len(states), 0, flags) != len(states):
-            raise DeviceError("llama.cpp can't copy the states of this model's recurrent layers", "use --draft none")
-        return states
 
     def reset(self) -> None:
         """Empties the cache."""
         self._library.llama_memory_clear(self._memory, False)
-        self._checkpoints = Checkpoints(self._copy_states)
+        self._states.clear()
         self.length = 0
 
     def _decode(self, new: Sequence[int], num_last: int) -> Tensor:

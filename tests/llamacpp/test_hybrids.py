@@ -20,6 +20,7 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.models.batch_invariance import check_batch_invariance
 from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES, Checkpoints
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
+from specgen.models.llama_cpp_states import SequenceStates
 from specgen.render.doctor import format_pair
 from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.fakes import ScriptedDrafter, always_wrong, ids_of, oracle, random_tokens, rounds_of, run_events, sampler
@@ -103,6 +104,10 @@ def test_a_rejected_draft_leaves_states_bit_equal(weights: Any) -> None:
 
 
 def test_any_order_of_feeding_and_rewinding_equals_a_fresh_prefill(weights: Any) -> None:
+    check_any_order(weights)
+
+
+def check_any_order(weights: Any) -> None:
     order, used = random.Random(5), model(weights)
     text = list(PROMPT)
     for _ in range(40):
@@ -149,38 +154,73 @@ def test_a_gguf_with_attention_alone_has_no_such_difference(tmp_path: Path) -> N
     assert check_batch_invariance(target).recurrent_difference is None
 
 
-def _plant_stale_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    copy, first = LlamaCppModel._copy_states, []
+Patch = pytest.MonkeyPatch
 
-    def stale(self: LlamaCppModel, unneeded: bytearray | None = None) -> bytearray:
-        first.append(copy(self))
+
+def _stale_states(patch: Patch) -> None:
+    keep = SequenceStates.note_draft
+
+    def stale(self: SequenceStates, length: int) -> None:
+        if self._num_kept:
+            self._num_kept = length
+        else:
+            keep(self, length)
+
+    patch.setattr(SequenceStates, "note_draft", stale)
+
+
+def _replay_one_short(patch: Patch) -> None:
+    restore = SequenceStates.restore
+    patch.setattr(SequenceStates, "restore", lambda self, n: min(restore(self, n) + 1, n))
+
+
+def _states_not_restored(patch: Patch) -> None:
+    rewind = LlamaCppModel.rewind
+
+    def wrong(self: LlamaCppModel, length: int) -> None:
+        if 0 < self._states._num_kept <= length < self.length:
+            self._library.llama_memory_seq_rm(self._memory, 1, -1, -1)
+            self.length = self._states._num_kept
+            return
+        rewind(self, length)
+
+    patch.setattr(LlamaCppModel, "rewind", wrong)
+
+
+def _stale_copies_at_prompts(patch: Patch) -> None:
+    copy, first = SequenceStates._copy, []
+
+    def stale(self: SequenceStates, unneeded: object = None) -> bytearray:
+        first.append(copy(self, unneeded))
         return first[0]
 
-    monkeypatch.setattr(LlamaCppModel, "_copy_states", stale)
+    patch.setattr(SequenceStates, "_copy", stale)
 
 
-def _plant_short_replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = LlamaCppModel._restore_states
-    monkeypatch.setattr(LlamaCppModel, "_restore_states", lambda self, n: min(restore(self, n) + 1, n))
-
-
-@pytest.mark.parametrize("plant", [_plant_stale_copies, _plant_short_replay])
-def test_a_planted_bug_is_caught(
-    weights: Any, expected: list[int], plant: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant(monkeypatch)
-    try:
-        events = run_events(model(weights), half_right(expected), PROMPT, max_new_tokens=NUM_TOKENS, num_draft_tokens=4)
-    except DeviceError:  # llama.cpp refuses some of the wrong positions
-        return
+@pytest.mark.parametrize("plant", [_stale_states, _replay_one_short, _states_not_restored])
+def test_a_planted_bug_is_caught(weights: Any, expected: list[int], plant: Callable[[Patch], None]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        try:
+            drafter = half_right(expected)
+            events = run_events(model(weights), drafter, PROMPT, max_new_tokens=NUM_TOKENS, num_draft_tokens=4)
+        except DeviceError:  # llama.cpp refuses some of the wrong positions
+            return
 
     assert ids_of(events) != expected
+
+
+def test_stale_copies_of_turns_are_caught(weights: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _stale_copies_at_prompts(patch)
+        with pytest.raises((AssertionError, DeviceError)):
+            check_any_order(weights)
 
 
 def test_llama_cpp_removes_no_keys_without_the_states_before_them(
     weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LlamaCppModel, "_restore_states", lambda self, length: length)
+    monkeypatch.setattr(SequenceStates, "restore", lambda self, length: length)
     target = model(weights)
     target.feed(PROMPT)
 
@@ -216,5 +256,5 @@ def test_doctor_shows_the_size_of_the_states_that_are_restored(path: Path, weigh
     rollback = report.models[0].memory.rollback
     assert (rollback.kind, rollback.num_snapshots) == ("snapshot_and_replay", MAX_COPIES)
     # llama.cpp adds the positions of the cells to a copy.
-    assert 0 <= len(target._copy_states()) - (rollback.snapshot_bytes or 0) < 128
+    assert 0 <= len(target._states._copy()) - (rollback.snapshot_bytes or 0) < 128
     assert "rollback" in format_pair(report).plain

@@ -2,7 +2,7 @@
 
 `python -m tests.models.snapshot_cost [SECONDS] [transformers|llama.cpp]`. The model has the layers of Qwen3.5 0.8B with
 random weights, float32 on transformers and float16 on llama.cpp, whose vocabulary has 64 tokens only. It shows nothing
-of real weights or other kernels.
+of real weights or other kernels. On llama.cpp, nothing is copied before a draft.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from time import perf_counter
 import torch
 import transformers
 
-from specgen.models.checkpoints import Checkpoints
 from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import TransformersModel
 
 VOCAB_SIZE = 248_320
 DRAFT = [7, 8, 9]
 NUM_PROMPT, MAX_TOKENS = 48, 400
-Parts = tuple[TransformersModel | LlamaCppModel, Callable[[], "Checkpoints[object]"]]
-"""A model, and what returns its copies."""
+Parts = tuple[TransformersModel | LlamaCppModel, Callable[[], None]]
+"""A model, and what copies its states as before a draft."""
 
 
 def transformers_model() -> Parts:
@@ -46,7 +45,7 @@ def transformers_model() -> Parts:
         linear_value_head_dim=128,
     )
     target = TransformersModel(transformers.Qwen3_5ForCausalLM(config).eval(), VOCAB_SIZE)
-    return target, lambda: target.states.checkpoints  # type: ignore[return-value]
+    return target, lambda: target.states.checkpoints.note_draft(target.length)
 
 
 def llama_cpp_model() -> Parts:
@@ -58,12 +57,12 @@ def llama_cpp_model() -> Parts:
     if not path.exists():
         make_large_qwen35(path)
     target = LlamaCppModel(load(path).weights, VOCAB, 512, torch.get_num_threads())
-    return target, lambda: target._checkpoints  # type: ignore[return-value]
+    return target, lambda: target._states.note_draft(target.length)
 
 
 def main(seconds: float = 25.0, backend: str = "transformers") -> None:
     """Prints the shares of a copy in a pass over one token, and of copy and rewind in a round of accepted tokens."""
-    target, checkpoints = transformers_model() if backend == "transformers" else llama_cpp_model()
+    target, copy = transformers_model() if backend == "transformers" else llama_cpp_model()
     ids, times = list(range(1, NUM_PROMPT + 1)), defaultdict[str, list[float]](list)
 
     def timed(name: str, call: Callable[[], object]) -> None:
@@ -77,7 +76,7 @@ def main(seconds: float = 25.0, backend: str = "transformers") -> None:
         timed("one", lambda: target.logits(ids, 1))
         ids.append(5)
         # The round would take the same copy, and finds it taken.
-        timed("copy", lambda: checkpoints().note_draft(target.length))
+        timed("copy", copy)
         timed("round", lambda: target.logits(ids, len(DRAFT) + 1, tail=torch.tensor(DRAFT)))
         ids.extend([*DRAFT, 11])
         timed("rewind", lambda: target.rewind(target.length))

@@ -180,7 +180,13 @@ def features_one_position_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def features_one_position_late(monkeypatch: pytest.MonkeyPatch) -> None:
     right = DraftHeadModel._known_features
-    monkeypatch.setattr(DraftHeadModel, "_known_features", lambda self, first, last: right(self, first, last).roll(-1, 0))
+
+    def late(self: DraftHeadModel, first: int, last: int) -> torch.Tensor:
+        rows = right(self, first, last)
+        assert rows is not None
+        return rows.roll(-1, 0)
+
+    monkeypatch.setattr(DraftHeadModel, "_known_features", late)
 
 
 def next_depth_reads_the_output_before_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
