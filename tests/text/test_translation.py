@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from specgen.core.errors import DraftError
+from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.translated import SharedTokenDrafter, SharedTokens, TextDrafter, TranslatedModel
 from specgen.engine.enumeration import TableModel
 from specgen.text.token_table import TokenTable
@@ -221,3 +224,65 @@ def test_a_decoder_that_is_not_known_is_asked_token_by_token() -> None:
     tokenizer.backend_tokenizer.decoder = decoders.WordPiece("##", cleanup=False)
 
     assert TokenTable(tokenizer).by_bytes[b" ab"] == tokenizer.backend_tokenizer.token_to_id("ab")
+
+
+BORDER_TEXT = " abé日\n ab"
+BORDER_KINDS = ("byte-level", "metaspace")
+BORDER_MERGES = ([(1, 2), (0, 8)], [(0, 1), (2, 3), (8, 2)])
+BORDER_PAIRS = [
+    (tokenizer_of(target, merges, added), tokenizer_of(draft, other, ["ab "]))
+    for target, draft in itertools.product(BORDER_KINDS, repeat=2)
+    for merges, other in (BORDER_MERGES, BORDER_MERGES[::-1])
+    for added in ([], ["abc", "\n\n"])
+]
+
+
+def check_every_border(target: Any, draft: Any) -> None:
+    """Draws the text back from its end to each border and on to each other one, in one translation and one cache."""
+    of_target, of_draft = TokenTable(target), TokenTable(draft)
+    ids = target.backend_tokenizer.encode(BORDER_TEXT).ids
+    generator = torch.Generator().manual_seed(1)
+    inner = TableModel(torch.randn(of_draft.num_tokens, of_draft.num_tokens, generator=generator))
+    model = TranslatedModel(inner, Translation(of_target, of_draft))
+    drafter = TextDrafter(model, of_target.num_tokens, sampler())
+    for first, second in itertools.product(range(1, len(ids) + 1), repeat=2):
+        for length in (len(ids), first, second):
+            drafter.rewind(length)
+            drafter.propose(ids[:length], 3, FixedLength())
+            # What the model was fed: the text, then what it wrote.
+            fed = text_of(of_draft, inner.cached_ids)
+            assert any(fed.startswith(mark + text_of(of_target, ids[:length])) for mark in (b"", b" "))
+
+
+@pytest.mark.parametrize(("target", "draft"), BORDER_PAIRS)
+def test_the_draft_reads_the_text_after_a_rollback_to_every_border(target: Any, draft: Any) -> None:
+    check_every_border(target, draft)
+
+
+def tokens_kept_across_the_border(plant: pytest.MonkeyPatch) -> None:
+    plant.setattr("specgen.text.translation.bisect_right", lambda ends, position: bisect_right(ends, position) + 1)
+
+
+def a_cache_that_is_never_cut(plant: pytest.MonkeyPatch) -> None:
+    plant.setattr(TranslatedModel, "_cut", lambda self, read: None)
+
+
+@pytest.mark.parametrize("bug", [tokens_kept_across_the_border, a_cache_that_is_never_cut])
+def test_a_planted_bug_at_a_border_is_caught(
+    bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+
+    with pytest.raises((AssertionError, DraftError)):
+        check_every_border(*BORDER_PAIRS[0])
+
+
+@pytest.mark.parametrize(("kind", "ab"), [("byte-level", (0, 1)), ("metaspace", (1, 2))])
+def test_a_planted_bug_that_proposes_what_may_still_change_is_caught(
+    kind: Kind, ab: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TokenTable, "num_stable", lambda _, ids: len(ids))
+    target, draft = tokenizer_of(kind, [ab]), tokenizer_of("byte-level", [])
+
+    with pytest.raises(AssertionError):
+        test_what_is_proposed_stays_the_same_whatever_follows.hypothesis.inner_test(target, draft, "", "ab")  # type: ignore[attr-defined]
