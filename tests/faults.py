@@ -362,6 +362,41 @@ REPORTED = {
         "",
     ),
     "F158": ("GGUF with the id of a special token beyond its table", "ignored with a notice, on every backend", ""),
+    "F159": (
+        "Chat template that reads contents as lists of parts, as those of models for images and text do",
+        "the text is rendered; it was dropped silently",
+        "vllm-project/vllm#9358",
+    ),
+    "F160": ("Chat template that is a Git LFS pointer or a web page", "exit 3 naming it; never rendered", ""),
+    "F161": ("Safetensors whose header has a length that begins as a pickle does", "runs", ""),
+    "F162": (
+        "Several named chat templates, as a list or an object",
+        "the one named default",
+        "ggml-org/llama.cpp#6484",
+    ),
+    "F163": (
+        "tokenizer.json with a byte order mark, or of a newer version of the package",
+        "read as the model's other files are; exit 3 naming the package",
+        "",
+    ),
+    "F164": (
+        "Weights under the names of a wrapper, in a file with another name, without their index, or in a hub cache",
+        "exit 3 naming the prefix, the file or the folder",
+        "Blaizzy/mlx-vlm#1827",
+    ),
+    "F165": ("Prompt file with JSON nested too deeply", "exit 2 with its line", ""),
+    "F166": (
+        "Address of the hub or a proxy, or a time limit of its client, that can't be read",
+        "exit 2 naming the variable; an empty one is as unset",
+        "",
+    ),
+    "F167": ("Working folder that was removed", "exit 2, before a library ends the process", ""),
+    "F168": ("Documents, images and tables as prompt files", "exit 2 naming what they are", ""),
+    "F169": (
+        "Hub cache that was copied: no branch, or one with a line end",
+        "exit 3 naming the commit that is there",
+        "huggingface/huggingface_hub#4492",
+    ),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""
 

@@ -93,7 +93,7 @@ def parse_prompts(text: str, source: str) -> list[BenchPrompt]:
 def _from_json(line: str, number: int, place: str) -> BenchPrompt:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"{place} is not JSON: {error}", _HINT) from error
     return _from_entry(entry, number, place)
 

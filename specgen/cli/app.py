@@ -128,6 +128,11 @@ def _parameter(option: Option) -> inspect.Parameter:
 
 
 def _run(arguments: list[str]) -> int:
+    with suppress(PermissionError):
+        try:
+            os.getcwd()
+        except FileNotFoundError as error:  # libraries end the process there
+            raise SettingsError("the working folder does not exist any more", "change to another one") from error
     # Without arguments: the help, and the exit code of a usage error.
     code = make_app()(arguments or ["--help"], prog_name="specgen", standalone_mode=False) or 0
     if code == _NO_COMMAND:

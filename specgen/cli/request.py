@@ -104,7 +104,7 @@ def parse_template_variables(text: str | None) -> dict[str, Any]:
         variables = json.loads(text)
         if not isinstance(variables, dict):
             raise ValueError("not a JSON object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         hint = """give a JSON object in quotes: '{"key": true}'"""
         raise SettingsError(f"invalid --chat-template-kwargs {text!r}: {error}", hint) from error
     if reserved := sorted(RESERVED_VARIABLES & variables.keys()):

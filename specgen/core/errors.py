@@ -202,6 +202,6 @@ def first_line(error: BaseException) -> str:
     text = lines[0] if lines else type(error).__name__
     if text.endswith(":") and len(lines) > 1:  # "Validation error for field 'x':", and the reason in the next line
         text = f"{text} {lines[1]}"
-    if isinstance(error, KeyError):  # its message is the key alone
-        text = f"unknown name {text}"
+    if isinstance(error, KeyError):  # its message is the key alone, or a sentence in quotes
+        text = str(error.args[0]) if error.args and " " in str(error.args[0]) else f"unknown name {text}"
     return text if len(text) <= 200 else text[:197] + "..."

@@ -29,6 +29,13 @@ _CONTENTS = {
     b"\xfd7zXZ": "an xz archive: unpack it first",
     b"(\xb5/\xfd": "a zstd archive: unpack it first",
     b"\x89HDF": "an HDF5 file",
+    b"PAR1": "a Parquet file",
+    b"SQLite format 3": "a database (SQLite)",
+    b"%PDF-": "a PDF document: save its text",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"RIFF": "an image, a sound or a film",
+    b"\x7fELF": "a program",
 }
 """Kinds of files by their first bytes."""
 
@@ -76,10 +83,13 @@ def read_text(path: Path) -> str:
     """Reads a text file of a model.
 
     Raises:
-        ModelFileError: It is missing, larger than `MAX_JSON_BYTES`, or not UTF-8.
+        ModelFileError: It is missing, larger than `MAX_JSON_BYTES`, or not UTF-8 text.
     """
+    data = _read(path, "text")
+    if what := describe_content(data[:64]):
+        raise corrupt(path, f"not text but {what}")
     try:
-        return _read(path, "text").decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise corrupt(path, "not valid UTF-8") from error
 
@@ -102,7 +112,8 @@ def describe_content(start: bytes) -> str | None:
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page"
-    return next((what for magic, what in _CONTENTS.items() if start.startswith(magic)), _safetensors(start))
+    # A header of 640 bytes begins as a pickle does.
+    return _safetensors(start) or next((what for magic, what in _CONTENTS.items() if start.startswith(magic)), None)
 
 
 def _safetensors(start: bytes) -> str | None:

@@ -247,6 +247,10 @@ def _what_else(folder: Path) -> str:
             return what.format(found[0].name)
     if found := sorted(folder.glob("*.gguf")):
         return f"it contains a GGUF file: use {found[0]}"
-    if found := sorted(folder.glob("*/config.json")):
+    if found := sorted([*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]):
         return f"did you mean {found[0].parent}?"
+    if found := sorted(folder.glob("*.safetensors")):
+        if len(found) == 1:
+            return f"if {found[0].name} is the whole model, rename it to {SINGLE_FILE}"
+        return f"{INDEX_FILE} is missing, which names its {len(found)} safetensors files: download it again"
     return "use a folder with config.json, tokenizer.json and safetensors"

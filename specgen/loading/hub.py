@@ -63,18 +63,18 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
     if settings.offline or is_offline():
         raise ModelNotFoundError(
             f"{name} is not on this machine, and downloads are disabled (offline)",
-            hint_for(name, "run once without --offline and HF_HUB_OFFLINE to download it"),
+            _unlisted(name) or hint_for(name, "run once without --offline and HF_HUB_OFFLINE to download it"),
         )
-    if "://" not in endpoint():
+    if endpoint() and "://" not in endpoint():
         raise SettingsError(f"invalid HF_ENDPOINT {endpoint()!r}: it has no scheme", f"use https://{endpoint()}")
-    if not is_reachable():
+    if not _can_connect():
         first = _first_host()
         is_proxy = first.netloc != urlsplit(endpoint()).netloc
         through = f" through the proxy {first.netloc.rpartition('@')[2]}" if is_proxy else ""
         check = "HTTPS_PROXY and ALL_PROXY" if is_proxy else "the network"
         raise ModelNotFoundError(
             f"{name} is not on this machine, and {hub_host()} can't be reached{through}",
-            hint_for(name, f"check {check}, or use a folder or .gguf file on this machine"),
+            _unlisted(name) or hint_for(name, f"check {check}, or use a folder or .gguf file on this machine"),
         )
     progress.stage(f"downloading {name}")
     try:
@@ -84,6 +84,31 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
         return snapshot
     except failures() as error:
         raise translated(error, name, revision) from error
+
+
+def _unlisted(name: str) -> str | None:
+    """Returns a hint if the cache has a model's files under a commit that no branch names, as in a copied cache."""
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob(f"models--{name.replace('/', '--')}/snapshots/*")
+    found = next((folder for folder in sorted(folders) if has_weights(folder)), None)
+    return None if found is None else f"the cache has its files, but no branch names them: use --revision {found.name}"
+
+
+def _can_connect() -> bool:
+    """Returns whether the hub is reachable.
+
+    Raises:
+        SettingsError: An address in the environment can't be read.
+    """
+    try:
+        if urlsplit(endpoint()).scheme not in ("http", "https"):
+            raise ValueError(f"{endpoint()!r} is not an address of a website")
+        _ = urlsplit(endpoint()).port, _first_host().port  # raise what the probe would take for a failure
+        return is_reachable()
+    except ValueError as error:
+        hint = "correct or unset it; it may be HF_ENDPOINT, HTTPS_PROXY or ALL_PROXY"
+        raise SettingsError(f"invalid address in the environment: {error}", hint) from error
 
 
 def _all_files(name: str, revision: str | None) -> list[str]:

@@ -51,6 +51,16 @@ def misplaced(left_over: Iterable[str], expected: Collection[str]) -> list[str]:
     return sorted(found)
 
 
+def missing_hint(missing: Collection[str], left_over: Iterable[str]) -> str:
+    """Returns what to do about missing tensors, which may be there under the names that a wrapper gave them."""
+    first = min(missing)
+    longer = next((name for name in sorted(left_over) if name.endswith(f".{first}")), None)
+    if longer is None:
+        return "download it again"
+    prefix = longer.removesuffix(first)
+    return f"the model was saved inside a wrapper: remove {prefix!r} from the names of its tensors"
+
+
 def left_out_notice(names: Collection[str], folder: Path) -> tuple[str, ...]:
     """Returns a notice of the tensors that are left out, if there are any."""
     shown = listed(sorted(names))

@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from specgen.core.cgroups import cpu_limit
+from specgen.core.errors import SettingsError
 
 INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend torch"
 
@@ -25,6 +27,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "BITSANDBYTES_NOWELCOME": "1",
 }
+_SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _LOGGERS = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate", "torch", "filelock", "httpx")
 
 
@@ -33,8 +36,12 @@ def prepare_libraries(verbose: bool) -> None:
 
     Args:
         verbose: Keep their logs and warnings (`-vv`). Otherwise loading writes nothing to stdout or stderr.
+
+    Raises:
+        SettingsError: The hub client can't be imported with a variable of the environment.
     """
     forbid_foreign_code()
+    check_hub_variables()
     _limit_threads()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose:
@@ -89,6 +96,25 @@ def forbid_foreign_code() -> None:
     # sys.modules makes `import kernels` fail, including the attempt of bitsandbytes on a CPU.
     os.environ["USE_HUB_KERNELS"] = "0"
     cast("dict[str, object]", sys.modules).setdefault("kernels", None)
+
+
+def check_hub_variables() -> None:
+    """Refuses what the hub client's import, and that of transformers, would fail with. Empty is as unset."""
+    for name in (*_SECONDS, "HF_ENDPOINT"):
+        value = os.environ.get(name)
+        if value is None:
+            continue
+        if not value:
+            del os.environ[name]
+            continue
+        try:
+            if name in _SECONDS:
+                int(value)
+            else:
+                _ = urlsplit(value).hostname, urlsplit(value).port
+        except ValueError as error:
+            valid = "a whole number of seconds" if name in _SECONDS else "an address such as https://huggingface.co"
+            raise SettingsError(f"invalid {name} {value!r}: {error}", f"use {valid}, or unset it") from error
 
 
 def _limit_threads() -> None:

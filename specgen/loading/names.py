@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
-from specgen.core.model_files import is_gguf, reason
+from specgen.core.model_files import describe_content, is_gguf, open_regular, reason
 from specgen.core.settings import ModelSettings
 from specgen.loading.hub_names import HubName, read_hub_name
 
@@ -77,6 +78,8 @@ def _place(name: str) -> ModelPlace:
         return ModelPlace("built-in", BUILT_IN_NAME)
     if "\0" in name:
         raise SettingsError(f"invalid model name {name!r}: it contains a NUL character")
+    if name.startswith("file://"):
+        name = unquote(urlsplit(name).path)
     path = Path(os.path.expanduser(name))  # Path.expanduser() raises for an unknown user's home
     try:
         mode = path.stat().st_mode
@@ -133,7 +136,12 @@ def _file(name: str, path: Path) -> ModelPlace:
         raise ModelFileError(f"{name} is a pickle, which can run code: only safetensors and GGUF are read")
     if path.suffix.lower() == ".safetensors" or path.name == "config.json":
         raise ModelFileError(f"{name} is one file of a model", f"use its folder: {path.parent}")
-    raise ModelFileError(f"{name} is not a .gguf file", "use a .gguf file or a folder with safetensors")
+    with open_regular(path) as file:
+        what = describe_content(file.read(64))
+    raise ModelFileError(
+        f"{name} is not a .gguf file" + (f" but {what}" if what else ""),
+        "use a .gguf file or a folder with safetensors",
+    )
 
 
 def known_names() -> list[str]:

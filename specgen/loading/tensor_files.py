@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import corrupt
-from specgen.loading.left_over import misplaced
+from specgen.loading.left_over import misplaced, missing_hint
 from specgen.loading.safetensors_check import StoredTensor, stored_tensors
 from specgen.models.tensor_names import EMBEDDING, HEAD
 from specgen.models.weight_memory import joined, mapped_tensor
@@ -98,7 +98,7 @@ class TensorFiles:
         other = [name for name, shape in expected.items() if name in self.shapes and self.shapes[name] != shape]
         headless = "the model was saved without its head, as classifiers are: use one that generates text"
         for names, what, hint in (
-            (missing, "missing {}", headless if missing == {HEAD} else "download it again"),
+            (missing, "missing {}", headless if missing == {HEAD} else ""),
             (other, "{} with a wrong shape", "config and weights don't belong together"),
             (unexpected, "{} that the config does not name", "config and weights don't belong together"),
             (typed, "{} of an unsupported type", "use a checkpoint with float weights"),
@@ -106,5 +106,6 @@ class TensorFiles:
             if names:
                 count = "one tensor" if len(names) == 1 else f"{len(names)} tensors"
                 listed = ", ".join(sorted(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+                hint = hint or missing_hint(names, left_over)
                 raise ModelFileError(f"{self._folder}: {what.format(count)}: {listed}", hint)
         return sorted(left_over)

@@ -23,7 +23,7 @@ from specgen.core.errors import (
 )
 from specgen.core.model_files import listed
 from specgen.core.results import ModelInfo
-from specgen.loading.left_over import misplaced
+from specgen.loading.left_over import misplaced, missing_hint
 from specgen.loading.memory import shortage
 from specgen.loading.module_sizes import dense_layers
 from specgen.loading.placement import Placement
@@ -237,14 +237,14 @@ def check_complete(loading: Mapping[str, Any], folder: Path, expected: Collectio
     """
     left_over = list(loading.get("unexpected_keys") or ())
     for found, problem, hint in (
-        (loading.get("missing_keys"), "missing tensors", "download it again"),
+        (loading.get("missing_keys"), "missing tensors", ""),
         (loading.get("mismatched_keys"), "tensors with a wrong shape", "config and weights don't belong together"),
         (misplaced(left_over, expected), "unexpected tensors", "config and weights don't belong together"),
         (loading.get("error_msgs"), "unreadable tensors", "download it again"),
     ):
         names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in found or ())
         if names:
-            raise ModelFileError(f"{folder}: {problem}: {listed(names)}", hint)
+            raise ModelFileError(f"{folder}: {problem}: {listed(names)}", hint or missing_hint(names, left_over))
     return left_over
 
 

@@ -107,7 +107,7 @@ class ChatTemplate:
         An added token is one if it is special, if the template writes it, or if it is spelled like a mark. Others are
         text that makers added to their vocabulary, as Gemma's runs of spaces and `<h1>`.
         """
-        source = (tokenizer.chat_template if self.source is None else self.source) or ""
+        source = self._source(tokenizer)
 
         def is_mark(text: str) -> bool:
             return _MARK.fullmatch(text) is not None or (bool(text.strip()) and text in source)
@@ -147,6 +147,9 @@ class ChatTemplate:
     def _exists(self, tokenizer: Any) -> bool:
         return self.source is not None or bool(tokenizer.chat_template)
 
+    def _source(self, tokenizer: Any) -> str:
+        return (tokenizer.chat_template if self.source is None else self.source) or ""
+
     def _encode_with_placeholders(
         self, tokenizer: Any, messages: Sequence[Message], unsafe: Sequence[int], control: Mapping[str, int]
     ) -> list[int]:
@@ -175,7 +178,31 @@ class ChatTemplate:
         return ids + _plain_ids(tokenizer, rest)
 
     def _render(self, tokenizer: Any, messages: Sequence[Message]) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        return self._render_turns(tokenizer, messages, in_parts=self._reads_parts(tokenizer))
+
+    def _reads_parts(self, tokenizer: Any) -> bool:
+        """Returns whether the template reads only contents that are lists of parts, as those of images and text do.
+
+        Such a template drops a string silently, or renders parts of it, so one question is rendered in both forms.
+        """
+        source = self._source(tokenizer)
+        if "text" not in source or not ("type" in source or "[0]" in source):
+            return False
+        question = [Message("user", secrets.token_hex(8))]
+
+        def renders(in_parts: bool) -> bool:
+            try:
+                return question[0].content in self._render_turns(tokenizer, question, in_parts=in_parts)
+            except LoadError:
+                return False
+
+        return not renders(False) and renders(True)
+
+    def _render_turns(self, tokenizer: Any, messages: Sequence[Message], *, in_parts: bool) -> str:
+        def content(message: Message) -> str | list[dict[str, str]]:
+            return [{"type": "text", "text": message.content}] if in_parts else message.content
+
+        turns = [{"role": message.role, "content": content(message)} for message in messages]
         options = {**self.options, "chat_template": self.source}
         hint = "use --chat-template none, or give another with --chat-template FILE"
         try:

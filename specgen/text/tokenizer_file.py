@@ -6,6 +6,7 @@ the chat template come from tokenizer_config.json, special_tokens_map.json and c
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,6 +22,8 @@ from specgen.text.mistral_split import mend_split
 from specgen.text.template_sandbox import render_template
 
 TOKENIZER_FILE = "tokenizer.json"
+_SIGNS_OF_NEWER = ("did not match any variant", "Unknown tokenizer version")
+"""Parts of the package's message for a file with something that it does not know."""
 
 
 class Tokenizer:
@@ -104,18 +107,7 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
         ModelFileError: A file is damaged.
     """
     path = folder / TOKENIZER_FILE
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:
-        # The bindings raise a bare Exception for any file they can't read.
-        if type(error) is not Exception:
-            raise
-        with open_regular(path) as file:
-            what = describe_content(file.read(64))
-        why = f"it is {what}" if what else str(error)
-        raise ModelFileError(
-            f"invalid tokenizer {path}: {why}", "the file is damaged: download the model again"
-        ) from error
+    backend = _read_backend(path)
     config = read_optional_json(folder / "tokenizer_config.json")
     special_map = read_optional_json(folder / "special_tokens_map.json")
     if (folder / "chat_template.jinja").is_file():
@@ -125,6 +117,29 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, template)
     tokenizer.notice = mend_split(backend, folder)
     return tokenizer
+
+
+def _read_backend(path: Path) -> Backend:
+    """Reads a tokenizer.json; a byte order mark at its beginning is ignored, as in a model's other files.
+
+    Raises:
+        ModelFileError: It can't be read.
+    """
+    try:
+        with open_regular(path) as file:
+            start = file.read(64)
+        if start.startswith(codecs.BOM_UTF8):
+            return Backend.from_str(path.read_text("utf-8-sig"))
+        return Backend.from_file(str(path))
+    except Exception as error:
+        # The bindings raise a bare Exception for any file they can't read.
+        if type(error) is not Exception:
+            raise
+        what = describe_content(start)
+        hint = "the file is damaged: download the model again"
+        if any(sign in str(error) for sign in _SIGNS_OF_NEWER):
+            hint = "the file is damaged, or made with a newer version of the package: pip install -U tokenizers"
+        raise ModelFileError(f"invalid tokenizer {path}: {f'it is {what}' if what else error}", hint) from error
 
 
 def processor_template(folder: Path) -> str | None:
@@ -148,8 +163,9 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _default_template(found: object) -> str | None:
-    """Returns a chat template; of a list, the one named `default`."""
+    """Returns a chat template; of several, in a list or an object as in transformers, the one named `default`."""
     if isinstance(found, list):
-        templates = [item for item in found if isinstance(item, dict)]
-        found = next((item.get("template") for item in templates if item.get("name") == "default"), None)
+        found = {str(item.get("name")): item.get("template") for item in found if isinstance(item, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
     return found if isinstance(found, str) else None

@@ -128,3 +128,9 @@ def test_a_system_message_is_folded_into_a_prompt() -> None:
     assert format_.folds_system(tokenizer, messages)
     assert tokenizer.decode(format_.encode(tokenizer, messages)) == "Be brief.\n\nhi"
     assert not PromptFormat(is_raw=True).folds_system(tokenizer, messages)
+
+
+@pytest.mark.fault("F165")
+def test_json_that_is_nested_too_deeply_is_a_prompt_error() -> None:
+    with pytest.raises(PromptError, match="line 2"):
+        parse_prompts('{"prompt": "a"}\n{"prompt": "b", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "file")

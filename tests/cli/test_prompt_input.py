@@ -274,9 +274,18 @@ def test_utf16_without_a_mark_is_named(encoding: str, name: str) -> None:
     assert name in (caught.value.hint or "")
 
 
-@pytest.mark.fault("F122")
+@pytest.mark.fault("F122", "F168")
 @pytest.mark.parametrize(
-    ("data", "part"), [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14\xff", "zip"), (b"GGUF\x03\0\0\0\xff", "GGUF")]
+    ("data", "part"),
+    [
+        (b"\x1f\x8b\x08\0", "gzip"),
+        (b"PK\x03\x04\x14\xff", "zip"),
+        (b"GGUF\x03\0\0\0\xff", "GGUF"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "PDF"),
+        (b"\x89PNG\r\n\x1a\n", "image"),
+        (b"\xff\xd8\xff\xe0", "image"),
+        (b"PAR1\x15\x04\xff", "Parquet"),
+    ],
 )
 def test_a_file_that_is_no_text_is_called_what_it_is(data: bytes, part: str) -> None:
     with pytest.raises(PromptError, match=part) as caught:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from specgen.cli.app import run
 from tests.cli.children import ROOT, SCRIPTED, TIMEOUT_SECONDS, run_child, shell
 from tests.cli.scripted_child import answer
 from tests.processes.environment import environment
@@ -275,6 +276,20 @@ def test_a_closed_stdin_that_is_requested_is_an_error() -> None:
 
     assert ended.code == 2
     assert "stdin" in ended.err.splitlines()[0]
+
+
+@pytest.mark.fault("F167")
+def test_a_removed_working_folder_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+
+    code = run(["generate", "hi"])
+
+    assert (code, "working folder" in capsys.readouterr().err) == (2, True)
 
 
 # F05

@@ -403,3 +403,45 @@ def test_a_window_that_the_code_does_not_mask_is_all_of_the_context(folder: Path
     edit_json(folder / "config.json", model_type="moshi", sliding_window=24, max_position_embeddings=512)
 
     assert check_folder(folder).max_positions == 24
+
+
+@pytest.mark.fault("F164")
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["consolidated.safetensors"], "consolidated.safetensors"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "index.json"),
+    ],
+)
+def test_weights_under_another_name_are_named(folder: Path, names: list[str], part: str) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    for name in names:
+        (folder / name).write_bytes(weights)
+
+    error = fails(ModelFileError, lambda: check_folder(folder), "has no model.safetensors")
+
+    assert part in (error.hint or "")
+
+
+@pytest.mark.fault("F164")
+def test_the_folder_of_a_hub_cache_leads_to_its_snapshot(folder: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "models--owner--tiny"
+    folder_of_commit = cached / "snapshots" / "abc"
+    folder_of_commit.mkdir(parents=True)
+    (folder_of_commit / "config.json").write_bytes((folder / "config.json").read_bytes())
+
+    fails(ModelFileError, lambda: check_folder(cached), str(folder_of_commit))
+
+
+@pytest.mark.fault("F161")
+@pytest.mark.parametrize("length", [0x0280, 0x0480])
+def test_a_header_whose_length_begins_as_a_pickle_is_read(folder: Path, length: int) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    old = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + old]
+    length += (old // 65536 + 1) * 65536
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + data[8 + old :])
+
+    assert check_folder(folder).num_parameters > 0

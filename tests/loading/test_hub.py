@@ -569,3 +569,41 @@ def test_an_endpoint_without_a_scheme_is_a_settings_error(connect: Callable[[str
     connect("hf-mirror.com")
 
     fails(SettingsError, lambda: fetch_snapshot(SETTINGS), "HF_ENDPOINT", "https://hf-mirror.com")
+
+
+@pytest.mark.fault("F169")
+@pytest.mark.parametrize("reference", [None, COMMIT + "\n", "b" * 40])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_copied_cache_without_a_branch_is_named(
+    connect: Callable[[str], None], tmp_path: Path, reference: str | None, offline: bool
+) -> None:
+    connect("http://127.0.0.1:9")
+    cached = tmp_path / "hub" / "models--owner--tiny"
+    make_folder(cached / "snapshots" / COMMIT)
+    (cached / "refs").mkdir()
+    if reference is not None:
+        (cached / "refs" / "main").write_text(reference)
+
+    settings = ModelSettings("owner/tiny", offline=offline)
+    error = fails(ModelNotFoundError, lambda: fetch_snapshot(settings), f"--revision {COMMIT}")
+
+    assert error.exit_code == 3
+    assert fetch_snapshot(ModelSettings("owner/tiny", revision=COMMIT)).name == COMMIT
+
+
+@pytest.mark.fault("F166")
+@pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:99999x", "ftp://127.0.0.1", ""])
+def test_an_address_that_can_not_be_read_is_a_settings_error(connect: Callable[[str], None], url: str) -> None:
+    connect(url)
+
+    fails(SettingsError, lambda: fetch_snapshot(SETTINGS), "HF_ENDPOINT")
+
+
+@pytest.mark.fault("F166")
+def test_a_proxy_whose_address_can_not_be_read_is_a_settings_error(
+    connect: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect("http://hub.example")
+    monkeypatch.setenv("http_proxy", "http://[::1")
+
+    fails(SettingsError, lambda: fetch_snapshot(SETTINGS), "HTTPS_PROXY")

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import specgen
-from specgen.loading.libraries import freeze_imported_objects, gc_paused
-from tests.loading.builders import make_folder
+from specgen.core.errors import SettingsError
+from specgen.loading.libraries import check_hub_variables, freeze_imported_objects, gc_paused
+from tests.loading.builders import fails, make_folder
 from tests.structure import nodes_of
 
 ROOT = Path(specgen.__file__).parent
@@ -279,3 +280,24 @@ def test_where_the_collector_works_nothing_is_set_aside(collector: None) -> None
     freeze_imported_objects()
 
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.fault("F166")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc"),
+        ("HF_HUB_ETAG_TIMEOUT", "1.5"),
+        ("HF_ENDPOINT", "http://[::1"),
+        ("HF_ENDPOINT", "https://hub.example:99999"),
+    ],
+)
+def test_a_variable_that_the_hub_client_can_not_read_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    fails(SettingsError, check_hub_variables, name)
+
+    monkeypatch.setenv(name, "")
+    check_hub_variables()
+    assert name not in os.environ

@@ -10,7 +10,7 @@ import pytest
 from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading.names import BUILT_IN_NAME, find_place, near_names
-from tests.loading.builders import fails
+from tests.loading.builders import fails, make_folder
 
 
 @pytest.mark.parametrize("name", ["", " ", "smollm2-135m-instruct", "SmolLM2-135M-Instruct"])
@@ -217,3 +217,19 @@ def test_a_missing_folder_has_no_similar_names(tmp_path: Path) -> None:
 
 def test_a_nul_character_is_a_settings_error() -> None:
     fails(SettingsError, lambda: find_place(ModelSettings("a\0b")), "NUL")
+
+
+@pytest.mark.fault("F136")
+def test_the_address_of_a_folder_is_its_path(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "a b")
+
+    place = find_place(ModelSettings(folder.as_uri()))
+
+    assert (place.kind, place.path) == ("folder", folder)
+
+
+@pytest.mark.fault("F127")
+def test_an_archive_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model.zip").write_bytes(b"PK\x03\x04")
+
+    fails(ModelFileError, lambda: find_place(ModelSettings(str(tmp_path / "model.zip"))), "zip")

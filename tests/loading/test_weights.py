@@ -221,6 +221,20 @@ def test_a_missing_tensor_is_named(folder: Path, backend: BackendName) -> None:
     assert error.exit_code == 3
 
 
+@pytest.mark.fault("F164")
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
+def test_the_names_of_a_wrapper_are_named(folder: Path, backend: BackendName, prefix: str) -> None:
+    def wrap(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    edit_weights(folder, wrap)
+
+    error = fails(ModelFileError, lambda: load(folder, backend), "missing")
+
+    assert repr(prefix) in (error.hint or "")
+
+
 @pytest.mark.fault("F17")
 def test_a_config_with_more_layers_than_the_file_is_refused(folder: Path, backend: BackendName) -> None:
     edit_json(folder / "config.json", num_hidden_layers=5)

@@ -366,3 +366,26 @@ def test_an_empty_template_is_not_replaced_by_the_models_own(tmp_path: Path) -> 
 
     with pytest.raises(PromptError, match="empty"):
         ChatTemplate("").encode(load_tokenizer(tmp_path), [Message("user", "x")])
+
+
+PARTS = {
+    "loop": "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}",
+    "filter": "{% for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}",
+    "index": "{{ m['content'][0]['text'] }}",
+    "concatenated": "{{ '' + m['content'][0]['text'] }}",
+    "both": "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content if p.type == 'text' %}"
+    "{{ p.text }}{% endfor %}{% endif %}",
+}
+
+
+@pytest.mark.fault("F159")
+@pytest.mark.parametrize("form", PARTS)
+@pytest.mark.parametrize("text", ["hello", "user", "<|im_end|>", ""])
+def test_a_template_that_reads_parts_gets_the_text(form: str, text: str) -> None:
+    tokenizer = toy_tokenizer(template=CHAT_TEMPLATE.replace("{{ m['content'] }}", PARTS[form]))
+    messages = [*user(text), Message("assistant", "well"), *user("again")]
+
+    expected = ChatTemplate().encode(toy_tokenizer(), messages)
+
+    assert ChatTemplate().encode(tokenizer, messages) == expected
+    assert ChatTemplate().has_system_role(tokenizer)

@@ -14,10 +14,11 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
+from specgen.core.errors import ModelFileError
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.tokenizer_file import Tokenizer, read_tokenizer_file
 from specgen.text.vocabulary import compare_tokenizers
-from tests.loading.builders import make_tokenizer
+from tests.loading.builders import fails, make_tokenizer
 
 HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 REAL = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct", "gemma-3-270m")
@@ -250,3 +251,51 @@ def test_the_end_token_of_two_files_is_compared_by_name(tmp_path: Path) -> None:
     assert pairing.notice is not None
     assert "('<unk>')" in pairing.notice
     assert "('<|im_end|>')" in pairing.notice
+
+
+@pytest.mark.fault("F162")
+@pytest.mark.parametrize(
+    "templates",
+    [
+        {"default": "A", "tool_use": "B"},
+        [{"name": "tool_use", "template": "B"}, {"name": "default", "template": "A"}],
+    ],
+)
+def test_of_several_templates_the_default_is_used(tmp_path: Path, templates: object) -> None:
+    folder = byte_level_folder(tmp_path, chat_template=templates)
+
+    assert load_tokenizer(folder).chat_template == "A"
+
+
+@pytest.mark.fault("F163")
+def test_a_byte_order_mark_is_not_part_of_a_file(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path)
+    (folder / "chat_template.jinja").write_text("A")
+    expected = load_tokenizer(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+
+    found = load_tokenizer(folder)
+
+    assert found.get_vocab() == expected.get_vocab()
+    assert found.chat_template == "A"
+
+
+@pytest.mark.fault("F163")
+@pytest.mark.parametrize("change", [{"version": "2.0"}, {"model": {"type": "Newer"}}])
+def test_a_tokenizer_of_a_newer_package_names_the_package(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = byte_level_folder(tmp_path) / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+    error = fails(ModelFileError, lambda: load_tokenizer(tmp_path), "tokenizer.json")
+
+    assert "tokenizers" in (error.hint or "")
+
+
+@pytest.mark.fault("F160")
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid", b"<!DOCTYPE html><html>"])
+def test_a_template_that_is_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = byte_level_folder(tmp_path)
+    (folder / "chat_template.jinja").write_bytes(content)
+
+    fails(ModelFileError, lambda: load_tokenizer(folder), "chat_template.jinja")
