@@ -75,7 +75,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """Tokens that a checkpoint's authors forbid, with the names and meanings of transformers' `generate`.
+    """Tokens that a checkpoint's authors forbid or favour, with the names and meanings of transformers' `generate`.
 
     Args:
         suppress_tokens: Never chosen.
@@ -85,6 +85,7 @@ class TokenRules:
         min_new_tokens: New tokens before the text may end.
         min_length: Tokens of prompt and answer before the text may end.
         end_ids: The tokens that end it.
+        sequence_bias: Sequences, and what is added to the logit of the token that completes one.
     """
 
     suppress_tokens: frozenset[int] = frozenset()
@@ -94,12 +95,14 @@ class TokenRules:
     min_new_tokens: int = 0
     min_length: int = 0
     end_ids: frozenset[int] = frozenset()
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
 
     @property
     def has_effect(self) -> bool:
-        """Whether a token is forbidden anywhere."""
+        """Whether a token is forbidden or favoured anywhere."""
         lengths = self.no_repeat_ngram_size, self.min_new_tokens, self.min_length
-        return bool(self.suppress_tokens or self.begin_suppress_tokens or self.bad_words_ids or any(lengths))
+        tokens = self.suppress_tokens, self.begin_suppress_tokens, self.bad_words_ids, self.sequence_bias
+        return any(map(bool, (*tokens, *lengths)))
 
 
 NO_RULES = TokenRules()

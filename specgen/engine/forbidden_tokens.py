@@ -1,4 +1,4 @@
-"""Removes tokens that a checkpoint's rules forbid from the target's logits.
+"""Removes tokens that a checkpoint's rules forbid from the target's logits, and adds their biases.
 
 A draft may propose them: they are rejected like any other wrong token, so the text stays the target's.
 """
@@ -36,7 +36,7 @@ class ForbiddenTokens:
     def remove(
         self, logits: Tensor, ids: Sequence[int], draft_ids: Sequence[int], parents: Sequence[int] | None = None
     ) -> Tensor:
-        """Returns the logits with minus infinity for forbidden tokens.
+        """Returns the logits with all biases, and with minus infinity for forbidden tokens.
 
         Args:
             logits: `[drafted + 1, vocab]`; row i is for the token after `ids` and the first i of `draft_ids`.
@@ -47,14 +47,28 @@ class ForbiddenTokens:
         width = logits.shape[-1]
         if parents is None:
             rows = enumerate(self._forbidden(ids, draft_ids))
+            paths = [[*draft_ids[:length]] for length in range(len(draft_ids) + 1)]
         else:
             paths = [[draft_ids[node] for node in path_to(parents, index)] for index in range(ROOT, len(parents))]
             rows = enumerate([*self._forbidden(ids, path)][-1] for path in paths)
+        if self._rules.sequence_bias:
+            logits = logits + self._biases(logits, ids, paths)
         places = [(row, token) for row, tokens in rows for token in tokens if token < width]
         if not places:
             return logits
         index = torch.tensor(places, device=logits.device).unbind(1)
         return logits.index_put(index, torch.tensor(-torch.inf, dtype=logits.dtype, device=logits.device))
+
+    def _biases(self, logits: Tensor, ids: Sequence[int], paths: Sequence[Sequence[int]]) -> Tensor:
+        """Returns what is added to the logits of each row; as in transformers, before any other rule."""
+        biases = torch.zeros(logits.shape, dtype=torch.float32)
+        longest = max(len(sequence) for sequence, _ in self._rules.sequence_bias)
+        for row, path in enumerate(paths):
+            text = [*ids[-longest:], *path]
+            for sequence, bias in self._rules.sequence_bias:
+                if sequence[-1] < logits.shape[-1] and _ends_with(text, len(text), sequence[:-1]):
+                    biases[row, sequence[-1]] += bias
+        return biases.to(logits.device)
 
     def _forbidden(self, ids: Sequence[int], draft_ids: Sequence[int]) -> Iterator[set[int]]:
         """Yields the forbidden tokens of each row."""

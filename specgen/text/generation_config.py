@@ -2,11 +2,12 @@
 
 A value that can't be used is off, with a notice: an option overrides a default anyway. A rule that transformers'
 `generate` would apply and specgen does not is named: those that need several texts at a time or another pass, or that
-change logits by amounts, which the sampling settings don't have.
+depend on the length at which the text will end. Lengths (`max_new_tokens`, `max_length`) are limits of specgen's own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,12 @@ _DEFAULTS: dict[str, float] = {
 }
 _RULES: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("force_words_ids",), ([],)),
-    **dict.fromkeys(("sequence_bias", "constraints"), ([], {})),
+    **dict.fromkeys(("constraints",), ([], {})),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"), ([],)),
     **dict.fromkeys(("penalty_alpha",), (0,)),
     **dict.fromkeys(("encoder_no_repeat_ngram_size", "encoder_repetition_penalty"), (0, 1)),
-    **dict.fromkeys(("num_beams", "guidance_scale"), (0, 1)),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), (0, 1)),
+    "cache_implementation": ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid", "mamba"),
     **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config", "dola_layers"), ([], {})),
     **dict.fromkeys(("remove_invalid_values", "token_healing"), (False,)),
     "max_time": (),
@@ -128,12 +130,13 @@ def _token_rules(config: Mapping[str, Any], end_ids: frozenset[int]) -> tuple[To
 
     suppressed, begin = (frozenset(read(name, _is_ids, ())) for name in ("suppress_tokens", "begin_suppress_tokens"))
     words = tuple(tuple(word) for word in read("bad_words_ids", _is_words, ()))
+    biases = tuple((tuple(ids), float(bias)) for ids, bias in read("sequence_bias", _is_biases, ()))
     names = ("no_repeat_ngram_size", "min_new_tokens", "min_length")
     ngram_size, min_new, min_length = (read(name, _is_count, 0) for name in names)
     # As in `generate`: the end of a text is no bad word, and min_new_tokens replaces min_length.
     words = tuple(word for word in words if len(word) > 1 or word[0] not in end_ids)
     min_length = 0 if min_new else min_length
-    return TokenRules(suppressed, begin, words, ngram_size, min_new, min_length, end_ids), invalid
+    return TokenRules(suppressed, begin, words, ngram_size, min_new, min_length, end_ids, biases), invalid
 
 
 def _is_count(value: object) -> bool:
@@ -146,6 +149,16 @@ def _is_ids(value: object) -> bool:
 
 def _is_words(value: object) -> bool:
     return isinstance(value, list) and all(_is_ids(item) and item for item in value)
+
+
+def _is_biases(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, list) and len(item) == 2 and _is_words([item[0]]) and _is_number(item[1]) for item in value
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf  # type: ignore[arg-type]
 
 
 def _stops(value: object) -> tuple[tuple[str, ...], bool]:

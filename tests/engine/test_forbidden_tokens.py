@@ -29,6 +29,9 @@ RULES = {
     "no_repeat_ngram_size 3": {"no_repeat_ngram_size": 3, "suppress_tokens": list(range(5, VOCAB))},
     "min_new_tokens": {"min_new_tokens": 25},
     "min_length": {"min_length": 20},
+    "sequence_bias": {"sequence_bias": [[[token], 0.5 * (token % 7)] for token in range(3, 90)] + [[[2], -9.0]]},
+    "sequence_bias of several tokens": {"sequence_bias": [[[a, b], 4.0] for a in range(3, 90, 2) for b in (a + 1, 5)]},
+    "biases and penalties": {"sequence_bias": [[[9], 3.0], [[9, 9], -20.0], [[3, 4, 9], 2.0]], "suppress_tokens": [11]},
     "all": {"suppress_tokens": [9, 11], "no_repeat_ngram_size": 2, "min_new_tokens": 9, "bad_words_ids": [[7, 8]]},
 }
 
@@ -36,7 +39,8 @@ RULES = {
 def rules_of(values: dict[str, Any], ends: frozenset[int]) -> TokenRules:
     words = tuple(tuple(word) for word in values.get("bad_words_ids", ()) if not (len(word) == 1 and word[0] in ends))
     sets = {key: frozenset(value) for key, value in values.items() if key.endswith("suppress_tokens")}
-    return TokenRules(**{**values, **sets, "bad_words_ids": words, "end_ids": ends})
+    biases = tuple((tuple(ids), float(bias)) for ids, bias in values.get("sequence_bias", ()))
+    return TokenRules(**{**values, **sets, "bad_words_ids": words, "end_ids": ends, "sequence_bias": biases})
 
 
 def ends_of(values: dict[str, Any]) -> frozenset[int]:
@@ -82,7 +86,10 @@ def test_a_row_of_a_draft_forbids_what_its_text_forbids(
     ids: list[int], drafted: list[int], size: int, words: list[list[int]]
 ) -> None:
     rules = TokenRules(
-        bad_words_ids=tuple(map(tuple, words)), no_repeat_ngram_size=size, begin_suppress_tokens=frozenset({1})
+        bad_words_ids=tuple(map(tuple, words)),
+        no_repeat_ngram_size=size,
+        begin_suppress_tokens=frozenset({1}),
+        sequence_bias=tuple((tuple(word), 0.5 + index) for index, word in enumerate(words)),
     )
     logits = torch.zeros(len(drafted) + 1, 6)
 

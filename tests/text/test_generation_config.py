@@ -72,7 +72,7 @@ def test_a_greedy_model_needs_no_temperature() -> None:
 
 RULES = {
     "forced_eos_token_id": 2,
-    "sequence_bias": [[[5], -10.0]],
+    "cache_implementation": "quantized",
     "num_beams": 4,
     "guidance_scale": 1.5,
     "exponential_decay_length_penalty": [10, 1.1],
@@ -100,10 +100,40 @@ def test_tokens_that_a_model_forbids_are_read() -> None:
     given = {"suppress_tokens": [5], "begin_suppress_tokens": [6], "bad_words_ids": [[5, 6], [2], [7]]}
     lengths = {"no_repeat_ngram_size": 2, "min_new_tokens": 30, "min_length": 3}
 
-    defaults = generation_defaults({**given, **lengths}, frozenset({2}))
+    defaults = generation_defaults({**given, **lengths, "sequence_bias": [[[4, 5], -1]]}, frozenset({2}))
 
     assert defaults.notices == ()
-    assert defaults.rules == TokenRules(frozenset({5}), frozenset({6}), ((5, 6), (7,)), 2, 30, 0, frozenset({2}))
+    assert defaults.rules == TokenRules(
+        frozenset({5}), frozenset({6}), ((5, 6), (7,)), 2, 30, 0, frozenset({2}), (((4, 5), -1.0),)
+    )
+
+
+WITHOUT_EFFECT = {
+    *("max_length", "max_new_tokens", "max_cache_len", "use_cache", "cache_config", "prefill_chunk_size", "low_memory"),
+    *("num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("return_dict_in_generate", "pad_token_id", "bos_token_id", "decoder_start_token_id", "renormalize_logits"),
+    *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+    *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
+    *("target_lookbehind", "assistant_ensemble_weight", "speculation_type", "use_mtp", "compile_config"),
+    *("disable_compile", "continuous_batching_config", "transformers_version"),
+    *("length_penalty", "early_stopping", "diversity_penalty"),  # of beams, which are named themselves
+}
+"""Fields that change no greedy or sampled text, or only its length."""
+
+
+@pytest.mark.fault("F96")
+def test_every_field_of_the_library_is_applied_or_named() -> None:
+    from transformers import GenerationConfig
+
+    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    applied = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop_strings"}
+    applied |= {"suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size", "min_new_tokens"}
+    applied |= {"min_length", "sequence_bias", "eos_token_id"}
+
+    rest = fields - applied - WITHOUT_EFFECT
+    (notice,) = generation_defaults({"do_sample": True, **dict.fromkeys(rest, 0.25)}).notices
+
+    assert [name for name in sorted(rest) if name not in notice] == []
 
 
 @pytest.mark.fault("F95")
@@ -117,6 +147,9 @@ def test_tokens_that_a_model_forbids_are_read() -> None:
         ("no_repeat_ngram_size", -2),
         ("min_new_tokens", "3"),
         ("min_length", True),
+        ("sequence_bias", {"5": 1.0}),
+        ("sequence_bias", [[[5], float("inf")]]),
+        ("sequence_bias", [[[], 1.0]]),
     ],
 )
 def test_a_rule_that_can_not_be_used_is_off_with_a_notice(name: str, value: object) -> None:
