@@ -166,7 +166,7 @@ class SliceSlots(StoredSlots):
             return
         moved = torch.tensor(rows[num_in_place:], device=self._like.device) + first
         for tensor in (*self._keys, *self._values):
-            tensor[:, first + num_in_place : first + len(rows)] = tensor[:, moved]
+            tensor.narrow(1, first + num_in_place, len(moved)).copy_(tensor.index_select(1, moved))
 
     def drop_rows(self) -> None:
         """Forgets the tree."""

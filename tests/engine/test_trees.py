@@ -395,6 +395,19 @@ def test_a_tree_by_cost_ends_where_rows_become_expensive() -> None:
     assert step == Step([0, 0], is_fed=False)
 
 
+@pytest.mark.parametrize(("draft_seconds", "is_fed"), [(0.1, True), (0.4, False)])
+def test_a_pass_of_the_draft_must_yield_more_than_the_rows_that_it_takes(draft_seconds: float, is_fed: bool) -> None:
+    costs = CostTable({1: 1.0, 2: 1.0, 3: 1.0, 4: 3.0, 9: 9.0})
+    policy = TreeLength(8, CostAwareLength(costs, DraftCost(draft_seconds, costs)), is_fixed=False)
+    mean = policy.acceptance.mean
+    branching = Branching(ROOT, 0, 1.0, [0.9, 0.9 * mean - 0.2])
+
+    step = policy.next_tokens([branching], 0, depth=8)
+
+    assert 0.9 * mean > 0.4, "the pass would pay if a second token were worth nothing"
+    assert step == Step([0] if is_fed else [0, 0], is_fed=is_fed)
+
+
 def test_a_draft_token_costs_a_pass_however_many_branches_it_continues() -> None:
     prices = CostAwareLength(CostTable({1: 1.0}), DraftCost())
     policy = TreeLength(6, prices)

@@ -97,13 +97,13 @@ class _Plan:
     """A tree's best continuation.
 
     Args:
-        taken: Branching, order and score of each token that may be drawn now.
+        taken: Branching and order of each token that may be drawn now.
         followed: Orders of those that others would follow.
         values: Scores of all tokens, in order.
         num_matched: How many of them are tokens of each match.
     """
 
-    taken: list[tuple[int, int, float]] = field(default_factory=list)
+    taken: list[tuple[int, int]] = field(default_factory=list)
     followed: set[int] = field(default_factory=set)
     values: list[float] = field(default_factory=list)
     num_matched: list[int] = field(default_factory=list)
@@ -192,13 +192,12 @@ class TreeLength:
             depth: Longest path.
         """
         plan = self._plan(branchings, num_drafted, depth)
-        frontier = [(branching, score) for branching, order, score in plan.taken if order in plan.followed]
-        if frontier and self._pays(sum(score for _, score in frontier) * self.acceptance.mean):
-            return Step([branching for branching, _ in frontier], is_fed=True)
-        if plan.followed:
-            # Without the pass, other tokens take the place of those that would follow.
-            plan = self._plan(branchings, num_drafted, 0)
-        return Step([branching for branching, _, _ in plan.taken], False, plan.num_matched)
+        frontier = [branching for branching, order in plan.taken if order in plan.followed]
+        # Without the pass, other tokens take the place of those that would follow.
+        flat = self._plan(branchings, num_drafted, 0) if plan.followed else plan
+        if frontier and self._pays(self._net(plan.values, num_drafted) - self._net(flat.values, num_drafted)):
+            return Step(frontier, is_fed=True)
+        return Step([branching for branching, _ in flat.taken], False, flat.num_matched)
 
     def _plan(self, branchings: Sequence[Branching], num_drafted: int, depth: int) -> _Plan:
         """Continues the tree best first to the size that pays."""
@@ -226,12 +225,13 @@ class TreeLength:
                     heappush(heap, (-self._reaches[-1 - index][position + 1], index, position + 1, -1, depth))
                 continue
             if leader < 0:
-                plan.taken.append((index, order, -negative))
+                plan.taken.append((index, order))
                 branching = branchings[index]
                 heappush(heap, (-self._score(branching, position + 1), index, position + 1, -1, at))
             else:
                 plan.followed.add(leader)
-            if at + 1 < depth:
+            # Where a pass of the draft has a price, only what the next pass gives is weighed against it.
+            if at + 1 < depth and (leader < 0 or self._prices is None):
                 heappush(heap, (negative * self.acceptance.mean, index, 0, order if leader < 0 else leader, at + 1))
         return plan
 
@@ -240,17 +240,19 @@ class TreeLength:
         return branching.reach * self.acceptance.estimate(shares[position]) if position < len(shares) else 0.0
 
     def _best_size(self, values: Sequence[float], num_drafted: int) -> int:
-        """Returns how many further tokens gain most: their expected number, less what their rows cost."""
+        """Returns how many further tokens gain most."""
         assert self._prices is not None
-        costs, rate = self._prices.costs, self._prices.rate
-        size, best, gain = 0, 0.0, 0.0
-        here = costs.optimistic_seconds(num_drafted + 1)
-        for number, value in enumerate(values[: max(costs.longest_trial - num_drafted, 0)], 1):
-            gain += value
-            net = gain - rate * (costs.optimistic_seconds(num_drafted + number + 1) - here)
-            if net > best:
-                size, best = number, net
-        return size
+        longest = min(len(values), max(self._prices.costs.longest_trial - num_drafted, 0))
+        return max(range(longest + 1), key=lambda size: self._net(values[:size], num_drafted))
+
+    def _net(self, values: Sequence[float], num_drafted: int) -> float:
+        """Returns the expected number of further tokens, less those that their rows cost."""
+        gain = sum(values)
+        if self._prices is None or self._is_fixed:
+            return gain
+        costs = self._prices.costs
+        rows = costs.optimistic_seconds(num_drafted + len(values) + 1) - costs.optimistic_seconds(num_drafted + 1)
+        return gain - self._prices.rate * rows
 
     def _pays(self, gain: float) -> bool:
         """Returns whether a pass of the draft is worth its time."""
