@@ -58,6 +58,13 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes: int) -> torch.nn.M
     raise ValueError(kind)
 
 
+class NoCollections:
+    """Replaces `gc`: two collections of all that tests import take longer than most tests."""
+
+    def __getattr__(self, name: str) -> Callable[[], int]:
+        return lambda: 0
+
+
 @dataclass
 class ScriptedDrafter:
     """Proposes what `script(ids, limit)` returns, as point masses, and records rewinds."""

@@ -15,6 +15,7 @@ from specgen.core.errors import ModelNotFoundError
 from specgen.loading.builtin import fetch_builtin
 from specgen.storage.folders import STATE_VARIABLE
 from specgen.text.tokenizer import load_tokenizer
+from specgen.verify import checks
 from tests.cli.chat.scenes import noisy_folder, wordy_folder
 from tests.loading.builders import make_folder
 from tests.toys import save_toy
@@ -46,6 +47,18 @@ def smollm2_tokenizer() -> Any:
         return load_tokenizer(fetch_builtin(offline=True))
     except ModelNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def distribution_errors() -> list[Any]:
+    """Checks the sampler exactly, as `verify` does, once."""
+    return checks.distribution_errors()
+
+
+@pytest.fixture
+def checked_sampler(distribution_errors: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives `verify` the results of one check of the sampler, which is the same for each pair of models."""
+    monkeypatch.setattr(checks, "distribution_errors", lambda: distribution_errors)
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ every test has the same promise and the same oracle.
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from collections.abc import Container, Iterable
+from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 Value = TypeVar("Value")
@@ -31,6 +33,15 @@ def share_of_profile(share: float) -> int:
 def by_profile(daily: Value, deep: Value) -> Value:
     """Returns the first value in the profile `daily`, else the second."""
     return daily if PROFILE == "daily" else deep
+
+
+def thorough_except(kept: Container[Value], values: Iterable[Value]) -> list[Any]:
+    """Makes parameters of values, and marks as thorough those that repeat what the kept ones test.
+
+    A tuple is the values of several parameters.
+    """
+    marks = {True: (), False: pytest.mark.thorough}
+    return [pytest.param(*one if isinstance(one, tuple) else (one,), marks=marks[one in kept]) for one in values]
 
 
 def num_examples(deep: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pytest
 from typer.main import get_command
 
 from specgen.cli.app import make_app, run
+from specgen.cli.options.server import ConnectionOptions
 from specgen.loading import libraries
+from specgen.servers.http import HttpOptions
 from tests.cli.children import Ended
+from tests.fakes import NoCollections
 from tests.toys import save_toy
 
 Cli = Callable[..., Ended]
@@ -24,11 +28,9 @@ def app() -> Callable[..., object]:
     return get_command(make_app())
 
 
-class NoCollections:
-    """Replaces `gc` where models are loaded: two collections of all that tests import take longer than the command."""
-
-    def __getattr__(self, name: str) -> Callable[[], int]:
-        return lambda: 0
+def without_waiting(options: HttpOptions) -> HttpOptions:
+    """Connects again at once: the tests of `servers` check how long a client waits."""
+    return replace(options, sleep=lambda seconds: None)
 
 
 EXACT = ["--quant", "none", "--draft-quant", "none", "--dtype", "float32", "--device", "cpu"]
@@ -67,6 +69,8 @@ def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
     """Calls the command line in this process."""
     monkeypatch.setattr("specgen.cli.app.make_app", app)
     monkeypatch.setattr(libraries, "gc", NoCollections())
+    http = ConnectionOptions.http
+    monkeypatch.setattr(ConnectionOptions, "http", lambda *args, **options: without_waiting(http(*args, **options)))
 
     def call(*arguments: object) -> Ended:
         capfdbinary.readouterr()

@@ -16,7 +16,7 @@ from tests.cli.conftest import Cli
 
 
 @pytest.fixture
-def verify(cli: Cli, toy_arguments: list[str], toys: dict[str, Path]) -> Cli:
+def verify(cli: Cli, toy_arguments: list[str], toys: dict[str, Path], checked_sampler: None) -> Cli:
     """`specgen verify -d wrong ...` on one prompt."""
 
     def call(*arguments: object) -> Ended:

@@ -15,7 +15,7 @@ from tests.loading.builders import make_folder
 
 
 @pytest.fixture
-def compare(cli: Cli, tmp_path: Path) -> Any:
+def compare(cli: Cli, tmp_path: Path, checked_sampler: None) -> Any:
     folder = make_folder(tmp_path / "target")
     return lambda *more: cli(
         "verify", "-p", "hello", "-n", 8, "-t", folder, *EXACT, "--backend", "torch", "-d", "lookup",

@@ -21,7 +21,7 @@ from specgen.engine.randomness import PositionNoise, TorchRandomness
 from specgen.engine.sampling import Sampler
 from tests.engine.engines import ENGINES, Engine
 from tests.fakes import CPU, always_wrong, ids_of, oracle, random_tokens, run_events, sampler, tiny_model
-from tests.profiles import share_of_profile
+from tests.profiles import share_of_profile, thorough_except
 
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 NUM_TOKENS = 32  # with the prompt, more than two windows of the sliding-window model
@@ -31,12 +31,22 @@ DRAFTS = [("none", 0), *((name, num_draft_tokens) for name in DRAFTERS for num_d
 
 # Of our decoder, `test_greedy_equality` tests more. Recorded passes have few sizes: `tests/models/static` tests them.
 # Qwen2 is Llama with biases, which the tests of logits see: its texts are left to the whole suite.
-def further(engine: Engine) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.thorough] if engine.kind == "qwen2" else []
+# Drafts of one token meet no second row: one drafter that is mostly wrong stands for the others.
+def further(engine: Engine, name: str, num_draft_tokens: int) -> list[pytest.MarkDecorator]:
+    is_repeated = engine.kind == "qwen2" or (num_draft_tokens == 1 and name != "other")
+    # A window meets long drafts that are kept, in part or not at all.
+    is_repeated |= engine.kind == "mistral" and name not in ("none", "other", "oracle", "always-wrong")
+    return [pytest.mark.thorough] if is_repeated else []
 
 
 GREEDY_CASES = [
-    pytest.param(engine, name, number, id=f"{parameter.id}-{name}-{number}", marks=[*parameter.marks, *further(engine)])
+    pytest.param(
+        engine,
+        name,
+        number,
+        id=f"{parameter.id}-{name}-{number}",
+        marks=[*parameter.marks, *further(engine, name, number)],
+    )
     for parameter in ENGINES
     for engine in parameter.values
     for name, number in DRAFTS
@@ -70,7 +80,7 @@ def rows(model: LanguageModel, ids: list[int], num_last: int = 1, tail: list[int
 def sampled_text(engine: Engine, sampling: SamplingSettings) -> tuple[int, ...]:
     """A backend's own text without a draft."""
     options = {"sampling": sampling, "noise": PositionNoise(sampling.seed, 96), "max_new_tokens": 24}
-    return tuple(ids_of(run_events(engine.make(), NoDrafter(), PROMPT, **options)))
+    return tuple(ids_of(run_events(kept(engine, "target"), NoDrafter(), PROMPT, **options)))
 
 
 # the cache
@@ -246,24 +256,24 @@ def test_greedy_text_equals_transformers_generate(engine: Engine, name: str, num
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["self", "other", "random"])
+@pytest.mark.parametrize("name", thorough_except(["other"], ["self", "other", "random"]))
 def test_one_seed_gives_one_text_with_any_draft(engine: Engine, name: str) -> None:
     sampling = SamplingSettings(temperature=0.8, seed=7, same_text=True)
 
     noise = PositionNoise(sampling.seed, 96)
     drafter: Drafter = random_tokens(3, 96)
     if name != "random":
-        model = engine.make(seed=0 if name == "self" else 1)
+        model = kept(engine, "draft", seed=0 if name == "self" else 1)
         drafter = ModelDrafter(model, 96, Sampler(sampling, TorchRandomness(0, CPU), noise))
 
-    drafted = run_events(engine.make(), drafter, PROMPT, sampling=sampling, noise=noise, max_new_tokens=24)
+    drafted = run_events(kept(engine, "target"), drafter, PROMPT, sampling=sampling, noise=noise, max_new_tokens=24)
 
     assert tuple(ids_of(drafted)) == sampled_text(engine, sampling)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_caches_hold_the_text_but_its_last_token_after_every_round(engine: Engine) -> None:
-    target, draft = engine.make(), engine.make(seed=1)
+    target, draft = kept(engine, "target"), kept(engine, "draft", seed=1)
     drafter = ModelDrafter(draft, 96, sampler())
     length = len(PROMPT)
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from specgen.loading import placement
+from specgen.loading.gguf import convert
 from specgen.loading.libraries import prepare_libraries
+from tests.fakes import NoCollections
 from tests.loading.builders import cpu_with
 
 prepare_libraries(verbose=False)
@@ -17,6 +19,12 @@ prepare_libraries(verbose=False)
 @pytest.fixture(autouse=True)
 def own_cache(cache: Path) -> Path:
     return cache
+
+
+@pytest.fixture(autouse=True)
+def no_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converts without the two collections, which take longer than a tiny file."""
+    monkeypatch.setattr(convert, "gc", NoCollections())
 
 
 @pytest.fixture

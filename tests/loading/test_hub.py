@@ -183,7 +183,7 @@ def test_a_name_server_that_never_answers_is_not_waited_for(
 def test_a_hub_that_accepts_and_says_nothing_is_not_waited_for(
     server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "ANSWER_SECONDS", 1.8)
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.6)
     served = server(stalls=True)
     begin = time.monotonic()
 
@@ -391,8 +391,8 @@ def test_a_damaged_download_is_reported(server: Callable[..., LoopHub], monkeypa
 def test_a_slow_hub_is_waited_for_as_the_client_does(
     server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.2)
-    server(late=0.5)
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.1)
+    server(late=0.2)
 
     assert check_folder(fetch_snapshot(SETTINGS)).model_type == "llama"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ def cpu(plain_cpu: None) -> None:
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, *free: int, capability: tuple[int, int] = (9, 0)) -> None:
+    # Its import looks for CUDA: with pretended GPUs it fails, and leaves half a module for all later tests.
+    with suppress(ImportError):
+        import_module("bitsandbytes")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

@@ -17,7 +17,7 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.transformers_model import TransformersModel
 from tests.fakes import TINY, assert_close, cached, tiny_model
 from tests.generate_oracle import differences, generated_ids
-from tests.profiles import share_of_profile
+from tests.profiles import share_of_profile, thorough_except
 
 KINDS = ["llama", "qwen2", "mistral"]
 on_both = pytest.mark.parametrize("name", ["decoder", "transformers"])
@@ -187,7 +187,9 @@ def longrope_model(kind: str = "phi3") -> Any:
 
 @pytest.mark.fault("F140")
 @pytest.mark.parametrize("kind", ["phi3", pytest.param("phimoe", marks=pytest.mark.thorough)])
-@pytest.mark.parametrize("num_prompt", [8, SWITCH - 1, SWITCH, SWITCH + 1, 60])
+@pytest.mark.parametrize(
+    "num_prompt", thorough_except([8, SWITCH - 1, SWITCH + 1], [8, SWITCH - 1, SWITCH, SWITCH + 1, 60])
+)
 def test_a_text_around_the_switch_of_longrope_is_generate_s(
     kind: str, num_prompt: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

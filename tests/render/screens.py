@@ -52,10 +52,18 @@ class Screen(pyte.HistoryScreen):
         self.controls: set[str] = set()
 
 
+class VisibleScreen(pyte.Screen):
+    """Records the controls as `Screen` does, without its scrollback, which makes each character dearer."""
+
+    def __init__(self, columns: int, lines: int) -> None:
+        super().__init__(columns, lines)
+        self.controls: set[str] = set()
+
+
 class _Recorder:
     """Records every control except drawing, and passes it to a screen."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen | VisibleScreen) -> None:
         self._screen = screen
 
     def __getattr__(self, name: str) -> Any:
@@ -67,6 +75,12 @@ class _Recorder:
 def render_screen(output: str, columns: int, lines: int = 8) -> Screen:
     """Feeds output to a new terminal as a tty line discipline would (newline becomes CR LF)."""
     screen = Screen(columns, lines)
+    feed(screen, output)
+    return screen
+
+
+def feed(screen: Screen | VisibleScreen, output: str) -> None:
+    """Feeds output to a terminal; records its controls."""
     stream = pyte.Stream()
     # Attaching reads every control once; they are recorded only from here on.
     stream.attach(_Recorder(screen))
@@ -74,7 +88,6 @@ def render_screen(output: str, columns: int, lines: int = 8) -> Screen:
     # One by one: after a character without width, pyte drops the rest of a chunk.
     for character in output.replace("\n", "\r\n"):
         stream.feed(character)
-    return screen
 
 
 def scrollback(screen: Screen) -> list[str]:

@@ -18,6 +18,8 @@ from tests.render.screens import (
     ACCEPTED,
     CORRECTION,
     REJECTED,
+    VisibleScreen,
+    feed,
     final,
     generations,
     render_screen,
@@ -73,7 +75,8 @@ def _check_inert(view_type: type, events: list[TextEvent]) -> None:
     assert not re.search(r"[\x80-\x9f\u202a-\u202e\u2066-\u2069]", output)
     allowed = r"\x1b(\[[0-9;]*m|\[\?25h|7|8|\[\?7[lh]|\[K)"
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", re.sub(allowed, "", output))
-    screen = render_screen(output, 40)
+    screen = VisibleScreen(40, 8)
+    feed(screen, output)
     assert (screen.title, screen.icon_name) == ("", "")
     assert screen.controls <= OWN_CONTROLS
     assert not screen.cursor.hidden

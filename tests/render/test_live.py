@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from specgen.core.events import Notice, Prefill, TextEvent
 from specgen.render.live import LiveView
 from specgen.render.sanitize import sanitize
-from tests.profiles import num_examples
+from tests.profiles import num_examples, thorough_except
 from tests.render.screens import (
     ACCEPTED,
     BONUS,
@@ -49,7 +49,7 @@ def _streamed(events: list[TextEvent]) -> str:
     return text if text.endswith("\n") or not text else text + "\n"
 
 
-@pytest.mark.parametrize("columns", [20, 40, 80])
+@pytest.mark.parametrize("columns", thorough_except([20], [20, 40, 80]))
 @pytest.mark.parametrize("kind", TEXTS)
 def test_scrollback_equals_plain_streaming(kind: str, columns: int) -> None:
     @given(generations(TEXTS[kind], max_rounds=40))

@@ -29,6 +29,7 @@ from specgen.runtime.pair import Pair, PairSettings, pair_settings, resolve_pair
 from tests.cli.chat.scenes import SHORT, converse, reply
 from tests.draft_heads import SlowDraft, write_draft
 from tests.loading.builders import fails
+from tests.profiles import thorough_except
 from tests.toys import random_toy, save_toy, toy_tokenizer
 
 GREEDY = SamplingSettings()
@@ -91,7 +92,7 @@ def turns(alone: LoadedModels) -> list[tuple[list[int], list[int]]]:
     return [(prompt, run(alone, prompt).token_ids) for prompt in prompts]
 
 
-@pytest.mark.parametrize("name", list(DRAFTS))
+@pytest.mark.parametrize("name", thorough_except(["layers", "subset", "oracle"], DRAFTS))
 def test_answers_turns_and_retries_are_the_targets_own(
     folders: dict[str, Path], alone: LoadedModels, name: str
 ) -> None:

@@ -10,8 +10,8 @@ from specgen.cli.options import groups as g
 from specgen.cli.options.models import DRAFT_NAMES, MODELS, BackendOptions, LoadOptions
 
 HELP = "Rank the drafts for a target: which fit, what they cost, and the speed they promise."
-EPILOG = """Candidates are lookup, the draft head that comes with specgen, the target's own MTP head, draft heads of \
-specgen distill in the working folder or next to the target, models given with -d, those in the hub's cache, and on \
+EPILOG = """Candidates are lookup, the draft head that comes with specgen, the target's own MTP head, distilled draft \
+heads in the working folder or next to the target, models given with -d, those in the hub's cache, and on \
 the hub smaller models of the target's family. Nothing is downloaded, and without --measure no weights are read: \
 figures are called estimated, learned (from earlier runs) or measured.
 

@@ -43,8 +43,8 @@ from tests.engine.distributions import distributions_made_once
 from tests.fakes import GREEDY, assert_close, ids_of, oracle, rounds_of, run_events, sampler, tiny_model
 from tests.models.static.builders import host_reads, static_model, traces_of, whole_model
 from tests.models.static.recorder import TraceRecorder
-from tests.models.test_decoder import FAMILIES, build
-from tests.profiles import num_examples
+from tests.models.test_decoder import DIFFERENT, FAMILIES, build
+from tests.profiles import num_examples, thorough_except
 
 PROMPT = [1, 17, 40, 17, 40, 9, 88, 3]
 NUM_TOKENS = 40
@@ -84,9 +84,7 @@ def text(target: StaticModel, drafter: Drafter, num_draft_tokens: int = 4, **opt
 NEAR_KINDS = ("llama-bias", "linear-rope", "mistral", "qwen2", "phi3", "olmo2", "llama3-rope")
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.thorough if kind in NEAR_KINDS else ()) for kind in FAMILIES]
-)
+@pytest.mark.parametrize("kind", thorough_except(DIFFERENT, FAMILIES))
 def test_greedy_text_of_every_family_equals_transformers(kind: str) -> None:
     target, draft = static_model(model_of(kind)), shared_draft()
 
@@ -372,7 +370,7 @@ def test_work_is_plain_then_recorded_then_replayed() -> None:
 # draft heads
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", thorough_except(["head layers", "head subset"], SHAPES))
 def test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without(name: str) -> None:
     model = model_of("llama")
     folder = tiny_draft(name, model, "static-llama")
