@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 VOCAB, WIDTH, INNER = 64, 32, 64
+LARGE_VOCAB = 248_320
 _FFN = {"ffn_gate.weight": (INNER, WIDTH), "ffn_up.weight": (INNER, WIDTH), "ffn_down.weight": (WIDTH, INNER)}
 _ATTENTION = {
     "attn_q.weight": (WIDTH, WIDTH),
@@ -24,38 +25,49 @@ Describe = Callable[[Any], Shapes]
 
 def make_hybrid_gguf(path: Path, architecture: str) -> Path:
     """Writes a float32 model of three layers, with a byte-level tokenizer of 64 tokens."""
-    return _write(path, architecture, 3, WIDTH, _ARCHITECTURES[architecture])
+    return _write(path, architecture, 3, (VOCAB, WIDTH), _ARCHITECTURES[architecture])
 
 
 def make_large_qwen35(path: Path) -> Path:
-    """Writes a float16 model with the layers of Qwen3.5 0.8B, and a vocabulary of 64 tokens: 0.9 GiB."""
+    """Writes a float16 model of the shapes of Qwen3.5 0.8B: 1.4 GiB."""
     sizes = Qwen35Sizes(num_layers=24, interval=4, width=1024, inner=3584, heads=16, size=128, head_size=256)
-    return _write(path, "qwen35", 24, sizes.width, lambda writer: _qwen35(writer, sizes), is_half=True)
+
+    def describe(writer: Any) -> Shapes:
+        return {name: shape for name, shape in _qwen35(writer, sizes).items() if name != "output.weight"}
+
+    return _write(path, "qwen35", 24, (LARGE_VOCAB, sizes.width), describe, is_half=True)
 
 
 def _write(
-    path: Path, architecture: str, num_layers: int, width: int, describe: Describe, *, is_half: bool = False
+    path: Path,
+    architecture: str,
+    num_layers: int,
+    embedding: tuple[int, int],
+    describe: Describe,
+    *,
+    is_half: bool = False,
 ) -> Path:
     import gguf
     import numpy as np
 
     letters = [chr(code) for code in range(ord("!"), ord("!") + VOCAB - 4)]
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "AB", *letters]
+    others = [f"<{index}>" for index in range(VOCAB, embedding[0])]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "AB", *letters, *others]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(512)
-    writer.add_embedding_length(width)
+    writer.add_embedding_length(embedding[1])
     writer.add_block_count(num_layers)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCAB)
+    writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (VOCAB - 3))
+    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
     writer.add_token_merges(["A B"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     random = np.random.default_rng(0)
-    shapes: Shapes = {"token_embd.weight": (VOCAB, width), **describe(writer)}
+    shapes: Shapes = {"token_embd.weight": embedding, **describe(writer)}
     for name, shape in shapes.items():
         is_product = len(shape) == 2 and "ssm_conv" not in name
         values = random.standard_normal(shape, np.float32) * (0.03 if is_half else 1)

@@ -1,8 +1,7 @@
 """Measures what copies of running states cost, on an idle machine.
 
-`python -m tests.models.snapshot_cost [SECONDS] [transformers|llama.cpp]`. The model has the layers of Qwen3.5 0.8B with
-random weights, float32 on transformers and float16 on llama.cpp, whose vocabulary has 64 tokens only. It shows nothing
-of real weights or other kernels. On llama.cpp, nothing is copied before a draft.
+`python -m tests.models.snapshot_cost [SECONDS] [transformers|llama.cpp]`. The model has the shapes of Qwen3.5 0.8B and
+random weights, float32 on transformers and float16 on llama.cpp. It shows nothing of real weights or other kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 import transformers
@@ -22,13 +22,12 @@ from specgen.models.llama_cpp import LlamaCppModel
 from specgen.models.transformers_model import TransformersModel
 
 VOCAB_SIZE = 248_320
-DRAFT = [7, 8, 9]
+DRAFT = torch.tensor([7, 8, 9])
 NUM_PROMPT, MAX_TOKENS = 48, 400
-Parts = tuple[TransformersModel | LlamaCppModel, Callable[[], None]]
-"""A model, and what copies its states as before a draft."""
+Times = dict[str, list[float]]
 
 
-def transformers_model() -> Parts:
+def transformers_model() -> TransformersModel:
     """Makes the model: 18 layers with a gated delta rule, 6 with attention."""
     config = transformers.Qwen3_5TextConfig(
         vocab_size=VOCAB_SIZE,
@@ -44,47 +43,84 @@ def transformers_model() -> Parts:
         linear_key_head_dim=128,
         linear_value_head_dim=128,
     )
-    target = TransformersModel(transformers.Qwen3_5ForCausalLM(config).eval(), VOCAB_SIZE)
-    return target, lambda: target.states.checkpoints.note_draft(target.length)
+    return TransformersModel(transformers.Qwen3_5ForCausalLM(config).eval(), VOCAB_SIZE)
 
 
-def llama_cpp_model() -> Parts:
-    """Makes the same layers as a GGUF file in the temporary folder, once."""
+class PlainModel(LlamaCppModel):
+    """Has one sequence and never returns to earlier states."""
+
+    def _params(self) -> Any:
+        params = super()._params()
+        params.n_seq_max = 1
+        self.is_recurrent = False
+        return params
+
+
+def llama_cpp_models() -> tuple[LlamaCppModel, LlamaCppModel]:
+    """Makes the model, and one without rollback. The file is written to the temporary folder, once."""
     from tests.llamacpp.builders import load
-    from tests.llamacpp.hybrids import VOCAB, make_large_qwen35
+    from tests.llamacpp.hybrids import make_large_qwen35
 
-    path = Path(tempfile.gettempdir()) / "specgen-qwen35-0.8b-random.gguf"
+    path = Path(tempfile.gettempdir()) / "specgen-random-qwen35-0.8b.gguf"
     if not path.exists():
         make_large_qwen35(path)
-    target = LlamaCppModel(load(path).weights, VOCAB, 512, torch.get_num_threads())
-    return target, lambda: target._states.note_draft(target.length)
+    weights, threads = load(path).weights, torch.get_num_threads()
+    torch.set_num_threads(1)  # its threads would spin when llama.cpp's start
+    return LlamaCppModel(weights, VOCAB_SIZE, 512, threads), PlainModel(weights, VOCAB_SIZE, 512, threads)
 
 
-def main(seconds: float = 25.0, backend: str = "transformers") -> None:
-    """Prints the shares of a copy in a pass over one token, and of copy and rewind in a round of accepted tokens."""
-    target, copy = transformers_model() if backend == "transformers" else llama_cpp_model()
-    ids, times = list(range(1, NUM_PROMPT + 1)), defaultdict[str, list[float]](list)
+def timed(times: Times, name: str, call: Callable[[], object]) -> None:
+    """Adds the seconds of a call."""
+    start = perf_counter()
+    call()
+    times[name].append(perf_counter() - start)
 
-    def timed(name: str, call: Callable[[], object]) -> None:
-        start = perf_counter()
-        call()
-        times[name].append(perf_counter() - start)
 
+def run_transformers(seconds: float) -> tuple[Times, float]:
+    """Returns the times, and the seconds that a copy adds to a round of accepted tokens."""
+    target, ids, times = transformers_model(), list(range(1, NUM_PROMPT + 1)), defaultdict[str, list[float]](list)
     target.feed(ids[:-1])
     end = perf_counter() + seconds
     while perf_counter() < end and len(ids) < MAX_TOKENS:
-        timed("one", lambda: target.logits(ids, 1))
+        timed(times, "one", lambda: target.logits(ids, 1))
         ids.append(5)
         # The round would take the same copy, and finds it taken.
-        timed("copy", copy)
-        timed("round", lambda: target.logits(ids, len(DRAFT) + 1, tail=torch.tensor(DRAFT)))
-        ids.extend([*DRAFT, 11])
-        timed("rewind", lambda: target.rewind(target.length))
-    # The first ones of each kind read the weights from the disk and get memory.
+        timed(times, "copy", lambda: target.states.checkpoints.note_draft(target.length))
+        timed(times, "round", lambda: target.logits(ids, len(DRAFT) + 1, tail=DRAFT))
+        ids.extend([*DRAFT.tolist(), 11])
+        timed(times, "rewind", lambda: target.rewind(target.length))
+    return times, sum(median(times[name][2:]) for name in ("copy", "rewind"))
+
+
+def run_llama_cpp(seconds: float) -> tuple[Times, float]:
+    """As `run_transformers`; the states are written elsewhere in the pass, so rounds without rollback are compared."""
+    target, plain = llama_cpp_models()
+    ids, times = list(range(1, NUM_PROMPT + 1)), defaultdict[str, list[float]](list)
+    for model in (target, plain):
+        model.feed(ids[:-1])
+    end = perf_counter() + seconds
+    turns = [("one", "round", target), ("plain one", "plain round", plain)]
+    while perf_counter() < end and len(ids) < MAX_TOKENS:
+        turns.reverse()
+        for one, _, model in turns:
+            timed(times, one, lambda model=model: model.logits(ids, 1))  # type: ignore[misc]
+        ids.append(5)
+        for _, round_, model in turns:
+            timed(times, round_, lambda model=model: model.logits(ids, len(DRAFT) + 1, tail=DRAFT))  # type: ignore[misc]
+        ids.extend([*DRAFT.tolist(), 11])
+    # The first ones read the weights from the disk.
+    pairs = zip(times["round"][2:], times["plain round"][2:], strict=True)
+    return times, median(with_rollback - without for with_rollback, without in pairs)
+
+
+def main(seconds: float = 25.0, backend: str = "transformers") -> None:
+    """Prints the shares of a copy in a pass over one token and in a round of accepted tokens."""
+    times, extra = run_transformers(seconds) if backend == "transformers" else run_llama_cpp(seconds)
     found = {name: median(values[2:]) for name, values in times.items()}
-    extra = found["copy"] + found["rewind"]
-    print(", ".join(f"{name} {1000 * value:.2f} ms" for name, value in found.items()), f"({len(times['one'])} rounds)")
-    print(f"copy / pass {found['copy'] / found['one']:.2%}, extra / round {extra / (extra + found['round']):.2%}")
+    figures = ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in found.items())
+    print(f"{figures}, extra {1000 * extra:.2f} ms ({len(times['one'])} rounds)")
+    share = extra / (extra + found["round"]) if backend == "transformers" else extra / found["round"]
+    print(f"extra / pass over one token {extra / found['one']:.2%}, extra / round {share:.2%}")
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ def test_an_automatic_length_leaves_off_a_head_that_loses(folder: Any, monkeypat
 
     with_head = seconds_of(load_models(pair_of(folder("Qwen3_5"))), monkeypatch)
 
-    assert with_head < 1.05 * alone
+    assert with_head < 1.03 * alone  # the trials cost 1.8 %
 
 
 def test_an_automatic_length_applies_a_good_head_several_times(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
