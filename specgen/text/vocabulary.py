@@ -63,11 +63,11 @@ def compare_tokenizers(target_tokenizer: Any, draft_tokenizer: Any) -> Pairing:
     num_shared = min(num_target, num_draft)
     differing = [index for index in range(num_shared) if target.get(index) != draft.get(index)]
     shown = ", ".join(f"{index} is {_shown(target, index)} and {_shown(draft, index)}" for index in differing[:3])
-    spare = _spare_ids(target_tokenizer, target) & _spare_ids(draft_tokenizer, draft)
-    moved = set(target.values()) & {draft[index] for index in differing if index in draft}
-    can_mask = (
-        spare.issuperset(differing) and not moved and len(differing) <= max(FEW_MASKED, MASKED_SHARE * num_shared)
-    )
+    can_mask = len(differing) <= max(FEW_MASKED, MASKED_SHARE * num_shared)
+    if differing and can_mask:
+        spare = _spare_ids(target_tokenizer, target) & _spare_ids(draft_tokenizer, draft)
+        moved = set(target.values()) & {draft[index] for index in differing if index in draft}
+        can_mask = spare.issuperset(differing) and not moved
     if not num_shared or not can_mask:
         raise PairError(
             f"the draft's tokens differ from the target's in {len(differing)} of {num_shared} ids "
