@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import pytest
@@ -82,6 +83,48 @@ def test_a_draft_tokens_cost_drifts_with_the_targets_until_it_is_measured() -> N
 
     assert cost.seconds == pytest.approx(0.2)
     assert cost.is_confirmed
+
+
+def test_a_single_token_costs_no_more_than_several() -> None:
+    """Else a disturbed first pass would make every draft look cheap, and no plain round would ever correct it."""
+    table = CostTable()
+    table.observe(1, 13.0)
+
+    for _ in range(2):
+        table.observe(5, 1.5)
+
+    assert table.is_single_doubtful
+    assert table.seconds(1) == table.known[1] <= 2.0
+    for _ in range(2):
+        table.observe(1, 1.0)
+    assert not table.is_single_doubtful
+    assert table.seconds(1) == 1.0
+
+
+def test_single_tokens_that_are_really_slower_are_believed_after_some_passes() -> None:
+    table = CostTable()
+    for _ in range(7):
+        table.observe(1, 3.0)
+        table.observe(5, 1.5)
+
+    assert not table.is_single_doubtful
+    assert table.seconds(1) == 3.0
+
+
+@pytest.mark.parametrize("num_disturbed", [1, 2, 4])
+def test_a_bad_draft_after_disturbed_passes_loses_almost_nothing(num_disturbed: int) -> None:
+    """A draft of no use, and the first passes take thirteen times as long: it must not look cheap for long."""
+    passes = itertools.count()
+
+    def verify_cost(num_tokens: int) -> float:
+        return STEEP(num_tokens) * (13 if next(passes) < num_disturbed else 1)
+
+    machine = Machine(verify_cost, 0.6, 0.3)
+    rounds = machine.run(auto(), 16, num_tokens=400)
+
+    undisturbed = sum(round_.seconds for round_ in rounds[num_disturbed:])
+    num_tokens = sum(len(round_.token_ids) for round_ in rounds[num_disturbed:])
+    assert undisturbed / num_tokens <= 1.05 * STEEP(1)
 
 
 @cache

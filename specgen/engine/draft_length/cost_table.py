@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from math import inf
 from statistics import median
 
 from specgen.core.cost_model import interpolated
@@ -19,6 +20,9 @@ HALF_LIFE = 16
 
 NUM_CONFIRMING = 2
 """Passes of one run before a length is worth saving: a single one may have been slow."""
+
+CREDIBLE_SINGLE = 1.2
+"""A pass over one token costs at most this share of one over several, unless many passes say so."""
 
 
 class CostTable:
@@ -50,6 +54,8 @@ class CostTable:
         """What `seconds` returned since the last pass: a policy asks for the same few lengths at every token."""
         self.drift = 1.0
         """Ratio of this run's passes to the earlier run's; 1 without an earlier run."""
+        self.is_single_doubtful = False
+        """Whether single tokens seemed to cost more than several: they should be measured again."""
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Adds one pass. The first pass of a length may be slow: the expected value then counts as a sample, too."""
@@ -65,7 +71,20 @@ class CostTable:
         self._longest = max(self._longest, num_tokens)
         if num_tokens in self._earlier:
             self._rescale()
+        self._limit_single()
         self._asked.clear()
+
+    def _limit_single(self) -> None:
+        """Limits v(1) to the cost of longer passes: a disturbed first pass would make every draft look cheap.
+
+        Seen: a first pass of 1.0 s, then only passes over five tokens of 0.11 s, at 0.84x.
+        """
+        single = self._padded(1)
+        longest_credible = CREDIBLE_SINGLE * min((self._medians[n] for n in self.confirmed if n > single), default=inf)
+        has_few = self._num_passes[single] < NUM_SAMPLES
+        self.is_single_doubtful = has_few and self._medians.get(single, 0.0) > longest_credible
+        if self.is_single_doubtful:
+            self._medians[single] = longest_credible
 
     def _rescale(self) -> None:
         measured = self._samples.keys() & self._earlier.keys()

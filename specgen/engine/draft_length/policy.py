@@ -83,7 +83,8 @@ class CostAwareLength:
         # The first round has no draft: it measures a pass of the target, and no output waits for a draft.
         if not self.costs.is_supported(1) or length >= self._model.limit:
             return False
-        if not length and self._baseline.is_due(self._throughput.rate * self.costs.seconds(1) - 1):
+        is_due = self._baseline.is_due(self._throughput.rate * self.costs.seconds(1) - 1)
+        if not length and (is_due or self.costs.is_single_doubtful):
             return False
         if self._exploration.is_trial:
             return length < self._trial_length
