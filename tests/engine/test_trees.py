@@ -16,6 +16,7 @@ from specgen.core.draft_tree import ROOT, DraftTree, depths_of
 from specgen.core.events import Round
 from specgen.core.settings import SamplingSettings
 from specgen.engine import target_pass, tree_verification
+from specgen.engine.draft_length.acceptance import LookupMatch
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
@@ -438,6 +439,24 @@ def with_lookup(num_nodes: int, texts: Sequence[Sequence[int]]) -> Make:
 @pytest.mark.parametrize("texts", [[[0, 1, 2, 0]], [[0, 1, 1, 1]]], ids=str)
 def test_branches_of_matches_keep_the_distribution(texts: list[list[int]], processors: str) -> None:
     check_round(with_lookup(4, texts), processors=processors)
+
+
+@pytest.mark.parametrize("is_drawn", [True, False])
+def test_accepted_tokens_of_matches_are_no_gain_of_the_model(is_drawn: bool) -> None:
+    costs = CostTable(dict.fromkeys(range(1, 10), 1.0))
+    policy = TreeLength(8, CostAwareLength(costs, DraftCost(0.1, costs)), is_fixed=False)
+    for index in range(6):
+        policy.start_round()
+        policy.should_draft()
+        policy.on_token(0.5)
+        policy.on_tree([0.5 if is_drawn else None] * 4)
+        tree = DraftTree((5, 6, 7, 8), (ROOT, 0, 1, 2))
+        policy.observe(Round(index, tree.ids, 4, 2, 0, 0.1, 1.0, 0.0, "model", tree=tree, num_tree_passes=1))
+    policy.start_round()
+
+    taken = policy.tokens_to_take(LookupMatch([5, 6, 7], 20), has_draft_model=True)
+
+    assert (taken == 0) == is_drawn
 
 
 def test_matches_are_merged_with_the_tree_by_common_prefixes() -> None:

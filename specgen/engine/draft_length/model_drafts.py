@@ -32,13 +32,18 @@ class DraftModelStats:
         rounds = self._rounds
         return rounds.tokens - rate * (rounds.seconds - plain_seconds) if rounds.num_rounds else None
 
-    def observe(self, round_: Round, draft_seconds: float) -> None:
-        """Adds a round of the model. `draft_seconds` is the cost of its tokens without reading missed ones."""
+    def observe(self, round_: Round, draft_seconds: float, num_accepted: int) -> None:
+        """Adds a round of the model.
+
+        Args:
+            draft_seconds: Cost of its tokens without reading missed ones.
+            num_accepted: Of its tokens.
+        """
         if self.num_missed:
             per_missed = max(round_.draft_seconds - draft_seconds, 0.0) / self.num_missed
             self.seconds_per_missed += (per_missed - self.seconds_per_missed) * LATEST_WEIGHT
         self.num_missed = 0
-        self._rounds.observe(round_.num_accepted, draft_seconds + round_.verify_seconds)
+        self._rounds.observe(num_accepted, draft_seconds + round_.verify_seconds)
 
 
 class ModelDrafts:
@@ -64,9 +69,12 @@ class ModelDrafts:
         self._stats = DraftModelStats()
         self._confidences: list[float] = []
         self._reach = 1.0
+        self.num_matched = 0
+        """Accepted tokens of this round's tree that the model did not propose."""
 
     def start_round(self) -> None:
         """Prepares for a new round."""
+        self.num_matched = 0
         self._confidences = []
         self._reach = 1.0
 
@@ -129,7 +137,8 @@ class ModelDrafts:
         # follows a round without one, so a single missed token is tolerated once.
         if not num_missed or (not self._draft_cost.is_supported and num_missed == 1):
             self._draft_cost.observe(num_drafted, round_.draft_seconds)
-        self._stats.observe(round_, num_drafted * self._draft_cost.seconds)
+        own = round_.num_accepted - self.num_matched
+        self._stats.observe(round_, num_drafted * self._draft_cost.seconds, own)
 
     def observe_acceptance(self, round_: Round) -> int:
         """Learns from a finished round whose time means nothing. Returns how many tokens the draft model had missed."""
@@ -144,7 +153,7 @@ class ModelDrafts:
         is_whole = round_.num_accepted == num_drafted
         num_tested = len(self._confidences) if is_whole else round_.num_accepted + round_.num_rejected
         for position, confidence in enumerate(self._confidences[:num_tested]):
-            self._acceptance.observe(confidence, position < round_.num_accepted)
+            self._acceptance.observe(confidence, position < round_.num_accepted - self.num_matched)
         if round_.is_warmup:
             self._stats.num_missed = 0
         return num_missed

@@ -78,6 +78,10 @@ class CostAwareLength:
             self._exploration.start_trial(best.expected_tokens)
         return best.num_tokens
 
+    def note_matched(self, num_tokens: int) -> None:
+        """Notes how many accepted tokens of a tree come from matches alone: they are no gain of the model."""
+        self._model.num_matched = num_tokens
+
     def should_draft(self) -> bool:
         length = self._model.num_drafted
         # The first round has no draft: it measures a pass of the target, and no output waits for a draft.

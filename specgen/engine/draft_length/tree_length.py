@@ -163,11 +163,15 @@ class TreeLength:
         self._shares = list(shares)
 
     def observe(self, round_: Round) -> None:
+        tree, accepted = round_.tree, round_.draft_ids[: round_.num_accepted]
+        is_whole = tree is not None and len(tree) == len(self._shares)
+        if tree is not None and is_whole and self._prices is not None:
+            self._prices.note_matched(sum(self._shares[index] is None for index in tree.followed(accepted)))
         self._inner.observe(round_)
         for match in self.matches:
             self._match_acceptance.observe(match, round_.token_ids)
-        if round_.tree is not None and len(round_.tree) == len(self._shares):
-            self._observe_tree(round_.tree, round_.draft_ids[: round_.num_accepted])
+        if tree is not None and is_whole:
+            self._observe_tree(tree, accepted)
 
     def _observe_tree(self, tree: DraftTree, accepted: Sequence[int]) -> None:
         index = ROOT
