@@ -127,6 +127,8 @@ def check_sizes(config: dict[str, Any], folder: Path) -> None:
             values = value if isinstance(value, list) and value else [value]
             if value is not None and not all(type(size) is int and 1 <= size <= MAX_INTEGER for size in values):
                 raise ModelFileError(f"invalid {key} in {folder / 'config.json'}: {value!r}")
+        if sizes.get("sliding_window") == 0 and "gemma" in str(sizes.get("model_type")):  # elsewhere it means none
+            raise ModelFileError(f"invalid sliding_window in {folder / 'config.json'}: 0")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

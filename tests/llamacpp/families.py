@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from tests.llamacpp.variants import BOOL, F32, I32, STRING, U32, Model, Tensor, base, numbers, scalar
+from tests.llamacpp.hybrids import ARCHITECTURES as HYBRIDS
+from tests.llamacpp.hybrids import hybrid_parts
+from tests.llamacpp.variants import ARRAY, BOOL, F32, I32, STRING, U32, Model, Tensor, base, numbers, scalar
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "starcoder2")
+EDGED = (*ARCHITECTURES[1:], "olmo2", "granite", "smollm3", "stablelm", *HYBRIDS)
+"""Architectures whose entries are changed to their edges; those of Llama are in `variants`."""
 HIDDEN, INNER, HEAD, QUERY, KEY, LAYERS = 32, 64, 8, 32, 16, 2
 WINDOW = 4
 
@@ -23,6 +28,12 @@ def family(architecture: str) -> Model:
     tensors = dict(model.tensors)
     for layer in range(LAYERS):
         block = f"blk.{layer}."
+        if architecture == "olmo2":
+            del tensors[f"{block}attn_norm.weight"], tensors[f"{block}ffn_norm.weight"]
+            sizes = {"attn_q_norm": QUERY, "attn_k_norm": KEY, "post_attention_norm": HIDDEN, "post_ffw_norm": HIDDEN}
+            tensors |= {f"{block}{name}.weight": drawn((size,), layer, 1.0) for name, size in sizes.items()}
+        if architecture == "stablelm":
+            tensors |= {f"{block}{name}.bias": drawn((HIDDEN,), layer) for name in ("attn_norm", "ffn_norm")}
         if architecture in ("qwen2", "starcoder2"):
             sizes = {"attn_q": QUERY, "attn_k": KEY, "attn_v": KEY}
             if architecture == "starcoder2":
@@ -40,10 +51,15 @@ def family(architecture: str) -> Model:
             tensors[f"{block}attn_qkv.weight"] = Tensor((QUERY + 2 * KEY, HIDDEN), b"".join(one.data for one in parts))
             up = tensors.pop(f"{block}ffn_gate.weight").data + tensors[f"{block}ffn_up.weight"].data
             tensors[f"{block}ffn_up.weight"] = Tensor((2 * INNER, HIDDEN), up)
-    if architecture == "starcoder2":
+    if architecture in ("starcoder2", "stablelm"):
         tensors["output_norm.bias"] = drawn((HIDDEN,), 3)
     pairs = dict(model.pairs)
-    if architecture == "starcoder2":
+    if architecture == "granite":
+        scales = {"logit_scale": 2.0, "residual_scale": 0.5, "embedding_scale": 3.0, "attention.scale": 0.25}
+        pairs |= {f"{architecture}.{key}": scalar(F32, value) for key, value in scales.items()}
+    if architecture == "stablelm":
+        pairs[f"{architecture}.use_parallel_residual"] = scalar(BOOL, 0)
+    if architecture in ("starcoder2", "stablelm"):
         pairs[f"{architecture}.attention.layer_norm_epsilon"] = scalar(F32, 1e-5)
     if architecture in ("gemma2", "gemma3"):
         pairs[f"{architecture}.attention.sliding_window"] = scalar(U32, WINDOW)
@@ -52,6 +68,46 @@ def family(architecture: str) -> Model:
         pairs[f"{architecture}.attn_logit_softcapping"] = scalar(F32, 50.0)
         pairs[f"{architecture}.final_logit_softcapping"] = scalar(F32, 30.0)
     return replace(model, tensors=tensors, pairs=pairs)
+
+
+def hybrid(architecture: str) -> Model:
+    """Returns a tiny random model with running states."""
+    shapes, sizes = hybrid_parts(architecture)
+    model = base(architecture)
+    mine = {key: value for key, value in model.pairs.items() if not key.startswith(f"{architecture}.")}
+    random = np.random.default_rng(5)
+    tensors = {}
+    for name, shape in shapes.items():
+        values = random.standard_normal(shape) * 0.4 + ("norm" in name)
+        tensors[name] = _exact(-np.abs(values) if name.endswith("ssm_a") else values)
+    return replace(model, pairs={**mine, **sizes}, tensors=tensors)
+
+
+def _exact(values: np.ndarray[Any, Any]) -> Tensor:
+    return Tensor(values.shape, (values.astype("<f4").view("<u4") & 0xFFFF0000).tobytes())
+
+
+def edges(architecture: str) -> Iterator[tuple[str, Model]]:
+    """Yields files with one entry of the architecture at an edge, one tensor less, or one of another shape."""
+    model = hybrid(architecture) if architecture in HYBRIDS else family(architecture)
+    for key, (kind, _) in model.pairs.items():
+        if not key.startswith(f"{architecture}."):
+            continue
+        yield f"{key}=missing", model.with_pair(key, None)
+        yield f"{key}=string", model.with_pair(key, scalar(STRING, "x"))
+        values: tuple[float, ...] = (0, 3, 2**32 - 1) if kind == U32 else ()
+        values = (0.0, -1.0, float("nan"), 1e30) if kind == F32 else values
+        for value in values:
+            yield f"{key}={value}", model.with_pair(key, scalar(kind, value))
+        if kind == ARRAY:
+            yield f"{key}=short", model.with_pair(key, numbers(I32, [2]))
+            yield f"{key}=scalar", model.with_pair(key, scalar(U32, 2))
+    for name, held in model.tensors.items():
+        if not name.startswith(tuple(f"blk.{layer}." for layer in range(1, 9))):
+            yield f"without {name}", model.with_tensor(name, None)
+            yield f"{name} turned", model.with_tensor(name, replace(held, shape=(*held.shape[::-1], 1)))
+            flat = np.full(held.shape, np.nan, "<f4").tobytes()
+            yield f"{name} all nan", model.with_tensor(name, replace(held, data=flat))
 
 
 def drawn(shape: tuple[int, ...], seed: int, mean: float = 0.0) -> Tensor:

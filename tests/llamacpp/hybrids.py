@@ -82,6 +82,25 @@ def _write(
     return path
 
 
+def hybrid_parts(architecture: str) -> tuple[Shapes, dict[str, tuple[int, bytes]]]:
+    """Returns the shapes of a model's tensors, and its own entries as types and bytes of values."""
+    import gguf
+
+    writer = gguf.GGUFWriter(None, architecture)
+    writer.add_context_length(512)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(3)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(VOCAB)
+    tensors: Shapes = {"token_embd.weight": (VOCAB, WIDTH), **_ARCHITECTURES[architecture](writer)}
+    entries = {}
+    for key, held in writer.kv_data[0].items():
+        if key.startswith(f"{architecture}."):
+            packed = writer._pack_val(held.value, held.type, add_vtype=True, sub_type=held.sub_type)
+            entries[key] = int(held.type), packed[4:]  # after the type
+    return tensors, entries
+
+
 def _blocks(layers: list[Shapes]) -> Shapes:
     return {f"blk.{index}.{name}": shape for index, layer in enumerate(layers) for name, shape in layer.items()}
 

@@ -346,3 +346,33 @@ def test_tokens_that_spell_an_end_of_turn_end_the_text(
     eos = pair("tokenizer.ggml.eos_token_id", 4, struct.pack("<I", 0))
 
     assert scan_gguf(written(tmp_path, gguf([ARCHITECTURE, table, eos]))).end_ids == expected
+
+
+@pytest.mark.fault("F157")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.dimension_count", 0),
+        ("rope.dimension_count", 3),
+        ("attention.key_length", 0),
+        ("attention.value_length", 7),
+        ("full_attention_interval", 0),
+    ],
+)
+def test_a_size_with_which_llama_cpp_ends_the_process_is_refused(tmp_path: Path, key: str, value: int) -> None:
+    entry = pair(f"llama.{key}", 4, struct.pack("<I", value))
+
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, entry]))), f"llama.{key}")
+
+
+@pytest.mark.fault("F157")
+def test_heads_that_groups_do_not_divide_are_refused(tmp_path: Path) -> None:
+    entries = [pair(f"llama.attention.head_count{end}", 4, struct.pack("<I", n)) for end, n in (("", 3), ("_kv", 2))]
+
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *entries]))), "head_count")
+
+
+def test_a_model_with_running_states_may_rotate_nothing(tmp_path: Path) -> None:
+    entries = [pair(f"llama.{key}", 4, struct.pack("<I", n)) for key, n in (("rope.dimension_count", 0), ("ssm.x", 4))]
+
+    assert scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *entries]))).architecture == "llama"

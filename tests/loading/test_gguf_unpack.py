@@ -265,6 +265,21 @@ def test_transformers_conversion_keeps_the_base_of_the_rotary_embedding(tmp_path
     assert json.loads(config.to_json_string())["rope_parameters"]["rope_theta"] == 50_000.0
 
 
+@pytest.mark.fault("F141")
+def test_transformers_conversion_keeps_the_rotated_part_of_a_head(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", "qwen3", edit=_partial)
+    config = transformers.StableLmConfig(hidden_size=64, num_attention_heads=2)
+    size = next(
+        field.contents()
+        for name, field in gguf.GGUFReader(path).fields.items()
+        if name.endswith("rope.dimension_count")
+    )
+
+    carry_base_over(path, config)
+
+    assert config.rope_parameters["partial_rotary_factor"] == size / 32
+
+
 def test_a_file_left_to_transformers_has_its_weights(tmp_path: Path) -> None:
     path = write(tmp_path / "tiny.gguf", "qwen3", edit=_partial, num_layers=2)
     folder = convert_gguf(path)

@@ -24,12 +24,14 @@ class _Range:
 
     Args:
         may_differ: There may be an array instead, with one value per layer.
+        is_even: Of an odd value, or of 0 in an architecture without running states, llama.cpp makes no tensor.
     """
 
     low: float
     high: float
     is_float: bool = False
     may_differ: bool = False
+    is_even: bool = False
 
 
 _FINITE = _Range(-1e30, 1e30, is_float=True)
@@ -40,12 +42,15 @@ _RANGES: Mapping[str, _Range] = {
     "vocab_size": _Range(0, 2**32),
     "expert_count": _Range(0, MAX_EXPERTS),
     "expert_used_count": _Range(0, MAX_EXPERTS, may_differ=True),
-    **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), _Range(0, 2**16)),
+    **dict.fromkeys(
+        ("attention.key_length", "attention.value_length", "rope.dimension_count"), _Range(0, 2**16, is_even=True)
+    ),
     **dict.fromkeys(("attention.head_count", "attention.head_count_kv"), _Range(0, 2**16, may_differ=True)),
     "feed_forward_length": _Range(0, 2**24, may_differ=True),
     **dict.fromkeys(
         ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"), _Range(0, 1e30, is_float=True)
     ),
+    "full_attention_interval": _Range(1, MAX_LAYERS),
     "rope.freq_base": _Range(1, 1e30, is_float=True),
     **dict.fromkeys(("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"), _Range(0, 1e6, True)),
     **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale", "attention.scale"), _FINITE),
@@ -64,6 +69,7 @@ def check_entries(pairs: Mapping[str, object], kinds: Mapping[str, int], archite
     Raises:
         InconsistentFileError: A value is of another type, not a number, or too large or small. The message names it.
     """
+    has_states = any(key.startswith(f"{architecture}.ssm.") for key in pairs)
     for suffix, allowed in _RANGES.items():
         key = f"{architecture}.{suffix}"
         if (kind := kinds.get(key)) is None or (kind == ARRAY and allowed.may_differ):
@@ -75,6 +81,11 @@ def check_entries(pairs: Mapping[str, object], kinds: Mapping[str, int], archite
         # A comparison with NaN is false.
         if not (isinstance(value, int | float) and math.isfinite(value) and allowed.low <= value <= allowed.high):
             raise InconsistentFileError(f"{key} is {value}, not {allowed.low:g} to {allowed.high:g}")
+        if allowed.is_even and (value % 2 or (value == 0 and not has_states)):
+            raise InconsistentFileError(f"{key} is {value}, not an even number")
+    heads, kv_heads = (pairs.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))
+    if isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads and heads % kv_heads:
+        raise InconsistentFileError(f"{architecture}.attention.head_count is {heads}, no multiple of {kv_heads}")
     scaling = pairs.get(f"{architecture}.rope.scaling.type")
     if isinstance(scaling, bytes) and scaling not in _ROPE_SCALINGS:
         raise InconsistentFileError(f"{architecture}.rope.scaling.type is {scaling.decode()!r}, which llama.cpp lacks")

@@ -98,9 +98,9 @@ def refuse_lost_scaling(path: Path) -> None:
 
 
 def carry_base_over(path: Path, config: Any) -> None:
-    """Sets the base of the rotary embedding in the config of a file that transformers converted.
+    """Sets base and size of the rotary embedding in the config of a file that transformers converted.
 
-    It drops the base of some architectures, such as StarCoder2 and StableLM, and takes the default.
+    It drops those of some architectures, such as StarCoder2 and StableLM, and takes the default.
 
     Args:
         path: The file.
@@ -112,3 +112,7 @@ def carry_base_over(path: Path, config: Any) -> None:
     rotary = getattr(config, "rope_parameters", None)
     if base is not None and isinstance(rotary, dict) and "rope_theta" in rotary:
         rotary["rope_theta"] = float(base.contents())
+    size = reader.get_field(f"{architecture}.rope.dimension_count")
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if isinstance(rotary, dict) and "partial_rotary_factor" in rotary:  # llama.cpp rotates all without the entry
+        rotary["partial_rotary_factor"] = 1.0 if size is None else size.contents() / head_size
