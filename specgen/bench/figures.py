@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
-from specgen.bench.results import BenchReport, Difference, MeasuredCosts, Run, Setting
-from specgen.core.cost_model import Forecast, forecast
+from specgen.bench.results import BenchReport, Difference, Run, Setting
+from specgen.core.cost_model import Forecast, MeasuredCosts, forecast
 from specgen.core.metrics import Counts, sum_counts
 
 TextVerdict = Literal["same", "near-tie", "different"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from specgen.core.cost_model import PassCosts, interpolated
+from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import SettingsError
 from specgen.core.metrics import Counts
 from specgen.core.results import LogitGap, ModelInfo
@@ -173,35 +173,6 @@ class Difference:
     def is_near_tie(self) -> bool:
         """Whether rounding explains the difference."""
         return self.gap.is_near_tie
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredCosts:
-    """Holds the costs of passes in seconds, measured outside of the runs.
-
-    Args:
-        verify_seconds: v(n): a pass of the target over n tokens after a prompt, by n.
-        draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
-        catch_up_seconds: Additional cost of a draft's first token if the draft model has to read one more token.
-    """
-
-    verify_seconds: Mapping[int, float]
-    draft_seconds: Mapping[str, float]
-    catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
-
-    def verify(self, num_tokens: int) -> float | None:
-        """Returns v(n), interpolated between measured lengths; None outside them."""
-        return interpolated(self.verify_seconds, num_tokens)
-
-    def of(self, label: str) -> PassCosts:
-        """Returns the costs of a round with one of the drafts."""
-        # Lookup proposes all its tokens at once.
-        return PassCosts(
-            self.verify_seconds,
-            self.draft_seconds.get(label, 0.0),
-            is_per_round=label == "lookup",
-            catch_up_seconds=self.catch_up_seconds.get(label, 0.0),
-        )
 
 
 @dataclass(frozen=True, slots=True)

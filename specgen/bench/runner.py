@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 from specgen.bench.configurations import Configuration, Host, PeakMemory
-from specgen.bench.pass_costs import TimingOptions, measure_pass_costs
 from specgen.bench.peers import Peer, PeerRequest, answered
 from specgen.bench.prompts import BenchPrompt, PromptFormat
 from specgen.bench.results import (
@@ -15,16 +14,17 @@ from specgen.bench.results import (
     BenchSettings,
     BenchStep,
     Failure,
-    MeasuredCosts,
     Prompt,
     Run,
     Stage,
 )
 from specgen.bench.text_comparison import TextComparison
+from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import SettingsError, SpecgenError
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.runtime.drafting import no_trees_reason
 from specgen.runtime.generation import Generation, Request
+from specgen.runtime.pass_costs import TimingOptions, measure_pass_costs
 from specgen.text.chat_template import Message
 
 NUM_CONTEXT_TOKENS = 256

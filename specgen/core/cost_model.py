@@ -7,7 +7,7 @@ draft tokens are accepted independently of each other, which they are not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specgen.core.metrics import Counts
 
@@ -182,3 +182,32 @@ def is_unlike(measured: float | None, predicted: float | None) -> bool:
     if not measured or not predicted:
         return False
     return not 1 / MAX_DISAGREEMENT < measured / predicted < MAX_DISAGREEMENT
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCosts:
+    """Holds the costs of passes in seconds, measured outside of the runs.
+
+    Args:
+        verify_seconds: v(n): a pass of the target over n tokens after a prompt, by n.
+        draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
+        catch_up_seconds: Additional cost of a draft's first token if the draft model has to read one more token.
+    """
+
+    verify_seconds: Mapping[int, float]
+    draft_seconds: Mapping[str, float]
+    catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def verify(self, num_tokens: int) -> float | None:
+        """Returns v(n), interpolated between measured lengths; None outside them."""
+        return interpolated(self.verify_seconds, num_tokens)
+
+    def of(self, label: str) -> PassCosts:
+        """Returns the costs of a round with one of the drafts."""
+        # Lookup proposes all its tokens at once.
+        return PassCosts(
+            self.verify_seconds,
+            self.draft_seconds.get(label, 0.0),
+            is_per_round=label == "lookup",
+            catch_up_seconds=self.catch_up_seconds.get(label, 0.0),
+        )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specgen.bench.pass_costs import measure_pass_costs
 from specgen.core.cost_model import PassCosts, round_speedup
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
@@ -18,6 +17,7 @@ from specgen.distill.draft import Draft, SharedWeights
 from specgen.distill.target_texts import TargetText, pad_batch
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pass_costs import measure_pass_costs
 
 MAX_DRAFT = 6
 WIDTHS = (1, 2, 4)

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specgen.bench.figures import ratio_interval
-from specgen.bench.pass_costs import measure_pass_costs
-from specgen.bench.results import MeasuredCosts
-from specgen.core.cost_model import PassCosts, forecast, predicted_speedup
+from specgen.core.cost_model import MeasuredCosts, PassCosts, forecast, predicted_speedup
 from specgen.core.errors import SpecgenError
 from specgen.core.metrics import Counts, sum_counts
 from specgen.core.progress import SILENT, ProgressListener
@@ -19,6 +17,7 @@ from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import DrafterKind, Pair
+from specgen.runtime.pass_costs import measure_pass_costs
 
 NUM_MEASURED = 3
 NUM_TOKENS = 24

@@ -10,8 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from specgen.bench.pass_costs import measure_pass_costs
-from specgen.bench.results import MeasuredCosts
+from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import DeviceError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
@@ -27,6 +26,7 @@ from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.runtime.environment import library_versions
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import Pair
+from specgen.runtime.pass_costs import measure_pass_costs
 from specgen.storage.cost_store import CostStore
 from specgen.storage.folders import cache_root
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from specgen.bench.results import MeasuredCosts
+from specgen.core.cost_model import MeasuredCosts
 from specgen.core.machine import Machine
 from specgen.core.settings import DraftVocab
 

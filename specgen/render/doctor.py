@@ -7,8 +7,7 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from specgen.bench.results import MeasuredCosts
-from specgen.core.cost_model import PassCosts, best_draft_length, break_even_alpha
+from specgen.core.cost_model import MeasuredCosts, PassCosts, best_draft_length, break_even_alpha
 from specgen.core.units import format_size
 from specgen.doctor.results import ModelPlan, PairReport, SystemReport
 from specgen.render.formatting import (

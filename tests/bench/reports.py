@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specgen.bench.results import BenchReport, BenchSettings, Difference, MeasuredCosts, Prompt, Run, Setting
+from specgen.bench.results import BenchReport, BenchSettings, Difference, Prompt, Run, Setting
+from specgen.core.cost_model import MeasuredCosts
 from specgen.core.events import Prefill, Round
 from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from specgen.bench.figures import figures_by_setting
-from specgen.bench.results import BenchReport, Difference, MeasuredCosts
+from specgen.bench.results import BenchReport, Difference
 from specgen.bench.warnings import outliers, spread, warnings_of
+from specgen.core.cost_model import MeasuredCosts
 from specgen.core.results import LogitGap
 from tests.bench.reports import LABEL, counts, report
 

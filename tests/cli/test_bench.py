@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from specgen.bench import pass_costs as probe
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.runtime import generation
+from specgen.runtime import pass_costs as probe
 from tests.bench.virtual import VirtualClock, expected_rounds, plain_rule
 from tests.cli.children import TOY, Child, Ended
 from tests.cli.conftest import EXACT, Cli

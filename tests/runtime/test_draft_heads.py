@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from specgen.bench.open_models import open_configurations
-from specgen.bench.pass_costs import measure_pass_costs
 from specgen.bench.results import Setting
 from specgen.cli.bench.benchmark import draft_pairs, settings_of
 from specgen.cli.bench.inputs import parse_drafts
@@ -26,6 +25,7 @@ from specgen.models.formats import has_float16_matmul
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import Pair, PairSettings, pair_settings, resolve_pair
+from specgen.runtime.pass_costs import measure_pass_costs
 from tests.cli.chat.scenes import SHORT, converse, reply
 from tests.draft_heads import SlowDraft, write_draft
 from tests.loading.builders import fails

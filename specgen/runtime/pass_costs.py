@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
-from specgen.bench.results import MeasuredCosts
+from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import DraftError
 from specgen.core.settings import SamplingSettings
 from specgen.engine.clock import Clock, device_clock
