@@ -46,7 +46,6 @@ FATAL = {
     **{("qwen35", f"without blk.0.attn_{name}.weight"): "llama.cpp reads no tensor" for name in ("qkv", "gate")},
     ("phi3", "without blk.0.attn_qkv.weight"): "llama.cpp reads no tensor",
     ("qwen35", "qwen35.rope.dimension_count=0"): "llama.cpp never ends",
-    ("qwen35", "qwen35.ssm.inner_size=3"): "llama.cpp ends the process",
     **{("olmo2", f"olmo2.attention.head_count={name}"): "llama.cpp ends the process" for name in ("missing", "0")},
 }
 """Files that still end the process, and why."""

@@ -357,6 +357,7 @@ def test_tokens_that_spell_an_end_of_turn_end_the_text(
         ("attention.key_length", 0),
         ("attention.value_length", 7),
         ("full_attention_interval", 0),
+        ("ssm.inner_size", 0),
     ],
 )
 def test_a_size_with_which_llama_cpp_ends_the_process_is_refused(tmp_path: Path, key: str, value: int) -> None:
@@ -370,6 +371,25 @@ def test_heads_that_groups_do_not_divide_are_refused(tmp_path: Path) -> None:
     entries = [pair(f"llama.attention.head_count{end}", 4, struct.pack("<I", n)) for end, n in (("", 3), ("_kv", 2))]
 
     fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *entries]))), "head_count")
+
+
+def states(architecture: bytes, inner_size: int) -> bytes:
+    name = architecture.decode()
+    entries = [
+        pair(f"{name}.ssm.{end}", 4, struct.pack("<I", n))
+        for end, n in (("inner_size", inner_size), ("time_step_rank", 4))
+    ]
+    return gguf([pair("general.architecture", 8, text(architecture)), *entries])
+
+
+@pytest.mark.fault("F157")
+def test_a_running_state_that_its_heads_do_not_divide_is_refused(tmp_path: Path) -> None:
+    fails(ModelFileError, lambda: scan_gguf(written(tmp_path, states(b"qwen35", 6))), "ssm.inner_size")
+
+
+@pytest.mark.parametrize(("architecture", "inner_size"), [(b"qwen35", 8), (b"mamba", 6)])
+def test_a_running_state_that_fits_is_no_reason_to_refuse(tmp_path: Path, architecture: bytes, inner_size: int) -> None:
+    assert scan_gguf(written(tmp_path, states(architecture, inner_size))).architecture == architecture.decode()
 
 
 def test_a_model_with_running_states_may_rotate_nothing(tmp_path: Path) -> None:

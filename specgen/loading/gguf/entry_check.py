@@ -15,6 +15,8 @@ _INTEGERS, _FLOATS, _FLAG, _TEXT, ARRAY = frozenset({0, 1, 2, 3, 4, 5, 10, 11}),
 _NAMES = {_FLAG: "a flag", _TEXT: "a string", ARRAY: "an array"}
 MAX_LAYERS = MAX_EXPERTS = 512
 """Limits of llama.cpp: LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS."""
+_WITHOUT_STATE_HEADS = frozenset({"mamba", "jamba"})
+"""Elsewhere, `ssm.time_step_rank` is the number of heads of a running state."""
 _ROPE_SCALINGS = (b"none", b"linear", b"yarn", b"longrope")
 
 
@@ -51,6 +53,7 @@ _RANGES: Mapping[str, _Range] = {
         ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"), _Range(0, 1e30, is_float=True)
     ),
     "full_attention_interval": _Range(1, MAX_LAYERS),
+    "ssm.inner_size": _Range(1, 2**32),
     "rope.freq_base": _Range(1, 1e30, is_float=True),
     **dict.fromkeys(("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"), _Range(0, 1e6, True)),
     **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale", "attention.scale"), _FINITE),
@@ -86,6 +89,10 @@ def check_entries(pairs: Mapping[str, object], kinds: Mapping[str, int], archite
     heads, kv_heads = (pairs.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))
     if isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads and heads % kv_heads:
         raise InconsistentFileError(f"{architecture}.attention.head_count is {heads}, no multiple of {kv_heads}")
+    inner, num_state_heads = (pairs.get(f"{architecture}.ssm.{end}") for end in ("inner_size", "time_step_rank"))
+    has_state_heads = architecture not in _WITHOUT_STATE_HEADS and num_state_heads
+    if has_state_heads and isinstance(inner, int) and isinstance(num_state_heads, int) and inner % num_state_heads:
+        raise InconsistentFileError(f"{architecture}.ssm.inner_size is {inner}, no multiple of {num_state_heads}")
     scaling = pairs.get(f"{architecture}.rope.scaling.type")
     if isinstance(scaling, bytes) and scaling not in _ROPE_SCALINGS:
         raise InconsistentFileError(f"{architecture}.rope.scaling.type is {scaling.decode()!r}, which llama.cpp lacks")
