@@ -238,12 +238,13 @@ class SliceSlots(StoredSlots):
     def _attend_alone(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attends with one row that sees all keys given.
 
-        The heads that share keys are the rows of one product: half the time of a product for each head in float32.
+        In float32, heads that share keys are rows of one product, which takes half the time. In bfloat16 that gains
+        nothing, and would round otherwise than transformers.
         """
-        attended = functional.scaled_dot_product_attention(
-            queries.view(1, keys.shape[0], self._group, -1), keys[None], values[None], scale=self._spec.attention_scale
-        )
-        return attended.reshape(1, -1)
+        num_rows = self._group if queries.dtype == torch.float32 else 1
+        rows, scale = queries.view(1, -1, num_rows, queries.shape[-1]), self._spec.attention_scale
+        seen, is_grouped = (keys[None], values[None]), num_rows < self._group
+        return functional.scaled_dot_product_attention(rows, *seen, scale=scale, enable_gqa=is_grouped).reshape(1, -1)
 
     def _attend_capped(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Computes attention with capped scores, in the order of transformers (Gemma 2). No fused kernel has them."""
