@@ -161,6 +161,6 @@ def test_nothing_but_the_two_fetchers_knows_an_address() -> None:
 
     # Messages name the hub; model_files.py has the first bytes of a Git LFS pointer; the others explain `--server`.
     fetchers = {"loading/hub.py", "loading/builtin.py"}
-    naming = {"loading/hub_errors.py", "core/model_files.py", "cli/app.py"}
+    naming = {"loading/hub_errors.py", "loading/libraries.py", "core/model_files.py", "cli/app.py"}
     examples = {f"cli/{command}/options.py" for command in ("batch", "bench", "chat")}
     assert knowing <= fetchers | naming | examples | {"servers/values.py"}, knowing
