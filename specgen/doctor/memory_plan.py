@@ -16,7 +16,7 @@ from specgen.loading.module_sizes import empty_model
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
 from specgen.models.cached_model import PREFILL_CHUNK
-from specgen.models.checkpoints import MAX_COPIES
+from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.hybrid_support import refuse_unfit_states
 from specgen.models.kv_slots import FIRST_CAPACITY
@@ -112,8 +112,8 @@ def plan_gguf_memory(header: GgufHeader, config: ModelConfig) -> MemoryPlan:
     logits = MAX_ROWS * (config.vocab_rows or 0) * 4
     states = header.state_bytes
     cache = header.num_cache_values * 2 * (config.max_positions or 0) + 2 * (states or 0)
-    # llama.cpp restores copies also for models whose states are convolutions alone.
-    rollback = RollbackPlan("snapshot_and_replay", MAX_COPIES, states) if header.state_layers else CROP
+    # llama.cpp restores copies also for models whose states are convolutions alone. It holds the one before a draft.
+    rollback = RollbackPlan("snapshot_and_replay", MAX_CHECKPOINTS, states) if header.state_layers else CROP
     return MemoryPlan(header.num_weight_bytes, 0, cache, logits, rollback=rollback)
 
 

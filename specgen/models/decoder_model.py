@@ -47,7 +47,7 @@ class DecoderModel(CachedModel):
         if faster is largest:
             return
         if isinstance(head, ShortlistHead):
-            head.replace_parts(faster, nf4_linear)
+            head.replace_parts(faster, _in_nf4)
         else:
             self.decoder.head = faster
 
@@ -68,21 +68,28 @@ class DecoderModel(CachedModel):
             slots.keep_rows(rows)
         if self.target_features is not None and self._row_features is not None:
             self.target_features.append(self.length, self._row_features[list(rows)])
+        if self._shortlist is not None:
+            self._shortlist.keep_rows(self.length, rows)
         self.length += len(rows)
 
     def _release(self) -> None:
         for slots in self._slots:
             slots.release()
+        if self._shortlist is not None:
+            self._shortlist.cut(0)
 
     def _cut(self, length: int) -> int:
         """Removes only trees: the next pass overwrites the keys and values."""
         for slots in self._slots:
             slots.drop_rows()
+        if self._shortlist is not None:
+            self._shortlist.cut(length)
         return length
 
     def _run(self, new: Tensor, num_last: int) -> Tensor:
         decoder = self.decoder
         if self._shortlist is not None:
+            self._shortlist.cut(self.length)
             self._shortlist.read(new, is_prompt=new.shape[0] > MAX_SINGLE_ROWS)
         hidden = self._layers_output(new, [slots.begin(self.length, new.shape[0]) for slots in self._slots])
         if self.target_features is None:
@@ -109,7 +116,14 @@ class DecoderModel(CachedModel):
 
 def _faster_in_nf4(head: nn.Module) -> nn.Module:
     """Returns a 4-bit copy of a linear layer if it is faster, else the layer."""
-    if not isinstance(head, nn.Linear) or not fits_nf4(head.weight):
+    copy = _in_nf4(head)
+    if copy is head:
         return head
-    row = torch.ones(1, head.in_features, dtype=head.weight.dtype, device=head.weight.device)
-    return faster_of(head, nf4_linear(head.weight, None), row)
+    weight = head.get_parameter("weight")
+    return faster_of(head, copy, torch.ones(1, weight.shape[1], dtype=weight.dtype, device=weight.device))
+
+
+def _in_nf4(layer: nn.Module) -> nn.Module:
+    """Returns a 4-bit copy of a linear layer, or the layer if the kernel can't have it."""
+    fits = isinstance(layer, nn.Linear) and fits_nf4(layer.weight)
+    return nf4_linear(layer.get_parameter("weight"), None) if fits else layer

@@ -7,8 +7,7 @@ text has had tokens of them. A token without logits is never drafted; verificati
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,44 +43,56 @@ class ShortlistHead(nn.Module):
         self._bounds = [0]
         for number in num_ids:
             self._bounds.append(self._bounds[-1] + number)
-        self._num_read = 0
-        self._last_read = [-NUM_REMEMBERED] * len(parts)
-        """When each part's tokens were read last."""
-        self._misses: deque[int] = deque(maxlen=MAX_MISSES)
-        """When the last tokens without logits were read."""
-        self._all_until = 0
+        self._text: list[int] = []
+        """The part of each token that was read."""
+        self._misses: list[int] = []
+        """Positions of tokens without logits."""
 
-    def replace_parts(self, first: nn.Module, make: MakeLinear) -> None:
-        """Replaces the first part, and makes the others again from their weights."""
-        self.parts = nn.ModuleList([first, *(make(part.get_parameter("weight"), None) for part in self.parts[1:])])
+    def replace_parts(self, first: nn.Module, make: Callable[[nn.Module], nn.Module]) -> None:
+        """Replaces the first part, and makes others from the others."""
+        self.parts = nn.ModuleList([first, *(make(part) for part in self.parts[1:])])
 
     def read(self, ids: Tensor, *, is_prompt: bool) -> None:
         """Notes the tokens `[n]` of a pass: their parts are computed from now on.
 
         Args:
-            ids: On the CPU.
+            ids: On the CPU; rows of a tree, too.
             is_prompt: No draft was made for them, so none of them is a miss.
         """
         first, size = self._bounds[1], self._bounds[2] - self._bounds[1]
+        computed = self._computed()
         for id_ in ids.tolist():
-            self._num_read += 1
             part = 0 if id_ < first else 1 + (id_ - first) // size
-            if not is_prompt and not self._is_computed(part):
-                self._misses.append(self._num_read)
-                if len(self._misses) == MAX_MISSES and self._num_read - self._misses[0] < NUM_WATCHED:
-                    self._all_until = self._num_read + NUM_REMEMBERED
-            self._last_read[part] = self._num_read
+            if not is_prompt and part not in computed:
+                self._misses.append(len(self._text))
+            computed.add(part)
+            self._text.append(part)
+
+    def cut(self, length: int) -> None:
+        """Forgets what was read after `length` tokens, so that what is computed follows from the text alone."""
+        del self._text[length:]
+        self._misses = [position for position in self._misses if position < length]
+
+    def keep_rows(self, length: int, rows: Sequence[int]) -> None:
+        """Keeps a path of the tree that was read after `length` tokens."""
+        kept = [self._text[length + row] for row in rows]
+        self.cut(length + len(rows))
+        self._text[length:] = kept
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Turns inputs `[..., hidden]` into logits `[..., vocab]`, minus infinity where none are computed."""
         logits = hidden.new_full((*hidden.shape[:-1], self._bounds[-1]), -torch.inf)
-        for index, part in enumerate(self.parts):
-            if self._is_computed(index):
-                logits[..., self._bounds[index] : self._bounds[index + 1]] = part(hidden)
+        for index in self._computed():
+            logits[..., self._bounds[index] : self._bounds[index + 1]] = self.parts[index](hidden)
         return logits
 
-    def _is_computed(self, part: int) -> bool:
-        return not part or self._num_read < max(self._all_until, self._last_read[part] + NUM_REMEMBERED)
+    def _computed(self) -> set[int]:
+        """Returns the parts that the text needs."""
+        last = self._misses[-MAX_MISSES:]
+        is_recent = len(last) == MAX_MISSES and len(self._text) - last[-1] <= NUM_REMEMBERED
+        if is_recent and last[-1] - last[0] < NUM_WATCHED:
+            return set(range(len(self.parts)))
+        return {0, *self._text[-NUM_REMEMBERED:]}
 
 
 def has_shortlist(spec: DecoderSpec, num_ids: int) -> bool:

@@ -18,7 +18,7 @@ from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.models.batch_invariance import check_batch_invariance
-from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES, Checkpoints
+from specgen.models.checkpoints import MAX_CHECKPOINTS, Checkpoints
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.models.llama_cpp_states import SequenceStates
 from specgen.render.doctor import format_pair
@@ -254,7 +254,7 @@ def test_doctor_shows_the_size_of_the_states_that_are_restored(path: Path, weigh
     )
 
     rollback = report.models[0].memory.rollback
-    assert (rollback.kind, rollback.num_snapshots) == ("snapshot_and_replay", MAX_COPIES)
+    assert (rollback.kind, rollback.num_snapshots) == ("snapshot_and_replay", MAX_CHECKPOINTS)
     # llama.cpp adds the positions of the cells to a copy.
     assert 0 <= len(target._states._copy()) - (rollback.snapshot_bytes or 0) < 128
     assert "rollback" in format_pair(report).plain

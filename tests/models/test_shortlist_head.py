@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from specgen.core.settings import ModelSettings, Quantization
 from specgen.loading.weights import load_weights
+from specgen.models import decoder_model as decoder_module
 from specgen.models import shortlist_head as module
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.shortlist_head import MIN_VOCAB, NUM_FIRST, NUM_REMEMBERED, ShortlistHead, shortlist_head
+from tests.decoders import decoder_model
 from tests.loading.builders import make_model, resolved
 
 SIZES = (8, 4, 4, 4, 3)
@@ -97,6 +99,60 @@ def test_a_prompt_has_no_misses(weight: Tensor, monkeypatch: pytest.MonkeyPatch)
     head.read(torch.tensor([9, 13, 17]), is_prompt=True)
 
     assert computed_ids(head) == list(range(20))
+
+
+def test_what_is_computed_follows_from_the_text_alone(weight: Tensor) -> None:
+    head = shortlist_head(weight, dense)
+    head.read(torch.tensor([0, 9, 13]), is_prompt=True)
+
+    head.read(torch.tensor([17]), is_prompt=False)
+    head.cut(2)
+
+    assert computed_ids(head) == list(range(12))
+    head.cut(0)
+    assert computed_ids(head) == list(range(8))
+
+
+def test_of_a_tree_the_kept_path_remains(weight: Tensor) -> None:
+    head = shortlist_head(weight, dense)
+    head.read(torch.tensor([0, 0]), is_prompt=True)
+    head.read(torch.tensor([1, 9, 17]), is_prompt=False)
+
+    head.keep_rows(2, [0, 2])
+
+    assert computed_ids(head) == [*range(8), *range(16, 20)]
+    head.cut(3)
+    assert computed_ids(head) == list(range(8))
+
+
+@pytest.mark.parametrize("num_rows", [64, 3])
+def test_parts_that_a_4_bit_kernel_cannot_have_stay(monkeypatch: pytest.MonkeyPatch, num_rows: int) -> None:
+    monkeypatch.setattr(decoder_module, "fits_nf4", lambda weight: weight.shape[0] % 32 == 0)
+    monkeypatch.setattr(decoder_module, "nf4_linear", lambda weight, bias: nn.Identity())
+    monkeypatch.setattr(decoder_module, "faster_of", lambda usual, other, row: other)
+    model = decoder_model(make_model(tie_word_embeddings=True), 64)
+    sizes = [64, num_rows]
+    model.decoder.head = ShortlistHead([dense(torch.randn(size, 32), None) for size in sizes], sizes)
+
+    model.use_nf4_head()
+
+    assert [type(part) for part in model.decoder.head.parts] == [
+        nn.Identity,
+        nn.Identity if num_rows == 64 else nn.Linear,
+    ]
+
+
+@pytest.mark.parametrize("ends", [0, 1])
+def test_the_same_text_has_the_same_logits_after_another_one(large_vocab_folder: Path, ends: int) -> None:
+    settings, late = ModelSettings("x", dtype="float32", quant="none"), MIN_VOCAB - 1
+    draft = load_weights(resolved(large_vocab_folder, settings, role="draft"), MIN_VOCAB).model
+    before = draft.logits([1, 2, 3], 1)
+
+    draft.rewind(3)
+    draft.logits([1, 2, 3, late, 5], 1)
+    draft.rewind(2 * ends)
+
+    assert torch.equal(torch.isfinite(draft.logits([1, 2, 3], 1)), torch.isfinite(before))
 
 
 @pytest.fixture(scope="module")
