@@ -47,12 +47,10 @@ class ForbiddenTokens:
         width = logits.shape[-1]
         if parents is None:
             rows = enumerate(self._forbidden(ids, draft_ids))
-            paths = [[*draft_ids[:length]] for length in range(len(draft_ids) + 1)]
         else:
-            paths = [[draft_ids[node] for node in path_to(parents, index)] for index in range(ROOT, len(parents))]
-            rows = enumerate([*self._forbidden(ids, path)][-1] for path in paths)
+            rows = enumerate([*self._forbidden(ids, path)][-1] for path in _paths(draft_ids, parents))
         if self._rules.sequence_bias:
-            logits = logits + self._biases(logits, ids, paths)
+            logits = logits + self._biases(logits, ids, _paths(draft_ids, parents))
         places = [(row, token) for row, tokens in rows for token in tokens if token < width]
         if not places:
             return logits
@@ -97,6 +95,13 @@ class ForbiddenTokens:
         for end in range(max(self._num_indexed, size - 1), length):
             self._followers[tuple(text[end - size + 1 : end])].add(text[end])
         self._num_indexed = length
+
+
+def _paths(draft_ids: Sequence[int], parents: Sequence[int] | None) -> list[Sequence[int]]:
+    """Returns the drafted tokens before each row's token."""
+    if parents is None:
+        return [draft_ids[:length] for length in range(len(draft_ids) + 1)]
+    return [[draft_ids[node] for node in path_to(parents, index)] for index in range(ROOT, len(parents))]
 
 
 def _ends_with(text: list[int], length: int, word: Ngram) -> bool:
