@@ -61,10 +61,10 @@ def test_every_command_has_an_example() -> None:
 
 def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     table = README.partition("| exit code | meaning |")[2].partition("\n\n")[0]
-    told = {int(code) for row in table.splitlines()[2:] for code in row.split("|")[1].split(",")}
+    listed = {int(code) for row in table.splitlines()[2:] for code in row.split("|")[1].split(",")}
 
-    assert told == set(ExitCode)
-    assert told == {0} | {error.exit_code for error in errors(SpecgenError)} | SIGNALS
+    assert listed == set(ExitCode)
+    assert listed == {0} | {error.exit_code for error in errors(SpecgenError)} | SIGNALS
 
 
 def errors(base: type[SpecgenError]) -> Iterator[type[SpecgenError]]:

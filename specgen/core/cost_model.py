@@ -135,7 +135,7 @@ def forecast(counts: Counts, costs: PassCosts) -> Forecast:
 
     The predictions by length are exact for a run with a fixed length, up to the positions where its rounds began. A
     run with `-k auto` drafted further where the draft was confident, so they are slightly too high for longer drafts.
-    Rounds whose drafts branch do not tell what the best token alone yields: there are none then.
+    If drafts branched, there are none by length: such rounds do not show how often the best token is accepted.
     """
     by_length: dict[int, float] = {}
     acceptance: list[float] = []

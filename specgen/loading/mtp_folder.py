@@ -132,7 +132,7 @@ def text_values(target: ResolvedModel) -> Mapping[str, Any]:
 
 
 def _size(text: Mapping[str, Any], key: str) -> int:
-    """Returns a size of the config; 0 if it is no single number, with which no head is complete."""
+    """Returns a size of the config, or 0 if it is not one integer. No head fits a size of 0."""
     value = text.get(key)
     return value if isinstance(value, int) else 0
 

@@ -23,10 +23,10 @@ BLOCK_SIZE = 2**11
 MIN_VOCAB = 3 * 2**15
 """Smaller vocabularies are computed whole."""
 NUM_REMEMBERED = 512
-"""Tokens after which an unused block is no longer computed."""
+"""A block is computed while one of this many last tokens is in it."""
 MAX_MISSES, NUM_WATCHED = 4, 64
-"""This many tokens without logits among so many: the text is in a language with late ids. All blocks are computed then,
-for another `NUM_REMEMBERED` tokens."""
+"""If `MAX_MISSES` of `NUM_WATCHED` tokens had no logits, the text is in a language with high ids. Then all blocks are
+computed for the next `NUM_REMEMBERED` tokens."""
 
 
 class ShortlistHead(nn.Module):

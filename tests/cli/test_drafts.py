@@ -120,7 +120,7 @@ def test_draft_heads_made_for_the_target_are_found_where_distill_writes(
     target, other = table_model(successors()), table_model(successors(), 512)
     other.model.embed_tokens.weight.data.mul_(2)
     save_toy(tmp_path / "models" / "target", model=target)
-    write_draft(tmp_path / "models" / "beside", target)
+    write_draft(tmp_path / "models" / "neighbour", target)
     write_draft(tmp_path / "work" / "own", target)
     write_draft(tmp_path / "work" / "foreign", other)
     (tmp_path / "work" / "damaged").mkdir()
@@ -130,7 +130,7 @@ def test_draft_heads_made_for_the_target_are_found_where_distill_writes(
     document = ranked(cli, tmp_path / "models" / "target", "-d", tmp_path / "work" / "own")
 
     heads = [Path(one["draft"]).name for one in document["drafts"] if one["source"] == "draft head"]
-    assert sorted(heads) == ["beside", "own"]
+    assert sorted(heads) == ["neighbour", "own"]
     assert not document["unusable"]
     given = ranked(cli, tmp_path / "models" / "target", "-d", "foreign")
     assert [one["draft"] for one in given["unusable"]] == ["foreign"]

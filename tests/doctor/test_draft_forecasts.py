@@ -52,7 +52,7 @@ def test_prompts_that_agree_give_a_narrow_interval() -> None:
 
 
 def test_the_interval_is_that_of_prompts_measured_apart() -> None:
-    """With equal rounds per prompt, leaving one out tells the same as measuring it alone, up to the logarithm."""
+    """If all prompts have equally many rounds, both ways give the same interval, apart from the logarithm."""
     accepted = [8, 10, 12, 11, 9]
     each = ratio_interval([(1 + number / 20) / 1.25 for number in accepted])
     assert each is not None

@@ -165,7 +165,7 @@ def parse_lengths(text: str) -> list[str]:
 
 
 def parse_trees(text: str) -> list[str]:
-    """Returns the sizes of trees from `off,4,auto`, each once; raises `SettingsError` if a part is none."""
+    """Returns the sizes of trees in `off,4,auto`, each once; raises `SettingsError` for any other word."""
     trees = list(dict.fromkeys(map(str.strip, text.split(","))))
     for tree in trees:
         parse_tree(tree)
