@@ -163,4 +163,4 @@ def test_nothing_but_the_two_fetchers_knows_an_address() -> None:
     fetchers = {"loading/hub.py", "loading/builtin.py"}
     naming = {"loading/hub_errors.py", "loading/libraries.py", "core/model_files.py", "cli/app.py"}
     examples = {f"cli/{command}/options.py" for command in ("batch", "bench", "chat")}
-    assert knowing <= fetchers | naming | examples | {"servers/values.py"}, knowing
+    assert knowing <= fetchers | naming | examples | {"runtime/servers/values.py"}, knowing

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from specgen.bench.results import BenchReport, Difference, Run, Setting
+from specgen.core.confidence import Interval, ratio_interval
 from specgen.core.cost_model import Forecast, MeasuredCosts, forecast
 from specgen.core.metrics import Counts, sum_counts
 
 TextVerdict = Literal["same", "near-tie", "different"]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Holds a 95 % confidence interval."""
-
-    low: float
-    high: float
-
-    def contains(self, value: float) -> bool:
-        """Returns whether the value is in the interval, ends included."""
-        return self.low <= value <= self.high
-
-    @property
-    def half_width(self) -> float:
-        """Half of the width: the figure after ±."""
-        return (self.high - self.low) / 2
-
-
-def ratio_interval(ratios: Sequence[float]) -> Interval | None:
-    """Returns the 95 % t interval of the geometric mean of paired ratios; None for fewer than two.
-
-    Ratios of times are multiplicative, so their logarithms are averaged. At n = 5 a bootstrap interval covers too
-    little; the t interval on logs keeps its 95 %.
-    """
-    if len(ratios) < 2:
-        return None
-    from scipy.special import stdtrit
-
-    logs = [math.log(ratio) for ratio in ratios]
-    half = float(stdtrit(len(logs) - 1, 0.975)) * stdev(logs) / math.sqrt(len(logs))
-    return Interval(math.exp(fmean(logs) - half), math.exp(fmean(logs) + half))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from time import perf_counter
 
 from specgen.bench.configurations import Configuration, Host, PeakMemory
 from specgen.bench.peers import Peer, PeerRequest, answered
-from specgen.bench.prompts import BenchPrompt, PromptFormat
 from specgen.bench.results import (
     BASELINE,
     BenchReport,
@@ -26,6 +25,7 @@ from specgen.runtime.drafting import no_trees_reason
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.pass_costs import TimingOptions, measure_pass_costs
 from specgen.text.chat_template import Message
+from specgen.text.prompts import PromptEntry, PromptFormat
 
 NUM_CONTEXT_TOKENS = 256
 """Prompt tokens in the cache while passes are timed for the prediction."""
@@ -54,7 +54,7 @@ class Benchmark:
     def __init__(
         self,
         configurations: Sequence[Configuration],
-        prompts: Sequence[BenchPrompt],
+        prompts: Sequence[PromptEntry],
         config: BenchSettings,
         *,
         prompt_format: PromptFormat | None = None,

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from time import perf_counter, sleep
 from typing import Any
 
-from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BASELINE, BenchReport, BenchSettings, BenchStep, Failure, Prompt, Run, Setting, Stage
 from specgen.bench.served_doubts import ServedDoubts
 from specgen.bench.served_texts import ServedTexts
 from specgen.core.errors import ServerBusyError, ServerError, SpecgenError
 from specgen.core.results import RunInfo
 from specgen.core.settings import ReplySettings
-from specgen.runtime.served import ServedAnswer
-from specgen.runtime.served_chat import sampling_fields, served_info
-from specgen.servers.server import Server
-from specgen.servers.values import ChatRequest
+from specgen.runtime.servers.answer import ServedAnswer
+from specgen.runtime.servers.conversation import sampling_fields, served_info
+from specgen.runtime.servers.server import Server
+from specgen.runtime.servers.values import ChatRequest
+from specgen.text.prompts import PromptEntry
 
 BUSY_SECONDS = 1.0
 """Wait before a run that a busy server has refused is sent again."""
@@ -37,7 +37,7 @@ class ServedBenchmark:
     """
 
     servers: Sequence[Server]
-    prompts: Sequence[BenchPrompt]
+    prompts: Sequence[PromptEntry]
     config: BenchSettings
     fields: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from time import sleep
 
 from specgen.bench.results import BASELINE
-from specgen.runtime.served import ServedAnswer
-from specgen.servers.prometheus import Counters
-from specgen.servers.server import Server
-from specgen.servers.values import Acceptance
+from specgen.runtime.servers.answer import ServedAnswer
+from specgen.runtime.servers.prometheus import Counters
+from specgen.runtime.servers.server import Server
+from specgen.runtime.servers.values import Acceptance
 
 MANY_ROUNDS = 20
 """From here on, a TAR of exactly 1 is more likely a fault of the counters than luck."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from specgen.bench.results import Difference
 from specgen.core.errors import SpecgenError
 from specgen.core.results import LogitGap
-from specgen.runtime.served import first_character
-from specgen.servers.server import Server
-from specgen.servers.values import Acceptance, ChatRequest, Json, part
+from specgen.runtime.servers.answer import first_character
+from specgen.runtime.servers.server import Server
+from specgen.runtime.servers.values import Acceptance, ChatRequest, Json, part
 
 NEAR_TIE = 0.25
 """Largest gap of two log-probabilities that rounding explains: two steps of bfloat16 at a logit of 16 to 32."""

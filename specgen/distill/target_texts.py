@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specgen.core.errors import OutputError
-from specgen.engine.transfer import moved
 from specgen.storage.atomic_write import replacement, sync
 
 
@@ -59,9 +58,7 @@ def pad_batch(texts: Sequence[TargetText], device: torch.device) -> Batch:
         features[row, : len(text.features)] = text.features
     num_prompts = torch.tensor([text.num_prompt for text in texts])
     lengths = torch.tensor([len(text.ids) for text in texts])
-    return Batch(
-        moved(ids, device), moved(features, device).float(), moved(num_prompts, device), moved(lengths, device)
-    )
+    return Batch(ids.to(device), features.to(device).float(), num_prompts.to(device), lengths.to(device))
 
 
 def batch_indices(texts: Sequence[TargetText], batch_tokens: int, seed: str) -> list[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specgen.bench.figures import ratio_interval
+from specgen.core.confidence import ratio_interval
 from specgen.core.cost_model import MeasuredCosts, PassCosts, forecast, predicted_speedup
 from specgen.core.errors import SpecgenError
 from specgen.core.metrics import Counts, sum_counts

@@ -6,8 +6,8 @@ import secrets
 
 from rich.text import Text
 
-from specgen.batch.results import BatchAnswer, BatchResult, BatchTotals
 from specgen.core import __version__
+from specgen.core.batch import BatchAnswer, BatchResult, BatchTotals
 from specgen.core.errors import SpecgenError
 from specgen.render.formatting import format_duration, format_rate, labelled
 from specgen.render.jsonl import SCHEMA_VERSION, Document, dumps, error_document, stats_document

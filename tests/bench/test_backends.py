@@ -11,7 +11,6 @@ from specgen.bench.advice import command_line_for, recommend
 from specgen.bench.configurations import Host
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.open_models import open_backends
-from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.cli.bench.inputs import on_both_backends
@@ -19,6 +18,7 @@ from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.render.bench.columns import name_columns
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message
+from specgen.text.prompts import PromptEntry
 from tests.bench.virtual import VirtualClock, finished, model
 from tests.toys import save_toy
 
@@ -37,7 +37,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchReport:
         pairs[backend] = (baseline, {"lookup": baseline.with_draft("lookup", None)})
     configurations = open_backends(pairs, [Setting("lookup", "lookup", "lookup", 2)])
     clock.target = configurations[0].models.target.module
-    prompts = [BenchPrompt(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]
+    prompts = [PromptEntry(f"p{i}", "text", (Message("user", "hello"),)) for i in range(2)]
     return finished(Benchmark(configurations, prompts, CONFIG, host=Host(clock=clock, wall_clock=clock)))
 
 

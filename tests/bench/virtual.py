@@ -10,7 +10,6 @@ import pytest
 
 from specgen.bench.configurations import Host
 from specgen.bench.open_models import open_configurations
-from specgen.bench.prompts import BenchPrompt
 from specgen.bench.results import BenchReport, BenchSettings, Setting
 from specgen.bench.runner import Benchmark
 from specgen.core.settings import ModelSettings
@@ -18,6 +17,7 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import Message
+from specgen.text.prompts import PromptEntry
 from tests.toys import successors, token_id
 
 Rule = Callable[["VirtualClock", bool, int], float]
@@ -84,7 +84,7 @@ def benchmark(
     ]
     configurations = open_configurations(baseline, pairs, settings)
     clock.target = configurations[0].models.target.module
-    prompts = [BenchPrompt(f"p{i}", f"c{i}", (Message("user", "hello"),)) for i in range(num_prompts)]
+    prompts = [PromptEntry(f"p{i}", f"c{i}", (Message("user", "hello"),)) for i in range(num_prompts)]
     return Benchmark(configurations, prompts, config, host=Host(clock=clock, wall_clock=clock))
 
 

@@ -14,7 +14,7 @@ from typer.main import get_command
 from specgen.cli.app import make_app, run
 from specgen.cli.options.server import ConnectionOptions
 from specgen.loading import libraries
-from specgen.servers.http import HttpOptions
+from specgen.runtime.servers.http import HttpOptions
 from tests.cli.children import Ended
 from tests.fakes import NoCollections
 from tests.toys import save_toy

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from specgen.batch.output_file import OutputFile
+from specgen.runtime.batch.output_file import OutputFile
 from tests.cli.conftest import Cli
-from tests.servers.fake import LLAMA_PAGES, Reply, as_json, serving
+from tests.runtime.servers.fake import LLAMA_PAGES, Reply, as_json, serving
 
 WORDS = ("hello", "fox", "quick brown", "at the caf", "lat")
 

@@ -13,7 +13,7 @@ import pytest
 
 from specgen.bench import served, served_doubts
 from tests.cli.conftest import Cli
-from tests.servers.fake import LLAMA_PAGES, PLAIN_PAGES, Fake, Reply, as_json, serving, timed
+from tests.runtime.servers.fake import LLAMA_PAGES, PLAIN_PAGES, Fake, Reply, as_json, serving, timed
 
 SHORT = ("-r", "2", "--num-prompts", "2", "-n", "3", "--format", "json")
 

@@ -7,7 +7,16 @@ import json
 import pytest
 
 from tests.cli.conftest import Cli
-from tests.servers.fake import LLAMA_PAGES, LLAMA_STREAM, PLAIN_PAGES, as_events, as_json, chunk, recorded, serving
+from tests.runtime.servers.fake import (
+    LLAMA_PAGES,
+    LLAMA_STREAM,
+    PLAIN_PAGES,
+    as_events,
+    as_json,
+    chunk,
+    recorded,
+    serving,
+)
 
 
 def test_a_server_is_described_by_what_it_says_and_does(cli: Cli) -> None:

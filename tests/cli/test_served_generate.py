@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from specgen.runtime.served import ServedAnswer
+from specgen.runtime.servers.answer import ServedAnswer
 from tests.cli.conftest import Cli
 from tests.processes.environment import environment
-from tests.servers.fake import (
+from tests.runtime.servers.fake import (
     KEY,
     LLAMA_PAGES,
     LLAMA_STREAM,

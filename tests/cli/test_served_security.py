@@ -12,7 +12,7 @@ import pytest
 
 from specgen.cli.app import make_app
 from tests.cli.conftest import Cli
-from tests.servers.fake import (
+from tests.runtime.servers.fake import (
     KEY,
     LLAMA_PAGES,
     PLAIN_PAGES,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from specgen.bench.prompts import bundled_prompts
 from specgen.distill.prompts import CATEGORIES, SOURCE_CATEGORIES, Sources, compose, sources_from
+from specgen.text.prompts import bundled_prompts
 
 PASSAGE = "The river rises in the hills and runs for ninety kilometres to the sea. Mills stood on its banks. " * 3
 PROGRAM = "def double(values):\n    result = []\n    for value in values:\n        result.append(2 * value)\n" * 2

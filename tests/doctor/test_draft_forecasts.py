@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specgen.bench.figures import ratio_interval
+from specgen.core.confidence import ratio_interval
 from specgen.core.cost_model import PassCosts
 from specgen.core.metrics import Counts
 from specgen.core.settings import ModelSettings

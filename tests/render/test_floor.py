@@ -15,7 +15,6 @@ MODULES = sorted(
 )
 ALLOWED = (
     "specgen.core",
-    "specgen.batch.results",
     "specgen.bench.advice",
     "specgen.bench.figures",
     "specgen.bench.results",

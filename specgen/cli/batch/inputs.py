@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 
-from specgen.batch.local_fields import read_settings
-from specgen.batch.requests import BatchRequest, parse_requests
-from specgen.batch.results import Answering
 from specgen.cli.batch.options import BatchOptions
 from specgen.cli.prompt_input import read_text
 from specgen.cli.request import (
@@ -17,9 +14,12 @@ from specgen.cli.request import (
     read_lookup_files,
     template_source,
 )
+from specgen.core.batch import Answering, BatchRequest
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule
+from specgen.runtime.batch.local_fields import read_settings
+from specgen.runtime.batch.requests import parse_requests, text_messages
 from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
 from specgen.text.chat_template import ChatTemplate
 
@@ -59,7 +59,7 @@ class LocalInputs:
         self._pair = _pair_settings(options)
         for request in requests:
             read_settings(request)
-            request.text_messages()
+            text_messages(request)
 
     def open(self, progress: ProgressListener) -> Answering:
         """Loads the models. Call it once libraries are prepared.
@@ -68,8 +68,8 @@ class LocalInputs:
             LoadError: A model is missing or damaged, or the target has no chat template.
             PairError: Draft and target do not share a vocabulary, and `--draft-vocab same` insists.
         """
-        from specgen.batch.local import LocalBatch, LocalSettings
         from specgen.runtime import learned_costs
+        from specgen.runtime.batch.local import LocalBatch, LocalSettings
         from specgen.runtime.loaded_models import load_models
 
         options = self._options

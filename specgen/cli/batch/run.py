@@ -8,19 +8,18 @@ from time import monotonic
 
 from rich.text import Text
 
-from specgen.batch.output_file import OutputFile
-from specgen.batch.requests import BatchRequest
-from specgen.batch.results import Answering, BatchTotals
 from specgen.cli.batch.inputs import LocalInputs, read_requests
 from specgen.cli.batch.options import BatchOptions
 from specgen.cli.batch.served import ServedInputs
 from specgen.cli.signals import Stopped, StopSignals
 from specgen.cli.streams import Messages, loading, require_stdout, write_document
+from specgen.core.batch import Answering, BatchRequest, BatchTotals
 from specgen.core.errors import BatchError, SpecgenError
 from specgen.loading.libraries import gc_paused
 from specgen.render.batch import format_progress, format_totals, result_line, totals_document
 from specgen.render.formatting import format_count
 from specgen.render.progress import BatchBar
+from specgen.runtime.batch.output_file import OutputFile
 
 
 def run(options: BatchOptions) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from specgen.batch.results import Answering
-from specgen.batch.served import ServedBatch, ServedSettings
 from specgen.cli.batch.options import BatchOptions
 from specgen.cli.options.server import check_given, served_model
 from specgen.cli.request import check_stops, parse_template_variables
+from specgen.core.batch import Answering
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS
-from specgen.servers.server import open_server
+from specgen.runtime.batch.served import ServedBatch, ServedSettings
+from specgen.runtime.servers.server import open_server
 
 
 class ServedInputs:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from specgen.bench.prompts import BenchPrompt, PromptFormat, bundled_prompts, choose_evenly, parse_prompts
 from specgen.bench.results import BenchSettings
 from specgen.cli.bench.options import BenchOptions, RunOptions
 from specgen.cli.options.models import AUTO
@@ -24,6 +23,7 @@ from specgen.core.errors import SettingsError
 from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
 from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.runtime.pair import DrafterKind
+from specgen.text.prompts import PromptEntry, PromptFormat, bundled_prompts, choose_evenly, parse_prompts
 
 DEFAULT_LENGTHS = "2,4,auto"
 QUICK_LENGTHS = "4,auto"
@@ -77,7 +77,7 @@ class Inputs:
     drafts: Sequence[DraftChoice]
     lengths: Sequence[str]
     trees: Sequence[str]
-    prompts: Sequence[BenchPrompt]
+    prompts: Sequence[PromptEntry]
     settings: BenchSettings
     prompt_format: PromptFormat
     lookup_texts: tuple[str, ...]
@@ -172,7 +172,7 @@ def parse_trees(text: str) -> list[str]:
     return trees
 
 
-def read_prompts(path: Path | None, limit: int | None = None) -> list[BenchPrompt]:
+def read_prompts(path: Path | None, limit: int | None = None) -> list[PromptEntry]:
     """Returns the prompts of a file, or the bundled ones; at most `limit`, from as many categories as possible.
 
     Raises:

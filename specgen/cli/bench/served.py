@@ -9,7 +9,7 @@ from specgen.cli.bench.inputs import QUICK_PROMPTS, bench_settings, read_prompts
 from specgen.cli.bench.options import BenchOptions
 from specgen.cli.options.server import check_given, served_model
 from specgen.core.errors import SettingsError
-from specgen.servers.server import open_server
+from specgen.runtime.servers.server import open_server
 
 MAX_CONCURRENCY = 256
 

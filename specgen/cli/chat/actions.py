@@ -21,7 +21,7 @@ from specgen.core.settings import ReplySettings
 from specgen.render.formatting import format_drafter, format_rate, labelled
 from specgen.render.summary import format_summary
 from specgen.render.views import ViewName
-from specgen.runtime.served_chat import ServedConversation
+from specgen.runtime.servers.conversation import ServedConversation
 
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 HELP_LINES = (

@@ -8,7 +8,7 @@ from specgen.cli.chat.options import ChatOptions
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.options.server import draft_field, open_servers, served_model
 from specgen.cli.request import parse_template_variables
-from specgen.runtime.served_chat import ServedConversation
+from specgen.runtime.servers.conversation import ServedConversation
 
 
 def open_served_conversation(options: ChatOptions, settings: ChatSettings) -> ServedConversation:

@@ -17,7 +17,7 @@ from specgen.core.settings import ModelSettings, Quantization
 from specgen.loading.names import LOOKUP_SUFFIX
 from specgen.render.formatting import format_model
 from specgen.render.sanitize import one_line
-from specgen.runtime.served_chat import ServedConversation
+from specgen.runtime.servers.conversation import ServedConversation
 from specgen.storage.saved_chats import SessionFile, SessionFolder, SessionSetAside
 from specgen.storage.transcript import SavedModel, Transcript
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from rich.text import Text
 
-from specgen.bench.prompts import bundled_prompts
 from specgen.cli.doctor.options import DoctorOptions
 from specgen.cli.streams import Messages, loading, require_stdout, use_utf8_stdout, write_document
 from specgen.core.errors import MemoryShortageError, PairError, SettingsError, SpecgenError
@@ -22,6 +21,7 @@ from specgen.render.jsonl import error_document
 from specgen.render.terminal import decide_color, is_ascii_only, is_terminal, make_console
 from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
 from specgen.text.chat_template import encode_text
+from specgen.text.prompts import bundled_prompts
 
 
 @dataclass(frozen=True, slots=True)

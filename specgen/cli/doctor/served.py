@@ -17,10 +17,10 @@ from specgen.render.formatting import format_rate, labelled
 from specgen.render.jsonl import SCHEMA_VERSION, Document, stats_document
 from specgen.render.sanitize import one_line
 from specgen.render.terminal import is_ascii_only, make_console
-from specgen.runtime.served import ServedAnswer
-from specgen.runtime.served_chat import served_info
-from specgen.servers.server import Server, open_server
-from specgen.servers.values import ChatRequest
+from specgen.runtime.servers.answer import ServedAnswer
+from specgen.runtime.servers.conversation import served_info
+from specgen.runtime.servers.server import Server, open_server
+from specgen.runtime.servers.values import ChatRequest
 
 PROBE = "Count from one to ten in words, three times."
 """Repeats itself, so that prompt lookup has something to propose, too."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from specgen.bench.prompts import PromptFormat, bundled_prompts, choose_evenly
 from specgen.cli.drafts.options import DraftsOptions
 from specgen.cli.streams import Messages, loading, print_text, require_stdout, write_document
 from specgen.core.progress import ProgressListener
 from specgen.doctor.draft_forecast import DraftRanking
 from specgen.render.drafts import format_ranking, ranking_document
 from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.text.prompts import PromptFormat, bundled_prompts, choose_evenly
 
 NUM_PROMPTS = 5
 

@@ -13,8 +13,8 @@ from specgen.core.errors import ModelFileError, SettingsError
 from specgen.core.model_files import read_json
 from specgen.loading.config_check import DRAFT_HEAD_KEY
 from specgen.loading.names import BUILT_IN_NAME, LOOKUP_SUFFIX, MTP_NAME
-from specgen.servers.launch.bench_results import BenchChoice, read_bench_results
-from specgen.servers.launch.values import LaunchRequest, Placement, Speculation
+from specgen.runtime.servers.launch.bench_results import BenchChoice, read_bench_results
+from specgen.runtime.servers.launch.values import LaunchRequest, Placement, Speculation
 
 _NAMES = "give a hub id, a folder or a .gguf file"
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from specgen.cli.app_spec import Option
 from specgen.cli.options import groups as g
 from specgen.cli.options.models import DRAFT_NAMES, MODELS, TARGET_NAMES
-from specgen.servers.launch import EngineName
+from specgen.runtime.servers.launch import EngineName
 
 HELP = "Print the command that starts a server with the same target, draft and draft length."
 EPILOG = """The command goes to stdout, remarks to stderr. What an engine can't do is refused with exit code 2.

@@ -9,7 +9,7 @@ from specgen.cli.export.options import ExportOptions
 from specgen.cli.streams import Messages, require_stdout, use_utf8_stdout, write_document
 from specgen.render.jsonl import SCHEMA_VERSION
 from specgen.render.sanitize import one_line
-from specgen.servers.launch.command import launch_command
+from specgen.runtime.servers.launch.command import launch_command
 
 
 def run(options: ExportOptions) -> int:

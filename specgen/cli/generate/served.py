@@ -11,10 +11,10 @@ from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import check_stops, parse_template_variables, system_message
 from specgen.core.results import RunInfo
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, ReplySettings
-from specgen.runtime import served_chat
-from specgen.runtime.served import ServedAnswer
-from specgen.servers.server import Server
-from specgen.servers.values import ChatRequest
+from specgen.runtime.servers import conversation
+from specgen.runtime.servers.answer import ServedAnswer
+from specgen.runtime.servers.server import Server
+from specgen.runtime.servers.values import ChatRequest
 
 
 def open_served_answer(options: GenerateOptions) -> ServedAnswer:
@@ -55,12 +55,12 @@ def sampling_fields(options: SamplingOptions, server: Server) -> dict[str, float
     """
     names = ("top_k", "top_p", "min_p", "repetition_penalty")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return served_chat.sampling_fields(options.resolve(None)[0], server) | given
+    return conversation.sampling_fields(options.resolve(None)[0], server) | given
 
 
 def run_info(server: Server, baseline: Server | None, request: ChatRequest, options: SamplingOptions) -> RunInfo:
     """Returns what is known before the first token."""
     sampling, source = options.resolve(None)
-    return served_chat.served_info(
+    return conversation.served_info(
         server, ReplySettings(sampling, source, request.max_tokens), baseline, request.fields
     )

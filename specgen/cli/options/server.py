@@ -11,12 +11,12 @@ from specgen.cli.app_spec import Option
 from specgen.cli.options.fields import options_of
 from specgen.cli.options.models import AUTO
 from specgen.core.errors import SettingsError
-from specgen.servers import KEY_VARIABLE
+from specgen.runtime.servers import KEY_VARIABLE
 
 if TYPE_CHECKING:
-    from specgen.servers.http import HttpOptions
-    from specgen.servers.server import Server
-    from specgen.servers.values import Address
+    from specgen.runtime.servers.http import HttpOptions
+    from specgen.runtime.servers.server import Server
+    from specgen.runtime.servers.values import Address
 
 SERVER = "Server"
 BASELINE_SERVER = Option(
@@ -71,13 +71,13 @@ class ConnectionOptions:
 
     def address(self, url: str) -> Address:
         """Returns the address for a URL, with the key; raises like `parse_address`."""
-        from specgen.servers.values import parse_address
+        from specgen.runtime.servers.values import parse_address
 
         return parse_address(url, self.api_key_env, allows_insecure_key=self.insecure_key)
 
     def http(self, *, num_retries: int = 2) -> HttpOptions:
         """Returns how patient the client is."""
-        from specgen.servers.http import HttpOptions
+        from specgen.runtime.servers.http import HttpOptions
 
         return HttpOptions(self.timeout, num_retries)
 
@@ -105,7 +105,7 @@ def open_servers(options: ServerOptions, connection: ConnectionOptions, model: s
         ModelNotFoundError: The server does not have the model.
         ServerError: A server can't be reached, or refuses the key.
     """
-    from specgen.servers.server import open_server
+    from specgen.runtime.servers.server import open_server
 
     urls = (options.server, *([options.baseline_server] if options.baseline_server else []))
     addresses = [connection.address(url) for url in urls]

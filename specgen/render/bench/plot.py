@@ -13,8 +13,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from specgen.bench.figures import Interval, SettingFigures, total
+from specgen.bench.figures import SettingFigures, total
 from specgen.bench.results import BASELINE, BenchReport
+from specgen.core.confidence import Interval
 from specgen.core.cost_model import expected_speedup
 from specgen.core.errors import SettingsError
 from specgen.render.sanitize import one_line

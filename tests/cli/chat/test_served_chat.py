@@ -23,12 +23,12 @@ from specgen.cli.streams import Messages, ViewOptions
 from specgen.cli.terminal_mode import TerminalMode
 from specgen.core.events import ServedText
 from specgen.core.settings import ModelSettings
-from specgen.runtime.served_chat import ServedConversation
+from specgen.runtime.servers.conversation import ServedConversation
 from specgen.storage.saved_chats import SessionFolder
 from tests.cli.chat.scenes import saved
 from tests.cli.chat.test_loop import GREEDY, ScriptedChat, record_errors, sessions
 from tests.cli.conftest import Cli
-from tests.servers.fake import (
+from tests.runtime.servers.fake import (
     KEY,
     LLAMA_PAGES,
     LLAMA_STREAM,
@@ -278,6 +278,6 @@ def test_a_server_that_is_not_there_ends_with_exit_code_10(cli: Cli, monkeypatch
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys, specgen.cli.chat.run, specgen.runtime.served_chat; sys.exit('torch' in sys.modules)"
+    code = "import sys, specgen.cli.chat.run, specgen.runtime.servers.conversation; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
