@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.gpu.isolation import described
-from tests.gpu.models import config_of, random_decoder, spec_of, transformers_model
+from tests.gpu.models import config_of, random_decoder, random_normal, spec_of, transformers_model
 from tests.gpu.report import Context
 from tests.gpu.timing import Timer
 
@@ -70,9 +70,9 @@ def _compare_kernels(context: Context) -> None:
     heads, kv_heads, size = context.pick((28, 4, 128), (4, 2, 16))
     for length in context.pick((256, 1024, 4096), (64,)):
         bucket = max(512, 1 << (length - 1).bit_length())
-        keys, values = (torch.randn(kv_heads, bucket, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+        keys, values = (random_normal((kv_heads, bucket, size), device) for _ in range(2))
         for rows in (1, 5):
-            queries = torch.randn(rows, heads, size, dtype=torch.bfloat16, device=device)
+            queries = random_normal((rows, heads, size), device)
             kernels: dict[str, Callable[[], Any]] = {"folded": partial(_folded, queries, keys, values)}
             if device.type == "cuda":
                 kernels["varlen"] = _varlen(queries, keys, values, length)

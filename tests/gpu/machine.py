@@ -16,7 +16,7 @@ import torch
 
 from specgen.models.static.model import StaticModel
 from tests.gpu.models import num_recorded, random_decoder, spec_of, static_model
-from tests.gpu.report import Context
+from tests.gpu.report import Context, Say
 from tests.gpu.timing import Timer
 
 PACKAGES = ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors", "accelerate", "gguf")
@@ -88,24 +88,31 @@ def _run_pytest(context: Context) -> int:
 
     # In this process: it was made for this part, and everything is imported already.
     os.environ[TEST_DEVICE] = context.device.type
-    outcomes = Outcomes()
+    outcomes = Outcomes(context.say)
     options = ["-p", "no:cacheprovider", "--noconftest", "-o", "addopts=", "-o", "filterwarnings=default", "-m", "gpu"]
     code = pytest.main([*options, str(Path(__file__).with_name("test_gpu.py"))], plugins=[outcomes])
     context.say("tests", exit_code=int(code), **{kind: len(names) for kind, names in outcomes.names.items()})
-    for name in outcomes.names["failed"]:
-        context.say("failed_test", test=name)
     return int(code)
 
 
 class Outcomes:
-    """A plugin of pytest that collects which tests passed, failed and were skipped."""
+    """A plugin of pytest that collects which tests passed, failed and were skipped.
 
-    def __init__(self) -> None:
+    Args:
+        say: Reports a failed test at once: the deadline may come before the last test.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
         self.names: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or report.outcome != "passed":
             self.names[report.outcome].append(report.nodeid.rpartition("::")[2])
+        if report.outcome == "failed":
+            crash = getattr(report.longrepr, "reprcrash", None)
+            error = str(crash.message if crash is not None else report.longrepr).partition("\n")[0][:300]
+            self._say("failed_test", test=self.names["failed"][-1], when=report.when, error=error)
 
 
 def _verified(quant: str, device: str) -> dict[str, Any]:

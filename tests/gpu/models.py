@@ -5,7 +5,7 @@ Their texts are noise, their speed is that of a real model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -178,6 +178,12 @@ def dense_weight(linear: nn.Module) -> Tensor:
     weight = linear.weight
     assert isinstance(weight, Tensor)
     return weight
+
+
+def random_normal(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Returns random numbers. After a recording that failed, torch's default generator of CUDA may fail."""
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.empty(tuple(shape), dtype=dtype, device=device).normal_(generator=generator)
 
 
 def recorder_for(device: torch.device) -> Recorder:

@@ -22,9 +22,9 @@ from tests.gpu.isolation import Part, Setup, run_parts
 from tests.gpu.report import read_figures
 
 PARTS = (
-    Part(0, "machine", 20, machine.examine),
-    Part(1, "tests", 70, machine.run_tests),
-    Part(2, "attention", 40, attention.measure),
+    Part(0, "machine", 15, machine.examine),
+    Part(1, "tests", 95, machine.run_tests),
+    Part(2, "attention", 30, attention.measure),
     Part(3, "products", 70, products.measure),
     Part(4, "passes", 90, passes.measure),
     Part(5, "recorded = plain", 40, correctness.compare),

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-PURE = ("transformers", "gguf", "platformdirs", "prompt-toolkit", "wcwidth", "filelock")
+PURE = ("transformers", "gguf", "platformdirs", "prompt-toolkit", "wcwidth", "filelock", "rich")
 """Of the versions of this environment."""
 FOR_TESTS = ("pytest", "pytest-timeout", "iniconfig", "pluggy")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from specgen.models.quantized import nf4_linear
 from tests.gpu.isolation import described
-from tests.gpu.models import STD, Shape, spec_of
+from tests.gpu.models import STD, Shape, random_normal, spec_of
 from tests.gpu.report import Context
 from tests.gpu.timing import Timer
 
@@ -65,12 +65,10 @@ def _times(
     num_outputs, num_inputs = shape
     # Four-bit weights need the most copies; the larger ones are beyond the cache with as many.
     num_copies = context.pick(min(MAX_COPIES, max(2, 2 * BYTES // (num_outputs * num_inputs))), 2)
-    products = [
-        make(torch.empty(shape, dtype=torch.bfloat16, device=context.device).normal_(0, STD)) for _ in range(num_copies)
-    ]
+    products = [make(random_normal(shape, context.device).mul_(STD)) for _ in range(num_copies)]
     found = {}
     for count in rows:
-        inputs = torch.randn(count, num_inputs, dtype=torch.bfloat16, device=context.device)
+        inputs = random_normal((count, num_inputs), context.device)
 
         def run(inputs: Tensor = inputs) -> None:
             for product in products:
@@ -103,9 +101,9 @@ def _nf4_kernel(weight: Tensor) -> Product:
 def _int4(weight: Tensor) -> Product:
     """torch's tinygemm: uniform 4 bits, groups of 128, tiles of 16 rows."""
     num_outputs, num_inputs = weight.shape
-    codes = torch.randint(0, 256, (num_outputs, num_inputs // 2), dtype=torch.uint8, device=weight.device)
+    codes = (weight[:, ::2] / STD * 64).to(torch.int32).bitwise_and(255).to(torch.uint8)
     tiles = torch.ops.aten._convert_weight_to_int4pack(codes, 8)
-    scales = torch.rand(num_inputs // 128, num_outputs, 2, dtype=torch.bfloat16, device=weight.device)
+    scales = random_normal((num_inputs // 128, num_outputs, 2), weight.device)
     return lambda inputs: torch.ops.aten._weight_int4pack_mm(inputs, tiles, 128, scales)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,6 +134,41 @@ def test_what_is_timed_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     replays = [fields for name, fields in said if name == "replay_equals_plain"]
     assert [(one["num_unequal"], one["failure"]) for one in replays] == [(0, None)] * 3
     assert all(one["num_recorded"] for one in replays)
+
+
+def test_a_failed_test_is_reported_at_once() -> None:
+    said: list[dict[str, Any]] = []
+    outcomes = machine.Outcomes(lambda name, **fields: said.append({"name": name, **fields}))
+    crash = SimpleNamespace(reprcrash=SimpleNamespace(message="AssertionError: 1\n + 2"))
+    for outcome, longrepr in (("passed", None), ("failed", crash)):
+        outcomes.pytest_runtest_logreport(
+            SimpleNamespace(when="call", outcome=outcome, nodeid=f"file.py::{outcome}", longrepr=longrepr)
+        )
+
+    assert said == [{"name": "failed_test", "test": "failed", "when": "call", "error": "AssertionError: 1"}]
+    assert outcomes.names == {"passed": ["passed"], "failed": ["failed"], "skipped": []}
+
+
+def test_work_that_cannot_be_recorded_spoils_no_later_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailsForGood(TraceRecorder):
+        """As `CudaRecorder`."""
+
+        has_failed = False
+
+        def record(self, work: Any) -> Any:
+            if self.has_failed:
+                raise RuntimeError("an earlier recording failed")
+            self.has_failed = True
+            replay = super().record(work)
+            self.has_failed = False
+            return replay
+
+    monkeypatch.setattr(timing, "recorder_for", lambda device: FailsForGood())
+    timer, numbers = timing.Timer(CPU, 1), torch.ones(2)
+    with pytest.raises(RuntimeError):
+        timer.replay_ms(lambda: numbers.sum().item())
+
+    assert timer.replay_ms(lambda: numbers.add_(1)) > 0
 
 
 def test_a_steady_model_counts() -> None:

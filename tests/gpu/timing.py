@@ -27,7 +27,6 @@ class Timer:
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device = device
         self.repeats = repeats
-        self._recorder = recorder_for(device)
 
     def wait(self) -> None:
         """Waits until the device has done everything."""
@@ -42,7 +41,8 @@ class Timer:
 
         with torch.inference_mode():
             run()
-            return self._marked(self._recorder.record(run))
+            # A recorder of its own: after a failure, a recorder records nothing more.
+            return self._marked(recorder_for(self.device).record(run))
 
     def stream_ms(self, work: Work) -> float:
         """Returns the time from call to call without waiting: the device's, if the host is faster."""
