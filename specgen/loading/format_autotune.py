@@ -201,8 +201,8 @@ class _Products:
 
     def __init__(self, name: str, layer: Layer) -> None:
         hidden, intermediate = layer.hidden, layer.timed_intermediate
-        self.gate_up_proj = _linear(name, torch.randn(2 * intermediate, hidden, device=layer.device) / 30, layer)
-        self.down_proj = _linear(name, torch.randn(hidden, intermediate, device=layer.device) / 30, layer)
+        self.gate_up_proj = _linear(name, _random(layer.device, 2 * intermediate, hidden) / 30, layer)
+        self.down_proj = _linear(name, _random(layer.device, hidden, intermediate) / 30, layer)
         # Packed layers take float32 inputs.
         is_packed = isinstance(self.gate_up_proj, Int8Linear | Float16Linear)
         dtype = torch.float32 if is_packed else getattr(torch, layer.dtype)
@@ -213,7 +213,7 @@ class _Products:
 def _pass_through(layers: Sequence[_Products], num_rows: int) -> Callable[[], None]:
     """Returns a pass of a few rows through layers."""
     like = layers[0].like
-    rows, middle = (torch.randn(num_rows, width, dtype=like.dtype, device=like.device) for width in layers[0].widths)
+    rows, middle = (_random(like.device, num_rows, width).to(like.dtype) for width in layers[0].widths)
 
     def run() -> None:
         for layer in layers:
@@ -221,6 +221,11 @@ def _pass_through(layers: Sequence[_Products], num_rows: int) -> Callable[[], No
             layer.down_proj(middle)
 
     return run
+
+
+def _random(device: str | torch.device, *shape: int) -> Tensor:
+    """Returns random numbers, float32. After a recording that failed, torch's default generator of CUDA may fail."""
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(0), device=device)
 
 
 def _linear(name: str, weight: Tensor, layer: Layer) -> Any:

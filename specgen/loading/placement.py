@@ -229,7 +229,8 @@ def _fastest(config: ModelConfig, device: str, dtype: str, role: Role, times: Co
     if device == "cpu" and "avx512_bf16" in cpu_flags() and config.widths_fit_blocks:
         formats.append("nf4")
     if device.startswith("cuda") and config.widths_fit_blocks:
-        formats = ["none", "int8", "nf4"]
+        # Not int8: bitsandbytes computes it in five kernels a product, so it takes longer than nf4 and bfloat16.
+        formats = ["none", "nf4"]
     # The last one is the smallest.
     formats = [name for name in formats if name == formats[-1] or _fits(config, device, dtype, name)]
     if len(formats) == 1:

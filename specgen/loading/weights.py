@@ -49,6 +49,8 @@ def load_weights(
     from_gguf = resolved.files.from_gguf
     placement = choose_placement(resolved.settings, facts, from_gguf=from_gguf, role=resolved.role, times=times)
     placement = in_segments(placement, resolved)
+    if placement.device.startswith("cuda"):
+        prepare_cuda()
     needed, free = facts.needed_bytes(placement.dtype, placement.quant, placement.device), free_bytes(placement.device)
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
@@ -78,8 +80,6 @@ def load_weights(
         # transformers' own hooks move tensors between devices, which can't be recorded.
         devices = [] if placement.spread else [model.device]
     notices += left_out_notice(without_mtp(left_out, resolved), resolved.path)
-    if placement.device.startswith("cuda"):
-        prepare_cuda()
     recorders = [recorder for device in devices if (recorder := recorder_for(device)) is not None]
     if recorders:
         model, reason = recorded(model, *recorders)

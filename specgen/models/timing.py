@@ -59,14 +59,15 @@ class ReplayTimer:
     """Takes the median of several replays of recorded work.
 
     Args:
-        recorder: Records the work, which must use fixed tensors only.
+        make_recorder: Makes a recorder for each work, which must use fixed tensors only: after a failure, a recorder
+            records nothing more.
         stopwatch: Marks the stream.
         flush: Runs before each timed replay, outside of the marks. It also keeps the device busy until the replay is
             launched.
     """
 
-    def __init__(self, recorder: Recorder, stopwatch: Stopwatch, flush: Work) -> None:
-        self._recorder, self._stopwatch, self._flush = recorder, stopwatch, flush
+    def __init__(self, make_recorder: Callable[[], Recorder], stopwatch: Stopwatch, flush: Work) -> None:
+        self._make_recorder, self._stopwatch, self._flush = make_recorder, stopwatch, flush
 
     def seconds(self, works: Sequence[Work]) -> list[float]:
         """As in `Timer`."""
@@ -85,7 +86,7 @@ class ReplayTimer:
     def _recorded(self, work: Work) -> Work | None:
         try:
             work()  # initializes the libraries
-            return self._recorder.record(work)
+            return self._make_recorder().record(work)
         except (RuntimeError, NotImplementedError):
             return None
 
@@ -99,7 +100,7 @@ def timer_for(device: torch.device) -> Timer:
     def flush() -> None:
         flushed.add_(1.0)
 
-    return ReplayTimer(CudaRecorder(device), EventClock(device), flush)
+    return ReplayTimer(lambda: CudaRecorder(device), EventClock(device), flush)
 
 
 def faster_of(usual: nn.Module, other: nn.Module, row: Tensor, timer: Timer | None = None) -> nn.Module:

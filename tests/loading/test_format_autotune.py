@@ -24,6 +24,7 @@ from specgen.loading.format_autotune import (
 )
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.storage.cost_store import CostStore
+from tests.loading.test_placement import pretend_gpus
 
 WIDTHS = (896, 4864)
 LAYER = Layer(*WIDTHS, "bfloat16", "cpu")
@@ -149,6 +150,16 @@ def test_a_model_on_a_cpu_chooses_among_the_formats_with_kernels(
     assert requested == [formats]
     assert chosen.quant == formats[-1]
     assert "reason" in chosen.remarks
+
+
+def test_a_draft_on_cuda_chooses_between_stored_weights_and_nf4(
+    monkeypatch: pytest.MonkeyPatch, requested: list[list[str]]
+) -> None:
+    pretend_gpus(monkeypatch, 10**11)
+
+    placement.choose_placement(ModelSettings("m"), CONFIG, from_gguf=False, role="draft")
+
+    assert requested == [["none", "nf4"]]
 
 
 @pytest.mark.parametrize("role", ["target", "draft"])

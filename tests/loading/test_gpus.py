@@ -18,7 +18,7 @@ from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.lookup import LookupDrafter
-from specgen.loading import gpus, placement, weights
+from specgen.loading import gpus, placement, transformers_weights, weights
 from specgen.loading.cuda_memory import GRAPH_BYTES, USABLE, cuda_bytes, cuda_capacity
 from specgen.loading.gpus import (
     SegmentBytes,
@@ -245,6 +245,25 @@ def test_a_model_in_segments_writes_the_text_of_one_piece(
         for each in (whole, loaded)
     ]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("backend", ["own", "transformers"])
+def test_cuda_is_prepared_before_any_pass(folder: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    pretend_gpus(monkeypatch, GIB)
+    monkeypatch.setattr(weights, "prepare_cuda", lambda: done.append("prepared"))
+    monkeypatch.setattr(weights, "runs_own_decoder", lambda *_: backend == "own")
+
+    def loading(*_: Any) -> Any:
+        done.append("loaded")
+        raise DeviceError("enough")
+
+    monkeypatch.setattr(weights, "_load_own", loading)
+    monkeypatch.setattr(transformers_weights, "load_transformers", loading)
+    with pytest.raises(DeviceError):
+        load_weights(resolved(folder, ModelSettings("toy", quant="none", dtype="float32", device="cuda")), 320)
+
+    assert done == ["prepared", "loaded"]
 
 
 def test_each_tensor_is_read_to_the_device_of_its_layer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

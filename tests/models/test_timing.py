@@ -81,7 +81,7 @@ def test_launches_and_flushes_do_not_count() -> None:
     recorder = SlowLaunches(clock)
     works = [recorder.work(launch=9.0, on_device=1.0), recorder.work(launch=5.0, on_device=2.0)]
 
-    found = ReplayTimer(recorder, HostStopwatch(clock), clock.passes(100.0)).seconds(works)
+    found = ReplayTimer(lambda: recorder, HostStopwatch(clock), clock.passes(100.0)).seconds(works)
 
     assert found == [1.0, 2.0]
 
@@ -93,7 +93,7 @@ def test_a_disturbed_replay_does_not_decide() -> None:
     def work() -> None:
         clock.now += next(times)
 
-    assert ReplayTimer(PlainRecorder(), HostStopwatch(clock), lambda: None).seconds([work]) == [1.0]
+    assert ReplayTimer(PlainRecorder, HostStopwatch(clock), lambda: None).seconds([work]) == [1.0]
 
 
 def test_work_that_cannot_be_recorded_is_never_faster() -> None:
@@ -102,7 +102,7 @@ def test_work_that_cannot_be_recorded_is_never_faster() -> None:
             raise RuntimeError("reads the host")
 
     clock = SimulatedClock()
-    timer = ReplayTimer(Refusing(), HostStopwatch(clock), lambda: None)
+    timer = ReplayTimer(Refusing, HostStopwatch(clock), lambda: None)
     first, second = Timed(clock, (2.0,)), Timed(clock, (1.0,))
 
     assert timer.seconds([clock.passes(1.0)]) == [inf]

@@ -37,6 +37,12 @@ class PlainRecorder:
         return work
 
 
+_STREAMS: dict[torch.device, Any] = {}
+"""One stream per device for all recordings: cuBLAS keeps a workspace of up to 32 MB for each stream that it met."""
+_FAILED: list[Any] = []
+"""Graphs whose recording failed: torch's allocator holds callbacks into them, so they are never destroyed."""
+
+
 class CudaRecorder:
     """Records CUDA graphs. All graphs of a recorder share one private memory pool.
 
@@ -48,11 +54,16 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if device not in _STREAMS:
+            _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream: Any = _STREAMS[device]
         self._pool = torch.cuda.graph_pool_handle()
         self._has_failed = False
         # A pool ends with its last graph, and its handle is invalid then. This graph lives as long as the recorder.
-        self._keeper = self._graph_of(lambda: _allocate(device))
+        with torch.inference_mode(False):
+            # The first graph on a device allocates the state of torch's generator, which each later one overwrites,
+            # also outside of inference mode (pytorch#166792).
+            self._keeper = self._graph_of(lambda: _allocate(device))
 
     def record(self, work: Work) -> Work:
         if self._has_failed:
@@ -79,6 +90,7 @@ class CudaRecorder:
             try:
                 work()
             except BaseException:
+                _FAILED.append(graph)
                 with suppress(RuntimeError):
                     graph.capture_end()
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,17 +11,27 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.engine.clock import HostStopwatch
+from specgen.models.static import recorder as recorder_module
 from specgen.models.static.recorder import CudaRecorder, Replays
+from specgen.models.timing import ReplayTimer
 
 
 class FakeCuda:
-    """Graphs by pool. A pool ends with its last graph; a capture that failed leaves the allocator in a bad state."""
+    """Graphs by pool. A pool ends with its last graph; a capture that failed leaves the allocator in a bad state.
+
+    The first graph allocates the state of the random generator, which the begin of each later one overwrites.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.live: dict[int, int] = {}
         self.begun: set[int] = set()
         self.num_emptied = 0
-        self.is_broken = False
+        self.is_broken = self.is_recording = False
+        self.num_streams = 0
+        self.num_failed_destroyed = 0
+        self.failed: list[Any] = []
+        self.state_is_inference = False
         cuda = self
 
         class Graph:
@@ -29,11 +41,17 @@ class FakeCuda:
                     raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
                 if cuda.is_broken:
                     raise RuntimeError("already recording")
+                if not any(cuda.live.values()):
+                    cuda.state_is_inference = torch.is_inference_mode_enabled()
+                elif cuda.state_is_inference and not torch.is_inference_mode_enabled():
+                    raise RuntimeError("Inplace update to inference tensor outside InferenceMode is not allowed")
+                cuda.is_recording = True
                 cuda.begun.add(pool)
                 cuda.live[pool] = cuda.live.get(pool, 0) + 1
                 self.pool = pool
 
             def capture_end(self) -> None:
+                self.failed, cuda.is_recording = cuda.is_broken, False
                 if cuda.is_broken:
                     raise RuntimeError("capture was invalidated")
 
@@ -43,10 +61,15 @@ class FakeCuda:
             def __del__(self) -> None:
                 if hasattr(self, "pool"):
                     cuda.live[self.pool] -= 1
+                    cuda.num_failed_destroyed += getattr(self, "failed", False)
 
         class Stream:
             def wait_stream(self, other: Any) -> None:
                 """Waits for nothing."""
+
+        def made(device: torch.device) -> Stream:
+            cuda.num_streams += 1
+            return Stream()
 
         @contextmanager
         def entered(*_: Any) -> Iterator[None]:
@@ -54,7 +77,9 @@ class FakeCuda:
 
         handles = iter(range(100))
         patch.setattr(torch.cuda, "CUDAGraph", Graph)
-        patch.setattr(torch.cuda, "Stream", lambda device: Stream())
+        patch.setattr(torch.cuda, "Stream", made)
+        patch.setattr(recorder_module, "_STREAMS", {})
+        patch.setattr(recorder_module, "_FAILED", self.failed)
         patch.setattr(torch.cuda, "current_stream", lambda device: Stream())
         patch.setattr(torch.cuda, "device", entered)
         patch.setattr(torch.cuda, "stream", entered)
@@ -125,15 +150,60 @@ def test_after_a_failed_recording_no_other_is_tried_by_anyone(cuda: FakeCuda) ->
     first, second = Replays(recorder), Replays(recorder)
 
     def reading() -> None:
-        cuda.is_broken = bool(first.recorded_keys or second.recorded_keys) or cuda.live[0] > 1
-        if cuda.is_broken:
+        if cuda.is_recording:
+            cuda.is_broken = True
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    for replays in (first, second):
+    for replays, work in ((first, reading), (second, nothing)):
         for _ in range(3):
-            replays.run("key", reading if cuda.live[0] > 1 or replays is first else nothing)
+            replays.run("key", work)
 
     assert (first.has_failed, second.has_failed) == (True, True)
     assert "not permitted" in str(first.take_failure())
     assert "an earlier recording failed" in str(second.take_failure())
     assert first.recorded_keys == second.recorded_keys == frozenset()
+
+
+def test_recorders_of_a_device_share_a_stream(cuda: FakeCuda) -> None:
+    recorders = [CudaRecorder(torch.device("cpu")) for _ in range(5)]
+
+    assert cuda.num_streams == 1
+    assert len({recorder._pool for recorder in recorders}) == 5
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_recording_works_within_inference_mode_and_outside(cuda: FakeCuda, first: bool) -> None:
+    made = []
+    for is_inference in (first, not first, first):
+        with torch.inference_mode(is_inference):
+            made.append(CudaRecorder(torch.device("cpu")))
+            made[-1].record(nothing)
+
+    assert len(cuda.live) == 3
+
+
+def test_a_graph_whose_recording_failed_is_never_destroyed(cuda: FakeCuda) -> None:
+    recorder = CudaRecorder(torch.device("cpu"))
+
+    def reading() -> None:
+        cuda.is_broken = True
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError):
+        recorder.record(reading)
+    del recorder
+    gc.collect()
+
+    assert cuda.num_failed_destroyed == 0
+
+
+def test_a_format_that_cannot_be_recorded_spoils_no_other_ones_time(cuda: FakeCuda) -> None:
+    calls = iter(range(100))
+
+    def reading() -> None:
+        if next(calls):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    timer = ReplayTimer(lambda: CudaRecorder(torch.device("cpu")), HostStopwatch(lambda: 0.0), nothing)
+
+    assert timer.seconds([nothing, reading, nothing]) == [0.0, math.inf, 0.0]
