@@ -325,8 +325,8 @@ REPORTED = {
         "floneum/kalosm#340",
     ),
     "F142": (
-        "Context window of a model with YaRN or linear scaling",
-        "the scaled window; with dynamic scaling the unscaled one, within which nothing depends on what was drafted",
+        "Context window of a model with YaRN, linear or dynamic scaling",
+        "the scaled window",
         "ggml-org/llama.cpp#17459",
     ),
     "F143": ("Sizes that differ by layer (Gemma 3n)", "runs; the text is `generate`'s", ""),
@@ -396,6 +396,11 @@ REPORTED = {
         "Hub cache that was copied: no branch, or one with a line end",
         "exit 3 naming the commit that is there",
         "huggingface/huggingface_hub#4492",
+    ),
+    "F170": (
+        "Dynamic NTK scaling beyond the model's own window",
+        "the text is `generate`'s; drafting ends there with one notice, because each token has its own frequencies",
+        "huggingface/transformers#25104",
     ),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""

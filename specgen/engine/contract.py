@@ -96,6 +96,8 @@ class SwitchingModel(Protocol):
 
     switch_length: int | None
     """A longer text is read again from its beginning; None: never. A pass over both sides reads it twice."""
+    draft_limit: int | None
+    """Tokens after this length take a pass each, so a draft saves nothing; None: there is no such length."""
 
 
 @runtime_checkable
@@ -168,8 +170,10 @@ def can_branch(model: object) -> bool:
     return isinstance(model, TreeModel) and model.can_branch
 
 
-def rows_before_switch(target: SwitchingModel | None, num_tokens: int) -> int:
-    """Returns how many tokens may follow a text before the target reads all of it again. None never does."""
+def rows_in_one_pass(target: SwitchingModel | None, num_tokens: int) -> int:
+    """Returns how many tokens may follow a text in one pass, so that none is read again. None has no limit."""
+    if target is not None and target.draft_limit is not None:
+        return max(0, target.draft_limit - num_tokens)
     switch = None if target is None else target.switch_length
     return sys.maxsize if switch is None or num_tokens > switch else switch - num_tokens
 

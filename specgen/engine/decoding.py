@@ -11,7 +11,7 @@ from specgen.core.errors import DraftError, MemoryShortageError
 from specgen.core.events import Event, Finish, FinishReason, Notice, Prefill, Round
 from specgen.core.settings import DecodeSettings
 from specgen.engine.clock import Clock, stopwatch_of
-from specgen.engine.contract import RecordingModel, SwitchingModel, TargetModel, rows_before_switch
+from specgen.engine.contract import RecordingModel, SwitchingModel, TargetModel, rows_in_one_pass
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.base import (
@@ -104,7 +104,7 @@ def decode(
         started = stopwatch.mark()
         num_replayed = len(ids) - 1 - target.length
         draft_length.start_round(num_replayed)
-        limit = min(settings.num_draft_tokens, num_left - 1, rows_before_switch(switching, len(ids)))
+        limit = min(settings.num_draft_tokens, num_left - 1, rows_in_one_pass(switching, len(ids)))
         draft, failure = _propose(drafter, ids, limit, draft_length)
         if failure is not None:
             continue

@@ -106,9 +106,8 @@ def _factors(parameters: dict[str, Any], size: int) -> tuple[float, ...]:
 def scaled_window(config: Mapping[str, Any], window: int | None) -> int | None:
     """Returns the context window of a config, scaled by its rotary embedding.
 
-    As in vLLM, `yarn` multiplies the original window, which is the named one where it is not given, and `linear` the
-    named one. The other rules already name the scaled window (`llama3`, `longrope`, Gemma 3), or change with the length
-    of the text: frequencies of `dynamic` past the window depend on what was fed together, so its window is not scaled.
+    As in vLLM, `yarn` multiplies the original window, which is the named one where it is not given, and `linear` and
+    `dynamic` the named one. The other rules already name the scaled window (`llama3`, `longrope`, Gemma 3).
 
     Args:
         config: The text part of a config.json.
@@ -120,7 +119,7 @@ def scaled_window(config: Mapping[str, Any], window: int | None) -> int | None:
     if "short_factor" in given or "gemma3" in str(config.get("model_type")):
         return window
     kind, factor = given.get("rope_type", given.get("type")), given.get("factor")
-    if kind not in ("yarn", "linear") or factor is None or not is_number(factor):
+    if kind not in ("yarn", "linear", "dynamic") or factor is None or not is_number(factor):
         return window
     original = given.get(ORIGINAL_CONTEXT) if kind == "yarn" else None
     return max(window, int(float(original if original is not None and is_number(original) else window) * float(factor)))

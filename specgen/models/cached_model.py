@@ -40,6 +40,12 @@ class CachedModel(ABC):
     keeps the old keys of a text that crosses, and the frequencies then depend on where the prompt ended.
     """
 
+    draft_limit: int | None = None
+    """Tokens after this length are fed one by one: each has rotary frequencies of its own (dynamic NTK scaling).
+
+    It is known once the prompt is fed.
+    """
+
     is_recurrent: bool = False
     """Whether a layer has a recurrent state, known after the first pass.
 

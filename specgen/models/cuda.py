@@ -52,7 +52,7 @@ def recorded(model: CachedModel, *recorders: Recorder) -> tuple[CachedModel, str
     Returns:
         The model to use, and why it is the given one, if it is.
     """
-    if model.switch_length is not None:
+    if model.switch_length is not None or model.draft_limit is not None:
         return model, "its rotary frequencies change with the length of the text"
     static_pass = _static_pass(model, recorders[:-1])
     if static_pass is None:

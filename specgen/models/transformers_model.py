@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from specgen.models.cached_model import PREFILL_CHUNK, CachedModel
+from specgen.models.dynamic_rotary import DynamicRotary
 from specgen.models.hybrid_support import cache_argument, refuse_unfit_states
 from specgen.models.running_states import RunningStates
 from specgen.models.target_features import TargetFeatures
@@ -39,6 +41,9 @@ class TransformersModel(CachedModel):
         self.model = model
         self._cuts_logits = "logits_to_keep" in parameters
         self.switch_length = _switch_length(model.config.get_text_config())
+        self._dynamic = DynamicRotary(model)
+        if self._dynamic:
+            self.draft_limit = self._dynamic.same_until
         # As in `generate`. A model that gets none may count otherwise: RoBERTa from the id of the padding, Bamba from 0
         # in every pass.
         self._takes_positions = "position_ids" in parameters and not model.config.is_encoder_decoder
@@ -56,6 +61,28 @@ class TransformersModel(CachedModel):
 
     def _keep_hidden(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state[0]
+
+    @torch.inference_mode()
+    def feed(self, ids: Sequence[int]) -> None:
+        """As in `CachedModel`."""
+        if self._dynamic:
+            if self._dynamic.begin(len(ids) + 1):
+                self.reset()
+            self.draft_limit = self._dynamic.same_until
+        super().feed(ids)
+
+    @property
+    def _first_pass_end(self) -> int:
+        return max(super()._first_pass_end, self._dynamic.first_pass_end)
+
+    def _forward(self, new: Tensor, num_last: int) -> Tensor:
+        if not self._dynamic:
+            return super()._forward(new, num_last)
+        start, logits = self.length, []
+        for first, last in self._dynamic.passes(start, start + new.shape[0]):
+            self._dynamic.prepare(last)
+            logits.append(super()._forward(new[first - start : last - start], min(num_last, last - first)))
+        return torch.cat(logits)[-num_last:]
 
     @property
     def module(self) -> nn.Module:

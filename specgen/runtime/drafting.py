@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from specgen.engine.contract import can_branch
+from specgen.core.events import Notice
+from specgen.engine.contract import SwitchingModel, can_branch
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.model import MaskedDrafter, ModelDrafter
@@ -35,6 +36,21 @@ def make_drafter(models: LoadedModels, sampler: Sampler) -> Drafter:
         made = TreeDrafter if no_trees_reason(models) is None else ModelDrafter
         model = made(models.draft, vocab_size, sampler, pair.draft_window, columns)
     return CombinedDrafter(models.lookup, model) if kind == "model+lookup" else model
+
+
+def end_of_drafts(models: LoadedModels) -> Notice | None:
+    """Returns why drafting ends at the text so far; None if it goes on."""
+    window = models.pair.draft_window
+    if window is not None and models.is_draft_window_full:
+        return Notice(
+            "draft_window", f"the text is longer than the draft's window of {window} tokens: drafting stops here"
+        )
+    target = models.target
+    limit = target.draft_limit if isinstance(target, SwitchingModel) else None
+    if limit is not None and len(models.text_ids) >= limit:
+        reason = "the target's rotary embedding changes with each further token (rope_type dynamic)"
+        return Notice("draft_limit", f"drafting stops at {limit} tokens: {reason}")
+    return None
 
 
 def no_trees_reason(models: LoadedModels) -> str | None:

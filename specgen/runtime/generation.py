@@ -20,7 +20,7 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.loading.memory import peak_memory_bytes
 from specgen.runtime import learned_costs
-from specgen.runtime.drafting import no_trees_reason
+from specgen.runtime.drafting import end_of_drafts, no_trees_reason
 from specgen.text.detokenizer import Detokenizer
 from specgen.text.stop_strings import StopStrings, with_text
 
@@ -77,7 +77,7 @@ class Generation:
             notice = f"--tree has no effect: {reason}"
             self._notices += [notice] if notice not in models.reported else []
             models.reported.add(notice)
-        self._draft_window = models.pair.draft_window if request.decode.num_draft_tokens else None
+        self._may_draft = bool(request.decode.num_draft_tokens) and models.pair.settings.drafter != "none"
         self.is_interrupted = False
         self._error: Exception | None = None
         self._started = perf_counter()
@@ -200,13 +200,9 @@ class Generation:
                 if isinstance(event, Round):
                     self.models.append(event.token_ids)
                 yield event
-                if self._draft_window is not None and self.models.is_draft_window_full:
-                    yield Notice(
-                        "draft_window",
-                        f"the text is longer than the draft's window of {self._draft_window} tokens: "
-                        "drafting stops here",
-                    )
-                    self._draft_window = None
+                if self._may_draft and (notice := end_of_drafts(self.models)) is not None:
+                    yield notice
+                    self._may_draft = False
                 if self._should_end() and not isinstance(event, Finish):
                     yield Finish("interrupted")
                     return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specgen.core.errors import LoadError, PromptError, SettingsError
-from specgen.text.template_sandbox import template_limits
+from specgen.text.template_sandbox import NO_TEMPLATE, template_limits
 
 FOLDED = "the chat template has no system role; the system message is prepended to the next user message"
 """The notice for a message that `ChatTemplate.encode` folds."""
@@ -85,7 +85,7 @@ class ChatTemplate:
             LoadError: The template fails, takes too long, or refuses the conversation.
         """
         if not self._exists(tokenizer):
-            raise SettingsError("the model has no chat template", "use --chat-template none, or --chat-template FILE")
+            raise SettingsError(f"the model has {getattr(tokenizer, 'template_lack', NO_TEMPLATE)}", "use --chat-template FILE, or --chat-template none")
         if self.folds_system(tokenizer, messages):
             messages = _folded(messages)
         return self._encode(tokenizer, messages)
@@ -125,10 +125,8 @@ class ChatTemplate:
             LoadError: The template fails.
         """
         if not self._exists(tokenizer):
-            raise SettingsError(
-                f"{model_name} is not a chat model: it has no chat template",
-                "give one with --chat-template FILE, or use: specgen generate --chat-template none",
-            )
+            hint = "give one with --chat-template FILE, or use: specgen generate --chat-template none"
+            raise SettingsError(f"{model_name} can't chat: it has {getattr(tokenizer, 'template_lack', NO_TEMPLATE)}", hint)
         self.encode(tokenizer, [Message("user", "Hello")])
 
     def folds_system(self, tokenizer: Any, messages: Sequence[Message]) -> bool:

@@ -23,6 +23,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+NO_TEMPLATE = "no chat template"
 MAX_SECONDS = 2.0
 """Processor time. Templates of real models take milliseconds; nested ranges run for hours."""
 MAX_EXTRA_BYTES = 2 * 1024**3

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import describe_content, open_regular, read_optional_json, read_text
 from specgen.text.mistral_split import mend_split
-from specgen.text.template_sandbox import render_template
+from specgen.text.template_sandbox import NO_TEMPLATE, render_template
 
 TOKENIZER_FILE = "tokenizer.json"
 _SIGNS_OF_NEWER = ("did not match any variant", "Unknown tokenizer version")
@@ -45,6 +45,8 @@ class Tokenizer:
         self.bos_token, self.eos_token = special_tokens.get("bos_token"), special_tokens.get("eos_token")
         self.bos_token_id, self.eos_token_id = self._id_of("bos_token"), self._id_of("eos_token")
         self.unk_token_id = self._id_of("unk_token")
+        self.template_lack = NO_TEMPLATE
+        """Why there is no chat template, if there is none."""
         self.notice: str | None = None
         """What the user should know about the file."""
 
@@ -115,6 +117,8 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
     else:
         template = _default_template(config.get("chat_template")) or processor_template(folder)
     tokenizer = Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, template)
+    if names := _template_names(config.get("chat_template"), folder):
+        tokenizer.template_lack = f"only named chat templates ({', '.join(names)}), and none is the default"
     tokenizer.notice = mend_split(backend, folder)
     return tokenizer
 
@@ -163,9 +167,19 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _default_template(found: object) -> str | None:
-    """Returns a chat template; of several, in a list or an object as in transformers, the one named `default`."""
+    """Returns a chat template; of several, the one named `default`, as transformers does, or the only one."""
+    named = _named_templates(found)
+    only = next(iter(named.values())) if len(named) == 1 else None
+    return found if isinstance(found, str) else named.get("default", only)
+
+
+def _named_templates(found: object) -> dict[str, str]:
+    """Returns named templates, which a file has in a list or an object."""
     if isinstance(found, list):
         found = {str(item.get("name")): item.get("template") for item in found if isinstance(item, dict)}
-    if isinstance(found, dict):
-        found = found.get("default")
-    return found if isinstance(found, str) else None
+    return {name: source for name, source in found.items() if isinstance(source, str)} if isinstance(found, dict) else {}
+
+
+def _template_names(found: object, folder: Path) -> list[str]:
+    """Returns the names of a model's templates, with those in files of their own."""
+    return sorted({*_named_templates(found), *(path.stem for path in folder.glob("additional_chat_templates/*.jinja"))})

@@ -376,7 +376,7 @@ def test_a_folder_of_another_format_is_called_so(tmp_path: Path, name: str, part
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}}, 128),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 512),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, 256),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 128),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 512),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}}, 128),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0, "short_factor": [1.0]}}, 128),
         ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "model_type": "gemma3_text"}, 128),

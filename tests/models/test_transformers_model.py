@@ -222,6 +222,60 @@ def test_rows_on_both_sides_of_the_switch_are_those_of_their_own_texts() -> None
         assert index or torch.allclose(again, whole, atol=1e-3)
 
 
+def dynamic_model(kind: str) -> Any:
+    """Returns a model whose frequencies change with each token above `SWITCH` tokens."""
+    torch.manual_seed(3)
+    rope: dict[str, Any] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    sizes = {**TINY, "hidden_size": 32, "head_dim": 8, "max_position_embeddings": SWITCH}
+    if kind == "gemma3_text":
+        sizes["sliding_window"] = 12
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    config = transformers.AutoConfig.for_model(kind, **sizes, rope_parameters=rope)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.fault("F170")
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3_text", marks=pytest.mark.thorough)])
+def test_a_text_beyond_the_window_of_dynamic_scaling_is_generate_s(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specgen.models.cached_model.PREFILL_CHUNK", 16)
+    target, draft = TransformersModel(dynamic_model(kind), 96), TransformersModel(dynamic_model("llama"), 96)
+    generator = torch.Generator().manual_seed(5)
+
+    for num_prompt in (60, 8, SWITCH - 1, SWITCH, 40, SWITCH + 1):
+        prompt = torch.randint(3, 96, (num_prompt,), generator=generator).tolist()
+        # A model of its own: `generate` keeps the frequencies of an earlier, longer text.
+        expected = generated_ids(dynamic_model(kind), prompt, 24)
+
+        assert differences(target, draft, prompt, expected) == []
+
+
+@pytest.mark.fault("F170")
+def test_rows_beyond_the_window_of_dynamic_scaling_do_not_depend_on_the_pass() -> None:
+    ids = torch.randint(3, 96, (SWITCH + 9,), generator=torch.Generator().manual_seed(5)).tolist()
+    target = TransformersModel(dynamic_model("llama"), 96)
+    target.feed(ids[: SWITCH - 4])
+
+    rows = target.logits(ids[: SWITCH - 2], 9, tail=torch.tensor(ids[SWITCH - 2 :]))
+    target.rewind(SWITCH + 2)
+    again = target.logits(ids[: SWITCH + 4], 2)
+
+    assert_close(again, rows[2:4])
+
+
+@pytest.mark.fault("F170")
+def test_a_longer_prompt_is_read_again_with_its_own_frequencies() -> None:
+    ids = torch.randint(3, 96, (50,), generator=torch.Generator().manual_seed(5)).tolist()
+    target = TransformersModel(dynamic_model("llama"), 96)
+
+    for num_prompt in (30, 31, 50):
+        target.rewind(max(0, target.length - 2))
+        target.feed(ids[: num_prompt - 1])
+        with torch.inference_mode():
+            whole = dynamic_model("llama")(torch.tensor([ids[:num_prompt]])).logits[0, -1:]
+
+        assert_close(target.logits(ids[:num_prompt], 1), whole)
+
+
 def knowing_only(argument: str) -> Any:
     """Returns a tiny Llama whose forward knows its cache by one name and ignores any other without a word."""
     base: Any = type(tiny_model())

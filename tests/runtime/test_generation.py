@@ -26,6 +26,7 @@ from tests.toys import ANSWER, END, random_toy, save_toy, token_id, toy_tokenize
 
 GREEDY = SamplingSettings()
 CHAT = ChatTemplate().encode(toy_tokenizer(), [Message("user", "hello")])
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 Opener = Callable[..., LoadedModels]
 
 
@@ -40,6 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "random": save_toy(root / "random", model=random_toy(0)),
         "other": save_toy(root / "other", model=random_toy(1)),
         "narrow": save_toy(root / "narrow", model=random_toy(0, max_position_embeddings=40)),
+        "dynamic": save_toy(root / "dynamic", model=random_toy(0, max_position_embeddings=30, rope_parameters=DYNAMIC)),
     }
 
 
@@ -255,6 +257,24 @@ def test_after_the_drafts_window_the_target_continues_alone(opened: Opener) -> N
     assert not rounds[-1].draft_ids
     assert models.draft is not None
     assert models.draft.length <= 30
+
+
+@pytest.mark.fault("F170")
+@pytest.mark.parametrize("drafter", ["lookup", "random"])
+def test_beyond_the_window_of_dynamic_scaling_the_target_continues_alone(opened: Opener, drafter: str) -> None:
+    assert len(CHAT) < 30
+    alone = run(opened("dynamic"), max_new_tokens=40)
+    assert alone.notices == []
+    models = opened("dynamic", drafter)
+
+    for _ in range(2):
+        generation = Generation(models, request(max_new_tokens=40, num_draft_tokens=2))
+        rounds = [event.round for event in generation if isinstance(event, RoundText)]
+
+        assert generation.token_ids == alone.token_ids
+        assert len(generation.notices) == 1
+        assert "30" in generation.notices[0]
+        assert not rounds[-1].draft_ids
 
 
 @pytest.mark.fault("F02")

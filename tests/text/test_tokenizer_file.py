@@ -267,6 +267,25 @@ def test_of_several_templates_the_default_is_used(tmp_path: Path, templates: obj
     assert load_tokenizer(folder).chat_template == "A"
 
 
+@pytest.mark.fault("F162")
+def test_the_only_named_template_is_used(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path, chat_template=[{"name": "chatml", "template": "A"}])
+
+    assert load_tokenizer(folder).chat_template == "A"
+
+
+@pytest.mark.fault("F162")
+def test_without_a_default_the_named_templates_are_listed(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path, chat_template={"rag": "A", "tool_use": "B"})
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/vision.jinja").write_text("C")
+    tokenizer = load_tokenizer(folder)
+
+    for fails in (ChatTemplate().encode, ChatTemplate().check):
+        with pytest.raises(SettingsError, match=r"rag, tool_use, vision"):
+            fails(tokenizer, [Message("user", "hi")] if fails == ChatTemplate().encode else "model")
+
+
 @pytest.mark.fault("F163")
 def test_a_byte_order_mark_is_not_part_of_a_file(tmp_path: Path) -> None:
     folder = byte_level_folder(tmp_path)
