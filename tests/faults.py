@@ -371,7 +371,7 @@ REPORTED = {
     "F161": ("Safetensors whose header has a length that begins as a pickle does", "runs", ""),
     "F162": (
         "Several named chat templates, as a list or an object",
-        "the one named default",
+        "the one named default; without one, exit 2 with the names",
         "ggml-org/llama.cpp#6484",
     ),
     "F163": (
@@ -386,7 +386,7 @@ REPORTED = {
     ),
     "F165": ("Prompt file with JSON nested too deeply", "exit 2 with its line", ""),
     "F166": (
-        "Address of the hub or a proxy, or a time limit of its client, that can't be read",
+        "Address of the hub or a proxy, a time limit of its client, or a setting of torch's log, that can't be read",
         "exit 2 naming the variable; an empty one is as unset",
         "",
     ),
@@ -401,6 +401,16 @@ REPORTED = {
         "Dynamic NTK scaling beyond the model's own window",
         "the text is `generate`'s; drafting ends there with one notice, because each token has its own frequencies",
         "huggingface/transformers#25104",
+    ),
+    "F171": (
+        "Hub snapshot without a tokenizer, or without files that the model does not need, as other programs leave it",
+        "completed; offline it runs if it can",
+        "",
+    ),
+    "F172": (
+        "JSON files with a byte order mark or in UTF-16, and a safetensors index without metadata",
+        "read on every backend",
+        "",
     ),
 }
 """Faults from public reports about tools of this kind: what, promise, and where it was reported."""

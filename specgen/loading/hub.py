@@ -17,8 +17,10 @@ from specgen.core.errors import LoadError, ModelNotFoundError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading.config_check import has_weights
+from specgen.loading.draft_head_folder import is_draft_head
 from specgen.loading.hub_errors import endpoint, failures, hub_host, translated, without_weights
 from specgen.loading.names import hint_for, hub_cache
+from specgen.text.tokenizer import has_tokenizer
 
 ALLOW_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 IGNORE_PATTERNS = ["*/*", "consolidated*", "*.bin.index.json"]
@@ -49,17 +51,22 @@ def fetch_snapshot(settings: ModelSettings, progress: ProgressListener = SILENT)
         "allow_patterns": ALLOW_PATTERNS,
         "ignore_patterns": IGNORE_PATTERNS,
     }
+    cached: Path | None = None
+    is_complete = True
     try:
         cached = Path(snapshot_download(name, local_files_only=True, **options))
-        # The snapshot may contain only a tokenizer, downloaded by another program.
-        if has_weights(cached):
-            return cached
-    except LocalEntryNotFoundError:
-        pass
+    except LocalEntryNotFoundError as error:
+        # The client says so if a file is missing, also one that the model runs without.
+        is_complete, cached = False, Path(found) if (found := getattr(error, "snapshot_path", None)) else None
     except HFValidationError as error:
         raise ModelNotFoundError(
             f"invalid hub id {name!r}", hint_for(name, "a hub id looks like owner/name")
         ) from error
+    # The snapshot may contain only a tokenizer, or only weights, downloaded by another program.
+    if cached is not None and has_weights(cached):
+        is_usable = has_tokenizer(cached) or is_draft_head(cached)
+        if (is_usable and is_complete) or settings.offline or is_offline() or not _can_connect():
+            return cached
     if settings.offline or is_offline():
         raise ModelNotFoundError(
             f"{name} is not on this machine, and downloads are disabled (offline)",

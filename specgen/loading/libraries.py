@@ -14,7 +14,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from specgen.core.cgroups import cpu_limit
-from specgen.core.errors import SettingsError
+from specgen.core.errors import SettingsError, first_line
 
 INSTALL_LLAMA_CPP = "install it with: pip install 'specgen-cli[gguf]', or use --backend torch"
 
@@ -28,6 +28,8 @@ _QUIET = {
     "BITSANDBYTES_NOWELCOME": "1",
 }
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
+_TORCH_VARIABLES = ("TORCH_LOGS", "TORCH_LOGS_FORMAT", "TORCH_LOGS_OUT")
+"""Those with which torch's import may fail."""
 _LOGGERS = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate", "torch", "filelock", "httpx")
 
 
@@ -38,10 +40,11 @@ def prepare_libraries(verbose: bool) -> None:
         verbose: Keep their logs and warnings (`-vv`). Otherwise loading writes nothing to stdout or stderr.
 
     Raises:
-        SettingsError: The hub client can't be imported with a variable of the environment.
+        SettingsError: A library can't be imported with a variable of the environment.
     """
     forbid_foreign_code()
     check_hub_variables()
+    _check_torch_variables()
     _limit_threads()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if verbose:
@@ -115,6 +118,19 @@ def check_hub_variables() -> None:
         except ValueError as error:
             valid = "a whole number of seconds" if name in _SECONDS else "an address such as https://huggingface.co"
             raise SettingsError(f"invalid {name} {value!r}: {error}", f"use {valid}, or unset it") from error
+
+
+def _check_torch_variables() -> None:
+    given = {name: value for name in _TORCH_VARIABLES if (value := os.environ.get(name))}
+    if not given:
+        return
+    try:
+        import torch  # noqa: F401
+    except (ValueError, OSError) as error:
+        names = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise SettingsError(
+            f"torch can't be imported with {names}: {first_line(error)}", "correct or unset it"
+        ) from error
 
 
 def _limit_threads() -> None:

@@ -27,10 +27,13 @@ from specgen.loading.left_over import misplaced, missing_hint
 from specgen.loading.memory import shortage
 from specgen.loading.module_sizes import dense_layers
 from specgen.loading.placement import Placement
+from specgen.loading.readable_folder import readable_folder
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, pack_model
 from specgen.models.quantized import fits_cpu_kernel, has_nf4_kernel
 
+_UNRELATED = "config and weights don't belong together"
+_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 NEARLY_ALL = 0.95
 """Share of the weights in a format from which the others, norms and biases, are not mentioned."""
 
@@ -49,10 +52,11 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
     """
     folder, facts = resolved.path, resolved.config
     try:
-        model, loading = _from_pretrained(folder, placement)
+        with readable_folder(folder) as readable:
+            model, loading = _from_pretrained(readable, placement)
     except library_failures() as error:
         raise load_error(error, resolved.name, folder, facts, placement) from error
-    left_out = check_complete(loading, folder, model.state_dict().keys())
+    left_out = check_complete(loading, folder, model.state_dict().keys(), _defaults(facts.values, model.config))
     needed = facts.needed_bytes(placement.dtype, placement.quant, placement.device)
     _refuse_offload(model, resolved.name, needed, placement)
     model.eval()
@@ -220,7 +224,16 @@ def _device_name(model: Any) -> str:
     return f"{places[0]}-{places[-1].rpartition(':')[2]}"
 
 
-def check_complete(loading: Mapping[str, Any], folder: Path, expected: Collection[str]) -> list[str]:
+def _defaults(given: Mapping[str, Any], config: Any) -> str:
+    """Returns the sizes that a config.json leaves to transformers' defaults, as a hint about shapes."""
+    sizes = {name: getattr(config, name, None) for name in _SIZES if name not in given and "text_config" not in given}
+    found = [f"{name} ({size})" for name, size in sizes.items() if type(size) is int]
+    return f"config.json lacks {', '.join(found)}: these are transformers' defaults" if found else ""
+
+
+def check_complete(
+    loading: Mapping[str, Any], folder: Path, expected: Collection[str], defaults: str = ""
+) -> list[str]:
     """Refuses a model with missing, misplaced or misshapen tensors (F17, F18).
 
     transformers itself fills a missing tensor with random numbers, and mentions it in a log only.
@@ -228,6 +241,7 @@ def check_complete(loading: Mapping[str, Any], folder: Path, expected: Collectio
     Args:
         loading: What `from_pretrained(..., output_loading_info=True)` reports. Tied tensors don't count as missing.
         expected: The model's tensors.
+        defaults: A hint about sizes that config.json does not name.
 
     Returns:
         Tensors that the model does without: see `specgen.loading.left_over`.
@@ -238,8 +252,8 @@ def check_complete(loading: Mapping[str, Any], folder: Path, expected: Collectio
     left_over = list(loading.get("unexpected_keys") or ())
     for found, problem, hint in (
         (loading.get("missing_keys"), "missing tensors", ""),
-        (loading.get("mismatched_keys"), "tensors with a wrong shape", "config and weights don't belong together"),
-        (misplaced(left_over, expected), "unexpected tensors", "config and weights don't belong together"),
+        (loading.get("mismatched_keys"), "tensors with a wrong shape", defaults or _UNRELATED),
+        (misplaced(left_over, expected), "unexpected tensors", _UNRELATED),
         (loading.get("error_msgs"), "unreadable tensors", "download it again"),
     ):
         names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in found or ())

@@ -84,8 +84,8 @@ class ChatTemplate:
                 tokenizer changes these messages, so that text and control tokens can't be separated.
             LoadError: The template fails, takes too long, or refuses the conversation.
         """
-        if not self._exists(tokenizer):
-            raise SettingsError(f"the model has {getattr(tokenizer, 'template_lack', NO_TEMPLATE)}", "use --chat-template FILE, or --chat-template none")
+        if lack := self._lack(tokenizer):
+            raise SettingsError(f"the model has {lack}", "use --chat-template FILE, or --chat-template none")
         if self.folds_system(tokenizer, messages):
             messages = _folded(messages)
         return self._encode(tokenizer, messages)
@@ -124,9 +124,9 @@ class ChatTemplate:
             SettingsError: There is no chat template.
             LoadError: The template fails.
         """
-        if not self._exists(tokenizer):
+        if lack := self._lack(tokenizer):
             hint = "give one with --chat-template FILE, or use: specgen generate --chat-template none"
-            raise SettingsError(f"{model_name} can't chat: it has {getattr(tokenizer, 'template_lack', NO_TEMPLATE)}", hint)
+            raise SettingsError(f"{model_name} can't chat: it has {lack}", hint)
         self.encode(tokenizer, [Message("user", "Hello")])
 
     def folds_system(self, tokenizer: Any, messages: Sequence[Message]) -> bool:
@@ -142,8 +142,9 @@ class ChatTemplate:
             return False
         return marker in tokenizer.decode(ids)
 
-    def _exists(self, tokenizer: Any) -> bool:
-        return self.source is not None or bool(tokenizer.chat_template)
+    def _lack(self, tokenizer: Any) -> str:
+        has_template = self.source is not None or tokenizer.chat_template
+        return "" if has_template else getattr(tokenizer, "template_lack", NO_TEMPLATE)
 
     def _source(self, tokenizer: Any) -> str:
         return (tokenizer.chat_template if self.source is None else self.source) or ""

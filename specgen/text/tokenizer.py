@@ -32,8 +32,11 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ModelFileError: It is missing, damaged, comes with its own code, or can't decode token by token.
     """
-    if not any((folder / name).is_file() for name in _FILES):
-        raise ModelFileError(f"{folder} has no tokenizer", f"copy {_FILES[0]} of the same model into it")
+    if not has_tokenizer(folder):
+        hint = f"copy {_FILES[0]} of the same model into it"
+        if folder.parent.name == "snapshots":  # a hub's cache, which is not for copies
+            hint = f"download the repository into a folder (hf download --local-dir), and {hint}"
+        raise ModelFileError(f"{folder} has no tokenizer", hint)
     for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):
         if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
             raise ModelFileError(f"{path} is too large for a tokenizer: more than {MAX_JSON_BYTES >> 20} MiB")
@@ -55,6 +58,11 @@ def load_tokenizer(folder: Path) -> Any:
         # transformers reads these files for a processor only.
         tokenizer.chat_template = processor_template(folder)
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Returns whether a folder has a file that a tokenizer is read from."""
+    return any((folder / name).is_file() for name in _FILES)
 
 
 def check_num_rows(num_tokens: int, num_rows: int | None, folder: Path) -> None:

@@ -167,17 +167,16 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _default_template(found: object) -> str | None:
-    """Returns a chat template; of several, the one named `default`, as transformers does, or the only one."""
-    named = _named_templates(found)
-    only = next(iter(named.values())) if len(named) == 1 else None
-    return found if isinstance(found, str) else named.get("default", only)
+    """Returns a chat template; of several, the one named `default`, as transformers does."""
+    return found if isinstance(found, str) else _named_templates(found).get("default")
 
 
 def _named_templates(found: object) -> dict[str, str]:
     """Returns named templates, which a file has in a list or an object."""
     if isinstance(found, list):
         found = {str(item.get("name")): item.get("template") for item in found if isinstance(item, dict)}
-    return {name: source for name, source in found.items() if isinstance(source, str)} if isinstance(found, dict) else {}
+    named = found.items() if isinstance(found, dict) else ()
+    return {name: source for name, source in named if isinstance(source, str)}
 
 
 def _template_names(found: object, folder: Path) -> list[str]:

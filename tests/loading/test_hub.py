@@ -23,6 +23,7 @@ from specgen.loading import hub, hub_errors
 from specgen.loading.config_check import check_folder
 from specgen.loading.hub import fetch_snapshot
 from specgen.loading.resolve import find_files
+from specgen.text.tokenizer import load_tokenizer
 from tests.loading.builders import RecordedProgress, fails, make_folder
 from tests.loading.hub_server import COMMIT, LoopHub
 
@@ -131,6 +132,27 @@ def test_a_snapshot_without_weights_is_completed(server: Callable[..., LoopHub],
     (snapshot / "model.safetensors").unlink()
 
     assert (fetch_snapshot(SETTINGS) / "model.safetensors").exists()
+
+
+@pytest.mark.fault("F171")
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_snapshot_without_a_tokenizer_is_completed(server: Callable[..., LoopHub], listed: bool) -> None:
+    served = server()
+    snapshot = fetch_snapshot(SETTINGS)
+    if not listed:
+        shutil.rmtree(snapshot.parents[1] / "trees")
+        (snapshot / "tokenizer.json").unlink()
+        offline = ModelSettings("owner/tiny", offline=True)
+        assert fetch_snapshot(offline) == snapshot
+        error = fails(ModelFileError, lambda: load_tokenizer(snapshot), "no tokenizer", "--local-dir")
+        assert error.exit_code == 3
+        served.status = 503
+        assert fails(LoadError, lambda: fetch_snapshot(SETTINGS))
+        served.status = 200
+    else:
+        (snapshot / "tokenizer.json").unlink()
+
+    assert (fetch_snapshot(SETTINGS) / "tokenizer.json").exists()
 
 
 @pytest.mark.fault("F68")

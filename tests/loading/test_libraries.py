@@ -301,3 +301,17 @@ def test_a_variable_that_the_hub_client_can_not_read_is_named(
     monkeypatch.setenv(name, "")
     check_hub_variables()
     assert name not in os.environ
+
+
+@pytest.mark.fault("F166")
+@pytest.mark.process
+@pytest.mark.parametrize("variable", ["TORCH_LOGS=banana", "TORCH_LOGS_FORMAT=%q", "TORCH_LOGS_OUT=/nonexistent/log"])
+def test_a_variable_with_which_torch_can_not_be_imported_is_named(variable: str) -> None:
+    code = "from specgen.loading.libraries import prepare_libraries; prepare_libraries(verbose=False)"
+    name, _, value = variable.partition("=")
+
+    made = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, name: value}, capture_output=True, text=True, check=False
+    )
+
+    assert f"SettingsError: torch can't be imported with {name}" in made.stderr

@@ -5,6 +5,7 @@ The promises are the same for specgen's decoder (`torch`) and for transformers' 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -381,3 +382,28 @@ def test_stored_types_and_orders_of_a_file_do_not_matter(folder: Path, form: str
     ours, theirs = (load(folder, name, dtype="float32").model.logits(IDS, 4) for name in BACKENDS)
 
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.fault("F172")
+@pytest.mark.parametrize("change", ["no metadata", "byte order marks", "utf-16"])
+def test_json_files_that_transformers_can_not_read_are_read(folder: Path, backend: BackendName, change: str) -> None:
+    expected = load(folder, backend).model.logits(IDS, 1)
+    weights = folder / "model.safetensors"
+    names = load_file(weights)
+    weights.rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    if change != "no metadata":
+        index["metadata"] = {}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in () if change == "no metadata" else ("config.json", "model.safetensors.index.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text, "utf-16" if change == "utf-16" else "utf-8-sig")
+
+    assert torch.equal(load(folder, backend).model.logits(IDS, 1), expected)
+
+
+@pytest.mark.fault("F20")
+def test_a_size_that_a_config_lacks_is_named(folder: Path) -> None:
+    edit_json(folder / "config.json", intermediate_size=None)
+
+    fails(ModelFileError, lambda: load(folder), "intermediate_size", "11008")

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
-from specgen.core.errors import ModelFileError
+from specgen.core.errors import ModelFileError, SettingsError
+from specgen.text.chat_template import ChatTemplate, Message
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.tokenizer_file import Tokenizer, read_tokenizer_file
 from specgen.text.vocabulary import compare_tokenizers
@@ -268,22 +269,14 @@ def test_of_several_templates_the_default_is_used(tmp_path: Path, templates: obj
 
 
 @pytest.mark.fault("F162")
-def test_the_only_named_template_is_used(tmp_path: Path) -> None:
-    folder = byte_level_folder(tmp_path, chat_template=[{"name": "chatml", "template": "A"}])
-
-    assert load_tokenizer(folder).chat_template == "A"
-
-
-@pytest.mark.fault("F162")
 def test_without_a_default_the_named_templates_are_listed(tmp_path: Path) -> None:
     folder = byte_level_folder(tmp_path, chat_template={"rag": "A", "tool_use": "B"})
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates/vision.jinja").write_text("C")
     tokenizer = load_tokenizer(folder)
 
-    for fails in (ChatTemplate().encode, ChatTemplate().check):
-        with pytest.raises(SettingsError, match=r"rag, tool_use, vision"):
-            fails(tokenizer, [Message("user", "hi")] if fails == ChatTemplate().encode else "model")
+    fails(SettingsError, lambda: ChatTemplate().encode(tokenizer, [Message("user", "hi")]), "rag, tool_use, vision")
+    fails(SettingsError, lambda: ChatTemplate().check(tokenizer, "model"), "rag, tool_use, vision")
 
 
 @pytest.mark.fault("F163")
