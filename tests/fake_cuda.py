@@ -43,6 +43,8 @@ class FakeCuda(TorchFunctionMode):
         self.made_on: torch.device | None = None
         self._on_device: dict[int, StorageWeakRef] = {}
         self._pinned: dict[int, StorageWeakRef] = {}
+        self._unfinished: dict[int, StorageWeakRef] = {}
+        """Pinned memory that a copy from the device is on its way to."""
 
     def device_of(self, tensor: Tensor) -> torch.device:
         return FAKE if self._is_in(self._on_device, tensor) else HOST
@@ -61,7 +63,10 @@ class FakeCuda(TorchFunctionMode):
         if self.device_of(to) == self.device_of(origin) or not origin.numel():
             return
         if self.device_of(to) == HOST:
-            self.note_read("copy")
+            if non_blocking and self._is_in(self._pinned, to):
+                self._unfinished[to.untyped_storage()._cdata] = StorageWeakRef(to.untyped_storage())
+            else:
+                self.note_read("copy")
         elif not (non_blocking and self._is_in(self._pinned, origin)):
             self.pageable.append(f"{_caller()}: {tuple(origin.shape)}")
 
@@ -85,6 +90,8 @@ class FakeCuda(TorchFunctionMode):
             raise TypeError("can't convert a CUDA tensor to numpy")
         if name == "tolist" and self.device_of(args[0]) == FAKE:
             self.note_read("tolist")
+        if name in ("tolist", "item", "numpy") and self._is_in(self._unfinished, args[0]):
+            raise AssertionError("a copy from the device is read before it has ended")
         if name == "pin_memory":
             return self._pin(args[0].clone())
         if name == "is_pinned":
@@ -124,6 +131,17 @@ class FakeCuda(TorchFunctionMode):
         self.tag(result, device)
         self.note_copy(result, tensor, non_blocking)
         return result
+
+    def wait(self, copies: set[int]) -> None:
+        """Waits for copies, as for an event after them."""
+        self.note_read("event")
+        for key in copies:
+            self._unfinished.pop(key, None)
+
+    @property
+    def unfinished(self) -> set[int]:
+        """Copies that are on their way to the host."""
+        return set(self._unfinished)
 
     def _pin(self, tensor: Tensor) -> Tensor:
         key = StorageWeakRef(tensor.untyped_storage())
@@ -191,8 +209,20 @@ class FakeGenerator(torch.Generator):
 @contextmanager
 def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """Makes `cuda` a device, in this thread, until the block ends."""
-    patch.setattr(torch, "Generator", FakeGenerator)
     mode = FakeCuda()
+
+    class Event:
+        """Ends when the copies that were on their way when it was recorded have ended."""
+
+        def record(self, stream: Any) -> None:
+            self.copies = mode.unfinished
+
+        def synchronize(self) -> None:
+            mode.wait(self.copies)
+
+    patch.setattr(torch, "Generator", FakeGenerator)
+    patch.setattr(torch.cuda, "Event", Event)
+    patch.setattr(torch.cuda, "current_stream", lambda device: None)
     with _Operations(mode), mode:
         yield mode
     patch.undo()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specgen.engine.randomness import PositionNoise
-from specgen.engine.transfer import ids_on, moved
+from specgen.engine.transfer import HostCopy, ids_on, moved
 from tests.fake_cuda import FAKE, HOST, fake_cuda
 
 
@@ -50,6 +50,27 @@ def test_copies_of_the_engine_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> No
         assert moved(there, FAKE) is there
         assert (seen.reads, seen.pageable) == ([], [])
         assert torch.cat([ids, there]).tolist() == [3, 4, 5, 6]
+
+
+def test_a_copy_to_pinned_memory_waits_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch) as seen:
+        source = torch.tensor([1, 2], device="cuda")
+        first, second = HostCopy(source), HostCopy(source)
+        first.start()
+        source += 1
+        second.start()
+        assert seen.reads == []
+
+        assert (first.read(), second.read()) == ([1, 2], [2, 3])
+        assert len(seen.reads) == 2
+
+
+def test_a_copy_that_is_read_too_early_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch):
+        early = HostCopy(torch.ones(2, device="cuda"))
+        early.start()
+        with pytest.raises(AssertionError, match="before it has ended"):
+            early._copy.tolist()
 
 
 @pytest.mark.parametrize(("device", "place"), [("cuda", "cuda"), ("mps", "cpu"), ("cpu", "cpu")])

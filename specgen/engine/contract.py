@@ -161,8 +161,14 @@ class GreedyDrafter(Protocol):
     def is_draft_finite(self) -> Tensor:
         """Returns whether the logits of the drafted tokens were finite, `[1]` bool, on the device."""
 
+    def send_confidence(self, index: int) -> None:
+        """Starts to copy the probability of the token drafted last to the host; it may be read after the next one's."""
+
     def confidence(self, index: int) -> float:
-        """Reads the probability of a drafted token; NaN if its logits were not finite. Waits for the device."""
+        """Reads the probability of a drafted token that was sent; NaN if its logits were not finite.
+
+        Waits for the device, but not for tokens that are drafted after it.
+        """
 
 
 def can_branch(model: object) -> bool:

@@ -1,11 +1,12 @@
-"""Copies from the host to a device without waiting.
+"""Copies between the host and a device without waiting.
 
-A copy from ordinary memory to CUDA waits for the work in the stream; one from pinned memory does not.
+A copy between ordinary memory and CUDA waits for the work in the stream; one from or to pinned memory does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,3 +23,32 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda" and tensor.numel():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+class HostCopy:
+    """Copies a small tensor to the host. Reading it waits for this copy, not for work that was launched after it.
+
+    Args:
+        source: `[n]`, at a fixed address.
+    """
+
+    def __init__(self, source: Tensor) -> None:
+        self._source = self._copy = source
+        self._copied: Any = None
+        if source.device.type == "cuda":
+            with torch.inference_mode():
+                self._copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    @torch.inference_mode()
+    def start(self) -> None:
+        """Copies the values that the work launched so far computes. Nothing waits."""
+        if self._copied is not None:
+            self._copy.copy_(self._source, non_blocking=True)
+            self._copied.record(torch.cuda.current_stream(self._source.device))
+
+    def read(self) -> list[Any]:
+        """Returns the values of the last copy; on a device without CUDA, the present ones."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return list(self._copy.tolist())

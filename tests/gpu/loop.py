@@ -42,8 +42,9 @@ from tests.gpu.timing import Timer, num_host_reads
 
 PROMPT = list(range(100, 132))
 """A steady model continues to count."""
-AUTO = -1
-"""A draft length: `-k auto`."""
+AUTO, AHEAD = -1, -2
+"""Draft lengths: `-k auto`, and the same with each next token drafted while the host waits for a confidence."""
+NAMES = {AUTO: "auto", AHEAD: "auto, ahead"}
 LONGEST_AUTO = 16
 NUM_WARMUP = 64
 """Tokens, enough for two rounds of the longest draft and for the policy to know its costs."""
@@ -106,26 +107,26 @@ def _measure_pair(context: Context, quant: Quant) -> None:
     plain = loop.run(target, NoDrafter(), 0, num_tokens)
     context.say("plain", quant=quant, runner="static", tokens_per_s=plain.rate, over_eager=plain.rate / eager.rate)
     text = [*PROMPT, *plain.ids]
-    lengths = {0.8: (4, 2, 3, 1, 5, 6, 7, 8, AUTO), 0.6: (2, 4, AUTO), 0.9: (4, 6, 8, AUTO)}
+    lengths = {0.8: (4, 2, 3, 1, 5, 6, 8, AUTO, AHEAD), 0.6: (2, 4, AUTO, AHEAD), 0.9: (4, 8, AUTO)}
     if context.is_tiny:
-        lengths = {0.8: (2, AUTO)}
+        lengths = {0.8: (2, AUTO, AHEAD)}
     timer = Timer(device, context.pick(20, 2))
     step = draft_step_ms(timer, draft)
     for alpha, choices in lengths.items():
         for length in choices:
-            run = loop.run(target, loop.oracle(text, alpha), length, num_tokens)
+            run = loop.run(target, loop.oracle(text, alpha, is_ahead=length == AHEAD), length, num_tokens)
             context.say(
                 "loop",
                 quant=quant,
                 alpha=alpha,
-                k="auto" if length == AUTO else length,
+                k=NAMES.get(length, length),
                 tokens_per_s=run.rate,
                 speedup=run.rate / plain.rate,
                 over_eager=run.rate / eager.rate,
                 tokens_per_round=run.tokens_per_round,
                 accepted=run.accepted,
                 is_same_text=run.ids == plain.ids,
-                **({} if length == AUTO else {"busy": run.busy(step, verify_ms(timer, target, length))}),
+                **({} if length in NAMES else {"busy": run.busy(step, verify_ms(timer, target, length))}),
             )
     reads = num_host_reads(device, lambda: loop.run(target, loop.oracle(text, 0.8), 4, context.pick(64, 8)))
     # The loop runs twice: once to warm up.
@@ -180,9 +181,11 @@ class Loop:
         for model in (target, draft):
             model.reserve(len(PROMPT) + num_tokens + 64)
 
-    def oracle(self, text: Sequence[int], alpha: float) -> OracleDrafter:
+    def oracle(self, text: Sequence[int], alpha: float, *, is_ahead: bool = False) -> OracleDrafter:
         """Returns a drafter with a given acceptance."""
-        return OracleDrafter(ModelDrafter(self._draft, self._vocab, self._sampler), text, alpha, self._context.device)
+        drafter = ModelDrafter(self._draft, self._vocab, self._sampler)
+        drafter.drafts_ahead = is_ahead
+        return OracleDrafter(drafter, text, alpha, self._context.device)
 
     def run(self, target: LanguageModel, drafter: Drafter, length: int, num_tokens: int) -> LoopRun:
         """Runs the loop twice on the same prompt; the first and shorter run warms up and records."""
@@ -193,9 +196,9 @@ class Loop:
     def _once(self, target: LanguageModel, drafter: Drafter, length: int, num_tokens: int) -> LoopRun:
         target.rewind(0)
         drafter.rewind(0)
-        limit = LONGEST_AUTO if length == AUTO else length
+        limit = LONGEST_AUTO if length in NAMES else length
         options = DecodeOptions(DecodeSettings(num_tokens, limit), clock=device_clock(self._context.device))
-        if length == AUTO:
+        if length in NAMES:
             options = auto_options(target, options)
         events = decode(target, drafter, PROMPT, self._sampler, options)
         next(events)  # the prompt

@@ -48,6 +48,9 @@ class ModelDrafter:
         is_argmax = sampler.settings.is_greedy and sampler.settings.repetition_penalty == 1.0
         self._on_device = model if is_argmax and isinstance(model, GreedyDrafter) else None
         self._recording: RecordingModel | None = model if isinstance(model, RecordingModel) else None
+        self.drafts_ahead = False
+        """Whether each next token is drafted while the host waits for a confidence: nothing of it is used if the policy
+        ends the draft, which costs a step of the draft. Without it, the device waits for the policy at every token."""
 
     def feed(self, ids: Sequence[int]) -> None:
         if self._can_read(ids):
@@ -77,11 +80,17 @@ class ModelDrafter:
         self, model: GreedyDrafter, ids: Sequence[int], limit: int, draft_length: LengthPolicy
     ) -> Draft:
         """Drafts the likeliest tokens; reads nothing but confidences, and those only if the policy wants them."""
-        count = 0
+        reads = draft_length.uses_confidence
+        count = num_launched = 0
         while count < limit and draft_length.should_draft():
-            model.draft_token(ids, count)
             count += 1
-            if draft_length.uses_confidence:
+            num_wanted = min(count + (reads and self.drafts_ahead), limit)
+            for index in range(num_launched, num_wanted):
+                model.draft_token(ids, index)
+                if reads:
+                    model.send_confidence(index)
+            num_launched = num_wanted
+            if reads:
                 confidence = model.confidence(count - 1)
                 if isnan(confidence):
                     raise NumericalError(DRAFT_NOT_FINITE)

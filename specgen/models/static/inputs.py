@@ -7,6 +7,8 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
+from specgen.engine.transfer import HostCopy
+
 MAX_ROWS = 17
 """Rows of the largest recorded pass: a draft of 16 tokens and the token before it."""
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, MAX_ROWS)
@@ -85,11 +87,21 @@ class DraftedTokens:
         """Whether all logits of this draft were finite."""
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._columns = columns
+        # Two, so that one can be read after the next token's was started.
+        self._copies = HostCopy(self.confidences), HostCopy(self.confidences)
 
     def restart(self) -> None:
         """Begins a new draft."""
         self._index.zero_()
         self.is_finite.fill_(True)
+
+    def send_confidence(self, index: int) -> None:
+        """As in `GreedyDrafter`."""
+        self._copies[index % 2].start()
+
+    def confidence(self, index: int) -> float:
+        """As in `GreedyDrafter`."""
+        return float(self._copies[index % 2].read()[index])
 
     def append(self, logits: Tensor) -> Tensor:
         """Appends the likeliest token of `[1, vocab]` logits and returns it, `[1]`."""

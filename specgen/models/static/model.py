@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from specgen.core.errors import DraftError, NumericalError
 from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.engine.contract import DRAFT_NOT_FINITE
-from specgen.engine.transfer import moved
+from specgen.engine.transfer import HostCopy, moved
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.static.contract import StaticPass
@@ -44,6 +44,7 @@ class StaticModel(RecordedPasses, CachedModel):
         self._init_recording(self.device, recorder)
         with torch.inference_mode():
             self._verdict = torch.zeros(NUM_VERDICTS + MAX_ROWS - 1, dtype=torch.int64, device=self.device)
+            self._verdict_on_host = HostCopy(self._verdict)
             self._is_draft_finite = torch.ones(1, dtype=torch.bool, device=self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
 
@@ -118,8 +119,8 @@ class StaticModel(RecordedPasses, CachedModel):
             self._is_draft_finite.copy_(is_draft_finite.view(1), non_blocking=True)
         new = self._tensor(ids[-1:])
         self._counted(num_new, lambda: self._play("verify", new, self.length, num_new, self._write_verdict))
-        numbers: list[int] = self._verdict[: NUM_VERDICTS + num_new - 1].tolist()
-        accepted, own, is_finite, is_sound, *rest = numbers
+        self._verdict_on_host.start()
+        accepted, own, is_finite, is_sound, *rest = self._verdict_on_host.read()[: NUM_VERDICTS + num_new - 1]
         if is_finite and not is_sound:
             raise DraftError(DRAFT_NOT_FINITE) from NumericalError(DRAFT_NOT_FINITE)
         return [accepted, own, is_finite, *rest]

@@ -49,9 +49,13 @@ class RecordedPasses:
         """Returns whether the draft's logits were finite, `[1]`, on the device."""
         return self._drafted.is_finite
 
+    def send_confidence(self, index: int) -> None:
+        """Starts to copy the probability of the token drafted last to the host."""
+        self._drafted.send_confidence(index)
+
     def confidence(self, index: int) -> float:
-        """Reads the probability of a drafted token; NaN if a logit was NaN or infinite."""
-        return float(self._drafted.confidences[index])
+        """Reads the probability of a drafted token that was sent; NaN if a logit was NaN or infinite."""
+        return self._drafted.confidence(index)
 
     def _make_room(self, num_positions: int, grow: Callable[[int], None], reset: Callable[[], None]) -> None:
         """Calls `grow(capacity)` if the cache lacks room for so many positions and padding, and `reset` if that fails.

@@ -15,6 +15,7 @@ from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
@@ -127,6 +128,45 @@ def test_a_policy_that_reads_confidences_adds_one_read_per_drafted_token(
     drafted = [len(event.draft_ids) + event.num_cut for event in rounds_of(events) if not event.is_warmup]
     assert max(drafted) >= 1
     assert [len(reads) for reads, _ in waits] == [1 + count for count in drafted]
+
+
+class UntilUnsure(FixedLength):
+    """Drafts until a token is less likely than half of those here."""
+
+    uses_confidence = True
+
+    def start_round(self, num_replayed: int = 0) -> None:
+        self.is_sure = True
+
+    def should_draft(self) -> bool:
+        return self.is_sure
+
+    def on_token(self, confidence: float) -> None:
+        self.is_sure = confidence > 0.17
+
+
+@pytest.mark.parametrize("drafts", ["model", "head"])
+def test_drafting_ahead_changes_no_draft_and_adds_no_read(drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = built("llama", num_hidden_layers=1), tiny_model("llama", 1, num_hidden_layers=1)
+    folder = tiny_draft("head subset", models[0], "one-layer-llama")
+    found, counts, num_steps = [], [], []
+    for is_ahead in (False, True):
+        with fake_cuda(monkeypatch) as device:
+            target, draft = (static(decoder_of(model).to(FAKE)) for model in models)
+            own = Sampler.seeded(GREEDY, target.device, VOCAB_SIZE)
+            drafter = head_drafter(folder, target, own) if drafts == "head" else ModelDrafter(draft, VOCAB_SIZE, own)
+            drafter.drafts_ahead = is_ahead
+            events, waits = run(target, lambda _: drafter, GREEDY, device, draft_length=UntilUnsure())  # noqa: B023
+        found.append([(event.draft_ids, event.token_ids) for event in rounds_of(events)])
+        drafted = [len(event.draft_ids) + event.num_cut for event in rounds_of(events) if not event.is_warmup]
+        counts.append([len(reads) for reads, _ in waits])
+        num_steps.append(drafter.model.num_forwards)
+        assert counts[-1] == [1 + count for count in drafted][-len(waits) :]
+        assert [uploads for _, uploads in waits] == [[]] * len(waits)
+
+    assert found[0] == found[1]
+    assert {len(draft_ids) for draft_ids, _ in found[0]} >= {1, 3}
+    assert num_steps[1] > num_steps[0]
 
 
 @pytest.mark.parametrize("name", thorough_except(["greedy", "processed", "same-text"], SAMPLINGS))
