@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.loading import weights
 from specgen.models.cached_model import CachedModel
 from specgen.text.chat_template import ChatTemplate
 from tests.cli.children import Ended
 from tests.cli.conftest import Cli
+from tests.models.static.recorder import TraceRecorder
 
 
 @pytest.fixture
@@ -31,6 +33,17 @@ def test_a_sound_pair_passes_every_check(verify: Cli) -> None:
     labels = [line.split()[0] for line in ended.out.decode().splitlines()]
     assert ended.code == 0
     assert labels == ["target", "draft", *["sampling"] * 7, "logits", "greedy", "output"]
+
+
+@pytest.mark.thorough
+def test_a_pair_on_recorded_passes_passes_every_check(verify: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[TraceRecorder] = []
+    monkeypatch.setattr(weights, "recorder_for", lambda _: made.append(TraceRecorder()) or made[-1])
+
+    ended = verify("-n", "16")
+
+    assert ended.code == 0
+    assert [len(recorder.traces) > 4 for recorder in made] == [True, True]
 
 
 def test_json_contains_every_check(verify: Cli) -> None:

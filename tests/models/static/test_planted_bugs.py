@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.transfer import HostCopy
 from specgen.models.static import inputs, slots
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.inputs import DraftedTokens, PassInputs
@@ -20,6 +21,7 @@ from specgen.models.static.segments import SegmentedPass, _Part
 from specgen.models.static.slots import TensorSlots
 from tests.decoders import decoder_model
 from tests.fakes import oracle, sampler
+from tests.models.static import test_on_device as device_tests
 from tests.models.static import test_segments as segment_tests
 from tests.models.static import test_static_model as static_tests
 from tests.models.static.builders import segmented_model, static_model
@@ -85,6 +87,11 @@ def check_self_draft() -> None:
 
 def check_head() -> None:
     static_tests.test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without("head features")
+
+
+def check_reads() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        device_tests.test_a_round_reads_the_device_once("greedy", device_tests.static, "model", patch)
 
 
 def check_segments() -> None:
@@ -282,6 +289,10 @@ def growth_keeps_one_token_too_few(plant: Plant) -> None:
     plant.setattr(TensorSlots, "grow", lambda self, capacity, kept: original(self, capacity, max(0, kept - 1)))
 
 
+def result_read_before_its_copy_has_ended(plant: Plant) -> None:
+    plant.setattr(HostCopy, "read", lambda self: self._copy.tolist())
+
+
 def segments_in_the_wrong_order(plant: Plant) -> None:
     original = SegmentedPass.__init__
 
@@ -387,6 +398,7 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (first_token_from_the_padding, check_self_draft),
     (head_without_its_own_output, check_head),
     (values_not_stored, check_logits),
+    (result_read_before_its_copy_has_ended, check_reads),
     (growth_keeps_one_token_too_few, check_growth),
     (segments_in_the_wrong_order, check_segments),
     (copy_to_the_last_segment_forgotten, check_segments),
@@ -404,7 +416,7 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
 @pytest.mark.parametrize(
     "check",
     [
-        *(check_text, check_logits, check_growth, check_self_draft, check_head),
+        *(check_text, check_logits, check_growth, check_self_draft, check_head, check_reads),
         *(check_segments, check_segmented_draft, check_segmented_prompt),
     ],
 )
