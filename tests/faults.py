@@ -407,6 +407,11 @@ REPORTED = {
         "completed; offline it runs if it can",
         "",
     ),
+    "F173": (
+        "GGUF that holds no model that writes: encoder of images, adapter, importance matrix, embeddings",
+        "exit 3 naming what it is, on every backend; never called damaged",
+        "ggml-org/llama.cpp#7799",
+    ),
     "F172": (
         "JSON files with a byte order mark or in UTF-16, and a safetensors index without metadata",
         "read on every backend",

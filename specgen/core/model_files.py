@@ -36,6 +36,9 @@ _CONTENTS = {
     b"\xff\xd8\xff": "an image",
     b"RIFF": "an image, a sound or a film",
     b"\x7fELF": "a program",
+    b"MZqFpD": "a llamafile, which is a program with a model in it: unzip the GGUF",
+    b"jartsr": "a llamafile, which is a program with a model in it: unzip the GGUF",
+    b"MZ": "a program",
 }
 """Kinds of files by their first bytes."""
 

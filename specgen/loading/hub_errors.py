@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from specgen.core.errors import LoadError, ModelFileError, ModelNotFoundError, SpecgenError
@@ -97,6 +98,10 @@ def without_weights(files: list[str], name: str) -> ModelFileError | None:
 def _connection_error(causes: list[BaseException]) -> LoadError | None:
     for cause in causes:
         text = str(cause)
+        if isinstance(cause, UnicodeEncodeError):
+            token = os.environ.get("HF_TOKEN", "")
+            where = "the hub's token" if token.isascii() else "the token in HF_TOKEN"
+            return LoadError(f"{where} contains a character that is not ASCII", "correct it, or run: hf auth login")
         if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in text:
             why = getattr(cause, "verify_message", "") or "it is not signed by a known authority"
             return LoadError(
@@ -131,7 +136,10 @@ def _cache_error(causes: list[BaseException]) -> LoadError | None:
         if not isinstance(cause, OSError):
             continue
         # Folders below /proc, and some of FUSE, refuse a new file as if its folder were missing.
-        is_in_cache = isinstance(cause.filename, str) and cause.filename.startswith(str(hub_cache()))
+        folder = hub_cache()
+        is_in_cache = isinstance(cause.filename, str) and (
+            cause.filename.startswith(str(folder)) or Path(cause.filename) in folder.parents
+        )
         if cause.errno in _NOT_WRITABLE or is_in_cache:
             return LoadError(
                 f"can't write to the hub's cache {hub_cache()}: {reason(cause)}",

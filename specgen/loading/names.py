@@ -92,6 +92,9 @@ def _place(name: str) -> ModelPlace:
             return _hub_place(found, name)
         # `models/llama` may be a hub id, too; if the hub does not know it, the error lists similar local names.
         if name.lower().endswith(".gguf") or not _HUB_ID.fullmatch(name):
+            if "://" in name or name.startswith("ollama "):
+                hint = "download the model's file and give its path; only addresses of the hub are downloaded"
+                raise ModelNotFoundError(f"{name} is not a name of a model, nor an address of the hub", hint) from error
             near = near_names(path)
             otherwise = "use a hub id, a .gguf file or a folder with safetensors"
             if _OLLAMA_NAME.fullmatch(name):
@@ -132,12 +135,13 @@ def _file(name: str, path: Path) -> ModelPlace:
         return ModelPlace("gguf", path.stem, path)
     if is_gguf(path):
         return ModelPlace("gguf", path.name, path)
-    if path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"):
+    with open_regular(path) as file:
+        what = describe_content(file.read(64)) or ""
+    is_pickle = path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+    if is_pickle and (not what or "pickle" in what):
         raise ModelFileError(f"{name} is a pickle, which can run code: only safetensors and GGUF are read")
     if path.suffix.lower() == ".safetensors" or path.name == "config.json":
         raise ModelFileError(f"{name} is one file of a model", f"use its folder: {path.parent}")
-    with open_regular(path) as file:
-        what = describe_content(file.read(64))
     raise ModelFileError(
         f"{name} is not a .gguf file" + (f" but {what}" if what else ""),
         "use a .gguf file or a folder with safetensors",

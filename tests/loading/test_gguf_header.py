@@ -146,6 +146,31 @@ def test_an_absurd_type_is_damage(tmp_path: Path) -> None:
     fails(ModelFileError, lambda: scan_gguf(path), "corrupt", "2147483648")
 
 
+OTHER_KINDS = {
+    "mmproj": ({"general.architecture": "clip"}, "images"),
+    "type mmproj": ({"general.architecture": "llama", "general.type": "mmproj"}, "images"),
+    "adapter": ({"general.architecture": "llama", "general.type": "adapter"}, "LoRA"),
+    "imatrix": ({"general.type": "imatrix"}, "importance matrix"),
+    "embeddings": ({"general.architecture": "nomic-bert"}, "embeddings"),
+    "pictures": ({"general.architecture": "flux"}, "draws"),
+    "speech": ({"general.architecture": "whisper"}, "speech"),
+    "translation": ({"general.architecture": "t5"}, "translations"),
+}
+
+
+@pytest.mark.fault("F173")
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_a_file_that_holds_no_model_that_writes_is_called_what_it_is(tmp_path: Path, name: str) -> None:
+    entries, what = OTHER_KINDS[name]
+    pairs = [pair(key, 8, text(value)) for key, value in entries.items()]
+    path = written(tmp_path, gguf(pairs, [tensor("a", [256])], data=bytes(1024)))
+
+    error = fails(ModelFileError, lambda: scan_gguf(path), "model.gguf", what)
+
+    assert "corrupt" not in error.message
+    assert "download" not in (error.hint or "")
+
+
 @pytest.mark.fault("F127")
 @pytest.mark.parametrize(
     ("data", "what"),
@@ -155,6 +180,7 @@ def test_an_absurd_type_is_damage(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"PK\3\4" + bytes(60), "zip"),
         (b"tjgg" + bytes(60), "GGML"),
+        (b"MZqFpD='\n" + bytes(60), "llamafile"),
         (b"\x1f\x8b" + bytes(60), "gzip"),
         ((60).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}', "safetensors"),
         (gguf(version=1), "version 1"),

@@ -533,12 +533,23 @@ def test_a_cache_whose_file_system_names_another_reason_is_named(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     # As below /proc, and in folders of some FUSE file systems.
-    error = FileNotFoundError(errno.ENOENT, "no", str(tmp_path / "hub" / "models--owner--tiny"))
+    for folder in (tmp_path / "hub" / "models--owner--tiny", tmp_path):
+        error = FileNotFoundError(errno.ENOENT, "no", str(folder))
 
-    found = hub_errors.translated(error, "owner/tiny", None)
+        found = hub_errors.translated(error, "owner/tiny", None)
 
-    assert str(tmp_path / "hub") in found.message
-    assert "HF_HOME" in (found.hint or "")
+        assert str(tmp_path / "hub") in found.message
+        assert "HF_HOME" in (found.hint or "")
+
+
+@pytest.mark.fault("F166")
+def test_a_token_that_can_not_be_sent_is_named(server: Callable[..., LoopHub], monkeypatch: pytest.MonkeyPatch) -> None:
+    server()
+    monkeypatch.setenv("HF_TOKEN", "ключ")
+
+    error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "HF_TOKEN", "ASCII")
+
+    assert "ключ" not in error.message
 
 
 @pytest.mark.fault("F134")

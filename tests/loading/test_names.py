@@ -233,3 +233,17 @@ def test_an_archive_is_called_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "model.zip").write_bytes(b"PK\x03\x04")
 
     fails(ModelFileError, lambda: find_place(ModelSettings(str(tmp_path / "model.zip"))), "zip")
+
+
+@pytest.mark.fault("F127")
+@pytest.mark.parametrize(("start", "what"), [(b"lmgg", "GGML"), (b"MZqFpD", "llamafile"), (b"\x80\x02", "pickle")])
+def test_a_file_named_as_pickles_are_is_called_what_it_is(tmp_path: Path, start: bytes, what: str) -> None:
+    (tmp_path / "model.bin").write_bytes(start + bytes(60))
+
+    fails(ModelFileError, lambda: find_place(ModelSettings(str(tmp_path / "model.bin"))), what)
+
+
+@pytest.mark.fault("F136")
+@pytest.mark.parametrize("name", ["https://example.com/model.gguf", "s3://bucket/model", "ollama://llama3"])
+def test_an_address_of_another_place_is_called_so(name: str) -> None:
+    fails(ModelNotFoundError, lambda: find_place(ModelSettings(name)), "address of the hub", "download")

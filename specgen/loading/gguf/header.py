@@ -14,6 +14,7 @@ from specgen.core.errors import ModelFileError
 from specgen.core.model_files import GGUF_MAGIC, corrupt, describe_content, open_regular
 from specgen.loading.gguf.entry_check import MAX_LAYERS, check_entries, check_heads
 from specgen.loading.gguf.metadata import GgufHeader
+from specgen.loading.gguf.other_kinds import refuse_other_kinds
 from specgen.loading.gguf.reader import (
     GGML_TYPES,
     MAX_FOREIGN_TYPE,
@@ -105,10 +106,11 @@ class _Scan(Bytes):
         metadata_end = self.position
         self.tokens.check(pairs)
         architecture = _text(pairs, "general.architecture") or ""
+        num_parts, part = _integer(pairs, "split.count") or 1, _integer(pairs, "split.no") or 0
+        refuse_other_kinds(_text(pairs, "general.type"), architecture)
         check_entries(pairs, self.kinds, architecture)
         alignment = pairs.get("general.alignment", 32)
         shares = self.tensors(num_tensors, alignment)
-        num_parts, part = _integer(pairs, "split.count") or 1, _integer(pairs, "split.no") or 0
         if not architecture and not (num_parts > 1 and part > 0):  # later parts have no metadata
             raise InconsistentFileError("no general.architecture")
         key = f"{architecture}.attention.head_count_kv"
