@@ -85,14 +85,12 @@ class TargetPass:
             numbers = self._verify_logits(logits, ids, draft)
         num_accepted, target_id, is_finite, *draft_ids = numbers
         if not is_finite:
-            if self._recording is not None:
-                self._recording.forget()
-            raise _not_finite()
+            raise self._not_finite()
         return Verified(draft_ids, num_accepted, target_id, self._num_warmups() > num_warmups, passed_at)
 
     def _verify_tree(self, ids: list[int], draft: Draft, tree: DraftTree) -> Verified:
         """Verifies a draft that branches. Row 0 of the pass is the last token of `ids`."""
-        target = self._target
+        target, num_warmups = self._target, self._num_warmups()
         assert isinstance(target, TreeTarget), "the target computes no trees"
         if target.length < len(ids) - 1:
             target.feed(ids[:-1])
@@ -109,10 +107,17 @@ class TargetPass:
             is_finite = bool(distributions.is_finite)
             path, target_id = verify_tree(distributions, draft, tree, self._sampler.randomness)
         if not is_finite:
-            raise _not_finite()
+            raise self._not_finite()
         target.keep_rows([0, *(index + 1 for index in path)])
         branch = [tree.ids[index] for index in tree.branch(path)]
-        return Verified(branch, len(path), target_id, is_warmup=False, passed_at=passed_at, tree=tree)
+        return Verified(branch, len(path), target_id, self._num_warmups() > num_warmups, passed_at, tree)
+
+    def _not_finite(self) -> NumericalError:
+        """Returns the error of a target whose logits are not finite, after its cache was cleared of what is not."""
+        if self._recording is not None:
+            self._recording.forget()
+        hint = "try --dtype float32 or another --quant; the file may be damaged"
+        return NumericalError("the target's logits contain NaN or infinity", hint)
 
     def _num_warmups(self) -> int:
         return 0 if self._recording is None else self._recording.num_warmups
@@ -145,12 +150,6 @@ def noise_rows(noise: PositionNoise, length: int, draft: Draft) -> torch.Tensor:
         return noise.rows(length, draft.ids.shape[0] + 1)
     depths = [0, *(depth + 1 for depth in depths_of(draft.parents))]
     return noise.rows(length, max(depths) + 1)[depths]
-
-
-def _not_finite() -> NumericalError:
-    return NumericalError(
-        "the target's logits contain NaN or infinity", "try --dtype float32 or another --quant; the file may be damaged"
-    )
 
 
 def verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:

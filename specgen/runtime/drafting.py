@@ -61,5 +61,5 @@ def no_trees_reason(models: LoadedModels) -> str | None:
         return "the draft has other tokens than the target"
     for name, model in (("target", models.target), ("draft", models.draft)):
         if not can_branch(model):
-            return f"the {name} does not run on specgen's own decoder on a CPU"
+            return f"the passes of the {name} can't branch"
     return None

@@ -67,14 +67,16 @@ class ModelDrafter:
 
     def _propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         num_warmups = self._num_warmups()
-        if self._on_device is not None:
-            draft = self._propose_on_device(self._on_device, ids, limit, draft_length)
-        else:
-            draft = self._propose_by_logits(ids, limit, draft_length)
+        draft = self._make_draft(ids, limit, draft_length)
         if self._recording is None:
             return draft
         is_warmup = self._recording.num_warmups > num_warmups
         return replace(draft, is_warmup=is_warmup, recording_failure=self._recording.take_failure())
+
+    def _make_draft(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+        if self._on_device is not None:
+            return self._propose_on_device(self._on_device, ids, limit, draft_length)
+        return self._propose_by_logits(ids, limit, draft_length)
 
     def _propose_on_device(
         self, model: GreedyDrafter, ids: Sequence[int], limit: int, draft_length: LengthPolicy

@@ -97,9 +97,9 @@ class TreeDrafter(ModelDrafter):
     target's own token.
     """
 
-    def _propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+    def _make_draft(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         if not isinstance(draft_length, TreeLength):
-            return super()._propose(ids, limit, draft_length)
+            return super()._make_draft(ids, limit, draft_length)
         if not draft_length.should_draft():
             return empty_draft()
         growth = _Growth(ids)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from specgen.models.static.features import StaticFeatures
 from specgen.models.static.inputs import PassInputs
+from specgen.models.static.trees import TreeInputs
 
 if TYPE_CHECKING:
     from specgen.models.decoder import Decoder
@@ -24,6 +25,8 @@ class StaticPass(Protocol):
     """The weights."""
     features: StaticFeatures | None
     """Inputs of the head by position, if a draft head reads them."""
+    can_branch: bool
+    """Whether it computes trees."""
     reads_whole_cache: bool
     """Whether a pass takes the same time for every bucket."""
 
@@ -49,7 +52,10 @@ class StaticPass(Protocol):
     def take_failure(self) -> str | None:
         """Returns once why recording failed on another device, if it did."""
 
-    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
+    def keep_path(self, tree: TreeInputs) -> None:
+        """Moves the path of a tree to the positions after the text."""
+
+    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int, tree: TreeInputs | None = None) -> Tensor:
         """Computes a pass.
 
         Args:
@@ -57,6 +63,7 @@ class StaticPass(Protocol):
             positions: `[n]`, consecutive; what the cache held from the first on is lost.
             bucket: At least the last position + 1, at most the capacity: so much of the cache is read.
             num_last: Rows of logits wanted, counted from the end.
+            tree: The ids are rows of this tree.
 
         Returns:
             `[num_last, logits]`, in the model's type.

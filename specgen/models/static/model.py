@@ -18,6 +18,7 @@ from specgen.models.static.features import StaticFeatures
 from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.recorded import RecordedPasses
 from specgen.models.static.recorder import Recorder
+from specgen.models.static.trees import TreeInputs
 from specgen.models.target_features import TargetFeatures
 
 NUM_VERDICTS = 4
@@ -47,6 +48,9 @@ class StaticModel(RecordedPasses, CachedModel):
             self._verdict_on_host = HostCopy(self._verdict)
             self._is_draft_finite = torch.ones(1, dtype=torch.bool, device=self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
+        self._parents: list[int] = []
+        """Of the rows of the tree after the cached tokens."""
+        self._tree: TreeInputs | None = None
 
     def take_failure(self) -> str | None:
         """Returns once why recording failed, if it did."""
@@ -76,10 +80,16 @@ class StaticModel(RecordedPasses, CachedModel):
         assert self.static_pass.features is not None, "they are recorded now"
         return self.static_pass.features
 
+    @property
+    def can_branch(self) -> bool:
+        """Whether it computes trees."""
+        return self.static_pass.can_branch
+
     @torch.inference_mode()
     def reserve(self, num_tokens: int) -> None:
         """Makes room for a text of `num_tokens` tokens, so that no recording is lost while it grows."""
-        self._make_room(num_tokens, lambda capacity: self.static_pass.grow(capacity, self.length), self.reset)
+        num_kept = self.length + len(self._parents)
+        self._make_room(num_tokens, lambda capacity: self.static_pass.grow(capacity, num_kept), self.reset)
 
     def bucket(self, num_positions: int) -> int:
         """Returns how much of the cache a recorded pass reads to see so many positions."""
@@ -89,7 +99,23 @@ class StaticModel(RecordedPasses, CachedModel):
         """As in the contract; keeps all memory, so that the recordings stay valid."""
         assert 0 <= length <= self.length, "a cache can't be rewound forward"
         self.length = length
+        self._parents = []
         self._rewind_features(length)
+
+    @torch.inference_mode()
+    def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        """As in `TreeModel`; a tree has at most `MAX_ROWS` rows."""
+        return self._counted(0, lambda: self._run_rows(tokens, parents))
+
+    @torch.inference_mode()
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """As in `TreeTarget`."""
+        assert self._tree is not None, "there is a tree"
+        self._tree.write_path(self.length, rows)
+        self.replays.run("keep", self._keep_path)
+        last = self.length + len(rows)
+        self._note_pass(self.length, last)
+        self.length = last
 
     @torch.inference_mode()
     def verify_greedy(
@@ -146,6 +172,7 @@ class StaticModel(RecordedPasses, CachedModel):
     @torch.inference_mode()
     def _release(self) -> None:
         self._forget_recordings()
+        self._parents = []
         self.static_pass.release()
 
     def _cut(self, length: int) -> int:
@@ -162,8 +189,23 @@ class StaticModel(RecordedPasses, CachedModel):
         self.reserve(last)
         positions = torch.arange(self.length, last, device=self.device)
         logits = self.static_pass.run(new, positions, prefill_bucket(last, self.capacity), num_last)
-        self._note_features(self.length, last)
+        self._note_pass(self.length, last)
         return logits
+
+    def _run_rows(self, new: Tensor, parents: Sequence[int]) -> Tensor:
+        """Computes the pass of `tree_logits`."""
+        if self._tree is None:
+            windows = [layer.window for layer in self.decoder.spec.layers] if self.decoder is not None else []
+            self._tree = TreeInputs(windows, self.device)
+        num_new, first = new.shape[0], self.length + len(self._parents)
+        assert first + num_new <= self.length + MAX_ROWS, "the tree has too many rows"
+        self.reserve(first + num_new)
+        self._parents += parents
+        self._inputs.write(moved(new, self.device), first, num_new)
+        self._tree.write(self.length, self._parents, num_new)
+        rows, bucket = padded_rows(num_new), self.bucket(first + num_new)
+        self.replays.run(("tree", rows, bucket), lambda: self._write_row_logits(rows, bucket))
+        return self._logits[:num_new]
 
     def _split_logits(self, new: Tensor) -> Iterator[Tensor]:
         """Yields the logits of a long draft: a few recorded passes are faster than one that is not."""
@@ -185,9 +227,11 @@ class StaticModel(RecordedPasses, CachedModel):
         rows, bucket = padded_rows(num_new), self.bucket(last)
         self.static_pass.run_earlier(self._inputs, rows, bucket)
         self.replays.run((name, rows, bucket), lambda: work(rows, bucket))
-        self._note_features(first, last)
+        self._note_pass(first, last)
 
-    def _note_features(self, first: int, last: int) -> None:
+    def _note_pass(self, first: int, last: int) -> None:
+        """Notes that positions `first` to `last - 1` hold consecutive tokens."""
+        self._parents = []
         features = self.target_features
         if isinstance(features, StaticFeatures):
             features.record(first, last)
@@ -197,6 +241,14 @@ class StaticModel(RecordedPasses, CachedModel):
     def _write_logits(self, rows: int, bucket: int) -> None:
         logits = self.static_pass.run(self._inputs.ids[:rows], self._inputs.positions(rows), bucket, rows)
         self._logits[:rows] = logits[:, : self.vocab_size]
+
+    def _write_row_logits(self, rows: int, bucket: int) -> None:
+        ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
+        self._logits[:rows] = self.static_pass.run(ids, positions, bucket, rows, self._tree)[:, : self.vocab_size]
+
+    def _keep_path(self) -> None:
+        assert self._tree is not None, "there is a tree"
+        self.static_pass.keep_path(self._tree)
 
     def _write_verdict(self, rows: int, bucket: int) -> None:
         self._write_logits(rows, bucket)

@@ -12,6 +12,7 @@ from specgen.models.decoder import Decoder
 from specgen.models.static.features import StaticFeatures
 from specgen.models.static.inputs import PassInputs
 from specgen.models.static.slots import TensorSlots
+from specgen.models.static.trees import TreeInputs
 
 
 class DecoderPass:
@@ -21,6 +22,7 @@ class DecoderPass:
         decoder: In eval mode, without gradients.
     """
 
+    can_branch = True
     reads_whole_cache = False
 
     def __init__(self, decoder: Decoder) -> None:
@@ -62,10 +64,15 @@ class DecoderPass:
     def take_failure(self) -> str | None:
         return None
 
-    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:
+    def keep_path(self, tree: TreeInputs) -> None:
+        self._slots.keep_path(tree)
+        if self.features is not None:
+            tree.keep_path([self.features.buffer])
+
+    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int, tree: TreeInputs | None = None) -> Tensor:
         decoder = self.decoder
         hidden = self._inputs_of_last(ids, positions, bucket)
-        hidden = self._last.run(hidden, self._slots.begin(positions, bucket), self._slots)
+        hidden = self._last.run(hidden, self._slots.begin(positions, bucket, tree), self._slots)
         if self.features is None:
             return decoder.logits(decoder.norm(hidden[-num_last:]))
         features = decoder.norm(hidden)
@@ -84,6 +91,7 @@ class WholePass:
         model: A transformers causal language model in eval mode; see `fits_whole_pass`.
     """
 
+    can_branch = False
     reads_whole_cache = True
     features: StaticFeatures | None = None
     _hidden: Tensor | None = None
@@ -149,7 +157,17 @@ class WholePass:
     def take_failure(self) -> str | None:
         return None
 
-    def run(self, ids: Tensor, positions: Tensor, bucket: int, num_last: int) -> Tensor:  # noqa: ARG002
+    def keep_path(self, tree: TreeInputs) -> None:  # noqa: ARG002
+        raise AssertionError("these passes compute no trees")
+
+    def run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        bucket: int,  # noqa: ARG002
+        num_last: int,
+        tree: TreeInputs | None = None,  # noqa: ARG002
+    ) -> Tensor:
         for layer in self._cache.layers:
             if layer.is_initialized:
                 layer.cumulative_length.copy_(positions[0])

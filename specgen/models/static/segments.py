@@ -29,6 +29,8 @@ class SegmentedPass(DecoderPass):
         recorders: Of the devices of all segments but the last one.
     """
 
+    can_branch = False
+
     def __init__(self, decoder: Decoder, recorders: Sequence[Recorder]) -> None:
         super().__init__(decoder)
         earlier = zip(decoder.segments[:-1], recorders, strict=True)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from specgen.models.kv_slots import Rotations, StoredSlots
 from specgen.models.static.inputs import MAX_ROWS
+from specgen.models.static.trees import TreeInputs
 
 
 class TensorSlots(StoredSlots):
@@ -22,6 +23,7 @@ class TensorSlots(StoredSlots):
         super().release()
         self._columns = torch.empty(0, dtype=torch.int64, device=self._like.device)
         self._positions, self._bucket = self._columns, 0
+        self._tree: TreeInputs | None = None
         self._biases: dict[int | None, Tensor] = {}
 
     def grow(self, capacity: int, num_kept: int) -> None:
@@ -34,19 +36,25 @@ class TensorSlots(StoredSlots):
         for tensor in (*self._keys, *self._values):
             tensor[:, first:].zero_()
 
-    def begin(self, positions: Tensor, bucket: int) -> Rotations:
+    def begin(self, positions: Tensor, bucket: int, tree: TreeInputs | None = None) -> Rotations:
         """Prepares a pass.
 
         Args:
             positions: `[n]` of the new tokens.
             bucket: The pass attends to the cache's first positions, this many.
+            tree: The new tokens are rows of this tree.
         """
-        self._positions, self._bucket = positions, bucket
+        self._positions, self._bucket, self._tree = positions, bucket, tree
         self._biases = {}
+        rotated = positions if tree is None else tree.positions[: positions.shape[0]]
         return {
-            rotary: (cos.index_select(0, positions), sin.index_select(0, positions))
+            rotary: (cos.index_select(0, rotated), sin.index_select(0, rotated))
             for rotary, (cos, sin) in self._tables.items()
         }
+
+    def keep_path(self, tree: TreeInputs) -> None:
+        """Moves the path of a tree to the positions after the text."""
+        tree.keep_path([tensor.transpose(0, 1) for tensor in (*self._keys, *self._values)])
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         self._keys[layer].index_copy_(1, self._positions, keys.transpose(0, 1))
@@ -91,9 +99,12 @@ class TensorSlots(StoredSlots):
         """
         if window not in self._biases:
             columns, rows = self._columns[: self._bucket], self._positions[:, None]
-            is_hidden = columns > rows
-            if window is not None:
-                is_hidden |= columns <= rows - window
+            if self._tree is not None:
+                is_hidden = self._tree.hidden(columns, window, rows.shape[0])
+            else:
+                is_hidden = columns > rows
+                if window is not None:
+                    is_hidden |= columns <= rows - window
             bias = self._like.new_zeros(is_hidden.shape).masked_fill_(is_hidden, torch.finfo(self._like.dtype).min)
             heads_are_rows = rows.shape[0] <= MAX_ROWS or self._spec.attention_soft_cap is not None
             self._biases[window] = bias.repeat(self._group, 1) if heads_are_rows else bias
