@@ -123,11 +123,10 @@ def draft_heads_of(target: ResolvedModel, folders: Iterable[Path]) -> Iterator[P
 
 
 def check_own_target(draft: ResolvedModel, target: ResolvedModel) -> None:
-    """Refuses a draft head that can't run on a target. It runs on its target's device, in its compute type.
+    """Refuses a draft head that can't run on a target.
 
     Raises:
         PairError: Something else runs the target, or the draft head was made for another one.
-        SettingsError: A device or a weight format is requested that it can't have.
     """
     assert draft.draft_head is not None, "the format says so"
     if target.gguf is not None:
@@ -145,11 +144,10 @@ def check_own_target(draft: ResolvedModel, target: ResolvedModel) -> None:
             f"the draft {draft.name} was made for another target ({draft.draft_head.target_name}) than {target.name}",
             "give the target it was made for with -t, or another draft with -d",
         )
-    check_own_options(draft, target)
 
 
 def check_own_options(draft: ResolvedModel, target: ResolvedModel) -> None:
-    """Refuses options that a part of a target can't have.
+    """Refuses options that a part of a target can't have: it runs on its target's device, in its compute type.
 
     Raises:
         SettingsError: A device or a weight format is requested.

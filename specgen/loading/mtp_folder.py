@@ -17,7 +17,7 @@ from typing import Any
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import listed
 from specgen.core.settings import ModelSettings
-from specgen.loading.draft_head_folder import FLOATS, check_own_options
+from specgen.loading.draft_head_folder import FLOATS
 from specgen.loading.names import MTP_NAME
 from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig, ModelFiles, ResolvedModel
 from specgen.loading.safetensors_check import StoredTensor, stored_tensors
@@ -84,7 +84,6 @@ def resolve_mtp(target: ResolvedModel, settings: ModelSettings) -> ResolvedModel
     Raises:
         PairError: The target has none, or runs on code that shows no features.
         ModelFileError: Tensors are missing, or have a wrong shape or an unsupported type.
-        SettingsError: A device or a weight format is requested that it can't have.
     """
     if target.gguf is not None or target.fits_own_decoder or target.config.model_type not in MODEL_TYPES:
         kind = "GGUF files" if target.gguf is not None else f"the model type {target.config.model_type}"
@@ -114,9 +113,7 @@ def resolve_mtp(target: ResolvedModel, settings: ModelSettings) -> ResolvedModel
         values={**text, "num_hidden_layers": 1},
     )
     files = ModelFiles(target.path, MTP_NAME)
-    draft = ResolvedModel(files, replace(settings, name=MTP_NAME), "draft", config, format="mtp")
-    check_own_options(draft, target)
-    return draft
+    return ResolvedModel(files, replace(settings, name=MTP_NAME), "draft", config, format="mtp")
 
 
 def tensors_of(target: ResolvedModel) -> dict[str, StoredTensor]:

@@ -18,7 +18,6 @@ from urllib.parse import unquote, urlsplit
 from specgen.core.errors import ModelFileError, ModelNotFoundError, SettingsError
 from specgen.core.model_files import describe_content, is_gguf, open_regular, reason
 from specgen.core.settings import ModelSettings
-from specgen.loading.hub_names import HubName, read_hub_name
 
 BUILT_IN_NAME = "smollm2-135m-instruct"
 MTP_NAME = "mtp"
@@ -29,8 +28,18 @@ LOOKUP_SUFFIX = "+lookup"
 """After the name of a draft model: prompt lookup drafts as well, in the rounds where it is expected to gain more."""
 
 _OLLAMA_NAME = re.compile(r"[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.-]*")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-
+_HOSTS = (
+    r"(?i:(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/|git@hf\.co:|hf://)(?:models/)?"
+    r"(?P<kind>(?:datasets|spaces)/)?)"
+)
+_PART = r"[A-Za-z0-9][\w.-]{0,95}"
+_HUB_ID = re.compile(rf"{_PART}(/{_PART})?")
+_PASTED_NAME = re.compile(
+    rf"(?P<host>{_HOSTS})?(?P<id>{_PART}/{_PART}?)(?:\.git)?"
+    r"(?::(?P<tag>[\w.-]+)|@(?P<revision>[\w./-]+))?"
+    r"(?:/(?:(?:tree|blob|resolve|raw)/(?P<tree>[^/?#]+))?/?(?P<file>[^?#]*?))?/?(?:[?#].*)?"
+)
+_MODEL_FILE = re.compile(r".*\.(gguf|safetensors|json|bin)", re.IGNORECASE)
 
 PlaceKind = Literal["built-in", "gguf", "folder", "hub"]
 
@@ -54,6 +63,25 @@ class ModelPlace:
     def is_gguf(self) -> bool:
         """Whether its weights come from a GGUF, which is already quantized."""
         return self.kind in ("built-in", "gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class _HubName:
+    """What a pasted name says.
+
+    Args:
+        id: `owner/name`.
+        revision: Branch, tag or commit.
+        tag: A quantization, as in `owner/name:Q4_K_M`.
+        file: A file of the repository.
+        is_model: Not a data set or a space.
+    """
+
+    id: str
+    revision: str | None = None
+    tag: str | None = None
+    file: str | None = None
+    is_model: bool = True
 
 
 def find_place(settings: ModelSettings) -> ModelPlace:
@@ -88,7 +116,7 @@ def _place(name: str) -> ModelPlace:
             raise ModelFileError(
                 f"{name} is a link to {os.readlink(path)}, which can't be followed: {reason(error)}"
             ) from error
-        if (found := read_hub_name(name)) is not None and found.id != name:
+        if (found := _read_hub_name(name)) is not None and found.id != name:
             return _hub_place(found, name)
         # `models/llama` may be a hub id, too; if the hub does not know it, the error lists similar local names.
         if name.lower().endswith(".gguf") or not _HUB_ID.fullmatch(name):
@@ -111,7 +139,26 @@ def _place(name: str) -> ModelPlace:
     return _file(name, path)
 
 
-def _hub_place(found: HubName, name: str) -> ModelPlace:
+def _read_hub_name(name: str) -> _HubName | None:
+    """Reads the name of a hub model as people paste it; None if it is none.
+
+    Paths that begin with `/`, `.` or `~` never are. Addresses may begin with HF_ENDPOINT.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") + "/"
+    name = name.strip()
+    if "://" in endpoint and name.startswith(endpoint):
+        name = "hf://" + name.removeprefix(endpoint)
+    match = _PASTED_NAME.fullmatch(name)
+    if match is None:
+        return None
+    file = match["file"] or None
+    # `a/b/c` is a path unless it ends like a file of a model; below an address it may be anything.
+    if file is not None and not match["host"] and not _MODEL_FILE.fullmatch(file):
+        return None
+    return _HubName(match["id"], match["revision"] or match["tree"], match["tag"], file, match["kind"] is None)
+
+
+def _hub_place(found: _HubName, name: str) -> ModelPlace:
     """Returns the place of a pasted name.
 
     Raises:

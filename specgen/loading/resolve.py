@@ -9,10 +9,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from specgen.core.errors import DeviceError, ModelFileError, ModelNotFoundError, SettingsError
-from specgen.core.model_files import read_optional_json
+from specgen.core.errors import DeviceError, ModelNotFoundError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.loading import draft_head_folder
@@ -27,7 +26,6 @@ from specgen.loading.hub import fetch_snapshot, is_offline
 from specgen.loading.libraries import INSTALL_LLAMA_CPP, has_llama_cpp
 from specgen.loading.names import ModelPlace, PlaceKind, find_place
 from specgen.loading.resolved_model import Format, GgufFile, ModelConfig, ModelFiles, ResolvedModel, Role
-from specgen.text.generation_config import GENERATION_CONFIG
 from specgen.text.tokenizer import fit_tokenizer, load_tokenizer
 from specgen.text.vocabulary import table_size
 
@@ -63,22 +61,12 @@ def resolve(files: ModelFiles, settings: ModelSettings, role: Role) -> ResolvedM
         format_ = "draft head"
     check = _CHECKS[format_]
     config = check(files, settings, role)
-    generation, notices = _generation_config(files.path) if role == "target" else ({}, ())
     if format_ == "draft head":
         return ResolvedModel(files, settings, role, config, format=format_)
     loaded = load_tokenizer(files.path)
     tokenizer, notice = fit_tokenizer(loaded, config.vocab_rows, files.path)
-    notices = (*notices, *filter(None, (getattr(loaded, "notice", None), notice)))
-    num_tokens = table_size(tokenizer)
-    return ResolvedModel(files, settings, role, config, tokenizer, num_tokens, format_, generation, notices=notices)
-
-
-def _generation_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns the content of generation_config.json; a damaged one has no defaults, but the model runs without them."""
-    try:
-        return read_optional_json(folder / GENERATION_CONFIG), ()
-    except ModelFileError as error:
-        return {}, (f"{GENERATION_CONFIG} is ignored: {error.message}",)
+    notices = tuple(filter(None, (getattr(loaded, "notice", None), notice)))
+    return ResolvedModel(files, settings, role, config, tokenizer, table_size(tokenizer), format_, notices=notices)
 
 
 def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch", "llama.cpp"]:

@@ -182,7 +182,6 @@ class ResolvedModel:
         tokenizer: A `Tokenizer`; None for a draft head, which uses its target's.
         num_tokens: The tokenizer's highest id plus one.
         format: Which loader reads it.
-        generation_config: Content of generation_config.json; for a target only.
         draft_bytes: What its draft takes on a GPU, should the layers be spread over several: see `gpus.leaving_room`.
         notices: What the user should know about its files, one line each.
     """
@@ -194,7 +193,6 @@ class ResolvedModel:
     tokenizer: Any = None
     num_tokens: int = 0
     format: Format = "folder"
-    generation_config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     draft_bytes: int = 0
     notices: tuple[str, ...] = ()
 

@@ -44,7 +44,7 @@ class Conversation(ChatHistory):
     @property
     def sampling_defaults(self) -> SamplingSettings | None:
         """The model's own sampling settings."""
-        return self.models.pair.sampling_defaults
+        return self.models.pair.defaults.sampling
 
     @property
     def first_notices(self) -> tuple[str, ...]:

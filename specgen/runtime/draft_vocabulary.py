@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from specgen.core.cost_model import PassCosts, best_draft_length
 from specgen.core.errors import PairError
 from specgen.core.settings import DraftVocab
-from specgen.text.token_table import TokenTable
+from specgen.text.token_table import TokenTable, cached_table
 from specgen.text.translation import Translation, shared_ids
 from specgen.text.vocabulary import Pairing, compare_tokenizers
 
@@ -116,7 +115,7 @@ def pair_vocabularies(
             if wanted == "same":
                 hint = "omit --draft-vocab: a draft with other tokens is then translated"
                 raise PairError(error.message, hint) from error
-    target, draft = _target_table(target_tokenizer), TokenTable(draft_tokenizer)
+    target, draft = cached_table(target_tokenizer), TokenTable(draft_tokenizer)
     pairs = shared_ids(target, draft)
     has_shared = any(target_id not in target.special for target_id, _ in pairs)
     overlap = measure_overlap(target, draft, pairs)
@@ -128,12 +127,6 @@ def pair_vocabularies(
     if not has_shared:
         kind, notice = "text", "target and draft share no token of text, so the draft writes text"
     return TranslatedPairing(len(pairs), notice, kind, overlap=overlap, tables=(target, draft), pairs=tuple(pairs))
-
-
-@lru_cache(maxsize=1)
-def _target_table(tokenizer: Any) -> TokenTable:
-    """Returns the target's tokens. `specgen drafts` compares many drafts with them; 150,000 tokens take 0.5 s."""
-    return TokenTable(tokenizer)
 
 
 def measure_overlap(target: TokenTable, draft: TokenTable, pairs: list[tuple[int, int]], text: str = SAMPLE) -> Overlap:

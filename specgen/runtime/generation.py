@@ -98,7 +98,7 @@ class Generation:
         backend = models.pair.tokenizer.backend_tokenizer
         detokenizer = Detokenizer(backend, context, skip_special_tokens=not request.show_special_tokens)
         # Without end ids, the length is requested.
-        stops = (*request.stops, *(models.pair.stop_strings if request.decode.end_ids else ()))
+        stops = (*request.stops, *(models.pair.defaults.stops if request.decode.end_ids else ()))
         stop = StopStrings(detokenizer.fork(), stops) if stops else None
         events = decode(
             models.target,

@@ -185,7 +185,7 @@ class Models:
     def _sampling(self, options: AnswerOptions) -> tuple[SamplingSettings, str]:
         if "sampling" in options:
             return options["sampling"], "options"
-        defaults = self._loaded.pair.sampling_defaults
+        defaults = self._loaded.pair.defaults.sampling
         return (SamplingSettings(), "default") if defaults is None else (defaults, "model")
 
 

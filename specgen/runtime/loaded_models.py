@@ -209,7 +209,7 @@ class LoadedModels:
 
     def sampler(self, sampling: SamplingSettings) -> Sampler:
         """Returns the sampler of the next answer, seeded by the settings."""
-        return Sampler.seeded(sampling, self.target.device, self.target.vocab_size, self.pair.token_rules)
+        return Sampler.seeded(sampling, self.target.device, self.target.vocab_size, self.pair.defaults.rules)
 
     def drafter(self, sampler: Sampler) -> Drafter:
         """Returns the drafter of the next answer."""

@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 from specgen.core.errors import PromptError, SettingsError
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import NO_RULES, ModelSettings, SamplingSettings, TokenRules
-from specgen.loading.draft_head_folder import check_own_target, shipped_draft
+from specgen.core.settings import ModelSettings
+from specgen.loading.draft_head_folder import check_own_options, check_own_target, shipped_draft
 from specgen.loading.mtp_folder import has_mtp, resolve_mtp
 from specgen.loading.names import LOOKUP_SUFFIX, MTP_NAME
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.runtime.draft_vocabulary import pair_vocabularies
-from specgen.text.generation_config import generation_defaults
-from specgen.text.tokenizer import end_ids
+from specgen.text.generation_config import GenerationDefaults, read_generation_defaults
 from specgen.text.vocabulary import Pairing
 
 DrafterKind = Literal["auto", "model", "lookup", "model+lookup", "none"]
@@ -63,10 +62,8 @@ class Pair:
         draft: The draft model or draft head, if there is one.
         shared: Which token ids target and draft share; None without a draft.
         lookup_ids: The lookup texts, encoded without special tokens.
-        sampling_defaults: What the target's authors recommend, if they do.
+        defaults: What the target's authors ask for.
         started: `perf_counter()` when resolving started.
-        stop_strings: Strings that the target's authors end its texts with.
-        token_rules: Tokens that they forbid.
         notices: What the user should know about the target's files, one line each.
     """
 
@@ -76,17 +73,19 @@ class Pair:
     draft: ResolvedModel | None
     shared: Pairing | None
     lookup_ids: tuple[list[int], ...]
-    end_ids: frozenset[int]
-    sampling_defaults: SamplingSettings | None
+    defaults: GenerationDefaults
     started: float
-    stop_strings: tuple[str, ...] = ()
-    token_rules: TokenRules = NO_RULES
     notices: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer that prompts and answers are encoded with: the target's."""
         return self.target.tokenizer
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end the target's texts."""
+        return self.defaults.rules.end_ids
 
     @property
     def window(self) -> int | None:
@@ -152,8 +151,7 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
     draft_files = None if named is None or named.name == MTP_NAME else find_files(named, progress)
     progress.stage("checking files and tokenizers")
     target = resolve(target_files, settings.target, "target")
-    eos_ids = end_ids(target.tokenizer, target.generation_config, target.config.values)
-    defaults = generation_defaults(target.generation_config, eos_ids)
+    defaults = read_generation_defaults(target.path, target.tokenizer, target.config.values)
     decided, draft, shared = _resolve_drafter(settings, target, progress, draft_files)
     if target.gguf is None and (draft is None or draft.gguf is None):
         # An option without effect is a mistake worth reporting.
@@ -169,20 +167,8 @@ def resolve_pair(settings: PairSettings, progress: ProgressListener = SILENT) ->
             f"the files for lookup have {num_tokens} tokens; at most {MAX_LOOKUP_TOKENS} are searched",
             "give only the parts that the answer may repeat",
         )
-    return Pair(
-        settings,
-        decided,
-        target,
-        draft,
-        shared,
-        lookup_ids,
-        eos_ids,
-        defaults.sampling,
-        started,
-        defaults.stops,
-        defaults.rules,
-        (*target.notices, *defaults.notices),
-    )
+    notices = (*target.notices, *defaults.notices)
+    return Pair(settings, decided, target, draft, shared, lookup_ids, defaults, started, notices)
 
 
 def _resolve_drafter(
@@ -199,12 +185,14 @@ def _resolve_drafter(
     if settings.draft is None:
         return settings, None, None
     if settings.draft.name == MTP_NAME:
-        return settings, resolve_mtp(target, settings.draft), Pairing(target.num_tokens)
-    draft = resolve(files or find_files(settings.draft, progress), settings.draft, "draft")
-    if draft.draft_head is None:
-        cost = partial(_draft_cost, target, draft)
-        return settings, draft, pair_vocabularies(target.tokenizer, draft.tokenizer, settings.draft.draft_vocab, cost)
-    check_own_target(draft, target)
+        draft = resolve_mtp(target, settings.draft)
+    else:
+        draft = resolve(files or find_files(settings.draft, progress), settings.draft, "draft")
+        if draft.draft_head is None:
+            cost, vocab = partial(_draft_cost, target, draft), settings.draft.draft_vocab
+            return settings, draft, pair_vocabularies(target.tokenizer, draft.tokenizer, vocab, cost)
+        check_own_target(draft, target)
+    check_own_options(draft, target)
     return settings, draft, Pairing(target.num_tokens)
 
 

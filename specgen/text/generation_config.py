@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from specgen.core.errors import SettingsError
+from specgen.core.errors import ModelFileError, SettingsError
+from specgen.core.model_files import read_optional_json
 from specgen.core.settings import NO_RULES, SamplingSettings, TokenRules
 
 GENERATION_CONFIG = "generation_config.json"
@@ -50,7 +52,7 @@ class GenerationDefaults:
     Args:
         sampling: The sampling settings that the model's authors recommend; None if they recommend none.
         stops: Strings that end the text.
-        rules: Tokens that they forbid.
+        rules: Tokens that they forbid, and those that end the text.
         notices: What is left out, one line each.
     """
 
@@ -58,6 +60,31 @@ class GenerationDefaults:
     stops: tuple[str, ...] = ()
     rules: TokenRules = NO_RULES
     notices: tuple[str, ...] = ()
+
+
+def read_generation_defaults(folder: Path, tokenizer: Any, config: Mapping[str, Any]) -> GenerationDefaults:
+    """Reads the file of a model folder; a damaged one asks for nothing, but the model runs without it.
+
+    Args:
+        folder: The file may be missing there.
+        tokenizer: The model's.
+        config: Content of its config.json.
+    """
+    values, damaged = dict[str, Any](), tuple[str, ...]()
+    try:
+        values = read_optional_json(folder / GENERATION_CONFIG)
+    except ModelFileError as error:
+        damaged = (f"{GENERATION_CONFIG} is ignored: {error.message}",)
+    defaults = generation_defaults(values, end_ids(tokenizer, values, config))
+    return replace(defaults, notices=(*damaged, *defaults.notices))
+
+
+def end_ids(tokenizer: Any, generation_config: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
+    """Returns the ids that end a text: those of generation_config.json (else config.json) and the tokenizer's own."""
+    ids = _ids(generation_config.get("eos_token_id")) or _ids(config.get("eos_token_id"))
+    if tokenizer.eos_token_id is not None:
+        ids |= {int(tokenizer.eos_token_id)}
+    return frozenset(ids)
 
 
 def generation_defaults(config: Mapping[str, Any], end_ids: frozenset[int] = frozenset()) -> GenerationDefaults:
@@ -137,6 +164,11 @@ def _token_rules(config: Mapping[str, Any], end_ids: frozenset[int]) -> tuple[To
     words = tuple(word for word in words if len(word) > 1 or word[0] not in end_ids)
     min_length = 0 if min_new else min_length
     return TokenRules(suppressed, begin, words, ngram_size, min_new, min_length, end_ids, biases), invalid
+
+
+def _ids(value: object) -> set[int]:
+    items = value if isinstance(value, list) else [value]
+    return {item for item in items if type(item) is int and item >= 0}
 
 
 def _is_count(value: object) -> bool:

@@ -9,7 +9,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -152,6 +152,12 @@ class TokenTable:
                 found.append(self.by_bytes[data[start:end]])
             start = end or start + 1
         return found
+
+
+@lru_cache(maxsize=1)
+def cached_table(tokenizer: Any) -> TokenTable:
+    """Returns the table of a target: `specgen drafts` compares many drafts with it; 150,000 tokens take 0.5 s."""
+    return TokenTable(tokenizer)
 
 
 def _num_incomplete(data: bytes) -> int:

@@ -1,8 +1,8 @@
-"""Loads a model folder's tokenizer and end ids. Reads no weights."""
+"""Loads a model folder's tokenizer. Reads no weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +40,13 @@ def load_tokenizer(folder: Path) -> Any:
     for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):
         if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
             raise ModelFileError(f"{path} is too large for a tokenizer: more than {MAX_JSON_BYTES >> 20} MiB")
-    if (folder / TOKENIZER_FILE).is_file():
-        return read_tokenizer_file(folder)
+    if not (folder / TOKENIZER_FILE).is_file():
+        return _read_other(folder)
+    return read_tokenizer_file(folder)
+
+
+def _read_other(folder: Path) -> Any:
+    """Loads a tokenizer without a tokenizer.json, by transformers."""
     _refuse_code(folder / "tokenizer_config.json")
     from transformers import AutoTokenizer
 
@@ -110,14 +115,6 @@ def fit_tokenizer(tokenizer: Any, num_rows: int | None, folder: Path) -> tuple[A
     return fitting, f"the model has {num_rows} embeddings and none for {names}: the tokenizer is used without"
 
 
-def end_ids(tokenizer: Any, generation_config: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
-    """Returns the ids that end a text: those of generation_config.json (else config.json) and the tokenizer's own."""
-    ids = _ids(generation_config.get("eos_token_id")) or _ids(config.get("eos_token_id"))
-    if tokenizer.eos_token_id is not None:
-        ids |= {int(tokenizer.eos_token_id)}
-    return frozenset(ids)
-
-
 def checked_library_call(call: Callable[[], T], what: str) -> T:
     """Calls a library's loader and converts the exceptions it raises for a damaged file.
 
@@ -132,11 +129,6 @@ def checked_library_call(call: Callable[[], T], what: str) -> T:
             raise
         hint = "its files are damaged, or need code or a newer library: download the model again"
         raise ModelFileError(f"{what}: {first_line(error)}", hint) from error
-
-
-def _ids(value: object) -> set[int]:
-    items = value if isinstance(value, list) else [value]
-    return {item for item in items if type(item) is int and item >= 0}
 
 
 def _refuse_code(path: Path) -> None:

@@ -27,7 +27,8 @@ from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
 from specgen.storage import folders
 from specgen.storage.folders import cache_root, single_writer
-from specgen.text.tokenizer import end_ids, load_tokenizer
+from specgen.text.generation_config import end_ids
+from specgen.text.tokenizer import load_tokenizer
 from specgen.text.vocabulary import table_size
 from tests.loading.builders import CHAT_TEMPLATE, RecordedProgress, array, fails, gguf, make_gguf, pair, resolved, text
 from tests.profiles import thorough_except

@@ -17,7 +17,8 @@ from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.resolve import find_files
 from specgen.loading.weights import load_weights
 from specgen.text.chat_template import ChatTemplate, Message
-from specgen.text.tokenizer import check_num_rows, end_ids, load_tokenizer
+from specgen.text.generation_config import end_ids
+from specgen.text.tokenizer import check_num_rows, load_tokenizer
 from specgen.text.vocabulary import compare_tokenizers, table_size
 from tests.fakes import ids_of, run_events
 from tests.loading.builders import fails, resolved

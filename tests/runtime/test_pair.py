@@ -100,8 +100,8 @@ def test_a_pair_has_the_targets_sampling_defaults(tmp_path: Path) -> None:
     folder = save_toy(tmp_path / "toy")
     edit_json(folder / "generation_config.json", do_sample=True, temperature=0.7, top_k=20)
 
-    assert pair_of(folder).sampling_defaults == SamplingSettings(temperature=0.7, top_k=20)
-    assert pair_of(save_toy(tmp_path / "plain")).sampling_defaults is None
+    assert pair_of(folder).defaults.sampling == SamplingSettings(temperature=0.7, top_k=20)
+    assert pair_of(save_toy(tmp_path / "plain")).defaults.sampling is None
 
 
 @pytest.mark.fault("F95")

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.model_files import read_json, read_optional_json
 from specgen.loading.config_check import check_folder
-from specgen.text.tokenizer import check_num_rows, end_ids, fit_tokenizer, load_tokenizer
+from specgen.text.generation_config import end_ids
+from specgen.text.tokenizer import check_num_rows, fit_tokenizer, load_tokenizer
 from specgen.text.vocabulary import table_size
 from tests.loading.builders import edit_json, fails, make_folder, make_tokenizer, words
 

@@ -76,7 +76,7 @@ class LocalInputs:
         pair = resolve_pair(self._pair, progress)
         if self._template is not None:
             self._template.check(pair.tokenizer, pair.target.name)
-        sampling, sampling_source = options.sampling.resolve(pair.sampling_defaults)
+        sampling, sampling_source = options.sampling.resolve(pair.defaults.sampling)
         settings = LocalSettings(
             sampling,
             sampling_source,

@@ -166,7 +166,7 @@ def _open_conversation(
         inputs.template.check(pair.tokenizer, pair.target.name)
         models = load_models(pair, progress)
         learned_costs.load(models)
-        return Conversation(models, inputs.settings.for_reply(pair.sampling_defaults), inputs.template)
+        return Conversation(models, inputs.settings.for_reply(pair.defaults.sampling), inputs.template)
 
 
 def load_draft(conversation: Conversation, first: ModelSettings, messages: Messages, name: str) -> list[str]:

@@ -102,7 +102,7 @@ def open_generation(inputs: Inputs, progress: ProgressListener) -> Generation:
         ids = template.encode(pair.tokenizer, inputs.messages)
         if template.folds_system(pair.tokenizer, inputs.messages):
             pair = replace(pair, notices=(*pair.notices, FOLDED))
-    sampling, source = options.sampling.resolve(pair.sampling_defaults)
+    sampling, source = options.sampling.resolve(pair.defaults.sampling)
     max_new_tokens = pair.resolve_max_new_tokens(len(ids), answer.max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
     end_ids = frozenset[int]() if answer.ignore_eos else pair.end_ids
     num_nodes, tree_schedule = inputs.tree
