@@ -11,26 +11,99 @@ from functools import partial
 from pathlib import Path
 
 from specgen.core.cost_model import MeasuredCosts
-from specgen.core.errors import DeviceError
+from specgen.core.errors import DeviceError, MemoryShortageError, PairError, SpecgenError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.settings import ModelSettings
 from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
-from specgen.doctor.results import CacheState, DevicePlan, LibraryState, MemoryPlan, ModelPlan, PairReport
+from specgen.doctor.results import (
+    CacheState,
+    DevicePlan,
+    Findings,
+    LibraryState,
+    MemoryPlan,
+    ModelPlan,
+    PairReport,
+    SystemReport,
+    TerminalState,
+)
 from specgen.loading.gpus import free_by_gpu, in_segments, leaving_room, on_gpu, segment_bytes
 from specgen.loading.llama_cpp import gpu_layers, llama_library
 from specgen.loading.memory import free_bytes
 from specgen.loading.module_sizes import with_module_sizes
 from specgen.loading.placement import Placement, check_bitsandbytes, choose_placement
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
-from specgen.runtime.environment import library_versions
+from specgen.runtime.environment import inspect_machine, library_versions
 from specgen.runtime.loaded_models import load_models
-from specgen.runtime.pair import Pair
+from specgen.runtime.pair import Pair, PairSettings, resolve_pair
 from specgen.runtime.pass_costs import measure_pass_costs
 from specgen.storage.cost_store import CostStore
 from specgen.storage.folders import cache_root
+from specgen.text.chat_template import encode_text
+from specgen.text.prompts import bundled_prompts
 
 LONGEST_MEASURED_DRAFT = 12
+
+
+def examine(
+    settings: PairSettings | None,
+    terminal: TerminalState,
+    progress: ProgressListener = SILENT,
+    context_tokens: int | None = None,
+    *,
+    measures: bool = False,
+) -> Findings:
+    """Examines the machine, and a pair of models on it.
+
+    Args:
+        settings: The pair; None examines the machine alone.
+        terminal: Of the user.
+        progress: Receives what is examined.
+        context_tokens: As in `examine_pair`.
+        measures: Also time passes, if the models fit into memory.
+    """
+    progress.stage("examining the machine")
+    machine = inspect_machine()
+    system = SystemReport(machine, examine_libraries(machine), terminal, tuple(examine_caches()))
+    if settings is None:
+        return Findings(system)
+    pair, error = _examine_checked(settings, context_tokens, progress, measures=measures)
+    return Findings(system, pair, error or (_memory_error(pair) if pair is not None else None))
+
+
+def _examine_checked(
+    settings: PairSettings, context_tokens: int | None, progress: ProgressListener, *, measures: bool
+) -> tuple[PairReport | None, SpecgenError | None]:
+    """Returns what is known of the pair, and what went wrong.
+
+    If the measurement fails, the memory plan is still returned; if draft and target don't fit together, the target's.
+    """
+    report = None
+    try:
+        try:
+            pair = resolve_pair(settings, progress)
+        except PairError:
+            with suppress(SpecgenError):
+                alone = replace(settings, drafter="none", draft=None)
+                report = examine_pair(resolve_pair(alone, progress), context_tokens)
+            raise
+        report = examine_pair(pair, context_tokens)
+        if not measures or any(device.fits is False for device in report.devices):
+            return report, None
+        longest = max((prompt.messages[0].content for prompt in bundled_prompts()), key=len)
+        return measure_pair(pair, report, encode_text(pair.tokenizer, longest), progress), None
+    except SpecgenError as error:
+        return report, error
+
+
+def _memory_error(pair: PairReport) -> MemoryShortageError | None:
+    full = next((device for device in pair.devices if device.fits is False), None)
+    if full is None:
+        return None
+    option = "--context-size" if pair.models[0].dtype == "mixed" else "--quant nf4"
+    return MemoryShortageError(
+        f"the models do not fit into the memory of {full.device}", f"try {option} or a smaller model, or no draft"
+    )
 
 
 def examine_libraries(machine: Machine) -> LibraryState:

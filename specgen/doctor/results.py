@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from specgen.core.cost_model import MeasuredCosts
+from specgen.core.errors import SpecgenError
 from specgen.core.machine import Machine
 from specgen.core.settings import DraftVocab
 
@@ -216,3 +217,18 @@ class SystemReport:
     libraries: LibraryState
     terminal: TerminalState
     caches: tuple[CacheState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is known of the machine and a pair of models on it.
+
+    Args:
+        system: The machine.
+        pair: The models; None if none were given or the target can't be examined.
+        error: What is wrong with the pair; None if nothing is.
+    """
+
+    system: SystemReport
+    pair: PairReport | None = None
+    error: SpecgenError | None = None

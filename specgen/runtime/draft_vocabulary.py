@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from specgen.core.cost_model import PassCosts, best_draft_length
 from specgen.core.errors import PairError
 from specgen.core.settings import DraftVocab
 from specgen.text.token_table import TokenTable, cached_table
-from specgen.text.translation import Translation, shared_ids
+from specgen.text.translation import shared_ids
 from specgen.text.vocabulary import Pairing, compare_tokenizers
-
-if TYPE_CHECKING:
-    from specgen.engine.contract import LanguageModel
-    from specgen.engine.drafters.translated import TranslatedModel
 
 SAMPLE = """The harbour was quiet when the first boats returned. "How many are missing?" she asked, and wrote 17 into
 her notebook. It's not that simple: the storm moved 40 km north-east between 3:15 and 6:00, so nobody could say.
@@ -181,19 +177,3 @@ def predict_speedup(kind: DraftVocab, overlap: Overlap, draft_cost: float | None
     """
     cost = UNKNOWN_COST if draft_cost is None else draft_cost
     return best_draft_length(*translated_costs(kind, overlap, ASSUMED_ALPHA, cost))[1]
-
-
-def translated_model(pairing: Pairing, model: LanguageModel, max_positions: int | None) -> TranslatedModel | None:
-    """Returns the draft model as the target's tokens see it; None if the vocabularies are the same."""
-    if not isinstance(pairing, TranslatedPairing) or pairing.tables is None:
-        return None
-    # Comparing vocabularies needs no torch, and the commands import this module before they check their options.
-    import torch
-
-    from specgen.engine.drafters.translated import SharedTokens, TranslatedModel
-
-    shared = None
-    if pairing.kind == "shared":
-        target_ids, draft_ids = zip(*pairing.pairs, strict=True)
-        shared = SharedTokens(torch.tensor(target_ids), torch.tensor(draft_ids))
-    return TranslatedModel(model, Translation(*pairing.tables), shared, max_positions)

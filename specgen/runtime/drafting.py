@@ -1,4 +1,4 @@
-"""Makes the drafter of loaded models, and says whether it proposes trees."""
+"""Makes the drafter of loaded models, and decides whether it proposes trees."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from specgen.core.events import Notice
-from specgen.engine.contract import SwitchingModel, can_branch
+from specgen.engine.contract import LanguageModel, SwitchingModel, can_branch
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.model import MaskedDrafter, ModelDrafter
-from specgen.engine.drafters.translated import SharedTokenDrafter, TextDrafter
+from specgen.engine.drafters.translated import SharedTokenDrafter, SharedTokens, TextDrafter, TranslatedModel
 from specgen.engine.drafters.tree import TreeDrafter
 from specgen.engine.sampling import Sampler
 from specgen.models.draft_head import DraftHeadModel
+from specgen.runtime.draft_vocabulary import TranslatedPairing
+from specgen.text.translation import Translation
+from specgen.text.vocabulary import Pairing
 
 if TYPE_CHECKING:
     from specgen.runtime.loaded_models import LoadedModels
@@ -51,6 +54,17 @@ def end_of_drafts(models: LoadedModels) -> Notice | None:
         reason = "the target's rotary embedding changes with each further token (rope_type dynamic)"
         return Notice("draft_limit", f"drafting stops at {limit} tokens: {reason}")
     return None
+
+
+def translated_model(pairing: Pairing, model: LanguageModel, max_positions: int | None) -> TranslatedModel | None:
+    """Returns the draft model as the target's tokens see it; None if the vocabularies are the same."""
+    if not isinstance(pairing, TranslatedPairing) or pairing.tables is None:
+        return None
+    shared = None
+    if pairing.kind == "shared":
+        target_ids, draft_ids = zip(*pairing.pairs, strict=True)
+        shared = SharedTokens(torch.tensor(target_ids), torch.tensor(draft_ids))
+    return TranslatedModel(model, Translation(*pairing.tables), shared, max_positions)
 
 
 def no_trees_reason(models: LoadedModels) -> str | None:

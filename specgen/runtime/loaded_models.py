@@ -32,8 +32,8 @@ from specgen.loading.llama_cpp import limit_torch_threads
 from specgen.loading.load import load
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.batch_invariance import check_batch_invariance, is_float32
-from specgen.runtime.draft_vocabulary import TranslatedPairing, translated_model
-from specgen.runtime.drafting import make_drafter, no_trees_reason
+from specgen.runtime.draft_vocabulary import TranslatedPairing
+from specgen.runtime.drafting import make_drafter, no_trees_reason, translated_model
 
 if TYPE_CHECKING:
     from specgen.runtime.pair import Pair

@@ -18,12 +18,23 @@ from tokenizers import Tokenizer as Backend
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import describe_content, open_regular, read_optional_json, read_text
-from specgen.text.mistral_split import mend_split
 from specgen.text.template_sandbox import NO_TEMPLATE, render_template
 
 TOKENIZER_FILE = "tokenizer.json"
 _SIGNS_OF_NEWER = ("did not match any variant", "Unknown tokenizer version")
 """Parts of the package's message for a file with something that it does not know."""
+WRONG_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+RIGHT_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The rule of Llama 3, which older versions of transformers wrote into files of Mistral Small 3, Nemo, Pixtral and
+Devstral, and Mistral's own. Source: transformers' `fix_mistral_regex`."""
+_MISTRAL_TYPES = ("mistral", "mistral3", "voxtral", "ministral", "pixtral")
 
 
 class Tokenizer:
@@ -119,7 +130,7 @@ def read_tokenizer_file(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer(backend, {**_special_tokens(special_map), **_special_tokens(config)}, template)
     if names := _template_names(config.get("chat_template"), folder):
         tokenizer.template_lack = f"only named chat templates ({', '.join(names)}), and none is the default"
-    tokenizer.notice = mend_split(backend, folder)
+    tokenizer.notice = _mend_split(backend, folder)
     return tokenizer
 
 
@@ -144,6 +155,36 @@ def _read_backend(path: Path) -> Backend:
         if any(sign in str(error) for sign in _SIGNS_OF_NEWER):
             hint = "the file is damaged, or made with a newer version of the package: pip install -U tokenizers"
         raise ModelFileError(f"invalid tokenizer {path}: {f'it is {what}' if what else error}", hint) from error
+
+
+def _mend_split(backend: Backend, folder: Path) -> str | None:
+    """Replaces the known wrong rule of a file of Mistral's.
+
+    Only in a model of Mistral's own vocabulary (it has `[INST]`): others chose their rule.
+
+    Args:
+        backend: The tokenizer of the file; changed in place.
+        folder: The model's folder; its config.json names the model type and the version that wrote it.
+
+    Returns:
+        A notice if the rule was replaced, or if it is another one than Mistral's and may be wrong.
+    """
+    config = read_optional_json(folder / "config.json")
+    is_new = not str(config.get("transformers_version", "4")).startswith(("0.", "1.", "2.", "3.", "4"))
+    if is_new or config.get("model_type") not in _MISTRAL_TYPES or backend.pre_tokenizer is None:
+        return None
+    state = json.loads(backend.pre_tokenizer.__getstate__())
+    steps: list[dict[str, Any]] = state.get("pretokenizers", [state])
+    split = next((step for step in steps if step.get("type") == "Split" and "Regex" in step["pattern"]), None)
+    if split is None or split["pattern"]["Regex"] == RIGHT_SPLIT:
+        return None
+    if split["pattern"]["Regex"] != WRONG_SPLIT or backend.token_to_id("[INST]") is None:
+        return "the tokenizer does not split text as Mistral's do: if it is one of theirs, its ids are wrong"
+    split["pattern"] = {"Regex": RIGHT_SPLIT}
+    mended = json.loads(backend.to_str())
+    mended["pre_tokenizer"] = state
+    backend.pre_tokenizer = Backend.from_str(json.dumps(mended)).pre_tokenizer
+    return "the tokenizer file has a wrong split, of an older version of transformers: Mistral's rule is used"
 
 
 def processor_template(folder: Path) -> str | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from specgen.cli import connection
 from specgen.cli.app import make_app, run
-from specgen.cli.options.server import ConnectionOptions
 from specgen.loading import libraries
 from specgen.runtime.servers.http import HttpOptions
 from tests.cli.children import Ended
@@ -69,8 +69,8 @@ def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
     """Calls the command line in this process."""
     monkeypatch.setattr("specgen.cli.app.make_app", app)
     monkeypatch.setattr(libraries, "gc", NoCollections())
-    http = ConnectionOptions.http
-    monkeypatch.setattr(ConnectionOptions, "http", lambda *args, **options: without_waiting(http(*args, **options)))
+    http = connection.http_options
+    monkeypatch.setattr(connection, "http_options", lambda *args, **options: without_waiting(http(*args, **options)))
 
     def call(*arguments: object) -> Ended:
         capfdbinary.readouterr()

@@ -150,7 +150,7 @@ def test_an_internal_error_is_reported_in_the_json_document(verify: Cli, monkeyp
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("specgen.cli.verify.run._run_checks", fail)
+    monkeypatch.setattr("specgen.cli.verify.checks.run_checks", fail)
 
     ended = verify("--json")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from specgen.cli.chat.run import load_draft
+from specgen.cli.chat.local import load_draft
 from specgen.cli.streams import Messages
 from specgen.core.events import Prefill
 from specgen.core.settings import ReplySettings, SamplingSettings

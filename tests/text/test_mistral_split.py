@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from specgen.text.mistral_split import RIGHT, WRONG
 from specgen.text.tokenizer import load_tokenizer
+from specgen.text.tokenizer_file import RIGHT_SPLIT, WRONG_SPLIT
 
 
 def write_folder(folder: Path, rule: str, *, marks: tuple[str, ...] = ("[INST]",), **config: Any) -> Path:
@@ -33,8 +33,8 @@ def write_folder(folder: Path, rule: str, *, marks: tuple[str, ...] = ("[INST]",
 
 @pytest.mark.fault("F110")
 def test_the_known_wrong_split_of_mistral_is_mended(tmp_path: Path) -> None:
-    wrong = load_tokenizer(write_folder(tmp_path / "wrong", WRONG))
-    right = load_tokenizer(write_folder(tmp_path / "right", RIGHT))
+    wrong = load_tokenizer(write_folder(tmp_path / "wrong", WRONG_SPLIT))
+    right = load_tokenizer(write_folder(tmp_path / "right", RIGHT_SPLIT))
 
     assert right.encode("123 oWo") == wrong.encode("123 oWo")
     assert len(wrong.encode("123")) == 3
@@ -47,7 +47,7 @@ def test_the_known_wrong_split_of_mistral_is_mended(tmp_path: Path) -> None:
     [{"transformers_version": "5.0.0"}, {"model_type": "llama"}, {"marks": ()}],
 )
 def test_a_split_that_its_maker_chose_is_left_as_it_is(tmp_path: Path, changes: dict[str, Any]) -> None:
-    tokenizer = load_tokenizer(write_folder(tmp_path / "other", WRONG, **changes))
+    tokenizer = load_tokenizer(write_folder(tmp_path / "other", WRONG_SPLIT, **changes))
 
     assert len(tokenizer.encode("123")) == 1
     # A model of Mistral's type with a foreign vocabulary may be right: only its user knows.
@@ -56,7 +56,7 @@ def test_a_split_that_its_maker_chose_is_left_as_it_is(tmp_path: Path, changes: 
 
 @pytest.mark.fault("F110")
 def test_a_model_without_a_split_has_no_notice(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "plain", WRONG)
+    folder = write_folder(tmp_path / "plain", WRONG_SPLIT)
     state = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**state, "pre_tokenizer": None}))
 

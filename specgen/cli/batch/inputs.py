@@ -18,7 +18,7 @@ from specgen.core.batch import Answering, BatchRequest
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS, DecodeSettings, DraftSchedule
-from specgen.runtime.batch.local_fields import read_settings
+from specgen.runtime.batch.local_fields import LocalSettings, read_settings
 from specgen.runtime.batch.requests import parse_requests, text_messages
 from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
 from specgen.text.chat_template import ChatTemplate
@@ -68,9 +68,7 @@ class LocalInputs:
             LoadError: A model is missing or damaged, or the target has no chat template.
             PairError: Draft and target do not share a vocabulary, and `--draft-vocab same` insists.
         """
-        from specgen.runtime import learned_costs
-        from specgen.runtime.batch.local import LocalBatch, LocalSettings
-        from specgen.runtime.loaded_models import load_models
+        from specgen.runtime.batch.local import open_batch  # torch
 
         options = self._options
         pair = resolve_pair(self._pair, progress)
@@ -91,9 +89,7 @@ class LocalInputs:
             options.text.stops,
             self._template,
         )
-        models = load_models(pair, progress)
-        learned_costs.load(models)
-        return LocalBatch(models, settings)
+        return open_batch(pair, settings, progress)
 
 
 def _pair_settings(options: BatchOptions) -> PairSettings:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from specgen.cli.batch.options import BatchOptions
+from specgen.cli.connection import address_of, open_at
 from specgen.cli.options.server import check_given, served_model
 from specgen.cli.request import check_stops, parse_template_variables
 from specgen.core.batch import Answering
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS
 from specgen.runtime.batch.served import ServedBatch, ServedSettings
-from specgen.runtime.servers.server import open_server
 
 
 class ServedInputs:
@@ -29,7 +29,7 @@ class ServedInputs:
         limit = options.text.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         self._settings = ServedSettings(limit, given, options.text.stops, variables, options.served.concurrency)
         self._connection = options.served.connection
-        self._address = self._connection.address(options.served.server)
+        self._address = address_of(self._connection, options.served.server)
         self._model = served_model(options.models.target)
 
     def open(self, progress: ProgressListener) -> Answering:
@@ -41,5 +41,5 @@ class ServedInputs:
             SettingsError: It has several models and none is named, or does not know a sampling setting.
         """
         progress.stage(f"connecting to {self._address.host}")
-        server = open_server(self._address, self._model, self._connection.http())
+        server = open_at(self._connection, self._address, self._model)
         return ServedBatch(server, self._settings)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from specgen.bench.served import ServedBenchmark
 from specgen.cli.bench.inputs import QUICK_PROMPTS, bench_settings, read_prompts
 from specgen.cli.bench.options import BenchOptions
+from specgen.cli.connection import address_of, open_at
 from specgen.cli.options.server import check_given, served_model
 from specgen.core.errors import SettingsError
-from specgen.runtime.servers.server import open_server
 
 MAX_CONCURRENCY = 256
 
@@ -38,10 +38,10 @@ def open_served_benchmark(options: BenchOptions) -> ServedBenchmark:
         raise SettingsError(
             f"--concurrency {most} needs as many prompts, but there are {len(prompts)}", "give more with --prompts"
         )
-    addresses = [connection.address(url) for url in (options.baseline_server, *options.servers)]
+    addresses = [address_of(connection, url) for url in (options.baseline_server, *options.servers)]
     model = served_model(options.target)
     # A run that is sent again would be timed with its wait.
-    servers = [open_server(address, model, connection.http(num_retries=0)) for address in addresses]
+    servers = [open_at(connection, address, model, num_retries=0) for address in addresses]
     for server in servers:
         if not settings.stops_at_end and not server.engine.has_ignore_eos:
             why = "can't ignore the end token, so lengths would differ"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -17,7 +16,6 @@ from specgen.cli.chat.served import open_served_conversation
 from specgen.cli.chat.session import Autosave, resumed_models
 from specgen.cli.chat.settings import ChatSettings
 from specgen.cli.chat.state import ChatState, ChatTerminal
-from specgen.cli.options.groups import VerbosityOptions
 from specgen.cli.options.server import check_given, check_without_server
 from specgen.cli.request import (
     check_stops,
@@ -34,9 +32,8 @@ from specgen.cli.terminal_mode import TerminalMode
 from specgen.core.errors import SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading.libraries import gc_paused
-from specgen.render.progress import LoadProgress
 from specgen.render.terminal import is_terminal
-from specgen.runtime.pair import PairSettings, pair_settings, resolve_pair
+from specgen.runtime.pair import pair_settings
 from specgen.storage.folders import state_folder
 from specgen.storage.saved_chats import SessionFolder
 from specgen.storage.transcript import Transcript
@@ -44,7 +41,6 @@ from specgen.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from specgen.runtime.chat_history import ChatHistory
-    from specgen.runtime.conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +105,11 @@ def _open(options: ChatOptions, inputs: _Inputs, messages: Messages) -> tuple[Ch
         return open_served_conversation(options, inputs.settings), _refuse_draft
     lookup_texts = read_lookup_files(options.drafting.lookup_files, [inputs.draft.name])
     pair = pair_settings(inputs.target, inputs.draft, lookup_texts)
-    conversation = _open_conversation(pair, inputs, messages, options.verbosity)
-    return conversation, partial(load_draft, conversation, inputs.draft, messages)
+    with loading(messages, options.verbosity) as progress, gc_paused():
+        from specgen.cli.chat import local  # torch, which must be prepared first and takes seconds
+
+        conversation = local.open_conversation(pair, inputs.settings, inputs.template, progress)
+    return conversation, partial(local.load_draft, conversation, inputs.draft, messages)
 
 
 def _refuse_draft(name: str) -> list[str]:
@@ -150,40 +149,3 @@ def _with_saved(inputs: _Inputs, given: frozenset[str], saved: Transcript) -> _I
     target, draft = resumed_models(given, saved, inputs.target, inputs.draft)
     settings = inputs.settings.with_saved(saved.settings, keep_draft_tokens="draft_tokens" in given)
     return replace(inputs, settings=settings, target=target, draft=draft)
-
-
-def _open_conversation(
-    settings: PairSettings, inputs: _Inputs, messages: Messages, verbosity: VerbosityOptions
-) -> Conversation:
-    """Loads the models and their learned costs; shows progress."""
-    with loading(messages, verbosity) as progress, gc_paused():
-        # These import torch, which must be prepared first and takes seconds.
-        from specgen.runtime import learned_costs
-        from specgen.runtime.conversation import Conversation
-        from specgen.runtime.loaded_models import load_models
-
-        pair = resolve_pair(settings, progress)
-        inputs.template.check(pair.tokenizer, pair.target.name)
-        models = load_models(pair, progress)
-        learned_costs.load(models)
-        return Conversation(models, inputs.settings.for_reply(pair.defaults.sampling), inputs.template)
-
-
-def load_draft(conversation: Conversation, first: ModelSettings, messages: Messages, name: str) -> list[str]:
-    """Replaces the drafter, whose name is a value of `--draft`; the messages and the cache of the target stay.
-
-    The new drafter gets the weight format and the device of `first`, the one at the start of the chat.
-
-    Returns:
-        Notices of the loader.
-    """
-    from specgen.runtime import learned_costs
-
-    models = conversation.models
-    requested = pair_settings(models.pair.settings.target, replace(first, name=os.path.expanduser(name), revision=None))
-    with LoadProgress(messages.console, quiet=messages.quiet) as progress, gc_paused():
-        pair = models.pair.with_draft(requested.drafter, requested.draft, progress)
-        learned_costs.save(models)
-        notices = models.replace_draft(pair, progress)
-    learned_costs.load_draft(models)
-    return notices

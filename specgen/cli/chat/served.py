@@ -6,7 +6,8 @@ from typing import Any
 
 from specgen.cli.chat.options import ChatOptions
 from specgen.cli.chat.settings import ChatSettings
-from specgen.cli.options.server import draft_field, open_servers, served_model
+from specgen.cli.connection import open_servers
+from specgen.cli.options.server import draft_field, served_model
 from specgen.cli.request import parse_template_variables
 from specgen.runtime.servers.conversation import ServedConversation
 

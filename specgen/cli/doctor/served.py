@@ -7,6 +7,7 @@ import sys
 
 from rich.text import Text
 
+from specgen.cli.connection import address_of, open_at
 from specgen.cli.doctor.options import DoctorOptions
 from specgen.cli.options.server import check_given, served_model
 from specgen.cli.streams import print_text, write_document
@@ -19,7 +20,7 @@ from specgen.render.sanitize import one_line
 from specgen.render.terminal import is_ascii_only, make_console
 from specgen.runtime.servers.answer import ServedAnswer
 from specgen.runtime.servers.conversation import served_info
-from specgen.runtime.servers.server import Server, open_server
+from specgen.runtime.servers.server import Server
 from specgen.runtime.servers.values import ChatRequest
 
 PROBE = "Count from one to ten in words, three times."
@@ -35,8 +36,8 @@ def run_served(options: DoctorOptions) -> int:
         ServerError: The server can't be reached, or fails.
     """
     check_given(DoctorOptions, options.given)
-    address = options.connection.address(options.server)
-    server = open_server(address, served_model(options.target or ""), options.connection.http())
+    address = address_of(options.connection, options.server)
+    server = open_at(options.connection, address, served_model(options.target or ""))
     report = _probe(server)
     if options.json:
         write_document(_document(server, report))

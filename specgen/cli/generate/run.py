@@ -91,13 +91,15 @@ class _Answering:
         options, messages = self.options, self.messages
         if options.server.server:
             return open_served_answer(options)
-        from specgen.cli.generate.inputs import open_generation, read_inputs  # 60 ms, which a server does not need
+        from specgen.cli.generate.inputs import read_inputs  # 60 ms, which a server does not need
 
         inputs = read_inputs(options)
         is_random = options.sampling.same_text is False and inputs.draft_length[1] == "auto"
         if options.sampling.seed is not None and is_random:
             messages.warning("with --no-same-text and -k auto, --seed does not repeat the text: add -k N")
         with loading(messages, options.verbosity) as progress, gc_paused():
+            from specgen.cli.generate.local import open_generation  # torch, whose threads are limited by now
+
             return open_generation(inputs, progress)
 
     def _show(self, generation: Answer) -> None:

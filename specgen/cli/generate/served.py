@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from specgen.cli.connection import open_servers
 from specgen.cli.generate.options import GenerateOptions
 from specgen.cli.options.groups import SamplingOptions
-from specgen.cli.options.server import check_given, draft_field, open_servers, served_model
+from specgen.cli.options.server import check_given, draft_field, served_model
 from specgen.cli.prompt_input import read_prompt
 from specgen.cli.request import check_stops, parse_template_variables, system_message
 from specgen.core.results import RunInfo

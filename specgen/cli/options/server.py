@@ -14,9 +14,7 @@ from specgen.core.errors import SettingsError
 from specgen.runtime.servers import KEY_VARIABLE
 
 if TYPE_CHECKING:
-    from specgen.runtime.servers.http import HttpOptions
     from specgen.runtime.servers.server import Server
-    from specgen.runtime.servers.values import Address
 
 SERVER = "Server"
 BASELINE_SERVER = Option(
@@ -69,18 +67,6 @@ class ConnectionOptions:
         float, Option(("--timeout",), "Longest silence of a server, in seconds.", minimum=1, maximum=86400)
     ] = 300.0
 
-    def address(self, url: str) -> Address:
-        """Returns the address for a URL, with the key; raises like `parse_address`."""
-        from specgen.runtime.servers.values import parse_address
-
-        return parse_address(url, self.api_key_env, allows_insecure_key=self.insecure_key)
-
-    def http(self, *, num_retries: int = 2) -> HttpOptions:
-        """Returns how patient the client is."""
-        from specgen.runtime.servers.http import HttpOptions
-
-        return HttpOptions(self.timeout, num_retries)
-
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -90,27 +76,6 @@ class ServerOptions:
 
     server: Annotated[str, SERVER_URL] = ""
     baseline_server: Annotated[str, BASELINE_SERVER] = ""
-
-
-def open_servers(options: ServerOptions, connection: ConnectionOptions, model: str) -> tuple[Server, Server | None]:
-    """Connects to a server, and to the one to compare it with, if there is one.
-
-    Args:
-        options: Their URLs.
-        connection: How they are reached.
-        model: One of the first server's models; empty: its only one.
-
-    Raises:
-        SettingsError: A URL is invalid, or a server has several models and none is named.
-        ModelNotFoundError: The server does not have the model.
-        ServerError: A server can't be reached, or refuses the key.
-    """
-    from specgen.runtime.servers.server import open_server
-
-    urls = (options.server, *([options.baseline_server] if options.baseline_server else []))
-    addresses = [connection.address(url) for url in urls]
-    server = open_server(addresses[0], model, connection.http())
-    return server, open_server(addresses[1], "", connection.http()) if len(addresses) > 1 else None
 
 
 def served_model(target: str) -> str:

@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import time
 from typing import Any
 
 from specgen.core.batch import BatchAnswer, BatchRequest, BatchResult
 from specgen.core.errors import LoadError, MemoryShortageError, NumericalError, SettingsError
 from specgen.core.metrics import Counts
-from specgen.core.settings import DecodeSettings, SamplingSettings
+from specgen.core.progress import ProgressListener
 from specgen.runtime import learned_costs
-from specgen.runtime.batch.local_fields import RequestSettings, read_settings
+from specgen.runtime.batch.local_fields import LocalSettings, RequestSettings, read_settings
 from specgen.runtime.batch.requests import text_messages
 from specgen.runtime.generation import Generation, Request
-from specgen.runtime.loaded_models import LoadedModels
-from specgen.text.chat_template import ChatTemplate, Message, encode_messages
+from specgen.runtime.loaded_models import LoadedModels, load_models
+from specgen.runtime.pair import Pair
+from specgen.text.chat_template import Message, encode_messages
 
 _OF_ONE_REQUEST = (SettingsError, LoadError, NumericalError, MemoryShortageError)
 """Errors that the next request need not have: a prompt that is too long, a conversation that the template refuses."""
 
 
-@dataclass(frozen=True, slots=True)
-class LocalSettings:
-    """How requests are answered that set nothing themselves.
-
-    Args:
-        sampling: How tokens are chosen.
-        sampling_source: Where that comes from.
-        decode: Draft length, end tokens and more; its `max_new_tokens` is the default.
-        max_new_tokens: As given by the user; None cuts the default to the window.
-        stops: Texts that end an answer.
-        template: None continues the text without a chat template.
-    """
-
-    sampling: SamplingSettings
-    sampling_source: str
-    decode: DecodeSettings
-    max_new_tokens: int | None
-    stops: tuple[str, ...]
-    template: ChatTemplate | None
+def open_batch(pair: Pair, settings: LocalSettings, progress: ProgressListener) -> LocalBatch:
+    """Loads the models of a batch; raises like `load_models`."""
+    models = load_models(pair, progress)
+    learned_costs.load(models)
+    return LocalBatch(models, settings)
 
 
 class LocalBatch:

@@ -8,7 +8,8 @@ from typing import Any
 
 from specgen.core.batch import BatchRequest
 from specgen.core.errors import SettingsError
-from specgen.core.settings import RESERVED_VARIABLES, SamplingSettings
+from specgen.core.settings import RESERVED_VARIABLES, DecodeSettings, SamplingSettings
+from specgen.text.chat_template import ChatTemplate
 
 IGNORED = frozenset({"model", "user", "metadata", "store", "stream_options", "service_tier"})
 """Fields that don't change the text. The model is the one of the command line."""
@@ -29,6 +30,27 @@ _SAMPLING: dict[str, type] = {
     "top_k": int,
     "seed": int,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """How requests are answered that set nothing themselves.
+
+    Args:
+        sampling: How tokens are chosen.
+        sampling_source: Where that comes from.
+        decode: Draft length, end tokens and more; its `max_new_tokens` is the default.
+        max_new_tokens: As given by the user; None cuts the default to the window.
+        stops: Texts that end an answer.
+        template: None continues the text without a chat template.
+    """
+
+    sampling: SamplingSettings
+    sampling_source: str
+    decode: DecodeSettings
+    max_new_tokens: int | None
+    stops: tuple[str, ...]
+    template: ChatTemplate | None
 
 
 @dataclass(frozen=True, slots=True)
