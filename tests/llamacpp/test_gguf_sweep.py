@@ -42,15 +42,6 @@ REFUSED = {
 """Valid files that torch does not run, and why."""
 
 
-FATAL = {
-    **{("qwen35", f"without blk.0.attn_{name}.weight"): "llama.cpp reads no tensor" for name in ("qkv", "gate")},
-    ("phi3", "without blk.0.attn_qkv.weight"): "llama.cpp reads no tensor",
-    ("qwen35", "qwen35.rope.dimension_count=0"): "llama.cpp never ends",
-    **{("olmo2", f"olmo2.attention.head_count={name}"): "llama.cpp ends the process" for name in ("missing", "0")},
-}
-"""Files that still end the process, and why."""
-
-
 def run(module: str, *arguments: str, **env: str) -> Ended:
     pipes = Pipes(None)
     variables = environment(GGML_NO_BACKTRACE="1", **env)
@@ -123,9 +114,7 @@ def test_every_entry_at_its_edges_is_refused_or_runs_as_in_llama_cpp(group: str,
 @pytest.mark.fault("F157")
 @pytest.mark.parametrize("architecture", EDGED)
 def test_every_entry_of_an_architecture_at_its_edges(architecture: str, tmp_path: Path, cache: Path) -> None:
-    files = [(name, model) for name, model in edges(architecture) if (architecture, name) not in FATAL]
-
-    assert failures(files, tmp_path, cache) == []
+    assert failures(edges(architecture), tmp_path, cache) == []
 
 
 @pytest.mark.fault("F157")

@@ -6,6 +6,7 @@ import contextlib
 import struct
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,8 @@ def test_the_size_of_running_states_follows_from_the_keys(
 ) -> None:
     pairs = [pair("general.architecture", 8, text(architecture))]
     pairs += [pair(f"{architecture}.{key}", 4, struct.pack("<I", value)) for key, value in keys.items()]
-    tensors = [tensor(name, [32, 2]) for name in LAYERS]
+    gates = ("blk.0.attn_qkv.weight", "blk.0.attn_gate.weight")
+    tensors = [tensor(name, [32, 2]) for name in (*LAYERS, *gates)]
 
     header = scan_gguf(written(tmp_path, gguf(pairs, tensors, data=bytes(256))))
 
@@ -397,6 +399,34 @@ def test_heads_that_groups_do_not_divide_are_refused(tmp_path: Path) -> None:
     entries = [pair(f"llama.attention.head_count{end}", 4, struct.pack("<I", n)) for end, n in (("", 3), ("_kv", 2))]
 
     fails(ModelFileError, lambda: scan_gguf(written(tmp_path, gguf([ARCHITECTURE, *entries]))), "head_count")
+
+
+@pytest.mark.fault("F157")
+@pytest.mark.parametrize(
+    ("architecture", "num_heads", "parts", "missing"),
+    [
+        ("olmo2", None, ("attn_output", "attn_q"), "olmo2.attention.head_count"),
+        ("olmo2", 0, ("attn_output", "attn_q"), "olmo2.attention.head_count"),
+        ("phi3", 4, ("attn_output", "attn_q_norm"), "blk.0.attn_qkv.weight"),
+        ("qwen35", 4, ("ssm_conv1d", "attn_gate"), "blk.0.attn_qkv.weight"),
+        ("qwen35", 4, ("ssm_conv1d", "attn_qkv"), "blk.0.attn_gate.weight"),
+        ("phi3", 4, ("attn_output", "attn_qkv"), None),
+        ("qwen3next", 4, ("ssm_conv1d", "ssm_in"), None),
+        ("mamba", None, ("ssm_conv1d",), None),
+    ],
+)
+def test_layers_without_what_llama_cpp_reads_are_refused(
+    architecture: str, num_heads: int | None, parts: Sequence[str], missing: str | None, tmp_path: Path
+) -> None:
+    pairs = [pair("general.architecture", 8, text(architecture))]
+    if num_heads is not None:
+        pairs.append(pair(f"{architecture}.attention.head_count", 4, struct.pack("<I", num_heads)))
+    path = written(tmp_path, gguf(pairs, [tensor(f"blk.0.{part}.weight", [32, 2]) for part in parts], data=bytes(256)))
+
+    if missing is None:
+        scan_gguf(path)
+    else:
+        fails(ModelFileError, lambda: scan_gguf(path), missing)
 
 
 def states(architecture: bytes, inner_size: int) -> bytes:

@@ -6,7 +6,7 @@ Any integer type is an integer here. llama.cpp accepts one only, and names the k
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from specgen.loading.gguf.reader import InconsistentFileError
@@ -17,6 +17,11 @@ MAX_LAYERS = MAX_EXPERTS = 512
 """Limits of llama.cpp: LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS."""
 _WITHOUT_STATE_HEADS = frozenset({"mamba", "jamba"})
 """Elsewhere, `ssm.time_step_rank` is the number of heads of a running state."""
+_GATED_DELTA = ("qwen35", "qwen3next")
+"""Architectures, by the beginning of their names, with gated delta rules in layers without attention."""
+_ATTENDS, _HAS_STATE = b"attn_output.weight", b"ssm_conv1d.weight"
+_QUERIES = (b"attn_qkv.weight", b"attn_q.weight", b"attn_q_a.weight")
+"""Projections to queries; a layer with attention has one of them."""
 _ROPE_SCALINGS = (b"none", b"linear", b"yarn", b"longrope")
 
 
@@ -73,6 +78,7 @@ def check_entries(pairs: Mapping[str, object], kinds: Mapping[str, int], archite
         InconsistentFileError: A value is of another type, not a number, or too large or small. The message names it.
     """
     has_states = any(key.startswith(f"{architecture}.ssm.") for key in pairs)
+    may_rotate_nothing = has_states and not architecture.startswith(_GATED_DELTA)
     for suffix, allowed in _RANGES.items():
         key = f"{architecture}.{suffix}"
         if (kind := kinds.get(key)) is None or (kind == ARRAY and allowed.may_differ):
@@ -84,7 +90,7 @@ def check_entries(pairs: Mapping[str, object], kinds: Mapping[str, int], archite
         # A comparison with NaN is false.
         if not (isinstance(value, int | float) and math.isfinite(value) and allowed.low <= value <= allowed.high):
             raise InconsistentFileError(f"{key} is {value}, not {allowed.low:g} to {allowed.high:g}")
-        if allowed.is_even and (value % 2 or (value == 0 and not has_states)):
+        if allowed.is_even and (value % 2 or (value == 0 and not may_rotate_nothing)):
             raise InconsistentFileError(f"{key} is {value}, not an even number")
     heads, kv_heads = (pairs.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))
     if isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads and heads % kv_heads:
@@ -124,3 +130,32 @@ def check_heads(key: str, heads: Sequence[int] | None, key_rows: Mapping[str, in
             sizes.add(rows / num_heads if num_heads else math.inf)
     if len(sizes) > 1 or math.inf in sizes:
         raise InconsistentFileError(f"{key} is {list(heads or ())[:8]}, which does not fit the shapes of the tensors")
+
+
+def check_layers(kinds: Mapping[str, int], pairs: Mapping[str, object], architecture: str, names: Set[bytes]) -> None:
+    """Checks that layers have the heads and projections that llama.cpp reads without a check, and ends the process for.
+
+    Args:
+        kinds: Types of the entries.
+        pairs: As in `check_entries`.
+        names: Of the tensors.
+
+    Raises:
+        InconsistentFileError: One is missing.
+    """
+    attending = [name.removesuffix(_ATTENDS) for name in sorted(names) if name.endswith(_ATTENDS)]
+    key = f"{architecture}.attention.head_count"
+    if attending and kinds.get(key) != ARRAY and not pairs.get(key):
+        raise InconsistentFileError(f"{key} is {pairs.get(key, 'missing')}")
+    # With heads by layer, some may have none (Deci).
+    for layer in attending if kinds.get(f"{key}_kv") != ARRAY else ():
+        if not any(layer + part in names for part in _QUERIES):
+            raise InconsistentFileError(f"the tensor {(layer + _QUERIES[0]).decode()!r} is missing")
+    if not architecture.startswith(_GATED_DELTA):
+        return
+    for name in sorted(names):
+        layer = name.removesuffix(_HAS_STATE)
+        if layer != name and layer + b"ssm_in.weight" not in names:
+            for part in (b"attn_qkv.weight", b"attn_gate.weight"):
+                if layer + part not in names:
+                    raise InconsistentFileError(f"the tensor {(layer + part).decode()!r} is missing")

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import GGUF_MAGIC, corrupt, describe_content, open_regular
-from specgen.loading.gguf.entry_check import MAX_LAYERS, check_entries, check_heads
+from specgen.loading.gguf.entry_check import MAX_LAYERS, check_entries, check_heads, check_layers
 from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.gguf.other_kinds import refuse_other_kinds
 from specgen.loading.gguf.reader import (
@@ -81,6 +81,7 @@ class _Scan(Bytes):
         self.heads: dict[str, tuple[int, ...]] = {}
         self.key_rows: dict[str, int] = {}
         self.uncomputed: str | None = None
+        self.names: set[bytes] = set()
 
     def header(self) -> GgufHeader:
         if self.size == 0:
@@ -111,6 +112,8 @@ class _Scan(Bytes):
         check_entries(pairs, self.kinds, architecture)
         alignment = pairs.get("general.alignment", 32)
         shares = self.tensors(num_tensors, alignment)
+        if num_parts == 1:
+            check_layers(self.kinds, pairs, architecture, self.names)
         if not architecture and not (num_parts > 1 and part > 0):  # later parts have no metadata
             raise InconsistentFileError("no general.architecture")
         key = f"{architecture}.attention.head_count_kv"
@@ -204,15 +207,14 @@ class _Scan(Bytes):
             raise InconsistentFileError(
                 f"invalid alignment {alignment}; it must be a power of two up to {MAX_ALIGNMENT}"
             )
-        names: set[bytes] = set()
         ends: list[tuple[str, int]] = []
         shares: dict[str, int] = {}
         for _ in range(count):
             name = self.string(MAX_KEY_BYTES)
             shown = name.decode()
-            if name in names:
+            if name in self.names:
                 raise InconsistentFileError(f"duplicate tensor {shown!r}")
-            names.add(name)
+            self.names.add(name)
             kind, num_values, num_bytes = self.tensor_size(shown)
             offset = self.u64()
             if offset % alignment:
