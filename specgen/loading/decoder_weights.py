@@ -16,7 +16,7 @@ from specgen.loading.tensor_files import TensorFiles
 from specgen.models.build_decoder import MakeLinear, build_layer
 from specgen.models.decoder import Decoder, Layer
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.formats import Float16Linear, Int8Linear, fits_float16, without_deprecation_warning
+from specgen.models.formats import Float16Linear, Int8Linear, fits_float16, packed_linear, without_deprecation_warning
 from specgen.models.forward_pass import Norm
 from specgen.models.quantized import quantized_linear
 from specgen.models.shortlist_head import has_shortlist, shortlist_head
@@ -104,9 +104,9 @@ def linear_makers(placement: Placement, dtype: torch.dtype) -> tuple[MakeLinear,
         kind = Int8Linear if placement.packed_dtype == "int8" else Float16Linear
 
         def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
-            wide_bias = None if bias is None else bias.float()
-            fits = kind is Int8Linear or fits_float16(weight)
-            return kind(weight, wide_bias) if fits else dense_linear(weight.float(), wide_bias)
+            if kind is Int8Linear or fits_float16(weight):
+                return packed_linear(weight, kind, bias)
+            return dense_linear(weight.float(), None if bias is None else bias.float())
 
         return packed, packed
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from specgen.models.int8_kernel import Int8Weight, Kernels, fits_int8_kernel, int8_kernels
 from specgen.models.weight_memory import empty
 
 MAX_FLOAT16 = 65504.0
@@ -180,6 +181,26 @@ def keeps_all_bits() -> bool:
     return bool((product - 64).abs().max() < 0.01)
 
 
+class VnniInt8Linear(Int8Linear):
+    """The same for CPUs with VNNI, by our own kernel: rounding differs by the order of two operations."""
+
+    _row_bytes = 8
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.num_bytes = self._value_bytes * weight.numel() + self._row_bytes * weight.shape[0]
+        self._weight = Int8Weight(weight, bias, kernels)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self._weight.multiply(inputs.reshape(-1, self.in_features))
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def unpacked(self) -> Tensor:
+        """As in `PackedLinear`."""
+        return self._weight.unpacked()
+
+
 PackedKind = type[Float16Linear] | type[Int8Linear]
 
 
@@ -232,16 +253,19 @@ def pack_layers(module: nn.Module, kind: PackedKind) -> int:
 
 
 def packed_linear(weight: Tensor, kind: PackedKind, bias: Tensor | None = None) -> Float16Linear | Int8Linear:
-    """Returns a layer with a packed copy of a weight `[outputs, inputs]`."""
+    """Returns a layer with a packed copy of a weight `[outputs, inputs]`, on the fastest kernel for it."""
+    weight, bias = weight.detach(), None if bias is None else bias.detach().float()
+    if kind is Int8Linear and fits_int8_kernel(weight) and (kernels := int8_kernels()) is not None:
+        return VnniInt8Linear(weight, bias, kernels)
     with without_deprecation_warning():
-        return kind(weight.detach(), None if bias is None else bias.detach().float())
+        return kind(weight, bias)
 
 
 def _replace(parent: nn.Module, name: str, kind: PackedKind) -> int:
     layer: nn.Linear = getattr(parent, name)
     if kind is Float16Linear and not fits_float16(layer.weight):
         return 0
-    packed = kind(layer.weight.detach(), None if layer.bias is None else layer.bias.detach().float())
+    packed = packed_linear(layer.weight, kind, layer.bias)
     setattr(parent, name, packed)
     return packed.num_bytes
 

@@ -35,6 +35,7 @@ import torch
 from specgen.loading.config_check import check_folder
 from specgen.loading.decoder_weights import load_decoder, weight_bytes
 from specgen.loading.placement import Placement
+from specgen.models.formats import Int8Linear, packed_linear
 from specgen.models.quantized import quantized_linear
 
 def peak():
@@ -46,6 +47,8 @@ with torch.inference_mode():  # what the libraries take when they run first
     torch.randn(512, 512) @ torch.randn(512, 512)
     if quant != "none" and not packed:
         quantized_linear(torch.ones(64, 64, dtype=torch.bfloat16), None, quant)
+    if packed == "int8":
+        packed_linear(torch.ones(64, 64), Int8Linear)
 config = check_folder(folder)
 before = peak()
 decoder, _ = load_decoder(

@@ -1,0 +1,153 @@
+"""Our own int8 kernel gives exact sums, for any number of rows and any instruction set that this machine has."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from specgen.core.machine import cpu_flags
+from specgen.models import formats, int8_kernel
+from specgen.models.formats import Int8Linear, VnniInt8Linear, packed_linear
+from specgen.models.int8_kernel import Int8Weight, Kernels, compile_kernels, int8_kernels
+from specgen.models.int8_kernel_code import kernel_text
+from specgen.models.native_code import NativeCode
+
+WIDTHS = [
+    pytest.param(64, marks=pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")),
+    pytest.param(32, marks=pytest.mark.skipif("avx_vnni" not in cpu_flags(), reason="needs AVX-VNNI")),
+]
+needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs VNNI")
+
+
+def expected(weight: Int8Weight, bias: Tensor, rows: Tensor) -> Tensor:
+    """Multiplies in float64, after rounding each row to 127 steps of its own."""
+    scales = rows.abs().amax(dim=1, keepdim=True).clamp_min(formats.TINY) / 127
+    rounded = (rows * (1 / scales)).round().double()
+    return (rounded @ weight.unpacked().double().T * scales + bias).float()
+
+
+def made(kernels: Kernels, sizes: tuple[int, int], scale: float = 1.0) -> tuple[Int8Weight, Tensor, Tensor]:
+    torch.manual_seed(sizes[0])
+    weight, bias = scale * torch.randn(sizes), torch.randn(sizes[0])
+    return Int8Weight(weight, bias, kernels), weight, bias
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("sizes", [(4, 64), (7, 128), (33, 576), (130, 192)])
+def test_each_row_has_its_own_exact_sums(width: int, sizes: tuple[int, int]) -> None:
+    packed, weight, bias = made(compile_kernels(width), sizes)
+    # Rounding to int8 is at most half a step away.
+    assert bool(((packed.unpacked() - weight).abs() <= weight.abs().amax(1, keepdim=True) / 253).all())
+    for num_rows in [*range(1, 20), 50]:
+        rows = torch.randn(num_rows, sizes[1]) * torch.logspace(-3, 3, num_rows)[:, None]
+        outputs = packed.multiply(rows)
+
+        reference = expected(packed, bias, rows)
+        # A value halfway between two steps may be rounded to either.
+        step = rows.abs().amax(1, keepdim=True) / 127 * weight.abs().max()
+        assert bool(((outputs - reference).abs() <= 2 * step + 1e-5 * reference.abs()).all())
+        assert float(((outputs - reference).abs() > 1e-5 * (1 + reference.abs())).float().mean()) < 0.02
+        assert torch.equal(torch.cat([packed.multiply(row[None]) for row in rows]), outputs)
+
+
+@needs_kernel
+@given(st.integers(4, 40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**31))
+def test_whole_numbers_are_multiplied_exactly(num_outputs: int, num_rows: int, blocks: int, seed: int) -> None:
+    kernels = int8_kernels()
+    assert kernels is not None
+    generator = torch.Generator().manual_seed(seed)
+
+    def whole(count: int) -> Tensor:
+        values = torch.randint(-127, 128, (count, 64 * blocks), generator=generator).float()
+        values[:, 0] = 127
+        return values
+
+    weight, rows = whole(num_outputs), whole(num_rows)
+
+    outputs = Int8Weight(weight, None, kernels).multiply(rows)
+
+    assert torch.equal(outputs, rows @ weight.T)
+
+
+@needs_kernel
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_sums_do_not_overflow(sign: int) -> None:
+    kernels = int8_kernels()
+    assert kernels is not None
+    size = 2**16
+
+    outputs = Int8Weight(sign * torch.ones(4, size), None, kernels).multiply(torch.ones(2, size))
+
+    assert torch.equal(outputs, torch.full((2, 4), float(sign * size)))
+
+
+@needs_kernel
+@pytest.mark.parametrize(("old", "new"), [("shl i32", "lshr i32"), ("add i64 %o0, 1", "add i64 %o0, 0")])
+def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
+    text = kernel_text(64 if "avx512_vnni" in cpu_flags() else 32)
+    assert old in text
+    code = NativeCode(text.replace(old, new))
+    kernels = Kernels(code, code.function("quantize", 7), code.function("multiply", 1))
+    packed, _, bias = made(kernels, (33, 128))
+    rows = torch.randn(3, 128)
+
+    assert float((packed.multiply(rows) - expected(packed, bias, rows)).abs().max()) > 1
+
+
+@needs_kernel
+def test_what_is_not_a_number_stays_in_its_row() -> None:
+    rows = torch.ones(3, 64)
+    rows[0, 3], rows[2, 5] = math.nan, math.inf
+
+    outputs = packed_linear(torch.ones(4, 64), Int8Linear, torch.ones(4))(rows)
+
+    assert [bool(torch.isfinite(row).all()) for row in outputs] == [False, True, False]
+
+
+@needs_kernel
+def test_a_layer_keeps_the_shape_of_its_inputs() -> None:
+    layer = packed_linear(torch.randn(96, 64), Int8Linear)
+    rows = torch.randn(2, 3, 64)
+
+    outputs = layer(rows)
+
+    assert isinstance(layer, VnniInt8Linear)
+    assert outputs.shape == (2, 3, 96)
+    assert torch.equal(layer(rows.transpose(0, 1)).transpose(0, 1), outputs)
+    assert torch.equal(layer(rows[1, 2]), outputs[1, 2])
+
+
+@needs_kernel
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
+    layer = packed_linear(torch.randn(1000, 64), Int8Linear)
+    rows = torch.randn(5, 64)
+    outputs, before = layer(rows), torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        again = layer(rows)
+    finally:
+        torch.set_num_threads(before)
+
+    assert torch.equal(again, outputs)
+
+
+def test_layers_of_other_sizes_run_on_torch_s_kernel() -> None:
+    layers = [packed_linear(torch.ones(sizes), Int8Linear) for sizes in ((3, 64), (8, 96))]
+
+    assert not any(isinstance(layer, VnniInt8Linear) for layer in layers)
+
+
+@pytest.mark.parametrize("flags", [frozenset(), frozenset({"avx2"})])
+def test_a_cpu_without_vnni_has_no_kernel(monkeypatch: pytest.MonkeyPatch, flags: frozenset[str]) -> None:
+    monkeypatch.setattr(int8_kernel, "cpu_flags", lambda: flags)
+    int8_kernels.cache_clear()
+
+    assert int8_kernels() is None
+
+    int8_kernels.cache_clear()
