@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specgen.engine.transfer import ids_on, moved
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.recorded import RecordedPasses
 from specgen.models.static.recorder import Recorder
 from specgen.models.static.slots import TensorSlots
+from specgen.models.static.trees import TreeInputs
 
 
 class StaticDraftHead(RecordedPasses, DraftHeadModel):
@@ -27,13 +29,19 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         super().__init__(parts)
         assert isinstance(parts.layers, DecoderLayers), "the caller checks it"
         self._own_layers = parts.layers
-        self.can_branch = False
         self._init_recording(self.device, recorder, parts.columns)
         with torch.inference_mode():
             self._tensor_slots = TensorSlots(parts.layers.spec, parts.like)
             width = parts.layers.spec.hidden_size
             self._given = torch.zeros(MAX_ROWS, width, dtype=parts.dtype, device=self.device)
             self._output = torch.zeros(1, width, dtype=parts.dtype, device=self.device)
+            self._tree = TreeInputs([layer.window for layer in parts.layers.spec.layers], self.device)
+            self._above = torch.zeros(MAX_ROWS, dtype=torch.int64, device=self.device)
+            # The output of the last position, then those of a tree's rows and of padding after them.
+            self._outputs = torch.zeros(1 + 2 * MAX_ROWS, width, dtype=parts.dtype, device=self.device)
+        self._parents: list[int] = []
+        """Of the rows of the tree; out of date if there are no outputs of rows."""
+        self._row_logits: Tensor | None = None
 
     @torch.inference_mode()
     def draft_token(self, ids: Sequence[int], index: int) -> None:
@@ -53,6 +61,13 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         self.length += 1
         if self._join is None:
             self._num_true = self.length
+
+    @torch.inference_mode()
+    def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
+        """As in `TreeModel`; a tree has at most `MAX_ROWS` rows."""
+        logits = self._counted(lambda: self._run_rows(tokens, parents))
+        self._row_outputs = self._outputs
+        return logits
 
     @torch.inference_mode()
     def forget(self) -> None:
@@ -93,7 +108,36 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         self.replays.run(("feed", rows, bucket), lambda: self._write_output(rows, bucket))
         return self._output
 
+    def _run_rows(self, new: Tensor, parents: Sequence[int]) -> Tensor:
+        """Computes the pass of `tree_logits`."""
+        if self._row_outputs is None:
+            self._parents = []
+        if self._row_logits is None:
+            self._row_logits = torch.zeros(MAX_ROWS, self.vocab_size, device=self.device)
+        num_new, start = new.shape[0], self.length - self.start
+        first = start + len(self._parents)
+        last = first + num_new
+        assert last <= start + MAX_ROWS, "the tree has too many rows"
+        self._make_room(last, lambda capacity: self._tensor_slots.grow(capacity, first), self.reset)
+        self._parents += parents
+        self._inputs.write(moved(new, self.device), first, num_new)
+        self._tree.write(start, self._parents, num_new)
+        self._above[:num_new].copy_(ids_on(self.device, [parent + 1 for parent in parents]), non_blocking=True)
+        rows, bucket = padded_rows(num_new), min(capacity_for(last), self.capacity)
+        self.replays.run(("tree", rows, bucket), lambda: self._write_row_logits(rows, bucket))
+        return self._row_logits[:num_new]
+
     # What is recorded: functions of the static tensors only.
+
+    def _write_row_logits(self, rows: int, bucket: int) -> None:
+        assert self._row_logits is not None, "they belong to a tree"
+        ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
+        rotations = self._tensor_slots.begin(positions, bucket, self._tree)
+        self._outputs[:1] = self._output
+        given = None if self._join is None else self._outputs.index_select(0, self._above[:rows])
+        outputs = self._norm(self._own_layers.run_on(self._tensor_slots, self._layer_inputs(ids, given), rotations))
+        self._outputs.index_copy_(0, positions - self._tree.start + 1, outputs)
+        self._row_logits[:rows] = self._head(outputs)[:, : self.vocab_size]
 
     def _write_output(self, rows: int, bucket: int) -> None:
         ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
