@@ -86,6 +86,7 @@ class TokenRules:
         min_length: Tokens of prompt and answer before the text may end.
         end_ids: The tokens that end it.
         sequence_bias: Sequences, and what is added to the logit of the token that completes one.
+        forced_bos_token_id: The only token that may follow a text of one token.
     """
 
     suppress_tokens: frozenset[int] = frozenset()
@@ -96,13 +97,14 @@ class TokenRules:
     min_length: int = 0
     end_ids: frozenset[int] = frozenset()
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    forced_bos_token_id: int | None = None
 
     @property
     def has_effect(self) -> bool:
         """Whether a token is forbidden or favoured anywhere."""
         lengths = self.no_repeat_ngram_size, self.min_new_tokens, self.min_length
         tokens = self.suppress_tokens, self.begin_suppress_tokens, self.bad_words_ids, self.sequence_bias
-        return any(map(bool, (*tokens, *lengths)))
+        return any(map(bool, (*tokens, *lengths))) or self.forced_bos_token_id is not None
 
 
 NO_RULES = TokenRules()

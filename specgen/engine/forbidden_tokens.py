@@ -51,6 +51,9 @@ class ForbiddenTokens:
             rows = enumerate([*self._forbidden(ids, path)][-1] for path in _paths(draft_ids, parents))
         if self._rules.sequence_bias:
             logits = logits + self._biases(logits, ids, _paths(draft_ids, parents))
+        if len(ids) == 1 and (forced := self._rules.forced_bos_token_id) is not None and forced < width:
+            others = torch.arange(width, device=logits.device) != forced
+            logits = torch.cat([logits[:1].masked_fill(others, -torch.inf), logits[1:]])
         places = [(row, token) for row, tokens in rows for token in tokens if token < width]
         if not places:
             return logits

@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, float] = {
 _RULES: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("force_words_ids",), ([],)),
     **dict.fromkeys(("constraints",), ([], {})),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"), ([],)),
+    **dict.fromkeys(("forced_eos_token_id", "forced_decoder_ids"), ([],)),
     **dict.fromkeys(("penalty_alpha",), (0,)),
     **dict.fromkeys(("encoder_no_repeat_ngram_size", "encoder_repetition_penalty"), (0, 1)),
     **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), (0, 1)),
@@ -160,10 +160,11 @@ def _token_rules(config: Mapping[str, Any], end_ids: frozenset[int]) -> tuple[To
     biases = tuple((tuple(ids), float(bias)) for ids, bias in read("sequence_bias", _is_biases, ()))
     names = ("no_repeat_ngram_size", "min_new_tokens", "min_length")
     ngram_size, min_new, min_length = (read(name, _is_count, 0) for name in names)
+    forced = read("forced_bos_token_id", lambda value: _is_ids([value]), None)
     # As in `generate`: the end of a text is no bad word, and min_new_tokens replaces min_length.
     words = tuple(word for word in words if len(word) > 1 or word[0] not in end_ids)
     min_length = 0 if min_new else min_length
-    return TokenRules(suppressed, begin, words, ngram_size, min_new, min_length, end_ids, biases), invalid
+    return TokenRules(suppressed, begin, words, ngram_size, min_new, min_length, end_ids, biases, forced), invalid
 
 
 def _ids(value: object) -> set[int]:

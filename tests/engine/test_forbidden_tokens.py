@@ -39,6 +39,20 @@ DIFFERENT = ("begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size 2",
 """Rules whose tokens are found in ways of their own."""
 
 
+@pytest.mark.fault("F96")
+@pytest.mark.parametrize("prompt", [[7], [7, 8]])
+def test_a_forced_first_token_follows_a_text_of_one_token(prompt: list[int]) -> None:
+    rules, model = TokenRules(forced_bos_token_id=41), tiny_model()
+    with torch.inference_mode():
+        expected = model.generate(torch.tensor([prompt]), **FREE, forced_bos_token_id=41, eos_token_id=None)  # type: ignore[operator]
+    expected = expected[0, len(prompt) :].tolist()
+    assert (expected[0] == 41) == (len(prompt) == 1)
+
+    for drafter in (NoDrafter(), always_wrong(expected, len(prompt), VOCAB), oracle(expected, len(prompt))):
+        events = run_events(cached(model, VOCAB), drafter, prompt, max_new_tokens=NUM_NEW, rules=rules)
+        assert ids_of(events) == expected
+
+
 def rules_of(values: dict[str, Any], ends: frozenset[int]) -> TokenRules:
     words = tuple(tuple(word) for word in values.get("bad_words_ids", ()) if not (len(word) == 1 and word[0] in ends))
     sets = {key: frozenset(value) for key, value in values.items() if key.endswith("suppress_tokens")}

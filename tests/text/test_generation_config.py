@@ -128,7 +128,7 @@ def test_every_field_of_the_library_is_applied_or_named() -> None:
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
     applied = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop_strings"}
     applied |= {"suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size", "min_new_tokens"}
-    applied |= {"min_length", "sequence_bias", "eos_token_id"}
+    applied |= {"min_length", "sequence_bias", "eos_token_id", "forced_bos_token_id"}
 
     rest = fields - applied - WITHOUT_EFFECT
     (notice,) = generation_defaults({"do_sample": True, **dict.fromkeys(rest, 0.25)}).notices
