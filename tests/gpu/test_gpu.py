@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.core.draft_tree import ROOT
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.engine.clock import device_clock
 from specgen.engine.contract import LanguageModel
@@ -138,6 +139,33 @@ def test_a_recorded_pass_equals_the_same_pass_run_plainly(kind: str) -> None:
     assert all(torch.equal(first, second) for first, second in pairs)
     assert recorded.take_failure() is None
     assert num_recorded(recorded) > 0
+
+
+def tree_steps(model: StaticModel) -> list[torch.Tensor]:
+    """Logits of the rows of trees, and of a pass after a path of each was kept."""
+    parents = [ROOT, 0, 0, 1, ROOT, 4]
+    model.rewind(0)
+    found, text = [], list(range(20))
+    for turn in range(4):
+        model.feed(text)
+        tokens = [(7 * turn + index) % 96 for index in range(6)]
+        found.append(model.tree_logits(torch.tensor(tokens, device=DEVICE), parents).clone())
+        model.keep_rows([0, 2])
+        text += [tokens[0], tokens[2], 5]
+        found.append(model.logits(text, 1).clone())
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recorded_tree_equals_the_same_passes_run_plainly(kind: str) -> None:
+    decoder = grouped_decoder(kind)
+    recorded = static_model(decoder)
+
+    pairs = zip(tree_steps(recorded), tree_steps(static_model(decoder, PlainRecorder())), strict=True)
+
+    assert all(torch.equal(first, second) for first, second in pairs)
+    assert recorded.take_failure() is None
+    assert {"keep", ("tree", 6, 512)} <= recorded.replays.recorded_keys
 
 
 def segmented_model(kind: str, devices: list[torch.device]) -> StaticModel:
