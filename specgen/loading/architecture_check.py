@@ -43,6 +43,9 @@ def generating_type(config: dict[str, Any], folder: Path) -> str:
     if model_type in causal:
         if _has_encoder(config):
             raise _unsuitable(folder, model_type, config)
+        if _is_encoder(config):
+            reason = f"{folder} is an encoder ({model_type}), which does not generate text"
+            raise ModelFileError(reason, "use a model that generates text")
         return model_type
     if model_type in known:
         raise _unsuitable(folder, model_type, config)
@@ -81,6 +84,13 @@ def _has_encoder(config: dict[str, Any]) -> bool:
     is_causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] in _classes(config)
     can_have = any(model_type in getattr(auto, name) for name in _KINDS if "TO_SEQ" in name or "SEQ_2_SEQ" in name)
     return can_have and bool(config.get("is_encoder_decoder", not is_causal))
+
+
+def _is_encoder(config: dict[str, Any]) -> bool:
+    """Returns whether a config names neither a head nor a decoder, of a type that fills gaps by default."""
+    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    is_named = bool(_classes(config)) or config.get("is_decoder") is not None
+    return config["model_type"] in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_named
 
 
 def refuse_other_heads(config: dict[str, Any], folder: Path) -> None:

@@ -324,6 +324,8 @@ def test_a_model_for_more_than_text_is_called_so(
         ({"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]}, "RobertaForSequence"),
         ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequence"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "Qwen2ForRewardModel"),
+        ({"model_type": "bert"}, "encoder"),
+        ({"model_type": "xlm-roberta"}, "encoder"),
     ],
 )
 def test_a_model_with_another_head_is_called_so(folder: Path, config: dict[str, Any], part: str) -> None:
@@ -341,6 +343,8 @@ def test_a_model_with_another_head_is_called_so(folder: Path, config: dict[str, 
     [
         {"model_type": "bart", "architectures": ["BartForCausalLM"], "is_encoder_decoder": False},
         {"model_type": "bert", "architectures": ["BertForMaskedLM"], "is_decoder": True},
+        {"model_type": "bert", "is_decoder": True},
+        {"model_type": "roberta", "architectures": ["RobertaForCausalLM"]},
         {"model_type": "gpt2", "architectures": ["GPT2Model"]},
         {"model_type": "llama", "architectures": "LlamaForSequenceClassification"},
     ],
