@@ -1,20 +1,15 @@
 """The int8 kernels in LLVM's language.
 
-`quantize` rounds rows to int8. `multiply` runs on each thread and claims outputs; `tile1` to `tile8` compute outputs
-of so many rows, and read each weight once.
+`quantize` rounds rows to int8. `multiply` runs on each thread and claims outputs; tiles compute
+them.
 """
 
 from __future__ import annotations
 
-NUM_OUTPUTS = {1: 4, 2: 4, 3: 4, 4: 4, 5: 4, 6: 4, 7: 2, 8: 2}
-"""Outputs that are computed at once, by number of rows: as many as the 32 vector registers hold sums of."""
-MANY_ROWS = 6
-"""Above eight rows, they are computed in groups of this size: 24 sums for 10 reads."""
-AHEAD_BYTES = 8192
-"""How far ahead of its use a weight is requested from memory, into the second cache. The CPU itself does not look
-beyond 4 KiB. Measured with 512 to 65,536: 8,192 is the fastest, and 15 to 35 % faster than nothing for eight rows."""
-CHUNK_OUTPUTS = 32
-"""Outputs that a thread claims at once."""
+from specgen.models.int8_tiles import MAX_ROWS, load, tile
+
+CHUNK_OUTPUTS = 16
+"""Outputs that a thread claims at once. The second group of rows finds their weights in a cache."""
 
 
 def kernel_text(width: int) -> str:
@@ -23,7 +18,7 @@ def kernel_text(width: int) -> str:
     vector = f"<{lanes} x i32>"
     declarations = [
         f"declare {vector} @llvm.x86.avx512.vpdpbusd.{width * 8}({vector}, {vector}, {vector})",
-        *sorted({f"declare i32 @llvm.vector.reduce.add.v{n}i32(<{n} x i32>)" for n in (lanes, 16)}),
+        "declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)",
         "declare float @llvm.vector.reduce.fmaximum.v16f32(<16 x float>)",
         "declare <16 x float> @llvm.maximum.v16f32(<16 x float>, <16 x float>)",
         "declare <16 x float> @llvm.fabs.v16f32(<16 x float>)",
@@ -32,8 +27,8 @@ def kernel_text(width: int) -> str:
         "declare float @llvm.maximum.f32(float, float)",
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
     ]
-    tiles = [_tile(num_rows, NUM_OUTPUTS[num_rows], width) for num_rows in NUM_OUTPUTS]
-    return "\n".join([*declarations, QUANTIZE, *tiles, _multiply()])
+    tiles = [tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1)]
+    return "\n".join([*declarations, QUANTIZE, *tiles, _multiply(MAX_ROWS[width])])
 
 
 QUANTIZE = """
@@ -97,126 +92,33 @@ exit:
 }
 """
 
-_PARAMETERS = (
-    "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %row_sums, ptr %outputs, "
-    "i64 %num_outputs, i64 %size"
-)
 
-
-def _tile(num_rows: int, num_outputs: int, width: int) -> str:
-    """Returns a function that computes outputs `%first` to `%last` of so many rows."""
-    lanes = width // 4
-    vector = f"<{lanes} x i32>"
-    pairs = [(o, r) for o in range(num_outputs) for r in range(num_rows)]
-    lines = [
-        f"define void @tile{num_rows}({_PARAMETERS}, i64 %first, i64 %last) {{",
-        "entry:",
-        f"  %latest = sub i64 %last, {num_outputs}",
-        "  br label %outputs_loop",
-        "outputs_loop:",
-        "  %wanted = phi i64 [ %first, %entry ], [ %following, %finish ]",
-        # The last outputs of an odd number are computed twice rather than by code of their own.
-        "  %is_last = icmp ugt i64 %wanted, %latest",
-        "  %o0 = select i1 %is_last, i64 %latest, i64 %wanted",
-        "  %weight_offset = mul i64 %o0, %size",
-        "  %w0 = getelementptr i8, ptr %values, i64 %weight_offset",
-        *[f"  %w{o} = getelementptr i8, ptr %w{o - 1}, i64 %size" for o in range(1, num_outputs)],
-        *[f"  %o{o} = add i64 %o0, {o}" for o in range(1, num_outputs)],
-        "  %x0 = getelementptr i8, ptr %rows, i64 0",
-        *[f"  %x{r} = getelementptr i8, ptr %x{r - 1}, i64 %size" for r in range(1, num_rows)],
-        "  br label %inputs_loop",
-        "inputs_loop:",
-        "  %i = phi i64 [ 0, %outputs_loop ], [ %i_next, %inputs_loop ]",
-        *[
-            f"  %a{o}_{r} = phi {vector} [ zeroinitializer, %outputs_loop ], [ %b{o}_{r}, %inputs_loop ]"
-            for o, r in pairs
-        ],
-    ]
-    for r in range(num_rows):
-        lines += [f"  %xp{r} = getelementptr i8, ptr %x{r}, i64 %i", f"  %xv{r} = load {vector}, ptr %xp{r}, align 1"]
-    for o in range(num_outputs):
-        lines += [
-            f"  %wp{o} = getelementptr i8, ptr %w{o}, i64 %i",
-            f"  %wv{o} = load {vector}, ptr %wp{o}, align 1",
-            f"  %ahead{o} = getelementptr i8, ptr %wp{o}, i64 {AHEAD_BYTES}",
-            f"  call void @llvm.prefetch.p0(ptr %ahead{o}, i32 0, i32 2, i32 1)",
-        ]
-        for r in range(num_rows):
-            operands = f"{vector} %a{o}_{r}, {vector} %wv{o}, {vector} %xv{r}"
-            lines.append(f"  %b{o}_{r} = call {vector} @llvm.x86.avx512.vpdpbusd.{width * 8}({operands})")
-    lines += [
-        f"  %i_next = add i64 %i, {width}",
-        "  %inputs_more = icmp ult i64 %i_next, %size",
-        "  br i1 %inputs_more, label %inputs_loop, label %finish",
-        "finish:",
-    ]
-    for o in range(num_outputs):
-        lines += [
-            *_load(f"weight_scale{o}", "float", "weight_scales", f"%o{o}"),
-            *_load(f"bias{o}", "float", "bias", f"%o{o}"),
-        ]
-    for r in range(num_rows):
-        lines += [
-            *_load(f"row_scale{r}", "float", "row_scales", str(r)),
-            *_load(f"row_sum{r}", "i32", "row_sums", str(r)),
-        ]
-        lines += [f"  %excess{r} = shl i32 %row_sum{r}, 7", f"  %line{r} = mul i64 %num_outputs, {r}"]
-    for o, r in pairs:
-        at = f"{o}_{r}"
-        lines += [
-            f"  %sum{at} = call i32 @llvm.vector.reduce.add.v{lanes}i32({vector} %b{at})",
-            f"  %exact{at} = sub i32 %sum{at}, %excess{r}",
-            f"  %float{at} = sitofp i32 %exact{at} to float",
-            f"  %once{at} = fmul float %float{at}, %weight_scale{o}",
-            f"  %twice{at} = fmul float %once{at}, %row_scale{r}",
-            f"  %output{at} = fadd float %twice{at}, %bias{o}",
-            f"  %index{at} = add i64 %line{r}, %o{o}",
-            f"  %output_at{at} = getelementptr float, ptr %outputs, i64 %index{at}",
-            f"  store float %output{at}, ptr %output_at{at}",
-        ]
-    return "\n".join(
-        [
-            *lines,
-            f"  %following = add i64 %wanted, {num_outputs}",
-            "  %outputs_more = icmp ult i64 %following, %last",
-            "  br i1 %outputs_more, label %outputs_loop, label %exit",
-            "exit:",
-            "  ret void",
-            "}",
-        ]
-    )
-
-
-def _load(name: str, kind: str, array: str, index: str) -> list[str]:
-    return [
-        f"  %{name}_at = getelementptr {kind}, ptr %{array}, i64 {index}",
-        f"  %{name} = load {kind}, ptr %{name}_at",
-    ]
-
-
-def _multiply() -> str:
+def _multiply(max_rows: int) -> str:
     """Returns the function that runs on each thread: it claims outputs until none are left."""
     names = ["values", "weight_scales", "bias", "rows", "row_scales", "row_sums", "outputs"]
     lines = ["define void @multiply(ptr %arguments) {", "entry:"]
     for index, name in enumerate(names):
-        lines += _load(name, "ptr", "arguments", str(index))
+        lines += load(name, "ptr", "arguments", "ptr", str(index))
     for index, name in enumerate(["num_outputs", "size", "num_rows"], len(names)):
-        lines += _load(name, "i64", "arguments", str(index))
+        lines += load(name, "i64", "arguments", "i64", str(index))
     fixed = "ptr %values, ptr %weight_scales, ptr %bias"
     moved = "ptr %rows_here, ptr %row_scales_here, ptr %row_sums_here, ptr %outputs_here"
-    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in NUM_OUTPUTS)
+    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in range(1, max_rows + 1))
     calls = "\n".join(
         f"call{number}:\n"
         f"  call void @tile{number}({fixed}, {moved}, i64 %num_outputs, i64 %size, i64 %first, i64 %last)\n"
         f"  br label %next"
-        for number in NUM_OUTPUTS
+        for number in range(1, max_rows + 1)
     )
     return (
         "\n".join(lines)
         + f"""
   %counter = getelementptr i64, ptr %arguments, i64 {len(names) + 3}
-  %are_few = icmp ule i64 %num_rows, {max(NUM_OUTPUTS)}
-  %group = select i1 %are_few, i64 %num_rows, i64 {MANY_ROWS}
+  %num_rows_up = add i64 %num_rows, {max_rows - 1}
+  %num_groups = udiv i64 %num_rows_up, {max_rows}
+  %num_rows_more = add i64 %num_rows, %num_groups
+  %num_rows_most = sub i64 %num_rows_more, 1
+  %group = udiv i64 %num_rows_most, %num_groups
   br label %claim
 claim:
   %first = atomicrmw add ptr %counter, i64 {CHUNK_OUTPUTS} monotonic

@@ -86,10 +86,12 @@ def test_the_largest_sums_do_not_overflow(sign: int) -> None:
     assert torch.equal(outputs, torch.full((2, 4), float(sign * size)))
 
 
-@needs_kernel
-@pytest.mark.parametrize(("old", "new"), [("shl i32", "lshr i32"), ("add i64 %o0, 1", "add i64 %o0, 0")])
+@pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")
+@pytest.mark.parametrize(
+    ("old", "new"), [("shl i32", "lshr i32"), ("ptr %w0, i64 %size", "ptr %w0, i64 0"), ("i32 3, i32", "i32 2, i32")]
+)
 def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
-    text = kernel_text(64 if "avx512_vnni" in cpu_flags() else 32)
+    text = kernel_text(64)
     assert old in text
     code = NativeCode(text.replace(old, new))
     kernels = Kernels(code, code.function("quantize", 7), code.function("multiply", 1))
