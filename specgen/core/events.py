@@ -46,7 +46,7 @@ class Round:
         is_warmup: A pass of the round was recorded, or ran for the first time: later ones of its size are faster.
         num_replayed: Accepted tokens of earlier rounds that the target's pass fed again.
         tree: The whole draft, if it branches; it is not cut.
-        num_tree_passes: Passes of the draft model that the tree took.
+        num_passes: Passes of the draft model; None: one for each token.
     """
 
     index: int
@@ -61,7 +61,7 @@ class Round:
     is_warmup: bool = False
     num_replayed: int = 0
     tree: DraftTree | None = None
-    num_tree_passes: int = 0
+    num_passes: int | None = None
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -81,8 +81,8 @@ class Round:
 
     @property
     def num_draft_passes(self) -> int:
-        """Passes of a draft model: of a chain one for each token, if the draft is a model's."""
-        return len(self.draft_ids) + self.num_cut if self.tree is None else self.num_tree_passes
+        """Passes of a draft model, if the draft is a model's."""
+        return len(self.draft_ids) + self.num_cut if self.num_passes is None else self.num_passes
 
     @property
     def num_rejected(self) -> int:

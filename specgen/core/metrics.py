@@ -105,7 +105,8 @@ class Counts:
         if round_.tree is not None:
             self.num_tree_rounds += 1
             self.num_tree_nodes += round_.num_nodes
-            self.num_extra_passes += round_.num_draft_passes - num_drafted - round_.num_cut
+        if round_.num_passes is not None:
+            self.num_extra_passes += round_.num_passes - num_drafted - round_.num_cut
         if round_.source == "lookup":
             self.num_lookup_drafted += num_drafted
             self.num_lookup_accepted += round_.num_accepted

@@ -86,6 +86,7 @@ def decode(
     switching = target if isinstance(target, SwitchingModel) else None
     ids = list(prompt_ids)
     prefill, failure = _prefill(target, drafter, ids, options)
+    draft_length.start_text(prefill)
     yield prefill
     num_left = settings.max_new_tokens
     index = 0
@@ -148,7 +149,7 @@ def decode(
             is_warmup=verified.is_warmup or draft.is_warmup,
             num_replayed=num_replayed,
             tree=verified.tree,
-            num_tree_passes=draft.num_tree_passes,
+            num_passes=draft.num_passes,
         )
         draft_length.observe(round_)
         yield round_

@@ -27,7 +27,7 @@ class Draft:
         recording_failure: Why the draft model's passes can't be recorded, once, if they can't.
         parents: Of a draft that branches, as in `DraftTree`; row i of `probs` is the distribution that `ids[i]` was
             drawn from after the tokens with the same parent before it. None: a chain.
-        num_tree_passes: Passes of the draft model that a draft with parents took.
+        num_passes: Passes of the draft model; None: one for each token.
     """
 
     ids: Tensor
@@ -37,7 +37,7 @@ class Draft:
     is_warmup: bool = False
     recording_failure: str | None = None
     parents: tuple[int, ...] | None = None
-    num_tree_passes: int = 0
+    num_passes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

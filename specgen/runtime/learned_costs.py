@@ -38,18 +38,23 @@ def load(models: LoadedModels, store: CostStore | None = None) -> None:
     store = store or CostStore()
     passes = {int(name): seconds for name, seconds in store.read(target_key(models)).items() if is_length(name)}
     costs = CostTable(passes, padded_rows_of(models.target))
-    models.draft_length = CostAwareLength(costs, DraftCost(_token_seconds(models, store), costs))
+    models.draft_length = _draft_length(models, costs, store)
 
 
 def load_draft(models: LoadedModels, store: CostStore | None = None) -> None:
     """Loads the costs of a draft that replaced another one; the measured costs of the target stay."""
-    costs = models.draft_length.costs
-    models.draft_length = CostAwareLength(costs, DraftCost(_token_seconds(models, store or CostStore()), costs))
+    models.draft_length = _draft_length(models, models.draft_length.costs, store or CostStore())
 
 
-def _token_seconds(models: LoadedModels, store: CostStore) -> float | None:
-    key = draft_key(models)
-    return None if key is None else store.read(key).get(TOKEN)
+def _draft_length(models: LoadedModels, costs: CostTable, store: CostStore) -> CostAwareLength:
+    """Returns a policy that knows what earlier runs taught about the draft, or else its size."""
+    key, pair, draft = draft_key(models), models.pair, models.draft_info
+    if key is None or pair.draft is None or pair.shared is None or draft is None:
+        return CostAwareLength(costs)
+    # A pass reads all weights once.
+    share = draft.num_bytes / models.target_info.num_bytes if models.target_info.num_bytes else 0.0
+    alpha = store.read(acceptance_key(pair.target.files, pair.draft.files, pair.shared.kind)).get(ALPHA)
+    return CostAwareLength(costs, DraftCost(store.read(key).get(TOKEN), costs, share), alpha)
 
 
 def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping[int, float] | None = None) -> None:

@@ -18,7 +18,7 @@ from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.core.units import format_size
 from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.tree_length import AcceptanceByShare, TreeLength
 from specgen.engine.drafters.base import Drafter
@@ -126,7 +126,7 @@ class LoadedModels:
         self.notices = notices
         self.load_seconds = perf_counter() - pair.started
         self.lookup = LookupDrafter(self._known_lookup_texts(pair))
-        self.draft_length = CostAwareLength(CostTable(padded=padded_rows_of(self.target)), DraftCost())
+        self.draft_length = CostAwareLength(CostTable(padded=padded_rows_of(self.target)))
         """Decides draft lengths by cost; what it learns serves later answers, too."""
         self.tree_acceptance = AcceptanceByShare()
         """Of trees; it serves later answers, too."""
@@ -246,7 +246,7 @@ class LoadedModels:
         self.pair = pair
         self._set_draft(draft)
         # The cost of a target pass stays the same; the cost of a draft token and the acceptance rate don't.
-        self.draft_length = CostAwareLength(self.draft_length.costs, DraftCost())
+        self.draft_length = CostAwareLength(self.draft_length.costs)
         return notices
 
     def with_draft(self, pair: Pair, progress: ProgressListener = SILENT) -> LoadedModels:

@@ -43,6 +43,8 @@ NEUTRAL: dict[ModuleType, dict[str, object]] = {
         "NUM_CONFIDENCE_BINS": 1,
         "CONFIDENCE_PRIOR_WEIGHT": 1e-6,
         "INITIAL_MEAN_ACCEPTANCE": 0.5,
+        "TEXT_PRIOR_WEIGHT": 1e9,
+        "TEXT_DECAY": 1.0,
         "BIN_DECAY": 1 - 1e-9,
         "DRIFT_DECAY": 1.0,
         "DRIFT_PRIOR_WEIGHT": 1e9,
@@ -54,12 +56,20 @@ NEUTRAL: dict[ModuleType, dict[str, object]] = {
     exploration: {
         "FIRST_EXPLORATION_BUDGET": 0.0,
         "LARGEST_EXPLORATION_BUDGET": 1e9,
+        "LARGEST_CREDIT": 0.0,
         "EXPLORATION_SHARE": 0.0,
     },
-    model_drafts: {"TRIAL_LENGTHS": (1,)},
+    model_drafts: {"TRIAL_LENGTHS": (1,), "BEST_ACCEPTANCE": 1.0, "MIN_READ": 1, "MARGIN": 0.0},
     policy: {"MARGIN": 0.0},
-    baseline_refresh: {"REFRESH_INTERVAL": NEVER, "CLEAR_GAIN": 1e9},
-    cost_table: {"NUM_SAMPLES": 1, "OPTIMISTIC_SLOPE": 0.0, "HALF_LIFE": 1e9, "NUM_CONFIRMING": 1},
+    baseline_refresh: {"REFRESH_INTERVAL": NEVER, "CLEAR_GAIN": 1e9, "REFRESH_SHARE": 1e-9},
+    cost_table: {
+        "NUM_SAMPLES": 1,
+        "SINGLE_HALF_LIFE": 1e9,
+        "DISTURBED": 1e9,
+        "OPTIMISTIC_SLOPE": 0.0,
+        "HALF_LIFE": 1e9,
+        "NUM_CONFIRMING": 1,
+    },
     fixed: {"ACCEPTED_STEP": 0.0, "INITIAL_NUM_ACCEPTED": 0.0, "SHORTEST_MATCH": 1},
 }
 """By module: values that switch its tunables off."""

@@ -121,7 +121,7 @@ class _UntilUnsure(FixedLength):
     def __init__(self) -> None:
         self._confidences: list[float] = []
 
-    def on_token(self, confidence: float) -> None:
+    def on_token(self, confidence: float, num_passes: int = 1) -> None:
         self._confidences.append(confidence)
 
     def should_draft(self) -> bool:

@@ -451,7 +451,7 @@ def test_accepted_tokens_of_matches_are_no_gain_of_the_model(is_drawn: bool) -> 
         policy.on_token(0.5)
         policy.on_tree([0.5 if is_drawn else None] * 4)
         tree = DraftTree((5, 6, 7, 8), (ROOT, 0, 1, 2))
-        policy.observe(Round(index, tree.ids, 4, 2, 0, 0.1, 1.0, 0.0, "model", tree=tree, num_tree_passes=1))
+        policy.observe(Round(index, tree.ids, 4, 2, 0, 0.1, 1.0, 0.0, "model", tree=tree, num_passes=1))
     policy.start_round()
 
     taken = policy.tokens_to_take(LookupMatch([5, 6, 7], 20), has_draft_model=True)

@@ -10,6 +10,9 @@ from specgen.core.events import Round
 
 REFRESH_INTERVAL = 20
 """Rounds with a draft after which a plain one is due; it costs the gain of one round."""
+SHORTEST_INTERVAL = 6
+REFRESH_SHARE = 0.01
+"""Of the time that plain rounds may cost: where drafting gains little, they are due more often."""
 CLEAR_GAIN = 0.25
 """Above this gain, no unnoticed drift of the machine turns drafting into a loss."""
 
@@ -26,7 +29,8 @@ class BaselineRefresh:
         Args:
             gain: Of drafting, as a share: 0.1 for ten percent more tokens per second.
         """
-        return gain < CLEAR_GAIN and self._num_drafting >= REFRESH_INTERVAL
+        interval = min(max(gain / REFRESH_SHARE, SHORTEST_INTERVAL), REFRESH_INTERVAL)
+        return gain < CLEAR_GAIN and self._num_drafting >= interval
 
     def observe(self, round_: Round) -> None:
         """Counts a finished round."""

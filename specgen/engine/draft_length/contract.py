@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from specgen.core.events import Round
+from specgen.core.events import Prefill, Round
 from specgen.engine.draft_length.acceptance import LookupMatch
 
 
@@ -13,6 +13,9 @@ class LengthPolicy(Protocol):
 
     uses_confidence: bool
     """Whether to call `on_token`: for a greedy draft the confidence costs a pass over the vocabulary."""
+
+    def start_text(self, prefill: Prefill) -> None:
+        """Prepares for a new text, whose prompt was just read."""
 
     def start_round(self, num_replayed: int = 0) -> None:
         """Prepares for a new round.
@@ -24,10 +27,15 @@ class LengthPolicy(Protocol):
     def should_draft(self) -> bool:
         """Decides whether to draft one more token."""
 
-    def on_token(self, confidence: float) -> None:
-        """Notes that a token was drafted, with this confidence of the drafter (0 to 1).
+    def on_token(self, confidence: float, num_passes: int = 1) -> None:
+        """Notes that a token was drafted.
 
-        A drafter that computed a token which it can't propose reports 0 and ends the draft.
+        A drafter that computed a token which it can't propose reports a confidence of 0 and ends the draft.
+
+        Args:
+            confidence: Of the drafter, 0 to 1.
+            num_passes: Passes of the draft model that the token took. A draft of text may need several for a token of
+                the target's, and a pass may give several tokens.
         """
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:

@@ -3,49 +3,56 @@
 from __future__ import annotations
 
 from specgen.core.events import Round
-from specgen.engine.draft_length.cost_table import CostTable
 
-FIRST_EXPLORATION_BUDGET = 1.5
+FIRST_EXPLORATION_BUDGET = 0.6
 LARGEST_EXPLORATION_BUDGET = 4.0
 """Tokens that trials may lose: at first, and at most."""
+LARGEST_CREDIT = 1.5
+"""Tokens that drafts which are no trials may add to the budget."""
 EXPLORATION_SHARE = 0.01
 """Added to the budget with each token: trials cost about this share of the time, however bad the draft."""
 
 
 class Exploration:
-    """Decides whether a trial is affordable, and charges its loss to a budget of tokens.
+    """Decides whether a trial is affordable, and charges its loss to a budget of tokens."""
 
-    Args:
-        costs: The target's.
-    """
-
-    def __init__(self, costs: CostTable) -> None:
-        self._costs = costs
+    def __init__(self) -> None:
         self._budget = FIRST_EXPLORATION_BUDGET
-        self._expected_tokens: float | None = None
+        self._trial_loss: float | None = None
+
+    def start_text(self) -> None:
+        """Prepares for a new text: what an earlier one left is not spent on it."""
+        self._budget = min(self._budget, FIRST_EXPLORATION_BUDGET)
 
     @property
     def is_trial(self) -> bool:
         """Whether this round is a trial."""
-        return self._expected_tokens is not None
+        return self._trial_loss is not None
 
     def can_lose(self, num_tokens: float) -> bool:
         """Returns whether the budget covers a loss of so many tokens."""
         return num_tokens <= self._budget
 
-    def start_trial(self, expected_tokens: float) -> None:
-        """Makes this round a trial of a draft that is expected to yield so many tokens."""
-        self._expected_tokens = expected_tokens
+    def start_trial(self, loss: float) -> None:
+        """Makes this round a trial that is expected to lose so many tokens of plain decoding."""
+        self._trial_loss = loss
 
     def end_trial(self) -> None:
         """Makes this round an ordinary one."""
-        self._expected_tokens = None
+        self._trial_loss = None
 
-    def observe(self, round_: Round) -> None:
-        """Charges a trial's time, in tokens of plain decoding, less its expected tokens.
+    def observe(self, round_: Round, lost: float | None) -> None:
+        """Charges what a round lost.
 
-        The tokens of the trial itself are not subtracted: a few rejected tokens are too little evidence to stop trials.
+        Of a trial, that is its expected loss: a few rejected tokens are too little evidence to stop trials, and a first
+        pass may take many times as long as later ones. Other drafts that lose use up the budget, too: where they were
+        tried enough, no trial is needed.
+
+        Args:
+            lost: Tokens that a draft lost against plain decoding; None without a draft.
         """
-        if self._expected_tokens is not None:
-            self._budget -= max(round_.seconds / self._costs.seconds(1) - 1 - self._expected_tokens, 0.0)
+        if self._trial_loss is not None:
+            self._budget -= max(self._trial_loss, 0.0)
+        elif lost is not None:
+            self._budget = max(min(self._budget, 0.0), min(self._budget - lost, max(self._budget, LARGEST_CREDIT)))
         self._budget = min(self._budget + EXPLORATION_SHARE * len(round_.token_ids), LARGEST_EXPLORATION_BUDGET)

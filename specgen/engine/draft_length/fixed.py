@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from operator import mul
 
-from specgen.core.events import Round
+from specgen.core.events import Prefill, Round
 from specgen.engine.draft_length.acceptance import AcceptanceByMatch, LookupMatch
 
 ACCEPTED_STEP = 0.1
@@ -34,6 +34,9 @@ class FixedLength:
         self._num_accepted = INITIAL_NUM_ACCEPTED
         """Accepted tokens of a model's draft, averaged over the recent ones."""
 
+    def start_text(self, prefill: Prefill) -> None:
+        """Does nothing."""
+
     def start_round(self, num_replayed: int = 0) -> None:
         self._match = None
         self._is_replay_due = num_replayed >= MAX_REPLAYED
@@ -41,7 +44,7 @@ class FixedLength:
     def should_draft(self) -> bool:
         return not self._is_replay_due
 
-    def on_token(self, confidence: float) -> None:
+    def on_token(self, confidence: float, num_passes: int = 1) -> None:
         """Does nothing."""
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from specgen.core.events import Round
+from specgen.core.events import Prefill, Round
 from specgen.core.settings import LONGEST_AUTO_DRAFT
 from specgen.engine.draft_length.acceptance import AcceptanceByConfidence
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.replay_cost import ReplayCost
-from specgen.engine.draft_length.throughput import LATEST_WEIGHT, RecentRounds, Throughput
+from specgen.engine.draft_length.throughput import RecentRounds, Throughput
 
 TRIAL_LENGTHS = (1, 3, 4, 5, 7)
 """Not 2: in float32 a pass over three tokens was measured more expensive than one over four, and after paying for it
 the policy expects nothing cheaper from longer ones."""
+
+BEST_ACCEPTANCE = 0.9
+"""Of the best drafts. One that would not pay with it is not tried."""
+
+MIN_READ = 8
+"""Tokens that the draft model must have read, before their cost is known: of a few, the draft's own cost hides it."""
+
+MARGIN = 0.03
+"""Tokens that a draft must gain over plain decoding: what it gains less is as likely a loss."""
+
+
+class PassesPerToken:
+    """Averages the passes of the draft model that a draft's first token takes, and each further one.
+
+    A text draft's first token needs one pass more than the others: what follows a token decides where it ends. So a
+    draft of several tokens may pay where a single one does not.
+    """
+
+    def __init__(self) -> None:
+        self._first = RecentRounds()
+        self._further = RecentRounds()
+
+    def observe(self, position: int, num_passes: int) -> None:
+        """Adds a drafted token."""
+        (self._further if position else self._first).observe(1, num_passes)
+
+    def expected(self, length: int, num_tokens: int) -> float:
+        """Returns the passes of so many further tokens of a draft of this length."""
+        first = self._first.seconds if self._first.num_rounds else 1.0
+        further = self._further.seconds if self._further.num_rounds else max(first - 1, 1.0)
+        return num_tokens * further if length else first + (num_tokens - 1) * further
 
 
 class DraftModelStats:
@@ -22,10 +53,21 @@ class DraftModelStats:
     def __init__(self) -> None:
         self.num_missed = 0
         """Tokens written since the model last drafted: it reads them first."""
-        self.seconds_per_missed = 0.0
-        """Cost of reading one of them."""
+        self._num_read = 0
+        self._reading_seconds = 0.0
+        """Missed tokens that were read, and the time that took."""
         self._rounds = RecentRounds()
         """Counts accepted tokens only."""
+
+    @property
+    def seconds_per_missed(self) -> float | None:
+        """Cost of reading a missed token; None before several were read."""
+        return max(self._reading_seconds / self._num_read, 0.0) if self._num_read >= MIN_READ else None
+
+    def note_reading(self, num_tokens: int, seconds: float) -> None:
+        """Notes that the model read tokens, of the prompt or missed ones."""
+        self._num_read += num_tokens
+        self._reading_seconds += seconds
 
     def gain(self, rate: float, plain_seconds: float) -> float | None:
         """Returns the accepted tokens of a round, less those lost in its extra time; None before the first round."""
@@ -40,8 +82,7 @@ class DraftModelStats:
             num_accepted: Of its tokens.
         """
         if self.num_missed:
-            per_missed = max(round_.draft_seconds - draft_seconds, 0.0) / self.num_missed
-            self.seconds_per_missed += (per_missed - self.seconds_per_missed) * LATEST_WEIGHT
+            self.note_reading(self.num_missed, round_.draft_seconds - draft_seconds)
         self.num_missed = 0
         self._rounds.observe(num_accepted, draft_seconds + round_.verify_seconds)
 
@@ -58,16 +99,26 @@ class ModelDrafts:
         draft_cost: Of a draft token.
         throughput: Values the time.
         replay: Costs of tokens fed again.
+        acceptance: What earlier texts taught.
     """
 
-    def __init__(self, costs: CostTable, draft_cost: DraftCost, throughput: Throughput, replay: ReplayCost) -> None:
+    def __init__(
+        self,
+        costs: CostTable,
+        draft_cost: DraftCost,
+        throughput: Throughput,
+        replay: ReplayCost,
+        acceptance: AcceptanceByConfidence,
+    ) -> None:
         self._costs = costs
         self._replay = replay
         self._draft_cost = draft_cost
         self._throughput = throughput
-        self._acceptance = AcceptanceByConfidence()
+        self._acceptance = acceptance
         self._stats = DraftModelStats()
+        self._passes = PassesPerToken()
         self._confidences: list[float] = []
+        self._num_passes = 0
         self._reach = 1.0
         self.num_matched = 0
         """Accepted tokens of this round's tree that the model did not propose."""
@@ -76,10 +127,18 @@ class ModelDrafts:
         """Prepares for a new round."""
         self.num_matched = 0
         self._confidences = []
+        self._num_passes = 0
         self._reach = 1.0
 
-    def on_token(self, confidence: float) -> None:
+    def start_text(self, prefill: Prefill) -> None:
+        """Prepares for a new text, whose prompt was just read."""
+        self._acceptance.mean.start_text()
+        self._stats.note_reading(prefill.num_prompt_tokens - prefill.num_reused_tokens, prefill.draft_seconds)
+
+    def on_token(self, confidence: float, num_passes: int) -> None:
         """Notes that a token was drafted."""
+        self._passes.observe(len(self._confidences), num_passes)
+        self._num_passes += num_passes
         self._confidences.append(confidence)
         self._reach *= self._acceptance.estimate(confidence)
 
@@ -95,7 +154,8 @@ class ModelDrafts:
 
     def pays(self) -> bool:
         """Returns whether to draft one more token."""
-        return any(gain > 0 for gain in self._gains_ahead())
+        margin = MARGIN if not self.num_drafted else 0.0
+        return any(gain > margin for gain in self._gains_ahead())
 
     def exceeds(self, gain: float, num_tokens: float, margin: float) -> bool:
         """Returns whether a draft of the model gains more than a lookup draft.
@@ -109,22 +169,34 @@ class ModelDrafts:
         own_gain = self._stats.gain(rate, self._costs.seconds(1))
         if own_gain is None:
             own_gain = max(self._gains_ahead(), default=-1.0)
-        return gain <= own_gain + margin + (rate * self._stats.seconds_per_missed * num_tokens if own_gain > 0 else 0.0)
+        reading = (self._stats.seconds_per_missed or 0.0) * num_tokens
+        return gain <= own_gain + margin + (rate * reading if own_gain > 0 else 0.0)
 
-    def best_trial(self) -> tuple[int, float]:
-        """Returns the length that comes closest to paying, and the tokens that it is expected to lose."""
+    def best_trial(self) -> tuple[int, float] | None:
+        """Returns the length that comes closest to paying, and the tokens of plain decoding that it should lose.
 
-        def loss(length: int) -> float:
+        Returns:
+            None if no length would pay with the acceptance of the best drafts.
+        """
+        one, reading = self._costs.seconds(1), self._reading_seconds()
+        lengths = [length for length in TRIAL_LENGTHS if length <= self._costs.longest_trial]
+        costs = {}
+        for length in lengths:
             extra = self._replay.optimistic_seconds(length + 1) - self._replay.pass_seconds(1)
-            seconds = length * self._draft_cost.seconds + extra + self._reading_seconds()
-            return seconds / self._costs.seconds(1) - self.expected_tokens(length)
+            costs[length] = (self._passes.expected(0, length) * self._draft_cost.seconds + extra) / one
+        if not any(_chain(BEST_ACCEPTANCE, length) - cost > MARGIN for length, cost in costs.items()):
+            return None
+        losses = {length: cost - _chain(self._acceptance.mean.value, length) for length, cost in costs.items()}
+        best = min(lengths, key=losses.__getitem__)
+        return best, losses[best] + reading / one
 
-        best = min((length for length in TRIAL_LENGTHS if length <= self._costs.longest_trial), key=loss)
-        return best, loss(best)
-
-    def expected_tokens(self, length: int) -> float:
-        """Returns the expected number of accepted tokens of a draft of this length."""
-        return sum(self._acceptance.mean**position for position in range(1, length + 1))
+    def lost(self, round_: Round) -> float | None:
+        """Returns the tokens of plain decoding that a round's draft lost, by the known costs; None without a draft."""
+        if not self._is_of_model(round_):
+            return None
+        extra = self._costs.seconds(round_.num_fed) - self._costs.seconds(1)
+        seconds = self._num_passes * self._draft_cost.seconds + extra
+        return seconds / self._costs.seconds(1) - round_.num_accepted
 
     def observe(self, round_: Round) -> None:
         """Learns from a finished round."""
@@ -132,13 +204,17 @@ class ModelDrafts:
         if not self._is_of_model(round_):
             return
         # A pass without a token costs the same, and so does one that continues several branches.
-        num_drafted = max(round_.num_draft_passes, len(self._confidences))
+        num_passes = self._num_passes or round_.num_draft_passes
         # After a pause the drafter first reads what it missed; that time is not the cost of a token. The first draft
         # follows a round without one, so a single missed token is tolerated once.
         if not num_missed or (not self._draft_cost.is_supported and num_missed == 1):
-            self._draft_cost.observe(num_drafted, round_.draft_seconds)
+            self._draft_cost.observe(num_passes, round_.draft_seconds)
+        elif not self._draft_cost.is_measured:
+            # An earlier run's cost that faded away would make this draft look cheap.
+            seconds = max(round_.draft_seconds - self._reading_seconds(), round_.draft_seconds / 2)
+            self._draft_cost.observe(num_passes, seconds)
         own = round_.num_accepted - self.num_matched
-        self._stats.observe(round_, num_drafted * self._draft_cost.seconds, own)
+        self._stats.observe(round_, num_passes * self._draft_cost.seconds, own)
 
     def observe_acceptance(self, round_: Round) -> int:
         """Learns from a finished round whose time means nothing. Returns how many tokens the draft model had missed."""
@@ -168,18 +244,25 @@ class ModelDrafts:
         here = self._replay.optimistic_seconds(length + 1)
         # Drafting pays at all if it is faster than plain decoding; a lucky recent rate does not change that.
         rate = self._throughput.rate if length else 1 / here
-        draft_seconds, mean = self._draft_cost.seconds, self._acceptance.mean
+        draft_seconds, mean = self._draft_cost.seconds, self._acceptance.mean.value
         gain, reach = 0.0, self._reach
         for further in range(1, self.limit - length + 1):
             reach *= mean
             gain += reach
-            cost = further * draft_seconds + self._replay.optimistic_seconds(length + further + 1) - here
+            cost = self._passes.expected(length, further) * draft_seconds
+            cost += self._replay.optimistic_seconds(length + further + 1) - here
             cost += (self._reach - reach) * self._replay.rejection_seconds(length + gain)
             yield gain - rate * cost
 
     def _reading_seconds(self) -> float:
-        """Estimates the draft model's time to read missed tokens: as many of its steps as the target would need."""
-        num_missed = self._stats.num_missed
+        """Estimates the draft model's time to read missed tokens: at first, as many of its steps as the target's."""
+        num_missed, per_missed = self._stats.num_missed, self._stats.seconds_per_missed
+        if per_missed is not None:
+            return num_missed * per_missed
         share = self._draft_cost.seconds / self._costs.seconds(1)
-        expected = share * (self._costs.optimistic_seconds(num_missed + 1) - self._costs.seconds(1))
-        return max(expected, num_missed * self._stats.seconds_per_missed)
+        return share * (self._costs.optimistic_seconds(num_missed + 1) - self._costs.seconds(1))
+
+
+def _chain(acceptance: float, length: int) -> float:
+    """Returns the expected number of accepted tokens of a draft of this length."""
+    return sum(acceptance**position for position in range(1, length + 1))

@@ -6,8 +6,8 @@ So no drafted token is discarded, and the target's distribution stays exact.
 
 from __future__ import annotations
 
-from specgen.core.events import Round
-from specgen.engine.draft_length.acceptance import LookupMatch
+from specgen.core.events import Prefill, Round
+from specgen.engine.draft_length.acceptance import AcceptanceByConfidence, LookupMatch
 from specgen.engine.draft_length.baseline_refresh import BaselineRefresh
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.exploration import Exploration
@@ -31,19 +31,22 @@ class CostAwareLength:
 
     Args:
         costs: Costs of target passes; updated by the rounds, and shared between answers.
-        draft_cost: Cost of a draft token.
+        draft_cost: Cost of a pass of the draft model; None: unknown.
+        acceptance: Mean acceptance of its tokens in earlier runs; None: unknown.
     """
 
     uses_confidence = True
 
-    def __init__(self, costs: CostTable, draft_cost: DraftCost) -> None:
+    def __init__(self, costs: CostTable, draft_cost: DraftCost | None = None, acceptance: float | None = None) -> None:
         self.costs = costs
-        self.draft_cost = draft_cost
+        self.draft_cost = draft_cost or DraftCost(None, costs)
         self._throughput = Throughput(costs)
         self._replay = ReplayCost(costs)
-        self._model = ModelDrafts(costs, draft_cost, self._throughput, self._replay)
+        self._model = ModelDrafts(
+            costs, self.draft_cost, self._throughput, self._replay, AcceptanceByConfidence(acceptance)
+        )
         self._lookup = LookupDrafts(costs, self._throughput, self._replay)
-        self._exploration = Exploration(costs)
+        self._exploration = Exploration()
         self._baseline = BaselineRefresh()
         self._trial_length = 0
 
@@ -52,21 +55,25 @@ class CostAwareLength:
         """Tokens per second of the recent rounds, which value time."""
         return self._throughput.rate
 
+    def start_text(self, prefill: Prefill) -> None:
+        self._model.start_text(prefill)
+        self._exploration.start_text()
+
     def start_round(self, num_replayed: int = 0) -> None:
         self._replay.start_round(num_replayed)
         self._model.start_round()
         self._lookup.start_round()
         self._exploration.end_trial()
 
-    def on_token(self, confidence: float) -> None:
-        self._model.on_token(confidence)
+    def on_token(self, confidence: float, num_passes: int = 1) -> None:
+        self._model.on_token(confidence, num_passes)
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         self._lookup.note(match)
         if not self.costs.is_supported(1):
             return 0
         best = self._lookup.best_length(match, self._replay.pass_seconds)
-        is_trial = not best.num_tokens and self._exploration.can_lose(1)
+        is_trial = not best.num_tokens
         if is_trial:
             # The cost of longer passes is unknown: it may be small.
             best = self._lookup.best_length(match, self._replay.optimistic_seconds)
@@ -75,7 +82,11 @@ class CostAwareLength:
         if has_draft_model and self._model.exceeds(best.gain, best.expected_tokens + 1, MARGIN):
             return 0
         if is_trial:
-            self._exploration.start_trial(best.expected_tokens)
+            # A gain is expected, so a trial could be repeated without end: its cost is what it may lose.
+            cost = best.expected_tokens - best.gain
+            if not self._exploration.can_lose(cost):
+                return 0
+            self._exploration.start_trial(cost)
         return best.num_tokens
 
     def note_matched(self, num_tokens: int) -> None:
@@ -94,10 +105,11 @@ class CostAwareLength:
             return length < self._trial_length
         if self._model.pays():
             return True
-        if length == 0:
-            self._trial_length, loss = self._model.best_trial()
+        trial = None if length else self._model.best_trial()
+        if trial is not None:
+            self._trial_length, loss = trial
             if self._exploration.can_lose(loss):
-                self._exploration.start_trial(self._model.expected_tokens(self._trial_length))
+                self._exploration.start_trial(loss)
         return self._exploration.is_trial
 
     def observe(self, round_: Round) -> None:
@@ -109,6 +121,6 @@ class CostAwareLength:
             return
         self.costs.observe(round_.num_fed, round_.verify_seconds)
         self._model.observe(round_)
-        self._exploration.observe(round_)
+        self._exploration.observe(round_, self._model.lost(round_))
         if not self._exploration.is_trial:
             self._throughput.observe(round_)

@@ -16,7 +16,7 @@ from operator import mul
 from typing import TYPE_CHECKING
 
 from specgen.core.draft_tree import ROOT, DraftTree
-from specgen.core.events import Round
+from specgen.core.events import Prefill, Round
 from specgen.engine.draft_length.acceptance import BIN_DECAY, INITIAL_MEAN_ACCEPTANCE, AcceptanceByMatch, LookupMatch
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
@@ -140,6 +140,9 @@ class TreeLength:
         self._shares: list[float | None] = []
         self.uses_confidence = self._inner.uses_confidence
 
+    def start_text(self, prefill: Prefill) -> None:
+        self._inner.start_text(prefill)
+
     def start_round(self, num_replayed: int = 0) -> None:
         self._shares, self.matches, self._reaches = [], (), []
         self._inner.start_round(num_replayed)
@@ -147,8 +150,8 @@ class TreeLength:
     def should_draft(self) -> bool:
         return self._inner.should_draft()
 
-    def on_token(self, confidence: float) -> None:
-        self._inner.on_token(confidence)
+    def on_token(self, confidence: float, num_passes: int = 1) -> None:
+        self._inner.on_token(confidence, num_passes)
 
     def tokens_to_take(self, match: LookupMatch, *, has_draft_model: bool) -> int:
         return self._inner.tokens_to_take(match, has_draft_model=has_draft_model)

@@ -105,9 +105,11 @@ class ModelDrafter:
             self._seen.update(ids)
         rows: list[Tensor] = []
         finite: list[Tensor] = []
+        num_passes: int | None = None
         while draft_ids.shape[0] < limit and draft_length.should_draft():
             logits = self._next_logits(ids, draft_ids)
             if logits is None:
+                num_passes = draft_ids.shape[0] + 1
                 if draft_length.uses_confidence:
                     draft_length.on_token(0.0)
                 break
@@ -126,7 +128,7 @@ class ModelDrafter:
             if draft_length.uses_confidence:
                 draft_length.on_token(_confidence(logits, distribution))
         is_finite = torch.stack(finite).all() if finite else None
-        return Draft(draft_ids, torch.cat(rows) if rows else None, is_finite=is_finite)
+        return Draft(draft_ids, torch.cat(rows) if rows else None, is_finite=is_finite, num_passes=num_passes)
 
     def rewind(self, length: int) -> None:
         self.model.rewind(min(length, self.model.length))

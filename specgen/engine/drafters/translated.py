@@ -191,7 +191,7 @@ class TextDrafter(_TranslatedDrafter):
         found: list[int] = []
         has_ended = False
         while len(found) < limit and not has_ended and draft_length.should_draft():
-            confidence, num_before = 1.0, len(found)
+            confidence, num_before, num_passes = 1.0, len(found), len(written)
             for _ in range(min(MAX_UNSTABLE, self._num_positions_left(ids) - len(written))):
                 token, probability = _likeliest(self._translated.own_logits(ids, written))
                 written.append(token)
@@ -201,11 +201,12 @@ class TextDrafter(_TranslatedDrafter):
                     break
             num_new = min(len(found), limit) - num_before
             if draft_length.uses_confidence:
-                for _ in range(max(num_new, 1)):
-                    draft_length.on_token(confidence if num_new > 0 else 0.0)
+                draft_length.on_token(confidence if num_new > 0 else 0.0, len(written) - num_passes)
+                for _ in range(num_new - 1):
+                    draft_length.on_token(confidence, 0)
             if num_new <= 0:
                 break
-        return Draft(torch.tensor(found[:limit], dtype=torch.int64))
+        return Draft(torch.tensor(found[:limit], dtype=torch.int64), num_passes=len(written))
 
 
 def _likeliest(logits: Tensor) -> tuple[int, float]:

@@ -204,5 +204,5 @@ def _draft_of(growth: _Growth, policy: TreeLength) -> Draft:
         torch.tensor([growth.tokens[index] for index in order], dtype=torch.int64),
         torch.cat([growth.rows[index] for index in order]) if growth.rows else None,
         parents=tuple(places[growth.parents[index]] for index in order),
-        num_tree_passes=growth.num_passes,
+        num_passes=growth.num_passes,
     )
