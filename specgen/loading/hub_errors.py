@@ -99,9 +99,9 @@ def _connection_error(causes: list[BaseException]) -> LoadError | None:
     for cause in causes:
         text = str(cause)
         if isinstance(cause, UnicodeEncodeError):
-            token = os.environ.get("HF_TOKEN", "")
-            where = "the hub's token" if token.isascii() else "the token in HF_TOKEN"
-            return LoadError(f"{where} contains a character that is not ASCII", "correct it, or run: hf auth login")
+            return LoadError(
+                "the token for the hub contains a character that is not ASCII", "correct it, or run: hf auth login"
+            )
         if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in text:
             why = getattr(cause, "verify_message", "") or "it is not signed by a known authority"
             return LoadError(

@@ -212,8 +212,8 @@ SIZES = [(3, 1, 3), (4, 1, 3), (4, 2, 3), (5, 1, 2)]
         pytest.param(case, *sizes, id=f"{case.name}-{'-'.join(map(str, sizes))}", marks=marks)
         for case in CASES[1:]
         for sizes in SIZES
-        # A thousand outcomes: two drafters stand for the others.
-        for marks in [pytest.mark.thorough if sizes == (4, 2, 3) and case not in (CASES[3], CASES[6]) else ()]
+        # A thousand outcomes: one drafter stands for the others.
+        for marks in [pytest.mark.thorough if sizes == (4, 2, 3) and case is not CASES[3] else ()]
     ],
 )
 def test_every_draft_length_and_vocabulary_keeps_the_distribution(

@@ -547,7 +547,7 @@ def test_a_token_that_can_not_be_sent_is_named(server: Callable[..., LoopHub], m
     server()
     monkeypatch.setenv("HF_TOKEN", "ключ")
 
-    error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "HF_TOKEN", "ASCII")
+    error = fails(LoadError, lambda: fetch_snapshot(SETTINGS), "the token for the hub", "ASCII")
 
     assert "ключ" not in error.message
 

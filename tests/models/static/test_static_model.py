@@ -100,7 +100,7 @@ def test_a_draft_may_be_longer_than_a_recorded_pass() -> None:
     assert ("step", 1, 512) in draft.replays.recorded_keys
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "phi3-window"])
+@pytest.mark.parametrize("kind", thorough_except(["gemma2"], ["llama", "gemma2", "phi3-window"]))
 def test_text_past_a_bucket_equals_that_without_recording(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "FIRST_BUCKET", 16)
     static, plain = static_model(model_of(kind)), decoder_model(model_of(kind), 96)
@@ -370,7 +370,7 @@ def test_work_is_plain_then_recorded_then_replayed() -> None:
 # draft heads
 
 
-@pytest.mark.parametrize("name", thorough_except(["head layers", "head subset"], SHAPES))
+@pytest.mark.parametrize("name", thorough_except(["head subset"], SHAPES))
 def test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without(name: str) -> None:
     model = model_of("llama")
     folder = tiny_draft(name, model, "static-llama")
