@@ -27,7 +27,7 @@ from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.sampling import Sampler
 from specgen.models.batch_invariance import check_batch_invariance
-from specgen.models.cuda import admission_failure, prepare_cuda, recorded
+from specgen.models.cuda import admission_failure, prepare_cuda, recorded, recorder_for
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import Norm, fused_norm
 from specgen.models.static import inputs
@@ -443,6 +443,10 @@ def test_a_window_keeps_transformers_passes_unrecorded() -> None:
     assert found is model
     assert "a layer has a window" in str(reason)
     assert not fits_whole_pass(model_of("gemma3"))
+
+
+def test_a_cpu_records_nothing() -> None:
+    assert recorder_for(torch.device("cpu")) is None
 
 
 def test_passes_that_differ_are_not_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
