@@ -407,6 +407,11 @@ REPORTED = {
         "completed; offline it runs if it can",
         "",
     ),
+    "F174": (
+        "Standard streams that don't block, as Node's and ssh's",
+        "nothing is lost, and a prompt that comes late is read",
+        "",
+    ),
     "F173": (
         "GGUF that holds no model that writes: encoder of images, adapter, importance matrix, embeddings",
         "exit 3 naming what it is, on every backend; never called damaged",

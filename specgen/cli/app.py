@@ -46,6 +46,10 @@ def main() -> None:
     """Runs the program and exits with its exit code."""
     if sys.platform == "win32":
         sys.exit("specgen runs on Linux and macOS; on Windows use WSL")
+    for descriptor in range(3):
+        # Node and others share streams that don't block: text was lost, and a prompt that came late was none.
+        with suppress(OSError):
+            os.set_blocking(descriptor, True)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import Any
 
 import specgen.cli.bench.run as bench
-import specgen.cli.doctor.run as doctor
-import specgen.cli.generate.inputs as generate
-import specgen.cli.verify.run as verify
+import specgen.cli.generate.local as generate
+import specgen.cli.verify.checks as verify
+import specgen.doctor.examine as doctor
 from specgen.cli import app, streams
 from specgen.core.events import FinalText, Finish, FinishReason, Piece, Prefill, Round, RoundText, TextEvent, TokenState
 from specgen.core.metrics import Counts
@@ -104,8 +104,9 @@ def main() -> None:
 
     module: Any = generate
     module.open_generation = open_generation
-    others: Any = ((verify, "_run_checks"), (doctor, "_examine"), (bench, "_open_benchmark"))
+    others: Any = ((verify, "run_checks"), (doctor, "examine"), (bench, "_open_benchmark"))
     for other, name in others:
+        assert hasattr(other, name)
         setattr(other, name, lambda *_, **__: reach("open"))
     messages: Any = streams.Messages
     messages.__init__ = starting(messages.__init__)

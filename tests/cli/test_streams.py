@@ -246,6 +246,30 @@ def test_doctor_shows_a_path_outside_the_encoding_of_stdout(tmp_path: Path) -> N
     assert "ascii" in ended.out.decode()
 
 
+# F174
+
+
+@pytest.mark.fault("F174")
+def test_streams_that_do_not_block_lose_nothing() -> None:
+    (childs_in, prompt), (output, childs_out) = os.pipe(), os.pipe()
+    childs = {0: childs_in, 1: childs_out, 2: os.open(os.devnull, os.O_WRONLY)}
+    for descriptor in (childs_in, childs_out):
+        os.set_blocking(descriptor, False)
+    process = ForkedProcess(SCRIPTED, ["generate", "-"], environment(SPECGEN_TEST_ROUNDS="9000"), childs)
+    for descriptor in childs.values():
+        os.close(descriptor)
+    time.sleep(0.5)
+    os.write(prompt, b"hi")
+    os.close(prompt)
+    time.sleep(0.5)
+    with os.fdopen(output, "rb") as reader:
+        text = reader.read()
+
+    assert process.wait(TIMEOUT_SECONDS) == 0
+    assert text == answer(9000).encode()
+    assert len(text) > PIPE_BYTES
+
+
 # F07, F08
 
 
