@@ -7,7 +7,7 @@ draft tokens are accepted independently of each other, which they are not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specgen.core.metrics import Counts
 
@@ -24,7 +24,7 @@ class PassCosts:
 
     Args:
         verify_seconds: v(n): a pass of the target over n tokens, by n.
-        draft_seconds: A draft token.
+        draft_seconds: A pass of the draft model, which gives a token.
         is_per_round: `draft_seconds` is a whole proposal, as in lookup.
         catch_up_seconds: Extra cost of the first draft token after a draft that was accepted as a whole: the draft
             model has not read its own last token.
@@ -139,6 +139,12 @@ def forecast(counts: Counts, costs: PassCosts) -> Forecast:
     """
     by_length: dict[int, float] = {}
     acceptance: list[float] = []
+    predicted = predicted_speedup(counts, costs)
+    num_drafting = counts.num_rounds - counts.num_plain_rounds
+    if counts.num_extra_passes > 0 and num_drafting:
+        # Of text drafts: the first token of each takes them.
+        extra = costs.draft_seconds * counts.num_extra_passes / num_drafting
+        costs = replace(costs, round_seconds=costs.round_seconds + extra)
     for accepted, tested in zip(counts.accepted_by_position, counts.tested_by_position, strict=True):
         if tested < MIN_TESTED or counts.num_tree_rounds:
             break
@@ -147,7 +153,7 @@ def forecast(counts: Counts, costs: PassCosts) -> Forecast:
         if speedup is None:
             break
         by_length[len(acceptance)] = speedup
-    return Forecast(predicted_speedup(counts, costs), by_length)
+    return Forecast(predicted, by_length)
 
 
 def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:

@@ -62,7 +62,7 @@ class Counts:
     num_tree_nodes: int = 0
     """Rounds whose draft branched, and the tokens of all their branches."""
     num_extra_passes: int = 0
-    """Passes of the draft model in those rounds, less the tokens of theirs that `num_drafted` and `num_cut` have."""
+    """Passes of the draft model, less the tokens that it drafted, in rounds that branched or drafted text."""
     was_plain: bool = False
     """Whether the last round drafted nothing."""
     num_prompt_tokens: int = 0

@@ -162,11 +162,11 @@ def _forecast(target: _Target, candidate: Candidate, like: ModelSettings, store:
     overlap = pair.shared.overlap if isinstance(pair.shared, TranslatedPairing) else UNKNOWN_OVERLAP
     ratio = target.speed.pass_seconds(pair.draft, plan.memory.weights) / target.estimated_seconds
     assumed = HEAD_ALPHA if pair.draft.draft_head is not None else FAMILY_ALPHA if kind == "same" else ASSUMED_ALPHA
-    alpha, costs = translated_costs(kind, overlap, assumed, ratio, target.verify)
     cost_basis: Basis = "estimated"
     learned = store.find(_facts(pair.draft, plan, kind)).get(TOKEN)
     if learned is not None and target.basis == "learned":
-        costs, cost_basis = PassCosts(costs.verify_seconds, learned / target.seconds), "learned"
+        ratio, cost_basis = learned / target.seconds, "learned"
+    alpha, costs = translated_costs(kind, overlap, assumed, ratio, target.verify)
     known = store.read(acceptance_key(pair.target.files, pair.draft.files, kind)).get(ALPHA)
     alpha_basis: Basis = "estimated" if known is None else "learned"
     speedup, length = _speedup(known or alpha, costs, alpha_basis, cost_basis)

@@ -107,24 +107,25 @@ def _medians(verify: dict[int, list[float]], drafting: dict[str, list[tuple[floa
 
 
 def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:
-    """Returns the seconds of one draft token (for lookup: of one proposal), and of reading one more token before it."""
+    """Returns the seconds of one draft pass (for lookup: of one proposal), and of reading one more token before it."""
     models.limit_torch_threads()
     drafter = models.drafter(models.sampler(sampling))
     if isinstance(drafter, CombinedDrafter):
         drafter = drafter.model
 
     def timed(num_fed: int, num_drafted: int) -> tuple[float, int]:
+        """Returns seconds and passes of the draft model."""
         drafter.rewind(num_fed)
         drafter.feed(ids[:num_fed])
         started = read()
         draft = drafter.propose(ids, num_drafted, FixedLength())
-        return read() - started, draft.ids.shape[0]
+        return read() - started, draft.ids.shape[0] if draft.num_passes is None else draft.num_passes
 
     drafter.feed(ids[:-1])
-    whole, num_drafted = timed(len(ids) - 1, NUM_DRAFTED)
+    whole, num_passes = timed(len(ids) - 1, NUM_DRAFTED)
     if models.draft is None:
         return whole, 0.0
     catch_up = timed(len(ids) - 2, 1)[0] - timed(len(ids) - 1, 1)[0] if len(ids) > 1 else 0.0
     drafter.rewind(len(ids) - 1)
-    # A draft with another vocabulary may propose fewer tokens, or none.
-    return whole / max(num_drafted, 1), catch_up
+    # A draft with another vocabulary may take more passes than it proposes tokens.
+    return whole / max(num_passes, 1), catch_up

@@ -114,3 +114,17 @@ def test_the_benchmarks_prediction_holds_where_the_draft_catches_up_at_a_price(
     assert report.costs is not None
     assert report.costs.catch_up_seconds == pytest.approx({drafted.setting.label: 0.2})
     assert drafted.predicted_speedup == pytest.approx(drafted.speedup, rel=0.03)
+
+
+def test_a_draft_of_text_is_priced_by_its_passes() -> None:
+    """Three passes for two tokens, and v(3) = 1.2: a round of three tokens takes 1.5 steps."""
+    counts = Counts()
+    for index in range(5):
+        counts.observe(Round(index, (1, 2), 2, 3, 0, 0.3, 1.2, 0.0, "model", num_passes=3))
+    costs = PassCosts({1: 1.0, 2: 1.1, 3: 1.2}, DRAFT)
+
+    found = forecast(counts, costs)
+
+    assert found.speedup == pytest.approx(2.0)
+    assert found.by_length[2] == pytest.approx(2.0)
+    assert found.by_length[1] == pytest.approx(2 / 1.3)
