@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from specgen.core.errors import ModelFileError, PairError
 from specgen.core.settings import ModelSettings
@@ -236,3 +237,36 @@ def test_a_shipped_draft_is_found_by_its_target(tmp_path: Path, monkeypatch: pyt
 
     assert shipped_draft(own) == expected
     assert shipped_draft(other) is None
+
+
+OF_0_1_0 = """{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 8,
+"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8,
+"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "rms_norm_eps": 1e-06, "hidden_act": "silu",
+"attention_bias": false, "mlp_bias": false, "max_position_embeddings": 512, "vocab_size": 320,
+"tie_word_embeddings": false, "bos_token_id": 287, "eos_token_id": 289, "num_hidden_layers": 1, "specgen_draft":
+{"format": 1, "kind": "features", "target_layers": [0], "target_name": "target", "target_digest": "34698afc",
+"num_draft_ids": 100}}"""
+SHAPES_OF_0_1_0 = {
+    "fc.weight": (32, 64),
+    "norm.weight": (32,),
+    "layers.0.input_layernorm.weight": (32,),
+    "layers.0.post_attention_layernorm.weight": (32,),
+    "layers.0.mlp.down_proj.weight": (32, 8),
+    **{f"layers.0.mlp.{name}_proj.weight": (8, 32) for name in ("gate", "up")},
+    **{f"layers.0.self_attn.{name}_proj.weight": (8, 32) for name in ("k", "v")},
+    "layers.0.self_attn.q_proj.weight": (32, 32),
+    "layers.0.self_attn.o_proj.weight": (32, 32),
+}
+"""What `specgen distill` of version 0.1.0 wrote."""
+
+
+def test_a_draft_that_version_0_1_0_made_is_valid(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in SHAPES_OF_0_1_0.items()}
+    save_file({**tensors, "draft_ids": torch.arange(100)}, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text(OF_0_1_0)
+
+    config = check_draft_head(tmp_path)
+
+    assert config.draft_head is not None
+    assert (config.draft_head.kind, config.draft_head.target_digest) == ("features", "34698afc")
+    assert load_tensors(tmp_path, 320)["draft_ids"].shape == (100,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,26 @@ def test_learned_costs_do_not_change_the_answer(toys: dict[str, Path], tmp_path:
     # The first round of a session that knows nothing is a plain one; this one drafts at once.
     assert first.counts.fed_histogram[1] >= 1
     assert warm.draft_length.costs.is_supported(1)
+
+
+def test_costs_that_version_0_1_0_saved_are_loaded(toys: dict[str, Path], tmp_path: Path) -> None:
+    models = open_models(toys, drafter="lookup")
+    now = learned_costs.target_key(models)
+    facts = {
+        "role": "target",
+        **{name: now[name] for name in ("model", "parameters", "bytes")},
+        "quant": "none",
+        "dtype": "float32",
+        "device": "cpu",
+        "processor": now["processor"],
+        "threads": now["threads"],
+        "engine": "LeanModel EngineSettings(backend='auto', gpu_layers=None, context_size=None, threads=None)",
+        "versions": now["versions"],
+    }
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    saved = {"format": 1, "facts": facts, "costs": {"1": [0.020, 0], "2": [0.022, 3]}}
+    (tmp_path / f"{name}.json").write_text(json.dumps(saved))
+
+    learned_costs.load(models, CostStore(tmp_path))
+
+    assert models.draft_length.costs.known == pytest.approx({1: 0.020, 2: 0.022})
