@@ -84,6 +84,9 @@ def _usage_error(error: Exception) -> SettingsError | None:
         return None
     context, text = getattr(error, "ctx", None), str(format_message())
     see = f"see {getattr(context, 'command_path', 'specgen')} --help"
+    option = str(getattr(error, "option_name", ""))
+    if option[:1] == "-" and option[1:2] not in ("", "-") and not option[1:2].isalpha():
+        return SettingsError(text, f"put -- before a prompt that begins with a dash; {see}")
     if text.startswith(_EXTRA_ARGUMENT) and getattr(context, "info_name", "") == "generate":
         return SettingsError(
             f"more than one prompt{text.removeprefix(_EXTRA_ARGUMENT)}", f"put the prompt into quotes; {see}"

@@ -151,7 +151,8 @@ def decode(data: bytes, name: str) -> str:
             raise PromptError(f"{name} is {what}", "give a text file") from error
         raise PromptError(
             f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}",
-            "convert it first: iconv -f LATIN1 -t UTF-8",
+            # With LATIN1, bytes of other encodings become control characters silently.
+            "convert it first from its encoding, as in: iconv -f WINDOWS-1252 -t UTF-8",
         ) from error
 
 

@@ -760,6 +760,12 @@ def test_an_unknown_option_refers_to_the_help(generate: Cli) -> None:
     assert_usage_error(generate("--temprature", "1"), "--temprature", "specgen generate --help")
 
 
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("prompt", ["-5 + 3 = ?", "- one", "-3"])
+def test_the_error_for_a_prompt_that_begins_with_a_dash_says_how_to_give_it(generate: Cli, prompt: str) -> None:
+    assert_usage_error(generate(prompt), "put -- before")
+
+
 def test_an_unknown_command_is_rejected(cli: Cli) -> None:
     assert_usage_error(cli("generrate"), "generrate")
 

@@ -160,6 +160,7 @@ def test_bytes_that_are_not_utf8_are_reported_with_their_offset(stdin: Feeder, t
         read_prompt(None, None, [], None)
 
     assert_names(caught.value, "stdin", "0xff", "offset 2")
+    assert "LATIN1" not in (caught.value.hint or ""), "it makes control characters of any bytes"
     assert caught.value.exit_code == 2
 
 
