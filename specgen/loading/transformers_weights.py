@@ -35,7 +35,7 @@ from specgen.models.quantized import fits_cpu_kernel, has_nf4_kernel
 _UNRELATED = "config and weights don't belong together"
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 NEARLY_ALL = 0.95
-"""Share of the weights in a format from which the others, norms and biases, are not mentioned."""
+"""Share of the weights in a format from which the others are not mentioned."""
 
 
 def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[Any, ModelInfo, list[str]]:
@@ -62,13 +62,12 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
     model.eval()
     model.requires_grad_(False)
     check_finite(model, folder)
-    packed_bytes = 0
-    quant, scales_bytes = _weight_format(model)
+    packed_bytes, (quant, scales_bytes) = 0, _weight_format(model)
     if placement.packed_dtype is not None:
         packed_bytes = pack_model(model, Int8Linear if placement.packed_dtype == "int8" else Float16Linear)
         quant = "int8" if placement.packed_dtype == "int8" else "none"
     info = ModelInfo(
-        name=resolved.name,
+        resolved.name,
         quant=quant,
         dtype=_compute_type(model, placement),
         device=_device_name(model),
@@ -147,9 +146,10 @@ def load_error(error: Exception, shown: str, folder: Path, config: ModelConfig, 
             f"{shown} is quantized with {config.quant_method}, whose library is missing: {first_line(error)}",
             "install it, or choose a checkpoint that is not quantized",
         )
-    return ModelFileError(
-        f"{folder} can't be loaded: {first_line(error)}", "its files are damaged, or don't belong together"
-    )
+    reason, hint = first_line(error), "its files are damaged, or don't belong together"
+    if isinstance(error, KeyError) and config.unsupported and "model_type" not in config.unsupported:
+        reason, hint = f"{config.unsupported} in config.json", "upgrade transformers, or correct it"
+    return ModelFileError(f"{folder} can't be loaded: {reason}", hint)
 
 
 def _refuse_offload(model: Any, shown: str, needed: int, placement: Placement) -> None:
@@ -226,8 +226,8 @@ def _device_name(model: Any) -> str:
 
 def _defaults(given: Mapping[str, Any], config: Any) -> str:
     """Returns the sizes that a config.json leaves to transformers' defaults, as a hint about shapes."""
-    sizes = {name: getattr(config, name, None) for name in _SIZES if name not in given and "text_config" not in given}
-    found = [f"{name} ({size})" for name, size in sizes.items() if type(size) is int]
+    names = [name for name in _SIZES if name not in given and type(getattr(config, name, None)) is int]
+    found = [f"{name} ({getattr(config, name)})" for name in names if "text_config" not in given]
     return f"config.json lacks {', '.join(found)}: these are transformers' defaults" if found else ""
 
 

@@ -407,3 +407,16 @@ def test_a_size_that_a_config_lacks_is_named(folder: Path) -> None:
     edit_json(folder / "config.json", intermediate_size=None)
 
     fails(ModelFileError, lambda: load(folder), "intermediate_size", "11008")
+
+
+@pytest.mark.fault("F20")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"rope_parameters": {"rope_type": "ntk", "factor": 2.0}}, "rope_type is 'ntk'"), ({"hidden_act": "x"}, "'x'")],
+)
+def test_a_name_in_a_config_that_nothing_knows_is_named(folder: Path, change: dict[str, Any], named: str) -> None:
+    edit_json(folder / "config.json", **change)
+
+    error = fails(ModelFileError, lambda: load(folder), named)
+
+    assert "damaged" not in (error.hint or "")
