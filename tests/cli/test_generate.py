@@ -356,7 +356,7 @@ def test_a_failing_draft_is_a_warning_and_keeps_the_answer(
 ) -> None:
     _break_forward(monkeypatch, 3, RuntimeError("planted"))
 
-    ended = generate("-d", toys["wrong"])
+    ended = generate("-d", toys["wrong"], "-k", 4)
 
     assert (ended.code, ended.out) == (0, LINE)
     (warning,) = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
