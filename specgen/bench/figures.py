@@ -9,9 +9,10 @@ from statistics import fmean
 from typing import Literal
 
 from specgen.bench.results import BenchReport, Difference, Run, Setting
-from specgen.core.confidence import Interval, ratio_interval
+from specgen.core.confidence import Interval
 from specgen.core.cost_model import Forecast, MeasuredCosts, forecast
 from specgen.core.metrics import Counts, sum_counts
+from specgen.runtime.confidence import ratio_interval
 
 TextVerdict = Literal["same", "near-tie", "different"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specgen.core.confidence import ratio_interval
 from specgen.core.cost_model import MeasuredCosts, PassCosts, forecast, predicted_speedup
 from specgen.core.errors import SpecgenError
 from specgen.core.metrics import Counts, sum_counts
@@ -14,6 +13,7 @@ from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSetting
 from specgen.doctor.draft_candidates import Candidate, as_draft
 from specgen.doctor.draft_forecast import DraftForecast, DraftRanking, Prediction, UnusableDraft, ranked
 from specgen.runtime import learned_costs
+from specgen.runtime.confidence import ratio_interval
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import DrafterKind, Pair

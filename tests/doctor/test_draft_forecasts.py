@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from specgen.core.confidence import ratio_interval
 from specgen.core.cost_model import PassCosts
 from specgen.core.metrics import Counts
 from specgen.core.settings import ModelSettings
 from specgen.doctor.draft_measurement import _with_interval
 from specgen.doctor.pass_estimate import MachineSpeed, measure_machine
+from specgen.runtime.confidence import ratio_interval
 from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.toys import save_toy
 
