@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isnan
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from specgen.core.errors import NumericalError
 from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyDrafter, LanguageModel, RecordingModel
 from specgen.engine.draft_length.contract import LengthPolicy
+from specgen.engine.drafters.ahead import AheadChoice, AheadTiming
 from specgen.engine.drafters.base import draft_errors, empty_draft
 from specgen.engine.sampling import Sampler, TokenDistributions, token_distributions
 from specgen.engine.seen_tokens import seen_tokens
@@ -48,9 +50,12 @@ class ModelDrafter:
         is_argmax = sampler.settings.is_greedy and sampler.settings.repetition_penalty == 1.0
         self._on_device = model if is_argmax and isinstance(model, GreedyDrafter) else None
         self._recording: RecordingModel | None = model if isinstance(model, RecordingModel) else None
-        self.drafts_ahead = False
+        self.drafts_ahead: bool | None = None
         """Whether each next token is drafted while the host waits for a confidence: nothing of it is used if the policy
-        ends the draft, which costs a step of the draft. Without it, the device waits for the policy at every token."""
+        ends the draft, which costs a step of the draft. Without it, the device waits for the policy at every token.
+        None: whichever is measured to be faster."""
+        self._ahead = AheadChoice()
+        self._timing: AheadTiming | None = None
 
     def feed(self, ids: Sequence[int]) -> None:
         if self._can_read(ids):
@@ -71,6 +76,8 @@ class ModelDrafter:
         if self._recording is None:
             return draft
         is_warmup = self._recording.num_warmups > num_warmups
+        if not is_warmup and self._timing is not None:
+            self._ahead.observe(self._timing)
         return replace(draft, is_warmup=is_warmup, recording_failure=self._recording.take_failure())
 
     def _make_draft(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
@@ -83,10 +90,12 @@ class ModelDrafter:
     ) -> Draft:
         """Drafts the likeliest tokens; reads nothing but confidences, and those only if the policy wants them."""
         reads = draft_length.uses_confidence
+        is_ahead = reads and (self._ahead.is_ahead if self.drafts_ahead is None else self.drafts_ahead)
         count = num_launched = 0
+        started = perf_counter()
         while count < limit and draft_length.should_draft():
             count += 1
-            num_wanted = min(count + (reads and self.drafts_ahead), limit)
+            num_wanted = min(count + is_ahead, limit)
             for index in range(num_launched, num_wanted):
                 model.draft_token(ids, index)
                 if reads:
@@ -97,6 +106,7 @@ class ModelDrafter:
                 if isnan(confidence):
                     raise NumericalError(DRAFT_NOT_FINITE)
                 draft_length.on_token(confidence)
+        self._timing = AheadTiming(perf_counter() - started, count, num_launched, is_ahead) if reads and count else None
         return Draft(model.drafted_ids(count), is_finite=model.is_draft_finite() if count else None)
 
     def _propose_by_logits(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:

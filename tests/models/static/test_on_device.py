@@ -17,6 +17,7 @@ from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
+from specgen.engine.drafters.ahead import AheadChoice, AheadTiming
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
@@ -169,6 +170,24 @@ def test_drafting_ahead_changes_no_draft_and_adds_no_read(drafts: str, monkeypat
     assert found[0] == found[1]
     assert {len(draft_ids) for draft_ids, _ in found[0]} >= {1, 3}
     assert num_steps[1] > num_steps[0]
+
+
+def test_both_ways_of_drafting_are_measured_and_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = built("llama", num_hidden_layers=1), tiny_model("llama", 1, num_hidden_layers=1)
+    observed: list[AheadTiming] = []
+    monkeypatch.setattr(AheadChoice, "observe", lambda _, timing: observed.append(timing))
+    monkeypatch.setattr(AheadChoice, "is_ahead", property(lambda _: len(observed) % 2 == 1))
+    with fake_cuda(monkeypatch) as device:
+        target, draft = (static(decoder_of(model).to(FAKE)) for model in models)
+        drafter = ModelDrafter(draft, VOCAB_SIZE, Sampler.seeded(GREEDY, target.device, VOCAB_SIZE))
+        events, _ = run(target, lambda _: drafter, GREEDY, device, draft_length=UntilUnsure())
+
+    drafted = [len(event.draft_ids) + event.num_cut for event in rounds_of(events)]
+    kept = [count for count in drafted if count][-len(observed) :]
+    assert [timing.num_kept for timing in observed] == kept
+    assert {timing.is_ahead for timing in observed} == {False, True}
+    assert all(timing.num_started == timing.num_kept for timing in observed if not timing.is_ahead)
+    assert any(timing.num_started == timing.num_kept + 1 for timing in observed if timing.is_ahead)
 
 
 @pytest.mark.parametrize("name", thorough_except(["processed", "same-text"], SAMPLINGS))
