@@ -253,5 +253,5 @@ def _cost_key(layer: Layer) -> CostKey:
         "device": device,
         "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name(),
         "threads": torch.get_num_threads(),
-        "versions": " ".join(f"{name} {version_of(name)}" for name in ("torch", "bitsandbytes")),
+        "versions": " ".join(f"{name} {version_of(name)}" for name in ("torch", "bitsandbytes", "llvmlite")),
     }

@@ -182,7 +182,7 @@ def keeps_all_bits() -> bool:
 
 
 class VnniInt8Linear(Int8Linear):
-    """The same for CPUs with VNNI, by our own kernel: rounding differs by the order of two operations."""
+    """Computes the same on our own kernel, whose rounding differs by the order of two operations."""
 
     _row_bytes = 8
 
@@ -247,6 +247,8 @@ def pack_layers(module: nn.Module, kind: PackedKind) -> int:
     ]
     # Packing a layer is one long loop without the interpreter lock. The longest jobs go first, so that none of them
     # runs alone at the end.
+    if kind is Int8Linear:
+        int8_kernels()  # compiled once, not by each thread
     jobs.sort(key=lambda job: -getattr(job[0], job[1]).weight.numel())
     with without_deprecation_warning(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return sum(pool.map(lambda job: _replace(job[0], job[1], kind), jobs))

@@ -1,4 +1,4 @@
-"""The int8 kernels in LLVM's language.
+"""Writes the int8 kernels in LLVM IR.
 
 `quantize` rounds rows to int8. `multiply` runs on each thread and claims outputs; tiles compute
 them.
@@ -13,7 +13,7 @@ CHUNK_OUTPUTS = 16
 
 
 def kernel_text(width: int) -> str:
-    """Returns the kernels in LLVM's language, for vectors of `width` bytes."""
+    """Returns the kernels in LLVM IR, for vectors of `width` bytes."""
     lanes = width // 4
     vector = f"<{lanes} x i32>"
     declarations = [
@@ -56,7 +56,7 @@ find:
   br i1 %find_more, label %find, label %found
 found:
   %max = call float @llvm.vector.reduce.fmaximum.v16f32(<16 x float> %larger)
-  %positive = call float @llvm.maximum.f32(float %max, float 0x3810000000000000)
+  %positive = call float @llvm.maximum.f32(float %max, float 0x3880000000000000)
   %scale = fdiv float %positive, 1.270000e+02
   %factor = fdiv float 1.270000e+02, %positive
   %factor_first = insertelement <16 x float> poison, float %factor, i32 0

@@ -1,4 +1,4 @@
-"""The loops of the int8 kernel in LLVM's language: some outputs of some rows, whose sums stay in the registers."""
+"""Writes the loops of the int8 kernel in LLVM IR: some outputs of some rows, whose sums stay in the registers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ MAX_ROWS = {64: 6, 32: 3}
 """Rows that are computed at once, by bytes of a vector: the registers hold the sums of all pairs, 32 of 64 bytes or 16
 of 32 bytes. More rows are computed in groups of about the same size."""
 AHEAD_BYTES = 8192
-"""How far ahead of its use a weight is requested from memory, into the second cache. The CPU itself does not look
-beyond 4 KiB. Measured with 512 to 65,536: 8,192 is the fastest, and 15 to 35 % faster than nothing for eight rows."""
+"""How far ahead of its use a weight is requested from memory, into the second cache. The CPU's own prefetching
+ends at 4 KiB. Measured with 512 to 65,536: 8,192 is the fastest, and 15 to 35 % faster than nothing for eight rows."""
 
 _PARAMETERS = (
     "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %row_sums, ptr %outputs, "

@@ -1,6 +1,6 @@
 """Compiles kernels for this machine's CPU and runs them on torch's threads.
 
-Kernels are written in LLVM's language and compiled by llvmlite when they are first needed, which takes 0.1 seconds: no
+Kernels are written in LLVM IR and compiled by llvmlite when they are first needed, which takes 0.1 seconds: no
 compiler has to be installed.
 """
 
@@ -18,10 +18,13 @@ Function = Callable[..., None]
 
 
 class NativeCode:
-    """Functions compiled from a text in LLVM's language. They release the interpreter lock while they run.
+    """Holds functions compiled from LLVM IR. They release the interpreter lock while they run.
+
+    LLVM ends the process if the text has instructions that `host_features` lacks.
 
     Raises:
-        RuntimeError: The text is invalid, or this CPU lacks its instructions.
+        ImportError: llvmlite is not installed.
+        RuntimeError: The text is invalid, or the system allows no new code in memory.
     """
 
     def __init__(self, text: str) -> None:
@@ -40,9 +43,32 @@ class NativeCode:
 
     def function(self, name: str, num_arguments: int) -> Function:
         """Returns a function whose arguments are integers and addresses, 64 bits each, and which returns nothing."""
-        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_arguments)
-        function: Function = kind(self._engine.get_function_address(name))
+        address = self._engine.get_function_address(name)
+        if not _is_executable(address):
+            raise RuntimeError("the system allows no new code in memory")
+        function: Function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_arguments)(address)
         return function
+
+
+def host_features() -> frozenset[str]:
+    """Returns the CPU's features by LLVM's names. A hypervisor may hide some that the system lists.
+
+    Raises:
+        ImportError: llvmlite is not installed.
+    """
+    import llvmlite.binding as llvm
+
+    return frozenset(name for name, is_there in llvm.get_host_cpu_features().items() if is_there)
+
+
+def _is_executable(address: int) -> bool:
+    """Returns whether code may run at an address. Hardened systems deny it silently."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, rights, *_ = line.split()
+        first, last = (int(bound, 16) for bound in bounds.split("-"))
+        if first <= address < last:
+            return "x" in rights
+    return False
 
 
 @lru_cache(maxsize=1)

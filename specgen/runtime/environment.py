@@ -12,9 +12,9 @@ from specgen.loading.memory import free_bytes, total_bytes
 
 LIBRARIES = (
     *("torch", "transformers", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gguf", "huggingface-hub"),
-    *("llama-cpp-python", "scipy", "rich", "typer", "matplotlib"),
+    *("llama-cpp-python", "llvmlite", "scipy", "rich", "typer", "matplotlib"),
 )
-SPEED_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+SPEED_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
 """Processor flags that decide the speed of matrix products."""
 
 

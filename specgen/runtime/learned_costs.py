@@ -25,7 +25,7 @@ from specgen.storage.cost_store import CostKey, CostStore
 if TYPE_CHECKING:
     from specgen.runtime.loaded_models import LoadedModels
 
-DECISIVE = ("torch", "transformers", "bitsandbytes", "llama-cpp-python")
+DECISIVE = ("torch", "transformers", "bitsandbytes", "llvmlite", "llama-cpp-python")
 TOKEN = "token"  # noqa: S105 - a name in the file
 """Key of a draft token's cost; costs of target passes have the number of tokens as key."""
 ALPHA = "alpha"

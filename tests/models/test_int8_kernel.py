@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specgen.core.machine import cpu_flags
-from specgen.models import formats, int8_kernel
+from specgen.models import formats, int8_kernel, native_code
 from specgen.models.formats import Int8Linear, VnniInt8Linear, packed_linear
 from specgen.models.int8_kernel import Int8Weight, Kernels, compile_kernels, int8_kernels
 from specgen.models.int8_kernel_code import kernel_text
@@ -35,6 +37,12 @@ def made(kernels: Kernels, sizes: tuple[int, int], scale: float = 1.0) -> tuple[
     torch.manual_seed(sizes[0])
     weight, bias = scale * torch.randn(sizes), torch.randn(sizes[0])
     return Int8Weight(weight, bias, kernels), weight, bias
+
+
+def kernel_weight(weight: Tensor, bias: Tensor | None = None) -> Int8Weight:
+    kernels = int8_kernels()
+    assert kernels is not None
+    return Int8Weight(weight, bias, kernels)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -145,11 +153,105 @@ def test_layers_of_other_sizes_run_on_torch_s_kernel() -> None:
     assert not any(isinstance(layer, VnniInt8Linear) for layer in layers)
 
 
-@pytest.mark.parametrize("flags", [frozenset(), frozenset({"avx2"})])
-def test_a_cpu_without_vnni_has_no_kernel(monkeypatch: pytest.MonkeyPatch, flags: frozenset[str]) -> None:
-    monkeypatch.setattr(int8_kernel, "cpu_flags", lambda: flags)
+@pytest.fixture
+def forgotten() -> Iterator[None]:
     int8_kernels.cache_clear()
+    yield
+    int8_kernels.cache_clear()
+
+
+def raising(error: Exception) -> Callable[..., object]:
+    def fail(*_: object) -> object:
+        raise error
+
+    return fail
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(
+    ("name", "replacement"),
+    [
+        ("cpu_flags", frozenset),
+        ("cpu_flags", lambda: frozenset({"avx2"})),
+        ("host_features", raising(ImportError("no llvmlite"))),
+        # A hypervisor hides what the system lists: LLVM would end the process.
+        ("host_features", lambda: frozenset({"avx2", "avx512f"})),
+        ("openmp_parallel", lambda: None),
+        ("openmp_parallel", raising(OSError("no library"))),
+        ("compile_kernels", raising(RuntimeError("no new code in memory"))),
+    ],
+)
+def test_a_machine_that_lacks_something_has_no_kernel(
+    monkeypatch: pytest.MonkeyPatch, name: str, replacement: Callable[..., object]
+) -> None:
+    monkeypatch.setattr(int8_kernel, name, replacement)
 
     assert int8_kernels() is None
+    assert not isinstance(packed_linear(torch.ones(8, 64), Int8Linear), VnniInt8Linear)
 
-    int8_kernels.cache_clear()
+
+@needs_kernel
+def test_code_that_may_not_run_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_code, "_is_executable", lambda _: False)
+
+    with pytest.raises(RuntimeError, match="no new code"):
+        compile_kernels(64 if "avx512_vnni" in cpu_flags() else 32)
+
+
+@needs_kernel
+def test_memory_of_values_is_not_executable() -> None:
+    assert not native_code._is_executable(torch.zeros(64).data_ptr())
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "rows",
+    [
+        torch.ones(1, 64, dtype=torch.bfloat16),
+        torch.ones(1, 64, dtype=torch.float64),
+        torch.ones(1, 128),
+        torch.ones(1, 64, device="meta"),
+    ],
+)
+def test_other_inputs_are_refused(rows: Tensor) -> None:
+    with pytest.raises(TypeError, match="expected float32 rows of 64"):
+        kernel_weight(torch.ones(4, 64)).multiply(rows)
+
+
+@needs_kernel
+def test_no_rows_have_no_outputs() -> None:
+    assert kernel_weight(torch.ones(4, 64)).multiply(torch.empty(0, 64)).shape == (0, 4)
+
+
+@needs_kernel
+def test_changed_defaults_of_torch_do_not_matter() -> None:
+    weight, rows = torch.randn(33, 64), torch.randn(3, 64)
+    expected_outputs = kernel_weight(weight).multiply(rows)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        outputs = kernel_weight(weight).multiply(rows)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    assert torch.equal(outputs, expected_outputs)
+
+
+@needs_kernel
+def test_a_bias_may_be_a_view() -> None:
+    bias = torch.arange(8.0)[::2]
+
+    assert torch.equal(kernel_weight(torch.zeros(4, 64), bias).multiply(torch.ones(1, 64))[0], bias)
+
+
+@needs_kernel
+def test_very_small_rows_are_multiplied() -> None:
+    outputs = kernel_weight(torch.full((4, 64), 1e30)).multiply(torch.full((1, 64), 1e-35))
+
+    assert torch.allclose(outputs, torch.full((1, 4), 64e-5), rtol=1e-2)
+
+
+@needs_kernel
+def test_a_copy_of_a_layer_computes_the_same() -> None:
+    layer, rows = packed_linear(torch.randn(8, 64), Int8Linear), torch.randn(2, 64)
+
+    assert torch.equal(copy.deepcopy(layer)(rows), layer(rows))
