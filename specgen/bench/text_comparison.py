@@ -10,7 +10,7 @@ from specgen.core.comparison import first_difference
 from specgen.core.results import LogitGap, ModelInfo
 from specgen.core.settings import SamplingSettings
 from specgen.engine.contract import TargetModel
-from specgen.runtime.near_ties import logit_gap
+from specgen.engine.near_ties import logit_gap
 
 
 class TextComparison:

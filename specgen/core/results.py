@@ -205,7 +205,7 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True)
 class LogitGap:
-    """Distance of two tokens in the target's logits; see `specgen.runtime.near_ties`.
+    """Distance of two tokens in the target's logits; see `specgen.engine.near_ties`.
 
     Args:
         distance: Distance of their logits; NaN if a server does not report it, infinite if the other token is not among

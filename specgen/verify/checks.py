@@ -21,10 +21,10 @@ from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.drafters.translated import SharedTokenDrafter, SharedTokens, TranslatedModel
 from specgen.engine.enumeration import ScriptedRandomness, TableModel, every_outcome
+from specgen.engine.near_ties import logit_gap
 from specgen.engine.sampling import Sampler, token_distributions
 from specgen.runtime.generation import target_alone
 from specgen.runtime.loaded_models import LoadedModels
-from specgen.runtime.near_ties import logit_gap
 from specgen.verify.results import DistributionError, ReferenceCheck, TextCheck
 
 PROCESSORS = {

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from specgen.core.comparison import first_difference
 from specgen.engine.contract import LanguageModel
+from specgen.engine.near_ties import NUM_ULPS
 from specgen.models.decoder import Decoder
 from specgen.models.static.model import StaticModel
 from specgen.models.static.recorder import PlainRecorder
-from specgen.runtime.near_ties import NUM_ULPS
 from tests.gpu.isolation import described
 from tests.gpu.models import (
     Quant,

@@ -11,8 +11,8 @@ from specgen.core.settings import DecodeSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
+from specgen.engine.near_ties import logit_gap
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
-from specgen.runtime.near_ties import logit_gap
 from tests.fakes import ids_of, sampler, tiny_model
 from tests.llamacpp.builders import letters, load, write_gguf
 

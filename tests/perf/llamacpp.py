@@ -27,11 +27,11 @@ from time import perf_counter
 from typing import Any
 
 from specgen.core.settings import BackendSettings, ModelSettings, SamplingSettings
+from specgen.engine.near_ties import logit_gap
 from specgen.loading.libraries import prepare_libraries
 from specgen.loading.llama_cpp import default_num_threads
 from specgen.models.llama_cpp import PREFILL_CHUNK, LlamaCppModel
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.near_ties import logit_gap
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.text.chat_template import ChatTemplate, Message
 from tests.perf.__main__ import prompts_from

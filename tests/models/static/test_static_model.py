@@ -26,8 +26,9 @@ from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.sampling import Sampler
+from specgen.models import cuda
 from specgen.models.batch_invariance import check_batch_invariance
-from specgen.models.cuda import admission_failure, prepare_cuda, recorded, recorder_for
+from specgen.models.cuda import admission_failure, prepare_cuda, recorded, recorder_for, relative_distance
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import Norm, fused_norm
 from specgen.models.static import inputs
@@ -462,6 +463,24 @@ def test_passes_that_differ_are_not_admitted(monkeypatch: pytest.MonkeyPatch) ->
 
     assert found is model
     assert "differ from plain ones" in str(reason)
+
+
+@pytest.mark.parametrize(("num_steps", "is_admitted"), [(41, False), (5, False), (4, True)])
+def test_another_token_is_admitted_at_a_near_tie_only(
+    num_steps: int, is_admitted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The likeliest logits change places, so many steps of bfloat16 apart; the distance of all logits hides it."""
+    own = torch.full((1, 96), 15.5 - num_steps / 16)  # from 8 to 16, neighbours in bfloat16 are 1/16 apart
+    other = own.clone()
+    own[0, 3] = other[0, 7] = 15.5
+    assert relative_distance(other, own) < 3e-2
+    monkeypatch.setattr(cuda, "_probe", lambda model, *_: other if isinstance(model, StaticModel) else own)
+    model = decoder_model(build("llama").to(torch.bfloat16), 96)
+
+    found, reason = recorded(model, TraceRecorder())
+
+    assert isinstance(found, StaticModel) == is_admitted
+    assert ("choose another token" in str(reason)) == (not is_admitted)
 
 
 def test_passes_that_fail_are_not_admitted() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from specgen.core.results import LogitGap, ModelInfo
 from specgen.engine.enumeration import TableModel
-from specgen.runtime.near_ties import MIN_TOLERANCE, NUM_ULPS, compute_type, logit_gap, ulp
+from specgen.engine.near_ties import MIN_TOLERANCE, NUM_ULPS, compute_type, logit_gap, ulp
 from specgen.verify.results import TextCheck
 from tests.fakes import cached, tiny_model
 

@@ -1,4 +1,4 @@
-"""Decides whether two greedy texts differ only by rounding, for `verify` and `bench`.
+"""Decides whether two greedy tokens differ only by rounding: for `verify`, `bench`, and recorded passes.
 
 Greedy texts of target and drafter are equal up to the first token that differs; what comes after it says nothing. At
 that position the target computes its logits again, from an empty cache, over the common text. The difference is a near
@@ -43,7 +43,12 @@ def logit_gap(target: TargetModel, info: ModelInfo, text: Sequence[int], own: in
     logits = target.logits(text, 1)[0]
     first, second = float(logits[own]), float(logits[other])
     target.rewind(0)
-    tolerance = NUM_ULPS * ulp(compute_type(info), max(abs(first), abs(second)))
+    return gap_between(first, second, compute_type(info))
+
+
+def gap_between(first: float, second: float, dtype: torch.dtype) -> LogitGap:
+    """Returns the distance of two logits that were computed in a type, and the tolerance for rounding."""
+    tolerance = NUM_ULPS * ulp(dtype, max(abs(first), abs(second)))
     return LogitGap(abs(first - second), max(tolerance, MIN_TOLERANCE))
 
 
