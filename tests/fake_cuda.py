@@ -40,6 +40,8 @@ class FakeCuda(TorchFunctionMode):
         """Calls that wait for the device: of the module that read, what it called."""
         self.pageable: list[str] = []
         """Uploads from memory that is not pinned, which wait, too."""
+        self.num_events = self.num_over = 0
+        """Events recorded, and how many of them are over for sure: waiting for those takes no time."""
         self.made_on: torch.device | None = None
         self._on_device: dict[int, StorageWeakRef] = {}
         self._pinned: dict[int, StorageWeakRef] = {}
@@ -58,6 +60,7 @@ class FakeCuda(TorchFunctionMode):
 
     def note_read(self, what: str) -> None:
         self.reads.append(f"{_caller()}: {what}")
+        self.num_over = self.num_events
 
     def note_copy(self, to: Tensor, origin: Tensor, non_blocking: bool) -> None:
         if self.device_of(to) == self.device_of(origin) or not origin.numel():
@@ -132,9 +135,11 @@ class FakeCuda(TorchFunctionMode):
         self.note_copy(result, tensor, non_blocking)
         return result
 
-    def wait(self, copies: set[int]) -> None:
-        """Waits for copies, as for an event after them."""
-        self.note_read("event")
+    def wait(self, copies: set[int], index: int) -> None:
+        """Waits for an event, the last one of `index`, and so for the copies before it."""
+        if index > self.num_over:
+            self.reads.append(f"{_caller()}: event")
+            self.num_over = index
         for key in copies:
             self._unfinished.pop(key, None)
 
@@ -212,13 +217,26 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     mode = FakeCuda()
 
     class Event:
-        """Ends when the copies that were on their way when it was recorded have ended."""
+        """Ends when the copies that were on their way when it was recorded have ended.
+
+        Its time counts the reads before it, one millisecond each: a pass without a read takes none.
+        """
+
+        def __init__(self, *, enable_timing: bool = False) -> None:
+            self.has_time = enable_timing
 
         def record(self, stream: Any) -> None:
-            self.copies = mode.unfinished
+            self.copies, self.num_reads = mode.unfinished, len(mode.reads)
+            mode.num_events += 1
+            self.index = mode.num_events
+
+        def elapsed_time(self, last: Event) -> float:
+            assert self.has_time, "it was made without enable_timing"
+            assert last.has_time, "it was made without enable_timing"
+            return float(last.num_reads - self.num_reads)
 
         def synchronize(self) -> None:
-            mode.wait(self.copies)
+            mode.wait(self.copies, self.index)
 
     patch.setattr(torch, "Generator", FakeGenerator)
     patch.setattr(torch.cuda, "Event", Event)

@@ -139,12 +139,13 @@ class GreedyVerifier(Protocol):
 
     def verify_greedy(
         self, ids: Sequence[int], draft_ids: Tensor, is_draft_finite: Tensor | None = None
-    ) -> list[int] | None:
-        """Extends the cache to `ids` and the draft, and applies the accept rule of greedy decoding.
+    ) -> Callable[[], list[int]] | None:
+        """Extends the cache to `ids` and the draft, and applies the accept rule of greedy decoding, without reading.
 
         Returns:
-            The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
-            None if it can't; the cache is then as before.
+            A function that waits for the result and returns it: the number of accepted tokens, the target's own token,
+            1 if all logits are finite, and the draft's ids. To be called before the next pass. None if the model can't;
+            the cache is then as before.
         """
 
 

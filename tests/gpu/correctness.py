@@ -104,7 +104,8 @@ def _draft_and_verdict(model: StaticModel, ids: list[int]) -> list[int] | None:
         model.draft_token(ids, index)
     draft = model.drafted_ids(3).clone()
     model.rewind(len(ids) - 1)
-    verdict = model.verify_greedy(ids, draft)
+    read = model.verify_greedy(ids, draft)
+    verdict = None if read is None else read()
     model.rewind(length)
     return verdict
 

@@ -141,7 +141,8 @@ def verify_ms(timer: Timer, model: StaticModel, num_draft_tokens: int) -> float:
     draft = torch.zeros(num_draft_tokens, dtype=torch.int64, device=model.device)
 
     def run() -> None:
-        model.verify_greedy(ids, draft)
+        if (read := model.verify_greedy(ids, draft)) is not None:
+            read()
         model.rewind(LENGTH - 1)
 
     return timer.stream_ms(run)

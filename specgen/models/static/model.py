@@ -120,8 +120,8 @@ class StaticModel(RecordedPasses, CachedModel):
     @torch.inference_mode()
     def verify_greedy(
         self, ids: Sequence[int], draft_ids: Tensor, is_draft_finite: Tensor | None = None
-    ) -> list[int] | None:
-        """Verifies a greedy draft in one recorded pass and reads the result: the round's only host read.
+    ) -> Callable[[], list[int]] | None:
+        """Launches one recorded pass that verifies a greedy draft; its result is the round's only host read.
 
         Args:
             ids: The text.
@@ -129,11 +129,8 @@ class StaticModel(RecordedPasses, CachedModel):
             is_draft_finite: `[]` or `[1]` bool, read together with the verdict; None: it is.
 
         Returns:
-            The number of accepted tokens, the target's own token, 1 if all logits are finite, and the draft's ids.
-            None if the pass is too long to be recorded, or more than the last token of the text is to be fed.
-
-        Raises:
-            DraftError: The draft model's logits were not finite.
+            What reads the result, as in `GreedyVerifier`; it raises `DraftError` if the draft model's logits were not
+            finite. None if the pass is too long to be recorded, or more than the last token of the text is to be fed.
         """
         num_new = draft_ids.shape[0] + 1
         if len(ids) != self.length + 1 or num_new > MAX_ROWS:
@@ -145,6 +142,9 @@ class StaticModel(RecordedPasses, CachedModel):
             self._is_draft_finite.copy_(is_draft_finite.view(1), non_blocking=True)
         new = self._tensor(ids[-1:])
         self._counted(num_new, lambda: self._play("verify", new, self.length, num_new, self._write_verdict))
+        return lambda: self._read_verdict(num_new)
+
+    def _read_verdict(self, num_new: int) -> list[int]:
         self._verdict_on_host.start()
         accepted, own, is_finite, is_sound, *rest = self._verdict_on_host.read()[: NUM_VERDICTS + num_new - 1]
         if is_finite and not is_sound:

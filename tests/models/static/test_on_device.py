@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from specgen.core.events import Notice, Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
+from specgen.engine.clock import Clock, EventClock
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
@@ -62,6 +64,7 @@ def run(
     sampling: SamplingSettings,
     device: FakeCuda,
     draft_length: LengthPolicy | None = None,
+    clock: Clock = perf_counter,
 ) -> Any:
     """Decodes; returns the events and, for each round, what it read and which of its uploads wait.
 
@@ -69,14 +72,14 @@ def run(
     """
     own = Sampler.seeded(sampling, target.device, VOCAB_SIZE)
     events, waits = [], []
-    options = DecodeOptions(DecodeSettings(NUM_TOKENS, 4), draft_length=draft_length)
+    options = DecodeOptions(DecodeSettings(NUM_TOKENS, 4), draft_length=draft_length, clock=clock)
     for event in decode(target, make_drafter(own), PROMPT, own, options):
         events.append(event)
         if isinstance(event, Round) and not event.is_warmup:
             waits.append((list(device.reads), list(device.pageable)))
         device.reads.clear()
         device.pageable.clear()
-    assert not any(isinstance(event, Notice) for event in events)
+    assert not [event for event in events if isinstance(event, Notice)]
     return events, waits
 
 
@@ -98,6 +101,7 @@ def head_drafter(folder: Path, target: Any, own: Sampler) -> ModelDrafter:
     ),
 )
 def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events time the round without a read, and neither draft nor pass includes the read."""
     # One layer: a second one does the same on the same device, and every operation here costs ten times as much.
     models = built("llama", num_hidden_layers=1), tiny_model("llama", 1, num_hidden_layers=1)
     folder = tiny_draft("head subset", models[0], "one-layer-llama")
@@ -109,9 +113,11 @@ def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monke
             "lookup": lambda own: LookupDrafter(),
             "none": lambda own: NoDrafter(),
         }
-        _, waits = run(target, drafters[drafts], SAMPLINGS[name], device)
+        events, waits = run(target, drafters[drafts], SAMPLINGS[name], device, clock=EventClock(FAKE))
 
     assert len(waits) >= 3
+    timed = [event for event in rounds_of(events) if not event.is_warmup]
+    assert [(event.draft_seconds, event.verify_seconds) for event in timed] == [(0, 0)] * len(waits)
     assert [len(reads) for reads, _ in waits] == [1] * len(waits)
     assert [uploads for _, uploads in waits] == [[]] * len(waits)
 

@@ -72,15 +72,15 @@ def check_self_draft() -> None:
     """A target that drafts for itself has every token accepted."""
     target, draft = static_model(model_of("llama")), static_model(model_of("llama"))
     accepted = []
-    original = StaticModel.verify_greedy
+    original = StaticModel._read_verdict
 
-    def watching(self: StaticModel, *args: Any) -> Any:
-        numbers = original(self, *args)
+    def watching(self: StaticModel, num_new: int) -> list[int]:
+        numbers = original(self, num_new)
         accepted.append((numbers[0], len(numbers) - 3))
         return numbers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StaticModel, "verify_greedy", watching)
+        patch.setattr(StaticModel, "_read_verdict", watching)
         assert tuple(text(target, ModelDrafter(draft, 96, sampler()), 4)) == greedy_text("llama")
     assert all(kept == drafted for kept, drafted in accepted)
 

@@ -286,7 +286,9 @@ def test_the_verdict_of_the_device_is_that_of_the_logits(num_drafted: int, data:
         model.rewind(0)
         model.feed(PROMPT[:-1])
 
-    found = static.verify_greedy(PROMPT, torch.tensor(draft, dtype=torch.int64))
+    read = static.verify_greedy(PROMPT, torch.tensor(draft, dtype=torch.int64))
+    assert read is not None
+    found = read()
 
     top = plain.logits(PROMPT, num_drafted + 1, tail=torch.tensor(draft, dtype=torch.int64)).argmax(-1).tolist()
     accepted = next((i for i, token in enumerate(draft) if token != top[i]), num_drafted)
