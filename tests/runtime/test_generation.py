@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from specgen.core.errors import MemoryShortageError, NumericalError, PairError, SpecgenError
 from specgen.core.events import FinalText, Finish, Prefill, RoundText, TextEvent
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.loading.memory import peak_memory_bytes
 from specgen.models.decoder_model import DecoderModel
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
@@ -665,3 +666,11 @@ def test_a_shown_special_token_can_be_a_stop_string(opened: Opener) -> None:
     shown = run(opened(), show_special_tokens=True, stops=(END,))
 
     assert (shown.text, shown.finish_reason) == (ANSWER, "stop")
+
+
+def test_peak_memory_of_cuda_is_what_torch_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda index: (300, 40)[index])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: 1)
+
+    assert peak_memory_bytes([torch.device("cuda:0")]) == 340

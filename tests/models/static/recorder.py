@@ -56,6 +56,7 @@ class Trace(EagerMode):
         kwargs = kwargs or {}
         if func in HOST_READS:
             raise RuntimeError(f"{func} reads the device while recording")
+        refuse_transfers(func, args, kwargs)
         inputs = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
         written = written_by(func, args, kwargs)
         for tensor in written:
@@ -100,6 +101,20 @@ class Trace(EagerMode):
         address = None if storage_of(leaf) in self._made else leaf.data_ptr()
         number = leaf.tolist() if address is not None and leaf.ndim == 0 else None
         return tuple(leaf.shape), leaf.stride(), leaf.dtype, address if number is None else number
+
+
+def refuse_transfers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuses new data of the host, and copies between devices: a graph would repeat the values it was recorded with.
+
+    Numbers without dimensions are recorded as they were.
+    """
+    if func in (aten.lift_fresh.default, aten.lift_fresh_copy.default) and args[0].ndim:
+        raise RuntimeError(f"{func} makes a tensor of host data while recording")
+    devices = {tensor.device.type for tensor in tensors_in(args[:2])}
+    if func is aten._to_copy.default and kwargs.get("device") is not None:
+        devices.add(torch.device(kwargs["device"]).type)
+    if func in (aten.copy_.default, aten._to_copy.default) and len(devices) > 1:
+        raise RuntimeError(f"{func} copies between devices while recording")
 
 
 def storage_of(tensor: Tensor) -> int:

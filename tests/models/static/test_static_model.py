@@ -204,6 +204,19 @@ def test_a_host_read_while_recording_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     assert "reads the device" in str(model.take_failure())
 
 
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [
+        (lambda: torch.tensor([1, 2]), "host data"),
+        (lambda: torch.zeros(2).to("meta"), "between devices"),
+        (lambda: torch.empty(2, device="meta").copy_(torch.zeros(2)), "between devices"),
+    ],
+)
+def test_a_transfer_while_recording_is_seen(work: Callable[[], Any], reason: str) -> None:
+    with pytest.raises(RuntimeError, match=reason):
+        TraceRecorder().record(work)
+
+
 def test_a_failed_recording_is_reported_once_and_costs_no_text() -> None:
     class Failing:
         def record(self, work: Callable[[], None]) -> Callable[[], None]:
