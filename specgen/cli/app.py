@@ -35,11 +35,19 @@ def start() -> None:
     except SystemExit as end:
         if "torch" not in sys.modules or not isinstance(end.code, int):
             raise
-        for stream in (sys.stdout, sys.stderr):
-            # None without a console; the reader may be gone.
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
         os._exit(end.code)
+
+
+def flush_streams() -> None:
+    """Flushes stdout and stderr. What can't be written is discarded: at its end Python would exit with 120 instead."""
+    for stream in (sys.stdout, sys.stderr):
+        # None without a console; the reader may be gone, or the disk full.
+        with suppress(OSError, ValueError, AttributeError):
+            try:
+                stream.flush()
+            except OSError:
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def main() -> None:
@@ -50,7 +58,9 @@ def main() -> None:
         # Node and others share streams that don't block: text was lost, and a prompt that came late was none.
         with suppress(OSError):
             os.set_blocking(descriptor, True)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    flush_streams()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

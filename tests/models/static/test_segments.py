@@ -361,7 +361,7 @@ def test_no_operation_mixes_devices(kind: str, monkeypatch: pytest.MonkeyPatch) 
             assert model.logits(ids[:36], 2).device == torch.device("cpu:2")
         copies.moved.clear()
         with pytest.raises(DataDependentOutputException):  # the read of the verdict, after everything else
-            static.verify_greedy(ids[:37], torch.zeros(4, dtype=torch.int64, device="cpu:2"))
+            static.verify_greedy(ids[:37], torch.zeros(4, dtype=torch.int64, device="cpu:2"))()
 
     hidden = decoder.spec.hidden_size
     # Ids, position and count go to each device; besides them, only the hidden states of five rows move.
