@@ -35,6 +35,7 @@ def start() -> None:
     except SystemExit as end:
         if "torch" not in sys.modules or not isinstance(end.code, int):
             raise
+        flush_streams()
         os._exit(end.code)
 
 
