@@ -97,7 +97,7 @@ class SwitchingModel(Protocol):
     switch_length: int | None
     """A longer text is read again from its beginning; None: never. A pass over both sides reads it twice."""
     draft_limit: int | None
-    """Tokens after this length take a pass each, so a draft saves nothing; None: there is no such length."""
+    """After this length each token needs its own pass, so drafts save nothing. None: there is no limit."""
 
 
 @runtime_checkable

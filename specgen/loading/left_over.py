@@ -7,10 +7,13 @@ leaves out any tensor that it has no place for.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from specgen.core.model_files import listed
+
+_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 
 _LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
 """What precedes a layer's number, the number, and a tensor's name within the layer."""
@@ -59,6 +62,13 @@ def missing_hint(missing: Collection[str], left_over: Iterable[str]) -> str:
         return "download it again"
     prefix = longer.removesuffix(first)
     return f"the model was saved inside a wrapper: remove {prefix!r} from the names of its tensors"
+
+
+def default_sizes(given: Mapping[str, Any], config: Any) -> str:
+    """Returns the sizes that a config.json leaves to transformers' defaults, as a hint about shapes."""
+    names = [name for name in _SIZES if name not in given and type(getattr(config, name, None)) is int]
+    found = [f"{name} ({getattr(config, name)})" for name in names if "text_config" not in given]
+    return f"config.json lacks {', '.join(found)}: these are transformers' defaults" if found else ""
 
 
 def left_out_notice(names: Collection[str], folder: Path) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ def _place(name: str) -> ModelPlace:
 
 
 def _read_hub_name(name: str) -> _HubName | None:
-    """Reads the name of a hub model as people paste it; None if it is none.
+    """Reads the name of a hub model as people paste it; returns None for any other text.
 
     Paths that begin with `/`, `.` or `~` never are. Addresses may begin with HF_ENDPOINT.
     """

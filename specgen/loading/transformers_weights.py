@@ -23,7 +23,7 @@ from specgen.core.errors import (
 )
 from specgen.core.model_files import listed
 from specgen.core.results import ModelInfo
-from specgen.loading.left_over import misplaced, missing_hint
+from specgen.loading.left_over import default_sizes, misplaced, missing_hint
 from specgen.loading.memory import shortage
 from specgen.loading.module_sizes import dense_layers
 from specgen.loading.placement import Placement
@@ -33,7 +33,6 @@ from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, pack
 from specgen.models.quantized import fits_cpu_kernel, has_nf4_kernel
 
 _UNRELATED = "config and weights don't belong together"
-_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
 NEARLY_ALL = 0.95
 """Share of the weights in a format from which the others are not mentioned."""
 
@@ -56,18 +55,19 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
             model, loading = _from_pretrained(readable, placement)
     except library_failures() as error:
         raise load_error(error, resolved.name, folder, facts, placement) from error
-    left_out = check_complete(loading, folder, model.state_dict().keys(), _defaults(facts.values, model.config))
+    left_out = check_complete(loading, folder, model.state_dict().keys(), default_sizes(facts.values, model.config))
     needed = facts.needed_bytes(placement.dtype, placement.quant, placement.device)
     _refuse_offload(model, resolved.name, needed, placement)
     model.eval()
     model.requires_grad_(False)
     check_finite(model, folder)
-    packed_bytes, (quant, scales_bytes) = 0, _weight_format(model)
+    packed_bytes = 0
+    quant, scales_bytes = _weight_format(model)
     if placement.packed_dtype is not None:
         packed_bytes = pack_model(model, Int8Linear if placement.packed_dtype == "int8" else Float16Linear)
         quant = "int8" if placement.packed_dtype == "int8" else "none"
     info = ModelInfo(
-        resolved.name,
+        name=resolved.name,
         quant=quant,
         dtype=_compute_type(model, placement),
         device=_device_name(model),
@@ -222,13 +222,6 @@ def _device_name(model: Any) -> str:
     if len(places) == 1:
         return places[0]
     return f"{places[0]}-{places[-1].rpartition(':')[2]}"
-
-
-def _defaults(given: Mapping[str, Any], config: Any) -> str:
-    """Returns the sizes that a config.json leaves to transformers' defaults, as a hint about shapes."""
-    names = [name for name in _SIZES if name not in given and type(getattr(config, name, None)) is int]
-    found = [f"{name} ({getattr(config, name)})" for name in names if "text_config" not in given]
-    return f"config.json lacks {', '.join(found)}: these are transformers' defaults" if found else ""
 
 
 def check_complete(

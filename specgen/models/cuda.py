@@ -113,7 +113,7 @@ def difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> str | Non
     Args:
         found: `[rows, vocab]`, of recorded passes.
         expected: `[rows, vocab]`, of plain ones.
-        dtype: The type both were computed in; if it is no floating-point type, as of packed weights, bfloat16.
+        dtype: The compute type. An integer type is that of packed weights, which compute in bfloat16.
     """
     distance = relative_distance(found, expected)
     if not distance <= TOLERANCES.get(dtype, DEFAULT_TOLERANCE):

@@ -14,7 +14,7 @@ class DynamicRotary:
 
     transformers computes them from the last position of a pass, and keys stay as they were cached: `generate` reads
     the whole prompt with the frequencies of the prompt's length, and each later token with those of the text up to it.
-    So a token's frequencies follow from its position and the prompt's length, whatever was drafted or chunked. Within
+    A token's frequencies therefore depend on its position and the prompt's length only, not on drafts or chunks. Within
     the model's own window they don't change.
 
     The modules keep the frequencies of the longest text until a pass ends within the window. They are therefore called

@@ -111,7 +111,7 @@ class Int8Weight:
             TypeError: The inputs are of another type or size, or on another device.
         """
         num_rows, num_inputs = rows.shape
-        # The kernels get addresses, and would read whatever is there.
+        # The kernels get addresses: with another type, size or device they would read other memory.
         if rows.dtype != torch.float32 or rows.device.type != "cpu" or num_inputs != self._num_inputs:
             raise TypeError(f"expected float32 rows of {self._num_inputs} on the CPU, got {rows.dtype}, {rows.shape}")
         outputs = _floats(num_rows, self._num_outputs)

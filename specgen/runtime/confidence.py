@@ -15,10 +15,10 @@ def ratio_interval(ratios: Sequence[float]) -> Interval | None:
     Ratios of times are multiplicative, so their logarithms are averaged. At n = 5 a bootstrap interval covers too
     little; the t interval on logs keeps its 95 %.
     """
-    from scipy.special import stdtrit
-
     if len(ratios) < 2:
         return None
+    from scipy.special import stdtrit
+
     logs = [math.log(ratio) for ratio in ratios]
     half = float(stdtrit(len(logs) - 1, 0.975)) * stdev(logs) / math.sqrt(len(logs))
     return Interval(math.exp(fmean(logs) - half), math.exp(fmean(logs) + half))

@@ -57,7 +57,7 @@ class Tokenizer:
         self.bos_token_id, self.eos_token_id = self._id_of("bos_token"), self._id_of("eos_token")
         self.unk_token_id = self._id_of("unk_token")
         self.template_lack = NO_TEMPLATE
-        """Why there is no chat template, if there is none."""
+        """What a message says if there is no chat template: none at all, or only named ones."""
         self.notice: str | None = None
         """What the user should know about the file."""
 

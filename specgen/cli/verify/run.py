@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from specgen.cli.request import parse_draft_length, parse_tree
 from specgen.cli.streams import Messages, discard_stdout, loading, print_text, require_stdout, write_document
 from specgen.cli.verify.options import VerifyOptions
@@ -11,9 +9,6 @@ from specgen.core.errors import DifferenceError, SettingsError
 from specgen.core.settings import DecodeSettings
 from specgen.render.verify import format_verify_report, verify_document
 from specgen.verify.results import VerifyReport
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(options: VerifyOptions) -> int:

@@ -11,21 +11,8 @@ _EMBEDDINGS = (
     *("t5encoder", "gemma-embedding", "llama-embed"),
 )
 _IMAGES = (
-    *(
-        "flux",
-        "sd1",
-        "sd3",
-        "sdxl",
-        "wan",
-        "hyvid",
-        "cosmos",
-        "hidream",
-        "ltxv",
-        "aura",
-        "lumina2",
-        "qwen_image",
-        "pig",
-    ),
+    *("flux", "sd1", "sd3", "sdxl", "wan", "hyvid", "cosmos"),
+    *("hidream", "ltxv", "aura", "lumina2", "qwen_image", "pig"),
 )
 _ARCHITECTURES: Mapping[str, tuple[str, str]] = {
     "clip": ("is the encoder of images or sound (mmproj) of a model", "give the model's own file"),
