@@ -14,8 +14,9 @@ import torch
 
 from specgen.engine.contract import LanguageModel
 from specgen.models.static.model import StaticModel
-from specgen.models.static.passes import DecoderPass, WholePass
+from specgen.models.static.passes import DecoderPass
 from specgen.models.static.segments import SegmentedPass
+from specgen.models.static.whole_pass import WholePass
 from specgen.models.transformers_model import TransformersModel
 from tests.decoders import decoder_of
 from tests.fakes import assert_close, cached, tiny_model
@@ -98,6 +99,7 @@ ENGINES = [
     _parameter(Engine("static-segments", "mistral")),
     _parameter(Engine("static-whole", "llama")),
     _parameter(Engine("static-whole", "qwen2")),
+    _parameter(Engine("static-whole", "mistral")),
     _parameter(Engine("llama.cpp", "llama")),
     _parameter(Engine("llama.cpp", "qwen2")),
 ]

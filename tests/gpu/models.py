@@ -25,8 +25,9 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import Norm
 from specgen.models.quantized import nf4_linear
 from specgen.models.static.model import StaticModel
-from specgen.models.static.passes import DecoderPass, WholePass
+from specgen.models.static.passes import DecoderPass
 from specgen.models.static.recorder import CudaRecorder, PlainRecorder, Recorder
+from specgen.models.static.whole_pass import WholePass
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
 from specgen.models.weight_memory import joined
 

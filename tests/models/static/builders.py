@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from specgen.models.static.model import StaticModel
-from specgen.models.static.passes import DecoderPass, WholePass
+from specgen.models.static.passes import DecoderPass
 from specgen.models.static.segments import SegmentedPass
+from specgen.models.static.whole_pass import WholePass
 from tests.decoders import decoder_of
 from tests.models.static.recorder import TraceRecorder
 

@@ -19,11 +19,13 @@ from specgen.models.static.model import StaticModel
 from specgen.models.static.recorder import Replays
 from specgen.models.static.segments import SegmentedPass, _Part
 from specgen.models.static.slots import TensorSlots
+from specgen.models.static.whole_pass import WholePass
 from tests.decoders import decoder_model
 from tests.fakes import oracle, sampler
 from tests.models.static import test_on_device as device_tests
 from tests.models.static import test_segments as segment_tests
 from tests.models.static import test_static_model as static_tests
+from tests.models.static import test_whole_pass as whole_tests
 from tests.models.static.builders import segmented_model, static_model
 from tests.models.static.test_static_model import (
     PROMPT,
@@ -32,6 +34,7 @@ from tests.models.static.test_static_model import (
     poison,
     text,
 )
+from tests.models.test_decoder import WINDOW
 
 Plant = pytest.MonkeyPatch
 
@@ -43,6 +46,10 @@ def check_text(kind: str = "llama") -> None:
         target = static_model(model_of(kind))
         assert tuple(text(target, draft, num_draft_tokens)) == greedy_text(kind)
         assert tuple(text(target, oracle(greedy_text(kind), len(PROMPT)), num_draft_tokens)) == greedy_text(kind)
+
+
+def check_whole_text() -> None:
+    whole_tests.test_greedy_text_of_a_model_with_windows_equals_transformers("qwen2-window")
 
 
 def check_logits() -> None:
@@ -164,6 +171,21 @@ def padding_and_draft_visible(plant: Plant) -> None:
 def window_forgotten(plant: Plant) -> None:
     original = TensorSlots._bias
     plant.setattr(TensorSlots, "_bias", lambda self, window: original(self, None))
+
+
+def window_of_transformers_forgotten(plant: Plant) -> None:
+    original = WholePass._mask
+    plant.setattr(WholePass, "_mask", lambda self, positions, window: original(self, positions, None))
+
+
+def window_of_transformers_one_too_short(plant: Plant) -> None:
+    original = WholePass._mask
+    plant.setattr(WholePass, "_mask", lambda self, positions, window: original(self, positions, window and window - 1))
+
+
+def windows_of_transformers_in_all_layers(plant: Plant) -> None:
+    original = WholePass._mask
+    plant.setattr(WholePass, "_mask", lambda self, positions, window: original(self, positions, window or WINDOW))
 
 
 def output_not_copied(plant: Plant) -> None:
@@ -385,6 +407,9 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (mask_off_by_one, check_logits),
     (padding_and_draft_visible, check_logits),
     (window_forgotten, lambda: check_text("mistral-window")),
+    (window_of_transformers_forgotten, check_whole_text),
+    (window_of_transformers_one_too_short, check_whole_text),
+    (windows_of_transformers_in_all_layers, check_whole_text),
     (output_not_copied, check_logits),
     (recordings_survive_growth, check_growth),
     (one_recording_for_all_buckets, check_growth),
@@ -416,7 +441,7 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
 @pytest.mark.parametrize(
     "check",
     [
-        *(check_text, check_logits, check_growth, check_self_draft, check_head, check_reads),
+        *(check_text, check_whole_text, check_logits, check_growth, check_self_draft, check_head, check_reads),
         *(check_segments, check_segmented_draft, check_segmented_prompt),
     ],
 )

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,9 +33,9 @@ from specgen.models.forward_pass import Norm, fused_norm
 from specgen.models.static import inputs
 from specgen.models.static.inputs import MAX_ROWS, ROWS, capacity_for, padded_rows
 from specgen.models.static.model import StaticModel
-from specgen.models.static.passes import WholePass, fits_whole_pass
 from specgen.models.static.recorder import PlainRecorder, Replays
 from specgen.models.static.slots import TensorSlots
+from specgen.models.static.whole_pass import WholePass
 from specgen.models.transformers_model import TransformersModel
 from tests.decoders import decoder_model
 from tests.draft_heads import SHAPES, open_draft, tiny_draft
@@ -176,7 +175,7 @@ def poison(model: StaticModel) -> None:
 
 
 @pytest.mark.parametrize("make", [static_model, whole_model])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "tied"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "tied", "mistral-window", "qwen2-window"])
 def test_a_recording_does_not_depend_on_the_position(make: Callable[[Any], StaticModel], kind: str) -> None:
     model = make(model_of(kind))
     model.logits(list(range(30)), 1)
@@ -451,16 +450,6 @@ def test_recorded_passes_are_admitted_if_they_compute_the_same() -> None:
         assert found.length == 0
 
 
-def test_a_window_keeps_transformers_passes_unrecorded() -> None:
-    model = TransformersModel(model_of("mistral-window"), 96)
-
-    found, reason = recorded(model, TraceRecorder())
-
-    assert found is model
-    assert "a layer has a window" in str(reason)
-    assert not fits_whole_pass(model_of("gemma3"))
-
-
 def test_a_cpu_records_nothing() -> None:
     assert recorder_for(torch.device("cpu")) is None
 
@@ -633,17 +622,6 @@ def test_a_long_draft_is_verified_by_recorded_passes(num_last: int) -> None:
     assert ("logits", MAX_ROWS, 512) in static.replays.recorded_keys
 
 
-def test_padding_past_a_learned_embedding_changes_nothing() -> None:
-    config = transformers.GPT2Config(vocab_size=96, n_positions=24, n_embd=32, n_layer=2, n_head=4, bos_token_id=1)
-    torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(config).eval()
-    static, plain = whole_model(model), TransformersModel(model, 96)
-    ids = list(range(1, 25))
-    static.feed(ids[:17])
-
-    assert_close(static.logits(ids, 7), plain.logits(ids, 7))
-
-
 def test_admission_of_passes_without_memory_keeps_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(self: TensorSlots, capacity: int, num_kept: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -677,20 +655,3 @@ def test_the_check_of_batch_invariance_keeps_the_recordings() -> None:
 
     assert check_batch_invariance(model).max_difference < 1e-4
     assert model.replays.recorded_keys >= keys
-
-
-def test_features_of_transformers_passes_are_the_inputs_of_its_head() -> None:
-    model = tiny_model("llama")
-    static = whole_model(model)
-    features = static.record_target_features()
-    ids, tails = [1, 17, 40, 17, 40, 9, 88, 3], ([5, 7], [60, 61], [4, 2], [8, 9])
-
-    static.feed(ids[:-1])
-    for tail in tails:  # the later passes are replayed
-        static.logits(ids, 3, torch.tensor(tail))
-        ids += [tail[0], 33]
-        static.rewind(len(ids) - 1)
-        with torch.inference_mode():
-            expected = model.model(torch.tensor([ids])).last_hidden_state[0, : features.end]
-        assert features.end == len(ids) - 1
-        assert_close(features.rows(0, features.end), expected)
