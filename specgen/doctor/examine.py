@@ -217,7 +217,7 @@ def _model_plan(model: ResolvedModel, settings: ModelSettings, num_positions: in
         memory = plan_memory(files.path, config, placement, num_positions)
     else:
         is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
-        quant = "nf4" if is_packed else "int8" if placement.packed_dtype == "int8" else "none"
+        quant = placement.quant if is_packed or placement.packed_dtype is not None else "none"
         remarks = (config.draft_head.remark,)
         memory = plan_draft_head_memory(config, config.draft_head, placement, num_positions)
     by_device = _by_device(config, placement, memory, num_positions) if placement.spread else {}

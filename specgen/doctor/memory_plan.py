@@ -24,6 +24,9 @@ from specgen.models.llama_cpp import MAX_ROWS
 from specgen.models.running_states import StateSizes, state_sizes
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
+_PACKED_BYTES = {"float16": 2.0, "int8": 1.0, "nf4": 0.53125}
+"""Bytes of a packed value; in nf4 with a bfloat16 scale for each 64."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
@@ -86,16 +89,16 @@ def plan_draft_head_memory(
     config: ModelConfig, head: DraftHeadConfig, placement: Placement, num_positions: int
 ) -> MemoryPlan:
     """Estimates what a draft head takes in addition to its target, as stored, with a cache for `num_positions`."""
-    packed = {"float16": 2, "int8": 1}.get(placement.packed_dtype or "")
+    packed = _PACKED_BYTES.get(placement.packed_dtype or "")
     size = packed or placement.torch_dtype.itemsize
-    compute_size = 4 if packed else size
+    compute_size = 4 if packed else placement.torch_dtype.itemsize
     sizes = _mtp_sizes(config) if head.spec is None else _own_sizes(head.spec)
     # A head in a format of its own is a copy of all its rows.
     rows = (head.num_draft_ids or (config.vocab_rows or 0 if packed else 0)) * sizes.hidden
     capacity = _capacity(placement, num_positions)
     features = (capacity if _is_cuda(placement) else num_positions) * sizes.hidden
     return MemoryPlan(
-        (config.num_parameters + rows) * size,
+        int((config.num_parameters + rows) * size),
         config.num_weight_bytes,
         (sizes.cache * capacity + (0 if head.kind == "layers" else features)) * compute_size,
         _activation_bytes(sizes, compute_size),
@@ -206,10 +209,12 @@ def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: 
     """Plans packed layers and head, the embedding as stored, the rest in float32."""
     import torch
 
-    size = 1 if dtype == "int8" else 2
+    size = _PACKED_BYTES[dtype]
     stored = getattr(torch, config.dtype, torch.float32).itemsize
-    packed = sum(values for _, values in sizes.layers) + (sizes.head or sizes.embedding)
-    weights = packed * size + sizes.embedding * stored + sizes.rest * 4
+    layers = int(sum(values for _, values in sizes.layers) * size)
+    # A head is in int8 at least.
+    head = int((sizes.head or sizes.embedding) * max(size, 1))
+    weights = layers + head + sizes.embedding * stored + sizes.rest * 4
     # Each product is packed from a float32 copy; transformers also keeps the pages of the file.
     largest = max(*(values for _, values in sizes.layers), sizes.head or sizes.embedding)
     copies = 4 * largest + (0 if config.decoder is not None else config.num_weight_bytes)

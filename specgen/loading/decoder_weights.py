@@ -16,8 +16,9 @@ from specgen.loading.tensor_files import TensorFiles
 from specgen.models.build_decoder import MakeLinear, build_layer
 from specgen.models.decoder import Decoder, Layer
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.formats import Float16Linear, Int8Linear, fits_float16, packed_linear, without_deprecation_warning
+from specgen.models.formats import Float16Linear, Int8Linear, Nf4Linear, fits_float16, without_deprecation_warning
 from specgen.models.forward_pass import Norm
+from specgen.models.packing import PACKED_KINDS, PackedKind, compile_kernels, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.shortlist_head import has_shortlist, shortlist_head
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
@@ -30,7 +31,7 @@ IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
 
 def load_decoder(
-    folder: Path, names: Sequence[str], spec: DecoderSpec, placement: Placement, *, may_shorten_head: bool = False
+    folder: Path, names: Sequence[str], spec: DecoderSpec, placement: Placement, *, is_draft: bool = False
 ) -> tuple[Decoder, list[str]]:
     """Loads a decoder.
 
@@ -39,7 +40,7 @@ def load_decoder(
         names: Its safetensors files.
         spec: What its config describes.
         placement: Device, compute type and weight format.
-        may_shorten_head: Use a `ShortlistHead` where the vocabulary is large.
+        is_draft: On a CPU, use the layers' format for the head, and a `ShortlistHead` where the vocabulary is large.
 
     Returns:
         The decoder, and the tensors of the files that it does without: see `specgen.loading.left_over`.
@@ -52,7 +53,7 @@ def load_decoder(
     ignored = [name for name in files.shapes if name.endswith(IGNORED_SUFFIX)]
     left_out = files.check(tensor_shapes(spec), [*ignored, *([HEAD] if spec.is_tied else [])])
     dtype = torch.float32 if placement.packed_dtype is not None else placement.torch_dtype
-    linear, head_linear = linear_makers(placement, dtype)
+    linear, head_linear = linear_makers(placement, dtype, is_draft=is_draft)
 
     places = placement.layer_devices(len(spec.layers))
 
@@ -73,7 +74,7 @@ def load_decoder(
         if placement.packed_dtype is None:
             embedding = embedding.to(dtype)
         head_weight = embedding.to(places[-1]) if spec.is_tied else read(HEAD, device=places[-1])
-        if may_shorten_head and has_shortlist(spec, head_weight.shape[0]):
+        if is_draft and placement.device == "cpu" and has_shortlist(spec, head_weight.shape[0]):
             head: nn.Module = shortlist_head(head_weight, head_linear)
         else:
             head = head_linear(head_weight, None)
@@ -98,17 +99,16 @@ def _num_workers(placement: Placement) -> int:
     return min(torch.get_num_threads(), 4) if placement.quant == "none" else 1
 
 
-def linear_makers(placement: Placement, dtype: torch.dtype) -> tuple[MakeLinear, MakeLinear]:
-    """Returns what makes the matrix products of the layers and the head. bitsandbytes' formats leave out the head."""
+def linear_makers(placement: Placement, dtype: torch.dtype, *, is_draft: bool = False) -> tuple[MakeLinear, MakeLinear]:
+    """Returns what makes the matrix products of the layers and the head.
+
+    bitsandbytes' formats leave out the head. In nf4, a target's head is packed in int8: its rounding changes the text
+    most.
+    """
     if placement.packed_dtype is not None:
-        kind = Int8Linear if placement.packed_dtype == "int8" else Float16Linear
-
-        def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
-            if kind is Int8Linear or fits_float16(weight):
-                return packed_linear(weight, kind, bias)
-            return dense_linear(weight.float(), None if bias is None else bias.float())
-
-        return packed, packed
+        kind = PACKED_KINDS[placement.packed_dtype]
+        compile_kernels(kind)  # once, not by each thread
+        return partial(_packed, kind), partial(_packed, Int8Linear if kind is Nf4Linear and not is_draft else kind)
 
     def dense(weight: Tensor, bias: Tensor | None) -> nn.Module:
         return dense_linear(weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -117,6 +117,12 @@ def linear_makers(placement: Placement, dtype: torch.dtype) -> tuple[MakeLinear,
         return quantized_linear(weight.to(dtype), None if bias is None else bias.to(dtype), placement.quant)
 
     return (dense if placement.quant == "none" else quantized), dense
+
+
+def _packed(kind: PackedKind, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    if kind is Float16Linear and not fits_float16(weight):
+        return dense_linear(weight.float(), None if bias is None else bias.float())
+    return packed_linear(weight, kind, bias)
 
 
 def dense_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

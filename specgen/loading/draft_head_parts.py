@@ -16,8 +16,8 @@ from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
-from specgen.models.formats import Float16Linear, Int8Linear, PackedKind, PackedLinear, has_int8_matmul, packed_linear
-from specgen.models.quantized import fits_nf4, is_quantized, nf4_linear
+from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, has_int8_matmul
+from specgen.models.packing import PackedKind, fast_nf4_linear, has_fast_nf4, is_quantized, packed_linear
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.model import StaticModel
 
@@ -42,8 +42,8 @@ class HeadFormat:
         """Returns a matrix product in this format."""
         if self.packed is not None:
             return packed_linear(weight, self.packed, bias)
-        if self.quant == "nf4" and fits_nf4(weight):
-            return nf4_linear(weight, bias)
+        if self.quant == "nf4" and has_fast_nf4(weight):
+            return fast_nf4_linear(weight, bias)
         return dense_linear(weight, bias)
 
 
@@ -60,11 +60,11 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
     """
     # For `auto`, only if the target loaded bitsandbytes anyway: its import takes 2.7 s.
     may_nf4 = requested == "nf4" or (requested == "auto" and is_quantized(target))
-    can_nf4 = may_nf4 and fits_nf4(weight)
+    can_nf4 = may_nf4 and has_fast_nf4(weight)
     can_int8 = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
     is_auto_faster = can_nf4 or not has_fast_bf16_cpu()
     for weight_format, is_available, requirement in (
-        (HeadFormat("nf4"), can_nf4, "bfloat16 on a CPU with AVX512-BF16"),
+        (HeadFormat("nf4"), can_nf4, "a CPU with VNNI, or bfloat16 on one with AVX512-BF16"),
         (HeadFormat("int8", Int8Linear), can_int8, "float32 arithmetic on a CPU"),
     ):
         if requested == weight_format.quant and not is_available:

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from specgen.core.machine import processor_name, version_of
 from specgen.loading.resolved_model import Role
-from specgen.models.formats import Float16Linear, Int8Linear, has_float16_matmul, has_int8_matmul, packed_linear
+from specgen.models.formats import (
+    Float16Linear,
+    Int8Linear,
+    Nf4Linear,
+    PackedLinear,
+    has_float16_matmul,
+    has_int8_matmul,
+)
+from specgen.models.packing import has_nf4_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.timing import FLUSH_BYTES, Timer, timer_for
 
@@ -204,7 +212,7 @@ class _Products:
         self.gate_up_proj = _linear(name, _random(layer.device, 2 * intermediate, hidden) / 30, layer)
         self.down_proj = _linear(name, _random(layer.device, hidden, intermediate) / 30, layer)
         # Packed layers take float32 inputs.
-        is_packed = isinstance(self.gate_up_proj, Int8Linear | Float16Linear)
+        is_packed = isinstance(self.gate_up_proj, PackedLinear)
         dtype = torch.float32 if is_packed else getattr(torch, layer.dtype)
         self.widths = (hidden, intermediate)
         self.like = torch.empty(0, dtype=dtype, device=layer.device)
@@ -232,6 +240,8 @@ def _linear(name: str, weight: Tensor, layer: Layer) -> Any:
     """Returns a linear layer as the loader creates it for a draft."""
     if layer.device == "cpu" and name == "int8" and has_int8_matmul():
         return packed_linear(weight, Int8Linear)
+    if layer.device == "cpu" and name == "nf4" and has_nf4_matmul():
+        return packed_linear(weight, Nf4Linear)
     if layer.device == "cpu" and name == "none" and layer.dtype == "float16" and has_float16_matmul():
         return packed_linear(weight, Float16Linear)
     weight = weight.to(layer.device, getattr(torch, layer.dtype))

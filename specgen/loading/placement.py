@@ -16,6 +16,7 @@ from specgen.loading.format_autotune import LEAST_MEASURED, Layer, fastest_forma
 from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
+from specgen.models.packing import has_nf4_matmul
 
 if TYPE_CHECKING:
     from specgen.storage.cost_store import CostStore
@@ -52,7 +53,7 @@ class Placement:
     dtype: str
     quant: str
     remarks: tuple[str, ...]
-    packed_dtype: Literal["float16", "int8"] | None = None
+    packed_dtype: Literal["float16", "int8", "nf4"] | None = None
     segments: tuple[DeviceLayers, ...] = ()
 
     def layer_devices(self, num_layers: int) -> list[str]:
@@ -97,8 +98,10 @@ def choose_placement(
     quant, reason = _quant(settings, config, device, from_gguf, role)
     if settings.quant == "auto" and not from_gguf and (role == "draft" or device == "cpu"):
         quant, reason = _fastest(config, device, dtype, role, times) or (quant, reason)
-    packed_dtype: Literal["float16", "int8"] | None = None
+    packed_dtype: Literal["float16"] | None = None
     if device == "cpu" and config.quant_method is None:
+        if quant == "nf4" and settings.dtype in ("auto", "float32") and has_nf4_matmul():
+            return Placement(device, False, "float32", quant, reason, "nf4")
         if quant == "int8" and has_int8_matmul():
             return Placement(device, False, "float32", quant, reason, "int8")
         if quant == "none" and dtype == "float16" and has_float16_matmul():
@@ -117,6 +120,11 @@ def choose_placement(
 def has_fast_bf16_cpu() -> bool:
     """Returns whether the processor has bfloat16 products. Without them, bfloat16 is slower than float32."""
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def has_nf4_instructions() -> bool:
+    """Returns whether the processor has what a 4-bit kernel needs: VNNI for our own, AVX512-BF16 for bitsandbytes'."""
+    return bool({"avx512_vnni", "avx_vnni", "avx512_bf16"} & cpu_flags())
 
 
 def check_bitsandbytes(quant: str, device: str) -> None:
@@ -199,7 +207,7 @@ def _quant(settings: ModelSettings, config: ModelConfig, device: str, from_gguf:
             raise SettingsError(
                 f"--quant {settings.quant} can't be applied: {quantized} is already quantized", "omit --quant"
             )
-        has_blocks = device == "cpu" and "avx512_bf16" in cpu_flags() and settings.quant in ("nf4", "fp4")
+        has_blocks = device == "cpu" and has_nf4_instructions() and settings.quant in ("nf4", "fp4")
         if has_blocks and not config.widths_fit_blocks:
             raise SettingsError(
                 f"--quant {settings.quant} can't be applied on this CPU: layer widths must be multiples of 64",
@@ -212,8 +220,8 @@ def _quant(settings: ModelSettings, config: ModelConfig, device: str, from_gguf:
         return "int8", ()
     if not config.widths_fit_blocks:
         return "none", ()
-    # On a CPU without AVX512-BF16, nf4 is unpacked before each product: smaller, but slower than float32.
-    if device.startswith("cuda") or (device == "cpu" and "avx512_bf16" in cpu_flags()):
+    # On other CPUs, nf4 is unpacked before each product: smaller, but slower than float32.
+    if device.startswith("cuda") or (device == "cpu" and has_nf4_instructions()):
         return "nf4", ()
     return "none", ()
 
@@ -226,7 +234,7 @@ def _fastest(config: ModelConfig, device: str, dtype: str, role: Role, times: Co
     if device == "cpu" and has_int8_matmul():
         formats.append("int8")
     # Other CPUs unpack 4-bit weights before each product, which can't be fast.
-    if device == "cpu" and "avx512_bf16" in cpu_flags() and config.widths_fit_blocks:
+    if device == "cpu" and has_nf4_instructions() and config.widths_fit_blocks:
         formats.append("nf4")
     if device.startswith("cuda") and config.widths_fit_blocks:
         # Not int8: bitsandbytes computes it in five kernels a product, so it takes longer than nf4 and bfloat16.

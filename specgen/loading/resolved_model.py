@@ -164,9 +164,10 @@ class ModelConfig:
         if self.modules is None:
             return int(self.num_parameters * _QUANT_BYTES.get(quant, size))
         sizes, layer_size = self.modules, _LAYER_BYTES.get(quant, size)
-        if self.quant_method is None and device == "cpu" and (quant == "int8" or dtype == "float16"):
-            # Packed: the embedding is as stored, and what is not packed computes in float32.
-            packed = (sizes.linear + sizes.head) * layer_size
+        is_packed = quant == "int8" or dtype == "float16" or (quant, dtype) == ("nf4", "float32")
+        if self.quant_method is None and device == "cpu" and is_packed:
+            # The embedding is as stored, the head in int8 at least, and what is not packed computes in float32.
+            packed = sizes.linear * layer_size + sizes.head * max(layer_size, 1.0)
             return int(packed + sizes.embedding * _BYTES.get(self.dtype, 4.0) + (sizes.conv1d + sizes.rest) * 4)
         layers = sizes.linear + sizes.conv1d
         return int(layers * layer_size + (sizes.total - layers) * size)

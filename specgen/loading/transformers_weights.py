@@ -29,7 +29,8 @@ from specgen.loading.module_sizes import dense_layers
 from specgen.loading.placement import Placement
 from specgen.loading.readable_folder import readable_folder
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
-from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, pack_model
+from specgen.models.formats import PackedLinear
+from specgen.models.packing import PACKED_KINDS, pack_model
 from specgen.models.quantized import fits_cpu_kernel, has_nf4_kernel
 
 _UNRELATED = "config and weights don't belong together"
@@ -64,8 +65,8 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
     packed_bytes = 0
     quant, scales_bytes = _weight_format(model)
     if placement.packed_dtype is not None:
-        packed_bytes = pack_model(model, Int8Linear if placement.packed_dtype == "int8" else Float16Linear)
-        quant = "int8" if placement.packed_dtype == "int8" else "none"
+        packed_bytes = pack_model(model, PACKED_KINDS[placement.packed_dtype])
+        quant = placement.quant
     info = ModelInfo(
         name=resolved.name,
         quant=quant,

@@ -16,6 +16,7 @@ from specgen.loading.module_sizes import with_module_sizes
 from specgen.loading.mtp_folder import without_mtp
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
+from specgen.models.attention_kernel import has_attention_kernel
 from specgen.models.cached_model import CachedModel
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder import Decoder
@@ -64,7 +65,8 @@ def load_weights(
         decoder, info, left_out = _load_own(resolved, placement)
         devices = [segment.device for segment in decoder.segments]
         # Rounding to 8 bits would amplify the last bit in which attention depends on the number of tokens.
-        attends_by_row = placement.packed_dtype == "int8" and resolved.role == "target"
+        rounds_inputs = placement.packed_dtype in ("int8", "nf4")
+        attends_by_row = rounds_inputs and (resolved.role == "target" or has_attention_kernel())
         model: CachedModel = DecoderModel(decoder, num_tokens, attends_by_row)
         if resolved.role == "draft" and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):
             # In bfloat16, the head alone would take as long as all the 4-bit layers below it.
@@ -98,9 +100,8 @@ def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> tuple[Dec
     spec = resolved.config.decoder
     assert spec is not None, "the caller checks it"
     try:
-        is_draft_on_cpu = resolved.role == "draft" and placement.device == "cpu"
         return load_decoder(
-            resolved.path, resolved.config.weight_files, spec, placement, may_shorten_head=is_draft_on_cpu
+            resolved.path, resolved.config.weight_files, spec, placement, is_draft=resolved.role == "draft"
         )
     except library_failures() as error:
         from specgen.loading.transformers_weights import load_error
@@ -110,10 +111,9 @@ def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> tuple[Dec
 
 def _load_own(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, ModelInfo, list[str]]:
     decoder, left_out = load_own_decoder(resolved, placement)
-    is_packed = placement.packed_dtype is not None
     info = ModelInfo(
         name=resolved.name,
-        quant="int8" if placement.packed_dtype == "int8" else "none" if is_packed else placement.quant,
+        quant=placement.quant,
         dtype=placement.dtype,
         device=placement.device_name,
         num_parameters=resolved.config.num_parameters,

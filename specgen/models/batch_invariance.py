@@ -15,7 +15,7 @@ from specgen.core.results import BatchInvarianceCheck
 from specgen.engine.contract import LanguageModel
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.formats import Int8Linear, PackedLinear
+from specgen.models.formats import Int8Linear, Nf4Linear, PackedLinear
 from specgen.models.llama_cpp import LlamaCppModel
 
 NUM_HEAD = 6
@@ -69,16 +69,14 @@ def check_batch_invariance(
 
 
 def has_independent_rows(target: LanguageModel) -> bool:
-    """Returns whether all products of a target are int8 products, and its tokens attend one by one.
+    """Returns whether all products of a target round their inputs to int8, and its tokens attend one by one.
 
     All other kernels differ by the number of rows, so that exactness of a few tokens proves nothing.
     """
     if not (isinstance(target, DecoderModel) and target.attends_by_row):
         return False
-    is_product = [
-        isinstance(module, Int8Linear) for module in target.module.modules() if hasattr(module, "in_features")
-    ]
-    return all(is_product)
+    products = [module for module in target.module.modules() if hasattr(module, "in_features")]
+    return all(isinstance(module, Int8Linear | Nf4Linear) for module in products)
 
 
 def _difference_from_one(target: LanguageModel, head: list[int], tail: list[int]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.kv_slots import MAX_SINGLE_ROWS, Rotations, SliceSlots
-from specgen.models.quantized import fits_nf4, nf4_linear
+from specgen.models.packing import fast_nf4_linear, has_fast_nf4
 from specgen.models.shortlist_head import ShortlistHead
 from specgen.models.timing import faster_of
 
@@ -125,5 +125,5 @@ def _faster_in_nf4(head: nn.Module) -> nn.Module:
 
 def _in_nf4(layer: nn.Module) -> nn.Module:
     """Returns a 4-bit copy of a linear layer, or the layer if the kernel can't have it."""
-    fits = isinstance(layer, nn.Linear) and fits_nf4(layer.weight)
-    return nf4_linear(layer.get_parameter("weight"), None) if fits else layer
+    fits = isinstance(layer, nn.Linear) and has_fast_nf4(layer.weight)
+    return fast_nf4_linear(layer.get_parameter("weight"), None) if fits else layer

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specgen.models.int8_kernel import Int8Weight, Kernels, fits_int8_kernel, int8_kernels
+from specgen.models.vnni_weight import VnniWeight
 from specgen.models.weight_memory import empty
 
 MAX_FLOAT16 = 65504.0
@@ -41,7 +40,7 @@ def has_int8_matmul() -> bool:
     return _works(Int8Linear)
 
 
-def _works(kind: PackedKind) -> bool:
+def _works(kind: type[Float16Linear] | type[Int8Linear]) -> bool:
     try:
         with without_deprecation_warning():
             kind(torch.zeros(16, 16), None)(torch.zeros(1, 16))
@@ -184,13 +183,11 @@ def keeps_all_bits() -> bool:
 class VnniInt8Linear(Int8Linear):
     """Computes the same on our own kernel, whose rounding differs by the order of two operations."""
 
-    _row_bytes = 8
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
+    def __init__(self, weight: VnniWeight) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
-        self.num_bytes = self._value_bytes * weight.numel() + self._row_bytes * weight.shape[0]
-        self._weight = Int8Weight(weight, bias, kernels)
+        self.num_bytes = weight.num_bytes
+        self._weight = weight
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = self._weight.multiply(inputs.reshape(-1, self.in_features))
@@ -201,7 +198,26 @@ class VnniInt8Linear(Int8Linear):
         return self._weight.unpacked()
 
 
-PackedKind = type[Float16Linear] | type[Int8Linear]
+class Nf4Linear(PackedLinear):
+    """A linear layer with 4-bit weights on our own kernel; inputs are rounded to 8 bits at run time.
+
+    Batch invariant: all sums are integers, or added up in the order of a row's own blocks.
+    """
+
+    def __init__(self, weight: VnniWeight) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.num_bytes = weight.num_bytes
+        self._weight = weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns outputs in the type of the inputs."""
+        outputs = self._weight.multiply(inputs.reshape(-1, self.in_features).float())
+        return outputs.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+
+    def unpacked(self) -> Tensor:
+        """As in `PackedLinear`."""
+        return self._weight.unpacked()
 
 
 class Float32Embedding(nn.Embedding):
@@ -209,67 +225,6 @@ class Float32Embedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name is torch's
         return functional.embedding(input, self.weight).float()
-
-
-def pack_model(model: Any, kind: PackedKind) -> int:
-    """Replaces a model's linear layers, in place; everything else computes in float32.
-
-    A layer with a weight out of float16's range stays, in float32.
-
-    Args:
-        model: A transformers model on the CPU, weights as stored.
-        kind: Replaces `torch.nn.Linear`.
-
-    Returns:
-        Bytes of the packed weights.
-    """
-    inputs = model.get_input_embeddings()
-    num_bytes = pack_layers(model, kind)
-    for parameter in model.parameters():
-        if parameter is not inputs.weight:
-            parameter.data = parameter.data.float()
-    if type(inputs) is nn.Embedding:
-        inputs.__class__ = Float32Embedding
-        # The last tensor that maps the file's pages: copying it releases them.
-        inputs.weight.data = inputs.weight.data.clone()
-    else:
-        inputs.weight.data = inputs.weight.data.float()
-    return num_bytes
-
-
-def pack_layers(module: nn.Module, kind: PackedKind) -> int:
-    """Replaces a module's linear layers, in place. Returns the bytes of the packed weights."""
-    jobs = [
-        (parent, name)
-        for parent in module.modules()
-        for name, layer in parent.named_children()
-        if type(layer) is nn.Linear
-    ]
-    # Packing a layer is one long loop without the interpreter lock. The longest jobs go first, so that none of them
-    # runs alone at the end.
-    if kind is Int8Linear:
-        int8_kernels()  # compiled once, not by each thread
-    jobs.sort(key=lambda job: -getattr(job[0], job[1]).weight.numel())
-    with without_deprecation_warning(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return sum(pool.map(lambda job: _replace(job[0], job[1], kind), jobs))
-
-
-def packed_linear(weight: Tensor, kind: PackedKind, bias: Tensor | None = None) -> Float16Linear | Int8Linear:
-    """Returns a layer with a packed copy of a weight `[outputs, inputs]`, on the fastest kernel for it."""
-    weight, bias = weight.detach(), None if bias is None else bias.detach().float()
-    if kind is Int8Linear and fits_int8_kernel(weight) and (kernels := int8_kernels()) is not None:
-        return VnniInt8Linear(weight, bias, kernels)
-    with without_deprecation_warning():
-        return kind(weight, bias)
-
-
-def _replace(parent: nn.Module, name: str, kind: PackedKind) -> int:
-    layer: nn.Linear = getattr(parent, name)
-    if kind is Float16Linear and not fits_float16(layer.weight):
-        return 0
-    packed = packed_linear(layer.weight, kind, layer.bias)
-    setattr(parent, name, packed)
-    return packed.num_bytes
 
 
 def fits_float16(weight: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from specgen.models.kernel_code import PARAMETERS, kernel_text, load, spread
+
 NUM_OUTPUTS = 4
 """Outputs that are computed at once."""
 MAX_ROWS = {64: 6, 32: 3}
@@ -11,17 +13,21 @@ AHEAD_BYTES = 8192
 """How far ahead of its use a weight is requested from memory, into the second cache. The CPU's own prefetching
 ends at 4 KiB. Measured with 512 to 65,536: 8,192 is the fastest, and 15 to 35 % faster than nothing for eight rows."""
 
-_PARAMETERS = (
-    "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %row_sums, ptr %outputs, "
-    "i64 %num_outputs, i64 %size"
-)
+CHUNK_OUTPUTS = 16
+"""Outputs that a thread claims at once. The second group of rows finds their weights in a cache."""
+
+
+def int8_code(width: int) -> str:
+    """Returns the int8 kernels in LLVM IR, for vectors of `width` bytes."""
+    tiles = [tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1)]
+    return kernel_text(width, tiles, CHUNK_OUTPUTS)
 
 
 def tile(num_rows: int, width: int) -> str:
     """Returns a function that computes outputs `%first` to `%last` of so many rows."""
     rows, outputs = range(num_rows), range(NUM_OUTPUTS)
     lines = [
-        f"define void @tile{num_rows}({_PARAMETERS}, i64 %first, i64 %last) {{",
+        f"define void @tile{num_rows}({PARAMETERS}, i64 %first, i64 %last) {{",
         "entry:",
         f"  %latest = sub i64 %last, {NUM_OUTPUTS}",
         "  br label %outputs_loop",
@@ -122,11 +128,10 @@ def _finished(row: int, width: int) -> list[str]:
     return [
         *lines,
         *load(f"row_scale{r}", "float", "row_scales", "float", str(r)),
-        *load(f"row_sum{r}", "i32", "row_sums", "i32", str(r)),
-        f"  %excess{r} = shl i32 %row_sum{r}, 7",
-        *_spread(f"excesses{r}", "i32", f"excess{r}"),
-        *_spread(f"row_scales{r}", "float", f"row_scale{r}"),
-        f"  %exact{r} = sub <4 x i32> %sum{r}_4, %excesses{r}",
+        *load(f"excess{r}", "i32", "excesses", "i32", str(r)),
+        *spread(f"excesses{r}", "i32", f"excess{r}", 4),
+        *spread(f"row_scales{r}", "float", f"row_scale{r}", 4),
+        f"  %exact{r} = add <4 x i32> %sum{r}_4, %excesses{r}",
         f"  %float{r} = sitofp <4 x i32> %exact{r} to <4 x float>",
         f"  %once{r} = fmul <4 x float> %float{r}, %four_scales",
         f"  %twice{r} = fmul <4 x float> %once{r}, %row_scales{r}",
@@ -135,20 +140,4 @@ def _finished(row: int, width: int) -> list[str]:
         f"  %index{r} = add i64 %line{r}, %output",
         f"  %to{r} = getelementptr float, ptr %outputs, i64 %index{r}",
         f"  store <4 x float> %biased{r}, ptr %to{r}, align 4",
-    ]
-
-
-def _spread(name: str, kind: str, value: str) -> list[str]:
-    return [
-        f"  %{name}_first = insertelement <4 x {kind}> poison, {kind} %{value}, i32 0",
-        f"  %{name} = shufflevector <4 x {kind}> %{name}_first, <4 x {kind}> poison, <4 x i32> zeroinitializer",
-    ]
-
-
-def load(name: str, kind: str, array: str, element: str, index: str) -> list[str]:
-    """Returns what loads a value at an index of an array; `element` is the type that the index counts."""
-    alignment = 4 if element != "ptr" and element != "i64" else 8
-    return [
-        f"  %{name}_at = getelementptr {element}, ptr %{array}, i64 {index}",
-        f"  %{name} = load {kind}, ptr %{name}_at, align {alignment}",
     ]

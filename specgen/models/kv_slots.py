@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from specgen.core.draft_tree import depths_of
 from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.models.attention_code import AttentionShape
+from specgen.models.attention_kernel import SeenPositions, attention_kernel, seen_by_rows
+from specgen.models.capped_attention import attend_capped
 from specgen.models.decoder_spec import DecoderSpec, RotarySpec
 from specgen.models.rotary import rotary_table
 from specgen.models.tree_mask import tree_mask
@@ -103,13 +106,16 @@ class SliceSlots(StoredSlots):
     Args:
         spec: As in `StoredSlots`.
         like: As in `StoredSlots`.
-        attends_by_row: Attends with each token of a short pass alone, by the kernel of a one-token pass. Then attention
-            does not depend on the number of tokens in a pass, bit for bit. It costs about 5 % of a pass over five.
+        attends_by_row: Attends with each token of a short pass alone. Then attention does not depend on the number of
+            tokens in a pass, bit for bit. Where our own kernel does not run, it costs a call for each token.
     """
 
     def __init__(self, spec: DecoderSpec, like: Tensor, attends_by_row: bool = False) -> None:
         super().__init__(spec, like)
         self._attends_by_row = attends_by_row
+        self._kernel = None
+        if attends_by_row and like.dtype == torch.float32 and like.device.type == "cpu" and not spec.attention_soft_cap:
+            self._kernel = attention_kernel(AttentionShape(spec.num_heads, self._group, spec.head_size))
 
     def release(self) -> None:
         """As in `StoredSlots`."""
@@ -121,6 +127,7 @@ class SliceSlots(StoredSlots):
         """Of the rows of a tree, stored from `_first_row` on; empty: the pass has consecutive tokens."""
         self._depths: tuple[int, ...] = ()
         self._masks: dict[int | None, Tensor | None] = {}
+        self._seen: dict[int | None, SeenPositions] = {}
 
     def grow(self, capacity: int, num_kept: int) -> None:
         """As in `StoredSlots`."""
@@ -131,7 +138,7 @@ class SliceSlots(StoredSlots):
     def begin(self, first: int, num_new: int) -> Rotations:
         """Prepares a pass over `num_new` tokens from position `first` on; what was stored after `first` is lost."""
         self._first_row, self._first, self._last = first, first, first + num_new
-        self._masks, self._parents = {}, []
+        self._masks, self._seen, self._parents = {}, {}, []
         if self._last > self._capacity:
             self.grow(max(FIRST_CAPACITY, 2 * self._capacity, self._last), first)
         return {
@@ -153,7 +160,7 @@ class SliceSlots(StoredSlots):
         if first + len(parents) > self._capacity:
             self.grow(max(FIRST_CAPACITY, 2 * self._capacity, first + len(parents)), first)
         self._first_row, self._first, self._last = length, first, first + len(parents)
-        self._masks, self._parents, self._depths = {}, all_parents, depths_of(all_parents)
+        self._masks, self._seen, self._parents, self._depths = {}, {}, all_parents, depths_of(all_parents)
         positions = torch.tensor(self._depths[-len(parents) :], device=self._like.device) + length
         return {rotary: (cos[positions], sin[positions]) for rotary, (cos, sin) in self._tables.items()}
 
@@ -176,6 +183,12 @@ class SliceSlots(StoredSlots):
         first, last = self._first, self._last
         self._keys[layer].narrow(1, first, last - first).copy_(keys.transpose(0, 1))
         self._values[layer].narrow(1, first, last - first).copy_(values.transpose(0, 1))
+        if self._kernel is not None and last - first <= MAX_SINGLE_ROWS:
+            window = self._spec.layers[layer].window
+            if window not in self._seen:
+                self._seen[window] = seen_by_rows(self._first_row, last - first, window, self._parents)
+            stored, scale = (self._keys[layer], self._values[layer]), self._spec.attention_scale
+            return self._kernel.attend(queries, *stored, self._seen[window], scale)
         if self._parents:
             return self._attend_rows(layer, queries, keys, values)
         if self._attends_by_row and 1 < last - first <= MAX_SINGLE_ROWS:
@@ -222,7 +235,7 @@ class SliceSlots(StoredSlots):
             return self._attend_alone(queries, seen_keys, seen_values)
         rows = queries.transpose(0, 1)
         if self._spec.attention_soft_cap is not None:
-            attended = self._attend_capped(rows, seen_keys, seen_values, mask)[None]
+            attended = attend_capped(self._spec, rows, (seen_keys, seen_values), mask)[None]
         else:
             attended = functional.scaled_dot_product_attention(
                 rows[None],
@@ -245,21 +258,6 @@ class SliceSlots(StoredSlots):
         rows, scale = queries.view(1, -1, num_rows, queries.shape[-1]), self._spec.attention_scale
         seen, is_grouped = (keys[None], values[None]), num_rows < self._group
         return functional.scaled_dot_product_attention(rows, *seen, scale=scale, enable_gqa=is_grouped).reshape(1, -1)
-
-    def _attend_capped(self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Computes attention with capped scores, in the order of transformers (Gemma 2). No fused kernel has them."""
-        cap = self._spec.attention_soft_cap
-        assert cap is not None
-        num_heads, num_new, size = rows.shape
-        grouped = rows.reshape(keys.shape[0], self._group * num_new, size)
-        scores = (grouped @ keys.transpose(1, 2) * self._spec.attention_scale).view(num_heads, num_new, -1)
-        scores = (scores / cap).tanh() * cap
-        if mask is None and num_new > 1:
-            mask = torch.ones(num_new, num_new, dtype=torch.bool, device=rows.device).tril()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(rows.dtype)
-        return (weights.view(keys.shape[0], self._group * num_new, -1) @ values).view(num_heads, num_new, size)
 
     def _mask(self, window: int | None, start: int) -> Tensor | None:
         """Returns which positions from `start` on each new token sees, `[n, positions]`; None: plain causal, or all."""

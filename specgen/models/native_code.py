@@ -1,4 +1,4 @@
-"""Compiles kernels for this machine's CPU and runs them on torch's threads.
+"""Compiles kernels for this machine's CPU, and finds torch's threads for them.
 
 Kernels are written in LLVM IR and compiled by llvmlite when they are first needed, which takes 0.1 seconds: no
 compiler has to be installed.
@@ -72,8 +72,8 @@ def _is_executable(address: int) -> bool:
 
 
 @lru_cache(maxsize=1)
-def openmp_parallel() -> Function | None:
-    """Returns OpenMP's entry point in the library that torch's own kernels use; None if it has another one.
+def openmp_parallel() -> int | None:
+    """Returns the address of OpenMP's entry point in the library that torch's own kernels use; None if it has none.
 
     Its arguments are those of `GOMP_parallel` in GCC's documentation "The libgomp ABI". The threads that it runs on
     are torch's: others would compete with them for the cores.
@@ -81,17 +81,5 @@ def openmp_parallel() -> Function | None:
     for path in sorted(Path(torch.__file__).with_name("lib").glob("lib[gi]omp*.so*")):
         function: Any = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
         if function is not None:
-            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            function.restype = None
-            parallel: Function = function
-            return parallel
+            return ctypes.cast(function, ctypes.c_void_p).value
     return None
-
-
-def run_job(job: Function, arguments: ctypes.Array[ctypes.c_int64]) -> None:
-    """Runs a function on all of torch's threads. Each of them gets the same arguments, and claims parts of the work."""
-    parallel, num_threads = openmp_parallel(), torch.get_num_threads()
-    if parallel is None or num_threads == 1:
-        job(ctypes.addressof(arguments))
-    else:
-        parallel(job, ctypes.addressof(arguments), num_threads, 0)

@@ -38,16 +38,8 @@ def quantized_linear(weight: Tensor, bias: Tensor | None, quant: str) -> nn.Modu
     return layer
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """Returns whether a module has layers in a format of bitsandbytes."""
-    kinds = {type(part).__module__.partition(".")[0] for part in module.modules()}
-    return "bitsandbytes" in kinds or any(
-        isinstance(part, KernelNf4Linear | GemmNf4Linear) for part in module.modules()
-    )
-
-
 def nf4_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Returns a layer with 4-bit weights, on the device's own kernel where there is one."""
+    """Returns a layer with 4-bit weights, on bitsandbytes' fastest kernel for it."""
     if fits_gemm(weight):
         return GemmNf4Linear(weight, bias)
     if fits_nf4(weight):
@@ -57,7 +49,7 @@ def nf4_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 def fits_nf4(weight: Tensor) -> bool:
-    """Returns whether a weight can be quantized to nf4, and is faster then on this machine."""
+    """Returns whether bitsandbytes has a fast kernel for a weight in nf4."""
     if weight.device.type == "cuda":
         return fits_gemm(weight)
     return fits_cpu_kernel(weight) and weight.dtype == torch.bfloat16 and has_nf4_kernel(weight.device)

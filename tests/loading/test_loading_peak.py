@@ -35,7 +35,8 @@ import torch
 from specgen.loading.config_check import check_folder
 from specgen.loading.decoder_weights import load_decoder, weight_bytes
 from specgen.loading.placement import Placement
-from specgen.models.formats import Int8Linear, packed_linear
+from specgen.models.formats import Int8Linear
+from specgen.models.packing import packed_linear
 from specgen.models.quantized import quantized_linear
 
 def peak():

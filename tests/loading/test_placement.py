@@ -95,6 +95,19 @@ def test_auto_does_not_quantize_without_bitsandbytes(folder: Path, monkeypatch: 
     assert "bitsandbytes" in " ".join(chosen.remarks)
 
 
+def test_nf4_runs_on_our_own_kernel_without_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch, "avx512_vnni")
+    monkeypatch.setattr(placement, "has_nf4_matmul", lambda: True)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    config = replace(check_folder(folder), widths_fit_blocks=True)
+
+    chosen = choose_placement(ModelSettings("", quant="nf4"), config, from_gguf=False)
+
+    assert (chosen.quant, chosen.dtype, chosen.packed_dtype) == ("nf4", "float32", "nf4")
+    with pytest.raises(DeviceError):
+        choose_placement(ModelSettings("", quant="nf4", dtype="bfloat16"), config, from_gguf=False)
+
+
 @pytest.mark.fault("F38")
 def test_auto_falls_back_to_the_cpu_and_gives_the_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specgen.core.machine import cpu_flags
-from specgen.models import formats, int8_kernel, native_code
-from specgen.models.formats import Int8Linear, VnniInt8Linear, packed_linear
-from specgen.models.int8_kernel import Int8Weight, Kernels, compile_kernels, int8_kernels
-from specgen.models.int8_kernel_code import kernel_text
+from specgen.models import formats, native_code, vnni_weight
+from specgen.models.formats import Int8Linear, VnniInt8Linear
+from specgen.models.int8_kernel import Int8Weight, int8_kernels
+from specgen.models.int8_tiles import int8_code
 from specgen.models.native_code import NativeCode
+from specgen.models.packing import packed_linear
+from specgen.models.vnni_weight import Kernels, compile_kernels, kernels_of
 
 WIDTHS = [
     pytest.param(64, marks=pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")),
@@ -48,7 +50,7 @@ def kernel_weight(weight: Tensor, bias: Tensor | None = None) -> Int8Weight:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("sizes", [(4, 64), (7, 128), (33, 576), (130, 192)])
 def test_each_row_has_its_own_exact_sums(width: int, sizes: tuple[int, int]) -> None:
-    packed, weight, bias = made(compile_kernels(width), sizes)
+    packed, weight, bias = made(compile_kernels(int8_code, width), sizes)
     # Rounding to int8 is at most half a step away.
     assert bool(((packed.unpacked() - weight).abs() <= weight.abs().amax(1, keepdim=True) / 253).all())
     for num_rows in [*range(1, 20), 50]:
@@ -96,13 +98,13 @@ def test_the_largest_sums_do_not_overflow(sign: int) -> None:
 
 @pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")
 @pytest.mark.parametrize(
-    ("old", "new"), [("shl i32", "lshr i32"), ("ptr %w0, i64 %size", "ptr %w0, i64 0"), ("i32 3, i32", "i32 2, i32")]
+    ("old", "new"),
+    [("i32 %total, -128", "i32 %total, 128"), ("ptr %w0, i64 %size", "ptr %w0, i64 0"), ("i32 3, i32", "i32 2, i32")],
 )
 def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
-    text = kernel_text(64)
+    text = int8_code(64)
     assert old in text
-    code = NativeCode(text.replace(old, new))
-    kernels = Kernels(code, code.function("quantize", 7), code.function("multiply", 1))
+    kernels = kernels_of(NativeCode(text.replace(old, new)), 64)
     packed, _, bias = made(kernels, (33, 128))
     rows = torch.randn(3, 128)
 
@@ -184,7 +186,7 @@ def raising(error: Exception) -> Callable[..., object]:
 def test_a_machine_that_lacks_something_has_no_kernel(
     monkeypatch: pytest.MonkeyPatch, name: str, replacement: Callable[..., object]
 ) -> None:
-    monkeypatch.setattr(int8_kernel, name, replacement)
+    monkeypatch.setattr(vnni_weight, name, replacement)
 
     assert int8_kernels() is None
     assert not isinstance(packed_linear(torch.ones(8, 64), Int8Linear), VnniInt8Linear)
@@ -195,7 +197,7 @@ def test_code_that_may_not_run_is_not_called(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native_code, "_is_executable", lambda _: False)
 
     with pytest.raises(RuntimeError, match="no new code"):
-        compile_kernels(64 if "avx512_vnni" in cpu_flags() else 32)
+        compile_kernels(int8_code, 64 if "avx512_vnni" in cpu_flags() else 32)
 
 
 @needs_kernel

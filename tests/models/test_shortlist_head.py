@@ -127,8 +127,8 @@ def test_of_a_tree_the_kept_path_remains(weight: Tensor) -> None:
 
 @pytest.mark.parametrize("num_rows", [64, 3])
 def test_parts_that_a_4_bit_kernel_cannot_have_stay(monkeypatch: pytest.MonkeyPatch, num_rows: int) -> None:
-    monkeypatch.setattr(decoder_module, "fits_nf4", lambda weight: weight.shape[0] % 32 == 0)
-    monkeypatch.setattr(decoder_module, "nf4_linear", lambda weight, bias: nn.Identity())
+    monkeypatch.setattr(decoder_module, "has_fast_nf4", lambda weight: weight.shape[0] % 32 == 0)
+    monkeypatch.setattr(decoder_module, "fast_nf4_linear", lambda weight, bias: nn.Identity())
     monkeypatch.setattr(decoder_module, "faster_of", lambda usual, other, row: other)
     model = decoder_model(make_model(tie_word_embeddings=True), 64)
     sizes = [64, num_rows]

@@ -72,7 +72,7 @@ class LoadOptions:
         Quantization,
         Option(
             ("-Q", "--quant"),
-            "Weight format of the target. auto: nf4 on CUDA and on CPUs with AVX512-BF16, else none; GGUF files keep "
+            "Weight format of the target. auto: nf4 on CUDA, on a CPU the fastest by measurement; GGUF files keep "
             "theirs.",
             env="SPECGEN_QUANT",
         ),

@@ -1,0 +1,230 @@
+"""Writes what the kernels of all weight formats have in common, in LLVM IR.
+
+`run` rounds rows to int8 by `quantize`, and lets all threads run `multiply`, which claims outputs. A format's tiles
+compute them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PARAMETERS = (
+    "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %excesses, ptr %outputs, "
+    "i64 %num_outputs, i64 %size"
+)
+"""Of each tile. The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater by 128;
+`%excesses` holds what has to be added to a row's sums for that."""
+
+
+def kernel_text(width: int, tiles: Sequence[str], chunk_outputs: int) -> str:
+    """Returns a format's kernels in LLVM IR.
+
+    Args:
+        width: Bytes of a vector.
+        tiles: The functions `tile1`, `tile2` ..., which compute some outputs of so many rows.
+        chunk_outputs: Outputs that a thread claims at once: whole tiles.
+    """
+    lanes = width // 4
+    vector = f"<{lanes} x i32>"
+    declarations = [
+        f"declare {vector} @llvm.x86.avx512.vpdpbusd.{width * 8}({vector}, {vector}, {vector})",
+        "declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)",
+        "declare i32 @llvm.vector.reduce.umax.v16i32(<16 x i32>)",
+        "declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)",
+        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+    ]
+    return "\n".join([*declarations, QUANTIZE, *tiles, _multiply(len(tiles), chunk_outputs), RUN])
+
+
+TINY_BITS = 0x04000000
+"""Of the float32 that a row's largest value is taken for if it is smaller: 2 to the power of -119."""
+ROUNDER = 3 * 2**22
+"""Added to a float32 between -127 and 127, it leaves the nearest whole number in the lowest bits."""
+ROUNDER_BITS = 0x4B400000
+
+QUANTIZE = f"""
+define void @quantize(ptr %rows, ptr %values, ptr %scales, ptr %excesses, i64 %num_rows, i64 %size, i64 %flip) {{
+entry:
+  %flip_byte = trunc i64 %flip to i8
+  %flip_first = insertelement <16 x i8> poison, i8 %flip_byte, i32 0
+  %flips = shufflevector <16 x i8> %flip_first, <16 x i8> poison, <16 x i32> zeroinitializer
+  %mask_first = insertelement <16 x i32> poison, i32 {0x7FFFFFFF}, i32 0
+  %all_but_signs = shufflevector <16 x i32> %mask_first, <16 x i32> poison, <16 x i32> zeroinitializer
+  %rounder_first = insertelement <16 x float> poison, float {ROUNDER}.0, i32 0
+  %rounders = shufflevector <16 x float> %rounder_first, <16 x float> poison, <16 x i32> zeroinitializer
+  %rounder_bits_first = insertelement <16 x i32> poison, i32 {ROUNDER_BITS}, i32 0
+  %rounder_bits = shufflevector <16 x i32> %rounder_bits_first, <16 x i32> poison, <16 x i32> zeroinitializer
+  br label %row
+row:
+  %r = phi i64 [ 0, %entry ], [ %r_next, %store ]
+  %offset = mul i64 %r, %size
+  %in = getelementptr float, ptr %rows, i64 %offset
+  %out = getelementptr i8, ptr %values, i64 %offset
+  br label %find
+find:
+  %i = phi i64 [ 0, %row ], [ %i_next, %find ]
+  %largest = phi <16 x i32> [ zeroinitializer, %row ], [ %larger, %find ]
+  %at = getelementptr float, ptr %in, i64 %i
+  %x = load <16 x float>, ptr %at, align 4
+  %bits = bitcast <16 x float> %x to <16 x i32>
+  %size_bits = and <16 x i32> %bits, %all_but_signs
+  %larger = call <16 x i32> @llvm.umax.v16i32(<16 x i32> %largest, <16 x i32> %size_bits)
+  %i_next = add i64 %i, 16
+  %find_more = icmp ult i64 %i_next, %size
+  br i1 %find_more, label %find, label %found
+found:
+  %max_bits = call i32 @llvm.vector.reduce.umax.v16i32(<16 x i32> %larger)
+  %is_less = icmp ult i32 %max_bits, {TINY_BITS}
+  %positive_bits = select i1 %is_less, i32 {TINY_BITS}, i32 %max_bits
+  %positive = bitcast i32 %positive_bits to float
+  %scale = fdiv float %positive, 1.270000e+02
+  %factor = fdiv float 1.270000e+02, %positive
+  %factor_first = insertelement <16 x float> poison, float %factor, i32 0
+  %factors = shufflevector <16 x float> %factor_first, <16 x float> poison, <16 x i32> zeroinitializer
+  br label %round
+round:
+  %j = phi i64 [ 0, %found ], [ %j_next, %round ]
+  %sum = phi <16 x i32> [ zeroinitializer, %found ], [ %sum_next, %round ]
+  %from = getelementptr float, ptr %in, i64 %j
+  %y = load <16 x float>, ptr %from, align 4
+  %scaled = fmul <16 x float> %y, %factors
+  %shifted = fadd <16 x float> %scaled, %rounders
+  %shifted_bits = bitcast <16 x float> %shifted to <16 x i32>
+  %integers = sub <16 x i32> %shifted_bits, %rounder_bits
+  %sum_next = add <16 x i32> %sum, %integers
+  %bytes = trunc <16 x i32> %integers to <16 x i8>
+  %flipped = xor <16 x i8> %bytes, %flips
+  %to = getelementptr i8, ptr %out, i64 %j
+  store <16 x i8> %flipped, ptr %to, align 1
+  %j_next = add i64 %j, 16
+  %round_more = icmp ult i64 %j_next, %size
+  br i1 %round_more, label %round, label %store
+store:
+  %total = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %sum_next)
+  %excess = mul i32 %total, -128
+  %excess_at = getelementptr i32, ptr %excesses, i64 %r
+  store i32 %excess, ptr %excess_at
+  %scale_at = getelementptr float, ptr %scales, i64 %r
+  store float %scale, ptr %scale_at
+  %r_next = add i64 %r, 1
+  %row_more = icmp ult i64 %r_next, %num_rows
+  br i1 %row_more, label %row, label %exit
+exit:
+  ret void
+}}
+"""
+"""Without their signs, float32 are in the order of their bits, and what is not a number is the largest."""
+
+RUN = """
+define void @run(ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads) {
+entry:
+  %rows_at = getelementptr ptr, ptr %arguments, i64 3
+  %rows = load ptr, ptr %rows_at
+  %scales_at = getelementptr ptr, ptr %arguments, i64 4
+  %scales = load ptr, ptr %scales_at
+  %excesses_at = getelementptr ptr, ptr %arguments, i64 5
+  %excesses = load ptr, ptr %excesses_at
+  %size_at = getelementptr i64, ptr %arguments, i64 8
+  %size = load i64, ptr %size_at
+  %num_rows_at = getelementptr i64, ptr %arguments, i64 9
+  %num_rows = load i64, ptr %num_rows_at
+  %num_facts_at = getelementptr i64, ptr %arguments, i64 10
+  %num_facts = load i64, ptr %num_facts_at
+  %num_blocks = mul i64 %num_rows, %num_facts
+  %block = udiv i64 %size, %num_facts
+  call void @quantize(ptr %inputs, ptr %rows, ptr %scales, ptr %excesses, i64 %num_blocks, i64 %block, i64 0)
+  %is_alone = icmp eq i64 %num_threads, 1
+  br i1 %is_alone, label %alone, label %together
+alone:
+  call void @multiply(ptr %arguments)
+  ret void
+together:
+  %threads = trunc i64 %num_threads to i32
+  call void %parallel(ptr @multiply, ptr %arguments, i32 %threads, i32 0)
+  ret void
+}
+"""
+
+
+def _multiply(max_rows: int, chunk_outputs: int) -> str:
+    """Returns the function that runs on each thread: it claims outputs until none are left.
+
+    `%num_facts` is the number of scales, and of excesses, of each row.
+    """
+    names = ["values", "weight_scales", "bias", "rows", "row_scales", "excesses", "outputs"]
+    lines = ["define void @multiply(ptr %arguments) {", "entry:"]
+    for index, name in enumerate(names):
+        lines += load(name, "ptr", "arguments", "ptr", str(index))
+    for index, name in enumerate(["num_outputs", "size", "num_rows", "num_facts"], len(names)):
+        lines += load(name, "i64", "arguments", "i64", str(index))
+    fixed = "ptr %values, ptr %weight_scales, ptr %bias"
+    moved = "ptr %rows_here, ptr %row_scales_here, ptr %excesses_here, ptr %outputs_here"
+    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in range(1, max_rows + 1))
+    calls = "\n".join(
+        f"call{number}:\n"
+        f"  call void @tile{number}({fixed}, {moved}, i64 %num_outputs, i64 %size, i64 %first, i64 %last)\n"
+        f"  br label %next"
+        for number in range(1, max_rows + 1)
+    )
+    return (
+        "\n".join(lines)
+        + f"""
+  %counter = getelementptr i64, ptr %arguments, i64 {len(names) + 4}
+  %num_rows_up = add i64 %num_rows, {max_rows - 1}
+  %num_groups = udiv i64 %num_rows_up, {max_rows}
+  %num_rows_more = add i64 %num_rows, %num_groups
+  %num_rows_most = sub i64 %num_rows_more, 1
+  %group = udiv i64 %num_rows_most, %num_groups
+  br label %claim
+claim:
+  %first = atomicrmw add ptr %counter, i64 {chunk_outputs} monotonic
+  %is_any = icmp ult i64 %first, %num_outputs
+  br i1 %is_any, label %take, label %exit
+take:
+  %end = add i64 %first, {chunk_outputs}
+  %is_end = icmp ult i64 %end, %num_outputs
+  %last = select i1 %is_end, i64 %end, i64 %num_outputs
+  br label %rows_loop
+rows_loop:
+  %row = phi i64 [ 0, %take ], [ %row_next, %next ]
+  %left = sub i64 %num_rows, %row
+  %is_part = icmp ult i64 %left, %group
+  %count = select i1 %is_part, i64 %left, i64 %group
+  %rows_offset = mul i64 %row, %size
+  %rows_here = getelementptr i8, ptr %rows, i64 %rows_offset
+  %facts_offset = mul i64 %row, %num_facts
+  %row_scales_here = getelementptr float, ptr %row_scales, i64 %facts_offset
+  %excesses_here = getelementptr i32, ptr %excesses, i64 %facts_offset
+  %outputs_offset = mul i64 %row, %num_outputs
+  %outputs_here = getelementptr float, ptr %outputs, i64 %outputs_offset
+  switch i64 %count, label %exit [
+{cases}
+  ]
+{calls}
+next:
+  %row_next = add i64 %row, %count
+  %is_more = icmp ult i64 %row_next, %num_rows
+  br i1 %is_more, label %rows_loop, label %claim
+exit:
+  ret void
+}}
+"""
+    )
+
+
+def spread(name: str, kind: str, value: str, lanes: int) -> list[str]:
+    """Returns what copies a value to all lanes of a vector."""
+    vector = f"<{lanes} x {kind}>"
+    return [
+        f"  %{name}_first = insertelement {vector} poison, {kind} %{value}, i32 0",
+        f"  %{name} = shufflevector {vector} %{name}_first, {vector} poison, <{lanes} x i32> zeroinitializer",
+    ]
+
+
+def load(name: str, kind: str, array: str, element: str, index: str, *, alignment: int | None = None) -> list[str]:
+    """Returns what loads a value at an index of an array; `element` is the type that the index counts."""
+    alignment = alignment or (4 if element != "ptr" and element != "i64" else 8)
+    return [
+        f"  %{name}_at = getelementptr {element}, ptr %{array}, i64 {index}",
+        f"  %{name} = load {kind}, ptr %{name}_at, align {alignment}",
+    ]

@@ -1,0 +1,134 @@
+"""Packs the linear layers of a model for a CPU's kernels: see `specgen.models.formats`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specgen.models.formats import (
+    Float16Linear,
+    Float32Embedding,
+    Int8Linear,
+    Nf4Linear,
+    PackedLinear,
+    VnniInt8Linear,
+    fits_float16,
+    without_deprecation_warning,
+)
+from specgen.models.gemm_4bit import GemmNf4Linear
+from specgen.models.int8_kernel import Int8Weight, fits_int8_kernel, int8_kernels
+from specgen.models.nf4_kernel import Nf4Weight, fits_nf4_kernel, nf4_kernels
+from specgen.models.quantized import KernelNf4Linear, fits_nf4, nf4_linear
+
+PackedKind = type[Float16Linear] | type[Int8Linear] | type[Nf4Linear]
+PACKED_KINDS: dict[str, PackedKind] = {"float16": Float16Linear, "int8": Int8Linear, "nf4": Nf4Linear}
+"""By the names of formats."""
+
+
+def has_nf4_matmul() -> bool:
+    """Returns whether this CPU runs `Nf4Linear`."""
+    return nf4_kernels() is not None
+
+
+def pack_model(model: Any, kind: PackedKind) -> int:
+    """Replaces a model's linear layers, in place; everything else computes in float32.
+
+    A layer with a weight out of float16's range stays, in float32.
+
+    Args:
+        model: A transformers model on the CPU, weights as stored.
+        kind: Replaces `torch.nn.Linear`.
+
+    Returns:
+        Bytes of the packed weights.
+    """
+    inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
+    num_bytes = pack_layers(model, kind, head)
+    for parameter in model.parameters():
+        if parameter is not inputs.weight:
+            parameter.data = parameter.data.float()
+    if type(inputs) is nn.Embedding:
+        inputs.__class__ = Float32Embedding
+        # The last tensor that maps the file's pages: copying it releases them.
+        inputs.weight.data = inputs.weight.data.clone()
+    else:
+        inputs.weight.data = inputs.weight.data.float()
+    return num_bytes
+
+
+def pack_layers(module: nn.Module, kind: PackedKind, head: nn.Module | None = None) -> int:
+    """Replaces a module's linear layers, in place.
+
+    Args:
+        kind: Replaces `torch.nn.Linear`.
+        head: The layer that computes the logits. In nf4, it is packed in int8: its rounding changes the text most.
+
+    Returns:
+        Bytes of the packed weights.
+    """
+    jobs = [
+        (parent, name, Int8Linear if layer is head and kind is Nf4Linear else kind)
+        for parent in module.modules()
+        for name, layer in parent.named_children()
+        if type(layer) is nn.Linear
+    ]
+    compile_kernels(kind)  # once, not by each thread
+    # Packing a layer is one long loop without the interpreter lock. The longest jobs go first, so that none of them
+    # runs alone at the end.
+    jobs.sort(key=lambda job: -getattr(job[0], job[1]).weight.numel())
+    with without_deprecation_warning(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return sum(pool.map(lambda job: _replace(*job), jobs))
+
+
+def compile_kernels(kind: PackedKind) -> None:
+    """Compiles the kernels of a format, and of the heads of its targets."""
+    if kind is not Float16Linear:
+        int8_kernels()
+    if kind is Nf4Linear:
+        nf4_kernels()
+
+
+def packed_linear(weight: Tensor, kind: PackedKind, bias: Tensor | None = None) -> PackedLinear:
+    """Returns a layer with a packed copy of a weight `[outputs, inputs]`, on the fastest kernel for it.
+
+    A weight whose inputs are no whole blocks of 4-bit values is packed in int8.
+    """
+    weight, bias = weight.detach(), None if bias is None else bias.detach().float()
+    if kind is Nf4Linear and fits_nf4_kernel(weight) and (kernels := nf4_kernels()) is not None:
+        return Nf4Linear(Nf4Weight(weight, bias, kernels))
+    if kind is not Float16Linear and fits_int8_kernel(weight) and (kernels := int8_kernels()) is not None:
+        return VnniInt8Linear(Int8Weight(weight, bias, kernels))
+    with without_deprecation_warning():
+        return Float16Linear(weight, bias) if kind is Float16Linear else Int8Linear(weight, bias)
+
+
+def has_fast_nf4(weight: Tensor) -> bool:
+    """Returns whether a weight can be quantized to nf4, and is faster then on this machine."""
+    return (fits_nf4_kernel(weight) and has_nf4_matmul()) or fits_nf4(weight)
+
+
+def fast_nf4_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Returns a layer with 4-bit weights, on our own kernel if this machine runs it, else on bitsandbytes'."""
+    if fits_nf4_kernel(weight) and has_nf4_matmul():
+        return packed_linear(weight, Nf4Linear, bias)
+    return nf4_linear(weight, bias)
+
+
+def _replace(parent: nn.Module, name: str, kind: PackedKind) -> int:
+    layer: nn.Linear = getattr(parent, name)
+    if kind is Float16Linear and not fits_float16(layer.weight):
+        return 0
+    packed = packed_linear(layer.weight, kind, layer.bias)
+    setattr(parent, name, packed)
+    return packed.num_bytes
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Returns whether a module has layers in a format of bitsandbytes, or in nf4."""
+    kinds = {type(part).__module__.partition(".")[0] for part in module.modules()}
+    return "bitsandbytes" in kinds or any(
+        isinstance(part, KernelNf4Linear | GemmNf4Linear | Nf4Linear) for part in module.modules()
+    )

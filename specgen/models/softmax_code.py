@@ -1,0 +1,113 @@
+"""Writes a softmax in LLVM IR, for the attention kernel."""
+
+from __future__ import annotations
+
+import struct
+
+LANES = 16
+"""float32 in a vector of 64 bytes."""
+FLOATS, _INTEGERS = f"<{LANES} x float>", f"<{LANES} x i32>"
+
+
+def _all(value: str, kind: str = "float") -> str:
+    """Returns a constant with the same value in all lanes."""
+    return "<" + ", ".join([f"{kind} {value}"] * LANES) + ">"
+
+
+def _hex(value: float) -> str:
+    """Returns a float32 as LLVM writes it: the bits of the same number in 64 bits."""
+    single = struct.unpack("<f", struct.pack("<f", value))[0]
+    return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"
+
+
+LEAST_EXPONENT = -87.0
+"""Smaller numbers are taken for it: the exponential would be no normal number."""
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_TAYLOR = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
+
+
+def _exponential() -> str:
+    """Returns a function that computes the exponential of numbers up to 0, off by at most two units in the last place.
+
+    x is n log 2 + r with a whole n, so that the exponential is 2^n times that of r, whose series is short.
+    """
+    fma = f"call {FLOATS} @llvm.fma.v{LANES}f32"
+    lines = [f"  %sum0 = fadd {FLOATS} {_all(_hex(_TAYLOR[0]))}, zeroinitializer"]
+    for index, term in enumerate(_TAYLOR[1:], 1):
+        operands = f"{FLOATS} %sum{index - 1}, {FLOATS} %r, {FLOATS} {_all(_hex(term))}"
+        lines.append(f"  %sum{index} = {fma}({operands})")
+    series = "\n".join(lines)
+    return f"""
+define internal {FLOATS} @exponential({FLOATS} %given) alwaysinline {{
+  %is_less = fcmp olt {FLOATS} %given, {_all(_hex(LEAST_EXPONENT))}
+  %x = select <{LANES} x i1> %is_less, {FLOATS} {_all(_hex(LEAST_EXPONENT))}, {FLOATS} %given
+  %turns = fmul {FLOATS} %x, {_all(_hex(1.4426950408889634))}
+  %n = call {FLOATS} @llvm.rint.v{LANES}f32({FLOATS} %turns)
+  %r_high = {fma}({FLOATS} %n, {FLOATS} {_all(_hex(-_LN2_HIGH))}, {FLOATS} %x)
+  %r = {fma}({FLOATS} %n, {FLOATS} {_all(_hex(-_LN2_LOW))}, {FLOATS} %r_high)
+{series}
+  %is_number = fcmp ord {FLOATS} %n, zeroinitializer
+  %safe = select <{LANES} x i1> %is_number, {FLOATS} %n, {FLOATS} zeroinitializer
+  %whole = fptosi {FLOATS} %safe to {_INTEGERS}
+  %biased = add {_INTEGERS} %whole, {_all("127", "i32")}
+  %bits = shl {_INTEGERS} %biased, {_all("23", "i32")}
+  %power = bitcast {_INTEGERS} %bits to {FLOATS}
+  %result = fmul {FLOATS} %sum{len(_TAYLOR) - 1}, %power
+  ret {FLOATS} %result
+}}
+"""
+
+
+SOFTMAX = f"""
+declare {FLOATS} @llvm.rint.v{LANES}f32({FLOATS})
+declare float @llvm.vector.reduce.fmax.v{LANES}f32({FLOATS})
+{_exponential()}
+define internal float @weights(ptr %scores, i64 %count) {{
+entry:
+  br label %fill
+fill:
+  %unused = phi i64 [ %count, %entry ], [ %unused_next, %filling ]
+  %rest = urem i64 %unused, {LANES}
+  %is_full = icmp eq i64 %rest, 0
+  br i1 %is_full, label %find, label %filling
+filling:
+  %unused_at = getelementptr float, ptr %scores, i64 %unused
+  store float {_hex(float("-inf"))}, ptr %unused_at, align 4
+  %unused_next = add i64 %unused, 1
+  br label %fill
+find:
+  %i = phi i64 [ 0, %fill ], [ %i_next, %find ]
+  %largest = phi {FLOATS} [ {_all(_hex(float("-inf")))}, %fill ], [ %larger, %find ]
+  %at = getelementptr float, ptr %scores, i64 %i
+  %x = load {FLOATS}, ptr %at, align 4
+  %is_larger = fcmp ogt {FLOATS} %x, %largest
+  %larger = select <{LANES} x i1> %is_larger, {FLOATS} %x, {FLOATS} %largest
+  %i_next = add i64 %i, {LANES}
+  %find_more = icmp ult i64 %i_next, %count
+  br i1 %find_more, label %find, label %found
+found:
+  %max = call nnan float @llvm.vector.reduce.fmax.v{LANES}f32({FLOATS} %larger)
+  %max_first = insertelement {FLOATS} poison, float %max, i32 0
+  %maxima = shufflevector {FLOATS} %max_first, {FLOATS} poison, <{LANES} x i32> zeroinitializer
+  br label %add
+add:
+  %j = phi i64 [ 0, %found ], [ %j_next, %add ]
+  %sum = phi {FLOATS} [ zeroinitializer, %found ], [ %sum_next, %add ]
+  %from = getelementptr float, ptr %scores, i64 %j
+  %score = load {FLOATS}, ptr %from, align 4
+  %below = fsub {FLOATS} %score, %maxima
+  %weight = call {FLOATS} @exponential({FLOATS} %below)
+  store {FLOATS} %weight, ptr %from, align 4
+  %sum_next = fadd {FLOATS} %sum, %weight
+  %j_next = add i64 %j, {LANES}
+  %add_more = icmp ult i64 %j_next, %count
+  br i1 %add_more, label %add, label %done
+done:
+  %total = call reassoc float @llvm.vector.reduce.fadd.v{LANES}f32(float 0.0, {FLOATS} %sum_next)
+  ret float %total
+}}
+"""
+"""`weights` turns scores into exponentials of their differences from the largest, and returns the sum.
+
+The memory of the scores holds whole vectors.
+"""

@@ -1,0 +1,168 @@
+"""Our own attention kernel computes what torch computes in float64, each row alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from specgen.core.draft_tree import ROOT
+from specgen.models import attention_kernel as module
+from specgen.models.attention_code import AttentionShape, attention_code
+from specgen.models.attention_kernel import AttentionKernel, attention_kernel, has_attention_kernel, seen_by_rows
+from specgen.models.native_code import NativeCode
+from specgen.models.tree_mask import tree_mask
+
+needs_kernel = pytest.mark.skipif(not has_attention_kernel(), reason="needs AVX512-VNNI")
+SHAPES = [AttentionShape(4, 2, 32), AttentionShape(14, 7, 64), AttentionShape(12, 6, 128), AttentionShape(4, 4, 256)]
+CAPACITY = 96
+
+
+def kernel_of(shape: AttentionShape) -> AttentionKernel:
+    kernel = attention_kernel(shape)
+    assert kernel is not None
+    return kernel
+
+
+def stored(shape: AttentionShape) -> tuple[Tensor, Tensor]:
+    sizes = (shape.num_heads // shape.group, CAPACITY, shape.head_size)
+    return torch.randn(sizes), torch.randn(sizes)
+
+
+def expected(queries: Tensor, keys: Tensor, values: Tensor, sees: Tensor, scale: float) -> Tensor:
+    """Attends in float64; `sees` is `[rows, positions]`."""
+    group = queries.shape[1] // keys.shape[0]
+    num_seen = sees.shape[1]
+    wide_keys = keys[:, :num_seen].double().repeat_interleave(group, dim=0)
+    wide_values = values[:, :num_seen].double().repeat_interleave(group, dim=0)
+    scores = queries.double().transpose(0, 1) @ wide_keys.transpose(1, 2) * scale
+    weights = scores.masked_fill(~sees, -math.inf).softmax(dim=-1)
+    return (weights @ wide_values).transpose(0, 1).flatten(1).float()
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("first", "num_rows"), [(0, 1), (0, 17), (15, 1), (16, 3), (40, 8), (70, 17)])
+def test_rows_attend_as_in_float64_and_each_alone(shape: AttentionShape, first: int, num_rows: int) -> None:
+    torch.manual_seed(first)
+    kernel, (keys, values) = kernel_of(shape), stored(shape)
+    queries = torch.randn(num_rows, shape.num_heads + 3, shape.head_size)[:, : shape.num_heads]
+    scale = shape.head_size**-0.5
+
+    outputs = kernel.attend(queries, keys, values, seen_by_rows(first, num_rows, None), scale)
+
+    sees = torch.ones(num_rows, first + num_rows, dtype=torch.bool).tril(first)
+    torch.testing.assert_close(outputs, expected(queries, keys, values, sees, scale), rtol=1e-5, atol=2e-6)
+    for row in range(num_rows):
+        seen = seen_by_rows(first + row, 1, None)
+        assert torch.equal(kernel.attend(queries[row : row + 1], keys, values, seen, scale)[0], outputs[row])
+
+
+@needs_kernel
+@given(st.data(), st.integers(0, 40), st.integers(1, 12), st.sampled_from([None, 1, 2, 5, 20, 64]))
+def test_rows_of_trees_see_their_ancestors_within_the_window(
+    data: st.DataObject, first: int, num_rows: int, window: int | None
+) -> None:
+    parents = [data.draw(st.integers(ROOT, row - 1)) for row in range(num_rows)]
+    shape = SHAPES[0]
+    kernel, (keys, values) = kernel_of(shape), stored(shape)
+    queries = torch.randn(num_rows, shape.num_heads, shape.head_size)
+
+    outputs = kernel.attend(queries, keys, values, seen_by_rows(first, num_rows, window, parents), 0.3)
+    last = kernel.attend(queries[-1:], keys, values, seen_by_rows(first, 1, window, parents), 0.3)
+
+    assert torch.equal(last, outputs[-1:])
+    sees = tree_mask(parents, num_rows, (0, first), window)
+    torch.testing.assert_close(outputs, expected(queries, keys, values, sees, 0.3), rtol=1e-5, atol=2e-6)
+
+
+@needs_kernel
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 1e4])
+def test_large_and_small_scores_keep_their_weights(size: float) -> None:
+    shape = SHAPES[1]
+    kernel, (keys, values) = kernel_of(shape), stored(shape)
+    queries = size * torch.randn(2, shape.num_heads, shape.head_size)
+
+    outputs = kernel.attend(queries, keys, values, seen_by_rows(50, 2, None), 0.125)
+
+    sees = torch.ones(2, 52, dtype=torch.bool).tril(50)
+    # A score of 1e4 has a rounding error of 1e-3, and so has its weight.
+    error = (outputs - expected(queries, keys, values, sees, 0.125)).norm() / outputs.norm()
+    assert float(error) < 1e-6 * max(1.0, size)
+
+
+@needs_kernel
+def test_what_is_not_a_number_stays_in_its_row() -> None:
+    shape = SHAPES[0]
+    kernel, (keys, values) = kernel_of(shape), stored(shape)
+    queries = torch.randn(3, shape.num_heads, shape.head_size)
+    queries[1, 2, 5] = math.nan
+
+    outputs = kernel.attend(queries, keys, values, seen_by_rows(9, 3, None), 0.3)
+
+    assert torch.isfinite(outputs[[0, 2]]).all()
+    assert torch.isnan(outputs[1].view(shape.num_heads, -1)[2]).all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
+    shape = SHAPES[2]
+    kernel, (keys, values) = kernel_of(shape), stored(shape)
+    queries, seen = torch.randn(5, shape.num_heads, shape.head_size), seen_by_rows(30, 5, None)
+    outputs, before = kernel.attend(queries, keys, values, seen, 0.1), torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        again = kernel.attend(queries, keys, values, seen, 0.1)
+    finally:
+        torch.set_num_threads(before)
+
+    assert torch.equal(again, outputs)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("udiv i64 %head, 2", "udiv i64 %head, 4"),
+        ("%near_v = add i64 %start, %j", "%near_v = add i64 0, %j"),
+        ("i64 0, i64 %beyond_k", "i64 0, i64 0"),
+        ("fmul <16 x float> %more1_0, %shares1", "fmul <16 x float> %more1_0, %shares0"),
+        ("%scaled0 = fmul float %dot0, %scale", "%scaled0 = fmul float %dot0, 1.0"),
+        ("store <16 x float> %weight, ptr", "store <16 x float> %score, ptr"),
+        ("icmp ult i64 %j_next, %seen", "icmp ult i64 %j_next, %before"),
+    ],
+)
+def test_a_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    shape = SHAPES[0]
+    text = attention_code(shape)
+    assert old in text
+    monkeypatch.setattr(module, "attention_code", lambda _: text.replace(old, new))
+    kernel, (keys, values) = AttentionKernel(shape), stored(shape)
+    queries, parents = torch.randn(4, shape.num_heads, shape.head_size), [ROOT, ROOT, 1, 2]
+
+    outputs = kernel.attend(queries, keys, values, seen_by_rows(20, 4, 12, parents), 0.4)
+
+    sees = tree_mask(parents, 4, (0, 20), 12)
+    reference = expected(queries, keys, values, sees, 0.4)
+    assert not torch.allclose(outputs, reference, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [AttentionShape(4, 2, 40), AttentionShape(4, 2, 512)], ids=str)
+def test_heads_of_other_sizes_have_no_kernel(shape: AttentionShape) -> None:
+    assert attention_kernel(shape) is None
+
+
+def test_a_system_that_allows_no_new_code_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> NativeCode:
+        raise RuntimeError("the system allows no new code in memory")
+
+    monkeypatch.setattr(module, "NativeCode", fail)
+    monkeypatch.setattr(module, "has_attention_kernel", lambda: True)
+
+    assert attention_kernel(AttentionShape(6, 3, 48)) is None
+    attention_kernel.cache_clear()
