@@ -18,6 +18,7 @@ from specgen.models.decoder import Decoder, Layer
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.formats import Float16Linear, Int8Linear, Nf4Linear, fits_float16, without_deprecation_warning
 from specgen.models.forward_pass import Norm
+from specgen.models.fused_layers import fuse
 from specgen.models.packing import PACKED_KINDS, PackedKind, compile_kernels, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.shortlist_head import has_shortlist, shortlist_head
@@ -81,7 +82,7 @@ def load_decoder(
         del head_weight
 
         def build(index: int) -> Layer:
-            return build_layer(spec, index, partial(read, device=places[index]), linear, dtype)
+            return fuse(build_layer(spec, index, partial(read, device=places[index]), linear, dtype))
 
         with ThreadPoolExecutor(_num_workers(placement)) as pool:
             layers = list(pool.map(build, range(len(spec.layers))))

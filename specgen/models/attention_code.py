@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specgen.models.kernel_code import load, spread
-from specgen.models.softmax_code import FLOATS, LANES, SOFTMAX
+from specgen.models.vector_code import FLOATS, LANES, SOFTMAX, load, spread
 
 ARGUMENTS = (
     "queries",
@@ -62,11 +61,7 @@ class AttentionShape:
 
 def attention_code(shape: AttentionShape) -> str:
     """Returns the kernel in LLVM IR: `run`, whose arguments are those of the weights' kernels."""
-    declarations = [
-        f"declare {FLOATS} @llvm.fma.v{LANES}f32({FLOATS}, {FLOATS}, {FLOATS})",
-        f"declare float @llvm.vector.reduce.fadd.v{LANES}f32(float, {FLOATS})",
-    ]
-    return "\n".join([*declarations, SOFTMAX, _attend(shape), _RUN])
+    return "\n".join([SOFTMAX, _attend(shape), _RUN])
 
 
 _RUN = """

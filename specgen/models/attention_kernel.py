@@ -7,7 +7,6 @@ and took a quarter of a pass over eight tokens.
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from specgen.core.draft_tree import path_to
 from specgen.models.attention_code import ARGUMENTS, AttentionShape, attention_code
-from specgen.models.native_code import Function, NativeCode, openmp_parallel
-from specgen.models.softmax_code import LANES
-from specgen.models.vnni_weight import floats, vector_bytes
+from specgen.models.cpu_vectors import vector_bytes
+from specgen.models.native_code import Function, NativeCode, bits_of, floats, openmp_parallel
+from specgen.models.vector_code import LANES
 
 MAX_HEAD_SIZE = 256
 """The sums of a head stay in the registers."""
@@ -104,7 +103,7 @@ class AttentionKernel:
         arguments = _Arguments(
             *(tensor.data_ptr() for tensor in tensors),
             *(num_rows, queries.stride(0), keys.stride(0), seen.others.shape[1], scores_stride),
-            *(struct.unpack("<I", struct.pack("<f", scale))[0], 0),
+            *(bits_of(scale), 0),
         )
         self._run(ctypes.addressof(arguments), openmp_parallel() or 0, torch.get_num_threads())
         return outputs

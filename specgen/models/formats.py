@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specgen.models.vnni_weight import VnniWeight
+from specgen.models.vnni_weight import NO_PROLOGUE, Prologue, VnniWeight
 from specgen.models.weight_memory import empty
 
 MAX_FLOAT16 = 65504.0
@@ -180,26 +180,8 @@ def keeps_all_bits() -> bool:
     return bool((product - 64).abs().max() < 0.01)
 
 
-class VnniInt8Linear(Int8Linear):
-    """Computes the same on our own kernel, whose rounding differs by the order of two operations."""
-
-    def __init__(self, weight: VnniWeight) -> None:
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.shape
-        self.num_bytes = weight.num_bytes
-        self._weight = weight
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs = self._weight.multiply(inputs.reshape(-1, self.in_features))
-        return outputs.view(*inputs.shape[:-1], self.out_features)
-
-    def unpacked(self) -> Tensor:
-        """As in `PackedLinear`."""
-        return self._weight.unpacked()
-
-
-class Nf4Linear(PackedLinear):
-    """A linear layer with 4-bit weights on our own kernel; inputs are rounded to 8 bits at run time.
+class VnniLinear(PackedLinear):
+    """Base of the linear layers on our own kernels; inputs are rounded to 8 bits at run time.
 
     Batch invariant: all sums are integers, or added up in the order of a row's own blocks.
     """
@@ -212,12 +194,24 @@ class Nf4Linear(PackedLinear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns outputs in the type of the inputs."""
-        outputs = self._weight.multiply(inputs.reshape(-1, self.in_features).float())
+        return self.after(NO_PROLOGUE, inputs)
+
+    def after(self, prologue: Prologue, inputs: Tensor) -> Tensor:
+        """Lets inputs go through a prologue before the product."""
+        outputs = self._weight.multiply(inputs.reshape(-1, inputs.shape[-1]).float(), prologue)
         return outputs.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
 
     def unpacked(self) -> Tensor:
         """As in `PackedLinear`."""
         return self._weight.unpacked()
+
+
+class VnniInt8Linear(VnniLinear, Int8Linear):
+    """Computes the same as `Int8Linear`, but for the order of two operations."""
+
+
+class Nf4Linear(VnniLinear):
+    """A linear layer with 4-bit weights."""
 
 
 class Float32Embedding(nn.Embedding):

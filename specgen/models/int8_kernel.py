@@ -6,32 +6,16 @@ as long as one.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from specgen.models.int8_tiles import int8_code
-from specgen.models.vnni_weight import (
-    BLOCK_VALUES,
-    FLIP,
-    Kernels,
-    VnniWeight,
-    floats,
-    integers,
-    kernels_for_this_machine,
-)
+from specgen.models.native_code import floats, integers
+from specgen.models.vnni_weight import BLOCK_VALUES, FLIP, Kernels, VnniWeight
 from specgen.models.weight_memory import empty
 
 ALIGNMENT = 64
 """Inputs are a multiple of it: bytes of the widest vector."""
 MIN_OUTPUTS = 4
-
-
-@lru_cache(maxsize=1)
-def int8_kernels() -> Kernels | None:
-    """Returns the kernels for this machine, or None: see `kernels_for_this_machine`."""
-    return kernels_for_this_machine(int8_code)
 
 
 def fits_int8_kernel(weight: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specgen.models.kernel_code import PARAMETERS, kernel_text, load, spread
+from specgen.models.vector_code import PARAMETERS, Tiles, load, spread
 
 NUM_OUTPUTS = 4
 """Outputs that are computed at once."""
@@ -17,10 +17,10 @@ CHUNK_OUTPUTS = 16
 """Outputs that a thread claims at once. The second group of rows finds their weights in a cache."""
 
 
-def int8_code(width: int) -> str:
-    """Returns the int8 kernels in LLVM IR, for vectors of `width` bytes."""
-    tiles = [tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1)]
-    return kernel_text(width, tiles, CHUNK_OUTPUTS)
+def int8_tiles(width: int) -> Tiles:
+    """Returns the tiles for vectors of `width` bytes."""
+    text = "\n".join(tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1))
+    return Tiles(text, MAX_ROWS[width], CHUNK_OUTPUTS)
 
 
 def tile(num_rows: int, width: int) -> str:

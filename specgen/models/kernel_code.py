@@ -1,28 +1,21 @@
 """Writes what the kernels of all weight formats have in common, in LLVM IR.
 
-`run` rounds rows to int8 by `quantize`, and lets all threads run `multiply`, which claims outputs. A format's tiles
-compute them.
+`run` lets rows go through a prologue and rounds them to int8 by `quantize`. Then all threads run `multiply`, which
+claims outputs. A format's tiles compute them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-PARAMETERS = (
-    "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %excesses, ptr %outputs, "
-    "i64 %num_outputs, i64 %size"
-)
-"""Of each tile. The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater by 128;
-`%excesses` holds what has to be added to a row's sums for that."""
+from specgen.models.vector_code import Tiles, load
 
 
-def kernel_text(width: int, tiles: Sequence[str], chunk_outputs: int) -> str:
+def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
     """Returns a format's kernels in LLVM IR.
 
     Args:
         width: Bytes of a vector.
-        tiles: The functions `tile1`, `tile2` ..., which compute some outputs of so many rows.
-        chunk_outputs: Outputs that a thread claims at once: whole tiles.
+        tiles: The format's.
+        prologues: The function `prepared`, which returns the address of the rows after a prologue.
     """
     lanes = width // 4
     vector = f"<{lanes} x i32>"
@@ -33,7 +26,8 @@ def kernel_text(width: int, tiles: Sequence[str], chunk_outputs: int) -> str:
         "declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)",
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
     ]
-    return "\n".join([*declarations, QUANTIZE, *tiles, _multiply(len(tiles), chunk_outputs), RUN])
+    multiply = _multiply(tiles.max_rows, tiles.chunk_outputs)
+    return "\n".join([*declarations, prologues, QUANTIZE, tiles.text, multiply, RUN])
 
 
 TINY_BITS = 0x04000000
@@ -132,7 +126,8 @@ entry:
   %num_facts = load i64, ptr %num_facts_at
   %num_blocks = mul i64 %num_rows, %num_facts
   %block = udiv i64 %size, %num_facts
-  call void @quantize(ptr %inputs, ptr %rows, ptr %scales, ptr %excesses, i64 %num_blocks, i64 %block, i64 0)
+  %prepared = call ptr @prepared(ptr %arguments, ptr %inputs)
+  call void @quantize(ptr %prepared, ptr %rows, ptr %scales, ptr %excesses, i64 %num_blocks, i64 %block, i64 0)
   %is_alone = icmp eq i64 %num_threads, 1
   br i1 %is_alone, label %alone, label %together
 alone:
@@ -210,21 +205,3 @@ exit:
 }}
 """
     )
-
-
-def spread(name: str, kind: str, value: str, lanes: int) -> list[str]:
-    """Returns what copies a value to all lanes of a vector."""
-    vector = f"<{lanes} x {kind}>"
-    return [
-        f"  %{name}_first = insertelement {vector} poison, {kind} %{value}, i32 0",
-        f"  %{name} = shufflevector {vector} %{name}_first, {vector} poison, <{lanes} x i32> zeroinitializer",
-    ]
-
-
-def load(name: str, kind: str, array: str, element: str, index: str, *, alignment: int | None = None) -> list[str]:
-    """Returns what loads a value at an index of an array; `element` is the type that the index counts."""
-    alignment = alignment or (4 if element != "ptr" and element != "i64" else 8)
-    return [
-        f"  %{name}_at = getelementptr {element}, ptr %{array}, i64 {index}",
-        f"  %{name} = load {kind}, ptr %{name}_at, align {alignment}",
-    ]

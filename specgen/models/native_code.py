@@ -7,12 +7,14 @@ compiler has to be installed.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Function = Callable[..., None]
 
@@ -83,3 +85,19 @@ def openmp_parallel() -> int | None:
         if function is not None:
             return ctypes.cast(function, ctypes.c_void_p).value
     return None
+
+
+def bits_of(value: float) -> int:
+    """Returns the bits of a float32."""
+    bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+    return bits
+
+
+def floats(*sizes: int) -> Tensor:
+    """Returns a new float32 tensor. torch's defaults of type and device may have been changed by other code."""
+    return torch.empty(sizes, dtype=torch.float32, device="cpu")
+
+
+def integers(*sizes: int) -> Tensor:
+    """Returns a new int32 tensor."""
+    return torch.empty(sizes, dtype=torch.int32, device="cpu")

@@ -6,28 +6,13 @@ Inputs are rounded to int8 with a scale for each block, so that one large input 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from specgen.models.native_code import Function
-from specgen.models.nf4_tiles import BLOCK, LEVELS, group_outputs, nf4_code, record_bytes
-from specgen.models.vnni_weight import (
-    FLIP,
-    Kernels,
-    VnniWeight,
-    floats,
-    integers,
-    kernels_for_this_machine,
-)
+from specgen.models.native_code import Function, floats, integers
+from specgen.models.nf4_tiles import BLOCK, LEVELS, group_outputs, record_bytes
+from specgen.models.vnni_weight import FLIP, Kernels, VnniWeight
 from specgen.models.weight_memory import empty
-
-
-@lru_cache(maxsize=1)
-def nf4_kernels() -> Kernels | None:
-    """Returns the kernels for this machine, or None: see `kernels_for_this_machine`."""
-    return kernels_for_this_machine(nf4_code)
 
 
 def fits_nf4_kernel(weight: Tensor) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from specgen.models.kernel_code import PARAMETERS, kernel_text, load, spread
+from specgen.models.vector_code import LANES, PARAMETERS, Tiles, load, spread
 
 BLOCK = 64
 """Inputs that share a scale, as in bitsandbytes."""
@@ -39,15 +39,17 @@ def record_bytes(width: int) -> int:
     return len(_VECTORS) * width + 2 * group_outputs(width)
 
 
-def nf4_code(width: int) -> str:
-    """Returns the nf4 kernels in LLVM IR, for vectors of `width` bytes."""
+def nf4_tiles(width: int) -> Tiles:
+    """Returns the tiles for vectors of `width` bytes, and the function `pack`, which writes weights."""
     lanes = group_outputs(width)
     declarations = [
         f"declare <{width} x i8> @{_table_lookup(width)}(<{width} x i8>, <{width} x i8>)",
-        f"declare <{lanes} x float> @llvm.fma.v{lanes}f32(<{lanes} x float>, <{lanes} x float>, <{lanes} x float>)",
     ]
+    if lanes != LANES:
+        floats = f"<{lanes} x float>"
+        declarations.append(f"declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})")
     tiles = [_tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1)]
-    return "\n".join([*declarations, _pack(width), kernel_text(width, tiles, CHUNK_OUTPUTS)])
+    return Tiles("\n".join([*declarations, _pack(width), *tiles]), MAX_ROWS[width], CHUNK_OUTPUTS)
 
 
 def _table_lookup(width: int) -> str:

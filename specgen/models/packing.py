@@ -19,8 +19,9 @@ from specgen.models.formats import (
     without_deprecation_warning,
 )
 from specgen.models.gemm_4bit import GemmNf4Linear
-from specgen.models.int8_kernel import Int8Weight, fits_int8_kernel, int8_kernels
-from specgen.models.nf4_kernel import Nf4Weight, fits_nf4_kernel, nf4_kernels
+from specgen.models.int8_kernel import Int8Weight, fits_int8_kernel
+from specgen.models.kernels import int8_kernels, nf4_kernels
+from specgen.models.nf4_kernel import Nf4Weight, fits_nf4_kernel
 from specgen.models.quantized import KernelNf4Linear, fits_nf4, nf4_linear
 
 PackedKind = type[Float16Linear] | type[Int8Linear] | type[Nf4Linear]

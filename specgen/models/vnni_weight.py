@@ -8,24 +8,39 @@ Sums are integers, so a row's result does not depend on the others.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from specgen.core.machine import cpu_flags
-from specgen.models.native_code import Function, NativeCode, host_features, openmp_parallel
+from specgen.models.native_code import Function, NativeCode, bits_of, floats, openmp_parallel
+from specgen.models.vector_code import GATE, NOTHING
 
-WIDE_FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
-"""What vectors of 64 bytes need, by LLVM's names."""
 BLOCK_VALUES = 2**18
 """Values that are converted at once."""
 FLIP = 0x80
 """Turns a signed byte into an unsigned one that is greater by 128: the instruction multiplies unsigned by signed."""
 
 
-_Arguments = ctypes.c_int64 * 12
+_Arguments = ctypes.c_int64 * 16
+
+
+@dataclass(frozen=True, slots=True)
+class Prologue:
+    """What rows go through before a product, in the same call.
+
+    Args:
+        kind: `NOTHING`, `NORM` or `GATE`.
+        weight: Of the norm, float32 `[inputs]`.
+        epsilon: Of the norm.
+    """
+
+    kind: int = NOTHING
+    weight: Tensor | None = None
+    epsilon: float = 0.0
+
+
+NO_PROLOGUE = Prologue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,39 +76,6 @@ class Kernels:
         """
         tensors = (rows, values, scales, excesses)
         self.quantize(*[tensor.data_ptr() for tensor in tensors], *rows.shape, flip)
-
-
-def kernels_for_this_machine(text: Callable[[int], str]) -> Kernels | None:
-    """Compiles a format's kernels.
-
-    None if the CPU has no VNNI, llvmlite is not installed, the system allows no new code, or torch's OpenMP library is
-    not where torch's own packages have it.
-
-    Args:
-        text: Returns them in LLVM IR, for vectors of so many bytes.
-    """
-    width = vector_bytes()
-    try:
-        return compile_kernels(text, width) if width else None
-    except RuntimeError:
-        return None
-
-
-def vector_bytes() -> int:
-    """Returns the bytes of this machine's vectors with VNNI; 0 if it can't compile kernels or find torch's threads."""
-    if not cpu_flags() & {"avx512_vnni", "avx_vnni"}:
-        return 0
-    try:
-        features = host_features()
-        width = 64 if features >= WIDE_FEATURES else 32 if "avxvnni" in features else 0
-        return width if width and openmp_parallel() is not None else 0
-    except (ImportError, OSError, RuntimeError):
-        return 0
-
-
-def compile_kernels(text: Callable[[int], str], width: int) -> Kernels:
-    """Compiles kernels for vectors of `width` bytes: 64 for AVX512-VNNI, 32 for AVX-VNNI."""
-    return kernels_of(NativeCode(text(width)), width)
 
 
 def kernels_of(code: NativeCode, width: int) -> Kernels:
@@ -136,39 +118,38 @@ class VnniWeight:
         """Returns a new copy of the weight, float32 `[outputs, inputs]`."""
         raise NotImplementedError
 
-    def multiply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor, prologue: Prologue = NO_PROLOGUE) -> Tensor:
         """Turns float32 inputs `[n, inputs]` into float32 outputs `[n, outputs]`.
+
+        Args:
+            rows: With `GATE` `[n, 2 * inputs]`.
+            prologue: What they go through first.
 
         Raises:
             TypeError: The inputs are of another type or size, or on another device.
         """
         num_rows, num_inputs = rows.shape
         # The kernels get addresses: with another type, size or device they would read other memory.
-        if rows.dtype != torch.float32 or rows.device.type != "cpu" or num_inputs != self._num_inputs:
-            raise TypeError(f"expected float32 rows of {self._num_inputs} on the CPU, got {rows.dtype}, {rows.shape}")
+        expected = 2 * self._num_inputs if prologue.kind == GATE else self._num_inputs
+        if rows.dtype != torch.float32 or rows.device.type != "cpu" or num_inputs != expected:
+            raise TypeError(f"expected float32 rows of {expected} on the CPU, got {rows.dtype}, {rows.shape}")
         outputs = floats(num_rows, self._num_computed)
         if num_rows:
             rows = rows.contiguous()
-            num_facts = num_inputs // self._block
-            # The rounded rows, and then their scales and excesses: four bytes each.
-            num_bytes, num_fact_bytes = num_rows * num_inputs, 4 * num_rows * num_facts
-            scratch = torch.empty(num_bytes + 2 * num_fact_bytes, dtype=torch.uint8, device="cpu")
-            first = scratch.data_ptr()
+            num_facts = self._num_inputs // self._block
+            # The rows after the prologue, rounded, and then their scales and excesses: the others four bytes each.
+            num_bytes, num_fact_bytes = num_rows * self._num_inputs, 4 * num_rows * num_facts
+            num_prepared_bytes = 4 * num_bytes if prologue.kind != NOTHING else 0
+            scratch = torch.empty(num_prepared_bytes + num_bytes + 2 * num_fact_bytes, dtype=torch.uint8, device="cpu")
+            prepared = scratch.data_ptr()
+            first = prepared + num_prepared_bytes
             arguments = _Arguments(
                 *(tensor.data_ptr() for tensor in (self._values, self._scales, self._bias)),
                 *(first, first + num_bytes, first + num_bytes + num_fact_bytes, outputs.data_ptr()),
-                *(self._num_computed, num_inputs, num_rows, num_facts, 0),
+                *(self._num_computed, self._num_inputs, num_rows, num_facts, 0),
+                *(prologue.kind, prepared, 0 if prologue.weight is None else prologue.weight.data_ptr()),
+                bits_of(prologue.epsilon),
             )
             run = self._kernels.run
             run(ctypes.addressof(arguments), rows.data_ptr(), openmp_parallel() or 0, torch.get_num_threads())
         return outputs[:, : self._num_outputs]
-
-
-def floats(*sizes: int) -> Tensor:
-    """Returns a new float32 tensor. torch's defaults of type and device may have been changed by other code."""
-    return torch.empty(sizes, dtype=torch.float32, device="cpu")
-
-
-def integers(*sizes: int) -> Tensor:
-    """Returns a new int32 tensor."""
-    return torch.empty(sizes, dtype=torch.int32, device="cpu")

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specgen.core.machine import cpu_flags
-from specgen.models import formats, native_code, vnni_weight
+from specgen.models import cpu_vectors, formats, kernels, native_code
 from specgen.models.formats import Int8Linear, VnniInt8Linear
-from specgen.models.int8_kernel import Int8Weight, int8_kernels
-from specgen.models.int8_tiles import int8_code
+from specgen.models.int8_kernel import Int8Weight
+from specgen.models.int8_tiles import int8_tiles
+from specgen.models.kernel_code import kernel_text
+from specgen.models.kernels import compile_kernels, int8_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.packing import packed_linear
-from specgen.models.vnni_weight import Kernels, compile_kernels, kernels_of
+from specgen.models.prologue_code import PROLOGUES
+from specgen.models.vnni_weight import Kernels, kernels_of
 
 WIDTHS = [
     pytest.param(64, marks=pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")),
@@ -50,7 +53,7 @@ def kernel_weight(weight: Tensor, bias: Tensor | None = None) -> Int8Weight:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("sizes", [(4, 64), (7, 128), (33, 576), (130, 192)])
 def test_each_row_has_its_own_exact_sums(width: int, sizes: tuple[int, int]) -> None:
-    packed, weight, bias = made(compile_kernels(int8_code, width), sizes)
+    packed, weight, bias = made(compile_kernels(int8_tiles, width), sizes)
     # Rounding to int8 is at most half a step away.
     assert bool(((packed.unpacked() - weight).abs() <= weight.abs().amax(1, keepdim=True) / 253).all())
     for num_rows in [*range(1, 20), 50]:
@@ -102,7 +105,7 @@ def test_the_largest_sums_do_not_overflow(sign: int) -> None:
     [("i32 %total, -128", "i32 %total, 128"), ("ptr %w0, i64 %size", "ptr %w0, i64 0"), ("i32 3, i32", "i32 2, i32")],
 )
 def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
-    text = int8_code(64)
+    text = kernel_text(64, int8_tiles(64), PROLOGUES)
     assert old in text
     kernels = kernels_of(NativeCode(text.replace(old, new)), 64)
     packed, _, bias = made(kernels, (33, 128))
@@ -186,7 +189,7 @@ def raising(error: Exception) -> Callable[..., object]:
 def test_a_machine_that_lacks_something_has_no_kernel(
     monkeypatch: pytest.MonkeyPatch, name: str, replacement: Callable[..., object]
 ) -> None:
-    monkeypatch.setattr(vnni_weight, name, replacement)
+    monkeypatch.setattr(kernels if name == "compile_kernels" else cpu_vectors, name, replacement)
 
     assert int8_kernels() is None
     assert not isinstance(packed_linear(torch.ones(8, 64), Int8Linear), VnniInt8Linear)
@@ -197,7 +200,7 @@ def test_code_that_may_not_run_is_not_called(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native_code, "_is_executable", lambda _: False)
 
     with pytest.raises(RuntimeError, match="no new code"):
-        compile_kernels(int8_code, 64 if "avx512_vnni" in cpu_flags() else 32)
+        compile_kernels(int8_tiles, 64 if "avx512_vnni" in cpu_flags() else 32)
 
 
 @needs_kernel

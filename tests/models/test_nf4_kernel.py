@@ -13,11 +13,14 @@ from torch import Tensor
 
 from specgen.core.machine import cpu_flags
 from specgen.models.formats import Int8Linear, Nf4Linear
+from specgen.models.kernel_code import kernel_text
+from specgen.models.kernels import compile_kernels, nf4_kernels
 from specgen.models.native_code import NativeCode
-from specgen.models.nf4_kernel import Nf4Weight, nf4_kernels
-from specgen.models.nf4_tiles import BLOCK, LEVELS, MAX_ROWS, nf4_code
+from specgen.models.nf4_kernel import Nf4Weight
+from specgen.models.nf4_tiles import BLOCK, LEVELS, MAX_ROWS, nf4_tiles
 from specgen.models.packing import fast_nf4_linear, has_fast_nf4, packed_linear
-from specgen.models.vnni_weight import compile_kernels, kernels_of
+from specgen.models.prologue_code import PROLOGUES
+from specgen.models.vnni_weight import kernels_of
 
 WIDTHS = [
     pytest.param(64, marks=pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")),
@@ -55,7 +58,7 @@ def errors(outputs: Tensor, reference: Tensor) -> Tensor:
 def test_each_row_is_multiplied_by_the_weights_alone(width: int, sizes: tuple[int, int]) -> None:
     torch.manual_seed(sizes[0])
     weight, bias = torch.randn(sizes), torch.randn(sizes[0])
-    packed = Nf4Weight(weight, bias, compile_kernels(nf4_code, width))
+    packed = Nf4Weight(weight, bias, compile_kernels(nf4_tiles, width))
     for num_rows in [*range(1, 2 * MAX_ROWS[width] + 2), 50]:
         rows = torch.randn(num_rows, sizes[1]) * torch.logspace(-3, 3, num_rows)[:, None]
         outputs = packed.multiply(rows)
@@ -126,7 +129,7 @@ def test_each_weight_is_rounded_to_the_nearest_level() -> None:
     ],
 )
 def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
-    text = nf4_code(64)
+    text = kernel_text(64, nf4_tiles(64), PROLOGUES)
     assert old in text
     weight, rows = torch.randn(33, 128), torch.randn(3, 128) * torch.tensor([[1.0], [10.0], [100.0]])
     exact = rows @ weight.T

@@ -1,20 +1,47 @@
-"""Writes a softmax in LLVM IR, for the attention kernel."""
+"""Writes pieces that kernels share in LLVM IR: loads, constants, the exponential and the softmax of float32 vectors."""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+
+PARAMETERS = (
+    "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %excesses, ptr %outputs, "
+    "i64 %num_outputs, i64 %size"
+)
+"""Of each tile. The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater by 128;
+`%excesses` holds what has to be added to a row's sums for that."""
+
+NOTHING, NORM, GATE = range(3)
+"""Kinds of prologues: a root mean square norm, or SiLU of the first half of a row times the second half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """What a weight format adds to the kernels.
+
+    Args:
+        text: In LLVM IR: the functions `tile1`, `tile2` ..., which compute some outputs of so many rows.
+        max_rows: The largest number of rows that they compute.
+        chunk_outputs: Outputs that a thread claims at once: whole tiles.
+    """
+
+    text: str
+    max_rows: int
+    chunk_outputs: int
+
 
 LANES = 16
 """float32 in a vector of 64 bytes."""
 FLOATS, _INTEGERS = f"<{LANES} x float>", f"<{LANES} x i32>"
 
 
-def _all(value: str, kind: str = "float") -> str:
+def constant(value: str, kind: str = "float") -> str:
     """Returns a constant with the same value in all lanes."""
     return "<" + ", ".join([f"{kind} {value}"] * LANES) + ">"
 
 
-def _hex(value: float) -> str:
+def hexadecimal(value: float) -> str:
     """Returns a float32 as LLVM writes it: the bits of the same number in 64 bits."""
     single = struct.unpack("<f", struct.pack("<f", value))[0]
     return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"
@@ -32,25 +59,28 @@ def _exponential() -> str:
     x is n log 2 + r with a whole n, so that the exponential is 2^n times that of r, whose series is short.
     """
     fma = f"call {FLOATS} @llvm.fma.v{LANES}f32"
-    lines = [f"  %sum0 = fadd {FLOATS} {_all(_hex(_TAYLOR[0]))}, zeroinitializer"]
+    lines = [f"  %sum0 = fadd {FLOATS} {constant(hexadecimal(_TAYLOR[0]))}, zeroinitializer"]
     for index, term in enumerate(_TAYLOR[1:], 1):
-        operands = f"{FLOATS} %sum{index - 1}, {FLOATS} %r, {FLOATS} {_all(_hex(term))}"
+        operands = f"{FLOATS} %sum{index - 1}, {FLOATS} %r, {FLOATS} {constant(hexadecimal(term))}"
         lines.append(f"  %sum{index} = {fma}({operands})")
     series = "\n".join(lines)
     return f"""
+declare {FLOATS} @llvm.fma.v{LANES}f32({FLOATS}, {FLOATS}, {FLOATS})
+declare {FLOATS} @llvm.rint.v{LANES}f32({FLOATS})
+declare float @llvm.vector.reduce.fadd.v{LANES}f32(float, {FLOATS})
 define internal {FLOATS} @exponential({FLOATS} %given) alwaysinline {{
-  %is_less = fcmp olt {FLOATS} %given, {_all(_hex(LEAST_EXPONENT))}
-  %x = select <{LANES} x i1> %is_less, {FLOATS} {_all(_hex(LEAST_EXPONENT))}, {FLOATS} %given
-  %turns = fmul {FLOATS} %x, {_all(_hex(1.4426950408889634))}
+  %is_less = fcmp olt {FLOATS} %given, {constant(hexadecimal(LEAST_EXPONENT))}
+  %x = select <{LANES} x i1> %is_less, {FLOATS} {constant(hexadecimal(LEAST_EXPONENT))}, {FLOATS} %given
+  %turns = fmul {FLOATS} %x, {constant(hexadecimal(1.4426950408889634))}
   %n = call {FLOATS} @llvm.rint.v{LANES}f32({FLOATS} %turns)
-  %r_high = {fma}({FLOATS} %n, {FLOATS} {_all(_hex(-_LN2_HIGH))}, {FLOATS} %x)
-  %r = {fma}({FLOATS} %n, {FLOATS} {_all(_hex(-_LN2_LOW))}, {FLOATS} %r_high)
+  %r_high = {fma}({FLOATS} %n, {FLOATS} {constant(hexadecimal(-_LN2_HIGH))}, {FLOATS} %x)
+  %r = {fma}({FLOATS} %n, {FLOATS} {constant(hexadecimal(-_LN2_LOW))}, {FLOATS} %r_high)
 {series}
   %is_number = fcmp ord {FLOATS} %n, zeroinitializer
   %safe = select <{LANES} x i1> %is_number, {FLOATS} %n, {FLOATS} zeroinitializer
   %whole = fptosi {FLOATS} %safe to {_INTEGERS}
-  %biased = add {_INTEGERS} %whole, {_all("127", "i32")}
-  %bits = shl {_INTEGERS} %biased, {_all("23", "i32")}
+  %biased = add {_INTEGERS} %whole, {constant("127", "i32")}
+  %bits = shl {_INTEGERS} %biased, {constant("23", "i32")}
   %power = bitcast {_INTEGERS} %bits to {FLOATS}
   %result = fmul {FLOATS} %sum{len(_TAYLOR) - 1}, %power
   ret {FLOATS} %result
@@ -58,10 +88,11 @@ define internal {FLOATS} @exponential({FLOATS} %given) alwaysinline {{
 """
 
 
+EXPONENTIAL = _exponential()
+
 SOFTMAX = f"""
-declare {FLOATS} @llvm.rint.v{LANES}f32({FLOATS})
+{EXPONENTIAL}
 declare float @llvm.vector.reduce.fmax.v{LANES}f32({FLOATS})
-{_exponential()}
 define internal float @weights(ptr %scores, i64 %count) {{
 entry:
   br label %fill
@@ -72,12 +103,12 @@ fill:
   br i1 %is_full, label %find, label %filling
 filling:
   %unused_at = getelementptr float, ptr %scores, i64 %unused
-  store float {_hex(float("-inf"))}, ptr %unused_at, align 4
+  store float {hexadecimal(float("-inf"))}, ptr %unused_at, align 4
   %unused_next = add i64 %unused, 1
   br label %fill
 find:
   %i = phi i64 [ 0, %fill ], [ %i_next, %find ]
-  %largest = phi {FLOATS} [ {_all(_hex(float("-inf")))}, %fill ], [ %larger, %find ]
+  %largest = phi {FLOATS} [ {constant(hexadecimal(float("-inf")))}, %fill ], [ %larger, %find ]
   %at = getelementptr float, ptr %scores, i64 %i
   %x = load {FLOATS}, ptr %at, align 4
   %is_larger = fcmp ogt {FLOATS} %x, %largest
@@ -111,3 +142,21 @@ done:
 
 The memory of the scores holds whole vectors.
 """
+
+
+def spread(name: str, kind: str, value: str, lanes: int) -> list[str]:
+    """Returns what copies a value to all lanes of a vector."""
+    vector = f"<{lanes} x {kind}>"
+    return [
+        f"  %{name}_first = insertelement {vector} poison, {kind} %{value}, i32 0",
+        f"  %{name} = shufflevector {vector} %{name}_first, {vector} poison, <{lanes} x i32> zeroinitializer",
+    ]
+
+
+def load(name: str, kind: str, array: str, element: str, index: str, *, alignment: int | None = None) -> list[str]:
+    """Returns what loads a value at an index of an array; `element` is the type that the index counts."""
+    alignment = alignment or (4 if element != "ptr" and element != "i64" else 8)
+    return [
+        f"  %{name}_at = getelementptr {element}, ptr %{array}, i64 {index}",
+        f"  %{name} = load {kind}, ptr %{name}_at, align {alignment}",
+    ]

@@ -1,0 +1,48 @@
+"""Compiles the kernels of weight formats for this machine, when they are first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from specgen.models.cpu_vectors import vector_bytes
+from specgen.models.int8_tiles import int8_tiles
+from specgen.models.kernel_code import kernel_text
+from specgen.models.native_code import NativeCode
+from specgen.models.nf4_tiles import nf4_tiles
+from specgen.models.prologue_code import PROLOGUES
+from specgen.models.vector_code import Tiles
+from specgen.models.vnni_weight import Kernels, kernels_of
+
+
+@lru_cache(maxsize=1)
+def int8_kernels() -> Kernels | None:
+    """Returns the kernels of int8 for this machine, or None: see `kernels_for_this_machine`."""
+    return kernels_for_this_machine(int8_tiles)
+
+
+@lru_cache(maxsize=1)
+def nf4_kernels() -> Kernels | None:
+    """Returns the kernels of nf4 for this machine, or None: see `kernels_for_this_machine`."""
+    return kernels_for_this_machine(nf4_tiles)
+
+
+def kernels_for_this_machine(tiles: Callable[[int], Tiles]) -> Kernels | None:
+    """Compiles a format's kernels.
+
+    None if the CPU has no VNNI, llvmlite is not installed, the system allows no new code, or torch's OpenMP library is
+    not where torch's own packages have it.
+
+    Args:
+        tiles: Returns the format's tiles, for vectors of so many bytes.
+    """
+    width = vector_bytes()
+    try:
+        return compile_kernels(tiles, width) if width else None
+    except RuntimeError:
+        return None
+
+
+def compile_kernels(tiles: Callable[[int], Tiles], width: int) -> Kernels:
+    """Compiles kernels for vectors of `width` bytes: 64 for AVX512-VNNI, 32 for AVX-VNNI."""
+    return kernels_of(NativeCode(kernel_text(width, tiles(width), PROLOGUES)), width)

@@ -1,0 +1,133 @@
+"""Layers whose products compute norms and activations themselves give what the layers gave before."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.formats import Int8Linear, Nf4Linear
+from specgen.models.fused_layers import FusedFeedForward, fuse
+from specgen.models.int8_kernel import Int8Weight
+from specgen.models.int8_tiles import int8_tiles
+from specgen.models.kernel_code import kernel_text
+from specgen.models.kernels import int8_kernels, nf4_kernels
+from specgen.models.native_code import NativeCode
+from specgen.models.nf4_kernel import Nf4Weight
+from specgen.models.packing import packed_linear
+from specgen.models.prologue_code import PROLOGUES
+from specgen.models.vector_code import GATE, NORM, NOTHING
+from specgen.models.vnni_weight import Prologue, VnniWeight, kernels_of
+from tests.decoders import decoder_of
+from tests.models.test_decoder import BUILDERS, FAMILIES, build
+
+needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs VNNI")
+
+
+def weights() -> list[VnniWeight]:
+    int8, nf4 = int8_kernels(), nf4_kernels()
+    assert int8 is not None
+    assert nf4 is not None
+    return [Int8Weight(torch.randn(100, 256), None, int8), Nf4Weight(torch.randn(100, 256), None, nf4)]
+
+
+def error(outputs: Tensor, reference: Tensor) -> float:
+    return float(((outputs - reference).norm(dim=1) / reference.norm(dim=1)).max())
+
+
+@needs_kernel
+def test_a_norm_before_a_product_is_that_of_torch() -> None:
+    norm, rows = torch.rand(256) + 0.5, torch.randn(19, 256) * torch.logspace(-4, 3, 19)[:, None]
+    for weight in weights():
+        outputs = weight.multiply(rows, Prologue(NORM, norm, 1e-6))
+
+        # A value halfway between two steps may be rounded to either.
+        assert error(outputs, weight.multiply(functional.rms_norm(rows, (256,), norm, 1e-6))) < 0.01
+        assert torch.equal(torch.cat([weight.multiply(row[None], Prologue(NORM, norm, 1e-6)) for row in rows]), outputs)
+
+
+@needs_kernel
+def test_an_activation_before_a_product_is_that_of_torch() -> None:
+    rows = torch.randn(19, 512) * torch.logspace(-4, 3, 19)[:, None]
+    gates, ups = rows.chunk(2, dim=1)
+    for weight in weights():
+        outputs = weight.multiply(rows, Prologue(GATE))
+
+        assert error(outputs, weight.multiply(functional.silu(gates) * ups)) < 0.01
+        assert torch.equal(torch.cat([weight.multiply(row[None], Prologue(GATE)) for row in rows]), outputs)
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", [NORM, GATE])
+def test_what_is_not_a_number_stays_in_its_row(kind: int) -> None:
+    rows = torch.randn(3, 512 if kind == GATE else 256)
+    rows[1, 7] = torch.nan
+    for weight in weights():
+        outputs = weight.multiply(rows, Prologue(kind, torch.ones(256), 1e-6))
+
+        assert [bool(torch.isfinite(row).all()) for row in outputs] == [True, False, True]
+
+
+@needs_kernel
+def test_rows_of_another_size_are_refused() -> None:
+    with pytest.raises(TypeError, match="expected float32 rows of 512"):
+        weights()[0].multiply(torch.ones(1, 256), Prologue(GATE))
+
+
+@pytest.mark.skipif(int8_kernels() is None or int8_kernels().width != 64, reason="needs AVX512-VNNI")  # type: ignore[union-attr]
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        (NORM, "fadd float %mean, %epsilon", "fadd float %mean, 1.0"),
+        (NORM, "fmul <16 x float> %scaled, %w", "fmul <16 x float> %scaled, %scaled"),
+        (GATE, "fmul <16 x float> %activated, %up", "fmul <16 x float> %activated, %gate"),
+        (GATE, "%is_below, <16 x float> %small", "%is_below, <16 x float> %up"),
+    ],
+)
+def test_a_planted_bug_is_noticed(kind: int, old: str, new: str) -> None:
+    text = kernel_text(64, int8_tiles(64), PROLOGUES)
+    assert old in text
+    planted = Int8Weight(torch.randn(100, 256), None, kernels_of(NativeCode(text.replace(old, new)), 64))
+    rows, norm = 0.3 * torch.randn(4, 512 if kind == GATE else 256), torch.rand(256) + 0.5
+    gates, ups = rows[:, :256], rows[:, -256:]
+    usual = functional.silu(gates) * ups if kind == GATE else functional.rms_norm(rows, (256,), norm, 1e-6)
+
+    outputs = planted.multiply(rows, Prologue(kind, norm, 1e-6))
+
+    assert not error(outputs, planted.multiply(usual)) < 0.05
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", [*BUILDERS, *(set(FAMILIES) - set(BUILDERS))])
+@pytest.mark.parametrize("kind", [Int8Linear, Nf4Linear])
+def test_a_fused_decoder_computes_what_it_computed_before(name: str, kind: type[Int8Linear] | type[Nf4Linear]) -> None:
+    def linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return packed_linear(weight, kind, bias)
+
+    decoder = decoder_of(build(name), linear)
+    ids = [5 + 3 * index % 80 for index in range(30)]
+    expected = DecoderModel(copy.deepcopy(decoder), 96).logits(ids, 30)
+
+    for layer in decoder.layers:
+        fuse(layer)
+
+    is_silu = decoder.layers[0].attention.function.spec.activation == "silu"
+    # Rounding to 8 bits amplifies the last bit of a norm to a step.
+    assert error(DecoderModel(decoder, 96).logits(ids, 30), expected) < 0.05
+    if isinstance(decoder.layers[0].mlp.down_proj, kind):
+        assert isinstance(decoder.layers[0].function.feed_forward, FusedFeedForward) == is_silu
+    assert torch.equal(
+        DecoderModel(copy.deepcopy(decoder), 96).logits(ids, 30), DecoderModel(decoder, 96).logits(ids, 30)
+    )
+
+
+def test_layers_on_other_kernels_stay() -> None:
+    layer = decoder_of(build("llama")).layers[0]
+    function = copy.copy(layer.function)
+
+    assert fuse(layer).function == function
+    assert Prologue().kind == NOTHING
