@@ -3,7 +3,7 @@
     python -m tests.gpu.prepare [--cuda 130] [--to .gpu]
 
 Run it once, on a machine with internet access. The folder takes about 20 MB and is not put under git. Send it with the
-repository; on the other machine, which needs torch only besides what transformers needs, run `tests/gpu/run.sh`.
+repository, another 20 MB; on the other machine, which needs what `EXPECTED` lists, run `tests/gpu/run.sh`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from pathlib import Path
 PURE = ("transformers", "gguf", "platformdirs", "prompt-toolkit", "wcwidth", "filelock", "rich")
 """Of the versions of this environment."""
 FOR_TESTS = ("pytest", "pytest-timeout", "iniconfig", "pluggy")
+EXPECTED = (
+    *("torch", "numpy", "scipy", "tokenizers", "safetensors", "huggingface-hub", "accelerate", "jinja2", "typer"),
+    *("hypothesis", "requests", "regex"),
+)
+"""What the other machine must have, with what these require. bitsandbytes is packed, too."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 MAX_BYTES = 64 * 2**20
 """What a transfer may take, with the repository."""
@@ -41,9 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (wheel,) = Path(folder).glob("bitsandbytes-*.whl")
         unpack_bitsandbytes(wheel, options.to / "bitsandbytes", options.cuda)
     exclude(options.to)
-    size = sum(path.stat().st_size for path in options.to.rglob("*") if path.is_file())
-    print(f"{options.to}: {size / 1e6:.0f} MB")
-    return 0 if size < MAX_BYTES else 1
+    packed, repository = (
+        sum(path.stat().st_size for path in paths if path.is_file()) for paths in (options.to.rglob("*"), tracked())
+    )
+    print(f"{options.to}: {packed / 1e6:.0f} MB, the repository: {repository / 1e6:.0f} MB")
+    if packed + repository <= MAX_BYTES:
+        return 0
+    print(f"together more than {MAX_BYTES / 2**20:.0f} MiB", file=sys.stderr)
+    return 1
 
 
 def _download(names: Sequence[str], folder: Path) -> None:
@@ -62,6 +72,12 @@ def unpack_bitsandbytes(wheel: Path, folder: Path, cuda: str) -> None:
         if not any(name.endswith(".so") for name in names):
             raise SystemExit(f"{wheel.name} has no {library}")
         archive.extractall(folder, names)
+
+
+def tracked() -> list[Path]:
+    """Returns the files under git in the working folder; none outside of a repository."""
+    found = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True)
+    return [Path(name) for name in found.stdout.split("\0") if name]
 
 
 def exclude(folder: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from tests.gpu import on_card
+from tests.gpu import on_card, prepare
 from tests.gpu.isolation import Part
 from tests.gpu.report import Context, fields_of, read_figures
 from tests.structure import PACKAGE
@@ -26,12 +31,26 @@ class Run:
     """A rehearsal: its output and its figures."""
 
     def __init__(self, folder: Path, parts: str) -> None:
-        command = [sys.executable, "-m", "tests.gpu.on_card", "--device", "cpu", "--tiny", "--parts", parts]
+        command = [
+            sys.executable,
+            "-X",
+            "importtime",
+            "-m",
+            "tests.gpu.on_card",
+            "--device",
+            "cpu",
+            "--tiny",
+            "--parts",
+            parts,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, "--out", str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
         )
-        self.code, self.output, self.errors = done.returncode, done.stdout, done.stderr
+        lines = done.stderr.splitlines()
+        self.code, self.output = done.returncode, done.stdout
+        self.errors = "\n".join(line for line in lines if not line.startswith("import time:"))
+        self.modules = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
         self.figures = read_figures([folder / f"on_card-{parts}.jsonl"])
         self.document = json.loads((folder / f"on_card-{parts}.json").read_text())
 
@@ -48,6 +67,7 @@ def test_every_part_runs_and_reports(run: Run) -> None:
     first = run.document["figures"][0]["part"]
     assert {figure["part"] for figure in run.figures} == set(range(first, first + 5))
     assert run.document["failed_parts"] == []
+    assert imported_but_neither_packed_nor_expected(run.modules) == set()
 
 
 def test_each_figure_is_a_line_and_json(run: Run) -> None:
@@ -62,6 +82,56 @@ def test_each_figure_is_a_line_and_json(run: Run) -> None:
     assert len(lines) == len(run.figures) == len(run.document["figures"])
     assert [line.split()[:2] for line in lines] == [[str(one["part"]), one["name"]] for one in run.figures]
     assert "| figure | measured | good | excellent | verdict |" in run.output
+
+
+def test_what_packed_libraries_require_is_packed_or_expected() -> None:
+    available = with_requirements(prepare.EXPECTED) | set(packed_or_expected())
+
+    assert with_requirements([*prepare.PURE, *prepare.FOR_TESTS]) <= available
+
+
+def imported_but_neither_packed_nor_expected(modules: set[str]) -> set[str]:
+    """Libraries that specgen or its tests import and that the card's machine may lack."""
+    own = [name for name in modules if name.partition(".")[0] in ("specgen", "tests")]
+    used = {name for module in own for name in imports_of(module)} & {name.partition(".")[0] for name in modules}
+    assert {"torch", "transformers"} <= used, "the list of imports is not complete"
+    packages = metadata.packages_distributions()
+    is_known = {
+        name: not {canonicalize_name(one) for one in packages.get(name, [])}.isdisjoint(packed_or_expected())
+        for name in used
+    }
+    # Only int8 on a CPU uses llvmlite, where it is installed.
+    return {name for name in used if not is_known[name]} - {"llvmlite", "specgen", "tests"} - sys.stdlib_module_names
+
+
+def packed_or_expected() -> list[str]:
+    return [*prepare.PURE, *prepare.FOR_TESTS, *prepare.EXPECTED, "bitsandbytes"]
+
+
+def imports_of(module: str) -> set[str]:
+    """Top-level names of what a module imports anywhere."""
+    path = ROOT / Path(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.append(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def with_requirements(packages: Sequence[str]) -> set[str]:
+    """The packages, and what they require on this machine."""
+    found, waiting = set(), list(packages)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found.add(name)
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                needed = map(Requirement, metadata.requires(name) or [])
+                waiting += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
 
 
 # parts that go wrong
