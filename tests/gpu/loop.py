@@ -1,17 +1,15 @@
-"""Part 6: the decoding loop with a draft whose acceptance is given, and part 9: the same weights in transformers."""
+"""Part 6: the decoding loop with a draft whose acceptance is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from specgen.core.events import Round
+from specgen.core.events import Event, Round
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.clock import device_clock
 from specgen.engine.contract import LanguageModel
@@ -26,14 +24,11 @@ from tests.gpu.isolation import described
 from tests.gpu.models import (
     Quant,
     auto_options,
-    config_of,
     eager_model,
     failure_of,
-    quantize_layers,
     random_decoder,
     spec_of,
     static_model,
-    transformers_model,
     with_nf4_head,
 )
 from tests.gpu.passes import draft_step_ms, verify_ms
@@ -107,9 +102,9 @@ def _measure_pair(context: Context, quant: Quant) -> None:
     plain = loop.run(target, NoDrafter(), 0, num_tokens)
     context.say("plain", quant=quant, runner="static", tokens_per_s=plain.rate, over_eager=plain.rate / eager.rate)
     text = [*PROMPT, *plain.ids]
-    lengths = {0.8: (4, 2, 3, 1, 5, 6, 8, AUTO, AHEAD), 0.6: (2, 4, AUTO, AHEAD), 0.9: (4, 8, AUTO)}
+    lengths = {0.8: (4, 2, 3, 1, 5, 6, 7, 8, AUTO, AHEAD), 0.6: (2, 4, AUTO, AHEAD), 0.9: (4, 7, 8, AUTO)}
     if context.is_tiny:
-        lengths = {0.8: (2, AUTO, AHEAD)}
+        lengths = {0.8: (2, 7, AUTO, AHEAD)}
     timer = Timer(device, context.pick(20, 2))
     step = draft_step_ms(timer, draft)
     for alpha, choices in lengths.items():
@@ -128,9 +123,8 @@ def _measure_pair(context: Context, quant: Quant) -> None:
                 is_same_text=run.ids == plain.ids,
                 **({} if length in NAMES else {"busy": run.busy(step, verify_ms(timer, target, length))}),
             )
-    reads = num_host_reads(device, lambda: loop.run(target, loop.oracle(text, 0.8), 4, context.pick(64, 8)))
-    # The loop runs twice: once to warm up.
-    context.say("host_reads", quant=quant, k=4, per_round=None if reads is None else reads / loop.num_rounds)
+    reads = loop.reads_per_round(target, loop.oracle(text, 0.8), 4)
+    context.say("host_reads", quant=quant, k=4, per_round=reads)
     for model in (target, draft):
         if (failure := failure_of(model)) is not None:
             context.say("recording_failed", quant=quant, error=failure)
@@ -175,8 +169,6 @@ class Loop:
         self._num_tokens = num_tokens
         self._vocab = target.vocab_size
         self._sampler = Sampler.seeded(SamplingSettings(), context.device, target.vocab_size)
-        self.num_rounds = 0
-        """Rounds of the last run, those of its warm-up included."""
         # One capacity for all runs, so that no recording is lost.
         for model in (target, draft):
             model.reserve(len(PROMPT) + num_tokens + 64)
@@ -190,10 +182,25 @@ class Loop:
     def run(self, target: LanguageModel, drafter: Drafter, length: int, num_tokens: int) -> LoopRun:
         """Runs the loop twice on the same prompt; the first and shorter run warms up and records."""
         runs = [self._once(target, drafter, length, count) for count in (min(num_tokens, NUM_WARMUP), num_tokens)]
-        self.num_rounds = sum(run.num_rounds for run in runs)
         return runs[-1]
 
+    def reads_per_round(self, target: LanguageModel, drafter: Drafter, length: int) -> float | None:
+        """Returns how often a round waits for the device, once all its passes are recorded; None on a CPU."""
+        num_tokens = min(self._num_tokens, NUM_WARMUP)
+        self._once(target, drafter, length, num_tokens)
+        events = self._after_prompt(target, drafter, length, num_tokens)
+        rounds: list[Round] = []
+        reads = num_host_reads(self._context.device, lambda: rounds.extend(_rounds_of(events)))
+        return None if reads is None else reads / len(rounds)
+
     def _once(self, target: LanguageModel, drafter: Drafter, length: int, num_tokens: int) -> LoopRun:
+        events = self._after_prompt(target, drafter, length, num_tokens)
+        started = perf_counter()
+        rounds = _rounds_of(events)
+        return LoopRun(rounds, perf_counter() - started)
+
+    def _after_prompt(self, target: LanguageModel, drafter: Drafter, length: int, num_tokens: int) -> Iterator[Event]:
+        """Begins a text; returns its events after the prompt was read."""
         target.rewind(0)
         drafter.rewind(0)
         limit = LONGEST_AUTO if length in NAMES else length
@@ -202,60 +209,8 @@ class Loop:
             options = auto_options(target, options)
         events = decode(target, drafter, PROMPT, self._sampler, options)
         next(events)  # the prompt
-        started = perf_counter()
-        rounds = [event for event in events if isinstance(event, Round)]
-        return LoopRun(rounds, perf_counter() - started)
+        return events
 
 
-def measure_peers(context: Context) -> None:
-    """Part 9: transformers' own generation of the same weights, and a compiled pass; the slowest to start are last."""
-    spec, config = spec_of("7B", is_tiny=context.is_tiny), config_of("7B", is_tiny=context.is_tiny)
-    decoder = random_decoder(spec, context.device)
-    model: Any = transformers_model(config, decoder)
-    num_tokens = context.pick(128, 8)
-    _say_rate(context, "transformers eager", "none", lambda: _generate(model, num_tokens), num_tokens)
-    generate_nf4 = partial(_generate, quantize_layers(transformers_model(config, decoder)), num_tokens)
-    _say_rate(context, "transformers eager", "nf4", generate_nf4, num_tokens)
-    del generate_nf4
-    static: dict[str, Any] = {"cache_implementation": "static"}
-    _say_rate(context, "transformers static", "none", lambda: _generate(model, num_tokens, **static), num_tokens)
-    try:
-        _compiled_pass(context, static_model(decoder))
-    except Exception as error:  # noqa: BLE001 - compilers raise anything
-        context.say("compiled_pass", error=described(error))
-
-
-def _say_rate(context: Context, peer: str, quant: Quant, run: Callable[[], object], num_tokens: int) -> None:
-    timer = Timer(context.device, 1)
-    try:
-        run()
-        timer.wait()
-        started = perf_counter()
-        run()
-        timer.wait()
-        context.say("peer", peer=peer, quant=quant, tokens_per_s=num_tokens / (perf_counter() - started))
-    except Exception as error:  # noqa: BLE001 - another program's
-        context.say("peer", peer=peer, quant=quant, error=described(error))
-
-
-@torch.inference_mode()
-def _generate(model: Any, num_tokens: int, **options: Any) -> Tensor:
-    """Generates a text of fixed length. On CUDA, transformers compiles its passes if the cache is static."""
-    given = torch.tensor([PROMPT], device=model.device)
-    limits = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens}
-    output: Tensor = model.generate(given, do_sample=False, **limits, **options)
-    return output
-
-
-@torch.inference_mode()
-def _compiled_pass(context: Context, model: StaticModel) -> None:
-    """Times our one-row pass as torch.compile makes it, recorded: what fusing its small kernels would give."""
-    device = context.device
-    model.reserve(400)
-    is_cuda = device.type == "cuda"
-    compiled: Any = torch.compile(model.static_pass.run, dynamic=False, backend="inductor" if is_cuda else "eager")
-    ids = torch.zeros(1, dtype=torch.int64, device=device)
-    positions = torch.full((1,), 256, dtype=torch.int64, device=device)
-    timer = Timer(device, context.pick(20, 2))
-    plain_ms = timer.replay_ms(lambda: model.static_pass.run(ids, positions, 512, 1))
-    context.say("compiled_pass", plain_ms=plain_ms, ms=timer.replay_ms(lambda: compiled(ids, positions, 512, 1)))
+def _rounds_of(events: Iterator[Event]) -> list[Round]:
+    return [event for event in events if isinstance(event, Round)]

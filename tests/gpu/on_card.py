@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.gpu import attention, correctness, gates, loop, machine, models, passes, products
+from tests.gpu import attention, correctness, gates, loop, machine, models, passes, peers, products
 from tests.gpu.isolation import Part, Setup, run_parts
 from tests.gpu.report import read_figures
 
@@ -31,7 +31,7 @@ PARTS = (
     Part(6, "loop", 70, loop.measure),
     Part(7, "near ties", 40, correctness.measure_near_ties),
     Part(8, "memory", 30, machine.measure_memory),
-    Part(9, "peers", 150, loop.measure_peers),
+    Part(9, "peers", 150, peers.measure),
 )
 
 

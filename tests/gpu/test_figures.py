@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,16 @@ from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler
+from specgen.engine.transfer import HostCopy
+from specgen.models.static.model import StaticModel
+from specgen.models.static.passes import DecoderPass
+from specgen.models.static.recorder import PlainRecorder
+from tests.decoders import decoder_of
+from tests.fake_cuda import FAKE, FakeCuda, fake_cuda
 from tests.fakes import CPU, ScriptedDrafter, cached, ids_of, tiny_model
-from tests.gpu import attention, correctness, gates, machine, models, on_card, prepare, products, timing
+from tests.gpu import attention, correctness, gates, machine, models, on_card, passes, peers, prepare, products, timing
 from tests.gpu.correctness import gaps, greedy_text
-from tests.gpu.loop import PROMPT, OracleDrafter
+from tests.gpu.loop import PROMPT, Loop, OracleDrafter
 from tests.gpu.models import (
     bytes_per_token,
     config_of,
@@ -116,6 +123,28 @@ def test_what_is_packed_is_hidden_from_git_once(tmp_path: Path, monkeypatch: pyt
     assert lines.count("/.gpu/") == 1
 
 
+@pytest.mark.parametrize(("limit", "code"), [(1000, 0), (999, 1)])
+def test_the_folder_and_the_repository_fit_into_one_transfer(
+    limit: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(names: list[str], folder: Path) -> None:
+        if "bitsandbytes" in names:
+            with zipfile.ZipFile(folder / "bitsandbytes-1.whl", "w") as archive:
+                archive.writestr("bitsandbytes/libbitsandbytes_cuda130.so", b"0" * 300)
+        else:
+            (folder / "one.whl").write_bytes(b"0" * 200)
+
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"0" * 500)
+    (tmp_path / "unknown to git").write_bytes(b"0" * 500)
+    subprocess.run(["git", "add", "file"], check=True)
+    monkeypatch.setattr(prepare, "_download", download)
+    monkeypatch.setattr(prepare, "MAX_BYTES", limit)
+
+    assert prepare.main([]) == code
+
+
 # models and figures
 
 
@@ -187,6 +216,114 @@ def test_transformers_computes_the_same_on_the_same_tensors() -> None:
 
     torch.testing.assert_close(static_model(decoder).logits(ids, 1)[0], expected, rtol=1e-4, atol=1e-5)
     assert model.lm_head.weight.data_ptr() == dense_weight(decoder.head).data_ptr()
+
+
+@pytest.mark.thorough
+def test_peers_in_nf4_have_the_weights_of_specgens_model() -> None:
+    context = Context(CPU, True, lambda name, **fields: None)
+    decoder = random_decoder(spec_of("7B", is_tiny=True), CPU, is_steady=True)
+    own, model = peers.nf4_pair(context, decoder)
+    given = torch.randn(2, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    with torch.inference_mode():
+        found, dense = (one.layers[0].mlp.down_proj(given) for one in (own, decoder))
+        expected = model.model.layers[0].mlp.down_proj(given)
+
+    assert torch.equal(found, expected)
+    assert not torch.equal(dense, expected)
+
+
+def test_a_peer_is_compared_with_the_same_text_in_the_same_process() -> None:
+    said: list[dict[str, Any]] = []
+    context = Context(CPU, True, lambda name, **fields: said.append({"name": name, **fields}))
+    found = peers.Peers(context, "none", random_decoder(spec_of("7B", is_tiny=True), CPU, is_steady=True))
+    text = [PROMPT[-1] + 1 + index for index in range(found.num_tokens)]
+
+    found.compare("same", lambda: text)
+    found.compare("other", lambda: [*text[:3], 0, *text[4:]])
+    found.compare("broken", lambda: text[len(text) :][0:1] or 1 // 0)  # type: ignore[arg-type,return-value]
+
+    rates = {one["runner"]: one["tokens_per_s"] for one in said if one["name"] == "own"}
+    by_peer = {one["peer"]: one for one in said if one["name"] == "peer"}
+    assert (by_peer["same"]["num_same"], by_peer["other"]["num_same"]) == (found.num_tokens, 3)
+    assert "ZeroDivisionError" in by_peer["broken"]["error"]
+    for runner, rate in rates.items():
+        assert by_peer["same"][f"{runner}_over_it"] == pytest.approx(rate / by_peer["same"]["tokens_per_s"])
+
+
+# host reads
+
+
+class Stopped:
+    """Work on the fake device that reads it in all ways."""
+
+    def __init__(self) -> None:
+        self.values = torch.zeros(3, device=FAKE)
+        self.first, self.second = HostCopy(self.values), HostCopy(self.values)
+
+    def __call__(self) -> None:
+        self.first.start()
+        self.second.start()
+        self.second.read()  # waits
+        self.first.read()  # is over by now
+        self.first.start()
+        self.values.tolist()  # waits
+        self.first.read()  # is over by now
+        self.first.start()
+        self.first.read()  # waits
+        self.first.read()
+
+
+def test_waits_for_events_are_host_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch) as device:
+        warn_of_reads(monkeypatch, device)
+        found = timing.num_host_reads(FAKE, Stopped())
+
+    assert found == len(device.reads) == 3
+
+
+def warn_of_reads(patch: pytest.MonkeyPatch, device: FakeCuda) -> None:
+    """Makes the fake device warn as torch does: of reads, not of waits for events."""
+    note = device.note_read
+
+    def warning(what: str) -> None:
+        note(what)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    patch.setattr(device, "note_read", warning)
+    patch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+
+
+def test_the_loop_reads_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch) as device:
+        warn_of_reads(monkeypatch, device)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        target, draft = (
+            StaticModel(
+                DecoderPass(decoder_of(tiny_model(seed=seed, num_hidden_layers=1, vocab_size=160)).to(FAKE)),
+                160,
+                PlainRecorder(),
+            )
+            for seed in (0, 1)
+        )
+        loop = Loop(Context(FAKE, True, lambda name, **fields: None), target, draft, 16)
+        text = [*PROMPT, *range(132, 160)]
+        found = loop.reads_per_round(target, loop.oracle(text, 0.8), 4)
+
+    assert found == 1
+
+
+def test_the_pass_behind_the_busy_share_is_timed_without_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch) as device:
+        decoder = decoder_of(tiny_model(num_hidden_layers=1)).to(FAKE)
+        model = StaticModel(DecoderPass(decoder), 96, PlainRecorder())
+        timer = timing.Timer(FAKE, 2)
+        monkeypatch.setattr(timer, "_marked", lambda work: work())
+        device.reads.clear()
+        passes.verify_ms(timer, model, 4)
+        passes.draft_step_ms(timer, model)
+
+    assert device.reads == []
 
 
 def test_the_bytes_of_a_token_leave_out_an_embedding_that_is_no_head() -> None:

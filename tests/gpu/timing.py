@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from time import perf_counter
 from typing import Any
@@ -94,7 +95,11 @@ def num_kernels(device: torch.device, work: Work) -> int:
 
 
 def num_host_reads(device: torch.device, work: Work) -> int | None:
-    """Returns how often a call waits for the device; None on a CPU."""
+    """Returns how often a call waits for the device: reads of its values, and waits for events. None on a CPU.
+
+    torch warns of the former only. Waiting for an event takes no time, and doesn't count, if a later read or wait was
+    for work after it.
+    """
     if device.type != "cuda":
         work()
         return None
@@ -102,7 +107,53 @@ def num_host_reads(device: torch.device, work: Work) -> int | None:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            work()
+            waits = EventWaits(lambda: _num_reads(caught))
+            with waits.counted():
+                work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    return _num_reads(caught) + waits.count
+
+
+def _num_reads(caught: Sequence[warnings.WarningMessage]) -> int:
     return sum("called a synchronizing" in str(warning.message) for warning in caught)
+
+
+class EventWaits:
+    """Counts waits for events of one stream.
+
+    Args:
+        num_reads: Returns how many other reads there were.
+    """
+
+    def __init__(self, num_reads: Callable[[], int]) -> None:
+        self.count = 0
+        self._num_reads = num_reads
+        self._num_recorded = self._num_over = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts until the block ends."""
+        kind: Any = torch.cuda.Event
+        record, synchronize = kind.record, kind.synchronize
+
+        def recording(event: Any, *stream: Any) -> None:
+            record(event, *stream)
+            self._num_recorded += 1
+            event.recorded_as, event.num_reads_before = self._num_recorded, self._num_reads()
+
+        def waiting(event: Any) -> None:
+            synchronize(event)
+            self._note_wait(event)
+
+        kind.record, kind.synchronize = recording, waiting
+        try:
+            yield
+        finally:
+            kind.record, kind.synchronize = record, synchronize
+
+    def _note_wait(self, event: Any) -> None:
+        number = getattr(event, "recorded_as", self._num_recorded)
+        is_over = number <= self._num_over or self._num_reads() > getattr(event, "num_reads_before", 0)
+        self.count += not is_over
+        self._num_over = max(self._num_over, number)
