@@ -16,8 +16,10 @@ from specgen.loading.module_sizes import with_module_sizes
 from specgen.loading.mtp_folder import without_mtp
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
+from specgen.loading.transformers_weights import load_error, load_transformers
 from specgen.models.attention_kernel import has_attention_kernel
 from specgen.models.cached_model import CachedModel
+from specgen.models.continuation import refuse_broken_continuation
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
@@ -72,9 +74,7 @@ def load_weights(
             # In bfloat16, the head alone would take as long as all the 4-bit layers below it.
             model.use_nf4_head()
     else:
-        from specgen.loading.transformers_weights import load_transformers
-        from specgen.models.continuation import refuse_broken_continuation
-        from specgen.models.transformers_model import TransformersModel
+        from specgen.models.transformers_model import TransformersModel  # it imports transformers, which takes 1 s
 
         loaded, info, left_out = load_transformers(resolved, placement)
         model = TransformersModel(loaded, num_tokens)
@@ -104,8 +104,6 @@ def load_own_decoder(resolved: ResolvedModel, placement: Placement) -> tuple[Dec
             resolved.path, resolved.config.weight_files, spec, placement, is_draft=resolved.role == "draft"
         )
     except library_failures() as error:
-        from specgen.loading.transformers_weights import load_error
-
         raise load_error(error, resolved.name, resolved.path, resolved.config, placement) from error
 
 

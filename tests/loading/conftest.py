@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specgen.loading import placement
-from specgen.loading.gguf import convert
+from specgen.loading.gguf import model_folder
 from specgen.loading.libraries import prepare_libraries
 from tests.fakes import NoCollections
 from tests.loading.builders import cpu_with
@@ -24,7 +24,7 @@ def own_cache(cache: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_collections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Converts without the two collections, which take longer than a tiny file."""
-    monkeypatch.setattr(convert, "gc", NoCollections())
+    monkeypatch.setattr(model_folder, "gc", NoCollections())
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import shutil
 import struct
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from specgen.core.errors import LoadError, MemoryShortageError, ModelFileError
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT
 from specgen.core.settings import ModelSettings
-from specgen.loading.gguf import convert
+from specgen.loading.gguf import convert, model_folder
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.libraries import gc_paused
 from specgen.loading.weights import load_weights
@@ -65,7 +66,7 @@ def test_a_converted_file_holds_its_weights(source: Path) -> None:
 
 @pytest.mark.thorough
 def test_no_model_it_made_on_the_way_stays_in_memory(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "gc", gc)
+    monkeypatch.setattr(model_folder, "gc", gc)
 
     def models() -> int:
         return sum(type(one).__name__ == "LlamaForCausalLM" for one in gc.get_objects())
@@ -263,16 +264,24 @@ class Stop(BaseException):
     """Stands for a signal that ends the program."""
 
 
-@pytest.mark.parametrize("step", ["_save", "save_end_ids", "_verify", "publish_folder"])
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (model_folder, "_save"),
+        (model_folder, "save_end_ids"),
+        (model_folder, "_verify"),
+        (convert, "publish_folder"),
+    ],
+)
 @pytest.mark.fault("F49")
 def test_an_interrupted_conversion_leaves_nothing(
-    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
 ) -> None:
     def stop(*args: object) -> None:
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert, step, stop)
+        patch.setattr(module, step, stop)
         with pytest.raises(Stop):
             convert_gguf(source)
 
@@ -292,13 +301,13 @@ def test_files_of_a_killed_conversion_are_deleted(source: Path, cache: Path) -> 
 @pytest.mark.fault("F67")
 def test_two_at_once_convert_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saves: list[Path] = []
-    save = convert._save
+    save = model_folder._save
 
     def counted(path: Path, *arguments: Any) -> None:
         saves.append(path)
         save(path, *arguments)
 
-    monkeypatch.setattr(convert, "_save", counted)
+    monkeypatch.setattr(model_folder, "_save", counted)
     results: list[Path] = []
     threads = [threading.Thread(target=lambda: results.append(convert_gguf(source))) for _ in range(2)]
     for thread in threads:
@@ -354,7 +363,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
     def full(*args: object) -> None:
         raise raised
 
-    monkeypatch.setattr(convert, "_save", full)
+    monkeypatch.setattr(model_folder, "_save", full)
 
     fails(LoadError, lambda: convert_gguf(source), "SPECGEN_CACHE")
     assert entries(cache) == []
@@ -365,7 +374,7 @@ def test_too_little_memory_for_a_conversion_is_reported(source: Path, monkeypatc
     def full(*args: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(convert, "_save", full)
+    monkeypatch.setattr(model_folder, "_save", full)
 
     fails(MemoryShortageError, lambda: convert_gguf(source), "Tiny Model.Q4.gguf")
 

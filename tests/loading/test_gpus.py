@@ -18,7 +18,7 @@ from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.lookup import LookupDrafter
-from specgen.loading import gpus, placement, transformers_weights, weights
+from specgen.loading import gpus, placement, weights
 from specgen.loading.cuda_memory import GRAPH_BYTES, USABLE, cuda_bytes, cuda_capacity
 from specgen.loading.gpus import (
     SegmentBytes,
@@ -259,7 +259,7 @@ def test_cuda_is_prepared_before_any_pass(folder: Path, backend: str, monkeypatc
         raise DeviceError("enough")
 
     monkeypatch.setattr(weights, "_load_own", loading)
-    monkeypatch.setattr(transformers_weights, "load_transformers", loading)
+    monkeypatch.setattr(weights, "load_transformers", loading)
     with pytest.raises(DeviceError):
         load_weights(resolved(folder, ModelSettings("toy", quant="none", dtype="float32", device="cuda")), 320)
 
