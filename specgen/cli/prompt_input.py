@@ -76,7 +76,7 @@ def _read_stdin() -> str:
     notice.daemon = True
     notice.start()
     try:
-        return decode(read_capped(sys.stdin.buffer, "stdin"), "stdin")
+        return decode_text(read_capped(sys.stdin.buffer, "stdin"), "stdin")
     finally:
         notice.cancel()
 
@@ -95,7 +95,7 @@ def read_text(path: Path, name: str, max_bytes: int = MAX_PROMPT_BYTES) -> str:
     """
     try:
         with path.open("rb") as file:
-            return decode(read_capped(file, str(path), max_bytes), str(path))
+            return decode_text(read_capped(file, str(path), max_bytes), str(path))
     except OSError as error:
         raise PromptError(f"can't read the {name} {path}: {error.strerror or error}") from error
 
@@ -125,11 +125,11 @@ def as_utf8(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return decode(os.fsencode(text), name)
+        return decode_text(os.fsencode(text), name)
     return text
 
 
-def decode(data: bytes, name: str) -> str:
+def decode_text(data: bytes, name: str) -> str:
     """Decodes strict UTF-8, without an initial byte order mark; UTF-16, which PowerShell writes, if it has its mark.
 
     Raises:

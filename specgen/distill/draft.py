@@ -74,7 +74,7 @@ def trainable_copy(layer: Layer, index: int) -> Layer:
     return copied
 
 
-class Draft(nn.Module):
+class TrainableDraft(nn.Module):
     """Trainable copies of some layers of the target.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specgen.core.errors import LoadError, SettingsError
-from specgen.distill.draft import Draft
+from specgen.distill.draft import TrainableDraft
 from specgen.distill.settings import DistillSettings
 from specgen.distill.target_texts import TargetText
 from specgen.loading.draft_head_folder import MODEL_TYPES
@@ -61,7 +61,9 @@ def choose_layers(config: ModelConfig, name: str, settings: DistillSettings) -> 
     return [round(index * (num_layers - 1) / (num_chosen - 1)) for index in range(num_chosen)]
 
 
-def fit_input(draft: Draft, target: Decoder, texts: Sequence[TargetText], max_tokens: int = FIT_TOKENS) -> float:
+def fit_input(
+    draft: TrainableDraft, target: Decoder, texts: Sequence[TargetText], max_tokens: int = FIT_TOKENS
+) -> float:
     """Fits a linear map from embedding and feature to the input of the draft's first layer, by least squares.
 
     Leaves a draft that reads no features unchanged.

@@ -13,7 +13,7 @@ from torch.nn import functional
 from specgen.core.cost_model import PassCosts, round_speedup
 from specgen.core.results import ModelInfo
 from specgen.core.settings import ModelSettings
-from specgen.distill.draft import Draft, SharedWeights
+from specgen.distill.draft import SharedWeights, TrainableDraft
 from specgen.distill.target_texts import TargetText, pad_batch
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
@@ -25,7 +25,7 @@ WIDTHS = (1, 2, 4)
 
 
 @dataclass(frozen=True, slots=True)
-class Acceptance:
+class DraftAcceptance:
     """Results of greedy drafts of each length 1 to `MAX_DRAFT` on greedy texts.
 
     Args:
@@ -69,8 +69,8 @@ class TimedPair:
 
 @torch.no_grad()
 def measure_acceptance(
-    draft: Draft, texts: Sequence[TargetText], shared: SharedWeights, num_steps: int = MAX_DRAFT
-) -> Acceptance:
+    draft: TrainableDraft, texts: Sequence[TargetText], shared: SharedWeights, num_steps: int = MAX_DRAFT
+) -> DraftAcceptance:
     """Replays the decoding loop on texts that the target generated greedily.
 
     Drafts run along the tokens of the text. This is exact, as nothing counts after the first token that differs.
@@ -101,10 +101,10 @@ def measure_acceptance(
         width: tuple(r / max(1, n) for r, n in zip(row, positions, strict=True))
         for width, row in zip(WIDTHS, right.tolist(), strict=True)
     }
-    return Acceptance(tuple(accepted), tuple(tested), tuple(rounds), by_width[1], by_width)
+    return DraftAcceptance(tuple(accepted), tuple(tested), tuple(rounds), by_width[1], by_width)
 
 
-def _ranks(draft: Draft, text: TargetText, shared: SharedWeights, num_steps: int) -> Tensor:
+def _ranks(draft: TrainableDraft, text: TargetText, shared: SharedWeights, num_steps: int) -> Tensor:
     """Returns the rank of the token after i at step s of the draft that started at i - s.
 
     Returns:

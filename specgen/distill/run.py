@@ -14,10 +14,10 @@ from typing import Any
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import BackendSettings
-from specgen.distill.draft import Draft, SharedWeights, frequent_ids
+from specgen.distill.draft import SharedWeights, TrainableDraft, frequent_ids
 from specgen.distill.folders import WorkFolder, lock_folder, prepare_folders
 from specgen.distill.initialization import choose_layers, fit_input
-from specgen.distill.measurement import Acceptance, measure_acceptance, time_pair
+from specgen.distill.measurement import DraftAcceptance, measure_acceptance, time_pair
 from specgen.distill.saving import Curve, TrainingRecord, draft_config, format_card, publish_draft, save_draft
 from specgen.distill.settings import DistillProgress, DistillRequest, TextSettings
 from specgen.distill.target_texts import TargetText, read_texts, save_texts
@@ -56,7 +56,7 @@ class DistillResult:
 
     folder: Path
     num_bytes: int
-    acceptance: Acceptance
+    acceptance: DraftAcceptance
     length: int
     speedup: float
 
@@ -119,14 +119,16 @@ class Distillation:
         shutil.rmtree(self._work)
         return DistillResult(self._folder, num_bytes, acceptance, length, speedup)
 
-    def _train_and_measure(self, made: Path, on_progress: OnProgress) -> tuple[TrainingRecord, Acceptance, list[int]]:
+    def _train_and_measure(
+        self, made: Path, on_progress: OnProgress
+    ) -> tuple[TrainingRecord, DraftAcceptance, list[int]]:
         """Trains a draft and saves it in the folder `made`; also returns the longest held-out prompt."""
         settings = self._settings
         texts, held_out, num_new = self._texts(on_progress)
         target = self._decoder
         ids = frequent_ids(texts, settings.num_draft_ids, self._vocab_size, sorted(self._pair.end_ids))
         shared = SharedWeights(target.embedding, target.head.get_parameter("weight"), ids.to(target.device))
-        draft = Draft(target, settings.kind, self._target_layers)
+        draft = TrainableDraft(target, settings.kind, self._target_layers)
         explained = fit_input(draft, target, texts)
         curve = self._train(Trainer(draft, texts, shared, settings), held_out, on_progress)
         on_progress(DistillProgress("measuring", 0, 1))

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from specgen.core.errors import OutputError
 from specgen.core.results import ModelInfo
-from specgen.distill.draft import Draft
+from specgen.distill.draft import TrainableDraft
 from specgen.distill.settings import DistillSettings
 from specgen.distill.target_texts import save_tensors
 from specgen.loading.draft_head_folder import FORMAT, PREFIX, WEIGHTS
 from specgen.models.build_decoder import layer_tensors
 
 if TYPE_CHECKING:
-    from specgen.distill.measurement import Acceptance, TimedPair
+    from specgen.distill.measurement import DraftAcceptance, TimedPair
 
 CONFIG = "config.json"
 _KEPT = (
@@ -31,7 +31,9 @@ _KEPT = (
 )
 
 
-def draft_config(config: Mapping[str, Any], draft: Draft, name: str, digest: str, num_draft_ids: int) -> dict[str, Any]:
+def draft_config(
+    config: Mapping[str, Any], draft: TrainableDraft, name: str, digest: str, num_draft_ids: int
+) -> dict[str, Any]:
     """Returns the config of a draft head.
 
     Args:
@@ -56,7 +58,7 @@ def draft_config(config: Mapping[str, Any], draft: Draft, name: str, digest: str
     return {**kept, "num_hidden_layers": len(draft.target_layers), "specgen_draft": about}
 
 
-def save_draft(folder: Path, draft: Draft, draft_ids: Tensor, config: Mapping[str, Any]) -> None:
+def save_draft(folder: Path, draft: TrainableDraft, draft_ids: Tensor, config: Mapping[str, Any]) -> None:
     """Writes a draft with weights in bfloat16, which every device supports.
 
     Raises:
@@ -130,7 +132,7 @@ class TrainingRecord:
     curve: Curve
 
 
-def format_card(record: TrainingRecord, acceptance: Acceptance, timed: TimedPair) -> str:
+def format_card(record: TrainingRecord, acceptance: DraftAcceptance, timed: TimedPair) -> str:
     """Returns the README.md of a draft's folder, in Markdown."""
     about, train = record.about, record.settings.train
     layers = ", ".join(str(index) for index in about["target_layers"])

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from specgen.distill.draft import Draft, SharedWeights
+from specgen.distill.draft import SharedWeights, TrainableDraft
 from specgen.distill.settings import DistillSettings
 from specgen.distill.target_texts import Batch, TargetText, batch_indices, pad_batch, save_tensors
 
@@ -36,7 +36,7 @@ class Trainer:
     """
 
     def __init__(
-        self, draft: Draft, texts: Sequence[TargetText], shared: SharedWeights, settings: DistillSettings
+        self, draft: TrainableDraft, texts: Sequence[TargetText], shared: SharedWeights, settings: DistillSettings
     ) -> None:
         self.draft, self.texts, self.shared = draft, texts, shared
         self.settings, self._seed = settings.train, settings.seed

@@ -66,7 +66,7 @@ _COST_ROLES = {"draft": "formats", "target": "target formats"}
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class TimedLayer:
     """The feed-forward layer that is timed, of a draft or of a target."""
 
     hidden: int
@@ -81,7 +81,7 @@ class Layer:
         return max(64, min(self.intermediate, MAX_WEIGHTS // (3 * self.hidden)) // 64 * 64)
 
 
-def measured_seconds(formats: Sequence[str], layer: Layer) -> dict[str, float]:
+def measured_seconds(formats: Sequence[str], layer: TimedLayer) -> dict[str, float]:
     """Times a layer in each format. A format whose kernels fail on this machine is left out.
 
     Returns:
@@ -116,7 +116,7 @@ def token_seconds(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def round_seconds(formats: Sequence[str], layer: Layer, timer: Timer) -> dict[str, float]:
+def round_seconds(formats: Sequence[str], layer: TimedLayer, timer: Timer) -> dict[str, float]:
     """Times the passes of a round, with more weights than the device's cache holds.
 
     Args:
@@ -140,12 +140,12 @@ def round_seconds(formats: Sequence[str], layer: Layer, timer: Timer) -> dict[st
     return found
 
 
-def num_timed_layers(layer: Layer) -> int:
+def num_timed_layers(layer: TimedLayer) -> int:
     """Returns how many layers hold more than a device's cache, with weights of 4 bits."""
     return min(MAX_LAYERS, ceil(2 * FLUSH_BYTES / (3 * layer.hidden * layer.timed_intermediate)))
 
 
-def _row_seconds(formats: Sequence[str], layer: Layer, num_rows: Sequence[int]) -> dict[str, list[float]]:
+def _row_seconds(formats: Sequence[str], layer: TimedLayer, num_rows: Sequence[int]) -> dict[str, list[float]]:
     """Times passes of some rows on the host's clock: the minimum of several runs, the formats in turn."""
     passes: dict[str, list[Callable[[], Any]]] = {}
     with torch.inference_mode():
@@ -171,9 +171,9 @@ def _row_seconds(formats: Sequence[str], layer: Layer, num_rows: Sequence[int]) 
 
 def fastest_format(
     formats: Sequence[str],
-    layer: Layer,
+    layer: TimedLayer,
     times: CostStore | None = None,
-    measure: Callable[[Sequence[str], Layer], dict[str, float]] = measured_seconds,
+    measure: Callable[[Sequence[str], TimedLayer], dict[str, float]] = measured_seconds,
 ) -> tuple[str, str]:
     """Returns the fastest weight format of a model, and the reason; the reason is empty if there is no choice.
 
@@ -207,7 +207,7 @@ def decide(seconds: Mapping[str, float]) -> tuple[str, str]:
 class _Products:
     """Products of one layer: `[2 * intermediate, hidden]` and `[hidden, intermediate]` of a format."""
 
-    def __init__(self, name: str, layer: Layer) -> None:
+    def __init__(self, name: str, layer: TimedLayer) -> None:
         hidden, intermediate = layer.hidden, layer.timed_intermediate
         self.gate_up_proj = _linear(name, _random(layer.device, 2 * intermediate, hidden) / 30, layer)
         self.down_proj = _linear(name, _random(layer.device, hidden, intermediate) / 30, layer)
@@ -236,7 +236,7 @@ def _random(device: str | torch.device, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator(device).manual_seed(0), device=device)
 
 
-def _linear(name: str, weight: Tensor, layer: Layer) -> Any:
+def _linear(name: str, weight: Tensor, layer: TimedLayer) -> Any:
     """Returns a linear layer as the loader creates it for a draft."""
     if layer.device == "cpu" and name == "int8" and has_int8_matmul():
         return packed_linear(weight, Int8Linear)
@@ -253,7 +253,7 @@ def _linear(name: str, weight: Tensor, layer: Layer) -> Any:
     return dense
 
 
-def _cost_key(layer: Layer) -> CostKey:
+def _cost_key(layer: TimedLayer) -> CostKey:
     device = layer.device
     return {
         "role": "round formats" if device.startswith("cuda") else _COST_ROLES[layer.role],

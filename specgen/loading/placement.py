@@ -12,7 +12,7 @@ from specgen.core.errors import DeviceError, SettingsError, first_line
 from specgen.core.machine import cpu_flags, version_of
 from specgen.core.settings import ModelSettings
 from specgen.loading.cuda_memory import USABLE, cuda_bytes
-from specgen.loading.format_autotune import LEAST_MEASURED, Layer, fastest_format
+from specgen.loading.format_autotune import LEAST_MEASURED, TimedLayer, fastest_format
 from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
@@ -243,7 +243,7 @@ def _fastest(config: ModelConfig, device: str, dtype: str, role: Role, times: Co
     formats = [name for name in formats if name == formats[-1] or _fits(config, device, dtype, name)]
     if len(formats) == 1:
         return formats[0], ()
-    quant, reason = fastest_format(formats, Layer(*config.widths, dtype, device, role), times)
+    quant, reason = fastest_format(formats, TimedLayer(*config.widths, dtype, device, role), times)
     return quant, (reason,)
 
 

@@ -41,7 +41,7 @@ def load(models: LoadedModels, store: CostStore | None = None) -> None:
     models.draft_length = _draft_length(models, costs, store)
 
 
-def load_draft(models: LoadedModels, store: CostStore | None = None) -> None:
+def load_draft_costs(models: LoadedModels, store: CostStore | None = None) -> None:
     """Loads the costs of a draft that replaced another one; the measured costs of the target stay."""
     models.draft_length = _draft_length(models, models.draft_length.costs, store or CostStore())
 

@@ -49,7 +49,7 @@ class LoadKeywords(TypedDict, total=False):
     """Texts that an answer may repeat; prompt lookup searches them, too."""
 
 
-class AnswerOptions(TypedDict, total=False):
+class AnswerKeywords(TypedDict, total=False):
     """How an answer is generated; every key may be omitted."""
 
     max_new_tokens: int
@@ -94,12 +94,12 @@ class Models:
         """What the user should know about the loaded models, one line each."""
         return self._loaded.notices
 
-    def stream(self, prompt: str, **options: Unpack[AnswerOptions]) -> Iterator[TextEvent]:
+    def stream(self, prompt: str, **options: Unpack[AnswerKeywords]) -> Iterator[TextEvent]:
         """Generates an answer and yields its events.
 
         Args:
             prompt: The user's message; with `is_raw`, the text to continue.
-            options: See `AnswerOptions`.
+            options: See `AnswerKeywords`.
 
         Yields:
             A `Prefill`, then a `RoundText` for each round with accepted, rejected and corrected tokens, and a
@@ -113,7 +113,7 @@ class Models:
         yield from self._generation(prompt, options)
 
     def generate(
-        self, prompt: str, *, baseline: BaselineMethod = "calibrate", **options: Unpack[AnswerOptions]
+        self, prompt: str, *, baseline: BaselineMethod = "calibrate", **options: Unpack[AnswerKeywords]
     ) -> RunReport:
         """Generates an answer.
 
@@ -121,7 +121,7 @@ class Models:
             prompt: As in `stream`.
             baseline: How the target alone is timed for `speedup`: `calibrate` with a few steps, `full` with the whole
                 answer, `off` not at all.
-            options: See `AnswerOptions`.
+            options: See `AnswerKeywords`.
 
         Returns:
             The `text`, `counts` of drafted and accepted tokens, the `speedup` and more.
@@ -136,11 +136,11 @@ class Models:
         learned_costs.save(self._loaded)
         return generation.report()
 
-    def chat(self, **options: Unpack[AnswerOptions]) -> Chat:
+    def chat(self, **options: Unpack[AnswerKeywords]) -> Chat:
         """Starts a conversation. Its replies reuse the caches of earlier turns.
 
         Args:
-            options: Of all replies; see `AnswerOptions`.
+            options: Of all replies; see `AnswerKeywords`.
 
         Raises:
             SettingsError: The model has no chat template.
@@ -163,7 +163,7 @@ class Models:
         )
         return Chat(Conversation(self._loaded, settings, template, options.get("system")))
 
-    def _generation(self, prompt: str, options: AnswerOptions) -> Generation:
+    def _generation(self, prompt: str, options: AnswerKeywords) -> Generation:
         pair = self._loaded.pair
         is_raw = options.get("is_raw", False)
         if is_raw:
@@ -182,7 +182,7 @@ class Models:
             self._loaded, Request(ids, decode, sampling, source, tuple(options.get("stops", ())), is_raw=is_raw)
         )
 
-    def _sampling(self, options: AnswerOptions) -> tuple[SamplingSettings, str]:
+    def _sampling(self, options: AnswerKeywords) -> tuple[SamplingSettings, str]:
         if "sampling" in options:
             return options["sampling"], "options"
         defaults = self._loaded.pair.defaults.sampling
@@ -236,11 +236,11 @@ def load(target: str, draft: str, options: LoadKeywords, progress: ProgressListe
     return Models(loaded)
 
 
-def _draft_length(options: AnswerOptions) -> tuple[int, DraftSchedule]:
+def _draft_length(options: AnswerKeywords) -> tuple[int, DraftSchedule]:
     requested = options.get("num_draft_tokens", "auto")
     return (LONGEST_AUTO_DRAFT, "auto") if requested == "auto" else (requested, "constant")
 
 
-def _tree(options: AnswerOptions) -> tuple[int, DraftSchedule]:
+def _tree(options: AnswerKeywords) -> tuple[int, DraftSchedule]:
     requested = options.get("num_tree_nodes", 0)
     return (MAX_TREE_NODES, "auto") if requested == "auto" else (requested, "constant")

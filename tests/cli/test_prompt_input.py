@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from specgen.cli import prompt_input
-from specgen.cli.prompt_input import MAX_PROMPT_BYTES, _encoding, as_utf8, decode, read_capped, read_prompt
+from specgen.cli.prompt_input import MAX_PROMPT_BYTES, _encoding, as_utf8, decode_text, read_capped, read_prompt
 from specgen.core.errors import PromptError, SettingsError, SpecgenError
 
 STDIN = Path("-")
@@ -188,7 +188,7 @@ def test_text_of_the_command_line_that_is_not_utf8_is_reported() -> None:
 def test_any_text_is_read_unchanged(text: str) -> None:
     assume(_encoding(text.encode()) == "utf-8-sig")  # F122: text with a NUL after each character
     assert as_utf8(text, "it") == text
-    assert decode(text.encode(), "it") == text.removeprefix("\ufeff")
+    assert decode_text(text.encode(), "it") == text.removeprefix("\ufeff")
 
 
 @given(st.binary())
@@ -197,10 +197,10 @@ def test_any_bytes_are_text_or_a_prompt_error(data: bytes) -> None:
     assume(_encoding(data) == "utf-8-sig")
     body = data.removeprefix(b"\xef\xbb\xbf")
     if body.decode(errors="replace").encode() == body:
-        assert decode(data, "it").encode() == body
+        assert decode_text(data, "it").encode() == body
     else:
         with pytest.raises(PromptError, match="offset"):
-            decode(data, "it")
+            decode_text(data, "it")
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "."])
@@ -270,7 +270,7 @@ def test_utf16_is_read_by_its_mark(tmp_path: Path, encoding: str) -> None:
 @pytest.mark.parametrize(("encoding", "name"), [("utf-16-le", "UTF16LE"), ("utf-16-be", "UTF16BE")])
 def test_utf16_without_a_mark_is_named(encoding: str, name: str) -> None:
     with pytest.raises(PromptError, match="UTF-16") as caught:
-        decode("Say hi.\r\n".encode(encoding), "file")
+        decode_text("Say hi.\r\n".encode(encoding), "file")
 
     assert name in (caught.value.hint or "")
 
@@ -290,17 +290,17 @@ def test_utf16_without_a_mark_is_named(encoding: str, name: str) -> None:
 )
 def test_a_file_that_is_no_text_is_called_what_it_is(data: bytes, part: str) -> None:
     with pytest.raises(PromptError, match=part) as caught:
-        decode(data, "file")
+        decode_text(data, "file")
 
     assert "iconv" not in (caught.value.hint or "")
 
 
 def test_half_a_utf16_character_is_reported() -> None:
     with pytest.raises(PromptError, match="UTF-16"):
-        decode(b"\xff\xfea\0b", "file")
+        decode_text(b"\xff\xfea\0b", "file")
 
 
 @pytest.mark.fault("F06")
 def test_some_nul_characters_are_no_utf16() -> None:
-    assert decode(b"a\0b\0c d e f g\n", "file") == "a\0b\0c d e f g\n"
-    assert decode(b"\0" * 8, "file") == "\0" * 8
+    assert decode_text(b"a\0b\0c d e f g\n", "file") == "a\0b\0c d e f g\n"
+    assert decode_text(b"\0" * 8, "file") == "\0" * 8

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specgen.core.errors import LoadError
-from specgen.distill.draft import Draft, UnrolledSlots
+from specgen.distill.draft import TrainableDraft, UnrolledSlots
 from specgen.distill.initialization import choose_layers
 from specgen.distill.saving import draft_config, publish_draft, save_draft
 from specgen.distill.settings import DistillSettings
@@ -27,9 +27,9 @@ NUM_STEPS = 4
 LENGTH = 12
 
 
-def trained_like(model: Any, kind: str, num_layers: int) -> Draft:
+def trained_like(model: Any, kind: str, num_layers: int) -> TrainableDraft:
     """Returns a draft whose weights all differ from their initial values, rounded to the type that is saved."""
-    draft = Draft(decoder_of(model), kind, list(range(num_layers)))  # type: ignore[arg-type]
+    draft = TrainableDraft(decoder_of(model), kind, list(range(num_layers)))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in draft.parameters():
@@ -116,7 +116,7 @@ def test_a_saved_draft_passes_the_checks_of_loading(tmp_path: Path, family: str)
 def test_the_scale_of_attention_is_that_of_the_target() -> None:
     """With one step, unrolling computes the target's own layers; Granite's scale is not the usual one."""
     target = decoder_of(make_target("Granite", attention_multiplier=0.9))
-    draft = Draft(target, "layers", [0, 1, 2])
+    draft = TrainableDraft(target, "layers", [0, 1, 2])
     embedded = torch.randn(1, LENGTH, target.spec.hidden_size, generator=torch.Generator().manual_seed(2))
 
     output = draft.unroll(embedded, embedded, 1)[0]
@@ -155,7 +155,7 @@ def test_a_target_that_scales_embeddings_or_logits_is_refused(family: str, chang
 
 def test_the_target_has_no_trained_parameters() -> None:
     model = make_target()
-    draft = Draft(decoder_of(model), "features", [2])
+    draft = TrainableDraft(decoder_of(model), "features", [2])
 
     names = {name for name, _ in draft.named_parameters()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specgen.distill.draft import Draft
+from specgen.distill.draft import TrainableDraft
 from specgen.distill.initialization import fit_input
 from tests.decoders import decoder_of
 from tests.distill.targets import make_target, make_text
@@ -18,7 +18,7 @@ TEXTS = [make_text(MODEL, 10 + seed % 7, 3, seed) for seed in range(24)]
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_the_fit_is_the_least_squares_solution(layer: int) -> None:
-    draft = Draft(DECODER, "features", [layer])
+    draft = TrainableDraft(DECODER, "features", [layer])
     embedding = MODEL.get_input_embeddings().weight
 
     explained = fit_input(draft, DECODER, TEXTS)
@@ -37,7 +37,7 @@ def test_the_fit_is_the_least_squares_solution(layer: int) -> None:
 
 
 def test_the_input_of_the_first_layer_is_the_embedding_and_fits_completely() -> None:
-    assert fit_input(Draft(DECODER, "features", [0]), DECODER, TEXTS) > 0.99
+    assert fit_input(TrainableDraft(DECODER, "features", [0]), DECODER, TEXTS) > 0.99
 
 
 def test_only_a_sample_of_the_texts_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +52,13 @@ def test_only_a_sample_of_the_texts_is_read(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(initialization, "_layer_inputs", counted)
 
-    fit_input(Draft(DECODER, "features", [2]), DECODER, TEXTS, max_tokens=60)
+    fit_input(TrainableDraft(DECODER, "features", [2]), DECODER, TEXTS, max_tokens=60)
 
     assert 1 < len(read) < len(TEXTS) / 2
 
 
 def test_a_draft_without_features_is_unchanged() -> None:
-    draft = Draft(DECODER, "layers", [0, 2])
+    draft = TrainableDraft(DECODER, "layers", [0, 2])
     before = {name: value.clone() for name, value in draft.state_dict().items()}
 
     assert fit_input(draft, DECODER, TEXTS) == 0.0

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from specgen.core.cost_model import PassCosts
-from specgen.distill.draft import Draft, SharedWeights
-from specgen.distill.measurement import Acceptance, measure_acceptance
+from specgen.distill.draft import SharedWeights, TrainableDraft
+from specgen.distill.measurement import DraftAcceptance, measure_acceptance
 from specgen.distill.target_texts import TargetText
 from tests.decoders import decoder_of
 from tests.distill.targets import make_target
@@ -21,7 +21,7 @@ def greedy_text(prompt: list[int], length: int) -> TargetText:
     return TargetText(ids, len(prompt), MODEL.model(ids[None]).last_hidden_state[0, :-1])
 
 
-class Scripted(Draft):
+class Scripted(TrainableDraft):
     """A draft whose outputs at a step are right at the given indices and wrong elsewhere."""
 
     def __init__(self, text: TargetText, right: list[set[int]]) -> None:
@@ -75,7 +75,7 @@ def test_the_best_two_and_four_tokens_are_counted() -> None:
 
 def test_replay_accepts_what_drafting_would() -> None:
     text = greedy_text([4, 9, 30], 24)
-    draft = Draft(decoder_of(MODEL), "features", [2])
+    draft = TrainableDraft(decoder_of(MODEL), "features", [2])
     ids = torch.arange(0, 61, 2)
     shared = SharedWeights(EMBEDDING, HEAD, ids)
 
@@ -99,7 +99,7 @@ def test_replay_accepts_what_drafting_would() -> None:
 
 
 def test_the_best_length_depends_on_the_costs() -> None:
-    acceptance = Acceptance((50, 90), (100, 140), (100, 90), (0.5, 0.5))
+    acceptance = DraftAcceptance((50, 90), (100, 140), (100, 90), (0.5, 0.5))
     expensive = PassCosts({1: 1.0, 2: 1.0, 3: 1.9}, draft_seconds=0.5)
     cheap = PassCosts({1: 1.0, 2: 1.0, 3: 1.0}, draft_seconds=0.0)
 
@@ -112,6 +112,6 @@ def test_a_text_shorter_than_the_longest_draft_is_measured() -> None:
     text = greedy_text([5, 9], 1)
     shared = SharedWeights(EMBEDDING, HEAD, torch.arange(61))
 
-    found = measure_acceptance(Draft(decoder_of(MODEL), "features", [2]), [text], shared, 6)
+    found = measure_acceptance(TrainableDraft(decoder_of(MODEL), "features", [2]), [text], shared, 6)
 
     assert found.num_rounds == (1,) * 6

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.distill.draft import Draft, SharedWeights, frequent_ids
+from specgen.distill.draft import SharedWeights, TrainableDraft, frequent_ids
 from specgen.distill.initialization import fit_input
 from specgen.distill.measurement import measure_acceptance
 from specgen.distill.saving import draft_config, save_draft
@@ -45,7 +45,7 @@ def distill(folder: Path, device: torch.device, kind: Kind) -> dict[str, Any]:
 
     def trainer() -> tuple[Trainer, float]:
         shared = SharedWeights(target.embedding, target.head.get_parameter("weight"), ids.to(target.device))
-        draft = Draft(target, kind, [1, 2])
+        draft = TrainableDraft(target, kind, [1, 2])
         explained = fit_input(draft, target, texts)
         return Trainer(draft, texts, shared, SETTINGS), explained
 

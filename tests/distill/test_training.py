@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from specgen.distill.draft import Draft, SharedWeights, frequent_ids
+from specgen.distill.draft import SharedWeights, TrainableDraft, frequent_ids
 from specgen.distill.settings import DistillSettings, TrainSettings
 from specgen.distill.target_texts import batch_indices, pad_batch
 from specgen.distill.training import CHUNK, Trainer, head_loss
@@ -28,7 +28,7 @@ def shared(num_ids: int = 40) -> SharedWeights:
 
 
 def trainer() -> Trainer:
-    return Trainer(Draft(decoder_of(MODEL), "features", [2]), TEXTS, shared(), SETTINGS)
+    return Trainer(TrainableDraft(decoder_of(MODEL), "features", [2]), TEXTS, shared(), SETTINGS)
 
 
 @pytest.mark.parametrize("hard_share", [0.0, 0.3, 1.0])
@@ -94,7 +94,7 @@ def test_a_stopped_training_continues_to_the_same_draft_bit_for_bit(tmp_path: Pa
 
 
 def test_only_tokens_that_can_be_drafted_are_trained_on() -> None:
-    draft = Draft(decoder_of(MODEL), "features", [2])
+    draft = TrainableDraft(decoder_of(MODEL), "features", [2])
     few = shared(2)
     settings = DistillSettings(train=TrainSettings(feature_weight=0.0, batch_tokens=60))
     made = Trainer(draft, TEXTS, few, settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from specgen.cli.chat.local import load_draft
+from specgen.cli.chat.local import replace_draft
 from specgen.cli.streams import Messages
 from specgen.core.events import Prefill
 from specgen.core.settings import ReplySettings, SamplingSettings
@@ -48,7 +48,7 @@ class Chatting:
         return generation, prefills[0]
 
     def draft(self, name: object) -> None:
-        assert load_draft(self.conversation, self.like, Messages("never", True), str(name)) == []
+        assert replace_draft(self.conversation, self.like, Messages("never", True), str(name)) == []
 
 
 def test_the_drafter_changes_and_comes_back_while_the_targets_cache_stays(files: dict[str, Path]) -> None:

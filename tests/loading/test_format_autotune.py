@@ -14,7 +14,7 @@ from specgen.core.settings import ModelSettings
 from specgen.loading import format_autotune, placement
 from specgen.loading.format_autotune import (
     ROUND,
-    Layer,
+    TimedLayer,
     decide,
     fastest_format,
     measured_seconds,
@@ -27,7 +27,7 @@ from specgen.storage.cost_store import CostStore
 from tests.loading.test_placement import pretend_gpus
 
 WIDTHS = (896, 4864)
-LAYER = Layer(*WIDTHS, "bfloat16", "cpu")
+LAYER = TimedLayer(*WIDTHS, "bfloat16", "cpu")
 ALL = ("none", "int8", "nf4")
 CONFIG = ModelConfig("qwen2", 151936, 32768, None, "bfloat16", 494_032_768, 988_065_536, True, WIDTHS)
 
@@ -38,7 +38,7 @@ class FakeMeasure:
     def __init__(self, **seconds: float) -> None:
         self.seconds, self.num_calls = seconds, 0
 
-    def __call__(self, formats: Sequence[str], layer: Layer) -> dict[str, float]:
+    def __call__(self, formats: Sequence[str], layer: TimedLayer) -> dict[str, float]:
         self.num_calls += 1
         return {name: self.seconds[name] for name in formats if name in self.seconds}
 
@@ -90,7 +90,7 @@ def test_formats_are_measured_once_per_widths_and_compute_type(tmp_path: Path) -
         assert fastest_format(ALL, LAYER, times=store, measure=measure)[0] == "int8"
     assert measure.num_calls == 1
     fastest_format(ALL, replace(LAYER, dtype="float32"), times=store, measure=measure)
-    fastest_format(ALL, Layer(1536, 8960, "bfloat16", "cpu"), times=store, measure=measure)
+    fastest_format(ALL, TimedLayer(1536, 8960, "bfloat16", "cpu"), times=store, measure=measure)
 
     assert measure.num_calls == 3
 
@@ -104,11 +104,11 @@ def test_a_single_format_is_not_measured(tmp_path: Path) -> None:
 
 
 def test_real_layers_are_timed_in_every_available_format() -> None:
-    seconds = measured_seconds(["none", "int8"], Layer(64, 128, "float32", "cpu"))
+    seconds = measured_seconds(["none", "int8"], TimedLayer(64, 128, "float32", "cpu"))
 
     assert set(seconds) <= {"none", "int8"}
     assert seconds["none"] > 0
-    assert 0 < measured_seconds(["none"], Layer(64, 128, "float32", "cpu", "target"))["none"] < math.inf
+    assert 0 < measured_seconds(["none"], TimedLayer(64, 128, "float32", "cpu", "target"))["none"] < math.inf
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Lists the formats that placement chose among; the last one is reported as the fastest."""
     choices: list[list[str]] = []
 
-    def choose(formats: Sequence[str], layer: Layer, times: object) -> tuple[str, str]:
+    def choose(formats: Sequence[str], layer: TimedLayer, times: object) -> tuple[str, str]:
         choices.append(list(formats))
         return formats[-1], "reason"
 
@@ -206,7 +206,7 @@ class FakeTimer:
         return list(self.remaining.pop(0))
 
 
-TIMED = Layer(64, 128, "float32", "cpu")
+TIMED = TimedLayer(64, 128, "float32", "cpu")
 
 
 def test_a_round_decides_on_cuda_by_passes_of_one_row_and_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_a_format_whose_passes_cannot_be_recorded_is_left_out(monkeypatch: pytes
 
 @pytest.mark.parametrize("widths", [WIDTHS, (1536, 8960), (576, 1536), (2048, 5632)])
 def test_the_timed_layers_do_not_fit_a_devices_cache(widths: tuple[int, int]) -> None:
-    layer = Layer(*widths, "bfloat16", "cuda:0")
+    layer = TimedLayer(*widths, "bfloat16", "cuda:0")
     num_layers = num_timed_layers(layer)
 
     assert num_layers * 3 * layer.hidden * layer.timed_intermediate // 2 >= 90 * 2**20

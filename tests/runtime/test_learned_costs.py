@@ -81,7 +81,7 @@ def test_a_replaced_draft_loads_its_cost_and_keeps_the_targets(toys: dict[str, P
     costs = second.draft_length.costs
 
     second.replace_draft(first.pair)
-    learned_costs.load_draft(second, store)
+    learned_costs.load_draft_costs(second, store)
 
     assert second.draft_length.costs is costs
     assert second.draft_length.draft_cost.seconds == pytest.approx(0.006)

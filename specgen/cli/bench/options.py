@@ -169,7 +169,7 @@ class LimitOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ExportOptions:
+class ResultFileOptions:
     """Files for the results. The suffix of a plot decides its format."""
 
     HEADING = g.OUTPUT
@@ -233,7 +233,7 @@ class BenchOptions:
     format: Annotated[BenchFormat, Option(("--format",), "Format of stdout; auto: the table.", heading=g.OUTPUT)] = (
         "auto"
     )
-    exports: ExportOptions = field(default_factory=ExportOptions)
+    exports: ResultFileOptions = field(default_factory=ResultFileOptions)
     table: BenchTableOptions = field(default_factory=BenchTableOptions)
     color: g.Color = "auto"
     verbosity: g.VerbosityOptions = field(default_factory=g.VerbosityOptions)

@@ -11,7 +11,7 @@ from specgen.bench.advice import Recommendation, recommend
 from specgen.bench.figures import SettingFigures, figures_by_setting
 from specgen.bench.results import BenchReport, BenchStep
 from specgen.bench.warnings import warnings_of
-from specgen.cli.bench.options import BenchFormat, BenchTableOptions, ExportOptions
+from specgen.cli.bench.options import BenchFormat, BenchTableOptions, ResultFileOptions
 from specgen.cli.streams import Messages, require_stdout, use_utf8_stdout
 from specgen.core.errors import OutputError, SpecgenError
 from specgen.render.bench.documents import bench_document, csv_text, markdown_text, run_document, start_document
@@ -36,7 +36,7 @@ class BenchOutput:
         SettingsError: The plot's format is unknown, or matplotlib is missing.
     """
 
-    def __init__(self, format_: BenchFormat, exports: ExportOptions, color: ColorMode, messages: Messages) -> None:
+    def __init__(self, format_: BenchFormat, exports: ResultFileOptions, color: ColorMode, messages: Messages) -> None:
         for path in (exports.export_json, exports.export_csv, exports.export_markdown, exports.plot):
             check_output_path(path, "the results")
         if exports.plot is not None:

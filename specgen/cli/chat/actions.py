@@ -127,7 +127,7 @@ def _refuse_if_served(state: ChatState, command: str) -> None:
 def _draft(state: ChatState, argument: str) -> None:
     _refuse_if_served(state, "/draft")
     if argument:
-        for notice in state.load_draft(argument):
+        for notice in state.replace_draft(argument):
             state.terminal.messages.warning(notice)
         state.is_baseline_stale = True
         state.save()

@@ -49,14 +49,14 @@ NAMES = {name: command for command in COMMANDS for name in (command.name, *comma
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ChatCommand:
     """A command to run, by its main name."""
 
     name: str
     argument: str
 
 
-def parse_line(text: str) -> Command | str:
+def parse_line(text: str) -> ChatCommand | str:
     """Parses one entry, of one or several lines: a command, or a message for the model, which may be empty.
 
     An entry that starts with `/` is a command; one that starts with `//` is a message that begins with one slash. A
@@ -82,7 +82,7 @@ def parse_line(text: str) -> Command | str:
         suggestion = closest_name(name.lower(), list(NAMES))
         meant = f"did you mean {suggestion}? " if suggestion else ""
         raise SettingsError(f"unknown command {name}", f"{meant}/help lists commands; // sends a literal slash")
-    return Command(command.name, argument.strip())
+    return ChatCommand(command.name, argument.strip())
 
 
 def unquoted_block(text: str) -> str | None:

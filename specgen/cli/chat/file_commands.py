@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from specgen.cli.chat.session import open_session
-from specgen.cli.prompt_input import decode, read_capped
+from specgen.cli.prompt_input import decode_text, read_capped
 from specgen.core.errors import PromptError, SettingsError
 from specgen.core.settings import ReplySettings
 from specgen.render.sanitize import one_line
@@ -36,7 +36,7 @@ def read(state: ChatState, argument: str) -> None:
         raise PromptError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
         with path.open("rb") as file:
-            text = decode(read_capped(file, str(path)), str(path)).strip("\r\n")
+            text = decode_text(read_capped(file, str(path)), str(path)).strip("\r\n")
     except OSError as error:
         raise PromptError(f"can't read {path}: {error.strerror or error}") from error
     state.attached_text += f"{text}\n\n"

@@ -34,7 +34,7 @@ def open_conversation(
     return Conversation(loaded, settings.for_reply(pair.defaults.sampling), template)
 
 
-def load_draft(conversation: Conversation, first: ModelSettings, messages: Messages, name: str) -> list[str]:
+def replace_draft(conversation: Conversation, first: ModelSettings, messages: Messages, name: str) -> list[str]:
     """Replaces the drafter, whose name is a value of `--draft`; the messages and the cache of the target stay.
 
     The new drafter gets the weight format and the device of `first`, the one at the start of the chat.
@@ -48,5 +48,5 @@ def load_draft(conversation: Conversation, first: ModelSettings, messages: Messa
         pair = models.pair.with_draft(requested.drafter, requested.draft, progress)
         learned_costs.save(models)
         notices = models.replace_draft(pair, progress)
-    learned_costs.load_draft(models)
+    learned_costs.load_draft_costs(models)
     return notices

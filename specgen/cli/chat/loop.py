@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from specgen.cli.chat.actions import ACTIONS
-from specgen.cli.chat.commands import Command, parse_line
+from specgen.cli.chat.commands import ChatCommand, parse_line
 from specgen.cli.chat.reply import generate_reply
 from specgen.cli.chat.state import ChatState
 from specgen.cli.signals import Stopped, StopSignals
@@ -68,7 +68,7 @@ class ChatLoop:
         except SettingsError as error:
             state.terminal.messages.error(error)
             return True
-        if isinstance(line, Command):
+        if isinstance(line, ChatCommand):
             if line.name == "/exit":
                 return False
             self._run_command(line)
@@ -79,7 +79,7 @@ class ChatLoop:
                 state.attached_text = ""
         return True
 
-    def _run_command(self, command: Command) -> None:
+    def _run_command(self, command: ChatCommand) -> None:
         state = self.state
         before = state.conversation.messages
         try:

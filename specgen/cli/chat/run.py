@@ -109,7 +109,7 @@ def _open(options: ChatOptions, inputs: _Inputs, messages: Messages) -> tuple[Ch
         from specgen.cli.chat import local  # torch, which must be prepared first and takes seconds
 
         conversation = local.open_conversation(pair, inputs.settings, inputs.template, progress)
-    return conversation, partial(local.load_draft, conversation, inputs.draft, messages)
+    return conversation, partial(local.replace_draft, conversation, inputs.draft, messages)
 
 
 def _refuse_draft(name: str) -> list[str]:

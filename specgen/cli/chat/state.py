@@ -42,7 +42,7 @@ class ChatState:
     """The state of a running chat.
 
     Args:
-        load_draft: Replaces the drafter by name; returns notices for the user.
+        replace_draft: Replaces the drafter by name; returns notices for the user.
         shows_stats: Print a line of statistics after each reply.
         calibrates: Time the target alone, so that replies show a speedup.
     """
@@ -52,7 +52,7 @@ class ChatState:
     autosave: Autosave
     settings: ChatSettings
     view: ViewOptions
-    load_draft: Callable[[str], list[str]]
+    replace_draft: Callable[[str], list[str]]
     shows_stats: bool = True
     calibrates: bool = True
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

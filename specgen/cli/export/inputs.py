@@ -14,7 +14,7 @@ from specgen.core.model_files import read_json
 from specgen.loading.config_check import DRAFT_HEAD_KEY
 from specgen.loading.names import BUILT_IN_NAME, LOOKUP_SUFFIX, MTP_NAME
 from specgen.runtime.servers.launch.bench_results import BenchChoice, read_bench_results
-from specgen.runtime.servers.launch.values import LaunchRequest, Placement, Speculation
+from specgen.runtime.servers.launch.values import LaunchRequest, ServerPlacement, Speculation
 
 _NAMES = "give a hub id, a folder or a .gguf file"
 
@@ -29,7 +29,7 @@ def read_request(options: ExportOptions) -> LaunchRequest:
     pair, server = options.pair, options.server
     chosen = _from_options(pair) if pair.results is None else _from_results(pair)
     speculation = None if pair.baseline else chosen.speculation
-    place = Placement(server.gpus, server.nodes, server.port)
+    place = ServerPlacement(server.gpus, server.nodes, server.port)
     target = _checked(chosen.target, "-t")
     if speculation is not None and speculation.draft is not None:
         speculation = replace(speculation, draft=_checked(speculation.draft, "-d"))

@@ -53,7 +53,7 @@ class PairOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerOptions:
+class LaunchOptions:
     """Where the server runs."""
 
     HEADING = "Server"
@@ -71,7 +71,7 @@ class ExportOptions:
 
     engine: Annotated[EngineName, Option(help="The engine to start.", value="vllm|sglang|llama-server")]
     pair: PairOptions = field(default_factory=PairOptions)
-    server: ServerOptions = field(default_factory=ServerOptions)
+    server: LaunchOptions = field(default_factory=LaunchOptions)
     json: g.Json = False
     color: g.Color = "auto"
     verbosity: g.VerbosityOptions = field(default_factory=g.VerbosityOptions)

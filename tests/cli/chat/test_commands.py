@@ -12,7 +12,7 @@ from specgen.cli.chat.actions import ACTIONS
 from specgen.cli.chat.commands import (
     COMMANDS,
     NAMES,
-    Command,
+    ChatCommand,
     is_open_block,
     parse_line,
 )
@@ -32,13 +32,13 @@ DEFAULTS = SamplingOptions(None, None, None, None, None, None)
         (" \n ", ""),
         ("//undo", "/undo"),
         ("//", "/"),
-        ("/undo", Command("/undo", "")),
-        ("  /undo  ", Command("/undo", "")),
-        ("/UNDO", Command("/undo", "")),
-        ("/quit", Command("/exit", "")),
-        ("/bye", Command("/exit", "")),
-        ("/system Be brief.\nVery.", Command("/system", "Be brief.\nVery.")),
-        ("/system\nBe brief.", Command("/system", "Be brief.")),
+        ("/undo", ChatCommand("/undo", "")),
+        ("  /undo  ", ChatCommand("/undo", "")),
+        ("/UNDO", ChatCommand("/undo", "")),
+        ("/quit", ChatCommand("/exit", "")),
+        ("/bye", ChatCommand("/exit", "")),
+        ("/system Be brief.\nVery.", ChatCommand("/system", "Be brief.\nVery.")),
+        ("/system\nBe brief.", ChatCommand("/system", "Be brief.")),
         ('"""a\n /b\n"""', "a\n /b"),
         ('"""/undo"""', "/undo"),
         ('"""\n"""', ""),
@@ -64,7 +64,7 @@ def test_an_unknown_command_suggests_the_closest_one(text: str, suggestion: str 
 @given(st.text(max_size=30))
 def test_a_line_that_starts_with_one_slash_is_never_sent(text: str) -> None:
     with suppress(SettingsError):
-        assert isinstance(parse_line("/" + text), Command) or text.startswith("/")
+        assert isinstance(parse_line("/" + text), ChatCommand) or text.startswith("/")
 
 
 @given(st.text(min_size=1, max_size=30))

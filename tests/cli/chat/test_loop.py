@@ -124,12 +124,12 @@ def open_chat(monkeypatch: pytest.MonkeyPatch, talker: Path, state: Path) -> Ite
         signals = entered.enter_context(StopSignals())
         autosave = Autosave(SessionFolder(), is_on=True, warn=messages.warning)
 
-        def load_draft(name: str) -> list[str]:
+        def replace_draft(name: str) -> list[str]:
             draft = None if name in ("lookup", "none") else ModelSettings(name, "none", "float32", "cpu")
             return models.replace_draft(models.pair.with_draft("model" if draft else name, draft))  # type: ignore[arg-type]
 
         terminal = ChatTerminal(messages, signals, TerminalMode())
-        chat_state = ChatState(conversation, terminal, autosave, settings, ViewOptions(default="live"), load_draft)
+        chat_state = ChatState(conversation, terminal, autosave, settings, ViewOptions(default="live"), replace_draft)
         opened.append(ScriptedChat(chat_state, out, err, monkeypatch, errors))
         return opened[-1]
 

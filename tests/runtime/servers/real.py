@@ -24,7 +24,7 @@ from specgen.runtime.servers.answer import ServedAnswer
 from specgen.runtime.servers.http import HttpOptions
 from specgen.runtime.servers.launch import EngineName
 from specgen.runtime.servers.launch.command import launch_command
-from specgen.runtime.servers.launch.values import LaunchRequest, Placement, Speculation
+from specgen.runtime.servers.launch.values import LaunchRequest, ServerPlacement, Speculation
 from specgen.runtime.servers.server import Server, open_server
 from specgen.runtime.servers.values import Address, ChatRequest
 
@@ -114,7 +114,7 @@ def started(
         nodes: HOST:PORT of the other machines.
         seconds: How long the start may take.
     """
-    place = Placement(num_nodes=len(nodes) + 1, port=free_port())
+    place = ServerPlacement(num_nodes=len(nodes) + 1, port=free_port())
     line = launch_command(program.engine, LaunchRequest(str(program.target), speculation, place)).line
     for number, node in enumerate(nodes, 1):
         line = line.replace(f"NODE{number}:50052", node)

@@ -15,8 +15,8 @@ from specgen.core.errors import PromptError, SettingsError
 from specgen.render.bench.documents import bench_document
 from specgen.runtime.servers.launch import EngineName
 from specgen.runtime.servers.launch.bench_results import read_bench_results
-from specgen.runtime.servers.launch.command import ENGINES, launch_command
-from specgen.runtime.servers.launch.values import LaunchRequest, Placement, Speculation
+from specgen.runtime.servers.launch.command import LAUNCHERS, launch_command
+from specgen.runtime.servers.launch.values import LaunchRequest, ServerPlacement, Speculation
 from tests.bench.reports import LABEL, SETTINGS, report
 
 MODEL = Speculation("acme/tiny", False, 3)
@@ -30,12 +30,12 @@ EXPECTED = [
     ("vllm", LaunchRequest("acme/big", None), "vllm serve acme/big --enable-per-request-metrics"),
     (
         "vllm",
-        LaunchRequest("acme/big", None, Placement(port=8001)),
+        LaunchRequest("acme/big", None, ServerPlacement(port=8001)),
         "vllm serve acme/big --port 8001 --enable-per-request-metrics",
     ),
     (
         "vllm",
-        LaunchRequest("acme/big", MODEL, Placement(8)),
+        LaunchRequest("acme/big", MODEL, ServerPlacement(8)),
         "vllm serve acme/big --tensor-parallel-size 8 --speculative-config "
         '\'{"method":"draft_model","model":"acme/tiny","num_speculative_tokens":3}\' ' + VLLM_METRICS,
     ),
@@ -47,7 +47,7 @@ EXPECTED = [
     ),
     (
         "vllm",
-        LaunchRequest("acme/big", LOOKUP, Placement(8, 2)),
+        LaunchRequest("acme/big", LOOKUP, ServerPlacement(8, 2)),
         "vllm serve acme/big --tensor-parallel-size 16 --nnodes 2 --node-rank 0 --master-addr HEAD "
         "--speculative-config "
         '\'{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_min":2,"prompt_lookup_max":5}\' ' + VLLM_METRICS,
@@ -59,7 +59,7 @@ EXPECTED = [
     ),
     (
         "sglang",
-        LaunchRequest("acme/big", MODEL, Placement(8, 2)),
+        LaunchRequest("acme/big", MODEL, ServerPlacement(8, 2)),
         "python -m sglang.launch_server --model-path acme/big --tp 16 --nnodes 2 --node-rank 0 --dist-init-addr "
         "HEAD:50000 --speculative-algorithm STANDALONE --speculative-draft-model-path acme/tiny "
         "--speculative-num-steps 3 --speculative-eagle-topk 1 --speculative-num-draft-tokens 4",
@@ -80,7 +80,7 @@ EXPECTED = [
     ),
     (
         "llama-server",
-        LaunchRequest("acme/big-GGUF:Q4_K_M", LOOKUP, Placement(2, 3)),
+        LaunchRequest("acme/big-GGUF:Q4_K_M", LOOKUP, ServerPlacement(2, 3)),
         "llama-server --hf-repo acme/big-GGUF:Q4_K_M --metrics --parallel 1 --rpc NODE1:50052,NODE2:50052 "
         "--split-mode layer --spec-type ngram-simple --spec-ngram-simple-size-n 3 --spec-ngram-simple-size-m 4",
     ),
@@ -117,7 +117,7 @@ def test_what_an_engine_cant_run_is_refused_by_name(engine: EngineName, request_
         launch_command(engine, request_)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LAUNCHERS)
 def test_a_baseline_has_no_word_of_speculation(engine: EngineName) -> None:
     words = launch_command(engine, LaunchRequest("acme/big-GGUF", None)).words
 

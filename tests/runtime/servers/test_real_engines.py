@@ -21,7 +21,7 @@ import pytest
 from specgen.core.settings import ReplySettings, SamplingSettings
 from specgen.runtime.servers.conversation import ServedConversation
 from specgen.runtime.servers.launch.command import launch_command
-from specgen.runtime.servers.launch.values import LaunchRequest, Placement, Speculation
+from specgen.runtime.servers.launch.values import LaunchRequest, ServerPlacement, Speculation
 from specgen.runtime.servers.server import Server
 from tests.processes.environment import environment
 from tests.runtime.servers.real import (
@@ -72,8 +72,8 @@ def drafts_of(program: Program) -> dict[str, Speculation]:
 def test_vllms_own_parser_reads_what_was_meant() -> None:
     model, lookup = Speculation("acme/tiny", False, 3), Speculation(None, True, 4)
     requests = [
-        LaunchRequest("acme/big", model, Placement(8)),
-        LaunchRequest("acme/big", lookup, Placement(8, 2, 8001)),
+        LaunchRequest("acme/big", model, ServerPlacement(8)),
+        LaunchRequest("acme/big", lookup, ServerPlacement(8, 2, 8001)),
         LaunchRequest("acme/big", None),
     ]
     words = [launch_command("vllm", request).words for request in requests]

@@ -9,36 +9,36 @@ from urllib.parse import urlsplit
 
 from specgen.core.errors import SettingsError
 from specgen.runtime.servers.launch import EngineName, llama_server, sglang, vllm
-from specgen.runtime.servers.launch.values import LaunchCommand, LaunchRequest, Placement
+from specgen.runtime.servers.launch.values import LaunchCommand, LaunchRequest, ServerPlacement
 from specgen.runtime.servers.server import Server
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """An engine.
+class Launcher:
+    """Starts the server of an engine.
 
     Args:
-        command: Makes its command line.
-        checked: What its command lines were checked with, as a remark.
+        command: Makes the command line.
+        checked: What the command lines were checked with, as a remark.
     """
 
     command: Callable[[LaunchRequest], LaunchCommand]
     checked: str
 
 
-ENGINES: dict[EngineName, Engine] = {
-    "vllm": Engine(vllm.vllm_command, vllm.CHECKED),
-    "sglang": Engine(sglang.sglang_command, sglang.CHECKED),
-    "llama-server": Engine(llama_server.llama_server_command, llama_server.CHECKED),
+LAUNCHERS: dict[EngineName, Launcher] = {
+    "vllm": Launcher(vllm.vllm_command, vllm.CHECKED),
+    "sglang": Launcher(sglang.sglang_command, sglang.CHECKED),
+    "llama-server": Launcher(llama_server.llama_server_command, llama_server.CHECKED),
 }
-assert tuple(ENGINES) == get_args(EngineName)
+assert tuple(LAUNCHERS) == get_args(EngineName)
 
 
 def baseline_command(server: Server) -> str:
     """Returns the line that starts the model of a server without drafts, on the next port; empty if it is unknown."""
     names: dict[str, EngineName] = {"vLLM": "vllm", "SGLang": "sglang", "llama-server": "llama-server"}
     facts, name = server.facts, names.get(server.facts.engine)
-    place = Placement(port=(urlsplit(server.client.address.url).port or 8000) + 1)
+    place = ServerPlacement(port=(urlsplit(server.client.address.url).port or 8000) + 1)
     if name is None:
         return ""
     try:
@@ -53,9 +53,9 @@ def launch_command(engine: EngineName, request: LaunchRequest) -> LaunchCommand:
     Raises:
         SettingsError: The engine can't run this pair; the message says why.
     """
-    command = ENGINES[engine].command(request)
+    command = LAUNCHERS[engine].command(request)
     speculation = request.speculation
-    common = [ENGINES[engine].checked]
+    common = [LAUNCHERS[engine].checked]
     if speculation is not None and speculation.is_adaptive:
         common.append(
             f"-k auto chose lengths by cost; {speculation.num_draft_tokens} is its mean, and the engine keeps to it"

@@ -8,7 +8,7 @@ from specgen.core.errors import SettingsError
 from specgen.runtime.servers.launch.values import (
     LaunchCommand,
     LaunchRequest,
-    Placement,
+    ServerPlacement,
     Speculation,
     is_gguf_name,
     refuse_mtp,
@@ -53,7 +53,7 @@ def _model(name: str, file_option: str, hub_option: str) -> list[str]:
     )
 
 
-def _placement(place: Placement) -> tuple[list[str], list[str]]:
+def _placement(place: ServerPlacement) -> tuple[list[str], list[str]]:
     words, remarks = [], []
     if place.num_nodes > 1:
         words += ["--rpc", ",".join(f"NODE{number}:{RPC_PORT}" for number in range(1, place.num_nodes))]

@@ -41,7 +41,7 @@ class Speculation:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ServerPlacement:
     """Where a server runs.
 
     Args:
@@ -78,7 +78,7 @@ class LaunchRequest:
 
     target: str
     speculation: Speculation | None
-    placement: Placement = Placement()
+    placement: ServerPlacement = ServerPlacement()
     quant: str = ""
     draft_quant: str = ""
 
@@ -124,7 +124,7 @@ def refuse_gguf(engine: str, request: LaunchRequest) -> None:
         )
 
 
-def placement_remarks(place: Placement, *, others_add: str = "") -> list[str]:
+def placement_remarks(place: ServerPlacement, *, others_add: str = "") -> list[str]:
     """Returns how the other machines are started; nothing for one machine.
 
     Args:
