@@ -56,7 +56,7 @@ def main() -> None:
     if sys.platform == "win32":
         sys.exit("specgen runs on Linux and macOS; on Windows use WSL")
     for descriptor in range(3):
-        # Node and others share streams that don't block: text was lost, and a prompt that came late was none.
+        # Node.js and others pass on streams that don't block: output was lost, and a late prompt was taken as empty.
         with suppress(OSError):
             os.set_blocking(descriptor, True)
     code = run(sys.argv[1:])

@@ -62,7 +62,7 @@ class LanguageModel(TargetModel, Protocol):
     num_forwards: int
 
     def reset(self) -> None:
-        """Empties the cache and free its memory if the backend can."""
+        """Empties the cache, and frees its memory if the backend can."""
 
 
 @runtime_checkable

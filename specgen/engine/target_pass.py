@@ -115,7 +115,7 @@ class TargetPass:
         return Verified(branch, len(path), target_id, self._num_warmups() > num_warmups, passed_at, tree)
 
     def _not_finite(self) -> NumericalError:
-        """Returns the error of a target whose logits are not finite, after its cache was cleared of what is not."""
+        """Returns the error of a target whose logits are not finite. Clears a recorded cache, which may hold NaN."""
         if self._recording is not None:
             self._recording.forget()
         hint = "try --dtype float32 or another --quant; the file may be damaged"

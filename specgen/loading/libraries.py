@@ -29,7 +29,7 @@ _QUIET = {
 }
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _TORCH_VARIABLES = ("TORCH_LOGS", "TORCH_LOGS_FORMAT", "TORCH_LOGS_OUT")
-"""Those with which torch's import may fail."""
+"""Variables with which the import of torch may fail."""
 _LOGGERS = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate", "torch", "filelock", "httpx")
 
 

@@ -67,7 +67,7 @@ class ModelPlace:
 
 @dataclass(frozen=True, slots=True)
 class _HubName:
-    """What a pasted name says.
+    """The parts of a hub name or address.
 
     Args:
         id: `owner/name`.

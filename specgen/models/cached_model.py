@@ -128,7 +128,7 @@ class CachedModel(ABC):
 
     @property
     def _first_pass_end(self) -> int:
-        """Where a pass must end at least: the backend chooses the frequencies by the last position of each pass."""
+        """Least end of the next pass: the backend chooses the frequencies by the last position of a pass."""
         return self.switch_length + 1 if self._is_long and self.switch_length is not None else 0
 
     def rewind(self, length: int) -> None:

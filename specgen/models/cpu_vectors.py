@@ -6,7 +6,7 @@ from specgen.core.machine import cpu_flags
 from specgen.models.native_code import host_features, openmp_parallel
 
 WIDE_FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
-"""What vectors of 64 bytes need, by LLVM's names."""
+"""Features that vectors of 64 bytes need, by LLVM's names."""
 
 
 def vector_bytes() -> int:

@@ -49,7 +49,7 @@ class DynamicRotary:
 
     @property
     def first_pass_end(self) -> int:
-        """Where a pass must end at least: one that ends within the window returns to the frequencies of the window."""
+        """Least end of the next pass: a pass that ends within the window returns to the frequencies of the window."""
         return self.window if self.same_until > self.window else 0
 
     def passes(self, start: int, end: int) -> Iterator[tuple[int, int]]:

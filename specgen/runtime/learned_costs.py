@@ -47,7 +47,7 @@ def load_draft_costs(models: LoadedModels, store: CostStore | None = None) -> No
 
 
 def _draft_length(models: LoadedModels, costs: CostTable, store: CostStore) -> CostAwareLength:
-    """Returns a policy that knows what earlier runs taught about the draft, or else its size."""
+    """Returns a policy that starts with the draft's costs in earlier runs, or with an estimate from its size."""
     key, pair, draft = draft_key(models), models.pair, models.draft_info
     if key is None or pair.draft is None or pair.shared is None or draft is None:
         return CostAwareLength(costs)

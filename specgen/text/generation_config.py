@@ -63,7 +63,7 @@ class GenerationDefaults:
 
 
 def read_generation_defaults(folder: Path, tokenizer: Any, config: Mapping[str, Any]) -> GenerationDefaults:
-    """Reads the file of a model folder; a damaged one asks for nothing, but the model runs without it.
+    """Reads generation_config.json of a model folder. A damaged file sets nothing: the model runs without it.
 
     Args:
         folder: The file may be missing there.

@@ -34,7 +34,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     if not has_tokenizer(folder):
         hint = f"copy {_FILES[0]} of the same model into it"
-        if folder.parent.name == "snapshots":  # a hub's cache, which is not for copies
+        if folder.parent.name == "snapshots":  # the hub's cache: nothing should be copied into it
             hint = f"download the repository into a folder (hf download --local-dir), and {hint}"
         raise ModelFileError(f"{folder} has no tokenizer", hint)
     for path in sorted(path for pattern in _READ for path in folder.glob(pattern)):

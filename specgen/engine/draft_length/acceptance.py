@@ -15,14 +15,14 @@ CONFIDENCE_PRIOR_WEIGHT = 3.0
 INITIAL_MEAN_ACCEPTANCE = 0.7
 """Measured pairs start near this value."""
 TEXT_PRIOR_WEIGHT = 4.5
-"""Tested tokens that the mean over all texts counts for in a new one."""
+"""Weight of the mean over all texts at the start of a text, in tested tokens."""
 TEXT_DECAY = 0.99
-"""Weight that a tested token keeps in the mean of its text after each new one."""
+"""Each tested token lowers the weight of earlier ones of the same text by this factor."""
 BIN_DECAY = 0.99
-"""Weight that a bin's observations keep after each new one: texts change their nature."""
+"""Each observation lowers the weight of earlier ones in its bin by this factor: texts change their nature."""
 DRIFT_DECAY = 0.95
 DRIFT_PRIOR_WEIGHT = 3.0
-"""Rejections, as expected, that the drift ratio starts with."""
+"""The drift ratio starts as if this many rejections had been expected, and had occurred."""
 
 
 class RejectionDrift:
@@ -46,7 +46,7 @@ class RejectionDrift:
 
 
 class MeanAcceptance:
-    """Averages the acceptance of tokens over all texts, and over the present one, which it follows sooner.
+    """Averages the acceptance of drafted tokens over all texts, and over the present text, which counts more.
 
     Texts differ: with SmolLM2-135M for Qwen2.5-Coder-1.5B, 21 to 76 % were accepted. A mean over all texts would draft
     through one of 64 tokens before it noticed that drafting does not pay there.

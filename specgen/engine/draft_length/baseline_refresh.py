@@ -12,7 +12,7 @@ REFRESH_INTERVAL = 20
 """Rounds with a draft after which a plain one is due; it costs the gain of one round."""
 SHORTEST_INTERVAL = 6
 REFRESH_SHARE = 0.01
-"""Of the time that plain rounds may cost: where drafting gains little, they are due more often."""
+"""Share of the time that plain rounds may cost. Where drafting gains little, they cost little and are more frequent."""
 CLEAR_GAIN = 0.25
 """Above this gain, no unnoticed drift of the machine turns drafting into a loss."""
 

@@ -206,12 +206,12 @@ class DraftCost:
 
     @property
     def is_measured(self) -> bool:
-        """Whether this run measured it."""
+        """Whether this run measured the cost."""
         return self._num_rounds > 0
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether this run measured it often enough to be worth saving."""
+        """Whether this run measured the cost often enough to save it."""
         return self._num_rounds >= NUM_CONFIRMING
 
     @property

@@ -8,7 +8,7 @@ FIRST_EXPLORATION_BUDGET = 0.6
 LARGEST_EXPLORATION_BUDGET = 4.0
 """Tokens that trials may lose: at first, and at most."""
 LARGEST_CREDIT = 1.5
-"""Tokens that drafts which are no trials may add to the budget."""
+"""Tokens that ordinary drafts may add to the budget."""
 EXPLORATION_SHARE = 0.01
 """Added to the budget with each token: trials cost about this share of the time, however bad the draft."""
 
@@ -21,7 +21,7 @@ class Exploration:
         self._trial_loss: float | None = None
 
     def start_text(self) -> None:
-        """Prepares for a new text: what an earlier one left is not spent on it."""
+        """Prepares for a new text: it starts with at most the first budget."""
         self._budget = min(self._budget, FIRST_EXPLORATION_BUDGET)
 
     @property
@@ -34,7 +34,7 @@ class Exploration:
         return num_tokens <= self._budget
 
     def start_trial(self, loss: float) -> None:
-        """Makes this round a trial that is expected to lose so many tokens of plain decoding."""
+        """Makes this round a trial with an expected loss, in tokens of plain decoding."""
         self._trial_loss = loss
 
     def end_trial(self) -> None:

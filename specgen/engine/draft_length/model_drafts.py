@@ -16,13 +16,13 @@ TRIAL_LENGTHS = (1, 3, 4, 5, 7)
 the policy expects nothing cheaper from longer ones."""
 
 BEST_ACCEPTANCE = 0.9
-"""Of the best drafts. One that would not pay with it is not tried."""
+"""Acceptance rate of the best drafts. A draft that would not pay even with it is not tried."""
 
 MIN_READ = 8
-"""Tokens that the draft model must have read, before their cost is known: of a few, the draft's own cost hides it."""
+"""Tokens that the draft model must have read before their cost is known: the cost of drafting hides that of a few."""
 
 MARGIN = 0.03
-"""Tokens that a draft must gain over plain decoding: what it gains less is as likely a loss."""
+"""Tokens that a draft must be expected to gain over plain decoding: a smaller gain may as well be a loss."""
 
 
 class PassesPerToken:
@@ -55,7 +55,7 @@ class DraftModelStats:
         """Tokens written since the model last drafted: it reads them first."""
         self._num_read = 0
         self._reading_seconds = 0.0
-        """Missed tokens that were read, and the time that took."""
+        """Time to read `_num_read` missed tokens: those that the draft model has not read yet."""
         self._rounds = RecentRounds()
         """Counts accepted tokens only."""
 

@@ -1,4 +1,4 @@
-"""Decides by measurement whether a draft model works ahead of the policy that decides on each further token."""
+"""Decides by measurement whether a draft model drafts ahead: computes the next token before the policy wants it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NUM_TRIALS = 4
 
 @dataclass(frozen=True, slots=True)
 class AheadTiming:
-    """Holds what a draft took.
+    """Holds the time of one draft.
 
     Args:
         seconds: Time until its last confidence was read.

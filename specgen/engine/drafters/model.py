@@ -51,9 +51,9 @@ class ModelDrafter:
         self._on_device = model if is_argmax and isinstance(model, GreedyDrafter) else None
         self._recording: RecordingModel | None = model if isinstance(model, RecordingModel) else None
         self.drafts_ahead: bool | None = None
-        """Whether each next token is drafted while the host waits for a confidence: nothing of it is used if the policy
-        ends the draft, which costs a step of the draft. Without it, the device waits for the policy at every token.
-        None: whichever is measured to be faster."""
+        """Whether the next token is drafted while the host waits for the confidence of the last one. If the policy then
+        ends the draft, that step is wasted. Otherwise the device waits for the policy at every token. None: whichever
+        is measured to be faster."""
         self._ahead = AheadChoice()
         self._timing: AheadTiming | None = None
 

@@ -133,7 +133,7 @@ def check_heads(key: str, heads: Sequence[int] | None, key_rows: Mapping[str, in
 
 
 def check_layers(kinds: Mapping[str, int], pairs: Mapping[str, object], architecture: str, names: Set[bytes]) -> None:
-    """Checks that layers have the heads and projections that llama.cpp reads without a check, and ends the process for.
+    """Checks that layers have the heads and projections without which llama.cpp ends the process.
 
     Args:
         kinds: Types of the entries.
@@ -147,7 +147,7 @@ def check_layers(kinds: Mapping[str, int], pairs: Mapping[str, object], architec
     key = f"{architecture}.attention.head_count"
     if attending and kinds.get(key) != ARRAY and not pairs.get(key):
         raise InconsistentFileError(f"{key} is {pairs.get(key, 'missing')}")
-    # With heads by layer, some may have none (Deci).
+    # Where each layer has its own number of heads, a layer may have none (Deci).
     for layer in attending if kinds.get(f"{key}_kv") != ARRAY else ():
         if not any(layer + part in names for part in _QUERIES):
             raise InconsistentFileError(f"the tensor {(layer + _QUERIES[0]).decode()!r} is missing")

@@ -1,4 +1,4 @@
-"""Names GGUF files that hold no model that writes text."""
+"""Refuses GGUF files that hold no language model, and says what they are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TYPES: Mapping[str, tuple[str, str]] = {
     "imatrix": ("is an importance matrix, from which other files are quantized", "give the quantized model"),
     "mmproj": _ARCHITECTURES["clip"],
 }
-"""The same by `general.type`."""
+"""The same for values of `general.type`."""
 
 
 def refuse_other_kinds(kind: str | None, architecture: str) -> None:

@@ -26,7 +26,7 @@ class StaticPass(Protocol):
     features: StaticFeatures | None
     """Inputs of the head by position, if a draft head reads them."""
     can_branch: bool
-    """Whether it computes trees."""
+    """Whether the pass computes trees."""
     reads_whole_cache: bool
     """Whether a pass takes the same time for every bucket."""
 

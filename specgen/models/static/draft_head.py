@@ -40,7 +40,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
             # The output of the last position, then those of a tree's rows and of padding after them.
             self._outputs = torch.zeros(1 + 2 * MAX_ROWS, width, dtype=parts.dtype, device=self.device)
         self._parents: list[int] = []
-        """Of the rows of the tree; out of date if there are no outputs of rows."""
+        """Parents of the rows of the tree; out of date if there are no outputs of rows."""
         self._row_logits: Tensor | None = None
 
     @torch.inference_mode()

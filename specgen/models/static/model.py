@@ -49,7 +49,7 @@ class StaticModel(RecordedPasses, CachedModel):
             self._is_draft_finite = torch.ones(1, dtype=torch.bool, device=self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
         self._parents: list[int] = []
-        """Of the rows of the tree after the cached tokens."""
+        """Parents of the rows of the tree after the cached tokens."""
         self._tree: TreeInputs | None = None
 
     def take_failure(self) -> str | None:
@@ -82,7 +82,7 @@ class StaticModel(RecordedPasses, CachedModel):
 
     @property
     def can_branch(self) -> bool:
-        """Whether it computes trees."""
+        """Whether the model computes trees."""
         return self.static_pass.can_branch
 
     @torch.inference_mode()

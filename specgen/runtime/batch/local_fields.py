@@ -34,7 +34,7 @@ _SAMPLING: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class LocalSettings:
-    """How requests are answered that set nothing themselves.
+    """Settings of requests that set nothing themselves.
 
     Args:
         sampling: How tokens are chosen.
