@@ -1,3 +1,3 @@
-"""What everything else builds on, with the standard library only; and the version of this package."""
+"""Holds the version, and what all other folders build on, with the standard library only."""
 
 __version__ = "0.1.0"

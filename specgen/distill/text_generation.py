@@ -129,7 +129,7 @@ class _Batch:
 
     @property
     def temperatures(self) -> Tensor:
-        """Of the active rows."""
+        """Temperatures of the active rows."""
         return self._temperatures[self._active]
 
     def prefill(self) -> Tensor:

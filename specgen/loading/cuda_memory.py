@@ -9,7 +9,7 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.static.inputs import MAX_ROWS, capacity_for
 
 GRAPH_BYTES = 100 * 2**20
-"""Of a model's CUDA graphs and their memory pool: an estimate that was never measured."""
+"""Memory of a model's CUDA graphs and their pool: an estimate that was never measured."""
 PLANNED_POSITIONS = 4096
 """Length of the text that a GPU is chosen for, or the model's window if that is less."""
 USABLE = 0.9
@@ -25,7 +25,7 @@ def cuda_bytes(config: ModelConfig, dtype: str, quant: str) -> int:
 
 
 def cuda_capacity(num_positions: int) -> int:
-    """Returns the capacity of a cache on CUDA for a text of so many tokens: recorded passes write padding after it."""
+    """Returns the capacity of a cache on CUDA for a text of `num_positions`: recorded passes write padding after it."""
     return capacity_for(num_positions + MAX_ROWS)
 
 

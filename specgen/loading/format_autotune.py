@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 5
 MAX_WEIGHTS = 16_000_000
-"""Of the timed layer: a wider one is cut, so that creating it takes less than a second."""
+"""Weights of the timed layer: a wider layer is cut, so that creating it takes less than a second."""
 MAX_LAYERS = 96
 """Layers that are timed at once on CUDA."""
 ROUND = {1: 3.5, 4: 0.25, 6: 0.25}

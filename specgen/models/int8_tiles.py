@@ -24,7 +24,7 @@ def int8_tiles(width: int) -> Tiles:
 
 
 def tile(num_rows: int, width: int) -> str:
-    """Returns a function that computes outputs `%first` to `%last` of so many rows."""
+    """Returns a function that computes outputs `%first` to `%last` of `num_rows` rows."""
     rows, outputs = range(num_rows), range(NUM_OUTPUTS)
     lines = [
         f"define void @tile{num_rows}({PARAMETERS}, i64 %first, i64 %last) {{",

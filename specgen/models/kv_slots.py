@@ -124,7 +124,7 @@ class SliceSlots(StoredSlots):
         self._first = self._last = 0
         self._first_row = 0
         self._parents: list[int] = []
-        """Of the rows of a tree, stored from `_first_row` on; empty: the pass has consecutive tokens."""
+        """Parents of the rows of a tree, stored from `_first_row` on; empty: the pass has consecutive tokens."""
         self._depths: tuple[int, ...] = ()
         self._masks: dict[int | None, Tensor | None] = {}
         self._seen: dict[int | None, SeenPositions] = {}

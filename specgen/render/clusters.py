@@ -18,7 +18,7 @@ _BASE = "\u25cc"
 
 
 _MAX_CHARACTERS = 64
-"""Of a cluster, looked at again with every token: a model may write accents without end."""
+"""Longest cluster: it is examined again with every token, and a model may write accents without end."""
 
 
 class ClusterStyle:

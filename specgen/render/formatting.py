@@ -89,7 +89,7 @@ def format_settings(info: RunInfo) -> str:
         f"top-k {sampling.top_k}": is_sampled and sampling.top_k,
         f"top-p {sampling.top_p:g}": is_sampled and sampling.top_p < 1,
         f"min-p {sampling.min_p:g}": is_sampled and sampling.min_p,
-        # Without --same-text the text depends on draft lengths too, hence on timing: the seed does not repeat it.
+        # Without --same-text the text depends on draft lengths, and so on timing: the seed does not repeat it.
         f"seed {sampling.seed}": is_sampled and sampling.same_text,
         f"repetition penalty {sampling.repetition_penalty:g}": sampling.repetition_penalty != 1,
         _NOT_LOSSLESS: info.guarantee == "none",

@@ -160,7 +160,7 @@ class Generation:
 
     @property
     def first_notices(self) -> tuple[str, ...]:
-        """What loading the models had to say."""
+        """Notices of loading the models."""
         return tuple(self.models.notices)
 
     @property

@@ -129,7 +129,7 @@ class LoadedModels:
         self.draft_length = CostAwareLength(CostTable(padded=padded_rows_of(self.target)))
         """Decides draft lengths by cost; what it learns serves later answers, too."""
         self.tree_acceptance = AcceptanceByShare()
-        """Of trees; it serves later answers, too."""
+        """Acceptance in trees; what it learns serves later answers, too."""
         self.reported: set[str] = set()
         """Notices of answers that later ones don't repeat."""
         self._text_ids: list[int] = []

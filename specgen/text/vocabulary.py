@@ -16,7 +16,7 @@ from specgen.core.errors import PairError
 from specgen.core.settings import DraftVocab
 
 FEW_MASKED, MASKED_SHARE = 8, 0.01
-"""At most so many added tokens may differ, or this share of all ids if that is more: Llama 3 has 256 reserved ones."""
+"""How many added tokens may differ, or which share of all ids if that is more: Llama 3 has 256 reserved ones."""
 _FILLER = re.compile(r"\[PAD\d+\]")
 """What llama.cpp's converter writes into a GGUF for an id without a token."""
 

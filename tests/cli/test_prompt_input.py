@@ -199,7 +199,7 @@ def test_any_bytes_are_text_or_a_prompt_error(data: bytes) -> None:
     if body.decode(errors="replace").encode() == body:
         assert decode_text(data, "it").encode() == body
     else:
-        with pytest.raises(PromptError, match="offset|it is an? "):  # F168: a file of another kind is named
+        with pytest.raises(PromptError, match=r"offset|it is an? "):  # F168: a file of another kind is named
             decode_text(data, "it")
 
 

@@ -139,7 +139,7 @@ class CostTable:
         return 2 * self._longest - 1
 
     def is_supported(self, num_tokens: int) -> bool:
-        """Returns whether a pass over so many tokens was measured."""
+        """Returns whether a pass over `num_tokens` tokens was measured."""
         return self._padded(num_tokens) in self._medians
 
     def seconds(self, num_tokens: int) -> float:
@@ -241,5 +241,5 @@ def _typical(samples: Sequence[float]) -> float:
 
 
 def _trust(num_passes: int, half_life: int) -> float:
-    """Returns how much a cost counts that was measured so many target passes ago."""
+    """Returns the weight of a cost that was measured `num_passes` target passes ago."""
     return float(0.5 ** (num_passes / half_life))

@@ -30,7 +30,7 @@ class Exploration:
         return self._trial_loss is not None
 
     def can_lose(self, num_tokens: float) -> bool:
-        """Returns whether the budget covers a loss of so many tokens."""
+        """Returns whether the budget covers a loss of `num_tokens` tokens."""
         return num_tokens <= self._budget
 
     def start_trial(self, loss: float) -> None:

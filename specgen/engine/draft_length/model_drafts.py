@@ -41,14 +41,14 @@ class PassesPerToken:
         (self._further if position else self._first).observe(1, num_passes)
 
     def expected(self, length: int, num_tokens: int) -> float:
-        """Returns the passes of so many further tokens of a draft of this length."""
+        """Returns the passes that `num_tokens` more tokens take after a draft of `length` tokens."""
         first = self._first.seconds if self._first.num_rounds else 1.0
         further = self._further.seconds if self._further.num_rounds else max(first - 1, 1.0)
         return num_tokens * further if length else first + (num_tokens - 1) * further
 
 
 class DraftModelStats:
-    """What the rounds that the draft model drafted yielded and cost, averaged over the recent ones."""
+    """Averages what recent rounds of the draft model yielded and cost."""
 
     def __init__(self) -> None:
         self.num_missed = 0

@@ -29,7 +29,7 @@ class ReplayCost:
         self._replays = self._replays or num_replayed > 0
 
     def pass_seconds(self, num_tokens: int) -> float:
-        """Returns the cost of this round's pass over so many tokens and those fed again."""
+        """Returns the cost of this round's pass over `num_tokens` tokens and those fed again."""
         return self._costs.seconds(self._num_replayed + num_tokens)
 
     def optimistic_seconds(self, num_tokens: int) -> float:
@@ -37,7 +37,7 @@ class ReplayCost:
         return self._costs.optimistic_seconds(self._num_replayed + num_tokens)
 
     def rejection_seconds(self, num_accepted: float) -> float:
-        """Returns the extra cost of the next round's pass if this draft is rejected after so many tokens."""
+        """Returns the extra cost of the next round's pass if this draft is rejected after `num_accepted`."""
         if not self._replays:
             return 0.0
         num_waiting = self._num_replayed + 1 + round(num_accepted)

@@ -41,7 +41,7 @@ class AcceptanceByShare:
         self._accepted = [SHARE_PRIOR_WEIGHT] * (len(SHARE_BINS) + 1)
         self._expected = [SHARE_PRIOR_WEIGHT] * (len(SHARE_BINS) + 1)
         self.mean = INITIAL_MEAN_ACCEPTANCE
-        """Of the best token after an accepted one: the estimate for a token whose probability is not known yet."""
+        """Acceptance of the best token after an accepted one: estimates a token whose probability is not known yet."""
         self._num_best = 0
 
     def estimate(self, share: float) -> float:
@@ -134,7 +134,7 @@ class TreeLength:
         self.acceptance = acceptance or AcceptanceByShare()
         self._match_acceptance = AcceptanceByMatch()
         self.matches: Sequence[LookupMatch] = ()
-        """Of lookup, to be added to this round's tree."""
+        """Matches of lookup, to be added to this round's tree."""
         self._reaches: list[list[float]] = []
         """Probability that the text follows each match up to each of its tokens."""
         self._shares: list[float | None] = []

@@ -34,7 +34,7 @@ class LookupDrafter:
             self._given.extend([*text, SEPARATOR])
         self._text = SuffixAutomaton()
         self._cursor = Cursor()
-        """Of the text so far in the given texts."""
+        """Where the text so far ends in the given texts."""
 
     @property
     def num_indexed(self) -> int:

@@ -1,6 +1,6 @@
 """Translates the scaled rotary embedding of a GGUF file into the `rope_scaling` of a config.json.
 
-transformers' own conversion drops it without a word for all architectures but gpt-oss.
+transformers' own conversion silently drops it for all architectures but gpt-oss.
 """
 
 from __future__ import annotations

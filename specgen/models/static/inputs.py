@@ -1,4 +1,4 @@
-"""What a recorded pass reads and writes: tensors at fixed addresses, and the sizes that passes come in."""
+"""Defines what a recorded pass reads and writes: tensors at fixed addresses, and the sizes that passes come in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def padded_rows(num_rows: int) -> int:
 
 
 def capacity_for(num_positions: int) -> int:
-    """Returns the smallest bucket that holds so many positions."""
+    """Returns the smallest bucket that holds `num_positions`."""
     capacity = FIRST_BUCKET
     while capacity < num_positions:
         capacity *= 2

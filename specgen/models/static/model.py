@@ -92,7 +92,7 @@ class StaticModel(RecordedPasses, CachedModel):
         self._make_room(num_tokens, lambda capacity: self.static_pass.grow(capacity, num_kept), self.reset)
 
     def bucket(self, num_positions: int) -> int:
-        """Returns how much of the cache a recorded pass reads to see so many positions."""
+        """Returns how many positions of the cache a recorded pass reads to see the first `num_positions`."""
         return self.capacity if self.static_pass.reads_whole_cache else min(capacity_for(num_positions), self.capacity)
 
     def rewind(self, length: int) -> None:

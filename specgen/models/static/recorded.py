@@ -1,4 +1,4 @@
-"""What a target, a draft model and a draft head on recorded passes have in common."""
+"""Implements what a target, a draft model and a draft head on recorded passes have in common."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RecordedPasses:
         return self._drafted.confidence(index)
 
     def _make_room(self, num_positions: int, grow: Callable[[int], None], reset: Callable[[], None]) -> None:
-        """Calls `grow(capacity)` if the cache lacks room for so many positions and padding, and `reset` if that fails.
+        """Calls `grow(capacity)` if the cache lacks room for `num_positions` and padding, and `reset` if that fails.
 
         The recordings are forgotten first: none may outlive the tensors it uses.
         """

@@ -18,7 +18,7 @@ by runs on a CPU, with `test_real_engines.py` there; the others are from documen
 
 Texts, not ids, are compared: chat completions of llama-server have none. vLLM sends its own time only with
 `--enable-per-request-metrics`, which its baseline therefore needs, too. A server that was started with drafts and found
-nothing to propose can't be told from one without them. The share of time that drafting takes is nobody's to report.
+nothing to propose looks like one without drafts. No engine reports the share of time that drafting takes.
 """
 
 KEY_VARIABLE = "SPECGEN_API_KEY"
