@@ -59,7 +59,7 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes: int) -> torch.nn.M
 
 
 class NoCollections:
-    """Replaces `gc`: two collections of all that tests import take longer than most tests."""
+    """Replaces `gc` where collections would only take time."""
 
     def __getattr__(self, name: str) -> Callable[[], int]:
         return lambda: 0

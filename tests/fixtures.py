@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from specgen.core.errors import ModelNotFoundError
+from specgen.loading import libraries
 from specgen.loading.builtin import fetch_builtin
+from specgen.loading.gguf import model_folder
 from specgen.storage.folders import STATE_VARIABLE
 from specgen.text.tokenizer import load_tokenizer
 from specgen.verify import checks
 from tests.cli.chat.scenes import noisy_folder, wordy_folder
+from tests.fakes import NoCollections
 from tests.loading.builders import make_folder
 from tests.toys import save_toy
 
@@ -37,6 +40,15 @@ def unsynced_files() -> Iterator[None]:
     """Makes files that need not outlive a power cut: a test writes hundreds, and each waits for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_collections() -> Iterator[None]:
+    """Loads and converts without collections: two over all that tests import take longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libraries, "gc", NoCollections())
+        patch.setattr(model_folder, "gc", NoCollections())
         yield
 
 

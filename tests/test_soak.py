@@ -80,7 +80,7 @@ def test_many_runs_in_one_process_keep_memory_and_files_flat(
     cli: Cli, toy_arguments: list[str], toys: dict[str, Path], num_runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if num_runs >= 200:
-        # The fixture `cli` switches the collections of loading off. A short run is collected by `levels` only.
+        # Tests switch the collections of loading off. A short run is collected by `levels` only.
         monkeypatch.setattr(libraries, "gc", gc)
     sizes, warm = [], None
     for number in range(num_runs):

@@ -16,7 +16,6 @@ from specgen.cli.app import make_app, run
 from specgen.loading import libraries
 from specgen.runtime.servers.http import HttpOptions
 from tests.cli.children import Ended
-from tests.fakes import NoCollections
 from tests.toys import save_toy
 
 Cli = Callable[..., Ended]
@@ -68,7 +67,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Calls the command line in this process."""
     monkeypatch.setattr("specgen.cli.app.make_app", app)
-    monkeypatch.setattr(libraries, "gc", NoCollections())
     http = connection.http_options
     monkeypatch.setattr(connection, "http_options", lambda *args, **options: without_waiting(http(*args, **options)))
 

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from specgen.loading import placement
-from specgen.loading.gguf import model_folder
 from specgen.loading.libraries import prepare_libraries
-from tests.fakes import NoCollections
 from tests.loading.builders import cpu_with
 
 prepare_libraries(verbose=False)
@@ -19,12 +17,6 @@ prepare_libraries(verbose=False)
 @pytest.fixture(autouse=True)
 def own_cache(cache: Path) -> Path:
     return cache
-
-
-@pytest.fixture(autouse=True)
-def no_collections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Converts without the two collections, which take longer than a tiny file."""
-    monkeypatch.setattr(model_folder, "gc", NoCollections())
 
 
 @pytest.fixture

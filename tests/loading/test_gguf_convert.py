@@ -21,6 +21,7 @@ from specgen.core.errors import LoadError, MemoryShortageError, ModelFileError
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT
 from specgen.core.settings import ModelSettings
+from specgen.loading import libraries
 from specgen.loading.gguf import convert, model_folder
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.libraries import gc_paused
@@ -67,6 +68,7 @@ def test_a_converted_file_holds_its_weights(source: Path) -> None:
 @pytest.mark.thorough
 def test_no_model_it_made_on_the_way_stays_in_memory(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_folder, "gc", gc)
+    monkeypatch.setattr(libraries, "gc", gc)
 
     def models() -> int:
         return sum(type(one).__name__ == "LlamaForCausalLM" for one in gc.get_objects())

@@ -17,6 +17,7 @@ import pytest
 
 import specgen
 from specgen.core.errors import SettingsError
+from specgen.loading import libraries
 from specgen.loading.libraries import check_hub_variables, freeze_imported_objects, gc_paused
 from tests.loading.builders import fails, make_folder
 from tests.structure import nodes_of
@@ -239,7 +240,8 @@ def make_garbage() -> weakref.ref[Cycle]:
 
 
 @pytest.fixture
-def collector() -> Iterator[None]:
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(libraries, "gc", gc)
     yield
     gc.enable()
     gc.freeze()  # as `tests/fixtures.py` does for all tests
