@@ -17,7 +17,7 @@ from specgen.loading.builtin import fetch_builtin
 from specgen.loading.gguf import model_folder
 from specgen.storage.folders import STATE_VARIABLE
 from specgen.text.tokenizer import load_tokenizer
-from specgen.verify import checks
+from specgen.verify.checks import distribution_errors as check_sampler
 from tests.cli.chat.scenes import noisy_folder, wordy_folder
 from tests.fakes import NoCollections
 from tests.loading.builders import make_folder
@@ -64,13 +64,13 @@ def smollm2_tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def distribution_errors() -> list[Any]:
     """Checks the sampler exactly, as `verify` does, once."""
-    return checks.distribution_errors()
+    return check_sampler()
 
 
 @pytest.fixture
 def checked_sampler(distribution_errors: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives `verify` the results of one check of the sampler, which is the same for each pair of models."""
-    monkeypatch.setattr(checks, "distribution_errors", lambda: distribution_errors)
+    monkeypatch.setattr("specgen.cli.verify.checks.distribution_errors", lambda: distribution_errors)
 
 
 @pytest.fixture
