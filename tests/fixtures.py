@@ -28,7 +28,6 @@ torch.set_num_threads(1)
 
 def pytest_collection_finish() -> None:
     # What was imported stays; scanning it again and again would take a tenth of the time.
-    gc.collect()
     gc.freeze()
     # With the usual thresholds a tenth of the time of the tests went into collections.
     gc.set_threshold(50_000, 20, 50)

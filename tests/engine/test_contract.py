@@ -39,6 +39,11 @@ def further(engine: Engine, name: str, num_draft_tokens: int) -> list[pytest.Mar
     return [pytest.mark.thorough] if is_repeated else []
 
 
+TEXT_ENGINES = [
+    pytest.param(*parameter.values, id=parameter.id, marks=[*parameter.marks, *further(engine, "other", 8)])
+    for parameter in ENGINES
+    for engine in parameter.values
+]
 GREEDY_CASES = [
     pytest.param(
         engine,
@@ -255,7 +260,7 @@ def test_greedy_text_equals_transformers_generate(engine: Engine, name: str, num
         assert len(events) - 2 == -(-NUM_TOKENS // (num_draft_tokens + 1))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", TEXT_ENGINES)
 @pytest.mark.parametrize("name", thorough_except(["other"], ["self", "other", "random"]))
 def test_one_seed_gives_one_text_with_any_draft(engine: Engine, name: str) -> None:
     sampling = SamplingSettings(temperature=0.8, seed=7, same_text=True)
@@ -271,7 +276,7 @@ def test_one_seed_gives_one_text_with_any_draft(engine: Engine, name: str) -> No
     assert tuple(ids_of(drafted)) == sampled_text(engine, sampling)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", TEXT_ENGINES)
 def test_the_caches_hold_the_text_but_its_last_token_after_every_round(engine: Engine) -> None:
     target, draft = kept(engine, "target"), kept(engine, "draft", seed=1)
     drafter = ModelDrafter(draft, 96, sampler())
@@ -284,7 +289,7 @@ def test_the_caches_hold_the_text_but_its_last_token_after_every_round(engine: E
             assert draft.length <= length - 1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", TEXT_ENGINES)
 def test_a_reader_that_leaves_early_leaves_the_cache_usable(engine: Engine) -> None:
     target = engine.make()
     run = decode(target, random_tokens(1, 96), PROMPT, sampler(), DecodeOptions(DecodeSettings(20, 4)))
