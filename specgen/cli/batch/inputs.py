@@ -68,7 +68,7 @@ class LocalInputs:
             LoadError: A model is missing or damaged, or the target has no chat template.
             PairError: Draft and target do not share a vocabulary, and `--draft-vocab same` insists.
         """
-        from specgen.runtime.batch.local import open_batch  # torch
+        from specgen.runtime.batch.local_batch import open_batch  # torch
 
         options = self._options
         pair = resolve_pair(self._pair, progress)

@@ -9,7 +9,7 @@ from specgen.cli.request import check_stops, parse_template_variables
 from specgen.core.batch import Answering
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import DEFAULT_MAX_NEW_TOKENS
-from specgen.runtime.batch.served import ServedBatch, ServedSettings
+from specgen.runtime.batch.served_batch import ServedBatch, ServedSettings
 
 
 class ServedInputs:

@@ -14,7 +14,7 @@ from specgen.core.metrics import Baseline, Counts, Detail
 from specgen.core.results import RunInfo, RunReport, ServedFigures
 from specgen.core.settings import BaselineMethod
 from specgen.runtime.servers.counts import count_acceptance, with_rounds
-from specgen.runtime.servers.http import EventStream
+from specgen.runtime.servers.event_stream import EventStream
 from specgen.runtime.servers.launch.command import baseline_command
 from specgen.runtime.servers.live import LiveRounds
 from specgen.runtime.servers.prometheus import Counters

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specgen.core.errors import (
     PromptError,
@@ -21,13 +19,12 @@ from specgen.core.errors import (
     first_line,
 )
 from specgen.runtime.servers import KEY_VARIABLE
-from specgen.runtime.servers.values import Address, Json, part, word
+from specgen.runtime.servers.event_stream import EventStream, error_message, json_object
+from specgen.runtime.servers.values import Address, Json
 
 if TYPE_CHECKING:
     import httpx2
 
-MAX_EVENT_BYTES = 2**20
-MAX_ANSWER_BYTES = 64 * 2**20
 MAX_DOCUMENT_BYTES = 16 * 2**20
 NUM_RETRIES = 2
 LONGEST_WAIT_SECONDS = 30.0
@@ -63,7 +60,8 @@ class ServerClient:
         self.address = address
         self.options = options or HttpOptions()
         self.num_retried = 0
-        self._library = httpx2
+        self.library = httpx2
+        """Imported already; an `EventStream` uses it, too."""
         headers = {"User-Agent": "specgen"} | ({"Authorization": f"Bearer {address.key}"} if address.key else {})
         # Where no request can use TLS, the authorities' certificates are not read, which takes 30 ms: this trusts none.
         verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if address.url.startswith("http:") else True
@@ -82,7 +80,7 @@ class ServerClient:
     def get(self, path: str) -> Json | None:
         """Returns a JSON object; None if the server has no such page, or not as a JSON object."""
         text = self.get_text(path)
-        return None if text is None else _object(text)
+        return None if text is None else json_object(text)
 
     def get_text(self, path: str) -> str | None:
         """Returns a page as text; None if the server has none there.
@@ -107,7 +105,7 @@ class ServerClient:
             if response.status_code != 200:
                 raise self._failure(response)
             text = self._body(response)
-        if (document := _object(text)) is None:
+        if (document := json_object(text)) is None:
             raise ServerError(f"{self.address.host} sent no JSON object for {path}")
         return document
 
@@ -127,22 +125,22 @@ class ServerClient:
         try:
             yield response
         finally:
-            with suppress(self._library.HTTPError):
+            with suppress(self.library.HTTPError):
                 response.close()
 
     def _send(self, method: str, path: str, body: Json | None, timeout: float | None) -> httpx2.Response:
         """Sends a request, again if it could not connect or the server was busy; the body of the answer is unread."""
-        times = self._library.Timeout(timeout or self.options.timeout_seconds, connect=5.0, write=30.0)
+        times = self.library.Timeout(timeout or self.options.timeout_seconds, connect=5.0, write=30.0)
         for attempt in range(self.options.num_retries + 1):
             is_last = attempt == self.options.num_retries
             wait: float | None = 0.5 * 2**attempt
             try:
                 request = self._client.build_request(method, self.address.url + path, json=body, timeout=times)
                 response = self._client.send(request, stream=True)
-            except (self._library.ConnectError, self._library.ConnectTimeout) as error:
+            except (self.library.ConnectError, self.library.ConnectTimeout) as error:
                 if is_last:
                     raise self.unreachable(error) from None
-            except (self._library.HTTPError, self._library.InvalidURL, OSError) as error:
+            except (self.library.HTTPError, self.library.InvalidURL, OSError) as error:
                 raise self.unreachable(error) from None
             else:
                 wait = _wait_seconds(response.headers.get("retry-after"), wait)
@@ -160,15 +158,15 @@ class ServerClient:
                 data += chunk
                 if len(data) > MAX_DOCUMENT_BYTES:
                     raise ServerError(f"the answer of {self.address.host} exceeds {MAX_DOCUMENT_BYTES >> 20} MiB")
-        except (self._library.HTTPError, OSError) as error:
-            raise ServerError(f"{self.address.host} broke off its answer: {self._safe(error)}") from None
+        except (self.library.HTTPError, OSError) as error:
+            raise ServerError(f"{self.address.host} broke off its answer: {self.describe(error)}") from None
         return data.decode("utf-8", "replace")
 
     def _failure(self, response: httpx2.Response) -> Exception:
         """Returns the error for an answer that is not 200."""
         status, host = response.status_code, self.address.host
         try:
-            said = self.clean(_message(self._body(response)))
+            said = self.clean(error_message(self._body(response)))
         except ServerError:
             said = ""
         text = f": {said}" if said else ""
@@ -189,8 +187,8 @@ class ServerClient:
 
     def unreachable(self, error: Exception) -> ServerUnreachableError:
         """Returns the error for a connection that failed, or a server that stays silent."""
-        is_slow = isinstance(error, self._library.TimeoutException)
-        why = "no answer in time" if is_slow else self._safe(error)
+        is_slow = isinstance(error, self.library.TimeoutException)
+        why = "no answer in time" if is_slow else self.describe(error)
         hint = "raise --timeout, or check the server" if is_slow else "check the address, and that the server runs"
         return ServerUnreachableError(f"can't reach {self.address.host}: {why}", hint)
 
@@ -199,75 +197,9 @@ class ServerClient:
         text = " ".join(text.replace(self.address.key, "***").split() if self.address.key else text.split())
         return text if len(text) <= 200 else text[:197] + "..."
 
-    def _safe(self, error: Exception) -> str:
+    def describe(self, error: Exception) -> str:
+        """Returns the first line of an error, cleaned."""
         return self.clean(first_line(error))
-
-
-class EventStream:
-    """The events of one answer, as JSON objects. `close` from a signal handler ends the iteration."""
-
-    def __init__(self, client: ServerClient, response: httpx2.Response) -> None:
-        self._client, self._response = client, response
-        self._library = client._library
-        self.is_closed = False
-
-    def close(self) -> None:
-        """Ends the connection, on which engines stop generating. Safe to call from a signal handler."""
-        self.is_closed = True
-        stream = self._response.extensions.get("network_stream")
-        connection = stream.get_extra_info("socket") if stream is not None else None
-        if connection is not None:
-            with suppress(OSError):
-                # Wakes a read that waits; closing the response here could interrupt its own bookkeeping.
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def __iter__(self) -> Iterator[Json]:
-        """Yields events up to `[DONE]`.
-
-        Raises:
-            ServerError: The stream breaks off, is too long, or is not a stream of JSON objects.
-            ServerUnreachableError: No first event in time.
-        """
-        num_bytes = num_events = 0
-        host, library = self._client.address.host, self._library
-        try:
-            for event in library.EventSource(self._response, max_event_size=MAX_EVENT_BYTES):
-                num_bytes += len(event.data)
-                if num_bytes > MAX_ANSWER_BYTES:
-                    raise ServerError(f"the answer of {host} exceeds {MAX_ANSWER_BYTES >> 20} MiB")
-                if event.data.strip() == "[DONE]":
-                    return
-                document = _object(event.data)
-                if document is None:
-                    raise ServerError(f"{host} sent an event that is not a JSON object")
-                if "error" in document and "choices" not in document:
-                    raise ServerError(f"{host} failed: {self._client.clean(_message(event.data))}")
-                num_events += 1
-                yield document
-        except library.TimeoutException as error:
-            if num_events:
-                raise ServerError(f"{host} sent nothing more in time", "raise --timeout") from None
-            raise self._client.unreachable(error) from None
-        except (library.HTTPError, OSError) as error:
-            if not self.is_closed:
-                raise ServerError(f"{host} broke off its answer: {self._client._safe(error)}") from None
-
-
-def _object(text: str) -> Json | None:
-    try:
-        document: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def _message(text: str) -> str:
-    """Returns the message of an error document; the text itself if it is not an error document."""
-    document = _object(text)
-    if document is None:
-        return text[:2000]
-    found = word(part(document, "error"), "message") or word(document, "message") or word(document, "error")
-    return found or word(document, "detail")
 
 
 def _wait_seconds(retry_after: str | None, default: float | None) -> float | None:

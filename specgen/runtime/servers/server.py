@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from specgen.core.errors import ModelNotFoundError, ServerError, SettingsError
 from specgen.runtime.servers.engine import Engine
-from specgen.runtime.servers.http import EventStream, HttpOptions, ServerClient
+from specgen.runtime.servers.event_stream import EventStream
+from specgen.runtime.servers.http import HttpOptions, ServerClient
 from specgen.runtime.servers.llama_server import LlamaServer
 from specgen.runtime.servers.lm_studio import LmStudio
 from specgen.runtime.servers.plain import PlainServer

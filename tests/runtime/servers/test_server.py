@@ -203,7 +203,7 @@ def test_closing_the_stream_ends_a_read_that_waits(held: Reply) -> None:
 
 
 def test_an_answer_longer_than_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specgen.runtime.servers.http.MAX_ANSWER_BYTES", 500)
+    monkeypatch.setattr("specgen.runtime.servers.event_stream.MAX_ANSWER_BYTES", 500)
     with serving(PLAIN_PAGES, as_events(*[chunk("x" * 100)] * 9)) as fake, pytest.raises(ServerError):
         deltas(opened(fake.url))
 

@@ -11,7 +11,7 @@ import pytest
 
 from specgen.core.batch import BatchAnswer, BatchRequest, BatchResult, BatchTotals
 from specgen.core.errors import ServerDeniedError, ServerUnreachableError, SpecgenError
-from specgen.runtime.batch.served import ServedBatch, ServedSettings
+from specgen.runtime.batch.served_batch import ServedBatch, ServedSettings
 from tests.runtime.servers.fake import LLAMA_PAGES, Fake, Reply, as_json, opened, serving
 
 
