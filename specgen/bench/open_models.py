@@ -125,7 +125,7 @@ def _open_peer(name: str, target: ModelSettings, baseline: Pair, progress: Progr
         assert isinstance(model, TransformersModel), "the backend was chosen"
         return TransformersPeer(model)
     if not file and baseline.target.gguf is None:
-        raise SettingsError("--peer llama-cpp needs a GGUF file, and the target runs from none", "give llama-cpp=FILE")
+        raise SettingsError("--peer llama-cpp needs a GGUF file, but the target is not one", "give llama-cpp=FILE")
     backend = replace(target.backend, name="llama.cpp")
     settings = ModelSettings(file or target.name, backend=backend)
     pair = resolve_pair(PairSettings(settings, "none"), progress)

@@ -63,7 +63,7 @@ def exit_code_of(error: BaseException, *, as_json: bool, with_traceback: bool) -
             failure = error
         case OSError() if error.errno in _DISK_ERRORS:
             discard_stdout()
-            failure, as_json = OutputError(f"cannot write the output: {error.strerror or error}"), False
+            failure, as_json = OutputError(f"can't write the output: {error.strerror or error}"), False
         case Exception():
             failure = _usage_error(error) or internal_error(error)
         case _:

@@ -36,7 +36,7 @@ def require_stdout(what: str) -> None:
         OutputError: stdout is closed.
     """
     if sys.stdout is None:
-        raise OutputError(f"cannot write {what}: stdout is closed", "leave stdout open, or redirect it to a file")
+        raise OutputError(f"can't write {what}: stdout is closed", "leave stdout open, or redirect it to a file")
 
 
 def use_utf8_stdout() -> None:

@@ -36,7 +36,7 @@ class SharedWeights:
         self.embedding, self.draft_ids = embedding, draft_ids
         self.head = head[draft_ids].contiguous()
         self.row_of = torch.full((head.shape[0],), -1, device=head.device)
-        """`[vocab]`: row of a token in `head`; -1 for tokens that cannot be drafted."""
+        """`[vocab]`: row of a token in `head`; -1 for tokens that can't be drafted."""
         self.row_of[draft_ids] = torch.arange(len(draft_ids), device=head.device)
 
 

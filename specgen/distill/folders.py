@@ -42,7 +42,7 @@ def prepare_folders(folders: Sequence[WorkFolder]) -> None:
 
     Raises:
         SettingsError: A folder contains something else, or work with other settings.
-        OutputError: A folder cannot be created, or the disk has too little space.
+        OutputError: A folder can't be created, or the disk has too little space.
     """
     new = [folder for folder in folders if not _is_prepared(folder)]
     _check_space(new)
@@ -60,7 +60,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         SettingsError: Another process works in it.
-        OutputError: The folder cannot be written to.
+        OutputError: The folder can't be written to.
     """
     try:
         lock = FileLock(folder / ".lock")
@@ -115,4 +115,4 @@ def _check_space(folders: Sequence[WorkFolder]) -> None:
 
 
 def _write_error(work: WorkFolder, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {work.folder}: {error.strerror or error}", "choose another folder")
+    return OutputError(f"can't write {work.folder}: {error.strerror or error}", "choose another folder")

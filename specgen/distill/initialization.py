@@ -37,12 +37,12 @@ def choose_layers(config: ModelConfig, name: str, settings: DistillSettings) -> 
     if spec is None or config.model_type not in MODEL_TYPES:
         why = f"{config.model_type}: {config.unsupported}" if config.unsupported else config.model_type
         raise LoadError(
-            f"cannot make a draft for {name}: its architecture is not supported ({why})",
+            f"can't make a draft for {name}: its architecture is not supported ({why})",
             f"supported architectures: {', '.join(MODEL_TYPES)}",
         )
     if any(layer.window is not None for layer in spec.layers):
         raise LoadError(
-            f"cannot make a draft for {name}: it has sliding-window attention",
+            f"can't make a draft for {name}: it has sliding-window attention",
             "choose a target with full attention in all layers",
         )
     num_layers, num_chosen = len(spec.layers), settings.num_layers

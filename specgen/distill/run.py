@@ -70,8 +70,8 @@ class Distillation:
 
     Raises:
         SettingsError: The folder contains something else, or work with other settings.
-        LoadError: The target cannot be loaded, or its architecture is not supported.
-        OutputError: The folder cannot be created, or the disk has too little space.
+        LoadError: The target can't be loaded, or its architecture is not supported.
+        OutputError: The folder can't be created, or the disk has too little space.
     """
 
     def __init__(self, request: DistillRequest, progress: ProgressListener) -> None:

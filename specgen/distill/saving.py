@@ -62,7 +62,7 @@ def save_draft(folder: Path, draft: TrainableDraft, draft_ids: Tensor, config: M
     """Writes a draft with weights in bfloat16, which every device supports.
 
     Raises:
-        OutputError: The disk is full, or the folder cannot be written to.
+        OutputError: The disk is full, or the folder can't be written to.
     """
     tensors: dict[str, Tensor] = {"norm.weight": draft.norm.weight}
     for index, layer in enumerate(draft.layers):
@@ -78,7 +78,7 @@ def save_draft(folder: Path, draft: TrainableDraft, draft_ids: Tensor, config: M
         save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise OutputError(f"can't write {folder}: {error.strerror or error}") from error
 
 
 def publish_draft(made: Path, folder: Path, card: str) -> int:
@@ -93,7 +93,7 @@ def publish_draft(made: Path, folder: Path, card: str) -> int:
         Bytes of the weights.
 
     Raises:
-        OutputError: The disk is full, or the folder cannot be written to.
+        OutputError: The disk is full, or the folder can't be written to.
     """
     try:
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -102,7 +102,7 @@ def publish_draft(made: Path, folder: Path, card: str) -> int:
             (made / name).replace(folder / name)
         return (folder / WEIGHTS).stat().st_size
     except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise OutputError(f"can't write {folder}: {error.strerror or error}") from error
 
 
 Curve = list[tuple[int, float, float]]

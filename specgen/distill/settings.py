@@ -75,7 +75,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _check_positive(self, "epochs", "batch_tokens", "learning_rate", "unroll")
         if self.unroll > MAX_UNROLL:
-            raise SettingsError(f"invalid --unroll {self.unroll}: at most {MAX_UNROLL}")
+            raise SettingsError(f"invalid --unroll {self.unroll}: it must be at most {MAX_UNROLL}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +102,13 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_layers <= MAX_LAYERS:
-            raise SettingsError(f"invalid --num-layers {self.num_layers}: 1 to {MAX_LAYERS}")
+            raise SettingsError(f"invalid --num-layers {self.num_layers}: it must be 1 to {MAX_LAYERS}")
         is_ascending = self.layers == tuple(sorted(set(self.layers))) and min(self.layers, default=0) >= 0
         if self.layers and (len(self.layers) != self.num_layers or not is_ascending):
             layers = ",".join(map(str, self.layers))
             raise SettingsError(f"invalid --layers {layers}: expected {self.num_layers} ascending numbers from 0")
         if self.num_draft_ids < 0:
-            raise SettingsError(f"invalid --vocab {self.num_draft_ids}: 0 (all) or more")
+            raise SettingsError(f"invalid --vocab {self.num_draft_ids}: it must be 0 (all) or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def save_texts(path: Path, texts: Sequence[TargetText]) -> None:
     """Writes a file of texts.
 
     Raises:
-        OutputError: The disk is full, or the folder cannot be written to.
+        OutputError: The disk is full, or the folder can't be written to.
     """
     tensors = {
         "ids": torch.cat([text.ids for text in texts]).to(torch.int32),
@@ -112,7 +112,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Writes a safetensors file atomically.
 
     Raises:
-        OutputError: The disk is full, or the folder cannot be written to.
+        OutputError: The disk is full, or the folder can't be written to.
     """
     try:
         with replacement(path) as temporary:
@@ -120,5 +120,5 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
             sync(temporary)
     except Exception as error:  # the library has an error class of its own for a full disk
         raise OutputError(
-            f"cannot write {path}: {error}", "free some space, or choose other folders with -o and --texts"
+            f"can't write {path}: {error}", "free some space, or choose other folders with -o and --texts"
         ) from error

@@ -165,7 +165,7 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
 
     Raises:
         DeviceError: A requested device is missing.
-        SettingsError: A weight format cannot be applied.
+        SettingsError: A weight format can't be applied.
     """
     window = min((size for size in (pair.window, pair.draft_window) if size), default=None)
     # llama.cpp allocates its cache for the whole window at the start.

@@ -40,7 +40,7 @@ class _Writer:
             raise
         except OSError as error:
             self._failed = True
-            raise OutputError(f"cannot write the answer: {error.strerror or error}") from error
+            raise OutputError(f"can't write the answer: {error.strerror or error}") from error
 
 
 class ByteWriter(_Writer):

@@ -44,7 +44,7 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
             finally:
                 os.close(descriptor)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def replacement(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
-    # The new file is in place even if the folder cannot be synced, as on some network disks.
+    # The new file is in place even if the folder can't be synced, as on some network disks.
     with suppress(OSError):
         sync(path.parent)
 
@@ -73,7 +73,7 @@ def publish_folder(folder: Path, final: Path) -> None:
     if final.exists():  # an incomplete entry, for example one that a user emptied
         shutil.rmtree(final)
     os.replace(folder, final)
-    # The folder is in place even if its parent cannot be synced.
+    # The folder is in place even if its parent can't be synced.
     with suppress(OSError):
         sync(final.parent)
 
@@ -94,7 +94,7 @@ def sync(path: Path) -> None:
 
 
 def check_output_path(path: Path | None, what: str) -> None:
-    """Refuses a path that cannot be written, before any work is done for it.
+    """Refuses a path that can't be written, before any work is done for it.
 
     Args:
         path: None: no file was requested.
@@ -107,13 +107,13 @@ def check_output_path(path: Path | None, what: str) -> None:
         return
     resolved = Path(os.path.realpath(path))
     if not resolved.parent.is_dir():
-        raise OutputError(f"cannot write {what}: no folder {resolved.parent}", "create the folder first")
+        raise OutputError(f"can't write {what}: no folder {resolved.parent}", "create the folder first")
     if os.path.isdir(resolved):  # Path.is_dir raises on a name that is too long; writing reports that
-        raise OutputError(f"cannot write {what}: {path} is a folder", "give a file in it")
+        raise OutputError(f"can't write {what}: {path} is a folder", "give a file in it")
 
 
 def is_output_stream(path: Path) -> bool:
-    """Returns whether the path is a device, a pipe or an open stream of this program, which cannot be replaced."""
+    """Returns whether the path is a device, a pipe or an open stream of this program, which can't be replaced."""
     return _descriptor_of(path) is not None or (os.path.exists(path) and not os.path.isfile(path))
 
 
@@ -131,7 +131,7 @@ def write_output(path: Path, data: bytes) -> None:
         with open(path if descriptor is None else os.dup(descriptor), "wb") as stream:
             stream.write(data)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def _descriptor_of(path: Path) -> int | None:

@@ -37,7 +37,7 @@ def cache_folder(*parts: str) -> Path:
     """Returns a folder inside the cache, created if it is missing.
 
     Raises:
-        LoadError: It cannot be created.
+        LoadError: It can't be created.
     """
     folder = cache_root().joinpath(*parts)
     if NO_FOLDER in folder.parents:
@@ -46,7 +46,7 @@ def cache_folder(*parts: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LoadError(
-            f"cannot create the cache folder {folder}: {reason(error)}", f"choose another one with {CACHE_VARIABLE}"
+            f"can't create the cache folder {folder}: {reason(error)}", f"choose another one with {CACHE_VARIABLE}"
         ) from error
     return folder
 
@@ -73,7 +73,7 @@ def private_folder(path: Path) -> Path:
     """Creates a folder that only its owner can read, and its missing parents; returns it.
 
     Raises:
-        OutputError: It cannot be created.
+        OutputError: It can't be created.
     """
     if NO_FOLDER in path.parents:
         raise OutputError(f"there is no home folder for {path.name}", f"set {STATE_VARIABLE} or HOME to a folder")
@@ -83,7 +83,7 @@ def private_folder(path: Path) -> Path:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o700)
     except OSError as error:
-        raise OutputError(f"cannot create the folder {path}: {error.strerror or error}") from error
+        raise OutputError(f"can't create the folder {path}: {error.strerror or error}") from error
     return path
 
 
@@ -92,7 +92,7 @@ def single_writer(lock_path: Path, progress: ProgressListener) -> Iterator[None]
     """Runs the block while this process alone writes a cache entry; waits for another process that writes it.
 
     Raises:
-        LoadError: The lock file cannot be written.
+        LoadError: The lock file can't be written.
     """
     try:
         lock = wait_for_lock(lock_path, lambda: progress.stage("waiting for another specgen to prepare the same model"))
@@ -109,7 +109,7 @@ def staging(parent: Path, name: str) -> Iterator[Path]:
     Call it under the lock of `name`: folders that a killed process left for this name are removed first.
 
     Raises:
-        LoadError: The folder cannot be created.
+        LoadError: The folder can't be created.
     """
     for left_over in parent.glob(f".{name}.*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -137,7 +137,7 @@ def disk_error(error: OSError, folder: Path, needed_bytes: int | None = None) ->
     """Returns the error for a failed write below `folder`."""
     if is_disk_full(error):
         return _disk_full(folder, needed_bytes)
-    return LoadError(f"cannot write to {folder}: {reason(error)}", _OTHER_FOLDER)
+    return LoadError(f"can't write to {folder}: {reason(error)}", _OTHER_FOLDER)
 
 
 def is_disk_full(error: BaseException) -> bool:

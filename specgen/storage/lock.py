@@ -37,11 +37,11 @@ class FileLock:
 
     Args:
         path: The lock file, which contains the owner's process id. It differs from the file that it guards: a file
-            that gets replaced cannot carry its own lock.
+            that gets replaced can't carry its own lock.
 
     Raises:
         LockedError: The lock has an owner.
-        OutputError: The lock file cannot be written.
+        OutputError: The lock file can't be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ class FileLock:
             os.write(self._descriptor, f"{os.getpid()}\n".encode())
         except OSError as error:
             hint = "create the folder first" if isinstance(error, FileNotFoundError) else None
-            raise OutputError(f"cannot write to {path.parent}: {error.strerror or error}", hint) from error
+            raise OutputError(f"can't write to {path.parent}: {error.strerror or error}", hint) from error
 
     def release(self, *, remove: bool = False) -> None:
         """Releases the lock and optionally removes its file. Can be called again."""
@@ -81,7 +81,7 @@ def wait_for_lock(path: Path, on_wait: Callable[[], None]) -> FileLock:
         on_wait: Called once if the lock has an owner.
 
     Raises:
-        OutputError: The lock file cannot be written.
+        OutputError: The lock file can't be written.
     """
     is_waiting = False
     while True:

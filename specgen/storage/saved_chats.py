@@ -1,6 +1,6 @@
 """Loads and saves chat sessions, one file each, that at most one process writes at a time.
 
-A file is only ever replaced atomically. A file that cannot be read is renamed, and never overwritten.
+A file is only ever replaced atomically. A file that can't be read is renamed, and never overwritten.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class SessionFolder:
         """Creates the folder.
 
         Raises:
-            OutputError: It cannot be created.
+            OutputError: It can't be created.
         """
         private_folder(self.path)
 
     def entries(self) -> list[SessionEntry]:
-        """Lists all sessions, the one saved last first; empty if the folder cannot be read."""
+        """Lists all sessions, the one saved last first; empty if the folder can't be read."""
         try:
             entries = [
                 SessionEntry(path.stem, path.stat().st_mtime)
@@ -117,7 +117,7 @@ class SessionFolder:
         """Returns a new session under an unused name.
 
         Raises:
-            OutputError: The folder cannot be created or written to.
+            OutputError: The folder can't be created or written to.
         """
         self.make()
         return SessionFile(self.path / f"{now:%Y-%m-%d}-{secrets.token_hex(3)}{SUFFIX}")
@@ -131,7 +131,7 @@ class SessionFile:
 
     Raises:
         SessionInUse: Another process has it open.
-        OutputError: Its folder cannot be written to.
+        OutputError: Its folder can't be written to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -153,7 +153,7 @@ class SessionFile:
 
         Raises:
             SessionSetAside: The file is damaged or too new, and has been renamed.
-            OutputError: It cannot be read or renamed.
+            OutputError: It can't be read or renamed.
         """
         try:
             with self.path.open("rb") as file:
@@ -162,15 +162,15 @@ class SessionFile:
                 raise TranscriptError(f"it is larger than {MAX_SESSION_BYTES >> 20} MiB")
             return from_json(data)
         except TranscriptError as error:
-            raise SessionSetAside(f"cannot read {self.path}: {error}; renamed to {self._set_aside()}") from error
+            raise SessionSetAside(f"can't read {self.path}: {error}; renamed to {self._set_aside()}") from error
         except OSError as error:
-            raise OutputError(f"cannot read {self.path}: {error.strerror or error}") from error
+            raise OutputError(f"can't read {self.path}: {error.strerror or error}") from error
 
     def save(self, transcript: Transcript) -> None:
         """Replaces the session.
 
         Raises:
-            OutputError: It cannot be written. The old session is unchanged.
+            OutputError: It can't be written. The old session is unchanged.
         """
         replace_file(self.path, to_json(transcript))
 
@@ -186,6 +186,6 @@ class SessionFile:
         try:
             os.rename(self.path, target)
         except OSError as error:
-            message = f"{self.path} is damaged and cannot be renamed: {error.strerror or error}"
+            message = f"{self.path} is damaged and can't be renamed: {error.strerror or error}"
             raise OutputError(message, "move it away, or start without --resume") from error
         return target.name

@@ -138,7 +138,7 @@ def _message(item: object) -> ChatMessage:
         raise TranscriptError("a message is not a JSON object")
     role = _value(item, "role", str)
     if role not in ("user", "assistant"):
-        raise TranscriptError(f"invalid role {role[:40]!r} of a message")
+        raise TranscriptError(f"a message has the invalid role {role[:40]!r}")
     return ChatMessage(
         cast(Role, role),
         _value(item, "content", str),
@@ -167,7 +167,7 @@ def _value(document: Mapping[str, Any], key: str, kind: type[T], default: T | No
 def _text_or_none(document: Mapping[str, Any], key: str) -> str | None:
     value = document.get(key)
     if value is not None and not isinstance(value, str):
-        raise TranscriptError(f"{key} is not a text")
+        raise TranscriptError(f"{key} is not a string")
     return value
 
 

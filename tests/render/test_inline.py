@@ -178,7 +178,7 @@ def test_a_full_disk_is_an_output_error() -> None:
 
     view = InlineView(make_console(Full(), "always", {}), sanitize)
 
-    with pytest.raises(OutputError, match=r"^cannot write the answer: No space left on device$"):
+    with pytest.raises(OutputError, match=r"^can't write the answer: No space left on device$"):
         view.show(EXAMPLE)
     view.close()
 

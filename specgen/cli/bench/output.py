@@ -71,7 +71,7 @@ class BenchOutput:
             OutputError: A file or stdout can't be written; the raw runs are in the state folder.
         """
         if not report.runs:
-            self._messages.warning("no run was finished")
+            self._messages.warning("no run finished")
             if self._is_json and error is None:
                 self._finish_json({**bench_document(report), "error": None})
             return

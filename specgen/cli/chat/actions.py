@@ -183,7 +183,7 @@ def _last(state: ChatState, argument: str) -> None:  # noqa: ARG001
 def _tokens(state: ChatState, argument: str) -> None:  # noqa: ARG001
     use = state.conversation.context_use()
     if isinstance(state.conversation, ServedConversation) and state.conversation.messages and not use.num_tokens:
-        raise SettingsError("the server has not counted these messages", "it may after the next reply")
+        raise SettingsError("the server has not counted these messages", "try again after the next reply")
     if use.window is None:
         state.print(f"{use.num_tokens} tokens; the model does not state the size of its context window")
     else:

@@ -113,7 +113,7 @@ def _open(options: ChatOptions, inputs: _Inputs, messages: Messages) -> tuple[Ch
 
 
 def _refuse_draft(name: str) -> list[str]:
-    raise SettingsError(f"{name} can't be loaded: the server decided about drafts when it started")
+    raise SettingsError(f"{name} can't be loaded: the server's drafts were set when it started")
 
 
 def _read_inputs(options: ChatOptions) -> _Inputs:

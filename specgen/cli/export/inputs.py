@@ -47,7 +47,7 @@ def _from_results(options: PairOptions) -> BenchChoice:
         return replace(chosen, target=options.target)
     if "/" not in chosen.target:
         raise SettingsError(
-            f"the results name the target {chosen.target!r}, but not its place", "add -t with its folder or file"
+            f"the results name the target {chosen.target!r}, but not where it is", "add -t with its folder or file"
         )
     return chosen
 

@@ -37,7 +37,7 @@ def run(options: ExportOptions) -> int:
     else:
         print(command.line, flush=True)
     if options.pair.results is not None and request.speculation is None and not options.pair.baseline:
-        messages.warning("the results recommend no draft, so this starts none")
+        messages.warning("the results recommend no draft, so this command starts the target alone")
     for remark in command.remarks:
         messages.info(Text().append("note: ", "muted").append(one_line(remark, ascii_only=messages.ascii_only)))
     return 0

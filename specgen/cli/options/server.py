@@ -116,7 +116,7 @@ def draft_field(options_class: type, given: Iterable[str], draft: str, server: S
 
 def _refused(option: Option) -> SettingsError:
     name = option.long_names[0]
-    return SettingsError(f"{name} has no effect with this server, which decided that when it started", f"omit {name}")
+    return SettingsError(f"{name} has no effect with this server: it was set when the server started", f"omit {name}")
 
 
 def check_without_server(options_class: type, given: Iterable[str]) -> None:

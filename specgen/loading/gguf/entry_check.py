@@ -94,11 +94,11 @@ def check_entries(pairs: Mapping[str, object], kinds: Mapping[str, int], archite
             raise InconsistentFileError(f"{key} is {value}, not an even number")
     heads, kv_heads = (pairs.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))
     if isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads and heads % kv_heads:
-        raise InconsistentFileError(f"{architecture}.attention.head_count is {heads}, no multiple of {kv_heads}")
+        raise InconsistentFileError(f"{architecture}.attention.head_count is {heads}, not a multiple of {kv_heads}")
     inner, num_state_heads = (pairs.get(f"{architecture}.ssm.{end}") for end in ("inner_size", "time_step_rank"))
     has_state_heads = architecture not in _WITHOUT_STATE_HEADS and num_state_heads
     if has_state_heads and isinstance(inner, int) and isinstance(num_state_heads, int) and inner % num_state_heads:
-        raise InconsistentFileError(f"{architecture}.ssm.inner_size is {inner}, no multiple of {num_state_heads}")
+        raise InconsistentFileError(f"{architecture}.ssm.inner_size is {inner}, not a multiple of {num_state_heads}")
     scaling = pairs.get(f"{architecture}.rope.scaling.type")
     if isinstance(scaling, bytes) and scaling not in _ROPE_SCALINGS:
         raise InconsistentFileError(f"{architecture}.rope.scaling.type is {scaling.decode()!r}, which llama.cpp lacks")

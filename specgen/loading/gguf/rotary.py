@@ -92,7 +92,7 @@ def refuse_lost_scaling(path: Path) -> None:
         reason = str(error)
     if reason:
         raise ModelFileError(
-            f"{path} can't be converted without a change of its text: {reason}",
+            f"{path} can't be converted without changing the model's output: {reason}",
             "use --backend llama.cpp (pip install 'specgen-cli[gguf]'), or a folder with safetensors",
         )
 

@@ -98,7 +98,8 @@ class OutputFile:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 os.close(descriptor)
-                raise OutputError(f"another run writes {self._path}", "wait for its end, or give another -o") from error
+                hint = "wait until it ends, or give another -o"
+                raise OutputError(f"another run is writing {self._path}", hint) from error
         return descriptor
 
     def _rewrite(self, lines: list[bytes]) -> None:
@@ -125,4 +126,4 @@ def _not_ours(place: str) -> SettingsError:
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {path}: {error.strerror or error}")
+    return OutputError(f"can't write {path}: {error.strerror or error}")

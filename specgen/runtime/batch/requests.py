@@ -67,7 +67,7 @@ def _from_line(line: str, place: str) -> BatchRequest:
     if not isinstance(name, str) or not name or not isinstance(body, dict):
         raise PromptError(f"{place} has no custom_id, or no body", _HINT)
     if (url := entry.get("url", URL)) != URL:
-        raise PromptError(f"{place} asks for {url!r}: only {URL} is answered", _HINT)
+        raise PromptError(f"{place} requests {url!r}, but only {URL} is supported", _HINT)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise PromptError(f"{place} has no messages", _HINT)

@@ -106,7 +106,7 @@ class ServerClient:
                 raise self._failure(response)
             text = self._body(response)
         if (document := json_object(text)) is None:
-            raise ServerError(f"{self.address.host} sent no JSON object for {path}")
+            raise ServerError(f"{self.address.host} did not answer {path} with a JSON object")
         return document
 
     @contextmanager
@@ -175,7 +175,7 @@ class ServerClient:
         if status in _BUSY:
             return ServerBusyError(f"{host} is busy (HTTP {status}){text}", "try again later")
         if status == 404:
-            return SettingsError(f"{host} does not have what was asked for (HTTP 404){text}", "check --server and -t")
+            return SettingsError(f"{host} did not find what was requested (HTTP 404){text}", "check --server and -t")
         if status in (400, 413, 422):
             is_long = any(part_ in said.lower() for part_ in ("context", "maximum model length", "too long"))
             if is_long or status == 413:

@@ -75,7 +75,7 @@ def parse_address(url: str, key_variable: str = KEY_VARIABLE, *, allows_insecure
     if key and parts.scheme == "http" and not address.is_loopback and not allows_insecure_key:
         raise SettingsError(
             f"the key in {key_variable} would cross the network unencrypted to {address.host}",
-            "use https, or add --insecure-key if the network is yours",
+            "use https, or add --insecure-key if you trust the network",
         )
     return address
 

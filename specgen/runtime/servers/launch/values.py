@@ -169,7 +169,7 @@ def refuse_mtp(engine: str, speculation: Speculation) -> None:
     """
     if speculation.draft == MTP_DRAFT:
         raise SettingsError(
-            f"specgen knows no command line of {engine} for --draft {MTP_DRAFT}", "export vllm, or give -d lookup"
+            f"specgen can't write a command line of {engine} for --draft {MTP_DRAFT}", "export vllm, or give -d lookup"
         )
 
 
@@ -181,6 +181,6 @@ def refuse_other_vocabulary(engine: str, speculation: Speculation) -> None:
     """
     if speculation.vocabulary != "same":
         raise SettingsError(
-            f"{engine} takes no draft with another vocabulary than the target's: {speculation.draft}",
-            "give -d a model of the target's family, or -d lookup",
+            f"{engine} can't use a draft with another vocabulary than the target's: {speculation.draft}",
+            "use a model of the target's family, or -d lookup",
         )
