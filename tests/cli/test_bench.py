@@ -150,10 +150,10 @@ def test_a_tar_below_the_limit_fails(bench: Cli) -> None:
 
 
 def test_check_passes_for_texts_that_are_the_targets_own(bench: Cli) -> None:
-    ended = bench("-k", "1,3,auto", "-d", "lookup", "--check", "--format", "json")
+    ended = bench("-k", "3", "-d", "lookup", "--check", "--format", "json")
 
     assert ended.code == 0
-    assert {result(ended, i)["summary"]["text"] for i in range(1, 7)} == {"same"}
+    assert {result(ended, i)["summary"]["text"] for i in (1, 2)} == {"same"}
 
 
 def test_check_catches_a_planted_bug_in_the_accept_rule(bench: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +247,7 @@ def test_every_tree_is_measured_at_every_length() -> None:
     ]
 
 
+@pytest.mark.thorough
 def test_trees_are_rows_of_their_own(bench: Cli) -> None:
     ended = bench("-k", "2", "--tree", "off,4", "--format", "json")
 
@@ -281,6 +282,7 @@ def test_a_draft_may_be_combined_with_lookup() -> None:
     assert words[:2] == ["-d org/model+lookup --draft-quant nf4 -k auto", "-d m+lookup -k auto"]
 
 
+@pytest.mark.thorough
 def test_a_model_combined_with_lookup_is_measured_like_any_draft(bench: Cli, toys: dict[str, Path]) -> None:
     ended = bench("-k", "2", "-d", f"{toys['wrong']}+lookup", "--format", "json")
 

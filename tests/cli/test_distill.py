@@ -173,6 +173,7 @@ def test_other_options_do_not_continue_an_unfinished_draft(
     assert str(tmp_path / "draft") in ended.err
 
 
+@pytest.mark.thorough
 def test_another_draft_is_trained_on_saved_texts(distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "texts"
     assert distill("--texts", kept).code == 0

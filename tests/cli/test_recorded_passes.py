@@ -56,6 +56,7 @@ def test_generate_writes_the_same_text_as_on_plain_passes(
     assert all(recorder.traces for recorder in made)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("checked_sampler")
 def test_verify_passes_on_recorded_passes(
     cli: Cli, toy_arguments: list[str], toys: dict[str, Path], recorders: list[TraceRecorder]

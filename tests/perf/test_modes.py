@@ -92,6 +92,7 @@ def _draft(name: str, target: CachedModel) -> object:
     return "lookup" if name == "lookup" else target
 
 
+@pytest.mark.thorough
 def test_every_setting_of_the_sweep_writes_the_targets_text_and_is_restored() -> None:
     target, draft = tiny_model(), copy.deepcopy(tiny_model(seed=1))
     before = draft.generation_config.to_dict()

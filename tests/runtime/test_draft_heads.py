@@ -92,7 +92,7 @@ def turns(alone: LoadedModels) -> list[tuple[list[int], list[int]]]:
     return [(prompt, run(alone, prompt).token_ids) for prompt in prompts]
 
 
-@pytest.mark.parametrize("name", thorough_except(["layers", "subset", "oracle"], DRAFTS))
+@pytest.mark.parametrize("name", thorough_except(["subset", "oracle"], DRAFTS))
 def test_answers_turns_and_retries_are_the_targets_own(
     folders: dict[str, Path], alone: LoadedModels, name: str
 ) -> None:

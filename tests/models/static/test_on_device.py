@@ -154,7 +154,7 @@ class UntilUnsure(FixedLength):
         self.is_sure = confidence > 0.17
 
 
-@pytest.mark.parametrize("drafts", ["model", "head"])
+@pytest.mark.parametrize("drafts", thorough_except(["model"], ["model", "head"]))
 def test_drafting_ahead_changes_no_draft_and_adds_no_read(drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     models = built("llama", num_hidden_layers=1), tiny_model("llama", 1, num_hidden_layers=1)
     folder = tiny_draft("head subset", models[0], "one-layer-llama")

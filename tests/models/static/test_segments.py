@@ -135,7 +135,7 @@ def filled(num_layers: tuple[int, ...]) -> StaticModel:
     return model
 
 
-@pytest.mark.parametrize("num_layers", DIVISIONS)
+@pytest.mark.parametrize("num_layers", [(2, 3), pytest.param((1, 1, 3), marks=pytest.mark.thorough)])
 @given(st.lists(st.tuples(st.integers(1, 24), st.integers(0, 30)), min_size=1, max_size=6), st.integers(0, 99))
 @settings(max_examples=num_examples(10))
 def test_poison_after_the_text_changes_no_logits(
