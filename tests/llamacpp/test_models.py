@@ -30,6 +30,7 @@ from tests.cli.chat.scenes import OWN_TEMPLATE
 from tests.cli.children import run_child
 from tests.llamacpp.builders import load, toy_vocabulary, write_gguf
 from tests.loading.builders import RecordedProgress, fails
+from tests.real_models import real_model
 from tests.toys import ANSWER, save_toy, successors, table_model, toy_tokenizer
 
 WIDTH = 320
@@ -253,15 +254,10 @@ def test_a_different_tokenizer_is_reported(files: dict[str, Path]) -> None:
     assert "token 7" in (tokenizer_notice(Spaced(), weights) or "")
 
 
-HOME = Path.home() / ".cache" / "specgen-dev"
-
-
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
 def test_the_ids_of_a_real_model_are_llama_cpps_own(name: str) -> None:
-    path = HOME / f"{name}.gguf"
-    if not path.exists():
-        pytest.skip(f"{path} is not here: run shared/models/fetch.py")
+    path = real_model(f"{name}.gguf")
     assert scan_gguf(path).tokenizer_model == "gpt2"
 
     check_tokens(opened(named(path, context_size=512)), corpus())

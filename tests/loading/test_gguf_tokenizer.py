@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import string
 import subprocess
 import sys
@@ -26,8 +25,8 @@ from specgen.loading.gguf.tokenizer_model import _SPLITTINGS, build_tokenizer, s
 from specgen.text.tokenizer import load_tokenizer
 from tests.loading.builders import CHAT_TEMPLATE, RecordedProgress, make_gguf
 from tests.processes.environment import environment
+from tests.real_models import real_model
 
-HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 SAMPLES = ("x  1", "a  2023", "a\n\n\nb", "   x    y ", "\t\r\n ", "don't DON'T", "你好，世界", "😀👍🏽 é", "½ ² ٣", "")
 LIKE_GPT2 = [
     name for name, splitting in _SPLITTINGS.items() if splitting.separates_digits or name in ("mpt", "jais", "trillion")
@@ -82,9 +81,7 @@ def write_sentencepiece(path: Path, architecture: str, **flags: bool) -> Path:
 @cache
 def real_pair(name: str) -> tuple[Tokenizer, Tokenizer]:
     """Returns our tokenizer of a real file, and the one that transformers converted."""
-    path, reference = HOME / f"{name}.gguf", HOME / name / "tokenizer.json"
-    if not (path.exists() and reference.exists()):
-        pytest.skip(f"no {path}")
+    path, reference = real_model(f"{name}.gguf"), real_model(f"{name}/tokenizer.json")
     return build_tokenizer(read_tokenizer_entries(path)), Tokenizer.from_file(str(reference))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ from specgen.models.rotary import inverse_frequencies
 from specgen.models.transformers_model import TransformersModel
 from tests.loading.builders import fails, resolved
 from tests.profiles import thorough_except
+from tests.real_models import real_model
 
-HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 64, 4, 2, 96, 7
 HEAD_SIZES = {
     "llama": 32,
@@ -476,8 +475,4 @@ def test_nan_in_a_norm_or_an_embedding_is_refused(tmp_path: Path, name: str) -> 
 @pytest.mark.real
 @pytest.mark.timeout(300)
 def test_a_real_file_equals_the_librarys_bit_for_bit(tmp_path: Path) -> None:
-    path = HOME / "smollm2-135m-instruct.gguf"
-    if not path.exists():
-        pytest.skip(f"no {path}")
-
-    assert_equals_the_library(path, tmp_path)
+    assert_equals_the_library(real_model("smollm2-135m-instruct.gguf"), tmp_path)

@@ -1,8 +1,7 @@
-"""Real models: SmolLM2 (`real`) and the Qwen2.5-Coder pair (`slow`), as shared/models/fetch.py leaves them."""
+"""Real models: SmolLM2 (`real`) and the Qwen2.5-Coder pair (`slow`)."""
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -22,16 +21,15 @@ from specgen.text.tokenizer import check_num_rows, load_tokenizer
 from specgen.text.vocabulary import compare_tokenizers, table_size
 from tests.fakes import ids_of, run_events
 from tests.loading.builders import fails, resolved
+from tests.real_models import FOLDER, real_model
 
-HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
-SMOLLM = HOME / "smollm2-135m-instruct"
-TARGET, DRAFT = HOME / "qwen2.5-coder-1.5b-instruct", HOME / "qwen2.5-coder-0.5b-instruct"
+SMOLLM = FOLDER / "smollm2-135m-instruct"
+TARGET, DRAFT = FOLDER / "qwen2.5-coder-1.5b-instruct", FOLDER / "qwen2.5-coder-0.5b-instruct"
 
 
 def need(*paths: Path) -> None:
     for path in paths:
-        if not path.exists():
-            pytest.skip(f"{path} is not here: run shared/models/fetch.py")
+        real_model(str(path.relative_to(FOLDER)))
 
 
 @pytest.mark.real
@@ -78,7 +76,7 @@ def test_the_built_in_model_comes_from_pypi() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_converted_smollm2_equals_the_one_made_by_fetch() -> None:
+def test_a_converted_smollm2_equals_the_one_made_by_transformers() -> None:
     need(SMOLLM.with_suffix(".gguf"), SMOLLM / "model.safetensors")
 
     folder = convert_gguf(SMOLLM.with_suffix(".gguf"))

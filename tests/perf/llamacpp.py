@@ -1,6 +1,6 @@
 """Compares llama-cpp-python's own generation and lookup with our loop on the same GGUF file, interleaved.
 
-    python -m tests.perf.llamacpp -t TARGET.gguf [-d DRAFT.gguf] --prompts shared/prompts/dev.jsonl -n 128 [--json OUT]
+    python -m tests.perf.llamacpp -t TARGET.gguf [-d DRAFT.gguf] --prompts PROMPTS.jsonl -n 128 [--json OUT]
 
 File, ids, threads, context, flash attention and greedy rule are the same on both sides. Every mode runs a prompt before
 the next prompt starts, in a rotating order. Only decoding is timed: from first to last token for llama-cpp-python, the

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +17,8 @@ from specgen.models.decoder_model import DecoderModel
 from specgen.text.tokenizer import load_tokenizer
 from tests.fakes import always_wrong, ids_of, oracle, run_events
 from tests.loading.builders import resolved
+from tests.real_models import real_model
 
-HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 NAMES = [
     "smollm2-135m-instruct",
     "gemma-3-270m",
@@ -58,9 +56,7 @@ class Both:
 def both(request: pytest.FixtureRequest) -> Both:
     from transformers import AutoModelForCausalLM
 
-    folder = HOME / request.param
-    if not (folder / "model.safetensors").exists():
-        pytest.skip(f"{folder} is missing")
+    folder = real_model(request.param)
     settings = ModelSettings(str(folder), "none", "float32", "cpu")
     ours = load_weights(resolved(folder, settings), 10**9).model
     assert isinstance(ours, DecoderModel)

@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.cli.children import ROOT
+from tests.real_models import real_model
 
-MODELS = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 OPTIONS = ["--quant", "none", "--device", "cpu"]
 
 
@@ -22,9 +21,7 @@ OPTIONS = ["--quant", "none", "--device", "cpu"]
     "name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"]
 )
 def test_the_estimate_is_within_a_quarter_of_the_measured_peak(name: str) -> None:
-    folder = MODELS / name
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}; SPECGEN_DEV_MODELS names another place")
+    folder = real_model(name)
 
     output, _ = _run("doctor", "-t", str(folder), *OPTIONS, "--context", "512", "--json")
     pair = json.loads(output)["pair"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from specgen.text.tokenizer import load_tokenizer
 from specgen.text.tokenizer_file import Tokenizer, read_tokenizer_file
 from specgen.text.vocabulary import compare_tokenizers
 from tests.loading.builders import fails, make_tokenizer
+from tests.real_models import real_model
 
-HOME = Path(os.environ.get("SPECGEN_DEV_MODELS", Path.home() / ".cache" / "specgen-dev"))
 REAL = ("smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct", "gemma-3-270m")
 TEXTS = (
     "x  1",
@@ -98,9 +97,7 @@ def test_transformers_builds_another_tokenizer_of_the_same_folder(digits: Path) 
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_ids_of_a_real_tokenizer_are_those_of_its_file(name: str) -> None:
-    folder = HOME / name
-    if not (folder / "tokenizer.json").exists():
-        pytest.skip(f"no {folder}")
+    folder = real_model(name)
     tokenizer, backend = load_tokenizer(folder), Backend.from_file(str(folder / "tokenizer.json"))
 
     assert type(tokenizer) is Tokenizer

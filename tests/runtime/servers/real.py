@@ -27,8 +27,8 @@ from specgen.runtime.servers.launch.command import launch_command
 from specgen.runtime.servers.launch.values import LaunchRequest, ServerPlacement, Speculation
 from specgen.runtime.servers.server import Server, open_server
 from specgen.runtime.servers.values import Address, ChatRequest
+from tests.real_models import FOLDER
 
-FOLDER = Path(os.environ.get("SPECGEN_DEV_MODELS", "~/.cache/specgen-dev")).expanduser()
 PROMPT = "Say it three times: the quick brown fox, the quick brown fox,"
 
 
