@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from specgen.core.events import Notice
-from specgen.engine.contract import LanguageModel, SwitchingModel, can_branch
+from specgen.engine.contract import LanguageModel, can_branch
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.model import MaskedDrafter, ModelDrafter
@@ -48,8 +48,7 @@ def end_of_drafts(models: LoadedModels) -> Notice | None:
         return Notice(
             "draft_window", f"the text is longer than the draft's window of {window} tokens: drafting stops here"
         )
-    target = models.target
-    limit = target.draft_limit if isinstance(target, SwitchingModel) else None
+    limit = models.draft_limit
     if limit is not None and len(models.text_ids) >= limit:
         reason = "the target's rotary embedding changes with each further token (rope_type dynamic)"
         return Notice("draft_limit", f"drafting stops at {limit} tokens: {reason}")

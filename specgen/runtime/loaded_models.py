@@ -16,7 +16,7 @@ from specgen.core.progress import SILENT, ProgressListener
 from specgen.core.results import BatchInvarianceCheck, ModelInfo
 from specgen.core.settings import DecodeSettings, SamplingSettings
 from specgen.core.units import format_size
-from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
+from specgen.engine.contract import LanguageModel, RecordingModel, SwitchingModel, padded_rows_of
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.policy import CostAwareLength
@@ -121,6 +121,8 @@ class LoadedModels:
     ) -> None:
         self.pair = pair
         self.target, self.target_info = target.model, target.info
+        # Once, not per round: a check against a protocol takes 20 µs.
+        self._switching = target.model if isinstance(target.model, SwitchingModel) else None
         self._set_draft(draft)
         self.batch_invariance = batch_invariance
         self.notices = notices
@@ -164,6 +166,11 @@ class LoadedModels:
             return self.translated.num_positions_left(self._text_ids) < 1
         window = self.pair.draft_window
         return window is not None and len(self._text_ids) >= window
+
+    @property
+    def draft_limit(self) -> int | None:
+        """Length of a text after which drafts save nothing on this target; None if there is none."""
+        return None if self._switching is None else self._switching.draft_limit
 
     @property
     def text_ids(self) -> Sequence[int]:
