@@ -166,7 +166,7 @@ def _values(vector: int, width: int) -> list[str]:
     fifteen = _constant("i8", [15] * width)
     table = _constant("i8", [LEVELS[index % 16] + 128 for index in range(width)])
     return [
-        *load(f"bytes{v}", kind, "record", kind, str(v), alignment=2),
+        *_from_record(f"bytes{v}", kind, kind, v),
         f"  %low_index{v} = and {kind} %bytes{v}, {fifteen}",
         f"  %pairs{v} = bitcast {kind} %bytes{v} to {pairs}",
         f"  %moved{v} = lshr {pairs} %pairs{v}, {_constant('i16', [4] * (width // 2))}",
@@ -183,11 +183,19 @@ def _values(vector: int, width: int) -> list[str]:
     ]
 
 
+def _from_record(name: str, kind: str, element: str, index: int) -> list[str]:
+    """Returns what loads a value of a record, whose address is a multiple of two."""
+    return [
+        f"  %{name}_at = getelementptr {element}, ptr %record, i64 {index}",
+        f"  %{name} = load {kind}, ptr %{name}_at, align 2",
+    ]
+
+
 def _scales(width: int) -> list[str]:
     """Returns what loads a record's scales: a bfloat16 is the upper half of a float32."""
     lanes = group_outputs(width)
     return [
-        *load("short_scales", f"<{lanes} x i16>", "record", "i16", str(len(_VECTORS) * width // 2), alignment=2),
+        *_from_record("short_scales", f"<{lanes} x i16>", "i16", len(_VECTORS) * width // 2),
         f"  %long_scales = zext <{lanes} x i16> %short_scales to <{lanes} x i32>",
         f"  %moved_scales = shl <{lanes} x i32> %long_scales, {_constant('i32', [16] * lanes)}",
         f"  %scales = bitcast <{lanes} x i32> %moved_scales to <{lanes} x float>",
