@@ -212,7 +212,7 @@ def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: 
     size = _PACKED_BYTES[dtype]
     stored = getattr(torch, config.dtype, torch.float32).itemsize
     layers = int(sum(values for _, values in sizes.layers) * size)
-    # A head is in int8 at least.
+    # A head has at least 8 bits.
     head = int((sizes.head or sizes.embedding) * max(size, 1))
     weights = layers + head + sizes.embedding * stored + sizes.rest * 4
     # Each product is packed from a float32 copy; transformers also keeps the pages of the file.

@@ -29,7 +29,7 @@ ARGUMENTS = (
     "scale",
     "counter",
 )
-"""64 bits each, in this order.
+"""Arguments of `run`, 64 bits each, in this order.
 
 Addresses: queries, float32; keys and values of all heads; outputs `[rows, heads * head_size]`; scratch memory for
 scores `[rows, heads, scores_stride]`. By row, int64: the first position that it sees, the number of positions from

@@ -21,7 +21,7 @@ from specgen.models.native_code import Function, NativeCode, bits_of, floats, op
 from specgen.models.vector_code import LANES
 
 MAX_HEAD_SIZE = 256
-"""The sums of a head stay in the registers."""
+"""Largest size: the sums of a head stay in the registers."""
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 

@@ -31,7 +31,7 @@ def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
 
 
 TINY_BITS = 0x04000000
-"""Of the float32 that a row's largest value is taken for if it is smaller: 2 to the power of -119."""
+"""Bits of 2 ** -119, as float32: the least value that the largest of a row is taken for."""
 ROUNDER = 3 * 2**22
 """Added to a float32 between -127 and 127, it leaves the nearest whole number in the lowest bits."""
 ROUNDER_BITS = 0x4B400000

@@ -19,7 +19,7 @@ MAX_ROWS = {64: 12, 32: 4}
 """Rows that are computed at once, by bytes of a vector. Each row has two vectors of sums; there are 32 vectors of 64
 bytes, or 16 of 32 bytes."""
 FEW_ROWS = 3
-"""Up to so many rows, each has two sums of integers: one would wait for the result of its last instruction."""
+"""Up to this number of rows, each has two sums of integers: a single one would wait for its last instruction."""
 AHEAD_BYTES = 8192
 """How far ahead of its use a weight is requested from memory, as in the int8 kernel."""
 CHUNK_OUTPUTS = 64
@@ -57,7 +57,7 @@ def _table_lookup(width: int) -> str:
 
 
 def _tile(num_rows: int, width: int) -> str:
-    """Returns a function that computes outputs `%first` to `%last` of so many rows: whole groups."""
+    """Returns a function that computes outputs `%first` to `%last`, in whole groups, of `num_rows` rows."""
     lanes, rows = group_outputs(width), range(num_rows)
     lines = [
         f"define void @tile{num_rows}({PARAMETERS}, i64 %first, i64 %last) {{",

@@ -26,7 +26,7 @@ from specgen.models.quantized import KernelNf4Linear, fits_nf4, nf4_linear
 
 PackedKind = type[Float16Linear] | type[Int8Linear] | type[Nf4Linear]
 PACKED_KINDS: dict[str, PackedKind] = {"float16": Float16Linear, "int8": Int8Linear, "nf4": Nf4Linear}
-"""By the names of formats."""
+"""Classes of packed layers by the name of their format."""
 
 
 def has_nf4_matmul() -> bool:

@@ -9,8 +9,8 @@ PARAMETERS = (
     "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %excesses, ptr %outputs, "
     "i64 %num_outputs, i64 %size"
 )
-"""Of each tile. The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater by 128;
-`%excesses` holds what has to be added to a row's sums for that."""
+"""Parameters of each tile. The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater
+by 128; `%excesses` holds what has to be added to a row's sums for that."""
 
 NOTHING, NORM, GATE = range(3)
 """Kinds of prologues: a root mean square norm, or SiLU of the first half of a row times the second half."""
@@ -48,7 +48,7 @@ def hexadecimal(value: float) -> str:
 
 
 LEAST_EXPONENT = -87.0
-"""Smaller numbers are taken for it: the exponential would be no normal number."""
+"""Smaller exponents are raised to it: their exponential would not be a normal number."""
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _TAYLOR = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 
