@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 
 from specgen.core.progress import SILENT
 from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.engine.contract import LanguageModel
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.randomness import PositionNoise, Randomness, TorchRandomness
 from specgen.engine.sampling import Sampler
 from specgen.loading.draft_head import load_draft_head
 from specgen.loading.draft_head_folder import check_draft_head, target_digest
-from specgen.loading.resolved_model import ModelFiles, ResolvedModel
+from specgen.loading.resolved_model import LoadedModel, ModelFiles, ResolvedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadModel
 
@@ -91,9 +92,14 @@ def write_draft(
 
 def open_draft(folder: Path, target: DecoderModel) -> DraftHeadModel:
     """Loads the draft head of a folder for a target in memory, in its stored weight format."""
-    model = load_draft_head(resolved_head(folder), target.vocab_size, SILENT, target).model
+    model = load_draft(folder, target).model
     assert isinstance(model, DraftHeadModel)
     return model
+
+
+def load_draft(folder: Path, target: LanguageModel) -> LoadedModel:
+    """Loads the draft head of a folder for a target in memory, with what the user is told about it."""
+    return load_draft_head(resolved_head(folder), target.vocab_size, SILENT, target)
 
 
 def resolved_head(folder: Path) -> ResolvedModel:

@@ -18,6 +18,7 @@ from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, has_int8_matmul
 from specgen.models.packing import PackedKind, fast_nf4_linear, has_fast_nf4, is_quantized, packed_linear
+from specgen.models.static.admission import head_admission_failure, not_recorded
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.model import StaticModel
 
@@ -123,6 +124,10 @@ def assembled(
         remark="" if resolved.draft_head is None else resolved.draft_head.remark,
     )
     # Its passes are recorded if its target's are.
-    if isinstance(target, StaticModel) and isinstance(parts.layers, DecoderLayers):
-        return LoadedModel(StaticDraftHead(parts, target.recorder), info)
-    return LoadedModel(DraftHeadModel(parts), info)
+    if not isinstance(target, StaticModel) or not isinstance(parts.layers, DecoderLayers):
+        return LoadedModel(DraftHeadModel(parts), info)
+    recorder = target.recorder
+    failure = head_admission_failure(parts, lambda probed: StaticDraftHead(probed, recorder))
+    if failure is None:
+        return LoadedModel(StaticDraftHead(parts, recorder), info)
+    return LoadedModel(DraftHeadModel(parts), info, (not_recorded(resolved.name, failure),))

@@ -23,6 +23,7 @@ from specgen.models.continuation import refuse_broken_continuation
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.static.admission import not_recorded
 from specgen.storage.cost_store import CostStore
 
 
@@ -86,7 +87,7 @@ def load_weights(
     if recorders:
         model, reason = recorded(model, *recorders)
         if reason is not None:
-            notices += (f"the passes of {name} are not recorded, so it is slower: {reason}",)
+            notices += (not_recorded(name, reason),)
     return LoadedModel(model, _with_remarks(info, resolved, placement), notices)
 
 

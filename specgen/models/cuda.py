@@ -1,38 +1,21 @@
-"""Sets up CUDA, and chooses between recorded and plain passes: recorded ones must compute what plain ones do."""
+"""Sets up CUDA, and chooses between recorded and plain passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from specgen.core.errors import MemoryShortageError
-from specgen.engine.near_ties import gap_between
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.static.admission import admission_failure
 from specgen.models.static.contract import StaticPass
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass
 from specgen.models.static.recorder import CudaRecorder, Recorder
 from specgen.models.static.segments import SegmentedPass
-from specgen.models.static.whole_pass import WholePass, fits_whole_pass, short_windows
-
-PROBED_ROWS = (1, 3, 5, 8)
-NUM_PROMPT = 12
-PROBED_WINDOW = 8
-"""Window of transformers' layers while their passes are compared: the text is longer, so tokens leave it."""
-NUM_RUNS = 3
-"""Runs of each probe: the first one is plain, the second is recorded, the third replays."""
-TOLERANCES = {torch.float32: 1e-4}
-"""Largest relative distance of the logits by compute type.
-
-It is the distance after all layers. Two layers alone should stay within 1e-5 in float32 and 1e-2 in bfloat16, but each
-layer passes its rounding on to the next ones and adds its own.
-"""
-DEFAULT_TOLERANCE = 3e-2
+from specgen.models.static.whole_pass import WholePass, fits_whole_pass
 
 
 def prepare_cuda() -> None:
@@ -80,83 +63,3 @@ def _static_pass(model: CachedModel, earlier: Sequence[Recorder]) -> StaticPass 
         return SegmentedPass(decoder, earlier) if earlier else DecoderPass(decoder)
     whole: Any = model.module
     return WholePass(whole) if fits_whole_pass(whole) else None
-
-
-@torch.inference_mode()
-def admission_failure(static: StaticModel, plain: CachedModel) -> str | None:
-    """Compares the logits and likeliest tokens of a prompt and of passes over a few rows. Empties both caches.
-
-    Returns:
-        Why the recorded passes must not be used; None if they may.
-    """
-    step = max(static.vocab_size // (NUM_PROMPT + sum(PROBED_ROWS) + 1), 1)
-    ids = [(step * (index + 1)) % static.vocab_size for index in range(NUM_PROMPT + max(PROBED_ROWS))]
-    parameter = next(iter(static.module.parameters()), None)
-    dtype = torch.float32 if parameter is None else parameter.dtype
-    try:
-        with _filled_windows(static, plain):
-            for rows in PROBED_ROWS:
-                text = ids[: NUM_PROMPT + rows]
-                expected = _probe(plain, text, rows)
-                for _ in range(NUM_RUNS):
-                    if (found := difference(_probe(static, text, rows), expected, dtype)) is not None:
-                        return f"{found} over {rows} rows"
-    except Exception as error:  # noqa: BLE001 - after any failure, the plain passes may still work
-        static.reset()
-        if isinstance(error, MemoryShortageError):
-            return "too little memory for a cache of fixed size"
-        return f"recording failed: {str(error).partition(chr(10))[0] or type(error).__name__}"
-    finally:
-        plain.reset()
-    static.rewind(0)
-    return static.take_failure()
-
-
-@contextmanager
-def _filled_windows(static: StaticModel, plain: CachedModel) -> Iterator[None]:
-    """Shortens the windows of transformers' layers. Specgen's decoder has its windows from one place for all passes.
-
-    Raises:
-        RuntimeError: They can't be shortened, so a short text shows nothing about them.
-    """
-    static_pass = static.static_pass
-    if not isinstance(static_pass, WholePass) or not static_pass.has_window:
-        yield
-        return
-    with short_windows(static_pass.model.config, PROBED_WINDOW) as are_short:
-        if not are_short:
-            raise RuntimeError("its windows can't be compared in a short text")
-        plain.reset()  # its cache was made for the long ones
-        yield
-    static.reset()
-
-
-def difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> str | None:
-    """Returns how logits of recorded passes differ from those of plain ones beyond rounding; None if they don't.
-
-    Args:
-        found: `[rows, vocab]`, of recorded passes.
-        expected: `[rows, vocab]`, of plain ones.
-        dtype: The compute type. An integer type is that of packed weights, which compute in bfloat16.
-    """
-    distance = relative_distance(found, expected)
-    if not distance <= TOLERANCES.get(dtype, DEFAULT_TOLERANCE):
-        return f"recorded passes differ from plain ones by {distance:.1e}"
-    compute_type = dtype if dtype.is_floating_point else torch.bfloat16
-    tops = torch.stack([expected.argmax(-1), found.argmax(-1)], -1)
-    for own, other in expected.gather(-1, tops).tolist():
-        gap = gap_between(own, other, compute_type)
-        if not gap.is_near_tie:
-            return f"recorded passes choose another token than plain ones, with logits {gap.distance:.1e} apart,"
-    return None
-
-
-def relative_distance(found: Tensor, expected: Tensor) -> float:
-    """Returns the norm of the difference over the norm of what is expected; NaN if a value is NaN."""
-    return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
-
-
-def _probe(model: CachedModel, text: list[int], num_rows: int) -> Tensor:
-    model.rewind(0)
-    model.feed(text[:-num_rows])
-    return model.logits(text, num_rows).clone()

@@ -63,6 +63,11 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
             self._num_true = self.length
 
     @torch.inference_mode()
+    def drafted_logits(self) -> Tensor:
+        """Returns the logits that the token drafted last was chosen from, `[1, vocab_size]`; see `columns`."""
+        return self._logits(self._output)
+
+    @torch.inference_mode()
     def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
         """As in `TreeModel`; a tree has at most `MAX_ROWS` rows."""
         logits = self._counted(lambda: self._run_rows(tokens, parents))

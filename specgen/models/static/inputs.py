@@ -103,6 +103,10 @@ class DraftedTokens:
         """As in `GreedyDrafter`."""
         return float(self._copies[index % 2].read()[index])
 
+    def id_of(self, column: int) -> int:
+        """Reads the id of a column of the logits."""
+        return column if self._columns is None else int(self._columns[column])
+
     def append(self, logits: Tensor) -> Tensor:
         """Appends the likeliest token of `[1, vocab]` logits and returns it, `[1]`."""
         top = logits.max(dim=-1)

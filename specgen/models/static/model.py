@@ -48,6 +48,7 @@ class StaticModel(RecordedPasses, CachedModel):
             self._verdict_on_host = HostCopy(self._verdict)
             self._is_draft_finite = torch.ones(1, dtype=torch.bool, device=self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
+        self._drafted_row = 0
         self._parents: list[int] = []
         """Parents of the rows of the tree after the cached tokens."""
         self._tree: TreeInputs | None = None
@@ -160,6 +161,7 @@ class StaticModel(RecordedPasses, CachedModel):
     @torch.inference_mode()
     def draft_token(self, ids: Sequence[int], index: int) -> None:
         """Drafts the likeliest token after `ids` and the `index` tokens drafted so far. Reads nothing."""
+        self._drafted_row = 0
         if index:
             self._counted(1, lambda: self._play("step", None, self.length, 1, self._write_next_token))
             return
@@ -167,7 +169,12 @@ class StaticModel(RecordedPasses, CachedModel):
         new = self._tensor(ids[self.length :])
         self._drafted.restart()
         count = new.shape[0]
+        self._drafted_row = count - 1
         self._counted(count, lambda: self._play("draft", new, self.length, count, self._write_first_token))
+
+    def drafted_logits(self) -> Tensor:
+        """Returns the logits that the token drafted last was chosen from, `[1, vocab_size]`."""
+        return self._logits[self._drafted_row : self._drafted_row + 1]
 
     @torch.inference_mode()
     def _release(self) -> None:

@@ -45,6 +45,10 @@ class RecordedPasses:
         """Returns the first tokens that `draft_token` drafted, `[count]`; the next draft overwrites them."""
         return self._drafted.ids[:count]
 
+    def likeliest(self, logits: Tensor) -> int:
+        """Reads the id of the likeliest token of `[1, vocab]` logits."""
+        return self._drafted.id_of(int(logits.argmax()))
+
     def is_draft_finite(self) -> Tensor:
         """Returns whether the draft's logits were finite, `[1]`, on the device."""
         return self._drafted.is_finite

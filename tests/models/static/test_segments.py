@@ -396,6 +396,8 @@ def test_a_draft_head_is_on_the_device_of_its_targets_head(name: str, monkeypatc
         # On a CPU, weights are joined in memory that is mapped, which has no device.
         monkeypatch.setattr(build_decoder, "joined", torch.cat)
         monkeypatch.setattr(draft_head_parts, "weight_bytes", lambda _: 0)
+        # Tensors on these devices have no values.
+        monkeypatch.setattr(draft_head_parts, "head_admission_failure", lambda *_: None)
         target = StaticModel(SegmentedPass(fake_decoder("llama", (2, 3)), [NoRecorder()]), 96, NoRecorder())
         head = open_draft(folder, target)
         target.feed(PROMPT)

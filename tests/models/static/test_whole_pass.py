@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.models.cuda import PROBED_WINDOW, recorded
+from specgen.models.cuda import recorded
 from specgen.models.static import inputs, whole_pass
+from specgen.models.static.admission import PROBED_WINDOW
 from specgen.models.static.model import StaticModel
 from specgen.models.static.whole_pass import WholePass, windows_by_kind
 from specgen.models.transformers_model import TransformersModel
