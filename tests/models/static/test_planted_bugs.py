@@ -12,6 +12,7 @@ from torch import Tensor
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.transfer import HostCopy
+from specgen.loading import draft_head_parts
 from specgen.models.static import inputs, slots
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.inputs import DraftedTokens, PassInputs
@@ -93,7 +94,17 @@ def check_self_draft() -> None:
 
 
 def check_head() -> None:
-    static_tests.test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without("head features")
+    with pytest.MonkeyPatch.context() as patch:
+        # Admission would refuse the draft head, and plain passes would hide the bug.
+        patch.setattr(draft_head_parts, "head_admission_failure", lambda *_: None)
+        static_tests.test_a_draft_head_on_recorded_passes_drafts_what_it_drafts_without("head features")
+
+
+def check_drafted() -> None:
+    for head in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(draft_head_parts, "head_admission_failure", lambda *_: None)
+            static_tests.test_what_an_earlier_draft_left_is_not_read(head, patch)
 
 
 def check_reads() -> None:
@@ -297,6 +308,42 @@ def head_without_its_own_output(plant: Plant) -> None:
     plant.setattr(StaticDraftHead, "_step", stale)
 
 
+def draft_not_restarted(plant: Plant) -> None:
+    original = DraftedTokens.restart
+
+    def longer(self: DraftedTokens) -> None:
+        index = self._index.clone()
+        original(self)
+        self._index.copy_(torch.where(index < 32, index, 0))
+
+    plant.setattr(DraftedTokens, "restart", longer)
+
+
+def drafted_token_not_stored(plant: Plant) -> None:
+    original = DraftedTokens.append
+
+    def unstored(self: DraftedTokens, logits: Tensor) -> Tensor:
+        before = self.ids.clone()
+        token = original(self, logits)
+        self.ids.copy_(torch.where(self._index < 3, self.ids, before))
+        return token
+
+    plant.setattr(DraftedTokens, "append", unstored)
+
+
+def confidence_of_the_token_before(plant: Plant) -> None:
+    original = DraftedTokens.append
+
+    def late(self: DraftedTokens, logits: Tensor) -> Tensor:
+        before = self.confidences.clone()
+        token = original(self, logits)
+        self.confidences.copy_(before)
+        self.confidences.index_fill_(0, self._index, 0.5)
+        return token
+
+    plant.setattr(DraftedTokens, "append", late)
+
+
 def values_not_stored(plant: Plant) -> None:
     original = TensorSlots.attend
 
@@ -422,6 +469,9 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
     (own_token_from_the_next_row, check_text),
     (first_token_from_the_padding, check_self_draft),
     (head_without_its_own_output, check_head),
+    (draft_not_restarted, check_drafted),
+    (drafted_token_not_stored, check_drafted),
+    (confidence_of_the_token_before, check_drafted),
     (values_not_stored, check_logits),
     (result_read_before_its_copy_has_ended, check_reads),
     (growth_keeps_one_token_too_few, check_growth),
@@ -441,7 +491,16 @@ BUGS: list[tuple[Callable[[Plant], None], Callable[[], None]]] = [
 @pytest.mark.parametrize(
     "check",
     [
-        *(check_text, check_whole_text, check_logits, check_growth, check_self_draft, check_head, check_reads),
+        *(
+            check_text,
+            check_whole_text,
+            check_logits,
+            check_growth,
+            check_self_draft,
+            check_head,
+            check_drafted,
+            check_reads,
+        ),
         *(check_segments, check_segmented_draft, check_segmented_prompt),
     ],
 )
