@@ -58,4 +58,4 @@ def after_norm(product: nn.Module, norm: Norm | None) -> Function | None:
     """Returns a product with the norm before it, or None if they can't be one call."""
     if not isinstance(product, VnniLinear) or norm is None or norm.weight.dtype != torch.float32:
         return None
-    return partial(product.after, Prologue(NORM, norm.weight.detach(), norm.spec.norm_epsilon))
+    return partial(product.after, Prologue(NORM, norm.weight.detach().contiguous(), norm.spec.norm_epsilon))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specgen.models.native_code import floats, integers
 from specgen.models.vnni_weight import BLOCK_VALUES, FLIP, Kernels, VnniWeight
-from specgen.models.weight_memory import empty
+from specgen.models.weight_memory import empty, in_huge_pages
 
 ALIGNMENT = 64
 """Inputs are a multiple of it: bytes of the widest vector."""
@@ -36,7 +36,7 @@ class Int8Weight(VnniWeight):
     def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
         super().__init__(weight.shape, bias, kernels)
         num_outputs, num_inputs = weight.shape
-        self._values = empty(weight.shape, torch.uint8, weight.device)
+        self._values = in_huge_pages(weight.shape, torch.uint8)
         self._scales = floats(num_outputs)
         num_rows = min(max(BLOCK_VALUES // num_inputs, 1), num_outputs)
         wide, excesses = empty((num_rows, num_inputs), torch.float32, weight.device), integers(num_rows)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from specgen.models.vector_code import Tiles, load
 
+CHUNK_INDEX = 16
+"""Index of the number of outputs that a thread claims at once, in the arguments of `multiply`."""
+
 
 def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
     """Returns a format's kernels in LLVM IR.
@@ -26,7 +29,7 @@ def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
         "declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)",
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
     ]
-    multiply = _multiply(tiles.max_rows, tiles.chunk_outputs)
+    multiply = _multiply(tiles.max_rows)
     return "\n".join([*declarations, prologues, QUANTIZE, tiles.text, multiply, RUN])
 
 
@@ -141,7 +144,7 @@ together:
 """
 
 
-def _multiply(max_rows: int, chunk_outputs: int) -> str:
+def _multiply(max_rows: int) -> str:
     """Returns the function that runs on each thread: it claims outputs until none are left.
 
     `%num_facts` is the number of scales, and of excesses, of each row.
@@ -165,6 +168,8 @@ def _multiply(max_rows: int, chunk_outputs: int) -> str:
         "\n".join(lines)
         + f"""
   %counter = getelementptr i64, ptr %arguments, i64 {len(names) + 4}
+  %chunk_at = getelementptr i64, ptr %arguments, i64 {CHUNK_INDEX}
+  %chunk = load i64, ptr %chunk_at, align 8
   %num_rows_up = add i64 %num_rows, {max_rows - 1}
   %num_groups = udiv i64 %num_rows_up, {max_rows}
   %num_rows_more = add i64 %num_rows, %num_groups
@@ -172,11 +177,11 @@ def _multiply(max_rows: int, chunk_outputs: int) -> str:
   %group = udiv i64 %num_rows_most, %num_groups
   br label %claim
 claim:
-  %first = atomicrmw add ptr %counter, i64 {chunk_outputs} monotonic
+  %first = atomicrmw add ptr %counter, i64 %chunk monotonic
   %is_any = icmp ult i64 %first, %num_outputs
   br i1 %is_any, label %take, label %exit
 take:
-  %end = add i64 %first, {chunk_outputs}
+  %end = add i64 %first, %chunk
   %is_end = icmp ult i64 %end, %num_outputs
   %last = select i1 %is_end, i64 %end, i64 %num_outputs
   br label %rows_loop

@@ -12,7 +12,7 @@ from torch import Tensor
 from specgen.models.native_code import Function, floats, integers
 from specgen.models.nf4_tiles import BLOCK, LEVELS, group_outputs, record_bytes
 from specgen.models.vnni_weight import FLIP, Kernels, VnniWeight
-from specgen.models.weight_memory import empty
+from specgen.models.weight_memory import empty, in_huge_pages
 
 
 def fits_nf4_kernel(weight: Tensor) -> bool:
@@ -33,9 +33,9 @@ class Nf4Weight(VnniWeight):
         group = group_outputs(kernels.width)
         super().__init__(weight.shape, bias, kernels, group=group, block=BLOCK)
         num_groups, num_blocks = self._num_computed // group, self._num_inputs // BLOCK
-        self._values = empty((num_groups, num_blocks, record_bytes(kernels.width)), torch.uint8, weight.device)
+        self._values = in_huge_pages((num_groups, num_blocks, record_bytes(kernels.width)), torch.uint8)
         # The scales are in the records.
-        self._scales = self._values
+        self._scales = floats(0)
         pack: Function = kernels.code.function("pack", 4)
         wide = empty((group, self._num_inputs), torch.float32, weight.device)
         values = torch.empty(wide.shape, dtype=torch.uint8, device="cpu")

@@ -22,9 +22,6 @@ FEW_ROWS = 3
 """Up to this number of rows, each has two sums of integers: a single one would wait for its last instruction."""
 AHEAD_BYTES = 8192
 """How far ahead of its use a weight is requested from memory, as in the int8 kernel."""
-CHUNK_OUTPUTS = 64
-"""Outputs that a thread claims at once."""
-
 _VECTORS = range(BLOCK // 8)
 _HALVES = ("low", "high")
 
@@ -49,7 +46,7 @@ def nf4_tiles(width: int) -> Tiles:
         floats = f"<{lanes} x float>"
         declarations.append(f"declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})")
     tiles = [_tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1)]
-    return Tiles("\n".join([*declarations, _pack(width), *tiles]), MAX_ROWS[width], CHUNK_OUTPUTS)
+    return Tiles("\n".join([*declarations, _pack(width), *tiles]), MAX_ROWS[width])
 
 
 def _table_lookup(width: int) -> str:

@@ -23,12 +23,10 @@ class Tiles:
     Args:
         text: In LLVM IR: the functions `tile1`, `tile2` ..., which compute some outputs of so many rows.
         max_rows: The largest number of rows that they compute.
-        chunk_outputs: Outputs that a thread claims at once: whole tiles.
     """
 
     text: str
     max_rows: int
-    chunk_outputs: int
 
 
 LANES = 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import mmap
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specgen.core.machine import cpu_flags
+from specgen.models import weight_memory
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.kernel_code import kernel_text
 from specgen.models.kernels import compile_kernels, nf4_kernels
@@ -222,3 +224,20 @@ def test_a_layer_takes_four_and_a_quarter_bits_per_weight() -> None:
     layer = packed_linear(torch.randn(1600, 640), Nf4Linear)
 
     assert layer.num_bytes == 1600 * 640 * 17 // 32 + 4 * 1600
+
+
+@needs_kernel
+def test_weights_ask_for_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Memory(mmap.mmap):
+        def madvise(self, option: int, start: int = 0, length: int = 0) -> None:
+            asked.append(option)
+            raise OSError("this system has none")
+
+    monkeypatch.setattr(weight_memory, "mmap", Memory)
+
+    weight = kernel_weight(torch.ones(2048, 4096))
+
+    assert asked == [mmap.MADV_HUGEPAGE]
+    assert float(weight.multiply(torch.ones(1, 4096)).mean()) == pytest.approx(4096, rel=1e-2)
