@@ -228,8 +228,8 @@ BOMBS = {
     "unknown value type": gguf([pair("a", 77, bytes(8))]),
     "array of an unknown type": gguf([pair("a", 9, array(77, 1, bytes(8)))]),
     "block cut in half": gguf(None, [tensor("a", [33], kind=8)], data=bytes(256)),
-    "key that is no UTF-8": gguf([pair("a", 0, b"\0").replace(b"a", b"\xff")]),
-    "architecture that is no UTF-8": gguf([pair("general.architecture", 8, text(b"\xff\xfe"))]),
+    "key that is not UTF-8": gguf([pair("a", 0, b"\0").replace(b"a", b"\xff")]),
+    "architecture that is not UTF-8": gguf([pair("general.architecture", 8, text(b"\xff\xfe"))]),
 }
 
 
@@ -244,7 +244,7 @@ def test_a_bomb_is_refused_quickly_and_in_little_memory(tmp_path: Path, name: st
 
     seconds, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 0.1
+    assert seconds < 2  # of CPU time: to walk over what a bomb claims would take minutes
     assert peak < 5 * 2**20
 
 
