@@ -72,7 +72,7 @@ def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping
         store.write(target_key(models), named, map(str, confirmed))
     drafting = draft_key(models)
     if drafting is not None and token.is_confirmed:
-        store.write(drafting, {TOKEN: token.seconds}, [TOKEN])
+        store.write(drafting, {TOKEN: token.typical_seconds}, [TOKEN])
 
 
 def observe(models: LoadedModels, round_: Round) -> None:
@@ -126,7 +126,7 @@ def predict(models: LoadedModels, counts: Counts, baseline: Counts) -> Forecast:
         counts,
         PassCosts(
             draft_length.costs.known,
-            draft_length.draft_cost.seconds,
+            draft_length.draft_cost.typical_seconds,
             round_seconds=counts.other_seconds / counts.num_rounds,
             plain_round_seconds=baseline.other_seconds / baseline.num_rounds,
         ),

@@ -177,7 +177,7 @@ def never_charged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def text_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance, "TEXT_PRIOR_WEIGHT", 100.0)
+    monkeypatch.setattr(acceptance.MeanAcceptance, "_weight_of_earlier", lambda _: 100.0)
 
 
 def without_a_margin_for_luck(monkeypatch: pytest.MonkeyPatch) -> None:

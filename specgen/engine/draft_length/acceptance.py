@@ -14,9 +14,14 @@ CONFIDENCE_PRIOR_WEIGHT = 3.0
 """Observations that the initial estimate counts for."""
 INITIAL_MEAN_ACCEPTANCE = 0.7
 """Measured pairs start near this value."""
-TEXT_PRIOR_WEIGHT = 4.5
-"""Weight of the mean over all texts at the start of a text, in tested tokens."""
-TEXT_DECAY = 0.99
+INITIAL_MEAN_WEIGHT = 7.0
+"""Tested tokens that this value counts for."""
+NUM_TESTED_EARLIER = 30
+"""Tested tokens that a mean of earlier runs stands for, at least."""
+INITIAL_CORRELATION, CORRELATION_PRIOR_PAIRS = 1 / 13, 150
+"""Correlation of the tokens of a text before texts are known, and the pairs of tokens that it counts for."""
+SMALLEST_CORRELATION, LARGEST_CORRELATION = 1 / 16, 1 / 5
+TEXT_DECAY = 0.995
 """Each tested token lowers the weight of earlier ones of the same text by this factor."""
 BIN_DECAY = 0.99
 """Each observation lowers the weight of earlier ones in its bin by this factor: texts change their nature."""
@@ -45,11 +50,37 @@ class RejectionDrift:
         self._num_expected = self._num_expected * DRIFT_DECAY + 1 - acceptance
 
 
+class TextVariation:
+    """Estimates by how much texts differ in their acceptance, from the accepted and tested tokens of each.
+
+    The correlation is estimated by the method of moments, as in Kleinman 1973 (JASA 68, p. 46).
+    """
+
+    def __init__(self) -> None:
+        self._deviation = self._num_tested = self._num_pairs = 0.0
+
+    def observe(self, num_accepted: int, num_tested: int, mean: float) -> None:
+        """Adds a text."""
+        mean = min(max(mean, 0.05), 0.95)
+        self._deviation += (num_accepted - mean * num_tested) ** 2 / (mean * (1 - mean)) - num_tested
+        self._num_tested += num_tested
+        self._num_pairs += num_tested * (num_tested - 1)
+
+    @property
+    def correlation(self) -> float:
+        """Of two tokens of a text: 0 if all texts are alike."""
+        # Texts deviate by as much as chance makes them, or by less.
+        found = max(self._deviation, -0.5 * self._num_tested) + INITIAL_CORRELATION * CORRELATION_PRIOR_PAIRS
+        share = found / (self._num_pairs + CORRELATION_PRIOR_PAIRS)
+        return min(max(share, SMALLEST_CORRELATION), LARGEST_CORRELATION)
+
+
 class MeanAcceptance:
     """Averages the acceptance of drafted tokens over all texts, and over the present text, which counts more.
 
     Texts differ: with SmolLM2-135M for Qwen2.5-Coder-1.5B, 21 to 76 % were accepted. A mean over all texts would draft
-    through one of 64 tokens before it noticed that drafting does not pay there.
+    through one of 64 tokens before it noticed that drafting does not pay there. How much that mean counts in a new text
+    depends on how well it is known, and on how much texts differ.
 
     Args:
         expected: From earlier runs.
@@ -57,19 +88,25 @@ class MeanAcceptance:
 
     def __init__(self, expected: float | None = None) -> None:
         self._overall = self._before = INITIAL_MEAN_ACCEPTANCE if expected is None else expected
-        self._num_tested = 0
+        self._num_tested = 0 if expected is None else NUM_TESTED_EARLIER
         self._text_accepted = self._text_tested = 0.0
+        self._num_text_accepted = self._num_text_tested = 0
+        self._variation = TextVariation()
+        self._prior_weight = self._weight_of_earlier()
 
     @property
     def value(self) -> float:
         """The estimate for the present text."""
-        expected = TEXT_PRIOR_WEIGHT * self._before
-        return (self._text_accepted + expected) / (self._text_tested + TEXT_PRIOR_WEIGHT)
+        expected = self._prior_weight * self._before
+        return (self._text_accepted + expected) / (self._text_tested + self._prior_weight)
 
     def start_text(self) -> None:
         """Forgets what is known of the last text only."""
+        self._variation.observe(self._num_text_accepted, self._num_text_tested, self._overall)
         self._before = self._overall
         self._text_accepted = self._text_tested = 0.0
+        self._num_text_accepted = self._num_text_tested = 0
+        self._prior_weight = self._weight_of_earlier()
 
     def observe(self, was_accepted: bool) -> None:
         """Adds a tested token."""
@@ -79,6 +116,13 @@ class MeanAcceptance:
         self._overall += (was_accepted - self._overall) * weight
         self._text_accepted = self._text_accepted * TEXT_DECAY + was_accepted
         self._text_tested = self._text_tested * TEXT_DECAY + 1
+        self._num_text_accepted += was_accepted
+        self._num_text_tested += 1
+
+    def _weight_of_earlier(self) -> float:
+        """Returns the tested tokens that the mean over all texts counts for in a new one."""
+        num_tested = min(self._num_tested, 1 / (1 - BIN_DECAY))
+        return 1 / (self._variation.correlation + 1 / (INITIAL_MEAN_WEIGHT + num_tested))
 
 
 class AcceptanceByConfidence:

@@ -24,8 +24,14 @@ SINGLE_HALF_LIFE = 8
 NUM_CONFIRMING = 2
 """Passes of one run before a length is worth saving: a single one may have been slow."""
 
-DISTURBED = 2.0
+DISTURBED = 1.6
 """Of two samples that differ by more than this factor, the larger one was disturbed, as first passes are."""
+
+STEEPEST = 2.0
+"""A pass measured once costs at most this many times what its tokens would cost at the slope up to a shorter one."""
+
+DOUBTFUL = 2.0
+"""A cost of a draft token above this many times what an earlier run or the sizes let expect was probably disturbed."""
 
 CREDIBLE_SINGLE = 1.2
 """A pass over one token costs at most this share of one over several, unless many passes say so."""
@@ -81,24 +87,34 @@ class CostTable:
         if num_tokens in self._earlier:
             self._rescale()
         self._limit_single()
-        self._forget_unrepeated()
+        self._limit_unrepeated()
         self._asked.clear()
 
-    def _forget_unrepeated(self) -> None:
-        """Lowers the costs of lengths that were measured once, the more the longer nothing was drafted.
+    def _limit_unrepeated(self) -> None:
+        """Limits the costs of lengths that were measured once by those measured more often; they fade, too.
 
-        Seen: first passes over two and four tokens took 2.3 and 7.2 steps, later ones 1.1 and 1.4; but there were none.
+        Seen: first passes over two and four tokens took 2.3 and 7.2 steps, later ones 1.1 and 1.4; but there were none,
+        since a draft of another length seemed to pay more, or none at all.
         """
         single = self._medians.get(self._padded(1))
         if single is None:
             return
+        trust = _trust(self._num_single, SINGLE_HALF_LIFE)
         for num_tokens, samples in self._samples.items():
             if len(samples) == 1 and num_tokens > self._padded(1):
-                # So many single tokens would cost no more.
-                seconds = min(samples[0], num_tokens * single)
-                self._medians[num_tokens] = max(
-                    seconds * _trust(self._num_single, SINGLE_HALF_LIFE), min(seconds, single)
-                )
+                seconds = min(samples[0], self._largest_credible(num_tokens, single))
+                # The longer nothing was drafted, the lower.
+                self._medians[num_tokens] = max(seconds * trust, min(seconds, single))
+
+    def _largest_credible(self, num_tokens: int, single: float) -> float:
+        """Returns what a pass costs at most, judging by other lengths; `single` is v(1)."""
+        # So many single tokens would cost no more, and neither does a longer pass.
+        bounds = [num_tokens * single, *(self._medians[n] for n in self.confirmed if n > num_tokens)]
+        shorter = max((n for n in self.confirmed if self._padded(1) < n < num_tokens), default=None)
+        if shorter is not None:
+            slope = max((self._medians[shorter] - single) / (shorter - 1), OPTIMISTIC_SLOPE * single)
+            bounds.append(self._medians[shorter] + STEEPEST * slope * (num_tokens - shorter))
+        return min(bounds)
 
     def _limit_single(self) -> None:
         """Limits v(1) to the cost of longer passes: a disturbed first pass would make every draft look cheap.
@@ -172,8 +188,9 @@ class CostTable:
 class DraftCost:
     """Seconds of one draft token, from rounds in which the drafter read little else.
 
-    An earlier value that is too high would prevent drafting, and so its own correction: until this run has measured a
-    draft, the earlier value shrinks with every pass of the target.
+    A value that is too high would prevent drafting, and so its own correction: while nothing is drafted, an earlier
+    value shrinks with every pass of the target, and so does a measured one that is much higher than expected. Seen:
+    drafts next to another program took 0.4 s a token in three rounds, and would have taken 0.03 s in later answers.
 
     Args:
         seconds: From an earlier run.
@@ -194,6 +211,11 @@ class DraftCost:
         """Adds the draft of one round. An earlier run's value, or the estimate, counts as one round."""
         if not self._samples and self._expected_seconds:
             self._samples.append(self._expected_seconds)
+        if len(self._samples) > 1 and self._costs.num_passes - self._last_pass >= HALF_LIFE:
+            # After a pause, earlier drafts count as one: all of them may have been disturbed.
+            earlier = self._typical
+            self._samples.clear()
+            self._samples.append(earlier)
         self._samples.append(seconds / num_tokens)
         self._typical = _typical(self._samples)
         self._num_rounds += 1
@@ -218,12 +240,19 @@ class DraftCost:
     def seconds(self) -> float:
         """Cost of a token; 0 while unknown, so that drafting gets tried."""
         if len(self._samples) > 1:
-            return self._typical
+            half_life = HALF_LIFE * min(self._num_rounds, NUM_SAMPLES)
+            faded = self._typical * _trust(self._costs.num_passes - self._last_pass, half_life)
+            return max(faded, min(self._typical, DOUBTFUL * self._expected_seconds or inf))
         if self._samples:
             single = self._costs.seconds(1)
             seconds = min(self._typical, single) if single else self._typical
             return seconds * _trust(self._costs.num_passes - self._last_pass, SINGLE_HALF_LIFE)
         return self._expected_seconds * _trust(self._costs.num_passes - self._first_pass, HALF_LIFE)
+
+    @property
+    def typical_seconds(self) -> float:
+        """Cost of a token by this run's drafts, however long ago; `seconds` if it made none."""
+        return self._typical if self.is_measured else self.seconds
 
     @property
     def _expected_seconds(self) -> float:

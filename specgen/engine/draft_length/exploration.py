@@ -11,6 +11,8 @@ LARGEST_CREDIT = 1.5
 """Tokens that ordinary drafts may add to the budget."""
 EXPLORATION_SHARE = 0.01
 """Added to the budget with each token: trials cost about this share of the time, however bad the draft."""
+LONG_TEXT, LONG_TEXT_SHARE = 100, 0.02
+"""Tokens of a text from which on more is spent on trials: what they teach pays longer."""
 
 
 class Exploration:
@@ -19,9 +21,12 @@ class Exploration:
     def __init__(self) -> None:
         self._budget = FIRST_EXPLORATION_BUDGET
         self._trial_loss: float | None = None
+        self._num_tokens = 0
+        """Of the present text."""
 
     def start_text(self) -> None:
         """Prepares for a new text: it starts with at most the first budget."""
+        self._num_tokens = 0
         self._budget = min(self._budget, FIRST_EXPLORATION_BUDGET)
 
     @property
@@ -55,4 +60,6 @@ class Exploration:
             self._budget -= max(self._trial_loss, 0.0)
         elif lost is not None:
             self._budget = max(min(self._budget, 0.0), min(self._budget - lost, max(self._budget, LARGEST_CREDIT)))
-        self._budget = min(self._budget + EXPLORATION_SHARE * len(round_.token_ids), LARGEST_EXPLORATION_BUDGET)
+        self._num_tokens += len(round_.token_ids)
+        share = LONG_TEXT_SHARE if self._num_tokens > LONG_TEXT else EXPLORATION_SHARE
+        self._budget = min(self._budget + share * len(round_.token_ids), LARGEST_EXPLORATION_BUDGET)
