@@ -106,8 +106,12 @@ class TargetPass:
             path, target_id = matching_path(tree, top[1])
         else:
             distributions = self._distributions(logits, ids, draft)
-            is_finite = bool(distributions.is_finite)
-            path, target_id = verify_tree(distributions, draft, tree, self._sampler.randomness)
+            if distributions.probs is None:
+                *own, is_finite = torch.cat([distributions.ids, distributions.is_finite.long().view(1)]).tolist()
+                path, target_id = matching_path(tree, own)
+            else:
+                is_finite = bool(distributions.is_finite)
+                path, target_id = verify_tree(distributions, draft, tree, self._sampler.randomness)
         if not is_finite:
             raise self._not_finite()
         target.keep_rows([0, *(index + 1 for index in path)])
@@ -151,7 +155,8 @@ def noise_rows(noise: PositionNoise, length: int, draft: Draft) -> torch.Tensor:
     if draft.parents is None:
         return noise.rows(length, draft.ids.shape[0] + 1)
     depths = [0, *(depth + 1 for depth in depths_of(draft.parents))]
-    return noise.rows(length, max(depths) + 1)[depths]
+    rows = noise.rows(length, max(depths) + 1)
+    return rows.index_select(0, ids_on(rows.device, depths))
 
 
 def verify_greedy(top_logits: list[float], top_ids: list[int], draft: Draft) -> list[int]:

@@ -26,11 +26,11 @@ class _Candidates:
     """What may follow one token of the draft.
 
     Args:
-        columns: Columns of the likeliest tokens, best first; used if nothing is drawn.
+        ids: The likeliest tokens, best first; used if nothing is drawn.
         rest: `[logits]`: the distribution to draw the next token from, without those that were drawn; None: greedy.
     """
 
-    columns: list[int]
+    ids: list[int]
     rest: Tensor | None
 
 
@@ -136,39 +136,42 @@ class TreeDrafter(ModelDrafter):
         """Draws the next token of a branching; returns its index."""
         branching, candidates = growth.branchings[number], growth.candidates[number]
         if candidates.rest is None:
-            column = candidates.columns[branching.num_taken]
+            token = candidates.ids[branching.num_taken]
         else:
-            column = int(self._sampler.randomness.draw(candidates.rest))
+            column = self._sampler.randomness.draw(candidates.rest).view(1)
             growth.rows.append(self._over_target_vocab(candidates.rest[None]))
-            rest = candidates.rest.index_fill(0, torch.tensor([column], device=candidates.rest.device), 0.0)
+            rest = candidates.rest.index_fill(0, column, 0.0)
             candidates.rest = rest / rest.sum()
-        growth.tokens.append(column if self._columns is None else int(self._columns[column]))
+            token = int(self._ids_of(column))
+        growth.tokens.append(token)
         growth.parents.append(branching.node)
         growth.shares.append(branching.shares[branching.num_taken])
         branching.num_taken += 1
         return len(growth.tokens) - 1
 
     def _branch(self, growth: _Growth, nodes: Sequence[int], logits: Tensor, policy: TreeLength) -> None:
-        """Adds the tokens that may follow `nodes`, given the logits after each of them."""
-        best = 0.0
-        for node, row in zip(nodes, torch.split(logits, 1), strict=True):
-            path = growth.path(node)
-            shares, candidates = self._candidates(row, growth.ids, path, policy.num_nodes)
+        """Adds the tokens that may follow `nodes`, given the logits after each of them. Reads the device once."""
+        paths = [growth.path(node) for node in nodes]
+        rows = [
+            self._after_path(row, growth.ids, path) for row, path in zip(torch.split(logits, 1), paths, strict=True)
+        ]
+        found = self._likeliest([shares for shares, _ in rows], policy.num_nodes)
+        for node, path, (shares, ids), (_, drawn_from) in zip(nodes, paths, found, rows, strict=True):
             reach = 1.0
             if node != ROOT:
                 above = next(b for b in growth.branchings if b.node == growth.parents[node])
                 share = growth.shares[node]
                 reach = above.reach * (1.0 if share is None else policy.acceptance.estimate(share))
             growth.branchings.append(Branching(node, len(path), reach, shares))
-            growth.candidates.append(candidates)
-            best = max(best, shares[0])
+            growth.candidates.append(_Candidates(ids, drawn_from))
         if policy.uses_confidence:
-            policy.on_token(best)
+            policy.on_token(max(shares[0] for shares, _ in found))
 
-    def _candidates(
-        self, logits: Tensor, ids: Sequence[int], path: Sequence[int], count: int
-    ) -> tuple[list[float], _Candidates]:
-        """Returns the probabilities of the likeliest tokens after a path, descending, and the tokens."""
+    def _after_path(self, logits: Tensor, ids: Sequence[int], path: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Returns what may follow a path, `[logits]` each: by what candidates are ranked, and what they are drawn from.
+
+        The latter is None if nothing is drawn.
+        """
         settings, noise = self._sampler.settings, self._sampler.noise
         seen = None if self._seen is None else self._own_columns(self._seen.row(ids_on(logits.device, path)))
         if settings.is_greedy:
@@ -177,20 +180,27 @@ class TreeDrafter(ModelDrafter):
             made = token_distributions(logits, settings, seen).probs
             assert made is not None
             probs = made[0]
-        shares = probs
-        if noise is not None:
-            # The target draws with the same noise, so its token is likely to be one with a large ratio here.
-            row = self._own_columns(noise.rows(len(ids) + len(path), 1))
-            assert row is not None
-            ratios = probs / row[0].to(probs.device)
-            shares = ratios / ratios.sum()
-        top = shares.topk(min(count, shares.shape[0]))
-        values: list[float] = top.values.tolist()
-        if not isfinite(values[0]):
+        if noise is None:
+            return probs, None if settings.is_greedy else probs
+        # The target draws with the same noise, so its token is likely to be one with a large ratio here.
+        row = self._own_columns(noise.rows(len(ids) + len(path), 1))
+        assert row is not None
+        ratios = probs / row[0].to(probs.device)
+        return ratios / ratios.sum(), None
+
+    def _likeliest(self, rows: Sequence[Tensor], count: int) -> list[tuple[list[float], list[int]]]:
+        """Reads the likeliest tokens of each row `[logits]`, best first: their shares above 0, and their ids."""
+        shares = rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
+        top = shares.topk(min(count, shares.shape[1]))
+        # One read is enough: float32 holds ids below 2^24 exactly.
+        numbers = torch.stack([top.values, self._ids_of(top.indices).to(top.values.dtype)], dim=1).tolist()
+        if not all(isfinite(values[0]) for values, _ in numbers):
             raise NumericalError(DRAFT_NOT_FINITE)
-        is_drawn = not settings.is_greedy and noise is None
-        possible = [value for value in values if value > 0.0]
-        return possible, _Candidates(top.indices.tolist(), probs if is_drawn else None)
+        return [([value for value in values if value > 0.0], [int(id_) for id_ in ids]) for values, ids in numbers]
+
+    def _ids_of(self, columns: Tensor) -> Tensor:
+        """Returns the ids of columns of the logits, in the same shape."""
+        return columns if self._columns is None else self._columns[columns]
 
 
 def _draft_of(growth: _Growth, policy: TreeLength) -> Draft:

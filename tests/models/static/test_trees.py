@@ -32,10 +32,10 @@ from specgen.models.static.trees import TreeInputs
 from tests.decoders import decoder_model, decoder_of
 from tests.draft_heads import SHAPES, open_draft, tiny_draft
 from tests.fake_cuda import FAKE, fake_cuda
-from tests.fakes import CPU, GREEDY, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
+from tests.fakes import CPU, assert_close, ids_of, rounds_of, run_events, sampler, tiny_model
 from tests.models.static.builders import segmented_model, static_model, traces_of, whole_model
 from tests.models.static.recorder import TraceRecorder
-from tests.models.static.test_on_device import run, static
+from tests.models.static.test_on_device import SAMPLINGS, run, static
 from tests.models.static.test_static_model import PROMPT, greedy_text, model_of, poison
 from tests.models.test_decoder import DIFFERENT, FAMILIES, build, built_decoder
 from tests.models.test_trees import path_to, random_tree
@@ -140,15 +140,26 @@ def test_one_seed_gives_one_text_with_trees_and_without() -> None:
     assert text(TreeLength(6)) == text(None)
 
 
-def test_trees_on_a_device_upload_from_pinned_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", thorough_except(["greedy"], ["greedy", "greedy-penalty", "same-text"]))
+@pytest.mark.parametrize("drafts", ["model", "head"])
+def test_a_tree_reads_the_device_once_an_expansion(name: str, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once for the verdict; uploads are from pinned memory, so they don't wait."""
     models = [build("llama", num_hidden_layers=1), tiny_model("llama", 1, num_hidden_layers=1)]
+    folder = tiny_draft("head subset", models[0], "one-layer-tree")
     with fake_cuda(monkeypatch) as device:
         target, draft = (static(decoder_of(model).to(FAKE)) for model in models)
-        events, waits = run(target, lambda own: TreeDrafter(draft, 96, own), GREEDY, device, TreeLength(5))
+        head: Any = open_draft(folder, target)
 
-    assert any(round_.tree is not None and round_.tree.num_leaves > 1 for round_ in rounds_of(events))
+        def drafter(own: Sampler) -> TreeDrafter:
+            return TreeDrafter(*((draft, 96, own) if drafts == "model" else (head, 96, own, None, head.columns)))
+
+        events, waits = run(target, drafter, SAMPLINGS[name], device, TreeLength(5))
+
+    timed = [round_ for round_ in rounds_of(events) if not round_.is_warmup]
+    assert any(round_.tree is not None and round_.tree.num_leaves > 1 for round_ in timed)
     assert len(waits) >= 3
     assert [uploads for _, uploads in waits] == [[]] * len(waits)
+    assert [len(reads) for reads, _ in waits] == [1 + (round_.num_passes or 0) for round_ in timed]
 
 
 HEADS = thorough_except(["head layers", "head features"], SHAPES)
