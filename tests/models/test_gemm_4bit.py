@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
+from specgen.models import decoder_model as decoder_module
+from specgen.models.cuda import recorded
+from specgen.models.decoder_model import DecoderModel
 from specgen.models.gemm_4bit import GemmNf4Linear, fits_gemm
+from specgen.models.static.model import StaticModel
+from tests.decoders import decoder_of
+from tests.fake_cuda import FAKE, fake_cuda
+from tests.fakes import TINY
+from tests.models.static.recorder import Trace, TraceRecorder, tensors_in
 
 pytest.importorskip("bitsandbytes")
 
@@ -51,3 +60,36 @@ def test_only_cuda_weights_of_whole_blocks_fit() -> None:
 
 def test_its_size_is_half_a_byte_a_weight_and_the_scales() -> None:
     assert GemmNf4Linear(torch.ones(128, 256).bfloat16(), None).num_bytes == 128 * 256 // 2 + 128 * 256 // 64 * 4
+
+
+def test_a_draft_on_cuda_computes_every_logit_with_its_4_bit_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of drafted tokens, too: each recorded pass has one product with the packed head, and none with the old."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**TINY, "hidden_size": 64, "num_hidden_layers": 1})
+    original = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
+    # Not a test of speed.
+    monkeypatch.setattr(decoder_module, "faster_of", lambda usual, other, row: other)
+    recorder = TraceRecorder()
+    with fake_cuda(monkeypatch):
+        plain = DecoderModel(decoder_of(original).to(FAKE), 96)
+        dense_head = plain.decoder.head
+        dense = plain.logits([1, 2, 3], 1).clone()
+        plain.reset()
+        plain.use_nf4_head()
+        found, reason = recorded(plain, recorder)
+        assert isinstance(found, StaticModel), reason
+        found.draft_token([1, 2, 3], 0)
+        logits = found.drafted_logits().cpu()
+        similarity = torch.cosine_similarity(logits.flatten(), dense.cpu().flatten(), dim=0)
+
+    assert isinstance(plain.decoder.head, GemmNf4Linear)
+    assert {"draft", "step", "logits"} == {key[0] for key in found.replays.recorded_keys}
+    products = [[call for call in trace.calls if "gemm_4bit" in str(call[0])] for trace in recorder.traces]
+    assert [[call[1][2] for call in calls] for calls in products] == [[[96, 64]]] * len(recorder.traces)
+    pointer = dense_head.weight.data_ptr()
+    assert not any(tensor.data_ptr() == pointer for trace in recorder.traces for tensor in inputs_of(trace))
+    assert 0.9 < float(similarity) < 0.9999
+
+
+def inputs_of(trace: Trace) -> list[torch.Tensor]:
+    return [tensor for call in trace.calls for tensor in tensors_in(call[1:3])]
