@@ -1,6 +1,6 @@
 """Times work: by a clock on the host, or by marks in the stream around replays.
 
-A launch on CUDA returns before the work is done, and takes the host longer than many a product takes the device. Models
+A launch on CUDA returns before the work is done, and may take the host longer than the product takes the device. Models
 replay their passes, so the products are compared as replays.
 """
 

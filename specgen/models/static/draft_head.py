@@ -1,4 +1,4 @@
-"""A draft head on recorded passes: on a large card, one or two layers are the fastest draft."""
+"""Runs a draft head by recorded passes."""
 
 from __future__ import annotations
 

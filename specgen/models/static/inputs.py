@@ -12,7 +12,11 @@ from specgen.engine.transfer import HostCopy
 MAX_ROWS = 17
 """Rows of the largest recorded pass: a draft of 16 tokens and the token before it."""
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, MAX_ROWS)
-"""Rows of the recorded passes; others are padded. Kernels of 4-bit weights have steps between 5 and 8 rows."""
+"""Rows of the recorded passes; others are padded.
+
+By its own rules for A100, H100 and RTX 4090, bitsandbytes 0.50 leaves the fused kernels of 4-bit weights at 5 to 8 rows
+for some shapes, so these have sizes of their own.
+"""
 FIRST_BUCKET = 512
 """Positions that the shortest recorded pass reads; each further bucket is twice as long."""
 PREFILL_STEP = 64

@@ -215,7 +215,7 @@ class StaticModel(RecordedPasses, CachedModel):
         return self._logits[:num_new]
 
     def _split_logits(self, new: Tensor) -> Iterator[Tensor]:
-        """Yields the logits of a long draft: a few recorded passes are faster than one that is not."""
+        """Yields the logits of a long draft: by a few recorded passes instead of one that is not."""
         self.reserve(self.length + new.shape[0])
         for row in range(0, new.shape[0], MAX_ROWS):
             part = new[row : row + MAX_ROWS]

@@ -38,7 +38,10 @@ class PlainRecorder:
 
 
 _STREAMS: dict[torch.device, Any] = {}
-"""One stream per device for all recordings: cuBLAS keeps a workspace of up to 32 MB for each stream that it met."""
+"""One stream per device for all recordings: cuBLAS keeps a workspace for each stream that it met.
+
+NVIDIA's documentation recommends 32 MiB on Hopper, and 4 MiB on older cards.
+"""
 _FAILED: list[Any] = []
 """Graphs whose recording failed: torch's allocator holds callbacks into them, so they are never destroyed."""
 
@@ -119,7 +122,7 @@ class Replays:
     """Does work by key: plainly the first time, recorded from the second time on.
 
     The first run gives the right result and initializes the libraries. Most keys of a short answer occur once, and a
-    recording takes as long as tens of passes.
+    recording takes longer than a pass.
 
     Args:
         recorder: Records the work.
