@@ -60,6 +60,7 @@ def check_folder(folder: Path) -> ModelConfig:
         )
     refuse_kernels(config, folder)
     _refuse_mlx(config, folder)
+    _refuse_nameless_quantization(config, folder)
     check_sizes(config, folder)
     refuse_other_heads(config, folder)
     decoder, unsupported = _decoder(config)
@@ -166,6 +167,20 @@ def _refuse_mlx(config: dict[str, Any], folder: Path) -> None:
         raise ModelFileError(
             f"{folder} is quantized for MLX, which runs on Apple's processors", "use the original model or its GGUF"
         )
+
+
+def _refuse_nameless_quantization(config: dict[str, Any], folder: Path) -> None:
+    """Refuses a quantization whose method is not named, as transformers does: its weights can't be read."""
+    for source in (config, text_config(config)):
+        found = source.get("quantization_config")
+        if not isinstance(found, dict) or found.get("quant_method"):
+            continue
+        # bitsandbytes is recognized by these.
+        if not (found.get("load_in_8bit") or found.get("load_in_4bit")):
+            raise ModelFileError(
+                f"quantization_config in {folder / 'config.json'} names no quant_method",
+                "remove it if the weights are not quantized, else name their method",
+            )
 
 
 def refuse_kernels(config: dict[str, Any], folder: Path) -> None:

@@ -43,6 +43,11 @@ _DIGEST_KEYS = (
 )
 
 
+def has_shipped_drafts() -> bool:
+    """Returns whether draft heads come with this package."""
+    return any(SHIPPED.glob("*/config.json"))
+
+
 def is_draft_head(folder: Path) -> bool:
     """Returns whether a folder's config describes a draft head; reads nothing else."""
     try:

@@ -17,9 +17,10 @@ from specgen.core.settings import ModelSettings
 from specgen.loading import draft_head_folder
 from specgen.loading.builtin import GGUF_SHA256, converted_builtin, fetch_builtin, fetch_builtin_gguf
 from specgen.loading.config_check import check_folder
-from specgen.loading.draft_head_folder import check_draft_head, is_draft_head
+from specgen.loading.draft_head_folder import check_draft_head, has_shipped_drafts, is_draft_head
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.gguf.other_kinds import refuse_vocabulary
 from specgen.loading.gguf.parts import scan_parts
 from specgen.loading.gguf.tokenizer import tokenizer_folder
 from specgen.loading.hub import fetch_snapshot, is_offline
@@ -73,14 +74,15 @@ def choose_backend(settings: ModelSettings, place: ModelPlace) -> Literal["torch
     """Decides which backend runs a model.
 
     `auto` runs GGUF files on llama.cpp if it is installed, unless a compute type is requested: llama.cpp's compute
-    type depends on the file's weights.
+    type depends on the file's weights. The built-in target has a draft head, which runs on torch only.
 
     Raises:
         SettingsError: llama.cpp is requested for a model it can't run, or with a compute type.
         DeviceError: llama.cpp is requested and not installed.
     """
     if settings.backend.name == "auto":
-        return "llama.cpp" if place.is_gguf and settings.dtype == "auto" and has_llama_cpp() else "torch"
+        prefers_torch = settings.dtype != "auto" or (place.kind == "built-in" and has_shipped_drafts())
+        return "llama.cpp" if place.is_gguf and not prefers_torch and has_llama_cpp() else "torch"
     if settings.backend.name != "llama.cpp":
         return "torch"
     if not place.is_gguf:
@@ -135,6 +137,7 @@ def _find_gguf(place: ModelPlace, settings: ModelSettings, progress: ProgressLis
                 raise
             return ModelFiles(folder, place.name, from_gguf=True)
     header = scan_parts(path, scan_gguf(path))
+    refuse_vocabulary(header, path)
     folder = tokenizer_folder(path, header, progress, sha256=sha256)
     return ModelFiles(folder, place.name, from_gguf=True, gguf=GgufFile(path, header))
 

@@ -32,7 +32,18 @@ from specgen.storage.folders import cache_root, single_writer
 from specgen.text.generation_config import end_ids
 from specgen.text.tokenizer import load_tokenizer
 from specgen.text.vocabulary import table_size
-from tests.loading.builders import CHAT_TEMPLATE, RecordedProgress, array, fails, gguf, make_gguf, pair, resolved, text
+from tests.loading.builders import (
+    CHAT_TEMPLATE,
+    RecordedProgress,
+    array,
+    fails,
+    gguf,
+    make_gguf,
+    pair,
+    resolved,
+    tensor,
+    text,
+)
 from tests.profiles import thorough_except
 
 
@@ -248,11 +259,27 @@ def test_a_tokenizer_that_the_library_rejects_is_reported(tmp_path: Path, cache:
     assert entries(cache) == []
 
 
+def test_a_vocabulary_without_weights_is_not_called_damaged(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(
+        gguf([pair("general.architecture", 8, text("llama")), pair("tokenizer.ggml.model", 8, text("gpt2"))])
+    )
+
+    error = fails(ModelFileError, lambda: convert_gguf(path), str(path), "vocabulary")
+
+    assert "damaged" not in (error.hint or "")
+    assert entries(cache) == []
+
+
 def test_a_header_without_required_entries_is_reported(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "model.gguf"
     tokens = pair("tokenizer.ggml.tokens", 9, array(8, 1, text("a")))
     path.write_bytes(
-        gguf([pair("general.architecture", 8, text("llama")), pair("tokenizer.ggml.model", 8, text("gpt2")), tokens])
+        gguf(
+            [pair("general.architecture", 8, text("llama")), pair("tokenizer.ggml.model", 8, text("gpt2")), tokens],
+            [tensor("token_embd.weight", [256])],
+            data=bytes(1024),
+        )
     )
 
     fails(ModelFileError, lambda: convert_gguf(path), str(path), "llama.block_count")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from specgen.core.errors import ModelFileError
 from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.gguf.other_kinds import refuse_vocabulary
 from specgen.loading.gguf.reader import GGML_TYPES
 from tests.loading.builders import array, fails, gguf, make_gguf, pair, tensor, text
 from tests.profiles import num_examples
@@ -170,6 +171,15 @@ def test_a_file_that_holds_no_model_that_writes_is_called_what_it_is(tmp_path: P
     error = fails(ModelFileError, lambda: scan_gguf(path), "model.gguf", what)
 
     assert "corrupt" not in error.message
+    assert "download" not in (error.hint or "")
+
+
+def test_a_file_of_a_vocabulary_is_called_what_it_is(tmp_path: Path) -> None:
+    path = written(tmp_path, gguf([ARCHITECTURE, pair("tokenizer.ggml.model", 8, text("gpt2"))], []))
+
+    error = fails(ModelFileError, lambda: refuse_vocabulary(scan_gguf(path), path), "vocabulary")
+
+    assert "incomplete" not in error.message
     assert "download" not in (error.hint or "")
 
 

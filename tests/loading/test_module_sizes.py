@@ -132,3 +132,15 @@ def test_weights_of_mlx_are_named(tmp_path: Path, key: str) -> None:
 
     with pytest.raises(ModelFileError, match="MLX"):
         check_folder(folder)
+
+
+@pytest.mark.parametrize("value", [{}, {"bits": 4}, {"quant_method": None}])
+def test_a_quantization_without_a_method_is_named(tmp_path: Path, value: dict[str, object]) -> None:
+    folder = make_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
+
+    with pytest.raises(ModelFileError, match="quant_method") as caught:
+        check_folder(folder)
+
+    assert "damaged" not in caught.value.message

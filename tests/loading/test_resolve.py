@@ -29,9 +29,17 @@ def has_extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return bool(request.param)
 
 
-@pytest.mark.parametrize("place", [GGUF, BUILT_IN])
-def test_auto_runs_a_gguf_on_llama_cpp_if_installed(place: ModelPlace, has_extra: bool) -> None:
-    assert choose_backend(settings(), place) == ("llama.cpp" if has_extra else "torch")
+def test_auto_runs_a_gguf_on_llama_cpp_if_installed(has_extra: bool) -> None:
+    assert choose_backend(settings(), GGUF) == ("llama.cpp" if has_extra else "torch")
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_auto_runs_the_built_in_target_where_its_draft_head_runs(
+    has_head: bool, has_extra: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specgen.loading.resolve.has_shipped_drafts", lambda: has_head)
+
+    assert choose_backend(settings(), BUILT_IN) == ("llama.cpp" if has_extra and not has_head else "torch")
 
 
 def test_auto_gives_everything_else_to_transformers(has_extra: bool) -> None:

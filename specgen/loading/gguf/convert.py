@@ -10,6 +10,7 @@ from pathlib import Path
 from specgen.core.progress import SILENT, ProgressListener
 from specgen.loading.config_check import has_weights
 from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.gguf.other_kinds import refuse_vocabulary
 from specgen.loading.gguf.tokenizer import content_key
 from specgen.storage.atomic_write import publish_folder
 from specgen.storage.folders import (
@@ -43,6 +44,7 @@ def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str
 
     header = scan_gguf(path)
     check_convertible(header, path)
+    refuse_vocabulary(header, path)
     with single_writer(models / f"{key}.lock", progress):
         if has_weights(final):  # another program has just converted it
             return final

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from specgen.core.errors import ModelFileError
+from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.gguf.reader import ForeignFileError
 
 _EMBEDDINGS = (
@@ -44,3 +47,13 @@ def refuse_other_kinds(kind: str | None, architecture: str) -> None:
     found = _TYPES.get(kind or "") or _ARCHITECTURES.get(architecture)
     if found is not None:
         raise ForeignFileError(*found)
+
+
+def refuse_vocabulary(header: GgufHeader, path: Path) -> None:
+    """Refuses a file that has a vocabulary and no weights, like those that llama.cpp tests its tokenizers with.
+
+    Raises:
+        ModelFileError: It is such a file.
+    """
+    if not header.num_parameters and header.num_parts == 1 and header.tokenizer_model is not None:
+        raise ModelFileError(f"{path} has a vocabulary only, and no weights", "give the file of the whole model")
