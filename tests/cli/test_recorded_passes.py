@@ -58,12 +58,15 @@ def test_generate_writes_the_same_text_as_on_plain_passes(
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("checked_sampler")
+@pytest.mark.parametrize("backend", ["auto", "transformers"])
 def test_verify_passes_on_recorded_passes(
-    cli: Cli, toy_arguments: list[str], toys: dict[str, Path], recorders: list[TraceRecorder]
+    cli: Cli, toy_arguments: list[str], toys: dict[str, Path], recorders: list[TraceRecorder], backend: str
 ) -> None:
-    ended = cli("verify", "-p", "hello", *toy_arguments, "-d", toys["wrong"])
+    ended = cli("verify", "-p", "hello", *toy_arguments, "--backend", backend, "-d", toys["wrong"])
 
     assert ended.code == 0, ended.out
+    assert b"not recorded" not in ended.out + ended.err.encode()
+    assert len(recorders) == 2
     assert all(recorder.traces for recorder in recorders)
 
 

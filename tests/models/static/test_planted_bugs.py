@@ -50,7 +50,7 @@ def check_text(kind: str = "llama") -> None:
 
 
 def check_whole_text() -> None:
-    whole_tests.test_greedy_text_of_a_model_with_windows_equals_transformers("qwen2-window")
+    whole_tests.test_greedy_text_equals_transformers("qwen2-window")
 
 
 def check_logits() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -180,6 +180,24 @@ def test_recording_works_within_inference_mode_and_outside(cuda: FakeCuda, first
             made[-1].record(nothing)
 
     assert len(cuda.live) == 3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_garbage_is_collected_while_recording(cuda: FakeCuda, fails: bool) -> None:
+    """A graph that the collector destroys meanwhile invalidates the recording."""
+    was_on: list[bool] = []
+
+    def work() -> None:
+        was_on.append(gc.isenabled())
+        if fails:
+            raise ValueError("planted")
+
+    recorder = CudaRecorder(torch.device("cpu"))
+    with pytest.raises(ValueError, match="planted") if fails else nullcontext():
+        recorder.record(work)
+
+    assert was_on == [False]
+    assert gc.isenabled()
 
 
 def test_a_graph_whose_recording_failed_is_never_destroyed(cuda: FakeCuda) -> None:

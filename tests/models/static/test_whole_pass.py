@@ -24,11 +24,9 @@ from tests.fakes import TINY, assert_close, oracle, sampler, tiny_model
 from tests.models.static.builders import whole_model
 from tests.models.static.recorder import TraceRecorder
 from tests.models.static.test_static_model import NUM_TOKENS, PROMPT, model_of, poison, shared_draft, text
-from tests.models.test_decoder import WINDOW
+from tests.models.test_decoder import FAMILIES, WINDOW
 from tests.profiles import num_examples, thorough_except
 
-WINDOWED = ("mistral-window", "qwen2-window", "gemma3", "gemma2", "phi3-window")
-"""Kinds of `tests.models.test_decoder`."""
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 OTHERS: dict[str, dict[str, Any]] = {
     "Cohere2": {"num_hidden_layers": 4},
@@ -57,9 +55,9 @@ def generated(model: Any) -> tuple[int, ...]:
     return tuple(output[0, len(PROMPT) :].tolist())
 
 
-@pytest.mark.parametrize("name", thorough_except(["qwen2-window", "GptOss"], [*WINDOWED, *OTHERS]))
-def test_greedy_text_of_a_model_with_windows_equals_transformers(name: str) -> None:
-    """The text is several windows long; drafts are right, wrong, and cross the edge of the window."""
+@pytest.mark.parametrize("name", thorough_except(["qwen2-window", "GptOss"], [*FAMILIES, *OTHERS]))
+def test_greedy_text_equals_transformers(name: str) -> None:
+    """The text is several windows long; drafts are right, wrong, and cross the edge of a window."""
     model = windowed(name)
     target, expected = whole_model(model), generated(model)
 
