@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from specgen.core.metrics import Counts
 from specgen.core.settings import ModelSettings
 from specgen.doctor.draft_measurement import _with_interval
 from specgen.doctor.pass_estimate import MachineSpeed, measure_machine
+from specgen.loading.gguf.header import scan_gguf
+from specgen.loading.resolved_model import GgufFile
 from specgen.runtime.confidence import ratio_interval
 from specgen.runtime.pair import PairSettings, resolve_pair
+from tests.loading.builders import make_gguf
 from tests.toys import save_toy
 
 
@@ -24,6 +28,18 @@ def test_a_pass_reads_all_weights_and_calls_each_layer(tmp_path: Path) -> None:
     seconds = MachineSpeed(bytes_per_second=1e9, layer_seconds=0.5).pass_seconds(pair.target, 3_000_000_000)
 
     assert seconds == pytest.approx(3 + 0.5 * num_layers)
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("Q4_K", 1.0 + 0.016), ("BF16", 1.0)])
+def test_llama_cpp_unpacks_each_quantized_weight(tmp_path: Path, kind: str, seconds: float) -> None:
+    """16 ps for each of two billion weights, by two threads."""
+    path = make_gguf(tmp_path / "tiny.gguf")
+    header = replace(scan_gguf(path), quantization=kind, num_parameters=2_000_000_000)
+    target = resolve_pair(PairSettings(ModelSettings(str(save_toy(tmp_path / "toy"))), "none")).target
+    model = replace(target, files=replace(target.files, gguf=GgufFile(path, header)))
+    speed = MachineSpeed(bytes_per_second=1e9, layer_seconds=0.5, num_threads=2)
+
+    assert speed.pass_seconds(model, 1_000_000_000) == pytest.approx(seconds)
 
 
 def test_the_machine_is_timed() -> None:
