@@ -50,6 +50,8 @@ FAILURES = (RuntimeError, NotImplementedError, AttributeError, ValueError, Impor
 """What formats raise that don't run on this machine."""
 WORTHWHILE = 0.95
 """A format must take less than this share of a more exact one's time to be worth its rounding."""
+KERNELS = 2
+"""Version of our own kernels; times of others are measured again."""
 EXACTNESS = ("none", "int8", "nf4")
 """Formats, the most exact one first."""
 TARGET_ROWS = (1, 4, 6)
@@ -67,13 +69,18 @@ _COST_ROLES = {"draft": "formats", "target": "target formats"}
 
 @dataclass(frozen=True, slots=True)
 class TimedLayer:
-    """The feed-forward layer that is timed, of a draft or of a target."""
+    """The feed-forward layer that is timed, of a draft or of a target.
+
+    Args:
+        packs_nf4: Its nf4 runs on our own kernel.
+    """
 
     hidden: int
     intermediate: int
     dtype: str
     device: str
     role: Role = "draft"
+    packs_nf4: bool = False
 
     @property
     def timed_intermediate(self) -> int:
@@ -240,7 +247,7 @@ def _linear(name: str, weight: Tensor, layer: TimedLayer) -> Any:
     """Returns a linear layer as the loader creates it for a draft."""
     if layer.device == "cpu" and name == "int8" and has_int8_matmul():
         return packed_linear(weight, Int8Linear)
-    if layer.device == "cpu" and name == "nf4" and has_nf4_matmul():
+    if layer.packs_nf4 and name == "nf4" and has_nf4_matmul():
         return packed_linear(weight, Nf4Linear)
     if layer.device == "cpu" and name == "none" and layer.dtype == "float16" and has_float16_matmul():
         return packed_linear(weight, Float16Linear)
@@ -263,5 +270,6 @@ def _cost_key(layer: TimedLayer) -> CostKey:
         "device": device,
         "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name(),
         "threads": torch.get_num_threads(),
+        "kernels": KERNELS if layer.packs_nf4 else 0,
         "versions": " ".join(f"{name} {version_of(name)}" for name in ("torch", "bitsandbytes", "llvmlite")),
     }

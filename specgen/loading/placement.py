@@ -16,11 +16,13 @@ from specgen.loading.format_autotune import LEAST_MEASURED, TimedLayer, fastest_
 from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
-from specgen.models.packing import has_nf4_matmul
+from specgen.models.packing import has_nf4_matmul, may_run_nf4
 
 if TYPE_CHECKING:
     from specgen.storage.cost_store import CostStore
 
+MAX_UNPACKED = 0.1
+"""Largest share of the weights in other modules than linear layers and embeddings for which these are packed."""
 INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.50', or use --quant none"
 
 Choice = tuple[str, tuple[str, ...]]
@@ -92,18 +94,20 @@ def choose_placement(
         DeviceError: The requested device, or bitsandbytes, is missing or unusable.
         SettingsError: The requested weight format can't be applied to the checkpoint.
     """
-    device, remarks = _device(settings.device)
-    dtype, reason = _dtype(settings, device)
-    remarks += reason
+    device, of_device = _device(settings.device)
+    dtype, of_dtype = _dtype(settings, device)
     quant, reason = _quant(settings, config, device, from_gguf, role)
     if settings.quant == "auto" and not from_gguf and (role == "draft" or device == "cpu"):
-        quant, reason = _fastest(config, device, dtype, role, times) or (quant, reason)
+        layer = None
+        if config.widths is not None:
+            layer = TimedLayer(*config.widths, dtype, device, role, may_pack_nf4(settings, config, device))
+        quant, reason = _fastest(config, layer, times) or (quant, reason)
     packed_dtype: Literal["float16"] | None = None
     if device == "cpu" and config.quant_method is None:
-        if quant == "nf4" and settings.dtype in ("auto", "float32") and has_nf4_matmul():
-            return Placement(device, False, "float32", quant, reason, "nf4")
+        if quant == "nf4" and may_pack_nf4(settings, config, device) and has_nf4_matmul():
+            return Placement(device, False, "float32", quant, of_device + reason, "nf4")
         if quant == "int8" and has_int8_matmul():
-            return Placement(device, False, "float32", quant, reason, "int8")
+            return Placement(device, False, "float32", quant, of_device + reason, "int8")
         if quant == "none" and dtype == "float16" and has_float16_matmul():
             packed_dtype = "float16"
     if quant != "none":
@@ -113,8 +117,8 @@ def choose_placement(
             if settings.quant != "auto":
                 raise
             quant, reason = "none", (f"not quantized: {error.message}",)
-    remarks += reason
-    return Placement(device, _is_spread(settings, config, device, dtype, quant), dtype, quant, remarks, packed_dtype)
+    is_spread = _is_spread(settings, config, device, dtype, quant)
+    return Placement(device, is_spread, dtype, quant, of_device + of_dtype + reason, packed_dtype)
 
 
 def has_fast_bf16_cpu() -> bool:
@@ -122,9 +126,15 @@ def has_fast_bf16_cpu() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
-def has_nf4_instructions() -> bool:
-    """Returns whether the processor has what a 4-bit kernel needs: VNNI for our own, AVX512-BF16 for bitsandbytes'."""
-    return bool({"avx512_vnni", "avx_vnni", "avx512_bf16"} & cpu_flags())
+def may_pack_nf4(settings: ModelSettings, config: ModelConfig, device: str) -> bool:
+    """Returns whether nf4 would run on our own kernel.
+
+    It packs linear layers; what else a model has would be stored in float32. Experts are such, and may be most of it.
+    """
+    modules = config.modules
+    is_linear = modules is None or modules.conv1d + modules.rest <= MAX_UNPACKED * modules.total
+    is_plain = config.quant_method is None and settings.dtype in ("auto", "float32")
+    return device == "cpu" and is_plain and is_linear and may_run_nf4()
 
 
 def check_bitsandbytes(quant: str, device: str) -> None:
@@ -207,8 +217,9 @@ def _quant(settings: ModelSettings, config: ModelConfig, device: str, from_gguf:
             raise SettingsError(
                 f"--quant {settings.quant} can't be applied: {quantized} is already quantized", "omit --quant"
             )
-        has_blocks = device == "cpu" and has_nf4_instructions() and settings.quant in ("nf4", "fp4")
-        if has_blocks and not config.widths_fit_blocks:
+        has_blocks = device == "cpu" and "avx512_bf16" in cpu_flags() and settings.quant in ("nf4", "fp4")
+        is_packed = settings.quant == "nf4" and may_pack_nf4(settings, config, device)
+        if has_blocks and not is_packed and not config.widths_fit_blocks:
             raise SettingsError(
                 f"--quant {settings.quant} can't be applied on this CPU: layer widths must be multiples of 64",
                 "use --quant none or int8",
@@ -220,37 +231,40 @@ def _quant(settings: ModelSettings, config: ModelConfig, device: str, from_gguf:
         return "int8", ()
     if not config.widths_fit_blocks:
         return "none", ()
-    # On other CPUs, nf4 is unpacked before each product: smaller, but slower than float32.
-    if device.startswith("cuda") or (device == "cpu" and has_nf4_instructions()):
+    # On other CPUs, bitsandbytes unpacks nf4 before each product: smaller, but slower than float32.
+    if device.startswith("cuda") or (device == "cpu" and "avx512_bf16" in cpu_flags()):
         return "nf4", ()
     return "none", ()
 
 
-def _fastest(config: ModelConfig, device: str, dtype: str, role: Role, times: CostStore | None) -> Choice | None:
+def _fastest(config: ModelConfig, layer: TimedLayer | None, times: CostStore | None) -> Choice | None:
     """Measures a model's fastest format; None if it is quantized already, or too small for products to matter."""
-    if config.quant_method or config.widths is None or config.num_parameters < LEAST_MEASURED:
+    if config.quant_method or layer is None or config.num_parameters < LEAST_MEASURED:
         return None
-    formats = ["none"]
+    device, formats = layer.device, ["none"]
     if device == "cpu" and has_int8_matmul():
         formats.append("int8")
-    # Other CPUs unpack 4-bit weights before each product, which can't be fast.
-    if device == "cpu" and has_nf4_instructions() and config.widths_fit_blocks:
+    # On other CPUs, bitsandbytes unpacks 4-bit weights before each product, which can't be fast.
+    has_kernel = layer.packs_nf4 or "avx512_bf16" in cpu_flags()
+    if device == "cpu" and has_kernel and config.widths_fit_blocks:
         formats.append("nf4")
     if device.startswith("cuda") and config.widths_fit_blocks:
         # Not int8: bitsandbytes computes it in five kernels a product, so it takes longer than nf4 and bfloat16.
         formats = ["none", "nf4"]
-    # The last one is the smallest.
-    formats = [name for name in formats if name == formats[-1] or _fits(config, device, dtype, name)]
+    needed = {name: _needed_bytes(config, layer, name) for name in formats}
+    free, smallest = free_bytes(device), min(formats, key=lambda name: needed[name])
+    formats = [name for name in formats if name == smallest or free is None or needed[name] <= free * USABLE]
     if len(formats) == 1:
         return formats[0], ()
-    quant, reason = fastest_format(formats, TimedLayer(*config.widths, dtype, device, role), times)
+    quant, reason = fastest_format(formats, layer, times)
     return quant, (reason,)
 
 
-def _fits(config: ModelConfig, device: str, dtype: str, quant: str) -> bool:
-    free = free_bytes(device)
-    needed = config.needed_bytes(dtype, quant, device) if device == "cpu" else cuda_bytes(config, dtype, quant)
-    return free is None or needed <= free * USABLE
+def _needed_bytes(config: ModelConfig, layer: TimedLayer, quant: str) -> int:
+    if layer.device != "cpu":
+        return cuda_bytes(config, layer.dtype, quant)
+    dtype = "float32" if quant == "nf4" and layer.packs_nf4 else layer.dtype
+    return config.needed_bytes(dtype, quant, layer.device)
 
 
 def _is_spread(settings: ModelSettings, config: ModelConfig, device: str, dtype: str, quant: str) -> bool:

@@ -187,16 +187,20 @@ def _format_remark(model: Any, config: ModelConfig, placement: Placement) -> str
         is_unpacked = config.is_unpacked(placement.device)
         return f"{config.quant_method} weights, unpacked to {placement.dtype} on a CPU" if is_unpacked else ""
     chosen = placement.packed_dtype or placement.quant
-    apart, num_chosen = {id(model.get_input_embeddings().weight)}, 0
+    apart, num_chosen, num_others = {id(model.get_input_embeddings().weight)}, 0, 0
+    kind = PackedLinear if placement.packed_dtype is None else PACKED_KINDS[placement.packed_dtype]
     for module in model.modules():
-        if isinstance(module, PackedLinear) or type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+        if isinstance(module, kind) or type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
             num_chosen += module.in_features * module.out_features
             apart.add(id(getattr(module, "weight", None)))
-    num_others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in apart)
+        elif isinstance(module, PackedLinear):
+            num_others += module.in_features * module.out_features
+    wide = "float32" if placement.packed_dtype is not None else placement.dtype
+    wide = f"int8 or {wide}" if num_others else wide
+    num_others += sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in apart)
     share = num_chosen / max(num_chosen + num_others, 1)
     if chosen == "none" or num_chosen == 0:
         return ""
-    wide = "float32" if placement.packed_dtype is not None else placement.dtype
     rest = f"{100 * share:.0f} % of the weights in {chosen}, the rest in {wide}" if share < NEARLY_ALL else ""
     unfit = _unfit_kinds(model) if chosen in ("nf4", "fp4") else []
     return "; ".join(

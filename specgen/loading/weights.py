@@ -17,7 +17,7 @@ from specgen.loading.mtp_folder import without_mtp
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.loading.transformers_weights import load_error, load_transformers
-from specgen.models.attention_kernel import has_attention_kernel
+from specgen.models.attention_kernel import kernel_for
 from specgen.models.cached_model import CachedModel
 from specgen.models.continuation import refuse_broken_continuation
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
@@ -69,7 +69,8 @@ def load_weights(
         devices = [segment.device for segment in decoder.segments]
         # Rounding to 8 bits would amplify the last bit in which attention depends on the number of tokens.
         rounds_inputs = placement.packed_dtype in ("int8", "nf4")
-        attends_by_row = rounds_inputs and (resolved.role == "target" or has_attention_kernel())
+        # A draft need not be exact: it attends alone only where that is no slower.
+        attends_by_row = rounds_inputs and (resolved.role == "target" or kernel_for(decoder.spec) is not None)
         model: CachedModel = DecoderModel(decoder, num_tokens, attends_by_row)
         if resolved.role == "draft" and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):
             # In bfloat16, the head alone would take as long as all the 4-bit layers below it.

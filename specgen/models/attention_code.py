@@ -29,7 +29,7 @@ ARGUMENTS = (
     "scale",
     "counter",
 )
-"""Arguments of `run`, 64 bits each, in this order.
+"""What `run` reads at the address that it is given: 64 bits each, in this order.
 
 Addresses: queries, float32; keys and values of all heads; outputs `[rows, heads * head_size]`; scratch memory for
 scores `[rows, heads, scores_stride]`. By row, int64: the first position that it sees, the number of positions from
@@ -60,7 +60,10 @@ class AttentionShape:
 
 
 def attention_code(shape: AttentionShape) -> str:
-    """Returns the kernel in LLVM IR: `run`, whose arguments are those of the weights' kernels."""
+    """Returns the kernel in LLVM IR.
+
+    Its function `run` takes the address of `ARGUMENTS`, that of OpenMP's entry point, and the number of threads.
+    """
     return "\n".join([SOFTMAX, _attend(shape), _RUN])
 
 

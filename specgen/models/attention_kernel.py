@@ -17,6 +17,7 @@ from torch import Tensor
 from specgen.core.draft_tree import path_to
 from specgen.models.attention_code import ARGUMENTS, AttentionShape, attention_code
 from specgen.models.cpu_vectors import vector_bytes
+from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, openmp_parallel
 from specgen.models.vector_code import LANES
 
@@ -112,6 +113,13 @@ class AttentionKernel:
 def has_attention_kernel() -> bool:
     """Returns whether this machine runs the kernel."""
     return vector_bytes() == 4 * LANES
+
+
+def kernel_for(spec: DecoderSpec) -> AttentionKernel | None:
+    """Returns the kernel for a decoder, or None: see `attention_kernel`. It does not cap scores."""
+    if spec.attention_soft_cap:
+        return None
+    return attention_kernel(AttentionShape(spec.num_heads, spec.num_heads // spec.num_kv_heads, spec.head_size))
 
 
 @lru_cache(maxsize=8)

@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from specgen.core.draft_tree import depths_of
 from specgen.core.settings import MAX_DRAFT_TOKENS
-from specgen.models.attention_code import AttentionShape
-from specgen.models.attention_kernel import SeenPositions, attention_kernel, seen_by_rows
+from specgen.models.attention_kernel import SeenPositions, kernel_for, seen_by_rows
 from specgen.models.capped_attention import attend_capped
 from specgen.models.decoder_spec import DecoderSpec, RotarySpec
 from specgen.models.rotary import rotary_table
@@ -113,9 +112,8 @@ class SliceSlots(StoredSlots):
     def __init__(self, spec: DecoderSpec, like: Tensor, attends_by_row: bool = False) -> None:
         super().__init__(spec, like)
         self._attends_by_row = attends_by_row
-        self._kernel = None
-        if attends_by_row and like.dtype == torch.float32 and like.device.type == "cpu" and not spec.attention_soft_cap:
-            self._kernel = attention_kernel(AttentionShape(spec.num_heads, self._group, spec.head_size))
+        is_float32_on_cpu = like.dtype == torch.float32 and like.device.type == "cpu"
+        self._kernel = kernel_for(spec) if attends_by_row and is_float32_on_cpu else None
 
     def release(self) -> None:
         """As in `StoredSlots`."""

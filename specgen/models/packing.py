@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specgen.models.cpu_vectors import vector_bytes
 from specgen.models.formats import (
     Float16Linear,
     Float32Embedding,
@@ -29,8 +30,13 @@ PACKED_KINDS: dict[str, PackedKind] = {"float16": Float16Linear, "int8": Int8Lin
 """Classes of packed layers by the name of their format."""
 
 
+def may_run_nf4() -> bool:
+    """Returns whether this CPU has what `Nf4Linear` needs; nothing is compiled, so the system may still forbid it."""
+    return vector_bytes() > 0
+
+
 def has_nf4_matmul() -> bool:
-    """Returns whether this CPU runs `Nf4Linear`."""
+    """Returns whether this CPU runs `Nf4Linear`; compiles its kernels."""
     return nf4_kernels() is not None
 
 

@@ -102,7 +102,7 @@ exit:
 
 
 def _loaded() -> str:
-    """Returns what loads the arguments of `run` that `prepared` needs: the 8th and those that follow."""
+    """Returns what loads the arguments of `run` that `prepared` needs, from index 8 on."""
     kinds = dict.fromkeys(("size", "rows", "facts", "counter", "kind"), "i64")
     lines = []
     for index, (name, kind) in enumerate((kinds | {"prepared": "ptr", "weight": "ptr", "epsilon": "float"}).items(), 8):

@@ -23,12 +23,12 @@ FLIP = 0x80
 
 
 CHUNK_BYTES = 2**18
-"""Of the weights that a thread claims at once. The second group of rows finds them in a cache, and a long stretch is
-read faster than many short ones."""
+"""Bytes of the weights that a thread claims at once. The second group of rows finds them in a cache, and a long stretch
+is read faster than many short ones."""
 CHUNKS_OF_THREAD = 4
 """Parts that each thread claims at least, so that a thread that was held up has less to do."""
 CHUNK_UNIT = 16
-"""Outputs: whole tiles in all formats."""
+"""Outputs of a chunk are a multiple of it: whole tiles in all formats."""
 _Arguments = ctypes.c_int64 * 17
 
 
@@ -58,7 +58,7 @@ class Kernels:
         width: Bytes of a vector.
         quantize: Rounds rows of float32 to int8: addresses of the rows, the results, their scales, and -128 times their
             sums; then the numbers of rows and columns, and a byte that flips bits of the results.
-        run: Rounds rows and computes all their outputs: addresses of the arguments of `multiply` in the code, of the
+        run: Lets rows go through a prologue, rounds them and computes all their outputs: addresses of the arguments of `multiply` in the code, of the
             rows, and of OpenMP's entry point, and the number of threads.
     """
 

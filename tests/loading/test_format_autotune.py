@@ -144,6 +144,7 @@ def test_a_model_on_a_cpu_chooses_among_the_formats_with_kernels(
 ) -> None:
     monkeypatch.setattr(placement, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(placement, "has_int8_matmul", lambda: has_int8)
+    monkeypatch.setattr(placement, "may_run_nf4", lambda: False)
 
     chosen = placement.choose_placement(ModelSettings("m", device="cpu"), CONFIG, from_gguf=False, role=role)
 

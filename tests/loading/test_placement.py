@@ -16,8 +16,9 @@ from specgen.core.errors import DeviceError, MemoryShortageError, SettingsError
 from specgen.core.settings import ModelSettings
 from specgen.loading import placement
 from specgen.loading.config_check import check_folder
+from specgen.loading.format_autotune import TimedLayer
 from specgen.loading.placement import Placement, choose_placement
-from specgen.loading.resolved_model import ModelConfig
+from specgen.loading.resolved_model import ModelConfig, ModuleSizes
 from tests.loading.builders import cpu_with, edit_json, fails
 
 
@@ -42,6 +43,7 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, *free: int, capability: tuple[
 
 
 CONFIG = ModelConfig("llama", 64, 128, None, "bfloat16", num_parameters=10**9, num_weight_bytes=2 * 10**9)
+WIDE = replace(CONFIG, widths=(2048, 8192))
 
 
 def test_auto_chooses_bfloat16_on_a_cpu_that_has_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +97,14 @@ def test_auto_does_not_quantize_without_bitsandbytes(folder: Path, monkeypatch: 
     assert "bitsandbytes" in " ".join(chosen.remarks)
 
 
-def test_nf4_runs_on_our_own_kernel_without_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch, "avx512_vnni")
+    monkeypatch.setattr(placement, "may_run_nf4", lambda: True)
     monkeypatch.setattr(placement, "has_nf4_matmul", lambda: True)
+
+
+def test_nf4_runs_on_our_own_kernel_without_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_kernel(monkeypatch)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     config = replace(check_folder(folder), widths_fit_blocks=True)
 
@@ -106,6 +113,39 @@ def test_nf4_runs_on_our_own_kernel_without_bitsandbytes(folder: Path, monkeypat
     assert (chosen.quant, chosen.dtype, chosen.packed_dtype) == ("nf4", "float32", "nf4")
     with pytest.raises(DeviceError):
         choose_placement(ModelSettings("", quant="nf4", dtype="bfloat16"), config, from_gguf=False)
+
+
+def test_models_of_experts_stay_on_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_kernel(monkeypatch)
+    experts = ModuleSizes(linear=100, conv1d=0, embedding=10, head=10, rest=1000, is_tied=True)
+    config = replace(check_folder(folder), modules=experts)
+
+    chosen = choose_placement(ModelSettings("", quant="nf4"), config, from_gguf=False)
+
+    assert (chosen.quant, chosen.packed_dtype) == ("nf4", None)
+
+
+def test_auto_measures_the_kernel_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_kernel(monkeypatch)
+    measured: list[TimedLayer] = []
+
+    def fastest(formats: list[str], layer: TimedLayer, times: object) -> tuple[str, str]:
+        measured.append(layer)
+        return formats[-1], ""
+
+    monkeypatch.setattr(placement, "fastest_format", fastest)
+    for dtype in ("auto", "bfloat16"):
+        chosen = choose_placement(ModelSettings("", dtype=dtype, device="cpu"), WIDE, from_gguf=False)
+        assert chosen.packed_dtype == ("nf4" if dtype == "auto" else None)
+
+    assert [(layer.packs_nf4, layer.dtype) for layer in measured] == [(True, measured[0].dtype)]
+
+
+def test_the_smallest_format_is_kept_when_none_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_kernel(monkeypatch)
+    monkeypatch.setattr(placement, "free_bytes", lambda device: 10)
+
+    assert choose_placement(ModelSettings("", device="cpu"), WIDE, from_gguf=False).quant == "nf4"
 
 
 @pytest.mark.fault("F38")
