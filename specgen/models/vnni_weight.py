@@ -58,8 +58,8 @@ class Kernels:
         width: Bytes of a vector.
         quantize: Rounds rows of float32 to int8: addresses of the rows, the results, their scales, and -128 times their
             sums; then the numbers of rows and columns, and a byte that flips bits of the results.
-        run: Lets rows go through a prologue, rounds them and computes all their outputs: addresses of the arguments of `multiply` in the code, of the
-            rows, and of OpenMP's entry point, and the number of threads.
+        run: Lets rows go through a prologue, rounds them and computes all their outputs: addresses of the arguments of
+            `multiply` in the code, of the rows, and of OpenMP's entry point, and the number of threads.
     """
 
     code: NativeCode
