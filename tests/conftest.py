@@ -12,6 +12,9 @@ from tests import collection, profiles
 
 __all__ = ["profiles"]
 
+# Under TERM=dumb, as in many CI jobs, nothing has colors.
+os.environ["TERM"] = "xterm-256color"
+
 # With the extra gguf installed, GGUF files would run on llama.cpp; tests of llama.cpp set this themselves.
 os.environ["SPECGEN_BACKEND"] = "torch"
 
