@@ -19,7 +19,7 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.formats import Float16Linear, Int8Linear, Nf4Linear, fits_float16, without_deprecation_warning
 from specgen.models.forward_pass import Norm
 from specgen.models.fused_layers import fuse
-from specgen.models.packing import PACKED_KINDS, PackedKind, compile_kernels, packed_linear
+from specgen.models.packing import PACKED_KINDS, PackedKind, compile_ahead, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.shortlist_head import has_shortlist, shortlist_head
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
@@ -108,7 +108,7 @@ def linear_makers(placement: Placement, dtype: torch.dtype, *, is_draft: bool = 
     """
     if placement.packed_dtype is not None:
         kind = PACKED_KINDS[placement.packed_dtype]
-        compile_kernels(kind)  # once, not by each thread
+        compile_ahead(kind)  # once, not by each thread
         return partial(_packed, kind), partial(_packed, Int8Linear if kind is Nf4Linear and not is_draft else kind)
 
     def dense(weight: Tensor, bias: Tensor | None) -> nn.Module:

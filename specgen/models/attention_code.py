@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specgen.models.vector_code import FLOATS, LANES, SOFTMAX, load, spread
+from specgen.models.vector_code import FLOATS, LANES, ON_THREADS, SOFTMAX, load, load_arguments, spread
 
-ARGUMENTS = (
-    "queries",
-    "keys",
-    "values",
-    "outputs",
-    "scores",
-    "starts",
-    "num_before",
-    "others",
-    "num_seen",
-    "num_rows",
-    "query_stride",
-    "head_stride",
-    "num_others",
-    "scores_stride",
-    "scale",
-    "counter",
-)
+ARGUMENTS = {
+    "queries": "ptr",
+    "keys": "ptr",
+    "values": "ptr",
+    "outputs": "ptr",
+    "scores": "ptr",
+    "starts": "ptr",
+    "num_before": "ptr",
+    "others": "ptr",
+    "num_seen": "ptr",
+    "num_rows": "i64",
+    "query_stride": "i64",
+    "head_stride": "i64",
+    "num_others": "i64",
+    "scores_stride": "i64",
+    "scale": "float",
+    "counter": "i64",
+}
 """What `run` reads at the address that it is given: 64 bits each, in this order.
 
 Addresses: queries, float32; keys and values of all heads; outputs `[rows, heads * head_size]`; scratch memory for
@@ -64,20 +64,13 @@ def attention_code(shape: AttentionShape) -> str:
 
     Its function `run` takes the address of `ARGUMENTS`, that of OpenMP's entry point, and the number of threads.
     """
-    return "\n".join([SOFTMAX, _attend(shape), _RUN])
+    return "\n".join([SOFTMAX, _attend(shape), ON_THREADS, _RUN])
 
 
 _RUN = """
 define void @run(ptr %arguments, ptr %parallel, i64 %num_threads) {
 entry:
-  %is_alone = icmp eq i64 %num_threads, 1
-  br i1 %is_alone, label %alone, label %together
-alone:
-  call void @attend(ptr %arguments)
-  ret void
-together:
-  %threads = trunc i64 %num_threads to i32
-  call void %parallel(ptr @attend, ptr %arguments, i32 %threads, i32 0)
+  call void @on_threads(ptr @attend, ptr %arguments, ptr %parallel, i64 %num_threads)
   ret void
 }
 """
@@ -88,16 +81,11 @@ def _attend(shape: AttentionShape) -> str:
     together = range(shape.num_together)
     vectors = range(shape.head_size // LANES)
     blocks = shape.num_heads // shape.num_together
-    numbers = ("num_rows", "query_stride", "head_stride", "num_others", "scores_stride")
-    lines = ["define void @attend(ptr %arguments) {", "entry:"]
-    for index, name in enumerate(ARGUMENTS[:-2]):
-        kind = "i64" if name in numbers else "ptr"
-        lines += load(name, kind, "arguments", kind, str(index))
-    scale_index, counter_index = len(ARGUMENTS) - 2, len(ARGUMENTS) - 1
-    lines += [
-        f"  %scale_at = getelementptr i64, ptr %arguments, i64 {scale_index}",
-        "  %scale = load float, ptr %scale_at, align 4",
-        f"  %counter = getelementptr i64, ptr %arguments, i64 {counter_index}",
+    lines = [
+        "define void @attend(ptr %arguments) {",
+        "entry:",
+        *load_arguments(ARGUMENTS, [name for name in ARGUMENTS if name != "counter"]),
+        f"  %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index('counter')}",
         f"  %num_tasks = mul i64 %num_rows, {blocks}",
         "  br label %claim",
         "claim:",

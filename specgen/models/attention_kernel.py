@@ -75,7 +75,6 @@ class AttentionKernel:
     """The compiled kernel of a model's heads."""
 
     def __init__(self, shape: AttentionShape) -> None:
-        self._shape = shape
         self._code = NativeCode(attention_code(shape))
         self._run: Function = self._code.function("run", 3)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specgen.models.vector_code import PARAMETERS, Tiles, load, spread
+from specgen.models.vector_code import PARAMETERS, Tiles, end_of_outputs, load, spread
 
 NUM_OUTPUTS = 4
 """Outputs that are computed at once."""
@@ -47,15 +47,7 @@ def tile(num_rows: int, width: int) -> str:
     ]
     for r in rows:
         lines += _finished(r, width)
-    lines += [
-        f"  %following = add i64 %wanted, {NUM_OUTPUTS}",
-        "  %outputs_more = icmp ult i64 %following, %last",
-        "  br i1 %outputs_more, label %outputs_loop, label %exit",
-        "exit:",
-        "  ret void",
-        "}",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *end_of_outputs("%wanted", NUM_OUTPUTS)])
 
 
 def _add_products(num_rows: int, width: int) -> list[str]:

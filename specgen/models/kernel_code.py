@@ -6,10 +6,7 @@ claims outputs. A format's tiles compute them.
 
 from __future__ import annotations
 
-from specgen.models.vector_code import Tiles, load
-
-CHUNK_INDEX = 16
-"""Index of the number of outputs that a thread claims at once, in the arguments of `multiply`."""
+from specgen.models.vector_code import ARGUMENTS, ON_THREADS, Tiles, load_arguments
 
 
 def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
@@ -30,7 +27,7 @@ def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
     ]
     multiply = _multiply(tiles.max_rows)
-    return "\n".join([*declarations, prologues, QUANTIZE, tiles.text, multiply, RUN])
+    return "\n".join([*declarations, prologues, QUANTIZE, tiles.text, multiply, ON_THREADS, _run()])
 
 
 TINY_BITS = 0x04000000
@@ -112,49 +109,28 @@ exit:
 """
 """Without their signs, float32 are in the order of their bits, and what is not a number is the largest."""
 
-RUN = """
-define void @run(ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads) {
+
+def _run() -> str:
+    """Returns the function that is called: it prepares the rows and lets all threads multiply."""
+    loads = "\n".join(load_arguments(ARGUMENTS, ("rows", "row_scales", "excesses", "size", "num_rows", "num_scales")))
+    return f"""
+define void @run(ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads) {{
 entry:
-  %rows_at = getelementptr ptr, ptr %arguments, i64 3
-  %rows = load ptr, ptr %rows_at
-  %scales_at = getelementptr ptr, ptr %arguments, i64 4
-  %scales = load ptr, ptr %scales_at
-  %excesses_at = getelementptr ptr, ptr %arguments, i64 5
-  %excesses = load ptr, ptr %excesses_at
-  %size_at = getelementptr i64, ptr %arguments, i64 8
-  %size = load i64, ptr %size_at
-  %num_rows_at = getelementptr i64, ptr %arguments, i64 9
-  %num_rows = load i64, ptr %num_rows_at
-  %num_facts_at = getelementptr i64, ptr %arguments, i64 10
-  %num_facts = load i64, ptr %num_facts_at
-  %num_blocks = mul i64 %num_rows, %num_facts
-  %block = udiv i64 %size, %num_facts
+{loads}
+  %num_blocks = mul i64 %num_rows, %num_scales
+  %block = udiv i64 %size, %num_scales
   %prepared = call ptr @prepared(ptr %arguments, ptr %inputs)
-  call void @quantize(ptr %prepared, ptr %rows, ptr %scales, ptr %excesses, i64 %num_blocks, i64 %block, i64 0)
-  %is_alone = icmp eq i64 %num_threads, 1
-  br i1 %is_alone, label %alone, label %together
-alone:
-  call void @multiply(ptr %arguments)
+  call void @quantize(ptr %prepared, ptr %rows, ptr %row_scales, ptr %excesses, i64 %num_blocks, i64 %block, i64 0)
+  call void @on_threads(ptr @multiply, ptr %arguments, ptr %parallel, i64 %num_threads)
   ret void
-together:
-  %threads = trunc i64 %num_threads to i32
-  call void %parallel(ptr @multiply, ptr %arguments, i32 %threads, i32 0)
-  ret void
-}
+}}
 """
 
 
 def _multiply(max_rows: int) -> str:
-    """Returns the function that runs on each thread: it claims outputs until none are left.
-
-    `%num_facts` is the number of scales, and of excesses, of each row.
-    """
-    names = ["values", "weight_scales", "bias", "rows", "row_scales", "excesses", "outputs"]
-    lines = ["define void @multiply(ptr %arguments) {", "entry:"]
-    for index, name in enumerate(names):
-        lines += load(name, "ptr", "arguments", "ptr", str(index))
-    for index, name in enumerate(["num_outputs", "size", "num_rows", "num_facts"], len(names)):
-        lines += load(name, "i64", "arguments", "i64", str(index))
+    """Returns the function that runs on each thread: it claims outputs until none are left."""
+    names = [name for name in ARGUMENTS if name not in ("prologue", "prepared", "norm_weight", "epsilon", "counter")]
+    lines = ["define void @multiply(ptr %arguments) {", "entry:", *load_arguments(ARGUMENTS, names)]
     fixed = "ptr %values, ptr %weight_scales, ptr %bias"
     moved = "ptr %rows_here, ptr %row_scales_here, ptr %excesses_here, ptr %outputs_here"
     cases = "\n".join(f"    i64 {number}, label %call{number}" for number in range(1, max_rows + 1))
@@ -167,9 +143,7 @@ def _multiply(max_rows: int) -> str:
     return (
         "\n".join(lines)
         + f"""
-  %counter = getelementptr i64, ptr %arguments, i64 {len(names) + 4}
-  %chunk_at = getelementptr i64, ptr %arguments, i64 {CHUNK_INDEX}
-  %chunk = load i64, ptr %chunk_at, align 8
+  %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
   %num_rows_up = add i64 %num_rows, {max_rows - 1}
   %num_groups = udiv i64 %num_rows_up, {max_rows}
   %num_rows_more = add i64 %num_rows, %num_groups
@@ -192,9 +166,9 @@ rows_loop:
   %count = select i1 %is_part, i64 %left, i64 %group
   %rows_offset = mul i64 %row, %size
   %rows_here = getelementptr i8, ptr %rows, i64 %rows_offset
-  %facts_offset = mul i64 %row, %num_facts
-  %row_scales_here = getelementptr float, ptr %row_scales, i64 %facts_offset
-  %excesses_here = getelementptr i32, ptr %excesses, i64 %facts_offset
+  %scales_offset = mul i64 %row, %num_scales
+  %row_scales_here = getelementptr float, ptr %row_scales, i64 %scales_offset
+  %excesses_here = getelementptr i32, ptr %excesses, i64 %scales_offset
   %outputs_offset = mul i64 %row, %num_outputs
   %outputs_here = getelementptr float, ptr %outputs, i64 %outputs_offset
   switch i64 %count, label %exit [

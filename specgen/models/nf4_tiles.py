@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from specgen.models.vector_code import LANES, PARAMETERS, Tiles, load, spread
+from specgen.models.vector_code import LANES, PARAMETERS, Tiles, end_of_outputs, load, spread
 
 BLOCK = 64
 """Inputs that share a scale, as in bitsandbytes."""
@@ -81,15 +81,7 @@ def _tile(num_rows: int, width: int) -> str:
             f"  %to{r} = getelementptr float, ptr %outputs, i64 %index{r}",
             f"  store <{lanes} x float> %biased{r}, ptr %to{r}, align 4",
         ]
-    lines += [
-        f"  %following = add i64 %output, {lanes}",
-        "  %outputs_more = icmp ult i64 %following, %last",
-        "  br i1 %outputs_more, label %outputs_loop, label %exit",
-        "exit:",
-        "  ret void",
-        "}",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *end_of_outputs("%output", lanes)])
 
 
 def _add_block(num_rows: int, width: int) -> list[str]:

@@ -82,7 +82,7 @@ def pack_layers(module: nn.Module, kind: PackedKind, head: nn.Module | None = No
         for name, layer in parent.named_children()
         if type(layer) is nn.Linear
     ]
-    compile_kernels(kind)  # once, not by each thread
+    compile_ahead(kind)  # once, not by each thread
     # Packing a layer is one long loop without the interpreter lock. The longest jobs go first, so that none of them
     # runs alone at the end.
     jobs.sort(key=lambda job: -getattr(job[0], job[1]).weight.numel())
@@ -90,7 +90,7 @@ def pack_layers(module: nn.Module, kind: PackedKind, head: nn.Module | None = No
         return sum(pool.map(lambda job: _replace(*job), jobs))
 
 
-def compile_kernels(kind: PackedKind) -> None:
+def compile_ahead(kind: PackedKind) -> None:
     """Compiles the kernels of a format, and of the heads of its targets."""
     if kind is not Float16Linear:
         int8_kernels()

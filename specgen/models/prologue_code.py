@@ -5,22 +5,16 @@ In a call of their own, torch's functions for these take as long as a small prod
 
 from __future__ import annotations
 
-from specgen.models.vector_code import EXPONENTIAL, FLOATS, GATE, LANES, NORM, constant
+from specgen.models.vector_code import ARGUMENTS, EXPONENTIAL, FLOATS, LANES, NORM, NOTHING, constant, load_arguments
 
 _NORM = f"""
-define internal void @norm_rows(ptr %from, ptr %to, ptr %weight, float %epsilon, i64 %num_rows, i64 %size) {{
+define internal void @norm_row(ptr %in, ptr %out, ptr %weight, float %epsilon, i64 %size) {{
 entry:
   %size_single = uitofp i64 %size to float
-  br label %row
-row:
-  %r = phi i64 [ 0, %entry ], [ %r_next, %row_end ]
-  %offset = mul i64 %r, %size
-  %in = getelementptr float, ptr %from, i64 %offset
-  %out = getelementptr float, ptr %to, i64 %offset
   br label %square
 square:
-  %i = phi i64 [ 0, %row ], [ %i_next, %square ]
-  %sum = phi {FLOATS} [ zeroinitializer, %row ], [ %sum_next, %square ]
+  %i = phi i64 [ 0, %entry ], [ %i_next, %square ]
+  %sum = phi {FLOATS} [ zeroinitializer, %entry ], [ %sum_next, %square ]
   %at = getelementptr float, ptr %in, i64 %i
   %x = load {FLOATS}, ptr %at, align 4
   %sum_next = call {FLOATS} @llvm.fma.v{LANES}f32({FLOATS} %x, {FLOATS} %x, {FLOATS} %sum)
@@ -48,30 +42,19 @@ scale:
   store {FLOATS} %weighted, ptr %to_at, align 4
   %j_next = add i64 %j, {LANES}
   %scale_more = icmp ult i64 %j_next, %size
-  br i1 %scale_more, label %scale, label %row_end
-row_end:
-  %r_next = add i64 %r, 1
-  %row_more = icmp ult i64 %r_next, %num_rows
-  br i1 %row_more, label %row, label %exit
+  br i1 %scale_more, label %scale, label %exit
 exit:
   ret void
 }}
 """
 
 _GATE = f"""
-define internal void @gate_rows(ptr %from, ptr %to, i64 %num_rows, i64 %size) {{
+define internal void @gate_row(ptr %gates, ptr %out, i64 %size) {{
 entry:
-  br label %row
-row:
-  %r = phi i64 [ 0, %entry ], [ %r_next, %row_end ]
-  %offset = mul i64 %r, %size
-  %double_offset = mul i64 %offset, 2
-  %gates = getelementptr float, ptr %from, i64 %double_offset
   %ups = getelementptr float, ptr %gates, i64 %size
-  %out = getelementptr float, ptr %to, i64 %offset
   br label %column
 column:
-  %i = phi i64 [ 0, %row ], [ %i_next, %column ]
+  %i = phi i64 [ 0, %entry ], [ %i_next, %column ]
   %gate_at = getelementptr float, ptr %gates, i64 %i
   %gate = load {FLOATS}, ptr %gate_at, align 4
   %up_at = getelementptr float, ptr %ups, i64 %i
@@ -89,11 +72,7 @@ column:
   store {FLOATS} %product, ptr %to_at, align 4
   %i_next = add i64 %i, {LANES}
   %column_more = icmp ult i64 %i_next, %size
-  br i1 %column_more, label %column, label %row_end
-row_end:
-  %r_next = add i64 %r, 1
-  %row_more = icmp ult i64 %r_next, %num_rows
-  br i1 %row_more, label %row, label %exit
+  br i1 %column_more, label %column, label %exit
 exit:
   ret void
 }}
@@ -101,38 +80,44 @@ exit:
 """SiLU is x / (1 + exp(-x)). Of the exponentials of x and -x, the one that is at most 1 is computed."""
 
 
-def _loaded() -> str:
-    """Returns what loads the arguments of `run` that `prepared` needs, from index 8 on."""
-    kinds = dict.fromkeys(("size", "rows", "facts", "counter", "kind"), "i64")
-    lines = []
-    for index, (name, kind) in enumerate((kinds | {"prepared": "ptr", "weight": "ptr", "epsilon": "float"}).items(), 8):
-        lines += [
-            f"  %{name}_at = getelementptr i64, ptr %arguments, i64 {index}",
-            f"  %{name} = load {kind}, ptr %{name}_at",
-        ]
-    return "\n".join(lines)
-
-
-PROLOGUES = f"""
-declare float @llvm.sqrt.f32(float)
-{EXPONENTIAL}
-{_NORM}
-{_GATE}
+def _prepared() -> str:
+    """Returns the function that finds the rows after a prologue: in the memory for them, or the inputs themselves."""
+    names = ("size", "num_rows", "prologue", "prepared", "norm_weight", "epsilon")
+    loads = "\n".join(load_arguments(ARGUMENTS, names))
+    return f"""
 define internal ptr @prepared(ptr %arguments, ptr %inputs) {{
 entry:
-{_loaded()}
-  switch i64 %kind, label %nothing [
-    i64 {NORM}, label %norm
-    i64 {GATE}, label %gate
-  ]
+{loads}
+  %is_nothing = icmp eq i64 %prologue, {NOTHING}
+  br i1 %is_nothing, label %nothing, label %something
 nothing:
   ret ptr %inputs
+something:
+  %is_norm = icmp eq i64 %prologue, {NORM}
+  %double_size = mul i64 %size, 2
+  %in_size = select i1 %is_norm, i64 %size, i64 %double_size
+  br label %row
+row:
+  %r = phi i64 [ 0, %something ], [ %r_next, %row_end ]
+  %in_offset = mul i64 %r, %in_size
+  %in = getelementptr float, ptr %inputs, i64 %in_offset
+  %out_offset = mul i64 %r, %size
+  %out = getelementptr float, ptr %prepared, i64 %out_offset
+  br i1 %is_norm, label %norm, label %gate
 norm:
-  call void @norm_rows(ptr %inputs, ptr %prepared, ptr %weight, float %epsilon, i64 %rows, i64 %size)
-  ret ptr %prepared
+  call void @norm_row(ptr %in, ptr %out, ptr %norm_weight, float %epsilon, i64 %size)
+  br label %row_end
 gate:
-  call void @gate_rows(ptr %inputs, ptr %prepared, i64 %rows, i64 %size)
+  call void @gate_row(ptr %in, ptr %out, i64 %size)
+  br label %row_end
+row_end:
+  %r_next = add i64 %r, 1
+  %row_more = icmp ult i64 %r_next, %num_rows
+  br i1 %row_more, label %row, label %exit
+exit:
   ret ptr %prepared
 }}
 """
-"""`prepared` returns the address of the rows after a prologue: in the memory for them, or the inputs themselves."""
+
+
+PROLOGUES = "\n".join(["declare float @llvm.sqrt.f32(float)", EXPONENTIAL, _NORM, _GATE, _prepared()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PARAMETERS = (
@@ -11,6 +12,31 @@ PARAMETERS = (
 )
 """Parameters of each tile. The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater
 by 128; `%excesses` holds what has to be added to a row's sums for that."""
+
+ARGUMENTS = {
+    "values": "ptr",
+    "weight_scales": "ptr",
+    "bias": "ptr",
+    "rows": "ptr",
+    "row_scales": "ptr",
+    "excesses": "ptr",
+    "outputs": "ptr",
+    "num_outputs": "i64",
+    "size": "i64",
+    "num_rows": "i64",
+    "num_scales": "i64",
+    "prologue": "i64",
+    "prepared": "ptr",
+    "norm_weight": "ptr",
+    "epsilon": "float",
+    "chunk": "i64",
+    "counter": "i64",
+}
+"""What the kernels of weights read at the address that they are given: 64 bits each, in this order.
+
+`rows` is memory for the rounded rows, `prepared` for the rows after a prologue; `num_scales` counts the scales, and the
+excesses, of each row; `chunk` is the number of outputs that a thread claims at once, and `counter` is 0.
+"""
 
 NOTHING, NORM, GATE = range(3)
 """Kinds of prologues: a root mean square norm, or SiLU of the first half of a row times the second half."""
@@ -140,6 +166,51 @@ done:
 
 The memory of the scores holds whole vectors.
 """
+
+
+ON_THREADS = """
+define internal void @on_threads(ptr %job, ptr %arguments, ptr %parallel, i64 %num_threads) {
+entry:
+  %is_alone = icmp eq i64 %num_threads, 1
+  br i1 %is_alone, label %alone, label %together
+alone:
+  call void %job(ptr %arguments)
+  ret void
+together:
+  %threads = trunc i64 %num_threads to i32
+  call void %parallel(ptr %job, ptr %arguments, i32 %threads, i32 0)
+  ret void
+}
+"""
+"""Runs a job on this thread, or on several by OpenMP's entry point; each gets the same arguments."""
+
+
+def load_arguments(order: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Returns what loads some of the arguments at `%arguments`, by their names.
+
+    Args:
+        order: Types of all arguments by their names, in their order; 64 bits each.
+    """
+    lines = []
+    for index, (name, kind) in enumerate(order.items()):
+        if name in names:
+            lines += [
+                f"  %{name}_at = getelementptr i64, ptr %arguments, i64 {index}",
+                f"  %{name} = load {kind}, ptr %{name}_at",
+            ]
+    return lines
+
+
+def end_of_outputs(output: str, step: int) -> list[str]:
+    """Returns the end of a tile: its loop goes on `step` outputs after this one, up to `%last`."""
+    return [
+        f"  %following = add i64 {output}, {step}",
+        "  %outputs_more = icmp ult i64 %following, %last",
+        "  br i1 %outputs_more, label %outputs_loop, label %exit",
+        "exit:",
+        "  ret void",
+        "}",
+    ]
 
 
 def spread(name: str, kind: str, value: str, lanes: int) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, openmp_parallel
-from specgen.models.vector_code import GATE, NOTHING
+from specgen.models.vector_code import ARGUMENTS, GATE, NOTHING
 
 BLOCK_VALUES = 2**18
 """Values that are converted at once."""
@@ -29,7 +29,7 @@ CHUNKS_OF_THREAD = 4
 """Parts that each thread claims at least, so that a thread that was held up has less to do."""
 CHUNK_UNIT = 16
 """Outputs of a chunk are a multiple of it: whole tiles in all formats."""
-_Arguments = ctypes.c_int64 * 17
+_Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +149,19 @@ class VnniWeight:
         outputs = floats(num_rows, self._num_computed)
         if num_rows:
             rows = rows.contiguous()
-            num_facts = self._num_inputs // self._block
+            num_scales = self._num_inputs // self._block
             # The rows after the prologue, rounded, and then their scales and excesses: the others four bytes each.
-            num_bytes, num_fact_bytes = num_rows * self._num_inputs, 4 * num_rows * num_facts
+            num_bytes, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
             num_prepared_bytes = 4 * num_bytes if prologue.kind != NOTHING else 0
-            scratch = torch.empty(num_prepared_bytes + num_bytes + 2 * num_fact_bytes, dtype=torch.uint8, device="cpu")
+            scratch = torch.empty(num_prepared_bytes + num_bytes + 2 * num_scale_bytes, dtype=torch.uint8, device="cpu")
             prepared = scratch.data_ptr()
             first = prepared + num_prepared_bytes
             arguments = _Arguments(
                 *(tensor.data_ptr() for tensor in (self._values, self._scales, self._bias)),
-                *(first, first + num_bytes, first + num_bytes + num_fact_bytes, outputs.data_ptr()),
-                *(self._num_computed, self._num_inputs, num_rows, num_facts, 0),
+                *(first, first + num_bytes, first + num_bytes + num_scale_bytes, outputs.data_ptr()),
+                *(self._num_computed, self._num_inputs, num_rows, num_scales),
                 *(prologue.kind, prepared, 0 if prologue.weight is None else prologue.weight.data_ptr()),
-                *(bits_of(prologue.epsilon), self._chunk_outputs(torch.get_num_threads())),
+                *(bits_of(prologue.epsilon), self._chunk_outputs(torch.get_num_threads()), 0),
             )
             run = self._kernels.run
             run(ctypes.addressof(arguments), rows.data_ptr(), openmp_parallel() or 0, torch.get_num_threads())
