@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -171,6 +172,17 @@ def _decoder(model: torch.nn.Module) -> Decoder:
 
 NUM_ROUNDINGS = 2**13
 """Rounding steps of the type that two orders of additions may lie apart: 1e-3 of the largest value in float32."""
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Lets torch and our own kernels run on a number of threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def assert_close(

@@ -25,7 +25,7 @@ from specgen.models.transformers_model import TransformersModel
 from specgen.render.views import PlainView
 from specgen.text.detokenizer import Detokenizer
 from tests.cli.conftest import Cli, clean_environment, cli, toy_arguments, toys
-from tests.fakes import ScriptedDrafter, cached, ids_of, random_tokens, run_events, sampler, tiny_model
+from tests.fakes import ScriptedDrafter, cached, ids_of, random_tokens, run_events, sampler, threads, tiny_model
 from tests.toys import ANSWER, toy_tokenizer
 
 __all__ = ["clean_environment", "cli", "toy_arguments", "toys"]
@@ -39,14 +39,10 @@ __all__ = ["clean_environment", "cli", "toy_arguments", "toys"]
 def test_one_thread_or_two_give_one_text(has_draft: bool) -> None:
     texts = []
     for num_threads in (1, 2):
-        before = torch.get_num_threads()
-        torch.set_num_threads(num_threads)
-        try:
+        with threads(num_threads):
             draft = cached(tiny_model(seed=1))
             drafter = ModelDrafter(draft, 96, sampler()) if has_draft else NoDrafter()
             texts.append(ids_of(run_events(cached(tiny_model()), drafter, [1, 2, 3], max_new_tokens=40)))
-        finally:
-            torch.set_num_threads(before)
 
     assert texts[0] == texts[1]
     assert len(texts[0]) == 40

@@ -16,6 +16,7 @@ from specgen.models.attention_code import AttentionShape, attention_code
 from specgen.models.attention_kernel import AttentionKernel, attention_kernel, has_attention_kernel, seen_by_rows
 from specgen.models.native_code import NativeCode
 from specgen.models.tree_mask import tree_mask
+from tests.fakes import threads
 
 needs_kernel = pytest.mark.skipif(not has_attention_kernel(), reason="needs AVX512-VNNI")
 SHAPES = [AttentionShape(4, 2, 32), AttentionShape(14, 7, 64), AttentionShape(12, 6, 128), AttentionShape(4, 4, 256)]
@@ -114,14 +115,10 @@ def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
     shape = SHAPES[2]
     kernel, (keys, values) = kernel_of(shape), stored(shape)
     queries, seen = torch.randn(5, shape.num_heads, shape.head_size), seen_by_rows(30, 5, None)
-    outputs, before = kernel.attend(queries, keys, values, seen, 0.1), torch.get_num_threads()
-    try:
-        torch.set_num_threads(num_threads)
-        again = kernel.attend(queries, keys, values, seen, 0.1)
-    finally:
-        torch.set_num_threads(before)
+    outputs = kernel.attend(queries, keys, values, seen, 0.1)
 
-    assert torch.equal(again, outputs)
+    with threads(num_threads):
+        assert torch.equal(kernel.attend(queries, keys, values, seen, 0.1), outputs)
 
 
 @needs_kernel

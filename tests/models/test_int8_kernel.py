@@ -23,6 +23,7 @@ from specgen.models.native_code import NativeCode
 from specgen.models.packing import packed_linear
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vnni_weight import Kernels, kernels_of
+from tests.fakes import threads
 
 WIDTHS = [
     pytest.param(64, marks=pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")),
@@ -142,14 +143,10 @@ def test_a_layer_keeps_the_shape_of_its_inputs() -> None:
 def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
     layer = packed_linear(torch.randn(1000, 64), Int8Linear)
     rows = torch.randn(5, 64)
-    outputs, before = layer(rows), torch.get_num_threads()
-    try:
-        torch.set_num_threads(num_threads)
-        again = layer(rows)
-    finally:
-        torch.set_num_threads(before)
+    outputs = layer(rows)
 
-    assert torch.equal(again, outputs)
+    with threads(num_threads):
+        assert torch.equal(layer(rows), outputs)
 
 
 def test_layers_of_other_sizes_run_on_torch_s_kernel() -> None:

@@ -23,6 +23,7 @@ from specgen.models.nf4_tiles import BLOCK, LEVELS, MAX_ROWS, nf4_tiles
 from specgen.models.packing import fast_nf4_linear, has_fast_nf4, packed_linear
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vnni_weight import kernels_of
+from tests.fakes import threads
 
 WIDTHS = [
     pytest.param(64, marks=pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")),
@@ -193,14 +194,10 @@ def test_a_layer_keeps_the_shape_and_the_type_of_its_inputs() -> None:
 def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
     layer = packed_linear(torch.randn(1000, 64), Nf4Linear)
     rows = torch.randn(5, 64)
-    outputs, before = layer(rows), torch.get_num_threads()
-    try:
-        torch.set_num_threads(num_threads)
-        again = layer(rows)
-    finally:
-        torch.set_num_threads(before)
+    outputs = layer(rows)
 
-    assert torch.equal(again, outputs)
+    with threads(num_threads):
+        assert torch.equal(layer(rows), outputs)
 
 
 @needs_kernel

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.engine.draft_length.fixed import FixedLength
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass
 from specgen.models.static.segments import SegmentedPass
@@ -18,6 +19,21 @@ from tests.decoders import decoder_of
 from tests.models.static.recorder import TraceRecorder
 
 HOST_READING_METHODS = ("tolist", "item", "numpy", "__bool__", "__float__", "__int__", "__index__")
+
+
+class UntilUnsure(FixedLength):
+    """Drafts until a token is less likely than half of those here."""
+
+    uses_confidence = True
+
+    def start_round(self, num_replayed: int = 0) -> None:
+        self.is_sure = True
+
+    def should_draft(self) -> bool:
+        return self.is_sure
+
+    def on_token(self, confidence: float) -> None:
+        self.is_sure = confidence > 0.17
 
 
 def static_model(model: Any, vocab_size: int = 96) -> StaticModel:

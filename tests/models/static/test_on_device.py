@@ -17,7 +17,6 @@ from specgen.engine.clock import Clock, EventClock
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
-from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.drafters.ahead import AheadChoice, AheadTiming
 from specgen.engine.drafters.base import Drafter, NoDrafter
@@ -31,6 +30,7 @@ from tests.decoders import decoder_of
 from tests.draft_heads import open_draft, tiny_draft
 from tests.fake_cuda import FAKE, FakeCuda, fake_cuda
 from tests.fakes import GREEDY, ids_of, rounds_of, tiny_model
+from tests.models.static.builders import UntilUnsure
 from tests.models.static.recorder import TraceRecorder
 from tests.models.test_decoder import built
 from tests.profiles import thorough_except
@@ -137,21 +137,6 @@ def test_a_policy_that_reads_confidences_adds_one_read_per_drafted_token(
     drafted = [len(event.draft_ids) + event.num_cut for event in rounds_of(events) if not event.is_warmup]
     assert max(drafted) >= 1
     assert [len(reads) for reads, _ in waits] == [1 + count for count in drafted]
-
-
-class UntilUnsure(FixedLength):
-    """Drafts until a token is less likely than half of those here."""
-
-    uses_confidence = True
-
-    def start_round(self, num_replayed: int = 0) -> None:
-        self.is_sure = True
-
-    def should_draft(self) -> bool:
-        return self.is_sure
-
-    def on_token(self, confidence: float) -> None:
-        self.is_sure = confidence > 0.17
 
 
 @pytest.mark.parametrize("drafts", thorough_except(["model"], ["model", "head"]))

@@ -43,7 +43,7 @@ from tests.decoders import decoder_model
 from tests.draft_heads import SHAPES, open_draft, tiny_draft
 from tests.engine.distributions import distributions_made_once
 from tests.fakes import GREEDY, assert_close, ids_of, oracle, rounds_of, run_events, sampler, tiny_model
-from tests.models.static.builders import host_reads, static_model, traces_of, whole_model
+from tests.models.static.builders import UntilUnsure, host_reads, static_model, traces_of, whole_model
 from tests.models.static.recorder import TraceRecorder
 from tests.models.test_decoder import DIFFERENT, FAMILIES, build
 from tests.profiles import num_examples, thorough_except
@@ -191,7 +191,7 @@ def test_what_an_earlier_draft_left_is_not_read(head: bool, monkeypatch: pytest.
         assert not any(isinstance(event, Notice) for event in found)
         return [(round_.draft_ids, round_.token_ids) for round_ in rounds_of(found)]
 
-    expected = [drafts(policy) for policy in (FixedLength(), WhileSure())]
+    expected = [drafts(policy) for policy in (FixedLength(), UntilUnsure())]
     original = DraftedTokens.restart
 
     def poisoned(self: DraftedTokens) -> None:
@@ -202,23 +202,8 @@ def test_what_an_earlier_draft_left_is_not_read(head: bool, monkeypatch: pytest.
 
     monkeypatch.setattr(DraftedTokens, "restart", poisoned)
 
-    assert [drafts(policy) for policy in (FixedLength(), WhileSure())] == expected
+    assert [drafts(policy) for policy in (FixedLength(), UntilUnsure())] == expected
     assert len({len(draft_ids) for draft_ids, _ in expected[1]}) > 1
-
-
-class WhileSure(FixedLength):
-    """Drafts until a confidence is low: every one of them decides."""
-
-    uses_confidence = True
-
-    def start_round(self, num_replayed: int = 0) -> None:
-        self.is_sure = True
-
-    def should_draft(self) -> bool:
-        return self.is_sure
-
-    def on_token(self, confidence: float) -> None:
-        self.is_sure = confidence > 0.17
 
 
 @pytest.mark.parametrize("make", [static_model, whole_model])
