@@ -98,7 +98,7 @@ def open_draft(folder: Path, target: DecoderModel) -> DraftHeadModel:
 
 
 def load_draft(folder: Path, target: LanguageModel) -> LoadedModel:
-    """Loads the draft head of a folder for a target in memory, with what the user is told about it."""
+    """Loads a draft head from a folder, for a target that is loaded; the result tells the user about it."""
     return load_draft_head(resolved_head(folder), target.vocab_size, SILENT, target)
 
 

@@ -97,7 +97,7 @@ class SwitchingModel(Protocol):
     switch_length: int | None
     """A longer text is read again from its beginning; None: never. A pass over both sides reads it twice."""
     draft_limit: int | None
-    """After this length each token needs its own pass, so drafts save nothing. None: there is no limit."""
+    """Length of a text from which on each token needs its own pass, so drafts save no time; None: there is none."""
 
 
 @runtime_checkable

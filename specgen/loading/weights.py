@@ -69,7 +69,7 @@ def load_weights(
         devices = [segment.device for segment in decoder.segments]
         # Rounding to 8 bits would amplify the last bit in which attention depends on the number of tokens.
         rounds_inputs = placement.packed_dtype in ("int8", "nf4")
-        # A draft need not be exact: it attends alone only where that is no slower.
+        # Drafts don't have to be exact. Their rows attend one by one only where the kernel computes them in one call.
         attends_by_row = rounds_inputs and (resolved.role == "target" or kernel_for(decoder.spec) is not None)
         model: CachedModel = DecoderModel(decoder, num_tokens, attends_by_row)
         if resolved.role == "draft" and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 HUGE_BYTES = 2**22
-"""The least size that `in_huge_pages` asks the system about: one page fits into it whatever its address is."""
+"""`in_huge_pages` asks for huge pages from this size on. Memory of this size holds a whole page at any address."""
 
 
 def mapped_tensor(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, mmap | None]:
