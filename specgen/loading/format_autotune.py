@@ -50,7 +50,7 @@ FAILURES = (RuntimeError, NotImplementedError, AttributeError, ValueError, Impor
 """What formats raise that don't run on this machine."""
 WORTHWHILE = 0.95
 """A format must take less than this share of a more exact one's time to be worth its rounding."""
-KERNELS = 2
+KERNELS = 3
 """Version of our own kernels; times of others are measured again."""
 EXACTNESS = ("none", "int8", "nf4")
 """Formats, the most exact one first."""

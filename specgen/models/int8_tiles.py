@@ -17,15 +17,16 @@ ends at 4 KiB. Measured with 512 to 65,536: 8,192 is the fastest, and 15 to 35 %
 def int8_tiles(width: int) -> Tiles:
     """Returns the tiles for vectors of `width` bytes."""
     text = "\n".join(tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1))
-    return Tiles(text, MAX_ROWS[width])
+    return Tiles(text, MAX_ROWS[width], NUM_OUTPUTS)
 
 
 def tile(num_rows: int, width: int) -> str:
     """Returns a function that computes outputs `%first` to `%last` of `num_rows` rows."""
     rows, outputs = range(num_rows), range(NUM_OUTPUTS)
     lines = [
-        f"define void @tile{num_rows}({PARAMETERS}, i64 %first, i64 %last) {{",
+        f"define void @tile{num_rows}({PARAMETERS}) {{",
         "entry:",
+        *_requests(),
         f"  %latest = sub i64 %last, {NUM_OUTPUTS}",
         "  br label %outputs_loop",
         "outputs_loop:",
@@ -50,6 +51,37 @@ def tile(num_rows: int, width: int) -> str:
     return "\n".join([*lines, *end_of_outputs("%wanted", NUM_OUTPUTS)])
 
 
+def _requests() -> list[str]:
+    """Returns what finds how far after the first output's weights the addresses are that are requested: `%distance0`
+    and so on, in bytes.
+
+    If several groups of rows are computed in turn, the weights of the next outputs are requested. Each group requests
+    its part of them, so that memory is never idle.
+    """
+    lines = [
+        f"  %bytes = mul i64 %size, {NUM_OUTPUTS}",
+        "  %bytes_less = sub i64 %bytes, 1",
+        f"  %most = add i64 %bytes_less, {AHEAD_BYTES}",
+        "  %num_ahead = udiv i64 %most, %bytes",
+        "  %outputs_ahead = mul i64 %num_ahead, %bytes",
+        "  %is_only = icmp eq i64 %num_parts, 1",
+        f"  %distance = select i1 %is_only, i64 {AHEAD_BYTES}, i64 %outputs_ahead",
+        f"  %part_outputs = mul i64 %part, {NUM_OUTPUTS}",
+        f"  %part_end_outputs = add i64 %part_outputs, {NUM_OUTPUTS}",
+        "  %requested0 = udiv i64 %part_outputs, %num_parts",
+        "  %requested_end = udiv i64 %part_end_outputs, %num_parts",
+    ]
+    for o in range(NUM_OUTPUTS):
+        lines += [f"  %offset{o} = mul i64 %requested{o}, %size", f"  %distance{o} = add i64 %distance, %offset{o}"]
+        if o + 1 < NUM_OUTPUTS:
+            lines += [
+                f"  %next{o} = add i64 %requested{o}, 1",
+                f"  %is_next{o} = icmp ult i64 %next{o}, %requested_end",
+                f"  %requested{o + 1} = select i1 %is_next{o}, i64 %next{o}, i64 %requested{o}",
+            ]
+    return lines
+
+
 def _add_products(num_rows: int, width: int) -> list[str]:
     """Returns the loop over a weight's inputs: the sums of products of each output and row are `%b0_0` and so on."""
     vector = f"<{width // 4} x i32>"
@@ -64,7 +96,7 @@ def _add_products(num_rows: int, width: int) -> list[str]:
         lines += [
             f"  %wp{o} = getelementptr i8, ptr %w{o}, i64 %i",
             f"  %wv{o} = load {vector}, ptr %wp{o}, align 1",
-            f"  %ahead{o} = getelementptr i8, ptr %wp{o}, i64 {AHEAD_BYTES}",
+            f"  %ahead{o} = getelementptr i8, ptr %wp0, i64 %distance{o}",
             f"  call void @llvm.prefetch.p0(ptr %ahead{o}, i32 0, i32 2, i32 1)",
         ]
         for r in rows:

@@ -26,7 +26,7 @@ def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
         "declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)",
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
     ]
-    multiply = _multiply(tiles.max_rows)
+    multiply = _multiply(tiles)
     return "\n".join([*declarations, prologues, QUANTIZE, tiles.text, multiply, ON_THREADS, _run()])
 
 
@@ -127,40 +127,52 @@ entry:
 """
 
 
-def _multiply(max_rows: int) -> str:
-    """Returns the function that runs on each thread: it claims outputs until none are left."""
+def _multiply(tiles: Tiles) -> str:
+    """Returns the function that runs on each thread: it claims outputs until none are left.
+
+    Rows that are too many for one tile are computed in groups. All groups compute a few outputs before the next ones,
+    while the weights are in the nearest cache and the following ones come from memory.
+    """
     names = [name for name in ARGUMENTS if name not in ("prologue", "prepared", "norm_weight", "epsilon", "counter")]
     lines = ["define void @multiply(ptr %arguments) {", "entry:", *load_arguments(ARGUMENTS, names)]
     fixed = "ptr %values, ptr %weight_scales, ptr %bias"
     moved = "ptr %rows_here, ptr %row_scales_here, ptr %excesses_here, ptr %outputs_here"
-    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in range(1, max_rows + 1))
+    some = "i64 %num_outputs, i64 %size, i64 %first, i64 %last, i64 %part, i64 %num_parts"
+    numbers = range(1, tiles.max_rows + 1)
+    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in numbers)
     calls = "\n".join(
-        f"call{number}:\n"
-        f"  call void @tile{number}({fixed}, {moved}, i64 %num_outputs, i64 %size, i64 %first, i64 %last)\n"
-        f"  br label %next"
-        for number in range(1, max_rows + 1)
+        f"call{number}:\n  call void @tile{number}({fixed}, {moved}, {some})\n  br label %next" for number in numbers
     )
     return (
         "\n".join(lines)
         + f"""
   %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
-  %num_rows_up = add i64 %num_rows, {max_rows - 1}
-  %num_groups = udiv i64 %num_rows_up, {max_rows}
-  %num_rows_more = add i64 %num_rows, %num_groups
+  %num_rows_up = add i64 %num_rows, {tiles.max_rows - 1}
+  %num_parts = udiv i64 %num_rows_up, {tiles.max_rows}
+  %num_rows_more = add i64 %num_rows, %num_parts
   %num_rows_most = sub i64 %num_rows_more, 1
-  %group = udiv i64 %num_rows_most, %num_groups
+  %group = udiv i64 %num_rows_most, %num_parts
+  %is_whole = icmp eq i64 %num_parts, 1
+  %step = select i1 %is_whole, i64 %chunk, i64 {tiles.num_outputs}
   br label %claim
 claim:
-  %first = atomicrmw add ptr %counter, i64 %chunk monotonic
-  %is_any = icmp ult i64 %first, %num_outputs
+  %start = atomicrmw add ptr %counter, i64 %chunk monotonic
+  %is_any = icmp ult i64 %start, %num_outputs
   br i1 %is_any, label %take, label %exit
 take:
-  %end = add i64 %first, %chunk
+  %end = add i64 %start, %chunk
   %is_end = icmp ult i64 %end, %num_outputs
-  %last = select i1 %is_end, i64 %end, i64 %num_outputs
+  %limit = select i1 %is_end, i64 %end, i64 %num_outputs
+  br label %outputs_loop
+outputs_loop:
+  %first = phi i64 [ %start, %take ], [ %following, %rows_end ]
+  %following = add i64 %first, %step
+  %is_full = icmp ult i64 %following, %limit
+  %last = select i1 %is_full, i64 %following, i64 %limit
   br label %rows_loop
 rows_loop:
-  %row = phi i64 [ 0, %take ], [ %row_next, %next ]
+  %row = phi i64 [ 0, %outputs_loop ], [ %row_next, %next ]
+  %part = phi i64 [ 0, %outputs_loop ], [ %part_next, %next ]
   %left = sub i64 %num_rows, %row
   %is_part = icmp ult i64 %left, %group
   %count = select i1 %is_part, i64 %left, i64 %group
@@ -176,9 +188,12 @@ rows_loop:
   ]
 {calls}
 next:
+  %part_next = add i64 %part, 1
   %row_next = add i64 %row, %count
   %is_more = icmp ult i64 %row_next, %num_rows
-  br i1 %is_more, label %rows_loop, label %claim
+  br i1 %is_more, label %rows_loop, label %rows_end
+rows_end:
+  br i1 %is_full, label %outputs_loop, label %claim
 exit:
   ret void
 }}

@@ -46,7 +46,7 @@ def nf4_tiles(width: int) -> Tiles:
         floats = f"<{lanes} x float>"
         declarations.append(f"declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})")
     tiles = [_tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1)]
-    return Tiles("\n".join([*declarations, _pack(width), *tiles]), MAX_ROWS[width])
+    return Tiles("\n".join([*declarations, _pack(width), *tiles]), MAX_ROWS[width], lanes)
 
 
 def _table_lookup(width: int) -> str:
@@ -57,7 +57,7 @@ def _tile(num_rows: int, width: int) -> str:
     """Returns a function that computes outputs `%first` to `%last`, in whole groups, of `num_rows` rows."""
     lanes, rows = group_outputs(width), range(num_rows)
     lines = [
-        f"define void @tile{num_rows}({PARAMETERS}, i64 %first, i64 %last) {{",
+        f"define void @tile{num_rows}({PARAMETERS}) {{",
         "entry:",
         f"  %num_blocks = udiv i64 %size, {BLOCK}",
         f"  %group_bytes = mul i64 %num_blocks, {record_bytes(width)}",

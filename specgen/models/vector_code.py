@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 PARAMETERS = (
     "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %excesses, ptr %outputs, "
-    "i64 %num_outputs, i64 %size"
+    "i64 %num_outputs, i64 %size, i64 %first, i64 %last, i64 %part, i64 %num_parts"
 )
-"""Parameters of each tile. The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater
-by 128; `%excesses` holds what has to be added to a row's sums for that."""
+"""Parameters of each tile: it computes outputs `%first` to `%last` of a group of rows, `%part` of `%num_parts`.
+
+The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater by 128; `%excesses` holds
+what has to be added to a row's sums for that.
+"""
 
 ARGUMENTS = {
     "values": "ptr",
@@ -49,10 +52,12 @@ class Tiles:
     Args:
         text: In LLVM IR: the functions `tile1`, `tile2` ..., which compute some outputs of so many rows.
         max_rows: The largest number of rows that they compute.
+        num_outputs: Outputs that they compute at once.
     """
 
     text: str
     max_rows: int
+    num_outputs: int
 
 
 LANES = 16

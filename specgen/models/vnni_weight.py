@@ -23,8 +23,7 @@ FLIP = 0x80
 
 
 CHUNK_BYTES = 2**18
-"""Bytes of the weights that a thread claims at once. The second group of rows finds them in a cache, and a long stretch
-is read faster than many short ones."""
+"""Bytes of the weights that a thread claims at once: a long stretch is read faster than many short ones."""
 CHUNKS_OF_THREAD = 4
 """Parts that each thread claims at least, so that a thread that was held up has less to do."""
 CHUNK_UNIT = 16
