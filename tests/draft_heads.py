@@ -98,7 +98,7 @@ def open_draft(folder: Path, target: DecoderModel) -> DraftHeadModel:
 
 
 def load_draft(folder: Path, target: LanguageModel) -> LoadedModel:
-    """Loads a draft head from a folder, for a target that is loaded; the result tells the user about it."""
+    """Loads the draft head of a folder for a loaded target. The result has the notices that a user sees."""
     return load_draft_head(resolved_head(folder), target.vocab_size, SILENT, target)
 
 

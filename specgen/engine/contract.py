@@ -97,7 +97,7 @@ class SwitchingModel(Protocol):
     switch_length: int | None
     """A longer text is read again from its beginning; None: never. A pass over both sides reads it twice."""
     draft_limit: int | None
-    """Length of a text from which on each token needs its own pass, so drafts save no time; None: there is none."""
+    """In a text of this length or longer, each token needs a pass of its own: drafts save no time. None: in no text."""
 
 
 @runtime_checkable

@@ -169,7 +169,7 @@ class LoadedModels:
 
     @property
     def draft_limit(self) -> int | None:
-        """Length of a text from which on drafts save no time on this target. None: there is no such length."""
+        """In a text of this length or longer, drafts save no time on this target. None: they may save time in any."""
         return None if self._switching is None else self._switching.draft_limit
 
     @property

@@ -57,7 +57,7 @@ class Tokenizer:
         self.bos_token_id, self.eos_token_id = self._id_of("bos_token"), self._id_of("eos_token")
         self.unk_token_id = self._id_of("unk_token")
         self.template_lack = NO_TEMPLATE
-        """Tells, for a message, why there is no chat template: the file has none, or only templates with names."""
+        """The reason in a message that there is no chat template: the file has none, or all that it has have names."""
         self.notice: str | None = None
         """What the user should know about the file."""
 
