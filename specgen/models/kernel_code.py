@@ -130,14 +130,15 @@ entry:
 def _multiply(tiles: Tiles) -> str:
     """Returns the function that runs on each thread: it claims outputs until none are left.
 
-    Rows that are too many for one tile are computed in groups. All groups compute a few outputs before the next ones,
-    while the weights are in the nearest cache and the following ones come from memory.
+    Rows that are too many for one tile are computed in groups. Where the format has it so, a few groups compute the
+    same outputs before the next ones: the weights are in the nearest cache, and the following ones come from memory.
+    Otherwise each group computes the whole chunk, which stays in a cache.
     """
     names = [name for name in ARGUMENTS if name not in ("prologue", "prepared", "norm_weight", "epsilon", "counter")]
     lines = ["define void @multiply(ptr %arguments) {", "entry:", *load_arguments(ARGUMENTS, names)]
     fixed = "ptr %values, ptr %weight_scales, ptr %bias"
     moved = "ptr %rows_here, ptr %row_scales_here, ptr %excesses_here, ptr %outputs_here"
-    some = "i64 %num_outputs, i64 %size, i64 %first, i64 %last, i64 %part, i64 %num_parts"
+    some = "i64 %num_outputs, i64 %size, i64 %first, i64 %last, i64 %share, i64 %num_shares"
     numbers = range(1, tiles.max_rows + 1)
     cases = "\n".join(f"    i64 {number}, label %call{number}" for number in numbers)
     calls = "\n".join(
@@ -152,8 +153,11 @@ def _multiply(tiles: Tiles) -> str:
   %num_rows_more = add i64 %num_rows, %num_parts
   %num_rows_most = sub i64 %num_rows_more, 1
   %group = udiv i64 %num_rows_most, %num_parts
-  %is_whole = icmp eq i64 %num_parts, 1
-  %step = select i1 %is_whole, i64 %chunk, i64 {tiles.num_outputs}
+  %is_several = icmp ugt i64 %num_parts, 1
+  %is_few = icmp ule i64 %num_parts, {tiles.max_parts}
+  %in_turn = and i1 %is_several, %is_few
+  %step = select i1 %in_turn, i64 {tiles.num_outputs}, i64 %chunk
+  %num_shares = select i1 %in_turn, i64 %num_parts, i64 1
   br label %claim
 claim:
   %start = atomicrmw add ptr %counter, i64 %chunk monotonic
@@ -173,6 +177,7 @@ outputs_loop:
 rows_loop:
   %row = phi i64 [ 0, %outputs_loop ], [ %row_next, %next ]
   %part = phi i64 [ 0, %outputs_loop ], [ %part_next, %next ]
+  %share = select i1 %in_turn, i64 %part, i64 0
   %left = sub i64 %num_rows, %row
   %is_part = icmp ult i64 %left, %group
   %count = select i1 %is_part, i64 %left, i64 %group

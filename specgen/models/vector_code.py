@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 PARAMETERS = (
     "ptr %values, ptr %weight_scales, ptr %bias, ptr %rows, ptr %row_scales, ptr %excesses, ptr %outputs, "
-    "i64 %num_outputs, i64 %size, i64 %first, i64 %last, i64 %part, i64 %num_parts"
+    "i64 %num_outputs, i64 %size, i64 %first, i64 %last, i64 %share, i64 %num_shares"
 )
-"""Parameters of each tile: it computes outputs `%first` to `%last` of a group of rows, `%part` of `%num_parts`.
+"""Parameters of each tile: it computes outputs `%first` to `%last` of a group of rows.
+
+If several groups compute the same outputs in turn, the tile requests the share `%share` of `%num_shares` of the next
+outputs' weights from memory.
 
 The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater by 128; `%excesses` holds
 what has to be added to a row's sums for that.
@@ -53,11 +56,14 @@ class Tiles:
         text: In LLVM IR: the functions `tile1`, `tile2` ..., which compute some outputs of so many rows.
         max_rows: The largest number of rows that they compute.
         num_outputs: Outputs that they compute at once.
+        max_parts: Up to this number of groups, the rows compute so many outputs in turn. It pays where the kernel waits
+            for its weights, and as long as the rows stay in the nearest cache.
     """
 
     text: str
     max_rows: int
     num_outputs: int
+    max_parts: int = 1
 
 
 LANES = 16

@@ -23,7 +23,8 @@ FLIP = 0x80
 
 
 CHUNK_BYTES = 2**18
-"""Bytes of the weights that a thread claims at once: a long stretch is read faster than many short ones."""
+"""Bytes of the weights that a thread claims at once. A long stretch is read faster than many short ones, and a second
+group of rows finds it in a cache."""
 CHUNKS_OF_THREAD = 4
 """Parts that each thread claims at least, so that a thread that was held up has less to do."""
 CHUNK_UNIT = 16
