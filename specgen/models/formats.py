@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specgen.models.vnni_weight import NO_PROLOGUE, Prologue, VnniWeight
+from specgen.models.native_weight import NO_PROLOGUE, NativeWeight, Prologue
 from specgen.models.weight_memory import empty
 
 MAX_FLOAT16 = 65504.0
@@ -180,13 +180,13 @@ def keeps_all_bits() -> bool:
     return bool((product - 64).abs().max() < 0.01)
 
 
-class VnniLinear(PackedLinear):
+class NativeLinear(PackedLinear):
     """Base of the linear layers on our own kernels; inputs are rounded to 8 bits at run time.
 
     Batch invariant: all sums are integers, or added up in the order of a row's own blocks.
     """
 
-    def __init__(self, weight: VnniWeight) -> None:
+    def __init__(self, weight: NativeWeight) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.num_bytes = weight.num_bytes
@@ -206,11 +206,11 @@ class VnniLinear(PackedLinear):
         return self._weight.unpacked()
 
 
-class VnniInt8Linear(VnniLinear, Int8Linear):
+class NativeInt8Linear(NativeLinear, Int8Linear):
     """Computes the same as `Int8Linear`, but for the order of two operations."""
 
 
-class Nf4Linear(VnniLinear):
+class Nf4Linear(NativeLinear):
     """A linear layer with 4-bit weights."""
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from specgen.models.decoder import Layer
-from specgen.models.formats import VnniLinear
+from specgen.models.formats import NativeLinear
 from specgen.models.forward_pass import Function, Norm
+from specgen.models.native_weight import Prologue
 from specgen.models.vector_code import GATE, NORM
-from specgen.models.vnni_weight import Prologue
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ def fuse(layer: Layer) -> Layer:
     if widen is not None:
         whole.mlp_in = None
     narrow = feed_forward.down_proj
-    if spec.activation == "silu" and isinstance(narrow, VnniLinear):
+    if spec.activation == "silu" and isinstance(narrow, NativeLinear):
         plain: Function = feed_forward.gate_up_proj.forward
         whole.feed_forward = FusedFeedForward(widen or plain, partial(narrow.after, Prologue(GATE)))
     elif widen is not None:
@@ -56,6 +56,6 @@ def fuse(layer: Layer) -> Layer:
 
 def after_norm(product: nn.Module, norm: Norm | None) -> Function | None:
     """Returns a product with the norm before it, or None if they can't be one call."""
-    if not isinstance(product, VnniLinear) or norm is None or norm.weight.dtype != torch.float32:
+    if not isinstance(product, NativeLinear) or norm is None or norm.weight.dtype != torch.float32:
         return None
     return partial(product.after, Prologue(NORM, norm.weight.detach().contiguous(), norm.spec.norm_epsilon))

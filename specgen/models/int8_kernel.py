@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specgen.models.native_code import floats, integers
-from specgen.models.vnni_weight import BLOCK_VALUES, FLIP, Kernels, VnniWeight
+from specgen.models.native_weight import BLOCK_VALUES, FLIP, Kernels, NativeWeight
 from specgen.models.weight_memory import empty, in_huge_pages
 
 ALIGNMENT = 64
@@ -24,7 +24,7 @@ def fits_int8_kernel(weight: Tensor) -> bool:
     return num_outputs >= MIN_OUTPUTS and num_inputs % ALIGNMENT == 0 and weight.device.type == "cpu"
 
 
-class Int8Weight(VnniWeight):
+class Int8Weight(NativeWeight):
     """A weight in int8, with one scale for each output.
 
     Args:
@@ -46,5 +46,5 @@ class Int8Weight(VnniWeight):
             kernels.round_rows(part, self._values[rows], self._scales[rows], excesses, FLIP)
 
     def unpacked(self) -> Tensor:
-        """As in `VnniWeight`."""
+        """As in `NativeWeight`."""
         return (self._values.float() - 128) * self._scales[:, None]

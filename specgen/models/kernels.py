@@ -9,10 +9,10 @@ from specgen.models.cpu_vectors import vector_bytes
 from specgen.models.int8_tiles import int8_tiles
 from specgen.models.kernel_code import kernel_text
 from specgen.models.native_code import NativeCode
+from specgen.models.native_weight import Kernels, kernels_of
 from specgen.models.nf4_tiles import nf4_tiles
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import Tiles
-from specgen.models.vnni_weight import Kernels, kernels_of
 
 
 @lru_cache(maxsize=1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from specgen.models.native_code import Function, floats, integers
+from specgen.models.native_weight import FLIP, Kernels, NativeWeight
 from specgen.models.nf4_tiles import BLOCK, LEVELS, group_outputs, record_bytes
-from specgen.models.vnni_weight import FLIP, Kernels, VnniWeight
 from specgen.models.weight_memory import empty, in_huge_pages
 
 
@@ -20,7 +20,7 @@ def fits_nf4_kernel(weight: Tensor) -> bool:
     return weight.shape[1] % BLOCK == 0 and weight.numel() > 0 and weight.device.type == "cpu"
 
 
-class Nf4Weight(VnniWeight):
+class Nf4Weight(NativeWeight):
     """A weight in nf4.
 
     Args:
@@ -49,7 +49,7 @@ class Nf4Weight(VnniWeight):
             pack(values.data_ptr(), short_scales.data_ptr(), self._values[index].data_ptr(), num_blocks)
 
     def unpacked(self) -> Tensor:
-        """As in `VnniWeight`."""
+        """As in `NativeWeight`."""
         num_groups, num_blocks, _ = self._values.shape
         width = self._kernels.width
         group = group_outputs(width)

@@ -13,9 +13,9 @@ from specgen.models.formats import (
     Float16Linear,
     Float32Embedding,
     Int8Linear,
+    NativeInt8Linear,
     Nf4Linear,
     PackedLinear,
-    VnniInt8Linear,
     fits_float16,
     without_deprecation_warning,
 )
@@ -107,7 +107,7 @@ def packed_linear(weight: Tensor, kind: PackedKind, bias: Tensor | None = None) 
     if kind is Nf4Linear and fits_nf4_kernel(weight) and (kernels := nf4_kernels()) is not None:
         return Nf4Linear(Nf4Weight(weight, bias, kernels))
     if kind is not Float16Linear and fits_int8_kernel(weight) and (kernels := int8_kernels()) is not None:
-        return VnniInt8Linear(Int8Weight(weight, bias, kernels))
+        return NativeInt8Linear(Int8Weight(weight, bias, kernels))
     with without_deprecation_warning():
         return Float16Linear(weight, bias) if kind is Float16Linear else Int8Linear(weight, bias)
 

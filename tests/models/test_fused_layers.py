@@ -17,18 +17,18 @@ from specgen.models.int8_tiles import int8_tiles
 from specgen.models.kernel_code import kernel_text
 from specgen.models.kernels import int8_kernels, nf4_kernels
 from specgen.models.native_code import NativeCode
+from specgen.models.native_weight import NativeWeight, Prologue, kernels_of
 from specgen.models.nf4_kernel import Nf4Weight
 from specgen.models.packing import packed_linear
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import GATE, NORM, NOTHING
-from specgen.models.vnni_weight import Prologue, VnniWeight, kernels_of
 from tests.decoders import decoder_of
 from tests.models.test_decoder import BUILDERS, FAMILIES, build
 
 needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs VNNI")
 
 
-def weights() -> list[VnniWeight]:
+def weights() -> list[NativeWeight]:
     int8, nf4 = int8_kernels(), nf4_kernels()
     assert int8 is not None
     assert nf4 is not None

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from specgen.core.machine import cpu_flags
 from specgen.models import cpu_vectors, formats, kernels, native_code
-from specgen.models.formats import Int8Linear, VnniInt8Linear
+from specgen.models.formats import Int8Linear, NativeInt8Linear
 from specgen.models.int8_kernel import Int8Weight
 from specgen.models.int8_tiles import int8_tiles
 from specgen.models.kernel_code import kernel_text
 from specgen.models.kernels import compile_kernels, int8_kernels
 from specgen.models.native_code import NativeCode
+from specgen.models.native_weight import Kernels, kernels_of
 from specgen.models.packing import packed_linear
 from specgen.models.prologue_code import PROLOGUES
-from specgen.models.vnni_weight import Kernels, kernels_of
 from tests.fakes import threads
 
 WIDTHS = [
@@ -132,7 +132,7 @@ def test_a_layer_keeps_the_shape_of_its_inputs() -> None:
 
     outputs = layer(rows)
 
-    assert isinstance(layer, VnniInt8Linear)
+    assert isinstance(layer, NativeInt8Linear)
     assert outputs.shape == (2, 3, 96)
     assert torch.equal(layer(rows.transpose(0, 1)).transpose(0, 1), outputs)
     assert torch.equal(layer(rows[1, 2]), outputs[1, 2])
@@ -152,7 +152,7 @@ def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
 def test_layers_of_other_sizes_run_on_torch_s_kernel() -> None:
     layers = [packed_linear(torch.ones(sizes), Int8Linear) for sizes in ((3, 64), (8, 96))]
 
-    assert not any(isinstance(layer, VnniInt8Linear) for layer in layers)
+    assert not any(isinstance(layer, NativeInt8Linear) for layer in layers)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_a_machine_that_lacks_something_has_no_kernel(
     monkeypatch.setattr(kernels if name == "compile_kernels" else cpu_vectors, name, replacement)
 
     assert int8_kernels() is None
-    assert not isinstance(packed_linear(torch.ones(8, 64), Int8Linear), VnniInt8Linear)
+    assert not isinstance(packed_linear(torch.ones(8, 64), Int8Linear), NativeInt8Linear)
 
 
 @needs_kernel

@@ -1,4 +1,4 @@
-"""Multiplies rows by a weight of few bits, which is read once: for CPUs with VNNI, on Linux.
+"""Multiplies rows by a weight on our own kernels, on Linux. The weight is read once.
 
 A decoding pass waits for its weights. torch's and bitsandbytes' kernels for CPUs are made for one row or for many.
 Here a weight is read once, in the order of its addresses, and multiplied by all rows while it is in the registers.
@@ -90,7 +90,7 @@ def kernels_of(code: NativeCode, width: int) -> Kernels:
     return Kernels(code, width, code.function("quantize", 7), code.function("run", 4))
 
 
-class VnniWeight:
+class NativeWeight:
     """Base of the weights that the kernels multiply.
 
     Args:
