@@ -43,7 +43,11 @@ _STREAMS: dict[torch.device, Any] = {}
 NVIDIA's documentation recommends 32 MiB on Hopper, and 4 MiB on older cards.
 """
 _FAILED: list[Any] = []
-"""Graphs whose recording failed: torch's allocator holds callbacks into them, so they are never destroyed."""
+"""Graphs whose recording could not be ended: torch's allocator holds callbacks into them, so they are never destroyed.
+
+Before torch 2.13 it then believes that the recording goes on, and gives no cached memory back (pytorch#180395). There
+is no public function that ends that.
+"""
 
 
 class CudaRecorder:
@@ -74,9 +78,7 @@ class CudaRecorder:
         try:
             replay: Work = self._graph_of(work).replay
         except RuntimeError as error:
-            if not is_out_of_memory(error):
-                # The allocator may believe that the recording goes on.
-                self._has_failed = True
+            if self._has_failed or not is_out_of_memory(error):
                 raise
             # While it records, the allocator gives no cached memory back.
             torch.cuda.empty_cache()
@@ -89,17 +91,25 @@ class CudaRecorder:
         self._stream.wait_stream(current)
         # torch.cuda.graph() would empty the allocator's cache at every recording.
         with _no_collection(), torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 work()
             except BaseException:
-                _FAILED.append(graph)
                 with suppress(RuntimeError):
-                    graph.capture_end()
+                    self._end(graph)
                 raise
-            graph.capture_end()
+            self._end(graph)
         current.wait_stream(self._stream)
         return graph
+
+    def _end(self, graph: Any) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError as error:
+            _FAILED.append(graph)
+            # Memory can run out only after the recording has ended, while the graph is instantiated.
+            self._has_failed = not is_out_of_memory(error)
+            raise
 
 
 def _allocate(device: torch.device) -> None:

@@ -27,7 +27,7 @@ class FakeCuda:
         self.live: dict[int, int] = {}
         self.begun: set[int] = set()
         self.num_emptied = 0
-        self.is_broken = self.is_recording = False
+        self.is_broken = self.is_recording = self.is_full = False
         self.num_streams = 0
         self.num_failed_destroyed = 0
         self.failed: list[Any] = []
@@ -54,6 +54,8 @@ class FakeCuda:
                 self.failed, cuda.is_recording = cuda.is_broken, False
                 if cuda.is_broken:
                     raise RuntimeError("capture was invalidated")
+                if cuda.is_full:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
 
             def replay(self) -> None:
                 """Replays nothing."""
@@ -88,6 +90,7 @@ class FakeCuda:
 
     def empty(self) -> None:
         self.num_emptied += 1
+        self.is_full = False
 
 
 @pytest.fixture
@@ -130,6 +133,16 @@ def test_a_recording_without_memory_is_tried_again_after_the_cache_is_emptied(cu
 
     assert replays.recorded_keys == {"key"}
     assert cuda.num_emptied == 1
+
+
+def test_without_memory_for_a_graph_it_is_recorded_again_after_the_cache_is_emptied(cuda: FakeCuda) -> None:
+    recorder = CudaRecorder(torch.device("cpu"))
+    cuda.is_full = True
+
+    recorder.record(nothing)
+
+    assert cuda.num_emptied == 1
+    recorder.record(nothing)
 
 
 def test_without_memory_for_one_recording_the_others_go_on(cuda: FakeCuda) -> None:
@@ -200,19 +213,37 @@ def test_no_garbage_is_collected_while_recording(cuda: FakeCuda, fails: bool) ->
     assert gc.isenabled()
 
 
-def test_a_graph_whose_recording_failed_is_never_destroyed(cuda: FakeCuda) -> None:
+@pytest.mark.parametrize("error", [None, RuntimeError("operation not permitted"), torch.OutOfMemoryError("CUDA")])
+def test_a_graph_whose_recording_cannot_be_ended_is_never_destroyed(cuda: FakeCuda, error: Exception | None) -> None:
+    """torch calls into it at each later allocation. Its allocator may fail then if it is to free its cache."""
     recorder = CudaRecorder(torch.device("cpu"))
 
-    def reading() -> None:
+    def breaking() -> None:
         cuda.is_broken = True
-        raise RuntimeError("operation not permitted when stream is capturing")
+        if error is not None:
+            raise error
 
-    with pytest.raises(RuntimeError):
-        recorder.record(reading)
+    for reason in ("capture was invalidated" if error is None else str(error), "an earlier recording failed"):
+        with pytest.raises(RuntimeError, match=reason):
+            recorder.record(breaking)
     del recorder
     gc.collect()
 
-    assert cuda.num_failed_destroyed == 0
+    assert (cuda.num_failed_destroyed, cuda.num_emptied) == (0, 0)
+
+
+def test_an_error_of_the_work_spoils_no_later_recording(cuda: FakeCuda) -> None:
+    recorder = CudaRecorder(torch.device("cpu"))
+
+    def failing() -> None:
+        raise NotImplementedError("planted")
+
+    with pytest.raises(NotImplementedError):
+        recorder.record(failing)
+    gc.collect()
+
+    assert cuda.live == {0: 1}
+    recorder.record(nothing)
 
 
 def test_a_format_that_cannot_be_recorded_spoils_no_other_ones_time(cuda: FakeCuda) -> None:
