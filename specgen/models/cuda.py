@@ -24,10 +24,14 @@ def prepare_cuda() -> None:
     cuDNN's attention is off. torch 2.11 and later prefer it on Hopper and on B200, where it builds a plan for every new
     shape: 0.44 s on a B200 (modelscope/FunASR#3704), and each pass over a longer text is a new shape. On B200 it also
     gives wrong text for models with few key-value heads (pytorch/pytorch#193893). TF32 is off: float32 stays exact.
+    Products of 16-bit weights add in float32. By default cuBLAS may split a sum and add its parts in 16 bits, for some
+    numbers of rows, which near ties of 4 units in the last place don't allow for.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def recorder_for(device: torch.device) -> Recorder | None:

@@ -653,15 +653,23 @@ def test_lookup_and_a_static_target_agree_with_transformers() -> None:
     assert tuple(text(static_model(model_of("llama")), LookupDrafter())) == greedy_text("llama")
 
 
-def test_cuda_is_prepared_without_cudnn_attention_and_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_prepared_without_what_is_inexact(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[bool] = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", called.append)
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    reductions = [f"allow_{dtype}_reduced_precision_reduction" for dtype in ("bf16", "fp16")]
+    switches = [(cudnn, "allow_tf32"), *((matmul, name) for name in ("allow_tf32", *reductions))]
+    before = [getattr(module, name) for module, name in switches]
+    for module, name in switches:
+        setattr(module, name, True)
+    try:
+        prepare_cuda()
 
-    prepare_cuda()
-
-    assert called == [False]
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32
+        assert called == [False]
+        assert [getattr(module, name) for module, name in switches] == [False] * 4
+    finally:
+        for (module, name), value in zip(switches, before, strict=True):
+            setattr(module, name, value)
 
 
 def test_no_recording_is_lost_in_a_text_whose_length_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
