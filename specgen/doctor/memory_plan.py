@@ -22,6 +22,7 @@ from specgen.models.hybrid_support import refuse_unfit_states
 from specgen.models.kv_slots import FIRST_CAPACITY
 from specgen.models.llama_cpp import MAX_ROWS
 from specgen.models.running_states import StateSizes, state_sizes
+from specgen.models.static.inputs import PREFILL_CHUNK as CUDA_PREFILL_CHUNK
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
 _PACKED_BYTES = {"float16": 2.0, "int8": 1.0, "nf4": 0.53125}
@@ -82,7 +83,8 @@ def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_pos
         copies = config.num_weight_bytes
     cache = sizes.cache * _capacity(placement, num_positions) * size + sizes.states
     graphs = _graph_bytes(placement, config.vocab_rows)
-    return MemoryPlan(weights, copies, cache, _activation_bytes(sizes, size), graphs, sizes.rollback)
+    chunk = CUDA_PREFILL_CHUNK if _is_cuda(placement) and config.decoder is not None else PREFILL_CHUNK
+    return MemoryPlan(weights, copies, cache, _activation_bytes(sizes, size, chunk), graphs, sizes.rollback)
 
 
 def plan_draft_head_memory(
@@ -242,8 +244,8 @@ def _graph_bytes(placement: Placement, num_logits: int | None) -> int:
     return GRAPH_BYTES + logits_bytes(num_logits or 0) if _is_cuda(placement) else 0
 
 
-def _activation_bytes(sizes: _Sizes, size: int) -> int:
+def _activation_bytes(sizes: _Sizes, size: int, chunk: int = PREFILL_CHUNK) -> int:
     """Returns the bytes of a chunk of the prompt in a layer, and of the longest draft's float32 logits and copies."""
-    layer = PREFILL_CHUNK * (3 * sizes.inner + 8 * sizes.hidden) * max(size, 4)
+    layer = chunk * (3 * sizes.inner + 8 * sizes.hidden) * max(size, 4)
     logits = 3 * 4 * (MAX_DRAFT_TOKENS // 4 + 1) * sizes.vocab
     return layer + logits

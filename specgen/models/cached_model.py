@@ -102,7 +102,7 @@ class CachedModel(ABC):
         if 0 < num_short < num_last:
             return self._logits_around_switch(ids, tail, num_short, num_last - num_short)
         self._choose_frequencies(num_tokens)
-        num_fed = num_tokens - max(num_last, PREFILL_CHUNK)
+        num_fed = num_tokens - max(num_last, self.prefill_chunk)
         if num_fed >= self._first_pass_end:
             self._feed(ids[: max(self.length, num_fed)])
         if num_tail and self.length <= len(ids):
@@ -151,6 +151,11 @@ class CachedModel(ABC):
             self.target_features.rewind(length)
 
     @property
+    def prefill_chunk(self) -> int:
+        """Tokens of one prefill pass."""
+        return PREFILL_CHUNK
+
+    @property
     @abstractmethod
     def module(self) -> nn.Module:
         """The weights."""
@@ -180,7 +185,7 @@ class CachedModel(ABC):
     def _feed(self, ids: Sequence[int]) -> None:
         self._choose_frequencies(len(ids))
         while len(ids) > self.length:
-            last = max(self.length + PREFILL_CHUNK, self._first_pass_end)
+            last = max(self.length + self.prefill_chunk, self._first_pass_end)
             self._forward(self._tensor(ids[self.length : last]), 1)
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.static.contract import StaticPass
 from specgen.models.static.features import StaticFeatures
-from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows, prefill_bucket
+from specgen.models.static.inputs import MAX_ROWS, PREFILL_CHUNK, capacity_for, padded_rows, prefill_bucket
 from specgen.models.static.recorded import RecordedPasses
 from specgen.models.static.recorder import Recorder
 from specgen.models.static.trees import TreeInputs
@@ -82,6 +82,12 @@ class StaticModel(RecordedPasses, CachedModel):
         return self.static_pass.features
 
     @property
+    def prefill_chunk(self) -> int:
+        """Tokens of one prefill pass: few where attention stores the scores of all rows."""
+        stores_scores = self.decoder is None or self.decoder.spec.attention_soft_cap is not None
+        return super().prefill_chunk if stores_scores else PREFILL_CHUNK
+
+    @property
     def can_branch(self) -> bool:
         """Whether the model computes trees."""
         return self.static_pass.can_branch
@@ -111,9 +117,10 @@ class StaticModel(RecordedPasses, CachedModel):
     @torch.inference_mode()
     def keep_rows(self, rows: Sequence[int]) -> None:
         """As in `TreeTarget`."""
-        assert self._tree is not None, "there is a tree"
-        self._tree.write_path(self.length, rows)
-        self.replays.run("keep", self._keep_path)
+        tree = self._tree
+        assert tree is not None, "there is a tree"
+        tree.write_path(self.length, rows)
+        self.replays.run("keep", lambda: self.static_pass.keep_path(tree))
         last = self.length + len(rows)
         self._note_pass(self.length, last)
         self.length = last
@@ -252,10 +259,6 @@ class StaticModel(RecordedPasses, CachedModel):
     def _write_row_logits(self, rows: int, bucket: int) -> None:
         ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
         self._logits[:rows] = self.static_pass.run(ids, positions, bucket, rows, self._tree)[:, : self.vocab_size]
-
-    def _keep_path(self) -> None:
-        assert self._tree is not None, "there is a tree"
-        self.static_pass.keep_path(self._tree)
 
     def _write_verdict(self, rows: int, bucket: int) -> None:
         self._write_logits(rows, bucket)

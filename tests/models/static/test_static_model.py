@@ -27,11 +27,13 @@ from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.sampling import Sampler
+from specgen.models import cached_model
 from specgen.models.batch_invariance import check_batch_invariance
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import Norm, fused_norm
 from specgen.models.static import admission, inputs
+from specgen.models.static import model as model_module
 from specgen.models.static.admission import Rounding, admission_failure, difference, relative_distance
 from specgen.models.static.inputs import MAX_ROWS, ROWS, DraftedTokens, capacity_for, padded_rows
 from specgen.models.static.model import StaticModel
@@ -670,6 +672,23 @@ def test_cuda_is_prepared_without_what_is_inexact(monkeypatch: pytest.MonkeyPatc
     finally:
         for (module, name), value in zip(switches, before, strict=True):
             setattr(module, name, value)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "num_passes"), [(static_model, "llama", 2), (static_model, "gemma2", 5), (whole_model, "llama", 5)]
+)
+def test_a_prompt_is_read_in_few_passes_where_attention_stores_no_scores(
+    make: Callable[[Any], StaticModel], kind: str, num_passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_model, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(model_module, "PREFILL_CHUNK", 32)
+    prompt = [(7 * index) % 96 for index in range(36)]
+    model, plain = make(model_of(kind)), decoder_model(model_of(kind), 96)
+
+    model.feed(prompt)
+
+    assert model.num_forwards == num_passes
+    assert_close(model.logits([*prompt, 5], 1), plain.logits([*prompt, 5], 1))
 
 
 def test_no_recording_is_lost_in_a_text_whose_length_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
