@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specgen.models.native_code import floats, integers
-from specgen.models.native_weight import BLOCK_VALUES, FLIP, Kernels, NativeWeight
+from specgen.models.native_weight import BLOCK_VALUES, FLIP, NativeWeight, RoundingKernels
 from specgen.models.weight_memory import empty, in_huge_pages
 
 ALIGNMENT = 64
@@ -33,7 +33,7 @@ class Int8Weight(NativeWeight):
         kernels: What multiplies it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: RoundingKernels) -> None:
         super().__init__(weight.shape, bias, kernels)
         num_outputs, num_inputs = weight.shape
         self._values = in_huge_pages(weight.shape, torch.uint8)

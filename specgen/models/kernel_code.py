@@ -1,7 +1,7 @@
 """Writes what the kernels of all weight formats have in common, in LLVM IR.
 
-`run` lets rows go through a prologue and rounds them to int8 by `quantize`. Then all threads run `multiply`, which
-claims outputs. A format's tiles compute them.
+`run` lets rows go through a prologue and packs them by `pack_rows`: most formats round them to int8. Then all threads
+run `multiply`, which claims outputs. A format's tiles compute them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from specgen.models.vector_code import ARGUMENTS, ON_THREADS, Tiles, load_argume
 
 
 def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
-    """Returns a format's kernels in LLVM IR.
+    """Returns the kernels of a format that rounds rows to int8, in LLVM IR.
 
     Args:
         width: Bytes of a vector.
         tiles: The format's.
-        prologues: The function `prepared`, which returns the address of the rows after a prologue.
+        prologues: As in `complete_text`.
     """
     lanes = width // 4
     vector = f"<{lanes} x i32>"
@@ -24,10 +24,20 @@ def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
         "declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)",
         "declare i32 @llvm.vector.reduce.umax.v16i32(<16 x i32>)",
         "declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)",
-        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
     ]
-    multiply = _multiply(tiles)
-    return "\n".join([*declarations, prologues, QUANTIZE, tiles.text, multiply, ON_THREADS, _run()])
+    return complete_text("\n".join([*declarations, QUANTIZE, _pack_rows(), tiles.text, _multiply(tiles)]), prologues)
+
+
+def complete_text(code: str, prologues: str) -> str:
+    """Returns a format's kernels in LLVM IR.
+
+    Args:
+        code: The functions `pack_rows`, which gets the arguments and the rows after a prologue, and `multiply`, which
+            gets the arguments.
+        prologues: The function `prepared`, which returns the address of the rows after a prologue.
+    """
+    declaration = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
+    return "\n".join([declaration, prologues, code, ON_THREADS, _RUN])
 
 
 TINY_BITS = 0x04000000
@@ -110,18 +120,27 @@ exit:
 """Without their signs, float32 are in the order of their bits, and what is not a number is the largest."""
 
 
-def _run() -> str:
-    """Returns the function that is called: it prepares the rows and lets all threads multiply."""
+_RUN = """
+define void @run(ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads) {
+  %prepared = call ptr @prepared(ptr %arguments, ptr %inputs)
+  call void @pack_rows(ptr %arguments, ptr %prepared)
+  call void @on_threads(ptr @multiply, ptr %arguments, ptr %parallel, i64 %num_threads)
+  ret void
+}
+"""
+"""The function that is called: it prepares the rows and lets all threads multiply."""
+
+
+def _pack_rows() -> str:
+    """Returns the function that rounds the rows; each has so many blocks as it has scales."""
     loads = "\n".join(load_arguments(ARGUMENTS, ("rows", "row_scales", "excesses", "size", "num_rows", "num_scales")))
     return f"""
-define void @run(ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads) {{
+define internal void @pack_rows(ptr %arguments, ptr %prepared) {{
 entry:
 {loads}
   %num_blocks = mul i64 %num_rows, %num_scales
   %block = udiv i64 %size, %num_scales
-  %prepared = call ptr @prepared(ptr %arguments, ptr %inputs)
   call void @quantize(ptr %prepared, ptr %rows, ptr %row_scales, ptr %excesses, i64 %num_blocks, i64 %block, i64 0)
-  call void @on_threads(ptr @multiply, ptr %arguments, ptr %parallel, i64 %num_threads)
   ret void
 }}
 """

@@ -9,25 +9,25 @@ from specgen.models.cpu_vectors import vector_bytes
 from specgen.models.int8_tiles import int8_tiles
 from specgen.models.kernel_code import kernel_text
 from specgen.models.native_code import NativeCode
-from specgen.models.native_weight import Kernels, kernels_of
+from specgen.models.native_weight import RoundingKernels, kernels_of
 from specgen.models.nf4_tiles import nf4_tiles
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import Tiles
 
 
 @lru_cache(maxsize=1)
-def int8_kernels() -> Kernels | None:
+def int8_kernels() -> RoundingKernels | None:
     """Returns the kernels of int8 for this machine, or None: see `kernels_for_this_machine`."""
     return kernels_for_this_machine(int8_tiles)
 
 
 @lru_cache(maxsize=1)
-def nf4_kernels() -> Kernels | None:
+def nf4_kernels() -> RoundingKernels | None:
     """Returns the kernels of nf4 for this machine, or None: see `kernels_for_this_machine`."""
     return kernels_for_this_machine(nf4_tiles)
 
 
-def kernels_for_this_machine(tiles: Callable[[int], Tiles]) -> Kernels | None:
+def kernels_for_this_machine(tiles: Callable[[int], Tiles]) -> RoundingKernels | None:
     """Compiles a format's kernels.
 
     None if the CPU has no VNNI, llvmlite is not installed, the system allows no new code, or torch's OpenMP library is
@@ -43,6 +43,6 @@ def kernels_for_this_machine(tiles: Callable[[int], Tiles]) -> Kernels | None:
         return None
 
 
-def compile_kernels(tiles: Callable[[int], Tiles], width: int) -> Kernels:
+def compile_kernels(tiles: Callable[[int], Tiles], width: int) -> RoundingKernels:
     """Compiles kernels for vectors of `width` bytes: 64 for AVX512-VNNI, 32 for AVX-VNNI."""
     return kernels_of(NativeCode(kernel_text(width, tiles(width), PROLOGUES)), width)

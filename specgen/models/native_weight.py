@@ -27,8 +27,6 @@ CHUNK_BYTES = 2**18
 group of rows finds it in a cache."""
 CHUNKS_OF_THREAD = 4
 """Parts that each thread claims at least, so that a thread that was held up has less to do."""
-CHUNK_UNIT = 16
-"""Outputs of a chunk are a multiple of it: whole tiles in all formats."""
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
 
 
@@ -56,20 +54,29 @@ class Kernels:
 
     Args:
         width: Bytes of a vector.
-        quantize: Rounds rows of float32 to int8: addresses of the rows, the results, their scales, and -128 times their
-            sums; then the numbers of rows and columns, and a byte that flips bits of the results.
-        run: Lets rows go through a prologue, rounds them and computes all their outputs: addresses of the arguments of
+        run: Lets rows go through a prologue, packs them and computes all their outputs: addresses of the arguments of
             `multiply` in the code, of the rows, and of OpenMP's entry point, and the number of threads.
     """
 
     code: NativeCode
     width: int
-    quantize: Function
     run: Function
 
     def __deepcopy__(self, memo: object) -> Kernels:
         """Returns itself: copies of a layer share the code."""
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingKernels(Kernels):
+    """The functions of a format that rounds rows to int8.
+
+    Args:
+        quantize: Rounds rows of float32 to int8: addresses of the rows, the results, their scales, and -128 times their
+            sums; then the numbers of rows and columns, and a byte that flips bits of the results.
+    """
+
+    quantize: Function
 
     def round_rows(self, rows: Tensor, values: Tensor, scales: Tensor, excesses: Tensor, flip: int = 0) -> None:
         """Rounds each row to whole numbers from -127 to 127.
@@ -85,9 +92,9 @@ class Kernels:
         self.quantize(*[tensor.data_ptr() for tensor in tensors], *rows.shape, flip)
 
 
-def kernels_of(code: NativeCode, width: int) -> Kernels:
+def kernels_of(code: NativeCode, width: int) -> RoundingKernels:
     """Returns the functions of compiled code."""
-    return Kernels(code, width, code.function("quantize", 7), code.function("run", 4))
+    return RoundingKernels(code, width, code.function("run", 4), code.function("quantize", 7))
 
 
 class NativeWeight:
@@ -103,6 +110,10 @@ class NativeWeight:
 
     _values: Tensor
     _scales: Tensor
+    _chunk_unit = 16
+    """Outputs of a chunk are a multiple of it: whole tiles."""
+    _row_value_bytes = 1
+    """Bytes of a value of the packed rows."""
 
     def __init__(
         self, shape: torch.Size, bias: Tensor | None, kernels: Kernels, *, group: int = 1, block: int | None = None
@@ -125,7 +136,7 @@ class NativeWeight:
         """Returns how many outputs a thread claims at once: whole tiles."""
         most = CHUNK_BYTES * self._num_computed // self._values.nbytes
         share = self._num_computed // (CHUNKS_OF_THREAD * num_threads)
-        return max(min(most, share) // CHUNK_UNIT, 1) * CHUNK_UNIT
+        return max(min(most, share) // self._chunk_unit, 1) * self._chunk_unit
 
     def unpacked(self) -> Tensor:
         """Returns a new copy of the weight, float32 `[outputs, inputs]`."""
@@ -150,9 +161,10 @@ class NativeWeight:
         if num_rows:
             rows = rows.contiguous()
             num_scales = self._num_inputs // self._block
-            # The rows after the prologue, rounded, and then their scales and excesses: the others four bytes each.
-            num_bytes, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
-            num_prepared_bytes = 4 * num_bytes if prologue.kind != NOTHING else 0
+            # The rows after the prologue, packed, and then their scales and excesses: four bytes each but the packed.
+            num_values, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
+            num_bytes = self._row_value_bytes * num_values
+            num_prepared_bytes = 4 * num_values if prologue.kind != NOTHING else 0
             scratch = torch.empty(num_prepared_bytes + num_bytes + 2 * num_scale_bytes, dtype=torch.uint8, device="cpu")
             prepared = scratch.data_ptr()
             first = prepared + num_prepared_bytes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specgen.models.native_code import Function, floats, integers
-from specgen.models.native_weight import FLIP, Kernels, NativeWeight
+from specgen.models.native_weight import FLIP, NativeWeight, RoundingKernels
 from specgen.models.nf4_tiles import BLOCK, LEVELS, group_outputs, record_bytes
 from specgen.models.weight_memory import empty, in_huge_pages
 
@@ -29,7 +29,7 @@ class Nf4Weight(NativeWeight):
         kernels: What multiplies it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: RoundingKernels) -> None:
         group = group_outputs(kernels.width)
         super().__init__(weight.shape, bias, kernels, group=group, block=BLOCK)
         num_groups, num_blocks = self._num_computed // group, self._num_inputs // BLOCK

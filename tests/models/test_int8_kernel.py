@@ -20,7 +20,7 @@ from specgen.models.int8_tiles import int8_tiles
 from specgen.models.kernel_code import kernel_text
 from specgen.models.kernels import compile_kernels, int8_kernels
 from specgen.models.native_code import NativeCode
-from specgen.models.native_weight import Kernels, kernels_of
+from specgen.models.native_weight import RoundingKernels, kernels_of
 from specgen.models.packing import packed_linear
 from specgen.models.prologue_code import PROLOGUES
 from tests.fakes import threads
@@ -39,7 +39,7 @@ def expected(weight: Int8Weight, bias: Tensor, rows: Tensor) -> Tensor:
     return (rounded @ weight.unpacked().double().T * scales + bias).float()
 
 
-def made(kernels: Kernels, sizes: tuple[int, int], scale: float = 1.0) -> tuple[Int8Weight, Tensor, Tensor]:
+def made(kernels: RoundingKernels, sizes: tuple[int, int], scale: float = 1.0) -> tuple[Int8Weight, Tensor, Tensor]:
     torch.manual_seed(sizes[0])
     weight, bias = scale * torch.randn(sizes), torch.randn(sizes[0])
     return Int8Weight(weight, bias, kernels), weight, bias
