@@ -86,7 +86,7 @@ def load_weights(
     notices += left_out_notice(without_mtp(left_out, resolved), resolved.path)
     recorders = [recorder for device in devices if (recorder := recorder_for(device)) is not None]
     if recorders:
-        model, reason = recorded(model, *recorders)
+        model, reason = recorded(model, *recorders, is_draft=resolved.role == "draft")
         if reason is not None:
             notices += (not_recorded(name, reason),)
     return LoadedModel(model, _with_remarks(info, resolved, placement), notices)

@@ -39,7 +39,7 @@ def recorder_for(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
-def recorded(model: CachedModel, *recorders: Recorder) -> tuple[CachedModel, str | None]:
+def recorded(model: CachedModel, *recorders: Recorder, is_draft: bool = False) -> tuple[CachedModel, str | None]:
     """Returns the model with recorded passes, if it fits and they give the same logits.
 
     A decoder whose recorded passes fail keeps its plain ones: for `WholePass` transformers' module would have to be
@@ -48,6 +48,7 @@ def recorded(model: CachedModel, *recorders: Recorder) -> tuple[CachedModel, str
     Args:
         model: Specgen's decoder or a transformers model, with an empty cache.
         recorders: Record the passes: one for each device, in the order of the layers.
+        is_draft: The model drafts; otherwise it verifies.
 
     Returns:
         The model to use, and why it is the given one, if it is.
@@ -58,7 +59,7 @@ def recorded(model: CachedModel, *recorders: Recorder) -> tuple[CachedModel, str
     if static_pass is None:
         return model, "its passes can't be recorded: a layer has a running state or attends in chunks"
     static = StaticModel(static_pass, model.vocab_size, recorders[-1])
-    failure = admission_failure(static, model)
+    failure = admission_failure(static, model, is_draft=is_draft)
     return (static, None) if failure is None else (model, failure)
 
 

@@ -209,8 +209,9 @@ def whole_model(model: Any) -> StaticModel:
 
 
 def admission(decoder: Decoder) -> str | None:
-    """Returns why specgen would not use the recorded passes of a decoder; None if it would."""
-    return recorded(eager_model(decoder), recorder_for(decoder.device))[1]
+    """Returns why specgen would not use the recorded passes of a decoder as target or draft; None if it would."""
+    roles = (recorded(eager_model(decoder), recorder_for(decoder.device), is_draft=each)[1] for each in (False, True))
+    return next((reason for reason in roles if reason is not None), None)
 
 
 def failure_of(model: StaticModel) -> str | None:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from math import sqrt
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from specgen.core.draft_tree import ROOT
 from specgen.core.errors import MemoryShortageError
-from specgen.engine.near_ties import gap_between
+from specgen.engine.contract import TreeTarget, can_branch
 from specgen.models.cached_model import CachedModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.packing import is_quantized
 from specgen.models.static.model import StaticModel
+from specgen.models.static.rounding import Rounding, difference
 from specgen.models.static.whole_pass import WholePass, short_windows
 from specgen.models.target_features import TargetFeatures
 
-PROBED_ROWS = (1, 3, 5, 8)
+PROBED_DRAFTS = ((0, 0), (2, 1), (4, 2), (6, 6))
+"""Tokens of drafts, and how many of them are the model's own; a pass over the last one is padded."""
 NUM_PROMPT = 12
 PROBED_WINDOW = 8
 """Window of transformers' layers while their passes are compared: the text is longer, so tokens leave it."""
@@ -29,11 +31,17 @@ NUM_RUNS = 3
 """Runs of each probe: the first one is plain, the second is recorded, the third replays."""
 NUM_DRAFTED = 3
 """Tokens of a probed draft."""
+PROBED_TREES = (
+    ((ROOT, 0, 0, 1, ROOT, 4), [0, 2]),
+    ((ROOT, ROOT, 1, 2, 1, 0), [1, 2, 3]),
+    ((ROOT, 0, 1, 2, ROOT, ROOT), [4]),
+)
+"""Parents of trees of equally many tokens, for one run each, and the path that is kept."""
 
 
 @torch.inference_mode()
-def admission_failure(static: StaticModel, plain: CachedModel) -> str | None:
-    """Compares the logits and likeliest tokens of a prompt and of passes over a few rows. Empties both caches.
+def admission_failure(static: StaticModel, plain: CachedModel, *, is_draft: bool = False) -> str | None:
+    """Compares what a target or a draft model does after a prompt: verdicts and trees, or a draft. Empties both caches.
 
     Returns:
         Why the recorded passes must not be used; None if they may.
@@ -43,15 +51,62 @@ def admission_failure(static: StaticModel, plain: CachedModel) -> str | None:
 
     def compare() -> str | None:
         with _filled_windows(static, plain):
-            for rows in PROBED_ROWS:
-                text = ids[: NUM_PROMPT + rows]
-                expected = _probe(plain, text, rows)
-                for _ in range(NUM_RUNS):
-                    if (found := difference(_probe(static, text, rows), expected, rounding)) is not None:
-                        return f"{found} over {rows} rows"
-            return drafting_failure(static, plain, ids, rounding)
+            if is_draft:
+                return drafting_failure(static, plain, ids, rounding)
+            return _verdict_failure(static, plain, ids, rounding) or _tree_failure(static, plain, ids, rounding)
 
     return _failure(compare, static, plain)
+
+
+def _verdict_failure(static: StaticModel, plain: CachedModel, ids: list[int], rounding: Rounding) -> str | None:
+    """Compares the logits over drafts, and the verdicts with what follows from these logits."""
+    prompt, others = ids[: NUM_PROMPT + 1], ids[NUM_PROMPT + 1 :]
+    own: list[int] = []
+    for num_drafted, num_own in PROBED_DRAFTS:
+        while len(own) < num_own:
+            own.append(_verified(static, [*prompt, *own], [])[1][1])
+        draft = [*own, *others][:num_drafted]
+        plain.rewind(0)
+        expected = plain.logits([*prompt, *draft], num_drafted + 1).clone()
+        for _ in range(NUM_RUNS):
+            found, verdict = _verified(static, prompt, draft)
+            if (reason := difference(found, expected, rounding)) is not None:
+                return f"{reason} over {num_drafted + 1} rows"
+            top = found.max(dim=-1).indices.tolist()
+            num_accepted = next((row for row, token in enumerate(draft) if token != top[row]), num_drafted)
+            if verdict != [num_accepted, top[num_accepted], 1, *draft]:
+                return f"the verdict over {num_drafted + 1} rows is not that of their logits"
+    return None
+
+
+def _tree_failure(static: StaticModel, plain: CachedModel, ids: list[int], rounding: Rounding) -> str | None:
+    """Compares the logits of trees, each of another shape, and of the pass after a path was kept."""
+    if not (can_branch(static) and isinstance(plain, TreeTarget)):
+        return None
+    prompt, tokens = ids[:NUM_PROMPT], ids[NUM_PROMPT:]
+    for parents, path in PROBED_TREES:
+        given = torch.tensor(tokens[: len(parents)], device=static.device)
+        rows: list[Tensor] = []
+        for model in (plain, static):
+            model.rewind(min(model.length, NUM_PROMPT))
+            model.feed(prompt)
+            rows.append(model.tree_logits(given, parents).clone())
+            model.keep_rows(path)
+        text = [*prompt, *(tokens[node] for node in path), ids[0]]
+        found, _ = _verified(static, text, [])
+        reason = difference(rows[1], rows[0], rounding) or difference(found, plain.logits(text, 1), rounding)
+        if reason is not None:
+            return f"{reason} in a tree"
+    return None
+
+
+def _verified(static: StaticModel, text: list[int], draft: list[int]) -> tuple[Tensor, list[int]]:
+    """Returns the logits of a pass that verifies a draft, and its verdict."""
+    static.rewind(min(static.length, len(text) - 1))
+    static.feed(text[:-1])
+    read = static.verify_greedy(text, torch.tensor(draft, dtype=torch.int64, device=static.device))
+    assert read is not None, "the pass is short"
+    return static.row_logits(len(draft) + 1).clone(), read()
 
 
 class RecordedDrafter(Protocol):
@@ -119,60 +174,23 @@ def drafting_failure(
         ids: A text.
         rounding: As in `difference`.
     """
-    expected: list[Tensor] = []
-    first: list[int] = []
-    plain.rewind(0)
+    expected: dict[tuple[int, ...], Tensor] = {}
     for _ in range(NUM_RUNS):
         static.rewind(0)
         static.feed(ids[:-2])  # as after a draft that was accepted whole, two tokens are missing
+        path: tuple[int, ...] = ()
         for index in range(NUM_DRAFTED):
             static.draft_token(ids, index)
             logits, drafted = static.drafted_logits(), static.drafted_ids(index + 1)
-            if len(expected) == index:
-                expected.append(plain.logits(ids, 1, tail=drafted[:-1]).clone())
-                first.append(int(drafted[-1]))
-            if (found := difference(logits, expected[index], rounding)) is not None:
+            if path not in expected:
+                plain.rewind(0)
+                expected[path] = plain.logits(ids, 1, tail=drafted[:-1]).clone()
+            if (found := difference(logits, expected[path], rounding)) is not None:
                 return f"{found} in drafted token {index + 1}"
-            if drafted.tolist() != [*first[:index], static.likeliest(logits)]:
+            path = (*path, static.likeliest(logits))
+            if tuple(drafted.tolist()) != path:
                 return f"recorded passes draft another token than the likeliest one, in drafted token {index + 1}"
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """What rounding explains.
-
-    Args:
-        dtype: The type that the model computes in.
-        num_layers: Of the model.
-        is_packed: Its weights have 4 or 8 bits.
-    """
-
-    dtype: torch.dtype
-    num_layers: int
-    is_packed: bool = False
-
-    @property
-    def tolerance(self) -> float:
-        """Returns the largest relative distance of the logits of two correct passes.
-
-        They add in another order and round at other places. A rounding has a relative error of up to epsilon / 2, whose
-        root mean square is about 0.2 epsilon. In 16 bits, sums are kept in float32, so the errors that add up are those
-        of the hidden state, rounded after attention and after feed-forward: 2 L in either pass, and independent. So the
-        distance is about 0.2 epsilon sqrt(4 L) = 0.4 epsilon sqrt(L), and the limit is twice that: in bfloat16 8.8e-3
-        for 2 layers, 3.5e-2 for 32. On a CPU it is 0.9 to 2.3 epsilon in bfloat16 and 1.3 to 2.8 in float16 (24 and 30
-        layers: Qwen2.5-Coder 0.5B and SmolLM2 135M), where the limits are 3.9 and 4.4.
-
-        float32: the error of a product's sum counts, too; it grows with the root of the terms of a partial sum. The
-        limit allows 64 times the above: 8.6e-6 for 2 layers. On a CPU it is 3 to 11 epsilon, where the limit is 250.
-
-        Packed weights: kernels for few and for many rows round the unpacked weights differently (bitsandbytes 0.50
-        rounds scale, code and product in one, the product only in the other), which is an error of each product. The
-        weights of both kinds alone put logits 1.1e-2 to 2.7e-2 apart in these models, as much as all else: twice the
-        limit. A wrong row, position or mask moves logits by about their own size.
-        """
-        factor = (64 if self.dtype == torch.float32 else 1) * (2 if self.is_packed else 1)
-        return 0.8 * factor * torch.finfo(self.dtype).eps * sqrt(self.num_layers)
 
 
 def not_recorded(name: str, reason: str) -> str:
@@ -192,8 +210,8 @@ def _rounding_of(static: StaticModel) -> Rounding:
 
 
 def _probed_text(num_ids: int) -> list[int]:
-    step = max(num_ids // (NUM_PROMPT + sum(PROBED_ROWS) + 1), 1)
-    return [(step * (index + 1)) % num_ids for index in range(NUM_PROMPT + max(PROBED_ROWS))]
+    step = max(num_ids // (2 * NUM_PROMPT), 1)
+    return [(step * (index + 1)) % num_ids for index in range(NUM_PROMPT + 8)]
 
 
 def _failure(
@@ -230,33 +248,3 @@ def _filled_windows(static: StaticModel, plain: CachedModel) -> Iterator[None]:
         plain.reset()  # its cache was made for the long ones
         yield
     static.reset()
-
-
-def difference(found: Tensor, expected: Tensor, rounding: Rounding) -> str | None:
-    """Returns how logits of recorded passes differ from those of plain ones beyond rounding; None if they don't.
-
-    Args:
-        found: `[rows, vocab]`, of recorded passes.
-        expected: `[rows, vocab]`, of plain ones.
-        rounding: What may differ.
-    """
-    distance = relative_distance(found, expected)
-    if not distance <= rounding.tolerance:
-        return f"recorded passes differ from plain ones by {distance:.1e}"
-    tops = torch.stack([expected.argmax(-1), found.argmax(-1)], -1)
-    for own, other in expected.gather(-1, tops).tolist():
-        gap = gap_between(own, other, rounding.dtype)
-        if not gap.is_near_tie:
-            return f"recorded passes choose another token than plain ones, with logits {gap.distance:.1e} apart,"
-    return None
-
-
-def relative_distance(found: Tensor, expected: Tensor) -> float:
-    """Returns the norm of the difference over the norm of what is expected; NaN if a value is NaN."""
-    return float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
-
-
-def _probe(model: CachedModel, text: list[int], num_rows: int) -> Tensor:
-    model.rewind(0)
-    model.feed(text[:-num_rows])
-    return model.logits(text, num_rows).clone()

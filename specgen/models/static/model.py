@@ -179,6 +179,10 @@ class StaticModel(RecordedPasses, CachedModel):
         self._drafted_row = count - 1
         self._counted(count, lambda: self._play("draft", new, self.length, count, self._write_first_token))
 
+    def row_logits(self, num_rows: int) -> Tensor:
+        """Returns the logits of the first rows of the last recorded pass, `[num_rows, vocab_size]`."""
+        return self._logits[:num_rows]
+
     def drafted_logits(self) -> Tensor:
         """Returns the logits that the token drafted last was chosen from, `[1, vocab_size]`."""
         return self._logits[self._drafted_row : self._drafted_row + 1]
@@ -218,7 +222,7 @@ class StaticModel(RecordedPasses, CachedModel):
         self._inputs.write(moved(new, self.device), first, num_new)
         self._tree.write(self.length, self._parents, num_new)
         rows, bucket = padded_rows(num_new), self.bucket(first + num_new)
-        self.replays.run(("tree", rows, bucket), lambda: self._write_row_logits(rows, bucket))
+        self.replays.run(("tree", rows, bucket), lambda: self._write_logits(rows, bucket, self._tree))
         return self._logits[:num_new]
 
     def _split_logits(self, new: Tensor) -> Iterator[Tensor]:
@@ -252,13 +256,9 @@ class StaticModel(RecordedPasses, CachedModel):
 
     # What is recorded: functions of the static tensors only.
 
-    def _write_logits(self, rows: int, bucket: int) -> None:
-        logits = self.static_pass.run(self._inputs.ids[:rows], self._inputs.positions(rows), bucket, rows)
-        self._logits[:rows] = logits[:, : self.vocab_size]
-
-    def _write_row_logits(self, rows: int, bucket: int) -> None:
+    def _write_logits(self, rows: int, bucket: int, tree: TreeInputs | None = None) -> None:
         ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
-        self._logits[:rows] = self.static_pass.run(ids, positions, bucket, rows, self._tree)[:, : self.vocab_size]
+        self._logits[:rows] = self.static_pass.run(ids, positions, bucket, rows, tree)[:, : self.vocab_size]
 
     def _write_verdict(self, rows: int, bucket: int) -> None:
         self._write_logits(rows, bucket)

@@ -47,7 +47,7 @@ class RecordedPasses:
 
     def likeliest(self, logits: Tensor) -> int:
         """Reads the id of the likeliest token of `[1, vocab]` logits."""
-        return self._drafted.id_of(int(logits.argmax()))
+        return self._drafted.id_of(int(logits.max(dim=-1).indices))  # as in `DraftedTokens`: equal logits occur
 
     def is_draft_finite(self) -> Tensor:
         """Returns whether the draft's logits were finite, `[1]`, on the device."""

@@ -12,13 +12,16 @@ from specgen.core.events import Notice
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.models.cuda import recorded
 from specgen.models.draft_head import DraftHeadModel
+from specgen.models.static.admission import drafting_failure
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.inputs import DraftedTokens, PassInputs
 from specgen.models.static.model import StaticModel
+from specgen.models.static.rounding import Rounding
 from tests.decoders import decoder_model
 from tests.draft_heads import load_draft, tiny_draft
 from tests.fakes import ids_of, run_events, sampler
 from tests.models.static import test_planted_bugs as bugs
+from tests.models.static import test_trees as trees
 from tests.models.static.builders import static_model
 from tests.models.static.recorder import TraceRecorder
 from tests.models.static.test_static_model import NUM_TOKENS, PROMPT, greedy_text, model_of
@@ -59,11 +62,94 @@ def test_a_draft_model_whose_own_step_is_wrong_runs_plainly(
     plain = decoder_model(model_of("llama"), 96)
     plant_bug(monkeypatch)
 
-    found, reason = recorded(plain, TraceRecorder())
+    found, reason = recorded(plain, TraceRecorder(), is_draft=True)
 
     assert found is plain
     assert "in drafted token" in str(reason)
     assert plain.length == 0
+
+
+TARGET_BUGS = [
+    *((bugs.padding_accepted, "verdict"), (bugs.own_token_from_the_next_row, "verdict")),
+    *((bugs.rewound_on_the_host_only, "over 5 rows"), (bugs.position_recorded_as_a_number, "in a tree")),
+    *((trees.every_row_of_the_tree_is_seen, "in a tree"), (trees.rows_rotated_by_their_place, "in a tree")),
+    *((trees.tree_begins_one_position_late, "in a tree"), (trees.path_not_moved, "in a tree")),
+    (trees.path_of_the_tree_before, "in a tree"),
+]
+
+
+@pytest.mark.parametrize(("plant_bug", "where"), TARGET_BUGS)
+def test_a_target_whose_recorded_verdicts_or_trees_are_wrong_runs_plainly(
+    plant_bug: Callable[[Plant], None], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = decoder_model(model_of("llama"), 96)
+    plant_bug(monkeypatch)
+
+    found, reason = recorded(plain, TraceRecorder())
+
+    assert found is plain
+    assert where in str(reason)
+    assert plain.length == 0
+
+
+@pytest.mark.parametrize(
+    ("is_draft", "names"), [(True, {"draft", "step"}), (False, {"verify", "tree", "keep"})], ids=["draft", "target"]
+)
+def test_admission_records_only_what_the_role_uses(is_draft: bool, names: set[str]) -> None:
+    found, _ = recorded(decoder_model(model_of("llama"), 96), TraceRecorder(), is_draft=is_draft)
+
+    assert isinstance(found, StaticModel)
+    assert {key if isinstance(key, str) else key[0] for key in found.replays.recorded_keys} == names  # type: ignore[index]
+
+
+class Scripted:
+    """A model of ten ids whose likeliest token follows from the last one, except for two after the text.
+
+    Args:
+        first: The token after the text, by run.
+    """
+
+    def __init__(self, *first: int) -> None:
+        self.first = iter(first)
+
+    def rewind(self, length: int) -> None:
+        self.drafted: list[int] = []
+
+    def feed(self, ids: Any) -> None:
+        """Reads the text."""
+
+    def rows(self, drafted: list[int], first: int) -> torch.Tensor:
+        logits = torch.zeros(1, 10)
+        if drafted:
+            logits[0, (3 * drafted[-1] + 1) % 10] = 15.5
+        else:
+            logits[0, [2, 7]] = 15.5
+            logits[0, first] += 2**-4  # one unit in the last place of bfloat16
+        return logits
+
+    def draft_token(self, ids: Any, index: int) -> None:
+        self.found = self.rows(self.drafted, next(self.first) if index == 0 else 0)
+        self.drafted.append(int(self.found.argmax()))
+
+    def drafted_ids(self, count: int) -> torch.Tensor:
+        return torch.tensor(self.drafted[:count])
+
+    def drafted_logits(self) -> torch.Tensor:
+        return self.found
+
+    def likeliest(self, logits: torch.Tensor) -> int:
+        return int(logits.argmax())
+
+    def logits(self, ids: Any, num_last: int, tail: torch.Tensor) -> torch.Tensor:
+        return self.rows(tail.tolist(), 2)
+
+
+@pytest.mark.parametrize("first", [(7, 7, 7), (2, 7, 2), (2, 2, 7)])
+def test_a_near_tie_may_be_drafted_otherwise_by_the_replay(first: tuple[int, ...]) -> None:
+    static: Any = Scripted(*first)
+    plain: Any = Scripted()
+
+    assert drafting_failure(static, plain, list(range(5)), Rounding(torch.bfloat16, 2)) is None
 
 
 def head_norm_forgotten(plant: Plant) -> None:

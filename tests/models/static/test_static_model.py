@@ -34,10 +34,11 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import Norm, fused_norm
 from specgen.models.static import admission, inputs
 from specgen.models.static import model as model_module
-from specgen.models.static.admission import Rounding, admission_failure, difference, relative_distance
+from specgen.models.static.admission import admission_failure
 from specgen.models.static.inputs import MAX_ROWS, ROWS, DraftedTokens, capacity_for, padded_rows
 from specgen.models.static.model import StaticModel
 from specgen.models.static.recorder import PlainRecorder, Replays
+from specgen.models.static.rounding import Rounding, difference, relative_distance
 from specgen.models.static.slots import TensorSlots
 from specgen.models.static.whole_pass import WholePass
 from specgen.models.transformers_model import TransformersModel
@@ -605,8 +606,14 @@ def test_a_model_that_chooses_another_token_is_not_admitted(
     num_steps: int, is_admitted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, own = swapped(num_steps)
-    monkeypatch.setattr(admission, "_probe", lambda model, *_: other if isinstance(model, StaticModel) else own)
     model = decoder_model(build("llama").to(torch.bfloat16), 96)
+
+    def verified(_: StaticModel, text: list[int], draft: list[int]) -> tuple[torch.Tensor, list[int]]:
+        kept = list(itertools.takewhile(lambda token: token == 7, draft))
+        return other.expand(len(draft) + 1, -1), [len(kept), 7, 1, *draft]
+
+    monkeypatch.setattr(admission, "_verified", verified)
+    monkeypatch.setattr(model, "logits", lambda ids, num_last: own.expand(num_last, -1))
 
     found, reason = recorded(model, TraceRecorder())
 
