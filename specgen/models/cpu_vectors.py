@@ -19,3 +19,15 @@ def vector_bytes() -> int:
         return width if width and openmp_parallel() is not None else 0
     except (ImportError, OSError, RuntimeError):
         return 0
+
+
+def float_vector_bytes() -> int:
+    """Returns the bytes of the vectors that the kernels of 16-bit weights run on, or 0: see `vector_bytes`."""
+    if "avx2" not in cpu_flags():
+        return 0
+    try:
+        features = host_features()
+        width = 64 if features >= WIDE_FEATURES else 32 if features >= {"avx2", "fma", "f16c"} else 0
+        return width if width and openmp_parallel() is not None else 0
+    except (ImportError, OSError, RuntimeError):
+        return 0

@@ -146,6 +146,17 @@ entry:
 """
 
 
+CLAIM = """claim:
+  %start = atomicrmw add ptr %counter, i64 %chunk monotonic
+  %is_any = icmp ult i64 %start, %num_outputs
+  br i1 %is_any, label %take, label %exit
+take:
+  %end = add i64 %start, %chunk
+  %is_end = icmp ult i64 %end, %num_outputs
+  %limit = select i1 %is_end, i64 %end, i64 %num_outputs"""
+"""Starts the loop of a thread: it claims outputs `%start` to `%limit` in `take`, or goes to `exit` if none are left."""
+
+
 def _multiply(tiles: Tiles) -> str:
     """Returns the function that runs on each thread: it claims outputs until none are left.
 
@@ -178,14 +189,7 @@ def _multiply(tiles: Tiles) -> str:
   %step = select i1 %in_turn, i64 {tiles.num_outputs}, i64 %chunk
   %num_shares = select i1 %in_turn, i64 %num_parts, i64 1
   br label %claim
-claim:
-  %start = atomicrmw add ptr %counter, i64 %chunk monotonic
-  %is_any = icmp ult i64 %start, %num_outputs
-  br i1 %is_any, label %take, label %exit
-take:
-  %end = add i64 %start, %chunk
-  %is_end = icmp ult i64 %end, %num_outputs
-  %limit = select i1 %is_end, i64 %end, i64 %num_outputs
+{CLAIM}
   br label %outputs_loop
 outputs_loop:
   %first = phi i64 [ %start, %take ], [ %following, %rows_end ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from specgen.models.cpu_vectors import vector_bytes
+import torch
+
+from specgen.models.cpu_vectors import float_vector_bytes, vector_bytes
+from specgen.models.float_code import float_text
 from specgen.models.int8_tiles import int8_tiles
 from specgen.models.kernel_code import kernel_text
 from specgen.models.native_code import NativeCode
-from specgen.models.native_weight import RoundingKernels, kernels_of
+from specgen.models.native_weight import Kernels, RoundingKernels, kernels_of
 from specgen.models.nf4_tiles import nf4_tiles
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import Tiles
@@ -25,6 +28,19 @@ def int8_kernels() -> RoundingKernels | None:
 def nf4_kernels() -> RoundingKernels | None:
     """Returns the kernels of nf4 for this machine, or None: see `kernels_for_this_machine`."""
     return kernels_for_this_machine(nf4_tiles)
+
+
+@lru_cache(maxsize=2)
+def float_kernels(dtype: torch.dtype) -> Kernels | None:
+    """Returns the kernels of weights in bfloat16 or float16 for this machine, or None: see `kernels_for_this_machine`.
+
+    They need AVX2 only.
+    """
+    width = float_vector_bytes()
+    try:
+        return compile_float_kernels(dtype, width) if width else None
+    except RuntimeError:
+        return None
 
 
 def kernels_for_this_machine(tiles: Callable[[int], Tiles]) -> RoundingKernels | None:
@@ -46,3 +62,9 @@ def kernels_for_this_machine(tiles: Callable[[int], Tiles]) -> RoundingKernels |
 def compile_kernels(tiles: Callable[[int], Tiles], width: int) -> RoundingKernels:
     """Compiles kernels for vectors of `width` bytes: 64 for AVX512-VNNI, 32 for AVX-VNNI."""
     return kernels_of(NativeCode(kernel_text(width, tiles(width), PROLOGUES)), width)
+
+
+def compile_float_kernels(dtype: torch.dtype, width: int) -> Kernels:
+    """Compiles kernels of weights in bfloat16 or float16, for vectors of `width` bytes."""
+    code = NativeCode(float_text(width, dtype, PROLOGUES))
+    return Kernels(code, width, code.function("run", 4))
