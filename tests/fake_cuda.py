@@ -8,6 +8,7 @@ operation on tensors of both devices fails, except for copies, numbers without d
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,7 @@ class FakeCuda(TorchFunctionMode):
         """Uploads from memory that is not pinned, which wait, too."""
         self.num_events = self.num_over = 0
         """Events recorded, and how many of them are over for sure: waiting for those takes no time."""
+        self.warns_of_reads = False
         self.made_on: torch.device | None = None
         self._on_device: dict[int, StorageWeakRef] = {}
         self._pinned: dict[int, StorageWeakRef] = {}
@@ -61,6 +63,8 @@ class FakeCuda(TorchFunctionMode):
     def note_read(self, what: str) -> None:
         self.reads.append(f"{_caller()}: {what}")
         self.num_over = self.num_events
+        if self.warns_of_reads:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
     def note_copy(self, to: Tensor, origin: Tensor, non_blocking: bool) -> None:
         if self.device_of(to) == self.device_of(origin) or not origin.numel():
@@ -225,7 +229,7 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         def __init__(self, *, enable_timing: bool = False) -> None:
             self.has_time = enable_timing
 
-        def record(self, stream: Any) -> None:
+        def record(self, stream: Any = None) -> None:
             self.copies, self.num_reads = mode.unfinished, len(mode.reads)
             mode.num_events += 1
             self.index = mode.num_events
