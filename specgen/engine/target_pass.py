@@ -74,7 +74,7 @@ class TargetPass:
             DraftError: The draft model's logits did.
         """
         if draft.parents is not None:
-            return self._verify_tree(ids, draft, DraftTree(tuple(draft.ids.tolist()), draft.parents))
+            return self._verify_tree(ids, draft, draft.parents)
         num_warmups = self._num_warmups()
         read = None if self._on_device is None else self._on_device.verify_greedy(ids, draft.ids, draft.is_finite)
         if read is not None:
@@ -90,7 +90,7 @@ class TargetPass:
             raise self._not_finite()
         return Verified(draft_ids, num_accepted, target_id, self._num_warmups() > num_warmups, passed_at)
 
-    def _verify_tree(self, ids: list[int], draft: Draft, tree: DraftTree) -> Verified:
+    def _verify_tree(self, ids: list[int], draft: Draft, parents: tuple[int, ...]) -> Verified:
         """Verifies a draft that branches. Row 0 of the pass is the last token of `ids`."""
         target, num_warmups = self._target, self._num_warmups()
         assert isinstance(target, TreeTarget), "the target computes no trees"
@@ -98,19 +98,21 @@ class TargetPass:
             target.feed(ids[:-1])
         draft = _on_device(draft, target.device)
         tokens = torch.cat([ids_on(target.device, ids[-1:]), draft.ids])
-        logits = target.tree_logits(tokens, [ROOT, *(parent + 1 for parent in tree.parents)])
+        logits = target.tree_logits(tokens, [ROOT, *(parent + 1 for parent in parents)])
         passed_at = self._stopwatch.mark()
         top = likeliest_on_host(logits) if self._is_argmax else None
         if top is not None:
             is_finite = all(map(isfinite, top[0]))
+            tree = DraftTree(tuple(draft.ids.tolist()), parents)
             path, target_id = matching_path(tree, top[1])
         else:
             distributions = self._distributions(logits, ids, draft)
+            read = torch.cat([distributions.is_finite.long().view(1), draft.ids, distributions.ids])
+            is_finite, *numbers = read.tolist()
+            tree = DraftTree(tuple(numbers[: len(parents)]), parents)
             if distributions.probs is None:
-                *own, is_finite = torch.cat([distributions.ids, distributions.is_finite.long().view(1)]).tolist()
-                path, target_id = matching_path(tree, own)
+                path, target_id = matching_path(tree, numbers[len(parents) :])
             else:
-                is_finite = bool(distributions.is_finite)
                 path, target_id = verify_tree(distributions, draft, tree, self._sampler.randomness)
         if not is_finite:
             raise self._not_finite()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class _Growth:
 
     Args:
         ids: The text.
+        tokens: Numbers, or `[1]` each on the draft's device if they were drawn: reading them would wait for it.
         rows: `[1, vocab]` each, the distributions that the tokens were drawn from; empty if nothing was drawn.
         branchings: What may follow each token that the draft read, and the text; `candidates` has their tokens.
         fed: Row in the draft's own tree of each token that it read.
@@ -47,7 +49,7 @@ class _Growth:
     """
 
     ids: Sequence[int]
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[Any] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     shares: list[float | None] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
@@ -56,9 +58,10 @@ class _Growth:
     fed: dict[int, int] = field(default_factory=lambda: {ROOT: ROOT})
     num_passes: int = 1
 
-    def path(self, index: int) -> list[int]:
-        """Returns the tokens from the root to a token."""
-        return [self.tokens[node] for node in path_to(self.parents, index)]
+    def ids_of(self, indices: Sequence[int], device: torch.device) -> Tensor:
+        """Returns tokens, `[n]`. Reads nothing."""
+        tokens = [self.tokens[index] for index in indices]
+        return torch.cat(tokens) if tokens and isinstance(tokens[0], Tensor) else ids_on(device, tokens)
 
     def graft(self, tokens: Sequence[int], one_hot: Callable[[int], Tensor] | None) -> None:
         """Adds a path from the root; tokens that are there already are not added again.
@@ -113,9 +116,11 @@ class TreeDrafter(ModelDrafter):
                 break
             self._branch(growth, new, self._pass(growth, new), draft_length)
         is_drawn = growth.candidates[0].rest is not None
+        if is_drawn and growth.tokens and any(step.num_matched):
+            growth.tokens = torch.cat(growth.tokens).tolist()  # to compare them with those of the matches
         for match, count in zip(draft_length.matches, step.num_matched, strict=True):
             growth.graft(match.ids[:count], self._one_hot if is_drawn else None)
-        return _draft_of(growth, draft_length)
+        return _draft_of(growth, draft_length, self.model.device)
 
     def _one_hot(self, token: int) -> Tensor:
         """Returns the distribution of a token of a match, which was not drawn."""
@@ -129,20 +134,20 @@ class TreeDrafter(ModelDrafter):
         growth.num_passes += 1
         first = len(growth.fed) - 1
         growth.fed.update({index: first + number for number, index in enumerate(new)})
-        tokens = ids_on(self.model.device, [growth.tokens[index] for index in new])
+        tokens = growth.ids_of(new, self.model.device)
         return self.model.tree_logits(tokens, [growth.fed[growth.parents[index]] for index in new])
 
     def _take(self, growth: _Growth, number: int) -> int:
         """Draws the next token of a branching; returns its index."""
         branching, candidates = growth.branchings[number], growth.candidates[number]
         if candidates.rest is None:
-            token = candidates.ids[branching.num_taken]
+            token: int | Tensor = candidates.ids[branching.num_taken]
         else:
             column = self._sampler.randomness.draw(candidates.rest).view(1)
             growth.rows.append(self._over_target_vocab(candidates.rest[None]))
             rest = candidates.rest.index_fill(0, column, 0.0)
             candidates.rest = rest / rest.sum()
-            token = int(self._ids_of(column))
+            token = self._ids_of(column).to(self.model.device)
         growth.tokens.append(token)
         growth.parents.append(branching.node)
         growth.shares.append(branching.shares[branching.num_taken])
@@ -151,10 +156,8 @@ class TreeDrafter(ModelDrafter):
 
     def _branch(self, growth: _Growth, nodes: Sequence[int], logits: Tensor, policy: TreeLength) -> None:
         """Adds the tokens that may follow `nodes`, given the logits after each of them. Reads the device once."""
-        paths = [growth.path(node) for node in nodes]
-        rows = [
-            self._after_path(row, growth.ids, path) for row, path in zip(torch.split(logits, 1), paths, strict=True)
-        ]
+        paths = [path_to(growth.parents, node) for node in nodes]
+        rows = [self._after_path(row, growth, path) for row, path in zip(torch.split(logits, 1), paths, strict=True)]
         found = self._likeliest([shares for shares, _ in rows], policy.num_nodes)
         for node, path, (shares, ids), (_, drawn_from) in zip(nodes, paths, found, rows, strict=True):
             reach = 1.0
@@ -167,13 +170,13 @@ class TreeDrafter(ModelDrafter):
         if policy.uses_confidence:
             policy.on_token(max(shares[0] for shares, _ in found))
 
-    def _after_path(self, logits: Tensor, ids: Sequence[int], path: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def _after_path(self, logits: Tensor, growth: _Growth, path: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Returns what may follow a path, `[logits]` each: by what candidates are ranked, and what they are drawn from.
 
         The latter is None if nothing is drawn.
         """
         settings, noise = self._sampler.settings, self._sampler.noise
-        seen = None if self._seen is None else self._own_columns(self._seen.row(ids_on(logits.device, path)))
+        seen = None if self._seen is None else self._own_columns(self._seen.row(growth.ids_of(path, logits.device)))
         if settings.is_greedy:
             probs = penalize(logits, settings.repetition_penalty, seen).softmax(dim=-1)[0]
         else:
@@ -183,7 +186,7 @@ class TreeDrafter(ModelDrafter):
         if noise is None:
             return probs, None if settings.is_greedy else probs
         # The target draws with the same noise, so its token is likely to be one with a large ratio here.
-        row = self._own_columns(noise.rows(len(ids) + len(path), 1))
+        row = self._own_columns(noise.rows(len(growth.ids) + len(path), 1))
         assert row is not None
         ratios = probs / row[0].to(probs.device)
         return ratios / ratios.sum(), None
@@ -203,7 +206,7 @@ class TreeDrafter(ModelDrafter):
         return columns if self._columns is None else self._columns[columns]
 
 
-def _draft_of(growth: _Growth, policy: TreeLength) -> Draft:
+def _draft_of(growth: _Growth, policy: TreeLength, device: torch.device) -> Draft:
     """Returns the finished tree in preorder."""
     if not growth.tokens:
         return empty_draft()
@@ -211,7 +214,7 @@ def _draft_of(growth: _Growth, policy: TreeLength) -> Draft:
     places = {index: place for place, index in enumerate(order)} | {ROOT: ROOT}
     policy.on_tree([growth.shares[index] for index in order])
     return Draft(
-        torch.tensor([growth.tokens[index] for index in order], dtype=torch.int64),
+        growth.ids_of(order, device),
         torch.cat([growth.rows[index] for index in order]) if growth.rows else None,
         parents=tuple(places[growth.parents[index]] for index in order),
         num_passes=growth.num_passes,
