@@ -66,23 +66,28 @@ class CudaRecorder:
         self._stream: Any = _STREAMS[device]
         self._pool = torch.cuda.graph_pool_handle()
         self._has_failed = False
-        # A pool ends with its last graph, and its handle is invalid then. This graph lives as long as the recorder.
-        with torch.inference_mode(False):
-            # The first graph on a device allocates the state of torch's generator, which each later one overwrites,
-            # also outside of inference mode (pytorch#166792).
-            self._keeper = self._graph_of(lambda: _allocate(device))
+        self._keeper: Any = None
+        """A pool ends with its last graph, and its handle is invalid then. This graph lives as long as the recorder."""
 
     def record(self, work: Work) -> Work:
         if self._has_failed:
             raise RuntimeError("an earlier recording failed")
         try:
-            replay: Work = self._graph_of(work).replay
+            return self._replay_of(work)
         except RuntimeError as error:
             if self._has_failed or not is_out_of_memory(error):
                 raise
             # While it records, the allocator gives no cached memory back.
             torch.cuda.empty_cache()
-            replay = self._graph_of(work).replay
+            return self._replay_of(work)
+
+    def _replay_of(self, work: Work) -> Work:
+        if self._keeper is None:
+            with torch.inference_mode(False):
+                # The first graph on a device allocates the state of torch's generator, which each later one
+                # overwrites, also outside of inference mode (pytorch#166792).
+                self._keeper = self._graph_of(lambda: _allocate(self._device))
+        replay: Work = self._graph_of(work).replay
         return replay
 
     def _graph_of(self, work: Work) -> Any:

@@ -177,6 +177,18 @@ def test_after_a_failed_recording_no_other_is_tried_by_anyone(cuda: FakeCuda) ->
     assert first.recorded_keys == second.recorded_keys == frozenset()
 
 
+def test_a_device_that_records_nothing_fails_when_it_is_to_record(cuda: FakeCuda) -> None:
+    """Not before: a model is loaded then, and runs plainly."""
+    cuda.is_broken = True
+    replays = Replays(CudaRecorder(torch.device("cpu")))
+    done: list[int] = []
+    for _ in range(3):
+        replays.run("key", lambda: done.append(1))
+
+    assert len(done) == 3
+    assert "already recording" in str(replays.take_failure())
+
+
 def test_recorders_of_a_device_share_a_stream(cuda: FakeCuda) -> None:
     recorders = [CudaRecorder(torch.device("cpu")) for _ in range(5)]
 
