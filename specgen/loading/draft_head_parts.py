@@ -65,7 +65,7 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
     can_int8 = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
     is_auto_faster = can_nf4 or not has_fast_bf16_cpu()
     for weight_format, is_available, requirement in (
-        (HeadFormat("nf4"), can_nf4, "a CPU with VNNI, or bfloat16 on one with AVX512-BF16"),
+        (HeadFormat("nf4"), can_nf4, "a CPU with AVX2, or bfloat16 on one with AVX512-BF16"),
         (HeadFormat("int8", Int8Linear), can_int8, "float32 arithmetic on a CPU"),
     ):
         if requested == weight_format.quant and not is_available:

@@ -1,4 +1,4 @@
-"""Lets rows attend, each alone, by a kernel of our own: for passes of a few tokens in float32 on CPUs with AVX512.
+"""Lets rows attend, each alone, by a kernel of our own: for passes of a few tokens in float32 on CPUs with AVX2.
 
 torch's kernels compute rows together, and round otherwise than for one row. One call for each row keeps rows exact,
 and took a quarter of a pass over eight tokens.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specgen.core.draft_tree import path_to
 from specgen.models.attention_code import ARGUMENTS, AttentionShape, attention_code
-from specgen.models.cpu_vectors import vector_bytes
+from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, openmp_parallel
 from specgen.models.vector_code import LANES
@@ -111,7 +111,7 @@ class AttentionKernel:
 
 def has_attention_kernel() -> bool:
     """Returns whether this machine runs the kernel."""
-    return vector_bytes() == 4 * LANES
+    return cpu_vectors() is not None
 
 
 def kernel_for(spec: DecoderSpec) -> AttentionKernel | None:
@@ -123,7 +123,7 @@ def kernel_for(spec: DecoderSpec) -> AttentionKernel | None:
 
 @lru_cache(maxsize=8)
 def attention_kernel(shape: AttentionShape) -> AttentionKernel | None:
-    """Returns the kernel for heads on this machine; None if it has no vectors of 64 bytes or allows no new code."""
+    """Returns the kernel for heads on this machine; None if it runs no kernels of our own."""
     if not has_attention_kernel() or shape.head_size % LANES or shape.head_size > MAX_HEAD_SIZE:
         return None
     try:

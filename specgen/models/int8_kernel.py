@@ -9,19 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specgen.models.native_code import floats, integers
-from specgen.models.native_weight import BLOCK_VALUES, FLIP, NativeWeight, RoundingKernels
+from specgen.models.int8_tiles import LINE_BYTES
+from specgen.models.native_code import floats
+from specgen.models.native_weight import BLOCK_VALUES, NativeWeight, RoundingKernels
 from specgen.models.weight_memory import empty, in_huge_pages
 
-ALIGNMENT = 64
-"""Inputs are a multiple of it: bytes of the widest vector."""
 MIN_OUTPUTS = 4
 
 
 def fits_int8_kernel(weight: Tensor) -> bool:
     """Returns whether a weight `[outputs, inputs]` has the sizes that the kernels compute."""
     num_outputs, num_inputs = weight.shape
-    return num_outputs >= MIN_OUTPUTS and num_inputs % ALIGNMENT == 0 and weight.device.type == "cpu"
+    return num_outputs >= MIN_OUTPUTS and num_inputs % LINE_BYTES == 0 and weight.device.type == "cpu"
 
 
 class Int8Weight(NativeWeight):
@@ -39,11 +38,11 @@ class Int8Weight(NativeWeight):
         self._values = in_huge_pages(weight.shape, torch.uint8)
         self._scales = floats(num_outputs)
         num_rows = min(max(BLOCK_VALUES // num_inputs, 1), num_outputs)
-        wide, excesses = empty((num_rows, num_inputs), torch.float32, weight.device), integers(num_rows)
+        wide = empty((num_rows, num_inputs), torch.float32, weight.device)
         for first in range(0, num_outputs, num_rows):
             rows = slice(first, first + num_rows)
             part = wide[: len(weight[rows])].copy_(weight[rows])
-            kernels.round_rows(part, self._values[rows], self._scales[rows], excesses, FLIP)
+            kernels.round_weights(part, self._values[rows], self._scales[rows])
 
     def unpacked(self) -> Tensor:
         """As in `NativeWeight`."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from specgen.models.vector_code import PARAMETERS, Tiles, end_of_outputs, load, spread
+from specgen.models.dot_product import add_products, declarations
+from specgen.models.vector_code import PARAMETERS, CpuVectors, Tiles, end_of_outputs, load, spread
 
+LINE_BYTES = 64
+"""Bytes that come from memory at once. Inputs are a multiple of it."""
 NUM_OUTPUTS = 4
 """Outputs that are computed at once."""
-MAX_ROWS = {64: 6, 32: 3}
-"""Rows that are computed at once, by bytes of a vector: the registers hold the sums of all pairs, 32 of 64 bytes or 16
-of 32 bytes. More rows are computed in groups of about the same size."""
+SHAPES = {CpuVectors(64): (4, 6), CpuVectors(32): (4, 3), CpuVectors(32, has_vnni=False): (2, 4)}
+"""Outputs and rows of a loop over the inputs, whose sums are in registers: there are 32 of 64 bytes, or 16 of 32 bytes.
+Without VNNI, products need some, too. More rows are computed in groups of about the same size."""
+SHORT_STEPS = 63
+"""Inputs are rounded to whole numbers up to it without VNNI: twice its product with the largest weight, 255, has to
+fit in 16 bits."""
 MAX_PARTS = 3
 """Groups of rows that compute the same outputs in turn: enough for 17 rows. Long prompts would take up to
 12 % longer in turn, measured with 576 channels."""
@@ -17,13 +23,14 @@ AHEAD_BYTES = 8192
 ends at 4 KiB. Measured with 512 to 65,536: 8,192 is the fastest, and 15 to 35 % faster than nothing for eight rows."""
 
 
-def int8_tiles(width: int) -> Tiles:
-    """Returns the tiles for vectors of `width` bytes."""
-    text = "\n".join(tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1))
-    return Tiles(text, MAX_ROWS[width], NUM_OUTPUTS, MAX_PARTS)
+def int8_tiles(vectors: CpuVectors) -> Tiles:
+    """Returns the tiles for a kind of vectors."""
+    _, max_rows = SHAPES[vectors]
+    text = "\n".join([*declarations(vectors), *(tile(num_rows, vectors) for num_rows in range(1, max_rows + 1))])
+    return Tiles(text, max_rows, NUM_OUTPUTS, 127 if vectors.has_vnni else SHORT_STEPS, 128, MAX_PARTS)
 
 
-def tile(num_rows: int, width: int) -> str:
+def tile(num_rows: int, vectors: CpuVectors) -> str:
     """Returns a function that computes outputs `%first` to `%last` of `num_rows` rows."""
     rows, outputs = range(num_rows), range(NUM_OUTPUTS)
     lines = [
@@ -42,15 +49,20 @@ def tile(num_rows: int, width: int) -> str:
         *[f"  %w{o} = getelementptr i8, ptr %w{o - 1}, i64 %size" for o in outputs[1:]],
         "  %x0 = getelementptr i8, ptr %rows, i64 0",
         *[f"  %x{r} = getelementptr i8, ptr %x{r - 1}, i64 %size" for r in rows[1:]],
-        "  br label %inputs_loop",
-        "inputs_loop:",
-        *_add_products(num_rows, width),
+        "  br label %inputs0",
+    ]
+    num_together, _ = SHAPES[vectors]
+    loops = [outputs[first : first + num_together] for first in range(0, NUM_OUTPUTS, num_together)]
+    labels = ["outputs_loop", *(f"inputs{loop[0]}" for loop in loops), "finish"]
+    for index, loop in enumerate(loops):
+        lines += _add_inputs(loop, num_rows, (labels[index], labels[index + 2]), vectors)
+    lines += [
         "finish:",
         *load("four_scales", "<4 x float>", "weight_scales", "float", "%output"),
         *load("biases", "<4 x float>", "bias", "float", "%output"),
     ]
     for r in rows:
-        lines += _finished(r, width)
+        lines += _finished(r, vectors.lanes)
     return "\n".join([*lines, *end_of_outputs("%wanted", NUM_OUTPUTS)])
 
 
@@ -79,41 +91,61 @@ def _requests() -> list[str]:
     return lines
 
 
-def _add_products(num_rows: int, width: int) -> list[str]:
-    """Returns the loop over a weight's inputs: the sums of products of each output and row are `%b0_0` and so on."""
-    vector = f"<{width // 4} x i32>"
-    rows, outputs = range(num_rows), range(NUM_OUTPUTS)
-    lines = ["  %i = phi i64 [ 0, %outputs_loop ], [ %i_next, %inputs_loop ]"]
-    for o in outputs:
-        for r in rows:
-            lines.append(f"  %a{o}_{r} = phi {vector} [ zeroinitializer, %outputs_loop ], [ %b{o}_{r}, %inputs_loop ]")
-    for r in rows:
-        lines += [f"  %xp{r} = getelementptr i8, ptr %x{r}, i64 %i", f"  %xv{r} = load {vector}, ptr %xp{r}, align 1"]
+def _add_inputs(outputs: range, num_rows: int, around: tuple[str, str], vectors: CpuVectors) -> list[str]:
+    """Returns the loop over the inputs of some outputs' weights, a line of memory at a time.
+
+    The sums of products of each output and row are `%dot0_0` and so on.
+
+    Args:
+        around: Labels of what runs before the loop and after it.
+    """
+    before, following = around
+    name, rows = f"inputs{outputs[0]}", range(num_rows)
+    kind = f"<{vectors.lanes} x i32>"
+    sums = {(o, r): f"%sum{o}_{r}" for o in outputs for r in rows}
+    lines = [f"{name}:", f"  %{name}_at = phi i64 [ 0, %{before} ], [ %{name}_next, %{name} ]"]
+    for (o, r), total in sums.items():
+        lines.append(f"  {total} = phi {kind} [ zeroinitializer, %{before} ], [ %dot{o}_{r}, %{name} ]")
+    lines.append(f"  %{name}_now = getelementptr i8, ptr %w0, i64 %{name}_at")
     for o in outputs:
         lines += [
-            f"  %wp{o} = getelementptr i8, ptr %w{o}, i64 %i",
-            f"  %wv{o} = load {vector}, ptr %wp{o}, align 1",
-            f"  %ahead{o} = getelementptr i8, ptr %wp0, i64 %distance{o}",
+            f"  %ahead{o} = getelementptr i8, ptr %{name}_now, i64 %distance{o}",
             f"  call void @llvm.prefetch.p0(ptr %ahead{o}, i32 0, i32 2, i32 1)",
         ]
+    for first in range(0, LINE_BYTES, vectors.num_bytes):
+        at = f"{name}_{first}"
+        lines.append(f"  %{at} = add i64 %{name}_at, {first}")
+        for o in outputs:
+            lines += _load_vector(f"weights{o}_{first}", f"%w{o}", f"%{at}", kind)
         for r in rows:
-            operands = f"{vector} %a{o}_{r}, {vector} %wv{o}, {vector} %xv{r}"
-            lines.append(f"  %b{o}_{r} = call {vector} @llvm.x86.avx512.vpdpbusd.{width * 8}({operands})")
+            lines += _load_vector(f"inputs{r}_{at}", f"%x{r}", f"%{at}", kind)
+            for o in outputs:
+                more = f"dot{o}_{r}" if first + vectors.num_bytes == LINE_BYTES else f"sum{o}_{r}_{first}"
+                lines += add_products(more, sums[o, r], f"%weights{o}_{first}", f"%inputs{r}_{at}", vectors)
+                sums[o, r] = f"%{more}"
     return [
         *lines,
-        f"  %i_next = add i64 %i, {width}",
-        "  %inputs_more = icmp ult i64 %i_next, %size",
-        "  br i1 %inputs_more, label %inputs_loop, label %finish",
+        f"  %{name}_next = add i64 %{name}_at, {LINE_BYTES}",
+        f"  %{name}_more = icmp ult i64 %{name}_next, %size",
+        f"  br i1 %{name}_more, label %{name}, label %{following}",
     ]
 
 
-def _finished(row: int, width: int) -> list[str]:
+def _load_vector(name: str, address: str, index: str, kind: str) -> list[str]:
+    """Returns what loads a vector of bytes from an index on."""
+    return [
+        f"  %{name}_at = getelementptr i8, ptr {address}, i64 {index}",
+        f"  %{name} = load {kind}, ptr %{name}_at, align 1",
+    ]
+
+
+def _finished(row: int, lanes: int) -> list[str]:
     """Returns what turns the four vectors of sums of a row into its four outputs, and stores them.
 
     The four are added up together, as in the transposition of a matrix: one after the other takes three times as many
     instructions, which was a third of the time of four rows.
     """
-    lanes, r = width // 4, row
+    r = row
     groups = range(0, lanes, 4)
 
     def shuffled(name: str, first: str, second: str, picked: list[tuple[int, int]]) -> str:
@@ -123,7 +155,7 @@ def _finished(row: int, width: int) -> list[str]:
         return f"  %{name} = shufflevector {vectors}, <{lanes} x i32> <{mask}>"
 
     lines = []
-    for name, first, second in ((f"ab{r}", f"b0_{r}", f"b1_{r}"), (f"cd{r}", f"b2_{r}", f"b3_{r}")):
+    for name, first, second in ((f"ab{r}", f"dot0_{r}", f"dot1_{r}"), (f"cd{r}", f"dot2_{r}", f"dot3_{r}")):
         lines += [
             shuffled(f"{name}_low", first, second, [(0, 0), (1, 0), (0, 1), (1, 1)]),
             shuffled(f"{name}_high", first, second, [(0, 2), (1, 2), (0, 3), (1, 3)]),
@@ -132,24 +164,24 @@ def _finished(row: int, width: int) -> list[str]:
     lines += [
         shuffled(f"low{r}", f"ab{r}", f"cd{r}", [(0, 0), (0, 1), (1, 0), (1, 1)]),
         shuffled(f"high{r}", f"ab{r}", f"cd{r}", [(0, 2), (0, 3), (1, 2), (1, 3)]),
-        f"  %sum{r}_{lanes} = add <{lanes} x i32> %low{r}, %high{r}",
+        f"  %total{r}_{lanes} = add <{lanes} x i32> %low{r}, %high{r}",
     ]
     while lanes > 4:
         whole, lanes = lanes, lanes // 2
         for half, start in (("left", 0), ("right", lanes)):
             mask = ", ".join(f"i32 {lane}" for lane in range(start, start + lanes))
-            kind = f"<{whole} x i32>"
+            kind, total = f"<{whole} x i32>", f"%total{r}_{whole}"
             lines.append(
-                f"  %{half}{r}_{lanes} = shufflevector {kind} %sum{r}_{whole}, {kind} poison, <{lanes} x i32> <{mask}>"
+                f"  %{half}{r}_{lanes} = shufflevector {kind} {total}, {kind} poison, <{lanes} x i32> <{mask}>"
             )
-        lines.append(f"  %sum{r}_{lanes} = add <{lanes} x i32> %left{r}_{lanes}, %right{r}_{lanes}")
+        lines.append(f"  %total{r}_{lanes} = add <{lanes} x i32> %left{r}_{lanes}, %right{r}_{lanes}")
     return [
         *lines,
         *load(f"row_scale{r}", "float", "row_scales", "float", str(r)),
         *load(f"excess{r}", "i32", "excesses", "i32", str(r)),
         *spread(f"excesses{r}", "i32", f"excess{r}", 4),
         *spread(f"row_scales{r}", "float", f"row_scale{r}", 4),
-        f"  %exact{r} = add <4 x i32> %sum{r}_4, %excesses{r}",
+        f"  %exact{r} = add <4 x i32> %total{r}_4, %excesses{r}",
         f"  %float{r} = sitofp <4 x i32> %exact{r} to <4 x float>",
         f"  %once{r} = fmul <4 x float> %float{r}, %four_scales",
         f"  %twice{r} = fmul <4 x float> %once{r}, %row_scales{r}",

@@ -9,23 +9,20 @@ from __future__ import annotations
 from specgen.models.vector_code import ARGUMENTS, ON_THREADS, Tiles, load_arguments
 
 
-def kernel_text(width: int, tiles: Tiles, prologues: str) -> str:
+def kernel_text(tiles: Tiles, prologues: str) -> str:
     """Returns the kernels of a format that rounds rows to int8, in LLVM IR.
 
     Args:
-        width: Bytes of a vector.
         tiles: The format's.
         prologues: As in `complete_text`.
     """
-    lanes = width // 4
-    vector = f"<{lanes} x i32>"
-    declarations = [
-        f"declare {vector} @llvm.x86.avx512.vpdpbusd.{width * 8}({vector}, {vector}, {vector})",
+    declared = [
         "declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)",
         "declare i32 @llvm.vector.reduce.umax.v16i32(<16 x i32>)",
         "declare <16 x i32> @llvm.umax.v16i32(<16 x i32>, <16 x i32>)",
     ]
-    return complete_text("\n".join([*declarations, QUANTIZE, _pack_rows(), tiles.text, _multiply(tiles)]), prologues)
+    code = [*declared, QUANTIZE, _pack_rows(tiles), tiles.text, _multiply(tiles)]
+    return complete_text("\n".join(code), prologues)
 
 
 def complete_text(code: str, prologues: str) -> str:
@@ -47,8 +44,12 @@ ROUNDER = 3 * 2**22
 ROUNDER_BITS = 0x4B400000
 
 QUANTIZE = f"""
-define void @quantize(ptr %rows, ptr %values, ptr %scales, ptr %excesses, i64 %num_rows, i64 %size, i64 %flip) {{
+define void @quantize(ptr %rows, ptr %values, ptr %scales, ptr %excesses, i64 %num_rows, i64 %size,
+                      i64 %num_steps, i64 %greater, i64 %flip) {{
 entry:
+  %most = uitofp i64 %num_steps to float
+  %greater_bits = trunc i64 %greater to i32
+  %less = sub i32 0, %greater_bits
   %flip_byte = trunc i64 %flip to i8
   %flip_first = insertelement <16 x i8> poison, i8 %flip_byte, i32 0
   %flips = shufflevector <16 x i8> %flip_first, <16 x i8> poison, <16 x i32> zeroinitializer
@@ -81,8 +82,8 @@ found:
   %is_less = icmp ult i32 %max_bits, {TINY_BITS}
   %positive_bits = select i1 %is_less, i32 {TINY_BITS}, i32 %max_bits
   %positive = bitcast i32 %positive_bits to float
-  %scale = fdiv float %positive, 1.270000e+02
-  %factor = fdiv float 1.270000e+02, %positive
+  %scale = fdiv float %positive, %most
+  %factor = fdiv float %most, %positive
   %factor_first = insertelement <16 x float> poison, float %factor, i32 0
   %factors = shufflevector <16 x float> %factor_first, <16 x float> poison, <16 x i32> zeroinitializer
   br label %round
@@ -105,7 +106,7 @@ round:
   br i1 %round_more, label %round, label %store
 store:
   %total = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %sum_next)
-  %excess = mul i32 %total, -128
+  %excess = mul i32 %total, %less
   %excess_at = getelementptr i32, ptr %excesses, i64 %r
   store i32 %excess, ptr %excess_at
   %scale_at = getelementptr float, ptr %scales, i64 %r
@@ -131,7 +132,7 @@ define void @run(ptr %arguments, ptr %inputs, ptr %parallel, i64 %num_threads) {
 """The function that is called: it prepares the rows and lets all threads multiply."""
 
 
-def _pack_rows() -> str:
+def _pack_rows(tiles: Tiles) -> str:
     """Returns the function that rounds the rows; each has so many blocks as it has scales."""
     loads = "\n".join(load_arguments(ARGUMENTS, ("rows", "row_scales", "excesses", "size", "num_rows", "num_scales")))
     return f"""
@@ -140,7 +141,8 @@ entry:
 {loads}
   %num_blocks = mul i64 %num_rows, %num_scales
   %block = udiv i64 %size, %num_scales
-  call void @quantize(ptr %prepared, ptr %rows, ptr %row_scales, ptr %excesses, i64 %num_blocks, i64 %block, i64 0)
+  call void @quantize(ptr %prepared, ptr %rows, ptr %row_scales, ptr %excesses, i64 %num_blocks, i64 %block,
+                      i64 {tiles.input_steps}, i64 {tiles.weight_offset}, i64 0)
   ret void
 }}
 """

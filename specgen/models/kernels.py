@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from specgen.models.cpu_vectors import float_vector_bytes, vector_bytes
+from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.float_code import float_text
 from specgen.models.int8_tiles import int8_tiles
 from specgen.models.kernel_code import kernel_text
@@ -15,7 +15,7 @@ from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import Kernels, RoundingKernels, kernels_of
 from specgen.models.nf4_tiles import nf4_tiles
 from specgen.models.prologue_code import PROLOGUES
-from specgen.models.vector_code import Tiles
+from specgen.models.vector_code import CpuVectors, Tiles
 
 
 @lru_cache(maxsize=1)
@@ -32,39 +32,36 @@ def nf4_kernels() -> RoundingKernels | None:
 
 @lru_cache(maxsize=2)
 def float_kernels(dtype: torch.dtype) -> Kernels | None:
-    """Returns the kernels of weights in bfloat16 or float16 for this machine, or None: see `kernels_for_this_machine`.
-
-    They need AVX2 only.
-    """
-    width = float_vector_bytes()
+    """Returns the kernels of weights in bfloat16 or float16, or None: see `kernels_for_this_machine`."""
+    vectors = cpu_vectors()
     try:
-        return compile_float_kernels(dtype, width) if width else None
+        return None if vectors is None else compile_float_kernels(dtype, vectors)
     except RuntimeError:
         return None
 
 
-def kernels_for_this_machine(tiles: Callable[[int], Tiles]) -> RoundingKernels | None:
+def kernels_for_this_machine(tiles: Callable[[CpuVectors], Tiles]) -> RoundingKernels | None:
     """Compiles a format's kernels.
 
-    None if the CPU has no VNNI, llvmlite is not installed, the system allows no new code, or torch's OpenMP library is
+    None if the CPU has no AVX2, llvmlite is not installed, the system allows no new code, or torch's OpenMP library is
     not where torch's own packages have it.
 
     Args:
-        tiles: Returns the format's tiles, for vectors of so many bytes.
+        tiles: Returns the format's tiles for a kind of vectors.
     """
-    width = vector_bytes()
+    vectors = cpu_vectors()
     try:
-        return compile_kernels(tiles, width) if width else None
+        return None if vectors is None else compile_kernels(tiles, vectors)
     except RuntimeError:
         return None
 
 
-def compile_kernels(tiles: Callable[[int], Tiles], width: int) -> RoundingKernels:
-    """Compiles kernels for vectors of `width` bytes: 64 for AVX512-VNNI, 32 for AVX-VNNI."""
-    return kernels_of(NativeCode(kernel_text(width, tiles(width), PROLOGUES)), width)
+def compile_kernels(tiles: Callable[[CpuVectors], Tiles], vectors: CpuVectors) -> RoundingKernels:
+    """Compiles a format's kernels for a kind of vectors."""
+    return kernels_of(NativeCode(kernel_text(tiles(vectors), PROLOGUES)), vectors)
 
 
-def compile_float_kernels(dtype: torch.dtype, width: int) -> Kernels:
-    """Compiles kernels of weights in bfloat16 or float16, for vectors of `width` bytes."""
-    code = NativeCode(float_text(width, dtype, PROLOGUES))
-    return Kernels(code, width, code.function("run", 4))
+def compile_float_kernels(dtype: torch.dtype, vectors: CpuVectors) -> Kernels:
+    """Compiles kernels of weights in bfloat16 or float16 for a kind of vectors."""
+    code = NativeCode(float_text(vectors.num_bytes, dtype, PROLOGUES))
+    return Kernels(code, vectors, code.function("run", 4))

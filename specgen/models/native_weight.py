@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specgen.models.native_code import Function, NativeCode, bits_of, floats, openmp_parallel
-from specgen.models.vector_code import ARGUMENTS, GATE, NOTHING
+from specgen.models.native_code import Function, NativeCode, bits_of, floats, integers, openmp_parallel
+from specgen.models.vector_code import ARGUMENTS, GATE, NOTHING, CpuVectors
 
 BLOCK_VALUES = 2**18
 """Values that are converted at once."""
 FLIP = 0x80
-"""Turns a signed byte into an unsigned one that is greater by 128: the instruction multiplies unsigned by signed."""
-
-
+"""Turns a signed byte into an unsigned one that is greater by 128."""
+WEIGHT_STEPS = 127
+"""Weights are rounded to whole numbers up to this one."""
 CHUNK_BYTES = 2**18
 """Bytes of the weights that a thread claims at once. A long stretch is read faster than many short ones, and a second
 group of rows finds it in a cache."""
@@ -53,13 +53,13 @@ class Kernels:
     """The compiled functions of a weight format.
 
     Args:
-        width: Bytes of a vector.
+        vectors: What they compute with.
         run: Lets rows go through a prologue, packs them and computes all their outputs: addresses of the arguments of
             `multiply` in the code, of the rows, and of OpenMP's entry point, and the number of threads.
     """
 
     code: NativeCode
-    width: int
+    vectors: CpuVectors
     run: Function
 
     def __deepcopy__(self, memo: object) -> Kernels:
@@ -72,29 +72,29 @@ class RoundingKernels(Kernels):
     """The functions of a format that rounds rows to int8.
 
     Args:
-        quantize: Rounds rows of float32 to int8: addresses of the rows, the results, their scales, and -128 times their
-            sums; then the numbers of rows and columns, and a byte that flips bits of the results.
+        quantize: Rounds rows of float32 to int8: addresses of the rows, the results, their scales, and their sums times
+            the negative offset; then the numbers of rows and columns, the largest result, the offset, and a byte that
+            flips bits of the results.
     """
 
     quantize: Function
 
-    def round_rows(self, rows: Tensor, values: Tensor, scales: Tensor, excesses: Tensor, flip: int = 0) -> None:
-        """Rounds each row to whole numbers from -127 to 127.
+    def round_weights(self, rows: Tensor, values: Tensor, scales: Tensor) -> None:
+        """Rounds each row to whole numbers from -127 to 127, greater by 128 to be unsigned.
 
         Args:
             rows: float32 `[n, size]`, contiguous; size is a multiple of 16.
-            values: Receives the rounded rows `[n, size]`.
+            values: Receives the rounded rows, uint8 `[n, size]`.
             scales: Receives what one step of each row is, float32 `[n]`.
-            excesses: Receives -128 times the sum of each rounded row, int32 `[n]`.
-            flip: Bits of the results to flip.
         """
-        tensors = (rows, values, scales, excesses)
-        self.quantize(*[tensor.data_ptr() for tensor in tensors], *rows.shape, flip)
+        unused = integers(len(rows))
+        addresses = [tensor.data_ptr() for tensor in (rows, values, scales, unused)]
+        self.quantize(*addresses, *rows.shape, WEIGHT_STEPS, 0, FLIP)
 
 
-def kernels_of(code: NativeCode, width: int) -> RoundingKernels:
+def kernels_of(code: NativeCode, vectors: CpuVectors) -> RoundingKernels:
     """Returns the functions of compiled code."""
-    return RoundingKernels(code, width, code.function("run", 4), code.function("quantize", 7))
+    return RoundingKernels(code, vectors, code.function("run", 4), code.function("quantize", 9))
 
 
 class NativeWeight:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specgen.models.native_code import Function, floats, integers
-from specgen.models.native_weight import FLIP, NativeWeight, RoundingKernels
-from specgen.models.nf4_tiles import BLOCK, LEVELS, group_outputs, record_bytes
+from specgen.models.native_code import Function, floats
+from specgen.models.native_weight import WEIGHT_STEPS, NativeWeight, RoundingKernels
+from specgen.models.nf4_tiles import BLOCK, levels, record_bytes
 from specgen.models.weight_memory import empty, in_huge_pages
 
 
@@ -30,34 +30,36 @@ class Nf4Weight(NativeWeight):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kernels: RoundingKernels) -> None:
-        group = group_outputs(kernels.width)
+        vectors = kernels.vectors
+        group = vectors.lanes
         super().__init__(weight.shape, bias, kernels, group=group, block=BLOCK)
         num_groups, num_blocks = self._num_computed // group, self._num_inputs // BLOCK
-        self._values = in_huge_pages((num_groups, num_blocks, record_bytes(kernels.width)), torch.uint8)
+        self._values = in_huge_pages((num_groups, num_blocks, record_bytes(vectors)), torch.uint8)
         # The scales are in the records.
         self._scales = floats(0)
         pack: Function = kernels.code.function("pack", 4)
         wide = empty((group, self._num_inputs), torch.float32, weight.device)
         values = torch.empty(wide.shape, dtype=torch.uint8, device="cpu")
-        scales, excesses = floats(group * num_blocks), integers(group * num_blocks)
+        factor = WEIGHT_STEPS / levels(vectors)[-1]
+        scales = floats(group * num_blocks)
         for index in range(num_groups):
             part = weight[index * group : (index + 1) * group]
             wide[: len(part)] = part
             wide[len(part) :] = 0
-            kernels.round_rows(wide.view(-1, BLOCK), values, scales, excesses, FLIP)
-            short_scales = scales.to(torch.bfloat16)
+            kernels.round_weights(wide.view(-1, BLOCK), values, scales)
+            short_scales = (scales * factor).to(torch.bfloat16)
             pack(values.data_ptr(), short_scales.data_ptr(), self._values[index].data_ptr(), num_blocks)
 
     def unpacked(self) -> Tensor:
         """As in `NativeWeight`."""
         num_groups, num_blocks, _ = self._values.shape
-        width = self._kernels.width
-        group = group_outputs(width)
+        vectors = self._kernels.vectors
+        group = vectors.lanes
         num_scale_bytes = 2 * group
         fours = self._values[:, :, :-num_scale_bytes].view(num_groups, num_blocks, BLOCK // 8, group, 4)
         codes = torch.stack([fours & 15, fours >> 4], dim=3)
-        levels = torch.tensor(LEVELS, dtype=torch.float32, device="cpu")[codes.int()]
+        steps = torch.tensor(levels(vectors), dtype=torch.float32, device="cpu")[codes.int()]
         # [groups, blocks, eights, halves, outputs, 4]
-        values = levels.permute(0, 4, 1, 2, 3, 5).reshape(num_groups, group, num_blocks, BLOCK)
+        values = steps.permute(0, 4, 1, 2, 3, 5).reshape(num_groups, group, num_blocks, BLOCK)
         scales = self._values[:, :, -num_scale_bytes:].contiguous().view(torch.bfloat16).transpose(1, 2)
         return (values * scales.float()[..., None]).reshape(self._num_computed, -1)[: self._num_outputs]

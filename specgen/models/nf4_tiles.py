@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from specgen.models.vector_code import LANES, PARAMETERS, Tiles, end_of_outputs, load, spread
+from specgen.models.dot_product import add_products, declarations
+from specgen.models.vector_code import LANES, PARAMETERS, CpuVectors, Tiles, end_of_outputs, load, spread
 
 BLOCK = 64
 """Inputs that share a scale, as in bitsandbytes."""
 LEVELS = (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)
 """The values of nf4 (Dettmers et al. 2023, arXiv:2305.14314, appendix E), in steps of 1/127."""
+FULL_OFFSET = 128
+"""What is added to these, so that they are unsigned."""
+SHORT_STEPS = 63
+"""The largest value without VNNI, in steps of 1/63, and what is added to the values."""
 MAX_ROWS = {64: 12, 32: 4}
 """Rows that are computed at once, by bytes of a vector. Each row has two vectors of sums; there are 32 vectors of 64
 bytes, or 16 of 32 bytes."""
@@ -26,41 +31,49 @@ _VECTORS = range(BLOCK // 8)
 _HALVES = ("low", "high")
 
 
-def group_outputs(width: int) -> int:
-    """Returns how many outputs are computed at once."""
-    return width // 4
-
-
-def record_bytes(width: int) -> int:
+def record_bytes(vectors: CpuVectors) -> int:
     """Returns the bytes of a record: `BLOCK` inputs of a group in 4 bits each, and scales in bfloat16."""
-    return len(_VECTORS) * width + 2 * group_outputs(width)
+    return len(_VECTORS) * vectors.num_bytes + 2 * vectors.lanes
 
 
-def nf4_tiles(width: int) -> Tiles:
-    """Returns the tiles for vectors of `width` bytes, and the function `pack`, which writes weights."""
-    lanes = group_outputs(width)
-    declarations = [
-        f"declare <{width} x i8> @{_table_lookup(width)}(<{width} x i8>, <{width} x i8>)",
-    ]
+def levels(vectors: CpuVectors) -> list[int]:
+    """Returns the values that products are computed with.
+
+    Without VNNI, twice the largest value times the largest input has to fit in 16 bits: values have one bit less.
+    """
+    return list(LEVELS) if vectors.has_vnni else [round(level * SHORT_STEPS / LEVELS[-1]) for level in LEVELS]
+
+
+def nf4_tiles(vectors: CpuVectors) -> Tiles:
+    """Returns the tiles for a kind of vectors, and the function `pack`, which writes weights."""
+    width, lanes = vectors.num_bytes, vectors.lanes
+    table = f"<{width} x i8>"
+    declared = [*declarations(vectors), f"declare {table} @{_table_lookup(width)}({table}, {table})"]
     if lanes != LANES:
         floats = f"<{lanes} x float>"
-        declarations.append(f"declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})")
-    tiles = [_tile(num_rows, width) for num_rows in range(1, MAX_ROWS[width] + 1)]
-    return Tiles("\n".join([*declarations, _pack(width), *tiles]), MAX_ROWS[width], lanes)
+        declared.append(f"declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})")
+    max_rows = MAX_ROWS[width]
+    tiles = [_tile(num_rows, vectors) for num_rows in range(1, max_rows + 1)]
+    return Tiles("\n".join([*declared, _pack(vectors), *tiles]), max_rows, lanes, 127, _offset(vectors))
+
+
+def _offset(vectors: CpuVectors) -> int:
+    """Returns what is added to values, so that they are unsigned."""
+    return FULL_OFFSET if vectors.has_vnni else SHORT_STEPS
 
 
 def _table_lookup(width: int) -> str:
     return "llvm.x86.avx512.pshuf.b.512" if width == 64 else "llvm.x86.avx2.pshuf.b"
 
 
-def _tile(num_rows: int, width: int) -> str:
+def _tile(num_rows: int, vectors: CpuVectors) -> str:
     """Returns a function that computes outputs `%first` to `%last`, in whole groups, of `num_rows` rows."""
-    lanes, rows = group_outputs(width), range(num_rows)
+    lanes, rows = vectors.lanes, range(num_rows)
     lines = [
         f"define void @tile{num_rows}({PARAMETERS}) {{",
         "entry:",
         f"  %num_blocks = udiv i64 %size, {BLOCK}",
-        f"  %group_bytes = mul i64 %num_blocks, {record_bytes(width)}",
+        f"  %group_bytes = mul i64 %num_blocks, {record_bytes(vectors)}",
         "  br label %outputs_loop",
         "outputs_loop:",
         "  %output = phi i64 [ %first, %entry ], [ %following, %finish ]",
@@ -69,7 +82,7 @@ def _tile(num_rows: int, width: int) -> str:
         "  %first_record = getelementptr i8, ptr %values, i64 %group_offset",
         "  br label %blocks_loop",
         "blocks_loop:",
-        *_add_block(num_rows, width),
+        *_add_block(num_rows, vectors),
         "finish:",
         *load("biases", f"<{lanes} x float>", "bias", "float", "%output"),
     ]
@@ -84,16 +97,16 @@ def _tile(num_rows: int, width: int) -> str:
     return "\n".join([*lines, *end_of_outputs("%output", lanes)])
 
 
-def _add_block(num_rows: int, width: int) -> list[str]:
+def _add_block(num_rows: int, vectors: CpuVectors) -> list[str]:
     """Returns the loop over a group's records. The sums of each row are `%more0` and so on, float32."""
-    lanes, rows = group_outputs(width), range(num_rows)
+    lanes, rows = vectors.lanes, range(num_rows)
     integers, floats = f"<{lanes} x i32>", f"<{lanes} x float>"
     lines = [
         "  %block = phi i64 [ 0, %outputs_loop ], [ %block_next, %blocks_loop ]",
         "  %record = phi ptr [ %first_record, %outputs_loop ], [ %record_next, %blocks_loop ]",
     ]
     lines += [f"  %sum{r} = phi {floats} [ zeroinitializer, %outputs_loop ], [ %more{r}, %blocks_loop ]" for r in rows]
-    for line in range(0, record_bytes(width), 64):
+    for line in range(0, record_bytes(vectors), 64):
         lines += [
             f"  %ahead{line} = getelementptr i8, ptr %record, i64 {AHEAD_BYTES + line}",
             f"  call void @llvm.prefetch.p0(ptr %ahead{line}, i32 0, i32 2, i32 1)",
@@ -104,18 +117,17 @@ def _add_block(num_rows: int, width: int) -> list[str]:
         lines += _row_of_block(r, lanes)
         sums[r, "low"], sums[r, "high"] = f"%excesses{r}", "zeroinitializer"
     for vector in _VECTORS:
-        lines += _values(vector, width)
+        lines += _values(vector, vectors)
         for half_index, half in enumerate(_HALVES):
             for r in rows:
                 name, key = f"{half}{vector}_{r}", (r, half if num_rows <= FEW_ROWS else "low")
-                operands = f"{integers} {sums[key]}, {integers} %{half}{vector}, {integers} %inputs_{name}"
                 lines += [
                     *load(f"input_{name}", "i32", f"inputs{r}", "i32", str(2 * vector + half_index)),
                     *spread(f"inputs_{name}", "i32", f"input_{name}", lanes),
-                    f"  %sum_{name} = call {integers} @llvm.x86.avx512.vpdpbusd.{width * 8}({operands})",
+                    *add_products(f"sum_{name}", sums[key], f"%{half}{vector}", f"%inputs_{name}", vectors),
                 ]
                 sums[key] = f"%sum_{name}"
-    lines += _scales(width)
+    lines += _scales(lanes)
     for r in rows:
         lines += [
             f"  %whole{r} = add {integers} {sums[r, 'low']}, {sums[r, 'high']}",
@@ -127,7 +139,7 @@ def _add_block(num_rows: int, width: int) -> list[str]:
     return [
         *lines,
         "  %block_next = add i64 %block, 1",
-        f"  %record_next = getelementptr i8, ptr %record, i64 {record_bytes(width)}",
+        f"  %record_next = getelementptr i8, ptr %record, i64 {record_bytes(vectors)}",
         "  %blocks_more = icmp ult i64 %block_next, %num_blocks",
         "  br i1 %blocks_more, label %blocks_loop, label %finish",
     ]
@@ -149,11 +161,13 @@ def _row_of_block(row: int, lanes: int) -> list[str]:
     ]
 
 
-def _values(vector: int, width: int) -> list[str]:
-    """Returns what turns both halves of a vector's bytes into weights that are greater by 128."""
-    v, kind, pairs, lanes = vector, f"<{width} x i8>", f"<{width // 2} x i16>", group_outputs(width)
+def _values(vector: int, vectors: CpuVectors) -> list[str]:
+    """Returns what turns both halves of a vector's bytes into unsigned weights."""
+    v, width, lanes = vector, vectors.num_bytes, vectors.lanes
+    kind, pairs = f"<{width} x i8>", f"<{width // 2} x i16>"
+    unsigned = [level + _offset(vectors) for level in levels(vectors)]
     fifteen = _constant("i8", [15] * width)
-    table = _constant("i8", [LEVELS[index % 16] + 128 for index in range(width)])
+    table = _constant("i8", [unsigned[index % 16] for index in range(width)])
     return [
         *_from_record(f"bytes{v}", kind, kind, v),
         f"  %low_index{v} = and {kind} %bytes{v}, {fifteen}",
@@ -180,11 +194,10 @@ def _from_record(name: str, kind: str, element: str, index: int) -> list[str]:
     ]
 
 
-def _scales(width: int) -> list[str]:
+def _scales(lanes: int) -> list[str]:
     """Returns what loads a record's scales: a bfloat16 is the upper half of a float32."""
-    lanes = group_outputs(width)
     return [
-        *_from_record("short_scales", f"<{lanes} x i16>", "i16", len(_VECTORS) * width // 2),
+        *_from_record("short_scales", f"<{lanes} x i16>", "i16", 2 * len(_VECTORS) * lanes),
         f"  %long_scales = zext <{lanes} x i16> %short_scales to <{lanes} x i32>",
         f"  %moved_scales = shl <{lanes} x i32> %long_scales, {_constant('i32', [16] * lanes)}",
         f"  %scales = bitcast <{lanes} x i32> %moved_scales to <{lanes} x float>",
@@ -195,14 +208,14 @@ def _constant(kind: str, values: list[int]) -> str:
     return "<" + ", ".join(f"{kind} {value}" for value in values) + ">"
 
 
-def _pack(width: int) -> str:
+def _pack(vectors: CpuVectors) -> str:
     """Returns a function that writes records.
 
     Its arguments are the addresses of the values of a group, `[outputs, inputs]` in bytes that are greater by 128, of
     their scales in bfloat16 `[outputs, blocks]`, and of the records; then the number of blocks.
     """
-    lanes = group_outputs(width)
-    bounds = [(low + high) // 2 + 128 for low, high in pairwise(LEVELS)]
+    width, lanes = vectors.num_bytes, vectors.lanes
+    bounds = [(low + high) // 2 + FULL_OFFSET for low, high in pairwise(LEVELS)]
     lines = []
     code = "zeroinitializer"
     for index, bound in enumerate(bounds):
@@ -233,7 +246,7 @@ entry:
   br label %blocks
 blocks:
   %block = phi i64 [ 0, %entry ], [ %block_next, %block_end ]
-  %record_offset = mul i64 %block, {record_bytes(width)}
+  %record_offset = mul i64 %block, {record_bytes(vectors)}
   %record = getelementptr i8, ptr %records, i64 %record_offset
   %scales_here = getelementptr i8, ptr %record, i64 {len(_VECTORS) * width}
   br label %outputs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specgen.models.cpu_vectors import vector_bytes
+from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.formats import (
     Float16Linear,
     Float32Embedding,
@@ -32,7 +32,7 @@ PACKED_KINDS: dict[str, PackedKind] = {"float16": Float16Linear, "int8": Int8Lin
 
 def may_run_nf4() -> bool:
     """Returns whether this CPU has what `Nf4Linear` needs; nothing is compiled, so the system may still forbid it."""
-    return vector_bytes() > 0
+    return cpu_vectors() is not None
 
 
 def has_nf4_matmul() -> bool:

@@ -15,8 +15,8 @@ PARAMETERS = (
 If several groups compute the same outputs in turn, the tile requests the share `%share` of `%num_shares` of the next
 outputs' weights from memory.
 
-The kernel's instruction multiplies unsigned by signed bytes, so weights are stored greater by 128; `%excesses` holds
-what has to be added to a row's sums for that.
+The kernels' instructions multiply unsigned by signed bytes, so weights are greater by an offset; `%excesses` holds what
+has to be added to a row's sums for that.
 """
 
 ARGUMENTS = {
@@ -49,6 +49,24 @@ NOTHING, NORM, GATE = range(3)
 
 
 @dataclass(frozen=True, slots=True)
+class CpuVectors:
+    """Vectors that kernels compute with.
+
+    Args:
+        num_bytes: 64 or 32.
+        has_vnni: The CPU has VNNI: an instruction that multiplies bytes and adds four products to each sum.
+    """
+
+    num_bytes: int
+    has_vnni: bool = True
+
+    @property
+    def lanes(self) -> int:
+        """Sums in a vector, of 32 bits each."""
+        return self.num_bytes // 4
+
+
+@dataclass(frozen=True, slots=True)
 class Tiles:
     """What a weight format adds to the kernels.
 
@@ -56,6 +74,8 @@ class Tiles:
         text: In LLVM IR: the functions `tile1`, `tile2` ..., which compute some outputs of so many rows.
         max_rows: The largest number of rows that they compute.
         num_outputs: Outputs that they compute at once.
+        input_steps: Inputs are rounded to whole numbers up to this one.
+        weight_offset: What is added to weights, so that they are unsigned.
         max_parts: Up to this number of groups, the rows compute so many outputs in turn. It pays where the kernel waits
             for its weights, and as long as the rows stay in the nearest cache.
     """
@@ -63,6 +83,8 @@ class Tiles:
     text: str
     max_rows: int
     num_outputs: int
+    input_steps: int
+    weight_offset: int
     max_parts: int = 1
 
 

@@ -18,7 +18,7 @@ from specgen.models.native_code import NativeCode
 from specgen.models.tree_mask import tree_mask
 from tests.fakes import threads
 
-needs_kernel = pytest.mark.skipif(not has_attention_kernel(), reason="needs AVX512-VNNI")
+needs_kernel = pytest.mark.skipif(not has_attention_kernel(), reason="needs AVX2")
 SHAPES = [AttentionShape(4, 2, 32), AttentionShape(14, 7, 64), AttentionShape(12, 6, 128), AttentionShape(4, 4, 256)]
 CAPACITY = 96
 

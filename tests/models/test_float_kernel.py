@@ -9,21 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specgen.models.cpu_vectors import float_vector_bytes
+from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.float_code import float_text
 from specgen.models.float_kernel import FLOAT_TYPES, FloatWeight, fits_float_kernel
 from specgen.models.kernels import compile_float_kernels, float_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import Kernels, Prologue
 from specgen.models.prologue_code import PROLOGUES
-from specgen.models.vector_code import GATE, NORM
+from specgen.models.vector_code import GATE, NORM, CpuVectors
 from tests.fakes import threads
+from tests.models.vectors import ALL_VECTORS
 
-needs_kernel = pytest.mark.skipif(float_vector_bytes() == 0, reason="needs AVX2")
-WIDTHS = [
-    pytest.param(64, marks=pytest.mark.skipif(float_vector_bytes() != 64, reason="needs AVX512-VNNI")),
-    pytest.param(32, marks=needs_kernel),
-]
+needs_kernel = pytest.mark.skipif(cpu_vectors() is None, reason="needs AVX2")
 EPSILON = float(torch.finfo(torch.float32).eps)
 
 
@@ -41,11 +38,11 @@ def assert_product(outputs: Tensor, rows: Tensor, weight: Tensor, bias: Tensor |
     assert bool(((outputs - exact).abs() <= 0.5 * EPSILON * (weight.shape[1] / 8 + 8) * sizes).all())
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("vectors", ALL_VECTORS)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("sizes", [(12, 32), (13, 96), (47, 576), (130, 704), (26, 2080)])
-def test_each_row_has_its_own_sums(width: int, dtype: torch.dtype, sizes: tuple[int, int]) -> None:
-    packed, weight, bias = made(compile_float_kernels(dtype, width), sizes, dtype)
+def test_each_row_has_its_own_sums(vectors: CpuVectors, dtype: torch.dtype, sizes: tuple[int, int]) -> None:
+    packed, weight, bias = made(compile_float_kernels(dtype, vectors), sizes, dtype)
     rows = torch.randn(70, sizes[1]) * torch.logspace(-3, 3, 70)[:, None]
     alone = torch.cat([packed.multiply(row[None]) for row in rows])
 

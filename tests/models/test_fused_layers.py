@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.fused_layers import FusedFeedForward, fuse
@@ -25,7 +26,7 @@ from specgen.models.vector_code import GATE, NORM, NOTHING
 from tests.decoders import decoder_of
 from tests.models.test_decoder import BUILDERS, FAMILIES, build
 
-needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs VNNI")
+needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs AVX2")
 
 
 def weights() -> list[NativeWeight]:
@@ -78,7 +79,7 @@ def test_rows_of_another_size_are_refused() -> None:
         weights()[0].multiply(torch.ones(1, 256), Prologue(GATE))
 
 
-@pytest.mark.skipif(int8_kernels() is None or int8_kernels().width != 64, reason="needs AVX512-VNNI")  # type: ignore[union-attr]
+@needs_kernel
 @pytest.mark.parametrize(
     ("kind", "old", "new"),
     [
@@ -89,9 +90,11 @@ def test_rows_of_another_size_are_refused() -> None:
     ],
 )
 def test_a_planted_bug_is_noticed(kind: int, old: str, new: str) -> None:
-    text = kernel_text(64, int8_tiles(64), PROLOGUES)
+    vectors = cpu_vectors()
+    assert vectors is not None
+    text = kernel_text(int8_tiles(vectors), PROLOGUES)
     assert old in text
-    planted = Int8Weight(torch.randn(100, 256), None, kernels_of(NativeCode(text.replace(old, new)), 64))
+    planted = Int8Weight(torch.randn(100, 256), None, kernels_of(NativeCode(text.replace(old, new)), vectors))
     rows, norm = 0.3 * torch.randn(4, 512 if kind == GATE else 256), torch.rand(256) + 0.5
     gates, ups = rows[:, :256], rows[:, -256:]
     usual = functional.silu(gates) * ups if kind == GATE else functional.rms_norm(rows, (256,), norm, 1e-6)

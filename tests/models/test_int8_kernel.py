@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specgen.core.machine import cpu_flags
 from specgen.models import cpu_vectors, formats, kernels, native_code
 from specgen.models.formats import Int8Linear, NativeInt8Linear
 from specgen.models.int8_kernel import Int8Weight
@@ -23,18 +22,21 @@ from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import RoundingKernels, kernels_of
 from specgen.models.packing import packed_linear
 from specgen.models.prologue_code import PROLOGUES
+from specgen.models.vector_code import CpuVectors
 from tests.fakes import threads
+from tests.models.vectors import ALL_VECTORS
 
-WIDTHS = [
-    pytest.param(64, marks=pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")),
-    pytest.param(32, marks=pytest.mark.skipif("avx_vnni" not in cpu_flags(), reason="needs AVX-VNNI")),
-]
-needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs VNNI")
+needs_kernel = pytest.mark.skipif(int8_kernels() is None, reason="needs AVX2")
 
 
-def expected(weight: Int8Weight, bias: Tensor, rows: Tensor) -> Tensor:
-    """Multiplies in float64, after rounding each row to 127 steps of its own."""
-    scales = rows.abs().amax(dim=1, keepdim=True).clamp_min(formats.TINY) / 127
+def num_steps(vectors: CpuVectors) -> int:
+    """Returns the largest whole number that inputs are rounded to."""
+    return 127 if vectors.has_vnni else 63
+
+
+def expected(weight: Int8Weight, bias: Tensor, rows: Tensor, vectors: CpuVectors) -> Tensor:
+    """Multiplies in float64, after rounding each row to steps of its own."""
+    scales = rows.abs().amax(dim=1, keepdim=True).clamp_min(formats.TINY) / num_steps(vectors)
     rounded = (rows * (1 / scales)).round().double()
     return (rounded @ weight.unpacked().double().T * scales + bias).float()
 
@@ -51,19 +53,19 @@ def kernel_weight(weight: Tensor, bias: Tensor | None = None) -> Int8Weight:
     return Int8Weight(weight, bias, kernels)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("vectors", ALL_VECTORS)
 @pytest.mark.parametrize("sizes", [(4, 64), (7, 128), (33, 576), (130, 192)])
-def test_each_row_has_its_own_exact_sums(width: int, sizes: tuple[int, int]) -> None:
-    packed, weight, bias = made(compile_kernels(int8_tiles, width), sizes)
+def test_each_row_has_its_own_exact_sums(vectors: CpuVectors, sizes: tuple[int, int]) -> None:
+    packed, weight, bias = made(compile_kernels(int8_tiles, vectors), sizes)
     # Rounding to int8 is at most half a step away.
     assert bool(((packed.unpacked() - weight).abs() <= weight.abs().amax(1, keepdim=True) / 253).all())
     for num_rows in [*range(1, 20), 50]:
         rows = torch.randn(num_rows, sizes[1]) * torch.logspace(-3, 3, num_rows)[:, None]
         outputs = packed.multiply(rows)
 
-        reference = expected(packed, bias, rows)
+        reference = expected(packed, bias, rows, vectors)
         # A value halfway between two steps may be rounded to either.
-        step = rows.abs().amax(1, keepdim=True) / 127 * weight.abs().max()
+        step = rows.abs().amax(1, keepdim=True) / num_steps(vectors) * weight.abs().max()
         assert bool(((outputs - reference).abs() <= 2 * step + 1e-5 * reference.abs()).all())
         assert float(((outputs - reference).abs() > 1e-5 * (1 + reference.abs())).float().mean()) < 0.02
         assert torch.equal(torch.cat([packed.multiply(row[None]) for row in rows]), outputs)
@@ -76,12 +78,12 @@ def test_whole_numbers_are_multiplied_exactly(num_outputs: int, num_rows: int, b
     assert kernels is not None
     generator = torch.Generator().manual_seed(seed)
 
-    def whole(count: int) -> Tensor:
-        values = torch.randint(-127, 128, (count, 64 * blocks), generator=generator).float()
-        values[:, 0] = 127
+    def whole(count: int, largest: int) -> Tensor:
+        values = torch.randint(-largest, largest + 1, (count, 64 * blocks), generator=generator).float()
+        values[:, 0] = largest
         return values
 
-    weight, rows = whole(num_outputs), whole(num_rows)
+    weight, rows = whole(num_outputs, 127), whole(num_rows, num_steps(kernels.vectors))
 
     outputs = Int8Weight(weight, None, kernels).multiply(rows)
 
@@ -95,24 +97,29 @@ def test_the_largest_sums_do_not_overflow(sign: int) -> None:
     assert kernels is not None
     size = 2**16
 
-    outputs = Int8Weight(sign * torch.ones(4, size), None, kernels).multiply(torch.ones(2, size))
+    for input_sign in (-1, 1):
+        outputs = Int8Weight(sign * torch.ones(4, size), None, kernels).multiply(input_sign * torch.ones(2, size))
 
-    assert torch.equal(outputs, torch.full((2, 4), float(sign * size)))
+        assert torch.equal(outputs, torch.full((2, 4), float(input_sign * sign * size)))
 
 
-@pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="needs AVX512-VNNI")
+@pytest.mark.parametrize("vectors", ALL_VECTORS)
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("i32 %total, -128", "i32 %total, 128"), ("ptr %w0, i64 %size", "ptr %w0, i64 0"), ("i32 3, i32", "i32 2, i32")],
+    [
+        ("sub i32 0, %greater_bits", "add i32 0, %greater_bits"),
+        ("ptr %w0, i64 %size", "ptr %w0, i64 0"),
+        ("i32 3, i32", "i32 2, i32"),
+    ],
 )
-def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
-    text = kernel_text(64, int8_tiles(64), PROLOGUES)
+def test_a_planted_bug_is_noticed(vectors: CpuVectors, old: str, new: str) -> None:
+    text = kernel_text(int8_tiles(vectors), PROLOGUES)
     assert old in text
-    kernels = kernels_of(NativeCode(text.replace(old, new)), 64)
+    kernels = kernels_of(NativeCode(text.replace(old, new)), vectors)
     packed, _, bias = made(kernels, (33, 128))
     rows = torch.randn(3, 128)
 
-    assert float((packed.multiply(rows) - expected(packed, bias, rows)).abs().max()) > 1
+    assert float((packed.multiply(rows) - expected(packed, bias, rows, vectors)).abs().max()) > 1
 
 
 @needs_kernel
@@ -174,10 +181,10 @@ def raising(error: Exception) -> Callable[..., object]:
     ("name", "replacement"),
     [
         ("cpu_flags", frozenset),
-        ("cpu_flags", lambda: frozenset({"avx2"})),
+        ("cpu_flags", lambda: frozenset({"avx"})),
         ("host_features", raising(ImportError("no llvmlite"))),
         # A hypervisor hides what the system lists: LLVM would end the process.
-        ("host_features", lambda: frozenset({"avx2", "avx512f"})),
+        ("host_features", lambda: frozenset({"avx", "avx512f"})),
         ("openmp_parallel", lambda: None),
         ("openmp_parallel", raising(OSError("no library"))),
         ("compile_kernels", raising(RuntimeError("no new code in memory"))),
@@ -197,7 +204,7 @@ def test_code_that_may_not_run_is_not_called(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native_code, "_is_executable", lambda _: False)
 
     with pytest.raises(RuntimeError, match="no new code"):
-        compile_kernels(int8_tiles, 64 if "avx512_vnni" in cpu_flags() else 32)
+        compile_kernels(int8_tiles, CpuVectors(32, has_vnni=False))
 
 
 @needs_kernel
@@ -257,3 +264,24 @@ def test_a_copy_of_a_layer_computes_the_same() -> None:
     layer, rows = packed_linear(torch.randn(8, 64), Int8Linear), torch.randn(2, 64)
 
     assert torch.equal(copy.deepcopy(layer)(rows), layer(rows))
+
+
+@pytest.mark.parametrize(
+    ("features", "flags", "expected_vectors"),
+    [
+        ("", "", CpuVectors(32, has_vnni=False)),
+        ("avx512f avx512bw avx512vl", "avx512f", CpuVectors(32, has_vnni=False)),
+        ("avxvnni", "avx_vnni", CpuVectors(32)),
+        ("avx512f avx512bw avx512vl avx512vnni", "avx512f avx512_vnni", CpuVectors(64)),
+        # Hidden by torch's setting for tests, ATEN_CPU_CAPABILITY=avx2.
+        ("avx512f avx512bw avx512vl avx512vnni", "", CpuVectors(32, has_vnni=False)),
+    ],
+)
+def test_kernels_run_on_the_widest_vectors_that_the_cpu_has(
+    monkeypatch: pytest.MonkeyPatch, features: str, flags: str, expected_vectors: CpuVectors
+) -> None:
+    monkeypatch.setattr(cpu_vectors, "cpu_flags", lambda: frozenset({"avx2", *flags.split()}))
+    monkeypatch.setattr(cpu_vectors, "host_features", lambda: frozenset({"avx2", "fma", "f16c", *features.split()}))
+    monkeypatch.setattr(cpu_vectors, "openmp_parallel", lambda: 1)
+
+    assert cpu_vectors.cpu_vectors() == expected_vectors
