@@ -21,11 +21,12 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.hybrid_support import refuse_unfit_states
 from specgen.models.kv_slots import FIRST_CAPACITY
 from specgen.models.llama_cpp import MAX_ROWS
+from specgen.models.packing import may_run_kernels
 from specgen.models.running_states import StateSizes, state_sizes
 from specgen.models.static.inputs import PREFILL_CHUNK as CUDA_PREFILL_CHUNK
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
-_PACKED_BYTES = {"float16": 2.0, "int8": 1.0, "nf4": 0.53125}
+_PACKED_BYTES = {"bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.53125}
 """Bytes of a packed value; in nf4 with a bfloat16 scale for each 64."""
 
 
@@ -214,11 +215,13 @@ def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: 
     size = _PACKED_BYTES[dtype]
     stored = getattr(torch, config.dtype, torch.float32).itemsize
     layers = int(sum(values for _, values in sizes.layers) * size)
+    # Our own kernel reads 16-bit weights where they are, a tied head the embedding.
+    is_in_place = dtype == config.dtype and config.decoder is not None and may_run_kernels()
     # A head has at least 8 bits.
-    head = int((sizes.head or sizes.embedding) * max(size, 1))
+    head = int((sizes.head or (0 if is_in_place else sizes.embedding)) * max(size, 1))
     weights = layers + head + sizes.embedding * stored + sizes.rest * 4
-    # Each product is packed from a float32 copy; transformers also keeps the pages of the file.
-    largest = max(*(values for _, values in sizes.layers), sizes.head or sizes.embedding)
+    # Each other product is packed from a float32 copy; transformers also keeps the pages of the file.
+    largest = 0 if is_in_place else max(*(values for _, values in sizes.layers), sizes.head or sizes.embedding)
     copies = 4 * largest + (0 if config.decoder is not None else config.num_weight_bytes)
     cache = sizes.cache * _grown(num_positions) * 4 + sizes.states
     return MemoryPlan(weights, copies, cache, _activation_bytes(sizes, 4), rollback=sizes.rollback)

@@ -16,10 +16,10 @@ from specgen.loading.tensor_files import TensorFiles
 from specgen.models.build_decoder import MakeLinear, build_layer
 from specgen.models.decoder import Decoder, Layer
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.formats import Float16Linear, Int8Linear, Nf4Linear, fits_float16, without_deprecation_warning
+from specgen.models.formats import FloatLinear, Int8Linear, Nf4Linear, without_deprecation_warning
 from specgen.models.forward_pass import Norm
 from specgen.models.fused_layers import fuse
-from specgen.models.packing import PACKED_KINDS, PackedKind, compile_ahead, packed_linear
+from specgen.models.packing import PACKED_KINDS, PackedKind, compile_ahead, holds, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.shortlist_head import has_shortlist, shortlist_head
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
@@ -121,7 +121,7 @@ def linear_makers(placement: Placement, dtype: torch.dtype, *, is_draft: bool = 
 
 
 def _packed(kind: PackedKind, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    if kind is Float16Linear and not fits_float16(weight):
+    if not holds(kind, weight):
         return dense_linear(weight.float(), None if bias is None else bias.float())
     return packed_linear(weight, kind, bias)
 
@@ -142,6 +142,9 @@ def weight_bytes(module: nn.Module) -> int:
     scales = 0
     for part in module.modules():
         scales += int(getattr(part, "num_bytes", 0))
+        if isinstance(part, FloatLinear):
+            tensors[part.stored.data_ptr()] = part.stored.nbytes
+            scales -= part.stored.nbytes
         state = getattr(getattr(part, "weight", None), "quant_state", None)
         scales += 0 if state is None else state.absmax.nbytes
         column_scales = getattr(getattr(part, "weight", None), "SCB", None)

@@ -12,12 +12,11 @@ from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
 from specgen.loading.decoder_weights import dense_linear, weight_bytes
-from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
-from specgen.models.formats import Float16Linear, Int8Linear, PackedLinear, has_int8_matmul
-from specgen.models.packing import PackedKind, fast_nf4_linear, has_fast_nf4, is_quantized, packed_linear
+from specgen.models.formats import Int8Linear, PackedLinear, has_int8_matmul
+from specgen.models.packing import FLOAT_KINDS, PackedKind, fast_nf4_linear, has_fast_nf4, is_quantized, packed_linear
 from specgen.models.static.admission import head_admission_failure, not_recorded
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.model import StaticModel
@@ -63,7 +62,6 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
     may_nf4 = requested == "nf4" or (requested == "auto" and is_quantized(target))
     can_nf4 = may_nf4 and has_fast_nf4(weight)
     can_int8 = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
-    is_auto_faster = can_nf4 or not has_fast_bf16_cpu()
     for weight_format, is_available, requirement in (
         (HeadFormat("nf4"), can_nf4, "a CPU with AVX2, or bfloat16 on one with AVX512-BF16"),
         (HeadFormat("int8", Int8Linear), can_int8, "float32 arithmetic on a CPU"),
@@ -73,9 +71,9 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
                 f"--draft-quant {requested} can't be applied to a draft head here: it needs {requirement}",
                 "omit --draft-quant",
             )
-        if is_available and (requested == weight_format.quant or (requested == "auto" and is_auto_faster)):
+        if is_available and requested in ("auto", weight_format.quant):
             return weight_format
-    return HeadFormat(packed=Float16Linear if isinstance(head, Float16Linear) else None)
+    return HeadFormat(packed=next((kind for kind in FLOAT_KINDS.values() if isinstance(head, kind)), None))
 
 
 def drafting_head(
@@ -113,11 +111,12 @@ def assembled(
     Args:
         head: The target's, which is not counted if the draft uses it.
     """
+    arithmetic = str(parts.dtype).removeprefix("torch.")
     own = [parts.layers.module, parts.norm, parts.join, None if parts.head is head else parts.head]
     info = ModelInfo(
         name=resolved.name,
         quant=weight_format.quant,
-        dtype="float16" if weight_format.packed is Float16Linear else str(parts.dtype).removeprefix("torch."),
+        dtype=next((name for name, kind in FLOAT_KINDS.items() if weight_format.packed is kind), arithmetic),
         device=str(parts.like.device),
         num_parameters=resolved.config.num_parameters,
         num_bytes=weight_bytes(nn.ModuleList(module for module in own if module is not None)),

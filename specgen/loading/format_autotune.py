@@ -31,7 +31,7 @@ from specgen.models.formats import (
     has_float16_matmul,
     has_int8_matmul,
 )
-from specgen.models.packing import has_nf4_matmul, packed_linear
+from specgen.models.packing import PACKED_KINDS, has_nf4_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.timing import FLUSH_BYTES, Timer, timer_for
 
@@ -73,6 +73,7 @@ class TimedLayer:
 
     Args:
         packs_nf4: Its nf4 runs on our own kernel.
+        packed_dtype: Type of the weights that run on our own kernel as they are stored; None if there is none.
     """
 
     hidden: int
@@ -81,6 +82,7 @@ class TimedLayer:
     device: str
     role: Role = "draft"
     packs_nf4: bool = False
+    packed_dtype: str | None = None
 
     @property
     def timed_intermediate(self) -> int:
@@ -249,6 +251,8 @@ def _linear(name: str, weight: Tensor, layer: TimedLayer) -> Any:
         return packed_linear(weight, Int8Linear)
     if layer.packs_nf4 and name == "nf4" and has_nf4_matmul():
         return packed_linear(weight, Nf4Linear)
+    if name == "none" and layer.packed_dtype is not None:
+        return packed_linear(weight, PACKED_KINDS[layer.packed_dtype])
     if layer.device == "cpu" and name == "none" and layer.dtype == "float16" and has_float16_matmul():
         return packed_linear(weight, Float16Linear)
     weight = weight.to(layer.device, getattr(torch, layer.dtype))
@@ -266,7 +270,7 @@ def _cost_key(layer: TimedLayer) -> CostKey:
         "role": "round formats" if device.startswith("cuda") else _COST_ROLES[layer.role],
         "hidden": layer.hidden,
         "intermediate": layer.intermediate,
-        "dtype": layer.dtype,
+        "dtype": layer.packed_dtype or layer.dtype,
         "device": device,
         "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name(),
         "threads": torch.get_num_threads(),

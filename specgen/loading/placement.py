@@ -14,15 +14,14 @@ from specgen.core.settings import ModelSettings
 from specgen.loading.cuda_memory import USABLE, cuda_bytes
 from specgen.loading.format_autotune import LEAST_MEASURED, TimedLayer, fastest_format
 from specgen.loading.memory import free_bytes, shortage
+from specgen.loading.packed_formats import may_pack_nf4, packed_floats
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
-from specgen.models.packing import has_nf4_matmul, may_run_nf4
+from specgen.models.packing import has_float_matmul, has_nf4_matmul
 
 if TYPE_CHECKING:
     from specgen.storage.cost_store import CostStore
 
-MAX_UNPACKED = 0.1
-"""Largest share of the weights in other modules than linear layers and embeddings for which these are packed."""
 INSTALL_BITSANDBYTES = "install it with: pip install 'bitsandbytes>=0.50', or use --quant none"
 
 Choice = tuple[str, tuple[str, ...]]
@@ -55,7 +54,7 @@ class Placement:
     dtype: str
     quant: str
     remarks: tuple[str, ...]
-    packed_dtype: Literal["float16", "int8", "nf4"] | None = None
+    packed_dtype: Literal["bfloat16", "float16", "int8", "nf4"] | None = None
     segments: tuple[DeviceLayers, ...] = ()
 
     def layer_devices(self, num_layers: int) -> list[str]:
@@ -96,11 +95,13 @@ def choose_placement(
     """
     device, of_device = _device(settings.device)
     dtype, of_dtype = _dtype(settings, device)
+    stored = packed_floats(settings, config, device)
     quant, reason = _quant(settings, config, device, from_gguf, role)
     if settings.quant == "auto" and not from_gguf and (role == "draft" or device == "cpu"):
         layer = None
         if config.widths is not None:
-            layer = TimedLayer(*config.widths, dtype, device, role, may_pack_nf4(settings, config, device))
+            packs_nf4 = may_pack_nf4(settings, config, device)
+            layer = TimedLayer(*config.widths, dtype, device, role, packs_nf4, stored)
         quant, reason = _fastest(config, layer, times) or (quant, reason)
     packed_dtype: Literal["float16"] | None = None
     if device == "cpu" and config.quant_method is None:
@@ -108,6 +109,9 @@ def choose_placement(
             return Placement(device, False, "float32", quant, of_device + reason, "nf4")
         if quant == "int8" and has_int8_matmul():
             return Placement(device, False, "float32", quant, of_device + reason, "int8")
+        if quant == "none" and stored is not None and has_float_matmul(getattr(torch, stored)):
+            remark = f"{stored} weights, float32 arithmetic"
+            return Placement(device, False, stored, quant, (*of_device, remark, *reason), stored)
         if quant == "none" and dtype == "float16" and has_float16_matmul():
             packed_dtype = "float16"
     if quant != "none":
@@ -124,17 +128,6 @@ def choose_placement(
 def has_fast_bf16_cpu() -> bool:
     """Returns whether the processor has bfloat16 products. Without them, bfloat16 is slower than float32."""
     return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
-
-
-def may_pack_nf4(settings: ModelSettings, config: ModelConfig, device: str) -> bool:
-    """Returns whether nf4 would run on our own kernel.
-
-    It packs linear layers; what else a model has would be stored in float32. Experts are such, and may be most of it.
-    """
-    modules = config.modules
-    is_linear = modules is None or modules.conv1d + modules.rest <= MAX_UNPACKED * modules.total
-    is_plain = config.quant_method is None and settings.dtype in ("auto", "float32")
-    return device == "cpu" and is_plain and is_linear and may_run_nf4()
 
 
 def check_bitsandbytes(quant: str, device: str) -> None:

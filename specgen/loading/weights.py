@@ -18,6 +18,7 @@ from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.loading.transformers_weights import load_error, load_transformers
 from specgen.models.attention_kernel import kernel_for
+from specgen.models.batch_invariance import has_exact_products
 from specgen.models.cached_model import CachedModel
 from specgen.models.continuation import refuse_broken_continuation
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
@@ -67,10 +68,10 @@ def load_weights(
     if runs_own_decoder(resolved, placement):
         decoder, info, left_out = _load_own(resolved, placement)
         devices = [segment.device for segment in decoder.segments]
-        # Rounding to 8 bits would amplify the last bit in which attention depends on the number of tokens.
-        rounds_inputs = placement.packed_dtype in ("int8", "nf4")
-        # Drafts don't have to be exact. Their rows attend one by one only where the kernel computes them in one call.
-        attends_by_row = rounds_inputs and (resolved.role == "target" or kernel_for(decoder.spec) is not None)
+        # Where products are exact, only attention depends on the number of tokens. Drafts don't have to be exact: their
+        # rows attend one by one only where the kernel computes them in one call.
+        is_exact = has_exact_products(decoder)
+        attends_by_row = is_exact and (resolved.role == "target" or kernel_for(decoder.spec) is not None)
         model: CachedModel = DecoderModel(decoder, num_tokens, attends_by_row)
         if resolved.role == "draft" and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):
             # In bfloat16, the head alone would take as long as all the 4-bit layers below it.

@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from specgen.core.results import BatchInvarianceCheck
 from specgen.engine.contract import LanguageModel
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.formats import Int8Linear, Nf4Linear, PackedLinear
+from specgen.models.formats import PackedLinear
 from specgen.models.llama_cpp import LlamaCppModel
 
 NUM_HEAD = 6
@@ -69,14 +70,17 @@ def check_batch_invariance(
 
 
 def has_independent_rows(target: LanguageModel) -> bool:
-    """Returns whether all products of a target round their inputs to int8, and its tokens attend one by one.
+    """Returns whether all products of a target have exact rows, and its tokens attend one by one.
 
     All other kernels differ by the number of rows, so that exactness of a few tokens proves nothing.
     """
-    if not (isinstance(target, DecoderModel) and target.attends_by_row):
-        return False
-    products = [module for module in target.module.modules() if hasattr(module, "in_features")]
-    return all(isinstance(module, Int8Linear | Nf4Linear) for module in products)
+    return isinstance(target, DecoderModel) and target.attends_by_row and has_exact_products(target.module)
+
+
+def has_exact_products(module: nn.Module) -> bool:
+    """Returns whether all products of a module give the same for any number of rows: see `PackedLinear`."""
+    products = [part for part in module.modules() if hasattr(part, "in_features")]
+    return all(isinstance(part, PackedLinear) and part.has_exact_rows for part in products)
 
 
 def _difference_from_one(target: LanguageModel, head: list[int], tail: list[int]) -> float:

@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import torch
 
-from specgen.models.float_rows import BLOCK_ROWS, EVEN_PART, pack_rows
+from specgen.models.float_rows import BLOCK_OUTPUTS, BLOCK_ROWS, EVEN_PART, INPUTS_UNIT, pack_rows
 from specgen.models.float_tiles import MAX_ROWS, NUM_OUTPUTS, finish, float_tiles
-from specgen.models.kernel_code import CLAIM, complete_text
-from specgen.models.vector_code import ARGUMENTS, load_arguments
+from specgen.models.vector_code import ARGUMENTS, CLAIM, load_arguments
 
-BLOCK_OUTPUTS = 12
-"""Outputs of a block: whole tiles, and whole vectors of four."""
 BLOCK_INPUTS = 640
 """Inputs of a block, at most. The weights that are requested ahead are as many, and must stay in the second cache."""
 BLOCK_VALUES = 8192
 """Inputs of a block times its rows, at most: 32 KiB."""
-INPUTS_UNIT = 32
-"""Inputs are a multiple of it, of a weight and of a block: the widest tile reads 64 bytes of a weight at once."""
 
 
-def float_text(width: int, dtype: torch.dtype, prologues: str) -> str:
-    """Returns the kernels for vectors of `width` bytes and weights of a type; for the prologues see `complete_text`."""
+def float_code(width: int, dtype: torch.dtype) -> str:
+    """Returns the code that `complete_text` takes, for vectors of `width` bytes and weights of a type."""
     rows = [EVEN_PART, pack_rows(width, MAX_ROWS[width])]
     tiles = [float_tiles(width, dtype), finish(width, BLOCK_OUTPUTS)]
-    return complete_text("\n".join([*rows, *tiles, _add_block(width), _multiply(width)]), prologues)
+    return "\n".join([*rows, *tiles, _add_block(width), _multiply(width)])
 
 
 def _add_block(width: int) -> str:

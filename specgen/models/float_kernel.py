@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specgen.models.float_code import BLOCK_OUTPUTS, INPUTS_UNIT
+from specgen.models.float_rows import BLOCK_OUTPUTS, INPUTS_UNIT
 from specgen.models.native_code import floats
 from specgen.models.native_weight import Kernels, NativeWeight
 

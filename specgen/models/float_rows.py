@@ -1,9 +1,13 @@
-"""Writes how rows are divided into blocks and groups, and their order in memory, in LLVM IR: for 16-bit weights."""
+"""Divides products by 16-bit weights into blocks, and writes the division and the order of rows in LLVM IR."""
 
 from __future__ import annotations
 
 from specgen.models.vector_code import ARGUMENTS, load_arguments
 
+BLOCK_OUTPUTS = 12
+"""Outputs of a block: whole tiles, and whole vectors of four."""
+INPUTS_UNIT = 32
+"""Inputs are a multiple of it, of a weight and of a block: the widest tile reads 64 bytes of a weight at once."""
 BLOCK_ROWS = {64: 16, 32: 12}
 """Rows of a block, at most, by bytes of a vector."""
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from torch.nn import functional
 
 from specgen.models.native_weight import NO_PROLOGUE, NativeWeight, Prologue
 from specgen.models.weight_memory import empty
+
+if TYPE_CHECKING:
+    from specgen.models.float_kernel import FloatWeight
 
 MAX_FLOAT16 = 65504.0
 TINY = float(torch.finfo(torch.float32).tiny)
@@ -67,6 +70,8 @@ class PackedLinear(nn.Module):
         bias: float32 `[outputs]`.
     """
 
+    has_exact_rows = False
+    """Whether a row's outputs are the same, bit for bit, for any number of rows."""
     _value_bytes: int
     _row_bytes: int
 
@@ -120,6 +125,7 @@ class Int8Linear(PackedLinear):
     other rows. The bias is added after a row has its scale again.
     """
 
+    has_exact_rows = True
     _value_bytes, _row_bytes = 1, 4
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -181,10 +187,12 @@ def keeps_all_bits() -> bool:
 
 
 class NativeLinear(PackedLinear):
-    """Base of the linear layers on our own kernels; inputs are rounded to 8 bits at run time.
+    """Base of the linear layers on our own kernels.
 
-    Batch invariant: all sums are integers, or added up in the order of a row's own blocks.
+    Batch invariant: all sums are integers, or added up in an order of the row's own.
     """
+
+    has_exact_rows = True
 
     def __init__(self, weight: NativeWeight) -> None:
         nn.Module.__init__(self)
@@ -211,7 +219,23 @@ class NativeInt8Linear(NativeLinear, Int8Linear):
 
 
 class Nf4Linear(NativeLinear):
-    """A linear layer with 4-bit weights."""
+    """A linear layer with 4-bit weights; inputs are rounded to 8 bits at run time."""
+
+
+class FloatLinear(NativeLinear):
+    """Base of the linear layers with 16-bit weights as stored; inputs, sums and outputs are float32."""
+
+    def __init__(self, weight: FloatWeight) -> None:
+        super().__init__(weight)
+        self.stored = weight.stored
+
+
+class BFloat16Linear(FloatLinear):
+    """A linear layer with bfloat16 weights."""
+
+
+class NativeFloat16Linear(FloatLinear, Float16Linear):
+    """Computes the same as `Float16Linear`, but for the order of additions."""
 
 
 class Float32Embedding(nn.Embedding):

@@ -12,7 +12,7 @@ from torch import Tensor
 from specgen.models.int8_tiles import LINE_BYTES
 from specgen.models.native_code import floats
 from specgen.models.native_weight import BLOCK_VALUES, NativeWeight, RoundingKernels
-from specgen.models.weight_memory import empty, in_huge_pages
+from specgen.models.weight_memory import empty
 
 MIN_OUTPUTS = 4
 
@@ -35,7 +35,7 @@ class Int8Weight(NativeWeight):
     def __init__(self, weight: Tensor, bias: Tensor | None, kernels: RoundingKernels) -> None:
         super().__init__(weight.shape, bias, kernels)
         num_outputs, num_inputs = weight.shape
-        self._values = in_huge_pages(weight.shape, torch.uint8)
+        self._values = empty(weight.shape, torch.uint8, weight.device)
         self._scales = floats(num_outputs)
         num_rows = min(max(BLOCK_VALUES // num_inputs, 1), num_outputs)
         wide = empty((num_rows, num_inputs), torch.float32, weight.device)

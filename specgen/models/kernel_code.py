@@ -6,7 +6,7 @@ run `multiply`, which claims outputs. A format's tiles compute them.
 
 from __future__ import annotations
 
-from specgen.models.vector_code import ARGUMENTS, ON_THREADS, Tiles, load_arguments
+from specgen.models.vector_code import ARGUMENTS, CLAIM, ON_THREADS, Tiles, load_arguments
 
 
 def kernel_text(tiles: Tiles, prologues: str) -> str:
@@ -146,17 +146,6 @@ entry:
   ret void
 }}
 """
-
-
-CLAIM = """claim:
-  %start = atomicrmw add ptr %counter, i64 %chunk monotonic
-  %is_any = icmp ult i64 %start, %num_outputs
-  br i1 %is_any, label %take, label %exit
-take:
-  %end = add i64 %start, %chunk
-  %is_end = icmp ult i64 %end, %num_outputs
-  %limit = select i1 %is_end, i64 %end, i64 %num_outputs"""
-"""Starts the loop of a thread: it claims outputs `%start` to `%limit` in `take`, or goes to `exit` if none are left."""
 
 
 def _multiply(tiles: Tiles) -> str:

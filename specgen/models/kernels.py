@@ -8,9 +8,9 @@ from functools import lru_cache
 import torch
 
 from specgen.models.cpu_vectors import cpu_vectors
-from specgen.models.float_code import float_text
+from specgen.models.float_code import float_code
 from specgen.models.int8_tiles import int8_tiles
-from specgen.models.kernel_code import kernel_text
+from specgen.models.kernel_code import complete_text, kernel_text
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import Kernels, RoundingKernels, kernels_of
 from specgen.models.nf4_tiles import nf4_tiles
@@ -63,5 +63,5 @@ def compile_kernels(tiles: Callable[[CpuVectors], Tiles], vectors: CpuVectors) -
 
 def compile_float_kernels(dtype: torch.dtype, vectors: CpuVectors) -> Kernels:
     """Compiles kernels of weights in bfloat16 or float16 for a kind of vectors."""
-    code = NativeCode(float_text(vectors.num_bytes, dtype, PROLOGUES))
+    code = NativeCode(complete_text(float_code(vectors.num_bytes, dtype), PROLOGUES))
     return Kernels(code, vectors, code.function("run", 4))

@@ -12,7 +12,7 @@ from torch import Tensor
 from specgen.models.native_code import Function, floats
 from specgen.models.native_weight import WEIGHT_STEPS, NativeWeight, RoundingKernels
 from specgen.models.nf4_tiles import BLOCK, levels, record_bytes
-from specgen.models.weight_memory import empty, in_huge_pages
+from specgen.models.weight_memory import empty
 
 
 def fits_nf4_kernel(weight: Tensor) -> bool:
@@ -34,7 +34,7 @@ class Nf4Weight(NativeWeight):
         group = vectors.lanes
         super().__init__(weight.shape, bias, kernels, group=group, block=BLOCK)
         num_groups, num_blocks = self._num_computed // group, self._num_inputs // BLOCK
-        self._values = in_huge_pages((num_groups, num_blocks, record_bytes(vectors)), torch.uint8)
+        self._values = empty((num_groups, num_blocks, record_bytes(vectors)), torch.uint8, weight.device)
         # The scales are in the records.
         self._scales = floats(0)
         pack: Function = kernels.code.function("pack", 4)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from specgen.models.cpu_vectors import cpu_vectors
+from specgen.models.float_kernel import FloatWeight, fits_float_kernel
 from specgen.models.formats import (
+    BFloat16Linear,
     Float16Linear,
     Float32Embedding,
     Int8Linear,
+    NativeFloat16Linear,
     NativeInt8Linear,
     Nf4Linear,
     PackedLinear,
@@ -21,23 +24,32 @@ from specgen.models.formats import (
 )
 from specgen.models.gemm_4bit import GemmNf4Linear
 from specgen.models.int8_kernel import Int8Weight, fits_int8_kernel
-from specgen.models.kernels import int8_kernels, nf4_kernels
+from specgen.models.kernels import float_kernels, int8_kernels, nf4_kernels
 from specgen.models.nf4_kernel import Nf4Weight, fits_nf4_kernel
 from specgen.models.quantized import KernelNf4Linear, fits_nf4, nf4_linear
+from specgen.models.weight_memory import empty
 
-PackedKind = type[Float16Linear] | type[Int8Linear] | type[Nf4Linear]
-PACKED_KINDS: dict[str, PackedKind] = {"float16": Float16Linear, "int8": Int8Linear, "nf4": Nf4Linear}
+PackedKind = type[BFloat16Linear] | type[Float16Linear] | type[Int8Linear] | type[Nf4Linear]
+FLOAT_KINDS: dict[str, PackedKind] = {"bfloat16": BFloat16Linear, "float16": Float16Linear}
+"""Classes of layers with 16-bit weights by the name of their type."""
+PACKED_KINDS: dict[str, PackedKind] = {**FLOAT_KINDS, "int8": Int8Linear, "nf4": Nf4Linear}
 """Classes of packed layers by the name of their format."""
+_FLOAT_TYPES: dict[PackedKind, torch.dtype] = {BFloat16Linear: torch.bfloat16, Float16Linear: torch.float16}
 
 
-def may_run_nf4() -> bool:
-    """Returns whether this CPU has what `Nf4Linear` needs; nothing is compiled, so the system may still forbid it."""
+def may_run_kernels() -> bool:
+    """Returns whether this CPU has what our kernels need; nothing is compiled, so the system may still forbid it."""
     return cpu_vectors() is not None
 
 
 def has_nf4_matmul() -> bool:
     """Returns whether this CPU runs `Nf4Linear`; compiles its kernels."""
     return nf4_kernels() is not None
+
+
+def has_float_matmul(dtype: torch.dtype) -> bool:
+    """Returns whether this CPU runs our kernels of weights in bfloat16 or float16; compiles them."""
+    return float_kernels(dtype) is not None
 
 
 def pack_model(model: Any, kind: PackedKind) -> int:
@@ -92,24 +104,44 @@ def pack_layers(module: nn.Module, kind: PackedKind, head: nn.Module | None = No
 
 def compile_ahead(kind: PackedKind) -> None:
     """Compiles the kernels of a format, and of the heads of its targets."""
-    if kind is not Float16Linear:
+    if (dtype := _FLOAT_TYPES.get(kind)) is not None:
+        float_kernels(dtype)
+    else:
         int8_kernels()
     if kind is Nf4Linear:
         nf4_kernels()
 
 
+def holds(kind: PackedKind, weight: Tensor) -> bool:
+    """Returns whether a format has all values of a weight, and can compute it."""
+    if kind is BFloat16Linear:
+        return weight.dtype == torch.bfloat16 and fits_float_kernel(weight)
+    return kind is not Float16Linear or weight.dtype == torch.float16 or fits_float16(weight)
+
+
 def packed_linear(weight: Tensor, kind: PackedKind, bias: Tensor | None = None) -> PackedLinear:
     """Returns a layer with a packed copy of a weight `[outputs, inputs]`, on the fastest kernel for it.
 
-    A weight whose inputs are no whole blocks of 4-bit values is packed in int8.
+    A weight whose inputs are no whole blocks of 4-bit values is packed in int8; one whose sizes our kernel of bfloat16
+    can't compute, in float16. A weight is not copied if it is stored as our kernels read it.
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach().float()
+    if (dtype := _FLOAT_TYPES.get(kind)) is not None:
+        stored = weight if weight.dtype == dtype else empty(weight.shape, dtype, weight.device).copy_(weight)
+        return _float_linear(stored, bias)
     if kind is Nf4Linear and fits_nf4_kernel(weight) and (kernels := nf4_kernels()) is not None:
         return Nf4Linear(Nf4Weight(weight, bias, kernels))
-    if kind is not Float16Linear and fits_int8_kernel(weight) and (kernels := int8_kernels()) is not None:
+    if fits_int8_kernel(weight) and (kernels := int8_kernels()) is not None:
         return NativeInt8Linear(Int8Weight(weight, bias, kernels))
     with without_deprecation_warning():
-        return Float16Linear(weight, bias) if kind is Float16Linear else Int8Linear(weight, bias)
+        return Int8Linear(weight, bias)
+
+
+def _float_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    if not fits_float_kernel(weight) or (kernels := float_kernels(weight.dtype)) is None:
+        return Float16Linear(weight, bias)
+    packed = FloatWeight(weight, bias, kernels)
+    return BFloat16Linear(packed) if weight.dtype == torch.bfloat16 else NativeFloat16Linear(packed)
 
 
 def has_fast_nf4(weight: Tensor) -> bool:
@@ -126,9 +158,13 @@ def fast_nf4_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 def _replace(parent: nn.Module, name: str, kind: PackedKind) -> int:
     layer: nn.Linear = getattr(parent, name)
-    if kind is Float16Linear and not fits_float16(layer.weight):
+    weight = layer.weight.detach()
+    if not holds(kind, weight):
         return 0
-    packed = packed_linear(layer.weight, kind, layer.bias)
+    if weight.dtype == _FLOAT_TYPES.get(kind):
+        # It maps the file's pages.
+        weight = empty(weight.shape, weight.dtype, weight.device).copy_(weight)
+    packed = packed_linear(weight, kind, layer.bias)
     setattr(parent, name, packed)
     return packed.num_bytes
 

@@ -218,6 +218,17 @@ together:
 """Runs a job on this thread, or on several by OpenMP's entry point; each gets the same arguments."""
 
 
+CLAIM = """claim:
+  %start = atomicrmw add ptr %counter, i64 %chunk monotonic
+  %is_any = icmp ult i64 %start, %num_outputs
+  br i1 %is_any, label %take, label %exit
+take:
+  %end = add i64 %start, %chunk
+  %is_end = icmp ult i64 %end, %num_outputs
+  %limit = select i1 %is_end, i64 %end, i64 %num_outputs"""
+"""Starts the loop of a thread: it claims outputs `%start` to `%limit` in `take`, or goes to `exit` if none are left."""
+
+
 def load_arguments(order: Mapping[str, str], names: Sequence[str]) -> list[str]:
     """Returns what loads some of the arguments at `%arguments`, by their names.
 

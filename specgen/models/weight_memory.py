@@ -16,29 +16,23 @@ import torch
 from torch import Tensor
 
 HUGE_BYTES = 2**22
-"""`in_huge_pages` asks for huge pages from this size on. Memory of this size holds a whole page at any address."""
+"""`mapped_tensor` asks for huge pages from this size on. Memory of this size holds a whole page at any address."""
 
 
 def mapped_tensor(shape: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, mmap | None]:
-    """Returns a tensor of zeros on the CPU, and its memory; None if it has no values."""
+    """Returns a tensor of zeros on the CPU, and its memory; None if it has no values.
+
+    It is in pages of 2 MiB if the system has them: a pass reads such weights up to a tenth faster.
+    """
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=dtype), None
     # Python's default is shared memory, whose pages take longer to get.
     memory = mmap(-1, math.prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype).view(*shape), memory
-
-
-def in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Returns a new tensor for weights on the CPU, in pages of 2 MiB if the system has them.
-
-    A pass reads such weights up to a tenth faster.
-    """
-    tensor, memory = mapped_tensor(shape, dtype)
     advice = getattr(mmap_module, "MADV_HUGEPAGE", None)
-    if memory is not None and len(memory) >= HUGE_BYTES and advice is not None:
+    if len(memory) >= HUGE_BYTES and advice is not None:
         with suppress(OSError):
             memory.madvise(advice)
-    return tensor
+    return torch.frombuffer(memory, dtype=dtype).view(*shape), memory
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

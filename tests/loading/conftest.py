@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from specgen.loading import placement
+from specgen.loading import packed_formats, placement
 from specgen.loading.libraries import prepare_libraries
 from tests.loading.builders import cpu_with
 
@@ -24,7 +24,7 @@ def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretends to be a machine with a CPU only, which has neither bfloat16 nor packed products."""
     monkeypatch.setattr(placement, "has_float16_matmul", lambda: False)
     monkeypatch.setattr(placement, "has_int8_matmul", lambda: False)
-    monkeypatch.setattr(placement, "may_run_nf4", lambda: False)
+    monkeypatch.setattr(packed_formats, "may_run_kernels", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)

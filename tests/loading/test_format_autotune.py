@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from specgen.core.settings import ModelSettings
-from specgen.loading import format_autotune, placement
+from specgen.loading import format_autotune, packed_formats, placement
 from specgen.loading.format_autotune import (
     ROUND,
     TimedLayer,
@@ -144,7 +144,7 @@ def test_a_model_on_a_cpu_chooses_among_the_formats_with_kernels(
 ) -> None:
     monkeypatch.setattr(placement, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(placement, "has_int8_matmul", lambda: has_int8)
-    monkeypatch.setattr(placement, "may_run_nf4", lambda: False)
+    monkeypatch.setattr(packed_formats, "may_run_kernels", lambda: False)
 
     chosen = placement.choose_placement(ModelSettings("m", device="cpu"), CONFIG, from_gguf=False, role=role)
 

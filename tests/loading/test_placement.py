@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from specgen.core.errors import DeviceError, MemoryShortageError, SettingsError
-from specgen.core.settings import ModelSettings
-from specgen.loading import placement
+from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.loading import packed_formats, placement
 from specgen.loading.config_check import check_folder
 from specgen.loading.format_autotune import TimedLayer
 from specgen.loading.placement import Placement, choose_placement
@@ -52,6 +52,57 @@ def test_auto_chooses_bfloat16_on_a_cpu_that_has_it(folder: Path, monkeypatch: p
     chosen = choose(folder)
 
     assert (chosen.dtype, chosen.quant, chosen.remarks) == ("bfloat16", "none", ())
+
+
+def float_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_formats, "may_run_kernels", lambda: True)
+    monkeypatch.setattr(placement, "has_float_matmul", lambda dtype: True)
+
+
+@pytest.mark.parametrize("flag", ["avx2", "avx512_bf16"])
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+def test_weights_in_16_bits_run_on_our_own_kernel_as_they_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flag: str, stored: str
+) -> None:
+    float_kernel(monkeypatch)
+    cpu_with(monkeypatch, flag)
+    config = replace(check_folder(folder), dtype=stored)
+
+    chosen = choose_placement(ModelSettings(""), config, from_gguf=False)
+
+    assert (chosen.quant, chosen.dtype, chosen.packed_dtype) == ("none", stored, stored)
+    assert stored in " ".join(chosen.remarks)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({"dtype": "bfloat16"}, {}),
+        ({"backend": BackendSettings("transformers")}, {}),
+        ({}, {"dtype": "float32"}),
+        ({}, {"decoder": None}),
+        ({}, {"widths": (48, 64)}),
+        ({}, {"quant_method": "gptq"}),
+    ],
+    ids=["requested type", "transformers", "float32", "no decoder of ours", "width", "quantized"],
+)
+def test_other_models_do_not_run_on_our_own_kernel_of_16_bits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    float_kernel(monkeypatch)
+    config = replace(check_folder(folder), **{"dtype": "bfloat16", **changes})
+
+    assert choose_placement(ModelSettings("", **settings), config, from_gguf=False).packed_dtype is None
+
+
+def test_without_new_code_the_usual_type_is_chosen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    float_kernel(monkeypatch)
+    monkeypatch.setattr(placement, "has_float_matmul", lambda dtype: False)
+    config = replace(check_folder(folder), dtype="bfloat16")
+
+    chosen = choose_placement(ModelSettings(""), config, from_gguf=False)
+
+    assert (chosen.dtype, chosen.packed_dtype) == ("float32", None)
 
 
 def test_auto_chooses_nf4_on_a_cpu_with_avx512_bf16(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +150,7 @@ def test_auto_does_not_quantize_without_bitsandbytes(folder: Path, monkeypatch: 
 
 def own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch, "avx512_vnni")
-    monkeypatch.setattr(placement, "may_run_nf4", lambda: True)
+    monkeypatch.setattr(packed_formats, "may_run_kernels", lambda: True)
     monkeypatch.setattr(placement, "has_nf4_matmul", lambda: True)
 
 

@@ -16,6 +16,7 @@ from specgen.loading.weights import load_weights
 from specgen.models.batch_invariance import check_batch_invariance, outlier_threshold
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.packing import may_run_kernels
 from specgen.models.transformers_model import TransformersModel
 from specgen.render.messages import format_banner
 from specgen.render.summary import format_summary
@@ -129,19 +130,28 @@ def opened(folder: Path, dtype: str = "auto", drafter: str = "none") -> LoadedMo
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_weights_in_16_bits_are_checked_at_the_start_in_two_passes(
-    dtype: str, stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_arithmetic_in_16_bits_is_checked_at_the_start_in_two_passes(
+    stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also packed weights, while the embeddings stay as stored."""
     folder, passes = save_toy(tmp_path / "toy", model=random_toy(0).to(stored)), []
     logits = CachedModel.logits
     monkeypatch.setattr(CachedModel, "logits", lambda *arguments: (passes.append(1), logits(*arguments))[1])
 
-    models = opened(folder, dtype)
+    models = opened(folder, "bfloat16")
 
     assert models.batch_invariance == BatchInvarianceCheck(0.0)
     assert len(passes) == 2
+
+
+@pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("auto", torch.bfloat16), ("auto", torch.float16), ("float16", torch.bfloat16)]
+)
+def test_weights_in_16_bits_on_our_own_kernel_are_exact(dtype: str, stored: torch.dtype, tmp_path: Path) -> None:
+    """The embeddings stay as stored, while the arithmetic is float32."""
+    folder = save_toy(tmp_path / "toy", model=random_toy(0).to(stored))
+
+    assert opened(folder, dtype).batch_invariance == BatchInvarianceCheck(0.0, is_exact=True)
 
 
 def test_plain_float32_is_not_checked(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from specgen.models.cpu_vectors import cpu_vectors
-from specgen.models.float_code import float_text
+from specgen.models.float_code import float_code
 from specgen.models.float_kernel import FLOAT_TYPES, FloatWeight, fits_float_kernel
+from specgen.models.kernel_code import complete_text
 from specgen.models.kernels import compile_float_kernels, float_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import Kernels, Prologue
@@ -158,7 +159,7 @@ def test_other_sizes_and_types_do_not_fit(sizes: tuple[int, int], dtype: torch.d
     ],
 )
 def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
-    text = float_text(32, torch.bfloat16, PROLOGUES)
+    text = complete_text(float_code(32, torch.bfloat16), PROLOGUES)
     assert old in text
     code = NativeCode(text.replace(old, new))
     packed, weight, bias = made(Kernels(code, 32, code.function("run", 4)), (47, 576), torch.bfloat16)

@@ -24,18 +24,20 @@ from specgen.models.batch_invariance import check_batch_invariance
 from specgen.models.build_decoder import MakeLinear
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import (
+    BFloat16Linear,
     Float16Linear,
     Int8Linear,
     has_float16_matmul,
     has_int8_matmul,
 )
-from specgen.models.packing import pack_model, packed_linear
+from specgen.models.packing import may_run_kernels, pack_model, packed_linear
 from tests.decoders import decoder_model
 from tests.fakes import always_wrong, assert_close, ids_of, oracle, run_events
 from tests.loading.builders import VOCAB, make_folder, resolved
 from tests.models.test_decoder import BUILDERS, build
 
 needs_kernels = pytest.mark.skipif(not (has_float16_matmul() and has_int8_matmul()), reason="needs FBGEMM's kernels")
+needs_float_kernel = pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 
 
@@ -169,12 +171,16 @@ def test_a_weight_beyond_float16_keeps_its_layer_in_float32() -> None:
     pack_model(model, Float16Linear)
 
     assert type(model.model.layers[0].self_attn.k_proj) is nn.Linear
-    assert type(model.model.layers[1].self_attn.k_proj) is Float16Linear
+    assert isinstance(model.model.layers[1].self_attn.k_proj, Float16Linear)
     assert bool(torch.isfinite(model(torch.tensor([[5, 6]])).logits).all())
 
 
 def float16_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
     return packed_linear(weight, Float16Linear, bias)
+
+
+def bfloat16_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    return packed_linear(weight, BFloat16Linear, bias)
 
 
 def int8_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -192,7 +198,7 @@ def test_a_packed_decoder_computes_what_transformers_computes_with_packed_layers
 
 
 @needs_kernels
-@pytest.mark.parametrize("linear", [float16_linear, int8_linear])
+@pytest.mark.parametrize("linear", [float16_linear, bfloat16_linear, int8_linear])
 def test_a_draft_of_any_length_does_not_change_the_greedy_text(linear: MakeLinear) -> None:
     model = build("llama")
     prompt = [5, 6, 7]
@@ -254,9 +260,17 @@ def test_requested_int8_is_batch_invariant_for_both_roles(tmp_path: Path, role: 
 
 @needs_kernels
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_passes_of_an_int8_target_equal_passes_over_one_token_bit_for_bit(kind: str) -> None:
+@pytest.mark.parametrize(
+    "linear",
+    [
+        int8_linear,
+        pytest.param(float16_linear, marks=needs_float_kernel),
+        pytest.param(bfloat16_linear, marks=needs_float_kernel),
+    ],
+)
+def test_passes_of_a_packed_target_equal_passes_over_one_token_bit_for_bit(linear: MakeLinear, kind: str) -> None:
     module, ids = build(kind), [5 + 3 * index % 80 for index in range(40)]
-    target = DecoderModel(decoder_model(module, 96, int8_linear).decoder, 96, attends_by_row=True)
+    target = DecoderModel(decoder_model(module, 96, linear).decoder, 96, attends_by_row=True)
     target.feed(ids[:11])
     alone = torch.cat([target.logits(ids[: end + 1], 1).clone() for end in range(11, 40)])
 
@@ -268,10 +282,16 @@ def test_passes_of_an_int8_target_equal_passes_over_one_token_bit_for_bit(kind: 
 
 
 @needs_kernels
-def test_only_int8_targets_are_called_exact() -> None:
+def test_only_targets_with_exact_rows_are_called_exact() -> None:
+    def on_torch(weight: Tensor, bias: Tensor | None) -> nn.Module:
+        return Float16Linear(weight, bias)
+
     module = build("llama")
 
-    assert check_batch_invariance(decoder_model(module, 96, float16_linear)).is_exact is False
+    for linear, is_exact in ((on_torch, False), (int8_linear, True)):
+        target = DecoderModel(decoder_model(module, 96, linear).decoder, 96, attends_by_row=True)
+        assert check_batch_invariance(target).is_exact is is_exact
+    assert check_batch_invariance(decoder_model(module, 96, int8_linear)).is_exact is False
     assert (
         RunInfo(
             *(ModelInfo("m", "int8", "float32", "cpu"), None, "lookup", 4, SamplingSettings(), "default", 8, 0.0),

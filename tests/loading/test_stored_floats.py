@@ -1,0 +1,85 @@
+"""Weights in 16 bits run where they were read: nothing is copied, and a tied head has no memory of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from specgen.core.settings import ModelSettings
+from specgen.engine.drafters.base import NoDrafter
+from specgen.loading.weights import load_weights
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.formats import BFloat16Linear, FloatLinear, NativeFloat16Linear
+from specgen.models.packing import may_run_kernels
+from tests.fakes import always_wrong, assert_close, ids_of, oracle, run_events
+from tests.loading.builders import resolved
+from tests.toys import random_toy, save_toy
+
+pytestmark = pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+
+
+VOCAB = 320
+
+
+def stored_in(dtype: torch.dtype, folder: Path, **changes: Any) -> Path:
+    return save_toy(folder, model=random_toy(0, **changes).to(dtype))
+
+
+def loaded(folder: Path, **settings: str) -> DecoderModel:
+    chosen = ModelSettings(str(folder), quant="none", device="cpu", **settings)  # type: ignore[arg-type]
+    model = load_weights(resolved(folder, chosen), VOCAB).model
+    assert isinstance(model, DecoderModel)
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.bfloat16, BFloat16Linear), (torch.float16, NativeFloat16Linear)])
+def test_products_read_the_weights_as_stored(tmp_path: Path, dtype: torch.dtype, kind: type[FloatLinear]) -> None:
+    folder = stored_in(dtype, tmp_path / "tiny")
+    ids = [5 + 3 * index % 60 for index in range(30)]
+
+    model = loaded(folder)
+
+    products = [part for part in model.module.modules() if hasattr(part, "in_features")]
+    assert all(isinstance(part, kind) and part.stored.dtype == dtype for part in products)
+    assert not any(isinstance(part, nn.Linear) for part in model.module.modules())
+    assert_close(model.logits(ids, 30), loaded(folder, dtype="float32").logits(ids, 30))
+
+
+def test_a_tied_head_reads_the_embedding(tmp_path: Path) -> None:
+    folders = [
+        stored_in(torch.bfloat16, tmp_path / str(is_tied), tie_word_embeddings=is_tied) for is_tied in (True, False)
+    ]
+    models = [load_weights(resolved(folder, ModelSettings(str(folder), quant="none")), VOCAB) for folder in folders]
+    tied, apart = (found.model.module for found in models)
+
+    assert tied.head.stored.data_ptr() == tied.embedding.data_ptr()
+    assert models[1].info.num_bytes - models[0].info.num_bytes == apart.head.stored.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_draft_of_any_length_does_not_change_the_greedy_text(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder, prompt = stored_in(dtype, tmp_path / "tiny"), [5, 6, 7]
+    target = loaded(folder)
+    baseline = ids_of(run_events(target, NoDrafter(), prompt, max_new_tokens=60))
+
+    for num_draft_tokens in (1, 3, 7, 16):
+        for drafter in (oracle(baseline, len(prompt)), always_wrong(baseline, len(prompt), VOCAB)):
+            target.reset()
+            events = run_events(target, drafter, prompt, max_new_tokens=60, num_draft_tokens=num_draft_tokens)
+            assert ids_of(events) == baseline
+
+
+def test_a_width_that_does_not_fit_the_kernel_stays_in_float32(tmp_path: Path) -> None:
+    folder = stored_in(torch.bfloat16, tmp_path / "tiny", head_dim=4)
+
+    model = loaded(folder)
+
+    layer = model.decoder.layers[0]
+    assert isinstance(layer.attention.o_proj, nn.Linear)
+    assert isinstance(layer.mlp.down_proj, BFloat16Linear)
+    assert layer.attention.o_proj.weight.dtype == torch.float32
+    assert not model.attends_by_row
