@@ -43,7 +43,7 @@ def test_a_pair_on_recorded_passes_passes_every_check(verify: Cli, monkeypatch: 
     ended = verify("-n", "16")
 
     assert ended.code == 0
-    assert [len(recorder.traces) > 4 for recorder in made] == [True, True]
+    assert [len(recorder.traces) > 1 for recorder in made] == [True, True]
 
 
 def test_json_contains_every_check(verify: Cli) -> None:
