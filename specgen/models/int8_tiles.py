@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from specgen.models.dot_product import add_products, declarations
+from specgen.models.sums_code import add_lanes
 from specgen.models.vector_code import PARAMETERS, CpuVectors, Tiles, end_of_outputs, load, spread
 
 LINE_BYTES = 64
@@ -140,43 +141,10 @@ def _load_vector(name: str, address: str, index: str, kind: str) -> list[str]:
 
 
 def _finished(row: int, lanes: int) -> list[str]:
-    """Returns what turns the four vectors of sums of a row into its four outputs, and stores them.
-
-    The four are added up together, as in the transposition of a matrix: one after the other takes three times as many
-    instructions, which was a third of the time of four rows.
-    """
+    """Returns what turns the four vectors of sums of a row into its four outputs, and stores them."""
     r = row
-    groups = range(0, lanes, 4)
-
-    def shuffled(name: str, first: str, second: str, picked: list[tuple[int, int]]) -> str:
-        """Picks lanes of two vectors, in each group of four: (vector, lane)."""
-        mask = ", ".join(f"i32 {vector * lanes + group + lane}" for group in groups for vector, lane in picked)
-        vectors = f"<{lanes} x i32> %{first}, <{lanes} x i32> %{second}"
-        return f"  %{name} = shufflevector {vectors}, <{lanes} x i32> <{mask}>"
-
-    lines = []
-    for name, first, second in ((f"ab{r}", f"dot0_{r}", f"dot1_{r}"), (f"cd{r}", f"dot2_{r}", f"dot3_{r}")):
-        lines += [
-            shuffled(f"{name}_low", first, second, [(0, 0), (1, 0), (0, 1), (1, 1)]),
-            shuffled(f"{name}_high", first, second, [(0, 2), (1, 2), (0, 3), (1, 3)]),
-            f"  %{name} = add <{lanes} x i32> %{name}_low, %{name}_high",
-        ]
-    lines += [
-        shuffled(f"low{r}", f"ab{r}", f"cd{r}", [(0, 0), (0, 1), (1, 0), (1, 1)]),
-        shuffled(f"high{r}", f"ab{r}", f"cd{r}", [(0, 2), (0, 3), (1, 2), (1, 3)]),
-        f"  %total{r}_{lanes} = add <{lanes} x i32> %low{r}, %high{r}",
-    ]
-    while lanes > 4:
-        whole, lanes = lanes, lanes // 2
-        for half, start in (("left", 0), ("right", lanes)):
-            mask = ", ".join(f"i32 {lane}" for lane in range(start, start + lanes))
-            kind, total = f"<{whole} x i32>", f"%total{r}_{whole}"
-            lines.append(
-                f"  %{half}{r}_{lanes} = shufflevector {kind} {total}, {kind} poison, <{lanes} x i32> <{mask}>"
-            )
-        lines.append(f"  %total{r}_{lanes} = add <{lanes} x i32> %left{r}_{lanes}, %right{r}_{lanes}")
     return [
-        *lines,
+        *add_lanes(f"total{r}_", [f"dot{o}_{r}" for o in range(NUM_OUTPUTS)], "i32", lanes),
         *load(f"row_scale{r}", "float", "row_scales", "float", str(r)),
         *load(f"excess{r}", "i32", "excesses", "i32", str(r)),
         *spread(f"excesses{r}", "i32", f"excess{r}", 4),

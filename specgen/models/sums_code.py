@@ -9,7 +9,7 @@ def add_lanes(name: str, given: Sequence[str], kind: str, lanes: int) -> list[st
     """Returns what adds up the lanes of four vectors. The four sums are `%{name}4`.
 
     The four are added up together, as in the transposition of a matrix: one after the other takes three times as many
-    instructions.
+    instructions, which was a third of the time of four rows in int8.
 
     Args:
         name: Of the result, and the start of all other names.
