@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from specgen.core.settings import ModelSettings
+from specgen.core.events import Round
+from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.engine.drafters.base import NoDrafter
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import BFloat16Linear, FloatLinear, NativeFloat16Linear
 from specgen.models.packing import may_run_kernels
+from tests.draft_heads import head_drafter, load_draft, write_draft
 from tests.fakes import always_wrong, assert_close, ids_of, oracle, run_events
 from tests.loading.builders import resolved
 from tests.toys import random_toy, save_toy
@@ -71,6 +73,25 @@ def test_a_draft_of_any_length_does_not_change_the_greedy_text(tmp_path: Path, d
             target.reset()
             events = run_events(target, drafter, prompt, max_new_tokens=60, num_draft_tokens=num_draft_tokens)
             assert ids_of(events) == baseline
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_draft_head_has_the_format_of_its_target(tmp_path: Path, dtype: torch.dtype) -> None:
+    module, prompt = random_toy(0).to(dtype), [5, 6, 7]
+    target = loaded(save_toy(tmp_path / "tiny", model=module))
+    baseline = ids_of(run_events(target, NoDrafter(), prompt, max_new_tokens=40))
+    folder = write_draft(tmp_path / "draft", module, copies_target=True, num_layers=2)
+    info = load_draft(folder, target).info
+
+    target.reset()
+    events = run_events(target, head_drafter(folder, target, SamplingSettings()), prompt, max_new_tokens=40)
+
+    # The head is the target's own, so it is not counted.
+    num_values = sum(weight.numel() for weight in module.model.layers.parameters() if weight.ndim == 2)
+    assert info.dtype == str(dtype).removeprefix("torch.")
+    assert 2 * num_values < info.num_bytes < 2.5 * num_values
+    assert ids_of(events) == baseline
+    assert sum(event.num_accepted for event in events if isinstance(event, Round)) > 20
 
 
 def test_a_width_that_does_not_fit_the_kernel_stays_in_float32(tmp_path: Path) -> None:

@@ -158,7 +158,9 @@ def test_it_runs_in_the_format_of_its_target(kind: str, name: str, is_tied: bool
 
     generation = run(models)
 
-    assert models.draft_info.quant in {"nf4": ("none", "nf4"), "int8": ("none", "int8")}.get(name, ("none",))
+    # Where the arithmetic is float32, int8 is the fastest.
+    fastest = {"nf4": "nf4", "int8": "int8", "float16": "int8"}.get(name, "none")
+    assert models.draft_info.quant in ("none", fastest)
     assert models.target_info.quant == FORMATS[name].get("quant", "none")
     assert generation.counts.acceptance_rate > 0.3
 
