@@ -20,7 +20,7 @@ from torch.nn import functional
 from specgen.distill.settings import Kind
 from specgen.distill.target_texts import TargetText
 from specgen.models.decoder import Decoder, Layer
-from specgen.models.kv_slots import rotations_at
+from specgen.models.stored_slots import KvSlots, rotations_at
 
 
 class SharedWeights:
@@ -129,7 +129,7 @@ class TrainableDraft(nn.Module):
         return outputs
 
 
-class UnrolledSlots:
+class UnrolledSlots(KvSlots):
     """Stores keys and values of all steps in `unroll`: a draft attends to the text before it, then to its own steps.
 
     Args:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from specgen.distill.target_texts import TargetText
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.kv_slots import rotations_at
+from specgen.models.stored_slots import KvSlots, rotations_at
 
 COMPACT_BELOW = 0.75
 """Share of unfinished rows below which the finished ones are removed from the batch."""
@@ -63,7 +63,7 @@ class BatchGenerator:
         return chosen
 
 
-class _BatchSlots:
+class _BatchSlots(KvSlots):
     """Keys and values of many rows, `[rows, kv heads, capacity, size]` per layer; all rows have the same length."""
 
     def __init__(self, spec: DecoderSpec, num_rows: int, capacity: int, device: torch.device) -> None:
@@ -76,6 +76,7 @@ class _BatchSlots:
         self.mask: Tensor | None = None
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As in `KvSlots`."""
         queries, keys, values = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
         last = self.length + keys.shape[2]
         self._keys[layer][self.rows, :, self.length : last] = keys

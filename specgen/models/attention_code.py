@@ -13,6 +13,9 @@ from specgen.models.vector_code import FLOATS, LANES, ON_THREADS, SOFTMAX, load,
 
 ARGUMENTS = {
     "queries": "ptr",
+    "new_values": "ptr",
+    "cos": "ptr",
+    "sin": "ptr",
     "keys": "ptr",
     "values": "ptr",
     "outputs": "ptr",
@@ -23,6 +26,8 @@ ARGUMENTS = {
     "num_seen": "ptr",
     "num_rows": "i64",
     "query_stride": "i64",
+    "new_value_stride": "i64",
+    "first_row": "i64",
     "head_stride": "i64",
     "num_others": "i64",
     "scores_stride": "i64",
@@ -31,11 +36,13 @@ ARGUMENTS = {
 }
 """What `run` reads at the address that it is given: 64 bits each, in this order.
 
-Addresses: queries, float32; keys and values of all heads; outputs `[rows, heads * head_size]`; scratch memory for
-scores `[rows, heads, scores_stride]`. By row, int64: the first position that it sees, the number of positions from
-there on, the positions of other rows that it sees `[rows, num_others]`, and the number of all positions that it sees.
-Then numbers: of rows, of values from a row's queries to the next, from the keys of a head to the next, columns of
-`others`, values for the scores of a head; the bits of the scale; and 0.
+Addresses, float32: of the new rows, queries and keys side by side, and values; cosines and sines `[rows, rotary_size]`,
+or 0 if nothing is rotated; keys and values of all heads; outputs `[rows, heads * head_size]`; scratch memory for scores
+`[rows, heads, scores_stride]`. By row, int64: the first position that it sees, the number of positions from there on,
+the positions of other rows that it sees `[rows, num_others]`, and the number of all positions that it sees. Then
+numbers: of rows, of values from a row's queries to the next and from its new values to the next, the position where the
+first row is stored, values from the keys of a head to the next, columns of `others`, values for the scores of a head;
+the bits of the scale; and 0.
 """
 
 
@@ -47,11 +54,13 @@ class AttentionShape:
         num_heads: Of the queries.
         group: Heads that share keys and values.
         head_size: A multiple of `LANES`.
+        rotary_size: Channels of a head that are rotated, a multiple of twice `LANES`; 0: the kernel rotates nothing.
     """
 
     num_heads: int
     group: int
     head_size: int
+    rotary_size: int = 0
 
     @property
     def num_together(self) -> int:
@@ -60,7 +69,7 @@ class AttentionShape:
 
 
 def attention_code(shape: AttentionShape) -> str:
-    """Returns the kernel in LLVM IR.
+    """Returns the kernel in LLVM IR, without `store_code`, which it calls.
 
     Its function `run` takes the address of `ARGUMENTS`, that of OpenMP's entry point, and the number of threads.
     """
@@ -70,6 +79,7 @@ def attention_code(shape: AttentionShape) -> str:
 _RUN = """
 define void @run(ptr %arguments, ptr %parallel, i64 %num_threads) {
 entry:
+  call void @store(ptr %arguments)
   call void @on_threads(ptr @attend, ptr %arguments, ptr %parallel, i64 %num_threads)
   ret void
 }

@@ -18,6 +18,7 @@ from specgen.core.draft_tree import path_to
 from specgen.models.attention_code import ARGUMENTS, AttentionShape, attention_code
 from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.kv_store_code import store_code
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, openmp_parallel
 from specgen.models.vector_code import LANES
 
@@ -43,6 +44,23 @@ class SeenPositions:
     others: Tensor
     num_seen: Tensor
     most: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """Rows of a pass.
+
+    Args:
+        heads: Queries and keys, float32 `[n, heads + kv_heads, head_size]`; the values of a row are contiguous.
+        values: float32 `[n, kv_heads, head_size]`; the values of a row are contiguous.
+        table: Cosines and sines, contiguous, `[n, 1, rotary_size]`; None: nothing is rotated.
+        first: Position where the first row is stored; the others follow.
+    """
+
+    heads: Tensor
+    values: Tensor
+    table: tuple[Tensor, Tensor] | None
+    first: int
 
 
 def seen_by_rows(first: int, num_rows: int, window: int | None, parents: Sequence[int] = ()) -> SeenPositions:
@@ -75,35 +93,41 @@ class AttentionKernel:
     """The compiled kernel of a model's heads."""
 
     def __init__(self, shape: AttentionShape) -> None:
-        self._code = NativeCode(attention_code(shape))
+        self._shape = shape
+        self._code = NativeCode(attention_code(shape) + store_code(shape, ARGUMENTS))
         self._run: Function = self._code.function("run", 3)
+
+    @property
+    def rotary_size(self) -> int:
+        """Channels that the kernel can rotate; 0: none."""
+        return self._shape.rotary_size
 
     def __deepcopy__(self, memo: object) -> AttentionKernel:
         """Returns itself: copies of a model share the code."""
         return self
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, seen: SeenPositions, scale: float) -> Tensor:
-        """Attends with all rows of a pass.
+    def attend(self, new: NewRows, stored: tuple[Tensor, Tensor], seen: SeenPositions, scale: float) -> Tensor:
+        """Stores the keys and values of all rows of a pass, and attends with their queries.
 
         Args:
-            queries: float32 `[n, heads, head_size]`; the values of a row are contiguous.
-            keys: float32 `[kv_heads, capacity, head_size]`, contiguous.
-            values: As `keys`.
-            seen: Positions of `keys` by row.
+            new: The rows; their queries are rotated in place.
+            stored: Keys and values, float32 `[kv_heads, capacity, head_size]`, contiguous.
+            seen: Positions of the stored keys by row.
             scale: Factor of the scores.
 
         Returns:
             float32 `[n, heads * head_size]`.
         """
-        num_rows, num_heads, head_size = queries.shape
-        outputs = floats(num_rows, num_heads * head_size)
+        num_rows, shape = len(new.heads), self._shape
+        outputs = floats(num_rows, shape.num_heads * shape.head_size)
         scores_stride = -(-seen.most // LANES) * LANES
-        scores = floats(num_rows * num_heads * scores_stride)
-        tensors = (queries, keys, values, outputs, scores, seen.starts, seen.num_before, seen.others, seen.num_seen)
+        scores = floats(num_rows * shape.num_heads * scores_stride)
+        table = (0, 0) if new.table is None else (new.table[0].data_ptr(), new.table[1].data_ptr())
+        tensors = (*stored, outputs, scores, seen.starts, seen.num_before, seen.others, seen.num_seen)
         arguments = _Arguments(
-            *(tensor.data_ptr() for tensor in tensors),
-            *(num_rows, queries.stride(0), keys.stride(0), seen.others.shape[1], scores_stride),
-            *(bits_of(scale), 0),
+            *(new.heads.data_ptr(), new.values.data_ptr(), *table, *(tensor.data_ptr() for tensor in tensors)),
+            *(num_rows, new.heads.stride(0), new.values.stride(0), new.first, stored[0].stride(0)),
+            *(seen.others.shape[1], scores_stride, bits_of(scale), 0),
         )
         self._run(ctypes.addressof(arguments), openmp_parallel() or 0, torch.get_num_threads())
         return outputs
@@ -118,7 +142,11 @@ def kernel_for(spec: DecoderSpec) -> AttentionKernel | None:
     """Returns the kernel for a decoder, or None: see `attention_kernel`. It does not cap scores."""
     if spec.attention_soft_cap:
         return None
-    return attention_kernel(AttentionShape(spec.num_heads, spec.num_heads // spec.num_kv_heads, spec.head_size))
+    sizes = {layer.rotary.size for layer in spec.layers if layer.rotary is not None}
+    size = sizes.pop() if len(sizes) == 1 else 0
+    rotary_size = size if size % (2 * LANES) == 0 else 0
+    group = spec.num_heads // spec.num_kv_heads
+    return attention_kernel(AttentionShape(spec.num_heads, group, spec.head_size, rotary_size))
 
 
 @lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import AttentionFunction, LayerFunction, Norm, function_of, gated_feed_forward
 
 if TYPE_CHECKING:
-    from specgen.models.kv_slots import KvSlots, Rotations
+    from specgen.models.stored_slots import KvSlots, Rotations
 
 
 class Attention(nn.Module):

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
-from specgen.models.kv_slots import MAX_SINGLE_ROWS, Rotations, SliceSlots
+from specgen.models.kv_slots import MAX_SINGLE_ROWS, SliceSlots
 from specgen.models.packing import fast_nf4_linear, has_fast_nf4
 from specgen.models.shortlist_head import ShortlistHead
+from specgen.models.stored_slots import Rotations
 from specgen.models.timing import faster_of
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from specgen.models.decoder import Layer
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.kv_slots import KvSlots, Rotations, SliceSlots
+from specgen.models.kv_slots import SliceSlots
+from specgen.models.stored_slots import KvSlots, Rotations
 
 
 class HeadLayers(ABC):

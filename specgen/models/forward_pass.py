@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specgen.models.decoder_spec import DecoderSpec, RotarySpec
-from specgen.models.rotary import rotate
 
 if TYPE_CHECKING:
-    from specgen.models.kv_slots import KvSlots, Rotations
+    from specgen.models.stored_slots import KvSlots, Rotations
 
 Function = Callable[[Tensor], Tensor]
 
@@ -107,11 +106,9 @@ class AttentionFunction:
                 rotated = torch.cat(normed, dim=-1).view(*hidden.shape[:-1], -1, spec.head_size)
             else:
                 rotated = torch.cat([q_norm(queries), k_norm(keys)], dim=-2)
-        if self.rotary is not None:
-            rotated = rotate(rotated, rotations[self.rotary])
-        queries, keys = rotated.narrow(-2, 0, num_heads), rotated.narrow(-2, num_heads, num_kv_heads)
+        table = None if self.rotary is None else rotations[self.rotary]
         values = heads.narrow(-2, num_heads + num_kv_heads, num_kv_heads)
-        return self.output(slots.attend(self.index, queries, keys, values))
+        return self.output(slots.rotate_and_attend(self.index, rotated, values, table))
 
 
 def gated_feed_forward(spec: DecoderSpec, widen: Function, narrow: Function, hidden: Tensor) -> Tensor:

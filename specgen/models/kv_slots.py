@@ -1,13 +1,8 @@
-"""Where a pass stores its keys and values, and what its queries attend to: the seam between layers and caches.
-
-A layer computes queries, keys and values; `KvSlots.attend` stores the new ones and attends. `SliceSlots` is the cache
-of one text, addressed by positions that the host knows.
-"""
+"""The key-value cache of one text, addressed by positions that the host knows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +10,11 @@ from torch.nn import functional
 
 from specgen.core.draft_tree import depths_of
 from specgen.core.settings import MAX_DRAFT_TOKENS
-from specgen.models.attention_kernel import SeenPositions, kernel_for, seen_by_rows
+from specgen.models.attention_kernel import NewRows, SeenPositions, kernel_for, seen_by_rows
 from specgen.models.capped_attention import attend_capped
-from specgen.models.decoder_spec import DecoderSpec, RotarySpec
-from specgen.models.rotary import rotary_table
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.rotary import rotate
+from specgen.models.stored_slots import Rotations, StoredSlots
 from specgen.models.tree_mask import tree_mask
 
 FIRST_CAPACITY = 512
@@ -27,80 +23,9 @@ FIRST_CAPACITY = 512
 MAX_SINGLE_ROWS = MAX_DRAFT_TOKENS + 1
 """Tokens of a pass that may attend one by one: the longest draft and the token before it. Longer passes are prompts."""
 
-Rotations = Mapping[RotarySpec, tuple[Tensor, Tensor]]
-"""Cosines and sines `[..., n, 1, size]` of the new positions, by rotary embedding."""
-
-
-def rotations_at(spec: DecoderSpec, positions: Tensor, dtype: torch.dtype) -> Rotations:
-    """Returns the rotations of all layers at positions `[..., n]`."""
-    dtype = torch.float32 if spec.rotates_in_float32 else dtype
-    specs = dict.fromkeys(layer.rotary for layer in spec.layers if layer.rotary is not None)
-    tables = {rotary: rotary_table(rotary, positions, dtype) for rotary in specs}
-    return {rotary: (cos[..., None, :], sin[..., None, :]) for rotary, (cos, sin) in tables.items()}
-
-
-class KvSlots(Protocol):
-    """Stores keys and values of a pass, and attends."""
-
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Stores new keys and values of a layer, and attends with its queries.
-
-        Args:
-            layer: Index of the layer.
-            queries: `[..., n, heads, head_size]`, rotated.
-            keys: `[..., n, kv_heads, head_size]`, rotated.
-            values: `[..., n, kv_heads, head_size]`.
-
-        Returns:
-            `[..., n, heads * head_size]`.
-        """
-
-
-class StoredSlots:
-    """Keys and values of one text, `[kv_heads, capacity, head_size]` per layer.
-
-    A layer with a window stores all positions, too, and attends to the last ones only: so any number of tokens can be
-    removed again.
-
-    Args:
-        spec: The decoder.
-        like: A tensor of the type and device it computes in.
-    """
-
-    def __init__(self, spec: DecoderSpec, like: Tensor) -> None:
-        self._spec = spec
-        self._like = like.new_empty(0)
-        self._group = spec.num_heads // spec.num_kv_heads
-        self.release()
-
-    def release(self) -> None:
-        """Frees the memory; the next pass begins at position 0."""
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._tables: Rotations = {}
-
-    def grow(self, capacity: int, num_kept: int) -> None:
-        """Moves the first `num_kept` positions to new tensors with room for `capacity`.
-
-        It moves one tensor at a time, so that the old and the new cache are never both whole.
-        """
-        spec, like = self._spec, self._like
-        # Zeros: masked values are multiplied by 0, and 0 times NaN is NaN.
-        shape = (spec.num_kv_heads, capacity, spec.head_size)
-        if not self._keys:
-            self._keys = [like.new_empty(0, 0, 0)] * len(spec.layers)
-            self._values = list(self._keys)
-        for tensors in (self._keys, self._values):
-            for index in range(len(spec.layers)):
-                larger = like.new_zeros(shape)
-                if num_kept:
-                    larger[:, :num_kept] = tensors[index][:, :num_kept]
-                tensors[index] = larger
-        self._tables = rotations_at(spec, torch.arange(capacity, device=like.device), like.dtype)
-
 
 class SliceSlots(StoredSlots):
-    """The key-value cache of one text, addressed by positions that the host knows.
+    """The key-value cache of one text.
 
     Args:
         spec: As in `StoredSlots`.
@@ -177,16 +102,26 @@ class SliceSlots(StoredSlots):
         """Forgets the tree."""
         self._parents = []
 
+    def rotate_and_attend(
+        self, layer: int, heads: Tensor, values: Tensor, table: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """As in `KvSlots`; in one call where our own kernel runs."""
+        num_new, kernel = self._last - self._first, self._kernel
+        if kernel is None or num_new > MAX_SINGLE_ROWS:
+            return super().rotate_and_attend(layer, heads, values, table)
+        if table is not None and table[0].shape[-1] != kernel.rotary_size:
+            heads, table = rotate(heads, table), None
+        window = self._spec.layers[layer].window
+        if window not in self._seen:
+            self._seen[window] = seen_by_rows(self._first_row, num_new, window, self._parents)
+        stored, new = (self._keys[layer], self._values[layer]), NewRows(heads, values, table, self._first)
+        return kernel.attend(new, stored, self._seen[window], self._spec.attention_scale)
+
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As in `KvSlots`."""
         first, last = self._first, self._last
         self._keys[layer].narrow(1, first, last - first).copy_(keys.transpose(0, 1))
         self._values[layer].narrow(1, first, last - first).copy_(values.transpose(0, 1))
-        if self._kernel is not None and last - first <= MAX_SINGLE_ROWS:
-            window = self._spec.layers[layer].window
-            if window not in self._seen:
-                self._seen[window] = seen_by_rows(self._first_row, last - first, window, self._parents)
-            stored, scale = (self._keys[layer], self._values[layer]), self._spec.attention_scale
-            return self._kernel.attend(queries, *stored, self._seen[window], scale)
         if self._parents:
             return self._attend_rows(layer, queries, keys, values)
         if self._attends_by_row and 1 < last - first <= MAX_SINGLE_ROWS:

@@ -22,7 +22,8 @@ from specgen.engine.sampling import TokenDistributions
 from specgen.engine.seen_tokens import SeenTokens
 from specgen.engine.verification import Draft, Verdict
 from specgen.models.cached_model import CachedModel
-from specgen.models.kv_slots import Rotations, SliceSlots
+from specgen.models.kv_slots import SliceSlots
+from specgen.models.stored_slots import Rotations
 from specgen.models.transformers_model import TransformersModel
 from tests.engine import test_decoding, test_enumeration, test_greedy_equality, test_statistics
 from tests.engine.test_enumeration import (

@@ -12,9 +12,18 @@ from torch import Tensor
 
 from specgen.core.draft_tree import ROOT
 from specgen.models import attention_kernel as module
-from specgen.models.attention_code import AttentionShape, attention_code
-from specgen.models.attention_kernel import AttentionKernel, attention_kernel, has_attention_kernel, seen_by_rows
+from specgen.models.attention_code import ARGUMENTS, AttentionShape, attention_code
+from specgen.models.attention_kernel import (
+    AttentionKernel,
+    NewRows,
+    SeenPositions,
+    attention_kernel,
+    has_attention_kernel,
+    seen_by_rows,
+)
+from specgen.models.kv_store_code import store_code
 from specgen.models.native_code import NativeCode
+from specgen.models.rotary import rotate
 from specgen.models.tree_mask import tree_mask
 from tests.fakes import threads
 
@@ -32,6 +41,15 @@ def kernel_of(shape: AttentionShape) -> AttentionKernel:
 def stored(shape: AttentionShape) -> tuple[Tensor, Tensor]:
     sizes = (shape.num_heads // shape.group, CAPACITY, shape.head_size)
     return torch.randn(sizes), torch.randn(sizes)
+
+
+def attend(
+    kernel: AttentionKernel, queries: Tensor, stored: tuple[Tensor, Tensor], seen: SeenPositions, scale: float
+) -> Tensor:
+    """Attends with queries whose keys and values are stored already."""
+    num_new, first = len(queries), int(seen.starts[0] + seen.num_before[0])
+    keys, values = (tensor[:, first : first + num_new].transpose(0, 1).contiguous() for tensor in stored)
+    return kernel.attend(NewRows(torch.cat([queries, keys], dim=1), values, None, first), stored, seen, scale)
 
 
 def expected(queries: Tensor, keys: Tensor, values: Tensor, sees: Tensor, scale: float) -> Tensor:
@@ -54,13 +72,13 @@ def test_rows_attend_as_in_float64_and_each_alone(shape: AttentionShape, first: 
     queries = torch.randn(num_rows, shape.num_heads + 3, shape.head_size)[:, : shape.num_heads]
     scale = shape.head_size**-0.5
 
-    outputs = kernel.attend(queries, keys, values, seen_by_rows(first, num_rows, None), scale)
+    outputs = attend(kernel, queries, (keys, values), seen_by_rows(first, num_rows, None), scale)
 
     sees = torch.ones(num_rows, first + num_rows, dtype=torch.bool).tril(first)
     torch.testing.assert_close(outputs, expected(queries, keys, values, sees, scale), rtol=1e-5, atol=2e-6)
     for row in range(num_rows):
         seen = seen_by_rows(first + row, 1, None)
-        assert torch.equal(kernel.attend(queries[row : row + 1], keys, values, seen, scale)[0], outputs[row])
+        assert torch.equal(attend(kernel, queries[row : row + 1], (keys, values), seen, scale)[0], outputs[row])
 
 
 @needs_kernel
@@ -73,8 +91,8 @@ def test_rows_of_trees_see_their_ancestors_within_the_window(
     kernel, (keys, values) = kernel_of(shape), stored(shape)
     queries = torch.randn(num_rows, shape.num_heads, shape.head_size)
 
-    outputs = kernel.attend(queries, keys, values, seen_by_rows(first, num_rows, window, parents), 0.3)
-    last = kernel.attend(queries[-1:], keys, values, seen_by_rows(first, 1, window, parents), 0.3)
+    outputs = attend(kernel, queries, (keys, values), seen_by_rows(first, num_rows, window, parents), 0.3)
+    last = attend(kernel, queries[-1:], (keys, values), seen_by_rows(first, 1, window, parents), 0.3)
 
     assert torch.equal(last, outputs[-1:])
     sees = tree_mask(parents, num_rows, (0, first), window)
@@ -88,7 +106,7 @@ def test_large_and_small_scores_keep_their_weights(size: float) -> None:
     kernel, (keys, values) = kernel_of(shape), stored(shape)
     queries = size * torch.randn(2, shape.num_heads, shape.head_size)
 
-    outputs = kernel.attend(queries, keys, values, seen_by_rows(50, 2, None), 0.125)
+    outputs = attend(kernel, queries, (keys, values), seen_by_rows(50, 2, None), 0.125)
 
     sees = torch.ones(2, 52, dtype=torch.bool).tril(50)
     # A score of 1e4 has a rounding error of 1e-3, and so has its weight.
@@ -103,7 +121,7 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
     queries = torch.randn(3, shape.num_heads, shape.head_size)
     queries[1, 2, 5] = math.nan
 
-    outputs = kernel.attend(queries, keys, values, seen_by_rows(9, 3, None), 0.3)
+    outputs = attend(kernel, queries, (keys, values), seen_by_rows(9, 3, None), 0.3)
 
     assert torch.isfinite(outputs[[0, 2]]).all()
     assert torch.isnan(outputs[1].view(shape.num_heads, -1)[2]).all()
@@ -115,10 +133,10 @@ def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
     shape = SHAPES[2]
     kernel, (keys, values) = kernel_of(shape), stored(shape)
     queries, seen = torch.randn(5, shape.num_heads, shape.head_size), seen_by_rows(30, 5, None)
-    outputs = kernel.attend(queries, keys, values, seen, 0.1)
+    outputs = attend(kernel, queries, (keys, values), seen, 0.1)
 
     with threads(num_threads):
-        assert torch.equal(kernel.attend(queries, keys, values, seen, 0.1), outputs)
+        assert torch.equal(attend(kernel, queries, (keys, values), seen, 0.1), outputs)
 
 
 @needs_kernel
@@ -142,7 +160,7 @@ def test_a_planted_bug_is_noticed(monkeypatch: pytest.MonkeyPatch, old: str, new
     kernel, (keys, values) = AttentionKernel(shape), stored(shape)
     queries, parents = torch.randn(4, shape.num_heads, shape.head_size), [ROOT, ROOT, 1, 2]
 
-    outputs = kernel.attend(queries, keys, values, seen_by_rows(20, 4, 12, parents), 0.4)
+    outputs = attend(kernel, queries, (keys, values), seen_by_rows(20, 4, 12, parents), 0.4)
 
     sees = tree_mask(parents, 4, (0, 20), 12)
     reference = expected(queries, keys, values, sees, 0.4)
@@ -162,4 +180,51 @@ def test_a_system_that_allows_no_new_code_has_no_kernel(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "has_attention_kernel", lambda: True)
 
     assert attention_kernel(AttentionShape(6, 3, 48)) is None
+    attention_kernel.cache_clear()
+
+
+@needs_kernel
+@pytest.mark.parametrize("rotary_size", [0, 32, 64])
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_new_rows_are_rotated_and_stored_as_torch_does_it_bit_for_bit(rotary_size: int, num_rows: int) -> None:
+    shape = AttentionShape(6, 3, 64, rotary_size)
+    kernel, (keys, values) = kernel_of(shape), stored(shape)
+    before = keys.clone(), values.clone()
+    # As the projections give them: side by side in each row.
+    rows = torch.randn(num_rows, 6 + 2 + 2, 64)
+    heads, new_values = rows[:, :8].clone(), rows[:, 8:]
+    table = (torch.randn(num_rows, 1, rotary_size), torch.randn(num_rows, 1, rotary_size)) if rotary_size else None
+    rotated = heads if table is None else rotate(heads, table)
+    seen = seen_by_rows(20, num_rows, None)
+
+    outputs = kernel.attend(NewRows(rows[:, :8], new_values, table, 20), (keys, values), seen, 0.2)
+
+    for tensor, old, new in ((keys, before[0], rotated[:, 6:]), (values, before[1], new_values)):
+        assert torch.equal(tensor[:, 20 : 20 + num_rows], new.transpose(0, 1))
+        assert torch.equal(tensor[:, :20], old[:, :20])
+        assert torch.equal(tensor[:, 20 + num_rows :], old[:, 20 + num_rows :])
+    assert torch.equal(rows[:, :6], rotated[:, :6])
+    sees = torch.ones(num_rows, 20 + num_rows, dtype=torch.bool).tril(20)
+    torch.testing.assert_close(outputs, expected(rotated[:, :6], keys, values, sees, 0.2), rtol=1e-5, atol=2e-6)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("fmul <16 x float> %x0, %sin32", "fmul <16 x float> %x32, %sin32"),
+        ("fadd <16 x float> %kept16, %turned16", "fsub <16 x float> %kept16, %turned16"),
+        ("%position = add i64 %first_row, %row", "%position = add i64 %first_row, 0"),
+        ("%stored_offset = mul i64 %kv_head, %head_stride", "%stored_offset = mul i64 0, %head_stride"),
+        ("%table_offset = mul i64 %row, 64", "%table_offset = mul i64 %row, 0"),
+    ],
+)
+def test_a_planted_bug_of_storing_is_noticed(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    text = store_code(AttentionShape(6, 3, 64, 64), ARGUMENTS)
+    assert old in text
+    monkeypatch.setattr(module, "store_code", lambda *_: text.replace(old, new))
+    attention_kernel.cache_clear()
+
+    with pytest.raises(AssertionError):
+        test_new_rows_are_rotated_and_stored_as_torch_does_it_bit_for_bit(64, 5)
     attention_kernel.cache_clear()

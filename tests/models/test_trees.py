@@ -117,21 +117,24 @@ def test_rows_that_attend_one_by_one_equal_passes_over_one_token_bit_for_bit(kin
     def heads(count: int, num_heads: int) -> torch.Tensor:
         return torch.randn(count, num_heads, spec.head_size, generator=generator)
 
+    def attend(slots: SliceSlots, parts: list[torch.Tensor]) -> torch.Tensor:
+        return slots.rotate_and_attend(0, torch.cat(parts[:2], dim=1), parts[2], None)
+
     text = [heads(20, number) for number in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
     rows = [heads(12, number) for number in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
     slots, alone = (SliceSlots(spec, torch.empty(0), attends_by_row=True) for _ in range(2))
     slots.begin(0, 20)
-    slots.attend(0, *text)
+    attend(slots, text)
 
     slots.begin_rows(20, parents)
-    together = slots.attend(0, *rows)
+    together = attend(slots, rows)
 
     for row in range(len(tokens)):
         alone.begin(0, 20)
-        alone.attend(0, *text)
+        attend(alone, text)
         for depth, index in enumerate(path_to(row, parents)):
             alone.begin(20 + depth, 1)
-            single = alone.attend(0, *(part[index : index + 1] for part in rows))
+            single = attend(alone, [part[index : index + 1] for part in rows])
         assert torch.equal(together[row], single[0])
     slots.keep_rows(path_to(11, parents))
     kept = slots._keys[0][:, 20 : 20 + len(path_to(11, parents))]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specgen.models.kv_slots import Rotations, StoredSlots
 from specgen.models.static.inputs import MAX_ROWS
 from specgen.models.static.trees import TreeInputs
+from specgen.models.stored_slots import Rotations, StoredSlots
 
 
 class TensorSlots(StoredSlots):
@@ -57,6 +57,7 @@ class TensorSlots(StoredSlots):
         tree.keep_path([tensor.transpose(0, 1) for tensor in (*self._keys, *self._values)])
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As in `KvSlots`."""
         self._keys[layer].index_copy_(1, self._positions, keys.transpose(0, 1))
         self._values[layer].index_copy_(1, self._positions, values.transpose(0, 1))
         seen_keys, seen_values = self._keys[layer][:, : self._bucket], self._values[layer][:, : self._bucket]
