@@ -1,8 +1,8 @@
 """Writes the kernels for weights in bfloat16 or float16 in LLVM IR. The rows, the products and the sums are float32.
 
-A block of outputs is computed for a block of inputs after the other, so that the rows' inputs stay in the nearest
-cache. In each, all groups of rows multiply the same few outputs in turn, whose weights stay there, too. The sums are
-in memory between.
+A block of outputs is computed for a block of inputs after the other, so that the rows' inputs stay in a near cache. In
+each, all groups of rows multiply the same few outputs in turn, whose weights stay in the nearest one. The sums are in
+memory between.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from specgen.models.float_tiles import MAX_ROWS, NUM_OUTPUTS, finish, float_tile
 from specgen.models.vector_code import ARGUMENTS, CLAIM, load_arguments
 
 BLOCK_INPUTS = 640
-"""Inputs of a block, at most. The weights that are requested ahead are as many, and must stay in the second cache."""
-BLOCK_VALUES = 8192
-"""Inputs of a block times its rows, at most: 32 KiB."""
+"""Inputs of a block, at most. The second cache holds these of all rows, 60 KiB of 24, and as many weights that are
+requested ahead."""
 
 
 def float_code(width: int, dtype: torch.dtype) -> str:
@@ -47,12 +46,8 @@ entry:
   %outputs_bytes = mul i64 %row_bytes, {BLOCK_OUTPUTS}
   %sums_bytes = mul i64 %num_rows, {width}
   %group = call i64 @even_part(i64 %num_rows, i64 {MAX_ROWS[width]})
-  %shared_inputs = udiv i64 {BLOCK_VALUES}, %num_rows
-  %is_wide = icmp ugt i64 %shared_inputs, {BLOCK_INPUTS}
-  %most_inputs = select i1 %is_wide, i64 {BLOCK_INPUTS}, i64 %shared_inputs
   %num_units = udiv i64 %size, {INPUTS_UNIT}
-  %most_units = udiv i64 %most_inputs, {INPUTS_UNIT}
-  %block_units = call i64 @even_part(i64 %num_units, i64 %most_units)
+  %block_units = call i64 @even_part(i64 %num_units, i64 {BLOCK_INPUTS // INPUTS_UNIT})
   %block_inputs = mul i64 %block_units, {INPUTS_UNIT}
   %block_bytes = mul i64 %block_inputs, 2
   %step_scaled = mul i64 %group, {width}
@@ -127,10 +122,10 @@ def _multiply(width: int) -> str:
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 define void @multiply(ptr %arguments) {{
 entry:
-  %sums = alloca [{BLOCK_OUTPUTS * BLOCK_ROWS[width] * width} x i8], align 64
+  %sums = alloca [{BLOCK_OUTPUTS * BLOCK_ROWS * width} x i8], align 64
 {loads}
   %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
-  %block_rows = call i64 @even_part(i64 %num_rows, i64 {BLOCK_ROWS[width]})
+  %block_rows = call i64 @even_part(i64 %num_rows, i64 {BLOCK_ROWS})
   %last_block = sub i64 %num_outputs, {BLOCK_OUTPUTS}
   br label %claim
 {CLAIM}

@@ -8,8 +8,8 @@ BLOCK_OUTPUTS = 12
 """Outputs of a block: whole tiles, and whole vectors of four."""
 INPUTS_UNIT = 32
 """Inputs are a multiple of it, of a weight and of a block: the widest tile reads 64 bytes of a weight at once."""
-BLOCK_ROWS = {64: 16, 32: 12}
-"""Rows of a block, at most, by bytes of a vector."""
+BLOCK_ROWS = 24
+"""Rows of a block, at most: each block reads the weights again, from the second cache."""
 
 EVEN_PART = """
 define internal i64 @even_part(i64 %count, i64 %most) alwaysinline {
@@ -39,7 +39,7 @@ def pack_rows(width: int, max_rows: int) -> str:
 define internal void @pack_rows(ptr %arguments, ptr %prepared) {{
 entry:
 {loads}
-  %block_rows = call i64 @even_part(i64 %num_rows, i64 {BLOCK_ROWS[width]})
+  %block_rows = call i64 @even_part(i64 %num_rows, i64 {BLOCK_ROWS})
   %is_one = icmp eq i64 %num_rows, 1
   br i1 %is_one, label %one, label %row_loop
 one:
