@@ -23,7 +23,7 @@ from specgen.models.native_weight import NO_PROLOGUE, NativeWeight, Prologue
 from specgen.models.weight_memory import empty
 
 if TYPE_CHECKING:
-    from specgen.models.float_kernel import FloatWeight
+    from specgen.models.float_weight import FloatWeight
 
 MAX_FLOAT16 = 65504.0
 TINY = float(torch.finfo(torch.float32).tiny)

@@ -9,11 +9,11 @@ import torch
 
 from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.float_code import float_code
-from specgen.models.int8_tiles import int8_tiles
+from specgen.models.int8_code import int8_tiles
 from specgen.models.kernel_code import complete_text, kernel_text
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import Kernels, RoundingKernels, kernels_of
-from specgen.models.nf4_tiles import nf4_tiles
+from specgen.models.nf4_code import nf4_tiles
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import CpuVectors, Tiles
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from specgen.models.cpu_vectors import cpu_vectors
-from specgen.models.float_kernel import FloatWeight, fits_float_kernel
+from specgen.models.float_weight import FloatWeight, fits_float_kernel
 from specgen.models.formats import (
     BFloat16Linear,
     Float16Linear,
@@ -23,9 +23,9 @@ from specgen.models.formats import (
     without_deprecation_warning,
 )
 from specgen.models.gemm_4bit import GemmNf4Linear
-from specgen.models.int8_kernel import Int8Weight, fits_int8_kernel
+from specgen.models.int8_weight import Int8Weight, fits_int8_kernel
 from specgen.models.kernels import float_kernels, int8_kernels, nf4_kernels
-from specgen.models.nf4_kernel import Nf4Weight, fits_nf4_kernel
+from specgen.models.nf4_weight import Nf4Weight, fits_nf4_kernel
 from specgen.models.quantized import KernelNf4Linear, fits_nf4, nf4_linear
 from specgen.models.weight_memory import empty
 

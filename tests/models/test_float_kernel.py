@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.float_code import float_code
-from specgen.models.float_kernel import FLOAT_TYPES, FloatWeight, fits_float_kernel
+from specgen.models.float_weight import FLOAT_TYPES, FloatWeight, fits_float_kernel
 from specgen.models.kernel_code import complete_text
 from specgen.models.kernels import compile_float_kernels, float_kernels
 from specgen.models.native_code import NativeCode

@@ -13,13 +13,13 @@ from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.fused_layers import FusedFeedForward, fuse
-from specgen.models.int8_kernel import Int8Weight
-from specgen.models.int8_tiles import int8_tiles
+from specgen.models.int8_code import int8_tiles
+from specgen.models.int8_weight import Int8Weight
 from specgen.models.kernel_code import kernel_text
 from specgen.models.kernels import int8_kernels, nf4_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import NativeWeight, Prologue, kernels_of
-from specgen.models.nf4_kernel import Nf4Weight
+from specgen.models.nf4_weight import Nf4Weight
 from specgen.models.packing import packed_linear
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import GATE, NORM, NOTHING

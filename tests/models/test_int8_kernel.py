@@ -14,8 +14,8 @@ from torch import Tensor
 
 from specgen.models import cpu_vectors, formats, kernels, native_code
 from specgen.models.formats import Int8Linear, NativeInt8Linear
-from specgen.models.int8_kernel import Int8Weight
-from specgen.models.int8_tiles import int8_tiles
+from specgen.models.int8_code import int8_tiles
+from specgen.models.int8_weight import Int8Weight
 from specgen.models.kernel_code import kernel_text
 from specgen.models.kernels import compile_kernels, int8_kernels
 from specgen.models.native_code import NativeCode

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specgen.models.int8_tiles import LINE_BYTES
+from specgen.models.int8_code import LINE_BYTES
 from specgen.models.native_code import floats
 from specgen.models.native_weight import BLOCK_VALUES, NativeWeight, RoundingKernels
 from specgen.models.weight_memory import empty
