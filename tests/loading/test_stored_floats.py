@@ -11,7 +11,11 @@ from torch import nn
 
 from specgen.core.events import Round
 from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.base import NoDrafter
+from specgen.loading.config_check import check_folder
+from specgen.loading.format_autotune import TARGET_ROWS, TimedLayer, measured_seconds
+from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import BFloat16Linear, FloatLinear, NativeFloat16Linear
@@ -92,6 +96,33 @@ def test_a_draft_head_has_the_format_of_its_target(tmp_path: Path, dtype: torch.
     assert 2 * num_values < info.num_bytes < 2.5 * num_values
     assert ids_of(events) == baseline
     assert sum(event.num_accepted for event in events if isinstance(event, Round)) > 20
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_planned_memory_is_that_of_the_weights(tmp_path: Path, is_tied: bool) -> None:
+    folder = stored_in(torch.bfloat16, tmp_path / "tiny", tie_word_embeddings=is_tied)
+    settings, config = ModelSettings(str(folder), quant="none", device="cpu"), check_folder(folder)
+    found = load_weights(resolved(folder, settings), VOCAB)
+
+    plan = plan_memory(folder, config, choose_placement(settings, config, from_gguf=False), 100)
+
+    # Each product also has a float32 bias for the kernel.
+    num_outputs = sum(part.out_features for part in found.model.module.modules() if isinstance(part, FloatLinear))
+    assert plan.weights == found.info.num_bytes - 4 * num_outputs
+    assert plan.copies == 0
+
+
+@pytest.mark.parametrize(("stored", "kind"), [("bfloat16", BFloat16Linear), ("float16", NativeFloat16Linear)])
+def test_the_kernel_is_what_is_timed_for_weights_as_stored(
+    stored: str, kind: type[FloatLinear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, inputs: (rows.append(len(inputs)), forward(self, inputs))[1])
+
+    measured_seconds(["none"], TimedLayer(64, 128, "float32", "cpu", "target", packed_dtype=stored))
+
+    assert set(rows) == set(TARGET_ROWS)
 
 
 def test_a_width_that_does_not_fit_the_kernel_stays_in_float32(tmp_path: Path) -> None:
