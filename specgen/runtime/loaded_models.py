@@ -227,8 +227,9 @@ class LoadedModels:
         by_cost = self.draft_length if settings.schedule == "auto" else None
         if not settings.num_tree_nodes or no_trees_reason(self) is not None:
             return by_cost
-        is_fixed = settings.tree_schedule == "constant"
-        return TreeLength(settings.num_tree_nodes, by_cost, is_fixed=is_fixed, acceptance=self.tree_acceptance)
+        if is_by_cost := settings.tree_schedule == "auto":
+            by_cost = self.draft_length  # also with a constant length, which limits the paths
+        return TreeLength(settings.num_tree_nodes, by_cost, is_fixed=not is_by_cost, acceptance=self.tree_acceptance)
 
     def check_batch_invariance(self) -> BatchInvarianceCheck:
         """Checks the target's batch invariance now, whatever its weights; clears the caches."""

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from specgen.core.settings import ModelSettings
+from specgen.core.draft_tree import ROOT
+from specgen.core.settings import DecodeSettings, DraftSchedule, ModelSettings
+from specgen.engine.draft_length.cost_table import CostTable
+from specgen.engine.draft_length.policy import CostAwareLength, DraftCost
+from specgen.engine.draft_length.tree_length import Branching, TreeLength
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.runtime.loaded_models import _size_notice, load_models
@@ -68,3 +72,23 @@ def test_a_token_that_the_draft_has_no_embedding_for_is_a_notice(tmp_path: Path)
     models = load_models(resolve_pair(PairSettings(target, "model", draft)))
 
     assert any("draft" in notice and "<extra>" in notice for notice in models.notices)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "auto"])
+def test_trees_are_sized_by_cost_whatever_decides_their_depth(tmp_path: Path, schedule: DraftSchedule) -> None:
+    settings = [
+        ModelSettings(str(make_folder(tmp_path / name)), quant="none", dtype="float32", device="cpu")
+        for name in ("target", "draft")
+    ]
+    models = load_models(resolve_pair(PairSettings(settings[0], "model", settings[1])))
+    # Every further row costs as much as a step: only a token that is surely accepted is worth one.
+    costs = CostTable({num: float(num) for num in range(1, 18)})
+    models.draft_length = CostAwareLength(costs, DraftCost(10.0, costs))
+    policy = models.length_policy(DecodeSettings(9, 3, schedule, num_tree_nodes=8, tree_schedule="auto"))
+    fixed = models.length_policy(DecodeSettings(9, 3, schedule, num_tree_nodes=8))
+    unsure = [Branching(ROOT, 0, 1.0, [0.3, 0.2, 0.1])]
+    assert isinstance(policy, TreeLength)
+    assert isinstance(fixed, TreeLength)
+
+    assert not policy.next_tokens(unsure, 0, depth=3).branchings
+    assert fixed.next_tokens(unsure, 0, depth=3).branchings
