@@ -95,7 +95,8 @@ def choose_placement(
     """
     device, of_device = _device(settings.device)
     dtype, of_dtype = _dtype(settings, device)
-    stored = packed_floats(settings, config, device)
+    # Where the CPU has bfloat16 products, torch reads prompts several times as fast.
+    stored = None if has_fast_bf16_cpu() else packed_floats(settings, config, device)
     quant, reason = _quant(settings, config, device, from_gguf, role)
     if settings.quant == "auto" and not from_gguf and (role == "draft" or device == "cpu"):
         layer = None

@@ -33,7 +33,8 @@ def nf4_kernels() -> RoundingKernels | None:
 @lru_cache(maxsize=2)
 def float_kernels(dtype: torch.dtype) -> Kernels | None:
     """Returns the kernels of weights in bfloat16 or float16, or None: see `kernels_for_this_machine`."""
-    vectors = cpu_vectors()
+    # Vectors of 64 bytes have not been timed on any CPU without bfloat16 products, which are what this kernel is for.
+    vectors = None if cpu_vectors() is None else CpuVectors(32)
     try:
         return None if vectors is None else compile_float_kernels(dtype, vectors)
     except RuntimeError:

@@ -25,6 +25,9 @@ WEIGHT_STEPS = 127
 CHUNK_BYTES = 2**18
 """Bytes of the weights that a thread claims at once. A long stretch is read faster than many short ones, and a second
 group of rows finds it in a cache."""
+ROWS_BYTES = 2**22
+"""Bytes of the packed rows that are multiplied at once, so that they stay in a cache: for long prompts."""
+LEAST_ROWS = 24
 CHUNKS_OF_THREAD = 4
 """Parts that each thread claims at least, so that a thread that was held up has less to do."""
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
@@ -157,24 +160,28 @@ class NativeWeight:
         expected = 2 * self._num_inputs if prologue.kind == GATE else self._num_inputs
         if rows.dtype != torch.float32 or rows.device.type != "cpu" or num_inputs != expected:
             raise TypeError(f"expected float32 rows of {expected} on the CPU, got {rows.dtype}, {rows.shape}")
-        outputs = floats(num_rows, self._num_computed)
-        if num_rows:
-            rows = rows.contiguous()
-            num_scales = self._num_inputs // self._block
-            # The rows after the prologue, packed, and then their scales and excesses: four bytes each but the packed.
-            num_values, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
-            num_bytes = self._row_value_bytes * num_values
-            num_prepared_bytes = 4 * num_values if prologue.kind != NOTHING else 0
-            scratch = torch.empty(num_prepared_bytes + num_bytes + 2 * num_scale_bytes, dtype=torch.uint8, device="cpu")
-            prepared = scratch.data_ptr()
-            first = prepared + num_prepared_bytes
-            arguments = _Arguments(
-                *(tensor.data_ptr() for tensor in (self._values, self._scales, self._bias)),
-                *(first, first + num_bytes, first + num_bytes + num_scale_bytes, outputs.data_ptr()),
-                *(self._num_computed, self._num_inputs, num_rows, num_scales),
-                *(prologue.kind, prepared, 0 if prologue.weight is None else prologue.weight.data_ptr()),
-                *(bits_of(prologue.epsilon), self._chunk_outputs(torch.get_num_threads()), 0),
-            )
-            run = self._kernels.run
-            run(ctypes.addressof(arguments), rows.data_ptr(), openmp_parallel() or 0, torch.get_num_threads())
+        rows, outputs = rows.contiguous(), floats(num_rows, self._num_computed)
+        at_once = max(ROWS_BYTES // (self._row_value_bytes * self._num_inputs), LEAST_ROWS)
+        for first in range(0, num_rows, at_once):
+            self._compute(rows[first : first + at_once], prologue, outputs[first : first + at_once])
         return outputs[:, : self._num_outputs]
+
+    def _compute(self, rows: Tensor, prologue: Prologue, outputs: Tensor) -> None:
+        """Computes outputs `[n, outputs]` of rows, both contiguous."""
+        num_rows, num_scales = len(rows), self._num_inputs // self._block
+        # The rows after the prologue, packed, and then their scales and excesses: four bytes each but the packed.
+        num_values, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
+        num_bytes = self._row_value_bytes * num_values
+        num_prepared_bytes = 4 * num_values if prologue.kind != NOTHING else 0
+        scratch = torch.empty(num_prepared_bytes + num_bytes + 2 * num_scale_bytes, dtype=torch.uint8, device="cpu")
+        prepared = scratch.data_ptr()
+        first = prepared + num_prepared_bytes
+        arguments = _Arguments(
+            *(tensor.data_ptr() for tensor in (self._values, self._scales, self._bias)),
+            *(first, first + num_bytes, first + num_bytes + num_scale_bytes, outputs.data_ptr()),
+            *(self._num_computed, self._num_inputs, num_rows, num_scales),
+            *(prologue.kind, prepared, 0 if prologue.weight is None else prologue.weight.data_ptr()),
+            *(bits_of(prologue.epsilon), self._chunk_outputs(torch.get_num_threads()), 0),
+        )
+        num_threads = torch.get_num_threads()
+        self._kernels.run(ctypes.addressof(arguments), rows.data_ptr(), openmp_parallel() or 0, num_threads)

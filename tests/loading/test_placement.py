@@ -59,19 +59,29 @@ def float_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "has_float_matmul", lambda dtype: True)
 
 
-@pytest.mark.parametrize("flag", ["avx2", "avx512_bf16"])
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
 def test_weights_in_16_bits_run_on_our_own_kernel_as_they_are(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, flag: str, stored: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stored: str
 ) -> None:
     float_kernel(monkeypatch)
-    cpu_with(monkeypatch, flag)
+    cpu_with(monkeypatch, "avx2")
     config = replace(check_folder(folder), dtype=stored)
 
     chosen = choose_placement(ModelSettings(""), config, from_gguf=False)
 
     assert (chosen.quant, chosen.dtype, chosen.packed_dtype) == ("none", stored, stored)
     assert stored in " ".join(chosen.remarks)
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
+def test_a_cpu_with_bfloat16_products_computes_in_it(folder: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    float_kernel(monkeypatch)
+    cpu_with(monkeypatch, flag)
+    config = replace(check_folder(folder), dtype="bfloat16")
+
+    chosen = choose_placement(ModelSettings(""), config, from_gguf=False)
+
+    assert (chosen.dtype, chosen.packed_dtype) == ("bfloat16", None)
 
 
 @pytest.mark.parametrize(

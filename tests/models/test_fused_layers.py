@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from specgen.models import native_weight
 from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import Int8Linear, Nf4Linear
@@ -60,6 +61,17 @@ def test_an_activation_before_a_product_is_that_of_torch() -> None:
 
         assert error(outputs, weight.multiply(functional.silu(gates) * ups)) < 0.01
         assert torch.equal(torch.cat([weight.multiply(row[None], Prologue(GATE)) for row in rows]), outputs)
+
+
+@needs_kernel
+def test_the_rows_of_a_long_prompt_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, rows = Prologue(NORM, torch.rand(256) + 0.5, 1e-6), torch.randn(60, 256)
+    for weight in weights():
+        together = weight.multiply(rows, norm)
+        with monkeypatch.context() as patch:
+            patch.setattr(native_weight, "ROWS_BYTES", 1)
+
+            assert torch.equal(weight.multiply(rows, norm), together)
 
 
 @needs_kernel
