@@ -31,6 +31,7 @@ from specgen.models.formats import (
     has_float16_matmul,
     has_int8_matmul,
 )
+from specgen.models.kernels import KERNELS_VERSION
 from specgen.models.packing import PACKED_KINDS, has_nf4_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.timing import FLUSH_BYTES, Timer, timer_for
@@ -50,8 +51,6 @@ FAILURES = (RuntimeError, NotImplementedError, AttributeError, ValueError, Impor
 """What formats raise that don't run on this machine."""
 WORTHWHILE = 0.95
 """A format must take less than this share of a more exact one's time to be worth its rounding."""
-KERNELS = 4
-"""Version of our own kernels; times of others are measured again."""
 EXACTNESS = ("none", "int8", "nf4")
 """Formats, the most exact one first."""
 TARGET_ROWS = (1, 4, 6)
@@ -274,7 +273,7 @@ def _cost_key(layer: TimedLayer) -> CostKey:
         "device": device,
         "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name(),
         "threads": torch.get_num_threads(),
-        "kernels": KERNELS,
+        "kernels": KERNELS_VERSION if device == "cpu" else 0,
         "packs_nf4": layer.packs_nf4,
         "versions": " ".join(f"{name} {version_of(name)}" for name in ("torch", "bitsandbytes", "llvmlite")),
     }

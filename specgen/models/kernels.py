@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 
@@ -17,48 +18,45 @@ from specgen.models.nf4_code import nf4_tiles
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import CpuVectors, Tiles
 
+KERNELS_VERSION = 5
+"""Costs that were measured with another version are measured again."""
+Compiled = TypeVar("Compiled", bound=Kernels)
+
 
 @lru_cache(maxsize=1)
 def int8_kernels() -> RoundingKernels | None:
-    """Returns the kernels of int8 for this machine, or None: see `kernels_for_this_machine`."""
-    return kernels_for_this_machine(int8_tiles)
+    """Returns the kernels of int8 for this machine, or None: see `_on_this_machine`."""
+    return _on_this_machine(lambda vectors: compile_kernels(int8_tiles, vectors))
 
 
 @lru_cache(maxsize=1)
 def nf4_kernels() -> RoundingKernels | None:
-    """Returns the kernels of nf4 for this machine, or None: see `kernels_for_this_machine`."""
-    return kernels_for_this_machine(nf4_tiles)
+    """Returns the kernels of nf4 for this machine, or None: see `_on_this_machine`."""
+    return _on_this_machine(lambda vectors: compile_kernels(nf4_tiles, vectors))
 
 
 @lru_cache(maxsize=2)
 def float_kernels(dtype: torch.dtype) -> Kernels | None:
-    """Returns the kernels of weights in bfloat16 or float16, or None: see `kernels_for_this_machine`."""
+    """Returns the kernels of weights in bfloat16 or float16, or None: see `_on_this_machine`."""
     # Vectors of 64 bytes have not been timed on any CPU without bfloat16 products, which are what this kernel is for.
-    vectors = None if cpu_vectors() is None else CpuVectors(32)
-    try:
-        return None if vectors is None else compile_float_kernels(dtype, vectors)
-    except RuntimeError:
-        return None
+    return _on_this_machine(lambda _: compile_float_kernels(dtype, CpuVectors(32)))
 
 
-def kernels_for_this_machine(tiles: Callable[[CpuVectors], Tiles]) -> RoundingKernels | None:
-    """Compiles a format's kernels.
+def _on_this_machine(compile_for: Callable[[CpuVectors], Compiled]) -> Compiled | None:
+    """Compiles a format's kernels for this machine's vectors.
 
     None if the CPU has no AVX2, llvmlite is not installed, the system allows no new code, or torch's OpenMP library is
     not where torch's own packages have it.
-
-    Args:
-        tiles: Returns the format's tiles for a kind of vectors.
     """
     vectors = cpu_vectors()
     try:
-        return None if vectors is None else compile_kernels(tiles, vectors)
+        return None if vectors is None else compile_for(vectors)
     except RuntimeError:
         return None
 
 
 def compile_kernels(tiles: Callable[[CpuVectors], Tiles], vectors: CpuVectors) -> RoundingKernels:
-    """Compiles a format's kernels for a kind of vectors."""
+    """Compiles the kernels of a format that rounds rows, for a kind of vectors."""
     return kernels_of(NativeCode(kernel_text(tiles(vectors), PROLOGUES)), vectors)
 
 

@@ -2,7 +2,7 @@
 
 A decoding pass waits for its weights. torch's and bitsandbytes' kernels for CPUs are made for one row or for many.
 Here a weight is read once, in the order of its addresses, and multiplied by all rows while it is in the registers.
-Sums are integers, so a row's result does not depend on the others.
+Sums are integers, or added in the same order for any number of rows: a row's result does not depend on the others.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ ARGUMENTS = {
 }
 """What the kernels of weights read at the address that they are given: 64 bits each, in this order.
 
-`rows` is memory for the rounded rows, `prepared` for the rows after a prologue; `num_scales` counts the scales, and the
+`rows` is memory for the packed rows, `prepared` for the rows after a prologue; `num_scales` counts the scales, and the
 excesses, of each row; `chunk` is the number of outputs that a thread claims at once, and `counter` is 0.
 """
 

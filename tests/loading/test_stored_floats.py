@@ -77,6 +77,13 @@ def test_a_draft_of_any_length_does_not_change_the_greedy_text(tmp_path: Path, d
             target.reset()
             events = run_events(target, drafter, prompt, max_new_tokens=60, num_draft_tokens=num_draft_tokens)
             assert ids_of(events) == baseline
+    # Equal texts may be luck: the logits are equal, too.
+    ids = [*prompt, *baseline]
+    target.rewind(20)
+    together = target.logits(ids[:32], 12).clone()
+    for index in range(12):
+        target.rewind(20 + index)
+        assert torch.equal(target.logits(ids[: 21 + index], 1)[0], together[index])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -225,6 +225,8 @@ def test_a_planted_bug_of_storing_is_noticed(monkeypatch: pytest.MonkeyPatch, ol
     monkeypatch.setattr(module, "store_code", lambda *_: text.replace(old, new))
     attention_kernel.cache_clear()
 
-    with pytest.raises(AssertionError):
-        test_new_rows_are_rotated_and_stored_as_torch_does_it_bit_for_bit(64, 5)
-    attention_kernel.cache_clear()
+    try:
+        with pytest.raises(AssertionError):
+            test_new_rows_are_rotated_and_stored_as_torch_does_it_bit_for_bit(64, 5)
+    finally:
+        attention_kernel.cache_clear()

@@ -162,7 +162,7 @@ def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
     text = complete_text(float_code(32, torch.bfloat16), PROLOGUES)
     assert old in text
     code = NativeCode(text.replace(old, new))
-    packed, weight, bias = made(Kernels(code, 32, code.function("run", 4)), (47, 576), torch.bfloat16)
+    packed, weight, bias = made(Kernels(code, CpuVectors(32), code.function("run", 4)), (47, 576), torch.bfloat16)
     rows = torch.randn(3, 576)
 
     with pytest.raises(AssertionError):

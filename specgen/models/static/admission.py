@@ -43,6 +43,8 @@ PROBED_TREES = (
 def admission_failure(static: StaticModel, plain: CachedModel, *, is_draft: bool = False) -> str | None:
     """Compares what a target or a draft model does after a prompt: verdicts and trees, or a draft. Empties both caches.
 
+    Trees of a draft are not compared: they may cost acceptance, never the text.
+
     Returns:
         Why the recorded passes must not be used; None if they may.
     """
