@@ -76,7 +76,9 @@ def test_trees_change_nothing_but_the_counts(talker: Path, models: Models, num_n
     options = {"num_draft_tokens": 2, "num_tree_nodes": num_nodes}
 
     assert loaded.generate("hello", **options).text == models.generate("hello").text
-    assert loaded.generate("hello", **options).counts.num_tree_rounds > 0
+    # Whether trees by cost are drafted at all depends on the times of passes.
+    num_tree_rounds = loaded.generate("hello", **options).counts.num_tree_rounds
+    assert num_tree_rounds > 0 or num_nodes == "auto"
     assert list(loaded.chat(**options).stream("hello"))
 
 
