@@ -12,6 +12,7 @@ from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
 from specgen.loading.decoder_weights import dense_linear, weight_bytes
+from specgen.loading.placement import has_fast_bf16_cpu
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
@@ -62,6 +63,7 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
     may_nf4 = requested == "nf4" or (requested == "auto" and is_quantized(target))
     can_nf4 = may_nf4 and has_fast_nf4(weight)
     can_int8 = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
+    is_auto_faster = can_nf4 or not has_fast_bf16_cpu()
     for weight_format, is_available, requirement in (
         (HeadFormat("nf4"), can_nf4, "a CPU with AVX2, or bfloat16 on one with AVX512-BF16"),
         (HeadFormat("int8", Int8Linear), can_int8, "float32 arithmetic on a CPU"),
@@ -71,7 +73,7 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
                 f"--draft-quant {requested} can't be applied to a draft head here: it needs {requirement}",
                 "omit --draft-quant",
             )
-        if is_available and requested in ("auto", weight_format.quant):
+        if is_available and (requested == weight_format.quant or (requested == "auto" and is_auto_faster)):
             return weight_format
     return HeadFormat(packed=next((kind for kind in FLOAT_KINDS.values() if isinstance(head, kind)), None))
 
