@@ -72,7 +72,7 @@ class TimedLayer:
 
     Args:
         packs_nf4: Its nf4 runs on our own kernel.
-        packed_dtype: Type of the weights that run on our own kernel as they are stored; None if there is none.
+        packed_dtype: Type of the stored weights, if our own kernel runs them as they are.
     """
 
     hidden: int

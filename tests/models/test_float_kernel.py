@@ -1,4 +1,4 @@
-"""Our own kernel for 16-bit weights gives each row the same sums, whatever the other rows and their number."""
+"""The kernel for 16-bit weights computes a row alike alone and in passes of any number of rows."""
 
 from __future__ import annotations
 
