@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from specgen.models.vector_code import CpuVectors
 
+FULL_STEPS = 127
+"""The largest whole number that a signed byte holds of either sign."""
+SHORT_STEPS = 63
+"""The largest one with a bit less."""
+OFFSET = 128
+"""What makes signed bytes unsigned."""
 _PAIRS, _FOURS = "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"
 
 

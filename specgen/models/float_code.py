@@ -1,16 +1,17 @@
 """Writes the kernels for weights in bfloat16 or float16 in LLVM IR. The rows, the products and the sums are float32.
 
-A block of outputs is computed for a block of inputs after the other, so that the rows' inputs stay in a near cache. In
-each, all groups of rows multiply the same few outputs in turn, whose weights stay in the nearest one. The sums are in
-memory between.
+Each block of outputs goes through the inputs block by block, so that the rows' inputs stay in a near cache. Within a
+block, all groups of rows multiply the same few outputs in turn, so that their weights stay in the nearest cache. The
+sums are kept in memory from one block of inputs to the next.
 """
 
 from __future__ import annotations
 
 import torch
 
-from specgen.models.float_rows import BLOCK_OUTPUTS, BLOCK_ROWS, EVEN_PART, INPUTS_UNIT, pack_rows
+from specgen.models.float_rows import BLOCK_OUTPUTS, BLOCK_ROWS, INPUTS_UNIT, pack_rows
 from specgen.models.float_tiles import MAX_ROWS, NUM_OUTPUTS, finish, float_tiles
+from specgen.models.kernel_code import call_tile
 from specgen.models.vector_code import ARGUMENTS, CLAIM, load_arguments
 
 BLOCK_INPUTS = 640
@@ -20,9 +21,8 @@ requested ahead."""
 
 def float_code(width: int, dtype: torch.dtype) -> str:
     """Returns the code that `complete_text` takes, for vectors of `width` bytes and weights of a type."""
-    rows = [EVEN_PART, pack_rows(width, MAX_ROWS[width])]
     tiles = [float_tiles(width, dtype), finish(width, BLOCK_OUTPUTS)]
-    return "\n".join([*rows, *tiles, _add_block(width), _multiply(width)])
+    return "\n".join([pack_rows(width, MAX_ROWS[width]), *tiles, _add_block(width), _multiply(width)])
 
 
 def _add_block(width: int) -> str:
@@ -31,14 +31,9 @@ def _add_block(width: int) -> str:
     Memory is never idle: each tile requests the weights that are used after this block of outputs and inputs, and the
     groups of rows share these requests.
     """
-    numbers = range(1, MAX_ROWS[width] + 1)
-    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in numbers)
     weights, sums = "ptr %weights_here, i64 %row_bytes", "ptr %sums_here, i64 %sums_bytes"
-    calls = "\n".join(
-        f"call{number}:\n  call void @tile{number}({weights}, ptr %rows_here, {sums}, i64 %num_inputs, "
-        "i64 %ahead_here, i64 %ahead_step)\n  br label %next"
-        for number in numbers
-    )
+    numbers = "i64 %num_inputs, i64 %ahead_here, i64 %ahead_step"
+    compute = call_tile(MAX_ROWS[width], f"{weights}, ptr %rows_here, {sums}, {numbers}")
     return f"""
 define internal void @add_block(ptr %weights, ptr %rows, ptr %sums, i64 %size, i64 %num_rows, i1 %requests) {{
 entry:
@@ -89,10 +84,7 @@ row_loop:
   %share = udiv i64 %share_scaled, %num_rows
   %ahead_own = add i64 %ahead, %share
   %ahead_here = select i1 %requests, i64 %ahead_own, i64 0
-  switch i64 %count, label %exit [
-{cases}
-  ]
-{calls}
+{compute}
 next:
   %row_next = add i64 %row, %count
   %row_more = icmp ult i64 %row_next, %num_rows
@@ -114,7 +106,7 @@ exit:
 def _multiply(width: int) -> str:
     """Returns the function that runs on each thread: it claims outputs until none are left.
 
-    The last outputs of a number that is no multiple of the block's are computed twice.
+    If the number of outputs is not a multiple of a block's, the last block is moved back, and some are computed twice.
     """
     names = ("values", "bias", "rows", "outputs", "num_outputs", "size", "num_rows", "chunk")
     loads = "\n".join(load_arguments(ARGUMENTS, names))

@@ -11,19 +11,6 @@ INPUTS_UNIT = 32
 BLOCK_ROWS = 24
 """Rows of a block, at most: each block reads the weights again, from the second cache."""
 
-EVEN_PART = """
-define internal i64 @even_part(i64 %count, i64 %most) alwaysinline {
-  %up = add i64 %count, %most
-  %up_less = sub i64 %up, 1
-  %num_parts = udiv i64 %up_less, %most
-  %even = add i64 %count, %num_parts
-  %even_less = sub i64 %even, 1
-  %part = udiv i64 %even_less, %num_parts
-  ret i64 %part
-}
-"""
-"""Divides a number into parts of about the same size, of `%most` at most. The last one may be smaller."""
-
 
 def pack_rows(width: int, max_rows: int) -> str:
     """Returns the function that copies rows to the order in which tiles read them: a vector of each row of a group.

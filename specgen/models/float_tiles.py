@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from specgen.models.sums_code import add_lanes
+from specgen.models.vector_code import load
 
 NUM_OUTPUTS = 3
 """Outputs that are computed at once."""
@@ -99,10 +100,7 @@ def _tile(num_rows: int, width: int, dtype: torch.dtype) -> str:
 def _widened(name: str, weights: str, index: int, dtype: torch.dtype, lanes: int) -> list[str]:
     """Returns what loads weights from an index on and turns them into float32: a bfloat16 is the upper half of one."""
     kind = f"<{lanes} x {'half' if dtype == torch.float16 else 'i16'}>"
-    lines = [
-        f"  %narrow{name}_at = getelementptr i16, ptr %{weights}, i64 {index}",
-        f"  %narrow{name} = load {kind}, ptr %narrow{name}_at, align 2",
-    ]
+    lines = load(f"narrow{name}", kind, weights, "i16", str(index))
     if dtype == torch.float16:
         return [*lines, f"  %wide{name} = fpext {kind} %narrow{name} to <{lanes} x float>"]
     sixteen = "<" + ", ".join(["i32 16"] * lanes) + ">"

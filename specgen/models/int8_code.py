@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specgen.models.dot_product import add_products, declarations
+from specgen.models.dot_product import FULL_STEPS, OFFSET, SHORT_STEPS, add_products, declarations
 from specgen.models.sums_code import add_lanes
 from specgen.models.vector_code import PARAMETERS, CpuVectors, Tiles, end_of_outputs, load, spread
 
@@ -13,9 +13,6 @@ NUM_OUTPUTS = 4
 SHAPES = {CpuVectors(64): (4, 6), CpuVectors(32): (4, 3), CpuVectors(32, has_vnni=False): (2, 4)}
 """Outputs and rows of a loop over the inputs, whose sums are in registers: there are 32 of 64 bytes, or 16 of 32 bytes.
 Without VNNI, products need some, too. More rows are computed in groups of about the same size."""
-SHORT_STEPS = 63
-"""Inputs are rounded to whole numbers up to it without VNNI: twice its product with the largest weight, 255, has to
-fit in 16 bits."""
 MAX_PARTS = 3
 """Groups of rows that compute the same outputs in turn: enough for 17 rows. Long prompts would take up to
 12 % longer in turn, measured with 576 channels."""
@@ -28,7 +25,8 @@ def int8_tiles(vectors: CpuVectors) -> Tiles:
     """Returns the tiles for a kind of vectors."""
     _, max_rows = SHAPES[vectors]
     text = "\n".join([*declarations(vectors), *(tile(num_rows, vectors) for num_rows in range(1, max_rows + 1))])
-    return Tiles(text, max_rows, NUM_OUTPUTS, 127 if vectors.has_vnni else SHORT_STEPS, 128, MAX_PARTS)
+    input_steps = FULL_STEPS if vectors.has_vnni else SHORT_STEPS
+    return Tiles(text, max_rows, NUM_OUTPUTS, input_steps, OFFSET, MAX_PARTS)
 
 
 def tile(num_rows: int, vectors: CpuVectors) -> str:
@@ -117,9 +115,9 @@ def _add_inputs(outputs: range, num_rows: int, around: tuple[str, str], vectors:
         at = f"{name}_{first}"
         lines.append(f"  %{at} = add i64 %{name}_at, {first}")
         for o in outputs:
-            lines += _load_vector(f"weights{o}_{first}", f"%w{o}", f"%{at}", kind)
+            lines += load(f"weights{o}_{first}", kind, f"w{o}", "i8", f"%{at}")
         for r in rows:
-            lines += _load_vector(f"inputs{r}_{at}", f"%x{r}", f"%{at}", kind)
+            lines += load(f"inputs{r}_{at}", kind, f"x{r}", "i8", f"%{at}")
             for o in outputs:
                 more = f"dot{o}_{r}" if first + vectors.num_bytes == LINE_BYTES else f"sum{o}_{r}_{first}"
                 lines += add_products(more, sums[o, r], f"%weights{o}_{first}", f"%inputs{r}_{at}", vectors)
@@ -129,14 +127,6 @@ def _add_inputs(outputs: range, num_rows: int, around: tuple[str, str], vectors:
         f"  %{name}_next = add i64 %{name}_at, {LINE_BYTES}",
         f"  %{name}_more = icmp ult i64 %{name}_next, %size",
         f"  br i1 %{name}_more, label %{name}, label %{following}",
-    ]
-
-
-def _load_vector(name: str, address: str, index: str, kind: str) -> list[str]:
-    """Returns what loads a vector of bytes from an index on."""
-    return [
-        f"  %{name}_at = getelementptr i8, ptr {address}, i64 {index}",
-        f"  %{name} = load {kind}, ptr %{name}_at, align 1",
     ]
 
 

@@ -34,7 +34,29 @@ def complete_text(code: str, prologues: str) -> str:
         prologues: The function `prepared`, which returns the address of the rows after a prologue.
     """
     declaration = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"
-    return "\n".join([declaration, prologues, code, ON_THREADS, _RUN])
+    return "\n".join([declaration, EVEN_PART, prologues, code, ON_THREADS, _RUN])
+
+
+EVEN_PART = """
+define internal i64 @even_part(i64 %count, i64 %most) alwaysinline {
+  %up = add i64 %count, %most
+  %up_less = sub i64 %up, 1
+  %num_parts = udiv i64 %up_less, %most
+  %even = add i64 %count, %num_parts
+  %even_less = sub i64 %even, 1
+  %part = udiv i64 %even_less, %num_parts
+  ret i64 %part
+}
+"""
+"""Divides a number into parts of about the same size, of `%most` at most. The last one may be smaller."""
+
+
+def call_tile(max_rows: int, arguments: str) -> str:
+    """Returns what calls the tile of `%count` rows and goes to `next`."""
+    numbers = range(1, max_rows + 1)
+    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in numbers)
+    calls = "\n".join(f"call{number}:\n  call void @tile{number}({arguments})\n  br label %next" for number in numbers)
+    return f"  switch i64 %count, label %exit [\n{cases}\n  ]\n{calls}"
 
 
 TINY_BITS = 0x04000000
@@ -160,20 +182,14 @@ def _multiply(tiles: Tiles) -> str:
     fixed = "ptr %values, ptr %weight_scales, ptr %bias"
     moved = "ptr %rows_here, ptr %row_scales_here, ptr %excesses_here, ptr %outputs_here"
     some = "i64 %num_outputs, i64 %size, i64 %first, i64 %last, i64 %share, i64 %num_shares"
-    numbers = range(1, tiles.max_rows + 1)
-    cases = "\n".join(f"    i64 {number}, label %call{number}" for number in numbers)
-    calls = "\n".join(
-        f"call{number}:\n  call void @tile{number}({fixed}, {moved}, {some})\n  br label %next" for number in numbers
-    )
+    compute = call_tile(tiles.max_rows, f"{fixed}, {moved}, {some}")
     return (
         "\n".join(lines)
         + f"""
   %counter = getelementptr i64, ptr %arguments, i64 {list(ARGUMENTS).index("counter")}
   %num_rows_up = add i64 %num_rows, {tiles.max_rows - 1}
   %num_parts = udiv i64 %num_rows_up, {tiles.max_rows}
-  %num_rows_more = add i64 %num_rows, %num_parts
-  %num_rows_most = sub i64 %num_rows_more, 1
-  %group = udiv i64 %num_rows_most, %num_parts
+  %group = call i64 @even_part(i64 %num_rows, i64 {tiles.max_rows})
   %is_several = icmp ugt i64 %num_parts, 1
   %is_few = icmp ule i64 %num_parts, {tiles.max_parts}
   %in_turn = and i1 %is_several, %is_few
@@ -202,10 +218,7 @@ rows_loop:
   %excesses_here = getelementptr i32, ptr %excesses, i64 %scales_offset
   %outputs_offset = mul i64 %row, %num_outputs
   %outputs_here = getelementptr float, ptr %outputs, i64 %outputs_offset
-  switch i64 %count, label %exit [
-{cases}
-  ]
-{calls}
+{compute}
 next:
   %part_next = add i64 %part, 1
   %row_next = add i64 %row, %count

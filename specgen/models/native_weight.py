@@ -28,6 +28,7 @@ group of rows finds it in a cache."""
 ROWS_BYTES = 2**22
 """Bytes of the packed rows that are multiplied at once, so that they stay in a cache: for long prompts."""
 LEAST_ROWS = 24
+"""Rows that are multiplied at once however many bytes they have: one block of the kernel of 16-bit weights."""
 CHUNKS_OF_THREAD = 4
 """Parts that each thread claims at least, so that a thread that was held up has less to do."""
 _Arguments = ctypes.c_int64 * len(ARGUMENTS)
@@ -168,7 +169,7 @@ class NativeWeight:
 
     def _compute(self, rows: Tensor, prologue: Prologue, outputs: Tensor) -> None:
         """Computes outputs `[n, outputs]` of rows, both contiguous."""
-        num_rows, num_scales = len(rows), self._num_inputs // self._block
+        num_rows, num_scales, num_threads = len(rows), self._num_inputs // self._block, torch.get_num_threads()
         # The rows after the prologue, packed, and then their scales and excesses: four bytes each but the packed.
         num_values, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
         num_bytes = self._row_value_bytes * num_values
@@ -181,7 +182,6 @@ class NativeWeight:
             *(first, first + num_bytes, first + num_bytes + num_scale_bytes, outputs.data_ptr()),
             *(self._num_computed, self._num_inputs, num_rows, num_scales),
             *(prologue.kind, prepared, 0 if prologue.weight is None else prologue.weight.data_ptr()),
-            *(bits_of(prologue.epsilon), self._chunk_outputs(torch.get_num_threads()), 0),
+            *(bits_of(prologue.epsilon), self._chunk_outputs(num_threads), 0),
         )
-        num_threads = torch.get_num_threads()
         self._kernels.run(ctypes.addressof(arguments), rows.data_ptr(), openmp_parallel() or 0, num_threads)

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from specgen.models.dot_product import add_products, declarations
+from specgen.models.dot_product import FULL_STEPS, OFFSET, SHORT_STEPS, add_products, declarations
 from specgen.models.vector_code import LANES, PARAMETERS, CpuVectors, Tiles, end_of_outputs, load, spread
 
 BLOCK = 64
 """Inputs that share a scale, as in bitsandbytes."""
 LEVELS = (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)
 """The values of nf4 (Dettmers et al. 2023, arXiv:2305.14314, appendix E), in steps of 1/127."""
-FULL_OFFSET = 128
-"""What is added to these, so that they are unsigned."""
-SHORT_STEPS = 63
-"""The largest value without VNNI, in steps of 1/63, and what is added to the values."""
 MAX_ROWS = {64: 12, 32: 4}
 """Rows that are computed at once, by bytes of a vector. Each row has two vectors of sums; there are 32 vectors of 64
 bytes, or 16 of 32 bytes."""
@@ -39,9 +35,9 @@ def record_bytes(vectors: CpuVectors) -> int:
 def levels(vectors: CpuVectors) -> list[int]:
     """Returns the values that products are computed with.
 
-    Without VNNI, twice the largest value times the largest input has to fit in 16 bits: values have one bit less.
+    They have one bit less without VNNI.
     """
-    return list(LEVELS) if vectors.has_vnni else [round(level * SHORT_STEPS / LEVELS[-1]) for level in LEVELS]
+    return list(LEVELS) if vectors.has_vnni else [round(level * SHORT_STEPS / FULL_STEPS) for level in LEVELS]
 
 
 def nf4_tiles(vectors: CpuVectors) -> Tiles:
@@ -54,12 +50,12 @@ def nf4_tiles(vectors: CpuVectors) -> Tiles:
         declared.append(f"declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})")
     max_rows = MAX_ROWS[width]
     tiles = [_tile(num_rows, vectors) for num_rows in range(1, max_rows + 1)]
-    return Tiles("\n".join([*declared, _pack(vectors), *tiles]), max_rows, lanes, 127, _offset(vectors))
+    return Tiles("\n".join([*declared, _pack(vectors), *tiles]), max_rows, lanes, FULL_STEPS, _offset(vectors))
 
 
 def _offset(vectors: CpuVectors) -> int:
     """Returns what is added to values, so that they are unsigned."""
-    return FULL_OFFSET if vectors.has_vnni else SHORT_STEPS
+    return OFFSET if vectors.has_vnni else SHORT_STEPS
 
 
 def _table_lookup(width: int) -> str:
@@ -215,7 +211,7 @@ def _pack(vectors: CpuVectors) -> str:
     their scales in bfloat16 `[outputs, blocks]`, and of the records; then the number of blocks.
     """
     width, lanes = vectors.num_bytes, vectors.lanes
-    bounds = [(low + high) // 2 + FULL_OFFSET for low, high in pairwise(LEVELS)]
+    bounds = [(low + high) // 2 + OFFSET for low, high in pairwise(LEVELS)]
     lines = []
     code = "zeroinitializer"
     for index, bound in enumerate(bounds):

@@ -268,7 +268,7 @@ def spread(name: str, kind: str, value: str, lanes: int) -> list[str]:
 
 def load(name: str, kind: str, array: str, element: str, index: str) -> list[str]:
     """Returns what loads a value at an index of an array; `element` is the type that the index counts."""
-    alignment = 8 if element in ("ptr", "i64") else 4
+    alignment = {"i8": 1, "i16": 2, "ptr": 8, "i64": 8}.get(element, 4)
     return [
         f"  %{name}_at = getelementptr {element}, ptr %{array}, i64 {index}",
         f"  %{name} = load {kind}, ptr %{name}_at, align {alignment}",
