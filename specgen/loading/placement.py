@@ -12,7 +12,8 @@ from specgen.core.errors import DeviceError, SettingsError, first_line
 from specgen.core.machine import cpu_flags, version_of
 from specgen.core.settings import ModelSettings
 from specgen.loading.cuda_memory import USABLE, cuda_bytes
-from specgen.loading.format_autotune import LEAST_MEASURED, TimedLayer, fastest_format
+from specgen.loading.format_autotune import LEAST_MEASURED, fastest_format
+from specgen.loading.format_timing import TimedLayer, measure_formats
 from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.packed_formats import may_pack_nf4, packed_floats
 from specgen.loading.resolved_model import ModelConfig, Role
@@ -250,7 +251,7 @@ def _fastest(config: ModelConfig, layer: TimedLayer | None, times: CostStore | N
     formats = [name for name in formats if name == smallest or free is None or needed[name] <= free * USABLE]
     if len(formats) == 1:
         return formats[0], ()
-    quant, reason = fastest_format(formats, layer, times)
+    quant, reason = fastest_format(formats, layer, measure_formats, times)
     return quant, (reason,)
 
 

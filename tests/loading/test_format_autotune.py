@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from specgen.core.settings import ModelSettings
-from specgen.loading import format_autotune, packed_formats, placement
-from specgen.loading.format_autotune import (
+from specgen.loading import format_timing, packed_formats, placement
+from specgen.loading.format_autotune import decide, fastest_format
+from specgen.loading.format_timing import (
     ROUND,
+    FormatTimes,
     TimedLayer,
-    decide,
-    fastest_format,
-    measured_seconds,
+    measure_formats,
     num_timed_layers,
     round_seconds,
+    sample_passes,
     token_seconds,
 )
 from specgen.loading.resolved_model import ModelConfig, Role
@@ -35,18 +36,18 @@ CONFIG = ModelConfig("qwen2", 151936, 32768, None, "bfloat16", 494_032_768, 988_
 class FakeMeasure:
     """Returns given times, and counts its calls."""
 
-    def __init__(self, **seconds: float) -> None:
-        self.seconds, self.num_calls = seconds, 0
+    def __init__(self, is_steady: bool = True, **seconds: float) -> None:
+        self.seconds, self.is_steady, self.num_calls = seconds, is_steady, 0
 
-    def __call__(self, formats: Sequence[str], layer: TimedLayer) -> dict[str, float]:
+    def __call__(self, formats: Sequence[str], layer: TimedLayer) -> FormatTimes:
         self.num_calls += 1
-        return {name: self.seconds[name] for name in formats if name in self.seconds}
+        return FormatTimes({name: self.seconds[name] for name in formats if name in self.seconds}, self.is_steady)
 
 
 def test_the_fastest_format_is_chosen_with_a_reason(tmp_path: Path) -> None:
     measure = FakeMeasure(none=0.004, int8=0.0021, nf4=0.0113)
 
-    quant, reason = fastest_format(ALL, LAYER, times=CostStore(tmp_path), measure=measure)
+    quant, reason = fastest_format(ALL, LAYER, measure, CostStore(tmp_path))
 
     assert quant == "int8"
     assert all(figure in reason for figure in ("int8 2.10", "none 4.00", "nf4 11.30"))
@@ -79,7 +80,7 @@ def test_a_format_that_makes_drafts_dear_is_not_chosen_for_being_fast_at_one_row
 def test_a_format_that_fails_is_left_out(tmp_path: Path) -> None:
     measure = FakeMeasure(none=1.0, nf4=0.5)
 
-    assert fastest_format(ALL, LAYER, times=CostStore(tmp_path), measure=measure)[0] == "nf4"
+    assert fastest_format(ALL, LAYER, measure, CostStore(tmp_path))[0] == "nf4"
     assert decide({})[0] == "none"
 
 
@@ -87,10 +88,10 @@ def test_formats_are_measured_once_per_widths_and_compute_type(tmp_path: Path) -
     store, measure = CostStore(tmp_path), FakeMeasure(none=1.0, int8=0.5, nf4=0.7)
 
     for _ in range(3):
-        assert fastest_format(ALL, LAYER, times=store, measure=measure)[0] == "int8"
+        assert fastest_format(ALL, LAYER, measure, store)[0] == "int8"
     assert measure.num_calls == 1
-    fastest_format(ALL, replace(LAYER, dtype="float32"), times=store, measure=measure)
-    fastest_format(ALL, TimedLayer(1536, 8960, "bfloat16", "cpu"), times=store, measure=measure)
+    fastest_format(ALL, replace(LAYER, dtype="float32"), measure, store)
+    fastest_format(ALL, TimedLayer(1536, 8960, "bfloat16", "cpu"), measure, store)
 
     assert measure.num_calls == 3
 
@@ -98,17 +99,59 @@ def test_formats_are_measured_once_per_widths_and_compute_type(tmp_path: Path) -
 def test_a_single_format_is_not_measured(tmp_path: Path) -> None:
     measure = FakeMeasure(none=1.0)
 
-    choice = fastest_format(["none"], LAYER, times=CostStore(tmp_path), measure=measure)
+    choice = fastest_format(["none"], LAYER, measure, CostStore(tmp_path))
 
     assert (choice, measure.num_calls) == (("none", ""), 0)
 
 
 def test_real_layers_are_timed_in_every_available_format() -> None:
-    seconds = measured_seconds(["none", "int8"], TimedLayer(64, 128, "float32", "cpu"))
+    seconds = measure_formats(["none", "int8"], TimedLayer(64, 128, "float32", "cpu")).seconds
 
     assert set(seconds) <= {"none", "int8"}
     assert seconds["none"] > 0
-    assert 0 < measured_seconds(["none"], TimedLayer(64, 128, "float32", "cpu", "target"))["none"] < math.inf
+    assert 0 < measure_formats(["none"], TimedLayer(64, 128, "float32", "cpu", "target")).seconds["none"] < math.inf
+
+
+def test_times_of_a_busy_machine_are_used_but_not_kept(tmp_path: Path) -> None:
+    store, busy = CostStore(tmp_path), FakeMeasure(is_steady=False, none=0.014, int8=0.016, nf4=0.015)
+
+    quant, reason = fastest_format(ALL, LAYER, busy, store)
+    later, reason_later = fastest_format(ALL, LAYER, FakeMeasure(none=1.0, int8=0.5, nf4=0.7), store)
+
+    assert (quant, later) == ("none", "int8")
+    assert "other programs" in reason
+    assert "other programs" not in reason_later
+
+
+class DisturbedClock:
+    """A clock by which each pass takes its own time, longer while other programs run.
+
+    Args:
+        num_disturbed: Passes that other programs disturb, each by another time.
+    """
+
+    def __init__(self, num_disturbed: int) -> None:
+        self.now, self.num_disturbed, self.num_passes = 0.0, num_disturbed, 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def run(self, seconds: float) -> Callable[[], None]:
+        def work() -> None:
+            self.num_passes += 1
+            is_disturbed = self.num_passes <= self.num_disturbed
+            self.now += seconds * (2 + self.num_passes) if is_disturbed else seconds
+
+        return work
+
+
+@pytest.mark.parametrize(("num_disturbed", "num_samples"), [(0, 5), (30, 18), (10_000, 40)])
+def test_a_disturbed_measurement_is_repeated(num_disturbed: int, num_samples: int) -> None:
+    clock = DisturbedClock(num_disturbed)
+
+    samples = sample_passes({"none": [clock.run(2.0)], "nf4": [clock.run(1.0)]}, lambda: None, clock)
+
+    assert [len(times) for runs in samples.values() for times in runs] == [num_samples] * 2
 
 
 @pytest.fixture
@@ -116,7 +159,7 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Lists the formats that placement chose among; the last one is reported as the fastest."""
     choices: list[list[str]] = []
 
-    def choose(formats: Sequence[str], layer: TimedLayer, times: object) -> tuple[str, str]:
+    def choose(formats: Sequence[str], layer: TimedLayer, measure: object, times: object) -> tuple[str, str]:
         choices.append(list(formats))
         return formats[-1], "reason"
 
@@ -211,7 +254,7 @@ TIMED = TimedLayer(64, 128, "float32", "cpu")
 
 
 def test_a_round_decides_on_cuda_by_passes_of_one_row_and_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format_autotune, "MAX_LAYERS", 2)
+    monkeypatch.setattr(format_timing, "MAX_LAYERS", 2)
 
     found = round_seconds(["none", "int8"], TIMED, FakeTimer((1.0, 1.0, 1.0), (0.7, 8.0, 12.0)))
 
@@ -221,7 +264,7 @@ def test_a_round_decides_on_cuda_by_passes_of_one_row_and_of_several(monkeypatch
 
 
 def test_a_format_whose_passes_cannot_be_recorded_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format_autotune, "MAX_LAYERS", 1)
+    monkeypatch.setattr(format_timing, "MAX_LAYERS", 1)
     timer = FakeTimer((1.0, 1.0, 1.0), (0.1, math.inf, 0.1))
 
     assert round_seconds(["none", "int8"], TIMED, timer).keys() == {"none"}
@@ -243,9 +286,9 @@ def test_cuda_devices_are_timed_by_replays(monkeypatch: pytest.MonkeyPatch) -> N
         used.append(device)
         return FakeTimer()
 
-    monkeypatch.setattr(format_autotune, "timer_for", timer)
+    monkeypatch.setattr(format_timing, "timer_for", timer)
 
-    assert measured_seconds([], replace(LAYER, device="cuda:1")) == {}
+    assert measure_formats([], replace(LAYER, device="cuda:1")).seconds == {}
     assert used == [torch.device("cuda:1")]
 
 

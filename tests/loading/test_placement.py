@@ -16,7 +16,7 @@ from specgen.core.errors import DeviceError, MemoryShortageError, SettingsError
 from specgen.core.settings import BackendSettings, ModelSettings
 from specgen.loading import packed_formats, placement
 from specgen.loading.config_check import check_folder
-from specgen.loading.format_autotune import TimedLayer
+from specgen.loading.format_timing import TimedLayer
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import ModelConfig, ModuleSizes
 from tests.loading.builders import cpu_with, edit_json, fails
@@ -190,7 +190,7 @@ def test_auto_measures_the_kernel_that_runs(monkeypatch: pytest.MonkeyPatch) -> 
     own_kernel(monkeypatch)
     measured: list[TimedLayer] = []
 
-    def fastest(formats: list[str], layer: TimedLayer, times: object) -> tuple[str, str]:
+    def fastest(formats: list[str], layer: TimedLayer, measure: object, times: object) -> tuple[str, str]:
         measured.append(layer)
         return formats[-1], ""
 

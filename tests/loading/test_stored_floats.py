@@ -14,7 +14,7 @@ from specgen.core.settings import ModelSettings, SamplingSettings
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.base import NoDrafter
 from specgen.loading.config_check import check_folder
-from specgen.loading.format_autotune import TARGET_ROWS, TimedLayer, measured_seconds
+from specgen.loading.format_timing import TARGET_ROWS, TimedLayer, measure_formats
 from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
@@ -127,7 +127,7 @@ def test_the_kernel_is_what_is_timed_for_weights_as_stored(
     forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, inputs: (rows.append(len(inputs)), forward(self, inputs))[1])
 
-    measured_seconds(["none"], TimedLayer(64, 128, "float32", "cpu", "target", packed_dtype=stored))
+    measure_formats(["none"], TimedLayer(64, 128, "float32", "cpu", "target", packed_dtype=stored))
 
     assert set(rows) == set(TARGET_ROWS)
 
