@@ -185,6 +185,11 @@ def rows_in_one_pass(target: SwitchingModel | None, num_tokens: int) -> int:
     return sys.maxsize if switch is None or num_tokens > switch else switch - num_tokens
 
 
+def num_warmup_passes(*models: object) -> int:
+    """Returns how many first passes of a size are slow: one, and of recorded passes also the second, which records."""
+    return 2 if any(isinstance(model, RecordingModel) for model in models) else 1
+
+
 def padded_rows_of(target: LanguageModel) -> Callable[[int], int] | None:
     """Returns how many rows a target's passes really compute; None if as many as are asked for."""
     return target.padded_rows if isinstance(target, RecordingModel) else None

@@ -11,6 +11,7 @@ from specgen.core.events import Prefill, Round, RoundText, TextEvent
 from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo
 from specgen.core.settings import DecodeSettings, ReplySettings, SamplingSettings
+from specgen.engine.contract import num_warmup_passes
 from specgen.runtime import learned_costs
 from specgen.runtime.answer import Answer
 from specgen.runtime.chat_history import ChatHistory, ContextUse
@@ -140,7 +141,8 @@ class Conversation(ChatHistory):
         generation = _own(answer)
         models, sampling = self.models, generation.request.sampling
         text_ids, length = list(models.text_ids), models.target.length
-        num_tokens = NUM_CALIBRATION_TOKENS + 1
+        num_uncounted = num_warmup_passes(models.target)
+        num_tokens = NUM_CALIBRATION_TOKENS + num_uncounted
         window = models.pair.window
         is_short = len(generation.token_ids) < NUM_CALIBRATION_TOKENS
         if generation.info.drafter == "none" or is_short or (window and len(text_ids) + num_tokens > window):
@@ -148,14 +150,14 @@ class Conversation(ChatHistory):
         counts = Counts()
         try:
             for event in target_alone(models, text_ids, sampling, num_tokens):
-                # The first step is a warm-up.
-                if isinstance(event, Round) and event.index > 0:
+                if isinstance(event, Round) and event.index >= num_uncounted and not event.is_warmup:
                     counts.observe(event)
         except SpecgenError:
             return None
         finally:
             models.target.rewind(min(length, models.target.length))
-        assert counts.tpot_seconds is not None
+        if counts.tpot_seconds is None:  # all steps were warm-ups
+            return None
         self.baseline = generation.baseline = Baseline("calibrate", counts.num_emitted, counts.tpot_seconds)
         return self.baseline
 

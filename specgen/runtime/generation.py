@@ -15,7 +15,7 @@ from specgen.core.metrics import Baseline, Counts
 from specgen.core.results import RunInfo, RunReport
 from specgen.core.settings import BaselineMethod, DecodeSettings, SamplingSettings
 from specgen.engine.clock import Clock, device_clock
-from specgen.engine.contract import RecordingModel
+from specgen.engine.contract import num_warmup_passes
 from specgen.engine.decoding import DecodeOptions, decode
 from specgen.engine.drafters.base import NoDrafter
 from specgen.loading.memory import peak_memory_bytes
@@ -129,9 +129,9 @@ class Generation:
         if method == "off" or self.info.drafter == "none" or not self.counts.num_rounds or self._should_end():
             return None
         num_tokens = len(self.token_ids) if method == "full" else min(NUM_CALIBRATION_TOKENS, len(self.token_ids))
-        num_uncounted = 0 if method == "full" else 1
-        if isinstance(self.models.target, RecordingModel):
-            num_uncounted = 2  # warm-up rounds: the first pass runs plainly, the second one is recorded
+        num_uncounted = num_warmup_passes(self.models.target)
+        if method == "full" and num_uncounted == 1:
+            num_uncounted = 0
         request, models = self.request, self.models
         models.reuse_prefix(request.prompt_ids)
         counts = Counts()
@@ -143,7 +143,8 @@ class Generation:
                 # Only a text that is shorter than its warm-up is timed with it.
                 if event.index >= num_uncounted and (not event.is_warmup or not counts.num_rounds):
                     counts.observe(event)
-                    models.draft_length.costs.observe(1, event.verify_seconds)
+                    if not event.is_warmup:
+                        models.draft_length.costs.observe(1, event.verify_seconds)
             if self._should_end():
                 return None
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)

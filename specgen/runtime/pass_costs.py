@@ -11,7 +11,7 @@ from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import DraftError
 from specgen.core.settings import SamplingSettings
 from specgen.engine.clock import Clock, device_clock
-from specgen.engine.contract import RecordingModel
+from specgen.engine.contract import num_warmup_passes
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.drafters.combined import CombinedDrafter
 
@@ -70,9 +70,7 @@ def measure_pass_costs(
     verify: dict[int, list[float]] = {n: [] for n in lengths}
     drafting: dict[str, list[tuple[float, float]]] = {label: [] for label in drafts}
     target.feed(ids[:-1])
-    # The first round warms up; with recorded passes, the second one records them.
-    used = [target, *(models.draft for models in drafts.values())]
-    num_warmups = 2 if any(isinstance(model, RecordingModel) for model in used) else 1
+    num_warmups = num_warmup_passes(target, *(models.draft for models in drafts.values()))
     for number in range(NUM_SAMPLES + num_warmups):
         for n in lengths[:: -1 if number % 2 else 1]:
             if options.is_interrupted():

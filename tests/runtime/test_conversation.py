@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specgen.core.errors import LoadError, NumericalError, PromptError
-from specgen.core.events import Prefill, RoundText
+from specgen.core.events import Prefill, Round, RoundText
+from specgen.core.metrics import Counts
 from specgen.core.settings import SamplingSettings
 from specgen.models.cached_model import CachedModel
+from specgen.models.static.model import StaticModel
+from specgen.models.static.passes import DecoderPass
 from specgen.runtime.conversation import Conversation
 from specgen.text.chat_template import ChatTemplate
 from tests.cli.chat.scenes import (
@@ -31,6 +34,7 @@ from tests.cli.chat.scenes import (
     reply,
     wordy_folder,
 )
+from tests.models.static.recorder import TraceRecorder
 from tests.profiles import num_examples, thorough_except
 from tests.toys import ANSWER, save_toy, toy_tokenizer
 
@@ -405,6 +409,28 @@ def test_timing_the_target_alone_leaves_the_caches_unchanged(toy: Path, other_to
     assert following.counts.num_reused_tokens == before[1]
     assert following.token_ids == fresh_ids(models, following)
     assert following.report().speedup is not None
+
+
+def test_no_pass_that_is_recorded_meanwhile_is_timed_as_the_target_alone(
+    toy: Path, other_toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rounds of the reply drafted, so passes over one token are new."""
+    models = open_toy(toy, draft=other_toy)
+    models.target = StaticModel(DecoderPass(models.target.decoder), models.target.vocab_size, TraceRecorder())  # type: ignore[attr-defined]
+    conversation = converse(models, replace(SHORT, max_new_tokens=20))
+    generation = reply(conversation, "Hello")
+    timed: list[Round] = []
+    original = Counts.observe
+
+    def noting(self: Counts, round_: Round) -> None:
+        timed.append(round_)
+        original(self, round_)
+
+    monkeypatch.setattr(Counts, "observe", noting)
+    baseline = conversation.calibrate(generation)
+
+    assert baseline is not None
+    assert [(round_.index, round_.is_warmup) for round_ in timed] == [(index, False) for index in range(2, 10)]
 
 
 @pytest.mark.parametrize(("drafter", "length"), [("none", 20), ("lookup", 7)])

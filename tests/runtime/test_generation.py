@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specgen.core.errors import MemoryShortageError, NumericalError, PairError, SpecgenError
-from specgen.core.events import FinalText, Finish, Prefill, RoundText, TextEvent
+from specgen.core.events import FinalText, Finish, Prefill, Round, RoundText, TextEvent
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.engine.draft_length.cost_table import CostTable
 from specgen.loading.memory import peak_memory_bytes
 from specgen.models.decoder_model import DecoderModel
+from specgen.runtime import generation as generation_module
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
@@ -571,6 +573,24 @@ def test_there_is_no_baseline_without_anything_to_compare(opened: Opener, drafte
 
     assert generation.measure_baseline(method) is None
     assert generation.report().speedup is None
+
+
+def test_no_cost_is_learned_from_a_step_of_the_baseline_that_warms_up(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a step is timed if there is no other so far, because a text may be shorter than its warm-up."""
+    models = opened(drafter="wrong")
+    steps = [Round(index, (), 0, 5, 0, 0.0, 9.0, 0.0, is_warmup=index < 2) for index in range(4)]
+    learned: list[int] = []
+    answer = run(models)
+    monkeypatch.setattr(generation_module, "target_alone", lambda *_: steps)
+    monkeypatch.setattr(CostTable, "observe", lambda _, num_tokens, seconds: learned.append(num_tokens))
+
+    baseline = answer.measure_baseline("calibrate")
+
+    assert baseline is not None
+    assert baseline.num_tokens == 3
+    assert learned == [1, 1]
 
 
 def test_an_interrupted_baseline_is_none(opened: Opener) -> None:
