@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -30,7 +30,7 @@ from specgen.loading.gpus import (
     segment_bytes,
 )
 from specgen.loading.placement import DeviceLayers, Placement, check_bitsandbytes, choose_placement
-from specgen.loading.resolved_model import ResolvedModel
+from specgen.loading.resolved_model import ResolvedModel, Role
 from specgen.loading.tensor_files import TensorFiles
 from specgen.loading.weights import load_weights, runs_own_decoder
 from specgen.models.decoder_spec import DecoderSpec, LayerSpec, RotarySpec
@@ -244,6 +244,31 @@ def test_a_model_in_segments_writes_the_text_of_one_piece(
         ids_of(run_events(each.model, LookupDrafter(), PROMPT, max_new_tokens=40, num_draft_tokens=4))
         for each in (whole, loaded)
     ]
+    assert texts[0] == texts[1]
+
+
+class FailingRecorder:
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("no graphs today\nsecond line")
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+@pytest.mark.parametrize("backend", ["torch", "transformers"])
+def test_a_model_that_can_not_be_recorded_runs_plainly_with_one_notice(
+    folder: Path, backend: Any, role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ModelSettings("toy", quant="none", dtype="float32", device="cpu", backend=BackendSettings(backend))
+    model = resolved(folder, settings, role=role)
+    plain = load_weights(model, 320)
+    monkeypatch.setattr(weights, "recorder_for", lambda _: FailingRecorder())
+
+    loaded = load_weights(model, 320)
+
+    assert type(loaded.model) is type(plain.model)
+    assert plain.notices == ()
+    (notice,) = loaded.notices
+    assert notice.endswith("no graphs today")
+    texts = [ids_of(run_events(each.model, LookupDrafter(), PROMPT, max_new_tokens=20)) for each in (plain, loaded)]
     assert texts[0] == texts[1]
 
 

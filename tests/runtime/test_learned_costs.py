@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
+from specgen.loading import weights
 from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
 from specgen.storage.cost_store import CostStore
+from tests.models.static.recorder import TraceRecorder
 from tests.toys import save_toy
 
 
@@ -136,3 +139,36 @@ def test_costs_that_version_0_1_0_saved_are_loaded(toys: dict[str, Path], tmp_pa
     learned_costs.load(models, CostStore(tmp_path))
 
     assert models.draft_length.costs.known == pytest.approx({1: 0.020, 2: 0.022})
+
+
+def test_costs_of_recorded_passes_are_learned_by_the_rows_that_they_compute(
+    toys: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "recorder_for", lambda _: TraceRecorder())
+    store, models = CostStore(tmp_path), open_models(toys)
+    for _ in range(2):
+        models.draft_length.costs.observe(7, 2.0)
+    assert models.draft_length.costs.known == {8: 2.0}
+
+    learned_costs.save(models, store)
+    learned_costs.load(models, store)
+
+    assert models.draft_length.costs.known == {8: 2.0}
+    assert models.draft_length.costs.is_supported(7)
+
+
+def test_rounds_that_warm_up_teach_no_cost(toys: dict[str, Path]) -> None:
+    """They recorded a pass of one of the two models: their times say nothing about later rounds."""
+    models = open_models(toys)
+    slow, fast = (
+        Round(1, (5, 6, 7), 3, 8, 0, draft, verify, 0.0, source="model", is_warmup=is_warmup)
+        for draft, verify, is_warmup in ((3.0, 9.0, True), (0.3, 0.9, False))
+    )
+
+    learned_costs.observe(models, slow)
+    assert models.draft_length.costs.known == {}
+    assert not models.draft_length.draft_cost.is_supported
+
+    learned_costs.observe(models, fast)
+    assert models.draft_length.costs.known == {4: 0.9}
+    assert models.draft_length.draft_cost.is_measured
