@@ -192,7 +192,8 @@ def _draft_plan(draft: ResolvedModel, of_target: ModelSettings, target: ModelPla
     last = [target.device, *target.required_by_device][-1]
     if draft.draft_head is not None:
         # A draft head runs on the device of its target's head, and in its compute type.
-        settings = replace(of_target, quant=draft.settings.quant)
+        dtype = "float32" if target.dtype == "float32" else of_target.dtype
+        settings = replace(of_target, quant=draft.settings.quant, dtype=dtype)
         plan = _model_plan(draft, settings, num_positions)
         return replace(plan, device=last) if plan.device.startswith("cuda") else plan
     if draft.gguf is None and last.startswith("cuda"):

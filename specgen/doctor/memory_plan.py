@@ -18,12 +18,13 @@ from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
 from specgen.models.cached_model import PREFILL_CHUNK
 from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES
 from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.float_rows import INPUTS_UNIT
 from specgen.models.hybrid_support import refuse_unfit_states
 from specgen.models.kv_slots import FIRST_CAPACITY
 from specgen.models.llama_cpp import MAX_ROWS
-from specgen.models.packing import may_run_kernels
+from specgen.models.packing import has_float_matmul
 from specgen.models.running_states import StateSizes, state_sizes
-from specgen.models.static.inputs import PREFILL_CHUNK as CUDA_PREFILL_CHUNK
+from specgen.models.static.prefill import prefill_chunk
 from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
 
 _PACKED_BYTES = {"bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.53125}
@@ -84,7 +85,7 @@ def plan_memory(folder: Path, config: ModelConfig, placement: Placement, num_pos
         copies = config.num_weight_bytes
     cache = sizes.cache * _capacity(placement, num_positions) * size + sizes.states
     graphs = _graph_bytes(placement, config.vocab_rows)
-    chunk = CUDA_PREFILL_CHUNK if _is_cuda(placement) and config.decoder is not None else PREFILL_CHUNK
+    chunk = prefill_chunk(config.decoder) if _is_cuda(placement) else PREFILL_CHUNK
     return MemoryPlan(weights, copies, cache, _activation_bytes(sizes, size, chunk), graphs, sizes.rollback)
 
 
@@ -96,8 +97,9 @@ def plan_draft_head_memory(
     size = packed or placement.torch_dtype.itemsize
     compute_size = 4 if packed else placement.torch_dtype.itemsize
     sizes = _mtp_sizes(config) if head.spec is None else _own_sizes(head.spec)
-    # A head in a format of its own is a copy of all its rows.
-    rows = (head.num_draft_ids or (config.vocab_rows or 0 if packed else 0)) * sizes.hidden
+    # In int8 and nf4, the target's head is copied, unless it is in int8 itself.
+    is_quantized = placement.packed_dtype in ("int8", "nf4")
+    rows = (head.num_draft_ids or (config.vocab_rows or 0 if is_quantized else 0)) * sizes.hidden
     capacity = _capacity(placement, num_positions)
     features = (capacity if _is_cuda(placement) else num_positions) * sizes.hidden
     return MemoryPlan(
@@ -212,16 +214,23 @@ def _packed_plan(sizes: _Sizes, config: ModelConfig, dtype: str, num_positions: 
     """Plans packed layers and head, the embedding as stored, the rest in float32."""
     import torch
 
-    size = _PACKED_BYTES[dtype]
-    stored = getattr(torch, config.dtype, torch.float32).itemsize
-    layers = int(sum(values for _, values in sizes.layers) * size)
-    # Our own kernel reads 16-bit weights where they are, a tied head the embedding.
-    is_in_place = dtype == config.dtype and config.decoder is not None and may_run_kernels()
-    # A head has at least 8 bits.
-    head = int((sizes.head or (0 if is_in_place else sizes.embedding)) * max(size, 1))
-    weights = layers + head + sizes.embedding * stored + sizes.rest * 4
-    # Each other product is packed from a float32 copy; transformers also keeps the pages of the file.
-    largest = 0 if is_in_place else max(*(values for _, values in sizes.layers), sizes.head or sizes.embedding)
+    stored, size = getattr(torch, config.dtype, torch.float32), _PACKED_BYTES[dtype]
+    # Our own kernel reads 16-bit weights of specgen's decoder where they are, a tied head the embedding.
+    may_stay = dtype == config.dtype and config.decoder is not None and has_float_matmul(stored)
+
+    def stays(matrix: tuple[int, int]) -> bool:
+        return may_stay and matrix[1] // matrix[0] % INPUTS_UNIT == 0
+
+    def num_bytes(matrix: tuple[int, int]) -> int:
+        # No other kernel computes bfloat16.
+        return int(matrix[1] * (4 if dtype == "bfloat16" and not stays(matrix) else size))
+
+    head = (sizes.vocab, sizes.head or sizes.embedding)
+    weights = sum(map(num_bytes, sizes.layers)) + sizes.embedding * stored.itemsize + sizes.rest * 4
+    if sizes.head or not stays(head):
+        weights += max(num_bytes(head), head[1])  # at least 8 bits
+    # What does not stay is packed from a float32 copy; transformers also keeps the pages of the file.
+    largest = max((matrix[1] for matrix in (*sizes.layers, head) if not stays(matrix)), default=0)
     copies = 4 * largest + (0 if config.decoder is not None else config.num_weight_bytes)
     cache = sizes.cache * _grown(num_positions) * 4 + sizes.states
     return MemoryPlan(weights, copies, cache, _activation_bytes(sizes, 4), rollback=sizes.rollback)

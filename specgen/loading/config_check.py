@@ -13,6 +13,7 @@ from typing import Any
 
 from specgen.core.errors import ModelFileError
 from specgen.core.model_files import read_json
+from specgen.core.settings import BackendName
 from specgen.loading.architecture_check import generating_type, refuse_other_heads, text_config
 from specgen.loading.config_reader import MAX_INTEGER, UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
@@ -46,8 +47,11 @@ _OTHER_FORMATS = {
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def check_folder(folder: Path) -> ModelConfig:
+def check_folder(folder: Path, backend: BackendName = "auto") -> ModelConfig:
     """Checks a model folder and returns its config.
+
+    Args:
+        backend: With `transformers`, the config has no description for specgen's decoder.
 
     Raises:
         ModelFileError: A file is missing, damaged or unsafe, or the model can't be run here.
@@ -81,7 +85,7 @@ def check_folder(folder: Path) -> ModelConfig:
         widths_fit_blocks=all((width or 64) % 64 == 0 for width in (hidden, inner)),
         widths=None if hidden is None or inner is None else (hidden, inner),
         weight_files=names,
-        decoder=decoder,
+        decoder=None if backend == "transformers" else decoder,
         unsupported=unsupported,
         values=config,
     )

@@ -26,9 +26,8 @@ def may_pack_nf4(settings: ModelSettings, config: ModelConfig, device: str) -> b
 
 def packed_floats(settings: ModelSettings, config: ModelConfig, device: str) -> Literal["bfloat16", "float16"] | None:
     """Returns the type of 16-bit weights that would run on our own kernel as they are stored, in specgen's decoder."""
-    is_own = config.decoder is not None and settings.backend.name != "transformers"
     is_plain = config.quant_method is None and settings.dtype == "auto"
     has_sizes = config.widths is not None and not any(width % INPUTS_UNIT for width in config.widths)
-    if device != "cpu" or not (is_own and is_plain and has_sizes and may_run_kernels()):
+    if device != "cpu" or not (config.decoder is not None and is_plain and has_sizes and may_run_kernels()):
         return None
     return "bfloat16" if config.dtype == "bfloat16" else "float16" if config.dtype == "float16" else None

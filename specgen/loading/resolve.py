@@ -183,7 +183,7 @@ def check_gguf(files: ModelFiles, settings: ModelSettings, role: Role) -> ModelC
 
 
 _CHECKS: Mapping[Format, Callable[[ModelFiles, ModelSettings, Role], ModelConfig]] = {
-    "folder": lambda files, *_: check_folder(files.path),
+    "folder": lambda files, settings, _: check_folder(files.path, settings.backend.name),
     "gguf": check_gguf,
     "draft head": lambda files, *_: check_draft_head(files.path),
 }

@@ -220,8 +220,7 @@ class ResolvedModel:
     @property
     def fits_own_decoder(self) -> bool:
         """Whether specgen's own decoder can run the model."""
-        is_transformers = self.settings.backend.name == "transformers"
-        return self.format == "folder" and self.config.decoder is not None and not is_transformers
+        return self.config.decoder is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def resolved(
 ) -> ResolvedModel:
     """A folder whose config is checked, without its tokenizer."""
     files = ModelFiles(folder, name or settings.name or folder.name, from_gguf)
-    return ResolvedModel(files, settings, role, check_folder(folder))
+    return ResolvedModel(files, settings, role, check_folder(folder, settings.backend.name))
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------

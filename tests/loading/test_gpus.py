@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specgen.core.errors import DeviceError, MemoryShortageError
-from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.core.settings import BackendName, BackendSettings, ModelSettings
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.lookup import LookupDrafter
@@ -115,10 +115,10 @@ SPEC = DecoderSpec(
 def large(folder: Path, *, backend: Any = "torch", **changes: Any) -> ResolvedModel:
     """A model of Llama-3.1-8B's sizes, without weights."""
     model = resolved(folder, ModelSettings("large", quant="none", backend=BackendSettings(backend)))
-    config = replace(
-        model.config, decoder=SPEC, num_parameters=8_030_000_000, num_weight_bytes=16_060_000_000, vocab_rows=128256
-    )
-    return replace(model, config=replace(config, max_positions=131072, dtype="bfloat16"), **changes)
+    config = replace(model.config, num_parameters=8_030_000_000, num_weight_bytes=16_060_000_000, vocab_rows=128256)
+    decoder = None if config.decoder is None else SPEC
+    config = replace(config, decoder=decoder, max_positions=131072, dtype="bfloat16")
+    return replace(model, config=config, **changes)
 
 
 def placed(model: ResolvedModel) -> Placement:
@@ -331,6 +331,25 @@ def test_on_cuda_the_plan_counts_capacity_logits_and_graphs(folder: Path) -> Non
     assert longer_chunk > 0
     assert on_cuda.required - on_cpu.required == on_cpu.cache + on_cuda.graphs + longer_chunk
     assert on_cuda.total - on_cuda.required == on_cuda.copies
+
+
+@pytest.mark.parametrize(
+    ("changes", "backend", "has_long_chunks"),
+    [({}, "auto", True), ({"attention_soft_cap": 50.0}, "auto", False), ({}, "transformers", False)],
+    ids=["own decoder", "soft-capped attention", "transformers"],
+)
+def test_the_plan_counts_the_prompt_in_the_passes_that_read_it(
+    folder: Path, changes: dict[str, Any], backend: BackendName, has_long_chunks: bool
+) -> None:
+    config = resolved(folder, ModelSettings("toy", backend=BackendSettings(backend))).config
+    if config.decoder is not None:
+        config = replace(config, decoder=replace(config.decoder, **changes))
+    placements = [Placement(device, False, "bfloat16", "none", ()) for device in ("cpu", "cuda:0")]
+
+    on_cpu, on_cuda = (plan_memory(folder, config, placed, 500) for placed in placements)
+
+    # On a CPU, all of them read 512 tokens in a pass.
+    assert (on_cuda.activations > on_cpu.activations) == has_long_chunks
 
 
 def test_a_gpu_must_hold_the_cache_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from specgen.core.errors import DeviceError, MemoryShortageError, SettingsError
-from specgen.core.settings import BackendSettings, ModelSettings
+from specgen.core.settings import ModelSettings
 from specgen.loading import packed_formats, placement
 from specgen.loading.config_check import check_folder
 from specgen.loading.format_timing import TimedLayer
@@ -88,13 +88,12 @@ def test_a_cpu_with_bfloat16_products_computes_in_it(folder: Path, monkeypatch: 
     ("settings", "changes"),
     [
         ({"dtype": "bfloat16"}, {}),
-        ({"backend": BackendSettings("transformers")}, {}),
         ({}, {"dtype": "float32"}),
         ({}, {"decoder": None}),
         ({}, {"widths": (48, 64)}),
         ({}, {"quant_method": "gptq"}),
     ],
-    ids=["requested type", "transformers", "float32", "no decoder of ours", "width", "quantized"],
+    ids=["requested type", "float32", "no decoder of ours", "width", "quantized"],
 )
 def test_other_models_do_not_run_on_our_own_kernel_of_16_bits(
     folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], changes: dict[str, Any]

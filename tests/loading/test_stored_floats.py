@@ -10,16 +10,18 @@ import torch
 from torch import nn
 
 from specgen.core.events import Round
-from specgen.core.settings import ModelSettings, SamplingSettings
+from specgen.core.settings import BackendSettings, ModelSettings, Quantization, SamplingSettings
+from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.base import NoDrafter
-from specgen.loading.config_check import check_folder
 from specgen.loading.format_timing import TARGET_ROWS, TimedLayer, measure_formats
 from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.formats import BFloat16Linear, FloatLinear, NativeFloat16Linear
+from specgen.models.formats import BFloat16Linear, FloatLinear, NativeFloat16Linear, has_float16_matmul, has_int8_matmul
 from specgen.models.packing import may_run_kernels
+from specgen.runtime.loaded_models import load_models
+from specgen.runtime.pair import PairSettings, resolve_pair
 from tests.draft_heads import head_drafter, load_draft, write_draft
 from tests.fakes import always_wrong, assert_close, ids_of, oracle, run_events
 from tests.loading.builders import resolved
@@ -106,17 +108,57 @@ def test_a_draft_head_has_the_format_of_its_target(tmp_path: Path, dtype: torch.
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_the_planned_memory_is_that_of_the_weights(tmp_path: Path, is_tied: bool) -> None:
-    folder = stored_in(torch.bfloat16, tmp_path / "tiny", tie_word_embeddings=is_tied)
-    settings, config = ModelSettings(str(folder), quant="none", device="cpu"), check_folder(folder)
-    found = load_weights(resolved(folder, settings), VOCAB)
+@pytest.mark.parametrize(
+    ("dtype", "changes", "settings", "has_copies"),
+    [
+        (torch.bfloat16, {}, {}, False),
+        (torch.bfloat16, {"head_dim": 4}, {}, True),
+        (torch.float16, {"hidden_size": 48, "intermediate_size": 80}, {"dtype": "float16"}, True),
+        (torch.float16, {}, {"dtype": "float16", "backend": BackendSettings("transformers")}, True),
+    ],
+    ids=["as stored", "one layer in float32", "FBGEMM", "transformers"],
+)
+def test_the_planned_memory_is_that_of_the_weights(
+    tmp_path: Path,
+    dtype: torch.dtype,
+    changes: dict[str, int],
+    settings: dict[str, Any],
+    has_copies: bool,
+    is_tied: bool,
+) -> None:
+    if settings and not has_float16_matmul():
+        pytest.skip("needs FBGEMM's kernels")
+    folder = stored_in(dtype, tmp_path / "tiny", tie_word_embeddings=is_tied, **changes)
+    model = resolved(folder, ModelSettings(str(folder), quant="none", device="cpu", **settings))
+    found = load_weights(model, VOCAB)
 
-    plan = plan_memory(folder, config, choose_placement(settings, config, from_gguf=False), 100)
+    placement = choose_placement(model.settings, model.config, from_gguf=False)
+    plan = plan_memory(folder, model.config, placement, 100)
 
-    # Each product also has a float32 bias for the kernel.
+    # Each product on our own kernel also has a float32 bias, and transformers' rotary embedding some frequencies.
     num_outputs = sum(part.out_features for part in found.model.module.modules() if isinstance(part, FloatLinear))
-    assert plan.weights == found.info.num_bytes - 4 * num_outputs
-    assert plan.copies == 0
+    assert plan.weights == pytest.approx(found.info.num_bytes - 4 * num_outputs, rel=1e-3)
+    assert (plan.copies > 0) == has_copies
+
+
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_the_planned_memory_of_a_draft_head_leaves_out_its_targets_head(tmp_path: Path, quant: Quantization) -> None:
+    if not has_int8_matmul():
+        pytest.skip("needs FBGEMM's kernels")
+    module = random_toy(0).to(torch.bfloat16)
+    target, draft = save_toy(tmp_path / "tiny", model=module), write_draft(tmp_path / "draft", module, num_layers=2)
+    pair = resolve_pair(
+        PairSettings(
+            ModelSettings(str(target), quant=quant, device="cpu"), "model", ModelSettings(str(draft), quant="none")
+        )
+    )
+
+    planned = examine_pair(pair, 100).models[1].memory.weights
+
+    info = load_models(pair).draft_info
+    assert info is not None
+    # Next to an int8 target, it is in float32. The kernel of 16-bit weights also has a bias of each product.
+    assert planned == pytest.approx(info.num_bytes, rel=0.1)
 
 
 @pytest.mark.parametrize(("stored", "kind"), [("bfloat16", BFloat16Linear), ("float16", NativeFloat16Linear)])

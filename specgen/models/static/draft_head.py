@@ -10,7 +10,8 @@ from torch import Tensor
 from specgen.engine.transfer import ids_on, moved
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
-from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows, prefill_bucket
+from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows
+from specgen.models.static.prefill import prefill_bucket
 from specgen.models.static.recorded import RecordedPasses
 from specgen.models.static.recorder import Recorder
 from specgen.models.static.slots import TensorSlots

@@ -19,14 +19,6 @@ for some shapes, so these have sizes of their own.
 """
 FIRST_BUCKET = 512
 """Positions that the shortest recorded pass reads; each further bucket is twice as long."""
-PREFILL_CHUNK = 2048
-"""Tokens of one prefill pass of specgen's decoder on CUDA.
-
-A pass of that many rows unpacks 4-bit weights, which moves 4.5 bytes a weight in bitsandbytes 0.50: at 512 rows that
-would take about as long as the products, by their sizes. The launches of a pass that is not recorded take long, too.
-"""
-PREFILL_STEP = 64
-"""A prefill pass reads the cache up to a multiple of this: attention kernels want aligned masks."""
 
 
 def padded_rows(num_rows: int) -> int:
@@ -40,11 +32,6 @@ def capacity_for(num_positions: int) -> int:
     while capacity < num_positions:
         capacity *= 2
     return capacity
-
-
-def prefill_bucket(num_positions: int, capacity: int) -> int:
-    """Returns how much of the cache a pass reads that is not recorded."""
-    return min(-(-num_positions // PREFILL_STEP) * PREFILL_STEP, capacity)
 
 
 class PassInputs:

@@ -15,7 +15,8 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.static.contract import StaticPass
 from specgen.models.static.features import StaticFeatures
-from specgen.models.static.inputs import MAX_ROWS, PREFILL_CHUNK, capacity_for, padded_rows, prefill_bucket
+from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows
+from specgen.models.static.prefill import prefill_bucket, prefill_chunk
 from specgen.models.static.recorded import RecordedPasses
 from specgen.models.static.recorder import Recorder
 from specgen.models.static.trees import TreeInputs
@@ -83,9 +84,8 @@ class StaticModel(RecordedPasses, CachedModel):
 
     @property
     def prefill_chunk(self) -> int:
-        """Tokens of one prefill pass: few where attention stores the scores of all rows."""
-        stores_scores = self.decoder is None or self.decoder.spec.attention_soft_cap is not None
-        return super().prefill_chunk if stores_scores else PREFILL_CHUNK
+        """Tokens of one prefill pass."""
+        return prefill_chunk(None if self.decoder is None else self.decoder.spec)
 
     @property
     def can_branch(self) -> bool:

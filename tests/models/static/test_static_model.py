@@ -32,8 +32,7 @@ from specgen.models.batch_invariance import check_batch_invariance
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import Norm, fused_norm
-from specgen.models.static import admission, inputs
-from specgen.models.static import model as model_module
+from specgen.models.static import admission, inputs, prefill
 from specgen.models.static.admission import admission_failure
 from specgen.models.static.inputs import MAX_ROWS, ROWS, DraftedTokens, capacity_for, padded_rows
 from specgen.models.static.model import StaticModel
@@ -688,7 +687,7 @@ def test_a_prompt_is_read_in_few_passes_where_attention_stores_no_scores(
     make: Callable[[Any], StaticModel], kind: str, num_passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_model, "PREFILL_CHUNK", 8)
-    monkeypatch.setattr(model_module, "PREFILL_CHUNK", 32)
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", 32)
     prompt = [(7 * index) % 96 for index in range(36)]
     model, plain = make(model_of(kind)), decoder_model(model_of(kind), 96)
 
