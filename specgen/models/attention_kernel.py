@@ -19,7 +19,7 @@ from specgen.models.attention_code import ARGUMENTS, AttentionShape, attention_c
 from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_store_code import store_code
-from specgen.models.native_code import Function, NativeCode, bits_of, floats, openmp_parallel
+from specgen.models.native_code import Function, NativeCode, bits_of, openmp_parallel
 from specgen.models.vector_code import LANES
 
 MAX_HEAD_SIZE = 256
@@ -118,10 +118,10 @@ class AttentionKernel:
         Returns:
             float32 `[n, heads * head_size]`.
         """
-        num_rows, shape = len(new.heads), self._shape
-        outputs = floats(num_rows, shape.num_heads * shape.head_size)
+        num_rows, shape = new.heads.shape[0], self._shape
+        outputs = new.heads.new_empty(num_rows, shape.num_heads * shape.head_size)
         scores_stride = -(-seen.most // LANES) * LANES
-        scores = floats(num_rows * shape.num_heads * scores_stride)
+        scores = new.heads.new_empty(num_rows * shape.num_heads * scores_stride)
         table = (0, 0) if new.table is None else (new.table[0].data_ptr(), new.table[1].data_ptr())
         tensors = (*stored, outputs, scores, seen.starts, seen.num_before, seen.others, seen.num_seen)
         arguments = _Arguments(

@@ -206,6 +206,8 @@ class NativeLinear(PackedLinear):
 
     def after(self, prologue: Prologue, inputs: Tensor) -> Tensor:
         """Lets inputs go through a prologue before the product."""
+        if inputs.ndim == 2 and inputs.dtype == torch.float32:
+            return self._weight.multiply(inputs, prologue)
         outputs = self._weight.multiply(inputs.reshape(-1, inputs.shape[-1]).float(), prologue)
         return outputs.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
 

@@ -87,6 +87,7 @@ def openmp_parallel() -> int | None:
     return None
 
 
+@lru_cache
 def bits_of(value: float) -> int:
     """Returns the bits of a float32."""
     bits: int = struct.unpack("<I", struct.pack("<f", value))[0]

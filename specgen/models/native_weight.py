@@ -127,6 +127,7 @@ class NativeWeight:
         self._num_computed = -(-self._num_outputs // group) * group
         self._block = block or self._num_inputs
         self._kernels = kernels
+        self._rows_at_once = max(ROWS_BYTES // (self._row_value_bytes * self._num_inputs), LEAST_ROWS)
         self._bias = floats(self._num_computed).zero_()
         if bias is not None:
             self._bias[: self._num_outputs] += bias
@@ -159,22 +160,27 @@ class NativeWeight:
         num_rows, num_inputs = rows.shape
         # The kernels get addresses: with another type, size or device they would read other memory.
         expected = 2 * self._num_inputs if prologue.kind == GATE else self._num_inputs
-        if rows.dtype != torch.float32 or rows.device.type != "cpu" or num_inputs != expected:
+        if rows.dtype != torch.float32 or not rows.is_cpu or num_inputs != expected:
             raise TypeError(f"expected float32 rows of {expected} on the CPU, got {rows.dtype}, {rows.shape}")
-        rows, outputs = rows.contiguous(), floats(num_rows, self._num_computed)
-        at_once = max(ROWS_BYTES // (self._row_value_bytes * self._num_inputs), LEAST_ROWS)
-        for first in range(0, num_rows, at_once):
-            self._compute(rows[first : first + at_once], prologue, outputs[first : first + at_once])
-        return outputs[:, : self._num_outputs]
+        # A pass over one token calls this for each product: every call of torch that it saves is measurable.
+        rows, outputs = rows.contiguous(), rows.new_empty(num_rows, self._num_computed)
+        if 0 < num_rows <= self._rows_at_once:
+            self._compute(rows, prologue, outputs)
+        else:
+            for first in range(0, num_rows, self._rows_at_once):
+                part = slice(first, first + self._rows_at_once)
+                self._compute(rows[part], prologue, outputs[part])
+        return outputs if self._num_computed == self._num_outputs else outputs[:, : self._num_outputs]
 
     def _compute(self, rows: Tensor, prologue: Prologue, outputs: Tensor) -> None:
         """Computes outputs `[n, outputs]` of rows, both contiguous."""
-        num_rows, num_scales, num_threads = len(rows), self._num_inputs // self._block, torch.get_num_threads()
+        num_rows, num_scales, num_threads = rows.shape[0], self._num_inputs // self._block, torch.get_num_threads()
         # The rows after the prologue, packed, and then their scales and excesses: four bytes each but the packed.
         num_values, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
         num_bytes = self._row_value_bytes * num_values
         num_prepared_bytes = 4 * num_values if prologue.kind != NOTHING else 0
-        scratch = torch.empty(num_prepared_bytes + num_bytes + 2 * num_scale_bytes, dtype=torch.uint8, device="cpu")
+        # All parts have whole float32 values.
+        scratch = rows.new_empty((num_prepared_bytes + num_bytes) // 4 + 2 * num_rows * num_scales)
         prepared = scratch.data_ptr()
         first = prepared + num_prepared_bytes
         arguments = _Arguments(
