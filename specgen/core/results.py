@@ -18,11 +18,12 @@ class ModelInfo:
     Args:
         name: The user's name for it, or the built-in model's.
         quant: `none`, `int8`, `nf4`, `fp4`, or the checkpoint's own method.
-        dtype: Compute type, `bfloat16`.
+        dtype: Compute type, `bfloat16`; of packed 16-bit weights their own.
         device: `cpu`, `cuda:0`, or `cuda:0-1` when spread over several.
         revision: Commit of a hub model, if known.
         num_bytes: Of its weights in memory.
         remark: How `auto` was decided, or the source ("from GGUF"), for the banner. May be empty.
+        arithmetic: What packed layers compute in: `float32`, or `int8` if they round their inputs. Empty: `dtype`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelInfo:
     num_parameters: int = 0
     num_bytes: int = 0
     remark: str = ""
+    arithmetic: str = ""
 
 
 @dataclass(frozen=True, slots=True)

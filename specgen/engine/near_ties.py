@@ -62,12 +62,13 @@ def ulp(dtype: torch.dtype, size: float) -> float:
 def compute_type(info: ModelInfo) -> torch.dtype:
     """Returns the type whose precision limits a model's logits.
 
-    int8 layers compute in float32, but round their inputs to 8 bits, about bfloat16's precision: a last bit that
-    differs moves some inputs to the next of 255 values.
+    Packed 16-bit weights are exact in float32, in which the layers compute. Layers in int8, and packed ones in nf4,
+    round their inputs to 8 bits, about bfloat16's precision: a last bit that differs moves some inputs to the next of
+    255 values.
     """
-    if info.quant == "int8":
+    if "int8" in (info.quant, info.arithmetic):
         return torch.bfloat16
-    dtype = getattr(torch, info.dtype, None)
+    dtype = getattr(torch, info.arithmetic or info.dtype, None)
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     return torch.float16 if info.quant in _FLOAT16_QUANTS else torch.bfloat16

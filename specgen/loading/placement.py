@@ -69,6 +69,11 @@ class Placement:
         return devices[0] if len(devices) == 1 else f"{devices[0]}-{devices[-1].rpartition(':')[2]}"
 
     @property
+    def arithmetic(self) -> str:
+        """What packed layers compute in, as in `ModelInfo`."""
+        return "" if self.packed_dtype is None else "int8" if self.packed_dtype in ("int8", "nf4") else "float32"
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """The compute type as torch's object."""
         dtype: torch.dtype = getattr(torch, self.dtype)

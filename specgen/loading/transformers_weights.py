@@ -69,6 +69,7 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
         num_parameters=facts.num_parameters,
         num_bytes=int(model.get_memory_footprint()) + scales_bytes + packed_bytes,
         remark=_format_remark(model, facts, placement),
+        arithmetic=placement.arithmetic,
     )
     return model, info, left_out
 

@@ -119,6 +119,7 @@ def _load_own(resolved: ResolvedModel, placement: Placement) -> tuple[Decoder, M
         device=placement.device_name,
         num_parameters=resolved.config.num_parameters,
         num_bytes=weight_bytes(decoder),
+        arithmetic=placement.arithmetic,
     )
     return decoder, info, left_out
 

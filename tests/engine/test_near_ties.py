@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,11 @@ def test_llama_cpp_has_the_ulp_of_the_type_it_rounds_to(quant: str, dtype: torch
 def test_int8_layers_have_the_ulp_of_their_rounded_inputs() -> None:
     assert compute_type(info("float32", "int8")) == torch.bfloat16
     assert compute_type(info("float32", "none")) == torch.float32
+
+
+def test_packed_weights_have_the_ulp_of_their_arithmetic() -> None:
+    assert compute_type(replace(info("bfloat16"), arithmetic="float32")) == torch.float32
+    assert compute_type(replace(info("float32", "nf4"), arithmetic="int8")) == torch.bfloat16
 
 
 def test_the_logits_follow_the_whole_text() -> None:

@@ -14,6 +14,7 @@ from specgen.core.settings import BackendSettings, ModelSettings, Quantization, 
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.near_ties import compute_type
 from specgen.loading.format_timing import TARGET_ROWS, TimedLayer, measure_formats
 from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_weights
@@ -139,6 +140,18 @@ def test_the_planned_memory_is_that_of_the_weights(
     num_outputs = sum(part.out_features for part in found.model.module.modules() if isinstance(part, FloatLinear))
     assert plan.weights == pytest.approx(found.info.num_bytes - 4 * num_outputs, rel=1e-3)
     assert (plan.copies > 0) == has_copies
+
+
+def test_a_near_tie_is_measured_in_what_the_layers_compute_in(tmp_path: Path) -> None:
+    folder = stored_in(torch.bfloat16, tmp_path / "tiny", head_dim=4)
+    on_transformers = {"quant": "nf4", "backend": BackendSettings("transformers")}
+    infos = [
+        load_weights(resolved(folder, ModelSettings(str(folder), device="cpu", **settings)), VOCAB).info  # type: ignore[arg-type]
+        for settings in ({"quant": "none"}, on_transformers)
+    ]
+
+    # float32 sums of bfloat16 weights, and inputs that are rounded to 8 bits.
+    assert [compute_type(info) for info in infos] == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("quant", ["none", "int8"])
