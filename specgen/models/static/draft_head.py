@@ -79,6 +79,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
     def forget(self) -> None:
         """As in `RecordingModel`."""
         self._tensor_slots.clear(0)
+        self._clear_rows()
         self._restart()
 
     @torch.inference_mode()
@@ -86,7 +87,13 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         """Empties the cache and frees its memory."""
         self._forget_recordings()
         self._tensor_slots.release()
+        self._clear_rows()
         super().reset()
+
+    def _clear_rows(self) -> None:
+        """Overwrites what padding rows read: rows of earlier passes, which may contain NaN."""
+        for tensor in (self._given, self._output, self._outputs):
+            tensor.zero_()
 
     def _rewind_to_start(self) -> None:
         self._restart()  # keeps the memory, so that the recordings stay valid
