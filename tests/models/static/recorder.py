@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -15,7 +16,11 @@ aten = torch.ops.aten
 HOST_READS = {
     *(aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default, aten.item.default),
     *(aten.nonzero.default, aten.masked_select.default, aten.unique_dim.default, aten.bincount.default),
+    *(aten._unique2.default, aten.unique_consecutive.default, aten.repeat_interleave.Tensor),
 }
+READING_METHODS = {"tolist", "numpy", "__array__"}
+"""Methods that read a CPU's tensor without an operation."""
+INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
 class TraceRecorder:
@@ -26,11 +31,20 @@ class TraceRecorder:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         trace = Trace()
-        with trace:
+        with RefusedReads(), trace:
             work()
         trace.undo()
         self.traces.append(trace)
         return trace.replay
+
+
+class RefusedReads(TorchFunctionMode):
+    """Refuses reads on the host that are no operation on a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in READING_METHODS:
+            raise RuntimeError(f"{func} reads the device while recording")
+        return func(*args, **(kwargs or {}))
 
 
 class EagerMode(TorchDispatchMode):
@@ -47,14 +61,14 @@ class Trace(EagerMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
-        self._repeated: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+        self.repeated: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
         """The calls without those that only made a view, which is still there at a replay."""
         self._made: set[int] = set()
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in HOST_READS:
+        if func in HOST_READS or (func in INDEXED and any(part.dtype == torch.bool for part in tensors_in(args[1]))):
             raise RuntimeError(f"{func} reads the device while recording")
         refuse_transfers(func, args, kwargs)
         inputs = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
@@ -70,7 +84,7 @@ class Trace(EagerMode):
         call = (func, args, kwargs, new)
         self.calls.append(call)
         if new or written:
-            self._repeated.append(call)
+            self.repeated.append(call)
         return result
 
     def undo(self) -> None:
@@ -80,7 +94,7 @@ class Trace(EagerMode):
 
     def replay(self) -> None:
         """Repeats the operations on the same tensors."""
-        for func, args, kwargs, new in self._repeated:
+        for func, args, kwargs, new in self.repeated:
             result = func(*args, **kwargs)
             if new:
                 repeated = (result,) if isinstance(result, Tensor) else tensors_in(result)

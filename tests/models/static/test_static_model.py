@@ -292,12 +292,16 @@ def test_a_host_read_while_recording_is_seen(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("work", "reason"),
     [
+        (lambda: torch.zeros(2).tolist(), "reads the device"),
+        (lambda: torch.zeros(2).numpy(), "reads the device"),
+        (lambda: torch.zeros(2)[torch.zeros(2) > 1], "reads the device"),
+        (lambda: torch.zeros(2).unique(), "reads the device"),
         (lambda: torch.tensor([1, 2]), "host data"),
         (lambda: torch.zeros(2).to("meta"), "between devices"),
         (lambda: torch.empty(2, device="meta").copy_(torch.zeros(2)), "between devices"),
     ],
 )
-def test_a_transfer_while_recording_is_seen(work: Callable[[], Any], reason: str) -> None:
+def test_a_read_or_a_transfer_while_recording_is_seen(work: Callable[[], Any], reason: str) -> None:
     with pytest.raises(RuntimeError, match=reason):
         TraceRecorder().record(work)
 
