@@ -125,8 +125,11 @@ def assembled(
         remark="" if resolved.draft_head is None else resolved.draft_head.remark,
     )
     # Its passes are recorded if its target's are.
-    if not isinstance(target, StaticModel) or not isinstance(parts.layers, DecoderLayers):
+    if not isinstance(target, StaticModel):
         return LoadedModel(DraftHeadModel(parts), info)
+    if not isinstance(parts.layers, DecoderLayers):
+        reason = "its layer runs on transformers' code"
+        return LoadedModel(DraftHeadModel(parts), info, (not_recorded(resolved.name, reason),))
     recorder = target.recorder
     failure = head_admission_failure(parts, lambda probed: StaticDraftHead(probed, recorder))
     if failure is None:

@@ -17,7 +17,9 @@ from transformers import DynamicCache
 
 from specgen.core.progress import SILENT
 from specgen.core.settings import ModelSettings
-from specgen.loading import mtp_weights
+from specgen.engine.drafters.base import NoDrafter
+from specgen.engine.drafters.model import ModelDrafter
+from specgen.loading import mtp_weights, weights
 from specgen.loading.load import load
 from specgen.loading.mtp_folder import resolve_mtp
 from specgen.loading.resolve import find_files, resolve
@@ -25,8 +27,10 @@ from specgen.models import cached_model, draft_head
 from specgen.models.cached_model import CachedModel
 from specgen.models.draft_head import DraftHeadModel
 from specgen.models.draft_head_layers import FeatureJoin
+from specgen.models.static.model import StaticModel
 from specgen.models.transformers_model import TransformersModel
-from tests.fakes import assert_close
+from tests.fakes import assert_close, ids_of, run_events, sampler
+from tests.models.static.recorder import TraceRecorder
 from tests.models.test_draft_head import DraftMachine
 from tests.mtp import KINDS, QWEN, SlowMtp, save_with_mtp
 from tests.profiles import share_of_profile
@@ -262,3 +266,26 @@ def two_rounds(opened: Any) -> None:
         ids += [*tail[:num_accepted], 33]
         for one in (target, draft):
             one.rewind(min(one.length, len(ids) - 1))
+
+
+@pytest.mark.parametrize("kind", referenced(["Glm4Moe"]))
+def test_a_head_of_a_recorded_target_runs_plainly_with_one_notice(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ModelSettings(str(save_with_mtp(tmp_path, kind)), quant="none", dtype="float32", device="cpu")
+    resolved = resolve(find_files(settings), settings, "target")
+    plain = load(resolved, NUM_TOKENS)
+    monkeypatch.setattr(weights, "recorder_for", lambda _: TraceRecorder())
+    target = load(resolved, NUM_TOKENS)
+    head = load(
+        resolve_mtp(resolved, ModelSettings("mtp", quant="none", device="cpu")), NUM_TOKENS, SILENT, target=target.model
+    )
+
+    assert isinstance(target.model, StaticModel)
+    assert (target.notices, type(head.model)) == (plain.notices, DraftHeadModel)
+    (notice,) = head.notices
+    assert "not recorded" in notice
+    drafter = ModelDrafter(head.model, NUM_TOKENS, sampler())
+    events = run_events(target.model, drafter, TEXT, max_new_tokens=30, num_draft_tokens=3)
+    assert ids_of(events) == ids_of(run_events(plain.model, NoDrafter(), TEXT, max_new_tokens=30))
+    assert any(key[0] == "verify" for key in target.model.replays.recorded_keys if isinstance(key, tuple))
