@@ -49,6 +49,10 @@ class StaticPass(Protocol):
     def run_earlier(self, inputs: PassInputs, rows: int, bucket: int) -> None:
         """Computes what a recorded pass needs from other devices. Its owner calls it before each run or replay."""
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether recording failed on another device."""
+
     def take_failure(self) -> str | None:
         """Returns once why recording failed on another device, if it did."""
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from specgen.core.errors import DraftError, NumericalError
-from specgen.core.settings import MAX_DRAFT_TOKENS
 from specgen.engine.contract import DRAFT_NOT_FINITE
 from specgen.engine.transfer import HostCopy, moved
 from specgen.models.cached_model import CachedModel
@@ -17,15 +16,10 @@ from specgen.models.static.contract import StaticPass
 from specgen.models.static.features import StaticFeatures
 from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows
 from specgen.models.static.prefill import prefill_bucket, prefill_chunk
-from specgen.models.static.recorded import RecordedPasses
+from specgen.models.static.recorded import MAX_SPLIT, NUM_VERDICTS, RecordedPasses
 from specgen.models.static.recorder import Recorder
 from specgen.models.static.trees import TreeInputs
 from specgen.models.target_features import TargetFeatures
-
-NUM_VERDICTS = 4
-"""Numbers of a verdict before the draft's ids."""
-MAX_SPLIT = MAX_DRAFT_TOKENS + 1
-"""Rows up to which a pass is split into recorded ones: the longest draft and the token before it."""
 
 
 class StaticModel(RecordedPasses, CachedModel):
@@ -53,6 +47,11 @@ class StaticModel(RecordedPasses, CachedModel):
         self._parents: list[int] = []
         """Parents of the rows of the tree after the cached tokens."""
         self._tree: TreeInputs | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether recording failed, so that passes run plainly: on one device at least."""
+        return self.static_pass.has_failed or super().has_failed
 
     def take_failure(self) -> str | None:
         """Returns once why recording failed, if it did."""

@@ -61,6 +61,11 @@ class SegmentedPass(DecoderPass):
             part.slots.clear(first)
         super().clear(first)
 
+    @property
+    def has_failed(self) -> bool:
+        """As in `StaticPass`."""
+        return any(part.replays.has_failed for part in self._parts)
+
     def take_failure(self) -> str | None:
         """As in `StaticPass`."""
         failures = [part.replays.take_failure() for part in self._parts]

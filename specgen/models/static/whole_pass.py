@@ -103,6 +103,10 @@ class WholePass:
     def run_earlier(self, inputs: PassInputs, rows: int, bucket: int) -> None:
         pass  # all is on one device
 
+    @property
+    def has_failed(self) -> bool:
+        return False
+
     def take_failure(self) -> str | None:
         return None
 

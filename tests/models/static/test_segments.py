@@ -237,12 +237,15 @@ def test_a_recording_that_fails_on_one_device_is_reported_once_and_costs_no_text
             raise RuntimeError("no graphs on this device\nsecond line")
 
     static_pass = SegmentedPass(split_decoder("llama", (1, 1, 3)), [TraceRecorder(), Failing()])
-    events = run_events(StaticModel(static_pass, 96, TraceRecorder()), NoDrafter(), PROMPT, max_new_tokens=40)
+    target = StaticModel(static_pass, 96, TraceRecorder())
+    assert not target.has_failed
+    events = run_events(target, NoDrafter(), PROMPT, max_new_tokens=40)
 
     assert tuple(ids_of(events)) == greedy_text("llama")
     notices = [event for event in events if isinstance(event, Notice)]
     assert [notice.code for notice in notices] == ["recording_failed"]
     assert "no graphs on this device" in notices[0].message
+    assert target.has_failed  # so its costs are not those of recorded passes
 
 
 def test_a_greedy_round_in_segments_reads_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
