@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 
 from specgen.core.events import Notice, Round
 from specgen.core.settings import DecodeSettings
@@ -321,7 +321,8 @@ def fake_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceCopies]:
 
 def fake_decoder(kind: str, num_layers: tuple[int, ...]) -> Decoder:
     """A decoder whose segments are on `cpu:0`, `cpu:1` and so on."""
-    spec = decoder_spec(deep_model(kind).config.to_dict())
+    with unset_fake_temporarily():  # other tests get the same model
+        spec = decoder_spec(deep_model(kind).config.to_dict())
     shapes = tensor_shapes(spec)
     last = f"cpu:{len(num_layers) - 1}"
     places = [f"cpu:{index}" for index, number in enumerate(num_layers) for _ in range(number)]
