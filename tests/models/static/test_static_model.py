@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specgen.core.draft_tree import DraftTree
 from specgen.core.errors import NumericalError
 from specgen.core.events import Notice, Round
 from specgen.core.metrics import Counts
@@ -22,9 +23,11 @@ from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
+from specgen.engine.draft_length.tree_length import TreeLength
 from specgen.engine.drafters.base import Drafter, NoDrafter
 from specgen.engine.drafters.lookup import LookupDrafter
 from specgen.engine.drafters.model import ModelDrafter
+from specgen.engine.drafters.tree import TreeDrafter
 from specgen.engine.enumeration import ScriptedRandomness, every_outcome
 from specgen.engine.sampling import Sampler
 from specgen.models import cached_model
@@ -517,6 +520,7 @@ PROCESSED = {
         *(("all", static_model, drafts, rule) for drafts, rule in (("model", "token"), ("head", "block"))),
         *(("all", whole_model, drafts, "block") for drafts in ("model", "whole")),
         *(("temperature", make, "head", "token") for make in (static_model,)),
+        *((name, static_model, "tree", "block") for name in ("temperature", "all")),
     ],
 )
 def test_sampling_keeps_the_targets_distribution(
@@ -529,15 +533,19 @@ def test_sampling_keeps_the_targets_distribution(
         draft = open_draft(tiny_draft("head features", tiny_model("llama", 0, vocab_size=3), "three-tokens"), target)
     columns = draft.columns if drafts == "head" else None
 
+    branching: list[DraftTree] = []
+
     def distribution(is_drafting: bool) -> dict[tuple[int, ...], float]:
         def run(randomness: ScriptedRandomness) -> tuple[int, ...]:
             target.rewind(0)
             draft.rewind(0)
             own = Sampler(PROCESSED[processed], randomness)
-            drafter = ModelDrafter(draft, 3, own, columns=columns) if is_drafting else NoDrafter()
-            options = DecodeOptions(DecodeSettings(3, 2, verification=rule))
+            kind, policy = (TreeDrafter, TreeLength(3)) if drafts == "tree" else (ModelDrafter, None)
+            drafter = kind(draft, 3, own, columns=columns) if is_drafting else NoDrafter()
+            options = DecodeOptions(DecodeSettings(3, 2, verification=rule), policy if is_drafting else None)
             events = list(decode(target, drafter, [1, 2], own, options))
             assert not any(isinstance(event, Notice) for event in events)
+            branching.extend(round_.tree for round_ in rounds_of(events) if round_.tree is not None)
             return tuple(ids_of(events))
 
         found: dict[tuple[int, ...], float] = {}
@@ -552,6 +560,7 @@ def test_sampling_keeps_the_targets_distribution(
     assert len(expected) > 1
     assert found.keys() == expected.keys()
     assert all(abs(found[tokens] - probability) < 1e-5 for tokens, probability in expected.items())
+    assert (drafts == "tree") == any(tree.num_leaves > 1 for tree in branching)
 
 
 # admission
