@@ -96,6 +96,7 @@ class VerifyReport:
         batch_invariance: Whether later tokens of a pass change earlier logits.
         texts: Comparisons of greedy answers.
         references: Comparisons with transformers' own code; empty if none were requested.
+        notices: Notices from loading.
     """
 
     info: RunInfo
@@ -103,6 +104,7 @@ class VerifyReport:
     batch_invariance: BatchInvarianceCheck
     texts: tuple[TextCheck, ...]
     references: tuple[ReferenceCheck, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @property
     def comparisons(self) -> tuple[TextCheck | ReferenceCheck, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from specgen.models.cached_model import CachedModel
 from specgen.text.chat_template import ChatTemplate
 from tests.cli.children import Ended
 from tests.cli.conftest import Cli
-from tests.models.static.recorder import TraceRecorder
 
 
 @pytest.fixture
@@ -35,15 +35,19 @@ def test_a_sound_pair_passes_every_check(verify: Cli) -> None:
     assert labels == ["target", "draft", *["sampling"] * 7, "logits", "greedy", "output"]
 
 
-@pytest.mark.thorough
-def test_a_pair_on_recorded_passes_passes_every_check(verify: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[TraceRecorder] = []
-    monkeypatch.setattr(weights, "recorder_for", lambda _: made.append(TraceRecorder()) or made[-1])
+def test_models_that_can_not_be_recorded_are_named(verify: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked are plain passes then."""
 
-    ended = verify("-n", "16")
+    class Failing:
+        def record(self, work: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError("no graphs today")
+
+    monkeypatch.setattr(weights, "recorder_for", lambda _: Failing())
+
+    ended = verify("-n", "4")
 
     assert ended.code == 0
-    assert [len(recorder.traces) > 1 for recorder in made] == [True, True]
+    assert ended.err.count("no graphs today") == 2
 
 
 def test_json_contains_every_check(verify: Cli) -> None:

@@ -53,7 +53,7 @@ def run_checks(options: VerifyOptions, limits: DecodeSettings, progress: Progres
         progress.stage(f"answering prompt {number} of {len(prompts)} with the draft and without")
         checks.append(compare_texts(models, prompt, replace(limits, max_new_tokens=longest)))
     info = run_info(models, Request((), limits, SamplingSettings()))
-    report = VerifyReport(info, distributions, batch_invariance, tuple(checks))
+    report = VerifyReport(info, distributions, batch_invariance, tuple(checks), notices=models.notices)
     if options.against == "none":
         return report
     answers = [(prompt, check.num_tokens) for prompt, check in zip(prompts, checks, strict=True)]

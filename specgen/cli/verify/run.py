@@ -29,6 +29,8 @@ def run(options: VerifyOptions) -> int:
         from specgen.cli.verify.checks import run_checks  # torch
 
         report = run_checks(options, limits, progress)
+    for notice in report.notices:
+        messages.warning(notice)
     try:
         if options.json:
             write_document(verify_document(report))
