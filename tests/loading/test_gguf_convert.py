@@ -16,12 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from specgen.core.errors import LoadError, MemoryShortageError, ModelFileError
 from specgen.core.model_files import read_json
 from specgen.core.progress import SILENT
 from specgen.core.settings import ModelSettings
 from specgen.loading import libraries
+from specgen.loading.config_check import check_folder
+from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.gguf import convert, model_folder
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.libraries import gc_paused
@@ -44,6 +47,7 @@ from tests.loading.builders import (
     tensor,
     text,
 )
+from tests.loading.test_gguf_unpack import write
 from tests.profiles import thorough_except
 
 
@@ -70,10 +74,38 @@ def test_a_converted_file_holds_its_weights(source: Path) -> None:
     assert isinstance(loaded.model, DecoderModel)
     gate_up: Any = loaded.model.decoder.layers[1].mlp.gate_up_proj
     stored = {tensor.name: tensor.data for tensor in library.GGUFReader(source).tensors}
-    expected = torch.tensor(stored["blk.1.ffn_up.weight"]).to(torch.bfloat16).float()
+    expected = torch.tensor(stored["blk.1.ffn_up.weight"])
     assert torch.equal(gate_up.weight[len(expected) :], expected)
     assert loaded.info.quant == "none"
     assert "from GGUF" in loaded.info.remark
+
+
+@pytest.mark.parametrize("is_unpacked", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16), ("Q8_0", torch.bfloat16)],
+)
+def test_weights_in_floats_keep_their_type(
+    tmp_path: Path, kind: str, dtype: torch.dtype, is_unpacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf as library
+
+    if not is_unpacked:
+        monkeypatch.setattr(model_folder, "unpack", unsupported)
+    source = write(tmp_path / "tiny.gguf", "llama", types=(kind,))
+
+    folder = convert_gguf(source)
+
+    tensors = load_file(folder / "model.safetensors")
+    stored = next(part for part in library.GGUFReader(source).tensors if part.name == "blk.1.ffn_down.weight")
+    values = torch.tensor(library.dequantize(stored.data, stored.tensor_type))
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+    assert torch.equal(tensors["model.layers.1.mlp.down_proj.weight"], values.to(dtype))
+    assert check_folder(folder).dtype == str(read_json(folder / "config.json")["dtype"]) == str(dtype)[6:]
+
+
+def unsupported(*_: Any) -> None:
+    raise UnsupportedConfig("toy")
 
 
 @pytest.mark.thorough
@@ -161,7 +193,7 @@ def test_a_converted_file_is_a_plain_checkpoint(source: Path) -> None:
     folder = convert_gguf(source)
 
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    assert (folder / "model.safetensors").stat().st_size < 22_688 * 2 + 4000
+    assert (folder / "model.safetensors").stat().st_size < 22_688 * 4 + 4000
 
 
 def test_the_second_time_nothing_is_done(source: Path) -> None:

@@ -1,4 +1,4 @@
-"""Converts a GGUF file to a folder with bfloat16 safetensors in the cache, once per file: it takes 15 to 60 s.
+"""Converts a GGUF file to a folder with safetensors in the cache, once per file: it takes 15 to 60 s.
 
 The folder is published only when it is complete, and concurrent programs convert a file only once.
 """
@@ -40,7 +40,7 @@ def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str
     if has_weights(final):
         return final
     # It imports torch, which an earlier conversion does not need.
-    from specgen.loading.gguf.model_folder import check_convertible, write_model_folder
+    from specgen.loading.gguf.model_folder import check_convertible, write_model_folder, written_type
 
     header = scan_gguf(path)
     check_convertible(header, path)
@@ -48,8 +48,8 @@ def convert_gguf(path: Path, progress: ProgressListener = SILENT, *, sha256: str
     with single_writer(models / f"{key}.lock", progress):
         if has_weights(final):  # another program has just converted it
             return final
-        # bfloat16 takes two bytes per value; config and tokenizer take at most 35 MB.
-        needed = header.num_parameters * 2 + 35_000_000
+        # Config and tokenizer take at most 35 MB.
+        needed = header.num_parameters * written_type(header).itemsize + 35_000_000
         check_space(models, needed)
         with staging(models, key) as folder:
             try:

@@ -1,4 +1,4 @@
-"""Writes a model folder from a GGUF file: config, bfloat16 weights and tokenizer. Imports torch."""
+"""Writes a model folder from a GGUF file: config, weights and tokenizer. Imports torch."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ from specgen.models.tensor_names import HEAD, tensor_shapes
 from specgen.storage.folders import disk_error, is_disk_full
 from specgen.text.tokenizer import check_num_rows, load_tokenizer
 from specgen.text.vocabulary import table_size
+
+
+def written_type(header: GgufHeader) -> torch.dtype:
+    """Returns the type of the written weights: that of the file if its weights are floats, as of other checkpoints."""
+    return {"F32": torch.float32, "F16": torch.float16}.get(header.quantization, torch.bfloat16)
 
 
 def check_convertible(header: GgufHeader, path: Path) -> None:
@@ -97,7 +102,8 @@ def write_model_folder(path: Path, folder: Path, header: GgufHeader, progress: P
         gc.collect()
     except library_failures() as error:
         if is_disk_full(error):
-            raise disk_error(OSError(28, "disk full"), folder.parent, header.num_parameters * 2) from error
+            size = header.num_parameters * written_type(header).itemsize
+            raise disk_error(OSError(28, "disk full"), folder.parent, size) from error
         if is_out_of_memory(error):
             raise shortage(path.name, "cpu", header.num_parameters * 4, "gguf") from error
         raise ModelFileError(
@@ -114,7 +120,7 @@ def write_model_folder(path: Path, folder: Path, header: GgufHeader, progress: P
 def _save(path: Path, folder: Path, header: GgufHeader) -> None:
     """Writes config and weights: unpacked here for families of specgen's decoder, else by transformers."""
     try:
-        unpack(path, folder)
+        unpack(path, folder, written_type(header))
     except UnsupportedConfig:
         refuse_lost_scaling(path)
         _save_with_transformers(path, folder, header)
@@ -124,12 +130,12 @@ def _save_with_transformers(path: Path, folder: Path, header: GgufHeader) -> Non
     if header.absent_ids:
         with tempfile.TemporaryDirectory(dir=folder.parent) as copies:
             copy_whole(path, header, Path(copies) / path.name)
-            _convert_with_transformers(Path(copies) / path.name, folder)
+            _convert_with_transformers(Path(copies) / path.name, folder, written_type(header))
         return
-    _convert_with_transformers(path.resolve(), folder)
+    _convert_with_transformers(path.resolve(), folder, written_type(header))
 
 
-def _convert_with_transformers(source: Path, folder: Path) -> None:
+def _convert_with_transformers(source: Path, folder: Path, dtype: torch.dtype) -> None:
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
@@ -140,7 +146,7 @@ def _convert_with_transformers(source: Path, folder: Path) -> None:
         local_files_only=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused in check_complete, by name
-        dtype=torch.bfloat16,
+        dtype=dtype,
         quantization_config=transformers.GgufConfig(dequantize=True),
     )
     check_complete(loading, folder, model.state_dict().keys())

@@ -1,4 +1,4 @@
-"""Unpacks the weights of a GGUF file into bfloat16 safetensors, for the families that specgen's decoder runs.
+"""Unpacks the weights of a GGUF file into safetensors, for the families that specgen's decoder runs.
 
 Names of tensors come from the `gguf` package's own table, values from its `dequantize`. What the makers of GGUF files
 change on the way is undone here: the order of rotated rows (Llama), and 1 added to norms (Gemma).
@@ -97,8 +97,11 @@ def can_unpack(architecture: str) -> bool:
     return architecture in _FAMILIES
 
 
-def unpack(path: Path, folder: Path) -> DecoderSpec:
+def unpack(path: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> DecoderSpec:
     """Writes config.json and safetensors of a GGUF file.
+
+    Args:
+        dtype: Of the written weights.
 
     Raises:
         UnsupportedConfig: The file describes something that specgen's decoder can't run.
@@ -123,12 +126,13 @@ def unpack(path: Path, folder: Path) -> DecoderSpec:
         raise
     stored = {tensor.name: tensor for tensor in reader.tensors}
     names = _names(architecture, spec, stored, path)
+    config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     shapes = tensor_shapes(spec)
 
     def convert(name: str) -> Tensor:
         try:
-            return _converted(name, stored[names[name]], shapes[name], spec, family)
+            return _converted(name, stored[names[name]], shapes[name], spec, family).to(dtype).contiguous()
         except (ModelFileError, NumericalError) as error:
             raise type(error)(f"{path}: {error.message}", error.hint) from error
 
@@ -173,7 +177,6 @@ def _config(reader: Any, architecture: str, family: _Family) -> dict[str, Any]:
         **family.extra,
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        "dtype": "bfloat16",
         "rope_theta": theta or 10_000.0,
         "tie_word_embeddings": "output.weight" not in tensors,
         "vocab_size": int(embeddings.shape[1]),
@@ -237,7 +240,7 @@ def _converted(name: str, tensor: Any, shape: tuple[int, ...], spec: DecoderSpec
         values = _in_halves(values, spec.num_heads)
     if family.permutes_rotary and ".k_proj." in name:
         values = _in_halves(values, spec.num_kv_heads)
-    return values.to(torch.bfloat16).contiguous()
+    return values
 
 
 def _in_halves(values: Tensor, num_heads: int) -> Tensor:
