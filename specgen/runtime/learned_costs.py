@@ -20,6 +20,7 @@ from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.loading.names import MTP_NAME
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
+from specgen.models.kernels import KERNELS_VERSION
 from specgen.storage.cost_store import CostKey, CostStore
 
 if TYPE_CHECKING:
@@ -162,8 +163,12 @@ def _cost_key(resolved: ResolvedModel, model: LanguageModel, info: ModelInfo) ->
         # llama.cpp has its own threads; torch's number does not matter for it.
         "threads": getattr(model, "num_threads", torch.get_num_threads()),
         "engine": _backend_key(model, resolved.settings.backend),
-        "versions": " ".join([f"specgen {__version__}", *(f"{name} {version_of(name)}" for name in DECISIVE)]),
+        "versions": " ".join([f"specgen {__version__} kernels {KERNELS_VERSION}", *map(_version, DECISIVE)]),
     }
+
+
+def _version(library: str) -> str:
+    return f"{library} {version_of(library)}"
 
 
 def model_identity(files: ModelFiles) -> str:

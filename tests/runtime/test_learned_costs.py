@@ -118,7 +118,7 @@ def test_learned_costs_do_not_change_the_answer(toys: dict[str, Path], tmp_path:
     assert warm.draft_length.costs.is_supported(1)
 
 
-def test_costs_that_version_0_1_0_saved_are_loaded(toys: dict[str, Path], tmp_path: Path) -> None:
+def test_costs_in_the_spelling_of_version_0_1_0_are_loaded(toys: dict[str, Path], tmp_path: Path) -> None:
     models = open_models(toys, drafter="lookup")
     now = learned_costs.target_key(models)
     facts = {
@@ -139,6 +139,20 @@ def test_costs_that_version_0_1_0_saved_are_loaded(toys: dict[str, Path], tmp_pa
     learned_costs.load(models, CostStore(tmp_path))
 
     assert models.draft_length.costs.known == pytest.approx({1: 0.020, 2: 0.022})
+
+
+def test_costs_of_other_kernels_are_measured_again(
+    toys: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, models = CostStore(tmp_path), open_models(toys)
+    learn(models)
+    learned_costs.save(models, store)
+
+    monkeypatch.setattr(learned_costs, "KERNELS_VERSION", 10_000)
+    learned_costs.load(models, store)
+
+    assert models.draft_length.costs.known == {}
+    assert not models.draft_length.draft_cost.is_supported
 
 
 def test_costs_of_recorded_passes_are_learned_by_the_rows_that_they_compute(
