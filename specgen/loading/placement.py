@@ -263,8 +263,8 @@ def _fastest(config: ModelConfig, layer: TimedLayer | None, times: CostStore | N
 def _needed_bytes(config: ModelConfig, layer: TimedLayer, quant: str) -> int:
     if layer.device != "cpu":
         return cuda_bytes(config, layer.dtype, quant)
-    dtype = "float32" if quant == "nf4" and layer.packs_nf4 else layer.dtype
-    return config.needed_bytes(dtype, quant, layer.device)
+    dtypes = {"none": layer.packed_dtype or layer.dtype, "nf4": "float32" if layer.packs_nf4 else layer.dtype}
+    return config.needed_bytes(dtypes.get(quant, layer.dtype), quant, layer.device)
 
 
 def _is_spread(settings: ModelSettings, config: ModelConfig, device: str, dtype: str, quant: str) -> bool:

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from specgen.core.errors import ModelFileError
-from specgen.core.settings import ModelSettings
+from specgen.core.settings import BackendName, BackendSettings, ModelSettings
 from specgen.loading.config_check import check_folder
 from specgen.loading.module_sizes import with_module_sizes
 from specgen.loading.resolved_model import LoadedModel, ModuleSizes
 from specgen.loading.weights import load_weights
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
+from specgen.models.packing import may_run_kernels
 from tests.architectures import build_folder
-from tests.loading.builders import edit_weights, make_folder, resolved
+from tests.loading.builders import edit_json, edit_weights, make_folder, resolved
 
 BLOCK = 128
 """Width of the square blocks with a common scale."""
@@ -66,6 +67,30 @@ def test_the_memory_of_wide_weights_is_counted(folder: Path, dtype: str, quant: 
     loaded = load(folder, dtype, quant)
 
     assert estimate(folder, loaded) == pytest.approx(loaded.info.num_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("backend", ["torch", "transformers"])
+@pytest.mark.parametrize(
+    ("stored", "quant"),
+    [("float32", "none"), ("bfloat16", "none"), ("float16", "none"), ("bfloat16", "int8"), ("bfloat16", "nf4")],
+)
+def test_the_memory_of_a_large_vocabulary_is_counted(
+    tmp_path: Path, stored: str, quant: str, backend: BackendName, is_tied: bool
+) -> None:
+    if not (has_float16_matmul() and has_int8_matmul() and may_run_kernels()):
+        pytest.skip("needs packed products")
+    sizes = {"vocab_size": 20_000, "hidden_size": 256, "intermediate_size": 512}
+    folder, dtype = make_folder(tmp_path / "wide", tie_word_embeddings=is_tied, **sizes), getattr(torch, stored)
+    edit_weights(folder, lambda tensors: tensors.update({name: weight.to(dtype) for name, weight in tensors.items()}))
+    edit_json(folder / "config.json", dtype=stored)
+    options: dict[str, Any] = {"quant": quant, "device": "cpu", "backend": BackendSettings(backend)}
+    model = resolved(folder, ModelSettings(str(folder), **options))
+
+    info = load_weights(model, sizes["vocab_size"]).info
+
+    config = with_module_sizes(model.config, folder)
+    assert config.needed_bytes(info.dtype, quant, "cpu") == pytest.approx(info.num_bytes, rel=0.05)
 
 
 @pytest.mark.parametrize(("dtype", "quant"), [("float16", "none"), ("float32", "int8")])
