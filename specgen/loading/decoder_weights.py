@@ -50,7 +50,7 @@ def load_decoder(
         ModelFileError: A tensor is missing, left over, or of another shape.
         NumericalError: An embedding or a norm contains NaN or infinity.
     """
-    files = TensorFiles(folder, names)
+    files = TensorFiles(folder, names, _kept_type(placement))
     ignored = [name for name in files.shapes if name.endswith(IGNORED_SUFFIX)]
     left_out = files.check(tensor_shapes(spec), [*ignored, *([HEAD] if spec.is_tied else [])])
     dtype = torch.float32 if placement.packed_dtype is not None else placement.torch_dtype
@@ -90,6 +90,14 @@ def load_decoder(
     if placement.segments:
         decoder.split([part.num_layers for part in placement.segments])
     return decoder.eval().requires_grad_(False), left_out
+
+
+def _kept_type(placement: Placement) -> torch.dtype | None:
+    """Returns the type of weights that are not converted; None if all are."""
+    if placement.device != "cpu" or placement.quant != "none":
+        return None
+    kept: torch.dtype = getattr(torch, placement.packed_dtype or placement.dtype)
+    return kept
 
 
 def _num_workers(placement: Placement) -> int:

@@ -14,7 +14,7 @@ from specgen.core.model_files import corrupt
 from specgen.loading.left_over import misplaced, missing_hint
 from specgen.loading.safetensors_check import StoredTensor, stored_tensors
 from specgen.models.tensor_names import EMBEDDING, HEAD
-from specgen.models.weight_memory import joined, mapped_tensor
+from specgen.models.weight_memory import SharedMemory, joined, mapped_tensor
 
 MAX_NAMED = 3
 """Tensors named in an error; of more the number is given."""
@@ -29,10 +29,11 @@ class TensorFiles:
     Args:
         folder: Holds the files.
         names: Of the safetensors files. They were checked: see `specgen.loading.safetensors_check`.
+        kept_type: Tensors that are stored in this type are used as they are read, on the CPU.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, names: Sequence[str], kept_type: torch.dtype | None = None) -> None:
+        self._folder, self._kept_type, self._shared = folder, kept_type, SharedMemory()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._types: dict[str, str] = {}
         self._places: dict[str, tuple[Path, StoredTensor]] = {}
@@ -66,16 +67,15 @@ class TensorFiles:
         first = self.shapes[names[0]]
         shape = (sum(self.shapes[name][0] for name in names), *first[1:]) if len(names) > 1 else first
         dtype = _TYPES[types.pop()]
-        tensor, memory = mapped_tensor(shape, dtype)
-        if memory is not None:
-            rest = memoryview(memory)
-            for name in names:
-                path, stored = self._places[name]
-                with path.open("rb") as file:
-                    file.seek(stored.begin)
-                    if file.readinto(rest[: stored.num_bytes]) != stored.num_bytes:
-                        raise corrupt(path, "truncated while it was read")
-                rest = rest[stored.num_bytes :]
+        make = self._shared.mapped_tensor if dtype == self._kept_type else mapped_tensor
+        tensor, rest = make(shape, dtype)
+        for name in names:
+            path, stored = self._places[name]
+            with path.open("rb") as file:
+                file.seek(stored.begin)
+                if file.readinto(rest[: stored.num_bytes]) != stored.num_bytes:
+                    raise corrupt(path, "truncated while it was read")
+            rest = rest[stored.num_bytes :]
         return tensor.to(device)
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()) -> list[str]:

@@ -75,7 +75,12 @@ class Tokenizer:
         return self.backend_tokenizer.id_to_token(token_id)
 
     def get_vocab(self) -> dict[str, int]:
-        """Returns the ids by string, added tokens included."""
+        """Returns the ids by string, added tokens included. Always the same object: it must not be changed."""
+        return self._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        # The library takes 0.1 s for a new one, and a start asks for it three times.
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)
 
     @cached_property

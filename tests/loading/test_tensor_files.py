@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from specgen.core.errors import ModelFileError
 from specgen.loading import tensor_files
 from specgen.loading.tensor_files import TensorFiles
 from specgen.models import weight_memory
-from specgen.models.weight_memory import mapped_tensor
+from specgen.models.weight_memory import SHARED_BYTES, mapped_tensor
 from tests.loading.builders import fails
 
 TENSORS = {
@@ -71,7 +70,7 @@ def test_several_tensors_are_read_joined(tmp_path: Path, names: str) -> None:
 def test_joined_tensors_take_no_memory_but_their_own(files: TensorFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 
-    def noting(*arguments: Any) -> tuple[torch.Tensor, mmap | None]:
+    def noting(*arguments: Any) -> tuple[torch.Tensor, memoryview]:
         tensor, memory = mapped_tensor(*arguments)
         taken.append(tensor.nbytes)
         return tensor, memory
@@ -80,6 +79,21 @@ def test_joined_tensors_take_no_memory_but_their_own(files: TensorFiles, monkeyp
     monkeypatch.setattr(weight_memory, "mapped_tensor", noting)
 
     assert files.read("a", "a", "a").nbytes == sum(taken)
+
+
+def test_tensors_of_the_kept_type_share_memory_and_keep_their_values(tmp_path: Path) -> None:
+    stored = {f"{index}": torch.randn(index, 7).bfloat16() for index in range(1, 40)} | {"wide": torch.randn(5, 7)}
+    save_file(stored, tmp_path / "1.safetensors")
+    files = TensorFiles(tmp_path, ["1.safetensors"], kept_type=torch.bfloat16)
+
+    found = {name: files.read(name) for name in stored}
+    joined = files.read("3", "4", "5")
+
+    assert all(torch.equal(found[name], tensor) for name, tensor in stored.items())
+    assert torch.equal(joined, torch.cat([stored[name] for name in "345"]))
+    addresses = sorted(tensor.data_ptr() for name, tensor in found.items() if name != "wide")
+    assert max(addresses) - min(addresses) < SHARED_BYTES
+    assert not min(addresses) <= found["wide"].data_ptr() <= max(addresses)
 
 
 @pytest.mark.parametrize("names", ["a", "ca", "aa"])
