@@ -44,6 +44,11 @@ class Counts:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
+    """Parts of the rounds without warm-up."""
+    num_warmup_rounds: int = 0
+    num_warmup_tokens: int = 0
+    warmup_seconds: float = 0.0
+    """Rounds that recorded a pass or ran one for the first time, on CUDA: in no speed, neither tokens nor time."""
     prefill_seconds: float = 0.0
     first_round_seconds: float = 0.0
     num_plain_rounds: int = 0
@@ -52,7 +57,7 @@ class Counts:
     """Time of rounds without a draft, except warm-up and replays: steps of plain decoding in the middle of the run."""
     num_resumed: int = 0
     resumed_seconds: float = 0.0
-    """Time of drafts after a round without one, where the drafter first reads the tokens it missed."""
+    """Time of drafts after a round without one, where the drafter first reads the tokens it missed; except warm-up."""
     num_untimed: int = 0
     """Tokens of a served answer that came with the prompt's pass: `decode_seconds` does not contain their time."""
     detail: Detail = Detail.ALL
@@ -93,7 +98,7 @@ class Counts:
                 self.num_timed_plain_rounds += 1
                 # A drafter may have worked and found nothing to propose.
                 self.plain_seconds += round_.seconds - round_.draft_seconds
-        elif self.was_plain:
+        elif self.was_plain and not round_.is_warmup:
             self.num_resumed += round_.num_draft_passes
             self.resumed_seconds += round_.draft_seconds
         self.was_plain = is_plain
@@ -111,9 +116,14 @@ class Counts:
             self.num_lookup_drafted += num_drafted
             self.num_lookup_accepted += round_.num_accepted
         self.num_emitted += len(round_.token_ids)
-        self.draft_seconds += round_.draft_seconds
-        self.verify_seconds += round_.verify_seconds
-        self.other_seconds += round_.other_seconds
+        if round_.is_warmup:
+            self.num_warmup_rounds += 1
+            self.num_warmup_tokens += len(round_.token_ids)
+            self.warmup_seconds += round_.seconds
+        else:
+            self.draft_seconds += round_.draft_seconds
+            self.verify_seconds += round_.verify_seconds
+            self.other_seconds += round_.other_seconds
         self.observe_positions(num_drafted, round_.num_accepted, round_.num_fed - 1 - num_drafted)
 
     def observe_positions(self, num_drafted: int, num_accepted: int, num_other: int = 0) -> None:
@@ -194,12 +204,21 @@ class Counts:
     @property
     def decode_seconds(self) -> float:
         """Time of all rounds, without prefill, display and text work."""
-        return self.draft_seconds + self.verify_seconds + self.other_seconds
+        return self.draft_seconds + self.verify_seconds + self.other_seconds + self.warmup_seconds
+
+    @property
+    def timed(self) -> tuple[int, int, float]:
+        """Rounds, tokens and seconds that speeds are computed from: those without warm-up, all if there is no other."""
+        num_tokens = self.num_emitted - self.num_untimed
+        if 0 < self.num_warmup_rounds == self.num_rounds:
+            return self.num_rounds, num_tokens, self.warmup_seconds
+        seconds = self.draft_seconds + self.verify_seconds + self.other_seconds
+        return self.num_rounds - self.num_warmup_rounds, num_tokens - self.num_warmup_tokens, seconds
 
     @property
     def draft_share(self) -> float | None:
-        """Share of the decoding time spent in the drafter."""
-        return None if self.is_served else _ratio(self.draft_seconds, self.decode_seconds)
+        """Share of the time of rounds without warm-up that was spent in the drafter; None without such rounds."""
+        return None if self.is_served else _ratio(self.draft_seconds, self.decode_seconds - self.warmup_seconds)
 
     @property
     def ttft_seconds(self) -> float | None:
@@ -209,12 +228,14 @@ class Counts:
     @property
     def tpot_seconds(self) -> float | None:
         """Decoding time per token. Prefill emits nothing here, so there is no "minus one"; with a server, there is."""
-        return _ratio(self.decode_seconds, self.num_emitted - self.num_untimed)
+        _, num_tokens, seconds = self.timed
+        return _ratio(seconds, num_tokens)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens per second of decoding, without prefill."""
-        return _ratio(self.num_emitted - self.num_untimed, self.decode_seconds)
+        _, num_tokens, seconds = self.timed
+        return _ratio(num_tokens, seconds)
 
 
 def sum_counts(counts: Iterable[Counts]) -> Counts:
@@ -251,6 +272,6 @@ class Baseline:
 
 
 def speedup(counts: Counts, baseline: Baseline | None) -> float | None:
-    """Returns baseline TPOT / speculative TPOT: wall clock of decoding, without prefill on both sides."""
+    """Returns baseline TPOT / speculative TPOT: wall clock of decoding, without prefill and warm-up on both sides."""
     tpot = counts.tpot_seconds
     return baseline.tpot_seconds / tpot if baseline is not None and tpot else None

@@ -11,6 +11,7 @@ from specgen.core.batch import BatchAnswer, BatchResult, BatchTotals
 from specgen.core.errors import SpecgenError
 from specgen.render.formatting import format_duration, format_rate, labelled
 from specgen.render.jsonl import SCHEMA_VERSION, Document, dumps, error_document, stats_document
+from specgen.render.timings import warmup_document
 
 
 def result_line(result: BatchResult) -> str:
@@ -30,14 +31,18 @@ def answer_document(answer: BatchAnswer) -> Document:
     drafted, accepted = answer.num_drafted, answer.num_accepted
     rate = accepted / drafted if drafted and accepted is not None else None
     known = {"num_draft_tokens": drafted, "num_accepted_draft_tokens": accepted, "draft_acceptance_rate": rate}
-    speed = answer.num_tokens / answer.seconds if answer.num_tokens and answer.seconds > 0 else None
+    if (counts := answer.counts) is not None:
+        speed = counts.tokens_per_second
+    else:
+        speed = answer.num_tokens / answer.seconds if answer.num_tokens and answer.seconds > 0 else None
     return {
         "schema_version": SCHEMA_VERSION,
         "specgen_version": __version__,
         "tokens": answer.num_tokens,
         "decode_s": round(answer.seconds, 9),
         "tokens_per_s": speed,
-        "stats": known if answer.counts is None else stats_document(answer.counts),
+        **({} if counts is None else warmup_document(counts)),
+        "stats": known if counts is None else stats_document(counts),
         **({"earlier_replies": list(answer.earlier_replies)} if answer.earlier_replies else {}),
         **({"notices": [answer.problem]} if answer.problem else {}),
     }

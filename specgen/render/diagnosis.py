@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from specgen.core.cost_model import is_unlike
+from specgen.core.metrics import Counts
 from specgen.core.results import RunReport
 
 LARGE_DRAFT_SHARE = 0.4
@@ -41,7 +42,7 @@ def find_doubt(report: RunReport) -> Doubt | None:
         return None
     if not counts.num_drafted:
         return Doubt.NOTHING_DRAFTED
-    if counts.block_efficiency is not None and speedup > MAX_NOISE * counts.block_efficiency:
+    if speedup > MAX_NOISE * _tokens_per_round(counts):
         return Doubt.IMPOSSIBLE
     if report.forecast is not None and is_unlike(speedup, report.forecast.speedup):
         return Doubt.UNLIKE_PREDICTED
@@ -52,6 +53,8 @@ def find_causes(report: RunReport) -> tuple[Cause, ...]:
     """Returns the causes of a speedup below 1; none for a larger or a doubtful one."""
     speedup, counts = report.speedup, report.counts
     if not speedup or speedup >= 1 or report.info.drafter == "none" or find_doubt(report):
+        return ()
+    if counts.num_warmup_rounds == counts.num_rounds:
         return ()
     if report.info.schedule == "auto" and counts.num_rounds > PAUSED_ROUNDS * counts.num_tested:
         return (Cause.DRAFTING_PAUSED,)
@@ -80,7 +83,7 @@ def explain_doubt(doubt: Doubt, report: RunReport) -> str:
         case Doubt.NOTHING_DRAFTED:
             return "nothing was drafted, so the difference is timing noise"
         case Doubt.IMPOSSIBLE:
-            tokens = report.counts.block_efficiency or 0.0
+            tokens = _tokens_per_round(report.counts)
             return f"impossible with {tokens:.2f} tokens per round, so one of the two timings was disturbed"
         case Doubt.UNLIKE_PREDICTED:
             return "the measured and the predicted speedup are too far apart, so one of them was disturbed"
@@ -91,8 +94,9 @@ def explain_causes(causes: tuple[Cause, ...], report: RunReport) -> str:
     counts, baseline = report.counts, report.baseline
     if Cause.DRAFTING_PAUSED in causes or baseline is None:
         return "drafting did not pay here, so most rounds did not draft; the loss is the cost of trying"
-    round_seconds = counts.num_rounds * baseline.tpot_seconds
-    steps, tokens = counts.decode_seconds / round_seconds, counts.num_emitted / counts.num_rounds
+    num_rounds, _, seconds = counts.timed
+    round_seconds = num_rounds * baseline.tpot_seconds
+    steps, tokens = seconds / round_seconds, _tokens_per_round(counts)
     num_checked = round(counts.num_drafted / counts.num_rounds + 1, 1)
     sentences = {
         Cause.EXPENSIVE_DRAFT: f"drafting takes {100 * (counts.draft_share or 0):.0f} % of the time",
@@ -102,6 +106,12 @@ def explain_causes(causes: tuple[Cause, ...], report: RunReport) -> str:
     }
     why = " and ".join(sentences[cause] for cause in causes)
     return f"a round takes as long as {steps:.1f} steps of the target alone and yields {tokens:.1f} tokens: {why}"
+
+
+def _tokens_per_round(counts: Counts) -> float:
+    """Returns the tokens of a round that the speedup is computed from."""
+    num_rounds, num_tokens, _ = counts.timed
+    return num_tokens / num_rounds
 
 
 def _is_draft_expensive(report: RunReport) -> bool:

@@ -23,6 +23,7 @@ from specgen.core.metrics import Counts, Detail
 from specgen.core.results import ModelInfo, RunInfo, RunReport
 from specgen.render.sanitize import UNSAFE
 from specgen.render.served import server_document, sources_document
+from specgen.render.timings import rounded_seconds, timings_document
 
 Document = dict[str, Any]
 
@@ -64,7 +65,7 @@ def event_document(event: TextEvent) -> Document | None:
                 "type": "prefill",
                 "prompt_tokens": event.num_prompt_tokens,
                 "reused_tokens": event.num_reused_tokens,
-                "seconds": _seconds(event.seconds),
+                "seconds": rounded_seconds(event.seconds),
             }
         case RoundText(round_, pieces, texts):
             return {
@@ -73,9 +74,9 @@ def event_document(event: TextEvent) -> Document | None:
                 "drafted": len(round_.draft_ids),
                 "accepted": round_.num_accepted,
                 "source": round_.source,
-                "seconds": _seconds(round_.seconds),
-                "draft_seconds": _seconds(round_.draft_seconds),
-                "verify_seconds": _seconds(round_.verify_seconds),
+                "seconds": rounded_seconds(round_.seconds),
+                "draft_seconds": rounded_seconds(round_.draft_seconds),
+                "verify_seconds": rounded_seconds(round_.verify_seconds),
                 "tokens": [{"id": piece.id, "text": piece.text, "state": piece.state.value} for piece in pieces],
                 "nodes": None
                 if round_.tree is None
@@ -109,17 +110,7 @@ def result_document(report: RunReport) -> Document:
             "total_tokens": counts.num_prompt_tokens + counts.num_emitted,
             "cached_tokens": counts.num_reused_tokens,
         },
-        "timings": {
-            "load_s": _seconds(report.info.load_seconds),
-            "prefill_s": None if counts.is_served else _seconds(counts.prefill_seconds),
-            "decode_s": _seconds(counts.decode_seconds),
-            "draft_s": None if counts.is_served else _seconds(counts.draft_seconds),
-            "verify_s": None if counts.is_served else _seconds(counts.verify_seconds),
-            "ttft_s": None if counts.ttft_seconds is None else _seconds(counts.ttft_seconds),
-            "total_s": _seconds(report.total_seconds),
-            "tokens_per_s": counts.tokens_per_second,
-            "peak_memory_bytes": report.peak_memory_bytes,
-        },
+        "timings": timings_document(report),
         "stats": stats_document(counts),
         "baseline": None
         if baseline is None
@@ -244,7 +235,3 @@ def stats_document(counts: Counts) -> Document:
         ],
         "conditional_per_position_acceptance_rate": counts.acceptance_by_position,
     }
-
-
-def _seconds(seconds: float) -> float:
-    return round(seconds, 9)  # the further digits of a sum of floats were not measured

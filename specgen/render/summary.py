@@ -76,6 +76,7 @@ def format_turn(report: RunReport, *, ascii_only: bool = False) -> Text:
         "" if report.speedup is None or find_doubt(report) else format_speedup(report.speedup),
         "" if counts.tokens_per_second is None else f"{counts.tokens_per_second:.1f} tok/s",
         f"{counts.num_emitted} tok",
+        f"warm-up {format_duration(counts.warmup_seconds)}" if counts.num_warmup_rounds else "",
         f"{counts.num_reused_tokens} of {counts.num_prompt_tokens} cached" if is_reused else "",
         "" if report.finish_reason == "stop" else _ending(report),
     ]
@@ -115,6 +116,9 @@ def _token_figures(report: RunReport) -> list[_Figure]:
     if counts.tokens_per_second is not None:
         rate = f"{counts.tokens_per_second:.1f}"
         figures.append(_Figure("tok/s", rate, f"{rate} tok/s"))
+    if counts.num_warmup_rounds:
+        what = "all rounds" if counts.num_warmup_rounds == counts.num_rounds else "not in the speed"
+        figures.append(_keyed("warm-up", f"{format_duration(counts.warmup_seconds)}, {what}"))
     if counts.ttft_seconds is not None:
         figures.append(_keyed("first token", format_duration(counts.ttft_seconds)))
     if report.peak_memory_bytes > 0:

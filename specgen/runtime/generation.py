@@ -140,8 +140,7 @@ class Generation:
         for event in steps:
             if isinstance(event, Round):
                 ids += event.token_ids
-                # Only a text that is shorter than its warm-up is timed with it.
-                if event.index >= num_uncounted and (not event.is_warmup or not counts.num_rounds):
+                if event.index >= num_uncounted:
                     counts.observe(event)
                     if not event.is_warmup:
                         models.draft_length.costs.observe(1, event.verify_seconds)
@@ -150,7 +149,7 @@ class Generation:
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
         difference = first_difference(ids[:num_tokens], self.token_ids) if compared else None
         self.forecast = learned_costs.predict(models, self.counts, counts)
-        num_timed, seconds = counts.num_emitted, counts.decode_seconds
+        _, num_timed, seconds = counts.timed
         if method == "calibrate":
             # Rounds without a draft are steps of the target alone, too, measured during the run: with them, a machine
             # that was busier during the answer than after it does not look like a slowdown.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from specgen.core.events import Prefill, Round
-from specgen.core.metrics import Baseline, Counts, speedup
+from specgen.core.metrics import Baseline, Counts, speedup, sum_counts
 
 
 def round_(num_drafted: int, num_accepted: int, *, ends: bool = False, num_cut: int = 0) -> Round:
@@ -84,6 +86,36 @@ def test_rounds_without_a_draft_are_plain_steps() -> None:
     assert counts.num_plain_rounds == 2
     # Without the time of a drafter that found nothing to propose.
     assert counts.plain_seconds == pytest.approx(0.5)
+
+
+def test_warm_up_is_in_the_counts_and_the_time_and_not_in_the_speed() -> None:
+    warmup = replace(round_(4, 0), draft_seconds=3.0, verify_seconds=6.0, is_warmup=True)
+    alone, speculative = observed(round_(0, 0)), observed(warmup, round_(2, 1), warmup, round_(2, 2))
+
+    assert (speculative.num_emitted, speculative.num_drafted, speculative.num_rounds) == (7, 12, 4)
+    assert speculative.decode_seconds == pytest.approx(2 * 9.05 + 0.7)
+    assert speculative.warmup_seconds == pytest.approx(2 * 9.05)
+    assert speculative.tokens_per_second == pytest.approx(5 / 0.7)
+    assert speculative.tpot_seconds == pytest.approx(0.7 / 5)
+    assert speculative.draft_share == pytest.approx(0.2 / 0.7)
+    assert speculative.ttft_seconds == pytest.approx(0.75 + 9.05)
+    assert speedup(speculative, Baseline("calibrate", 8, 0.28)) == pytest.approx(2.0)
+    both = sum_counts([alone, speculative])
+    assert both.tokens_per_second == pytest.approx(6 / 1.05)
+
+
+def test_an_answer_of_warm_up_only_has_the_speed_of_all_its_rounds() -> None:
+    counts = observed(replace(round_(2, 1), is_warmup=True), replace(round_(2, 2), is_warmup=True))
+
+    assert counts.decode_seconds == pytest.approx(0.7)
+    assert counts.tokens_per_second == pytest.approx(5 / 0.7)
+    assert counts.draft_share is None
+
+
+def test_a_draft_that_was_recorded_is_not_taken_as_the_cost_of_missed_tokens() -> None:
+    counts = observed(round_(0, 0), replace(round_(2, 1), is_warmup=True), round_(0, 0), round_(2, 1))
+
+    assert (counts.num_resumed, counts.resumed_seconds) == (2, pytest.approx(0.1))
 
 
 def test_speedup_is_the_ratio_of_seconds_per_token() -> None:

@@ -13,6 +13,7 @@ from specgen.bench.advice import recommend
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchReport, Difference
 from specgen.bench.warnings import warnings_of
+from specgen.core.metrics import sum_counts
 from specgen.core.results import LogitGap
 from specgen.render.bench.columns import shorten
 from specgen.render.bench.documents import bench_document, csv_text, markdown_text
@@ -20,6 +21,7 @@ from specgen.render.bench.plot import plot_bytes
 from specgen.render.bench.table import TableOptions, format_bench
 from specgen.render.jsonl import dumps
 from tests.bench.reports import LABEL, report
+from tests.render.runs import warmed_up
 from tests.snapshots import check_snapshot
 
 NEAR = Difference(setting=1, prompt=0, position=41, gap=LogitGap(0.03, 0.1))
@@ -83,6 +85,19 @@ def test_csv_has_a_row_per_run() -> None:
     assert len(rows) == 18
     assert {row["k"] for row in rows} == {"0", "4", "auto"}
     assert float(rows[1]["decode_s"]) == pytest.approx(2.0)
+
+
+def test_a_run_shows_its_warm_up_which_is_not_in_the_speed() -> None:
+    made = report()
+    warm = replace(made, runs=tuple(replace(run, counts=warmed_up(sum_counts([run.counts]))) for run in made.runs))
+
+    rows = list(csv.DictReader(io.StringIO(csv_text(warm))))
+    plain, shown = (bench_document(one) for one in (made, warm))
+    speeds, warm_speeds = (one["results"][1]["summary"] for one in (plain, shown))
+
+    assert (float(rows[1]["warmup_s"]), rows[1]["warmup_tokens"]) == (pytest.approx(0.8), "2")
+    assert (warm_speeds["tokens_per_s"], warm_speeds["speedup"]) == (speeds["tokens_per_s"], speeds["speedup"])
+    assert shown["recommendation"] == plain["recommendation"]
 
 
 def test_markdown_has_the_method_one_table_the_recommendation_and_all_warnings() -> None:

@@ -8,7 +8,7 @@ from specgen.core.cost_model import Forecast
 from specgen.core.results import RunReport
 from specgen.render.diagnosis import Cause, Doubt, explain_causes, explain_doubt, find_causes, find_doubt, find_remedies
 from specgen.render.summary import format_summary, format_turn
-from tests.render.runs import counts, info, report
+from tests.render.runs import counts, info, report, warmed_up
 
 
 def test_an_expensive_draft_is_the_cause() -> None:
@@ -85,6 +85,19 @@ def test_a_speedup_above_the_tokens_per_round_is_impossible_and_not_shown_after_
     assert "4.00" in explain_doubt(Doubt.IMPOSSIBLE, run)
     assert explain_doubt(Doubt.IMPOSSIBLE, run) in format_summary(run, 200).plain
     assert "x" not in format_turn(run).plain
+
+
+def test_warm_up_is_no_cause_and_casts_no_doubt() -> None:
+    """It yields little: with it, 3.6 times the speed would seem impossible."""
+    gained = report(warmed_up(counts((5, 5))), 0.018)
+    lost = report(warmed_up(counts((5, 4), verify_seconds=0.09)), 0.015)
+
+    assert gained.speedup == pytest.approx(3.6)
+    assert find_doubt(gained) is None
+    assert find_causes(lost) == (Cause.EXPENSIVE_VERIFICATION,)
+    text = explain_causes(find_causes(lost), lost)
+    assert ["6.7" in text, "yields 5.0" in text, "6.0x" in text] == [True] * 3
+    assert find_causes(report(warmed_up(counts()), 0.02)) == ()
 
 
 def test_a_speedup_far_from_its_prediction_gets_no_advice() -> None:

@@ -23,7 +23,7 @@ from specgen.render.jsonl import (
 )
 from specgen.render.views import NdjsonView
 from tests.profiles import num_examples
-from tests.render.runs import counts, info, report
+from tests.render.runs import counts, info, report, warmed_up
 from tests.render.screens import EXAMPLE, answer, final, generations, show_all
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=12)
@@ -147,6 +147,14 @@ def test_the_result_has_all_figures() -> None:
     }
     assert document["baseline"].items() >= {"method": "calibrate", "tokens": 8, "seconds_per_token": 0.017}.items()
     assert document["speedup"] == pytest.approx(1.7)
+
+
+def test_warm_up_is_shown_next_to_the_speed_without_it() -> None:
+    timings = result_document(report(warmed_up(counts((5, 2)))))["timings"]
+
+    assert (timings["decode_s"], timings["draft_s"], timings["verify_s"]) == pytest.approx((0.83, 0.01, 0.02))
+    assert (timings["warmup_s"], timings["warmup_tokens"]) == (pytest.approx(0.8), 2)
+    assert timings["tokens_per_s"] == pytest.approx(100)
 
 
 def test_what_was_not_measured_is_null() -> None:

@@ -11,7 +11,7 @@ from specgen.core.metrics import Baseline
 from specgen.core.results import RunReport
 from specgen.render.diagnosis import explain_causes, find_causes
 from specgen.render.summary import format_summary, format_turn
-from tests.render.runs import TARGET_MODEL, counts, info, report
+from tests.render.runs import TARGET_MODEL, counts, info, report, warmed_up
 from tests.snapshots import check_snapshot
 
 EXAMPLE = counts((5, 2), (5, 5), (5, 0), (3, 3))
@@ -38,6 +38,8 @@ RUNS = {
     "slower-few-tokens": report(counts((5, 5), (5, 4)), 0.002),
     "nothing-drafted": report(counts((0, 0), (0, 0)), 0.05),
     "impossible": report(counts((5, 5), (5, 1)), 1.0),
+    "warm-up": report(warmed_up(counts((5, 2), (5, 5), (5, 0), (3, 3)))),
+    "warm-up-only": report(warmed_up(counts())),
 }
 
 
@@ -129,6 +131,7 @@ def test_the_line_after_a_reply_reads_as_stored() -> None:
         report(EXAMPLE),
         report(counts((0, 0)), None),
         report(counts(), None, finish_reason="interrupted"),
+        report(warmed_up(counts((5, 2)))),
     )
 
     check_snapshot(SNAPSHOTS / "turns.txt", "\n".join(format_turn(run).plain for run in runs))

@@ -19,6 +19,9 @@ from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSetting
 from specgen.engine.draft_length.cost_table import CostTable
 from specgen.loading.memory import peak_memory_bytes
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.static.model import StaticModel
+from specgen.models.static.passes import DecoderPass
+from specgen.models.static.recorder import PlainRecorder
 from specgen.runtime import generation as generation_module
 from specgen.runtime.generation import NUM_CALIBRATION_TOKENS, Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
@@ -575,10 +578,47 @@ def test_there_is_no_baseline_without_anything_to_compare(opened: Opener, drafte
     assert generation.report().speedup is None
 
 
+class SlowRecorder(PlainRecorder):
+    """A recorder that needs 100 s for a recording, on a clock that advances by 1 s whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.now += 100.0
+        return super().record(work)
+
+    def read(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("method", ["calibrate", "full"])
+def test_recordings_during_an_answer_are_in_its_time_and_not_in_its_speed(opened: Opener, method: Any) -> None:
+    recorder, models = SlowRecorder(), opened("random", "other")
+    models.target = StaticModel(DecoderPass(models.target.decoder), models.target.vocab_size, recorder)  # type: ignore[attr-defined]
+    answer = Generation(models, request(end_ids=(), max_new_tokens=40))
+    answer.clock = recorder.read
+    rounds = [event.round for event in answer if isinstance(event, RoundText)]
+
+    baseline, counts = answer.measure_baseline(method), answer.counts
+
+    timed = [round_ for round_ in rounds if not round_.is_warmup]
+    num_tokens, seconds = sum(len(r.token_ids) for r in timed), sum(r.seconds for r in timed)
+    assert 0 < len(timed) < len(rounds)
+    assert seconds == 3 * len(timed)
+    assert counts.num_emitted == 40
+    assert counts.decode_seconds == sum(round_.seconds for round_ in rounds) > 100
+    assert counts.tokens_per_second == pytest.approx(num_tokens / seconds)
+    assert baseline is not None
+    assert baseline.tpot_seconds == pytest.approx(3)
+    assert answer.report().speedup == pytest.approx(3 * num_tokens / seconds)
+
+
 def test_no_cost_is_learned_from_a_step_of_the_baseline_that_warms_up(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a step is timed if there is no other so far, because a text may be shorter than its warm-up."""
+    """Nor is it timed."""
     models = opened(drafter="wrong")
     steps = [Round(index, (), 0, 5, 0, 0.0, 9.0, 0.0, is_warmup=index < 2) for index in range(4)]
     learned: list[int] = []
@@ -589,8 +629,21 @@ def test_no_cost_is_learned_from_a_step_of_the_baseline_that_warms_up(
     baseline = answer.measure_baseline("calibrate")
 
     assert baseline is not None
-    assert baseline.num_tokens == 3
+    assert (baseline.num_tokens, baseline.tpot_seconds) == (2, 9.0)
     assert learned == [1, 1]
+
+
+def test_a_baseline_that_is_shorter_than_its_warm_up_is_timed_with_it(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = run(opened(drafter="wrong"))
+    steps = [Round(index, (), 0, 5, 0, 0.0, 9.0, 0.0, is_warmup=True) for index in range(3)]
+    monkeypatch.setattr(generation_module, "target_alone", lambda *_: steps)
+
+    baseline = answer.measure_baseline("full")
+
+    assert baseline is not None
+    assert (baseline.num_tokens, baseline.tpot_seconds) == (3, 9.0)
 
 
 def test_an_interrupted_baseline_is_none(opened: Opener) -> None:

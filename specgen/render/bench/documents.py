@@ -19,6 +19,7 @@ from specgen.core import __version__
 from specgen.render.bench.columns import figure_columns, method_lines, name_columns
 from specgen.render.jsonl import SCHEMA_VERSION, Document, model_document, stats_document
 from specgen.render.theme import UNICODE_GLYPHS
+from specgen.render.timings import warmup_document
 
 CSV_COLUMNS = (
     *("engine", "draft", "k", "prompt", "category", "repeat", "started_s", "tokens"),
@@ -28,6 +29,7 @@ CSV_COLUMNS = (
     "backend",
     "concurrency",
     *("tree", "tree_rounds", "tree_nodes"),
+    *("warmup_s", "warmup_tokens"),
 )
 
 
@@ -140,6 +142,7 @@ def run_document(report: BenchReport, run: Run) -> Document:
         "decode_s": counts.decode_seconds,
         "draft_s": counts.draft_seconds,
         "verify_s": counts.verify_seconds,
+        **warmup_document(counts),
         "rounds": counts.num_rounds,
         "drafted": counts.num_drafted,
         "accepted": counts.num_accepted,

@@ -13,6 +13,7 @@ from specgen.core.batch import BatchAnswer, BatchRequest, BatchResult
 from specgen.core.errors import OutputError, SettingsError, SpecgenError
 from specgen.render.batch import result_line
 from specgen.runtime.batch.output_file import OutputFile
+from tests.render.runs import counts, warmed_up
 
 ANSWER = BatchAnswer({"choices": [{"message": {"content": "ü\u2028\x1b"}}]}, 3, 0.1)
 
@@ -34,6 +35,16 @@ def test_ids_of_answers_and_errors_are_known_when_it_is_opened_again(tmp_path: P
 
     with OutputFile(path) as output:
         assert output.done == {"a": True, "b": False}
+
+
+def test_warm_up_is_in_the_time_of_an_answer_and_not_in_its_speed() -> None:
+    made = warmed_up(counts((5, 2)))
+    answer = BatchAnswer({}, made.num_emitted, made.decode_seconds, counts=made)
+
+    figures = json.loads(line("a", answer))["response"]["body"]["specgen"]
+
+    assert (figures["tokens"], figures["decode_s"], figures["warmup_s"]) == (5, pytest.approx(0.83), pytest.approx(0.8))
+    assert figures["tokens_per_s"] == pytest.approx(100)
 
 
 def test_lines_of_errors_are_removed_on_request(tmp_path: Path) -> None:
