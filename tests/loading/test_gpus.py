@@ -178,13 +178,17 @@ def test_layers_that_can_not_be_divided_are_refused(folder: Path, monkeypatch: p
 
 def test_room_for_the_draft_is_left_on_the_last_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 14 * GIB, 14 * GIB)
-    draft = large(folder, role="draft")
-    draft = replace(draft, config=replace(draft.config, num_parameters=10**9))
+    large_draft = large(folder, role="draft")
+
+    def draft_with(layers: tuple[LayerSpec, ...]) -> ResolvedModel:
+        return replace(large_draft, config=replace(large_draft.config, decoder=replace(SPEC, layers=layers)))
+
+    draft = draft_with(SPEC.layers[:2])
     alone, with_draft = placed(large(folder)), placed(leaving_room(large(folder), draft))
 
     assert with_draft.segments[-1].num_layers < alone.segments[-1].num_layers
     # A draft that leaves no room for the target does not stop it: it goes where most room is.
-    monster = replace(draft, config=replace(draft.config, num_parameters=10**11))
+    monster = draft_with(12 * SPEC.layers)
     assert placed(leaving_room(large(folder), monster)) == alone
 
 
