@@ -71,7 +71,7 @@ class _Target:
     @property
     def estimated_seconds(self) -> float:
         """An estimate of v(1): that of a draft is compared with it, so that their common errors cancel."""
-        return self.speed.pass_seconds(self.pair.target, self.plan.memory.weights)
+        return self.speed.pass_seconds(self.pair.target, self.plan)
 
 
 def rank_drafts(
@@ -121,7 +121,7 @@ def _examine_target(baseline: Pair, store: CostStore) -> _Target:
     if 1 in learned:
         verify = _verify({n: seconds / learned[1] for n, seconds in learned.items()})
         return _Target(baseline, plan, device, verify, learned[1], "learned", speed)
-    seconds = speed.pass_seconds(baseline.target, plan.memory.weights)
+    seconds = speed.pass_seconds(baseline.target, plan)
     return _Target(baseline, plan, device, _verify({1: 1.0}), seconds, "estimated", speed)
 
 
@@ -160,7 +160,7 @@ def _forecast(target: _Target, candidate: Candidate, like: ModelSettings, store:
     report = examine_pair(pair)
     plan, kind = report.models[1], pair.shared.kind
     overlap = pair.shared.overlap if isinstance(pair.shared, TranslatedPairing) else UNKNOWN_OVERLAP
-    ratio = target.speed.pass_seconds(pair.draft, plan.memory.weights) / target.estimated_seconds
+    ratio = target.speed.pass_seconds(pair.draft, plan) / target.estimated_seconds
     assumed = HEAD_ALPHA if pair.draft.draft_head is not None else FAMILY_ALPHA if kind == "same" else ASSUMED_ALPHA
     cost_basis: Basis = "estimated"
     learned = store.find(_facts(pair.draft, plan, kind)).get(TOKEN)

@@ -12,6 +12,7 @@ from specgen.core.metrics import Counts
 from specgen.core.settings import ModelSettings
 from specgen.doctor.draft_measurement import _with_interval
 from specgen.doctor.pass_estimate import MachineSpeed, measure_machine
+from specgen.doctor.results import MemoryPlan, ModelPlan
 from specgen.loading.gguf.header import scan_gguf
 from specgen.loading.resolved_model import GgufFile
 from specgen.runtime.confidence import ratio_interval
@@ -20,14 +21,28 @@ from tests.loading.builders import make_gguf
 from tests.toys import save_toy
 
 
-def test_a_pass_reads_all_weights_and_calls_each_layer(tmp_path: Path) -> None:
-    pair = resolve_pair(PairSettings(ModelSettings(str(save_toy(tmp_path / "toy"))), "none"))
-    assert pair.target.config.decoder is not None
-    num_layers = len(pair.target.config.decoder.layers)
+def planned(num_weight_bytes: int, quant: str = "none", dtype: str = "float32") -> ModelPlan:
+    memory = MemoryPlan(num_weight_bytes, 0, 0, 0)
+    return ModelPlan("target", "toy", "llama", 1, "cpu", dtype, quant, (), None, memory)
 
-    seconds = MachineSpeed(bytes_per_second=1e9, layer_seconds=0.5).pass_seconds(pair.target, 3_000_000_000)
 
-    assert seconds == pytest.approx(3 + 0.5 * num_layers)
+@pytest.mark.parametrize(
+    ("is_tied", "quant", "dtype", "is_embedding_read"),
+    [(True, "none", "float32", True), (True, "nf4", "float32", False), (False, "none", "bfloat16", False)],
+)
+def test_a_pass_reads_what_it_multiplies_and_calls_each_layer(
+    tmp_path: Path, is_tied: bool, quant: str, dtype: str, is_embedding_read: bool
+) -> None:
+    target = resolve_pair(PairSettings(ModelSettings(str(save_toy(tmp_path / "toy"))), "none")).target
+    assert target.config.decoder is not None
+    spec = replace(target.config.decoder, is_tied=is_tied, vocab_size=1_000_000, hidden_size=500)
+    model = replace(target, config=replace(target.config, decoder=spec, dtype="bfloat16"))
+
+    seconds = MachineSpeed(bytes_per_second=1e9, layer_seconds=0.5).pass_seconds(
+        model, planned(3_000_000_000, quant, dtype)
+    )
+
+    assert seconds == pytest.approx((3 if is_embedding_read else 2) + 0.5 * len(spec.layers))
 
 
 @pytest.mark.parametrize(("kind", "seconds"), [("Q4_K", 1.0 + 0.016), ("BF16", 1.0)])
@@ -39,7 +54,7 @@ def test_llama_cpp_unpacks_each_quantized_weight(tmp_path: Path, kind: str, seco
     model = replace(target, files=replace(target.files, gguf=GgufFile(path, header)))
     speed = MachineSpeed(bytes_per_second=1e9, layer_seconds=0.5, num_threads=2)
 
-    assert speed.pass_seconds(model, 1_000_000_000) == pytest.approx(seconds)
+    assert speed.pass_seconds(model, planned(1_000_000_000)) == pytest.approx(seconds)
 
 
 def test_the_machine_is_timed() -> None:
