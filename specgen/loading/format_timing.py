@@ -31,8 +31,8 @@ from specgen.models.packing import PACKED_KINDS, has_nf4_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.timing import FLUSH_BYTES, Timer, timer_for
 
-NUM_SAMPLES, MOST_SAMPLES = 5, 40
-"""Samples of each pass: fewest, and most on a busy machine."""
+NUM_SAMPLES, MOST_SAMPLES, MOST_SECONDS = 5, 40, 2.0
+"""Samples of each pass: fewest, and most on a busy machine, where no more are begun after this time."""
 NUM_AGREEING, AGREEMENT = 3, 1.1
 """The fastest samples of a pass that must be equal up to this factor. Seen next to other programs: 14 ms for a layer of
 0.6 ms, whatever its format, and a choice by it that was kept."""
@@ -184,7 +184,7 @@ class Flush:
 def sample_passes(
     passes: Passes, flush: Callable[[], None], clock: Callable[[], float] = perf_counter
 ) -> dict[str, list[list[float]]]:
-    """Times passes in turn until the fastest samples of each agree, or `MOST_SAMPLES` were taken.
+    """Times passes in turn until the fastest samples of each agree, or enough were taken.
 
     Args:
         flush: Runs before each pass.
@@ -194,8 +194,9 @@ def sample_passes(
         By format, the seconds of all samples of each pass.
     """
     samples: dict[str, list[list[float]]] = {name: [[] for _ in runs] for name, runs in passes.items()}
+    began = clock()
     for number in range(MOST_SAMPLES):
-        if number >= NUM_SAMPLES and _is_steady(samples):
+        if number >= NUM_SAMPLES and (clock() - began > MOST_SECONDS or _is_steady(samples)):
             break
         for name, runs in passes.items():
             for run, times in zip(runs, samples[name], strict=True):

@@ -145,11 +145,13 @@ class DisturbedClock:
         return work
 
 
-@pytest.mark.parametrize(("num_disturbed", "num_samples"), [(0, 5), (30, 18), (10_000, 40)])
-def test_a_disturbed_measurement_is_repeated(num_disturbed: int, num_samples: int) -> None:
+@pytest.mark.parametrize(
+    ("num_disturbed", "step", "num_samples"), [(0, 1e-5, 5), (30, 1e-5, 18), (10_000, 1e-5, 40), (10_000, 0.1, 5)]
+)
+def test_a_disturbed_measurement_is_repeated_for_a_while(num_disturbed: int, step: float, num_samples: int) -> None:
     clock = DisturbedClock(num_disturbed)
 
-    samples = sample_passes({"none": [clock.run(2.0)], "nf4": [clock.run(1.0)]}, lambda: None, clock)
+    samples = sample_passes({"none": [clock.run(2 * step)], "nf4": [clock.run(step)]}, lambda: None, clock)
 
     assert [len(times) for runs in samples.values() for times in runs] == [num_samples] * 2
 
