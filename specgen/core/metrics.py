@@ -208,7 +208,7 @@ class Counts:
 
     @property
     def timed(self) -> tuple[int, int, float]:
-        """Rounds, tokens and seconds that speeds are computed from: those without warm-up, all if there is no other."""
+        """The rounds, tokens and seconds of which speeds are made. They leave out warm-up rounds, unless all are."""
         num_tokens = self.num_emitted - self.num_untimed
         if 0 < self.num_warmup_rounds == self.num_rounds:
             return self.num_rounds, num_tokens, self.warmup_seconds

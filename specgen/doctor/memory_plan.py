@@ -14,7 +14,7 @@ from specgen.loading.cuda_memory import GRAPH_BYTES, cache_values, cuda_capacity
 from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.module_sizes import empty_model
 from specgen.loading.placement import Placement
-from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
+from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig, decoder_sizes
 from specgen.models.cached_model import PREFILL_CHUNK
 from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES
 from specgen.models.decoder_spec import DecoderSpec
@@ -25,7 +25,7 @@ from specgen.models.llama_cpp import MAX_ROWS
 from specgen.models.packing import has_float_matmul
 from specgen.models.running_states import StateSizes, state_sizes
 from specgen.models.static.prefill import prefill_chunk
-from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
+from specgen.models.tensor_names import layer_matrices
 
 _PACKED_BYTES = {"bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.53125}
 """Bytes of a packed value; in nf4 with a bfloat16 scale for each 64."""
@@ -126,13 +126,12 @@ def plan_gguf_memory(header: GgufHeader, config: ModelConfig) -> MemoryPlan:
 
 
 def _own_sizes(spec: DecoderSpec) -> _Sizes:
-    shapes = tensor_shapes(spec)
-    matrices = [shape for name, shape in shapes.items() if len(shape) == 2 and name not in (EMBEDDING, HEAD)]
+    sizes = decoder_sizes(spec)
     return _Sizes(
-        layers=tuple((shape[0], prod(shape)) for shape in matrices),
-        embedding=prod(shapes[EMBEDDING]),
-        head=prod(shapes.get(HEAD, (0,))),
-        rest=sum(prod(shape) for shape in shapes.values() if len(shape) == 1),
+        layers=tuple((shape[0], prod(shape)) for shape in layer_matrices(spec)),
+        embedding=sizes.embedding,
+        head=0 if sizes.is_tied else sizes.head,
+        rest=sizes.rest,
         cache=2 * len(spec.layers) * spec.num_kv_heads * spec.head_size,
         hidden=spec.hidden_size,
         inner=spec.intermediate_size,

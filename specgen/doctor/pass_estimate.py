@@ -49,9 +49,9 @@ class MachineSpeed:
 
 
 def read_bytes(model: ResolvedModel, plan: ModelPlan) -> int:
-    """Returns the bytes of the weights that a pass reads: all, but of an embedding that is not the head single rows.
+    """Returns the bytes of the weights that a pass reads: of an embedding only single rows, unless it is also the head.
 
-    A tied head that is packed is a copy. Of Qwen2.5-Coder-0.5B in nf4, half of the memory is the embedding.
+    A tied head that is packed is a copy. Half of the memory of Qwen2.5-Coder-0.5B in nf4 is the embedding.
     """
     spec = model.config.decoder
     is_packed = plan.device == "cpu" and plan.quant != "none" and plan.dtype == "float32"

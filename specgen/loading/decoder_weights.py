@@ -19,7 +19,7 @@ from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.formats import FloatLinear, Int8Linear, Nf4Linear, without_deprecation_warning
 from specgen.models.forward_pass import Norm
 from specgen.models.fused_layers import fuse
-from specgen.models.packing import PACKED_KINDS, PackedKind, compile_ahead, holds, packed_linear
+from specgen.models.packing import PACKED_KINDS, PackedKind, compile_ahead, has_float_matmul, holds, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.shortlist_head import has_shortlist, shortlist_head
 from specgen.models.tensor_names import EMBEDDING, HEAD, NORM, tensor_shapes
@@ -50,7 +50,7 @@ def load_decoder(
         ModelFileError: A tensor is missing, left over, or of another shape.
         NumericalError: An embedding or a norm contains NaN or infinity.
     """
-    files = TensorFiles(folder, names, _kept_type(placement))
+    files = TensorFiles(folder, names, kept_type(placement))
     ignored = [name for name in files.shapes if name.endswith(IGNORED_SUFFIX)]
     left_out = files.check(tensor_shapes(spec), [*ignored, *([HEAD] if spec.is_tied else [])])
     dtype = torch.float32 if placement.packed_dtype is not None else placement.torch_dtype
@@ -92,12 +92,10 @@ def load_decoder(
     return decoder.eval().requires_grad_(False), left_out
 
 
-def _kept_type(placement: Placement) -> torch.dtype | None:
-    """Returns the type of weights that are not converted; None if all are."""
-    if placement.device != "cpu" or placement.quant != "none":
-        return None
-    kept: torch.dtype = getattr(torch, placement.packed_dtype or placement.dtype)
-    return kept
+def kept_type(placement: Placement) -> torch.dtype | None:
+    """Returns the type of weights that are used as they were read; None if all are converted, as FBGEMM's are."""
+    stays = placement.packed_dtype is None or has_float_matmul(placement.torch_dtype)
+    return placement.torch_dtype if placement.device == "cpu" and placement.quant == "none" and stays else None
 
 
 def _num_workers(placement: Placement) -> int:

@@ -29,13 +29,13 @@ from specgen.models.formats import (
 )
 from specgen.models.packing import PACKED_KINDS, has_nf4_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
-from specgen.models.timing import FLUSH_BYTES, Timer, timer_for
+from specgen.models.timing import FLUSH_BYTES, Timer, flush_on, timer_for
 
 NUM_SAMPLES, MOST_SAMPLES, MOST_SECONDS = 5, 40, 2.0
 """Samples of each pass: fewest, and most on a busy machine, where no more are begun after this time."""
 NUM_AGREEING, AGREEMENT = 3, 1.1
-"""The fastest samples of a pass that must be equal up to this factor. Seen next to other programs: 14 ms for a layer of
-0.6 ms, whatever its format, and a choice by it that was kept."""
+"""So many of the fastest samples of a pass must agree within this factor. Seen while other programs ran: a layer of
+0.6 ms took 14 ms in every format, and the format chosen by these times was stored."""
 MAX_WEIGHTS = 16_000_000
 """Weights of the timed layer: a wider layer is cut, so that creating it takes less than a second."""
 MAX_LAYERS = 96
@@ -98,7 +98,7 @@ def measure_formats(formats: Sequence[str], layer: TimedLayer) -> FormatTimes:
             return FormatTimes({})
         return FormatTimes(round_seconds(formats, layer, timer))
     rows = TARGET_ROWS if layer.role == "target" else (1,)
-    samples = sample_passes(_passes(formats, layer, rows), Flush(layer.device))
+    samples = sample_passes(_passes(formats, layer, rows), flush_on(torch.device(layer.device)))
     fastest = {name: [min(times) for times in of_rows] for name, of_rows in samples.items()}
     seconds = token_seconds(fastest) if layer.role == "target" else {name: each[0] for name, each in fastest.items()}
     return FormatTimes(seconds, _is_steady(samples))
@@ -168,16 +168,6 @@ def _passes(formats: Sequence[str], layer: TimedLayer, num_rows: Sequence[int]) 
             except FAILURES:
                 passes.pop(name, None)
     return passes
-
-
-class Flush:
-    """Writes more than a device's cache holds, so that the next pass reads its weights from memory."""
-
-    def __init__(self, device: str) -> None:
-        self._values = torch.zeros(FLUSH_BYTES // 4, device=device)
-
-    def __call__(self) -> None:
-        self._values.add_(1.0)
 
 
 @torch.inference_mode()

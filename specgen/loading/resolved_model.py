@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from specgen.core.settings import ModelSettings
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.tensor_names import EMBEDDING, HEAD, tensor_shapes
+from specgen.models.tensor_names import EMBEDDING, HEAD, layer_matrices, tensor_shapes
 
 if TYPE_CHECKING:
     from specgen.core.results import ModelInfo
@@ -163,7 +163,7 @@ class ModelConfig:
         if self.quant_method is not None and not self.is_unpacked(device):
             return self.num_weight_bytes
         size = _BYTES.get(dtype, 4.0)
-        sizes = self.modules if self.decoder is None else _decoder_sizes(self.decoder)
+        sizes = self.modules if self.decoder is None else decoder_sizes(self.decoder)
         if sizes is None:
             return int(self.num_parameters * _QUANT_BYTES.get(quant, size))
         layer_size = _LAYER_BYTES.get(quant, size)
@@ -178,14 +178,13 @@ class ModelConfig:
         return int(layers * layer_size + (sizes.total - layers) * size)
 
 
-def _decoder_sizes(spec: DecoderSpec) -> ModuleSizes:
+def decoder_sizes(spec: DecoderSpec) -> ModuleSizes:
+    """Returns the sizes of specgen's decoder."""
     shapes = tensor_shapes(spec)
-    embedding = prod(shapes[EMBEDDING])
-    matrices = sum(prod(shape) for name, shape in shapes.items() if len(shape) == 2 and name not in (EMBEDDING, HEAD))
     return ModuleSizes(
-        linear=matrices,
+        linear=sum(map(prod, layer_matrices(spec))),
         conv1d=0,
-        embedding=embedding,
+        embedding=prod(shapes[EMBEDDING]),
         head=prod(shapes.get(HEAD, shapes[EMBEDDING])),
         is_tied=spec.is_tied,
         rest=sum(prod(shape) for shape in shapes.values() if len(shape) == 1),

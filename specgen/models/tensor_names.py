@@ -71,3 +71,9 @@ def tensor_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
 def layer_prefix(index: int) -> str:
     """Returns what the names of a layer's tensors begin with."""
     return f"model.layers.{index}."
+
+
+def layer_matrices(spec: DecoderSpec) -> list[tuple[int, ...]]:
+    """Returns the shapes of the matrices in the layers."""
+    shapes = tensor_shapes(spec).items()
+    return [shape for name, shape in shapes if len(shape) == 2 and name not in (EMBEDDING, HEAD)]

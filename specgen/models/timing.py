@@ -95,12 +95,17 @@ def timer_for(device: torch.device) -> Timer:
     """Returns the timer for work on a device."""
     if device.type != "cuda":
         return HostTimer()
+    return ReplayTimer(lambda: CudaRecorder(device), EventClock(device), flush_on(device))
+
+
+def flush_on(device: torch.device) -> Callable[[], None]:
+    """Returns what writes more than a device's cache holds, so that the next product reads its weights from memory."""
     flushed = torch.zeros(FLUSH_BYTES // 4, device=device)
 
     def flush() -> None:
         flushed.add_(1.0)
 
-    return ReplayTimer(lambda: CudaRecorder(device), EventClock(device), flush)
+    return flush
 
 
 def faster_of(usual: nn.Module, other: nn.Module, row: Tensor, timer: Timer | None = None) -> nn.Module:

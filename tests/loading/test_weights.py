@@ -20,6 +20,7 @@ from specgen.core.settings import BackendName, BackendSettings, ModelSettings
 from specgen.loading import decoder_weights, memory, weights
 from specgen.loading.config_check import check_folder
 from specgen.loading.module_sizes import with_module_sizes
+from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import LoadedModel
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
@@ -421,3 +422,19 @@ def test_a_name_in_a_config_that_nothing_knows_is_named(folder: Path, change: di
     error = fails(ModelFileError, lambda: load(folder), named)
 
     assert "damaged" not in (error.hint or "")
+
+
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_only_weights_that_stay_as_they_were_read_share_memory(
+    monkeypatch: pytest.MonkeyPatch, has_kernel: bool
+) -> None:
+    """What FBGEMM packs is read to memory of its own, which the packed copy replaces."""
+    monkeypatch.setattr(decoder_weights, "has_float_matmul", lambda dtype: has_kernel)
+
+    stored = decoder_weights.kept_type(Placement("cpu", False, "bfloat16", "none", ()))
+    packed = decoder_weights.kept_type(Placement("cpu", False, "float16", "none", (), "float16"))
+    quantized = decoder_weights.kept_type(Placement("cpu", False, "float32", "int8", (), "int8"))
+    elsewhere = decoder_weights.kept_type(Placement("cuda:0", False, "bfloat16", "none", ()))
+
+    assert (stored, packed) == (torch.bfloat16, torch.float16 if has_kernel else None)
+    assert (quantized, elsewhere) == (None, None)

@@ -45,8 +45,8 @@ NVIDIA's documentation recommends 32 MiB on Hopper, and 4 MiB on older cards.
 _FAILED: list[Any] = []
 """Graphs whose recording could not be ended: torch's allocator holds callbacks into them, so they are never destroyed.
 
-Before torch 2.13 the allocator then believes that the recording goes on, and gives no cached memory back
-(pytorch#180395). torch has no public function that tells it otherwise.
+Before torch 2.13, the allocator then acts as if the recording went on: it gives no cached memory back (pytorch#180395).
+torch has no public function to correct this.
 """
 
 
