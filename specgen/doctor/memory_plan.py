@@ -14,7 +14,8 @@ from specgen.loading.cuda_memory import GRAPH_BYTES, cache_values, cuda_capacity
 from specgen.loading.gguf.metadata import GgufHeader
 from specgen.loading.module_sizes import empty_model
 from specgen.loading.placement import Placement
-from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig, decoder_sizes
+from specgen.loading.resolved_model import DraftHeadConfig, ModelConfig
+from specgen.loading.weight_sizes import decoder_sizes
 from specgen.models.cached_model import PREFILL_CHUNK
 from specgen.models.checkpoints import MAX_CHECKPOINTS, MAX_COPIES
 from specgen.models.decoder_spec import DecoderSpec

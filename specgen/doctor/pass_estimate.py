@@ -10,6 +10,7 @@ import torch
 
 from specgen.doctor.results import ModelPlan
 from specgen.loading.resolved_model import ResolvedModel
+from specgen.loading.weight_sizes import bytes_per_pass
 
 READ_BYTES = 1 << 28
 """Larger than the caches of most processors."""
@@ -43,24 +44,9 @@ class MachineSpeed:
 
     def pass_seconds(self, model: ResolvedModel, plan: ModelPlan) -> float:
         """Estimates a pass of a model over one token."""
-        reading = read_bytes(model, plan) / self.bytes_per_second
+        read = bytes_per_pass(model, plan.memory.weights, plan.dtype, plan.quant, plan.device)
         unpacking = _num_packed(model) * UNPACKING_SECONDS / self.num_threads
-        return reading + unpacking + _num_layers(model) * self.layer_seconds
-
-
-def read_bytes(model: ResolvedModel, plan: ModelPlan) -> int:
-    """Returns the bytes of the weights that a pass reads: of an embedding only single rows, unless it is also the head.
-
-    A tied head that is packed is a copy. Half of the memory of Qwen2.5-Coder-0.5B in nf4 is the embedding.
-    """
-    spec = model.config.decoder
-    is_packed = plan.device == "cpu" and plan.quant != "none" and plan.dtype == "float32"
-    # llama.cpp's embeddings are small: 4 bits and tied in most files. A draft head has none of its own.
-    is_other = model.gguf is not None or model.config.draft_head is not None
-    if spec is None or is_other or (spec.is_tied and not is_packed):
-        return plan.memory.weights
-    stored: torch.dtype = getattr(torch, model.config.dtype if is_packed else plan.dtype)
-    return plan.memory.weights - spec.vocab_size * spec.hidden_size * stored.itemsize
+        return read / self.bytes_per_second + unpacking + _num_layers(model) * self.layer_seconds
 
 
 def measure_machine() -> MachineSpeed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from specgen.loading.resolved_model import ModelConfig
+from specgen.loading.weight_sizes import needed_bytes
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.static.inputs import MAX_ROWS, capacity_for
 
@@ -21,7 +22,7 @@ def cuda_bytes(config: ModelConfig, dtype: str, quant: str) -> int:
     positions = min(config.max_positions or PLANNED_POSITIONS, PLANNED_POSITIONS)
     size: int = getattr(torch, dtype).itemsize
     cache = cache_values(config) * cuda_capacity(positions) * size
-    return config.needed_bytes(dtype, quant) + cache + logits_bytes(config.vocab_rows or 0) + GRAPH_BYTES
+    return needed_bytes(config, dtype, quant) + cache + logits_bytes(config.vocab_rows or 0) + GRAPH_BYTES
 
 
 def cuda_capacity(num_positions: int) -> int:

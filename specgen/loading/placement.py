@@ -17,6 +17,7 @@ from specgen.loading.format_timing import TimedLayer, measure_formats
 from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.packed_formats import may_pack_nf4, packed_floats
 from specgen.loading.resolved_model import ModelConfig, Role
+from specgen.loading.weight_sizes import needed_bytes
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 from specgen.models.packing import has_float_matmul, has_nf4_matmul
 
@@ -107,8 +108,7 @@ def choose_placement(
     if settings.quant == "auto" and not from_gguf and (role == "draft" or device == "cpu"):
         layer = None
         if config.widths is not None:
-            packs_nf4 = may_pack_nf4(settings, config, device)
-            layer = TimedLayer(*config.widths, dtype, device, role, packs_nf4, stored)
+            layer = TimedLayer(*config.widths, dtype, device, role, may_pack_nf4(settings, config, device), stored)
         quant, reason = _fastest(config, layer, times) or (quant, reason)
     packed_dtype: Literal["float16"] | None = None
     if device == "cpu" and config.quant_method is None:
@@ -264,7 +264,7 @@ def _needed_bytes(config: ModelConfig, layer: TimedLayer, quant: str) -> int:
     if layer.device != "cpu":
         return cuda_bytes(config, layer.dtype, quant)
     dtypes = {"none": layer.packed_dtype or layer.dtype, "nf4": "float32" if layer.packs_nf4 else layer.dtype}
-    return config.needed_bytes(dtypes.get(quant, layer.dtype), quant, layer.device)
+    return needed_bytes(config, dtypes.get(quant, layer.dtype), quant, layer.device)
 
 
 def _is_spread(settings: ModelSettings, config: ModelConfig, device: str, dtype: str, quant: str) -> bool:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from specgen.core.settings import ModelSettings
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.tensor_names import EMBEDDING, HEAD, layer_matrices, tensor_shapes
 
 if TYPE_CHECKING:
     from specgen.core.results import ModelInfo
@@ -24,11 +22,6 @@ Format = Literal["folder", "gguf", "draft head", "mtp"]
 DraftHeadKind = Literal["layers", "features", "mtp"]
 """`layers` reads tokens; `features` also reads the inputs of the target's head, and so does `mtp`."""
 
-_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
-_QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
-"""Bytes per parameter of a draft head, and where the modules are unknown, including scales and embeddings."""
-_LAYER_BYTES = {"int8": 1.0, "nf4": 0.5625, "fp4": 0.5625}
-"""Bytes per parameter of a quantized layer, with a float32 scale per 64 values of 4 bits."""
 _UNPACKED_ON_CPU = ("fp8", "mxfp4")
 """Methods that transformers can't compute with on a CPU: it unpacks the weights to the compute type."""
 
@@ -157,38 +150,6 @@ class ModelConfig:
     def is_unpacked(self, device: str) -> bool:
         """Returns whether the checkpoint is quantized, and its weights are unpacked when it is loaded."""
         return device == "cpu" and self.quant_method in _UNPACKED_ON_CPU
-
-    def needed_bytes(self, dtype: str, quant: str, device: str = "") -> int:
-        """Estimates the memory of the weights in a format, without cache and activations."""
-        if self.quant_method is not None and not self.is_unpacked(device):
-            return self.num_weight_bytes
-        size = _BYTES.get(dtype, 4.0)
-        sizes = self.modules if self.decoder is None else decoder_sizes(self.decoder)
-        if sizes is None:
-            return int(self.num_parameters * _QUANT_BYTES.get(quant, size))
-        layer_size = _LAYER_BYTES.get(quant, size)
-        # specgen's decoder computes 16-bit weights where they are: a tied head has no memory of its own.
-        is_as_stored = self.decoder is not None and quant == "none" and dtype == self.dtype
-        is_packed = quant == "int8" or dtype == "float16" or (quant, dtype) == ("nf4", "float32")
-        if self.quant_method is None and device == "cpu" and is_packed and not is_as_stored:
-            # The embedding is as stored, the head in int8 at least, and what is not packed computes in float32.
-            packed = sizes.linear * layer_size + sizes.head * max(layer_size, 1.0)
-            return int(packed + sizes.embedding * _BYTES.get(self.dtype, 4.0) + (sizes.conv1d + sizes.rest) * 4)
-        layers = sizes.linear + sizes.conv1d
-        return int(layers * layer_size + (sizes.total - layers) * size)
-
-
-def decoder_sizes(spec: DecoderSpec) -> ModuleSizes:
-    """Returns the sizes of specgen's decoder."""
-    shapes = tensor_shapes(spec)
-    return ModuleSizes(
-        linear=sum(map(prod, layer_matrices(spec))),
-        conv1d=0,
-        embedding=prod(shapes[EMBEDDING]),
-        head=prod(shapes.get(HEAD, shapes[EMBEDDING])),
-        is_tied=spec.is_tied,
-        rest=sum(prod(shape) for shape in shapes.values() if len(shape) == 1),
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from specgen.loading.placement import Placement
 from specgen.loading.readable_folder import readable_folder
 from specgen.loading.resolved_model import ModelConfig, ResolvedModel
 from specgen.loading.transformers_checks import check_complete, check_finite
+from specgen.loading.weight_sizes import needed_bytes
 from specgen.models.formats import PackedLinear
 from specgen.models.packing import PACKED_KINDS, pack_model
 from specgen.models.quantized import fits_cpu_kernel, has_nf4_kernel
@@ -51,7 +52,7 @@ def load_transformers(resolved: ResolvedModel, placement: Placement) -> tuple[An
     except library_failures() as error:
         raise load_error(error, resolved.name, folder, facts, placement) from error
     left_out = check_complete(loading, folder, model.state_dict().keys(), default_sizes(facts.values, model.config))
-    needed = facts.needed_bytes(placement.dtype, placement.quant, placement.device)
+    needed = needed_bytes(facts, placement.dtype, placement.quant, placement.device)
     _refuse_offload(model, resolved.name, needed, placement)
     model.eval()
     model.requires_grad_(False)
@@ -135,7 +136,7 @@ def _quantization(placement: Placement, folder: Path) -> Any:
 def load_error(error: Exception, shown: str, folder: Path, config: ModelConfig, placement: Placement) -> SpecgenError:
     """Translates a library's failure to load a model."""
     if is_out_of_memory(error):
-        needed = config.needed_bytes(placement.dtype, placement.quant, placement.device)
+        needed = needed_bytes(config, placement.dtype, placement.quant, placement.device)
         return shortage(shown, placement.device, needed, placement.quant)
     if isinstance(error, ImportError) and config.quant_method:
         return DeviceError(

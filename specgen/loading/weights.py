@@ -17,6 +17,7 @@ from specgen.loading.mtp_folder import without_mtp
 from specgen.loading.placement import Placement, choose_placement
 from specgen.loading.resolved_model import LoadedModel, ResolvedModel
 from specgen.loading.transformers_weights import load_error, load_transformers
+from specgen.loading.weight_sizes import needed_bytes
 from specgen.models.attention_kernel import kernel_for
 from specgen.models.batch_invariance import has_exact_products
 from specgen.models.cached_model import CachedModel
@@ -56,7 +57,7 @@ def load_weights(
     placement = in_segments(placement, resolved)
     if placement.device.startswith("cuda"):
         prepare_cuda()
-    needed, free = facts.needed_bytes(placement.dtype, placement.quant, placement.device), free_bytes(placement.device)
+    needed, free = needed_bytes(facts, placement.dtype, placement.quant, placement.device), free_bytes(placement.device)
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
         # The Linux kernel kills a program that takes too much, and then it is too late for a message.

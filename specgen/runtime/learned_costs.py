@@ -20,6 +20,7 @@ from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.loading.names import MTP_NAME
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
+from specgen.loading.weight_sizes import bytes_per_pass
 from specgen.models.kernels import KERNELS_VERSION
 from specgen.storage.cost_store import CostKey, CostStore
 
@@ -52,8 +53,11 @@ def _draft_length(models: LoadedModels, costs: CostTable, store: CostStore) -> C
     key, pair, draft = draft_key(models), models.pair, models.draft_info
     if key is None or pair.draft is None or pair.shared is None or draft is None:
         return CostAwareLength(costs)
-    # A pass reads all weights once.
-    share = draft.num_bytes / models.target_info.num_bytes if models.target_info.num_bytes else 0.0
+    read = [
+        bytes_per_pass(model, info.num_bytes, info.dtype, info.quant, info.device)
+        for model, info in ((pair.target, models.target_info), (pair.draft, draft))
+    ]
+    share = read[1] / read[0] if read[0] else 0.0
     alpha = store.read(acceptance_key(pair.target.files, pair.draft.files, pair.shared.kind)).get(ALPHA)
     return CostAwareLength(costs, DraftCost(store.read(key).get(TOKEN), costs, share), alpha)
 

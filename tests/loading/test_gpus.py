@@ -32,6 +32,7 @@ from specgen.loading.gpus import (
 from specgen.loading.placement import DeviceLayers, Placement, check_bitsandbytes, choose_placement
 from specgen.loading.resolved_model import ResolvedModel, Role
 from specgen.loading.tensor_files import TensorFiles
+from specgen.loading.weight_sizes import needed_bytes
 from specgen.loading.weights import load_weights, runs_own_decoder
 from specgen.models.decoder_spec import DecoderSpec, LayerSpec, RotarySpec
 from specgen.models.static.model import StaticModel
@@ -358,7 +359,7 @@ def test_the_plan_counts_the_prompt_in_the_passes_that_read_it(
 
 def test_a_gpu_must_hold_the_cache_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = large(folder)
-    weights_only = model.config.needed_bytes("bfloat16", "none")
+    weights_only = needed_bytes(model.config, "bfloat16", "none")
     # Llama-3.1-8B: 128 KiB a token, and a capacity of 8192 for 4096 tokens and the padding.
     assert cuda_bytes(model.config, "bfloat16", "none") == (
         weights_only + 8192 * 128 * 1024 + 17 * 128256 * 4 + GRAPH_BYTES
@@ -374,7 +375,7 @@ def test_sizes_of_a_model_on_transformers_come_from_its_config(folder: Path) -> 
 
     def cache(values: dict[str, Any]) -> int:
         needed = cuda_bytes(replace(config, values=values), "float16", "none")
-        return needed - config.needed_bytes("float16", "none") - GRAPH_BYTES
+        return needed - needed_bytes(config, "float16", "none") - GRAPH_BYTES
 
     assert cache(sizes) == cache({"text_config": sizes}) == 2 * 3 * 2 * 8 * 512 * 2
     assert cache({**sizes, "head_dim": 16}) == 2 * cache(sizes)

@@ -14,6 +14,7 @@ from specgen.core.settings import BackendName, BackendSettings, ModelSettings
 from specgen.loading.config_check import check_folder
 from specgen.loading.module_sizes import with_module_sizes
 from specgen.loading.resolved_model import LoadedModel, ModuleSizes
+from specgen.loading.weight_sizes import needed_bytes
 from specgen.loading.weights import load_weights
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 from specgen.models.packing import may_run_kernels
@@ -40,7 +41,7 @@ def load(folder: Path, dtype: str, quant: str) -> LoadedModel:
 
 def estimate(folder: Path, loaded: LoadedModel) -> int:
     config = with_module_sizes(check_folder(folder), folder)
-    return config.needed_bytes(loaded.info.dtype, loaded.info.quant, "cpu")
+    return needed_bytes(config, loaded.info.dtype, loaded.info.quant, "cpu")
 
 
 def test_modules_are_counted_by_kind(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_the_memory_of_a_large_vocabulary_is_counted(
     info = load_weights(model, sizes["vocab_size"]).info
 
     config = with_module_sizes(model.config, folder)
-    assert config.needed_bytes(info.dtype, quant, "cpu") == pytest.approx(info.num_bytes, rel=0.05)
+    assert needed_bytes(config, info.dtype, quant, "cpu") == pytest.approx(info.num_bytes, rel=0.05)
 
 
 @pytest.mark.parametrize(("dtype", "quant"), [("float16", "none"), ("float32", "int8")])
@@ -132,7 +133,7 @@ def test_weights_that_a_cpu_unpacks_are_counted_unpacked(tmp_path: Path) -> None
 
     loaded = load(folder, "float32", "auto")
 
-    assert check_folder(folder).needed_bytes("float32", "none", "cuda") < loaded.info.num_bytes / 2
+    assert needed_bytes(check_folder(folder), "float32", "none", "cuda") < loaded.info.num_bytes / 2
     assert estimate(folder, loaded) == pytest.approx(loaded.info.num_bytes, rel=0.03)
     assert "fp8" in loaded.info.remark
 

@@ -14,10 +14,10 @@ from specgen.loading import weights
 from specgen.runtime import learned_costs
 from specgen.runtime.generation import Generation, Request
 from specgen.runtime.loaded_models import LoadedModels, load_models
-from specgen.runtime.pair import PairSettings, resolve_pair
+from specgen.runtime.pair import PairSettings, _draft_cost, resolve_pair
 from specgen.storage.cost_store import CostStore
 from tests.models.static.recorder import TraceRecorder
-from tests.toys import save_toy
+from tests.toys import random_toy, save_toy
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,25 @@ def test_nothing_is_saved_without_measurements(toys: dict[str, Path], tmp_path: 
     learned_costs.save(open_models(toys), store)
 
     assert not (tmp_path / "costs").exists()
+
+
+# Values of a toy and of a random toy: head, layers, the last norm.
+READ_OF_TARGET = 320 * 320 + (2 * 32 * 320 + 2 * 8 * 320 + 3 * 8 * 320 + 2 * 320) + 320
+READ_OF_DRAFT = 320 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32) + 32
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_the_first_guess_of_a_drafts_cost_leaves_out_embeddings(tmp_path: Path, is_tied: bool) -> None:
+    """A pass reads single rows of an embedding, unless it is the head."""
+    small = save_toy(tmp_path / "small", model=random_toy(0, tie_word_embeddings=is_tied))
+    store, models = CostStore(tmp_path), open_models({"target": save_toy(tmp_path / "target"), "draft": small})
+    store.write(learned_costs.target_key(models), {"1": 0.020}, ["1"])
+
+    learned_costs.load(models, store)
+
+    assert models.pair.draft is not None
+    assert _draft_cost(models.pair.target, models.pair.draft) == pytest.approx(READ_OF_DRAFT / READ_OF_TARGET)
+    assert models.draft_length.draft_cost.seconds == pytest.approx(0.020 * READ_OF_DRAFT / READ_OF_TARGET)
 
 
 def test_learned_costs_do_not_change_the_answer(toys: dict[str, Path], tmp_path: Path) -> None:

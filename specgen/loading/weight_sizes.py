@@ -1,0 +1,75 @@
+"""Computes how many bytes a model's weights take in a format, and how many of them a pass reads. Reads no weights."""
+
+from __future__ import annotations
+
+from math import prod
+
+from specgen.loading.resolved_model import ModelConfig, ModuleSizes, ResolvedModel
+from specgen.models.decoder_spec import DecoderSpec
+from specgen.models.tensor_names import EMBEDDING, HEAD, layer_matrices, tensor_shapes
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_QUANT_BYTES = {"int8": 1.15, "nf4": 0.65, "fp4": 0.65}
+"""Bytes per parameter of a draft head, and where the modules are unknown, including scales and embeddings."""
+_LAYER_BYTES = {"int8": 1.0, "nf4": 0.5625, "fp4": 0.5625}
+"""Bytes per parameter of a quantized layer, with a float32 scale per 64 values of 4 bits."""
+
+
+def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "") -> int:
+    """Estimates the memory of the weights in a format, without cache and activations."""
+    if config.quant_method is not None and not config.is_unpacked(device):
+        return config.num_weight_bytes
+    size = _BYTES.get(dtype, 4)
+    sizes = config.modules if config.decoder is None else decoder_sizes(config.decoder)
+    if sizes is None:
+        return int(config.num_parameters * _QUANT_BYTES.get(quant, size))
+    layer_size = _LAYER_BYTES.get(quant, size)
+    if config.quant_method is None and _is_packed(config, dtype, quant, device):
+        # The embedding is as stored, the head in int8 at least, and what is not packed computes in float32.
+        packed = sizes.linear * layer_size + sizes.head * max(layer_size, 1)
+        return int(packed + sizes.embedding * _BYTES.get(config.dtype, 4) + (sizes.conv1d + sizes.rest) * 4)
+    layers = sizes.linear + sizes.conv1d
+    return int(layers * layer_size + (sizes.total - layers) * size)
+
+
+def bytes_per_pass(model: ResolvedModel, num_bytes: int, dtype: str, quant: str = "none", device: str = "") -> int:
+    """Returns the bytes of weights that a pass reads: of an embedding only single rows, unless it is also the head.
+
+    Half of the memory of Qwen2.5-Coder-0.5B in nf4 is the embedding. The head that a draft head shares with its target is
+    read, too, but not part of its memory.
+
+    Args:
+        num_bytes: Of the model's weights in memory; without a device, as stored.
+        dtype: The compute type; without a device, the stored type.
+    """
+    config, head = model.config, model.draft_head
+    if head is not None:
+        hidden = config.values["hidden_size"] if head.spec is None else head.spec.hidden_size
+        is_shared = head.num_draft_ids is None and quant == "none"
+        return num_bytes + (config.vocab_rows or 0) * hidden * _BYTES.get(dtype, 4) * is_shared
+    is_packed = _is_packed(config, dtype, quant, device)
+    # llama.cpp's embeddings are small: 4 bits and tied in most files.
+    if model.gguf is not None or config.decoder is None or (config.decoder.is_tied and not is_packed):
+        return num_bytes
+    return num_bytes - decoder_sizes(config.decoder).embedding * _BYTES.get(config.dtype if is_packed else dtype, 4)
+
+
+def _is_packed(config: ModelConfig, dtype: str, quant: str, device: str) -> bool:
+    """Returns whether packed copies replace the weights, on a CPU: a tied head is then one, next to the embedding."""
+    # specgen's decoder computes 16-bit weights where they are: a tied head has no memory of its own.
+    is_as_stored = config.decoder is not None and quant == "none" and dtype == config.dtype
+    has_packed_type = quant == "int8" or dtype == "float16" or (quant, dtype) == ("nf4", "float32")
+    return device == "cpu" and has_packed_type and not is_as_stored
+
+
+def decoder_sizes(spec: DecoderSpec) -> ModuleSizes:
+    """Returns the sizes of specgen's decoder."""
+    shapes = tensor_shapes(spec)
+    return ModuleSizes(
+        linear=sum(map(prod, layer_matrices(spec))),
+        conv1d=0,
+        embedding=prod(shapes[EMBEDDING]),
+        head=prod(shapes.get(HEAD, shapes[EMBEDDING])),
+        is_tied=spec.is_tied,
+        rest=sum(prod(shape) for shape in shapes.values() if len(shape) == 1),
+    )

@@ -1,0 +1,123 @@
+"""The bytes that a pass reads, against counts by hand and against the modules of loaded models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from specgen.core.settings import ModelSettings, Quantization
+from specgen.engine.contract import LanguageModel
+from specgen.loading.decoder_weights import weight_bytes
+from specgen.loading.resolved_model import ResolvedModel
+from specgen.loading.weight_sizes import bytes_per_pass
+from specgen.loading.weights import load_weights
+from specgen.models.decoder_model import DecoderModel
+from specgen.models.draft_head import DraftHeadModel
+from specgen.models.packing import may_run_kernels
+from specgen.runtime.loaded_models import load_models
+from specgen.runtime.pair import PairSettings, resolve_pair
+from tests.draft_heads import resolved_head, write_draft
+from tests.loading.builders import resolved
+from tests.toys import random_toy, save_toy
+
+VOCAB, HIDDEN = 1000, 32
+TOTAL = 100_000
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy(tmp_path_factory.mktemp("sizes") / "toy", model=random_toy(0, hidden_size=HIDDEN))
+
+
+def decoder(folder: Path, stored: str, *, is_tied: bool) -> ResolvedModel:
+    found = resolved(folder, ModelSettings(str(folder)))
+    assert found.config.decoder is not None
+    spec = replace(found.config.decoder, is_tied=is_tied, vocab_size=VOCAB)
+    return replace(found, config=replace(found.config, decoder=spec, dtype=stored))
+
+
+@pytest.mark.parametrize(
+    ("is_tied", "stored", "dtype", "quant", "device", "unread"),
+    [
+        # The packed head of a tied model is a copy.
+        (True, "bfloat16", "float32", "nf4", "cpu", 2 * 32_000),
+        (True, "float32", "float32", "int8", "cpu", 4 * 32_000),
+        (True, "float32", "float16", "none", "cpu", 4 * 32_000),
+        (True, "bfloat16", "bfloat16", "none", "cpu", 0),
+        (True, "bfloat16", "float32", "none", "cpu", 0),
+        (True, "bfloat16", "bfloat16", "nf4", "cuda:0", 0),
+        (False, "bfloat16", "float32", "nf4", "cpu", 2 * 32_000),
+        (False, "bfloat16", "float32", "none", "cpu", 4 * 32_000),
+        (False, "float32", "bfloat16", "nf4", "cuda:0", 2 * 32_000),
+        # As stored.
+        (True, "bfloat16", "bfloat16", "none", "", 0),
+        (False, "bfloat16", "bfloat16", "none", "", 2 * 32_000),
+    ],
+)
+def test_an_embedding_is_read_only_where_it_is_the_head(
+    toy: Path, is_tied: bool, stored: str, dtype: str, quant: str, device: str, unread: int
+) -> None:
+    assert bytes_per_pass(decoder(toy, stored, is_tied=is_tied), TOTAL, dtype, quant, device) == TOTAL - unread
+
+
+@pytest.mark.parametrize(
+    ("num_draft_ids", "quant", "of_target"), [(50, "none", 0), (None, "none", 2 * 320 * 32), (None, "nf4", 0)]
+)
+def test_a_draft_head_reads_its_own_head_or_its_targets(
+    tmp_path: Path, num_draft_ids: int | None, quant: str, of_target: int
+) -> None:
+    ids = None if num_draft_ids is None else range(num_draft_ids)
+    draft = resolved_head(write_draft(tmp_path / "draft", random_toy(0, hidden_size=HIDDEN), draft_ids=ids))
+
+    assert bytes_per_pass(draft, TOTAL, "bfloat16", quant, "cpu") == TOTAL + of_target
+
+
+def bytes_multiplied(model: LanguageModel) -> int:
+    """The weights of a loaded model that a pass multiplies by, or normalizes with."""
+    if isinstance(model, DecoderModel):
+        return weight_bytes(nn.ModuleList([*model.decoder.layers, model.decoder.norm, model.decoder.head]))
+    assert isinstance(model, DraftHeadModel)
+    parts = [model._layers.module, model._norm, model._join, model._head]
+    return weight_bytes(nn.ModuleList(part for part in parts if part is not None))
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "quant"), [("auto", "none"), ("auto", "int8"), ("auto", "nf4"), ("float32", "none")])
+@pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+def test_what_a_loaded_decoder_multiplies_is_read(
+    tmp_path: Path, stored: str, dtype: str, quant: Quantization, is_tied: bool
+) -> None:
+    module = random_toy(0, hidden_size=64, intermediate_size=64, tie_word_embeddings=is_tied)
+    folder = save_toy(tmp_path / "toy", model=module.to(getattr(torch, stored)))
+    settings = ModelSettings(str(folder), quant, dtype, "cpu")  # type: ignore[arg-type]
+    found = resolved(folder, settings)
+
+    loaded = load_weights(found, 320)
+
+    info = loaded.info
+    assert bytes_per_pass(found, info.num_bytes, info.dtype, info.quant, "cpu") == bytes_multiplied(loaded.model)
+
+
+@pytest.mark.parametrize("num_draft_ids", [None, 50])
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+def test_what_a_loaded_draft_head_multiplies_is_read(
+    tmp_path: Path, quant: Quantization, num_draft_ids: int | None
+) -> None:
+    module = random_toy(0, hidden_size=64, intermediate_size=64)
+    ids = None if num_draft_ids is None else range(num_draft_ids)
+    target = ModelSettings(str(save_toy(tmp_path / "target", model=module)), "none", "float32", "cpu")
+    draft = write_draft(tmp_path / "draft", module, kind="features", draft_ids=ids)
+    models = load_models(resolve_pair(PairSettings(target, "model", replace(target, name=str(draft), quant=quant))))
+
+    info = models.draft_info
+    assert models.pair.draft is not None
+    assert info is not None
+    assert models.draft is not None
+    read = bytes_per_pass(models.pair.draft, info.num_bytes, info.dtype, info.quant, info.device)
+    assert read == bytes_multiplied(models.draft)
