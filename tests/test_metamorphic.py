@@ -61,7 +61,13 @@ def test_a_view_changes_no_id_and_no_count(
 
     def noting(generation: Generation, *arguments: object, **options: object) -> object:
         counts = generation.counts
-        numbers = (counts.num_drafted, counts.num_accepted, counts.num_rejected, counts.num_cut, counts.num_rounds)
+        numbers = (
+            counts.num_drafted,
+            counts.num_accepted,
+            counts.num_rejected,
+            counts.num_draft_passes,
+            counts.num_rounds,
+        )
         seen.append((list(generation.token_ids), numbers))
         return report(generation, *arguments, **options)  # type: ignore[arg-type]
 

@@ -147,11 +147,14 @@ def _difference(figures: SettingFigures, report: BenchReport) -> str:
 
 
 def _outlying_runs(figures: SettingFigures, report: BenchReport) -> str:
-    """Compares each run with the other repeats of its prompt, relative to the deviations of all prompts."""
+    """Compares each run with the other repeats of its prompt, relative to the deviations of all prompts.
+
+    It compares seconds per token: how many rounds of a run are warm-up, and not timed, differs between repeats.
+    """
     ratios: list[float] = []
     for prompt in range(len(report.prompts)):
-        runs = [run for run in report.runs if run.setting == figures.index and run.prompt == prompt]
-        times = [run.counts.decode_seconds for run in runs]
+        runs = [run.counts for run in report.runs if run.setting == figures.index and run.prompt == prompt]
+        times = [seconds for counts in runs if not counts.is_all_warmup and (seconds := counts.tpot_seconds)]
         # The median of two repeats is equally far from both.
         ratios += [seconds / median(times) for seconds in times] if len(times) > 2 else []
     num_outliers = len([i for i in outliers(ratios) if abs(ratios[i] - 1) > MIN_OUTLIER])

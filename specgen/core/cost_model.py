@@ -160,27 +160,26 @@ def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
     """Predicts the speedup of a run's rounds from the costs of passes, independently of the run's own clock.
 
     A token of the baseline costs v(1). A round costs its draft, v(tokens fed) and the work around them. A draft after
-    rounds without one first reads the missed tokens; its time is taken as measured.
+    rounds without one first reads the missed tokens; its time is taken as measured. Rounds of warm-up are left out, as
+    from the measured speed. If there are no others, nothing is predicted: the measured speed contains recordings then.
     """
     plain = costs.plain_seconds
-    if plain is None or not counts.num_rounds:
+    if plain is None or not counts.num_rounds or counts.is_all_warmup:
         return None
-    seconds = counts.num_rounds * costs.round_seconds
-    for num_fed, num_rounds in enumerate(counts.fed_histogram):
-        verify = interpolated(costs.verify_seconds, num_fed) if num_rounds else 0.0
+    num_rounds, num_tokens, _ = counts.timed
+    seconds = num_rounds * costs.round_seconds
+    for num_fed, num_passes in enumerate(counts.fed_histogram):
+        verify = interpolated(costs.verify_seconds, num_fed) if num_passes else 0.0
         if verify is None:
             return None
-        seconds += num_rounds * verify
+        seconds += num_passes * verify
     if costs.is_per_round:
-        seconds += counts.num_rounds * costs.draft_seconds
+        seconds += num_rounds * costs.draft_seconds
     else:
-        num_whole = counts.num_rounds - counts.num_plain_rounds - counts.num_rejected
         # Lookup drafts next to a model's take no measurable time.
-        num_drawn = counts.num_drafted + counts.num_cut - counts.num_resumed - counts.num_lookup_drafted
-        num_drawn += counts.num_extra_passes
-        seconds += costs.draft_seconds * max(num_drawn, 0)
-        seconds += counts.resumed_seconds + costs.catch_up_seconds * max(num_whole - 1, 0)
-    return counts.num_emitted * plain / seconds if seconds else None
+        seconds += costs.draft_seconds * counts.num_draft_passes
+        seconds += counts.resumed_seconds + costs.catch_up_seconds * max(counts.num_whole_drafts - 1, 0)
+    return num_tokens * plain / seconds if seconds else None
 
 
 def is_unlike(measured: float | None, predicted: float | None) -> bool:

@@ -36,7 +36,6 @@ class Counts:
     num_drafted: int = 0
     num_accepted: int = 0
     num_rejected: int = 0
-    num_cut: int = 0
     num_lookup_drafted: int = 0
     num_lookup_accepted: int = 0
     """The part of the drafted and of the accepted tokens that lookup proposed."""
@@ -45,6 +44,14 @@ class Counts:
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
     """Parts of the rounds without warm-up."""
+    num_whole_drafts: int = 0
+    num_draft_passes: int = 0
+    fed_histogram: list[int] = field(default_factory=list)
+    """In these rounds: drafts without a rejected token; passes of the draft model; `[n]`: rounds whose target pass fed
+    exactly n tokens, see `Round.num_fed`."""
+    resumed_seconds: float = 0.0
+    """Time of drafts after a round without one, where the drafter first reads the tokens it missed. Their passes are
+    not in `num_draft_passes`."""
     num_warmup_rounds: int = 0
     num_warmup_tokens: int = 0
     warmup_seconds: float = 0.0
@@ -55,9 +62,6 @@ class Counts:
     num_timed_plain_rounds: int = 0
     plain_seconds: float = 0.0
     """Time of rounds without a draft, except warm-up and replays: steps of plain decoding in the middle of the run."""
-    num_resumed: int = 0
-    resumed_seconds: float = 0.0
-    """Time of drafts after a round without one, where the drafter first reads the tokens it missed; except warm-up."""
     num_untimed: int = 0
     """Tokens of a served answer that came with the prompt's pass: `decode_seconds` does not contain their time."""
     detail: Detail = Detail.ALL
@@ -74,8 +78,6 @@ class Counts:
     num_reused_tokens: int = 0
     accepted_histogram: list[int] = field(default_factory=list)
     """`[j]`: rounds that accepted exactly j draft tokens."""
-    fed_histogram: list[int] = field(default_factory=list)
-    """`[n]`: rounds whose target pass fed exactly n tokens; see `Round.num_fed`."""
     drafted_by_position: list[int] = field(default_factory=list)
     tested_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
@@ -98,15 +100,11 @@ class Counts:
                 self.num_timed_plain_rounds += 1
                 # A drafter may have worked and found nothing to propose.
                 self.plain_seconds += round_.seconds - round_.draft_seconds
-        elif self.was_plain and not round_.is_warmup:
-            self.num_resumed += round_.num_draft_passes
-            self.resumed_seconds += round_.draft_seconds
-        self.was_plain = is_plain
+        is_resumed, self.was_plain = self.was_plain and not is_plain, is_plain
         self.num_rounds += 1
         self.num_drafted += num_drafted
         self.num_accepted += round_.num_accepted
         self.num_rejected += round_.num_rejected
-        self.num_cut += round_.num_cut
         if round_.tree is not None:
             self.num_tree_rounds += 1
             self.num_tree_nodes += round_.num_nodes
@@ -124,19 +122,19 @@ class Counts:
             self.draft_seconds += round_.draft_seconds
             self.verify_seconds += round_.verify_seconds
             self.other_seconds += round_.other_seconds
-        self.observe_positions(num_drafted, round_.num_accepted, round_.num_fed - 1 - num_drafted)
+            self.num_whole_drafts += not is_plain and not round_.num_rejected
+            if is_resumed:
+                self.resumed_seconds += round_.draft_seconds
+            elif round_.source != "lookup":
+                self.num_draft_passes += round_.num_draft_passes
+            _grow(self.fed_histogram, round_.num_fed + 1)
+            self.fed_histogram[round_.num_fed] += 1
+        self.observe_positions(num_drafted, round_.num_accepted)
 
-    def observe_positions(self, num_drafted: int, num_accepted: int, num_other: int = 0) -> None:
-        """Adds a round to the histograms and to the sums by position only.
-
-        Args:
-            num_other: Further tokens of the target's pass: cut off at the text's end, of other branches, or fed again.
-        """
+    def observe_positions(self, num_drafted: int, num_accepted: int) -> None:
+        """Adds a round to the histogram of accepted tokens and to the sums by position only."""
         _grow(self.accepted_histogram, num_drafted + 1)
         self.accepted_histogram[num_accepted] += 1
-        num_fed = 1 + num_drafted + num_other
-        _grow(self.fed_histogram, num_fed + 1)
-        self.fed_histogram[num_fed] += 1
         for by_position in (self.drafted_by_position, self.tested_by_position, self.accepted_by_position):
             _grow(by_position, num_drafted)
         for position in range(num_drafted):
@@ -207,10 +205,15 @@ class Counts:
         return self.draft_seconds + self.verify_seconds + self.other_seconds + self.warmup_seconds
 
     @property
+    def is_all_warmup(self) -> bool:
+        """Whether there are rounds, and all of them are warm-up."""
+        return 0 < self.num_warmup_rounds == self.num_rounds
+
+    @property
     def timed(self) -> tuple[int, int, float]:
         """The rounds, tokens and seconds of which speeds are made. They leave out warm-up rounds, unless all are."""
         num_tokens = self.num_emitted - self.num_untimed
-        if 0 < self.num_warmup_rounds == self.num_rounds:
+        if self.is_all_warmup:
             return self.num_rounds, num_tokens, self.warmup_seconds
         seconds = self.draft_seconds + self.verify_seconds + self.other_seconds
         return self.num_rounds - self.num_warmup_rounds, num_tokens - self.num_warmup_tokens, seconds

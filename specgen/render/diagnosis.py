@@ -54,7 +54,7 @@ def find_causes(report: RunReport) -> tuple[Cause, ...]:
     speedup, counts = report.speedup, report.counts
     if not speedup or speedup >= 1 or report.info.drafter == "none" or find_doubt(report):
         return ()
-    if counts.num_warmup_rounds == counts.num_rounds:
+    if not counts.num_rounds or counts.is_all_warmup:
         return ()
     if report.info.schedule == "auto" and counts.num_rounds > PAUSED_ROUNDS * counts.num_tested:
         return (Cause.DRAFTING_PAUSED,)
@@ -97,7 +97,7 @@ def explain_causes(causes: tuple[Cause, ...], report: RunReport) -> str:
     num_rounds, _, seconds = counts.timed
     round_seconds = num_rounds * baseline.tpot_seconds
     steps, tokens = seconds / round_seconds, _tokens_per_round(counts)
-    num_checked = round(counts.num_drafted / counts.num_rounds + 1, 1)
+    num_checked = round(sum(n * num for n, num in enumerate(counts.fed_histogram)) / num_rounds, 1)
     sentences = {
         Cause.EXPENSIVE_DRAFT: f"drafting takes {100 * (counts.draft_share or 0):.0f} % of the time",
         Cause.LOW_ACCEPTANCE: f"only {100 * (counts.alpha or 0):.0f} % of the tested draft tokens were right",

@@ -117,7 +117,7 @@ def _token_figures(report: RunReport) -> list[_Figure]:
         rate = f"{counts.tokens_per_second:.1f}"
         figures.append(_Figure("tok/s", rate, f"{rate} tok/s"))
     if counts.num_warmup_rounds:
-        what = "all rounds" if counts.num_warmup_rounds == counts.num_rounds else "not in the speed"
+        what = "all rounds" if counts.is_all_warmup else "not in the speed"
         figures.append(_keyed("warm-up", f"{format_duration(counts.warmup_seconds)}, {what}"))
     if counts.ttft_seconds is not None:
         figures.append(_keyed("first token", format_duration(counts.ttft_seconds)))

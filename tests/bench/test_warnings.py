@@ -12,6 +12,7 @@ from specgen.bench.warnings import outliers, spread, warnings_of
 from specgen.core.cost_model import MeasuredCosts
 from specgen.core.results import LogitGap
 from tests.bench.reports import LABEL, counts, report
+from tests.render.runs import warmed_up
 
 
 def codes(made: BenchReport) -> set[str]:
@@ -63,6 +64,21 @@ def test_a_run_far_from_all_others_is_an_outlier_and_noise_is_not() -> None:
     runs = [*made.runs]
     runs[slow] = replace(runs[slow], counts=counts(0.2, 4, 3))
 
+    assert "outliers" in codes(replace(made, runs=tuple(runs)))
+
+
+def test_a_run_is_an_outlier_by_its_timed_rounds_only() -> None:
+    """Repeats have different numbers of rounds with recordings; a run without other rounds is compared with none."""
+    noise = [0.05, 0.0502, 0.0499, 0.0503, 0.0501]
+    made = report(noise, [0.08] * 5)
+    runs = [*made.runs]
+    first, second, third = [i for i, run in enumerate(runs) if run.setting == 1][:3]
+    runs[first] = replace(runs[first], counts=warmed_up(counts(0.05, 4, 3, num_rounds=4)))
+    runs[second] = replace(runs[second], counts=warmed_up(counts(0.05, num_rounds=0)))
+    recording = replace(made, runs=tuple(runs))
+    runs[third] = replace(runs[third], counts=warmed_up(counts(0.2, 4, 3)))
+
+    assert "outliers" not in codes(recording)
     assert "outliers" in codes(replace(made, runs=tuple(runs)))
 
 

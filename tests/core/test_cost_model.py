@@ -9,7 +9,7 @@ import pytest
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchSettings
 from specgen.core.cost_model import PassCosts, expected_speedup, forecast, predicted_speedup
-from specgen.core.events import Round
+from specgen.core.events import DraftSource, Round
 from specgen.core.metrics import Counts
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
@@ -83,6 +83,30 @@ def test_reading_what_was_missed_while_nothing_was_drafted_counts() -> None:
 
     # The draft's token is 0.1; four times it took 0.6, since there was a text to read first.
     assert predicted_speedup(counts, PassCosts({1: 1.0, 2: 1.0}, 0.1)) == pytest.approx(12 / (8 + 4 * 0.6))
+
+
+@pytest.mark.parametrize("source", ["model", "lookup"])
+def test_a_prediction_covers_the_rounds_that_the_measured_speed_covers(source: DraftSource) -> None:
+    """Rounds of warm-up draft, feed and yield something else than the others, also after a plain round."""
+    is_lookup = source == "lookup"
+    costs = PassCosts({n: 0.9 + n / 10 for n in range(1, 10)}, 0.1, is_lookup, catch_up_seconds=0.2, round_seconds=0.5)
+
+    def made(num_drafted: int, num_accepted: int, draft_seconds: float, *, is_warmup: bool = False) -> Round:
+        times = (0.1 if is_lookup else draft_seconds, 50.0 if is_warmup else 1 + num_drafted / 10, 0.5)
+        return Round(0, tuple(range(num_drafted)), num_accepted, 1, 0, *times, source, is_warmup)
+
+    plain, whole, rejected, resumed = made(0, 0, 0.0), made(4, 4, 0.4), made(4, 2, 0.6), made(4, 4, 0.7)
+    long, short, alone = (made(n, kept, 50.0, is_warmup=True) for n, kept in ((8, 0), (2, 2), (0, 0)))
+    warm = [whole, rejected, plain, resumed]
+    for rounds in (warm, [long, short, alone, resumed, long, rejected, plain, short, whole], [long, *warm]):
+        counts, _ = counted(rounds)
+        assert predicted_speedup(counts, costs) == pytest.approx(counts.tokens_per_second)
+
+
+def test_nothing_is_predicted_for_rounds_of_warm_up_only() -> None:
+    counts, _ = counted([Round(0, (1, 2), 1, 3, 0, 0.2, 1.2, 0.5, is_warmup=True)])
+
+    assert predicted_speedup(counts, PassCosts({1: 1.0, 3: 1.2}, DRAFT, round_seconds=0.5)) is None
 
 
 def test_what_was_not_measured_is_not_predicted() -> None:

@@ -47,7 +47,7 @@ def test_tokens_per_round_include_the_targets_own() -> None:
 def test_a_round_cut_at_an_end_token_counts_nothing_after_it() -> None:
     counts = observed(round_(2, 2, ends=True, num_cut=3))
 
-    assert (counts.num_drafted, counts.num_accepted, counts.num_emitted, counts.num_cut) == (2, 2, 2, 3)
+    assert (counts.num_drafted, counts.num_accepted, counts.num_emitted, counts.num_draft_passes) == (2, 2, 2, 5)
     assert counts.acceptance_rate == 1.0
 
 
@@ -115,7 +115,7 @@ def test_an_answer_of_warm_up_only_has_the_speed_of_all_its_rounds() -> None:
 def test_a_draft_that_was_recorded_is_not_taken_as_the_cost_of_missed_tokens() -> None:
     counts = observed(round_(0, 0), replace(round_(2, 1), is_warmup=True), round_(0, 0), round_(2, 1))
 
-    assert (counts.num_resumed, counts.resumed_seconds) == (2, pytest.approx(0.1))
+    assert (counts.num_draft_passes, counts.resumed_seconds) == (0, pytest.approx(0.1))
 
 
 def test_speedup_is_the_ratio_of_seconds_per_token() -> None:

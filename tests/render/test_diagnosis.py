@@ -96,7 +96,7 @@ def test_warm_up_is_no_cause_and_casts_no_doubt() -> None:
     assert find_doubt(gained) is None
     assert find_causes(lost) == (Cause.EXPENSIVE_VERIFICATION,)
     text = explain_causes(find_causes(lost), lost)
-    assert ["6.7" in text, "yields 5.0" in text, "6.0x" in text] == [True] * 3
+    assert ["6.7" in text, "yields 5.0" in text, "checking 6 tokens" in text, "6.0x" in text] == [True] * 4
     assert find_causes(report(warmed_up(counts()), 0.02)) == ()
 
 

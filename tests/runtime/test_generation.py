@@ -168,7 +168,7 @@ def test_the_report_counts_accepted_tokens(opened: Opener) -> None:
 
     # The quick brown fox [quick] drinks | caf Ã © at æ + Ĺ | ¥ ð Ł Ļ Ĥ + . | end
     assert (counts.num_rounds, counts.num_emitted, counts.num_drafted) == (4, 18, 16)
-    assert (counts.num_accepted, counts.num_rejected, counts.num_discarded, counts.num_cut) == (15, 1, 0, 4)
+    assert (counts.num_accepted, counts.num_rejected, counts.num_discarded, counts.num_draft_passes) == (15, 1, 0, 20)
     assert counts.accepted_histogram == [0, 1, 0, 0, 1, 2]
     assert counts.num_prompt_tokens == len(CHAT)
 
