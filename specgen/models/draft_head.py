@@ -177,7 +177,10 @@ class DraftHeadModel:
         if first > self.length:
             self.length = self.start = self._num_true = min(first, num_tokens)
             # Zeros are the best guess if no token of the text can be read.
-            self._last = torch.zeros(1, self._embedding.shape[1], dtype=self._dtype, device=self.device)
+            self._last = self._zero_output()
+
+    def _zero_output(self) -> Tensor:
+        return torch.zeros(1, self._embedding.shape[1], dtype=self._dtype, device=self.device)
 
     def _known_features(self, first: int, last: int) -> Tensor | None:
         """Returns the target's features of indices `first - 1` to `last - 2`; zeros before the first known one."""

@@ -95,6 +95,9 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         for tensor in (self._given, self._output, self._outputs):
             tensor.zero_()
 
+    def _zero_output(self) -> Tensor:
+        return self._output.zero_()
+
     def _rewind_to_start(self) -> None:
         self._restart()  # keeps the memory, so that the recordings stay valid
 

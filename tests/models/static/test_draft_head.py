@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.core.draft_tree import ROOT
 from specgen.models.static.draft_head import StaticDraftHead
 from tests.decoders import decoder_model
 from tests.draft_heads import SHAPES, open_draft, tiny_draft
@@ -73,3 +74,25 @@ def test_a_draft_after_a_text_with_nan_is_sound(name: str, call: str) -> None:
             getattr(head, call)()
 
     check_drafts(name, spoil)
+
+
+def test_without_a_known_feature_drafts_and_trees_are_those_of_a_plain_head() -> None:
+    """No token of the text can be read then; the output of an earlier pass must not take the place of its own."""
+    (target, head), (plain_target, plain_head) = pairs("head features")
+    ids = [5, 17, 40, 9, 88, 3]
+    for model, features_of in ((head, target), (plain_head, plain_target)):
+        features_of.feed(ids[:-1])
+        model.logits(ids, 1)
+        model.rewind(2)
+        features = features_of.target_features
+        features.first = features.end = len(ids)  # as if the target had read the text before it recorded them
+
+    for index in range(NUM_DRAFTED):
+        head.draft_token(ids, index)
+        drafted = head.drafted_ids(index).clone()
+        assert_close(head.drafted_logits(), plain_head.logits(ids, 1, tail=drafted))
+    for model in (head, plain_head):
+        model.rewind(len(ids))
+        model.feed(ids)
+    for tokens, parents in ((torch.tensor([7, 1]), (ROOT, ROOT)), (torch.tensor([30]), (0,))):
+        assert_close(head.tree_logits(tokens, parents), plain_head.tree_logits(tokens, parents))
