@@ -12,18 +12,26 @@ from typing import Any
 import pytest
 import torch
 
+from specgen.core.progress import SILENT
+from specgen.core.settings import ModelSettings
+from specgen.distill import run
 from specgen.distill.draft import SharedWeights, TrainableDraft, frequent_ids
 from specgen.distill.initialization import fit_input
 from specgen.distill.measurement import measure_acceptance
 from specgen.distill.saving import draft_config, save_draft
-from specgen.distill.settings import DistillSettings, Kind, TrainSettings
+from specgen.distill.settings import DistillRequest, DistillSettings, Kind, TrainSettings
 from specgen.distill.target_texts import read_texts, save_texts
 from specgen.distill.text_generation import BatchGenerator
 from specgen.distill.training import Trainer
 from specgen.loading.draft_head_folder import target_digest
+from specgen.loading.placement import Placement
+from specgen.loading.resolved_model import ResolvedModel
+from specgen.models.decoder import Decoder
 from tests.decoders import decoder_of
 from tests.distill.targets import make_target
 from tests.fake_cuda import FAKE, HOST, fake_cuda
+from tests.loading.test_placement import pretend_gpus
+from tests.toys import save_toy
 
 PROMPTS = [[5, 9, 2, 40, 7], [3], [11, 12, 13, 14, 15, 16, 17, 18, 19], [8, 8], [60, 1, 4, 30], [7, 7, 7]]
 TEMPERATURES = [0.0, 0.8, 0.0, 0.8, 0.0, 0.0]
@@ -80,3 +88,23 @@ def test_every_step_runs_on_a_device_and_makes_the_same_draft(
 
     for name, value in expected.items():
         assert found[name] == value, name
+
+
+def test_cuda_is_prepared_before_the_target_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, cuDNN's attention builds a plan for each length of a text."""
+    done: list[str] = []
+    model, target = make_target(), save_toy(tmp_path / "target")
+
+    def load(_: ResolvedModel, placement: Placement) -> tuple[Decoder, list[str]]:
+        done.append("loaded")
+        return decoder_of(model).to(torch.device(placement.device)), []
+
+    pretend_gpus(monkeypatch, 2**30)
+    monkeypatch.setattr(run, "prepare_cuda", lambda: done.append("prepared"))
+    monkeypatch.setattr(run, "load_own_decoder", load)  # it reads layers in other threads, where the device is unknown
+    request = DistillRequest(ModelSettings(str(target), device="cuda"), SETTINGS, tmp_path / "draft", ())
+    with fake_cuda(monkeypatch):
+        made = run.Distillation(request, SILENT)
+
+        assert made._decoder.device == FAKE
+    assert done == ["prepared", "loaded"]
