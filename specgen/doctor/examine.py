@@ -7,37 +7,29 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from specgen.core.cost_model import MeasuredCosts
 from specgen.core.errors import DeviceError, MemoryShortageError, PairError, SpecgenError
 from specgen.core.machine import Machine
 from specgen.core.progress import SILENT, ProgressListener
-from specgen.core.settings import ModelSettings
-from specgen.doctor.memory_plan import plan_draft_head_memory, plan_gguf_memory, plan_memory
+from specgen.doctor.model_plan import plan_models
 from specgen.doctor.results import (
     CacheState,
     DevicePlan,
     Findings,
     LibraryState,
-    MemoryPlan,
     ModelPlan,
     PairReport,
     SystemReport,
     TerminalState,
 )
-from specgen.loading.gpus import free_by_gpu, in_segments, leaving_room, on_gpu, segment_bytes
-from specgen.loading.llama_cpp import gpu_layers, llama_library
 from specgen.loading.memory import free_bytes
-from specgen.loading.module_sizes import with_module_sizes
-from specgen.loading.placement import Placement, check_bitsandbytes, choose_placement
-from specgen.loading.resolved_model import ModelConfig, ResolvedModel
+from specgen.loading.placement import check_bitsandbytes
 from specgen.runtime.environment import inspect_machine, library_versions
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import Pair, PairSettings, resolve_pair
 from specgen.runtime.pass_costs import measure_pass_costs
-from specgen.storage.cost_store import CostStore
 from specgen.storage.folders import cache_root
 from specgen.text.chat_template import encode_text
 from specgen.text.prompts import bundled_prompts
@@ -171,9 +163,7 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
     # llama.cpp allocates its cache for the whole window at the start.
     whole = window if pair.target.gguf is not None else None
     positions = whole or num_positions or min(window or 4096, 4096)
-    models = [_model_plan(leaving_room(pair.target, pair.draft), pair.target.settings, positions)]
-    if pair.draft is not None:
-        models.append(_draft_plan(pair.draft, pair.target.settings, models[0], positions))
+    models = plan_models(pair.target, pair.draft, positions)
     return PairReport(
         models=tuple(models),
         devices=tuple(_devices(models)),
@@ -186,52 +176,6 @@ def examine_pair(pair: Pair, num_positions: int | None = None) -> PairReport:
         draft_vocab=None if pair.shared is None else pair.shared.kind,
         vocab_remark="" if pair.shared is None else pair.shared.remark,
     )
-
-
-def _draft_plan(draft: ResolvedModel, of_target: ModelSettings, target: ModelPlan, num_positions: int) -> ModelPlan:
-    last = [target.device, *target.required_by_device][-1]
-    if draft.draft_head is not None:
-        # A draft head runs on the device of its target's head, and in its compute type.
-        dtype = "float32" if target.dtype == "float32" else of_target.dtype
-        settings = replace(of_target, quant=draft.settings.quant, dtype=dtype)
-        plan = _model_plan(draft, settings, num_positions)
-        return replace(plan, device=last) if plan.device.startswith("cuda") else plan
-    if draft.gguf is None and last.startswith("cuda"):
-        left = {device: free - target.required_on(device) for device, free in free_by_gpu().items()}
-        draft = on_gpu(draft, last, left)
-    return _model_plan(draft, draft.settings, num_positions)
-
-
-def _model_plan(model: ResolvedModel, settings: ModelSettings, num_positions: int) -> ModelPlan:
-    config, files = model.config, model.files
-    plan = partial(ModelPlan, model.role, model.name, config.model_type, config.num_parameters)
-    if files.gguf is not None:
-        header = files.gguf.header
-        on_gpu = gpu_layers(settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
-        device, memory = "gpu" if on_gpu else "cpu", plan_gguf_memory(header, config)
-        return plan(device, "mixed", header.quantization, ("llama.cpp",), header.context_length, memory)
-    config = with_module_sizes(config, files.path)
-    placement = choose_placement(settings, config, from_gguf=files.from_gguf, role=model.role, times=CostStore())
-    placement = in_segments(placement, model)
-    if config.draft_head is None:
-        quant, remarks = config.quant_method or placement.quant, placement.remarks
-        memory = plan_memory(files.path, config, placement, num_positions)
-    else:
-        is_packed = placement.device == "cpu" and placement.dtype == "bfloat16" and placement.quant == "nf4"
-        quant = placement.quant if is_packed or placement.packed_dtype is not None else "none"
-        remarks = (config.draft_head.remark,)
-        memory = plan_draft_head_memory(config, config.draft_head, placement, num_positions)
-    by_device = _by_device(config, placement, memory, num_positions) if placement.spread else {}
-    return plan(placement.device_name, placement.dtype, quant, remarks, config.max_positions, memory, by_device)
-
-
-def _by_device(config: ModelConfig, placement: Placement, memory: MemoryPlan, num_positions: int) -> dict[str, int]:
-    """Returns what a model on several GPUs needs on each; transformers divides it by the free memory."""
-    if not placement.segments:
-        free = free_by_gpu()
-        return {device: memory.required * space // max(sum(free.values()), 1) for device, space in free.items()}
-    needed = segment_bytes(config, placement, num_positions).on_each([part.num_layers for part in placement.segments])
-    return {part.device: number + memory.activations for part, number in zip(placement.segments, needed, strict=True)}
 
 
 def _devices(models: Sequence[ModelPlan]) -> list[DevicePlan]:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from specgen.core.errors import ModelFileError, NumericalError
+from specgen.loading.packed_formats import packed_head
 from specgen.loading.tensor_files import TensorFiles
 from specgen.models.build_decoder import MakeLinear, build_layer
 from specgen.models.decoder import Decoder, Layer
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.formats import FloatLinear, Int8Linear, Nf4Linear, without_deprecation_warning
+from specgen.models.formats import FloatLinear, without_deprecation_warning
 from specgen.models.forward_pass import Norm
 from specgen.models.fused_layers import fuse
 from specgen.models.packing import PACKED_KINDS, PackedKind, compile_ahead, has_float_matmul, holds, packed_linear
@@ -109,13 +110,13 @@ def _num_workers(placement: Placement) -> int:
 def linear_makers(placement: Placement, dtype: torch.dtype, *, is_draft: bool = False) -> tuple[MakeLinear, MakeLinear]:
     """Returns what makes the matrix products of the layers and the head.
 
-    bitsandbytes' formats leave out the head. In nf4, a target's head is packed in int8: its rounding changes the text
-    most.
+    bitsandbytes' formats leave out the head.
     """
     if placement.packed_dtype is not None:
         kind = PACKED_KINDS[placement.packed_dtype]
         compile_ahead(kind)  # once, not by each thread
-        return partial(_packed, kind), partial(_packed, Int8Linear if kind is Nf4Linear and not is_draft else kind)
+        of_head = PACKED_KINDS[packed_head(placement.packed_dtype, is_draft=is_draft)]
+        return partial(_packed, kind), partial(_packed, of_head)
 
     def dense(weight: Tensor, bias: Tensor | None) -> nn.Module:
         return dense_linear(weight.to(dtype), None if bias is None else bias.to(dtype))

@@ -12,12 +12,20 @@ from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
 from specgen.loading.decoder_weights import dense_linear, weight_bytes
-from specgen.loading.placement import has_fast_bf16_cpu
-from specgen.loading.resolved_model import LoadedModel, ResolvedModel
+from specgen.loading.packed_formats import PackedFormat
+from specgen.loading.placement import Placement, has_fast_bf16_cpu
+from specgen.loading.resolved_model import LoadedModel, ModelConfig, ResolvedModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
-from specgen.models.formats import Int8Linear, PackedLinear, has_int8_matmul
-from specgen.models.packing import FLOAT_KINDS, PackedKind, fast_nf4_linear, has_fast_nf4, is_quantized, packed_linear
+from specgen.models.formats import BFloat16Linear, Float16Linear, PackedLinear, has_int8_matmul
+from specgen.models.packing import (
+    FLOAT_KINDS,
+    PACKED_KINDS,
+    fast_nf4_linear,
+    has_fast_nf4,
+    is_quantized,
+    packed_linear,
+)
 from specgen.models.static.admission import head_admission_failure, not_recorded
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.model import StaticModel
@@ -32,17 +40,21 @@ class HeadFormat:
     """
 
     quant: str = "none"
-    packed: PackedKind | None = None
+    packed: PackedFormat | None = None
 
     @property
     def is_dense(self) -> bool:
         """Whether the weights stay as they are."""
         return self.quant == "none" and self.packed is None
 
+    def dtype(self, arithmetic: torch.dtype) -> str:
+        """Returns the compute type for people, as in `ModelInfo`."""
+        return self.packed if self.packed in FLOAT_KINDS else str(arithmetic).removeprefix("torch.")
+
     def linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         """Returns a matrix product in this format."""
         if self.packed is not None:
-            return packed_linear(weight, self.packed, bias)
+            return packed_linear(weight, PACKED_KINDS[self.packed], bias)
         if self.quant == "nf4" and has_fast_nf4(weight):
             return fast_nf4_linear(weight, bias)
         return dense_linear(weight, bias)
@@ -59,14 +71,56 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
     Raises:
         SettingsError: The requested format is not available.
     """
+    kept: PackedFormat | None = "float16" if isinstance(head, Float16Linear) else None
+    if isinstance(head, BFloat16Linear):
+        kept = "bfloat16"
+    return _fastest_format(requested, weight, kept, has_nf4=is_quantized(target))
+
+
+def draft_head_placement(draft: ResolvedModel, target: ModelConfig, placement: Placement, device: str) -> Placement:
+    """Returns where a draft head will run and the format that `choose_format` will return. Loads nothing.
+
+    Args:
+        target: The config of its target.
+        placement: That of its target.
+        device: That of the target's head.
+
+    Raises:
+        SettingsError: As for `choose_format`.
+    """
+    head, packed = draft.draft_head, placement.packed_dtype
+    assert head is not None, "the caller checks it"
+    dtype = placement.torch_dtype if packed is None else torch.float32
+    if head.spec is None:
+        hidden = draft.config.values["hidden_size"]
+        shape = (hidden, 2 * hidden)
+    else:
+        shape = (head.spec.hidden_size, head.spec.intermediate_size)
+    is_of_library = packed is None and (placement.quant != "none" or target.quant_method == "bitsandbytes")
+    chosen = _fastest_format(
+        draft.settings.quant,
+        torch.empty((), dtype=dtype, device=device).expand(shape),  # has sizes, but no memory
+        packed if packed in FLOAT_KINDS else None,
+        has_nf4=packed == "nf4" or is_of_library,
+    )
+    return Placement(device, False, chosen.dtype(dtype), chosen.quant, (head.remark,), chosen.packed)
+
+
+def _fastest_format(requested: Quantization, weight: Tensor, kept: PackedFormat | None, *, has_nf4: bool) -> HeadFormat:
+    """Implements `choose_format`.
+
+    Args:
+        kept: The format of 16-bit weights of the target's head on our own kernel.
+        has_nf4: The target has layers in a format of bitsandbytes, or in nf4.
+    """
     # For `auto`, only if the target loaded bitsandbytes anyway: its import takes 2.7 s.
-    may_nf4 = requested == "nf4" or (requested == "auto" and is_quantized(target))
+    may_nf4 = requested == "nf4" or (requested == "auto" and has_nf4)
     can_nf4 = may_nf4 and has_fast_nf4(weight)
     can_int8 = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
     is_auto_faster = can_nf4 or not has_fast_bf16_cpu()
     for weight_format, is_available, requirement in (
         (HeadFormat("nf4"), can_nf4, "a CPU with AVX2, or bfloat16 on one with AVX512-BF16"),
-        (HeadFormat("int8", Int8Linear), can_int8, "float32 arithmetic on a CPU"),
+        (HeadFormat("int8", "int8"), can_int8, "float32 arithmetic on a CPU"),
     ):
         if requested == weight_format.quant and not is_available:
             raise SettingsError(
@@ -75,7 +129,7 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
             )
         if is_available and (requested == weight_format.quant or (requested == "auto" and is_auto_faster)):
             return weight_format
-    return HeadFormat(packed=next((kind for kind in FLOAT_KINDS.values() if isinstance(head, kind)), None))
+    return HeadFormat(packed=kept)
 
 
 def drafting_head(
@@ -90,7 +144,8 @@ def drafting_head(
         dtype: The type it computes in.
         columns: As in `DraftHeadParts`.
     """
-    has_format = weight_format.is_dense or (weight_format.packed is not None and isinstance(head, weight_format.packed))
+    packed = weight_format.packed
+    has_format = weight_format.is_dense or (packed is not None and isinstance(head, PACKED_KINDS[packed]))
     if columns is None and has_format:
         return head
     if tied is not None:
@@ -113,12 +168,11 @@ def assembled(
     Args:
         head: The target's, which is not counted if the draft uses it.
     """
-    arithmetic = str(parts.dtype).removeprefix("torch.")
     own = [parts.layers.module, parts.norm, parts.join, None if parts.head is head else parts.head]
     info = ModelInfo(
         name=resolved.name,
         quant=weight_format.quant,
-        dtype=next((name for name, kind in FLOAT_KINDS.items() if weight_format.packed is kind), arithmetic),
+        dtype=weight_format.dtype(parts.dtype),
         device=str(parts.like.device),
         num_parameters=resolved.config.num_parameters,
         num_bytes=weight_bytes(nn.ModuleList(module for module in own if module is not None)),

@@ -9,6 +9,7 @@ from specgen.loading.resolved_model import ModelConfig
 from specgen.models.float_rows import INPUTS_UNIT
 from specgen.models.packing import may_run_kernels
 
+PackedFormat = Literal["bfloat16", "float16", "int8", "nf4"]
 MAX_UNPACKED = 0.1
 """Largest share of the weights in other modules than linear layers and embeddings for which these are packed."""
 
@@ -31,3 +32,12 @@ def packed_floats(settings: ModelSettings, config: ModelConfig, device: str) -> 
     if device != "cpu" or not (config.decoder is not None and is_plain and has_sizes and may_run_kernels()):
         return None
     return "bfloat16" if config.dtype == "bfloat16" else "float16" if config.dtype == "float16" else None
+
+
+def packed_head(layers: PackedFormat, *, is_draft: bool) -> PackedFormat:
+    """Returns the format of the head of packed layers: int8 for a target in nf4, as its rounding changes the text most.
+
+    Args:
+        is_draft: It is a draft on specgen's own decoder; on transformers, drafts have the heads of targets.
+    """
+    return "int8" if layers == "nf4" and not is_draft else layers

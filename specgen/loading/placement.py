@@ -15,7 +15,7 @@ from specgen.loading.cuda_memory import USABLE, cuda_bytes
 from specgen.loading.format_autotune import LEAST_MEASURED, fastest_format
 from specgen.loading.format_timing import TimedLayer, measure_formats
 from specgen.loading.memory import free_bytes, shortage
-from specgen.loading.packed_formats import may_pack_nf4, packed_floats
+from specgen.loading.packed_formats import PackedFormat, may_pack_nf4, packed_floats
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.loading.weight_sizes import needed_bytes
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
@@ -56,7 +56,7 @@ class Placement:
     dtype: str
     quant: str
     remarks: tuple[str, ...]
-    packed_dtype: Literal["bfloat16", "float16", "int8", "nf4"] | None = None
+    packed_dtype: PackedFormat | None = None
     segments: tuple[DeviceLayers, ...] = ()
 
     def layer_devices(self, num_layers: int) -> list[str]:
@@ -263,8 +263,8 @@ def _fastest(config: ModelConfig, layer: TimedLayer | None, times: CostStore | N
 def _needed_bytes(config: ModelConfig, layer: TimedLayer, quant: str) -> int:
     if layer.device != "cpu":
         return cuda_bytes(config, layer.dtype, quant)
-    dtypes = {"none": layer.packed_dtype or layer.dtype, "nf4": "float32" if layer.packs_nf4 else layer.dtype}
-    return needed_bytes(config, dtypes.get(quant, layer.dtype), quant, layer.device)
+    stored = {"none": layer.packed_dtype, "nf4": "float32" if layer.packs_nf4 else None}.get(quant)
+    return needed_bytes(config, stored or layer.dtype, quant, layer.device, is_draft=layer.role == "draft")
 
 
 def _is_spread(settings: ModelSettings, config: ModelConfig, device: str, dtype: str, quant: str) -> bool:

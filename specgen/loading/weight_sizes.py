@@ -15,7 +15,7 @@ _LAYER_BYTES = {"int8": 1.0, "nf4": 0.5625, "fp4": 0.5625}
 """Bytes per parameter of a quantized layer, with a float32 scale per 64 values of 4 bits."""
 
 
-def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "") -> int:
+def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "", *, is_draft: bool = False) -> int:
     """Estimates the memory of the weights in a format, without cache and activations."""
     if config.quant_method is not None and not config.is_unpacked(device):
         return config.num_weight_bytes
@@ -25,8 +25,9 @@ def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "") 
         return int(config.num_parameters * _QUANT_BYTES.get(quant, size))
     layer_size = _LAYER_BYTES.get(quant, size)
     if config.quant_method is None and _is_packed(config, dtype, quant, device):
-        # The embedding is as stored, the head in int8 at least, and what is not packed computes in float32.
-        packed = sizes.linear * layer_size + sizes.head * max(layer_size, 1)
+        # The embedding is as stored, and what is not packed computes in float32.
+        is_small = is_draft and config.decoder is not None
+        packed = sizes.linear * layer_size + sizes.head * (layer_size if is_small else max(layer_size, 1))
         return int(packed + sizes.embedding * _BYTES.get(config.dtype, 4) + (sizes.conv1d + sizes.rest) * 4)
     layers = sizes.linear + sizes.conv1d
     return int(layers * layer_size + (sizes.total - layers) * size)
@@ -35,8 +36,8 @@ def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "") 
 def bytes_per_pass(model: ResolvedModel, num_bytes: int, dtype: str, quant: str = "none", device: str = "") -> int:
     """Returns the bytes of weights that a pass reads: of an embedding only single rows, unless it is also the head.
 
-    Half of the memory of Qwen2.5-Coder-0.5B in nf4 is the embedding. The head that a draft head shares with its target is
-    read, too, but not part of its memory.
+    Half of the memory of Qwen2.5-Coder-0.5B in nf4 is the embedding. The head that a draft head shares with its target
+    is read, too, but not part of its memory.
 
     Args:
         num_bytes: Of the model's weights in memory; without a device, as stored.

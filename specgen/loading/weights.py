@@ -57,7 +57,8 @@ def load_weights(
     placement = in_segments(placement, resolved)
     if placement.device.startswith("cuda"):
         prepare_cuda()
-    needed, free = needed_bytes(facts, placement.dtype, placement.quant, placement.device), free_bytes(placement.device)
+    is_draft, free = resolved.role == "draft", free_bytes(placement.device)
+    needed = needed_bytes(facts, placement.dtype, placement.quant, placement.device, is_draft=is_draft)
     notices: tuple[str, ...] = ()
     if placement.device == "cpu" and free is not None and needed > free:
         # The Linux kernel kills a program that takes too much, and then it is too late for a message.
@@ -72,9 +73,9 @@ def load_weights(
         # Where products are exact, only attention depends on the number of tokens. Drafts don't have to be exact: their
         # rows attend one by one only where the kernel computes them in one call.
         is_exact = has_exact_products(decoder)
-        attends_by_row = is_exact and (resolved.role == "target" or kernel_for(decoder.spec) is not None)
+        attends_by_row = is_exact and (not is_draft or kernel_for(decoder.spec) is not None)
         model: CachedModel = DecoderModel(decoder, num_tokens, attends_by_row)
-        if resolved.role == "draft" and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):
+        if is_draft and info.quant in ("nf4", "fp4") and isinstance(model, DecoderModel):
             # In bfloat16, the head alone would take as long as all the 4-bit layers below it.
             model.use_nf4_head()
     else:
@@ -88,7 +89,7 @@ def load_weights(
     notices += left_out_notice(without_mtp(left_out, resolved), resolved.path)
     recorders = [recorder for device in devices if (recorder := recorder_for(device)) is not None]
     if recorders:
-        model, reason = recorded(model, *recorders, is_draft=resolved.role == "draft")
+        model, reason = recorded(model, *recorders, is_draft=is_draft)
         if reason is not None:
             notices += (not_recorded(name, reason),)
     return LoadedModel(model, _with_remarks(info, resolved, placement), notices)

@@ -56,7 +56,7 @@ def test_kernels_that_need_a_gpu_leave_the_rollback_unknown(
     def fail(*_: object) -> None:
         raise RuntimeError("0 active drivers")
 
-    monkeypatch.setattr("specgen.doctor.memory_plan.state_sizes", fail)
+    monkeypatch.setattr("specgen.doctor.model_sizes.state_sizes", fail)
     arguments = ("doctor", "-t", save_hybrid("FalconH1", tmp_path), "-d", "none", *EXACT)
 
     memory = json.loads(cli(*arguments, "--json").out)["pair"]["models"][0]["memory"]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from specgen.core.errors import SettingsError
 from specgen.core.settings import ModelSettings, Quantization
+from specgen.doctor.model_plan import plan_models
 from specgen.engine.contract import LanguageModel
 from specgen.loading.decoder_weights import weight_bytes
-from specgen.loading.resolved_model import ResolvedModel
-from specgen.loading.weight_sizes import bytes_per_pass
+from specgen.loading.resolved_model import ResolvedModel, Role
+from specgen.loading.weight_sizes import bytes_per_pass, needed_bytes
 from specgen.loading.weights import load_weights
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.draft_head import DraftHeadModel
+from specgen.models.formats import NativeLinear
 from specgen.models.packing import may_run_kernels
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
@@ -121,3 +125,68 @@ def test_what_a_loaded_draft_head_multiplies_is_read(
     assert models.draft is not None
     read = bytes_per_pass(models.pair.draft, info.num_bytes, info.dtype, info.quant, info.device)
     assert read == bytes_multiplied(models.draft)
+
+
+# Planned memory
+
+
+def made(folder: Path, module: Any, stored: str = "bfloat16") -> Path:
+    return save_toy(folder, model=module.to(getattr(torch, stored)))
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("role", ["target", "draft"])
+@pytest.mark.parametrize("quant", ["none", "int8", "nf4"])
+@pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+def test_the_planned_weights_are_those_of_the_loaded_model(
+    tmp_path: Path, quant: Quantization, role: Role, is_tied: bool
+) -> None:
+    """Half of the weights are the head, which has 4 bits in a draft and 8 in a target."""
+    module = random_toy(0, hidden_size=64, intermediate_size=64, tie_word_embeddings=is_tied)
+    target = ModelSettings(str(made(tmp_path / "toy", module)), quant if role == "target" else "none", device="cpu")
+    draft = replace(target, quant=quant) if role == "draft" else None
+    pair = resolve_pair(PairSettings(target, "none" if draft is None else "model", draft))
+
+    plan = plan_models(pair.target, pair.draft, 100)[-1]
+
+    models = load_models(pair)
+    model, info = (models.target, models.target_info) if draft is None else (models.draft, models.draft_info)
+    assert info is not None
+    assert (plan.role, plan.quant, plan.dtype) == (role, info.quant, info.dtype)
+    assert plan.memory.weights == info.num_bytes - kernel_biases(model)
+    needed = needed_bytes(pair.target.config, info.dtype, quant, "cpu", is_draft=role == "draft")
+    assert needed == pytest.approx(plan.memory.weights, rel=0.05)
+
+
+def kernel_biases(model: Any) -> int:
+    """The float32 biases that our kernels have for each output, also where the model has none."""
+    return 4 * sum(part.out_features for part in model.module.modules() if isinstance(part, NativeLinear))
+
+
+@pytest.mark.parametrize("num_draft_ids", [None, 50])
+@pytest.mark.parametrize("quant", ["auto", "none", "int8", "nf4"])
+@pytest.mark.parametrize("of_target", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
+def test_the_planned_draft_head_is_the_loaded_one(
+    tmp_path: Path, stored: str, of_target: Quantization, quant: Quantization, num_draft_ids: int | None
+) -> None:
+    """So is what is refused. Scales of rows and float32 norms are not planned: less than 5 %."""
+    module = random_toy(0, hidden_size=256, intermediate_size=256)
+    target = ModelSettings(str(made(tmp_path / "target", module, stored)), of_target, device="cpu")
+    ids = None if num_draft_ids is None else range(num_draft_ids)
+    draft = write_draft(tmp_path / "draft", module, kind="features", draft_ids=ids)
+    pair = resolve_pair(PairSettings(target, "model", replace(target, name=str(draft), quant=quant)))
+
+    try:
+        models = load_models(pair)
+    except SettingsError as error:
+        with pytest.raises(SettingsError, match=error.message):
+            plan_models(pair.target, pair.draft, 100)
+        return
+    plan = plan_models(pair.target, pair.draft, 100)[-1]
+
+    info = models.draft_info
+    assert info is not None
+    assert (plan.quant, plan.dtype, plan.device) == (info.quant, info.dtype, info.device)
+    assert plan.memory.weights == pytest.approx(info.num_bytes, rel=0.05)
