@@ -19,6 +19,7 @@ from specgen.core.model_files import listed, read_json
 from specgen.loading.config_check import DRAFT_HEAD_KEY, check_sizes, read_config, refuse_kernels, weight_files
 from specgen.loading.config_reader import UnsupportedConfig
 from specgen.loading.decoder_families import decoder_spec
+from specgen.loading.names import find_place
 from specgen.loading.resolved_model import DraftHeadConfig, DraftHeadKind, ModelConfig, ResolvedModel
 from specgen.loading.rotary_config import scaled_window
 from specgen.loading.safetensors_check import check_safetensors
@@ -114,6 +115,14 @@ def draft_head_shapes(spec: DecoderSpec, kind: DraftHeadKind, num_draft_ids: int
 def shipped_draft(target: ResolvedModel) -> Path | None:
     """Returns the folder of the draft head in this package that was made for a target, or None."""
     return next(draft_heads_of(target, sorted(path.parent for path in SHIPPED.glob("*/config.json"))), None)
+
+
+def unused_draft_notice(target: ResolvedModel) -> str | None:
+    """Returns a notice if the built-in target runs on another backend than its draft head; None for other targets."""
+    if target.fits_own_decoder or find_place(target.settings).kind != "built-in" or not has_shipped_drafts():
+        return None
+    backend = "transformers" if target.gguf is None else "llama.cpp"
+    return f"{target.name} on {backend} drafts by lookup alone: its draft head runs with --backend torch only"
 
 
 def draft_heads_of(target: ResolvedModel, folders: Iterable[Path]) -> Iterator[Path]:

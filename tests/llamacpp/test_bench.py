@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from specgen.loading.builtin import FILE_NAME, GGUF_SHA256
+from specgen.loading.names import BUILT_IN_NAME
 from tests.cli.children import Ended, run_child
 from tests.llamacpp.test_models import save_toy_gguf
 from tests.toys import save_toy
@@ -67,6 +69,25 @@ def test_a_single_backend_has_no_column(files: dict[str, Path], cache: Path) -> 
     assert "llama.cpp, 2 threads" in found["target"]["remark"]
     assert found["other_target"] is None
     assert [row["engine"] for row in found["results"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_noted"),
+    [(("--backend", "llama.cpp"), True), (("--backend", "llama.cpp", "-d", "lookup"), False), ((), False)],
+)
+def test_it_says_that_the_built_in_draft_head_is_left_out(
+    cache: Path, arguments: tuple[str, ...], is_noted: bool
+) -> None:
+    """A toy is in the place of the built-in model, and runs on torch by default."""
+    built_in = cache / "gguf" / GGUF_SHA256[:16] / FILE_NAME
+    built_in.parent.mkdir(parents=True)
+    save_toy_gguf(built_in)
+
+    ended = bench({"target": Path(BUILT_IN_NAME)}, cache, *arguments)
+
+    assert ended.code == 0, ended.err
+    notice = f"{BUILT_IN_NAME} on llama.cpp drafts by lookup alone: its draft head runs with --backend torch only"
+    assert ended.err.count(notice) == int(is_noted)
 
 
 def test_llama_cpp_alone_writes_the_text_of_the_same_file(files: dict[str, Path], cache: Path) -> None:

@@ -15,6 +15,7 @@ from specgen.cli.options.models import OFF
 from specgen.cli.request import parse_draft_length, parse_tree
 from specgen.core.progress import ProgressListener
 from specgen.core.settings import ModelSettings
+from specgen.loading.draft_head_folder import unused_draft_notice
 from specgen.runtime import learned_costs
 from specgen.runtime.environment import environment
 from specgen.runtime.loaded_models import LoadedModels
@@ -33,6 +34,8 @@ def open_benchmark(inputs: Inputs, progress: ProgressListener) -> Benchmark:
         baseline = resolve_pair(PairSettings(target, "none", lookup_texts=inputs.lookup_texts), progress)
         if any(inputs.prompt_format.folds_system(baseline.tokenizer, prompt.messages) for prompt in inputs.prompts):
             baseline = replace(baseline, notices=(*baseline.notices, FOLDED))
+        if any(draft.kind == "auto" for draft in inputs.drafts) and (notice := unused_draft_notice(baseline.target)):
+            baseline = replace(baseline, notices=(*baseline.notices, notice))
         pairs[backend] = (baseline, draft_pairs(baseline, inputs.drafts, draft, progress))
     configurations = open_backends(pairs, settings_of(inputs.drafts, inputs.lengths, inputs.trees), progress)
     for models in _loaded(configurations):
