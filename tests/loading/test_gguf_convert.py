@@ -25,7 +25,7 @@ from specgen.core.settings import ModelSettings
 from specgen.loading import libraries
 from specgen.loading.config_check import check_folder
 from specgen.loading.config_reader import UnsupportedConfig
-from specgen.loading.gguf import convert, model_folder
+from specgen.loading.gguf import convert, model_folder, tokenizer
 from specgen.loading.gguf.convert import convert_gguf
 from specgen.loading.libraries import gc_paused
 from specgen.loading.weights import load_weights
@@ -228,6 +228,14 @@ def test_a_changed_file_is_converted_again(source: Path) -> None:
 
     assert first != second
     assert table_size(load_tokenizer(second)) == 6
+
+
+def test_an_entry_of_an_older_format_is_not_used(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "FORMAT", tokenizer.FORMAT - 1)
+        older = convert_gguf(source)
+
+    assert convert_gguf(source) != older
 
 
 def test_a_link_and_its_file_share_an_entry(source: Path, tmp_path: Path) -> None:

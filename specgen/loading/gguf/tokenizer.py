@@ -22,7 +22,7 @@ from specgen.storage.atomic_write import publish_folder
 from specgen.storage.folders import cache_folder, check_space, disk_error, single_writer, staging
 from specgen.text.tokenizer import checked_library_call, load_tokenizer
 
-FORMAT = 6
+FORMAT = 7
 """Part of every key: increase it when entries of older versions must not be used any more."""
 
 _FAILED = "the tokenizer of {} can't be converted"
