@@ -103,6 +103,7 @@ def fake_card(patch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         for name, fake in fakes.items():
             patch.setattr(torch.cuda, name, fake)
         patch.setattr(torch.backends.cuda, "is_built", lambda: True)
+        patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
         patch.setattr(recorder, "_STREAMS", {})
         patch.setattr(decoder_weights, "ThreadPoolExecutor", InThread)
         yield device

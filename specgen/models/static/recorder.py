@@ -38,10 +38,7 @@ class PlainRecorder:
 
 
 _STREAMS: dict[torch.device, Any] = {}
-"""One stream per device for all recordings: cuBLAS keeps a workspace for each stream that it met.
-
-NVIDIA's documentation recommends 32 MiB on Hopper, and 4 MiB on older cards.
-"""
+"""One stream per device for all recordings."""
 _FAILED: list[Any] = []
 """Graphs whose recording could not be ended: torch's allocator holds callbacks into them, so they are never destroyed.
 
@@ -95,7 +92,7 @@ class CudaRecorder:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         # torch.cuda.graph() would empty the allocator's cache at every recording.
-        with _no_collection(), torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with _no_collection(), _own_workspace(), torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             try:
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 work()
@@ -119,6 +116,22 @@ class CudaRecorder:
 
 def _allocate(device: torch.device) -> None:
     torch.zeros(1, device=device)
+
+
+@contextmanager
+def _own_workspace() -> Iterator[None]:
+    """Makes a recording allocate the workspace of cuBLAS in its own pool, 32 MiB on Hopper and less on older cards.
+
+    torch keeps one workspace per stream: the first recording allocates it in its pool, and the others of the stream use
+    it, too. In torch 2.13 the end of any of these graphs frees it, so that the others read and write memory that may
+    belong to no one any more (pytorch#193402). `torch._inductor.cudagraph_trees` clears it around its recordings, too;
+    there is no public function for it.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from specgen.models.timing import ReplayTimer
 class FakeCuda:
     """Graphs by pool. A pool ends with its last graph; a capture that failed leaves the allocator in a bad state.
 
-    The first graph allocates the state of the random generator, which the begin of each later one overwrites.
+    The first graph allocates the state of the random generator, which the begin of each later one overwrites. The first
+    product on the stream allocates a workspace, in the pool of the graph that is recorded then.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -32,6 +33,9 @@ class FakeCuda:
         self.num_failed_destroyed = 0
         self.failed: list[Any] = []
         self.state_is_inference = False
+        self.pool: int | None = None
+        self.workspace: int | None = None
+        """The pool that it is in."""
         cuda = self
 
         class Graph:
@@ -48,7 +52,7 @@ class FakeCuda:
                 cuda.is_recording = True
                 cuda.begun.add(pool)
                 cuda.live[pool] = cuda.live.get(pool, 0) + 1
-                self.pool = pool
+                self.pool = cuda.pool = pool
 
             def capture_end(self) -> None:
                 self.failed, cuda.is_recording = cuda.is_broken, False
@@ -87,6 +91,15 @@ class FakeCuda:
         patch.setattr(torch.cuda, "stream", entered)
         patch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
         patch.setattr(torch.cuda, "empty_cache", self.empty)
+        patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self.clear, raising=False)
+
+    def multiply(self) -> None:
+        """Uses the workspace."""
+        if self.workspace is None:
+            self.workspace = self.pool
+
+    def clear(self) -> None:
+        self.workspace = None
 
     def empty(self) -> None:
         self.num_emptied += 1
@@ -194,6 +207,35 @@ def test_recorders_of_a_device_share_a_stream(cuda: FakeCuda) -> None:
 
     assert cuda.num_streams == 1
     assert len({recorder._pool for recorder in recorders}) == 5
+
+
+def test_a_product_uses_no_memory_of_another_recorder(cuda: FakeCuda) -> None:
+    """That memory may be freed before the recording is, for example with another draft model."""
+    recorders = [CudaRecorder(torch.device("cpu")) for _ in range(2)]
+    used: list[int | None] = []
+    cuda.workspace = 99  # of earlier products on the stream
+
+    def work() -> None:
+        cuda.multiply()
+        used.append(cuda.workspace)
+
+    for recorder in (*recorders, recorders[0]):
+        recorder.record(work)
+
+    assert used == [recorder._pool for recorder in (*recorders, recorders[0])]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_product_after_a_recording_uses_no_memory_of_it(cuda: FakeCuda, fails: bool) -> None:
+    def work() -> None:
+        cuda.multiply()
+        if fails:
+            raise ValueError("planted")
+
+    with pytest.raises(ValueError, match="planted") if fails else nullcontext():
+        CudaRecorder(torch.device("cpu")).record(work)
+
+    assert cuda.workspace is None
 
 
 @pytest.mark.parametrize("first", [True, False])
