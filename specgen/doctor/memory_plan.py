@@ -65,6 +65,7 @@ def plan_draft_head_memory(
     size = _PACKED_BYTES.get(placement.packed_dtype or placement.quant, placement.torch_dtype.itemsize)
     compute_size = 4 if placement.packed_dtype is not None else placement.torch_dtype.itemsize
     sizes = mtp_sizes(config) if head.spec is None else own_sizes(head.spec)
+    # It has rows of its target's head, that head itself, or a copy of it in another format.
     is_shared = placement.quant == "none" or (placement.quant == "int8" and of_target.packed_dtype in ("int8", "nf4"))
     rows = head.num_draft_ids or (0 if is_shared else config.vocab_rows or 0)
     capacity = _capacity(placement, num_positions)
@@ -93,10 +94,10 @@ def plan_gguf_memory(header: GgufHeader, config: ModelConfig) -> MemoryPlan:
 
 
 def _packed_plan(sizes: ModelSizes, config: ModelConfig, formats: tuple[str, str], num_positions: int) -> MemoryPlan:
-    """Plans the embedding as stored, the rest in float32.
+    """Plans packed layers and head, the embedding as stored, the rest in float32.
 
     Args:
-        formats: Of the packed layers and of the packed head.
+        formats: Of the layers and of the head.
     """
     import torch
 

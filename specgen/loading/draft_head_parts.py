@@ -107,7 +107,7 @@ def draft_head_placement(draft: ResolvedModel, target: ModelConfig, placement: P
 
 
 def _fastest_format(requested: Quantization, weight: Tensor, kept: PackedFormat | None, *, has_nf4: bool) -> HeadFormat:
-    """Implements `choose_format`.
+    """Returns what `choose_format` does, also for a target that is not loaded.
 
     Args:
         kept: The format of 16-bit weights of the target's head on our own kernel.

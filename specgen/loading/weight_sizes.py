@@ -25,9 +25,9 @@ def needed_bytes(config: ModelConfig, dtype: str, quant: str, device: str = "", 
         return int(config.num_parameters * _QUANT_BYTES.get(quant, size))
     layer_size = _LAYER_BYTES.get(quant, size)
     if config.quant_method is None and _is_packed(config, dtype, quant, device):
-        # The embedding is as stored, and what is not packed computes in float32.
-        is_small = is_draft and config.decoder is not None
-        packed = sizes.linear * layer_size + sizes.head * (layer_size if is_small else max(layer_size, 1))
+        # The embedding is as stored, and what is not packed computes in float32. For the head see `packed_head`.
+        head_size = layer_size if is_draft and config.decoder is not None else max(layer_size, 1)
+        packed = sizes.linear * layer_size + sizes.head * head_size
         return int(packed + sizes.embedding * _BYTES.get(config.dtype, 4) + (sizes.conv1d + sizes.rest) * 4)
     layers = sizes.linear + sizes.conv1d
     return int(layers * layer_size + (sizes.total - layers) * size)
@@ -45,9 +45,10 @@ def bytes_per_pass(model: ResolvedModel, num_bytes: int, dtype: str, quant: str 
     """
     config, head = model.config, model.draft_head
     if head is not None:
+        if head.num_draft_ids is not None or quant != "none":  # it has a head of its own
+            return num_bytes
         hidden = config.values["hidden_size"] if head.spec is None else head.spec.hidden_size
-        is_shared = head.num_draft_ids is None and quant == "none"
-        return num_bytes + (config.vocab_rows or 0) * hidden * _BYTES.get(dtype, 4) * is_shared
+        return num_bytes + (config.vocab_rows or 0) * hidden * _BYTES.get(dtype, 4)
     is_packed = _is_packed(config, dtype, quant, device)
     # llama.cpp's embeddings are small: 4 bits and tied in most files.
     if model.gguf is not None or config.decoder is None or (config.decoder.is_tied and not is_packed):

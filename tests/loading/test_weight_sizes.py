@@ -1,4 +1,4 @@
-"""The bytes that a pass reads, against counts by hand and against the modules of loaded models."""
+"""The bytes that weights take and that a pass reads, against counts by hand and the modules of loaded models."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def made(folder: Path, module: Any, stored: str = "bfloat16") -> Path:
 def test_the_planned_weights_are_those_of_the_loaded_model(
     tmp_path: Path, quant: Quantization, role: Role, is_tied: bool
 ) -> None:
-    """Half of the weights are the head, which has 4 bits in a draft and 8 in a target."""
+    """In nf4, the head of a draft has 4 bits, that of a target 8."""
     module = random_toy(0, hidden_size=64, intermediate_size=64, tie_word_embeddings=is_tied)
     target = ModelSettings(str(made(tmp_path / "toy", module)), quant if role == "target" else "none", device="cpu")
     draft = replace(target, quant=quant) if role == "draft" else None
