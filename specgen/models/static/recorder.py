@@ -122,10 +122,9 @@ def _allocate(device: torch.device) -> None:
 def _own_workspace() -> Iterator[None]:
     """Makes a recording allocate the workspace of cuBLAS in its own pool, 32 MiB on Hopper and less on older cards.
 
-    torch keeps one workspace per stream: the first recording allocates it in its pool, and the others of the stream use
-    it, too. In torch 2.13 the end of any of these graphs frees it, so that the others read and write memory that may
-    belong to no one any more (pytorch#193402). `torch._inductor.cudagraph_trees` clears it around its recordings, too;
-    there is no public function for it.
+    torch keeps one workspace per stream: the first recording allocates it in its pool, and all others of the stream use
+    it. In torch 2.13 the end of any of these graphs frees it, while the others go on to use it (pytorch#193402).
+    `torch._inductor.cudagraph_trees` clears it around its recordings, too; there is no public function for it.
     """
     torch._C._cuda_clearCublasWorkspaces()
     try:
