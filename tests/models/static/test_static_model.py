@@ -626,6 +626,8 @@ def test_a_model_that_chooses_another_token_is_not_admitted(
 
     monkeypatch.setattr(admission, "_verified", verified)
     monkeypatch.setattr(model, "logits", lambda ids, num_last: own.expand(num_last, -1))
+    # In so small a model, the rounding of trees by some CPUs (AMX) is above the limit.
+    monkeypatch.setattr(admission, "_tree_failure", lambda *_: None)
 
     found, reason = recorded(model, TraceRecorder())
 
