@@ -17,7 +17,8 @@ from specgen.loading.tensor_files import TensorFiles
 from specgen.models.build_decoder import MakeLinear, build_layer
 from specgen.models.decoder import Decoder, Layer
 from specgen.models.decoder_spec import DecoderSpec
-from specgen.models.formats import FloatLinear, without_deprecation_warning
+from specgen.models.float_linear import FloatLinear
+from specgen.models.formats import without_deprecation_warning
 from specgen.models.forward_pass import Norm
 from specgen.models.fused_layers import fuse
 from specgen.models.packing import PACKED_KINDS, PackedKind, compile_ahead, has_float_matmul, holds, packed_linear

@@ -13,11 +13,12 @@ from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
 from specgen.loading.decoder_weights import dense_linear, weight_bytes
 from specgen.loading.packed_formats import PackedFormat
-from specgen.loading.placement import Placement, has_fast_bf16_cpu
+from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import LoadedModel, ModelConfig, ResolvedModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
-from specgen.models.formats import BFloat16Linear, Float16Linear, PackedLinear, has_int8_matmul
+from specgen.models.float_linear import BFloat16Linear
+from specgen.models.formats import Float16Linear, PackedLinear, has_int8_matmul
 from specgen.models.packing import (
     FLOAT_KINDS,
     PACKED_KINDS,
@@ -117,7 +118,6 @@ def _fastest_format(requested: Quantization, weight: Tensor, kept: PackedFormat 
     may_nf4 = requested == "nf4" or (requested == "auto" and has_nf4)
     can_nf4 = may_nf4 and has_fast_nf4(weight)
     can_int8 = weight.device.type == "cpu" and weight.dtype == torch.float32 and has_int8_matmul()
-    is_auto_faster = can_nf4 or not has_fast_bf16_cpu()
     for weight_format, is_available, requirement in (
         (HeadFormat("nf4"), can_nf4, "a CPU with AVX2, or bfloat16 on one with AVX512-BF16"),
         (HeadFormat("int8", "int8"), can_int8, "float32 arithmetic on a CPU"),
@@ -127,7 +127,7 @@ def _fastest_format(requested: Quantization, weight: Tensor, kept: PackedFormat 
                 f"--draft-quant {requested} can't be applied to a draft head here: it needs {requirement}",
                 "omit --draft-quant",
             )
-        if is_available and (requested == weight_format.quant or (requested == "auto" and is_auto_faster)):
+        if is_available and requested in (weight_format.quant, "auto"):
             return weight_format
     return HeadFormat(packed=kept)
 

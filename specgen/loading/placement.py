@@ -18,6 +18,7 @@ from specgen.loading.memory import free_bytes, shortage
 from specgen.loading.packed_formats import PackedFormat, may_pack_nf4, packed_floats
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.loading.weight_sizes import needed_bytes
+from specgen.models.cpu_vectors import has_bfloat16_products
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 from specgen.models.packing import has_float_matmul, has_nf4_matmul
 
@@ -102,8 +103,7 @@ def choose_placement(
     """
     device, of_device = _device(settings.device)
     dtype, of_dtype = _dtype(settings, device)
-    # Where the CPU has bfloat16 products, torch reads prompts several times as fast.
-    stored = None if has_fast_bf16_cpu() else packed_floats(settings, config, device)
+    stored = packed_floats(settings, config, device, has_bfloat16=has_fast_bf16_cpu())
     quant, reason = _quant(settings, config, device, from_gguf, role)
     if settings.quant == "auto" and not from_gguf and (role == "draft" or device == "cpu"):
         layer = None
@@ -133,8 +133,8 @@ def choose_placement(
 
 
 def has_fast_bf16_cpu() -> bool:
-    """Returns whether the processor has bfloat16 products. Without them, bfloat16 is slower than float32."""
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    """Returns whether this CPU has bfloat16 products."""
+    return has_bfloat16_products(cpu_flags())
 
 
 def check_bitsandbytes(quant: str, device: str) -> None:

@@ -12,6 +12,11 @@ NARROW_FEATURES = frozenset({"avx2", "fma", "f16c"})
 """Features that vectors of 32 bytes need."""
 
 
+def has_bfloat16_products(flags: frozenset[str]) -> bool:
+    """Returns whether a CPU with these flags has bfloat16 products. Without them, bfloat16 is slower than float32."""
+    return bool({"avx512_bf16", "amx_bf16"} & flags)
+
+
 def cpu_vectors() -> CpuVectors | None:
     """Returns this machine's vectors; None if it has no AVX2, can't compile kernels or find torch's threads."""
     flags = cpu_flags()

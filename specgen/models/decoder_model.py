@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
+from specgen.models.float_linear import reading_prompt
 from specgen.models.kv_slots import MAX_SINGLE_ROWS, SliceSlots
 from specgen.models.packing import fast_nf4_linear, has_fast_nf4
 from specgen.models.shortlist_head import ShortlistHead
@@ -72,6 +73,10 @@ class DecoderModel(CachedModel):
         if self._shortlist is not None:
             self._shortlist.keep_rows(self.length, rows)
         self.length += len(rows)
+
+    def _feed(self, ids: Sequence[int]) -> None:
+        with reading_prompt():
+            super()._feed(ids)
 
     def _release(self) -> None:
         for slots in self._slots:

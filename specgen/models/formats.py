@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from torch.nn import functional
 
 from specgen.models.native_weight import NO_PROLOGUE, NativeWeight, Prologue
 from specgen.models.weight_memory import empty
-
-if TYPE_CHECKING:
-    from specgen.models.float_weight import FloatWeight
 
 MAX_FLOAT16 = 65504.0
 TINY = float(torch.finfo(torch.float32).tiny)
@@ -222,22 +219,6 @@ class NativeInt8Linear(NativeLinear, Int8Linear):
 
 class Nf4Linear(NativeLinear):
     """A linear layer with 4-bit weights; inputs are rounded to 8 bits at run time."""
-
-
-class FloatLinear(NativeLinear):
-    """Base of the linear layers with 16-bit weights as stored; inputs, sums and outputs are float32."""
-
-    def __init__(self, weight: FloatWeight) -> None:
-        super().__init__(weight)
-        self.stored = weight.stored
-
-
-class BFloat16Linear(FloatLinear):
-    """A linear layer with bfloat16 weights."""
-
-
-class NativeFloat16Linear(FloatLinear, Float16Linear):
-    """Computes the same as `Float16Linear`, but for the order of additions."""
 
 
 class Float32Embedding(nn.Embedding):

@@ -18,7 +18,7 @@ from specgen.models.nf4_code import nf4_tiles
 from specgen.models.prologue_code import PROLOGUES
 from specgen.models.vector_code import CpuVectors, Tiles
 
-KERNELS_VERSION = 5
+KERNELS_VERSION = 6
 """Costs that were measured with another version are measured again."""
 Compiled = TypeVar("Compiled", bound=Kernels)
 
@@ -38,8 +38,7 @@ def nf4_kernels() -> RoundingKernels | None:
 @lru_cache(maxsize=2)
 def float_kernels(dtype: torch.dtype) -> Kernels | None:
     """Returns the kernels of weights in bfloat16 or float16, or None: see `_on_this_machine`."""
-    # Vectors of 64 bytes have not been timed on any CPU without bfloat16 products, which are what this kernel is for.
-    return _on_this_machine(lambda _: compile_float_kernels(dtype, CpuVectors(32)))
+    return _on_this_machine(lambda vectors: compile_float_kernels(dtype, vectors))
 
 
 def _on_this_machine(compile_for: Callable[[CpuVectors], Compiled]) -> Compiled | None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, integers, openmp_parallel
-from specgen.models.vector_code import ARGUMENTS, GATE, NOTHING, CpuVectors
+from specgen.models.vector_code import ARGUMENTS, GATE, NORM, NOTHING, CpuVectors
 
 BLOCK_VALUES = 2**18
 """Values that are converted at once."""
@@ -47,6 +48,15 @@ class Prologue:
     kind: int = NOTHING
     weight: Tensor | None = None
     epsilon: float = 0.0
+
+    def applied(self, rows: Tensor) -> Tensor:
+        """Returns what rows are before the product, by torch's functions."""
+        if self.kind == GATE:
+            gate, up = rows.chunk(2, dim=-1)
+            return functional.silu(gate) * up
+        if self.kind == NORM:
+            return functional.rms_norm(rows, rows.shape[-1:], self.weight, self.epsilon)
+        return rows
 
 
 NO_PROLOGUE = Prologue()

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from specgen.models.cpu_vectors import cpu_vectors
+from specgen.models.float_linear import BFloat16Linear, NativeFloat16Linear
 from specgen.models.float_weight import FloatWeight, fits_float_kernel
 from specgen.models.formats import (
-    BFloat16Linear,
     Float16Linear,
     Float32Embedding,
     Int8Linear,
-    NativeFloat16Linear,
     NativeInt8Linear,
     Nf4Linear,
     PackedLinear,

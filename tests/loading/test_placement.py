@@ -73,15 +73,18 @@ def test_weights_in_16_bits_run_on_our_own_kernel_as_they_are(
     assert stored in " ".join(chosen.remarks)
 
 
+@pytest.mark.parametrize(("stored", "packed"), [("bfloat16", "bfloat16"), ("float16", None), ("float32", None)])
 @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
-def test_a_cpu_with_bfloat16_products_computes_in_it(folder: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+def test_a_cpu_with_bfloat16_products_keeps_or_makes_bfloat16_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flag: str, stored: str, packed: str | None
+) -> None:
     float_kernel(monkeypatch)
     cpu_with(monkeypatch, flag)
-    config = replace(check_folder(folder), dtype="bfloat16")
+    config = replace(check_folder(folder), dtype=stored)
 
     chosen = choose_placement(ModelSettings(""), config, from_gguf=False)
 
-    assert (chosen.dtype, chosen.packed_dtype) == ("bfloat16", None)
+    assert (chosen.dtype, chosen.packed_dtype) == ("bfloat16", packed)
 
 
 @pytest.mark.parametrize(

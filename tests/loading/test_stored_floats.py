@@ -10,16 +10,21 @@ import torch
 from torch import nn
 
 from specgen.core.events import Round
-from specgen.core.settings import BackendSettings, ModelSettings, Quantization, SamplingSettings
+from specgen.core.machine import cpu_flags
+from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, ModelSettings, Quantization, SamplingSettings
 from specgen.doctor.examine import examine_pair
 from specgen.doctor.memory_plan import plan_memory
 from specgen.engine.drafters.base import NoDrafter
 from specgen.engine.near_ties import compute_type
+from specgen.loading import placement
 from specgen.loading.format_timing import TARGET_ROWS, TimedLayer, measure_formats
 from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_weights
+from specgen.models import float_linear
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.formats import BFloat16Linear, FloatLinear, NativeFloat16Linear, has_float16_matmul, has_int8_matmul
+from specgen.models.float_linear import MOST_OWN_ROWS, BFloat16Linear, FloatLinear, NativeFloat16Linear
+from specgen.models.float_weight import FloatWeight
+from specgen.models.formats import has_float16_matmul, has_int8_matmul
 from specgen.models.packing import may_run_kernels
 from specgen.runtime.loaded_models import load_models
 from specgen.runtime.pair import PairSettings, resolve_pair
@@ -32,6 +37,18 @@ pytestmark = pytest.mark.skipif(not may_run_kernels(), reason="needs AVX2")
 
 
 VOCAB = 320
+
+
+@pytest.fixture(autouse=True)
+def no_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_products(monkeypatch, are_there=False)
+
+
+def set_products(monkeypatch: pytest.MonkeyPatch, *, are_there: bool) -> None:
+    """Lets the CPU have bfloat16 products, which torch computes anywhere, or not."""
+    flags = cpu_flags() - {"avx512_bf16", "amx_bf16"} | ({"avx512_bf16"} if are_there else set())
+    for module in (placement, float_linear):
+        monkeypatch.setattr(module, "cpu_flags", lambda: flags)
 
 
 def stored_in(dtype: torch.dtype, folder: Path, **changes: Any) -> Path:
@@ -67,6 +84,60 @@ def test_a_tied_head_reads_the_embedding(tmp_path: Path) -> None:
 
     assert tied.head.stored.data_ptr() == tied.embedding.data_ptr()
     assert models[1].info.num_bytes - models[0].info.num_bytes == apart.head.stored.nbytes
+
+
+@pytest.mark.parametrize(("stored", "is_own"), [(torch.bfloat16, True), (torch.float16, False)])
+def test_with_bfloat16_products_only_bfloat16_runs_as_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, is_own: bool
+) -> None:
+    set_products(monkeypatch, are_there=True)
+
+    model = loaded(stored_in(stored, tmp_path / "tiny"))
+
+    kinds = {type(part) for part in model.module.modules() if hasattr(part, "in_features")}
+    assert kinds == ({BFloat16Linear} if is_own else {nn.Linear})
+    assert model.decoder.dtype == (torch.float32 if is_own else torch.bfloat16)
+
+
+def test_bfloat16_products_read_prompts_and_no_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_products(monkeypatch, are_there=True)
+    folder = stored_in(torch.bfloat16, tmp_path / "tiny")
+    rounded, ids = [], [5 + 3 * index % 60 for index in range(200)]
+    multiply = FloatWeight.multiply_rounded
+    monkeypatch.setattr(
+        FloatWeight, "multiply_rounded", lambda *given: rounded.append(len(given[1])) or multiply(*given)
+    )
+    target = loaded(folder)
+
+    target.feed(ids[:MOST_OWN_ROWS])
+    assert not rounded
+    target.feed(ids[:100])
+    assert set(rounded) == {100 - MOST_OWN_ROWS}
+    rounded.clear()
+    most = MAX_DRAFT_TOKENS + 1
+    together = target.logits(ids[: 100 + most], most).clone()
+    for index in range(most):
+        target.rewind(100 + index)
+        assert torch.equal(target.logits(ids[: 101 + index], 1)[0], together[index])
+    assert not rounded
+    # torch has rounded the prompt's rows, so the logits are near those of float32.
+    exact = loaded(folder, dtype="float32").logits(ids[: 100 + most], most)
+    distance = float((together - exact).norm() / exact.norm())
+    assert 0 < distance < 4 * torch.finfo(torch.bfloat16).eps
+
+
+def test_a_draft_after_a_long_prompt_does_not_change_the_greedy_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_products(monkeypatch, are_there=True)
+    target, prompt = loaded(stored_in(torch.bfloat16, tmp_path / "tiny")), [5 + 3 * index % 60 for index in range(40)]
+    baseline = ids_of(run_events(target, NoDrafter(), prompt, max_new_tokens=60))
+
+    for num_draft_tokens in (3, 20, 40):
+        for drafter in (oracle(baseline, len(prompt)), always_wrong(baseline, len(prompt), VOCAB)):
+            target.reset()
+            events = run_events(target, drafter, prompt, max_new_tokens=60, num_draft_tokens=num_draft_tokens)
+            assert ids_of(events) == baseline
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

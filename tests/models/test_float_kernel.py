@@ -88,6 +88,23 @@ def test_rows_go_through_a_prologue_first(dtype: torch.dtype, num_rows: int) -> 
     assert torch.equal(torch.cat(alone), normed)
 
 
+@pytest.mark.parametrize(
+    ("prologue", "num_values"),
+    [(Prologue(), 64), (Prologue(NORM, torch.rand(64) + 0.5, 1e-6), 64), (Prologue(GATE), 128)],
+)
+@needs_kernel
+def test_torchs_product_rounds_rows_after_the_prologue(prologue: Prologue, num_values: int) -> None:
+    kernels = float_kernels(torch.bfloat16)
+    assert kernels is not None
+    packed, _, _ = made(kernels, (100, 64), torch.bfloat16)
+    rows = torch.randn(30, num_values)
+
+    own, rounded = packed.multiply(rows, prologue), packed.multiply_rounded(rows, prologue)
+
+    distance = float((rounded - own).norm() / own.norm())
+    assert 0 < distance < torch.finfo(torch.bfloat16).eps
+
+
 @needs_kernel
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:

@@ -23,13 +23,8 @@ from specgen.models import formats
 from specgen.models.batch_invariance import check_batch_invariance
 from specgen.models.build_decoder import MakeLinear
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.formats import (
-    BFloat16Linear,
-    Float16Linear,
-    Int8Linear,
-    has_float16_matmul,
-    has_int8_matmul,
-)
+from specgen.models.float_linear import BFloat16Linear
+from specgen.models.formats import Float16Linear, Int8Linear, has_float16_matmul, has_int8_matmul
 from specgen.models.packing import may_run_kernels, pack_model, packed_linear
 from tests.decoders import decoder_model
 from tests.fakes import always_wrong, assert_close, ids_of, oracle, run_events

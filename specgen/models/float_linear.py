@@ -1,0 +1,65 @@
+"""Linear layers with 16-bit weights as they are stored; inputs, sums and outputs are float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+from specgen.core.machine import cpu_flags
+from specgen.core.settings import MAX_DRAFT_TOKENS
+from specgen.models.cpu_vectors import has_bfloat16_products
+from specgen.models.float_weight import FloatWeight
+from specgen.models.formats import Float16Linear, NativeLinear
+from specgen.models.native_weight import Prologue
+
+MOST_OWN_ROWS = 16
+"""Rows of a prompt up to which our own kernel of bfloat16 weights is about as fast as torch's."""
+_reads_prompt: ContextVar[bool] = ContextVar("reads_prompt", default=False)
+
+
+@contextmanager
+def reading_prompt() -> Iterator[None]:
+    """Says that passes read a prompt: no row of theirs is compared with a row of another pass."""
+    token = _reads_prompt.set(True)
+    try:
+        yield
+    finally:
+        _reads_prompt.reset(token)
+
+
+class FloatLinear(NativeLinear):
+    """Base of these layers."""
+
+    def __init__(self, weight: FloatWeight) -> None:
+        super().__init__(weight)
+        self.stored = weight.stored
+
+
+class BFloat16Linear(FloatLinear):
+    """A linear layer with bfloat16 weights.
+
+    On CPUs with bfloat16 products, torch's kernel computes the rows of prompts, several times as fast. It rounds them
+    to bfloat16. Rows of drafts run on our own kernel, so they are exact.
+    """
+
+    _weight: FloatWeight
+
+    def __init__(self, weight: FloatWeight) -> None:
+        super().__init__(weight)
+        self._may_round = has_bfloat16_products(cpu_flags())
+
+    def after(self, prologue: Prologue, inputs: Tensor) -> Tensor:
+        """As in `NativeLinear`."""
+        num_rows = math.prod(inputs.shape[:-1])
+        if not self._may_round or num_rows <= (MOST_OWN_ROWS if _reads_prompt.get() else MAX_DRAFT_TOKENS + 1):
+            return super().after(prologue, inputs)
+        outputs = self._weight.multiply_rounded(inputs.reshape(num_rows, -1).float(), prologue)
+        return outputs.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+
+
+class NativeFloat16Linear(FloatLinear, Float16Linear):
+    """Computes the same as `Float16Linear`, but for the order of additions."""
