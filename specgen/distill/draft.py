@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -27,8 +28,8 @@ class SharedWeights:
     """Weights of the target that a draft uses and does not train.
 
     Args:
-        embedding: `[vocab, hidden]`.
-        head: `[vocab, hidden]`; the attribute has only the rows of `draft_ids`.
+        embedding: `[vocab, hidden]`, in the type that products are computed in.
+        head: `[vocab, hidden]`, likewise; the attribute has only the rows of `draft_ids`.
         draft_ids: `[m]`: tokens that the draft can propose.
     """
 
@@ -38,6 +39,15 @@ class SharedWeights:
         self.row_of = torch.full((head.shape[0],), -1, device=head.device)
         """`[vocab]`: row of a token in `head`; -1 for tokens that can't be drafted."""
         self.row_of[draft_ids] = torch.arange(len(draft_ids), device=head.device)
+
+    def products(self) -> AbstractContextManager[object]:
+        """Returns a context in which the products of a draft in float32 are computed in the target's type."""
+        dtype = self.head.dtype
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.head.device.type, dtype)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Returns the logits of `draft_ids`, float32 `[..., m]`, for inputs of the head `[..., hidden]`."""
+        return functional.linear(outputs.to(self.head.dtype), self.head).float()
 
 
 def frequent_ids(texts: Sequence[TargetText], num_ids: int, vocab_size: int, always: Sequence[int]) -> Tensor:
@@ -75,10 +85,10 @@ def trainable_copy(layer: Layer, index: int) -> Layer:
 
 
 class TrainableDraft(nn.Module):
-    """Trainable copies of some layers of the target.
+    """Trainable copies of some layers of the target, in float32.
 
     Args:
-        target: The target, in float32.
+        target: The target.
         kind: What the draft reads.
         target_layers: Indices of the layers to copy.
     """
@@ -90,7 +100,7 @@ class TrainableDraft(nn.Module):
         self.spec = replace(target.spec, layers=tuple(target.spec.layers[index] for index in target_layers))
         self.layers = [trainable_copy(target.layers[index], place) for place, index in enumerate(target_layers)]
         self._registered = nn.ModuleList(self.layers)
-        self.norm = copy.deepcopy(target.norm).requires_grad_()
+        self.norm = copy.deepcopy(target.norm).float().requires_grad_()
         hidden = self.spec.hidden_size
         self.fc: nn.Linear | None = None
         if kind == "features":
@@ -110,6 +120,7 @@ class TrainableDraft(nn.Module):
             For each step s (from 0) `[batch, n, hidden]`: the output at index i of a draft that started at i - s, so
             with the target's features up to i - s - 1. Indices below s are undefined.
         """
+        embedded = embedded.float()
         positions = torch.arange(embedded.shape[1], device=embedded.device)[None]
         rotations = rotations_at(self.spec, positions, torch.float32)
         slots = UnrolledSlots(len(self.layers), self.spec.attention_scale)

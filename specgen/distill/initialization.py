@@ -70,7 +70,7 @@ def fit_input(
 
     Args:
         draft: Changed in place.
-        target: The target, in float32.
+        target: The target.
         texts: Texts of the target.
         max_tokens: About how many tokens to read, from texts at even distances.
 
@@ -92,7 +92,7 @@ def fit_input(
     for text in texts[::stride]:
         # The first position is an attention sink; its state differs from all others.
         outputs = _layer_inputs(target, text, draft.target_layers[0])[1:].to(device)
-        embedded = embedding[text.ids[1:-1].to(target.device)].to(device)
+        embedded = embedding[text.ids[1:-1].to(target.device)].to(device).float()
         inputs = torch.cat([embedded, text.features[:-1].to(device).float()], dim=1)
         squares += inputs.T @ inputs
         products += inputs.T @ outputs
@@ -116,4 +116,4 @@ def _layer_inputs(target: Decoder, text: TargetText, layer: int) -> Tensor:
     hidden = target.embed(ids)
     for earlier in target.layers[:layer]:
         hidden = earlier(hidden, rotations, slots)
-    return hidden
+    return hidden.float()

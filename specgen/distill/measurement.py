@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from specgen.core.cost_model import PassCosts, round_speedup
 from specgen.core.results import ModelInfo
@@ -111,10 +110,11 @@ def _ranks(draft: TrainableDraft, text: TargetText, shared: SharedWeights, num_s
         int64 `[steps, n]`: 0 if it is the likeliest one; the largest of `WIDTHS` if it is not among that many.
     """
     batch = pad_batch([text], shared.head.device)
-    outputs = draft.unroll(shared.embedding[batch.ids], batch.features, num_steps)
+    with shared.products():
+        outputs = draft.unroll(shared.embedding[batch.ids], batch.features, num_steps)
     next_ids = torch.roll(batch.ids[0], -1)
     count = min(WIDTHS[-1], shared.head.shape[0])
-    best = [functional.linear(output[0], shared.head).topk(count).indices for output in outputs]
+    best = [shared.logits(output[0]).topk(count).indices for output in outputs]
     is_found = torch.stack([shared.draft_ids[rows] == next_ids[:, None] for rows in best])
     ranks = torch.where(is_found.any(-1), is_found.long().argmax(-1), WIDTHS[-1])
     return ranks.cpu()

@@ -13,7 +13,7 @@ from typing import Any
 
 from specgen.core.errors import SettingsError
 from specgen.core.progress import ProgressListener
-from specgen.core.settings import BackendSettings
+from specgen.core.settings import BackendSettings, DtypeName
 from specgen.distill.draft import SharedWeights, TrainableDraft, frequent_ids
 from specgen.distill.folders import WorkFolder, lock_folder, prepare_folders
 from specgen.distill.initialization import choose_layers, fit_input
@@ -26,8 +26,8 @@ from specgen.distill.text_generation import BatchGenerator
 from specgen.distill.training import Trainer
 from specgen.loading.config_check import read_config
 from specgen.loading.draft_head_folder import digest_of, target_digest
-from specgen.loading.placement import choose_placement
-from specgen.loading.resolved_model import ModelFiles
+from specgen.loading.placement import Placement, choose_placement, has_fast_bf16_cpu
+from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.loading.weights import load_own_decoder
 from specgen.models.cuda import prepare_cuda
 from specgen.runtime import learned_costs
@@ -83,12 +83,11 @@ class Distillation:
         target = self._pair.target
         self._target_layers = choose_layers(target.config, target.name, self._settings)
         self._prepare_folders()
-        in_float32 = replace(target, settings=replace(self._target, quant="none", dtype="float32"))
         progress.stage(f"loading target {target.name}")
-        placement = choose_placement(in_float32.settings, target.config, from_gguf=target.files.from_gguf)
+        unquantized, placement = _trained_placement(target)
         if placement.device.startswith("cuda"):
             prepare_cuda()
-        self._decoder, _ = load_own_decoder(in_float32, placement)
+        self._decoder, _ = load_own_decoder(unquantized, placement)
         # Rows after the tokenizer's table are padding, not tokens.
         self._vocab_size = min(self._decoder.spec.vocab_size, target.num_tokens)
 
@@ -107,7 +106,7 @@ class Distillation:
     def _run(self, on_progress: OnProgress) -> DistillResult:
         made = self._work / "made"
         record, acceptance, prompt_ids = self._train_and_measure(made, on_progress)
-        # The timing loads the target in its usual format, after the float32 copy is released.
+        # The timing loads the target in its usual format, after this copy is released.
         del self._decoder
         timed = time_pair(self._target, made, prompt_ids)
         length, speedup = acceptance.best_length(timed.costs)
@@ -203,6 +202,19 @@ class Distillation:
                 curve.append((trainer.step, mean, alpha))
             on_progress(DistillProgress("training", trainer.step, trainer.num_steps, loss=mean, alpha=alpha))
         return curve
+
+
+def _trained_placement(target: ResolvedModel) -> tuple[ResolvedModel, Placement]:
+    """Returns an unquantized target and its placement: in bfloat16 where that is fast, else in float32."""
+
+    def placed(dtype: DtypeName) -> tuple[ResolvedModel, Placement]:
+        unquantized = replace(target, settings=replace(target.settings, quant="none", dtype=dtype))
+        return unquantized, choose_placement(unquantized.settings, target.config, from_gguf=target.files.from_gguf)
+
+    _, usual = placed("auto")
+    # Packed weights can't be trained, and texts of many rows are faster on torch's kernels.
+    is_fast = usual.packed_dtype is None or has_fast_bf16_cpu()
+    return placed("bfloat16" if usual.dtype == "bfloat16" and is_fast else "float32")
 
 
 def _recorded(texts: TextSettings) -> dict[str, Any]:

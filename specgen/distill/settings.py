@@ -116,7 +116,7 @@ class DistillRequest:
     """A draft to make.
 
     Args:
-        target: The model to make it for. Text generation and training load it in float32.
+        target: The model to make it for. It is loaded in bfloat16 where that is fast, else in float32.
         settings: Which draft to make, and how.
         folder: The folder of the draft.
         held_out: Prompts for measurements, never trained on.

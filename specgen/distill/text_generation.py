@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from specgen.distill.target_texts import TargetText
 from specgen.models.decoder import Decoder
-from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.stored_slots import KvSlots, rotations_at
 
 COMPACT_BELOW = 0.75
@@ -23,7 +22,7 @@ class BatchGenerator:
     """The target, for many texts at once.
 
     Args:
-        target: In float32: bfloat16 products are slow on most CPUs.
+        target: In the type that the device multiplies fastest.
         vocab_size: Number of tokens that may be generated.
         end_ids: Tokens that end an answer.
     """
@@ -54,22 +53,27 @@ class BatchGenerator:
 
     def _choose(self, features: Tensor, temperatures: Tensor, random: torch.Generator) -> Tensor:
         """Returns the next tokens `[rows]`, from features `[rows, hidden]`."""
-        logits = self.target.logits(features)[:, : self.vocab_size]
+        logits = self.target.logits(features)[:, : self.vocab_size].float()
         chosen = logits.argmax(-1)
         is_sampled = temperatures > 0
         if bool(is_sampled.any()):
-            probs = (logits[is_sampled] / temperatures[is_sampled, None]).softmax(-1)
-            chosen[is_sampled] = torch.multinomial(probs, 1, generator=random)[:, 0]
+            # `multinomial` draws a number for each token of the vocabulary, which takes longer than the pass.
+            sums = (logits[is_sampled] / temperatures[is_sampled, None]).softmax(-1).cumsum(-1)
+            # The last sum is about 1. A draw may be rounded up to it, and then no sum is above the draw.
+            drawn = torch.rand(len(sums), 1, generator=random, device=sums.device) * sums[:, -1:]
+            found = torch.searchsorted(sums, drawn, right=True)[:, 0]
+            chosen[is_sampled] = found.clamp(max=self.vocab_size - 1)
         return chosen
 
 
 class _BatchSlots(KvSlots):
     """Keys and values of many rows, `[rows, kv heads, capacity, size]` per layer; all rows have the same length."""
 
-    def __init__(self, spec: DecoderSpec, num_rows: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, target: Decoder, num_rows: int, capacity: int) -> None:
+        spec, like = target.spec, target.segments[0].like
         shape = (num_rows, spec.num_kv_heads, capacity, spec.head_size)
-        self._keys = [torch.zeros(shape, device=device) for _ in spec.layers]
-        self._values = [torch.zeros(shape, device=device) for _ in spec.layers]
+        self._keys = [like.new_zeros(shape) for _ in spec.layers]
+        self._values = [like.new_zeros(shape) for _ in spec.layers]
         self._scale = spec.attention_scale
         self.length = 0
         self.rows = slice(None)
@@ -94,14 +98,14 @@ class _BatchSlots(KvSlots):
         scores = grouped @ all_keys.transpose(2, 3) * self._scale
         if self.mask is not None:
             scores = scores.masked_fill(~self.mask, float("-inf"))
-        weighted: Tensor = scores.softmax(-1) @ all_values
+        weighted: Tensor = scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ all_values
         return weighted.reshape(queries.shape).transpose(1, 2).flatten(2)
 
     def keep_rows(self, rows: Tensor) -> None:
         # Only the used positions are copied.
         for tensors in (self._keys, self._values):
             for index, old in enumerate(tensors):
-                new = torch.zeros(len(rows), *old.shape[1:], device=old.device)
+                new = old.new_zeros(len(rows), *old.shape[1:])
                 new[:, :, : self.length] = old[rows, :, : self.length]
                 tensors[index] = new
 
@@ -126,7 +130,7 @@ class _Batch:
         self._features: list[list[Tensor]] = [[] for _ in prompts]
         self._active = torch.arange(len(prompts), device=self._device)
         self._is_done = [False] * len(prompts)
-        self._slots = _BatchSlots(owner.target.spec, len(prompts), self._width + max_new_tokens, self._device)
+        self._slots = _BatchSlots(owner.target, len(prompts), self._width + max_new_tokens)
 
     @property
     def temperatures(self) -> Tensor:

@@ -108,7 +108,8 @@ class Trainer:
         """
         settings = self.settings
         num_steps = settings.unroll if self.draft.kind == "features" else 1
-        outputs = self.draft.unroll(self.shared.embedding[batch.ids], batch.features, num_steps)
+        with self.shared.products():
+            outputs = self.draft.unroll(self.shared.embedding[batch.ids], batch.features, num_steps)
         positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         next_ids = torch.roll(batch.ids, -1, 1)
         total = torch.zeros((), device=batch.ids.device)
@@ -118,7 +119,7 @@ class Trainer:
             in_answer = (positions >= first) & (positions < batch.lengths[:, None] - 1)
             can_draft = in_answer & (self.shared.row_of[next_ids] >= 0)
             weight = STEP_DECAY**step
-            loss = head_loss(output[can_draft], batch.features[can_draft], self.shared.head, settings.hard_share)
+            loss = head_loss(output[can_draft], batch.features[can_draft], self.shared, settings.hard_share)
             if settings.feature_weight:
                 distance = feature_loss(output[in_answer], batch.features[in_answer], self._scale)
                 loss = loss + settings.feature_weight * distance
@@ -150,19 +151,19 @@ class HeadLoss(torch.autograd.Function):
     """Computes the mean cross entropy to a mixture of the target's distribution and its best token, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, features: Tensor, head: Tensor, hard_share: float) -> Tensor:
-        """Returns the scalar loss; `outputs` and `features` are `[rows, hidden]`, `head` is `[m, hidden]`."""
+    def forward(ctx: Any, outputs: Tensor, features: Tensor, shared: SharedWeights, hard_share: float) -> Tensor:
+        """Returns the scalar loss; `outputs` and `features` are `[rows, hidden]`."""
         total = torch.zeros((), device=outputs.device)
         gradient = torch.empty_like(outputs)
         for first in range(0, outputs.shape[0], CHUNK):
             rows = slice(first, first + CHUNK)
-            teacher = functional.linear(features[rows], head)
+            teacher = shared.logits(features[rows])
             best = teacher.argmax(-1, keepdim=True)
             expected = teacher.softmax(-1).mul_(1 - hard_share)
             expected.scatter_add_(1, best, torch.full_like(best, hard_share, dtype=expected.dtype))
-            logs = functional.linear(outputs[rows], head).log_softmax(-1)
+            logs = shared.logits(outputs[rows]).log_softmax(-1)
             total -= torch.dot(expected.flatten(), logs.flatten())
-            gradient[rows] = logs.exp_().sub_(expected) @ head
+            gradient[rows] = logs.exp_().sub_(expected).to(shared.head.dtype) @ shared.head
         num_rows = max(1, outputs.shape[0])
         ctx.save_for_backward(gradient / num_rows)
         return total / num_rows
@@ -173,12 +174,12 @@ class HeadLoss(torch.autograd.Function):
         return gradient * gradients[0], None, None, None
 
 
-def head_loss(outputs: Tensor, features: Tensor, head: Tensor, hard_share: float) -> Tensor:
+def head_loss(outputs: Tensor, features: Tensor, shared: SharedWeights, hard_share: float) -> Tensor:
     """Returns the cross entropy to the target: `hard_share` of it to its best token, the rest to its distribution.
 
-    Source: Hinton et al. 2015, arXiv:1503.02531, at temperature 1, over the rows of `head`.
+    Source: Hinton et al. 2015, arXiv:1503.02531, at temperature 1, over the tokens that the draft can propose.
     """
-    result: Tensor = HeadLoss.apply(outputs, features, head, hard_share)  # type: ignore[no-untyped-call]
+    result: Tensor = HeadLoss.apply(outputs, features, shared, hard_share)  # type: ignore[no-untyped-call]
     return result
 
 

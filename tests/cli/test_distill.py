@@ -99,6 +99,28 @@ def test_the_card_reports_data_loss_acceptance_and_cost(distill: Any, tmp_path: 
         assert part in card, part
 
 
+@pytest.mark.parametrize(("flags", "dtype"), [({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16")])
+def test_texts_and_training_are_in_bfloat16_where_the_cpu_multiplies_it_fast(
+    distill: Any, monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: str
+) -> None:
+    from specgen.distill import training
+    from specgen.distill.text_generation import BatchGenerator
+    from specgen.loading import placement
+
+    used: set[torch.dtype] = set()
+    generate, train = BatchGenerator.generate, training.Trainer._train_on
+    monkeypatch.setattr(placement, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(
+        BatchGenerator, "generate", lambda self, *rest: used.add(self.target.dtype) or generate(self, *rest)
+    )
+    monkeypatch.setattr(
+        training.Trainer, "_train_on", lambda self, batch: used.add(self.shared.head.dtype) or train(self, batch)
+    )
+
+    assert distill().code == 0
+    assert used == {getattr(torch, dtype)}
+
+
 @pytest.mark.parametrize("place", ["writing", "training"])
 def test_an_interrupted_run_continues_and_makes_the_same_draft(
     distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

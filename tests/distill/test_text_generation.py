@@ -42,6 +42,19 @@ def test_features_are_the_inputs_of_the_head(family: str) -> None:
         assert_close(text.features.float(), states.last_hidden_state[0], torch.float16)
 
 
+def test_texts_in_bfloat16_are_the_targets_up_to_its_rounding() -> None:
+    model = make_target()
+    generator = BatchGenerator(decoder_of(make_target().bfloat16()), 61, frozenset([1]))
+
+    for text in generator.generate(PROMPTS, [0.0] * len(PROMPTS), 20, seed=0):
+        states = model(text.ids[None, :-1], output_hidden_states=True)
+        assert_close(text.features.float(), states.hidden_states[-1][0], torch.bfloat16)
+        answer = text.ids[text.num_prompt :]
+        logits = states.logits[0, text.num_prompt - 1 :]
+        gaps = logits.max(-1).values - logits.gather(-1, answer[:, None])[:, 0]
+        assert float(gaps.max()) < 0.05 * float(logits.std())
+
+
 def test_the_scale_of_attention_is_that_of_the_target() -> None:
     model = make_target("Granite", attention_multiplier=0.9)
 
