@@ -124,13 +124,15 @@ def _own_workspace() -> Iterator[None]:
 
     torch keeps one workspace per stream: the first recording allocates it in its pool, and all others of the stream use
     it. In torch 2.13 the end of any of these graphs frees it, while the others go on to use it (pytorch#193402).
-    `torch._inductor.cudagraph_trees` clears it around its recordings, too; there is no public function for it.
+    `torch._inductor.cudagraph_trees` clears it around its recordings, too; there is no public function for it. A torch
+    without this one records all the same.
     """
-    torch._C._cuda_clearCublasWorkspaces()
+    clear: Callable[[], None] = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
     try:
         yield
     finally:
-        torch._C._cuda_clearCublasWorkspaces()
+        clear()
 
 
 @contextmanager

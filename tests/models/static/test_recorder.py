@@ -127,6 +127,16 @@ def test_recording_works_after_all_recordings_were_forgotten(cuda: FakeCuda) -> 
     assert cuda.live == {0: 1}
 
 
+def test_a_torch_that_can_not_clear_workspaces_records(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_cuda_clearCublasWorkspaces")
+    replays = Replays(CudaRecorder(torch.device("cpu")))
+
+    for _ in range(2):
+        replays.run("key", nothing)
+
+    assert replays.recorded_keys == {"key"}
+
+
 def out_of_memory(num_times: int) -> Callable[[], None]:
     """Work that runs, and then fails to be recorded so many times."""
     calls = iter(range(100))
