@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from specgen.distill.draft import SharedWeights, TrainableDraft, frequent_ids
+from specgen.distill.measurement import measure_acceptance
 from specgen.distill.settings import DistillSettings, Kind, TrainSettings
 from specgen.distill.target_texts import batch_indices, pad_batch
 from specgen.distill.training import CHUNK, Trainer, head_loss
@@ -80,6 +81,18 @@ def test_batches_contain_every_text_once_within_their_size() -> None:
     assert sorted(index for batch in made for index in batch) == list(range(len(TEXTS)))
     assert all(len(batch) == 1 or len(batch) * max(len(TEXTS[i].ids) for i in batch) <= 60 for batch in made)
     assert batch_indices(TEXTS, 60, "seed") == made != batch_indices(TEXTS, 60, "other")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_draft_is_multiplied_in_the_type_of_its_target(dtype: torch.dtype) -> None:
+    made, seen = trainer(dtype=dtype), []
+    assert made.draft.fc is not None
+    made.draft.fc.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+
+    made.loss(pad_batch(TEXTS, torch.device("cpu")))
+    measure_acceptance(made.draft, TEXTS[:1], made.shared)
+
+    assert set(seen) == {dtype}
 
 
 @pytest.mark.parametrize("kind", ["features", "layers"])

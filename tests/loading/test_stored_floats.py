@@ -111,8 +111,12 @@ def test_bfloat16_products_read_prompts_and_no_drafts(tmp_path: Path, monkeypatc
 
     target.feed(ids[:MOST_OWN_ROWS])
     assert not rounded
+    short = 2 * MOST_OWN_ROWS + 1  # fewer rows than the longest draft has
+    target.feed(ids[:short])
+    assert set(rounded) == {short - MOST_OWN_ROWS}
+    rounded.clear()
     target.feed(ids[:100])
-    assert set(rounded) == {100 - MOST_OWN_ROWS}
+    assert set(rounded) == {100 - short}
     rounded.clear()
     most = MAX_DRAFT_TOKENS + 1
     together = target.logits(ids[: 100 + most], most).clone()
