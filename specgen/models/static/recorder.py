@@ -123,9 +123,9 @@ def _own_workspace() -> Iterator[None]:
     """Makes a recording allocate the workspace of cuBLAS in its own pool, 32 MiB on Hopper and less on older cards.
 
     torch keeps one workspace per stream: the first recording allocates it in its pool, and all others of the stream use
-    it. In torch 2.13 the end of any of these graphs frees it, while the others go on to use it (pytorch#193402).
-    `torch._inductor.cudagraph_trees` clears it around its recordings, too; there is no public function for it. A torch
-    without this one records all the same.
+    it. In torch 2.13 the end of any of these graphs frees it, while the others go on to use it (pytorch#193402). So the
+    workspace is cleared before and after each recording, as `torch._inductor.cudagraph_trees` does. Only a private
+    function can clear it; if a version of torch lacks it, nothing is cleared.
     """
     clear: Callable[[], None] = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
     clear()
