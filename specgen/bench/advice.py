@@ -125,8 +125,8 @@ def _cost_and_yield(figures: SettingFigures, every: Sequence[SettingFigures]) ->
     step_seconds = next((f.counts.tpot_seconds for f in every if f.index == figures.baseline_index), None)
     if not step_seconds or not counts.num_rounds:
         return "the reason was not measured"
-    num_rounds, num_tokens, seconds = counts.timed
-    cost = seconds / num_rounds / step_seconds
+    timed = counts.timed
+    cost = timed.seconds / timed.num_rounds / step_seconds
     share = 100 * (counts.draft_share or 0)
-    text = f"a round costs {cost:.2f} steps of the target alone and yields {num_tokens / num_rounds:.2f} tokens"
+    text = f"a round costs {cost:.2f} steps of the target alone and yields {timed.tokens_per_round:.2f} tokens"
     return f"{text} (drafting takes {share:.0f} % of the time)"

@@ -171,7 +171,7 @@ def _forecast(counts: Counts, baseline: Counts, costs: MeasuredCosts | None, set
     around = replace(
         costs.of(setting.label),
         is_per_round=setting.drafter == "lookup",
-        round_seconds=counts.other_seconds / counts.timed[0] if counts.num_rounds else 0.0,
-        plain_round_seconds=baseline.other_seconds / baseline.timed[0] if baseline.num_rounds else 0.0,
+        round_seconds=counts.other_seconds / counts.timed.num_rounds if counts.num_rounds else 0.0,
+        plain_round_seconds=baseline.other_seconds / baseline.timed.num_rounds if baseline.num_rounds else 0.0,
     )
     return forecast(counts, around)

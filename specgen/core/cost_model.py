@@ -166,20 +166,20 @@ def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
     plain = costs.plain_seconds
     if plain is None or not counts.num_rounds or counts.is_all_warmup:
         return None
-    num_rounds, num_tokens, _ = counts.timed
-    seconds = num_rounds * costs.round_seconds
+    timed = counts.timed
+    seconds = timed.num_rounds * costs.round_seconds
     for num_fed, num_passes in enumerate(counts.fed_histogram):
         verify = interpolated(costs.verify_seconds, num_fed) if num_passes else 0.0
         if verify is None:
             return None
         seconds += num_passes * verify
     if costs.is_per_round:
-        seconds += num_rounds * costs.draft_seconds
+        seconds += timed.num_rounds * costs.draft_seconds
     else:
         # Lookup drafts next to a model's take no measurable time.
         seconds += costs.draft_seconds * counts.num_draft_passes
         seconds += counts.resumed_seconds + costs.catch_up_seconds * max(counts.num_whole_drafts - 1, 0)
-    return num_tokens * plain / seconds if seconds else None
+    return timed.num_tokens * plain / seconds if seconds else None
 
 
 def is_unlike(measured: float | None, predicted: float | None) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 from specgen.core.events import Prefill, Round
+from specgen.core.timed_rounds import TimedRounds
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
@@ -210,13 +211,13 @@ class Counts:
         return 0 < self.num_warmup_rounds == self.num_rounds
 
     @property
-    def timed(self) -> tuple[int, int, float]:
-        """The rounds, tokens and seconds of which speeds are made. They leave out warm-up rounds, unless all are."""
+    def timed(self) -> TimedRounds:
+        """The rounds that speeds are made of."""
         num_tokens = self.num_emitted - self.num_untimed
         if self.is_all_warmup:
-            return self.num_rounds, num_tokens, self.warmup_seconds
+            return TimedRounds(self.num_rounds, num_tokens, self.warmup_seconds)
         seconds = self.draft_seconds + self.verify_seconds + self.other_seconds
-        return self.num_rounds - self.num_warmup_rounds, num_tokens - self.num_warmup_tokens, seconds
+        return TimedRounds(self.num_rounds - self.num_warmup_rounds, num_tokens - self.num_warmup_tokens, seconds)
 
     @property
     def draft_share(self) -> float | None:
@@ -231,14 +232,12 @@ class Counts:
     @property
     def tpot_seconds(self) -> float | None:
         """Decoding time per token. Prefill emits nothing here, so there is no "minus one"; with a server, there is."""
-        _, num_tokens, seconds = self.timed
-        return _ratio(seconds, num_tokens)
+        return _ratio(self.timed.seconds, self.timed.num_tokens)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens per second of decoding, without prefill."""
-        _, num_tokens, seconds = self.timed
-        return _ratio(num_tokens, seconds)
+        return _ratio(self.timed.num_tokens, self.timed.seconds)
 
 
 def sum_counts(counts: Iterable[Counts]) -> Counts:

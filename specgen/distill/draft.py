@@ -28,7 +28,7 @@ class SharedWeights:
     """Weights of the target that a draft uses and does not train.
 
     Args:
-        embedding: `[vocab, hidden]`, in the type that products are computed in.
+        embedding: `[vocab, hidden]`, in the type that the target computes in.
         head: `[vocab, hidden]`, likewise; the attribute has only the rows of `draft_ids`.
         draft_ids: `[m]`: tokens that the draft can propose.
     """
@@ -39,11 +39,6 @@ class SharedWeights:
         self.row_of = torch.full((head.shape[0],), -1, device=head.device)
         """`[vocab]`: row of a token in `head`; -1 for tokens that can't be drafted."""
         self.row_of[draft_ids] = torch.arange(len(draft_ids), device=head.device)
-
-    def products(self) -> AbstractContextManager[object]:
-        """Returns a context in which the products of a draft in float32 are computed in the target's type."""
-        dtype = self.head.dtype
-        return nullcontext() if dtype == torch.float32 else torch.autocast(self.head.device.type, dtype)
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Returns the logits of `draft_ids`, float32 `[..., m]`, for inputs of the head `[..., hidden]`."""
@@ -112,7 +107,7 @@ class TrainableDraft(nn.Module):
         """Drafts from every position of the texts at once, along the tokens of the texts.
 
         Args:
-            embedded: `[batch, n, hidden]`: embeddings of the tokens.
+            embedded: `[batch, n, hidden]`: embeddings of the tokens; products are computed in their type.
             features: `[batch, n, hidden]`: the target's features at the same positions.
             num_steps: Longest draft.
 
@@ -120,7 +115,10 @@ class TrainableDraft(nn.Module):
             For each step s (from 0) `[batch, n, hidden]`: the output at index i of a draft that started at i - s, so
             with the target's features up to i - s - 1. Indices below s are undefined.
         """
-        embedded = embedded.float()
+        with _products_in(embedded.dtype, embedded.device):
+            return self._steps(embedded.float(), features, num_steps)
+
+    def _steps(self, embedded: Tensor, features: Tensor, num_steps: int) -> list[Tensor]:
         positions = torch.arange(embedded.shape[1], device=embedded.device)[None]
         rotations = rotations_at(self.spec, positions, torch.float32)
         slots = UnrolledSlots(len(self.layers), self.spec.attention_scale)
@@ -138,6 +136,11 @@ class TrainableDraft(nn.Module):
                 # Without features every step has the same input, so there is only one output.
                 return outputs * num_steps
         return outputs
+
+
+def _products_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Returns a context in which products of float32 are computed in another type."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 class UnrolledSlots(KvSlots):

@@ -110,8 +110,7 @@ def _ranks(draft: TrainableDraft, text: TargetText, shared: SharedWeights, num_s
         int64 `[steps, n]`: 0 if it is the likeliest one; the largest of `WIDTHS` if it is not among that many.
     """
     batch = pad_batch([text], shared.head.device)
-    with shared.products():
-        outputs = draft.unroll(shared.embedding[batch.ids], batch.features, num_steps)
+    outputs = draft.unroll(shared.embedding[batch.ids], batch.features, num_steps)
     next_ids = torch.roll(batch.ids[0], -1)
     count = min(WIDTHS[-1], shared.head.shape[0])
     best = [shared.logits(output[0]).topk(count).indices for output in outputs]

@@ -108,8 +108,7 @@ class Trainer:
         """
         settings = self.settings
         num_steps = settings.unroll if self.draft.kind == "features" else 1
-        with self.shared.products():
-            outputs = self.draft.unroll(self.shared.embedding[batch.ids], batch.features, num_steps)
+        outputs = self.draft.unroll(self.shared.embedding[batch.ids], batch.features, num_steps)
         positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         next_ids = torch.roll(batch.ids, -1, 1)
         total = torch.zeros((), device=batch.ids.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -57,19 +58,22 @@ def _plan(model: ResolvedModel, placement: Placement | None, num_positions: int)
 
 
 def _torch_plan(model: ResolvedModel, placement: Placement, memory: MemoryPlan) -> ModelPlan:
-    config, name = model.config, placement.device_name
+    config, device = model.config, placement.device_name
     quant = config.quant_method or placement.quant
-    plan = partial(ModelPlan, model.role, model.name, config.model_type, config.num_parameters)
-    return plan(name, placement.dtype, quant, placement.remarks, config.max_positions, memory)
+    return _plan_of(model)(device, placement.dtype, quant, placement.remarks, config.max_positions, memory)
 
 
 def _gguf_plan(model: ResolvedModel) -> ModelPlan:
     assert model.gguf is not None, "llama.cpp runs it"
-    config, header = model.config, model.gguf.header
+    header = model.gguf.header
     is_on_gpu = gpu_layers(model.settings, can_offload=bool(llama_library().llama_supports_gpu_offload())) != 0
-    device, memory = "gpu" if is_on_gpu else "cpu", plan_gguf_memory(header, config)
-    plan = partial(ModelPlan, model.role, model.name, config.model_type, config.num_parameters)
-    return plan(device, "mixed", header.quantization, ("llama.cpp",), header.context_length, memory)
+    device, memory = "gpu" if is_on_gpu else "cpu", plan_gguf_memory(header, model.config)
+    return _plan_of(model)(device, "mixed", header.quantization, ("llama.cpp",), header.context_length, memory)
+
+
+def _plan_of(model: ResolvedModel) -> Callable[..., ModelPlan]:
+    """Returns what makes a model's plan from its device and all that depends on that."""
+    return partial(ModelPlan, model.role, model.name, model.config.model_type, model.config.num_parameters)
 
 
 def _by_device(config: ModelConfig, placement: Placement, memory: MemoryPlan, num_positions: int) -> dict[str, int]:

@@ -12,16 +12,15 @@ from specgen.core.results import ModelInfo
 from specgen.core.settings import Quantization
 from specgen.engine.contract import LanguageModel
 from specgen.loading.decoder_weights import dense_linear, weight_bytes
-from specgen.loading.packed_formats import PackedFormat
 from specgen.loading.placement import Placement
 from specgen.loading.resolved_model import LoadedModel, ModelConfig, ResolvedModel
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
-from specgen.models.float_linear import BFloat16Linear
-from specgen.models.formats import Float16Linear, PackedLinear, has_int8_matmul
+from specgen.models.formats import PackedLinear, has_int8_matmul
 from specgen.models.packing import (
     FLOAT_KINDS,
     PACKED_KINDS,
+    PackedFormat,
     fast_nf4_linear,
     has_fast_nf4,
     is_quantized,
@@ -72,9 +71,7 @@ def choose_format(requested: Quantization, weight: Tensor, target: nn.Module, he
     Raises:
         SettingsError: The requested format is not available.
     """
-    kept: PackedFormat | None = "float16" if isinstance(head, Float16Linear) else None
-    if isinstance(head, BFloat16Linear):
-        kept = "bfloat16"
+    kept = next((name for name, kind in FLOAT_KINDS.items() if isinstance(head, kind)), None)
     return _fastest_format(requested, weight, kept, has_nf4=is_quantized(target))
 
 

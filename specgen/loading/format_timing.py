@@ -27,7 +27,7 @@ from specgen.models.formats import (
     has_float16_matmul,
     has_int8_matmul,
 )
-from specgen.models.packing import PACKED_KINDS, has_nf4_matmul, packed_linear
+from specgen.models.packing import PACKED_KINDS, PackedFormat, has_nf4_matmul, packed_linear
 from specgen.models.quantized import quantized_linear
 from specgen.models.timing import FLUSH_BYTES, Timer, flush_on, timer_for
 
@@ -68,7 +68,7 @@ class TimedLayer:
     device: str
     role: Role = "draft"
     packs_nf4: bool = False
-    packed_dtype: str | None = None
+    packed_dtype: PackedFormat | None = None
 
     @property
     def timed_intermediate(self) -> int:

@@ -7,9 +7,8 @@ from typing import Literal
 from specgen.core.settings import ModelSettings
 from specgen.loading.resolved_model import ModelConfig
 from specgen.models.float_rows import INPUTS_UNIT
-from specgen.models.packing import may_run_kernels
+from specgen.models.packing import PackedFormat, may_run_kernels
 
-PackedFormat = Literal["bfloat16", "float16", "int8", "nf4"]
 MAX_UNPACKED = 0.1
 """Largest share of the weights in other modules than linear layers and embeddings for which these are packed."""
 

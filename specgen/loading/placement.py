@@ -15,12 +15,12 @@ from specgen.loading.cuda_memory import USABLE, cuda_bytes
 from specgen.loading.format_autotune import LEAST_MEASURED, fastest_format
 from specgen.loading.format_timing import TimedLayer, measure_formats
 from specgen.loading.memory import free_bytes, shortage
-from specgen.loading.packed_formats import PackedFormat, may_pack_nf4, packed_floats
+from specgen.loading.packed_formats import may_pack_nf4, packed_floats
 from specgen.loading.resolved_model import ModelConfig, Role
 from specgen.loading.weight_sizes import needed_bytes
 from specgen.models.cpu_vectors import has_bfloat16_products
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
-from specgen.models.packing import has_float_matmul, has_nf4_matmul
+from specgen.models.packing import PackedFormat, has_float_matmul, has_nf4_matmul
 
 if TYPE_CHECKING:
     from specgen.storage.cost_store import CostStore

@@ -23,7 +23,7 @@ _reads_prompt: ContextVar[bool] = ContextVar("reads_prompt", default=False)
 
 @contextmanager
 def reading_prompt() -> Iterator[None]:
-    """Says that passes read a prompt: no row of theirs is compared with a row of another pass."""
+    """Marks passes that read a prompt: their rows need not equal the same rows of other passes."""
     token = _reads_prompt.set(True)
     try:
         yield

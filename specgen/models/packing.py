@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,10 @@ from specgen.models.quantized import KernelNf4Linear, fits_nf4, nf4_linear
 from specgen.models.weight_memory import empty
 
 PackedKind = type[BFloat16Linear] | type[Float16Linear] | type[Int8Linear] | type[Nf4Linear]
-FLOAT_KINDS: dict[str, PackedKind] = {"bfloat16": BFloat16Linear, "float16": Float16Linear}
+PackedFormat = Literal["bfloat16", "float16", "int8", "nf4"]
+FLOAT_KINDS: dict[PackedFormat, PackedKind] = {"bfloat16": BFloat16Linear, "float16": Float16Linear}
 """Classes of layers with 16-bit weights by the name of their type."""
-PACKED_KINDS: dict[str, PackedKind] = {**FLOAT_KINDS, "int8": Int8Linear, "nf4": Nf4Linear}
+PACKED_KINDS: dict[PackedFormat, PackedKind] = {**FLOAT_KINDS, "int8": Int8Linear, "nf4": Nf4Linear}
 """Classes of packed layers by the name of their format."""
 _FLOAT_TYPES: dict[PackedKind, torch.dtype] = {BFloat16Linear: torch.bfloat16, Float16Linear: torch.float16}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 
 from specgen.core.cost_model import is_unlike
-from specgen.core.metrics import Counts
 from specgen.core.results import RunReport
 
 LARGE_DRAFT_SHARE = 0.4
@@ -42,7 +41,7 @@ def find_doubt(report: RunReport) -> Doubt | None:
         return None
     if not counts.num_drafted:
         return Doubt.NOTHING_DRAFTED
-    if speedup > MAX_NOISE * _tokens_per_round(counts):
+    if speedup > MAX_NOISE * counts.timed.tokens_per_round:
         return Doubt.IMPOSSIBLE
     if report.forecast is not None and is_unlike(speedup, report.forecast.speedup):
         return Doubt.UNLIKE_PREDICTED
@@ -83,7 +82,7 @@ def explain_doubt(doubt: Doubt, report: RunReport) -> str:
         case Doubt.NOTHING_DRAFTED:
             return "nothing was drafted, so the difference is timing noise"
         case Doubt.IMPOSSIBLE:
-            tokens = _tokens_per_round(report.counts)
+            tokens = report.counts.timed.tokens_per_round
             return f"impossible with {tokens:.2f} tokens per round, so one of the two timings was disturbed"
         case Doubt.UNLIKE_PREDICTED:
             return "the measured and the predicted speedup are too far apart, so one of them was disturbed"
@@ -94,10 +93,10 @@ def explain_causes(causes: tuple[Cause, ...], report: RunReport) -> str:
     counts, baseline = report.counts, report.baseline
     if Cause.DRAFTING_PAUSED in causes or baseline is None:
         return "drafting did not pay here, so most rounds did not draft; the loss is the cost of trying"
-    num_rounds, _, seconds = counts.timed
-    round_seconds = num_rounds * baseline.tpot_seconds
-    steps, tokens = seconds / round_seconds, _tokens_per_round(counts)
-    num_checked = round(sum(n * num for n, num in enumerate(counts.fed_histogram)) / num_rounds, 1)
+    timed = counts.timed
+    round_seconds = timed.num_rounds * baseline.tpot_seconds
+    steps, tokens = timed.seconds / round_seconds, timed.tokens_per_round
+    num_checked = round(sum(n * num for n, num in enumerate(counts.fed_histogram)) / timed.num_rounds, 1)
     sentences = {
         Cause.EXPENSIVE_DRAFT: f"drafting takes {100 * (counts.draft_share or 0):.0f} % of the time",
         Cause.LOW_ACCEPTANCE: f"only {100 * (counts.alpha or 0):.0f} % of the tested draft tokens were right",
@@ -106,12 +105,6 @@ def explain_causes(causes: tuple[Cause, ...], report: RunReport) -> str:
     }
     why = " and ".join(sentences[cause] for cause in causes)
     return f"a round takes as long as {steps:.1f} steps of the target alone and yields {tokens:.1f} tokens: {why}"
-
-
-def _tokens_per_round(counts: Counts) -> float:
-    """Returns the tokens of a round that the speedup is computed from."""
-    num_rounds, num_tokens, _ = counts.timed
-    return num_tokens / num_rounds
 
 
 def _is_draft_expensive(report: RunReport) -> bool:

@@ -149,7 +149,7 @@ class Generation:
         compared = method == "full" and (request.sampling.is_greedy or request.sampling.same_text)
         difference = first_difference(ids[:num_tokens], self.token_ids) if compared else None
         self.forecast = learned_costs.predict(models, self.counts, counts)
-        _, num_timed, seconds = counts.timed
+        num_timed, seconds = counts.timed.num_tokens, counts.timed.seconds
         if method == "calibrate":
             # Rounds without a draft are steps of the target alone, too, measured during the run: with them, a machine
             # that was busier during the answer than after it does not look like a slowdown.

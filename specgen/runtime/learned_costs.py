@@ -132,8 +132,8 @@ def predict(models: LoadedModels, counts: Counts, baseline: Counts) -> Forecast:
         PassCosts(
             draft_length.costs.known,
             draft_length.draft_cost.typical_seconds,
-            round_seconds=counts.other_seconds / counts.timed[0],
-            plain_round_seconds=baseline.other_seconds / baseline.timed[0],
+            round_seconds=counts.other_seconds / counts.timed.num_rounds,
+            plain_round_seconds=baseline.other_seconds / baseline.timed.num_rounds,
         ),
     )
 
