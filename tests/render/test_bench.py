@@ -20,7 +20,7 @@ from specgen.render.bench.documents import bench_document, csv_text, markdown_te
 from specgen.render.bench.plot import plot_bytes
 from specgen.render.bench.table import TableOptions, format_bench
 from specgen.render.jsonl import dumps
-from tests.bench.reports import LABEL, report
+from tests.bench.reports import LABEL, counts, report
 from tests.render.runs import warmed_up
 from tests.snapshots import check_snapshot
 
@@ -77,6 +77,20 @@ def test_the_document_has_every_raw_run() -> None:
     assert document["environment"] == {"processor": "test"}
     assert document["recommendation"]["options"] == "-d Qwen/0.5B --draft-quant nf4 -k 4"
     assert model["differences"][0]["logit_gap"] == 0.03
+
+
+def test_the_document_predicts_each_category_from_its_own_rounds() -> None:
+    made = report()
+    runs = [
+        replace(run, counts=counts(0.05, 4, 1)) if (run.setting, run.prompt) == (1, 1) else run for run in made.runs
+    ]
+
+    document = bench_document(replace(made, runs=tuple(runs)))
+
+    predicted = {category: items[1]["predicted_speedup"] for category, items in document["categories"].items()}
+    # A round takes 0.14 s for five tokens and 0.06 s for four drafted ones; a token of the target alone takes 0.1 s.
+    assert predicted == {"code": pytest.approx(4 * 0.1 / 0.2), "story": pytest.approx(2 * 0.1 / 0.2)}
+    assert document["results"][1]["summary"]["predicted_speedup"] == pytest.approx(3 * 0.1 / 0.2)
 
 
 def test_csv_has_a_row_per_run() -> None:

@@ -47,6 +47,7 @@ def bench_document(report: BenchReport) -> Document:
                 {
                     **_setting(item.setting),
                     **_speedup(item),
+                    "predicted_speedup": item.predicted_speedup,
                     "draft_acceptance_rate": item.counts.acceptance_rate,
                 }
                 for item in figures_by_setting(report, category)
