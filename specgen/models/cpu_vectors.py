@@ -1,6 +1,9 @@
-"""Says which vectors of this machine's CPU our own kernels run on."""
+"""Says which vectors of this machine's CPU our own kernels run on, and whether on AMX."""
 
 from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
 
 from specgen.core.machine import cpu_flags
 from specgen.models.native_code import host_features, openmp_parallel
@@ -10,6 +13,11 @@ WIDE_FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
 """Features that vectors of 64 bytes need, by LLVM's names."""
 NARROW_FEATURES = frozenset({"avx2", "fma", "f16c"})
 """Features that vectors of 32 bytes need."""
+
+AMX_FEATURES = frozenset({"amx-tile", "amx-int8", "amx-bf16", "avx512bf16"})
+"""Features that products on AMX need besides those of wide vectors."""
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+"""A system call of Linux on x86-64, its request and the feature: asm/unistd_64.h, asm/prctl.h, asm/fpu/types.h."""
 
 
 def has_bfloat16_products(flags: frozenset[str]) -> bool:
@@ -36,3 +44,18 @@ def _vectors(features: frozenset[str], flags: frozenset[str]) -> CpuVectors | No
     if not features >= NARROW_FEATURES:
         return None
     return CpuVectors(32, has_vnni="avxvnni" in features)
+
+
+@lru_cache(maxsize=1)
+def may_use_amx() -> bool:
+    """Returns whether our kernels may run on AMX.
+
+    Linux lets a process use it only after a request, which holds for all its threads and children: see "Using XSTATE
+    features in user space applications" in its documentation.
+    """
+    if cpu_vectors() != CpuVectors(64) or not {"amx_int8", "amx_bf16"} <= cpu_flags():
+        return False
+    if not host_features() >= AMX_FEATURES:
+        return False
+    result: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
+    return result == 0

@@ -112,7 +112,7 @@ def _multiply(width: int) -> str:
     loads = "\n".join(load_arguments(ARGUMENTS, names))
     return f"""
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
-define void @multiply(ptr %arguments) {{
+define void @multiply_rows(ptr %arguments) {{
 entry:
   %sums = alloca [{BLOCK_OUTPUTS * BLOCK_ROWS * width} x i8], align 64
 {loads}

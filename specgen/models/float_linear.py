@@ -18,6 +18,8 @@ from specgen.models.native_weight import Prologue
 
 MOST_OWN_ROWS = 16
 """Rows of a prompt up to which our own kernel of bfloat16 weights is about as fast as torch's."""
+MOST_AMX_ROWS = 32
+"""The same on AMX, where our own kernel computes so many rows at once."""
 _reads_prompt: ContextVar[bool] = ContextVar("reads_prompt", default=False)
 
 
@@ -42,8 +44,9 @@ class FloatLinear(NativeLinear):
 class BFloat16Linear(FloatLinear):
     """A linear layer with bfloat16 weights.
 
-    On CPUs with bfloat16 products, torch's kernel computes the rows of prompts, several times as fast. It rounds them
-    to bfloat16. Rows of drafts run on our own kernel, so they are exact.
+    On CPUs with bfloat16 products, torch's kernel computes the rows of long prompts: it is faster, and rounds them to
+    bfloat16. Rows of drafts run on our own kernel, which keeps at least 16 bits of each input, and computes a row alike
+    in all passes.
     """
 
     _weight: FloatWeight
@@ -55,10 +58,15 @@ class BFloat16Linear(FloatLinear):
     def after(self, prologue: Prologue, inputs: Tensor) -> Tensor:
         """As in `NativeLinear`."""
         num_rows = math.prod(inputs.shape[:-1])
-        if not self._may_round or num_rows <= (MOST_OWN_ROWS if _reads_prompt.get() else MAX_DRAFT_TOKENS + 1):
+        if not self._may_round or num_rows <= self._most_own_rows():
             return super().after(prologue, inputs)
         outputs = self._weight.multiply_rounded(inputs.reshape(num_rows, -1).float(), prologue)
         return outputs.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+
+    def _most_own_rows(self) -> int:
+        if not _reads_prompt.get():
+            return MAX_DRAFT_TOKENS + 1
+        return MOST_AMX_ROWS if self._weight.packs_columns else MOST_OWN_ROWS
 
 
 class NativeFloat16Linear(FloatLinear, Float16Linear):

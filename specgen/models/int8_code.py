@@ -21,9 +21,14 @@ AHEAD_BYTES = 8192
 ends at 4 KiB. Measured with 512 to 65,536: 8,192 is the fastest, and 15 to 35 % faster than nothing for eight rows."""
 
 
-def int8_tiles(vectors: CpuVectors) -> Tiles:
-    """Returns the tiles for a kind of vectors."""
-    _, max_rows = SHAPES[vectors]
+def int8_tiles(vectors: CpuVectors, few_rows: int | None = None) -> Tiles:
+    """Returns the tiles for a kind of vectors.
+
+    Args:
+        vectors: What they compute with.
+        few_rows: Rows that are computed at once, at most, if fewer than the registers hold.
+    """
+    max_rows = few_rows or SHAPES[vectors][1]
     text = "\n".join([*declarations(vectors), *(tile(num_rows, vectors) for num_rows in range(1, max_rows + 1))])
     input_steps = FULL_STEPS if vectors.has_vnni else SHORT_STEPS
     return Tiles(text, max_rows, NUM_OUTPUTS, input_steps, OFFSET, MAX_PARTS)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specgen.models.amx_registers import AMX_LINES, AMX_OUTPUTS
 from specgen.models.native_code import Function, NativeCode, bits_of, floats, integers, openmp_parallel
 from specgen.models.vector_code import ARGUMENTS, GATE, NORM, NOTHING, CpuVectors
 
@@ -69,12 +70,14 @@ class Kernels:
     Args:
         vectors: What they compute with.
         run: Lets rows go through a prologue, packs them and computes all their outputs: addresses of the arguments of
-            `multiply` in the code, of the rows, and of OpenMP's entry point, and the number of threads.
+            the code, of the rows, and of OpenMP's entry point, and the number of threads.
+        packs_columns: Rows are packed in columns for AMX, and `AMX_OUTPUTS` are computed at once.
     """
 
     code: NativeCode
     vectors: CpuVectors
     run: Function
+    packs_columns: bool
 
     def __deepcopy__(self, memo: object) -> Kernels:
         """Returns itself: copies of a layer share the code."""
@@ -106,9 +109,9 @@ class RoundingKernels(Kernels):
         self.quantize(*addresses, *rows.shape, WEIGHT_STEPS, 0, FLIP)
 
 
-def kernels_of(code: NativeCode, vectors: CpuVectors) -> RoundingKernels:
+def kernels_of(code: NativeCode, vectors: CpuVectors, *, packs_columns: bool = False) -> RoundingKernels:
     """Returns the functions of compiled code."""
-    return RoundingKernels(code, vectors, code.function("run", 4), code.function("quantize", 9))
+    return RoundingKernels(code, vectors, code.function("run", 4), packs_columns, code.function("quantize", 9))
 
 
 class NativeWeight:
@@ -137,10 +140,19 @@ class NativeWeight:
         self._num_computed = -(-self._num_outputs // group) * group
         self._block = block or self._num_inputs
         self._kernels = kernels
+        if kernels.packs_columns:
+            if self._num_computed < AMX_OUTPUTS:
+                raise ValueError(f"the kernels compute {AMX_OUTPUTS} outputs at once, the weight has {shape[0]}")
+            self._chunk_unit = AMX_OUTPUTS
         self._rows_at_once = max(ROWS_BYTES // (self._row_value_bytes * self._num_inputs), LEAST_ROWS)
         self._bias = floats(self._num_computed).zero_()
         if bias is not None:
             self._bias[: self._num_outputs] += bias
+
+    @property
+    def packs_columns(self) -> bool:
+        """Whether its kernels pack rows in columns, for AMX."""
+        return self._kernels.packs_columns
 
     @property
     def num_bytes(self) -> int:
@@ -187,7 +199,9 @@ class NativeWeight:
         num_rows, num_scales, num_threads = rows.shape[0], self._num_inputs // self._block, torch.get_num_threads()
         # The rows after the prologue, packed, and then their scales and excesses: four bytes each but the packed.
         num_values, num_scale_bytes = num_rows * self._num_inputs, 4 * num_rows * num_scales
-        num_bytes = self._row_value_bytes * num_values
+        # On AMX all groups have the same number of columns (`EVEN_PART`), so the last one may have some without a row.
+        num_unused = -num_rows % -(-num_rows // AMX_LINES) if self.packs_columns else 0
+        num_bytes = self._row_value_bytes * (num_values + num_unused * self._num_inputs)
         num_prepared_bytes = 4 * num_values if prologue.kind != NOTHING else 0
         # All parts have whole float32 values.
         scratch = rows.new_empty((num_prepared_bytes + num_bytes) // 4 + 2 * num_rows * num_scales)

@@ -1,35 +1,28 @@
 """Writes the loops of the nf4 kernel in LLVM IR: a group of outputs of some rows, whose sums stay in the registers.
 
-A weight is a sequence of records: for each group of outputs, for each block of inputs, its values and its scales. A
-vector of values holds two times four inputs of each output of the group, in the low and the high halves of its bytes:
-each half is turned into 8-bit numbers by a table and multiplied by the same four inputs of a row.
+Each half of a vector of a record (`nf4_records`) is turned into 8-bit numbers by a table and multiplied by the same
+four inputs of a row.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-
+from specgen.models.amx_registers import AMX_LINES, RELEASE
 from specgen.models.dot_product import FULL_STEPS, OFFSET, SHORT_STEPS, add_products, declarations
+from specgen.models.nf4_amx import BlockCode, amx_tile, unpack_code
+from specgen.models.nf4_records import BLOCK, LEVELS, VECTORS_OF_BLOCK, constants, pack_code, record_bytes
 from specgen.models.vector_code import LANES, PARAMETERS, CpuVectors, Tiles, end_of_outputs, load, spread
 
-BLOCK = 64
-"""Inputs that share a scale, as in bitsandbytes."""
-LEVELS = (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)
-"""The values of nf4 (Dettmers et al. 2023, arXiv:2305.14314, appendix E), in steps of 1/127."""
 MAX_ROWS = {64: 12, 32: 4}
 """Rows that are computed at once, by bytes of a vector. Each row has two vectors of sums; there are 32 vectors of 64
 bytes, or 16 of 32 bytes."""
 FEW_ROWS = 3
 """Up to this number of rows, each has two sums of integers: a single one would wait for its last instruction."""
+NF4_ROWS_ON_VECTORS = 8
+"""Rows up to which vectors are as fast as AMX. On an Intel Xeon (model 207), a pass over 8 rows of Qwen2.5-Coder-1.5B
+took 57 ms on vectors and 62 on AMX, over 12 rows 102 and 70, over a prompt of 128 tokens 855 and 500."""
 AHEAD_BYTES = 8192
 """How far ahead of its use a weight is requested from memory, as in the int8 kernel."""
-_VECTORS = range(BLOCK // 8)
 _HALVES = ("low", "high")
-
-
-def record_bytes(vectors: CpuVectors) -> int:
-    """Returns the bytes of a record: `BLOCK` inputs of a group in 4 bits each, and scales in bfloat16."""
-    return len(_VECTORS) * vectors.num_bytes + 2 * vectors.lanes
 
 
 def levels(vectors: CpuVectors) -> list[int]:
@@ -40,17 +33,30 @@ def levels(vectors: CpuVectors) -> list[int]:
     return list(LEVELS) if vectors.has_vnni else [round(level * SHORT_STEPS / FULL_STEPS) for level in LEVELS]
 
 
-def nf4_tiles(vectors: CpuVectors) -> Tiles:
-    """Returns the tiles for a kind of vectors, and the function `pack`, which writes weights."""
+def nf4_tiles(vectors: CpuVectors, *, on_amx: bool = False) -> Tiles:
+    """Returns the tiles for a kind of vectors, and the function `pack`, which writes weights.
+
+    Args:
+        vectors: What they compute with.
+        on_amx: More than `NF4_ROWS_ON_VECTORS` rows are computed on AMX. Only with vectors of 64 bytes.
+    """
     width, lanes = vectors.num_bytes, vectors.lanes
+    if on_amx and vectors != CpuVectors(64):
+        raise ValueError(f"AMX comes with vectors of 64 bytes, not with {vectors}")
     table = f"<{width} x i8>"
     declared = [*declarations(vectors), f"declare {table} @{_table_lookup(width)}({table}, {table})"]
     if lanes != LANES:
         floats = f"<{lanes} x float>"
         declared.append(f"declare {floats} @llvm.fma.v{lanes}f32({floats}, {floats}, {floats})")
-    max_rows = MAX_ROWS[width]
-    tiles = [_tile(num_rows, vectors) for num_rows in range(1, max_rows + 1)]
-    return Tiles("\n".join([*declared, _pack(vectors), *tiles]), max_rows, lanes, FULL_STEPS, _offset(vectors))
+    if on_amx:
+        declared.append(_unpack_code(vectors))
+    max_rows = AMX_LINES if on_amx else MAX_ROWS[width]
+    tiles = [
+        (_tile_on_amx if on_amx and num_rows > NF4_ROWS_ON_VECTORS else _tile)(num_rows, vectors)
+        for num_rows in range(1, max_rows + 1)
+    ]
+    code = "\n".join([*declared, pack_code(vectors, OFFSET), *tiles])
+    return Tiles(code, max_rows, lanes, FULL_STEPS, _offset(vectors))
 
 
 def _offset(vectors: CpuVectors) -> int:
@@ -64,7 +70,7 @@ def _table_lookup(width: int) -> str:
 
 def _tile(num_rows: int, vectors: CpuVectors) -> str:
     """Returns a function that computes outputs `%first` to `%last`, in whole groups, of `num_rows` rows."""
-    lanes, rows = vectors.lanes, range(num_rows)
+    lanes = vectors.lanes
     lines = [
         f"define void @tile{num_rows}({PARAMETERS}) {{",
         "entry:",
@@ -80,9 +86,16 @@ def _tile(num_rows: int, vectors: CpuVectors) -> str:
         "blocks_loop:",
         *_add_block(num_rows, vectors),
         "finish:",
-        *load("biases", f"<{lanes} x float>", "bias", "float", "%output"),
+        *_finish(num_rows, lanes),
+        *end_of_outputs("%output", lanes),
     ]
-    for r in rows:
+    return "\n".join(lines)
+
+
+def _finish(num_rows: int, lanes: int) -> list[str]:
+    """Returns what adds biases to the sums of all rows, and stores them."""
+    lines = load("biases", f"<{lanes} x float>", "bias", "float", "%output")
+    for r in range(num_rows):
         lines += [
             f"  %biased{r} = fadd <{lanes} x float> %more{r}, %biases",
             f"  %line{r} = mul i64 %num_outputs, {r}",
@@ -90,29 +103,70 @@ def _tile(num_rows: int, vectors: CpuVectors) -> str:
             f"  %to{r} = getelementptr float, ptr %outputs, i64 %index{r}",
             f"  store <{lanes} x float> %biased{r}, ptr %to{r}, align 4",
         ]
-    return "\n".join([*lines, *end_of_outputs("%output", lanes)])
+    return lines
+
+
+def _tile_on_amx(num_rows: int, vectors: CpuVectors) -> str:
+    """Returns the same function on AMX."""
+    lanes, rows = vectors.lanes, range(num_rows)
+    facts = [line for r in rows for line in _facts_of_row(r, lanes, "%scales_block")]
+    whole = [f"  %whole{r} = add <{lanes} x i32> %products{r}, %excesses{r}" for r in rows]
+    scale = [*facts, *whole, *_scale_sums(num_rows, lanes)]
+    finish = [*_finish(num_rows, lanes), *end_of_outputs("%output", lanes, [RELEASE])]
+    return amx_tile(num_rows, BlockCode(BLOCK, record_bytes(vectors), scale, finish))
 
 
 def _add_block(num_rows: int, vectors: CpuVectors) -> list[str]:
     """Returns the loop over a group's records. The sums of each row are `%more0` and so on, float32."""
     lanes, rows = vectors.lanes, range(num_rows)
-    integers, floats = f"<{lanes} x i32>", f"<{lanes} x float>"
-    lines = [
+    floats = f"<{lanes} x float>"
+    return [
         "  %block = phi i64 [ 0, %outputs_loop ], [ %block_next, %blocks_loop ]",
         "  %record = phi ptr [ %first_record, %outputs_loop ], [ %record_next, %blocks_loop ]",
+        *[f"  %sum{r} = phi {floats} [ zeroinitializer, %outputs_loop ], [ %more{r}, %blocks_loop ]" for r in rows],
+        *_requests(vectors),
+        f"  %inputs_offset = mul i64 %block, {BLOCK}",
+        *[line for r in rows for line in (*_inputs_of_row(r), *_facts_of_row(r, lanes, "%block"))],
+        *_products(num_rows, vectors),
+        *_scale_sums(num_rows, lanes),
+        "  %block_next = add i64 %block, 1",
+        f"  %record_next = getelementptr i8, ptr %record, i64 {record_bytes(vectors)}",
+        "  %blocks_more = icmp ult i64 %block_next, %num_blocks",
+        "  br i1 %blocks_more, label %blocks_loop, label %finish",
     ]
-    lines += [f"  %sum{r} = phi {floats} [ zeroinitializer, %outputs_loop ], [ %more{r}, %blocks_loop ]" for r in rows]
+
+
+def _requests(vectors: CpuVectors) -> list[str]:
+    """Returns what requests a later record from memory."""
+    lines = []
     for line in range(0, record_bytes(vectors), 64):
         lines += [
             f"  %ahead{line} = getelementptr i8, ptr %record, i64 {AHEAD_BYTES + line}",
             f"  call void @llvm.prefetch.p0(ptr %ahead{line}, i32 0, i32 2, i32 1)",
         ]
-    lines.append(f"  %inputs_offset = mul i64 %block, {BLOCK}")
-    sums: dict[tuple[int, str], str] = {}
-    for r in rows:
-        lines += _row_of_block(r, lanes)
-        sums[r, "low"], sums[r, "high"] = f"%excesses{r}", "zeroinitializer"
-    for vector in _VECTORS:
+    return lines
+
+
+def _scale_sums(num_rows: int, lanes: int) -> list[str]:
+    """Returns what adds a block's sums `%whole0` and so on to `%sum0` and so on, which become `%more0` and so on."""
+    integers, floats = f"<{lanes} x i32>", f"<{lanes} x float>"
+    lines = _scales(lanes)
+    for r in range(num_rows):
+        lines += [
+            f"  %float{r} = sitofp {integers} %whole{r} to {floats}",
+            f"  %factors{r} = fmul {floats} %scales, %row_scales{r}",
+            f"  %more{r} = call {floats} @llvm.fma.v{lanes}f32("
+            f"{floats} %float{r}, {floats} %factors{r}, {floats} %sum{r})",
+        ]
+    return lines
+
+
+def _products(num_rows: int, vectors: CpuVectors) -> list[str]:
+    """Returns what computes `%whole0` and so on: a block's sums of products of each row, its excesses added."""
+    rows, lanes = range(num_rows), vectors.lanes
+    lines = []
+    sums = {(r, half): f"%excesses{r}" if half == "low" else "zeroinitializer" for r in rows for half in _HALVES}
+    for vector in VECTORS_OF_BLOCK:
         lines += _values(vector, vectors)
         for half_index, half in enumerate(_HALVES):
             for r in rows:
@@ -123,33 +177,30 @@ def _add_block(num_rows: int, vectors: CpuVectors) -> list[str]:
                     *add_products(f"sum_{name}", sums[key], f"%{half}{vector}", f"%inputs_{name}", vectors),
                 ]
                 sums[key] = f"%sum_{name}"
-    lines += _scales(lanes)
-    for r in rows:
-        lines += [
-            f"  %whole{r} = add {integers} {sums[r, 'low']}, {sums[r, 'high']}",
-            f"  %float{r} = sitofp {integers} %whole{r} to {floats}",
-            f"  %factors{r} = fmul {floats} %scales, %row_scales{r}",
-            f"  %more{r} = call {floats} @llvm.fma.v{lanes}f32("
-            f"{floats} %float{r}, {floats} %factors{r}, {floats} %sum{r})",
-        ]
+    return lines + [f"  %whole{r} = add <{lanes} x i32> {sums[r, 'low']}, {sums[r, 'high']}" for r in rows]
+
+
+def _unpack_code(vectors: CpuVectors) -> str:
+    """Returns what `_tile_on_amx` needs besides."""
+    values = [*_requests(vectors), *(line for vector in VECTORS_OF_BLOCK for line in _values(vector, vectors))]
+    return unpack_code(values, [f"{half}{vector}" for vector in VECTORS_OF_BLOCK for half in _HALVES])
+
+
+def _inputs_of_row(row: int) -> list[str]:
+    """Returns what finds a row's inputs of a block."""
     return [
-        *lines,
-        "  %block_next = add i64 %block, 1",
-        f"  %record_next = getelementptr i8, ptr %record, i64 {record_bytes(vectors)}",
-        "  %blocks_more = icmp ult i64 %block_next, %num_blocks",
-        "  br i1 %blocks_more, label %blocks_loop, label %finish",
+        f"  %row_offset{row} = mul i64 %size, {row}",
+        f"  %inputs_at{row} = add i64 %row_offset{row}, %inputs_offset",
+        f"  %inputs{row} = getelementptr i8, ptr %rows, i64 %inputs_at{row}",
     ]
 
 
-def _row_of_block(row: int, lanes: int) -> list[str]:
-    """Returns what finds a row's inputs, scale and excess of a block."""
+def _facts_of_row(row: int, lanes: int, block: str) -> list[str]:
+    """Returns what loads a row's scale and excess of a block."""
     r = row
     return [
-        f"  %row_offset{r} = mul i64 %size, {r}",
-        f"  %inputs_at{r} = add i64 %row_offset{r}, %inputs_offset",
-        f"  %inputs{r} = getelementptr i8, ptr %rows, i64 %inputs_at{r}",
         f"  %fact_offset{r} = mul i64 %num_blocks, {r}",
-        f"  %fact{r} = add i64 %fact_offset{r}, %block",
+        f"  %fact{r} = add i64 %fact_offset{r}, {block}",
         *load(f"excess{r}", "i32", "excesses", "i32", f"%fact{r}"),
         *spread(f"excesses{r}", "i32", f"excess{r}", lanes),
         *load(f"row_scale{r}", "float", "row_scales", "float", f"%fact{r}"),
@@ -162,13 +213,13 @@ def _values(vector: int, vectors: CpuVectors) -> list[str]:
     v, width, lanes = vector, vectors.num_bytes, vectors.lanes
     kind, pairs = f"<{width} x i8>", f"<{width // 2} x i16>"
     unsigned = [level + _offset(vectors) for level in levels(vectors)]
-    fifteen = _constant("i8", [15] * width)
-    table = _constant("i8", [unsigned[index % 16] for index in range(width)])
+    fifteen = constants("i8", [15] * width)
+    table = constants("i8", [unsigned[index % 16] for index in range(width)])
     return [
         *_from_record(f"bytes{v}", kind, kind, v),
         f"  %low_index{v} = and {kind} %bytes{v}, {fifteen}",
         f"  %pairs{v} = bitcast {kind} %bytes{v} to {pairs}",
-        f"  %moved{v} = lshr {pairs} %pairs{v}, {_constant('i16', [4] * (width // 2))}",
+        f"  %moved{v} = lshr {pairs} %pairs{v}, {constants('i16', [4] * (width // 2))}",
         f"  %moved_bytes{v} = bitcast {pairs} %moved{v} to {kind}",
         f"  %high_index{v} = and {kind} %moved_bytes{v}, {fifteen}",
         *[
@@ -193,84 +244,8 @@ def _from_record(name: str, kind: str, element: str, index: int) -> list[str]:
 def _scales(lanes: int) -> list[str]:
     """Returns what loads a record's scales: a bfloat16 is the upper half of a float32."""
     return [
-        *_from_record("short_scales", f"<{lanes} x i16>", "i16", 2 * len(_VECTORS) * lanes),
+        *_from_record("short_scales", f"<{lanes} x i16>", "i16", 2 * len(VECTORS_OF_BLOCK) * lanes),
         f"  %long_scales = zext <{lanes} x i16> %short_scales to <{lanes} x i32>",
-        f"  %moved_scales = shl <{lanes} x i32> %long_scales, {_constant('i32', [16] * lanes)}",
+        f"  %moved_scales = shl <{lanes} x i32> %long_scales, {constants('i32', [16] * lanes)}",
         f"  %scales = bitcast <{lanes} x i32> %moved_scales to <{lanes} x float>",
     ]
-
-
-def _constant(kind: str, values: list[int]) -> str:
-    return "<" + ", ".join(f"{kind} {value}" for value in values) + ">"
-
-
-def _pack(vectors: CpuVectors) -> str:
-    """Returns a function that writes records.
-
-    Its arguments are the addresses of the values of a group, `[outputs, inputs]` in bytes that are greater by 128, of
-    their scales in bfloat16 `[outputs, blocks]`, and of the records; then the number of blocks.
-    """
-    width, lanes = vectors.num_bytes, vectors.lanes
-    bounds = [(low + high) // 2 + OFFSET for low, high in pairwise(LEVELS)]
-    lines = []
-    code = "zeroinitializer"
-    for index, bound in enumerate(bounds):
-        lines += [
-            f"  %is{index} = icmp ugt <{BLOCK} x i8> %values64, {_constant('i8', [bound] * BLOCK)}",
-            f"  %one{index} = zext <{BLOCK} x i1> %is{index} to <{BLOCK} x i8>",
-            f"  %code{index} = add <{BLOCK} x i8> {code}, %one{index}",
-        ]
-        code = f"%code{index}"
-    fours = BLOCK // 4
-    for half, first in (("low", 0), ("high", 1)):
-        picked = _constant("i32", list(range(first, fours, 2)))
-        lines.append(
-            f"  %{half} = shufflevector <{fours} x i32> %fours, <{fours} x i32> poison, <{fours // 2} x i32> {picked}"
-        )
-    stores = []
-    for vector in _VECTORS:
-        stores += [
-            f"  %word{vector} = extractelement <{fours // 2} x i32> %words, i32 {vector}",
-            f"  %word_at{vector} = getelementptr i8, ptr %place, i64 {vector * width}",
-            f"  store i32 %word{vector}, ptr %word_at{vector}, align 2",
-        ]
-    classified, stored = "\n".join(lines[: 3 * len(bounds)]), "\n".join(stores)
-    halves = "\n".join(lines[3 * len(bounds) :])
-    return f"""
-define void @pack(ptr %values, ptr %scales, ptr %records, i64 %num_blocks) {{
-entry:
-  br label %blocks
-blocks:
-  %block = phi i64 [ 0, %entry ], [ %block_next, %block_end ]
-  %record_offset = mul i64 %block, {record_bytes(vectors)}
-  %record = getelementptr i8, ptr %records, i64 %record_offset
-  %scales_here = getelementptr i8, ptr %record, i64 {len(_VECTORS) * width}
-  br label %outputs
-outputs:
-  %output = phi i64 [ 0, %blocks ], [ %output_next, %outputs ]
-  %row = mul i64 %output, %num_blocks
-  %index = add i64 %row, %block
-  %from = getelementptr <{BLOCK} x i8>, ptr %values, i64 %index
-  %values64 = load <{BLOCK} x i8>, ptr %from, align 1
-{classified}
-  %fours = bitcast <{BLOCK} x i8> {code} to <{fours} x i32>
-{halves}
-  %high_moved = shl <{fours // 2} x i32> %high, {_constant("i32", [4] * (fours // 2))}
-  %words = or <{fours // 2} x i32> %low, %high_moved
-  %place = getelementptr i32, ptr %record, i64 %output
-{stored}
-  %scale_from = getelementptr i16, ptr %scales, i64 %index
-  %scale = load i16, ptr %scale_from, align 2
-  %scale_to = getelementptr i16, ptr %scales_here, i64 %output
-  store i16 %scale, ptr %scale_to, align 2
-  %output_next = add i64 %output, 1
-  %outputs_more = icmp ult i64 %output_next, {lanes}
-  br i1 %outputs_more, label %outputs, label %block_end
-block_end:
-  %block_next = add i64 %block, 1
-  %blocks_more = icmp ult i64 %block_next, %num_blocks
-  br i1 %blocks_more, label %blocks, label %exit
-exit:
-  ret void
-}}
-"""

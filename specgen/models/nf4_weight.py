@@ -11,7 +11,8 @@ from torch import Tensor
 
 from specgen.models.native_code import Function, floats
 from specgen.models.native_weight import WEIGHT_STEPS, NativeWeight, RoundingKernels
-from specgen.models.nf4_code import BLOCK, levels, record_bytes
+from specgen.models.nf4_code import levels
+from specgen.models.nf4_records import BLOCK, record_bytes
 from specgen.models.weight_memory import empty
 
 

@@ -131,14 +131,15 @@ def packed_linear(weight: Tensor, kind: PackedKind, bias: Tensor | None = None) 
         return _float_linear(stored, bias)
     if kind is Nf4Linear and fits_nf4_kernel(weight) and (kernels := nf4_kernels()) is not None:
         return Nf4Linear(Nf4Weight(weight, bias, kernels))
-    if fits_int8_kernel(weight) and (kernels := int8_kernels()) is not None:
+    if fits_int8_kernel(weight) and (kernels := int8_kernels(len(weight))) is not None:
         return NativeInt8Linear(Int8Weight(weight, bias, kernels))
     with without_deprecation_warning():
         return Int8Linear(weight, bias)
 
 
 def _float_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
-    if not fits_float_kernel(weight) or (kernels := float_kernels(weight.dtype)) is None:
+    kernels = float_kernels(weight.dtype, len(weight)) if fits_float_kernel(weight) else None
+    if kernels is None:
         return Float16Linear(weight, bias)
     packed = FloatWeight(weight, bias, kernels)
     return BFloat16Linear(packed) if weight.dtype == torch.bfloat16 else NativeFloat16Linear(packed)

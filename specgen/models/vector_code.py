@@ -245,13 +245,14 @@ def load_arguments(order: Mapping[str, str], names: Sequence[str]) -> list[str]:
     return lines
 
 
-def end_of_outputs(output: str, step: int) -> list[str]:
-    """Returns the end of a tile: its loop goes on `step` outputs after this one, up to `%last`."""
+def end_of_outputs(output: str, step: int, last_lines: Sequence[str] = ()) -> list[str]:
+    """Returns the end of a tile: its loop goes on `step` outputs after this one, up to `%last`; then `last_lines`."""
     return [
         f"  %following = add i64 {output}, {step}",
         "  %outputs_more = icmp ult i64 %following, %last",
         "  br i1 %outputs_more, label %outputs_loop, label %exit",
         "exit:",
+        *last_lines,
         "  ret void",
         "}",
     ]

@@ -20,9 +20,10 @@ from specgen.loading import placement
 from specgen.loading.format_timing import TARGET_ROWS, TimedLayer, measure_formats
 from specgen.loading.placement import choose_placement
 from specgen.loading.weights import load_weights
-from specgen.models import float_linear
+from specgen.models import float_linear, kernels
+from specgen.models.cpu_vectors import may_use_amx
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.float_linear import MOST_OWN_ROWS, BFloat16Linear, FloatLinear, NativeFloat16Linear
+from specgen.models.float_linear import MOST_AMX_ROWS, MOST_OWN_ROWS, BFloat16Linear, FloatLinear, NativeFloat16Linear
 from specgen.models.float_weight import FloatWeight
 from specgen.models.formats import has_float16_matmul, has_int8_matmul
 from specgen.models.packing import may_run_kernels
@@ -99,8 +100,18 @@ def test_with_bfloat16_products_only_bfloat16_runs_as_stored(
     assert model.decoder.dtype == (torch.float32 if is_own else torch.bfloat16)
 
 
-def test_bfloat16_products_read_prompts_and_no_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "most_rows",
+    [
+        MOST_OWN_ROWS,
+        pytest.param(MOST_AMX_ROWS, marks=pytest.mark.skipif(not may_use_amx(), reason="needs AMX"), id="AMX"),
+    ],
+)
+def test_bfloat16_products_read_prompts_and_no_drafts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int
+) -> None:
     set_products(monkeypatch, are_there=True)
+    monkeypatch.setattr(kernels, "may_use_amx", lambda: most_rows == MOST_AMX_ROWS)
     folder = stored_in(torch.bfloat16, tmp_path / "tiny")
     rounded, ids = [], [5 + 3 * index % 60 for index in range(200)]
     multiply = FloatWeight.multiply_rounded
@@ -109,11 +120,11 @@ def test_bfloat16_products_read_prompts_and_no_drafts(tmp_path: Path, monkeypatc
     )
     target = loaded(folder)
 
-    target.feed(ids[:MOST_OWN_ROWS])
+    target.feed(ids[:most_rows])
     assert not rounded
-    short = 2 * MOST_OWN_ROWS + 1  # fewer rows than the longest draft has
+    short = 2 * most_rows + 1
     target.feed(ids[:short])
-    assert set(rounded) == {short - MOST_OWN_ROWS}
+    assert set(rounded) == {short - most_rows}
     rounded.clear()
     target.feed(ids[:100])
     assert set(rounded) == {100 - short}

@@ -62,7 +62,10 @@ def test_each_finite_value_is_read_as_it_is(dtype: torch.dtype) -> None:
 
     outputs = FloatWeight(weight, None, kernels).multiply(torch.eye(32))
 
-    assert torch.equal(outputs, weight.float().T)
+    wide = weight.float().T
+    # AMX takes subnormal numbers for 0.
+    smallest = torch.finfo(torch.float32).tiny if kernels.packs_columns else 0
+    assert torch.equal(outputs, wide.where(wide.abs() >= smallest, 0))
 
 
 @needs_kernel
@@ -83,7 +86,7 @@ def test_rows_go_through_a_prologue_first(dtype: torch.dtype, num_rows: int) -> 
         (gated, functional.silu(gates) * ups),
     ):
         expected = functional.linear(usual.double(), weight.double(), bias.double())
-        assert float((outputs - expected).norm() / expected.norm()) < 8 * EPSILON
+        assert float((outputs - expected).norm() / expected.norm()) < (2**-17 if packed.packs_columns else 8 * EPSILON)
     alone = [packed.multiply(row[None], Prologue(NORM, norm, 1e-6)) for row in rows]
     assert torch.equal(torch.cat(alone), normed)
 
@@ -120,10 +123,11 @@ def test_the_number_of_threads_does_not_change_a_bit(num_threads: int) -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_a_number_stays_in_its_row_and_its_output(value: float) -> None:
-    kernels = float_kernels(torch.bfloat16)
+@pytest.mark.parametrize("num_outputs", [20, 32])
+def test_what_is_not_a_number_stays_in_its_row_and_its_output(num_outputs: int, value: float) -> None:
+    kernels = float_kernels(torch.bfloat16, num_outputs)
     assert kernels is not None
-    weight = torch.ones(20, 64, dtype=torch.bfloat16)
+    weight = torch.ones(num_outputs, 64, dtype=torch.bfloat16)
     rows = torch.ones(5, 64)
     rows[2, 7] = value
 
@@ -136,12 +140,12 @@ def test_what_is_not_a_number_stays_in_its_row_and_its_output(value: float) -> N
     ]
     weight[9, 63] = value
     finite = FloatWeight(weight, None, kernels).multiply(torch.ones(5, 64)).isfinite().all(0)
-    assert finite.tolist() == [output != 9 for output in range(20)]
+    assert finite.tolist() == [output != 9 for output in range(num_outputs)]
 
 
 @needs_kernel
 def test_a_weight_is_not_copied() -> None:
-    kernels = float_kernels(torch.bfloat16)
+    kernels = float_kernels(torch.bfloat16, 24)
     assert kernels is not None
     weight = torch.randn(24, 64).to(torch.bfloat16)
 
@@ -179,7 +183,9 @@ def test_a_planted_bug_is_noticed(old: str, new: str) -> None:
     text = complete_text(float_code(32, torch.bfloat16), PROLOGUES)
     assert old in text
     code = NativeCode(text.replace(old, new))
-    packed, weight, bias = made(Kernels(code, CpuVectors(32), code.function("run", 4)), (47, 576), torch.bfloat16)
+    packed, weight, bias = made(
+        Kernels(code, CpuVectors(32), code.function("run", 4), packs_columns=False), (47, 576), torch.bfloat16
+    )
     rows = torch.randn(3, 576)
 
     with pytest.raises(AssertionError):

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specgen.models import native_weight
 from specgen.models.cpu_vectors import cpu_vectors
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.float_weight import FloatWeight
 from specgen.models.formats import Int8Linear, Nf4Linear
 from specgen.models.fused_layers import FusedFeedForward, fuse
 from specgen.models.int8_code import int8_tiles
 from specgen.models.int8_weight import Int8Weight
 from specgen.models.kernel_code import kernel_text
-from specgen.models.kernels import int8_kernels, nf4_kernels
+from specgen.models.kernels import float_kernels, int8_kernels, nf4_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import NativeWeight, Prologue, kernels_of
 from specgen.models.nf4_weight import Nf4Weight
@@ -34,7 +35,13 @@ def weights() -> list[NativeWeight]:
     int8, nf4 = int8_kernels(), nf4_kernels()
     assert int8 is not None
     assert nf4 is not None
-    return [Int8Weight(torch.randn(100, 256), None, int8), Nf4Weight(torch.randn(100, 256), None, nf4)]
+    bfloat16 = float_kernels(torch.bfloat16)
+    assert bfloat16 is not None
+    return [
+        Int8Weight(torch.randn(100, 256), None, int8),
+        Nf4Weight(torch.randn(100, 256), None, nf4),
+        FloatWeight(torch.randn(100, 256).bfloat16(), None, bfloat16),
+    ]
 
 
 def error(outputs: Tensor, reference: Tensor) -> float:
@@ -68,10 +75,12 @@ def test_the_rows_of_a_long_prompt_are_computed_in_parts(monkeypatch: pytest.Mon
     norm, rows = Prologue(NORM, torch.rand(256) + 0.5, 1e-6), torch.randn(60, 256)
     for weight in weights():
         together = weight.multiply(rows, norm)
-        with monkeypatch.context() as patch:
-            patch.setattr(native_weight, "ROWS_BYTES", 1)
+        monkeypatch.setattr(weight, "_rows_at_once", 24)
 
+        with patch.object(weight, "_compute", wraps=weight._compute) as compute:
             assert torch.equal(weight.multiply(rows, norm), together)
+
+        assert [len(call.args[0]) for call in compute.call_args_list] == [24, 24, 12]
 
 
 @needs_kernel

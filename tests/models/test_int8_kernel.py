@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -17,7 +18,7 @@ from specgen.models.formats import Int8Linear, NativeInt8Linear
 from specgen.models.int8_code import int8_tiles
 from specgen.models.int8_weight import Int8Weight
 from specgen.models.kernel_code import kernel_text
-from specgen.models.kernels import compile_kernels, int8_kernels
+from specgen.models.kernels import compile_kernels, compiled_int8, int8_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import RoundingKernels, kernels_of
 from specgen.models.packing import packed_linear
@@ -48,7 +49,7 @@ def made(kernels: RoundingKernels, sizes: tuple[int, int], scale: float = 1.0) -
 
 
 def kernel_weight(weight: Tensor, bias: Tensor | None = None) -> Int8Weight:
-    kernels = int8_kernels()
+    kernels = int8_kernels(len(weight))
     assert kernels is not None
     return Int8Weight(weight, bias, kernels)
 
@@ -74,7 +75,7 @@ def test_each_row_has_its_own_exact_sums(vectors: CpuVectors, sizes: tuple[int, 
 @needs_kernel
 @given(st.integers(4, 40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**31))
 def test_whole_numbers_are_multiplied_exactly(num_outputs: int, num_rows: int, blocks: int, seed: int) -> None:
-    kernels = int8_kernels()
+    kernels = int8_kernels(num_outputs)
     assert kernels is not None
     generator = torch.Generator().manual_seed(seed)
 
@@ -93,14 +94,12 @@ def test_whole_numbers_are_multiplied_exactly(num_outputs: int, num_rows: int, b
 @needs_kernel
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_the_largest_sums_do_not_overflow(sign: int) -> None:
-    kernels = int8_kernels()
-    assert kernels is not None
     size = 2**16
 
-    for input_sign in (-1, 1):
-        outputs = Int8Weight(sign * torch.ones(4, size), None, kernels).multiply(input_sign * torch.ones(2, size))
+    for num_outputs, input_sign in itertools.product((4, 32), (-1, 1)):
+        outputs = kernel_weight(sign * torch.ones(num_outputs, size)).multiply(input_sign * torch.ones(2, size))
 
-        assert torch.equal(outputs, torch.full((2, 4), float(input_sign * sign * size)))
+        assert torch.equal(outputs, torch.full((2, num_outputs), float(input_sign * sign * size)))
 
 
 @pytest.mark.parametrize("vectors", ALL_VECTORS)
@@ -123,11 +122,12 @@ def test_a_planted_bug_is_noticed(vectors: CpuVectors, old: str, new: str) -> No
 
 
 @needs_kernel
-def test_what_is_not_a_number_stays_in_its_row() -> None:
+@pytest.mark.parametrize("num_outputs", [4, 32])
+def test_what_is_not_a_number_stays_in_its_row(num_outputs: int) -> None:
     rows = torch.ones(3, 64)
     rows[0, 3], rows[2, 5] = math.nan, math.inf
 
-    outputs = packed_linear(torch.ones(4, 64), Int8Linear, torch.ones(4))(rows)
+    outputs = packed_linear(torch.ones(num_outputs, 64), Int8Linear, torch.ones(num_outputs))(rows)
 
     assert [bool(torch.isfinite(row).all()) for row in outputs] == [False, True, False]
 
@@ -164,9 +164,9 @@ def test_layers_of_other_sizes_run_on_torch_s_kernel() -> None:
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    int8_kernels.cache_clear()
+    compiled_int8.cache_clear()
     yield
-    int8_kernels.cache_clear()
+    compiled_int8.cache_clear()
 
 
 def raising(error: Exception) -> Callable[..., object]:
@@ -187,16 +187,16 @@ def raising(error: Exception) -> Callable[..., object]:
         ("host_features", lambda: frozenset({"avx", "avx512f"})),
         ("openmp_parallel", lambda: None),
         ("openmp_parallel", raising(OSError("no library"))),
-        ("compile_kernels", raising(RuntimeError("no new code in memory"))),
+        ("NativeCode", raising(RuntimeError("no new code in memory"))),
     ],
 )
 def test_a_machine_that_lacks_something_has_no_kernel(
     monkeypatch: pytest.MonkeyPatch, name: str, replacement: Callable[..., object]
 ) -> None:
-    monkeypatch.setattr(kernels if name == "compile_kernels" else cpu_vectors, name, replacement)
+    monkeypatch.setattr(kernels if name == "NativeCode" else cpu_vectors, name, replacement)
 
     assert int8_kernels() is None
-    assert not isinstance(packed_linear(torch.ones(8, 64), Int8Linear), NativeInt8Linear)
+    assert not isinstance(packed_linear(torch.ones(64, 64), Int8Linear), NativeInt8Linear)
 
 
 @needs_kernel

@@ -18,7 +18,8 @@ from specgen.models.kernel_code import kernel_text
 from specgen.models.kernels import compile_kernels, nf4_kernels
 from specgen.models.native_code import NativeCode
 from specgen.models.native_weight import kernels_of
-from specgen.models.nf4_code import BLOCK, LEVELS, MAX_ROWS, levels, nf4_tiles
+from specgen.models.nf4_code import MAX_ROWS, levels, nf4_tiles
+from specgen.models.nf4_records import BLOCK, LEVELS
 from specgen.models.nf4_weight import Nf4Weight
 from specgen.models.packing import fast_nf4_linear, has_fast_nf4, packed_linear
 from specgen.models.prologue_code import PROLOGUES
