@@ -100,6 +100,6 @@ def test_it_is_small_and_has_a_card(folder: Path) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
 
     assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST_BYTES
-    assert f"# A shallow draft for {facts.target_name}" in card
+    assert f"# A draft head for {facts.target_name}" in card
     for said in ("## Data", "## Loss", "## Measured", "## Settings", '"seed"'):
         assert said in card
