@@ -104,6 +104,12 @@ def _medians(verify: dict[int, list[float]], drafting: dict[str, list[tuple[floa
     )
 
 
+class _MeasuredLength(FixedLength):
+    """Drafts the wanted number of tokens and computes their confidences, as `-k auto` does."""
+
+    uses_confidence = True
+
+
 def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:
     """Returns the seconds of one draft pass (for lookup: of one proposal), and of reading one more token before it."""
     models.limit_torch_threads()
@@ -116,7 +122,7 @@ def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings
         drafter.rewind(num_fed)
         drafter.feed(ids[:num_fed])
         started = read()
-        draft = drafter.propose(ids, num_drafted, FixedLength())
+        draft = drafter.propose(ids, num_drafted, _MeasuredLength())
         return read() - started, draft.ids.shape[0] if draft.num_passes is None else draft.num_passes
 
     drafter.feed(ids[:-1])

@@ -240,6 +240,18 @@ def test_bench_measures_several_draft_heads(folders: dict[str, Path]) -> None:
         assert run(lane.models).token_ids == run_alone(configurations[0].models)
 
 
+def test_the_cost_of_a_draft_token_contains_its_confidence(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = PairSettings(model(folders["target"]), "model", model(folders["features"]))
+    computed: list[object] = []
+    monkeypatch.setattr("specgen.engine.drafters.model._confidence", lambda *given: computed.append(given) or 0.5)
+
+    measure_pass_costs({"features": load_models(resolve_pair(pair))}, PROMPT, 4)
+
+    assert computed
+
+
 def run_alone(models: LoadedModels) -> list[int]:
     models.clear_caches()
     return run(models).token_ids
