@@ -48,11 +48,11 @@ declare void @{product}(i8 immarg, i8 immarg, i8 immarg)
 """
 
 
-def shape_registers(num_lines: Sequence[int] = (AMX_LINES,) * NUM_REGISTERS, narrow: Sequence[int] = ()) -> str:
+def shape_registers(num_lines: Sequence[int] = (), narrow: Sequence[int] = ()) -> str:
     """Returns what gives the registers their shapes, at the start of a function.
 
     Args:
-        num_lines: Of each register.
+        num_lines: Of the first registers. All others have `AMX_LINES`.
         narrow: Registers whose lines have `%line_bytes`, instead of 64.
     """
     lines = [*num_lines, *[AMX_LINES] * (NUM_REGISTERS - len(num_lines))]

@@ -35,6 +35,7 @@ class BlockCode:
     Args:
         num_inputs: Inputs of a block.
         num_bytes: Bytes of its record.
+        start: Begins the loop over the outputs: `%num_blocks`, and `%first_record` of a group.
         scale: Adds the products of the block `%scales_block`, whose record is at `%record`, to the sums of all rows:
             `%products0` to `%sum0`, which becomes `%more0`, and so on.
         finish: Stores the sums of all rows, and ends the function after the outputs.
@@ -42,6 +43,7 @@ class BlockCode:
 
     num_inputs: int
     num_bytes: int
+    start: Sequence[str]
     scale: Sequence[str]
     finish: Sequence[str]
 
@@ -74,14 +76,7 @@ def amx_tile(num_rows: int, code: BlockCode) -> str:
         f"  %weight_lines = alloca [{MANY_BLOCKS * REGISTER_BYTES} x i8], align 64",
         f"  %sum_lines = alloca [{MANY_BLOCKS * sums_bytes} x i8], align 64",
         shape_registers((num_rows, num_rows)),
-        f"  %num_blocks = udiv i64 %size, {code.num_inputs}",
-        f"  %group_bytes = mul i64 %num_blocks, {code.num_bytes}",
-        "  br label %outputs_loop",
-        "outputs_loop:",
-        "  %output = phi i64 [ %first, %entry ], [ %following, %finish ]",
-        f"  %group = udiv i64 %output, {AMX_LINES}",
-        "  %group_offset = mul i64 %group, %group_bytes",
-        "  %first_record = getelementptr i8, ptr %values, i64 %group_offset",
+        *code.start,
         "  br label %many_loop",
         "many_loop:",
         "  %start = phi i64 [ 0, %outputs_loop ], [ %limit, %many_end ]",

@@ -74,14 +74,7 @@ def _tile(num_rows: int, vectors: CpuVectors) -> str:
     lines = [
         f"define void @tile{num_rows}({PARAMETERS}) {{",
         "entry:",
-        f"  %num_blocks = udiv i64 %size, {BLOCK}",
-        f"  %group_bytes = mul i64 %num_blocks, {record_bytes(vectors)}",
-        "  br label %outputs_loop",
-        "outputs_loop:",
-        "  %output = phi i64 [ %first, %entry ], [ %following, %finish ]",
-        f"  %group = udiv i64 %output, {lanes}",
-        "  %group_offset = mul i64 %group, %group_bytes",
-        "  %first_record = getelementptr i8, ptr %values, i64 %group_offset",
+        *_start(vectors),
         "  br label %blocks_loop",
         "blocks_loop:",
         *_add_block(num_rows, vectors),
@@ -90,6 +83,20 @@ def _tile(num_rows: int, vectors: CpuVectors) -> str:
         *end_of_outputs("%output", lanes),
     ]
     return "\n".join(lines)
+
+
+def _start(vectors: CpuVectors) -> list[str]:
+    """Returns what begins the loop over the outputs: it finds the records of a group."""
+    return [
+        f"  %num_blocks = udiv i64 %size, {BLOCK}",
+        f"  %group_bytes = mul i64 %num_blocks, {record_bytes(vectors)}",
+        "  br label %outputs_loop",
+        "outputs_loop:",
+        "  %output = phi i64 [ %first, %entry ], [ %following, %finish ]",
+        f"  %group = udiv i64 %output, {vectors.lanes}",
+        "  %group_offset = mul i64 %group, %group_bytes",
+        "  %first_record = getelementptr i8, ptr %values, i64 %group_offset",
+    ]
 
 
 def _finish(num_rows: int, lanes: int) -> list[str]:
@@ -113,7 +120,7 @@ def _tile_on_amx(num_rows: int, vectors: CpuVectors) -> str:
     whole = [f"  %whole{r} = add <{lanes} x i32> %products{r}, %excesses{r}" for r in rows]
     scale = [*facts, *whole, *_scale_sums(num_rows, lanes)]
     finish = [*_finish(num_rows, lanes), *end_of_outputs("%output", lanes, [RELEASE])]
-    return amx_tile(num_rows, BlockCode(BLOCK, record_bytes(vectors), scale, finish))
+    return amx_tile(num_rows, BlockCode(BLOCK, record_bytes(vectors), _start(vectors), scale, finish))
 
 
 def _add_block(num_rows: int, vectors: CpuVectors) -> list[str]:

@@ -309,11 +309,11 @@ def test_without_amx_all_weights_run_on_vectors(monkeypatch: pytest.MonkeyPatch)
 @needs_amx
 @pytest.mark.parametrize("num_rows", [1, 16, 17, 33, 49])
 def test_no_byte_behind_the_scratch_memory_is_written(monkeypatch: pytest.MonkeyPatch, num_rows: int) -> None:
-    behind: list[Tensor] = []
+    margins: list[Tensor] = []
 
     def new_empty(rows: Tensor, *sizes: int) -> Tensor:
         memory = torch.zeros(math.prod(sizes) + 4096)
-        behind.append(memory[math.prod(sizes) :])
+        margins.append(memory[math.prod(sizes) :])
         return memory[: math.prod(sizes)].view(sizes)
 
     monkeypatch.setattr(Tensor, "new_empty", new_empty)
@@ -324,8 +324,8 @@ def test_no_byte_behind_the_scratch_memory_is_written(monkeypatch: pytest.Monkey
     for packed in (int8_pair(weight)[0], bfloat16_weight(weight), Nf4Weight(weight, None, nf4)):
         assert bool((packed.multiply(rows).round() == 192).all())
 
-    assert len(behind) == 6
-    assert not any(bool(memory.any()) for memory in behind)
+    assert len(margins) == 6
+    assert not any(bool(margin.any()) for margin in margins)
 
 
 def test_amx_comes_with_wide_vectors() -> None:
