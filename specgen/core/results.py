@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from specgen.core.baseline import Baseline, speedup
 from specgen.core.cost_model import Forecast
 from specgen.core.events import FinishReason
-from specgen.core.metrics import Baseline, Counts, speedup
+from specgen.core.metrics import Counts
 from specgen.core.settings import DraftSchedule, SamplingSettings
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from specgen.core.metrics import Baseline, Counts, Detail
+from specgen.core.baseline import Baseline
+from specgen.core.metrics import Counts, Detail
 from specgen.core.results import RunReport
 from specgen.core.units import format_size
 from specgen.render.diagnosis import explain_causes, explain_doubt, find_causes, find_doubt, find_remedies

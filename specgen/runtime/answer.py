@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from specgen.core.baseline import Baseline
 from specgen.core.events import TextEvent
-from specgen.core.metrics import Baseline, Counts
+from specgen.core.metrics import Counts
 from specgen.core.results import RunInfo, RunReport
 from specgen.core.settings import BaselineMethod
 

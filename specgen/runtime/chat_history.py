@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from specgen.core.baseline import Baseline
 from specgen.core.events import TextEvent
-from specgen.core.metrics import Baseline, Counts
+from specgen.core.metrics import Counts
 from specgen.core.results import RunInfo
 from specgen.core.settings import ReplySettings, SamplingSettings
 from specgen.runtime.answer import Answer

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from specgen.core.baseline import Baseline
 from specgen.core.errors import PromptError, SpecgenError
 from specgen.core.events import Prefill, Round, RoundText, TextEvent
-from specgen.core.metrics import Baseline, Counts
+from specgen.core.metrics import Counts
 from specgen.core.results import RunInfo
 from specgen.core.settings import DecodeSettings, ReplySettings, SamplingSettings
 from specgen.engine.contract import num_warmup_passes

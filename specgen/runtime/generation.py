@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from specgen.core.baseline import Baseline
 from specgen.core.comparison import first_difference
 from specgen.core.cost_model import Forecast
 from specgen.core.errors import MemoryShortageError, NumericalError
 from specgen.core.events import Event, FinalText, Finish, FinishReason, Notice, Prefill, Round, RoundText, TextEvent
-from specgen.core.metrics import Baseline, Counts
+from specgen.core.metrics import Counts
 from specgen.core.results import RunInfo, RunReport
 from specgen.core.settings import BaselineMethod, DecodeSettings, SamplingSettings
 from specgen.engine.clock import Clock, device_clock

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from specgen.core.baseline import Baseline, speedup
 from specgen.core.events import Prefill, Round
-from specgen.core.metrics import Baseline, Counts, speedup, sum_counts
+from specgen.core.metrics import Counts, sum_counts
 
 
 def round_(num_drafted: int, num_accepted: int, *, ends: bool = False, num_cut: int = 0) -> Round:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from specgen.core.baseline import Baseline
 from specgen.core.events import Prefill, Round
-from specgen.core.metrics import Baseline, Counts
+from specgen.core.metrics import Counts
 from specgen.core.results import ModelInfo, RunInfo, RunReport
 from specgen.core.settings import SamplingSettings
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specgen.core.baseline import Baseline
 from specgen.core.errors import PairError
 from specgen.core.events import Notice, Prefill, TextEvent
-from specgen.core.metrics import Baseline
 from specgen.core.settings import SamplingSettings
 from specgen.render.jsonl import (
     dumps,

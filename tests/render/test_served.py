@@ -12,7 +12,8 @@ from specgen.bench.advice import recommend
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchReport, BenchSettings, Difference, Prompt, Run, Setting
 from specgen.bench.warnings import warnings_of
-from specgen.core.metrics import Baseline, Counts, Detail
+from specgen.core.baseline import Baseline
+from specgen.core.metrics import Counts, Detail
 from specgen.core.results import LogitGap, ModelInfo, RunReport, ServedFigures, ServerInfo
 from specgen.render.bench.table import TableOptions, format_bench
 from specgen.render.summary import format_summary

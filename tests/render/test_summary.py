@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from specgen.core.baseline import Baseline
 from specgen.core.cost_model import Forecast
-from specgen.core.metrics import Baseline
 from specgen.core.results import RunReport
 from specgen.render.diagnosis import explain_causes, find_causes
 from specgen.render.summary import format_summary, format_turn

@@ -7,10 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from specgen.core.baseline import Baseline
 from specgen.core.comparison import first_difference
 from specgen.core.errors import ServerError
 from specgen.core.events import FinalText, Finish, FinishReason, Prefill, ServedText, TextEvent
-from specgen.core.metrics import Baseline, Counts, Detail
+from specgen.core.metrics import Counts, Detail
 from specgen.core.results import RunInfo, RunReport, ServedFigures
 from specgen.core.settings import BaselineMethod
 from specgen.runtime.servers.counts import count_acceptance, with_rounds

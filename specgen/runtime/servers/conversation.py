@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from specgen.core.baseline import Baseline
 from specgen.core.events import TextEvent
-from specgen.core.metrics import Baseline
 from specgen.core.results import ModelInfo, RunInfo, ServerInfo
 from specgen.core.settings import ReplySettings, SamplingSettings
 from specgen.runtime.answer import Answer
