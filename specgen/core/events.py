@@ -47,6 +47,8 @@ class Round:
         num_replayed: Accepted tokens of earlier rounds that the target's pass fed again.
         tree: The whole draft, if it branches; it is not cut.
         num_passes: Passes of the draft model; None: one for each token.
+        pass_rows: Of a draft that branches, the tokens of each of these passes. The first one reads the text's last
+            token, and those before it that the draft model has not read.
     """
 
     index: int
@@ -62,6 +64,7 @@ class Round:
     num_replayed: int = 0
     tree: DraftTree | None = None
     num_passes: int | None = None
+    pass_rows: tuple[int, ...] = ()
 
     @property
     def token_ids(self) -> tuple[int, ...]:

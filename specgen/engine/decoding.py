@@ -150,6 +150,7 @@ def decode(
             num_replayed=num_replayed,
             tree=verified.tree,
             num_passes=draft.num_passes,
+            pass_rows=draft.pass_rows,
         )
         draft_length.observe(round_)
         yield round_

@@ -28,6 +28,7 @@ class Draft:
         parents: Of a draft that branches, as in `DraftTree`; row i of `probs` is the distribution that `ids[i]` was
             drawn from after the tokens with the same parent before it. None: a chain.
         num_passes: Passes of the draft model; None: one for each token.
+        pass_rows: Of a draft that branches, the tokens of each of these passes.
     """
 
     ids: Tensor
@@ -38,6 +39,7 @@ class Draft:
     recording_failure: str | None = None
     parents: tuple[int, ...] | None = None
     num_passes: int | None = None
+    pass_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from specgen.engine.verification import Draft
 from tests.engine import test_forbidden_tokens, test_greedy_equality, test_same_text
 from tests.engine.distributions import distributions_made_once
 from tests.engine.test_enumeration import PROCESSORS, PROMPT, assert_same_distribution, table, target_distribution
-from tests.fakes import CPU, ScriptedDrafter, cached, ids_of, rounds_of, run_events, sampler, tiny_model
+from tests.fakes import CPU, ScriptedDrafter, assert_close, cached, ids_of, rounds_of, run_events, sampler, tiny_model
 from tests.profiles import thorough_except
 
 SHAPES = [
@@ -280,6 +280,57 @@ def test_the_target_as_its_own_draft_has_its_tokens_in_the_first_branch() -> Non
 
     assert all(r.num_accepted == len(r.draft_ids) for r in rounds_of(events))
     assert max(r.num_accepted for r in rounds_of(events)) == 4
+
+
+class Watched(TreeDrafter):
+    """Notes of each draft the text before it and the tokens that the model read in its passes."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.texts: list[list[int]] = []
+        self.read: list[list[int]] = [[]]
+        run, run_rows = self.model._run, self.model._run_rows
+
+        def watched(new: Tensor, num_last: int) -> Tensor:
+            self.read[-1].append(len(new))
+            return run(new, num_last)
+
+        def watched_rows(new: Tensor, parents: Sequence[int]) -> Tensor:
+            self.read[-1].append(len(new))
+            return run_rows(new, parents)
+
+        self.model._run, self.model._run_rows = watched, watched_rows
+
+    def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
+        self.texts.append(list(ids))
+        self.read.append([])
+        return super().propose(ids, limit, draft_length)
+
+
+SAMPLED = SamplingSettings(temperature=1.0)
+
+
+@pytest.mark.parametrize("sampling", [SamplingSettings(temperature=0.0), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_accepted_tokens_that_the_draft_has_read_are_not_read_again(seed: int, sampling: SamplingSettings) -> None:
+    made = Sampler(sampling, TorchRandomness(seed, CPU))
+    drafter = Watched(cached(tiny_model("llama", seed)), 96, made)
+    options = {"sampling": sampling, "draft_length": TreeLength(6), "num_draft_tokens": 4}
+
+    rounds = rounds_of(
+        run_events(cached(tiny_model()), drafter, test_greedy_equality.PROMPT, max_new_tokens=60, **options)
+    )
+
+    drafted = [round_ for round_ in rounds if round_.num_nodes]
+    assert [list(round_.pass_rows) for round_ in drafted] == [read for read in drafter.read[1:] if read]
+    # A path ends with a token that the draft has not read; the target's own token follows.
+    assert all(round_.pass_rows[0] <= 2 for round_ in drafted)
+    assert seed or max(round_.num_accepted for round_ in rounds) == 4
+    # What the cache holds now is what a model that reads the text holds.
+    text = drafter.texts[-1]
+    drafter.rewind(len(text) - 1)
+    fresh = cached(tiny_model("llama", seed))
+    assert_close(drafter.model.logits([*text, 5], 1), fresh.logits([*text, 5], 1))
 
 
 @pytest.mark.parametrize("num_nodes", [1, 4, 12])

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from specgen.core.draft_tree import ROOT, path_to
 from specgen.core.errors import NumericalError
-from specgen.engine.contract import DRAFT_NOT_FINITE, TreeModel
+from specgen.engine.contract import DRAFT_NOT_FINITE, LanguageModel, TreeModel, TreeTarget
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.tree_length import Branching, TreeLength
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.drafters.model import ModelDrafter
-from specgen.engine.sampling import penalize, token_distributions
+from specgen.engine.sampling import Sampler, penalize, token_distributions
 from specgen.engine.transfer import ids_on
 from specgen.engine.verification import Draft
 
@@ -45,7 +45,8 @@ class _Growth:
         rows: `[1, vocab]` each, the distributions that the tokens were drawn from; empty if nothing was drawn.
         branchings: What may follow each token that the draft read, and the text; `candidates` has their tokens.
         fed: Row in the draft's own tree of each token that it read.
-        num_passes: Passes of the draft so far.
+        pass_rows: Tokens of each pass of the draft so far; the first one read the end of the text.
+        length: Of the text, which may grow later.
     """
 
     ids: Sequence[int]
@@ -56,7 +57,8 @@ class _Growth:
     branchings: list[Branching] = field(default_factory=list)
     candidates: list[_Candidates] = field(default_factory=list)
     fed: dict[int, int] = field(default_factory=lambda: {ROOT: ROOT})
-    num_passes: int = 1
+    pass_rows: list[int] = field(default_factory=list)
+    length: int = 0
 
     def ids_of(self, indices: Sequence[int], device: torch.device) -> Tensor:
         """Returns tokens, `[n]`. Reads nothing."""
@@ -83,6 +85,19 @@ class _Growth:
                     self.rows.append(one_hot(token))
             parent = found
 
+    def rows_along(self, tokens: Sequence[int]) -> list[int]:
+        """Returns the draft's rows of the path that has these tokens, as far as the draft read them."""
+        rows: list[int] = []
+        parent = ROOT
+        for token in tokens:
+            read = (i for i in self.fed if i != ROOT and self.parents[i] == parent and int(self.tokens[i]) == token)
+            found = next(read, None)
+            if found is None:
+                break
+            rows.append(self.fed[found])
+            parent = found
+        return rows
+
     def preorder(self) -> list[int]:
         """Returns the tokens' indices, each followed by all that were drafted after it."""
         order: list[int] = []
@@ -96,16 +111,57 @@ class _Growth:
 class TreeDrafter(ModelDrafter):
     """Proposes trees if the policy is a `TreeLength`, else what `ModelDrafter` proposes.
 
-    The model is a `TreeModel`. Accepted tokens are not kept in its cache: it reads them again in one pass with the
-    target's own token.
+    The model is a `TreeModel`. If it can also keep rows of a tree, accepted tokens that it has read stay in its cache.
+    Otherwise it reads them again, in one pass with the target's own token.
     """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        vocab_size: int,
+        sampler: Sampler,
+        max_positions: int | None = None,
+        columns: Tensor | None = None,
+    ) -> None:
+        super().__init__(model, vocab_size, sampler, max_positions, columns)
+        # A recorded pass over a few more rows costs the same, and finding the path would wait for the device.
+        self._keeper = model if isinstance(model, TreeTarget) and self._recording is None else None
+        self._last: _Growth | None = None
+        """The tree of the last round, while the model has its rows."""
+
+    def feed(self, ids: Sequence[int]) -> None:
+        """As in `Drafter`."""
+        self._last = None
+        super().feed(ids)
+
+    def rewind(self, length: int) -> None:
+        """As in `Drafter`; the rows of a tree stay if the text goes on after it."""
+        if self._last is not None and length >= self._last.length:
+            return
+        self._last = None
+        super().rewind(length)
+
+    def release(self) -> None:
+        """As in `Drafter`."""
+        self._last = None
+        super().release()
+
+    def _keep_accepted(self, ids: Sequence[int]) -> None:
+        """Keeps the rows of the last tree that became text, but for the last token, after which logits are needed."""
+        last, self._last = self._last, None
+        if last is not None and self._keeper is not None:
+            rows = last.rows_along(ids[last.length : -1])
+            if rows:
+                self._keeper.keep_rows(rows)
 
     def _make_draft(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         if not isinstance(draft_length, TreeLength):
+            self._last = None
             return super()._make_draft(ids, limit, draft_length)
         if not draft_length.should_draft():
             return empty_draft()
-        growth = _Growth(ids)
+        self._keep_accepted(ids)
+        growth = _Growth(ids, pass_rows=[max(len(ids) - self.model.length, 1)], length=len(ids))
         if self._seen is not None:
             self._seen.update(ids)
         self._branch(growth, [ROOT], self.model.logits(ids, 1), draft_length)
@@ -115,6 +171,7 @@ class TreeDrafter(ModelDrafter):
             if not step.is_fed:
                 break
             self._branch(growth, new, self._pass(growth, new), draft_length)
+        self._last = None if self._keeper is None else growth
         is_drawn = growth.candidates[0].rest is not None
         if is_drawn and growth.tokens and any(step.num_matched):
             growth.tokens = torch.cat(growth.tokens).tolist()  # to compare them with those of the matches
@@ -131,7 +188,7 @@ class TreeDrafter(ModelDrafter):
     def _pass(self, growth: _Growth, new: Sequence[int]) -> Tensor:
         """Feeds tokens of the tree; returns the logits after each of them."""
         assert isinstance(self.model, TreeModel), "the draft model computes no trees"
-        growth.num_passes += 1
+        growth.pass_rows.append(len(new))
         first = len(growth.fed) - 1
         growth.fed.update({index: first + number for number, index in enumerate(new)})
         tokens = growth.ids_of(new, self.model.device)
@@ -217,5 +274,6 @@ def _draft_of(growth: _Growth, policy: TreeLength, device: torch.device) -> Draf
         growth.ids_of(order, device),
         torch.cat([growth.rows[index] for index in order]) if growth.rows else None,
         parents=tuple(places[growth.parents[index]] for index in order),
-        num_passes=growth.num_passes,
+        num_passes=len(growth.pass_rows),
+        pass_rows=tuple(growth.pass_rows),
     )
