@@ -215,11 +215,13 @@ class Benchmark:
         own = [one for one in self.configurations if one.setting.backend == self._backend(BASELINE)]
         timed = own[1:] or own
         longest = max(max(one.setting.num_draft_tokens, one.setting.num_tree_nodes) for one in timed)
+        by_size = sorted((one.setting for one in timed), key=lambda setting: setting.num_tree_nodes)
+        tree_nodes = {setting.label: setting.num_tree_nodes for setting in by_size}
         return measure_pass_costs(
             {one.setting.label: one.models for one in timed},
             max(self._prompt_ids, key=len)[:NUM_CONTEXT_TOKENS],
             min(longest, MAX_DRAFT_TOKENS, LONGEST_TIMED_PASS - 1),
-            TimingOptions(self.config.sampling, self._host.clock, lambda: self._is_interrupted),
+            TimingOptions(self.config.sampling, self._host.clock, lambda: self._is_interrupted, tree_nodes),
         )
 
     def _generate(self, index: int, prompt_ids: Sequence[int], *, stops_at_end: bool) -> Generation:

@@ -30,6 +30,7 @@ class PassCosts:
             model has not read its own last token.
         round_seconds: Accepting, cutting and rewinding, per round.
         plain_round_seconds: The same, for the baseline.
+        tree_pass_seconds: A pass of the draft model over n tokens of a tree, by n; empty: `draft_seconds` each.
     """
 
     verify_seconds: Mapping[int, float]
@@ -38,6 +39,7 @@ class PassCosts:
     catch_up_seconds: float = 0.0
     round_seconds: float = 0.0
     plain_round_seconds: float = 0.0
+    tree_pass_seconds: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def plain_seconds(self) -> float | None:
@@ -56,6 +58,15 @@ def interpolated(known: Mapping[int, float], num_tokens: int) -> float | None:
         return None
     share = (num_tokens - below) / (above - below)
     return known[below] * (1 - share) + known[above] * share
+
+
+def extrapolated(known: Mapping[int, float], num_tokens: int) -> float:
+    """Interpolates as `interpolated`; beyond the longest length, a further token costs what it costs on average."""
+    found, shortest, longest = interpolated(known, num_tokens), min(known), max(known)
+    if found is not None:
+        return found
+    slope = (known[longest] - known[shortest]) / (longest - shortest) if longest > shortest else 0.0
+    return known[longest] + slope * (num_tokens - longest)
 
 
 def expected_speedup(acceptance: Sequence[float], costs: PassCosts) -> float | None:
@@ -177,9 +188,16 @@ def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
         seconds += timed.num_rounds * costs.draft_seconds
     else:
         # Lookup drafts next to a model's take no measurable time.
-        seconds += costs.draft_seconds * counts.num_draft_passes
-        seconds += counts.resumed_seconds + costs.catch_up_seconds * max(counts.num_whole_drafts - 1, 0)
+        seconds += _drafting_seconds(counts, costs) + counts.resumed_seconds
+        seconds += costs.catch_up_seconds * (max(counts.num_whole_drafts - 1, 0) + counts.num_caught_up)
     return timed.num_tokens * plain / seconds if seconds else None
+
+
+def _drafting_seconds(counts: Counts, costs: PassCosts) -> float:
+    """Returns the time of the draft model's passes, without further tokens of the text that they read."""
+    by_rows = costs.tree_pass_seconds or {1: costs.draft_seconds}
+    in_trees = sum(num * extrapolated(by_rows, n) for n, num in enumerate(counts.tree_pass_histogram) if num)
+    return in_trees + costs.draft_seconds * (counts.num_draft_passes - sum(counts.tree_pass_histogram))
 
 
 def is_unlike(measured: float | None, predicted: float | None) -> bool:
@@ -197,11 +215,13 @@ class MeasuredCosts:
         verify_seconds: v(n): a pass of the target over n tokens after a prompt, by n.
         draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
         catch_up_seconds: Additional cost of a draft's first token if the draft model has to read one more token.
+        tree_pass_seconds: A pass of a draft model over n tokens of a tree, by the draft's label and n.
     """
 
     verify_seconds: Mapping[int, float]
     draft_seconds: Mapping[str, float]
     catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
+    tree_pass_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def verify(self, num_tokens: int) -> float | None:
         """Returns v(n), interpolated between measured lengths; None outside them."""
@@ -215,4 +235,5 @@ class MeasuredCosts:
             self.draft_seconds.get(label, 0.0),
             is_per_round=label == "lookup",
             catch_up_seconds=self.catch_up_seconds.get(label, 0.0),
+            tree_pass_seconds=self.tree_pass_seconds.get(label, {}),
         )

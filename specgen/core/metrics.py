@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
@@ -48,8 +48,12 @@ class Counts:
     num_whole_drafts: int = 0
     num_draft_passes: int = 0
     fed_histogram: list[int] = field(default_factory=list)
-    """In these rounds: drafts without a rejected token; passes of the draft model; `[n]`: rounds whose target pass fed
+    """In these rounds: chains without a rejected token; passes of the draft model; `[n]`: rounds whose target pass fed
     exactly n tokens, see `Round.num_fed`."""
+    tree_pass_histogram: list[int] = field(default_factory=list)
+    num_caught_up: int = 0
+    """Of `num_draft_passes`, those of drafts that branched, `[n]`: over n tokens, each first one as if over one; and
+    the further tokens of these first passes."""
     resumed_seconds: float = 0.0
     """Time of drafts after a round without one, where the drafter first reads the tokens it missed. Their passes are
     not in `num_draft_passes`."""
@@ -123,19 +127,26 @@ class Counts:
             self.draft_seconds += round_.draft_seconds
             self.verify_seconds += round_.verify_seconds
             self.other_seconds += round_.other_seconds
-            self.num_whole_drafts += not is_plain and not round_.num_rejected
+            self.num_whole_drafts += not (is_plain or round_.num_rejected or round_.pass_rows)
             if is_resumed:
                 self.resumed_seconds += round_.draft_seconds
             elif round_.source != "lookup":
                 self.num_draft_passes += round_.num_draft_passes
-            _grow(self.fed_histogram, round_.num_fed + 1)
-            self.fed_histogram[round_.num_fed] += 1
+                self._observe_tree_passes(round_.pass_rows)
+            _count(self.fed_histogram, round_.num_fed)
         self.observe_positions(num_drafted, round_.num_accepted)
+
+    def _observe_tree_passes(self, pass_rows: Sequence[int]) -> None:
+        if pass_rows:
+            first, *further = pass_rows
+            self.num_caught_up += first - 1
+            for num_rows in (1, *further):
+                _count(self.tree_pass_histogram, num_rows)
 
     def observe_positions(self, num_drafted: int, num_accepted: int) -> None:
         """Adds a round to the histogram of accepted tokens and to the sums by position only."""
         _grow(self.accepted_histogram, num_drafted + 1)
-        self.accepted_histogram[num_accepted] += 1
+        _count(self.accepted_histogram, num_accepted)
         for by_position in (self.drafted_by_position, self.tested_by_position, self.accepted_by_position):
             _grow(by_position, num_drafted)
         for position in range(num_drafted):
@@ -246,6 +257,11 @@ def sum_counts(counts: Iterable[Counts]) -> Counts:
     for one in counts:
         found.include(one)
     return found
+
+
+def _count(histogram: list[int], value: int) -> None:
+    _grow(histogram, value + 1)
+    histogram[value] += 1
 
 
 def _grow(values: list[int], length: int) -> None:

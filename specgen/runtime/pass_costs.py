@@ -12,8 +12,7 @@ from specgen.core.errors import DraftError
 from specgen.core.settings import SamplingSettings
 from specgen.engine.clock import Clock, device_clock
 from specgen.engine.contract import num_warmup_passes
-from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.drafters.combined import CombinedDrafter
+from specgen.runtime.draft_timing import DraftSample, DraftTimer
 
 if TYPE_CHECKING:
     from specgen.runtime.loaded_models import LoadedModels
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 NUM_SAMPLES = 5
 LONGEST_DENSE = 9
 """Up to here every length is timed, since v(n) has steps there; beyond, every fourth."""
-NUM_DRAFTED = 4
-"""Draft tokens timed together: the first one of a draft also feeds what the draft model has not read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +30,13 @@ class TimingOptions:
         sampling: How the draft chooses its tokens.
         clock: Seconds; None: a clock that waits for the devices.
         is_interrupted: Called between passes; true ends the measurement with the samples so far.
+        tree_nodes: Most tokens of a tree, by the label of drafts that branch.
     """
 
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     clock: Clock | None = None
     is_interrupted: Callable[[], bool] = lambda: False
+    tree_nodes: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure_pass_costs(
@@ -68,7 +67,7 @@ def measure_pass_costs(
     ids = list(prompt_ids)
     lengths = [n for n in range(1, longest_draft + 2) if n <= LONGEST_DENSE or n % 4 == 1 or n == longest_draft + 1]
     verify: dict[int, list[float]] = {n: [] for n in lengths}
-    drafting: dict[str, list[tuple[float, float]]] = {label: [] for label in drafts}
+    drafting: dict[str, list[DraftSample]] = {label: [] for label in drafts}
     target.feed(ids[:-1])
     num_warmups = num_warmup_passes(target, *(models.draft for models in drafts.values()))
     for number in range(NUM_SAMPLES + num_warmups):
@@ -83,7 +82,8 @@ def measure_pass_costs(
                 verify[n].append(seconds)
         for label in list(drafting):
             try:
-                sample = _time_draft(drafts[label], ids, options.sampling, read)
+                timer = DraftTimer(drafts[label], ids, options.sampling, read)
+                sample = timer.sample(options.tree_nodes.get(label, 0))
             except DraftError:
                 # Its runs will report the reason.
                 del drafting[label]
@@ -95,41 +95,16 @@ def measure_pass_costs(
     return _medians(verify, drafting)
 
 
-def _medians(verify: dict[int, list[float]], drafting: dict[str, list[tuple[float, float]]]) -> MeasuredCosts:
+def _medians(verify: dict[int, list[float]], drafting: dict[str, list[DraftSample]]) -> MeasuredCosts:
     timed = {label: samples for label, samples in drafting.items() if samples}
     return MeasuredCosts(
         {n: median(values) for n, values in verify.items() if values},
-        {label: median(seconds for seconds, _ in samples) for label, samples in timed.items()},
-        {label: max(median(catch_up for _, catch_up in samples), 0.0) for label, samples in timed.items()},
+        {label: median(one.token_seconds for one in samples) for label, samples in timed.items()},
+        {label: max(median(one.catch_up_seconds for one in samples), 0.0) for label, samples in timed.items()},
+        {label: by_rows for label, samples in timed.items() if (by_rows := _tree_pass_medians(samples))},
     )
 
 
-class _MeasuredLength(FixedLength):
-    """Drafts the wanted number of tokens and computes their confidences, as `-k auto` does."""
-
-    uses_confidence = True
-
-
-def _time_draft(models: LoadedModels, ids: list[int], sampling: SamplingSettings, read: Clock) -> tuple[float, float]:
-    """Returns the seconds of one draft pass (for lookup: of one proposal), and of reading one more token before it."""
-    models.limit_torch_threads()
-    drafter = models.drafter(models.sampler(sampling))
-    if isinstance(drafter, CombinedDrafter):
-        drafter = drafter.model
-
-    def timed(num_fed: int, num_drafted: int) -> tuple[float, int]:
-        """Returns seconds and passes of the draft model."""
-        drafter.rewind(num_fed)
-        drafter.feed(ids[:num_fed])
-        started = read()
-        draft = drafter.propose(ids, num_drafted, _MeasuredLength())
-        return read() - started, draft.ids.shape[0] if draft.num_passes is None else draft.num_passes
-
-    drafter.feed(ids[:-1])
-    whole, num_passes = timed(len(ids) - 1, NUM_DRAFTED)
-    if models.draft is None:
-        return whole, 0.0
-    catch_up = timed(len(ids) - 2, 1)[0] - timed(len(ids) - 1, 1)[0] if len(ids) > 1 else 0.0
-    drafter.rewind(len(ids) - 1)
-    # A draft with another vocabulary may take more passes than it proposes tokens.
-    return whole / max(num_passes, 1), catch_up
+def _tree_pass_medians(samples: Sequence[DraftSample]) -> dict[int, float]:
+    all_rows = sorted({rows for one in samples for rows in one.tree_pass_seconds})
+    return {n: median(one.tree_pass_seconds[n] for one in samples if n in one.tree_pass_seconds) for n in all_rows}

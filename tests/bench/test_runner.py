@@ -16,7 +16,7 @@ from specgen.core.errors import PromptError
 from specgen.models.cached_model import CachedModel
 from tests.bench.virtual import VirtualClock, benchmark, expected_rounds, finished, plain_rule
 from tests.profiles import thorough_except
-from tests.toys import save_toy
+from tests.toys import random_toy, save_toy
 
 SMALL = BenchSettings(num_tokens=40, num_repeats=3, num_warmups=1)
 
@@ -86,6 +86,29 @@ def test_trees_are_measured_next_to_chains_and_predicted_from_their_passes(
         assert figures.predicted_speedup == pytest.approx(figures.speedup)
     assert tree.forecast is not None
     assert not tree.forecast.by_length
+
+
+def price_of_rows(clock: VirtualClock, is_target: bool, num_tokens: int) -> float:
+    """Returns v(n) = 1 + (n - 1) / 10 for the target, and 0.2 + n / 16 for the draft."""
+    return plain_rule(clock, is_target, num_tokens) if is_target else 0.2 + num_tokens / 16
+
+
+def test_passes_of_a_draft_over_several_tokens_are_measured_and_predicted(
+    toys: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = VirtualClock(price_of_rows)
+    clock.install(monkeypatch)
+
+    unsure = save_toy(tmp_path / "unsure", model=random_toy(0))
+
+    report = finished(benchmark(clock, toys["target"], {"unsure": unsure}, (3,), SMALL, trees=(0, 10)))
+
+    _, chain, tree = figures_by_setting(report)
+    assert report.costs is not None
+    assert report.costs.tree_pass_seconds[tree.setting.label] == pytest.approx({1: 0.2625, 2: 0.325, 4: 0.45, 8: 0.7})
+    assert max(n for n, num in enumerate(tree.counts.tree_pass_histogram) if num) > 1
+    assert tree.predicted_speedup == pytest.approx(tree.speedup)
+    assert chain.predicted_speedup == pytest.approx(chain.speedup)
 
 
 def test_a_tree_of_a_draft_without_branches_is_reported_as_failed(toys: dict[str, Path], clock: VirtualClock) -> None:

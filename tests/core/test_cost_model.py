@@ -9,6 +9,7 @@ import pytest
 from specgen.bench.figures import figures_by_setting
 from specgen.bench.results import BenchSettings
 from specgen.core.cost_model import PassCosts, expected_speedup, forecast, predicted_speedup
+from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.core.events import DraftSource, Round
 from specgen.core.metrics import Counts
 from specgen.engine.draft_length.contract import LengthPolicy
@@ -152,3 +153,21 @@ def test_a_draft_of_text_is_priced_by_its_passes() -> None:
     assert found.speedup == pytest.approx(2.0)
     assert found.by_length[2] == pytest.approx(2.0)
     assert found.by_length[1] == pytest.approx(2 / 1.3)
+
+
+def test_a_draft_that_branches_is_priced_by_the_tokens_of_its_passes() -> None:
+    """Passes of the draft over n tokens of a tree take 0.1 + 0.02 n, and each further token of the text takes 0.05."""
+    by_rows = {n: 0.1 + 0.02 * n for n in (1, 2, 4)}
+    counts = Counts()
+    tree = DraftTree((1, 2, 3, 4), (ROOT, 0, ROOT, 2))
+    for index, rows in enumerate([(1, 3), (3, 2), (2,), (1, 6, 1)]):
+        # The clock of these rounds is wrong: the forecast does not read it.
+        times = (7.0, 7.0, 0.0)
+        counts.observe(Round(index, (1, 2), 2, 3, 0, *times, "model", tree=tree, num_passes=len(rows), pass_rows=rows))
+    counts.observe(Round(4, (1, 2), 2, 3, 0, 50.0, 50.0, 0.0, "model", True, tree=tree, num_passes=1, pass_rows=(9,)))
+    counts.observe(Round(5, (5, 6), 2, 3, 0, 7.0, 7.0, 0.0, "model"))
+    costs = PassCosts({1: 1.0, 3: 1.2, 5: 1.3}, DRAFT, catch_up_seconds=0.05, tree_pass_seconds=by_rows)
+
+    in_trees = (0.12 + 0.16) + (0.12 + 2 * 0.05 + 0.14) + (0.12 + 0.05) + (0.12 + 0.22 + 0.12)
+    in_chains = 2 * DRAFT
+    assert predicted_speedup(counts, costs) == pytest.approx(15 / (in_trees + in_chains + 4 * 1.3 + 1.2))

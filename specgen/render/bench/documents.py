@@ -60,6 +60,10 @@ def bench_document(report: BenchReport) -> Document:
             "verify_s": {str(n): seconds for n, seconds in sorted(costs.verify_seconds.items())},
             "draft_token_s": dict(costs.draft_seconds),
             "catch_up_s": dict(costs.catch_up_seconds),
+            "tree_pass_s": {
+                label: {str(n): seconds for n, seconds in sorted(by_rows.items())}
+                for label, by_rows in costs.tree_pass_seconds.items()
+            },
         },
         "recommendation": _recommendation(recommend(figures)),
         "warnings": [asdict(warning) for warning in warnings_of(report, figures)],

@@ -182,6 +182,9 @@ def _costs(report: BenchReport, options: TableOptions) -> list[Text]:
         unit = "a proposal" if label == "lookup" else "a draft token"
         cost = f"{one_line(label)}: {unit} costs {seconds / one:.2f} passes over one token"
         lines.append(f"{cost}; pays from {options.symbols.alpha}: {format_break_even(costs.of(label), lengths)}")
+        if by_rows := costs.tree_pass_seconds.get(label):
+            in_trees = ", ".join(f"{n}: {seconds / one:.2f}" for n, seconds in sorted(by_rows.items()))
+            lines.append(f"{one_line(label)}: a pass over n tokens of a tree, in the same unit: {in_trees}")
     backend = report.settings[BASELINE].backend
     wrapped = [Text(part) for line in lines for part in _wrapped(line, options.width)]
     return [Text("\n").join([Text(f"costs on {backend}" if backend else "costs", "label"), *wrapped])]
