@@ -10,7 +10,8 @@ from specgen.core.settings import SamplingSettings
 from specgen.engine.clock import Clock
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
-from specgen.engine.draft_length.tree_length import Branching, Step, TreeLength
+from specgen.engine.draft_length.tree_length import TreeLength
+from specgen.engine.draft_length.tree_plan import Branching, Step
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.verification import Draft
 

@@ -18,6 +18,7 @@ from specgen.core.settings import MAX_DRAFT_TOKENS, BackendSettings, DraftVocab
 from specgen.engine.contract import LanguageModel, RecordingModel, padded_rows_of
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
+from specgen.engine.draft_length.row_cost import RowCost
 from specgen.loading.names import MTP_NAME
 from specgen.loading.resolved_model import ModelFiles, ResolvedModel
 from specgen.loading.weight_sizes import bytes_per_pass
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 DECISIVE = ("torch", "transformers", "bitsandbytes", "llvmlite", "llama-cpp-python")
 TOKEN = "token"  # noqa: S105 - a name in the file
 """Key of a draft token's cost; costs of target passes have the number of tokens as key."""
+ROW = "row"
+"""Key of the cost of a further token in a pass of the draft over a tree."""
 ALPHA = "alpha"
 MIN_TESTED = 30
 """Tested draft tokens from which on an acceptance rate is worth saving."""
@@ -59,7 +62,12 @@ def _draft_length(models: LoadedModels, costs: CostTable, store: CostStore) -> C
     ]
     share = read[1] / read[0] if read[0] else 0.0
     alpha = store.read(acceptance_key(pair.target.files, pair.draft.files, pair.shared.kind)).get(ALPHA)
-    return CostAwareLength(costs, DraftCost(store.read(key).get(TOKEN), costs, share), alpha)
+    known = store.read(key)
+    token, row = known.get(TOKEN), known.get(ROW)
+    cost = DraftCost(token, costs, share)
+    if token is not None and row is not None:
+        cost.rows = RowCost(row / token)
+    return CostAwareLength(costs, cost, alpha)
 
 
 def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping[int, float] | None = None) -> None:
@@ -77,7 +85,10 @@ def save(models: LoadedModels, store: CostStore | None = None, measured: Mapping
         store.write(target_key(models), named, map(str, confirmed))
     drafting = draft_key(models)
     if drafting is not None and token.is_confirmed:
-        store.write(drafting, {TOKEN: token.typical_seconds}, [TOKEN])
+        found, rows = {TOKEN: token.typical_seconds}, token.rows
+        if rows.is_supported:
+            found[ROW] = rows.share * token.typical_seconds
+        store.write(drafting, found, [TOKEN, *([ROW] if rows.is_measured else [])])
 
 
 def observe(models: LoadedModels, round_: Round) -> None:
@@ -87,7 +98,9 @@ def observe(models: LoadedModels, round_: Round) -> None:
     draft_length, num_passes = models.draft_length, round_.num_draft_passes
     draft_length.costs.observe(round_.num_fed, round_.verify_seconds)
     if num_passes and round_.source == "model":
-        draft_length.draft_cost.observe(num_passes, round_.draft_seconds)
+        draft_cost, pass_rows = draft_length.draft_cost, round_.pass_rows
+        draft_cost.rows.observe(pass_rows, round_.draft_seconds)
+        draft_cost.observe(draft_cost.rows.passes(pass_rows) or num_passes, round_.draft_seconds)
 
 
 def save_acceptance(models: LoadedModels, counts: Counts, store: CostStore | None = None) -> None:
@@ -127,11 +140,15 @@ def predict(models: LoadedModels, counts: Counts, baseline: Counts) -> Forecast:
         baseline: Of the target alone, after the same prompt.
     """
     draft_length = models.draft_length
+    token, row = draft_length.draft_cost.typical_seconds, draft_length.draft_cost.rows.share
     return forecast(
         counts,
         PassCosts(
             draft_length.costs.known,
-            draft_length.draft_cost.typical_seconds,
+            token,
+            # The mean cost of a chain's token contains what its first one reads.
+            catch_up_seconds=row * token if counts.num_tree_rounds else 0.0,
+            tree_pass_seconds={1: token, 2: token * (1 + row)},
             round_seconds=counts.other_seconds / counts.timed.num_rounds,
             plain_round_seconds=baseline.other_seconds / baseline.timed.num_rounds,
         ),

@@ -20,7 +20,8 @@ from specgen.engine.draft_length.acceptance import LookupMatch
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
 from specgen.engine.draft_length.policy import CostAwareLength
-from specgen.engine.draft_length.tree_length import Branching, Step, TreeLength
+from specgen.engine.draft_length.tree_length import TreeLength
+from specgen.engine.draft_length.tree_plan import Branching, Step
 from specgen.engine.drafters.base import Drafter, NoDrafter, empty_draft
 from specgen.engine.drafters.combined import CombinedDrafter
 from specgen.engine.drafters.lookup import LookupDrafter

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from specgen.core.draft_tree import ROOT, DraftTree
 from specgen.core.events import Round
+from specgen.core.metrics import Counts
 from specgen.core.settings import DecodeSettings, ModelSettings, SamplingSettings
 from specgen.loading import weights
 from specgen.runtime import learned_costs
@@ -52,6 +54,49 @@ def test_costs_are_loaded_by_the_next_run(toys: dict[str, Path], tmp_path: Path)
 
     assert second.draft_length.costs.known == pytest.approx({1: 0.020, 4: 0.025})
     assert second.draft_length.draft_cost.seconds == pytest.approx(0.006)
+
+
+def draft_in_trees(models: LoadedModels) -> list[Round]:
+    """Observes rounds whose drafts took 6 ms a pass, and 1.5 ms for each further token of it."""
+    tree = DraftTree((4, 5, 6), (ROOT, ROOT, 1))
+    all_rows = [(1,), (2, 3), (1, 4), (2, 1, 2), (1, 1)] * 3
+    times = [sum(0.006 + 0.0015 * (n - 1) for n in rows) for rows in all_rows]
+    rounds = [
+        Round(at, (4,), 1, 8, 0, time, 0.025, 0.0, "model", tree=tree, num_passes=len(rows), pass_rows=rows)
+        for at, (rows, time) in enumerate(zip(all_rows, times, strict=True))
+    ]
+    for round_ in rounds:
+        learned_costs.observe(models, round_)
+    return rounds
+
+
+def test_the_cost_of_further_tokens_in_a_tree_is_loaded_by_the_next_run(toys: dict[str, Path], tmp_path: Path) -> None:
+    store, first, second = CostStore(tmp_path), open_models(toys), open_models(toys)
+    draft_in_trees(first)
+
+    learned_costs.save(first, store)
+    learned_costs.load(second, store)
+
+    cost = second.draft_length.draft_cost
+    assert cost.seconds == pytest.approx(0.006)
+    assert cost.rows.share == pytest.approx(0.25)
+    assert cost.rows.is_supported
+    assert not cost.rows.is_measured
+
+
+def test_a_tree_is_predicted_by_the_tokens_of_the_drafts_passes(toys: dict[str, Path]) -> None:
+    models = open_models(toys)
+    learn(models)
+    counts, baseline = Counts(), Counts()
+    baseline.observe(Round(0, (), 0, 3, 0, 0.0, 0.020, 0.0))
+    rounds = draft_in_trees(models)
+    for round_ in rounds:
+        counts.observe(round_)
+
+    found = learned_costs.predict(models, counts, baseline)
+
+    seconds = sum(round_.draft_seconds for round_ in rounds) + 0.025 * len(rounds)
+    assert found.speedup == pytest.approx(2 * len(rounds) * 0.020 / seconds)
 
 
 def test_each_compute_type_has_its_own_costs(toys: dict[str, Path], tmp_path: Path) -> None:

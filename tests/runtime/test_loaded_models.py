@@ -12,7 +12,8 @@ from specgen.core.draft_tree import ROOT
 from specgen.core.settings import DecodeSettings, DraftSchedule, ModelSettings
 from specgen.engine.draft_length.cost_table import CostTable
 from specgen.engine.draft_length.policy import CostAwareLength, DraftCost
-from specgen.engine.draft_length.tree_length import Branching, TreeLength
+from specgen.engine.draft_length.tree_length import TreeLength
+from specgen.engine.draft_length.tree_plan import Branching
 from specgen.loading.resolve import find_files, resolve
 from specgen.loading.resolved_model import ResolvedModel
 from specgen.runtime.loaded_models import _size_notice, load_models

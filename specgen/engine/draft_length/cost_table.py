@@ -8,6 +8,7 @@ from math import inf
 from statistics import median
 
 from specgen.core.cost_model import interpolated
+from specgen.engine.draft_length.row_cost import RowCost
 
 NUM_SAMPLES = 7
 """Samples kept per length. Their median ignores a busy neighbour and still follows a growing context."""
@@ -199,6 +200,8 @@ class DraftCost:
     """
 
     def __init__(self, seconds: float | None = None, costs: CostTable | None = None, share: float = 0.0) -> None:
+        self.rows = RowCost()
+        """Cost of further tokens in a pass over a tree."""
         self._share = share
         self._samples: deque[float] = deque(maxlen=NUM_SAMPLES)
         self._typical = 0.0
@@ -207,7 +210,7 @@ class DraftCost:
         self._first_drift, self._first_pass = self._costs.drift, self._costs.num_passes
         self._num_rounds = self._last_pass = 0
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
+    def observe(self, num_tokens: float, seconds: float) -> None:
         """Adds the draft of one round. An earlier run's value, or the estimate, counts as one round."""
         if not self._samples and self._expected_seconds:
             self._samples.append(self._expected_seconds)

@@ -195,7 +195,7 @@ class ModelDrafts:
         if not self._is_of_model(round_):
             return None
         extra = self._costs.seconds(round_.num_fed) - self._costs.seconds(1)
-        seconds = self._num_passes * self._draft_cost.seconds + extra
+        seconds = self._passes_of(round_) * self._draft_cost.seconds + extra
         return seconds / self._costs.seconds(1) - round_.num_accepted
 
     def observe(self, round_: Round) -> None:
@@ -203,11 +203,11 @@ class ModelDrafts:
         num_missed = self.observe_acceptance(round_)
         if not self._is_of_model(round_):
             return
-        # A pass without a token costs the same, and so does one that continues several branches.
-        num_passes = self._num_passes or round_.num_draft_passes
+        num_passes = self._passes_of(round_, num_missed)
         # After a pause the drafter first reads what it missed; that time is not the cost of a token. The first draft
         # follows a round without one, so a single missed token is tolerated once.
         if not num_missed or (not self._draft_cost.is_supported and num_missed == 1):
+            self._draft_cost.rows.observe(round_.pass_rows, round_.draft_seconds)
             self._draft_cost.observe(num_passes, round_.draft_seconds)
         elif not self._draft_cost.is_measured:
             # An earlier run's cost that faded away would make this draft look cheap.
@@ -233,6 +233,14 @@ class ModelDrafts:
         if round_.is_warmup:
             self._stats.num_missed = 0
         return num_missed
+
+    def _passes_of(self, round_: Round, num_missed: int = 0) -> float:
+        """Returns a round's passes of the draft model, by their cost, without reading missed tokens."""
+        if round_.pass_rows:
+            first, *further = round_.pass_rows
+            return self._draft_cost.rows.passes([max(first - num_missed, 1), *further])
+        # A pass without a token costs the same.
+        return self._num_passes or round_.num_draft_passes
 
     def _is_of_model(self, round_: Round) -> bool:
         """Returns whether the draft model made the round's draft, or found no token to propose."""

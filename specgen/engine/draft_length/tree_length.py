@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
 from itertools import accumulate
+from math import inf
 from operator import mul
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from specgen.core.events import Prefill, Round
 from specgen.engine.draft_length.acceptance import BIN_DECAY, INITIAL_MEAN_ACCEPTANCE, AcceptanceByMatch, LookupMatch
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.fixed import FixedLength
+from specgen.engine.draft_length.tree_plan import Branching, Outlook, Plan, Step, best_first, plans_of
 
 if TYPE_CHECKING:
     from specgen.engine.draft_length.policy import CostAwareLength
@@ -61,54 +61,6 @@ class AcceptanceByShare:
             self.mean += ((accepted == 0) - self.mean) * weight
 
 
-class Branching:
-    """The tokens that may follow one token of the draft, or the text.
-
-    Args:
-        node: Index of the token before them, or `ROOT`.
-        depth: Tokens of the draft before them.
-        reach: Probability that the token before them is accepted.
-        shares: The draft's probabilities of the likeliest tokens, descending.
-    """
-
-    def __init__(self, node: int, depth: int, reach: float, shares: Sequence[float]) -> None:
-        self.node, self.depth, self.reach, self.shares = node, depth, reach, shares
-        self.num_taken = 0
-        """Tokens that are part of the draft."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The next tokens of a tree.
-
-    Args:
-        branchings: Of each token, in order, the index of its branching.
-        is_fed: They are fed to the draft; otherwise the tree ends with them.
-        num_matched: At the end, how many tokens of each match to add.
-    """
-
-    branchings: list[int]
-    is_fed: bool
-    num_matched: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A tree's best continuation.
-
-    Args:
-        taken: Branching and order of each token that may be drawn now.
-        followed: Orders of those that others would follow.
-        values: Scores of all tokens, in order.
-        num_matched: How many of them are tokens of each match.
-    """
-
-    taken: list[tuple[int, int]] = field(default_factory=list)
-    followed: set[int] = field(default_factory=set)
-    values: list[float] = field(default_factory=list)
-    num_matched: list[int] = field(default_factory=list)
-
-
 class TreeLength:
     """Decides the size and the shape of each draft, next to a policy for chains.
 
@@ -138,6 +90,7 @@ class TreeLength:
         self._reaches: list[list[float]] = []
         """Probability that the text follows each match up to each of its tokens."""
         self._shares: list[float | None] = []
+        self._num_rounds = 0
         self.uses_confidence = self._inner.uses_confidence
 
     def start_text(self, prefill: Prefill) -> None:
@@ -145,6 +98,7 @@ class TreeLength:
 
     def start_round(self, num_replayed: int = 0) -> None:
         self._shares, self.matches, self._reaches = [], (), []
+        self._num_rounds += 1
         self._inner.start_round(num_replayed)
 
     def should_draft(self) -> bool:
@@ -190,77 +144,47 @@ class TreeLength:
         """Decides which tokens to draw next.
 
         The tree is continued best first, as if one token of mean acceptance followed every further one. Those that
-        others would follow are drawn and fed to the draft in one pass; if there are none, or the pass does not pay,
-        the rest of the tree is drawn without a further pass.
+        others would follow are drawn and fed to the draft in one pass: as many of them as are worth the time of that
+        pass. If none is, the rest of the tree is drawn without a further pass.
 
         Args:
             branchings: All tokens that may be drawn.
             num_drafted: Tokens drawn so far.
             depth: Longest path.
         """
-        plan = self._plan(branchings, num_drafted, depth)
-        frontier = [branching for branching, order in plan.taken if order in plan.followed]
-        # Without the pass, other tokens take the place of those that would follow.
-        flat = self._plan(branchings, num_drafted, 0) if plan.followed else plan
-        if frontier and self._pays(self._net(plan.values, num_drafted) - self._net(flat.values, num_drafted)):
-            return Step(frontier, is_fed=True)
-        return Step([branching for branching, _ in flat.taken], False, flat.num_matched)
-
-    def _plan(self, branchings: Sequence[Branching], num_drafted: int, depth: int) -> _Plan:
-        """Continues the tree best first to the size that pays."""
-        plan = self._best_first(branchings, self.num_nodes - num_drafted, depth)
-        if self._is_fixed:
-            return plan
-        size = self._best_size(plan.values, num_drafted)
-        return self._best_first(branchings, size, depth) if size < len(plan.values) else plan
-
-    def _best_first(self, branchings: Sequence[Branching], num_left: int, depth: int) -> _Plan:
-        plan = _Plan(num_matched=[0] * len(self._reaches))
-        heap = [(-self._score(b, b.num_taken), index, b.num_taken, -1, b.depth) for index, b in enumerate(branchings)]
-        # Matches have negative indices.
-        heap += [(-reaches[0], -1 - number, 0, -1, depth) for number, reaches in enumerate(self._reaches)]
-        heapify(heap)
-        while heap and len(plan.values) < num_left:
-            negative, index, position, leader, at = heappop(heap)
-            if negative == 0.0:
-                break
-            order = len(plan.values)
-            plan.values.append(-negative)
-            if index < 0:
-                plan.num_matched[-1 - index] += 1
-                if position + 1 < len(self._reaches[-1 - index]):
-                    heappush(heap, (-self._reaches[-1 - index][position + 1], index, position + 1, -1, depth))
-                continue
-            if leader < 0:
-                plan.taken.append((index, order))
-                branching = branchings[index]
-                heappush(heap, (-self._score(branching, position + 1), index, position + 1, -1, at))
-            else:
-                plan.followed.add(leader)
-            # Where a pass of the draft has a price, only what the next pass gives is weighed against it.
-            if at + 1 < depth and (leader < 0 or self._prices is None):
-                heappush(heap, (negative * self.acceptance.mean, index, 0, order if leader < 0 else leader, at + 1))
-        return plan
+        num_left = self.num_nodes - num_drafted
+        # Where a pass of the draft has a price, only what the next pass gives is weighed against it.
+        outlook = Outlook(self._score, self.acceptance.mean, depth, looks_further=self._prices is None)
+        plans = plans_of(best_first(branchings, self._reaches, num_left, outlook), num_left)
+        best = plans[-1] if self._prices is None else self._best_plan(plans, num_drafted, self._prices)
+        if best.fed:
+            return Step(best.fed, is_fed=True)
+        return Step(best.drawn, False, best.num_matched(len(self._reaches)))
 
     def _score(self, branching: Branching, position: int) -> float:
         shares = branching.shares
         return branching.reach * self.acceptance.estimate(shares[position]) if position < len(shares) else 0.0
 
-    def _best_size(self, values: Sequence[float], num_drafted: int) -> int:
-        """Returns how many further tokens gain most."""
-        assert self._prices is not None
-        longest = min(len(values), max(self._prices.costs.longest_trial - num_drafted, 0))
-        return max(range(longest + 1), key=lambda size: self._net(values[:size], num_drafted))
-
-    def _net(self, values: Sequence[float], num_drafted: int) -> float:
-        """Returns the expected number of further tokens, less those that their rows cost."""
-        gain = sum(values)
-        if self._prices is None or self._is_fixed:
-            return gain
-        costs = self._prices.costs
-        rows = costs.optimistic_seconds(num_drafted + len(values) + 1) - costs.optimistic_seconds(num_drafted + 1)
-        return gain - self._prices.rate * rows
-
-    def _pays(self, gain: float) -> bool:
-        """Returns whether a pass of the draft is worth its time."""
-        return self._prices is None or gain > self._prices.rate * self._prices.draft_cost.seconds
+    def _best_plan(self, plans: Sequence[Plan], num_drafted: int, prices: CostAwareLength) -> Plan:
+        """Returns the plan that gains most tokens, less those that the time of its passes is worth."""
+        costs, draft_cost, rate = prices.costs, prices.draft_cost, prices.rate
+        num_affordable = max(costs.longest_trial - num_drafted, 0)
+        one = costs.optimistic_seconds(num_drafted + 1)
+        lost = [rate * (costs.optimistic_seconds(num_drafted + n + 1) - one) for n in range(self.num_nodes + 1)]
+        best, best_gain = plans[0], -inf
+        if not draft_cost.rows.is_measured and self._num_rounds % 2:
+            # Passes of the same size in all rounds would not show what a further token costs.
+            plans = plans[:2]
+        for plan in plans:
+            gains = [0.0, *accumulate(token.value for token in plan.tokens)]
+            size = len(plan.tokens)
+            if not self._is_fixed:
+                gains = [gain - loss for gain, loss in zip(gains, lost, strict=False)][: num_affordable + 1]
+                size = max(range(len(gains)), key=gains.__getitem__)
+            sized = Plan(plan.tokens[:size])
+            num_fed = len(sized.fed)
+            drafting = draft_cost.seconds * draft_cost.rows.passes([num_fed]) if num_fed else 0.0
+            gain = gains[size] - rate * drafting
+            if gain > best_gain:
+                best, best_gain = sized, gain
+        return best

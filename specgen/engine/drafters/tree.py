@@ -14,7 +14,8 @@ from specgen.core.draft_tree import ROOT, path_to
 from specgen.core.errors import NumericalError
 from specgen.engine.contract import DRAFT_NOT_FINITE, LanguageModel, TreeModel, TreeTarget
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.draft_length.tree_length import Branching, TreeLength
+from specgen.engine.draft_length.tree_length import TreeLength
+from specgen.engine.draft_length.tree_plan import Branching
 from specgen.engine.drafters.base import empty_draft
 from specgen.engine.drafters.model import ModelDrafter
 from specgen.engine.sampling import Sampler, penalize, token_distributions
