@@ -31,6 +31,8 @@ class PassCosts:
         round_seconds: Accepting, cutting and rewinding, per round.
         plain_round_seconds: The same, for the baseline.
         tree_pass_seconds: A pass of the draft model over n tokens of a tree, by n; empty: `draft_seconds` each.
+        reading_seconds: Additional cost of a draft's first pass if it reads n tokens of the text, by n; empty:
+            `catch_up_seconds` for each one but the last.
     """
 
     verify_seconds: Mapping[int, float]
@@ -40,6 +42,7 @@ class PassCosts:
     round_seconds: float = 0.0
     plain_round_seconds: float = 0.0
     tree_pass_seconds: Mapping[int, float] = field(default_factory=dict)
+    reading_seconds: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def plain_seconds(self) -> float | None:
@@ -189,15 +192,19 @@ def predicted_speedup(counts: Counts, costs: PassCosts) -> float | None:
     else:
         # Lookup drafts next to a model's take no measurable time.
         seconds += _drafting_seconds(counts, costs) + counts.resumed_seconds
-        seconds += costs.catch_up_seconds * (max(counts.num_whole_drafts - 1, 0) + counts.num_caught_up)
     return timed.num_tokens * plain / seconds if seconds else None
 
 
 def _drafting_seconds(counts: Counts, costs: PassCosts) -> float:
-    """Returns the time of the draft model's passes, without further tokens of the text that they read."""
-    by_rows = costs.tree_pass_seconds or {1: costs.draft_seconds}
-    in_trees = sum(num * extrapolated(by_rows, n) for n, num in enumerate(counts.tree_pass_histogram) if num)
-    return in_trees + costs.draft_seconds * (counts.num_draft_passes - sum(counts.tree_pass_histogram))
+    """Returns the time of the draft model's passes, but for drafts after a round without one."""
+    seconds = costs.draft_seconds * (counts.num_draft_passes - sum(counts.tree_pass_histogram))
+    seconds += _sum_over(counts.tree_pass_histogram, costs.tree_pass_seconds or {1: costs.draft_seconds})
+    seconds += _sum_over(counts.reading_histogram, costs.reading_seconds or {1: 0.0, 2: costs.catch_up_seconds})
+    return seconds + costs.catch_up_seconds * max(counts.num_whole_drafts - 1, 0)
+
+
+def _sum_over(histogram: Sequence[int], seconds: Mapping[int, float]) -> float:
+    return sum(num * extrapolated(seconds, n) for n, num in enumerate(histogram) if num)
 
 
 def is_unlike(measured: float | None, predicted: float | None) -> bool:
@@ -216,12 +223,14 @@ class MeasuredCosts:
         draft_seconds: One draft token, by the draft's label; for lookup, one proposal.
         catch_up_seconds: Additional cost of a draft's first token if the draft model has to read one more token.
         tree_pass_seconds: A pass of a draft model over n tokens of a tree, by the draft's label and n.
+        reading_seconds: Additional cost of a draft's first pass if it reads n tokens of the text, likewise.
     """
 
     verify_seconds: Mapping[int, float]
     draft_seconds: Mapping[str, float]
     catch_up_seconds: Mapping[str, float] = field(default_factory=dict)
     tree_pass_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    reading_seconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def verify(self, num_tokens: int) -> float | None:
         """Returns v(n), interpolated between measured lengths; None outside them."""
@@ -236,4 +245,5 @@ class MeasuredCosts:
             is_per_round=label == "lookup",
             catch_up_seconds=self.catch_up_seconds.get(label, 0.0),
             tree_pass_seconds=self.tree_pass_seconds.get(label, {}),
+            reading_seconds=self.reading_seconds.get(label, {}),
         )

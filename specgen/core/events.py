@@ -47,8 +47,8 @@ class Round:
         num_replayed: Accepted tokens of earlier rounds that the target's pass fed again.
         tree: The whole draft, if it branches; it is not cut.
         num_passes: Passes of the draft model; None: one for each token.
-        pass_rows: Of a draft that branches, the tokens of each of these passes. The first one reads the text's last
-            token, and those before it that the draft model has not read.
+        pass_rows: The tokens of each of these passes, if they are known. The first one reads the text's last token, and
+            those before it that the draft model has not read.
     """
 
     index: int
@@ -86,6 +86,11 @@ class Round:
     def num_draft_passes(self) -> int:
         """Passes of a draft model, if the draft is a model's."""
         return len(self.draft_ids) + self.num_cut if self.num_passes is None else self.num_passes
+
+    @property
+    def tree_pass_rows(self) -> tuple[int, ...]:
+        """Of a draft that branches, the tokens of each pass of the draft model; one for the pass that read text."""
+        return (1, *self.pass_rows[1:]) if self.pass_rows and self.tree is not None else ()
 
     @property
     def num_rejected(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
@@ -48,12 +48,12 @@ class Counts:
     num_whole_drafts: int = 0
     num_draft_passes: int = 0
     fed_histogram: list[int] = field(default_factory=list)
-    """In these rounds: chains without a rejected token; passes of the draft model; `[n]`: rounds whose target pass fed
-    exactly n tokens, see `Round.num_fed`."""
+    """In these rounds: drafts without a rejected token that don't report what their passes read; passes of the draft
+    model; `[n]`: rounds whose target pass fed exactly n tokens, see `Round.num_fed`."""
     tree_pass_histogram: list[int] = field(default_factory=list)
-    num_caught_up: int = 0
-    """Of `num_draft_passes`, those of drafts that branched, `[n]`: over n tokens, each first one as if over one; and
-    the further tokens of these first passes."""
+    reading_histogram: list[int] = field(default_factory=list)
+    """Of `num_draft_passes`, `[n]`: in drafts that branched, passes over n tokens, each first one as if over one; and
+    first passes that read n tokens of the text."""
     resumed_seconds: float = 0.0
     """Time of drafts after a round without one, where the drafter first reads the tokens it missed. Their passes are
     not in `num_draft_passes`."""
@@ -132,16 +132,15 @@ class Counts:
                 self.resumed_seconds += round_.draft_seconds
             elif round_.source != "lookup":
                 self.num_draft_passes += round_.num_draft_passes
-                self._observe_tree_passes(round_.pass_rows)
+                self._observe_draft_passes(round_)
             _count(self.fed_histogram, round_.num_fed)
         self.observe_positions(num_drafted, round_.num_accepted)
 
-    def _observe_tree_passes(self, pass_rows: Sequence[int]) -> None:
-        if pass_rows:
-            first, *further = pass_rows
-            self.num_caught_up += first - 1
-            for num_rows in (1, *further):
-                _count(self.tree_pass_histogram, num_rows)
+    def _observe_draft_passes(self, round_: Round) -> None:
+        for num_read in round_.pass_rows[:1]:
+            _count(self.reading_histogram, num_read)
+        for num_rows in round_.tree_pass_rows:
+            _count(self.tree_pass_histogram, num_rows)
 
     def observe_positions(self, num_drafted: int, num_accepted: int) -> None:
         """Adds a round to the histogram of accepted tokens and to the sums by position only."""

@@ -28,7 +28,7 @@ class Draft:
         parents: Of a draft that branches, as in `DraftTree`; row i of `probs` is the distribution that `ids[i]` was
             drawn from after the tokens with the same parent before it. None: a chain.
         num_passes: Passes of the draft model; None: one for each token.
-        pass_rows: Of a draft that branches, the tokens of each of these passes.
+        pass_rows: The tokens of each of these passes, if they are known. The first one reads the end of the text.
     """
 
     ids: Tensor

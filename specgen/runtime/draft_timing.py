@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 NUM_DRAFTED = 4
 """Draft tokens timed together: the first one of a draft also feeds what the draft model has not read yet."""
-TREE_ROWS = (2, 4, 8)
-"""Tokens of a pass that are timed in trees, beside one."""
+FEW_TOKENS = (2, 4, 8)
+"""Tokens of the timed passes that read text or continue trees, beside one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class DraftSample:
 
     Args:
         token_seconds: A pass of the draft model; for lookup, a proposal.
-        catch_up_seconds: Additional cost of a draft's first token if the draft model has to read one more token.
+        reading_seconds: Additional cost of a draft's first token if the draft model reads n tokens before it, by n.
         tree_pass_seconds: A pass over n tokens of a tree, by n.
     """
 
     token_seconds: float
-    catch_up_seconds: float = 0.0
+    reading_seconds: Mapping[int, float] = field(default_factory=dict)
     tree_pass_seconds: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -72,18 +72,16 @@ class DraftTimer:
             return DraftSample(seconds)
         # A draft with another vocabulary may take more passes than it proposes tokens.
         num_passes = draft.ids.shape[0] if draft.num_passes is None else draft.num_passes
-        catch_up = 0.0
-        if len(ids) > 1:
-            ones = [self._timed(len(ids) - more, 1, _MeasuredLength())[0] for more in (2, 1)]
-            catch_up = ones[0] - ones[1]
+        first = {n: self._timed(len(ids) - n, 1, _MeasuredLength())[0] for n in (1, *FEW_TOKENS) if n <= len(ids)}
+        reading = {n: seconds_of_n - first[1] for n, seconds_of_n in first.items()}
         by_rows = self._tree_passes(num_tree_nodes) if num_tree_nodes else {}
         self._drafter.rewind(len(ids) - 1)
-        return DraftSample(seconds / max(num_passes, 1), catch_up, by_rows)
+        return DraftSample(seconds / max(num_passes, 1), reading, by_rows)
 
     def _tree_passes(self, num_nodes: int) -> dict[int, float]:
         """Returns the seconds of a pass by its rows; nothing if drafts don't branch."""
         found: dict[int, float] = {}
-        for rows in (1, *(rows for rows in TREE_ROWS if rows <= num_nodes)):
+        for rows in (1, *(rows for rows in FEW_TOKENS if rows <= num_nodes)):
             seconds, draft = self._timed(len(self._ids) - 1, NUM_DRAFTED, _MeasuredTree(rows))
             first, *further = draft.pass_rows or (0,)
             # A token with few likely successors leaves fewer rows than wanted.

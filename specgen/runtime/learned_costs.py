@@ -98,7 +98,7 @@ def observe(models: LoadedModels, round_: Round) -> None:
     draft_length, num_passes = models.draft_length, round_.num_draft_passes
     draft_length.costs.observe(round_.num_fed, round_.verify_seconds)
     if num_passes and round_.source == "model":
-        draft_cost, pass_rows = draft_length.draft_cost, round_.pass_rows
+        draft_cost, pass_rows = draft_length.draft_cost, () if round_.tree is None else round_.pass_rows
         draft_cost.rows.observe(pass_rows, round_.draft_seconds)
         draft_cost.observe(draft_cost.rows.passes(pass_rows) or num_passes, round_.draft_seconds)
 
@@ -146,9 +146,9 @@ def predict(models: LoadedModels, counts: Counts, baseline: Counts) -> Forecast:
         PassCosts(
             draft_length.costs.known,
             token,
-            # The mean cost of a chain's token contains what its first one reads.
-            catch_up_seconds=row * token if counts.num_tree_rounds else 0.0,
             tree_pass_seconds={1: token, 2: token * (1 + row)},
+            # The mean cost of a chain's token contains what its first pass reads.
+            reading_seconds={1: 0.0, 2: row * token if counts.num_tree_rounds else 0.0},
             round_seconds=counts.other_seconds / counts.timed.num_rounds,
             plain_round_seconds=baseline.other_seconds / baseline.timed.num_rounds,
         ),

@@ -97,14 +97,18 @@ def measure_pass_costs(
 
 def _medians(verify: dict[int, list[float]], drafting: dict[str, list[DraftSample]]) -> MeasuredCosts:
     timed = {label: samples for label, samples in drafting.items() if samples}
+    reading = {label: _medians_by_size([one.reading_seconds for one in samples]) for label, samples in timed.items()}
+    trees = {label: _medians_by_size([one.tree_pass_seconds for one in samples]) for label, samples in timed.items()}
     return MeasuredCosts(
         {n: median(values) for n, values in verify.items() if values},
         {label: median(one.token_seconds for one in samples) for label, samples in timed.items()},
-        {label: max(median(one.catch_up_seconds for one in samples), 0.0) for label, samples in timed.items()},
-        {label: by_rows for label, samples in timed.items() if (by_rows := _tree_pass_medians(samples))},
+        {label: by_size.get(2, 0.0) for label, by_size in reading.items()},
+        {label: by_size for label, by_size in trees.items() if by_size},
+        {label: by_size for label, by_size in reading.items() if by_size},
     )
 
 
-def _tree_pass_medians(samples: Sequence[DraftSample]) -> dict[int, float]:
-    all_rows = sorted({rows for one in samples for rows in one.tree_pass_seconds})
-    return {n: median(one.tree_pass_seconds[n] for one in samples if n in one.tree_pass_seconds) for n in all_rows}
+def _medians_by_size(samples: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Returns the median of each size, at least 0."""
+    sizes = sorted({size for one in samples for size in one})
+    return {size: max(median(one[size] for one in samples if size in one), 0.0) for size in sizes}

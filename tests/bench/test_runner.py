@@ -106,6 +106,7 @@ def test_passes_of_a_draft_over_several_tokens_are_measured_and_predicted(
     _, chain, tree = figures_by_setting(report)
     assert report.costs is not None
     assert report.costs.tree_pass_seconds[tree.setting.label] == pytest.approx({1: 0.2625, 2: 0.325, 4: 0.45, 8: 0.7})
+    assert report.costs.reading_seconds[tree.setting.label] == pytest.approx({1: 0.0, 2: 0.0625, 4: 0.1875, 8: 0.4375})
     assert max(n for n, num in enumerate(tree.counts.tree_pass_histogram) if num) > 1
     assert tree.predicted_speedup == pytest.approx(tree.speedup)
     assert chain.predicted_speedup == pytest.approx(chain.speedup)

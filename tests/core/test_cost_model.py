@@ -166,8 +166,18 @@ def test_a_draft_that_branches_is_priced_by_the_tokens_of_its_passes() -> None:
         counts.observe(Round(index, (1, 2), 2, 3, 0, *times, "model", tree=tree, num_passes=len(rows), pass_rows=rows))
     counts.observe(Round(4, (1, 2), 2, 3, 0, 50.0, 50.0, 0.0, "model", True, tree=tree, num_passes=1, pass_rows=(9,)))
     counts.observe(Round(5, (5, 6), 2, 3, 0, 7.0, 7.0, 0.0, "model"))
-    costs = PassCosts({1: 1.0, 3: 1.2, 5: 1.3}, DRAFT, catch_up_seconds=0.05, tree_pass_seconds=by_rows)
+    costs = PassCosts({1: 1.0, 3: 1.2, 5: 1.3}, DRAFT, tree_pass_seconds=by_rows, reading_seconds={1: 0.0, 2: 0.05})
 
     in_trees = (0.12 + 0.16) + (0.12 + 2 * 0.05 + 0.14) + (0.12 + 0.05) + (0.12 + 0.22 + 0.12)
     in_chains = 2 * DRAFT
     assert predicted_speedup(counts, costs) == pytest.approx(15 / (in_trees + in_chains + 4 * 1.3 + 1.2))
+
+
+def test_reading_the_text_before_a_draft_is_priced_by_its_tokens() -> None:
+    """A draft after accepted tokens of lookup, or after its own last token, first reads them."""
+    counts = Counts()
+    for index, rows in enumerate([(1, 1), (6, 1), (2, 1), (1, 1)]):
+        counts.observe(Round(index, (1, 2), 2, 3, 0, 7.0, 7.0, 0.0, "model", pass_rows=rows))
+    costs = PassCosts({1: 1.0, 3: 1.2}, DRAFT, reading_seconds={1: 0.0, 2: 0.04, 4: 0.06})
+
+    assert predicted_speedup(counts, costs) == pytest.approx(12 / (4 * 1.2 + 8 * DRAFT + (0.06 + 2 * 0.02) + 0.04))

@@ -15,7 +15,9 @@ from specgen.core.draft_tree import ROOT, depths_of
 from specgen.core.events import Round
 from specgen.core.settings import DecodeSettings
 from specgen.engine.decoding import DecodeOptions, decode
+from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.draft_length.cost_table import CostTable, DraftCost
+from specgen.engine.draft_length.fixed import FixedLength
 from specgen.engine.draft_length.policy import CostAwareLength
 from specgen.engine.draft_length.row_cost import RowCost
 from specgen.engine.draft_length.tree_length import TreeLength
@@ -43,6 +45,12 @@ class TimedTable(TableModel):
     def __init__(self, table: Tensor, clock: Clock, price: Price) -> None:
         super().__init__(torch.zeros(VOCAB_SIZE, VOCAB_SIZE))
         self._by_place, self._clock, self._price = table, clock, price
+        self.pass_rows: list[int] = []
+        """Tokens of each pass."""
+
+    def _work(self, num_tokens: int) -> None:
+        self.pass_rows.append(num_tokens)
+        self._clock.now += self._price(num_tokens)
 
     def _rows(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         places = [(31 * token + 7 * at) % NUM_PLACES for token, at in zip(tokens, positions, strict=True)]
@@ -50,12 +58,12 @@ class TimedTable(TableModel):
 
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
         whole = [*ids, *([] if tail is None else tail.tolist())]
-        self._clock.now += self._price(len(whole) - self.length)
+        self._work(len(whole) - self.length)
         super().logits(ids, num_last, tail)
         return self._rows(whole[-num_last:], range(len(whole) - num_last, len(whole)))
 
     def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
-        self._clock.now += self._price(len(tokens))
+        self._work(len(tokens))
         super().tree_logits(tokens, parents)
         depths = depths_of([parent for _, parent in self._tree])[-len(tokens) :]
         return self._rows(tokens.tolist(), [self.length + depth for depth in depths])
@@ -130,6 +138,40 @@ def test_a_token_is_fed_if_what_follows_it_is_worth_its_row(share: float, num_fe
     # The pass pays for the first token: what follows it gains 0.36.
     assert (0.3 * share < 0.3 * 0.6) == (num_fed == 2)
     assert step == Step([0] * num_fed, is_fed=True)
+
+
+class EverySecondRound(FixedLength):
+    """Drafts in every second round, so that there is text to read before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_rounds = 0
+
+    def start_round(self, num_replayed: int = 0) -> None:
+        super().start_round(num_replayed)
+        self.num_rounds += 1
+
+    def should_draft(self) -> bool:
+        return self.num_rounds % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "largest"),
+    [(FixedLength(), 2), (EverySecondRound(), 3), (TreeLength(6), 2)],
+    ids=["chain", "rare", "tree"],
+)
+def test_rounds_report_the_tokens_of_each_pass_of_the_draft(policy: LengthPolicy, largest: int) -> None:
+    chosen = torch.Generator().manual_seed(3)
+    target = torch.randn(NUM_PLACES, VOCAB_SIZE, generator=chosen)
+    draft = target + 0.4 * torch.randn(NUM_PLACES, VOCAB_SIZE, generator=chosen)
+    models = [TimedTable(table, Clock(), flat) for table in (target, draft)]
+    drafter = TreeDrafter(models[1], VOCAB_SIZE, sampler())
+
+    events = decode(models[0], drafter, [1, 2], sampler(), DecodeOptions(DecodeSettings(60, 4), policy))
+    rounds = rounds_of(list(events))
+
+    assert [*chain.from_iterable(round_.pass_rows for round_ in rounds)] == models[1].pass_rows
+    assert max(round_.pass_rows[0] for round_ in rounds if round_.pass_rows) == largest
 
 
 @pytest.mark.parametrize("is_measured", [False, True])

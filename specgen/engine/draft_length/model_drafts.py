@@ -207,7 +207,8 @@ class ModelDrafts:
         # After a pause the drafter first reads what it missed; that time is not the cost of a token. The first draft
         # follows a round without one, so a single missed token is tolerated once.
         if not num_missed or (not self._draft_cost.is_supported and num_missed == 1):
-            self._draft_cost.rows.observe(round_.pass_rows, round_.draft_seconds)
+            if round_.tree is not None:
+                self._draft_cost.rows.observe(round_.pass_rows, round_.draft_seconds)
             self._draft_cost.observe(num_passes, round_.draft_seconds)
         elif not self._draft_cost.is_measured:
             # An earlier run's cost that faded away would make this draft look cheap.
@@ -236,7 +237,7 @@ class ModelDrafts:
 
     def _passes_of(self, round_: Round, num_missed: int = 0) -> float:
         """Returns a round's passes of the draft model, by their cost, without reading missed tokens."""
-        if round_.pass_rows:
+        if round_.pass_rows and round_.tree is not None:
             first, *further = round_.pass_rows
             return self._draft_cost.rows.passes([max(first - num_missed, 1), *further])
         # A pass without a token costs the same.

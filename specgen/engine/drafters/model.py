@@ -92,6 +92,7 @@ class ModelDrafter:
         reads = draft_length.uses_confidence
         is_ahead = reads and (self._ahead.is_ahead if self.drafts_ahead is None else self.drafts_ahead)
         count = num_launched = 0
+        num_read = self._num_unread(ids)
         started = perf_counter()
         while count < limit and draft_length.should_draft():
             count += 1
@@ -107,7 +108,8 @@ class ModelDrafter:
                     raise NumericalError(DRAFT_NOT_FINITE)
                 draft_length.on_token(confidence)
         self._timing = AheadTiming(perf_counter() - started, count, num_launched, is_ahead) if reads and count else None
-        return Draft(model.drafted_ids(count), is_finite=model.is_draft_finite() if count else None)
+        is_finite = model.is_draft_finite() if count else None
+        return Draft(model.drafted_ids(count), is_finite=is_finite, pass_rows=_rows_of_chain(num_read, count))
 
     def _propose_by_logits(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         draft_ids = torch.empty(0, dtype=torch.int64, device=self.model.device)
@@ -116,6 +118,7 @@ class ModelDrafter:
         rows: list[Tensor] = []
         finite: list[Tensor] = []
         num_passes: int | None = None
+        num_read = self._num_unread(ids)
         while draft_ids.shape[0] < limit and draft_length.should_draft():
             logits = self._next_logits(ids, draft_ids)
             if logits is None:
@@ -138,13 +141,23 @@ class ModelDrafter:
             if draft_length.uses_confidence:
                 draft_length.on_token(_confidence(logits, distribution))
         is_finite = torch.stack(finite).all() if finite else None
-        return Draft(draft_ids, torch.cat(rows) if rows else None, is_finite=is_finite, num_passes=num_passes)
+        return Draft(
+            draft_ids,
+            torch.cat(rows) if rows else None,
+            is_finite=is_finite,
+            num_passes=num_passes,
+            pass_rows=_rows_of_chain(num_read, draft_ids.shape[0] if num_passes is None else num_passes),
+        )
 
     def rewind(self, length: int) -> None:
         self.model.rewind(min(length, self.model.length))
 
     def release(self) -> None:
         self.model.reset()
+
+    def _num_unread(self, ids: Sequence[int]) -> int:
+        """Returns how many tokens of the text the next pass reads."""
+        return max(len(ids) - self.model.length, 1)
 
     def _num_warmups(self) -> int:
         return 0 if self._recording is None else self._recording.num_warmups
@@ -206,6 +219,11 @@ class MaskedDrafter(ModelDrafter):
 
     def _next_logits(self, ids: Sequence[int], draft_ids: Tensor) -> Tensor | None:
         return self.model.logits(ids, 1, tail=draft_ids).index_fill(1, self._masked_ids, -torch.inf)
+
+
+def _rows_of_chain(num_read: int, num_passes: int) -> tuple[int, ...]:
+    """Returns the tokens of each pass: the first one reads text, each further one the token before."""
+    return (num_read, *[1] * (num_passes - 1)) if num_passes else ()
 
 
 def _confidence(logits: Tensor, distribution: TokenDistributions) -> float:

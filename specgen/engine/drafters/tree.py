@@ -162,7 +162,7 @@ class TreeDrafter(ModelDrafter):
         if not draft_length.should_draft():
             return empty_draft()
         self._keep_accepted(ids)
-        growth = _Growth(ids, pass_rows=[max(len(ids) - self.model.length, 1)], length=len(ids))
+        growth = _Growth(ids, pass_rows=[self._num_unread(ids)], length=len(ids))
         if self._seen is not None:
             self._seen.update(ids)
         self._branch(growth, [ROOT], self.model.logits(ids, 1), draft_length)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from specgen.bench.advice import Recommendation, command_line_for, recommend
@@ -60,15 +60,18 @@ def bench_document(report: BenchReport) -> Document:
             "verify_s": {str(n): seconds for n, seconds in sorted(costs.verify_seconds.items())},
             "draft_token_s": dict(costs.draft_seconds),
             "catch_up_s": dict(costs.catch_up_seconds),
-            "tree_pass_s": {
-                label: {str(n): seconds for n, seconds in sorted(by_rows.items())}
-                for label, by_rows in costs.tree_pass_seconds.items()
-            },
+            "reading_s": _by_size(costs.reading_seconds),
+            "tree_pass_s": _by_size(costs.tree_pass_seconds),
         },
         "recommendation": _recommendation(recommend(figures)),
         "warnings": [asdict(warning) for warning in warnings_of(report, figures)],
         "notices": list(report.notices),
     }
+
+
+def _by_size(costs: Mapping[str, Mapping[int, float]]) -> Document:
+    """Returns seconds by the draft's label and the tokens of a pass."""
+    return {label: {str(n): seconds for n, seconds in sorted(by_size.items())} for label, by_size in costs.items()}
 
 
 def start_document(report: BenchReport) -> Document:
