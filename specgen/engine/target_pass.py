@@ -14,6 +14,7 @@ from specgen.core.settings import Verification
 from specgen.engine.clock import Stopwatch
 from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyVerifier, RecordingModel, TargetModel, TreeTarget
 from specgen.engine.forbidden_tokens import ForbiddenTokens
+from specgen.engine.inference_mode import in_inference_mode
 from specgen.engine.randomness import PositionNoise, Randomness
 from specgen.engine.sampling import Sampler, TokenDistributions, likeliest_on_host, token_distributions
 from specgen.engine.seen_tokens import seen_tokens
@@ -66,6 +67,7 @@ class TargetPass:
         self._recording = target if isinstance(target, RecordingModel) else None
         self._seen = seen_tokens(settings, target.vocab_size, target.device)
 
+    @in_inference_mode
     def verify(self, ids: list[int], draft: Draft) -> Verified:
         """Verifies a draft after `ids`.
 
@@ -138,7 +140,7 @@ class TargetPass:
         draft = _on_device(draft, logits.device)
         return verify_on_device(self._distributions(logits, ids, draft), draft, self._sampler.randomness, self._rule)
 
-    @torch.inference_mode()
+    @in_inference_mode
     def _distributions(self, logits: torch.Tensor, ids: list[int], draft: Draft) -> TokenDistributions:
         """Computes the target's distributions at each position of a draft after `ids`."""
         settings, noise, parents = self._sampler.settings, self._sampler.noise, draft.parents
@@ -181,7 +183,7 @@ def _on_device(draft: Draft, device: torch.device) -> Draft:
     )
 
 
-@torch.inference_mode()
+@in_inference_mode
 def verify_on_device(target: TokenDistributions, draft: Draft, randomness: Randomness, rule: Verification) -> list[int]:
     """Verifies a draft with a single host read.
 

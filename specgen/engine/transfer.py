@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specgen.engine.inference_mode import in_inference_mode
+
 
 def ids_on(device: torch.device, ids: Sequence[int]) -> Tensor:
     """Copies ids to a device, `[n]`."""
@@ -40,7 +42,7 @@ class HostCopy:
                 self._copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
-    @torch.inference_mode()
+    @in_inference_mode
     def start(self) -> None:
         """Copies the values that the work launched so far computes. Nothing waits."""
         if self._copied is not None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from specgen.engine.inference_mode import in_inference_mode
 from specgen.engine.memory_errors import memory_errors
 from specgen.engine.transfer import ids_on, moved
 from specgen.models.target_features import TargetFeatures
@@ -75,13 +76,13 @@ class CachedModel(ABC):
             self._features = TargetFeatures(self.length)
         return self._features
 
-    @torch.inference_mode()
+    @in_inference_mode
     def feed(self, ids: Sequence[int]) -> None:
         """Brings the cache up to `ids`, without logits."""
         self._feed(ids)
         self._end_of_feed()
 
-    @torch.inference_mode()
+    @in_inference_mode
     def logits(self, ids: Sequence[int], num_last: int, tail: Tensor | None = None) -> Tensor:
         """Returns the logits at the last positions of `ids` followed by `tail`; extends the cache by what it lacks.
 

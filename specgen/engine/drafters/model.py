@@ -16,6 +16,7 @@ from specgen.engine.contract import DRAFT_NOT_FINITE, GreedyDrafter, LanguageMod
 from specgen.engine.draft_length.contract import LengthPolicy
 from specgen.engine.drafters.ahead import AheadChoice, AheadTiming
 from specgen.engine.drafters.base import draft_errors, empty_draft
+from specgen.engine.inference_mode import in_inference_mode
 from specgen.engine.sampling import Sampler, TokenDistributions, token_distributions
 from specgen.engine.seen_tokens import seen_tokens
 from specgen.engine.verification import Draft
@@ -62,7 +63,7 @@ class ModelDrafter:
             with draft_errors():
                 self.model.feed(ids)
 
-    @torch.inference_mode()
+    @in_inference_mode
     def propose(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         limit = min(limit, self._num_positions_left(ids))
         if limit < 1 or not self._can_read(ids):

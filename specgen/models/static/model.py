@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from specgen.core.errors import DraftError, NumericalError
 from specgen.engine.contract import DRAFT_NOT_FINITE
+from specgen.engine.inference_mode import in_inference_mode
 from specgen.engine.transfer import HostCopy, moved
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
@@ -72,7 +73,7 @@ class StaticModel(RecordedPasses, CachedModel):
         """Inputs of the head at the cached positions, if a draft head reads them."""
         return self.static_pass.features
 
-    @torch.inference_mode()
+    @in_inference_mode
     def record_target_features(self) -> TargetFeatures:
         """Records the head's inputs from the next pass on; a second call returns the same record."""
         if self.static_pass.features is None:
@@ -91,7 +92,7 @@ class StaticModel(RecordedPasses, CachedModel):
         """Whether the model computes trees."""
         return self.static_pass.can_branch
 
-    @torch.inference_mode()
+    @in_inference_mode
     def reserve(self, num_tokens: int) -> None:
         """Makes room for a text of `num_tokens` tokens, so that no recording is lost while it grows."""
         num_kept = self.length + len(self._parents)
@@ -108,12 +109,12 @@ class StaticModel(RecordedPasses, CachedModel):
         self._parents = []
         self._rewind_features(length)
 
-    @torch.inference_mode()
+    @in_inference_mode
     def tree_logits(self, tokens: Tensor, parents: Sequence[int]) -> Tensor:
         """As in `TreeModel`; a tree has at most `MAX_ROWS` rows."""
         return self._counted(0, lambda: self._run_rows(tokens, parents))
 
-    @torch.inference_mode()
+    @in_inference_mode
     def keep_rows(self, rows: Sequence[int]) -> None:
         """As in `TreeTarget`."""
         tree = self._tree
@@ -124,7 +125,7 @@ class StaticModel(RecordedPasses, CachedModel):
         self._note_pass(self.length, last)
         self.length = last
 
-    @torch.inference_mode()
+    @in_inference_mode
     def verify_greedy(
         self, ids: Sequence[int], draft_ids: Tensor, is_draft_finite: Tensor | None = None
     ) -> Callable[[], list[int]] | None:
@@ -158,13 +159,13 @@ class StaticModel(RecordedPasses, CachedModel):
             raise DraftError(DRAFT_NOT_FINITE) from NumericalError(DRAFT_NOT_FINITE)
         return [accepted, own, is_finite, *rest]
 
-    @torch.inference_mode()
+    @in_inference_mode
     def forget(self) -> None:
         """Empties the cache and overwrites it, because it may contain NaN; keeps the memory."""
         self.static_pass.clear(0)
         self.rewind(0)
 
-    @torch.inference_mode()
+    @in_inference_mode
     def draft_token(self, ids: Sequence[int], index: int) -> None:
         """Drafts the likeliest token after `ids` and the `index` tokens drafted so far. Reads nothing."""
         self._drafted_row = 0
@@ -186,7 +187,7 @@ class StaticModel(RecordedPasses, CachedModel):
         """Returns the logits that the token drafted last was chosen from, `[1, vocab_size]`."""
         return self._logits[self._drafted_row : self._drafted_row + 1]
 
-    @torch.inference_mode()
+    @in_inference_mode
     def _release(self) -> None:
         self._forget_recordings()
         self._parents = []
