@@ -21,8 +21,8 @@ class Stopwatch(Protocol):
     def seconds(self, first: Any, last: Any) -> float:
         """Returns the seconds of the work between two marks."""
 
-    def elapsed_seconds(self, first: Any, last: Any) -> float:
-        """Returns the seconds that passed on the host between two marks."""
+    def elapsed_seconds(self, first: Any) -> float:
+        """Returns the seconds that passed on the host since a mark."""
 
 
 class HostStopwatch:
@@ -35,7 +35,9 @@ class HostStopwatch:
         """Returns the difference of two marks."""
         return last - first
 
-    elapsed_seconds = seconds
+    def elapsed_seconds(self, first: float) -> float:
+        """Returns the seconds since a mark."""
+        return self.mark() - first
 
 
 class EventClock:
@@ -67,9 +69,9 @@ class EventClock:
         last[0].synchronize()
         return float(first[0].elapsed_time(last[0])) / 1000
 
-    def elapsed_seconds(self, first: tuple[Any, float], last: tuple[Any, float]) -> float:
-        """Returns the host's seconds between two marks."""
-        return last[1] - first[1]
+    def elapsed_seconds(self, first: tuple[Any, float]) -> float:
+        """Returns the host's seconds since a mark."""
+        return perf_counter() - first[1]
 
 
 def device_clock(*devices: torch.device) -> Clock:

@@ -133,7 +133,7 @@ def decode(
         failure = _rewind(target, drafter, len(ids) - 1)
         if ends or num_left == 0:
             reason = "stop" if ends else "length"
-        ended = stopwatch.mark()
+        elapsed_seconds = stopwatch.elapsed_seconds(started)
         draft_seconds = stopwatch.seconds(started, drafted_at)
         verify_seconds = stopwatch.seconds(drafted_at, verified.passed_at)
         round_ = Round(
@@ -144,7 +144,7 @@ def decode(
             num_cut=len(draft_ids) - num_kept if is_cut else 0,
             draft_seconds=draft_seconds,
             verify_seconds=verify_seconds,
-            other_seconds=max(0.0, stopwatch.elapsed_seconds(started, ended) - draft_seconds - verify_seconds),
+            other_seconds=max(0.0, elapsed_seconds - draft_seconds - verify_seconds),
             source=draft.source if draft_ids else None,
             is_warmup=verified.is_warmup or draft.is_warmup,
             num_replayed=num_replayed,
@@ -216,7 +216,8 @@ def _recording_failed(role: str, reason: str) -> Notice:
 
 def _cut(tokens: Sequence[int], end_ids: frozenset[int], stop: StopCheck | None) -> tuple[int, bool]:
     """Returns how many of a round's new tokens to keep, and whether the text ends there."""
-    num_to_end = next((i + 1 for i, token in enumerate(tokens) if token in end_ids), None)
+    has_end = not end_ids.isdisjoint(tokens)
+    num_to_end = next(i + 1 for i, token in enumerate(tokens) if token in end_ids) if has_end else None
     num_to_stop = None if stop is None else stop.cut(tokens[:num_to_end])
     num_kept = num_to_end if num_to_stop is None else num_to_stop
     return (len(tokens), False) if num_kept is None else (num_kept, True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Protocol
 
 import torch
 
 from specgen.core.errors import DraftError, MemoryShortageError, PairError, SpecgenError
 from specgen.engine.draft_length.contract import LengthPolicy
-from specgen.engine.memory_errors import memory_errors
+from specgen.engine.memory_errors import is_shortage, memory_shortage
 from specgen.engine.verification import Draft
 
 Failure = DraftError | MemoryShortageError
@@ -62,20 +62,34 @@ class NoDrafter:
         """Does nothing."""
 
 
-@contextmanager
-def draft_errors() -> Iterator[None]:
-    """Turns any exception inside a drafter into a `DraftError`: the draft fails, and the answer continues.
+class DraftErrors:
+    """A block inside a drafter: any exception becomes a `DraftError`. The draft fails, and the answer continues.
 
     Raises:
         DraftError: An exception occurred inside the block; it is the cause.
     """
-    try:
-        with memory_errors():
-            yield
-    except DraftError:
-        raise
-    except Exception as error:
-        raise DraftError(_one_line(error)) from error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, DraftError):
+            return
+        cause: Exception = error
+        if is_shortage(error):
+            cause = memory_shortage()
+            cause.__cause__ = error
+        raise DraftError(_one_line(cause)) from cause
+
+
+_ERRORS = DraftErrors()
+
+
+def draft_errors() -> DraftErrors:
+    """Returns the block."""
+    return _ERRORS
 
 
 def _one_line(error: Exception) -> str:
@@ -115,6 +129,9 @@ def strict_error(failure: Failure) -> SpecgenError:
     return kind(f"the drafter failed: {failure}", "omit --strict to continue without the drafter")
 
 
+_EMPTY = Draft(torch.empty(0, dtype=torch.int64))
+
+
 def empty_draft() -> Draft:
-    """Returns a draft of no tokens."""
-    return Draft(torch.empty(0, dtype=torch.int64))
+    """Returns the draft of no tokens."""
+    return _EMPTY

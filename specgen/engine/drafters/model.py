@@ -79,7 +79,10 @@ class ModelDrafter:
         is_warmup = self._recording.num_warmups > num_warmups
         if not is_warmup and self._timing is not None:
             self._ahead.observe(self._timing)
-        return replace(draft, is_warmup=is_warmup, recording_failure=self._recording.take_failure())
+        failure = self._recording.take_failure()
+        if not is_warmup and failure is None:
+            return draft
+        return replace(draft, is_warmup=is_warmup, recording_failure=failure)
 
     def _make_draft(self, ids: Sequence[int], limit: int, draft_length: LengthPolicy) -> Draft:
         if self._on_device is not None:

@@ -177,7 +177,10 @@ class Replays:
     def run(self, key: Hashable, work: Work) -> None:
         """Does the work. Equal keys mean equal work on the same tensors."""
         replay = self._recorded.get(key)
-        if replay is None and key in self._seen and key not in self._plain:
+        if replay is not None:
+            replay()
+            return
+        if key in self._seen and key not in self._plain:
             replay = self._record(key, work)
             self.num_warmups += 1
         elif key not in self._seen:
