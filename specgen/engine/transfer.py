@@ -20,8 +20,20 @@ def ids_on(device: torch.device, ids: Sequence[int]) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64, pin_memory=is_cuda).to(device, non_blocking=is_cuda)
 
 
+def upload(to: Tensor, numbers: Sequence[int]) -> None:
+    """Copies numbers into a tensor `[n]` of int64. Nothing waits.
+
+    Each call has pinned memory of its own, which can't be overwritten before it is read: torch's allocator notes the
+    copy, and gives the memory away only when it has ended.
+    """
+    is_cuda = to.is_cuda
+    to.copy_(torch.tensor(numbers, dtype=torch.int64, pin_memory=is_cuda), non_blocking=is_cuda)
+
+
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Returns a tensor on a device: itself if it is there. Only a copy from a device to the host waits."""
+    if tensor.device == device:
+        return tensor
     if tensor.device.type == "cpu" and device.type == "cuda" and tensor.numel():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type != "cpu")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from specgen.engine.transfer import HostCopy
+from specgen.engine.transfer import HostCopy, upload
 
 MAX_ROWS = 17
 """Rows of the largest recorded pass: a draft of 16 tokens and the token before it."""
@@ -34,6 +35,10 @@ def capacity_for(num_positions: int) -> int:
     return capacity
 
 
+Ids = Tensor | Sequence[int]
+"""Ids on the device, or of the host."""
+
+
 class PassInputs:
     """Inputs of a recorded pass: ids, the position of the first one, and how many of the rows are not padding.
 
@@ -42,16 +47,26 @@ class PassInputs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # One tensor, so that one copy moves them to another device.
-        self._all = torch.zeros(MAX_ROWS + 2, dtype=torch.int64, device=device)
-        self.ids, self.position, self.count = self._all[:MAX_ROWS], self._all[-2:-1], self._all[-1:]
+        # One tensor, so that one copy fills it, or moves it to another device.
+        self._all = torch.zeros(2 + MAX_ROWS, dtype=torch.int64, device=device)
+        self.position, self.count, self.ids = self._all[:1], self._all[1:2], self._all[2:]
         self.offsets = torch.arange(MAX_ROWS, device=device)
+        # Made once: a view takes longer than a copy.
+        self._beginnings = [self._all[:length] for length in range(2 + MAX_ROWS + 1)]
+        self._after_first = [self.ids[1 : 1 + length] for length in range(MAX_ROWS)]
 
-    def write(self, new: Tensor, position: int, count: int) -> None:
+    def write(self, new: Ids, position: int, count: int) -> None:
         """Sets the first ids to `new` `[n]`, and the other inputs to numbers of the host. Waits for nothing."""
+        if not isinstance(new, Tensor):
+            upload(self._beginnings[2 + len(new)], [position, count, *new])
+            return
         self.ids[: new.shape[0]].copy_(new, non_blocking=True)
         self.position.fill_(position)
         self.count.fill_(count)
+
+    def write_draft(self, draft_ids: Tensor) -> None:
+        """Sets the ids after the first one to `[n]` of the same device. Waits for nothing."""
+        self._after_first[draft_ids.shape[0]].copy_(draft_ids, non_blocking=True)
 
     def copy_from(self, other: PassInputs) -> None:
         """Copies the inputs of a pass from another device. The host waits for nothing."""
@@ -66,6 +81,27 @@ class PassInputs:
         self.ids[:1] = token
         self.position += self.count
         self.count.fill_(1)
+
+
+class DraftFlag:
+    """Whether the draft model's logits were finite, on the device of the target.
+
+    Args:
+        device: The target's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_finite = torch.ones(1, dtype=torch.bool, device=device)
+        self._may_be_false = False
+
+    def write(self, is_finite: Tensor | None) -> None:
+        """Sets the flag to `[]` or `[1]`; None: to True. Waits for nothing."""
+        if is_finite is not None:
+            self._may_be_false = True
+            self.is_finite.copy_(is_finite, non_blocking=True)
+        elif self._may_be_false:
+            self.is_finite.fill_(True)
+            self._may_be_false = False
 
 
 class DraftedTokens:
@@ -84,6 +120,7 @@ class DraftedTokens:
         """Whether all logits of this draft were finite."""
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
         self._columns = columns
+        self._beginnings = [self.ids[:count] for count in range(num_tokens + 1)]
         # Two, so that one can be read after the next token's was started.
         self._copies = HostCopy(self.confidences), HostCopy(self.confidences)
 
@@ -91,6 +128,10 @@ class DraftedTokens:
         """Begins a new draft."""
         self._index.zero_()
         self.is_finite.fill_(True)
+
+    def first(self, count: int) -> Tensor:
+        """Returns the first tokens, `[count]`; the next draft overwrites them."""
+        return self._beginnings[count]
 
     def send_confidence(self, index: int) -> None:
         """As in `GreedyDrafter`."""

@@ -14,8 +14,7 @@ from specgen.engine.transfer import HostCopy, moved
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder import Decoder
 from specgen.models.static.contract import StaticPass
-from specgen.models.static.features import StaticFeatures
-from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows
+from specgen.models.static.inputs import MAX_ROWS, DraftFlag, Ids, capacity_for, padded_rows
 from specgen.models.static.prefill import prefill_bucket, prefill_chunk
 from specgen.models.static.recorded import MAX_SPLIT, NUM_VERDICTS, RecordedPasses
 from specgen.models.static.recorder import Recorder
@@ -42,7 +41,7 @@ class StaticModel(RecordedPasses, CachedModel):
         with torch.inference_mode():
             self._verdict = torch.zeros(NUM_VERDICTS + MAX_ROWS - 1, dtype=torch.int64, device=self.device)
             self._verdict_on_host = HostCopy(self._verdict)
-            self._is_draft_finite = torch.ones(1, dtype=torch.bool, device=self.device)
+            self._draft_flag = DraftFlag(self.device)
             self._logits = torch.zeros(MAX_ROWS, vocab_size, device=self.device)
         self._drafted_row = 0
         self._parents: list[int] = []
@@ -143,12 +142,10 @@ class StaticModel(RecordedPasses, CachedModel):
         num_new = draft_ids.shape[0] + 1
         if len(ids) != self.length + 1 or num_new > MAX_ROWS:
             return None
-        self._inputs.ids[1:num_new].copy_(moved(draft_ids, self.device), non_blocking=True)
-        if is_draft_finite is None:
-            self._is_draft_finite.fill_(True)
-        else:
-            self._is_draft_finite.copy_(is_draft_finite.view(1), non_blocking=True)
-        new = self._tensor(ids[-1:])
+        if num_new > 1:
+            self._inputs.write_draft(moved(draft_ids, self.device))
+        self._draft_flag.write(is_draft_finite)
+        new = ids[-1:]
         self._counted(num_new, lambda: self._play("verify", new, self.length, num_new, self._write_verdict))
         return lambda: self._read_verdict(num_new)
 
@@ -172,10 +169,10 @@ class StaticModel(RecordedPasses, CachedModel):
         if index:
             self._counted(1, lambda: self._play("step", None, self.length, 1, self._write_next_token))
             return
-        self.feed(ids[: max(0, len(ids) - MAX_ROWS)])
-        new = self._tensor(ids[self.length :])
-        self._drafted.restart()
-        count = new.shape[0]
+        if len(ids) - MAX_ROWS > self.length:
+            self.feed(ids[: len(ids) - MAX_ROWS])
+        new = ids[self.length :]
+        count = len(new)
         self._drafted_row = count - 1
         self._counted(count, lambda: self._play("draft", new, self.length, count, self._write_first_token))
 
@@ -233,13 +230,14 @@ class StaticModel(RecordedPasses, CachedModel):
             self._play("logits", part, self.length + row, part.shape[0], self._write_logits)
             yield self._logits[: part.shape[0]].clone()
 
-    def _play(self, name: str, new: Tensor | None, first: int, num_new: int, work: Callable[[int, int], None]) -> None:
+    def _play(self, name: str, new: Ids | None, first: int, num_new: int, work: Callable[[int, int], None]) -> None:
         """Runs or replays `work(rows, bucket)`, which feeds `num_new` tokens from position `first` on.
 
         The first of them are `new`; None: the inputs are what the pass before left.
         """
         last = first + num_new
-        self.reserve(last)
+        if not self._has_room(last):
+            self.reserve(last)
         if new is not None:
             self._inputs.write(new, first, num_new)
         rows, bucket = padded_rows(num_new), self.bucket(last)
@@ -250,8 +248,8 @@ class StaticModel(RecordedPasses, CachedModel):
     def _note_pass(self, first: int, last: int) -> None:
         """Notes that positions `first` to `last - 1` hold consecutive tokens."""
         self._parents = []
-        features = self.target_features
-        if isinstance(features, StaticFeatures):
+        features = self.static_pass.features
+        if features is not None:
             features.record(first, last)
 
     # What is recorded: functions of the static tensors only.
@@ -268,10 +266,11 @@ class StaticModel(RecordedPasses, CachedModel):
         num_accepted = is_match.long().cumprod(dim=0).sum(dim=0, keepdim=True)
         is_finite = (top.values.isfinite() | (offsets > num_drafted)).all().view(1)
         own = top.indices.index_select(0, num_accepted)
-        verdict = [num_accepted, own, is_finite.long(), self._is_draft_finite.long(), draft_ids]
+        verdict = [num_accepted, own, is_finite.long(), self._draft_flag.is_finite.long(), draft_ids]
         self._verdict[: NUM_VERDICTS + rows - 1] = torch.cat(verdict)
 
     def _write_first_token(self, rows: int, bucket: int) -> None:
+        self._drafted.restart()
         self._write_logits(rows, bucket)
         self._inputs.feed_back(self._drafted.append(self._logits.index_select(0, self._inputs.count - 1)))
 

@@ -48,7 +48,7 @@ class RecordedPasses:
 
     def drafted_ids(self, count: int) -> Tensor:
         """Returns the first tokens that `draft_token` drafted, `[count]`; the next draft overwrites them."""
-        return self._drafted.ids[:count]
+        return self._drafted.first(count)
 
     def likeliest(self, logits: Tensor) -> int:
         """Reads the id of the likeliest token of `[1, vocab]` logits."""
@@ -71,9 +71,8 @@ class RecordedPasses:
 
         The recordings are forgotten first: none may outlive the tensors it uses.
         """
-        needed = num_positions + MAX_ROWS
-        if needed > self.capacity:
-            capacity = capacity_for(needed)
+        if not self._has_room(num_positions):
+            capacity = capacity_for(num_positions + MAX_ROWS)
             self.replays.clear()
             try:
                 grow(capacity)
@@ -81,6 +80,10 @@ class RecordedPasses:
                 reset()
                 raise
             self.capacity = capacity
+
+    def _has_room(self, num_positions: int) -> bool:
+        """Returns whether the cache holds `num_positions` and padding after them."""
+        return num_positions + MAX_ROWS <= self.capacity
 
     def _forget_recordings(self) -> None:
         """Forgets the recordings and the ids of earlier passes, because the cache is released."""

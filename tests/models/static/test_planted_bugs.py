@@ -145,7 +145,7 @@ def position_recorded_as_a_number(plant: Plant) -> None:
 
     original = PassInputs.write
 
-    def noting(self: PassInputs, new: Tensor, position: int, count: int) -> None:
+    def noting(self: PassInputs, new: Any, position: int, count: int) -> None:
         self.last_position = position  # type: ignore[attr-defined]
         original(self, new, position, count)
 
@@ -257,8 +257,8 @@ def feedback_at_the_same_position(plant: Plant) -> None:
 
 
 def rewound_on_the_host_only(plant: Plant) -> None:
-    def sticky(self: PassInputs, new: Tensor, position: int, count: int) -> None:
-        self.ids[: new.shape[0]].copy_(new)
+    def sticky(self: PassInputs, new: Any, position: int, count: int) -> None:
+        self.ids[: len(new)].copy_(torch.as_tensor(new))
         self.position.fill_(max(position, int(self.position)))
         self.count.fill_(count)
 
@@ -294,6 +294,7 @@ def own_token_from_the_next_row(plant: Plant) -> None:
 
 def first_token_from_the_padding(plant: Plant) -> None:
     def last_row(self: StaticModel, rows: int, bucket: int) -> None:
+        self._drafted.restart()
         self._write_logits(rows, bucket)
         self._inputs.feed_back(self._drafted.append(self._logits[:1]))
 

@@ -315,6 +315,7 @@ def fake_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceCopies]:
     monkeypatch.setattr(
         cached_model, "ids_on", lambda device, ids: torch.zeros(len(ids), dtype=torch.int64, device=device)
     )
+    monkeypatch.setattr(inputs, "upload", lambda to, _: to.zero_())
     with FakeTensorMode(allow_non_fake_inputs=True), DeviceCopies() as copies:
         yield copies
 
