@@ -55,8 +55,12 @@ class CostTable:
 
     def __init__(self, known: Mapping[int, float] | None = None, padded: Callable[[int], int] | None = None) -> None:
         self._padded = padded or (lambda num_tokens: num_tokens)
+        self._single = self._padded(1)
         self._samples: dict[int, deque[float]] = {}
         self._num_passes: Counter[int] = Counter()
+        self.num_passes = 0
+        """Passes of this run."""
+        self._confirmed: set[int] = set()
         self._num_single = 0
         """Passes over one token since the last one over several."""
         self._earlier: dict[int, float] = {}
@@ -81,8 +85,11 @@ class CostTable:
             first = [expected] if expected < seconds else []
             samples = self._samples[num_tokens] = deque(first, maxlen=NUM_SAMPLES)
         samples.append(seconds)
+        self.num_passes += 1
         self._num_passes[num_tokens] += 1
-        self._num_single = self._num_single + 1 if num_tokens == self._padded(1) else 0
+        if self._num_passes[num_tokens] >= NUM_CONFIRMING:
+            self._confirmed.add(num_tokens)
+        self._num_single = self._num_single + 1 if num_tokens == self._single else 0
         self._medians[num_tokens] = _typical(samples)
         self._longest = max(self._longest, num_tokens)
         if num_tokens in self._earlier:
@@ -97,12 +104,12 @@ class CostTable:
         Seen: first passes over two and four tokens took 2.3 and 7.2 steps, later ones 1.1 and 1.4; but there were none,
         since a draft of another length seemed to pay more, or none at all.
         """
-        single = self._medians.get(self._padded(1))
+        single = self._medians.get(self._single)
         if single is None:
             return
         trust = _trust(self._num_single, SINGLE_HALF_LIFE)
         for num_tokens, samples in self._samples.items():
-            if len(samples) == 1 and num_tokens > self._padded(1):
+            if len(samples) == 1 and num_tokens > self._single:
                 seconds = min(samples[0], self._largest_credible(num_tokens, single))
                 # The longer nothing was drafted, the lower.
                 self._medians[num_tokens] = max(seconds * trust, min(seconds, single))
@@ -110,8 +117,8 @@ class CostTable:
     def _largest_credible(self, num_tokens: int, single: float) -> float:
         """Returns what a pass costs at most, judging by other lengths; `single` is v(1)."""
         # So many single tokens would cost no more, and neither does a longer pass.
-        bounds = [num_tokens * single, *(self._medians[n] for n in self.confirmed if n > num_tokens)]
-        shorter = max((n for n in self.confirmed if self._padded(1) < n < num_tokens), default=None)
+        bounds = [num_tokens * single, *(self._medians[n] for n in self._confirmed if n > num_tokens)]
+        shorter = max((n for n in self._confirmed if self._single < n < num_tokens), default=None)
         if shorter is not None:
             slope = max((self._medians[shorter] - single) / (shorter - 1), OPTIMISTIC_SLOPE * single)
             bounds.append(self._medians[shorter] + STEEPEST * slope * (num_tokens - shorter))
@@ -122,8 +129,8 @@ class CostTable:
 
         Seen: a first pass of 1.0 s, then only passes over five tokens of 0.11 s, at 0.84x.
         """
-        single = self._padded(1)
-        longest_credible = CREDIBLE_SINGLE * min((self._medians[n] for n in self.confirmed if n > single), default=inf)
+        single = self._single
+        longest_credible = CREDIBLE_SINGLE * min((self._medians[n] for n in self._confirmed if n > single), default=inf)
         has_few = self._num_passes[single] < NUM_SAMPLES
         self.is_single_doubtful = has_few and self._medians.get(single, 0.0) > longest_credible
         if self.is_single_doubtful:
@@ -143,12 +150,7 @@ class CostTable:
     @property
     def confirmed(self) -> frozenset[int]:
         """Lengths measured often enough in this run to be worth saving."""
-        return frozenset(n for n, num_passes in self._num_passes.items() if num_passes >= NUM_CONFIRMING)
-
-    @property
-    def num_passes(self) -> int:
-        """Passes of this run."""
-        return self._num_passes.total()
+        return frozenset(self._confirmed)
 
     @property
     def longest_trial(self) -> int:

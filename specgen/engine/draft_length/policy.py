@@ -98,8 +98,7 @@ class CostAwareLength:
         # The first round has no draft: it measures a pass of the target, and no output waits for a draft.
         if not self.costs.is_supported(1) or length >= self._model.limit:
             return False
-        is_due = self._baseline.is_due(self._throughput.rate * self.costs.seconds(1) - 1)
-        if not length and (is_due or self.costs.is_single_doubtful):
+        if not length and (self._is_baseline_due() or self.costs.is_single_doubtful):
             return False
         if self._exploration.is_trial:
             return length < self._trial_length
@@ -111,6 +110,9 @@ class CostAwareLength:
             if self._exploration.can_lose(loss):
                 self._exploration.start_trial(loss)
         return self._exploration.is_trial
+
+    def _is_baseline_due(self) -> bool:
+        return self._baseline.is_due(self._throughput.rate * self.costs.seconds(1) - 1)
 
     def observe(self, round_: Round) -> None:
         self._baseline.observe(round_)
