@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
+from specgen.engine.transfer import current_stream
+
 Clock = Callable[[], float]
 """Returns seconds; waits first for work that was launched."""
 
@@ -61,7 +63,7 @@ class EventClock:
     def mark(self) -> tuple[Any, float]:
         """Returns an event that is recorded now, and the host's time."""
         event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(current_stream(self._device))
         return event, perf_counter()
 
     def seconds(self, first: tuple[Any, float], last: tuple[Any, float]) -> float:

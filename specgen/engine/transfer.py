@@ -39,6 +39,12 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 
+def current_stream(device: torch.device) -> Any:
+    """Returns the stream that work on a CUDA device is launched in."""
+    # By index: torch takes 3 µs to find it in a device, several times a round.
+    return torch.cuda.current_stream(device if device.index is None else device.index)
+
+
 class HostCopy:
     """Copies a small tensor to the host. Reading it waits for this copy, not for work that was launched after it.
 
@@ -59,7 +65,7 @@ class HostCopy:
         """Copies the values that the work launched so far computes. Nothing waits."""
         if self._copied is not None:
             self._copy.copy_(self._source, non_blocking=True)
-            self._copied.record(torch.cuda.current_stream(self._source.device))
+            self._copied.record(current_stream(self._source.device))
 
     def read(self) -> list[Any]:
         """Returns the values of the last copy; on a device without CUDA, the present ones."""

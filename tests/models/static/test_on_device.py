@@ -122,6 +122,19 @@ def test_a_round_reads_the_device_once(name: str, make: Make, drafts: str, monke
     assert [uploads for _, uploads in waits] == [[]] * len(waits)
 
 
+def test_a_plain_round_records_three_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its beginning, the end of its pass and the copy of its result: the device waits while the host records them."""
+    with fake_cuda(monkeypatch) as device:
+        target = static(decoder_of(built("llama", num_hidden_layers=1)).to(FAKE))
+        own = Sampler.seeded(GREEDY, target.device, VOCAB_SIZE)
+        options = DecodeOptions(DecodeSettings(NUM_TOKENS, 0), clock=EventClock(FAKE))
+        counts = []
+        for event in decode(target, NoDrafter(), PROMPT, own, options):
+            counts += [device.num_events] if isinstance(event, Round) else []
+
+    assert {last - first for first, last in itertools.pairwise(counts)} == {3}
+
+
 @pytest.mark.parametrize("name", thorough_except(["processed"], SAMPLINGS))
 def test_a_policy_that_reads_confidences_adds_one_read_per_drafted_token(
     name: str, monkeypatch: pytest.MonkeyPatch
