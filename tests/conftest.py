@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,10 @@ os.environ["TERM"] = "xterm-256color"
 
 # With the extra gguf installed, GGUF files would run on llama.cpp; tests of llama.cpp set this themselves.
 os.environ["SPECGEN_BACKEND"] = "torch"
+
+# Without a card, Triton's interpreter runs the fused kernels. It must be chosen before anything imports Triton.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A run under nohup or in the background inherits ignored signals, and would pass them to the programs under test.
 _DEFAULTS = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL, "SIGTERM": signal.SIG_DFL}

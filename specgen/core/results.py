@@ -46,6 +46,7 @@ class BatchInvarianceCheck:
         max_difference: Largest change of a logit by the tokens after its position; 0 if rows are independent.
         threshold: Outlier threshold of int8 layers; above 0, any text may contain an outlier that makes rows interact.
         is_exact: Passes over several tokens give the logits of passes over one token, bit for bit.
+        has_exact_trees: Passes over trees do so, too, if those over consecutive tokens do.
         recurrent_difference: Largest difference of a logit between a pass over several tokens and passes over one, if a
             layer is recurrent: its rules for the two round differently. None for other models, and if not measured.
     """
@@ -53,6 +54,7 @@ class BatchInvarianceCheck:
     max_difference: float
     threshold: float = 0.0
     is_exact: bool = False
+    has_exact_trees: bool = True
     recurrent_difference: float | None = None
 
     @property
@@ -156,7 +158,8 @@ class RunInfo:
             return "none"
         if not self.sampling.is_greedy:
             return "same_distribution"
-        is_exact = self.batch_invariance is not None and self.batch_invariance.is_exact
+        check = self.batch_invariance
+        is_exact = check is not None and check.is_exact and (check.has_exact_trees or self.num_tree_nodes == 0)
         is_float32 = (self.target.dtype, self.target.quant) == ("float32", "none")
         return "exact" if is_float32 or is_exact else "near_tie"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from specgen.loading.resolved_model import LoadedModel, ModelConfig, ResolvedMod
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.formats import PackedLinear, has_int8_matmul
+from specgen.models.fused.support import fuses
 from specgen.models.packing import (
     FLOAT_KINDS,
     PACKED_KINDS,
@@ -26,7 +28,7 @@ from specgen.models.packing import (
     is_quantized,
     packed_linear,
 )
-from specgen.models.static.admission import head_admission_failure, not_recorded
+from specgen.models.static.admission import head_admission_failure, not_fused, not_recorded
 from specgen.models.static.draft_head import StaticDraftHead
 from specgen.models.static.model import StaticModel
 
@@ -182,7 +184,11 @@ def assembled(
         reason = "its layer runs on transformers' code"
         return LoadedModel(DraftHeadModel(parts), info, (not_recorded(resolved.name, reason),))
     recorder = target.recorder
-    failure = head_admission_failure(parts, lambda probed: StaticDraftHead(probed, recorder))
-    if failure is None:
-        return LoadedModel(StaticDraftHead(parts, recorder), info)
-    return LoadedModel(DraftHeadModel(parts), info, (not_recorded(resolved.name, failure),))
+    notices: tuple[str, ...] = ()
+    for is_fused in (True, False) if fuses(parts.layers.spec, parts.like) else (False,):
+        make = partial(StaticDraftHead, recorder=recorder, is_fused=is_fused)
+        failure = head_admission_failure(parts, make)
+        if failure is None:
+            return LoadedModel(make(parts), info, notices)
+        notices = (not_fused(resolved.name, failure) if is_fused else not_recorded(resolved.name, failure),)
+    return LoadedModel(DraftHeadModel(parts), info, notices)

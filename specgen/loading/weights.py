@@ -25,7 +25,7 @@ from specgen.models.continuation import refuse_broken_continuation
 from specgen.models.cuda import prepare_cuda, recorded, recorder_for
 from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.static.admission import not_recorded
+from specgen.models.static.admission import not_fused, not_recorded
 from specgen.storage.cost_store import CostStore
 
 
@@ -89,9 +89,12 @@ def load_weights(
     notices += left_out_notice(without_mtp(left_out, resolved), resolved.path)
     recorders = [recorder for device in devices if (recorder := recorder_for(device)) is not None]
     if recorders:
-        model, reason = recorded(model, *recorders, is_draft=is_draft)
-        if reason is not None:
-            notices += (not_recorded(name, reason),)
+        found = recorded(model, *recorders, is_draft=is_draft)
+        model = found.model
+        if found.reason is not None:
+            notices += (not_recorded(name, found.reason),)
+        elif found.unfused_reason is not None:
+            notices += (not_fused(name, found.unfused_reason),)
     return LoadedModel(model, _with_remarks(info, resolved, placement), notices)
 
 

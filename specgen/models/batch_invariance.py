@@ -18,6 +18,7 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import PackedLinear
 from specgen.models.llama_cpp import LlamaCppModel
+from specgen.models.static.model import StaticModel
 
 NUM_HEAD = 6
 NUM_TAIL = 4
@@ -65,6 +66,7 @@ def check_batch_invariance(
         difference,
         outlier_threshold(target.module) if isinstance(target, CachedModel) else 0.0,
         is_exact=has_exact_rows and from_one == 0.0,
+        has_exact_trees=not isinstance(target, StaticModel),
         recurrent_difference=from_one if is_measured else None,
     )
 
@@ -74,6 +76,8 @@ def has_independent_rows(target: LanguageModel) -> bool:
 
     All other kernels differ by the number of rows, so that exactness of a few tokens proves nothing.
     """
+    if isinstance(target, StaticModel):
+        return target.static_pass.has_exact_rows
     return isinstance(target, DecoderModel) and target.attends_by_row and has_exact_products(target.module)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.fused.support import fuses
 from specgen.models.static.admission import admission_failure
 from specgen.models.static.contract import StaticPass
 from specgen.models.static.model import StaticModel
@@ -39,8 +41,23 @@ def recorder_for(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
-def recorded(model: CachedModel, *recorders: Recorder, is_draft: bool = False) -> tuple[CachedModel, str | None]:
-    """Returns the model with recorded passes, if it fits and they give the same logits.
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What `recorded` found.
+
+    Args:
+        model: The model to use.
+        reason: Why it is the given one, if it is.
+        unfused_reason: Why its passes don't run on the fused kernels, which have all that it consists of.
+    """
+
+    model: CachedModel
+    reason: str | None = None
+    unfused_reason: str | None = None
+
+
+def recorded(model: CachedModel, *recorders: Recorder, is_draft: bool = False) -> Recorded:
+    """Records the passes of a model if it fits and they give the same logits; on the fused kernels if these do.
 
     A decoder whose recorded passes fail keeps its plain ones: for `WholePass` transformers' module would have to be
     loaded a second time, next to the decoder's weights.
@@ -49,23 +66,33 @@ def recorded(model: CachedModel, *recorders: Recorder, is_draft: bool = False) -
         model: Specgen's decoder or a transformers model, with an empty cache.
         recorders: Record the passes: one for each device, in the order of the layers.
         is_draft: The model drafts; otherwise it verifies.
-
-    Returns:
-        The model to use, and why it is the given one, if it is.
     """
     if model.switch_length is not None or model.draft_limit is not None:
-        return model, "its rotary frequencies change with the length of the text"
-    static_pass = _static_pass(model, recorders[:-1])
-    if static_pass is None:
-        return model, "its passes can't be recorded: a layer has a running state or attends in chunks"
-    static = StaticModel(static_pass, model.vocab_size, recorders[-1])
-    failure = admission_failure(static, model, is_draft=is_draft)
-    return (static, None) if failure is None else (model, failure)
+        return Recorded(model, "its rotary frequencies change with the length of the text")
+    reasons: list[str] = []
+    for static_pass in _static_passes(model, recorders[:-1]):
+        static = StaticModel(static_pass, model.vocab_size, recorders[-1])
+        reason = admission_failure(static, model, is_draft=is_draft)
+        if reason is None:
+            return Recorded(static, unfused_reason=reasons[0] if reasons else None)
+        reasons.append(reason)
+    if not reasons:
+        return Recorded(model, "its passes can't be recorded: a layer has a running state or attends in chunks")
+    return Recorded(model, reasons[-1])
 
 
-def _static_pass(model: CachedModel, earlier: Sequence[Recorder]) -> StaticPass | None:
+def _static_passes(model: CachedModel, earlier: Sequence[Recorder]) -> Iterator[StaticPass]:
+    """Yields the passes to try, the fastest first."""
     if isinstance(model, DecoderModel):
         decoder = model.decoder
-        return SegmentedPass(decoder, earlier) if earlier else DecoderPass(decoder)
+        for is_fused in (True, False):
+            if is_fused and not all(fuses(segment.spec, segment.like) for segment in decoder.segments):
+                continue
+            if earlier:
+                yield SegmentedPass(decoder, earlier, is_fused=is_fused)
+            else:
+                yield DecoderPass(decoder, is_fused=is_fused)
+        return
     whole: Any = model.module
-    return WholePass(whole) if fits_whole_pass(whole) else None
+    if fits_whole_pass(whole):
+        yield WholePass(whole)

@@ -186,7 +186,10 @@ class Decoder(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """Turns inputs of the head `[..., hidden]` into logits `[..., vocab]`."""
-        logits: Tensor = self.head(features)
+        return self.capped(self.head(features))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Divides and caps what the head computed, as the spec says."""
         if self.spec.logits_divisor != 1.0:
             logits = logits / self.spec.logits_divisor
         cap = self.spec.logits_soft_cap

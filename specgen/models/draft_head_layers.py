@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from specgen.models.decoder import Layer
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.kv_slots import SliceSlots
-from specgen.models.stored_slots import KvSlots, Rotations
+from specgen.models.stored_slots import Rotations
 
 
 class HeadLayers(ABC):
@@ -63,25 +63,24 @@ class DecoderLayers(HeadLayers):
     def __init__(self, spec: DecoderSpec, layers: Sequence[Layer], like: Tensor) -> None:
         super().__init__(nn.ModuleList(layers))
         self.spec = spec
-        self._layers = layers
+        self.layers = layers
         self._slots = SliceSlots(spec, like)
 
     def run(self, hidden: Tensor, first: int) -> Tensor:
         """As in `HeadLayers`."""
-        return self.run_on(self._slots, hidden, self._slots.begin(first, hidden.shape[0]))
+        return self._run(hidden, self._slots.begin(first, hidden.shape[0]))
 
     def run_rows(self, hidden: Tensor, length: int, parents: Sequence[int]) -> Tensor:
         """As in `HeadLayers`."""
-        return self.run_on(self._slots, hidden, self._slots.begin_rows(length, parents))
+        return self._run(hidden, self._slots.begin_rows(length, parents))
 
     def drop_rows(self) -> None:
         """As in `HeadLayers`."""
         self._slots.drop_rows()
 
-    def run_on(self, slots: KvSlots, hidden: Tensor, rotations: Rotations) -> Tensor:
-        """Runs the layers on another cache than their own."""
-        for layer in self._layers:
-            hidden = layer(hidden, rotations, slots)
+    def _run(self, hidden: Tensor, rotations: Rotations) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, rotations, self._slots)
         return hidden
 
     def release(self) -> None:

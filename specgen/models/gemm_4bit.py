@@ -31,16 +31,26 @@ class GemmNf4Linear(nn.Module):
         make: Any = functional.quantize_4bit
         packed, state = make(weight.detach(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4")
         self.out_features, self.in_features = weight.shape
-        self._weight: Tensor = packed.view(-1, 1)
-        self._scales: Tensor = state.absmax
-        self._bias = None if bias is None else bias.detach().to(weight.dtype)
+        self.packed: Tensor = packed.view(-1, 1)
+        self.scales: Tensor = state.absmax
+        self.bias = None if bias is None else bias.detach().to(weight.dtype)
         self._shape = [self.out_features, self.in_features]
         self._operator: Any = torch.ops.bitsandbytes.gemm_4bit.default
-        self.num_bytes = self._weight.nbytes + self._scales.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        self.num_bytes = self.packed.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self._operator(inputs, self._weight, self._shape, self._scales, BLOCK, "nf4", bias=self._bias)
+        scales = self.scales if self.scales.dim() == 1 else self.scales.t().reshape(-1)
+        outputs: Tensor = self._operator(inputs, self.packed, self._shape, scales, BLOCK, "nf4", bias=self.bias)
         return outputs
+
+    def scales_by_block(self) -> Tensor:
+        """Stores the scales by block of inputs from now on, float32 `[inputs / 64, outputs]`, and returns them.
+
+        Our own kernel for few rows reads them so; bitsandbytes gets a copy in its order, for each longer pass.
+        """
+        if self.scales.dim() == 1:
+            self.scales = self.scales.view(self.out_features, -1).t().contiguous()
+        return self.scales
 
 
 def fits_gemm(weight: Tensor) -> bool:

@@ -23,6 +23,7 @@ from specgen.models.decoder import Decoder
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.forward_pass import Norm
+from specgen.models.fused.support import fuses
 from specgen.models.quantized import nf4_linear
 from specgen.models.static.model import StaticModel
 from specgen.models.static.passes import DecoderPass
@@ -199,7 +200,13 @@ def eager_model(decoder: Decoder) -> DecoderModel:
 
 def static_model(decoder: Decoder, recorder: Recorder | None = None) -> StaticModel:
     """Returns a model with recorded passes."""
-    return StaticModel(DecoderPass(decoder), decoder.spec.vocab_size, recorder or recorder_for(decoder.device))
+    static_pass = DecoderPass(decoder, is_fused=fuses_decoder(decoder))
+    return StaticModel(static_pass, decoder.spec.vocab_size, recorder or recorder_for(decoder.device))
+
+
+def fuses_decoder(decoder: Decoder) -> bool:
+    """Returns whether specgen uses fused kernels for a decoder."""
+    return all(fuses(segment.spec, segment.like) for segment in decoder.segments)
 
 
 def whole_model(model: Any) -> StaticModel:
@@ -210,8 +217,9 @@ def whole_model(model: Any) -> StaticModel:
 
 def admission(decoder: Decoder) -> str | None:
     """Returns why specgen would not use the recorded passes of a decoder as target or draft; None if it would."""
-    roles = (recorded(eager_model(decoder), recorder_for(decoder.device), is_draft=each)[1] for each in (False, True))
-    return next((reason for reason in roles if reason is not None), None)
+    found = [recorded(eager_model(decoder), recorder_for(decoder.device), is_draft=each) for each in (False, True)]
+    reasons = [one.reason or one.unfused_reason for one in found]
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def failure_of(model: StaticModel) -> str | None:

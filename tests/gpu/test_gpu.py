@@ -37,6 +37,7 @@ from tests.gpu.models import (
     admission,
     config_of,
     eager_model,
+    fuses_decoder,
     num_recorded,
     random_decoder,
     recorder_for,
@@ -175,9 +176,8 @@ def segmented_model(kind: str, devices: list[torch.device]) -> StaticModel:
         for module in (decoder.layers[1], decoder.norm, decoder.head):
             module.to(devices[1])
     decoder.split((1, 1))
-    return StaticModel(
-        SegmentedPass(decoder, [recorder_for(devices[0])]), decoder.spec.vocab_size, recorder_for(devices[1])
-    )
+    static_pass = SegmentedPass(decoder, [recorder_for(devices[0])], is_fused=fuses_decoder(decoder))
+    return StaticModel(static_pass, decoder.spec.vocab_size, recorder_for(devices[1]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -320,10 +320,10 @@ def test_loading_a_model_turns_off_plans_per_length(tmp_path: Path) -> None:
     torch.backends.cuda.enable_cudnn_sdp(True)
     settings = ModelSettings(str(make_folder(tmp_path / "tiny")), device="cuda")
 
-    model = load_weights(resolved(tmp_path / "tiny", settings), 64).model
+    loaded = load_weights(resolved(tmp_path / "tiny", settings), 64)
 
     assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert isinstance(model, StaticModel)
+    assert isinstance(loaded.model, StaticModel), loaded.notices
 
 
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8"])

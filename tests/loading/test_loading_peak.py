@@ -26,8 +26,9 @@ CONFIG = {
     "tie_word_embeddings": False,
 }
 MAX_RATIO = 1.25
-LIBRARY_BYTES = 32 * 2**20
-"""What the libraries' functions take for a block of rows, however large the model is."""
+LIBRARY_BYTES = 48 * 2**20
+"""What the libraries' functions take for a block of rows, however large the model is. Where Triton is installed,
+bitsandbytes in nf4 takes up to 38 MiB."""
 CHILD = """
 import json, re, sys
 from pathlib import Path

@@ -76,14 +76,14 @@ def test_a_draft_on_cuda_computes_every_logit_with_its_4_bit_head(monkeypatch: p
         dense = plain.logits([1, 2, 3], 1).clone()
         plain.reset()
         plain.use_nf4_head()
-        found, reason = recorded(plain, recorder, is_draft=True)
-        assert isinstance(found, StaticModel), reason
-        found.draft_token([1, 2, 3], 0)
-        logits = found.drafted_logits().cpu()
+        found = recorded(plain, recorder, is_draft=True)
+        assert isinstance(found.model, StaticModel), found.reason
+        found.model.draft_token([1, 2, 3], 0)
+        logits = found.model.drafted_logits().cpu()
         similarity = torch.cosine_similarity(logits.flatten(), dense.cpu().flatten(), dim=0)
 
     assert isinstance(plain.decoder.head, GemmNf4Linear)
-    assert {"draft", "step"} == {key[0] for key in found.replays.recorded_keys}
+    assert {"draft", "step"} == {key[0] for key in found.model.replays.recorded_keys}
     products = [[call for call in trace.calls if "gemm_4bit" in str(call[0])] for trace in recorder.traces]
     assert [[call[1][2] for call in calls] for calls in products] == [[[96, 64]]] * len(recorder.traces)
     pointer = dense_head.weight.data_ptr()

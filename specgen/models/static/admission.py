@@ -200,6 +200,11 @@ def not_recorded(name: str, reason: str) -> str:
     return f"the passes of {name} are not recorded, so it is slower: {reason}"
 
 
+def not_fused(name: str, reason: str) -> str:
+    """Returns the notice for a model or a draft head that the fused kernels should run, but can't."""
+    return f"the fused kernels can't run {name}, so it is slower: {reason}"
+
+
 def _rounding_of(static: StaticModel) -> Rounding:
     """Packed weights have an integer type, and compute in that of the others."""
     types = [parameter.dtype for parameter in static.module.parameters() if parameter.is_floating_point()]

@@ -27,6 +27,8 @@ class StaticPass(Protocol):
     """Inputs of the head by position, if a draft head reads them."""
     can_branch: bool
     """Whether the pass computes trees."""
+    has_exact_rows: bool
+    """Whether the logits of a row of consecutive tokens are the same, bit for bit, for any number of rows."""
     reads_whole_cache: bool
     """Whether a pass takes the same time for every bucket."""
 

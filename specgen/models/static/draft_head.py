@@ -11,10 +11,10 @@ from specgen.engine.transfer import ids_on, moved
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.static.inputs import MAX_ROWS, capacity_for, padded_rows
+from specgen.models.static.passes import StaticLayers
 from specgen.models.static.prefill import prefill_bucket
 from specgen.models.static.recorded import RecordedPasses
 from specgen.models.static.recorder import Recorder
-from specgen.models.static.slots import TensorSlots
 from specgen.models.static.trees import TreeInputs
 
 
@@ -24,15 +24,16 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
     Args:
         parts: The draft head; its layers are `DecoderLayers`.
         recorder: Records its passes.
+        is_fused: As in `StaticLayers`.
     """
 
-    def __init__(self, parts: DraftHeadParts, recorder: Recorder) -> None:
+    def __init__(self, parts: DraftHeadParts, recorder: Recorder, *, is_fused: bool = False) -> None:
         super().__init__(parts)
         assert isinstance(parts.layers, DecoderLayers), "the caller checks it"
-        self._own_layers = parts.layers
         self._init_recording(self.device, recorder, parts.columns)
         with torch.inference_mode():
-            self._tensor_slots = TensorSlots(parts.layers.spec, parts.like)
+            layers = parts.layers
+            self._static_layers = StaticLayers(layers.spec, layers.layers, parts.like, is_fused=is_fused)
             width = parts.layers.spec.hidden_size
             self._given = torch.zeros(MAX_ROWS, width, dtype=parts.dtype, device=self.device)
             self._output = torch.zeros(1, width, dtype=parts.dtype, device=self.device)
@@ -78,7 +79,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
     @torch.inference_mode()
     def forget(self) -> None:
         """As in `RecordingModel`."""
-        self._tensor_slots.clear(0)
+        self._static_layers.slots.clear(0)
         self._clear_rows()
         self._restart()
 
@@ -86,7 +87,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
     def reset(self) -> None:
         """Empties the cache and frees its memory."""
         self._forget_recordings()
-        self._tensor_slots.release()
+        self._static_layers.slots.release()
         self._clear_rows()
         super().reset()
 
@@ -105,7 +106,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
     def reserve(self, num_tokens: int) -> None:
         """As in `RecordingModel`."""
         num_kept = self.length - self.start
-        self._make_room(num_tokens, lambda capacity: self._tensor_slots.grow(capacity, num_kept), self.reset)
+        self._make_room(num_tokens, lambda capacity: self._static_layers.slots.grow(capacity, num_kept), self.reset)
 
     def _run(self, new: Tensor, features: Tensor | None) -> Tensor:
         num_new, position = new.shape[0], self.length - self.start
@@ -113,8 +114,8 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         self.reserve(last)
         if num_new > MAX_ROWS:
             positions = torch.arange(position, last, device=self.device)
-            rotations = self._tensor_slots.begin(positions, prefill_bucket(last, self.capacity))
-            hidden = self._own_layers.run_on(self._tensor_slots, self._layer_inputs(new, features), rotations)
+            bucket = prefill_bucket(last, self.capacity)
+            hidden = self._static_layers.run(self._layer_inputs(new, features), positions, bucket)
             self._output[:] = self._norm(hidden[-1:])
             return self._output
         self._inputs.write(new, position, num_new)
@@ -134,7 +135,7 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
         first = start + len(self._parents)
         last = first + num_new
         assert last <= start + MAX_ROWS, "the tree has too many rows"
-        self._make_room(last, lambda capacity: self._tensor_slots.grow(capacity, first), self.reset)
+        self._make_room(last, lambda capacity: self._static_layers.slots.grow(capacity, first), self.reset)
         self._parents += parents
         self._inputs.write(moved(new, self.device), first, num_new)
         self._tree.write(start, self._parents, num_new)
@@ -148,18 +149,17 @@ class StaticDraftHead(RecordedPasses, DraftHeadModel):
     def _write_row_logits(self, rows: int, bucket: int) -> None:
         assert self._row_logits is not None, "they belong to a tree"
         ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
-        rotations = self._tensor_slots.begin(positions, bucket, self._tree)
         self._outputs[:1] = self._output
         given = None if self._join is None else self._outputs.index_select(0, self._above[:rows])
-        outputs = self._norm(self._own_layers.run_on(self._tensor_slots, self._layer_inputs(ids, given), rotations))
+        hidden = self._static_layers.run(self._layer_inputs(ids, given), positions, bucket, self._tree)
+        outputs = self._norm(hidden)
         self._outputs.index_copy_(0, positions - self._tree.start + 1, outputs)
         self._row_logits[:rows] = self._head(outputs)[:, : self.vocab_size]
 
     def _write_output(self, rows: int, bucket: int) -> None:
         ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
-        rotations = self._tensor_slots.begin(positions, bucket)
         given = None if self._join is None else self._given[:rows]
-        hidden = self._own_layers.run_on(self._tensor_slots, self._layer_inputs(ids, given), rotations)
+        hidden = self._static_layers.run(self._layer_inputs(ids, given), positions, bucket)
         self._output[:] = self._norm(hidden.index_select(0, self._inputs.count - 1))
 
     def _choose(self) -> None:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from specgen.models.decoder import Decoder, Segment
 from specgen.models.static.inputs import MAX_ROWS, PassInputs
-from specgen.models.static.passes import DecoderPass
+from specgen.models.static.passes import DecoderPass, StaticLayers
 from specgen.models.static.recorder import Recorder, Replays
-from specgen.models.static.slots import TensorSlots
 
 
 class SegmentedPass(DecoderPass):
@@ -27,14 +26,16 @@ class SegmentedPass(DecoderPass):
     Args:
         decoder: In eval mode, without gradients, in two segments or more.
         recorders: Of the devices of all segments but the last one.
+        is_fused: As in `StaticLayers`.
     """
 
     can_branch = False
 
-    def __init__(self, decoder: Decoder, recorders: Sequence[Recorder]) -> None:
-        super().__init__(decoder)
+    def __init__(self, decoder: Decoder, recorders: Sequence[Recorder], *, is_fused: bool = False) -> None:
+        super().__init__(decoder, is_fused=is_fused)
         earlier = zip(decoder.segments[:-1], recorders, strict=True)
-        self._parts = [_Part(decoder, segment, recorder) for segment, recorder in earlier]
+        self._parts = [_Part(decoder, segment, recorder, is_fused=is_fused) for segment, recorder in earlier]
+        self.has_exact_rows = self.has_exact_rows and all(part.has_exact_rows for part in self._parts)
         with torch.inference_mode():
             self._received = torch.zeros(
                 MAX_ROWS, decoder.spec.hidden_size, dtype=decoder.dtype, device=decoder.output_device
@@ -102,11 +103,13 @@ class _Part:
         decoder: The whole decoder.
         segment: One of its segments.
         recorder: Of the segment's device.
+        is_fused: As in `StaticLayers`.
     """
 
-    def __init__(self, decoder: Decoder, segment: Segment, recorder: Recorder) -> None:
+    def __init__(self, decoder: Decoder, segment: Segment, recorder: Recorder, *, is_fused: bool) -> None:
         self.segment = segment
-        self.slots = TensorSlots(segment.spec, segment.like)
+        self._layers = StaticLayers(segment.spec, segment.layers, segment.like, is_fused=is_fused)
+        self.slots, self.has_exact_rows = self._layers.slots, self._layers.has_exact_rows
         self.replays = Replays(recorder)
         self._decoder = decoder
         self._is_first = segment is decoder.segments[0]
@@ -121,7 +124,7 @@ class _Part:
 
     def run(self, hidden: Tensor, positions: Tensor, bucket: int) -> Tensor:
         """Runs the segment, `[n, hidden]` to the same."""
-        return self.segment.run(hidden, self.slots.begin(positions, bucket), self.slots)
+        return self._layers.run(hidden, positions, bucket)
 
     # What is recorded: a function of the static tensors only.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specgen.models.static.inputs import MAX_ROWS
+from specgen.models.static.kv_views import StoredLayer, Visible
 from specgen.models.static.trees import TreeInputs
 from specgen.models.stored_slots import Rotations, StoredSlots
 
@@ -51,6 +52,20 @@ class TensorSlots(StoredSlots):
             rotary: (cos.index_select(0, rotated), sin.index_select(0, rotated))
             for rotary, (cos, sin) in self._tables.items()
         }
+
+    def visible(self, positions: Tensor, bucket: int, tree: TreeInputs | None) -> Visible:
+        """Returns where the rows of a pass are and what they see, for fused kernels; arguments as in `begin`."""
+        if tree is None:
+            return Visible(positions, positions, bucket)
+        rotated = tree.positions[: positions.shape[0]]
+        return Visible(positions, rotated, bucket, tree.start, tree.sees, tree.windows)
+
+    def stored(self) -> list[StoredLayer]:
+        """Returns the cache of each layer, for fused kernels."""
+        return [
+            StoredLayer(keys, values, None if layer.rotary is None else self._tables[layer.rotary], layer.window)
+            for keys, values, layer in zip(self._keys, self._values, self._spec.layers, strict=True)
+        ]
 
     def keep_path(self, tree: TreeInputs) -> None:
         """Moves the path of a tree to the positions after the text."""

@@ -24,12 +24,13 @@ class TreeInputs:
     """
 
     def __init__(self, windows: Sequence[int | None], device: torch.device) -> None:
-        self._windows = tuple(dict.fromkeys(windows))
-        sizes = [1, MAX_ROWS, MAX_ROWS, len(self._windows) * MAX_ROWS**2]
+        self.windows = tuple(dict.fromkeys(windows))
+        sizes = [1, MAX_ROWS, MAX_ROWS, len(self.windows) * MAX_ROWS**2]
         # One tensor, so that one copy moves them to the device.
         self._all = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         self.start, self.positions, self._path, sees = torch.split(self._all, sizes)
-        self._sees = sees.view(-1, MAX_ROWS, MAX_ROWS)
+        self.sees = sees.view(-1, MAX_ROWS, MAX_ROWS)
+        """1 where a row sees a row of the tree: `[windows, rows, rows]`."""
         self._rows = torch.arange(MAX_ROWS, device=device)
 
     def write(self, start: int, parents: Sequence[int], num_new: int) -> None:
@@ -43,8 +44,8 @@ class TreeInputs:
         inputs = torch.zeros(self._all.shape[0], dtype=torch.int64)
         inputs[0] = start
         inputs[1 : 1 + num_new] = torch.tensor(depths_of(parents)[-num_new:]) + start
-        sees = inputs[1 + 2 * MAX_ROWS :].view(self._sees.shape)
-        for index, window in enumerate(self._windows):
+        sees = inputs[1 + 2 * MAX_ROWS :].view(self.sees.shape)
+        for index, window in enumerate(self.windows):
             sees[index, :num_new, : len(parents)] = tree_mask(parents, num_new, (start, start), window)
         self._all.copy_(moved(inputs, self._all.device), non_blocking=True)
 
@@ -58,7 +59,7 @@ class TreeInputs:
     def hidden(self, columns: Tensor, window: int | None, num_rows: int) -> Tensor:
         """Returns which positions `columns` `[bucket]` the rows don't see, bool `[num_rows, bucket]`."""
         offsets = columns - self.start
-        sees = self._sees[self._windows.index(window), :num_rows]
+        sees = self.sees[self.windows.index(window), :num_rows]
         is_ancestor = sees.index_select(1, offsets.clamp(0, MAX_ROWS - 1)) > 0
         is_ancestor &= (offsets >= 0) & (offsets < MAX_ROWS)
         is_text = offsets < 0

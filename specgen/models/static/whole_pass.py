@@ -30,6 +30,7 @@ class WholePass:
     """
 
     can_branch = False
+    has_exact_rows = False
     reads_whole_cache = True
     features: StaticFeatures | None = None
     _hidden: Tensor | None = None

@@ -62,10 +62,10 @@ def test_a_draft_model_whose_own_step_is_wrong_runs_plainly(
     plain = decoder_model(model_of("llama"), 96)
     plant_bug(monkeypatch)
 
-    found, reason = recorded(plain, TraceRecorder(), is_draft=True)
+    found = recorded(plain, TraceRecorder(), is_draft=True)
 
-    assert found is plain
-    assert "in drafted token" in str(reason)
+    assert found.model is plain
+    assert "in drafted token" in str(found.reason)
     assert plain.length == 0
 
 
@@ -85,10 +85,10 @@ def test_a_target_whose_recorded_verdicts_or_trees_are_wrong_runs_plainly(
     plain = decoder_model(model_of("llama"), 96)
     plant_bug(monkeypatch)
 
-    found, reason = recorded(plain, TraceRecorder())
+    found = recorded(plain, TraceRecorder())
 
-    assert found is plain
-    assert where in str(reason)
+    assert found.model is plain
+    assert where in str(found.reason)
     assert plain.length == 0
 
 
@@ -96,10 +96,10 @@ def test_a_target_whose_recorded_verdicts_or_trees_are_wrong_runs_plainly(
     ("is_draft", "names"), [(True, {"draft", "step"}), (False, {"verify", "tree", "keep"})], ids=["draft", "target"]
 )
 def test_admission_records_only_what_the_role_uses(is_draft: bool, names: set[str]) -> None:
-    found, _ = recorded(decoder_model(model_of("llama"), 96), TraceRecorder(), is_draft=is_draft)
+    found = recorded(decoder_model(model_of("llama"), 96), TraceRecorder(), is_draft=is_draft)
 
-    assert isinstance(found, StaticModel)
-    assert {key if isinstance(key, str) else key[0] for key in found.replays.recorded_keys} == names  # type: ignore[index]
+    assert isinstance(found.model, StaticModel)
+    assert {key if isinstance(key, str) else key[0] for key in found.model.replays.recorded_keys} == names  # type: ignore[index]
 
 
 class Scripted:
@@ -155,9 +155,8 @@ def test_a_near_tie_may_be_drafted_otherwise_by_the_replay(first: tuple[int, ...
 def head_norm_forgotten(plant: Plant) -> None:
     def bare(self: StaticDraftHead, rows: int, bucket: int) -> None:
         ids, positions = self._inputs.ids[:rows], self._inputs.positions(rows)
-        rotations = self._tensor_slots.begin(positions, bucket)
         given = None if self._join is None else self._given[:rows]
-        hidden = self._own_layers.run_on(self._tensor_slots, self._layer_inputs(ids, given), rotations)
+        hidden = self._static_layers.run(self._layer_inputs(ids, given), positions, bucket)
         self._output[:] = hidden.index_select(0, self._inputs.count - 1)
 
     plant.setattr(StaticDraftHead, "_write_output", bare)

@@ -36,7 +36,7 @@ def poison(head: StaticDraftHead, value: float) -> None:
         tensor.fill_(value)
     if head._row_logits is not None:
         head._row_logits.fill_(value)
-    for cached in (*head._tensor_slots._keys, *head._tensor_slots._values):
+    for cached in (*head._static_layers.slots._keys, *head._static_layers.slots._values):
         cached[:, head.length - head.start :] = value
 
 

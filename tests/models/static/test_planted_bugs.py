@@ -370,7 +370,7 @@ def segments_in_the_wrong_order(plant: Plant) -> None:
         original(self, *args)
         if len(self._parts) == 2:
             first, second = self._parts
-            first.segment, second.segment = second.segment, first.segment
+            first._layers, second._layers = second._layers, first._layers
             first.slots, second.slots = second.slots, first.slots
 
     plant.setattr(SegmentedPass, "__init__", swapped)

@@ -168,7 +168,7 @@ def poison(model: StaticModel) -> None:
         part.received.fill_(float("nan"))
         part.output.fill_(float("nan"))
         part.inputs._all.fill_(-1)
-    for slots in (static_pass._slots, *(part.slots for part in static_pass._parts)):
+    for slots in (static_pass._last.slots, *(part.slots for part in static_pass._parts)):
         for cached in (*slots._keys, *slots._values):
             cached[:, model.length :] = 1e4  # not NaN: a weight of 0 times NaN is NaN
 
@@ -279,13 +279,13 @@ def test_a_draft_head_on_a_target_in_segments_drafts_what_it_drafts_on_a_whole_o
 
 def test_a_model_in_segments_is_recorded_by_one_recorder_per_device() -> None:
     recorders = [TraceRecorder() for _ in range(3)]
-    found, reason = recorded(DecoderModel(split_decoder("gemma3", (1, 1, 3)), 96), *recorders)
+    found = recorded(DecoderModel(split_decoder("gemma3", (1, 1, 3)), 96), *recorders)
 
-    assert reason is None
-    assert isinstance(found, StaticModel)
-    assert isinstance(found.static_pass, SegmentedPass)
+    assert found.reason is None
+    assert isinstance(found.model, StaticModel)
+    assert isinstance(found.model.static_pass, SegmentedPass)
     assert all(recorder.traces for recorder in recorders)
-    single, _ = recorded(DecoderModel(decoder_of(deep_model("gemma3")), 96), TraceRecorder())
+    single = recorded(DecoderModel(decoder_of(deep_model("gemma3")), 96), TraceRecorder()).model
     assert isinstance(single, StaticModel)
     assert type(single.static_pass) is DecoderPass
 

@@ -176,7 +176,7 @@ def poison(model: StaticModel) -> None:
         layers = [] if model.static_pass._cache is None else model.static_pass._cache.layers
         caches = [part[0] for layer in layers if layer.is_initialized for part in (layer.keys, layer.values)]
     else:
-        caches = [*model.static_pass._slots._keys, *model.static_pass._slots._values]
+        caches = [*model.static_pass._last.slots._keys, *model.static_pass._last.slots._values]
     for cached in caches:
         cached[:, model.length :] = 1e4  # not NaN: a weight of 0 times NaN is NaN
 
@@ -568,10 +568,10 @@ def test_sampling_keeps_the_targets_distribution(
 
 def test_recorded_passes_are_admitted_if_they_compute_the_same() -> None:
     for model in (decoder_model(model_of("gemma3"), 96), TransformersModel(model_of("qwen2"), 96)):
-        found, reason = recorded(model, TraceRecorder())
-        assert reason is None
-        assert isinstance(found, StaticModel)
-        assert found.length == 0
+        found = recorded(model, TraceRecorder())
+        assert found.reason is None
+        assert isinstance(found.model, StaticModel)
+        assert found.model.length == 0
 
 
 def test_a_cpu_records_nothing() -> None:
@@ -587,10 +587,10 @@ def test_passes_that_differ_are_not_admitted(monkeypatch: pytest.MonkeyPatch) ->
         self._logits[:rows] = self._logits[:rows].roll(1, 0)
 
     monkeypatch.setattr(StaticModel, "_write_logits", rolled)
-    found, reason = recorded(model, TraceRecorder())
+    found = recorded(model, TraceRecorder())
 
-    assert found is model
-    assert "differ from plain ones" in str(reason)
+    assert found.model is model
+    assert "differ from plain ones" in str(found.reason)
 
 
 def swapped(num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -629,15 +629,16 @@ def test_a_model_that_chooses_another_token_is_not_admitted(
     # In so small a model, the rounding of trees by some CPUs (AMX) is above the limit.
     monkeypatch.setattr(admission, "_tree_failure", lambda *_: None)
 
-    found, reason = recorded(model, TraceRecorder())
+    found = recorded(model, TraceRecorder())
 
-    assert isinstance(found, StaticModel) == is_admitted
-    assert ("choose another token" in str(reason)) == (not is_admitted)
+    assert isinstance(found.model, StaticModel) == is_admitted
+    assert ("choose another token" in str(found.reason)) == (not is_admitted)
 
 
 def test_what_rounding_explains_follows_from_the_types_epsilon_and_the_depth() -> None:
-    """The published aims for two layers: 1e-2 in 16 bits, 1e-5 in float32."""
-    assert Rounding(torch.bfloat16, 2).tolerance == pytest.approx(1e-2, rel=0.2)
+    # Two plain passes of 28 layers with random weights on an H200, and a toy of two layers against its plain passes.
+    assert 2 * 4.4e-2 < Rounding(torch.bfloat16, 28).tolerance < 0.2
+    assert 2 * 1.1e-2 < Rounding(torch.bfloat16, 2).tolerance < 0.05
     assert Rounding(torch.float32, 2).tolerance == pytest.approx(1e-5, rel=0.2)
     assert Rounding(torch.bfloat16, 32).tolerance == 4 * Rounding(torch.bfloat16, 2).tolerance
     assert Rounding(torch.float16, 2).tolerance == Rounding(torch.bfloat16, 2).tolerance / 8
@@ -728,7 +729,7 @@ def test_no_recording_is_lost_in_a_text_whose_length_was_reserved(monkeypatch: p
 
 @torch.inference_mode()
 def fill(model: StaticModel, first: int, last: int, value: float) -> None:
-    for cached in (*model.static_pass._slots._keys, *model.static_pass._slots._values):
+    for cached in (*model.static_pass._last.slots._keys, *model.static_pass._last.slots._values):
         cached[:, first:last] = value
 
 
@@ -810,10 +811,10 @@ def test_admission_of_passes_without_memory_keeps_the_plain_ones(monkeypatch: py
 
     monkeypatch.setattr(TensorSlots, "grow", failing)
     model = decoder_model(model_of("llama"), 96)
-    found, reason = recorded(model, TraceRecorder())
+    found = recorded(model, TraceRecorder())
 
-    assert found is model
-    assert "too little memory" in str(reason)
+    assert found.model is model
+    assert "too little memory" in str(found.reason)
 
 
 def test_warm_up_is_not_timed_as_plain_decoding() -> None:

@@ -245,7 +245,7 @@ def every_row_of_the_tree_is_seen(plant: Plant) -> None:
 
     def careless(self: TreeInputs, *args: Any) -> None:
         original(self, *args)
-        self._sees.fill_(1)
+        self.sees.fill_(1)
 
     plant.setattr(TreeInputs, "write", careless)
 

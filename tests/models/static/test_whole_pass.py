@@ -147,13 +147,13 @@ def test_windows_longer_than_the_probe_are_compared_and_left_as_they_are(
         return original(self, positions, window)
 
     monkeypatch.setattr(WholePass, "_mask", noting)
-    found, reason = recorded(TransformersModel(model, 96), TraceRecorder())
+    found = recorded(TransformersModel(model, 96), TraceRecorder())
 
-    assert (type(found), reason) == (StaticModel, None)
+    assert (type(found.model), found.reason) == (StaticModel, None)
     assert PROBED_WINDOW in seen
     assert WINDOW not in seen
     assert model.config.sliding_window == WINDOW
-    assert tuple(text(found, oracle(generated(model), len(PROMPT)))) == generated(model)  # type: ignore[arg-type]
+    assert tuple(text(found.model, oracle(generated(model), len(PROMPT)))) == generated(model)  # type: ignore[arg-type]
     assert WINDOW in seen
 
 
@@ -177,10 +177,10 @@ def test_a_wrong_window_is_not_admitted(
     monkeypatch.setattr(WholePass, "_mask", lambda self, positions, window: original(self, positions, bug(window)))
     plain = TransformersModel(windowed("qwen2-window"), 96)
 
-    found, reason = recorded(plain, TraceRecorder())
+    found = recorded(plain, TraceRecorder())
 
-    assert found is plain
-    assert "plain ones" in str(reason)
+    assert found.model is plain
+    assert "plain ones" in str(found.reason)
     assert windowed("qwen2-window").config.sliding_window == WINDOW
     assert plain._window == WINDOW
 
@@ -190,20 +190,20 @@ def test_masks_of_another_shape_keep_the_plain_passes(monkeypatch: pytest.Monkey
     monkeypatch.setattr(WholePass, "_masks", lambda self, positions: {"unknown": self._mask(positions, None)})
     plain = TransformersModel(windowed("qwen2-window"), 96)
 
-    found, reason = recorded(plain, TraceRecorder())
+    found = recorded(plain, TraceRecorder())
 
-    assert found is plain
-    assert "recording failed" in str(reason)
+    assert found.model is plain
+    assert "recording failed" in str(found.reason)
 
 
 def test_windows_that_cannot_be_shortened_keep_the_plain_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_pass, "windows_by_kind", lambda config: {"": 4096})
     plain = TransformersModel(windowed("mistral-window"), 96)
 
-    found, reason = recorded(plain, TraceRecorder())
+    found = recorded(plain, TraceRecorder())
 
-    assert found is plain
-    assert "can't be compared" in str(reason)
+    assert found.model is plain
+    assert "can't be compared" in str(found.reason)
 
 
 @pytest.mark.parametrize(

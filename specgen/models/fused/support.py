@@ -1,0 +1,48 @@
+"""Decides whether fused kernels compute a decoder's passes over few rows."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from specgen.models.decoder_spec import DecoderSpec
+
+LARGEST_HEAD = 256
+"""Channels of a head: two tiles of keys and values of more don't fit into the shared memory of all cards."""
+
+
+def fuses(spec: DecoderSpec, like: torch.Tensor) -> bool:
+    """Returns whether the kernels compute what a decoder does.
+
+    Args:
+        spec: Describes it.
+        like: A tensor of the type and device that it computes in.
+    """
+    is_half = like.dtype in (torch.bfloat16, torch.float16)
+    return is_half and like.is_cuda and fits(spec) and has_triton(like.device)
+
+
+def fits(spec: DecoderSpec) -> bool:
+    """Returns whether the kernels have all that a decoder consists of."""
+    return spec.qk_norm != "all" and spec.head_size <= LARGEST_HEAD
+
+
+@cache
+def is_dependent(device: torch.device) -> bool:
+    """Returns whether a kernel may start while the one before still runs, see `dependent_launch`."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def launch_options(device: torch.device) -> dict[str, bool]:
+    """Returns what Triton must know about a launch."""
+    return {"launch_pdl": True} if is_dependent(device) else {}
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Returns whether Triton is installed and compiles for a device. PyTorch's wheels for CUDA on Linux bring it."""
+    if torch.version.cuda is None or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
