@@ -18,7 +18,7 @@ from specgen.loading.resolved_model import LoadedModel, ModelConfig, ResolvedMod
 from specgen.models.draft_head import DraftHeadModel, DraftHeadParts
 from specgen.models.draft_head_layers import DecoderLayers
 from specgen.models.formats import PackedLinear, has_int8_matmul
-from specgen.models.fused.support import fuses
+from specgen.models.fused.support import kinds_of_passes
 from specgen.models.packing import (
     FLOAT_KINDS,
     PACKED_KINDS,
@@ -185,7 +185,7 @@ def assembled(
         return LoadedModel(DraftHeadModel(parts), info, (not_recorded(resolved.name, reason),))
     recorder = target.recorder
     notices: tuple[str, ...] = ()
-    for is_fused in (True, False) if fuses(parts.layers.spec, parts.like) else (False,):
+    for is_fused in kinds_of_passes((parts.layers.spec, parts.like)):
         make = partial(StaticDraftHead, recorder=recorder, is_fused=is_fused)
         failure = head_admission_failure(parts, make)
         if failure is None:

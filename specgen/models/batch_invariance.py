@@ -18,6 +18,7 @@ from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
 from specgen.models.formats import PackedLinear
 from specgen.models.llama_cpp import LlamaCppModel
+from specgen.models.static.inputs import MAX_ROWS
 from specgen.models.static.model import StaticModel
 
 NUM_HEAD = 6
@@ -50,10 +51,12 @@ def check_batch_invariance(
         num_tails: Passes, 2 to `NUM_TAILS`; if they differ, as many again.
         measures_recurrence: Compares passes over one token and several of a recurrent target, in four more passes.
     """
-    step = max(target.vocab_size // (NUM_HEAD + NUM_TAIL * NUM_TAILS + 1), 1)
-    ids = [(step * (index + 1)) % target.vocab_size for index in range(NUM_HEAD + NUM_TAIL * NUM_TAILS)]
+    # Recorded passes have one kernel for up to 16 rows, and another one for more.
+    num_tail = MAX_ROWS - NUM_HEAD if isinstance(target, StaticModel) else NUM_TAIL
+    step = max(target.vocab_size // (NUM_HEAD + num_tail * NUM_TAILS + 1), 1)
+    ids = [(step * (index + 1)) % target.vocab_size for index in range(NUM_HEAD + num_tail * NUM_TAILS)]
     head, rest = ids[:NUM_HEAD], ids[NUM_HEAD:]
-    tails = [rest[NUM_TAIL * index :][:NUM_TAIL] for index in range(num_tails)]
+    tails = [rest[num_tail * index :][:num_tail] for index in range(num_tails)]
     difference = _max_difference(target, head, tails)
     if difference != 0.0:
         # Some kernels repack their weights in the first pass, so only a repeated difference counts.
@@ -109,7 +112,7 @@ def _head_logits(target: LanguageModel, head: list[int], tail: list[int]) -> tor
     # Not reset(): recorded passes would be lost.
     target.rewind(0)
     try:
-        return target.logits([*head, *tail], NUM_HEAD + NUM_TAIL)[:NUM_HEAD].clone()
+        return target.logits([*head, *tail], NUM_HEAD + len(tail))[:NUM_HEAD].clone()
     finally:
         target.rewind(0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 
 from specgen.models.cached_model import CachedModel
 from specgen.models.decoder_model import DecoderModel
-from specgen.models.fused.support import fuses
+from specgen.models.fused.support import kinds_of_passes
+from specgen.models.gemm_4bit import restore_scales
 from specgen.models.static.admission import admission_failure
 from specgen.models.static.contract import StaticPass
 from specgen.models.static.model import StaticModel
@@ -70,29 +71,39 @@ def recorded(model: CachedModel, *recorders: Recorder, is_draft: bool = False) -
     if model.switch_length is not None or model.draft_limit is not None:
         return Recorded(model, "its rotary frequencies change with the length of the text")
     reasons: list[str] = []
-    for static_pass in _static_passes(model, recorders[:-1]):
-        static = StaticModel(static_pass, model.vocab_size, recorders[-1])
+    for is_fused in _kinds_of_passes(model):
+        # A recorder whose recording failed records nothing more.
+        own = [_new(recorder) if reasons else recorder for recorder in recorders]
+        static_pass = _static_pass(model, own[:-1], is_fused=is_fused)
+        static = StaticModel(static_pass, model.vocab_size, own[-1])
         reason = admission_failure(static, model, is_draft=is_draft)
         if reason is None:
             return Recorded(static, unfused_reason=reasons[0] if reasons else None)
         reasons.append(reason)
+        if is_fused:
+            restore_scales(model.module)
     if not reasons:
         return Recorded(model, "its passes can't be recorded: a layer has a running state or attends in chunks")
-    return Recorded(model, reasons[-1])
+    return Recorded(model, "; ".join(dict.fromkeys(reasons)))
 
 
-def _static_passes(model: CachedModel, earlier: Sequence[Recorder]) -> Iterator[StaticPass]:
-    """Yields the passes to try, the fastest first."""
+def _new(recorder: Recorder) -> Recorder:
+    return CudaRecorder(recorder.device) if isinstance(recorder, CudaRecorder) else recorder
+
+
+def _kinds_of_passes(model: CachedModel) -> tuple[bool, ...]:
+    """Returns what to try, see `kinds_of_passes`; nothing if the model's passes can't be recorded."""
+    if isinstance(model, DecoderModel):
+        return kinds_of_passes(*((segment.spec, segment.like) for segment in model.decoder.segments))
+    whole: Any = model.module
+    return (False,) if fits_whole_pass(whole) else ()
+
+
+def _static_pass(model: CachedModel, earlier: Sequence[Recorder], *, is_fused: bool) -> StaticPass:
     if isinstance(model, DecoderModel):
         decoder = model.decoder
-        for is_fused in (True, False):
-            if is_fused and not all(fuses(segment.spec, segment.like) for segment in decoder.segments):
-                continue
-            if earlier:
-                yield SegmentedPass(decoder, earlier, is_fused=is_fused)
-            else:
-                yield DecoderPass(decoder, is_fused=is_fused)
-        return
+        if earlier:
+            return SegmentedPass(decoder, earlier, is_fused=is_fused)
+        return DecoderPass(decoder, is_fused=is_fused)
     whole: Any = model.module
-    if fits_whole_pass(whole):
-        yield WholePass(whole)
+    return WholePass(whole)

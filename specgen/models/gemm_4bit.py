@@ -53,6 +53,13 @@ class GemmNf4Linear(nn.Module):
         return self.scales
 
 
+def restore_scales(module: nn.Module) -> None:
+    """Undoes `scales_by_block` in all layers of a module."""
+    for layer in module.modules():
+        if isinstance(layer, GemmNf4Linear) and layer.scales.dim() == 2:
+            layer.scales = layer.scales.t().reshape(-1)
+
+
 def fits_gemm(weight: Tensor) -> bool:
     """Returns whether a weight can be a `GemmNf4Linear` on its device, and is fast there."""
     is_half = weight.dtype in (torch.bfloat16, torch.float16)

@@ -31,9 +31,9 @@ def record_all(monkeypatch: pytest.MonkeyPatch, made: list[TraceRecorder]) -> No
         return made[-1]
 
     def admitted(*arguments: Any, **options: Any) -> Any:
-        model, reason = original(*arguments, **options)
-        assert reason is None, reason
-        return model, reason
+        found = original(*arguments, **options)
+        assert found.reason is None, found.reason
+        return found
 
     monkeypatch.setattr(weights, "recorder_for", recorder_for)
     monkeypatch.setattr(weights, "recorded", admitted)

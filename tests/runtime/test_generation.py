@@ -611,8 +611,9 @@ def test_recordings_during_an_answer_are_in_its_time_and_not_in_its_speed(opened
     assert counts.decode_seconds == sum(round_.seconds for round_ in rounds) > 100
     assert counts.tokens_per_second == pytest.approx(num_tokens / seconds)
     assert baseline is not None
-    assert baseline.tpot_seconds == pytest.approx(3)
-    assert answer.report().speedup == pytest.approx(3 * num_tokens / seconds)
+    # Without a drafter, a round reads the clock twice; with one, three times.
+    assert baseline.tpot_seconds == pytest.approx(2)
+    assert answer.report().speedup == pytest.approx(2 * num_tokens / seconds)
 
 
 def test_no_cost_is_learned_from_a_step_of_the_baseline_that_warms_up(

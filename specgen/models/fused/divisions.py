@@ -1,6 +1,7 @@
 """Chooses how a product of few rows is divided among the programs of a card.
 
-The choices are those that were fastest, or nearly so, for 7B and 0.5B models on an H200 (tests/gpu/RESULTS.md).
+The choices for 16 bits were fastest, or nearly so, for 7B and 0.5B models on an H200; those for nf4 were so for an
+earlier version of the kernel (tests/gpu/RESULTS.md).
 """
 
 from __future__ import annotations

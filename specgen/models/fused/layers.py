@@ -15,7 +15,7 @@ from torch import Tensor
 from specgen.models.decoder_spec import DecoderSpec
 from specgen.models.fused.attention import FewRowsAttention
 from specgen.models.fused.products import Parts, Product, product_of, split
-from specgen.models.fused.support import is_dependent, launch_options
+from specgen.models.fused.support import is_dependent, launch_options, launching_on
 from specgen.models.static.kv_views import StoredLayer, Visible
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class FusedLayers:
             visible: Where the rows are, and what they see.
             stored: The cache of each layer.
         """
+        with launching_on(hidden):
+            return self._run(hidden, visible, stored)
+
+    def _run(self, hidden: Tensor, visible: Visible, stored: Sequence[StoredLayer]) -> Tensor:
         residual, added = hidden, None
         out_norm: Norm | None = None
         for layer, cache in zip(self._layers, stored, strict=True):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from specgen.models.decoder_spec import Activation
 from specgen.models.fused.divisions import Division, dense_division, nf4_division
-from specgen.models.fused.support import is_dependent, launch_options
+from specgen.models.fused.support import is_dependent, launch_options, launching_on
 from specgen.models.fused.unpacking import NF4, unpacking
 from specgen.models.gemm_4bit import BLOCK, GemmNf4Linear
 
@@ -68,8 +68,10 @@ class Product(ABC):
 
 def product_of(module: nn.Module) -> Product:
     """Returns a linear layer as a product of few rows."""
-    if type(module) is nn.Linear and module.weight.dtype in (torch.bfloat16, torch.float16):
-        return DenseProduct(module.weight, module.bias)
+    if type(module) is nn.Linear:
+        weight: Tensor = module.weight
+        if weight.dtype in (torch.bfloat16, torch.float16) and weight.is_contiguous():
+            return DenseProduct(weight, module.bias)
     if isinstance(module, GemmNf4Linear):
         return Nf4Product(module)
     return OtherProduct(module)
@@ -108,7 +110,8 @@ class KernelProduct(Product):
 
     def whole(self, inputs: Tensor) -> Tensor:
         """As in `Product`."""
-        return self._outputs(split(inputs) if self.takes_split else inputs)
+        with launching_on(inputs):
+            return self._outputs(split(inputs) if self.takes_split else inputs)
 
     def _outputs(self, inputs: Tensor) -> Tensor:
         out = inputs.new_empty(inputs.shape[0], self._num_columns)

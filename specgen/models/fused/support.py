@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 
@@ -24,6 +25,11 @@ def fuses(spec: DecoderSpec, like: torch.Tensor) -> bool:
     return is_half and like.is_cuda and fits(spec) and has_triton(like.device)
 
 
+def kinds_of_passes(*segments: tuple[DecoderSpec, torch.Tensor]) -> tuple[bool, ...]:
+    """Returns what to try, the fastest first: passes on the fused kernels, if all segments fit, and others."""
+    return (True, False) if all(fuses(spec, like) for spec, like in segments) else (False,)
+
+
 def fits(spec: DecoderSpec) -> bool:
     """Returns whether the kernels have all that a decoder consists of."""
     return spec.qk_norm != "all" and spec.head_size <= LARGEST_HEAD
@@ -38,6 +44,11 @@ def is_dependent(device: torch.device) -> bool:
 def launch_options(device: torch.device) -> dict[str, bool]:
     """Returns what Triton must know about a launch."""
     return {"launch_pdl": True} if is_dependent(device) else {}
+
+
+def launching_on(tensor: torch.Tensor) -> AbstractContextManager[object]:
+    """Makes Triton start kernels on a tensor's device: it takes the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @cache

@@ -22,9 +22,10 @@ from specgen.models.static.rounding import Rounding, difference
 from specgen.models.static.whole_pass import WholePass, short_windows
 from specgen.models.target_features import TargetFeatures
 
-PROBED_DRAFTS = ((0, 0), (2, 1), (4, 2), (6, 6))
+PROBED_DRAFTS = ((0, 0), (2, 1), (4, 2), (6, 6), (16, 6))
 """Tokens of drafts, and how many of them are the model's own; a pass over the last one is padded."""
 NUM_PROMPT = 12
+NUM_OTHERS = 17
 PROBED_WINDOW = 8
 """Window of transformers' layers while their passes are compared: the text is longer, so tokens leave it."""
 NUM_RUNS = 3
@@ -218,7 +219,7 @@ def _rounding_of(static: StaticModel) -> Rounding:
 
 def _probed_text(num_ids: int) -> list[int]:
     step = max(num_ids // (2 * NUM_PROMPT), 1)
-    return [(step * (index + 1)) % num_ids for index in range(NUM_PROMPT + 8)]
+    return [(step * (index + 1)) % num_ids for index in range(NUM_PROMPT + NUM_OTHERS)]
 
 
 def _failure(
@@ -240,7 +241,7 @@ def _failure(
 
 @contextmanager
 def _filled_windows(static: StaticModel, plain: CachedModel) -> Iterator[None]:
-    """Shortens the windows of transformers' layers. Specgen's decoder has its windows from one place for all passes.
+    """Shortens the windows of transformers' layers. Specgen's decoder keeps its own: most are longer than the text.
 
     Raises:
         RuntimeError: They can't be shortened, so a short text shows nothing about them.

@@ -57,7 +57,7 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         if device not in _STREAMS:
             _STREAMS[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream: Any = _STREAMS[device]
@@ -83,16 +83,16 @@ class CudaRecorder:
             with torch.inference_mode(False):
                 # The first graph on a device allocates the state of torch's generator, which each later one
                 # overwrites, also outside of inference mode (pytorch#166792).
-                self._keeper = self._graph_of(lambda: _allocate(self._device))
+                self._keeper = self._graph_of(lambda: _allocate(self.device))
         replay: Work = self._graph_of(work).replay
         return replay
 
     def _graph_of(self, work: Work) -> Any:
         graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         # torch.cuda.graph() would empty the allocator's cache at every recording.
-        with _no_collection(), _own_workspace(), torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with _no_collection(), _own_workspace(), torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             try:
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 work()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ from specgen.loading import draft_head_parts
 from specgen.models import cuda
 from specgen.models.batch_invariance import has_independent_rows
 from specgen.models.decoder_model import DecoderModel
+from specgen.models.fused import support
 from specgen.models.fused.attention import FewRowsAttention
 from specgen.models.fused.layers import FusedLayers
 from specgen.models.fused.support import fits, fuses
@@ -54,7 +56,7 @@ def fused_model(decoder: Any) -> StaticModel:
 @cache
 def half_model() -> StaticModel:
     """A model whose products run on the kernels, too."""
-    return fused_model(decoder_of(model_of("qwen2").to(torch.float16)))
+    return fused_model(decoder_of(deepcopy(model_of("qwen2")).to(torch.float16)))
 
 
 def check_passes(kind: str) -> None:
@@ -90,6 +92,18 @@ def test_trees_equal_plain_ones() -> None:
     assert_close(model.logits(text, 1), plain.logits(text, 1))
 
 
+def test_padding_rows_of_a_tree_on_an_empty_text_spoil_no_others() -> None:
+    """They see nothing; 7 rows are padded to 8."""
+    model, plain = fused_model(built_decoder("llama")), DecoderModel(built_decoder("llama"), 96)
+    tokens, parents = random_tree(2, 7)
+    model.reserve(1)
+    poison(model)
+
+    found = model.tree_logits(torch.tensor(tokens), parents)
+
+    assert_close(found, plain.tree_logits(torch.tensor(tokens), parents))
+
+
 @pytest.mark.parametrize(("num_tokens", "rows"), [(126, 4), (509, 5)], ids=["in two parts", "in two buckets"])
 def test_a_row_is_the_same_bit_for_bit_whatever_else_is_in_the_pass(num_tokens: int, rows: int) -> None:
     model = half_model()
@@ -104,7 +118,7 @@ def test_a_row_is_the_same_bit_for_bit_whatever_else_is_in_the_pass(num_tokens: 
 
 
 def test_half_precision_is_within_rounding_of_plain_passes() -> None:
-    model, plain = half_model(), DecoderModel(decoder_of(model_of("qwen2").to(torch.float16)), 96)
+    model, plain = half_model(), DecoderModel(decoder_of(deepcopy(model_of("qwen2")).to(torch.float16)), 96)
     model.rewind(0)
 
     found, expected = model.logits(TEXT[:MAX_ROWS], MAX_ROWS), plain.logits(TEXT[:MAX_ROWS], MAX_ROWS)
@@ -125,7 +139,7 @@ def test_a_draft_head_drafts_the_same_tokens(monkeypatch: Plant) -> None:
     plain_target, target = (DecoderModel(built_decoder("llama"), 96) for _ in range(2))
     plain = open_draft(folder, plain_target)
     recorded = StaticModel(DecoderPass(target.decoder), 96, PlainRecorder())
-    monkeypatch.setattr(draft_head_parts, "fuses", lambda spec, like: True)
+    monkeypatch.setattr(support, "fuses", lambda spec, like: True)
     monkeypatch.setattr(draft_head_parts, "head_admission_failure", lambda *_: None)
     head = open_draft(folder, recorded)
     assert isinstance(head, StaticDraftHead)
@@ -180,7 +194,7 @@ def test_passes_that_fail_on_the_kernels_are_recorded_without_them(monkeypatch: 
     def failing(self: FusedLayers, *args: Any) -> Any:
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
 
-    monkeypatch.setattr(cuda, "fuses", lambda spec, like: True)
+    monkeypatch.setattr(support, "fuses", lambda spec, like: True)
     monkeypatch.setattr(FusedLayers, "run", failing)
 
     found = cuda.recorded(DecoderModel(built_decoder("llama"), 96), TraceRecorder())
@@ -191,7 +205,7 @@ def test_passes_that_fail_on_the_kernels_are_recorded_without_them(monkeypatch: 
 
 
 def test_the_kernels_are_used_where_they_compute_the_same(monkeypatch: Plant) -> None:
-    monkeypatch.setattr(cuda, "fuses", lambda spec, like: True)
+    monkeypatch.setattr(support, "fuses", lambda spec, like: True)
     monkeypatch.setattr(cuda, "admission_failure", lambda *_, **options: None)
 
     found = cuda.recorded(DecoderModel(built_decoder("qwen2"), 96), PlainRecorder())

@@ -112,6 +112,9 @@ def attend_parts(
         weights = tl.exp2(scores - reference[:, None])
         kept = tl.exp2(maximum - reference)
         weight = weight * kept + tl.sum(weights, 1)
+        if HAS_TREE:
+            # Behind the tree, values of an earlier pass may be NaN; masked ones are multiplied by 0.
+            is_read = is_read & (tl.max(is_seen.to(tl.int32), 0) > 0)[:, None]
         value = tl.load(value_base + at, mask=is_read, other=0.0)
         total = total * kept[:, None] + tl.dot(weights.to(value.dtype), value)
         maximum = larger
@@ -175,4 +178,6 @@ def sum_parts(
         total = total * kept + tl.sum(factors[:, None] * sums, 0)
         maximum = larger
     at = token * num_heads * SIZE + place(head * SIZE + channels, IS_SPLIT)
+    # A padding row may see nothing. It must not become NaN: others multiply what it stores by 0.
+    weight = tl.where(weight == 0.0, 1.0, weight)
     tl.store(attended + at, (total / weight).to(attended.dtype.element_ty), mask=is_channel)
